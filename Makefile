@@ -1,0 +1,52 @@
+# `make nano` and `make test` do everything on a fresh machine: they make the virtual environment, install the pinned dependencies,
+# and run. Variables: PYTHON (3.11 or newer), VENV, TORCH (what to install as torch; the default is the tested version), ARGS.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= -r requirements/torch.txt
+RUN    ?= runs/nano
+ARGS   ?=
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: help setup setup-dev native nano test lint clean
+help:
+	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
+	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
+	@echo "make setup      only the virtual environment $(VENV), with pinned dependencies and the engine in it"
+	@echo "make native     build the C++ library mova_kernels._C, or say why not"
+	@echo "make lint       ruff"
+	@echo "make clean      remove the virtual environment and what was built"
+
+setup: $(VENV)/.mova-core
+setup-dev: $(VENV)/.mova-dev
+
+$(PY):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# One resolution for torch and the rest: nothing can pull in another torch than the one named.
+$(VENV)/.mova-core: requirements/torch.txt requirements/core.txt $(PACKAGE) | $(PY)
+	$(PIP) install --quiet $(TORCH) -r requirements/core.txt
+	@echo "installing mova_engine (its native library only where CMake and a C++ compiler are at hand)"
+	@MOVA_BUILD_NATIVE=auto $(PIP) install --quiet --no-build-isolation --no-deps -e .
+	@$(PY) -m mova_kernels.cpu
+	@touch $@
+
+$(VENV)/.mova-dev: requirements/dev.txt $(VENV)/.mova-core
+	$(PIP) install --quiet $(TORCH) -r requirements/dev.txt
+	@touch $@
+
+native: $(VENV)/.mova-core
+	MOVA_BUILD_NATIVE=1 $(PIP) install --no-build-isolation --no-deps -e .
+	@$(PY) -m mova_kernels.cpu
+
+test: setup-dev
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: setup-dev
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info kernels/_C*.so

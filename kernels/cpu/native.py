@@ -1,0 +1,36 @@
+"""Loading of `mova_kernels._C`, which setup builds where CMake and a C++ compiler are at hand."""
+
+import functools
+import importlib
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why the native library cannot be used, in words a user can act on; None when it is loaded."""
+    try:
+        # torch's libraries, which it links to, must be in the process first.
+        importlib.import_module("torch")
+        importlib.import_module("mova_kernels._C")
+    except ModuleNotFoundError as error:
+        if error.name != "mova_kernels._C":
+            return f"{error.name} is not installed"
+        return "mova_kernels._C is not built; `make native` builds it (CMake and a C++ compiler needed)"
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        return f"mova_kernels._C does not load ({reason}); if torch changed since it was built, run `make native` again"
+    return None
+
+
+def load():
+    """Return `torch.ops.mova_kernels`, the namespace of the native operators; ImportError with the reason if not built."""
+    reason = unavailable()
+    if reason:
+        raise ImportError(reason)
+    import torch
+
+    return torch.ops.mova_kernels
+
+
+def features() -> tuple[str, ...]:
+    """Usable instruction sets, out of `avx2` (with FMA), `avx512` (F, DQ, BW, VL), `avx512_bf16` and `amx_bf16`."""
+    return tuple(load().cpu_features())

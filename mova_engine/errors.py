@@ -1,0 +1,27 @@
+"""Errors that a user can act on, and how command lines report them."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class MovaError(Exception):
+    """A problem with the user's input, files or machine: one line that says what is wrong and what to do."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the known name nearest to `name`, or `""` when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run `main` as a program: exit with its status; a MovaError becomes one line on stderr and status 2."""
+    try:
+        sys.exit(main() or 0)
+    except MovaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

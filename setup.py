@@ -1,0 +1,58 @@
+"""Packages and the optional native library; everything else is in pyproject.toml.
+
+`kernels/` is installed as `mova_kernels`. It has no `__init__.py` of its own: the folder would else be importable as `kernels`
+from the repository's root, and hide the public package of that name.
+
+MOVA_BUILD_NATIVE says whether `csrc/` is compiled with CMake into `mova_kernels._C`: `1` builds or fails, `auto` builds where
+CMake and a C++ compiler work and installs without it where not, unset or `0` does not try. Nothing here looks at the
+machine's devices.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).parent
+
+
+class CMakeBuild(build_ext):
+    """Build the one extension with CMake."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = Path(self.build_temp).resolve() / "native"
+        configure = ["cmake", "-S", ROOT, "-B", build, "-DCMAKE_BUILD_TYPE=Release"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DMOVA_OUTPUT={target}"]
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", build, "--parallel"], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:  # no cmake, or no compiler
+            raise CompileError(f"{ext.name}: {error}") from error
+
+
+def extensions() -> list[Extension]:
+    wish = os.environ.get("MOVA_BUILD_NATIVE", "0")
+    if wish not in ("0", "1", "auto"):
+        sys.exit(f"error: MOVA_BUILD_NATIVE is '{wish}'; it takes 0, 1 or auto")
+    if wish == "0":
+        return []
+    # The limited API: one file serves every Python from 3.11 on.
+    return [Extension("mova_kernels._C", sources=[], py_limited_api=True, optional=wish == "auto")]
+
+
+setup(
+    packages=[
+        *find_packages(include=["mova_engine", "mova_engine.*"]),
+        "mova_kernels",
+        *(f"mova_kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={"mova_kernels": "kernels"},
+    package_data={"mova_engine": ["recipes/*.yaml"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,76 @@
+"""What every test gets: fixed seeds, one thread, poisoned memory; and the reasons why a test cannot run here."""
+
+import importlib.util
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def _no_gpu() -> str | None:
+    return None if torch.cuda.is_available() else "no NVIDIA GPU that this torch can use"
+
+
+def _no_npu() -> str | None:
+    if importlib.util.find_spec("torch_npu") is None:
+        return "torch_npu is not installed"
+    import torch_npu
+
+    return None if torch_npu.npu.is_available() else "torch_npu sees no Ascend NPU"
+
+
+def pytest_collection_modifyitems(config, items):
+    reasons = {
+        "slow": None if config.getoption("--slow") else "takes minutes; run with --slow",
+        "gpu": _no_gpu(),
+        "npu": _no_npu(),
+    }
+    for item in items:
+        for name, reason in reasons.items():
+            if reason and name in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    """Seed every generator, use one thread, fill uninitialised memory with NaN so that reading it cannot go unseen.
+
+    The poison needs PyTorch's deterministic mode; operations without a deterministic form only warn.
+    """
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout's top folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Recorded reference cases (`golden/`) and real clips (`media/`), too large for the repository; skips without them.
+
+    Looked for in the environment variable MOVA_SHARED, then beside the checkout.
+    """
+    folder = Path(os.environ.get("MOVA_SHARED") or ROOT.parent / "shared")
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"the shared reference folder is not at {folder}; MOVA_SHARED can name it")
+    return folder
