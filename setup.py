@@ -1,11 +1,11 @@
 """Packages and the optional native library; everything else is in pyproject.toml.
 
-`kernels/` is installed as `mova_kernels`. It has no `__init__.py` of its own: the folder would else be importable as `kernels`
-from the repository's root, and hide the public package of that name.
+`kernels/` is installed as `mova_kernels`. It has no `__init__.py` of its own: the folder would else be importable as
+`kernels` from the repository's root, and hide the public package of that name.
 
-MOVA_BUILD_NATIVE says whether `csrc/` is compiled with CMake into `mova_kernels._C`: `1` builds or fails, `auto` builds where
-CMake and a C++ compiler work and installs without it where not, unset or `0` does not try. Nothing here looks at the
-machine's devices.
+MOVA_BUILD_NATIVE says whether `csrc/` is compiled with CMake into `mova_kernels._C`: `1` builds or fails, `auto` builds
+where CMake and a C++ compiler work and installs without it where not, unset or `0` does not try. Nothing here looks at
+the machine's devices.
 """
 
 import os

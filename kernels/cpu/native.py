@@ -22,7 +22,7 @@ def unavailable() -> str | None:
 
 
 def load():
-    """Return `torch.ops.mova_kernels`, the namespace of the native operators; ImportError with the reason if not built."""
+    """Return `torch.ops.mova_kernels`, the namespace of the native operators; ImportError with the reason if absent."""
     reason = unavailable()
     if reason:
         raise ImportError(reason)
