@@ -1,0 +1,97 @@
+"""What every backend provides. A backend is stateless: it may be shared and compared by name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """One reduced-precision shortcut of the device's float32 maths (TF32, HF32): what it is and whether it was on."""
+
+    switch: str
+    was_on: bool
+
+
+class Backend:
+    """A device type: its name (torch's own), vendor library, limits and switches."""
+
+    name: str
+    # torch.distributed's name of the collective library.
+    collectives: str
+    # The package that brings the device to torch, where it is not torch itself.
+    vendor_package: str | None = None
+
+    def unavailable(self) -> str | None:
+        """Why this device cannot be used here, with the remedy; None when it can."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Import the vendor's library. Called once a device is asked for; must be safe to repeat."""
+
+    def device(self, index: int = 0) -> torch.device:
+        return torch.device(self.name, index)
+
+    def describe(self) -> str:
+        """The device's own name, for logs and result files."""
+        raise NotImplementedError
+
+    def peak_flops(self, dtype: torch.dtype) -> float | None:
+        """Dense peak in FLOP/s for matrix products in `dtype`, from the vendor's data sheet; None when not known."""
+        return None
+
+    def memory_allocated(self) -> int:
+        """Bytes in use now (the whole process on a CPU)."""
+        raise NotImplementedError
+
+    def peak_memory(self) -> int:
+        """Highest bytes in use since the start or the last `reset_peak_memory`."""
+        raise NotImplementedError
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak-memory interval; no effect where the system keeps one figure per process."""
+
+    def synchronize(self) -> None:
+        """Wait until queued work is done."""
+
+    def rng_state(self) -> torch.Tensor:
+        """State of the device's default generator, for checkpoints."""
+        raise NotImplementedError
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def _precision_switches(self) -> list[tuple[str, object, str, object]]:
+        """(description, object, attribute, the value that means full precision) for each float32 shortcut."""
+        return []
+
+    def require_full_precision(self) -> list[PrecisionReport]:
+        """Switch the float32 shortcuts off for the rest of the process; returns what was found."""
+        report = self.precision_report()
+        for _, obj, attr, full in self._precision_switches():
+            setattr(obj, attr, full)
+        return report
+
+    def precision_report(self) -> list[PrecisionReport]:
+        """The device's float32 shortcuts and whether each is on now."""
+        # torch's "none" means that nothing was asked for, and its default for those switches is full precision.
+        return [
+            PrecisionReport(text, getattr(obj, attr) not in (full, "none"))
+            for text, obj, attr, full in self._precision_switches()
+        ]
+
+    @contextmanager
+    def full_precision(self) -> Iterator[list[PrecisionReport]]:
+        """Within the block float32 means float32: TF32/HF32 off for matrix products and convolutions, restored after.
+
+        Yields what was found, so that a caller can say which shortcuts were switched off.
+        """
+        switches = self._precision_switches()
+        saved = [getattr(obj, attr) for _, obj, attr, _ in switches]
+        try:
+            yield self.require_full_precision()
+        finally:
+            for (_, obj, attr, _), value in zip(switches, saved, strict=True):
+                setattr(obj, attr, value)

@@ -1,0 +1,62 @@
+"""Plain CPUs: the device on which everything can be checked."""
+
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from mova_engine.backend.base import Backend
+
+
+class CpuBackend(Backend):
+    name = "cpu"
+    collectives = "gloo"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def device(self, index: int = 0) -> torch.device:
+        return torch.device(self.name)
+
+    def describe(self) -> str:
+        model = platform.processor() or platform.machine()
+        try:
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    model = line.split(":", 1)[1].strip()
+                    break
+        except OSError:
+            pass  # not Linux: the platform module's word stands
+        return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+    def memory_allocated(self) -> int:
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        except OSError:
+            return self.peak_memory()
+        return pages * resource.getpagesize()
+
+    def peak_memory(self) -> int:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def rng_state(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+    def _precision_switches(self) -> list[tuple[str, object, str, object]]:
+        # torch 2.9 and newer let oneDNN compute float32 products in bf16 or TF32; "ieee" forbids it.
+        mkldnn = torch.backends.mkldnn
+        switches = []
+        for part, text in (("matmul", "matrix products"), ("conv", "convolutions")):
+            section = getattr(mkldnn, part, None)
+            if hasattr(section, "fp32_precision"):
+                switches.append((f"oneDNN reduced precision in {text}", section, "fp32_precision", "ieee"))
+        return switches
+
+
+BACKEND = CpuBackend()

@@ -1,0 +1,71 @@
+"""NVIDIA GPUs."""
+
+import torch
+
+from mova_engine.backend.base import Backend
+
+# Dense matrix-product peaks in FLOP/s from NVIDIA's data sheets (SXM parts where both exist), without sparsity.
+_PEAKS = {
+    "H200": {torch.bfloat16: 989.4e12, torch.float16: 989.4e12, torch.float32: 67e12},
+    "H100": {torch.bfloat16: 989.4e12, torch.float16: 989.4e12, torch.float32: 67e12},
+    "A100": {torch.bfloat16: 312e12, torch.float16: 312e12, torch.float32: 19.5e12},
+    "RTX 4090": {torch.bfloat16: 165.2e12, torch.float16: 165.2e12, torch.float32: 82.6e12},
+}
+
+
+class CudaBackend(Backend):
+    name = "cuda"
+    collectives = "nccl"
+
+    def unavailable(self) -> str | None:
+        if not torch.backends.cuda.is_built():
+            return (
+                f"torch {torch.__version__} was built without CUDA; install a CUDA build of torch, or use --device cpu"
+            )
+        if not torch.cuda.is_available():
+            return "torch sees no NVIDIA GPU; check `nvidia-smi` and the driver, or use --device cpu"
+        return None
+
+    def describe(self) -> str:
+        return torch.cuda.get_device_name()
+
+    def peak_flops(self, dtype: torch.dtype) -> float | None:
+        name = self.describe()
+        # PCIe and NVL parts of a family run at other clocks, so that their peak is not the one in the table.
+        if "PCIe" in name or "NVL" in name:
+            return None
+        return next((peaks.get(dtype) for family, peaks in _PEAKS.items() if family in name), None)
+
+    def memory_allocated(self) -> int:
+        return torch.cuda.memory_allocated()
+
+    def peak_memory(self) -> int:
+        return torch.cuda.max_memory_allocated()
+
+    def reset_peak_memory(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def rng_state(self) -> torch.Tensor:
+        return torch.cuda.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        torch.cuda.set_rng_state(state)
+
+    def _precision_switches(self) -> list[tuple[str, object, str, object]]:
+        matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
+        # torch 2.9 replaced the allow_tf32 flags by fp32_precision, and refuses a mixture of the two.
+        if hasattr(matmul, "fp32_precision") and hasattr(conv, "fp32_precision"):
+            return [
+                ("TF32 in matrix products (cuBLAS)", matmul, "fp32_precision", "ieee"),
+                ("TF32 in convolutions (cuDNN)", conv, "fp32_precision", "ieee"),
+            ]
+        return [
+            ("TF32 in matrix products (cuBLAS)", matmul, "allow_tf32", False),
+            ("TF32 in convolutions (cuDNN)", torch.backends.cudnn, "allow_tf32", False),
+        ]
+
+
+BACKEND = CudaBackend()

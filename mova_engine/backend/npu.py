@@ -1,0 +1,77 @@
+"""Huawei Ascend NPUs, through torch_npu.
+
+Verified by nothing yet but its refusals: no run on real hardware or on an emulator has been recorded for this file.
+"""
+
+import importlib
+import importlib.util
+
+import torch
+
+from mova_engine.backend.base import Backend
+
+# Dense bf16 peak of Atlas A2 parts as the published MOVA runs count it.
+_PEAKS = {"Ascend910B": {torch.bfloat16: 376e12, torch.float16: 376e12}}
+
+
+class NpuBackend(Backend):
+    name = "npu"
+    collectives = "hccl"
+    vendor_package = "torch_npu"
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("torch_npu") is None:
+            version = torch.__version__.split("+")[0]
+            return (
+                f"the package torch_npu is not installed; install torch_npu=={version} (it must match torch) and CANN, "
+                "or use --device cpu"
+            )
+        try:
+            self.prepare()
+        except (ImportError, OSError, RuntimeError) as error:
+            first_line = str(error).splitlines()[0]
+            return (
+                f"torch_npu does not import ({first_line}); match its version to torch {torch.__version__} "
+                "and source CANN's set_env.sh"
+            )
+        if not torch.npu.is_available():
+            return "torch_npu sees no NPU; check `npu-smi info` and ASCEND_RT_VISIBLE_DEVICES, or use --device cpu"
+        return None
+
+    def prepare(self) -> None:
+        # Registers the device with torch; nothing of torch is patched (torch_npu's transfer_to_npu is never used).
+        importlib.import_module("torch_npu")
+
+    def describe(self) -> str:
+        return torch.npu.get_device_name()
+
+    def peak_flops(self, dtype: torch.dtype) -> float | None:
+        name = self.describe()
+        return next((peaks.get(dtype) for family, peaks in _PEAKS.items() if family in name), None)
+
+    def memory_allocated(self) -> int:
+        return torch.npu.memory_allocated()
+
+    def peak_memory(self) -> int:
+        return torch.npu.max_memory_allocated()
+
+    def reset_peak_memory(self) -> None:
+        torch.npu.reset_peak_memory_stats()
+
+    def synchronize(self) -> None:
+        torch.npu.synchronize()
+
+    def rng_state(self) -> torch.Tensor:
+        return torch.npu.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        torch.npu.set_rng_state(state)
+
+    def _precision_switches(self) -> list[tuple[str, object, str, object]]:
+        return [
+            ("HF32 in matrix products", torch.npu.matmul, "allow_hf32", False),
+            ("HF32 in convolutions", torch.npu.conv, "allow_hf32", False),
+        ]
+
+
+BACKEND = NpuBackend()

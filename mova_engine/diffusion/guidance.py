@@ -1,0 +1,60 @@
+"""Classifier-free guidance (Ho & Salimans, 2022) over two conditions: the text T and the bridge B.
+
+The general form takes three evaluations of the model:
+    v = v(0,0) + s_B * (v(0,B) - v(0,0)) + s_T * (v(T,B) - v(0,B))
+Empty text is the encoder's output for an empty string; empty B is no bridge layer in either direction.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mova_engine.errors import MovaError, suggest
+
+FORMS = ("none", "text", "text_bridge", "dual")
+Velocities = tuple[Tensor, Tensor]
+Evaluate = Callable[[bool, bool], Velocities]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How to combine evaluations.
+
+    none: v(T,B). text: s_B = 1, two evaluations. text_bridge: s_B = s_T = text_scale, two evaluations. dual: all three.
+    """
+
+    form: str = "text"
+    text_scale: float = 5.0
+    bridge_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise MovaError(f"unknown guidance '{self.form}'.{suggest(self.form, FORMS)} Known: {', '.join(FORMS)}")
+
+    @property
+    def evaluations(self) -> int:
+        """Model evaluations per step."""
+        return {"none": 1, "text": 2, "text_bridge": 2, "dual": 3}[self.form]
+
+    def combine(self, evaluate: Evaluate) -> Velocities:
+        """Guided (video, audio) velocities in float32; `evaluate(with_text, with_bridge)` runs the model once."""
+        full = _float(evaluate(True, True))
+        if self.form == "none":
+            return full
+        if self.form == "text":
+            return _extrapolate(_float(evaluate(False, True)), full, self.text_scale)
+        neither = _float(evaluate(False, False))
+        if self.form == "text_bridge":
+            return _extrapolate(neither, full, self.text_scale)
+        bridged = _float(evaluate(False, True))
+        base = _extrapolate(neither, bridged, self.bridge_scale)
+        return tuple(b + self.text_scale * (f - w) for b, f, w in zip(base, full, bridged, strict=True))
+
+
+def _float(velocities: Velocities) -> Velocities:
+    return tuple(v.float() for v in velocities)
+
+
+def _extrapolate(start: Velocities, end: Velocities, scale: float) -> Velocities:
+    return tuple(s + scale * (e - s) for s, e in zip(start, end, strict=True))

@@ -1,0 +1,46 @@
+"""The training loss: mean squared error per modality, weighted."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """`total = video * video_loss + audio * audio_loss`. skip_first_frame: latent frame 0 (given as condition) does
+    not count.
+    """
+
+    video: float = 1.0
+    audio: float = 1.0
+    skip_first_frame: bool = False
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars, float32."""
+
+    total: Tensor
+    video: Tensor
+    audio: Tensor
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over all elements of the squared difference, in float32."""
+    return (prediction.float() - target.float()).square().mean()
+
+
+def velocity_loss(
+    video: Tensor, video_target: Tensor, audio: Tensor, audio_target: Tensor, weights: LossWeights
+) -> Losses:
+    """video [b, 16, t, h, w] and audio [b, 128, l] velocities beside their targets."""
+    if weights.skip_first_frame:
+        video, video_target = video[:, :, 1:], video_target[:, :, 1:]
+    video_loss, audio_loss = mse(video, video_target), mse(audio, audio_target)
+    return Losses(weights.video * video_loss + weights.audio * audio_loss, video_loss, audio_loss)
+
+
+def is_finite(losses: Losses) -> bool:
+    """Whether the step may be taken."""
+    return bool(torch.isfinite(losses.total))

@@ -1,0 +1,143 @@
+"""The schedule: noise levels of both modalities, timesteps, the expert boundary. Trainer and sampler share one object.
+
+Flow matching (Lipman et al., 2023): `x_t = (1 - sigma) x + sigma noise`, timestep = 1000 sigma. A time s in [0, 1]
+becomes `sigma = shift * s / (1 + (shift - 1) * s)` (Esser et al., 2024), with a shift per modality.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mova_engine.errors import MovaError
+
+HIGH_NOISE, LOW_NOISE = 0, 1
+# The smallest time of the released model's schedules.
+MIN_TIME = 0.003 / 1.002
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A sampling run of n steps: sigmas [n+1] float64 (the last is 0), timesteps [n] float32, the expert of each
+    step.
+    """
+
+    video_sigmas: Tensor
+    audio_sigmas: Tensor
+    video_timesteps: Tensor
+    audio_timesteps: Tensor
+    experts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainingTimes:
+    """Noise levels of a batch: sigmas [b] and timesteps [b], float32."""
+
+    video_sigma: Tensor
+    audio_sigma: Tensor
+    video_timestep: Tensor
+    audio_timestep: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """video_shift, audio_shift: sigma shift per modality. boundary: the high-noise expert serves timesteps >=
+    1000*boundary.
+    """
+
+    video_shift: float = 5.0
+    audio_shift: float = 5.0
+    boundary: float = 0.9
+    num_train_timesteps: int = 1000
+    min_time: float = MIN_TIME
+
+    def __post_init__(self) -> None:
+        for name in ("video_shift", "audio_shift"):
+            if getattr(self, name) <= 0:
+                raise MovaError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.boundary < 1:
+            raise MovaError(f"expert boundary must lie between 0 and 1, got {self.boundary}")
+
+    def expert(self, video_timestep: float) -> int:
+        """0 (high noise) or 1 (low noise) for a video timestep on the 0..1000 scale."""
+        return HIGH_NOISE if video_timestep >= self.boundary * self.num_train_timesteps else LOW_NOISE
+
+    def inference(self, steps: int) -> Steps:
+        """The noise levels of `steps` Euler steps, times linear from 1 to `min_time`, then to sigma 0."""
+        if steps < 1:
+            raise MovaError(f"steps must be at least 1, got {steps}")
+        times = torch.linspace(1.0, self.min_time, steps, dtype=torch.float64)
+        video, audio = shift_time(times, self.video_shift), shift_time(times, self.audio_shift)
+        video_timesteps, audio_timesteps = (
+            (video * self.num_train_timesteps).float(),
+            (audio * self.num_train_timesteps).float(),
+        )
+        experts = tuple(self.expert(t) for t in video_timesteps.tolist())
+        end = torch.zeros(1, dtype=torch.float64)
+        return Steps(torch.cat([video, end]), torch.cat([audio, end]), video_timesteps, audio_timesteps, experts)
+
+    def boundary_time(self) -> float:
+        """The time s at which the video's sigma crosses the expert boundary."""
+        return self.boundary / (self.video_shift - (self.video_shift - 1) * self.boundary)
+
+    def expert_probability(self, expert: int) -> float:
+        """The share of the time interval that an expert serves: how often training should draw it."""
+        low, high = self._interval(expert)
+        return (high - low) / (1.0 - self.min_time)
+
+    def _interval(self, expert: int | None) -> tuple[float, float]:
+        middle = max(self.boundary_time(), self.min_time)
+        return {None: (self.min_time, 1.0), HIGH_NOISE: (middle, 1.0), LOW_NOISE: (self.min_time, middle)}[expert]
+
+    def draw(
+        self,
+        generator: torch.Generator,
+        batch: int,
+        expert: int | None = None,
+        *,
+        paired: bool = True,
+        stratified: bool = False,
+    ) -> TrainingTimes:
+        """Draw continuous training times, uniform in s within the expert's interval (None: the whole interval).
+
+        paired: both modalities of a clip share the time s (their sigmas differ by their shifts); otherwise the
+        audio's time is
+        drawn on its own over the whole interval. stratified: one draw from each of `batch` equal parts of the interval.
+        """
+        low, high = self._interval(expert)
+        video = low + (high - low) * _uniform(generator, batch, stratified)
+        if paired:
+            audio = video
+        else:
+            audio = self.min_time + (1.0 - self.min_time) * _uniform(generator, batch, stratified)
+        video_sigma, audio_sigma = shift_time(video, self.video_shift), shift_time(audio, self.audio_shift)
+        timesteps = (sigma * self.num_train_timesteps for sigma in (video_sigma, audio_sigma))
+        return TrainingTimes(*(x.float() for x in (video_sigma, audio_sigma, *timesteps)))
+
+
+def shift_time(times: Tensor, shift: float) -> Tensor:
+    """`shift * s / (1 + (shift - 1) * s)`, elementwise."""
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def _uniform(generator: torch.Generator, batch: int, stratified: bool) -> Tensor:
+    draws = torch.rand(batch, generator=generator, dtype=torch.float64)
+    if not stratified:
+        return draws
+    return (torch.randperm(batch, generator=generator) + draws) / batch
+
+
+def add_noise(x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """`(1 - sigma) x + sigma noise`, computed in float32 and returned in x's dtype; sigma [b]."""
+    sigma = sigma.to(x.device, torch.float32).view(-1, *[1] * (x.ndim - 1))
+    return ((1 - sigma) * x.float() + sigma * noise.float()).to(x.dtype)
+
+
+def velocity_target(x: Tensor, noise: Tensor) -> Tensor:
+    """The velocity that the model learns: `noise - x`."""
+    return noise - x
+
+
+def euler_step(x: Tensor, velocity: Tensor, sigma_from: float, sigma_to: float) -> Tensor:
+    """`x + velocity * (sigma_to - sigma_from)`; states stay float32."""
+    return x + velocity.float() * (sigma_to - sigma_from)

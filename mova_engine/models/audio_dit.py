@@ -1,0 +1,47 @@
+"""The audio tower: the same DiT over a one-dimensional sequence of audio latents."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from mova_engine.config import AudioDiTConfig
+from mova_engine.errors import MovaError
+from mova_engine.models.layers import Rope
+from mova_engine.models.rope import audio_rope
+from mova_engine.models.tower import Tower
+from mova_engine.ops import OpTable
+
+
+class AudioDiT(Tower):
+    """[b, in_dim, l] audio latents -> [b, out_dim, l]."""
+
+    def __init__(
+        self,
+        config: AudioDiTConfig,
+        ops: OpTable,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory = {"device": device, "dtype": dtype}
+        (patch,) = config.patch_size
+        embedding = nn.Conv1d(config.in_dim, config.dim, patch, stride=patch, **factory)
+        super().__init__(config, ops, embedding, patch, **factory)
+
+    def patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """[b, c, l] -> tokens [b, l / patch, d]."""
+        if latents.ndim != 3 or latents.shape[1] != self.config.in_dim:
+            raise MovaError(f"audio latents must be [batch, {self.config.in_dim}, tokens], got {list(latents.shape)}")
+        (patch,) = self.config.patch_size
+        if latents.shape[2] % patch:
+            raise MovaError(f"{latents.shape[2]} audio latents are not a multiple of the patch {patch}")
+        patches = latents.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2)
+        embedding = self.patch_embedding
+        return F.linear(patches, embedding.weight.flatten(1), embedding.bias), (latents.shape[2] // patch,)
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """[b, s, (patch c)] -> [b, c, s * patch]."""
+        return patches.unflatten(2, (-1, self.config.out_dim)).flatten(1, 2).transpose(1, 2)
+
+    def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
+        return audio_rope(grid[0], self.config.head_dim, device)

@@ -1,0 +1,181 @@
+"""The bridge: cross-attention between the towers in both directions, aligned in time by rotary embedding (MOVA).
+
+Layer i runs before block i of both towers, and both directions read the states from before it.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from mova_engine.config import BridgeConfig
+from mova_engine.models.layers import Linear, NormParameters, Rope, Stream
+from mova_engine.models.rope import aligned_video_rope, audio_rope
+from mova_engine.ops import OpTable
+
+# LayerNorm of the other tower's states and RMSNorm of q and k.
+EPS = 1e-6
+# LayerNorm of the pooled variant's adaptive norm.
+ADALN_EPS = 1e-5
+
+
+class InnerAttention(nn.Module):
+    """Cross-attention from `dim` to `other_dim`: q, k normalised over all heads, halves rotated where tables are
+    given.
+    """
+
+    def __init__(self, dim: int, other_dim: int, head_dim: int, ops: OpTable, **factory) -> None:
+        super().__init__()
+        self.num_heads, self.ops = dim // head_dim, ops
+        self.q, self.o = Linear(dim, dim, ops, **factory), Linear(dim, dim, ops, **factory)
+        self.k, self.v = Linear(other_dim, dim, ops, **factory), Linear(other_dim, dim, ops, **factory)
+        self.norm_q, self.norm_k = (NormParameters(dim, bias=False, **factory) for _ in range(2))
+
+    def _normed(self, x: Tensor, norm: NormParameters, rope: Rope | None) -> Tensor:
+        if rope is None:
+            return self.ops.rms_norm(x, norm.weight, eps=EPS)
+        return self.ops.rms_norm_rope(x, norm.weight, *rope, eps=EPS, interleaved=False)
+
+    def forward(self, x: Tensor, y: Tensor, rope_x: Rope | None, rope_y: Rope | None, trace=None) -> Tensor:
+        """x [b, s, d], y [b, n, other] -> [b, s, d]."""
+        q = self._normed(self.q(x), self.norm_q, rope_x)
+        k = self._normed(self.k(y), self.norm_k, rope_y)
+        if trace:
+            trace("q_rope", q), trace("k_rope", k)
+        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, self.v(y)))
+        return self.o(self.ops.attention(*heads).flatten(-2))
+
+
+class FramePooling(nn.Module):
+    """One vector per video frame: a learned probe attends to the frame's tokens, then LayerNorm.
+
+    `attention` is a torch MultiheadAttention for its parameter names.
+    """
+
+    def __init__(self, dim: int, heads: int, **factory) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.randn(1, 1, dim, **factory) / dim**0.5)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True, **factory)
+        self.layernorm = nn.LayerNorm(dim, eps=EPS, **factory)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """x [b, frames * n, d] -> [b, frames, d]."""
+        b = x.shape[0]
+        per_frame = x.unflatten(1, (frames, -1)).flatten(0, 1)
+        probe = self.probe.to(x.dtype).expand(per_frame.shape[0], -1, -1)
+        pooled, _ = self.attention(probe, per_frame, per_frame, need_weights=False)
+        return self.layernorm(pooled.squeeze(1)).unflatten(0, (b, frames))
+
+
+class AdaLayerNorm(nn.Module):
+    """LayerNorm modulated per token: `layer_norm(x) * (1 + scale) + shift` with (scale, shift) =
+    linear(silu(condition)).
+    """
+
+    def __init__(self, dim: int, condition_dim: int, **factory) -> None:
+        super().__init__()
+        self.linear = nn.Linear(condition_dim, 2 * dim, **factory)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [b, s, d], condition [b, s, c] -> [b, s, d]."""
+        scale, shift = self.linear(F.silu(condition)).chunk(2, -1)
+        return F.layer_norm(x, x.shape[-1:], eps=ADALN_EPS) * (1 + scale) + shift
+
+
+class Conditioner(nn.Module):
+    """One direction of one layer: what the other tower's states y say to x."""
+
+    def __init__(self, dim: int, other_dim: int, config: BridgeConfig, pooled: bool, ops: OpTable, **factory) -> None:
+        super().__init__()
+        self.ops = ops
+        self.y_norm = NormParameters(other_dim, bias=True, **factory)
+        self.inner = InnerAttention(dim, other_dim, config.head_dim, ops, **factory)
+        self.per_frame_pooling = FramePooling(other_dim, dim // config.head_dim, **factory) if pooled else None
+        self.adaln = AdaLayerNorm(dim, other_dim, **factory) if pooled else None
+        self.condition_scale = nn.Parameter(torch.ones(1, **factory)) if config.trainable_condition_scale else None
+
+    def gate(self, x: Tensor, scale: float) -> Tensor | None:
+        """The factor of this direction's update, [b, d] float32; None for one."""
+        if self.condition_scale is None and scale == 1.0:
+            return None
+        factor = torch.full((1,), scale, device=x.device)
+        if self.condition_scale is not None:
+            factor = factor * self.condition_scale.float()
+        return factor.expand(x.shape[0], x.shape[-1])
+
+
+class Bridge(nn.Module):
+    """All layers of the bridge. Parameters exist for the bridged layers only, keyed by layer index."""
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        ops: OpTable,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        factory = {"device": device, "dtype": dtype}
+        video, audio = config.visual_hidden_dim, config.audio_hidden_dim
+        self.audio_to_video_conditioners = nn.ModuleDict(
+            {str(i): Conditioner(video, audio, config, False, ops, **factory) for i in config.layers}
+        )
+        self.video_to_audio_conditioners = nn.ModuleDict(
+            {str(i): Conditioner(audio, video, config, config.pooled_adaln, ops, **factory) for i in config.layers}
+        )
+
+    def rope(
+        self, grid: tuple[int, int, int], audio_tokens: int, fps: float, device: torch.device
+    ) -> tuple[Rope, Rope] | None:
+        """(video, audio) rotary tables on the common time axis; None where the configuration has no cross RoPE."""
+        config = self.config
+        if not config.apply_cross_rope:
+            return None
+        bias = config.apply_first_frame_bias_in_rope
+        video = aligned_video_rope(grid, fps, config.audio_fps, bias, config.head_dim, device)
+        return video, audio_rope(audio_tokens, config.head_dim, device)
+
+    def forward(
+        self,
+        layer: int,
+        video: Stream,
+        audio: Stream,
+        rope: tuple[Rope, Rope] | None,
+        grid: tuple[int, int, int],
+        scale: tuple[float, float] = (1.0, 1.0),
+        trace=None,
+    ) -> tuple[Stream, Stream]:
+        """Layer `layer` on both streams; scale = (audio to video, video to audio). Returns streams with pending
+        updates.
+        """
+        to_video = self.audio_to_video_conditioners[str(layer)]
+        to_audio = self.video_to_audio_conditioners[str(layer)]
+        rope_v, rope_a = rope or (None, None)
+        # Each norm belongs to the *other* direction's conditioner: it normalises what that one reads.
+        x_v, normed_v = video.settle_and_norm(self.ops, to_audio.y_norm, EPS)
+        x_a, normed_a = audio.settle_and_norm(self.ops, to_video.y_norm, EPS)
+        scoped = (
+            (lambda prefix: None) if trace is None else (lambda prefix: lambda name, x: trace(f"{prefix}_{name}", x))
+        )
+        update_v = to_video.inner(x_v, normed_a, rope_v, rope_a, scoped("a2v"))
+        query_a = x_a
+        if to_audio.per_frame_pooling is not None:
+            # The pooled variant reads frames, not tokens: y_norm's tokens are pooled, and drive the query's norm.
+            query_a = self._pooled_query(to_audio, x_a, x_v, grid[0], trace)
+        update_a = to_audio.inner(query_a, normed_v, rope_a, rope_v, scoped("v2a"))
+        if trace:
+            trace("a2v_features", update_v), trace("v2a_features", update_a)
+        return (
+            Stream(x_v, update_v, to_video.gate(x_v, scale[0])),
+            Stream(x_a, update_a, to_audio.gate(x_a, scale[1])),
+        )
+
+    @staticmethod
+    def _pooled_query(conditioner: Conditioner, x_a: Tensor, x_v: Tensor, frames: int, trace) -> Tensor:
+        pooled = conditioner.per_frame_pooling(x_v, frames)
+        frames_at_tokens = F.interpolate(pooled.transpose(1, 2), size=x_a.shape[1], mode="linear").transpose(1, 2)
+        query = conditioner.adaln(x_a, frames_at_tokens)
+        if trace:
+            trace("pooled", pooled), trace("adaln_out", query)
+        return query

@@ -1,0 +1,85 @@
+"""Rotary tables: cos and sin of the angles, computed in float64 and stored in float32 [tokens, head_dim/2].
+
+Rotary embedding: Su et al., 2021. The towers rotate interleaved pairs, the bridge rotates halves (aligned RoPE).
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+THETA = 10000.0
+
+
+def _angles(positions: Tensor, dim: int) -> Tensor:
+    """Angles `position * theta^(-2i/dim)`, [positions, dim/2], float64."""
+    frequencies = THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return torch.outer(positions.to(torch.float64), frequencies)
+
+
+def axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """Channels of a head given to frame, row and column: 128 -> (44, 42, 42). Each is even; the frame takes the
+    rest.
+    """
+    spatial = 2 * (head_dim // 6)
+    return head_dim - 2 * spatial, spatial, spatial
+
+
+def video_angles(grid: tuple[int, int, int], head_dim: int) -> Tensor:
+    """Angles of every token of a (frames, rows, columns) grid, frame-major: [t*h*w, head_dim/2], float64."""
+    axes = []
+    for axis, (size, dim) in enumerate(zip(grid, axis_dims(head_dim), strict=True)):
+        shape = [1, 1, 1, dim // 2]
+        shape[axis] = size
+        axes.append(_angles(torch.arange(size), dim).view(shape).expand(*grid, dim // 2))
+    return torch.cat(axes, -1).reshape(-1, head_dim // 2)
+
+
+def audio_angles(tokens: int, head_dim: int) -> Tensor:
+    """Angles of a plain one-dimensional sequence: [tokens, head_dim/2], float64."""
+    return _angles(torch.arange(tokens), head_dim)
+
+
+def aligned_video_positions(frames: int, fps: float, audio_fps: float, first_frame_bias: bool) -> Tensor:
+    """Position of each latent video frame on the audio tower's axis (one unit = one audio token), float64 [frames].
+
+    A latent frame spans four pictures: frame i lies at i * audio_fps * 4/fps. With first-frame bias the first latent
+    holds one picture only: 0 for i = 0, then (1/fps + (i-1) * 4/fps) * audio_fps.
+    """
+    index = torch.arange(frames, dtype=torch.float64)
+    if not first_frame_bias:
+        return index * (audio_fps * 4.0 / fps)
+    return torch.where(index == 0, 0.0, (1.0 / fps + (index - 1) * 4.0 / fps) * audio_fps)
+
+
+def _table(angles: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+@functools.lru_cache(maxsize=16)
+def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of the video tower."""
+    return _table(video_angles(grid, head_dim), device)
+
+
+@functools.lru_cache(maxsize=16)
+def audio_rope(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of the audio tower, and of its tokens in the bridge."""
+    return _table(audio_angles(tokens, head_dim), device)
+
+
+@functools.lru_cache(maxsize=16)
+def aligned_video_rope(
+    grid: tuple[int, int, int],
+    fps: float,
+    audio_fps: float,
+    first_frame_bias: bool,
+    head_dim: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of video tokens in the bridge; all tokens of a frame share its position in time."""
+    frames, rows, columns = grid
+    positions = aligned_video_positions(frames, fps, audio_fps, first_frame_bias)
+    # Positions in float32 before the product, as the released model was trained: at 49 frames the difference is 1e-5
+    # rad. angles = _angles(positions.float(), head_dim)
+    return _table(angles.repeat_interleave(rows * columns, 0), device)

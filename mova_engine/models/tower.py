@@ -1,0 +1,104 @@
+"""A tower: patches in, blocks, patches out. The video and audio DiT differ in patches and rotary table only."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mova_engine.config import TowerConfig
+from mova_engine.errors import MovaError
+from mova_engine.models.layers import Block, Head, Rope, Stream, sinusoid, time_mlp
+from mova_engine.ops import OpTable
+
+
+@dataclass(frozen=True)
+class TowerInputs:
+    """What a tower's blocks and head need beside the residual stream.
+
+    t [b, d] and t_mod [b, 6, d] float32; context [b, n, d]; grid: tokens along each patch axis.
+    """
+
+    t: Tensor
+    t_mod: Tensor
+    context: Tensor
+    rope: Rope
+    grid: tuple[int, ...]
+
+
+class Tower(nn.Module):
+    """Base of VideoDiT and AudioDiT: embeddings, `config.num_layers` blocks and the head."""
+
+    def __init__(
+        self, config: TowerConfig, ops: OpTable, patch_embedding: nn.Module, patch_volume: int, **factory
+    ) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        dim = config.dim
+        self.patch_embedding = patch_embedding
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim, **factory), nn.GELU(approximate="tanh"), nn.Linear(dim, dim, **factory)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim, **factory), nn.SiLU(), nn.Linear(dim, dim, **factory)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim, **factory))
+        self.blocks = nn.ModuleList(Block(config, ops, **factory) for _ in range(config.num_layers))
+        self.head = Head(config, patch_volume, ops, **factory)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype, in which activations flow."""
+        return self.head.head.weight.dtype
+
+    def embed_time(self, timestep: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """timestep [b] or [1] on the 0..1000 scale -> t [b, d] and t_mod [b, 6, d], float32."""
+        if timestep.ndim != 1 or timestep.shape[0] not in (1, batch):
+            raise MovaError(f"timestep must have shape [1] or [{batch}] (one per sample), got {list(timestep.shape)}")
+        weight = self.time_embedding[0].weight
+        frequencies = sinusoid(timestep, self.config.freq_dim).to(weight.device, torch.float32)
+        t = time_mlp(self.time_embedding, frequencies)
+        t_mod = time_mlp(self.time_projection, t).unflatten(1, (6, -1))
+        return t.expand(batch, -1), t_mod.expand(batch, -1, -1)
+
+    def embed_text(self, context: Tensor) -> Tensor:
+        """Text features [b, n, text_dim] -> [b, n, d]."""
+        if context.ndim != 3 or context.shape[-1] != self.config.text_dim:
+            raise MovaError(f"text features must be [batch, tokens, {self.config.text_dim}], got {list(context.shape)}")
+        return self.text_embedding(context.to(self.dtype))
+
+    def patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Latents -> tokens [b, s, d] and the grid of tokens."""
+        raise NotImplementedError
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """The head's output [b, s, out_dim * patch volume] -> latents."""
+        raise NotImplementedError
+
+    def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
+        """Rotary tables of a grid."""
+        raise NotImplementedError
+
+    def embed(self, latents: Tensor, timestep: Tensor, context: Tensor) -> tuple[Stream, TowerInputs]:
+        """Everything before the first block."""
+        if context.shape[0] != latents.shape[0]:
+            raise MovaError(f"text has batch {context.shape[0]} but the latents have batch {latents.shape[0]}")
+        tokens, grid = self.patchify(latents.to(self.dtype))
+        t, t_mod = self.embed_time(timestep, latents.shape[0])
+        inputs = TowerInputs(t, t_mod, self.embed_text(context), self.rope(grid, latents.device), grid)
+        return Stream(tokens), inputs
+
+    def run_block(self, index: int, stream: Stream, inputs: TowerInputs, trace=None) -> Stream:
+        """Block `index` on a stream."""
+        return self.blocks[index](stream, inputs.t_mod, inputs.context, inputs.rope, trace)
+
+    def finish(self, stream: Stream, inputs: TowerInputs) -> Tensor:
+        """Everything after the last block: the tower's output in latent shape."""
+        return self.unpatchify(self.head(stream, inputs.t), inputs.grid)
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """The tower alone: latents, timestep [b] or [1], text features [b, n, text_dim] -> output latents."""
+        stream, inputs = self.embed(latents, timestep, context)
+        for index in range(len(self.blocks)):
+            stream = self.run_block(index, stream, inputs)
+        return self.finish(stream, inputs)

@@ -1,0 +1,57 @@
+"""The video tower: Wan's DiT over latents with first-frame condition (Wan team, 2025; Peebles & Xie, 2023)."""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from mova_engine.config import VideoDiTConfig
+from mova_engine.errors import MovaError
+from mova_engine.models.layers import Rope
+from mova_engine.models.rope import video_rope
+from mova_engine.models.tower import Tower
+from mova_engine.ops import OpTable
+
+
+class VideoDiT(Tower):
+    """[b, in_dim, t, h, w] latents with condition -> [b, out_dim, t, h, w]. One of the two experts."""
+
+    def __init__(
+        self,
+        config: VideoDiTConfig,
+        ops: OpTable,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory = {"device": device, "dtype": dtype}
+        embedding = nn.Conv3d(config.in_dim, config.dim, config.patch_size, stride=config.patch_size, **factory)
+        super().__init__(config, ops, embedding, math.prod(config.patch_size), **factory)
+
+    def patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """[b, c, t, h, w] -> tokens [b, (t h w), d], frame-major."""
+        if latents.ndim != 5 or latents.shape[1] != self.config.in_dim:
+            raise MovaError(
+                f"video input must be [batch, {self.config.in_dim}, frames, height, width], got {list(latents.shape)}"
+            )
+        pt, ph, pw = self.config.patch_size
+        b, c, *sizes = latents.shape
+        if any(size % patch for size, patch in zip(sizes, (pt, ph, pw), strict=True)):
+            raise MovaError(
+                f"video latents of {sizes} (frames, height, width) are not a multiple of the patch {[pt, ph, pw]}"
+            )
+        t, h, w = sizes[0] // pt, sizes[1] // ph, sizes[2] // pw
+        # The convolution's stride is its kernel: a matrix product over patches, and much faster as one on CPUs.
+        patches = latents.view(b, c, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, t * h * w, -1)
+        embedding = self.patch_embedding
+        return F.linear(patches, embedding.weight.flatten(1), embedding.bias), (t, h, w)
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """[b, (t h w), (pt ph pw c)] -> [b, c, t, h, w]; the channel runs fastest within a patch."""
+        b, (t, h, w), (pt, ph, pw) = patches.shape[0], grid, self.config.patch_size
+        x = patches.view(b, t, h, w, pt, ph, pw, self.config.out_dim).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return x.reshape(b, self.config.out_dim, t * pt, h * ph, w * pw)
+
+    def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
+        return video_rope(grid, self.config.head_dim, device)

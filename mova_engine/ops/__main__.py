@@ -1,0 +1,30 @@
+"""`python -m mova_engine.ops --device cpu`: what each operator would use on a device, and why not the others."""
+
+import argparse
+
+from mova_engine.backend import NAMES, describe_backend
+from mova_engine.errors import run_cli
+from mova_engine.ops import OPERATORS, bind_operator
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the operator table of a device. The device itself need not be present; that is said in the first line."""
+    parser = argparse.ArgumentParser(prog="python -m mova_engine.ops", description=__doc__)
+    parser.add_argument("--device", default="cpu", help=f"one of {', '.join(NAMES)} (default cpu)")
+    parser.add_argument("--inference", action="store_true", help="also admit kernels without a gradient")
+    args = parser.parse_args(argv)
+    backend = describe_backend(args.device)
+    absent = backend.unavailable()
+    print(f"device {backend.name}: {f'NOT usable here: {absent}' if absent else backend.describe()}")
+    for operator in OPERATORS.values():
+        _, choice = bind_operator(operator, backend, training=not args.inference)
+        print(f"{operator.name:28} -> {choice.implementation}")
+        for implementation in operator.implementations:
+            if implementation.name != choice.implementation:
+                reason = implementation.refusal(backend, training=not args.inference)
+                print(f"{'':31}{f'not {implementation.name}: {reason}' if reason else f'also {implementation.name}'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,223 @@
+"""Inputs on which operators are tested and measured: MOVA's own shapes, then awkward ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mova_engine.ops.registry import Case
+
+# (batch, tokens, channels, head dim): MOVA's two widths with few tokens, the laptop's width, then odd lengths and
+# one token. _ROWS = {
+    "video-width":
+    (1, 6, 5120, 128), "audio-width": (2,
+    7, 1536, 128), "nano": (2,
+    81, 96, 48), "odd-length": (3,
+    13, 256, 128), "one-token": (1,
+    1, 128, 128),
+
+ } _BENCH_ROWS = {"360p": (1, 43120, 5120, 128), "360p-cp4": (1, 10780, 5120, 128), "720p": (1, 176400, 5120, 128)}
+
+
+class Maker:
+    """Draws tensors from one generator, on the CPU so that every device gets the same values."""
+
+    def __init__(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
+        self.generator, self.device, self.dtype = generator, device, dtype
+
+    def __call__(
+        self, *shape: int, scale: float = 1.0, offset: float = 0.0, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        x = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale + offset
+        return x.to(self.device, dtype or self.dtype)
+
+    def strided(self, *shape: int) -> torch.Tensor:
+        """A tensor whose last axis is contiguous and whose rows are not adjacent."""
+        return self(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The precision of tables, modulations and statistics."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+Build = Callable[[Maker, int, int, int, int], dict[str, Any]]
+
+
+def _case(name: str, build: Build, shape: tuple[int, int, int, int], size: str = "test") -> Case:
+    return Case(name, lambda generator, device, dtype: build(Maker(generator, device, dtype), *shape), size)
+
+
+def row_cases(build: Build) -> tuple[Case, ...]:
+    """Cases of an operator on rows of activations; `build(maker, b, s, d, e)` returns its keyword arguments."""
+
+    def non_contiguous(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        inputs = build(make, b, s, d, e)
+        return {name: make.strided(b, s, d) if name in ("x", "y") else value for name, value in inputs.items()}
+
+    return (
+        *(_case(name, build, shape) for name, shape in _ROWS.items()),
+        _case("non-contiguous", non_contiguous, (2, 5, 256, 128)),
+        *(_case(name, build, shape, "bench") for name, shape in _BENCH_ROWS.items()),
+    )
+
+
+def _weight(make: Maker, d: int) -> torch.Tensor:
+    return make(d, scale=0.2, offset=1.0)
+
+
+def _vector(make: Maker, b: int, d: int) -> torch.Tensor:
+    return make(b, d, scale=0.5, dtype=make.wide)
+
+
+def rms_norm(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+    return {"x": make(b, s, d), "weight": _weight(make, d), "eps": 1e-6}
+
+
+def rms_norm_rope(interleaved: bool) -> Build:
+    def build(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        angles = make(s, e // 2, scale=10.0, dtype=torch.float64)
+        tables = {"cos": angles.cos().to(make.wide), "sin": angles.sin().to(make.wide)}
+        return rms_norm(make, b, s, d, e) | tables | {"interleaved": interleaved}
+
+    return build
+
+
+def norm_modulate(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+    return {"x": make(b, s, d, offset=0.5), "shift": _vector(make, b, d), "scale": _vector(make, b, d), "eps": 1e-6}
+
+
+def layer_norm(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+    return {"x": make(b, s, d, offset=0.5), "weight": _weight(make, d), "bias": make(d, scale=0.2), "eps": 1e-6}
+
+
+def gate_residual(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+    return {"x": make(b, s, d), "y": make(b, s, d), "gate": _vector(make, b, d)}
+
+
+def gate_residual_norm(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+    return gate_residual(make, b, s, d, e) | {k: v for k, v in layer_norm(make, b, s, d, e).items() if k != "x"}
+
+
+def gate_residual_norm_modulate(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+    return gate_residual(make, b, s, d, e) | {k: v for k, v in norm_modulate(make, b, s, d, e).items() if k != "x"}
+
+
+def no_gate(build: Build) -> Build:
+    """The same inputs with gate None: the plain residual after text cross-attention."""
+    return lambda make, b, s, d, e: build(make, b, s, d, e) | {"gate": None}
+
+
+def _linear(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+    return {"x": make(b, s, i), "weight": make(o, i, scale=i**-0.5), "bias": make(o, scale=0.2)}
+
+
+def _lora(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+    factors = {"lora_a": make(16, i, scale=i**-0.5), "lora_b": make(o, 16, scale=0.1), "scale": 2.0}
+    return _linear(make, b, s, i, o) | factors
+
+
+# (batch, tokens, in, out)
+_GEMMS = {"nano": (2, 69, 96, 288), "wide": (1, 5, 1536, 512), "odd": (3, 7, 33, 65), "one-token": (1, 1, 128, 64)}
+_BENCH_GEMMS = {"360p": (1, 43120, 5120, 13824), "360p-cp4": (1, 10780, 5120, 13824)}
+
+
+def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
+    """Cases of a linear layer; with `lora` also its low-rank factors."""
+    build = _lora if lora else _linear
+    return (
+        *(_case(name, build, shape) for name, shape in _GEMMS.items()),
+        *(_case(name, build, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
+    )
+
+
+# (batch, queries, keys, heads, head dim): self-attention, both directions of the bridge, text, odd lengths, one token.
+_ATTENTIONS = {
+    "self": (1, 97, 97, 3, 128),
+    "audio-to-video": (2, 81, 69, 2, 48),
+    "video-to-audio": (1, 13, 240, 3, 128),
+    "text": (1, 33, 12, 2, 128),
+    "odd-length": (3, 7, 5, 1, 64),
+    "one-token": (1, 1, 1, 2, 128),
+}
+_BENCH_ATTENTIONS = {
+    "360p": (1, 43120, 43120, 40, 128),
+    "360p-cp4": (1, 43120, 43120, 10, 128),
+    "text": (1, 43120, 512, 40, 128),
+    "audio-to-video": (1, 43120, 403, 40, 128),
+    "video-to-audio": (1, 403, 43120, 12, 128),
+    "720p": (1, 176400, 176400, 40, 128),
+}
+
+
+def _qkv(make: Maker, b: int, s: int, n: int, h: int, e: int) -> dict[str, Any]:
+    return {"q": make(b, s, h, e), "k": make(b, n, h, e), "v": make(b, n, h, e)}
+
+
+def _backward(make: Maker, b: int, s: int, n: int, h: int, e: int) -> dict[str, Any]:
+    # The shard's own keys are the first half of all keys: out and lse are those of the whole.
+    from mova_engine.ops.reference import attention_lse_reference
+
+    q, k, v = _qkv(make, b, s, 2 * n, h, e).values()
+    out, lse = attention_lse_reference(q.double(), k.double(), v.double())
+    shard = {"q": q, "k": k[:, :n], "v": v[:, :n]}
+    return {"dout": make(b, s, h, e), **shard, "out": out.to(q.dtype), "lse": lse.to(make.wide)}
+
+
+def attention_cases(backward: bool = False, empty: bool = False) -> tuple[Case, ...]:
+    """Cases of attention; `backward` adds dout and a global out and lse; `empty` a shard that holds no key."""
+    build = _backward if backward else _qkv
+    shapes = _ATTENTIONS | ({"no-keys": (1, 5, 0, 2, 64)} if empty else {})
+    cases = [
+        Case(name, lambda g, dev, dt, shape=shape: build(Maker(g, dev, dt), *shape)) for name, shape in shapes.items()
+    ]
+    if not backward:
+        cases.append(Case("non-contiguous", _packed_qkv))
+        cases += [
+            Case(name, lambda g, dev, dt, shape=shape: build(Maker(g, dev, dt), *shape), "bench")
+            for name, shape in _BENCH_ATTENTIONS.items()
+        ]
+    return tuple(cases)
+
+
+def _packed_qkv(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    packed = Maker(generator, device, dtype)(2, 19, 3, 2, 64)
+    return dict(zip(("q", "k", "v"), packed.unbind(2), strict=True))
+
+
+def _merge(empty_shard: bool) -> Callable[..., dict[str, Any]]:
+    def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        make = Maker(generator, device, dtype)
+        outs, lses = make(3, 2, 11, 2, 64), make(3, 2, 2, 11, scale=3.0, dtype=make.wide)
+        if empty_shard:
+            outs[1], lses[1] = torch.nan, -torch.inf
+        return {"outs": outs, "lses": lses}
+
+    return make_case
+
+
+MERGE_CASES = (Case("three-shards", _merge(False)), Case("empty-shard", _merge(True)))
+
+
+def _gradients(scale: float) -> Callable[..., dict[str, Any]]:
+    def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        make = Maker(generator, device, dtype)
+        return {"grads": [make(*shape, scale=scale) for shape in ((33, 17), (5,), (1, 6, 96))], "max_norm": 1.0}
+
+    return make_case
+
+
+CLIP_CASES = (Case("clipped", _gradients(3.0)), Case("within", _gradients(0.001)))
+
+
+def _parameters(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    make = Maker(generator, device, dtype)
+    shapes = ((33, 17), (5,), (1, 6, 96))
+    return {
+        "params": [make(*shape) for shape in shapes],
+        "grads": [[make(*shape, scale=0.1) for shape in shapes] for _ in range(3)],
+        "options": {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1},
+    }
+
+
+ADAMW_CASES = (Case("three-steps", _parameters),)

@@ -1,0 +1,82 @@
+"""The optimizer step and gradient clipping as operators: references, and what PyTorch brings.
+
+`adamw` is a factory of a torch Optimizer, because that is the form in which every vendor ships its fused step:
+`(param_groups, *, lr, betas, eps, weight_decay) -> torch.optim.Optimizer`.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class AdamWReference(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter, 2019) as its formula, one parameter after the other.
+
+    m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p = p (1 - lr wd) - lr * m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps).
+    """
+
+    def __init__(
+        self, params: Iterable, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1
+                t = state["step"].item()
+                m, v = state["exp_avg"], state["exp_avg_sq"]
+                m.copy_(b1 * m + (1 - b1) * p.grad)
+                v.copy_(b2 * v + (1 - b2) * p.grad.square())
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + group["eps"]))
+
+
+def adamw_fused(
+    params: Iterable, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """torch's AdamW with its fused step; also for DTensor parameters."""
+    return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+
+def adamw_foreach(
+    params: Iterable, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """torch's AdamW with multi-tensor steps."""
+    return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
+
+
+def clip_grad_norm_reference(grads: list[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients in place so that their joint 2-norm is at most `max_norm`; returns the norm before, float32.
+
+    `norm = sqrt(sum g^2)`, `g <- g * min(1, max_norm / (norm + 1e-6))` (Pascanu et al., 2013). A non-finite norm
+    leaves the gradients as they are: the caller must skip the step.
+    """
+    if not grads:
+        return torch.zeros(())
+    norm = torch.stack([g.float().norm() for g in grads]).norm()
+    if torch.isfinite(norm):
+        for g in grads:
+            g.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).to(g.dtype))
+    return norm
+
+
+def clip_grad_norm_foreach(grads: list[Tensor], max_norm: float) -> Tensor:
+    """`clip_grad_norm` with one multi-tensor norm and one multi-tensor scaling."""
+    if not grads:
+        return torch.zeros(())
+    norm = torch.stack([n.float() for n in torch._foreach_norm(grads, dtype=torch.float32)]).norm()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    # Without a sync: a non-finite norm scales by one.
+    torch._foreach_mul_(grads, torch.where(torch.isfinite(norm), scale, torch.ones_like(scale)))
+    return norm

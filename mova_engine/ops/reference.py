@@ -1,0 +1,163 @@
+"""The operators' references: pure PyTorch that reads like the formulas. Their signatures are the operators' schemas.
+
+Shapes are in einops letters: b batch, s tokens, d = h*e channels, h heads, e head dim. Statistics, rotations and
+modulations are computed in float32 (float64 for float64 inputs) and rounded once to x's dtype. Modulation vectors
+(shift, scale, gate) are [b, d] and may be of higher precision than x.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _up(x: Tensor) -> Tensor:
+    """x in the precision of the maths: float64 stays, everything else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = _up(x)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * _up(weight)
+
+
+def _layer_norm(x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(_up(x), x.shape[-1:], eps=eps)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """RMSNorm over the last axis: `x / sqrt(mean(x^2) + eps) * weight` (Zhang & Sennrich, 2019). x [b, s, d], weight
+    [d].
+    """
+    return _rms(x, weight, eps).to(x.dtype)
+
+
+def rms_norm_rope_reference(
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float, interleaved: bool
+) -> Tensor:
+    """RMSNorm over the whole row, then rotary embedding (Su et al., 2021) of each head by angle cos/sin.
+
+    x [b, s, h*e], weight [h*e], cos and sin [s, e/2] float32 or float64; returns x's shape and dtype.
+    interleaved: pair i is channels (2i, 2i+1), as in the towers; otherwise (i, i + e/2), as in the bridge.
+    """
+    b, s, d = x.shape
+    half = cos.shape[-1]
+    y = _rms(x, weight, eps).view(b, s, d // (2 * half), 2 * half)
+    cos, sin = cos.to(y.dtype).view(1, s, 1, half), sin.to(y.dtype).view(1, s, 1, half)
+    first, second = (y[..., 0::2], y[..., 1::2]) if interleaved else (y[..., :half], y[..., half:])
+    rotated = (first * cos - second * sin, first * sin + second * cos)
+    y = torch.stack(rotated, -1).flatten(-2) if interleaved else torch.cat(rotated, -1)
+    return y.reshape(b, s, d).to(x.dtype)
+
+
+def norm_modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
+    """Adaptive LayerNorm (Peebles & Xie, 2023): `layer_norm(x) * (1 + scale) + shift`. x [b, s, d]; shift, scale [b,
+    d].
+    """
+    y = _layer_norm(x, eps)
+    return (y * (1 + scale.to(y.dtype).unsqueeze(1)) + shift.to(y.dtype).unsqueeze(1)).to(x.dtype)
+
+
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    """LayerNorm with weight and bias [d] over the last axis of x [b, s, d]."""
+    y = _layer_norm(x, eps)
+    return (y * weight.to(y.dtype) + bias.to(y.dtype)).to(x.dtype)
+
+
+def gate_residual_reference(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    """`x + gate * y`, or `x + y` without a gate. x, y [b, s, d]; gate [b, d]; returns x's dtype."""
+    if gate is None:
+        return (_up(x) + _up(y)).to(x.dtype)
+    return (_up(x) + gate.to(_up(x).dtype).unsqueeze(1) * _up(y)).to(x.dtype)
+
+
+def gate_residual_norm_reference(
+    x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`r = x + gate * y` and its affine LayerNorm: returns (r, layer_norm(r) * weight + bias), both [b, s, d]."""
+    r = gate_residual_reference(x, y, gate)
+    return r, layer_norm_reference(r, weight, bias, eps=eps)
+
+
+def gate_residual_norm_modulate_reference(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`r = x + gate * y` and its modulated LayerNorm: returns (r, layer_norm(r) * (1 + scale) + shift), both [b, s,
+    d].
+    """
+    r = gate_residual_reference(x, y, gate)
+    return r, norm_modulate_reference(r, shift, scale, eps=eps)
+
+
+def linear_gelu_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`gelu(x W^T + b)` with the tanh approximation (Hendrycks & Gimpel, 2016). x [b, s, i], weight [o, i], bias
+    [o].
+    """
+    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+
+def lora_linear_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, *, scale: float
+) -> Tensor:
+    """`x W^T + b + scale * (x A^T) B^T` (Hu et al., 2021). x [b, s, i], weight [o, i], lora_a [r, i], lora_b [o, r]."""
+    return F.linear(x, weight, bias) + F.linear(F.linear(x, lora_a), lora_b) * scale
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return _up(x).transpose(1, 2)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled scores [b, h, s, n], at least float32."""
+    return _heads_first(q) @ _heads_first(k).transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`softmax(q k^T / sqrt(e)) v`, every query attends to every key. q [b, s, h, e], k and v [b, n, h, e] -> [b, s,
+    h, e].
+    """
+    out = torch.softmax(_scores(q, k), -1) @ _heads_first(v)
+    return out.transpose(1, 2).to(q.dtype)
+
+
+def attention_lse_reference(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention and the log-sum-exp of its scaled scores, lse [b, h, s] in float32 (float64 for float64).
+
+    Forward only: a gradient taken through a merge of partial attentions is wrong, see `attention_backward`.
+    """
+    scores = _scores(q, k)
+    lse = torch.logsumexp(scores, -1)
+    # With no key at all the sum is empty: the output is zero and its weight in a merge exp(-inf).
+    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0).unsqueeze(-1))
+    return (weights @ _heads_first(v)).transpose(1, 2).to(q.dtype), lse
+
+
+def attention_backward_reference(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (dq, dk, dv) for one shard of keys, given the *global* out [b, s, h, e] and lse [b, h, s].
+
+    With p = exp(q k^T / sqrt(e) - lse): dv = p^T dout, ds = p * (dout v^T - rowsum(dout * out)),
+    dq = ds k / sqrt(e), dk = ds^T q / sqrt(e) (Dao et al., 2022). Summed over shards dq is the whole gradient.
+    """
+    p = torch.exp(_scores(q, k) - lse.unsqueeze(-1))
+    g = _heads_first(dout)
+    rowsum = (g * _heads_first(out)).sum(-1, keepdim=True)
+    ds = p * (g @ _heads_first(v).transpose(-1, -2) - rowsum) / math.sqrt(q.shape[-1])
+    dq, dk, dv = ds @ _heads_first(k), ds.transpose(-1, -2) @ _heads_first(q), p.transpose(-1, -2) @ g
+    return dq.transpose(1, 2).to(q.dtype), dk.transpose(1, 2).to(k.dtype), dv.transpose(1, 2).to(v.dtype)
+
+
+def merge_lse_reference(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Combine attentions over disjoint sets of keys: outs [n, b, s, h, e], lses [n, b, h, s] -> ([b, s, h, e], [b,
+    h, s]).
+
+    `lse = logsumexp_i(lse_i)`, `out = sum_i exp(lse_i - lse) out_i`. A shard without keys has lse = -inf and weight 0.
+    Forward only.
+    """
+    lse = torch.logsumexp(lses, 0)
+    weights = torch.exp(lses - lse.masked_fill(lse == -math.inf, 0)).transpose(-1, -2).unsqueeze(-1)
+    # 0 * NaN is NaN: what an empty shard holds must not matter.
+    kept = torch.where(weights > 0, _up(outs), 0)
+    return (weights * kept).sum(0).to(outs.dtype), lse

@@ -1,0 +1,171 @@
+"""How an operator is declared, and how a table of operators is bound to a device.
+
+An operator is declared once, as data: its reference (pure PyTorch, reads like the formula, its signature is the
+schema),
+its cases (inputs for tests and benchmarks), its slack (allowed error, as a multiple of the error that the reference
+makes
+in the same dtype against float64), and its implementations in order of preference. `bind` resolves them once into an
+`OpTable` of plain callables, which models take as a constructor argument: no globals, no look-up per call.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mova_engine.backend import Backend
+from mova_engine.errors import MovaError, suggest
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs: `make(generator, device, dtype)` returns keyword arguments of the operator.
+
+    Floating tensors that the operator differentiates are those named in `Operator.differentiable`.
+    `size` is "test" (fast everywhere) or "bench" (MOVA's real shapes).
+    """
+
+    name: str
+    make: Callable[[torch.Generator, torch.device, torch.dtype], dict[str, Any]]
+    size: str = "test"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operator.
+
+    target: "module:attribute", imported only when bound. devices: torch device names, or () for any.
+    needs: packages, each "package" or "package:attribute" (an attribute tells apart packages that share a name).
+    check: "module:attribute" of a function `(backend) -> reason | None` for limits that only code can tell.
+    differentiable: False for inference-only kernels, which a table bound for training refuses.
+    """
+
+    name: str
+    target: str
+    devices: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    check: str | None = None
+    differentiable: bool = True
+
+    def refusal(self, backend: Backend, training: bool) -> str | None:
+        """Why this implementation cannot serve on `backend`; None when it can."""
+        if self.devices and backend.name not in self.devices:
+            return f"runs on {' or '.join(self.devices)}, not on {backend.name}"
+        if training and not self.differentiable:
+            return "has no gradient; bind(..., training=False) accepts it"
+        for need in self.needs:
+            package, _, attribute = need.partition(":")
+            if importlib.util.find_spec(package) is None:
+                return f"the package {package} is not installed"
+            if attribute and not hasattr(importlib.import_module(package), attribute):
+                return f"the installed package {package} has no {attribute}"
+        return resolve(self.check)(backend) if self.check else None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator's declaration. `kind` is "function" (values and gradients judged) or "optimizer" (a factory)."""
+
+    name: str
+    reference: Callable[..., Any]
+    cases: tuple[Case, ...]
+    slack: float
+    implementations: tuple[Implementation, ...] = ()
+    differentiable: tuple[str, ...] = ()
+    kind: str = "function"
+
+    def choices(self) -> tuple[str, ...]:
+        return (*(i.name for i in self.implementations), REFERENCE)
+
+    def with_implementation(self, implementation: Implementation) -> "Operator":
+        """A copy that prefers `implementation`: how a downstream trainer adds its own."""
+        if implementation.name in self.choices():
+            raise MovaError(f"operator {self.name} already has an implementation named '{implementation.name}'")
+        fields = {**self.__dict__, "implementations": (implementation, *self.implementations)}
+        return Operator(**fields)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `bind` chose for one operator, and why each preferred implementation was passed over."""
+
+    operator: str
+    implementation: str
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+def resolve(target: str) -> Any:
+    """Import "module:attribute" and return the attribute."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@dataclass(frozen=True)
+class OpTable:
+    """Every operator bound to one callable: `table.rms_norm(x, weight, eps=1e-6)`. Frozen; pass it to constructors."""
+
+    device: str
+    functions: Mapping[str, Callable[..., Any]] = field(repr=False)
+    choices: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        for name, function in self.functions.items():
+            object.__setattr__(self, name, function)
+
+    def replaced(self, **functions: Callable[..., Any]) -> "OpTable":
+        """A table in which the given operators are wrapped or replaced, e.g. attention by its context-parallel form."""
+        unknown = [name for name in functions if name not in self.functions]
+        if unknown:
+            raise MovaError(f"unknown operator '{unknown[0]}'.{suggest(unknown[0], self.functions)}")
+        return OpTable(self.device, {**self.functions, **functions}, self.choices)
+
+
+def bind_operator(
+    operator: Operator, backend: Backend, wanted: str | None = None, training: bool = True
+) -> tuple[Callable[..., Any], Choice]:
+    """Resolve one operator: the wanted implementation or an error; without a wish, the first that can serve."""
+    if wanted is not None and wanted not in operator.choices():
+        raise MovaError(
+            f"operator {operator.name} has no implementation '{wanted}'.{suggest(wanted, operator.choices())} "
+            f"Known: {', '.join(operator.choices())}"
+        )
+    refused = []
+    for implementation in operator.implementations:
+        if wanted not in (None, implementation.name):
+            continue
+        reason = implementation.refusal(backend, training)
+        if reason is None:
+            return resolve(implementation.target), Choice(operator.name, implementation.name, tuple(refused))
+        if wanted is not None:
+            raise MovaError(f"operator {operator.name}: implementation '{wanted}' cannot serve: {reason}")
+        refused.append((implementation.name, reason))
+    return operator.reference, Choice(operator.name, REFERENCE, tuple(refused))
+
+
+def bind_operators(
+    operators: Mapping[str, Operator],
+    backend: Backend,
+    choices: Mapping[str, str] | str | None = None,
+    training: bool = True,
+) -> OpTable:
+    """Resolve all `operators` for `backend`. See `mova_engine.ops.bind`."""
+    if isinstance(choices, str):
+        if choices != REFERENCE:
+            raise MovaError(
+                f"one word for all operators can only be '{REFERENCE}', got '{choices}'; else name them: attention=sdpa"
+            )
+        choices = dict.fromkeys(operators, REFERENCE)
+    choices = choices or {}
+    for name in choices:
+        if name not in operators:
+            raise MovaError(f"unknown operator '{name}'.{suggest(name, operators)} Known: {', '.join(operators)}")
+    functions, chosen = {}, []
+    for name, operator in operators.items():
+        functions[name], choice = bind_operator(operator, backend, choices.get(name), training)
+        chosen.append(choice)
+    return OpTable(backend.name, functions, tuple(chosen))

@@ -1,0 +1,116 @@
+"""The table: every operator that MOVA needs, with its implementations in order of preference."""
+
+from mova_engine.ops import cases, optim, reference
+from mova_engine.ops.registry import Implementation, Operator
+
+_HERE = "mova_engine.ops.torch_impl"
+# Allowed error: this multiple of what the reference itself makes in the same dtype against float64.
+_SLACK = 2.0
+
+
+def _rows(
+    name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
+) -> Operator:
+    return Operator(
+        name,
+        getattr(reference, f"{name}_reference"),
+        cases.row_cases(build) + extra,
+        _SLACK,
+        implementations,
+        tuple(differentiable.split()),
+    )
+
+
+def _renamed(build: cases.Build) -> tuple:
+    """The first cases once more without a gate."""
+    return tuple(cases.Case(f"{case.name}-no-gate", case.make) for case in cases.row_cases(cases.no_gate(build))[:3])
+
+
+_half_rope = tuple(
+    cases.Case(f"{case.name}-half", case.make, case.size)
+    for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
+)
+
+OPERATORS: dict[str, Operator] = {
+    operator.name: operator
+    for operator in (
+        _rows("rms_norm_rope", cases.rms_norm_rope(interleaved=True), "x weight", extra=_half_rope),
+        _rows("rms_norm", cases.rms_norm, "x weight", Implementation("torch", f"{_HERE}:rms_norm", ("cpu", "cuda"))),
+        _rows("norm_modulate", cases.norm_modulate, "x shift scale"),
+        _rows("layer_norm", cases.layer_norm, "x weight bias"),
+        _rows("gate_residual", cases.gate_residual, "x y gate", extra=_renamed(cases.gate_residual)),
+        _rows(
+            "gate_residual_norm",
+            cases.gate_residual_norm,
+            "x y gate weight bias",
+            extra=_renamed(cases.gate_residual_norm),
+        ),
+        _rows(
+            "gate_residual_norm_modulate",
+            cases.gate_residual_norm_modulate,
+            "x y gate shift scale",
+            extra=_renamed(cases.gate_residual_norm_modulate),
+        ),
+        Operator(
+            "linear_gelu", reference.linear_gelu_reference, cases.gemm_cases(), _SLACK, (), ("x", "weight", "bias")
+        ),
+        Operator(
+            "lora_linear",
+            reference.lora_linear_reference,
+            cases.gemm_cases(lora=True),
+            _SLACK,
+            (),
+            ("x", "weight", "bias", "lora_a", "lora_b"),
+        ),
+        Operator(
+            "attention",
+            reference.attention_reference,
+            cases.attention_cases(),
+            _SLACK,
+            (Implementation("sdpa", f"{_HERE}:sdpa", ("cpu", "cuda")),),
+            ("q", "k", "v"),
+        ),
+        Operator(
+            "attention_lse",
+            reference.attention_lse_reference,
+            cases.attention_cases(empty=True),
+            _SLACK,
+            (
+                Implementation("flash", f"{_HERE}:flash_cpu_lse", ("cpu",)),
+                Implementation("flash-cuda", f"{_HERE}:flash_cuda_lse", ("cuda",), check=f"{_HERE}:flash_cuda_check"),
+            ),
+        ),
+        Operator(
+            "attention_backward",
+            reference.attention_backward_reference,
+            cases.attention_cases(backward=True, empty=True),
+            _SLACK,
+            (
+                Implementation("flash", f"{_HERE}:flash_cpu_backward", ("cpu",)),
+                Implementation(
+                    "flash-cuda", f"{_HERE}:flash_cuda_backward", ("cuda",), check=f"{_HERE}:flash_cuda_check"
+                ),
+            ),
+        ),
+        Operator("merge_lse", reference.merge_lse_reference, cases.MERGE_CASES, _SLACK),
+        Operator(
+            "adamw",
+            optim.AdamWReference,
+            cases.ADAMW_CASES,
+            _SLACK,
+            (
+                Implementation("fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu")),
+                Implementation("foreach", "mova_engine.ops.optim:adamw_foreach"),
+            ),
+            kind="optimizer",
+        ),
+        Operator(
+            "clip_grad_norm",
+            optim.clip_grad_norm_reference,
+            cases.CLIP_CASES,
+            _SLACK,
+            (Implementation("foreach", "mova_engine.ops.optim:clip_grad_norm_foreach"),),
+            kind="inplace",
+        ),
+    )
+}
