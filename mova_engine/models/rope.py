@@ -81,5 +81,6 @@ def aligned_video_rope(
     frames, rows, columns = grid
     positions = aligned_video_positions(frames, fps, audio_fps, first_frame_bias)
     # Positions in float32 before the product, as the released model was trained: at 49 frames the difference is 1e-5
-    # rad. angles = _angles(positions.float(), head_dim)
+    # rad.
+    angles = _angles(positions.float(), head_dim)
     return _table(angles.repeat_interleave(rows * columns, 0), device)

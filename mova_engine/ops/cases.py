@@ -8,15 +8,15 @@ import torch
 from mova_engine.ops.registry import Case
 
 # (batch, tokens, channels, head dim): MOVA's two widths with few tokens, the laptop's width, then odd lengths and
-# one token. _ROWS = {
-    "video-width":
-    (1, 6, 5120, 128), "audio-width": (2,
-    7, 1536, 128), "nano": (2,
-    81, 96, 48), "odd-length": (3,
-    13, 256, 128), "one-token": (1,
-    1, 128, 128),
-
- } _BENCH_ROWS = {"360p": (1, 43120, 5120, 128), "360p-cp4": (1, 10780, 5120, 128), "720p": (1, 176400, 5120, 128)}
+# one token.
+_ROWS = {
+    "video-width": (1, 6, 5120, 128),
+    "audio-width": (2, 7, 1536, 128),
+    "nano": (2, 81, 96, 48),
+    "odd-length": (3, 13, 256, 128),
+    "one-token": (1, 1, 128, 128),
+}
+_BENCH_ROWS = {"360p": (1, 43120, 5120, 128), "360p-cp4": (1, 10780, 5120, 128), "720p": (1, 176400, 5120, 128)}
 
 
 class Maker:
