@@ -1,0 +1,61 @@
+"""The console script `mova`."""
+
+import importlib.metadata
+
+import pytest
+
+from mova_engine import __version__, cli
+from mova_engine.errors import MovaError
+from source_tree import ROOT
+
+
+def test_every_command_is_a_module_with_a_main():
+    for name, (module, _) in cli.COMMANDS.items():
+        path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        assert path.exists() and "\ndef main(" in path.read_text(), f"mova {name}: {module} has no main"
+
+
+def test_every_program_of_the_engine_is_a_command():
+    modules = {module for module, _ in cli.COMMANDS.values()}
+    programs = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "mova_engine").rglob("*.py")
+        if "\ndef main(" in path.read_text() and path.name != "cli.py"
+    }
+    assert programs == modules
+
+
+def test_help_lists_the_commands(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.COMMANDS)
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"mova_engine {__version__}"
+
+
+def test_arguments_reach_the_command(capsys):
+    assert cli.main(["ops", "--device", "cpu"]) == 0
+    assert "attention" in capsys.readouterr().out
+
+
+def test_unknown_command_suggests_the_nearest():
+    with pytest.raises(MovaError, match=r"unknown command 'trian'\. Did you mean 'train'\?"):
+        cli.main(["trian"])
+
+
+def test_error_is_one_line_and_status_2(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["mova", "samples"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: unknown command 'samples'. Did you mean 'sample'? Known: " + ", ".join(cli.COMMANDS) + "\n"
+    )
+
+
+def test_console_script_is_declared():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="mova")
+    assert script.value == "mova_engine.cli:run"

@@ -1,0 +1,109 @@
+"""Importing acts on nothing: no output, no torch until it is needed, no optional package ever."""
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+# Optional packages, installed here or not. What is installed besides core dependencies is added to them.
+OPTIONAL = {
+    *("accelerate", "amp_C", "apex", "bitsandbytes", "diffusers", "flash_attn", "gradio", "hf_kernels", "kernels"),
+    *("liger_kernel", "mindiesd", "onnxruntime", "peft", "polars", "ray", "sageattention", "swanlab", "torch_npu"),
+    *("torchao", "torchaudio", "torchcodec", "torchvision", "trackio", "transformer_engine", "transformers", "triton"),
+    *("wandb", "xformers"),
+}
+# Runs first in a child process: the names in `absent` cannot be found, as if they were not installed.
+HIDE = """
+import sys
+
+class Hiding:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, *args):
+        return None if name.split(".")[0] in absent else self.finder.find_spec(name, *args)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+"""
+
+
+def _core_distributions() -> set[str]:
+    """Normalised names of the engine's own dependencies and of theirs, without extras."""
+    found, queue = set(), ["mova-engine"]
+    while queue:
+        name = queue.pop().lower().replace("_", "-").replace(".", "-")
+        if name in found:
+            continue
+        try:
+            requires = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a requirement for another platform
+        found.add(name)
+        for requirement in map(Requirement, requires):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                queue.append(requirement.name)
+    return found
+
+
+def _not_core() -> set[str]:
+    """Top-level import names of everything that a plain install does not bring."""
+    core = _core_distributions()
+    others = {
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if not any(owner.lower().replace("_", "-").replace(".", "-") in core for owner in owners)
+    }
+    return (OPTIONAL | others) - {"setuptools", "pkg_resources", "_distutils_hack", "__editable___mova_engine_finder"}
+
+
+def _run(code: str, tmp_path) -> None:
+    child = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert child.stdout == "" and child.stderr == "", "importing must print nothing"
+
+
+def test_every_module_imports_without_any_optional_package(tmp_path):
+    code = f"absent = {sorted(_not_core())!r}\n{HIDE}" + """
+import importlib, pkgutil
+import mova_engine
+
+def failed(name): raise
+seen = [m.name for m in pkgutil.walk_packages(mova_engine.__path__, "mova_engine.", onerror=failed)]
+for name in seen:
+    importlib.import_module(name)
+assert len(seen) > 20, seen
+import mova_kernels.cpu
+loaded = {name.split(".")[0] for name in sys.modules} & set(absent)
+assert not loaded, loaded
+"""
+    _run(code, tmp_path)
+
+
+def test_an_optional_import_would_be_noticed(tmp_path):
+    code = f"absent = {sorted(_not_core())!r}\n{HIDE}" + """
+import importlib.util
+for name in absent:
+    assert importlib.util.find_spec(name) is None, name
+try:
+    import transformers
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("transformers was imported")
+"""
+    _run(code, tmp_path)
+
+
+@pytest.mark.parametrize("module", ["mova_engine", "mova_engine.config", "mova_engine.flops", "mova_engine.cli"])
+def test_import_is_light(module, tmp_path):
+    _run(f"import sys, {module}\nassert not {{'torch', 'numpy'}} & set(sys.modules)", tmp_path)
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="with a CUDA build of torch they may be there and work")
+@pytest.mark.parametrize("name", ["torchvision", "torchaudio"])
+def test_no_cuda_companion_beside_a_cpu_torch(name):
+    # Their public builds are for CUDA; beside a CPU torch they break diffusers, transformers and peft at import.
+    assert importlib.util.find_spec(name) is None, f"uninstall {name}: nothing here needs it"

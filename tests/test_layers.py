@@ -1,0 +1,115 @@
+"""The layer rule: each part of the engine imports only parts that stand before it in LAYERS."""
+
+import ast
+import re
+import sys
+
+import pytest
+
+from source_tree import ROOT, python_files, relative, tree
+
+# Parts on one line are peers and do not import each other, but for the first line.
+LAYERS = (
+    ("config", "errors", "flops"),
+    ("backend",),
+    ("ops",),
+    ("models",),
+    ("diffusion",),
+    ("parallel",),
+    ("data",),
+    ("train", "sample"),
+    ("bench", "describe", "parity", "plan", "doctor"),
+    ("cli",),
+)
+RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+PACKAGE = "mova_engine"
+_LAZY_TARGET = re.compile(rf"{PACKAGE}(\.\w+)+(:\w+)?")
+
+
+def imported_modules(module: str, is_package: bool, node: ast.AST) -> list[str]:
+    """Dotted names that one node imports: an import statement, or a lazy "module:attribute" target."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        parent = module.split(".")
+        parent = parent[: len(parent) - node.level + is_package] if node.level else []
+        base = ".".join([*parent, node.module] if node.module else parent)
+        # `from mova_engine import train` names the part in the list, not in the base.
+        return [f"{base}.{alias.name}" for alias in node.names] if base == PACKAGE else [base]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and _LAZY_TARGET.fullmatch(node.value):
+        return [node.value.split(":")[0]]
+    return []
+
+
+def violations(module: str, source: ast.Module, is_package: bool = False) -> list[str]:
+    """What `module` imports against the rule, in words."""
+    part = module.split(".")[1] if "." in module else None
+    found = []
+    for node in ast.walk(source):
+        for name in imported_modules(module, is_package, node):
+            top, _, rest = name.partition(".")
+            target = rest.split(".")[0]
+            if part in LAYERS[0] + (None,) and top not in sys.stdlib_module_names and target not in LAYERS[0]:
+                found.append(f"line {node.lineno}: {module} may use only the standard library, not {name}")
+            elif top == PACKAGE and target in RANK and target != part:
+                allowed = RANK[target] < RANK.get(part, 0) or (target in LAYERS[0] and part in LAYERS[0])
+                if not allowed:
+                    found.append(f"line {node.lineno}: {part} may not import {target}")
+    return found
+
+
+def module_name(path) -> tuple[str, bool]:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    is_package = parts[-1] == "__init__"
+    return ".".join(parts[:-1] if is_package else parts), is_package
+
+
+def test_every_part_has_a_layer():
+    parts = {module_name(path)[0].split(".")[1] for path in python_files(PACKAGE) if path.parent != ROOT / PACKAGE}
+    parts |= {path.stem for path in (ROOT / PACKAGE).glob("*.py") if path.stem != "__init__"}
+    assert parts - set(RANK) == set(), "give the new part its place in LAYERS"
+
+
+def test_each_layer_imports_only_those_before_it():
+    found = []
+    for path in python_files(PACKAGE):
+        name, is_package = module_name(path)
+        found += [f"{relative(path)}, {text}" for text in violations(name, tree(path), is_package)]
+    assert not found, "\n".join(found)
+
+
+def test_kernels_know_nothing_of_the_engine():
+    found = []
+    for path in python_files("kernels"):
+        for node in ast.walk(tree(path)):
+            names = imported_modules("mova_kernels.x", False, node)
+            found += [f"{relative(path)}: line {node.lineno}" for name in names if name.split(".")[0] == PACKAGE]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("mova_engine.config", "import torch"),
+        ("mova_engine.backend.cpu", "from mova_engine.ops import bind"),
+        ("mova_engine.models.layers", "def f():\n    from mova_engine import diffusion"),
+        ("mova_engine.train.trainer", "import mova_engine.sample.loop"),
+        ("mova_engine.sample.loop", "from ..train import trainer"),
+        ("mova_engine.bench.steps", "from mova_engine.parity import cases"),
+        ("mova_engine.ops.table", "target = 'mova_engine.models.layers:attention'"),
+    ],
+)
+def test_the_rule_sees_each_kind_of_breach(module, source):
+    assert violations(module, ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("mova_engine.config", "import math\nfrom mova_engine.errors import MovaError"),
+        ("mova_engine.train.trainer", "from mova_engine.data import loader\nfrom . import step\nimport torch"),
+        ("mova_engine.cli", "commands = {'train': 'mova_engine.train.__main__'}"),
+    ],
+)
+def test_the_rule_admits_what_it_should(module, source):
+    assert not violations(module, ast.parse(source))
