@@ -71,6 +71,7 @@ class BridgeConfig:
     """Cross-attention between the towers, in both directions, before each of `layers`.
 
     audio_fps: audio tokens per second. interaction_layers: the list for strategy "custom" (default: the reference's).
+    aligned: cross RoPE places video frames on the audio tokens' time axis; False (frame i at position i) is for ablation.
     """
 
     visual_layers: int
@@ -85,6 +86,7 @@ class BridgeConfig:
     trainable_condition_scale: bool = False
     pooled_adaln: bool = False
     interaction_layers: tuple[int, ...] | None = None
+    aligned: bool = True
 
     def __post_init__(self) -> None:
         strategy = self.interaction_strategy

@@ -133,7 +133,9 @@ class Bridge(nn.Module):
         if not config.apply_cross_rope:
             return None
         bias = config.apply_first_frame_bias_in_rope
-        video = aligned_video_rope(grid, fps, config.audio_fps, bias, config.head_dim, device)
+        # Four pictures a latent frame: with fps / 4 positions a second, frame i lands on position i.
+        audio_fps = config.audio_fps if config.aligned else fps / 4
+        video = aligned_video_rope(grid, fps, audio_fps, bias, config.head_dim, device)
         return video, audio_rope(audio_tokens, config.head_dim, device)
 
     def forward(
