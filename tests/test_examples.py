@@ -1,0 +1,65 @@
+"""The example of library use: a trainer outside the engine, with an operator implementation of its own."""
+
+import ast
+import importlib.util
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mova_engine.ops import OPERATORS
+from source_tree import ROOT, tree
+
+EXAMPLE = ROOT / "examples" / "downstream_trainer.py"
+OPERATOR = OPERATORS["gate_residual_norm_modulate"]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    spec = importlib.util.spec_from_file_location("downstream_trainer", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    # The operator table imports implementations by module name.
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_learns(example):
+    losses = example.train(steps=16, batch=4, clips=8)
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+def test_it_runs_as_a_program():
+    child = subprocess.run([sys.executable, EXAMPLE, "--steps", "2"], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert re.fullmatch(r"loss [\d.]+ in the first ten steps, [\d.]+ in the last ten\n", child.stdout)
+
+
+def test_its_operator_is_the_one_that_runs(example, monkeypatch):
+    calls = []
+    own = example.gate_norm_addcmul
+    monkeypatch.setattr(example, "gate_norm_addcmul", lambda *a, **k: calls.append(1) or own(*a, **k))
+    example.train(steps=1, batch=2, clips=2)
+    assert calls
+
+
+@pytest.mark.parametrize("case", [c for c in OPERATOR.cases if c.size == "test"], ids=lambda case: case.name)
+def test_its_operator_is_right(example, case):
+    results = []
+    for dtype, function in ((torch.float64, OPERATOR.reference), (torch.float32, example.gate_norm_addcmul)):
+        inputs = case.make(torch.Generator().manual_seed(0), torch.device("cpu"), dtype)
+        leaves = [inputs[name].requires_grad_() for name in OPERATOR.differentiable if inputs[name] is not None]
+        outs = function(**inputs)
+        torch.autograd.backward(outs, [1 + out.detach() for out in outs])
+        results.append([*(out.detach() for out in outs), *(leaf.grad for leaf in leaves)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5 * expected.abs().max().item())
+
+
+def test_it_stands_on_its_own_loop():
+    modules = {node.module for node in ast.walk(tree(EXAMPLE)) if isinstance(node, ast.ImportFrom)}
+    assert not any(module.startswith(("mova_engine.train", "mova_engine.sample")) for module in modules)
