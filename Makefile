@@ -24,21 +24,24 @@ setup-dev: $(VENV)/.mova-dev
 
 $(PY):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % v[:2])'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 # One resolution for torch and the rest: nothing can pull in another torch than the one named.
 $(VENV)/.mova-core: requirements/torch.txt requirements/core.txt $(PACKAGE) | $(PY)
-	$(PIP) install --quiet $(TORCH) -r requirements/core.txt
+	@echo "installing the pinned dependencies (torch alone is a few hundred MB)"
+	@$(PIP) install --quiet $(TORCH) -r requirements/core.txt
 	@echo "installing mova_engine (its native library only where CMake and a C++ compiler are at hand)"
 	@MOVA_BUILD_NATIVE=auto $(PIP) install --quiet --no-build-isolation --no-deps -e .
 	@$(PY) -m mova_kernels.cpu
 	@touch $@
 
 $(VENV)/.mova-dev: requirements/dev.txt $(VENV)/.mova-core
-	$(PIP) install --quiet $(TORCH) -r requirements/dev.txt
+	@echo "installing the development tools"
+	@$(PIP) install --quiet $(TORCH) -r requirements/dev.txt
 	@touch $@
 
 native: $(VENV)/.mova-core
+	@command -v cmake >/dev/null || { echo "error: CMake is not installed"; exit 2; }
 	MOVA_BUILD_NATIVE=1 $(PIP) install --no-build-isolation --no-deps -e .
 	@$(PY) -m mova_kernels.cpu
 
