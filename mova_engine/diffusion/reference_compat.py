@@ -16,7 +16,7 @@ ENTRIES = 1000
 
 def table_sigmas(shift: float = SHIFT) -> Tensor:
     """The table's sigmas, descending, float32 [1000]."""
-    return shift_time(torch.linspace(1.0, MIN_TIME, ENTRIES, dtype=torch.float64), shift).float()
+    return shift_time(torch.linspace(1.0, MIN_TIME, ENTRIES), shift)
 
 
 def nearest_sigma(timesteps: Tensor, shift: float = SHIFT) -> Tensor:
@@ -29,7 +29,7 @@ def snapped(steps: Steps) -> Steps:
     """Sampling steps whose sigmas are replaced by the nearest table entries; timesteps stay exact."""
 
     def snap(timesteps: Tensor) -> Tensor:
-        return torch.cat([nearest_sigma(timesteps).double(), torch.zeros(1, dtype=torch.float64)])
+        return torch.cat([nearest_sigma(timesteps), torch.zeros(1)])
 
     return replace(steps, video_sigmas=snap(steps.video_timesteps), audio_sigmas=snap(steps.audio_timesteps))
 

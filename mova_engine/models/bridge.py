@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mova_engine.config import BridgeConfig
 from mova_engine.models.layers import Linear, NormParameters, Rope, Stream
-from mova_engine.models.rope import aligned_video_rope, audio_rope
+from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
 from mova_engine.ops import OpTable
 
 # LayerNorm of the other tower's states and RMSNorm of q and k.
@@ -136,7 +136,7 @@ class Bridge(nn.Module):
         # Four pictures a latent frame: with fps / 4 positions a second, frame i lands on position i.
         audio_fps = config.audio_fps if config.aligned else fps / 4
         video = aligned_video_rope(grid, fps, audio_fps, bias, config.head_dim, device)
-        return video, audio_rope(audio_tokens, config.head_dim, device)
+        return video, aligned_audio_rope(audio_tokens, config.head_dim, device)
 
     def forward(
         self,
@@ -163,7 +163,7 @@ class Bridge(nn.Module):
         update_v = to_video.inner(x_v, normed_a, rope_v, rope_a, scoped("a2v"))
         query_a = x_a
         if to_audio.per_frame_pooling is not None:
-            # The pooled variant reads frames, not tokens: y_norm's tokens are pooled, and drive the query's norm.
+            # The video's frames drive the query's norm; keys and values remain the video's tokens.
             query_a = self._pooled_query(to_audio, x_a, x_v, grid[0], trace)
         update_a = to_audio.inner(query_a, normed_v, rope_a, rope_v, scoped("v2a"))
         if trace:

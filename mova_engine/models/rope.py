@@ -1,4 +1,4 @@
-"""Rotary tables: cos and sin of the angles, computed in float64 and stored in float32 [tokens, head_dim/2].
+"""Rotary tables: cos and sin of the angles in float32 [tokens, head_dim/2]; the towers' come from float64 angles.
 
 Rotary embedding: Su et al., 2021. The towers rotate interleaved pairs, the bridge rotates halves (aligned RoPE).
 """
@@ -41,15 +41,16 @@ def audio_angles(tokens: int, head_dim: int) -> Tensor:
 
 
 def aligned_video_positions(frames: int, fps: float, audio_fps: float, first_frame_bias: bool) -> Tensor:
-    """Position of each latent video frame on the audio tower's axis (one unit = one audio token), float64 [frames].
+    """Position of each latent video frame on the audio tower's axis (one unit = one audio token), float32 [frames].
 
     A latent frame spans four pictures: frame i lies at i * audio_fps * 4/fps. With first-frame bias the first latent
     holds one picture only: 0 for i = 0, then (1/fps + (i-1) * 4/fps) * audio_fps.
     """
-    index = torch.arange(frames, dtype=torch.float64)
+    # Float32 throughout, as the released bridge was trained: at position 402 its angles are 1e-5 rad off the exact ones.
+    index = torch.arange(frames, dtype=torch.float32)
     if not first_frame_bias:
         return index * (audio_fps * 4.0 / fps)
-    return torch.where(index == 0, 0.0, (1.0 / fps + (index - 1) * 4.0 / fps) * audio_fps)
+    return torch.where(index == 0, 0.0, (1.0 / fps + (index - 1) * (4.0 / fps)) * audio_fps)
 
 
 def _table(angles: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -64,8 +65,14 @@ def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) 
 
 @functools.lru_cache(maxsize=16)
 def audio_rope(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of the audio tower, and of its tokens in the bridge."""
+    """(cos, sin) of the audio tower."""
     return _table(audio_angles(tokens, head_dim), device)
+
+
+@functools.lru_cache(maxsize=16)
+def aligned_audio_rope(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of audio tokens in the bridge: position j for token j."""
+    return _aligned_table(torch.arange(tokens), head_dim, device)
 
 
 @functools.lru_cache(maxsize=16)
@@ -80,7 +87,9 @@ def aligned_video_rope(
     """(cos, sin) of video tokens in the bridge; all tokens of a frame share its position in time."""
     frames, rows, columns = grid
     positions = aligned_video_positions(frames, fps, audio_fps, first_frame_bias)
-    # Positions in float32 before the product, as the released model was trained: at 49 frames the difference is 1e-5
-    # rad.
-    angles = _angles(positions.float(), head_dim)
-    return _table(angles.repeat_interleave(rows * columns, 0), device)
+    return _aligned_table(positions.repeat_interleave(rows * columns), head_dim, device)
+
+
+def _aligned_table(positions: Tensor, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    frequencies = 1.0 / THETA ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    return _table(torch.outer(positions.float(), frequencies), device)

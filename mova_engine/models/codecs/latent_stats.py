@@ -88,3 +88,16 @@ class LatentStats:
     def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (1, -1) + (1,) * (x.ndim - 2)
         return x.new_tensor(self.mean).view(shape), x.new_tensor(self.std).view(shape)
+
+
+# The released video VAE's (Wan2.1) statistics; a checkpoint's own config.json wins over them.
+WAN_STATS = LatentStats(
+    mean=(
+        *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+        *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+    ),
+    std=(
+        *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+        *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916),
+    ),
+)

@@ -1,0 +1,39 @@
+"""Case 9: the reference's LoRA adapter file, applied, differentiated and merged."""
+
+import torch
+from torch import Tensor
+
+from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.models.lora import load_lora, merged_lora
+from mova_engine.models.mova import COMPONENTS, Mova
+from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.sampling import build_mova
+from mova_engine.parity.steps import gradients
+
+
+def _forward(
+    case: GoldenCase, mova: Mova, expert: int, machine: Machine, leaves: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    timestep = case.tensors["in.timestep"].to(machine.device)
+    towers = (mova.expert(expert), mova.audio_dit, mova.dual_tower_bridge)
+    return dual_tower_forward(*towers, *leaves.values(), timestep, timestep, fps=case.parameters["fps"])
+
+
+def run_lora(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+    """Adapters on both experts, their gradients, and the output after merging."""
+    mova = build_mova(case, machine)
+    load_lora(mova, case.folder / case.meta["weights"]["lora"], alpha=case.parameters["alpha"])
+    produced = {}
+    keys = ("visual_latents", "audio_latents", "context")
+    for expert, name in enumerate(COMPONENTS[:2]):
+        leaves = {key: machine.put(case.tensors[f"in.{key}"]).requires_grad_() for key in keys}
+        outputs = _forward(case, mova, expert, machine, leaves)
+        produced |= {f"out.{name}.{modality}": x for modality, x in zip(("visual", "audio"), outputs, strict=True)}
+        if expert == 0:
+            cotangents = (machine.put(case.tensors[f"in.cot_{modality}"]) for modality in ("visual", "audio"))
+            sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True)).backward()
+            grads = {key: x.grad for key, x in leaves.items()} | gradients({c: getattr(mova, c) for c in COMPONENTS})
+            produced |= {f"grad.{key}": g for key, g in grads.items()}
+    with torch.no_grad(), merged_lora(mova, dtype=None):
+        merged = _forward(case, mova, 0, machine, leaves)
+    return produced | {f"out.video_dit.merged.{m}": x for m, x in zip(("visual", "audio"), merged, strict=True)}

@@ -1,0 +1,117 @@
+"""Case 3: the bridge, full and pooled, its tables, scales and gradients."""
+
+import re
+
+import torch
+from torch import Tensor
+
+from mova_engine.config import BridgeConfig
+from mova_engine.models.bridge import Bridge
+from mova_engine.models.layers import Rope, Stream
+from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
+from mova_engine.parity.case import GoldenCase, Machine
+
+# The recorded scales (audio to video, video to audio).
+_SCALES = (0.5, 1.5)
+_NO_ROPE_SCALES = (0.75, 0.75)
+
+
+def run_full(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+    """The full bridge."""
+    bridge = case.bridge(machine)
+    layers = bridge.config.layers
+    produced = _tables(case, bridge.config) | _layer(case, machine, bridge, "out.l0.", "mid.l0.", "grad.l0.")
+    with torch.no_grad():
+        produced |= _outputs("out.l1_scales.", *_apply(case, machine, bridge, layers[-1], scale=_SCALES))
+        produced |= _outputs(
+            "out.l0_norope.", *_apply(case, machine, bridge, layers[0], rope=False, scale=_NO_ROPE_SCALES)
+        )
+        produced |= _outputs("out.l0_small.", *_apply(case, machine, bridge, layers[0], factor=1e-3))
+    return produced
+
+
+def run_pooled(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+    """The pooled variant of the video-to-audio direction."""
+    bridge = case.bridge(machine)
+    produced = _layer(case, machine, bridge, "out.", "mid.", "grad.")
+    with torch.no_grad():
+        produced |= _outputs("out.small.", *_apply(case, machine, bridge, bridge.config.layers[0], factor=1e-3))
+    return produced
+
+
+def check_layers(case: GoldenCase) -> list[str]:
+    """Strategies whose bridged layers differ from the recorded ones, described; empty when all agree."""
+    wrong = []
+    for sizes, strategies in case.meta.get("interaction_layers", {}).items():
+        visual, audio = (int(n) for n in re.findall(r"=(\d+)", sizes))
+        for strategy, recorded in strategies.items():
+            ours = BridgeConfig(visual, audio, 128, 128, interaction_strategy=strategy).layers
+            if list(ours) != recorded:
+                wrong.append(f"{strategy} at {sizes}: {list(ours)}, recorded {recorded}")
+    return wrong
+
+
+def _grid(case: GoldenCase) -> tuple[int, int, int]:
+    return tuple(case.parameters["grid"])
+
+
+def _outputs(prefix: str, video: Tensor, audio: Tensor) -> dict[str, Tensor]:
+    return {prefix + "visual": video, prefix + "audio": audio}
+
+
+def _apply(
+    case: GoldenCase,
+    machine: Machine,
+    bridge: Bridge,
+    layer: int,
+    *,
+    inputs: tuple[Tensor, Tensor] | None = None,
+    rope: bool = True,
+    scale: tuple[float, float] = (1.0, 1.0),
+    factor: float = 1.0,
+    trace=None,
+) -> tuple[Tensor, Tensor]:
+    video, audio = inputs or (machine.put(case.tensors[f"in.{key}"]) * factor for key in ("visual", "audio"))
+    grid, fps = _grid(case), case.parameters["fps"][0]
+    tables = bridge.rope(grid, audio.shape[1], fps, machine.device) if rope else None
+    streams = bridge(layer, Stream(video), Stream(audio), tables, grid, scale, trace)
+    return tuple(stream.settle(machine.ops) for stream in streams)
+
+
+def _layer(case: GoldenCase, machine: Machine, bridge: Bridge, out: str, mid: str, grad: str) -> dict[str, Tensor]:
+    leaves = {key: machine.put(case.tensors[f"in.{key}"]).requires_grad_() for key in ("visual", "audio")}
+    states = {}
+    outputs = _apply(
+        case, machine, bridge, bridge.config.layers[0], inputs=tuple(leaves.values()), trace=states.__setitem__
+    )
+    cotangents = (machine.put(case.tensors[f"in.cot_{key}"]) for key in leaves)
+    sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True)).backward()
+    gradients = {name: p.grad for name, p in bridge.named_parameters() if p.grad is not None}
+    gradients |= {key: x.grad for key, x in leaves.items()}
+    produced = _outputs(out, *outputs) | {mid + name: x for name, x in states.items()}
+    return produced | {grad + name: g for name, g in gradients.items()}
+
+
+def _doubled(table: Rope, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Recorded tables repeat cos and sin for both halves of a head."""
+    return {part: torch.cat([x, x], -1).to(dtype) for part, x in zip(("cos", "sin"), table, strict=True)}
+
+
+def _tables(case: GoldenCase, config: BridgeConfig) -> dict[str, Tensor]:
+    produced = {}
+    head_dim, cpu = config.head_dim, torch.device("cpu")
+    for name in case.tensors:
+        match = re.match(r"(freqs|freqs_long)\.(?:fps(\d+)\.bias(\d)\.)?(bf16\.)?(cos|sin)_([va])(_rows)?$", name)
+        if not match:
+            continue
+        kind, fps, bias, bf16, part, tower, rows = match.groups()
+        long = kind == "freqs_long"
+        if tower == "v":
+            grid = (max(case.parameters["vrows"]) + 1, 1, 1) if long else _grid(case)
+            table = aligned_video_rope(grid, float(fps), config.audio_fps, bias == "1", head_dim, cpu)
+        else:
+            tokens = max(case.parameters["arows"]) + 1 if long else case.parameters["La"]
+            table = aligned_audio_rope(tokens, head_dim, cpu)
+        x = _doubled(table, torch.bfloat16 if bf16 else torch.float32)[part]
+        produced[name] = x[case.parameters[f"{tower}rows"]] if rows else x.unsqueeze(0)
+    return produced

@@ -1,0 +1,128 @@
+"""A recorded case: its tensors, configuration and weights, and the models built from them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mova_engine.config import AudioDiTConfig, BridgeConfig, VideoDiTConfig
+from mova_engine.errors import MovaError
+from mova_engine.models.audio_dit import AudioDiT
+from mova_engine.models.bridge import Bridge
+from mova_engine.models.video_dit import VideoDiT
+from mova_engine.ops import OpTable
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how cases run: the bound operators, the device and the dtype of weights and activations."""
+
+    ops: OpTable
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    def put(self, x: Tensor) -> Tensor:
+        """x on the device, in the run's dtype where it is floating point."""
+        return x.to(self.device, self.dtype if x.is_floating_point() else None)
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One case of a folder."""
+
+    folder: Path
+    name: str
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """The case's JSON."""
+        path = self.folder / f"{self.name}.json"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise MovaError(f"cannot read {path}: {error}") from None
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All recorded tensors, on the CPU."""
+        return read_tensors(self.folder / f"{self.name}.safetensors")
+
+    @property
+    def kind(self) -> str:
+        """The case's own name, which says what to run."""
+        return self.meta.get("case", self.name)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self.meta.get("case_parameters", {})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.meta["config"]
+
+    def weights(self, component: str) -> dict[str, Tensor]:
+        """The state dict recorded for a component ("video", "audio", "bridge", "dac", ...)."""
+        names = self.meta["weights"]
+        if component not in names:
+            raise MovaError(
+                f"{self.name}.json names no weights for '{component}' (it has: {', '.join(names) or 'none'})"
+            )
+        return read_tensors(self.folder / names[component])
+
+    def video_dit(self, machine: Machine, weights: str = "video", config: dict[str, Any] | None = None) -> VideoDiT:
+        """The video tower with the recorded weights."""
+        return self._load(VideoDiT(tower_config(VideoDiTConfig, config or self.config), machine.ops), weights, machine)
+
+    def audio_dit(self, machine: Machine, config: dict[str, Any] | None = None) -> AudioDiT:
+        """The audio tower with the recorded weights."""
+        return self._load(AudioDiT(tower_config(AudioDiTConfig, config or self.config), machine.ops), "audio", machine)
+
+    def bridge(self, machine: Machine, config: dict[str, Any] | None = None) -> Bridge:
+        """The bridge with the recorded weights."""
+        return self._load(Bridge(tower_config(BridgeConfig, config or self.config), machine.ops), "bridge", machine)
+
+    def _load(self, module: nn.Module, weights: str, machine: Machine) -> nn.Module:
+        try:
+            module.load_state_dict(self.weights(weights), strict=True)
+        except RuntimeError as error:
+            raise MovaError(f"{self.name}: weights '{weights}' do not fit: {' '.join(str(error).split())}") from None
+        return module.to(machine.device, machine.dtype)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; MovaError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MovaError(f"cannot read {path}: {error}") from None
+
+
+def tower_config(cls: type[Config], values: dict[str, Any]) -> Config:
+    """A configuration from a checkpoint's or case's `config` entry; fields that it does not know are left out."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+
+
+def find_cases(folder: Path) -> list[GoldenCase]:
+    """Every case of a folder, by name. A JSON file that is neither a case nor weights is an error."""
+    if not folder.is_dir():
+        raise MovaError(f"{folder} is not a folder of recorded cases")
+    cases = []
+    for path in sorted(folder.glob("*.json")):
+        case = GoldenCase(folder, path.stem)
+        if "case" in case.meta:
+            cases.append(case)
+        elif "weights" not in case.meta.get("kind", ""):
+            raise MovaError(f"{path} is neither a case nor a weights file (no 'case' and no 'kind' in it)")
+    if not cases:
+        raise MovaError(f"{folder} holds no recorded case (*.json with a 'case' entry)")
+    return cases

@@ -1,0 +1,65 @@
+"""Case 8: normalised latents and the first-frame condition; case 6: the audio VAE."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mova_engine.diffusion.condition import first_frame_condition, video_input
+from mova_engine.models.codecs.dac import Dac, DacConfig
+from mova_engine.models.codecs.latent_stats import WAN_STATS, LatentStats
+from mova_engine.parity.case import GoldenCase, Machine
+
+
+def wan_stats(config: dict[str, Any]) -> LatentStats:
+    """The video latents' mean and std: the case's own, or the released video VAE's."""
+    if "latents_mean" in config:
+        return LatentStats(tuple(config["latents_mean"]), tuple(config["latents_std"]))
+    return WAN_STATS
+
+
+def run_condition(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+    """The condition's layout with a first frame, and with a last one as well."""
+    stats = wan_stats(case.config)
+    normalised = stats.normalise(machine.put(case.tensors["in.image_latent_raw"]))
+    latents = machine.put(case.tensors["in.latents"])
+    produced = {
+        "out.normalized_image_latent": normalised,
+        "out.denormalized_roundtrip": stats.denormalise(normalised),
+        "out.training.condition": first_frame_condition(normalised),
+    }
+    for name, last in (("first", False), ("first_last", True)):
+        condition = first_frame_condition(normalised, last_frame=last)
+        produced |= {f"out.{name}.condition": condition, f"out.{name}.model_input": video_input(latents, condition)}
+    return produced
+
+
+@torch.no_grad()
+def run_audio_vae(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+    """The audio VAE: posterior, decoded waveforms, states inside both halves."""
+    dac = Dac(DacConfig.from_dict(case.config))
+    dac.load_state_dict(case.weights("dac"))
+    dac.to(machine.device)
+    states = {}
+    for name in ("encoder", *(f"encoder.block{i}" for i in range(len(dac.encoder.block)))):
+        _record(dac, name, states)
+    for i in range(len(dac.decoder.model)):
+        _record(dac, f"decoder.model{i}", states)
+    audio = case.tensors["in.audio"].to(machine.device)
+    posterior = dac.encode(audio)
+    produced = {
+        "out.padded_length": torch.tensor([dac.pad(audio).shape[-1]]),
+        "out.mean": posterior.mean,
+        "out.logvar": posterior.logvar,
+        "out.decode_mean": dac.decode(posterior.mean),
+    }
+    produced |= {f"mid.{name}": x for name, x in states.items()}
+    produced["out.decode_z"] = dac.decode(case.tensors["in.z"].to(machine.device))
+    return produced
+
+
+def _record(dac: Dac, name: str, into: dict[str, Tensor]) -> None:
+    """Store what sub-module "encoder.block1" (encoder.block[1]) puts out, the last call winning."""
+    path = name.rstrip("0123456789")
+    module = dac.get_submodule(path if path == name else f"{path}.{name[len(path) :]}")
+    module.register_forward_hook(lambda _module, _args, out: into.__setitem__(name, out))

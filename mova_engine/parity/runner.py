@@ -1,0 +1,73 @@
+"""Which runner serves which case, and the run over a folder of cases."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mova_engine.errors import MovaError, suggest
+from mova_engine.parity import adapters, bridges, latents, sampling, schedules, steps, towers
+from mova_engine.parity.case import GoldenCase, Machine, find_cases
+from mova_engine.parity.judge import Row, judge
+
+Runner = Callable[[GoldenCase, Machine], dict[str, Tensor]]
+
+RUNNERS: dict[str, Runner] = {
+    "case1_video_dit": towers.run_video,
+    "case2_audio_dit": towers.run_audio,
+    "case3_bridge_full": bridges.run_full,
+    "case3_bridge_pooled": bridges.run_pooled,
+    "case4_dual_tower_step": steps.run_step,
+    "case4_training_step": steps.run_training,
+    "case5_scheduler": schedules.run_schedule,
+    "case6_audio_vae_fused": latents.run_audio_vae,
+    "case6_audio_vae_weight_norm": latents.run_audio_vae,
+    "case7_sampling_trajectory": sampling.run_sampling,
+    "case8_first_frame_condition": latents.run_condition,
+    "case9_lora": adapters.run_lora,
+}
+# Facts in a case's JSON that are no tensors; each check returns descriptions of what differs.
+_FACTS = {"case3_bridge_full": bridges.check_layers, "case5_scheduler": schedules.check_values}
+# Cases that have no meaning in another dtype: tables and schedules are computed in float64, the audio VAE runs in
+# float32.
+_FLOAT32_ONLY = ("case5_", "case6_", "case8_")
+# Gradients and inner states have no agreed bfloat16 bound: a bfloat16 run judges outputs.
+_LEFT_OUT_BELOW_FLOAT32 = {
+    "grad.*": "gradients have no agreed bound below float32",
+    "mid.*": "inner states have no agreed bound below float32",
+}
+
+
+def find_runner(case: GoldenCase) -> Runner:
+    """The runner of a case; a case that nobody knows is an error."""
+    if case.kind not in RUNNERS:
+        raise MovaError(
+            f"{case.folder / case.name}.json: unknown case '{case.kind}'.{suggest(case.kind, RUNNERS)} "
+            f"Known: {', '.join(RUNNERS)}"
+        )
+    return RUNNERS[case.kind]
+
+
+def run_case(case: GoldenCase, machine: Machine) -> list[Row]:
+    """Run one case; one row per recorded tensor that is not an input."""
+    runner = find_runner(case)
+    if case.kind.startswith(_FLOAT32_ONLY):
+        machine = Machine(machine.ops, machine.device, torch.float32)
+    left_out = {} if machine.dtype == torch.float32 else _LEFT_OUT_BELOW_FLOAT32
+    try:
+        rows = judge(case.name, case.tensors, runner(case, machine), machine.dtype, left_out)
+    except KeyError as error:
+        raise MovaError(f"{case.folder / case.name}: the case lacks {error}") from None
+    for fact in _FACTS.get(case.kind, lambda _: [])(case):
+        rows.append(Row(case.name, "facts", None, 0.0, fact))
+    return rows
+
+
+def run_folder(folder: Path, machine: Machine) -> Iterator[tuple[GoldenCase, list[Row]]]:
+    """Run every case of a folder. All cases are known before the first runs."""
+    cases = find_cases(folder)
+    for case in cases:
+        find_runner(case)
+    for case in cases:
+        yield case, run_case(case, machine)

@@ -1,0 +1,138 @@
+"""Case 4: one dual-tower step (float32 and bfloat16), and two training steps."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from mova_engine.diffusion import reference_compat
+from mova_engine.diffusion.condition import first_frame_condition, video_input
+from mova_engine.diffusion.loss import LossWeights, velocity_loss
+from mova_engine.diffusion.schedule import Schedule, add_noise, velocity_target
+from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.latents import wan_stats
+
+# A state's name in our trace -> in the recording.
+_STATES = {r"(visual|audio)\.block(\d+)\.out": r"\1_block\2", r"(bridge\d+\.(?:visual|audio))": r"\1"}
+
+
+def components(case: GoldenCase, machine: Machine, video_weights: str = "video") -> dict[str, nn.Module]:
+    """The models of a dual-tower case, by their component names."""
+    return {
+        "video_dit": case.video_dit(machine, video_weights, case.config["video"]),
+        "audio_dit": case.audio_dit(machine, case.config["audio"]),
+        "dual_tower_bridge": case.bridge(machine, case.config["bridge"]),
+    }
+
+
+def gradients(models: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Every parameter gradient under its full name."""
+    return {
+        f"{component}.{name}": p.grad
+        for component, model in models.items()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+
+
+def run_step(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+    """The dual-tower step: outputs, states and gradients; and the outputs of a bfloat16 copy."""
+    recorded, produced = case.tensors, {}
+    models = components(case, machine)
+    for batch in sorted({m[1] for name in recorded if (m := re.match(r"in\.(b\d+)\.visual_latents$", name))}):
+        keys = ("visual_latents", "audio_latents", "context")
+        leaves = {key: machine.put(recorded[f"in.{batch}.{key}"]).requires_grad_() for key in keys}
+        times = [recorded[f"in.{batch}.{key}"].to(machine.device) for key in ("timestep", "audio_timestep")]
+        options = {"fps": case.parameters["fps"]}
+        for model in models.values():
+            model.zero_grad(set_to_none=True)
+        outputs = dual_tower_forward(*models.values(), *leaves.values(), *times, **options)
+        cotangents = (machine.put(recorded[f"in.{batch}.cot_{key}"]) for key in ("visual", "audio"))
+        sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True)).backward()
+        produced |= _pair(f"out.{batch}.", outputs)
+        grads = gradients(models) | {key: x.grad for key, x in leaves.items()}
+        produced |= {f"grad.{batch}.{name}": g.clone() for name, g in grads.items()}
+        with torch.no_grad():
+            dual_tower_forward(
+                *models.values(), *leaves.values(), *times, **options, trace=_Recorder(f"mid.{batch}.", produced)
+            )
+    half = Machine(machine.ops, machine.device, torch.bfloat16)
+    for model in models.values():
+        model.to(torch.bfloat16)
+    with torch.no_grad():
+        for name in [n for n in recorded if n.startswith("out.") and n.endswith("_eager.visual")]:
+            batch = name.split(".")[1]
+            inputs = (half.put(recorded[f"in.{batch}.{key}"]) for key in ("visual_latents", "audio_latents", "context"))
+            times = [recorded[f"in.{batch}.{key}"].to(machine.device) for key in ("timestep", "audio_timestep")]
+            outputs = dual_tower_forward(*models.values(), *inputs, *times, fps=case.parameters["fps"])
+            # The recording rounds at two sets of places; one bound holds for both.
+            for variant in ("bf16_eager", "bf16_fused"):
+                produced |= _pair(f"out.{batch}.{variant}.", outputs)
+    return produced
+
+
+class _Recorder:
+    """A trace that stores states under their recorded names."""
+
+    def __init__(self, prefix: str, into: dict[str, Tensor]) -> None:
+        self.prefix, self.into = prefix, into
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        for pattern, replacement in _STATES.items():
+            if re.fullmatch(pattern, name):
+                self.into[self.prefix + re.sub(pattern, replacement, name)] = x
+
+
+def _pair(prefix: str, outputs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    return {prefix + "visual": outputs[0], prefix + "audio": outputs[1]}
+
+
+def run_training(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+    """Two training steps: even steps train the high-noise expert, odd ones the low-noise expert, at table timesteps."""
+    recorded, produced = case.tensors, {}
+    schedule, stats = Schedule(), wan_stats(case.config)
+    clean = stats.normalise(machine.put(recorded["in.video_latents_raw"]))
+    audio = machine.put(recorded["in.audio_latents"])
+    condition = first_frame_condition(stats.normalise(machine.put(recorded["in.image_latents_raw"])))
+    context = machine.put(recorded["in.context"])
+    for step in sorted({int(m[1]) for name in recorded if (m := re.match(r"in\.s(\d+)\.", name))}):
+        expert = step % 2
+        index = reference_compat.training_index(recorded[f"in.s{step}.uniform_draw"], expert, schedule.boundary)
+        sigma = reference_compat.table_sigmas()[index]
+        timestep = (sigma * schedule.num_train_timesteps).to(machine.device)
+        noise = [machine.put(recorded[f"in.s{step}.{modality}_noise"]) for modality in ("video", "audio")]
+        noisy = [add_noise(x, n, sigma) for x, n in zip((clean, audio), noise, strict=True)]
+        models = components(case, machine, "video_2" if expert else "video")
+        outputs = dual_tower_forward(
+            *models.values(),
+            video_input(noisy[0], condition),
+            noisy[1],
+            context,
+            timestep,
+            timestep,
+            fps=case.parameters["fps"],
+        )
+        targets = [velocity_target(x, n) for x, n in zip((clean, audio), noise, strict=True)]
+        losses = velocity_loss(outputs[0], targets[0], outputs[1], targets[1], LossWeights())
+        losses.total.backward()
+        grads = gradients(models)
+        norm = torch.stack([g.float().norm() for g in grads.values()]).norm()
+        made = {
+            "loss": losses.total.view(1),
+            "video_loss": losses.video.view(1),
+            "audio_loss": losses.audio.view(1),
+            "timestep": timestep,
+            "audio_timestep": timestep,
+            "noisy_video": noisy[0],
+            "noisy_audio": noisy[1],
+            "condition": condition,
+            "video_pred": outputs[0],
+            "audio_pred": outputs[1],
+            "grad_norm_all": norm.view(1),
+        }
+        produced |= {f"out.s{step}.{name}": x for name, x in made.items()}
+        # The recording names the expert of a step either by its own name or as the model that was trained.
+        names = grads | {name.replace("video_dit.", "video_dit_2.", 1): g for name, g in grads.items() if expert}
+        produced |= {f"grad.s{step}.{name}": g for name, g in names.items()}
+    return produced
