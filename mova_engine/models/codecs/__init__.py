@@ -1,15 +1,19 @@
 """Codecs and text encoders: what turns pictures, sound and words into what the towers see, and back.
 
-kind         what it is                                                    needs
-video  wan   diffusers' AutoencoderKLWan                                   folder, extra [codecs]
-       dct   low-frequency DCT of 4x8x8 blocks                             nothing
-audio  dac   MOVA's continuous DAC                                         folder
-       mdct  128 MDCT coefficients a frame                                 nothing
-text   umt5  transformers' UMT5 encoder and its tokenizer                  folder, extra [codecs]
-       bytes one fixed vector a word                                       nothing
+| | kind | what it is | needs |
+|---|---|---|---|
+| video | wan | diffusers' AutoencoderKLWan | folder, extra [codecs] |
+| | dct | low-frequency DCT of 4x8x8 blocks | |
+| audio | dac | MOVA's continuous DAC | folder |
+| | mdct | 128 MDCT coefficients for every 960 samples | |
+| text | umt5 | transformers' UMT5 encoder and its tokenizer | folder, extra [codecs] |
+| | bytes | one fixed vector a word | |
+
+`folder` is the codec's own (a checkpoint's video_vae or audio_vae); for umt5 it is the one that holds both text_encoder
+and tokenizer, that is, the checkpoint's.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +22,105 @@ import torch
 from mova_engine.errors import MovaError, suggest
 from mova_engine.models.codecs.base import AudioCodec, TextEncoder, VideoCodec, video_from_uint8, video_to_uint8
 from mova_engine.models.codecs.byte_text import ByteTextEncoder
+from mova_engine.models.codecs.dac import DacCodec, load_dac
 from mova_engine.models.codecs.dct_video import DctVideoCodec
 from mova_engine.models.codecs.mdct_audio import MdctAudioCodec
+from mova_engine.models.codecs.umt5_text import load_umt5
+from mova_engine.models.codecs.wan_video import WanVideoCodec, load_wan
 
 __all__ = [
-    "AudioCodec",
-    "ByteTextEncoder",
-    "DctVideoCodec",
-    "MdctAudioCodec",
-    "TextEncoder",
-    "VideoCodec",
+    "VIDEO_CODECS",
+    "AUDIO_CODECS",
+    "TEXT_ENCODERS",
+    "build_video_codec",
     "build_audio_codec",
     "build_text_encoder",
-    "build_video_codec",
+    "VideoCodec",
+    "AudioCodec",
+    "TextEncoder",
+    "DctVideoCodec",
+    "MdctAudioCodec",
+    "ByteTextEncoder",
     "video_from_uint8",
     "video_to_uint8",
 ]
 
-State = Mapping[str, Any]
-Folder = str | Path
+VIDEO_CODECS = ("wan", "dct")
+AUDIO_CODECS = ("dac", "mdct")
+TEXT_ENCODERS = ("umt5", "bytes")
 
 
 def build_video_codec(
     kind: str,
-    folder: Folder | None = None,
+    folder: str | Path | None = None,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    state: State | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> VideoCodec:
-    """Return the video codec `kind`: "dct" (restored from `state`), or "wan" loaded from `folder`, run in `dtype`.
+    """Return a video codec: "dct", restored from `state`, or "wan" from its `folder`, run in `dtype`.
 
-    Raises MovaError for an unknown kind, and for a folder or state that the kind does not take or is lacking.
+    dtype: float32 by default; "dct" knows no other. Raises MovaError for an unknown kind, a missing folder, and what
+    the kind does not take.
     """
-    _check_kind("video codec", kind, ("dct",))
-    _refuse("video codec 'dct'", folder=folder, dtype=dtype)
-    return DctVideoCodec(state, device)
+    _check_kind("video codec", kind, VIDEO_CODECS)
+    what = f"video codec '{kind}'"
+    if kind == "dct":
+        _refuse(what, folder=folder, dtype=_not_float32(dtype))
+        return DctVideoCodec(state, device)
+    _refuse(what, state=state or None)
+    return WanVideoCodec(load_wan(_given(what, folder), device, dtype or torch.float32))
 
 
 def build_audio_codec(
     kind: str,
-    folder: Folder | None = None,
+    folder: str | Path | None = None,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    state: State | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> AudioCodec:
-    """Return the audio codec `kind`: "mdct" (restored from `state`), or "dac" loaded from `folder`, run in `dtype`.
+    """Return an audio codec: "mdct", restored from `state`, or "dac" from its `folder`, run in `dtype`.
 
-    Raises MovaError for an unknown kind, and for a folder or state that the kind does not take or is lacking.
+    dtype: float32 by default; "mdct" knows no other. Raises MovaError for an unknown kind, a missing folder, and what
+    the kind does not take.
     """
-    _check_kind("audio codec", kind, ("mdct",))
-    _refuse("audio codec 'mdct'", folder=folder, dtype=dtype)
-    return MdctAudioCodec(state, device)
+    _check_kind("audio codec", kind, AUDIO_CODECS)
+    what = f"audio codec '{kind}'"
+    if kind == "mdct":
+        _refuse(what, folder=folder, dtype=_not_float32(dtype))
+        return MdctAudioCodec(state, device)
+    _refuse(what, state=state or None)
+    return DacCodec(load_dac(_given(what, folder), device, dtype or torch.float32))
 
 
 def build_text_encoder(
     kind: str,
-    folder: Folder | None = None,
+    folder: str | Path | None = None,
     *,
     tokens: int,
     dim: int,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> TextEncoder:
-    """Return the text encoder `kind`, giving [b, tokens, dim]: "bytes", or "umt5" loaded from `folder`.
+    """Return a text encoder that gives [b, tokens, dim] in `dtype`: "bytes", or "umt5" from `folder`.
 
-    Raises MovaError for an unknown kind, a folder that the kind does not take or is lacking, and another width.
+    dtype: by default float32 for "bytes", bfloat16 for "umt5". Raises MovaError for an unknown kind, a missing folder,
+    a folder that the kind does not take, and weights that give another width than `dim`.
     """
-    _check_kind("text encoder", kind, ("bytes",))
-    _refuse("text encoder 'bytes'", folder=folder)
-    return ByteTextEncoder(tokens, dim, device, dtype)
+    _check_kind("text encoder", kind, TEXT_ENCODERS)
+    what = f"text encoder '{kind}'"
+    if kind == "bytes":
+        _refuse(what, folder=folder)
+        return ByteTextEncoder(tokens, dim, device, dtype)
+    folder = _given(what, folder)
+    encoder = load_umt5(folder / "text_encoder", folder / "tokenizer", tokens, device, dtype or torch.bfloat16)
+    if encoder.dim != dim:
+        raise MovaError(f"{what} in {folder} gives {encoder.dim} features, the model needs {dim}")
+    return encoder
 
 
-def _check_kind(what: str, kind: str, known: Iterable[str]) -> None:
+def _check_kind(what: str, kind: str, known: tuple[str, ...]) -> None:
     if kind not in known:
         raise MovaError(f"unknown {what} '{kind}'.{suggest(kind, known)} Known: {', '.join(known)}")
 
@@ -100,3 +129,15 @@ def _refuse(what: str, **given: object) -> None:
     for name, value in given.items():
         if value is not None:
             raise MovaError(f"{what} takes no {name}, got {value}")
+
+
+def _not_float32(dtype: torch.dtype | None) -> torch.dtype | None:
+    return None if dtype == torch.float32 else dtype
+
+
+def _given(what: str, folder: str | Path | None) -> Path:
+    if folder is None:
+        raise MovaError(f"{what} is loaded from a folder, and none was given")
+    if not Path(folder).is_dir():
+        raise MovaError(f"{what}: {folder} is not a folder")
+    return Path(folder)

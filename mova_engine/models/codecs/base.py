@@ -6,6 +6,7 @@ device, run without gradients, and give a `fingerprint` that changes whenever th
 """
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -121,6 +122,19 @@ def check_latents(latents: Tensor, channels: int, dims: str) -> None:
 def _check_float(x: Tensor, what: str, advice: str) -> None:
     if not x.is_floating_point():
         raise MovaError(f"{what} must be floating point, got {x.dtype}" + (f"; {advice}" if advice else ""))
+
+
+def optional(package: str, attribute: str, what: str) -> Any:
+    """Return `attribute` of an optional package, imported now; MovaError says how to install what is missing."""
+    try:
+        return getattr(importlib.import_module(package), attribute)
+    except ModuleNotFoundError as error:
+        missing = error.name or package
+        raise MovaError(f"{what} needs the package {missing}: pip install 'mova_engine[codecs]'") from error
+    # Packages of this size import their parts on demand, and report trouble inside as RuntimeError.
+    except (ImportError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise MovaError(f"{what} needs {package}.{attribute}, which this installation cannot give: {reason}") from error
 
 
 def fingerprint(name: str, facts: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]] = ()) -> str:

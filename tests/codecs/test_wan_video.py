@@ -1,0 +1,93 @@
+"""The adapter of diffusers' AutoencoderKLWan, on a tiny random one written and read as a checkpoint's folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mova_engine.errors import MovaError
+from mova_engine.models.codecs import VideoCodec, build_video_codec
+from mova_engine.models.codecs.latent_stats import WAN_STATS, LatentStats
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra [codecs])")
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    folder = tmp_path_factory.mktemp("wan") / "video_vae"
+    vae.save_pretrained(folder)
+    return folder
+
+
+def clip(frames: int = 5) -> torch.Tensor:
+    return torch.rand(1, 3, frames, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_it_equals_diffusers_own_calls(folder: Path) -> None:
+    from diffusers import AutoencoderKLWan
+
+    codec = build_video_codec("wan", folder)
+    assert isinstance(codec, VideoCodec)
+    vae = AutoencoderKLWan.from_pretrained(folder).eval()
+    mean, std = (torch.tensor(v).view(1, 16, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    with torch.no_grad():
+        raw = vae.encode(clip()).latent_dist.mode()
+        decoded = vae.decode(raw).sample
+    latents = codec.encode(clip())
+    assert latents.shape == (1, 16, 2, 2, 3)
+    torch.testing.assert_close(latents, (raw - mean) / std)
+    torch.testing.assert_close(codec.decode(latents), decoded, atol=1e-5, rtol=1e-5)
+    assert not latents.requires_grad
+
+
+def test_dtype_and_fingerprint(folder: Path) -> None:
+    codec, half = build_video_codec("wan", folder), build_video_codec("wan", folder, dtype=torch.bfloat16)
+    assert half.vae.dtype == torch.bfloat16
+    latents = half.encode(clip())
+    assert latents.dtype == half.decode(latents).dtype == torch.float32
+    torch.testing.assert_close(latents, codec.encode(clip()), atol=0.05, rtol=0.05)
+    assert half.fingerprint() != codec.fingerprint() == build_video_codec("wan", folder).fingerprint()
+    assert codec.state() == {}
+
+
+def test_wrong_input_is_refused(folder: Path) -> None:
+    codec = build_video_codec("wan", folder)
+    with pytest.raises(MovaError, match="4n.1 frames"):
+        codec.encode(clip(6))
+    with pytest.raises(MovaError, match="multiples of 8 and 8"):
+        codec.encode(clip()[..., :20])
+    with pytest.raises(MovaError, match="batch, 16, t, h, w"):
+        codec.decode(torch.zeros(1, 8, 2, 2, 2))
+
+
+def test_folders_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights.pop("quant_conv.bias")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    save_file(weights, tmp_path / WEIGHTS)
+    with pytest.raises(MovaError, match="1 missing .quant_conv.bias"):
+        build_video_codec("wan", tmp_path)
+    with pytest.raises(MovaError, match="nowhere is not a folder"):
+        build_video_codec("wan", tmp_path / "nowhere")
+    with pytest.raises(MovaError, match="none was given"):
+        build_video_codec("wan")
+
+
+def test_normalisation_equals_the_reference(shared_dir: Path) -> None:
+    golden = shared_dir / "golden"
+    config = json.loads((golden / "case8_first_frame_condition.json").read_text())["config"]
+    case = load_file(golden / "case8_first_frame_condition.safetensors")
+    stats = LatentStats(tuple(config["latents_mean"]), tuple(config["latents_std"]))
+    assert stats == WAN_STATS
+    normalised = stats.normalise(case["in.image_latent_raw"])
+    for value, name in (
+        (normalised, "normalized_image_latent"),
+        (stats.denormalise(normalised), "denormalized_roundtrip"),
+    ):
+        reference = case[f"out.{name}"]
+        assert (value - reference).abs().max() / reference.abs().max() < 1e-6, name
