@@ -30,8 +30,8 @@ def write_folder(folder: Path, dac: Dac) -> Path:
     return folder
 
 
-def recorded(shared_dir: Path, variant: str) -> tuple[Dac, dict[str, torch.Tensor]]:
-    golden = shared_dir / "golden"
+def recorded(repo_root: Path, variant: str) -> tuple[Dac, dict[str, torch.Tensor]]:
+    golden = repo_root / "tests" / "data" / "golden"
     config = json.loads((golden / f"case6_audio_vae_{variant}.json").read_text())["config"]
     dac = Dac(DacConfig.from_dict(config))
     dac.load_state_dict(load_file(golden / f"weights_audio_vae_{variant}.safetensors"))
@@ -41,8 +41,8 @@ def recorded(shared_dir: Path, variant: str) -> tuple[Dac, dict[str, torch.Tenso
 @torch.no_grad()
 @pytest.mark.parametrize("fuse", [False, True], ids=["as stored", "fused here"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_reproduces_the_reference(shared_dir: Path, variant: str, fuse: bool) -> None:
-    dac, case = recorded(shared_dir, variant)
+def test_it_reproduces_the_reference(repo_root: Path, variant: str, fuse: bool) -> None:
+    dac, case = recorded(repo_root, variant)
     if fuse:
         dac.fuse_weight_norm()
         assert not any("weight_g" in name for name in dac.state_dict())

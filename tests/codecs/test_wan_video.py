@@ -78,8 +78,8 @@ def test_folders_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> No
         build_video_codec("wan")
 
 
-def test_normalisation_equals_the_reference(shared_dir: Path) -> None:
-    golden = shared_dir / "golden"
+def test_normalisation_equals_the_reference(repo_root: Path) -> None:
+    golden = repo_root / "tests" / "data" / "golden"
     config = json.loads((golden / "case8_first_frame_condition.json").read_text())["config"]
     case = load_file(golden / "case8_first_frame_condition.safetensors")
     stats = LatentStats(tuple(config["latents_mean"]), tuple(config["latents_std"]))
