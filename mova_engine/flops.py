@@ -106,10 +106,10 @@ def operations(config: MovaConfig, components: Iterable[str] = COMPONENTS) -> tu
     ops: list[Linear | Attention] = []
     if "video_dit" in chosen:
         ops += _video(config)
-    if "audio_dit" in chosen:
-        ops += _audio(config)
     if "dual_tower_bridge" in chosen:
         ops += _bridge(config)
+    if "audio_dit" in chosen:
+        ops += _audio(config)
     return tuple(ops)
 
 

@@ -1,0 +1,303 @@
+"""A whole MOVA checkpoint folder, as released: `model_index.json` and a sub-folder per component (diffusers layout).
+
+What is downloaded loads without conversion, and what is saved loads there. The files of one component are
+`mova_engine.models.weights`' business; here is what the folders mean.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mova_engine.config import PRESETS, AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.errors import MovaError
+from mova_engine.models.codecs import (
+    AudioCodec,
+    TextEncoder,
+    VideoCodec,
+    build_audio_codec,
+    build_text_encoder,
+    build_video_codec,
+)
+from mova_engine.models.mova import COMPONENTS, Mova
+from mova_engine.models.weights import (
+    CONFIG,
+    MAX_SHARD_BYTES,
+    load_component,
+    read_config,
+    read_json,
+    replaced_folder,
+    write_component,
+    write_json,
+)
+from mova_engine.ops import OpTable
+
+INDEX = "model_index.json"
+# Our own entry of the index: clip, text length, name. diffusers skips entries that begin with an underscore.
+OWN_ENTRY = "_mova_engine"
+BOUNDARY_RATIO = 0.9
+
+# (library, class) of the released checkpoints' model_index.json.
+MODEL_CLASSES = {
+    "video_dit": ("mova.diffusion.models.wan_video_dit", "WanModel"),
+    "video_dit_2": ("mova.diffusion.models.wan_video_dit", "WanModel"),
+    "audio_dit": ("mova.diffusion.models.wan_audio_dit", "WanAudioModel"),
+    "dual_tower_bridge": ("mova.diffusion.models.interactionv2", "DualTowerConditionalBridge"),
+}
+EMBEDDED = "mova_engine.models.codecs"
+# By component, then by the kind that MovaConfig names.
+CODEC_CLASSES = {
+    "video_vae": {"wan": ("diffusers", "AutoencoderKLWan"), "dct": (EMBEDDED, "DctVideoCodec")},
+    "audio_vae": {"dac": ("mova.diffusion.models.dac_vae", "DAC"), "mdct": (EMBEDDED, "MdctAudioCodec")},
+    "text_encoder": {"umt5": ("transformers", "UMT5EncoderModel"), "bytes": (EMBEDDED, "ByteTextEncoder")},
+}
+SCHEDULER_CLASS = ("mova.diffusion.schedulers.flow_match_pair", "FlowMatchPairScheduler")
+ABSENT = (None, None)
+SCHEDULER_CONFIG = {
+    "_class_name": "FlowMatchPairScheduler",
+    "exponential_shift": False,
+    "exponential_shift_mu": None,
+    "extra_one_step": False,
+    "inverse_timesteps": False,
+    "num_inference_steps": 100,
+    "num_train_timesteps": 1000,
+    "reverse_sigmas": False,
+    "shift": 5.0,
+    "shift_terminal": None,
+    "sigma_max": 1.0,
+    "sigma_min": 0.003 / 1.002,
+}
+# Options of the towers' classes that change the network, and that the released models leave off: (key, value we have).
+TOWER_OPTIONS = {
+    "has_image_input": False,
+    "has_image_pos_emb": False,
+    "has_ref_conv": False,
+    "add_control_adapter": False,
+    "seperated_timestep": False,  # spelt so in the checkpoints
+    "require_clip_embedding": False,
+    "fuse_vae_embedding_in_latents": False,
+}
+
+
+class Codecs(NamedTuple):
+    """What a checkpoint's towers speak through."""
+
+    video: VideoCodec
+    audio: AudioCodec
+    text: TextEncoder
+
+
+def mova_config_from_folder(folder: str | Path) -> MovaConfig:
+    """Return the model that a checkpoint folder holds; the components' config.json win over every default.
+
+    A released folder does not say its clip: it is that of the preset of the folder's name, else 360p's. Raises
+    MovaError for what is missing, and by name for options of the network that we do not have.
+    """
+    folder = Path(folder)
+    index = read_json(folder / INDEX)
+    own = index.get(OWN_ENTRY, {})
+    if not isinstance(own, dict):
+        raise MovaError(f"{folder / INDEX}: {OWN_ENTRY} must be an object, got {own}")
+    present = [name for name in COMPONENTS if _class_of(index, name)]
+    for name in COMPONENTS:
+        if name not in present and name != "video_dit_2":
+            raise MovaError(f"{folder / INDEX} lists no {name}")
+    video = _tower(VideoDiTConfig, folder / "video_dit")
+    if "video_dit_2" in present and _tower(VideoDiTConfig, folder / "video_dit_2") != video:
+        raise MovaError(f"{folder}: video_dit and video_dit_2 have different sizes")
+    preset = PRESETS.get(folder.resolve().name.lower(), PRESETS["mova-360p"])
+    kinds = {name: _kind(folder, index, name) for name in CODEC_CLASSES}
+    if index.get("audio_vae_type", kinds["audio_vae"]) != kinds["audio_vae"]:
+        raise MovaError(f"{folder / INDEX}: audio_vae_type = {json.dumps(index['audio_vae_type'])} is not supported")
+    return MovaConfig(
+        name=own.get("name", folder.resolve().name),
+        video=video,
+        audio=_tower(AudioDiTConfig, folder / "audio_dit"),
+        bridge=_config(BridgeConfig, folder / "dual_tower_bridge", optional=("interaction_layers",)),
+        clip=_clip(own["clip"], folder) if "clip" in own else preset.clip,
+        experts=2 if "video_dit_2" in present else 1,
+        text_tokens=own.get("text_tokens", preset.text_tokens),
+        video_codec=kinds["video_vae"],
+        audio_codec=kinds["audio_vae"],
+        text_encoder=kinds["text_encoder"],
+    )
+
+
+def boundary_ratio(folder: str | Path) -> float:
+    """Return the checkpoint's expert boundary: the high-noise expert serves timesteps >= 1000 * ratio."""
+    return float(read_json(Path(folder) / INDEX).get("boundary_ratio", BOUNDARY_RATIO))
+
+
+def load_mova(
+    folder: str | Path, ops: OpTable, *, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Mova:
+    """Return the checkpoint's model on `device`, in `dtype` (None: as stored). Every tensor must match.
+
+    Raises MovaError as `mova_config_from_folder` and `load_component` do.
+    """
+    mova = Mova(mova_config_from_folder(folder), ops, device="meta")
+    for name in COMPONENTS:
+        if getattr(mova, name) is not None:
+            load_component(getattr(mova, name), Path(folder) / name, device=device, dtype=dtype)
+    return mova
+
+
+def load_codecs(
+    folder: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Codecs:
+    """Return the checkpoint's video codec, audio codec and text encoder; pretrained ones compute in `dtype`."""
+    folder, config = Path(folder), mova_config_from_folder(folder)
+
+    def source(name: str, kind: str) -> dict[str, Any]:
+        if CODEC_CLASSES[name][kind][0] != EMBEDDED:
+            return {"folder": folder / name, "device": device, "dtype": dtype}
+        state = {key: value for key, value in read_config(folder / name).items() if not key.startswith("_")}
+        return {"state": state, "device": device}
+
+    embedded_text = CODEC_CLASSES["text_encoder"][config.text_encoder][0] == EMBEDDED
+    return Codecs(
+        build_video_codec(config.video_codec, **source("video_vae", config.video_codec)),
+        build_audio_codec(config.audio_codec, **source("audio_vae", config.audio_codec)),
+        build_text_encoder(
+            config.text_encoder,
+            None if embedded_text else folder,
+            tokens=config.text_tokens,
+            dim=config.video.text_dim,
+            device=device,
+            dtype=dtype,
+        ),
+    )
+
+
+def save_mova(
+    mova: Mova,
+    folder: str | Path,
+    *,
+    video_codec: VideoCodec | None = None,
+    audio_codec: AudioCodec | None = None,
+    base: str | Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a complete checkpoint folder; a checkpoint that was there stays until the new one is complete.
+
+    video_codec, audio_codec: needed where the model speaks through an embedded codec, whose fitted scale is stored.
+    base: a checkpoint folder from which the rest is taken over: pretrained codecs, text encoder, tokenizer, scheduler,
+    and entries of config files that we do not use. Without it pretrained components are listed as absent.
+    Raises MovaError as `save_component` does, and for an embedded codec that is needed but not given.
+    """
+    config = mova.config
+    old = read_json(Path(base) / INDEX) if base is not None else {}
+    codecs = {"video_vae": video_codec, "audio_vae": audio_codec}
+    with replaced_folder(folder, marker=INDEX) as fresh:
+        index: dict[str, Any] = {"_class_name": "MOVA", "boundary_ratio": BOUNDARY_RATIO, **old}
+        for name, values in component_configs(config).items():
+            kept = read_config(Path(base) / name) if _class_of(old, name) else {}
+            write_component(
+                getattr(mova, name), {**kept, **values}, fresh / name, MODEL_CLASSES[name][1], max_shard_bytes
+            )
+            index[name] = old[name] if kept else MODEL_CLASSES[name]
+        if config.experts == 1:
+            index["video_dit_2"] = ABSENT
+        for name, kind in _kinds(config).items():
+            index[name] = _write_codec(name, kind, fresh, codecs.get(name), base, old)
+        for name in ("tokenizer", "scheduler"):
+            index[name] = _copy(name, fresh, base, old)
+        if index["scheduler"] == ABSENT:
+            (fresh / "scheduler").mkdir()
+            write_json(fresh / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+            index["scheduler"] = SCHEDULER_CLASS
+        index["audio_vae_type"] = config.audio_codec
+        index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, "clip": asdict(config.clip)}
+        write_json(fresh / INDEX, index)
+
+
+def component_configs(config: MovaConfig) -> dict[str, dict[str, Any]]:
+    """Return each model component's config.json values, with the options that the reference's classes ask for."""
+    video = {**asdict(config.video), **TOWER_OPTIONS, "require_vae_embedding": True}
+    audio = {**asdict(config.audio), **TOWER_OPTIONS, "require_vae_embedding": False, "vae_type": config.audio_codec}
+    bridge = asdict(config.bridge)
+    if config.bridge.interaction_layers is None:
+        del bridge["interaction_layers"]  # our own key: the reference's "custom" has one fixed list
+    experts = {"video_dit": video, "video_dit_2": video} if config.experts == 2 else {"video_dit": video}
+    return {**experts, "audio_dit": audio, "dual_tower_bridge": bridge}
+
+
+def _class_of(index: Mapping[str, Any], name: str) -> str | None:
+    """Class name of an entry of model_index.json; None where the component is absent."""
+    entry = index.get(name) or ABSENT
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        raise MovaError(f"{INDEX}: {name} must be [library, class], got {entry}")
+    return entry[1]
+
+
+def _kinds(config: MovaConfig) -> dict[str, str]:
+    return {"video_vae": config.video_codec, "audio_vae": config.audio_codec, "text_encoder": config.text_encoder}
+
+
+def _kind(folder: Path, index: Mapping[str, Any], name: str) -> str:
+    """Kind of a codec or text encoder by its class; the released one where the folder was saved without it."""
+    known = {entry[1]: kind for kind, entry in CODEC_CLASSES[name].items()}
+    found = _class_of(index, name)
+    if found is None:
+        return next(iter(known.values()))
+    if found not in known:
+        raise MovaError(f"{folder / INDEX}: {name} is of class {found}; known are {', '.join(known)}")
+    return known[found]
+
+
+def _config(kind: type, folder: Path, optional: tuple[str, ...] = ()) -> Any:
+    """A configuration dataclass from a component's config.json; keys that it does not have are ignored."""
+    stored = read_config(folder)
+    missing = [field.name for field in fields(kind) if field.name not in stored and field.name not in optional]
+    if missing:
+        raise MovaError(f"{folder / CONFIG} lacks {', '.join(missing)}")
+    values = {field.name: stored[field.name] for field in fields(kind) if field.name in stored}
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except (MovaError, TypeError) as error:
+        raise MovaError(f"{folder / CONFIG}: {error}") from error
+
+
+def _tower(kind: type, folder: Path) -> Any:
+    stored = read_config(folder)
+    for key, ours in TOWER_OPTIONS.items():
+        if stored.get(key, ours) != ours:
+            raise MovaError(f"{folder / CONFIG}: {key} = {json.dumps(stored[key])} is not supported")
+    if stored.get("vae_type") == "oobleck":
+        raise MovaError(f'{folder / CONFIG}: vae_type = "oobleck" is not supported; our audio codecs are dac and mdct')
+    return _config(kind, folder)
+
+
+def _clip(values: Mapping[str, Any], folder: Path) -> ClipConfig:
+    try:
+        return ClipConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except (MovaError, TypeError) as error:
+        raise MovaError(f"{folder / INDEX}: {OWN_ENTRY}.clip: {error}") from error
+
+
+def _copy(name: str, fresh: Path, base: str | Path | None, old: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Take a component over from `base`; returns its entry in the index."""
+    if _class_of(old, name) is None:
+        return ABSENT
+    shutil.copytree(Path(base) / name, fresh / name)
+    return old[name]
+
+
+def _write_codec(name, kind, fresh, codec, base, old) -> tuple[str | None, str | None]:
+    """Write an embedded codec's config.json, or take a pretrained one over; returns its entry in the index."""
+    library, class_name = CODEC_CLASSES[name][kind]
+    if library != EMBEDDED:
+        return _copy(name, fresh, base, old) if _class_of(old, name) == class_name else ABSENT
+    if codec is not None and type(codec).__name__ != class_name:
+        raise MovaError(f"the model's {name} is a {class_name}, got a {type(codec).__name__}")
+    if codec is None and name != "text_encoder":
+        if _class_of(old, name) != class_name:
+            raise MovaError(f"saving this model needs its {name} ({class_name}): its fitted scale belongs to the model")
+        return _copy(name, fresh, base, old)
+    (fresh / name).mkdir()
+    write_json(fresh / name / CONFIG, {"_class_name": class_name, **(codec.state() if codec is not None else {})})
+    return library, class_name
