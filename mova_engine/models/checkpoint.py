@@ -117,7 +117,7 @@ def mova_config_from_folder(folder: str | Path) -> MovaConfig:
         name=own.get("name", folder.resolve().name),
         video=video,
         audio=_tower(AudioDiTConfig, folder / "audio_dit"),
-        bridge=_config(BridgeConfig, folder / "dual_tower_bridge", optional=("interaction_layers",)),
+        bridge=_config(BridgeConfig, folder / "dual_tower_bridge", optional=("interaction_layers", "aligned")),
         clip=_clip(own["clip"], folder) if "clip" in own else preset.clip,
         experts=2 if "video_dit_2" in present else 1,
         text_tokens=own.get("text_tokens", preset.text_tokens),
@@ -222,6 +222,8 @@ def component_configs(config: MovaConfig) -> dict[str, dict[str, Any]]:
     bridge = asdict(config.bridge)
     if config.bridge.interaction_layers is None:
         del bridge["interaction_layers"]  # our own key: the reference's "custom" has one fixed list
+    if config.bridge.aligned:
+        del bridge["aligned"]  # our own key, for ablations
     experts = {"video_dit": video, "video_dit_2": video} if config.experts == 2 else {"video_dit": video}
     return {**experts, "audio_dit": audio, "dual_tower_bridge": bridge}
 
