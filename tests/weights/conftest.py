@@ -22,10 +22,9 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
-def golden(request, repo_root) -> Path:
-    """The folder of recorded cases: the repository's copy, else the shared one."""
-    inside = repo_root / "tests" / "data" / "golden"
-    return inside if (inside / "case9_lora.json").is_file() else request.getfixturevalue("shared_dir") / "golden"
+def golden(repo_root) -> Path:
+    """The folder of recorded cases."""
+    return repo_root / "tests" / "data" / "golden"
 
 
 @pytest.fixture(scope="session")
