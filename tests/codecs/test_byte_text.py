@@ -66,5 +66,7 @@ def test_dtype_width_and_identity() -> None:
     assert encoder.encode(["x", "y z"]).shape == (2, 4, 7)
     assert encoder.encode(["x"]).dtype == torch.bfloat16
     assert encoder.fingerprint() != ByteTextEncoder(4, 8).fingerprint()
+    with pytest.raises(MovaError, match="list of strings"):
+        encoder.encode("a red ball")
     with pytest.raises(MovaError, match="positive"):
         ByteTextEncoder(0, 8)

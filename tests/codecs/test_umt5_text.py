@@ -63,8 +63,9 @@ def test_long_prompts_are_cut_with_a_warning(folder: Path, recwarn: pytest.Warni
     encoder = build(folder, tokens=4)
     fits = encoder.encode(["a red ball"])
     assert len(recwarn) == 0
-    with pytest.warns(UserWarning, match="8 tokens, only the first 4"):
+    with pytest.warns(UserWarning, match="8 tokens, only the first 4") as warned:
         cut = encoder.encode(["a red ball bouncing on the floor"])
+    assert warned[0].filename == __file__, "the warning points at the caller"
     torch.testing.assert_close(cut, fits)
 
 
@@ -79,6 +80,8 @@ def test_dtype_and_fingerprint(folder: Path) -> None:
 def test_folders_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MovaError, match="gives 12 features, the model needs 64"):
         build_text_encoder("umt5", folder, tokens=8, dim=64)
+    with pytest.raises(MovaError, match="list of strings"):
+        build(folder).encode("a red ball")
     with pytest.raises(MovaError, match="none was given"):
         build_text_encoder("umt5", tokens=8, dim=12)
     with pytest.raises(MovaError, match="text_encoder is not a folder"):

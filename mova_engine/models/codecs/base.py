@@ -119,6 +119,12 @@ def check_latents(latents: Tensor, channels: int, dims: str) -> None:
         raise MovaError(f"latents must be [batch, {channels}, {', '.join(dims.split())}], got {list(latents.shape)}")
 
 
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise MovaError for a bare string, which would pass as a list of its letters."""
+    if isinstance(prompts, str):
+        raise MovaError(f"prompts must be a list of strings, got one string: '{prompts[:60]}'")
+
+
 def _check_float(x: Tensor, what: str, advice: str) -> None:
     if not x.is_floating_point():
         raise MovaError(f"{what} must be floating point, got {x.dtype}" + (f"; {advice}" if advice else ""))
@@ -148,5 +154,5 @@ def fingerprint(name: str, facts: Mapping[str, Any], tensors: Iterable[tuple[str
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().reshape(-1)
         sample = flat[:: max(1, -(-flat.numel() // 4096))]
-        digest.update(sample.to("cpu", torch.float64).numpy().tobytes())
+        digest.update(sample.cpu().double().numpy().tobytes())
     return f"{name}:{digest.hexdigest()[:24]}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs.base import fingerprint
+from mova_engine.models.codecs.base import check_prompts, fingerprint
 
 # A run of letters and digits, or one other sign that is not a space.
 _PIECE = re.compile(r"\w+|[^\w\s]")
@@ -59,6 +59,7 @@ class ByteTextEncoder:
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> [len(prompts), max_tokens, dim] in the encoder's dtype, on its device."""
+        check_prompts(prompts)
         out = np.zeros((len(prompts), self.max_tokens, self.dim), dtype=np.float32)
         for row, prompt in zip(out, prompts, strict=True):
             words = _PIECE.findall(prompt.lower())

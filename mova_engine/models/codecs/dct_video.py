@@ -112,8 +112,9 @@ class DctVideoCodec:
         for frames, kept in ((1, _FIRST), (4, _MOVING)):
             basis = _basis(kept, frames)
             scale = torch.tensor([k.scale for k in kept], dtype=torch.float64)
-            self._encode[frames] = (basis / scale).to(self.device, torch.float32)
-            self._decode[frames] = (basis * scale).T.contiguous().to(self.device, torch.float32)
+            # Rounded here: not every device knows float64.
+            self._encode[frames] = (basis / scale).float().to(self.device)
+            self._decode[frames] = (basis * scale).T.contiguous().float().to(self.device)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:

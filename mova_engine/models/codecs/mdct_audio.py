@@ -46,12 +46,13 @@ class MdctAudioCodec:
         self.stats = LatentStats.from_state(state, self.channels)
         self.device = torch.device(device or "cpu")
         matrix = dct4_matrix(self.hop, self.channels)
-        self._encode = (matrix.T / _SCALE).contiguous().to(self.device, torch.float32)
-        self._decode = (matrix * _SCALE).to(self.device, torch.float32)
+        # Rounded here: not every device knows float64.
+        self._encode = (matrix.T / _SCALE).contiguous().float().to(self.device)
+        self._decode = (matrix * _SCALE).float().to(self.device)
         # Angle of the sine window at half a frame of samples to the right of a border.
         half = self.hop // 2
         angle = math.pi / 2 * (torch.arange(half, dtype=torch.float64) + 0.5 + half) / self.hop
-        self._sin, self._cos = angle.sin().to(self._encode), angle.cos().to(self._encode)
+        self._sin, self._cos = angle.sin().float().to(self.device), angle.cos().float().to(self.device)
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:

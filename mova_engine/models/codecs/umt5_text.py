@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs.base import fingerprint, optional
+from mova_engine.models.codecs.base import check_prompts, fingerprint, optional
 
 _WHAT = "text encoder 'umt5'"
 
@@ -43,6 +43,7 @@ class Umt5TextEncoder:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> [len(prompts), max_tokens, dim], on the encoder's device."""
+        check_prompts(prompts)
         texts = [clean_prompt(prompt, self._fix_text) for prompt in prompts]
         # Always padded to the full length, so that a prompt's features do not depend on its neighbours in the batch.
         tokens = self.tokenizer(
@@ -67,7 +68,7 @@ class Umt5TextEncoder:
         count = len(self.tokenizer(text, verbose=False).input_ids)
         if count > self.max_tokens:
             message = f"prompt has {count} tokens, only the first {self.max_tokens} are used: '{text[:60]}'"
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(message, stacklevel=4)
 
 
 def load_umt5(
