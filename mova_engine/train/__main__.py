@@ -1,0 +1,29 @@
+"""`python -m mova_engine.train [--recipe nano] [--device npu] [--data DIR] [--out DIR] [--optim.lr 1e-3 ...]`."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from mova_engine.errors import run_cli
+from mova_engine.train.recipes import parse_command_line, to_yaml
+from mova_engine.train.trainer import Trainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line asks; returns the exit status. MovaError for what the user can put right."""
+    config, only_print = parse_command_line(sys.argv[1:] if argv is None else argv)
+    if config is None:
+        return 0
+    if only_print:
+        print(to_yaml(config), end="")
+        return 0
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_path=False)])
+    return Trainer(config, console).run()
+
+
+if __name__ == "__main__":
+    run_cli(main)

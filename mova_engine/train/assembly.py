@@ -1,0 +1,197 @@
+"""From a configuration to the parts of a run: device, operators, clips, model, optimizer, and where to go on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mova_engine.backend import Backend, default_backend, get_backend
+from mova_engine.config import MovaConfig
+from mova_engine.data.loader import Loader, build_loader
+from mova_engine.errors import MovaError
+from mova_engine.flops import COMPONENTS, training_flops
+from mova_engine.models.checkpoint import Codecs
+from mova_engine.models.mova import Mova
+from mova_engine.ops import bind
+from mova_engine.ops.registry import REFERENCE, OpTable
+from mova_engine.train.checkpoints import TrainingState, checkpoints_of, differences, load_checkpoint, read_state
+from mova_engine.train.config import TrainConfig
+from mova_engine.train.data import (
+    BatchBuilder,
+    build_codecs,
+    heldout_folder,
+    open_clips,
+    training_folder,
+)
+from mova_engine.train.data import (
+    Progress as Report,
+)
+from mova_engine.train.model import build_model, model_config
+from mova_engine.train.optimizer import build_optimizer
+from mova_engine.train.recipes import to_dict
+from mova_engine.train.validation import Validator
+from mova_engine.train.weights import Weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Run:
+    """Everything that a run works with."""
+
+    config: TrainConfig
+    backend: Backend
+    ops: OpTable
+    model: Mova
+    codecs: Codecs
+    loader: Loader
+    build: BatchBuilder
+    validator: Validator | None
+    state: TrainingState
+    # state.json of the checkpoint that the run goes on from.
+    resumed: dict | None
+
+    @property
+    def sizes(self) -> MovaConfig:
+        return self.model.config
+
+    @property
+    def flops_per_step(self) -> int:
+        """Model FLOPs (forward, backward, no recomputation) of one optimizer step."""
+        parts = COMPONENTS if self.config.task == "joint" else ("audio_dit",)
+        if not self.config.model.bridge:
+            parts = tuple(part for part in parts if part != "dual_tower_bridge")
+        return training_flops(self.sizes, components=parts).model * self.config.clips_per_step
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Video and audio tokens of one optimizer step."""
+        clip = self.sizes.clip
+        video = clip.video_tokens if self.config.task == "joint" else 0
+        return (video + clip.audio_tokens) * self.config.clips_per_step
+
+
+def check_single(config: TrainConfig) -> None:
+    """Refuse what needs the parallel runtime."""
+    if config.parallel.context_parallel > 1:
+        raise MovaError(
+            f"parallel.context_parallel is {config.parallel.context_parallel}, but the parallel runtime is not in this "
+            "version: one process trains with --parallel.context-parallel 1"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MovaError(
+            "one of several processes, but the parallel runtime is not in this version: start one"
+        )
+
+
+def find_resume(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from; None to start anew.
+
+    MovaError for a folder that holds none, and for a new start where checkpoints would be overwritten.
+    """
+    own = checkpoints_of(config.folder)
+    if config.resume == "auto":
+        return own[-1][1] if own else None
+    if config.resume == "none":
+        if own:
+            raise MovaError(
+                f"{config.folder} holds a run with checkpoints: give another --out, or remove it"
+            )
+        return None
+    wanted = Path(config.resume)
+    if not wanted.is_dir():
+        raise MovaError(f"--resume {wanted}: no such folder; it takes auto, none, or the folder of a checkpoint or run")
+    inside = checkpoints_of(wanted)
+    folder = inside[-1][1] if inside else wanted
+    read_state(folder)
+    return folder
+
+
+def assemble(config: TrainConfig, resume: Path | None, console: Console) -> Run:
+    """Build a run and restore `resume` into it. Says what it does on `console`."""
+    check_single(config)
+    backend = get_backend(config.device) if config.device else default_backend()
+    device = backend.device()
+    _say_precision(config, backend, console)
+    ops = bind(backend, config.ops)
+    sizes = model_config(config)
+    with _progress(console) as report:
+        folder = training_folder(config, report)
+        source = resume if config.task == "joint" and resume is not None else config.model.checkpoint
+        codecs = build_codecs(config, sizes, source, folder, device)
+        clips = open_clips(config, sizes, codecs, folder, report)
+        heldout = None
+        if config.validation.every:
+            heldout = open_clips(config, sizes, codecs, heldout_folder(config, report), report)
+    build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
+    loader = build_loader(clips, config.loader.batch, seed=config.seed, workers=config.loader.workers)
+    model = build_model(config, sizes, ops, device, fill=resume is None)
+    model.train()
+    weights = Weights(model, DTYPES[config.precision], config.optim.ema)
+    state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops), backend)
+    run = Run(
+        config=config,
+        backend=backend,
+        ops=ops,
+        model=model,
+        codecs=codecs,
+        loader=loader,
+        build=build,
+        validator=Validator(config, heldout, build) if heldout is not None else None,
+        state=state,
+        resumed=None,
+    )
+    if resume is not None:
+        run.resumed = load_checkpoint(resume, state)
+        loader.load_state_dict(run.resumed["progress"]["loader"])
+        for line in differences(run.resumed["config"], to_dict(config)):
+            console.print(f"note: not as in {resume.name}: {line}")
+    _describe(run, len(clips), console)
+    return run
+
+
+def _say_precision(config: TrainConfig, backend: Backend, console: Console) -> None:
+    if config.exact_fp32:
+        for found in backend.require_full_precision():
+            console.print(f"exact fp32: {found.switch} {'switched off' if found.was_on else 'was off'}")
+
+
+def _describe(run: Run, clips: int, console: Console) -> None:
+    config, sizes = run.config, run.sizes
+    counts: dict[str, int] = {}
+    for weight in run.state.weights.masters:
+        counts[weight.component] = counts.get(weight.component, 0) + weight.tensor.numel()
+    parts = ", ".join(f"{name} {_millions(count)}" for name, count in counts.items())
+    console.print(f"{sizes.name}: {_millions(sum(counts.values()))} parameters ({parts}), {config.precision}")
+    console.print(f"device {run.backend.name}: {run.backend.describe()}")
+    chosen = [f"{c.operator}={c.implementation}" for c in run.ops.choices if c.implementation != REFERENCE]
+    console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")
+    tera = run.flops_per_step / 1e12
+    console.print(f"{clips} clips; {config.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP")
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count < 1e9 else f"{count / 1e9:.3f} B"
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Report]:
+    """A bar for each of several jobs at a terminal; elsewhere one line when a job is done."""
+    if not console.is_terminal:
+        yield lambda done, total, what: console.print(f"{what}: {total} clips") if done == total else None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, int] = {}
+
+        def report(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield report

@@ -1,0 +1,218 @@
+"""Checkpoints: a model folder that the sampler can load, and beside it all that an exact continuation needs.
+
+    RUN/checkpoints/step-001000/
+        model_index.json, video_dit/, ...    MOVA's layout; the averaged weights where there is an average
+        training/state.json                  step, configuration, position in the data, counters, Python's RNGs
+        training/{master,ema,optimizer,rng}.safetensors
+
+A checkpoint is written beside its place, flushed to disk and renamed: at every moment a folder named step-* is whole.
+Nothing is pickled.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mova_engine import __version__
+from mova_engine.backend import Backend
+from mova_engine.errors import MovaError
+from mova_engine.models.weights import read_json, read_tensors, replaced_folder, write_json, write_tensors
+from mova_engine.train.config import CheckpointSettings
+from mova_engine.train.optimizer import load_optimizer_tensors, optimizer_tensors
+from mova_engine.train.weights import Weights
+
+FOLDER = "checkpoints"
+TRAINING = "training"
+STATE = "state.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What is trained, and with what; a checkpoint captures it and restores it in place."""
+
+    weights: Weights
+    optimizer: torch.optim.Optimizer
+    backend: Backend
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    state: TrainingState,
+    progress: Mapping[str, Any],
+    config: Mapping[str, Any],
+    export: Callable[[Path], None],
+) -> Path:
+    """Write RUN/checkpoints/step-NNNNNN and return it; `step` steps are done.
+
+    progress: JSON-able position of all that is neither weights nor optimizer. config: the run's, as plain values.
+    export: writes the model folder into the empty folder that it is given.
+    Raises MovaError when it cannot be written; what was there stays, nothing partial is left.
+    """
+    folder = run / FOLDER / f"step-{step:06d}"
+    with replaced_folder(folder, marker=f"{TRAINING}/{STATE}") as fresh:
+        export(fresh)
+        training = fresh / TRAINING
+        training.mkdir()
+        weights = state.weights
+        names = [weight.name for weight in weights.masters]
+        write_tensors(training / "master.safetensors", dict(zip(names, weights.tensors(), strict=True)))
+        if weights.ema is not None:
+            write_tensors(training / "ema.safetensors", dict(zip(names, weights.ema, strict=True)))
+        write_tensors(training / "optimizer.safetensors", optimizer_tensors(state.optimizer, weights.masters))
+        rng = {"torch": torch.get_rng_state(), "device": state.backend.rng_state()}
+        write_tensors(training / "rng.safetensors", rng)
+        described = {
+            "format": FORMAT,
+            "mova_engine": __version__,
+            "torch": torch.__version__,
+            "device": state.backend.describe(),
+            "step": step,
+            "config": config,
+            "progress": progress,
+            "python_rng": random.getstate(),
+            "numpy_rng": _numpy_state(),
+        }
+        write_json(training / STATE, described)
+    return folder
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's state.json. MovaError where the folder is no training checkpoint of this version."""
+    if not (folder / TRAINING / STATE).is_file():
+        raise MovaError(f"{folder} is not a checkpoint of a training run: it has no {TRAINING}/{STATE}")
+    described = read_json(folder / TRAINING / STATE)
+    if described.get("format") != FORMAT:
+        raise MovaError(f"{folder} has checkpoint format {described.get('format')}; this version reads {FORMAT}")
+    return described
+
+
+def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
+    """Restore weights, average, optimizer and generators in place; return the checkpoint's state.json.
+
+    Raises MovaError for a damaged checkpoint and for one of another model.
+    """
+    described, training = read_state(folder), folder / TRAINING
+    weights = state.weights
+    device = weights.masters[0].tensor.device
+    masters = _in_order(training / "master.safetensors", weights, device)
+    ema = training / "ema.safetensors"
+    # A run that begins to average takes the weights as the average so far.
+    weights.load(masters, _in_order(ema, weights, device) if weights.ema is not None and ema.is_file() else None)
+    moments, _ = read_tensors(training / "optimizer.safetensors")
+    load_optimizer_tensors(state.optimizer, weights.masters, moments)
+    rng, _ = read_tensors(training / "rng.safetensors")
+    torch.set_rng_state(rng["torch"])
+    if len(rng["device"]) == len(state.backend.rng_state()):
+        # Generators of different device types have states of different length; the engine itself draws from neither.
+        state.backend.set_rng_state(rng["device"])
+    version, internal, gauss = described["python_rng"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = described["numpy_rng"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    return described
+
+
+def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
+    """All complete checkpoints of a run as (step, folder), oldest first."""
+    found = []
+    for path in (run / FOLDER).glob("step-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and (path / TRAINING / STATE).is_file():
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def clean_up(run: Path) -> None:
+    """Remove what a killed run left half-written or half-removed. Only for the run that owns the folder."""
+    for path in (run / FOLDER).glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def retain(run: Path, settings: CheckpointSettings) -> list[Path]:
+    """Remove checkpoints beyond the newest `keep_last` and those of every `keep_every` steps; return the removed."""
+    removed = []
+    for step, path in checkpoints_of(run)[: -settings.keep_last]:
+        if settings.keep_every and step % settings.keep_every == 0:
+            continue
+        # Renamed first: a kill while files are being removed must not leave something that looks like a checkpoint.
+        doomed = path.with_name(f".{path.name}.old")
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+        removed.append(path)
+    return removed
+
+
+def point_latest(run: Path, folder: Path) -> None:
+    """Make the link RUN/latest point to a checkpoint, in one step."""
+    fresh = run / ".latest.new"
+    fresh.unlink(missing_ok=True)
+    try:
+        fresh.symlink_to(folder.relative_to(run), target_is_directory=True)
+        os.replace(fresh, run / "latest")
+    except OSError as error:
+        raise MovaError(f"cannot write the link {run / 'latest'}: {error.strerror or error}") from error
+
+
+def _numpy_state() -> list[Any]:
+    name, keys, *rest = np.random.get_state()
+    return [name, keys.tolist(), *rest]
+
+
+def _in_order(path: Path, weights: Weights, device: torch.device) -> list[torch.Tensor]:
+    tensors, _ = read_tensors(path, device)
+    expected = {weight.name: list(weight.tensor.shape) for weight in weights.masters}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise MovaError(
+            f"{path} belongs to another model: {odd[0]} is {found.get(odd[0], 'absent')} there, "
+            f"{expected.get(odd[0], 'absent')} in this run ({len(odd)} differ)"
+        )
+    return [tensors[name] for name in expected]
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, as "optim.lr: 0.001 -> 0.002"; those that cannot change results are left out."""
+    found = []
+    for name in sorted(saved.keys() | now.keys()):
+        old, new = saved.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new and f"{prefix}{name}" not in _WITHOUT_EFFECT:
+            found.append(f"{prefix}{name}: {json.dumps(old)} -> {json.dumps(new)}")
+    return found
+
+
+_WITHOUT_EFFECT = {
+    "out",
+    "resume",
+    "data",
+    "device",
+    "loader.workers",
+    "loader.cache",
+    "loader.generate",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
+    "checkpoint.on_error",
+    "validation.every",
+    "validation.data",
+    "validation.generate",
+    "validation.clips",
+    "validation.samples",
+    "validation.sampler",
+    "log.every",
+    "log.tensorboard",
+}

@@ -1,0 +1,283 @@
+"""What a training run is made of, as typed and validated settings. Recipes and the command line fill them in.
+
+Every field is an option of the command line under its dotted name: `--optim.lr 1e-3`, `--model.no-bridge`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mova_engine.config import get_preset
+from mova_engine.diffusion.loss import LossWeights
+from mova_engine.diffusion.prediction import Prediction
+from mova_engine.diffusion.schedule import Schedule
+from mova_engine.errors import MovaError
+from mova_engine.models.mova import COMPONENTS
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise MovaError(message)
+
+
+def _check_least(settings: object, group: str, **least: float) -> None:
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        _check(value is None or value >= bound, f"{group}{name} must be at least {bound}, got {value}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained."""
+
+    preset: str = "nano"
+    """Size of a model trained from scratch: nano, bench-mid, mova-360p, mova-720p."""
+    checkpoint: Path | None = None
+    """Folder in MOVA's layout to start from; its sizes win over the preset's."""
+    new: tuple[str, ...] = ()
+    """Components that the checkpoint lacks and that start from scratch, e.g. dual_tower_bridge; sizes: the preset's."""
+    codecs: Path | None = None
+    """Folder in MOVA's layout whose codecs and text encoder are used; default: the checkpoint's."""
+    bridge: bool = True
+    """Train with the bridge; without it neither direction exists (an ablation)."""
+    aligned_rope: bool = True
+    """Put video frames on the audio's time axis in the bridge; without it frame i sits at position i (an ablation)."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None:
+            get_preset(self.preset)
+        else:
+            _check(self.bridge, "model.bridge can be left out only of a model that is trained from scratch")
+        for name in self.new:
+            _check(name in COMPONENTS, f"model.new: unknown component '{name}'. Known: {', '.join(COMPONENTS)}")
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How clips reach the model."""
+
+    batch: int = 1
+    """Clips per micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step."""
+    workers: int = 0
+    """Processes that read and decode; 0 reads in the trainer's own."""
+    cache: Path | None = None
+    """Folder that keeps latents and text features, by content; default: `cache` beside the clips."""
+    bad_clips: Literal["skip", "stop"] = "skip"
+    """What to do with a clip that is broken or too short: leave it out and say so, or refuse to start."""
+    silent: Literal["refuse", "zeros"] = "refuse"
+    """Whether a clip without sound is a bad one, or one whose sound is silence."""
+    preload: bool | None = None
+    """Keep all latents in memory; default: where they take less than 2 GiB. Workers then have nothing to do."""
+    fit: int = 256
+    """From how many clips a new model's embedded codecs take the scale of their latents."""
+    generate: int = 0
+    """Without --data: write so many bouncing-ball clips into `OUT/data` and train on them; 0: none."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "loader.", batch=1, accumulate=1, workers=0, fit=1, generate=0)
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Noise levels, output, loss."""
+
+    video_shift: float = 5.0
+    """Sigma shift of the video."""
+    audio_shift: float = 5.0
+    """Sigma shift of the audio."""
+    boundary: float = 0.9
+    """Video noise level from which on the high-noise expert serves."""
+    times: Literal["paired", "independent"] = "independent"
+    """Whether both modalities of a clip share the time from which their noise levels follow."""
+    stratified: bool = False
+    """Spread the times of an optimizer step evenly over the interval."""
+    prediction: Literal["velocity", "x0"] = "velocity"
+    """What the networks put out; x0 is converted to a velocity."""
+    sigma_floor: float = 0.25
+    """Least noise level by which the x0 conversion divides."""
+    video_weight: float = 1.0
+    """Factor of the video's loss."""
+    audio_weight: float = 1.0
+    """Factor of the audio's loss."""
+    skip_first_frame: bool = False
+    """Leave latent frame 0, which is given as condition, out of the loss."""
+    text_dropout: float = 0.0
+    """Share of clips whose text is replaced by the empty prompt's."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "diffusion.", video_weight=0, audio_weight=0)
+        _check(0 <= self.text_dropout <= 1, f"diffusion.text_dropout must lie in 0..1, got {self.text_dropout}")
+        self.schedule(), self.output()
+
+    def schedule(self) -> Schedule:
+        """The schedule that trainer and sampler share."""
+        return Schedule(self.video_shift, self.audio_shift, self.boundary)
+
+    def output(self) -> Prediction:
+        """How to read the networks' output."""
+        return Prediction(self.prediction, self.sigma_floor)
+
+    def weights(self) -> LossWeights:
+        """The loss's weights."""
+        return LossWeights(self.video_weight, self.audio_weight, self.skip_first_frame)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW, its learning rates and their course, clipping, moving average."""
+
+    lr: float = 1e-5
+    """Peak learning rate of the towers."""
+    bridge_lr: float | None = None
+    """Peak learning rate of the bridge; default: the towers'."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the moments."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly."""
+    hold: float = 1.0
+    """Share of all steps after which the cosine decay begins; 1: none, the rate stays constant."""
+    final_lr: float = 0.0
+    """Where the cosine decay ends, as a share of the peak."""
+    clip: float = 1.0
+    """Greatest 2-norm of all gradients together."""
+    ema: float = 0.0
+    """Decay per step of the weights' moving average, which checkpoints offer to the sampler; 0: none."""
+    max_nonfinite: int = 10
+    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "optim.", lr=0, bridge_lr=0, eps=0, weight_decay=0, warmup=0, max_nonfinite=1)
+        for name in ("hold", "final_lr"):
+            _check(0 <= getattr(self, name) <= 1, f"optim.{name} must lie in 0..1, got {getattr(self, name)}")
+        _check(0 <= self.ema < 1, f"optim.ema must lie in 0..1 (1 excluded), got {self.ema}")
+        _check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must lie in 0..1, got {self.betas}")
+        _check(self.clip > 0, f"optim.clip must be positive, got {self.clip}")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When to save, and what to keep."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is saved too."""
+    keep_last: int = 2
+    """How many of the newest to keep."""
+    keep_every: int = 0
+    """Keep those of every so many steps for good; 0: none."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """When one cannot be written (full disk): stop, or train on; the last good one stays either way."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "checkpoint.", every=1, keep_last=1, keep_every=0)
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Held-out loss and samples along the way."""
+
+    every: int = 0
+    """Steps between validations; 0: none."""
+    data: Path | None = None
+    """Folder of held-out clips."""
+    generate: int = 0
+    """Without --validation.data: write so many held-out bouncing-ball clips into `OUT/heldout`."""
+    clips: int = 32
+    """How many clips the held-out loss is taken over."""
+    samples: int = 4
+    """How many clips to sample."""
+    sampler: str | None = None
+    """Who samples: "module:function", imported at the first validation; see mova_engine.train.validation."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "validation.", every=0, generate=0, clips=1, samples=0)
+        _check(
+            self.sampler is None or ":" in self.sampler,
+            f"validation.sampler must be 'module:function', got '{self.sampler}'",
+        )
+        wanted = not self.every or self.data is not None or self.generate > 0
+        _check(wanted, "validation.every asks for validation: give --validation.data, a folder of held-out clips")
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is reported."""
+
+    every: int = 10
+    """Steps between rows of metrics.jsonl, each a mean over them."""
+    tensorboard: bool = True
+    """Also write TensorBoard's event files."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "log.", every=1)
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """How many devices share a clip."""
+
+    context_parallel: int = 1
+    """Ranks over which a clip's video tokens are split."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "parallel.", context_parallel=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    name: str = "custom"
+    """Name of the run; default: the recipe's."""
+    data: Path | None = None
+    """Folder of clips with metadata.jsonl or metadata.json."""
+    out: Path | None = None
+    """Folder of the run; default: `runs/NAME`."""
+    device: str | None = None
+    """cpu, cuda or npu; default: the first of npu, cuda, cpu that works."""
+    resume: str = "auto"
+    """auto: from OUT's newest checkpoint where there is one. none: start anew. Or the folder of a checkpoint."""
+    seed: int = 0
+    """From which all randomness follows: weights, order of clips, noise levels, noise, text dropout."""
+    steps: int = 1000
+    """Optimizer steps in all."""
+    task: Literal["joint", "audio"] = "joint"
+    """Both towers and the bridge, or the audio tower alone (its pre-training)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the model computes in bfloat16; weights, their moments and summed gradients stay float32."""
+    exact_fp32: bool = False
+    """Switch off reduced-precision shortcuts (TF32, HF32) of the device's float32 maths."""
+    checkpointing: Literal["none", "full"] = "none"
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    ops: dict[str, str] = field(default_factory=dict)
+    """Implementations that must be used, by operator: `--ops.attention reference`. See python -m mova_engine.ops."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+
+    def __post_init__(self) -> None:
+        _check_least(self, "", steps=1, seed=0)
+        _check(
+            self.task == "joint" or (self.model.bridge and self.model.aligned_rope),
+            "model.bridge and model.aligned_rope concern joint training; the audio task has no bridge",
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        return self.out if self.out is not None else Path("runs") / self.name
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips of one optimizer step."""
+        return self.loader.batch * self.loader.accumulate

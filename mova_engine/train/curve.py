@@ -1,0 +1,40 @@
+"""The loss curve of a run as a picture, from its metrics.jsonl."""
+
+import os
+from pathlib import Path
+
+from mova_engine.train.metrics import read_metrics
+
+PICTURE = "loss_curve.png"
+_COLOURS = {"video": "tab:blue", "audio": "tab:orange"}
+
+
+def draw_loss_curve(metrics: Path, picture: Path) -> bool:
+    """Draw the losses over the steps into `picture` (PNG): training as lines, held-out as dots. False without rows."""
+    # Imported here: matplotlib takes a second. Figure, not pyplot: no display and no global state are involved.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics) if metrics.exists() else []
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    drawn = False
+    for modality, colour in _COLOURS.items():
+        for name, label, style in (
+            (f"loss/{modality}", modality, "-"),
+            (f"heldout/{modality}", f"{modality}, held out", "o"),
+        ):
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4, linewidth=1.2)
+                drawn = True
+    if not drawn:
+        return False
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    FigureCanvasAgg(figure)
+    partial = picture.with_name(f".{picture.name}.new")
+    figure.savefig(partial, format="png", dpi=120)
+    os.replace(partial, picture)
+    return True

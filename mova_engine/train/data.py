@@ -1,0 +1,129 @@
+"""From a folder of clips, or none, to batches of latents: generating, fitting the codecs, the cache, the loader."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mova_engine.config import ClipConfig, MovaConfig
+from mova_engine.data.bounce import generate
+from mova_engine.data.cache import LatentCache
+from mova_engine.data.dataset import LatentDataset, open_dataset
+from mova_engine.data.decode import read_clip
+from mova_engine.data.metadata import FILES, Entry, read_metadata
+from mova_engine.errors import MovaError
+from mova_engine.models.checkpoint import Codecs, load_codecs
+from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
+from mova_engine.train.config import LoaderSettings, TrainConfig
+from mova_engine.train.step import LatentBatch
+
+# Told (how many are done, of how many, what is being done).
+Progress = Callable[[int, int, str], None]
+
+
+def training_folder(config: TrainConfig, progress: Progress) -> Path:
+    """The folder of clips to train on; the embedded ones are written first where the recipe asks for them."""
+    if config.data is not None:
+        return config.data
+    if not config.loader.generate:
+        raise MovaError("no clips to train on: give --data, a folder with metadata.jsonl")
+    return _generated(config.folder / "data", config.loader.generate, config.seed, "train", progress)
+
+
+def heldout_folder(config: TrainConfig, progress: Progress) -> Path:
+    """The folder of held-out clips for validation."""
+    if config.validation.data is not None:
+        return config.validation.data
+    return _generated(config.folder / "heldout", config.validation.generate, config.seed, "heldout", progress)
+
+
+def _generated(folder: Path, clips: int, seed: int, split: str, progress: Progress) -> Path:
+    if not any((folder / name).is_file() for name in FILES):
+        generate(folder, clips, seed, split, lambda done: progress(done, clips, f"writing {folder}"))
+    return folder
+
+
+def build_codecs(
+    config: TrainConfig, model: MovaConfig, source: Path | None, folder: Path, device: torch.device
+) -> Codecs:
+    """The model's codecs and text encoder: those of the checkpoint `source`, or embedded ones fitted to the clips.
+
+    Raises MovaError where the model needs pretrained ones and there is no folder to take them from.
+    """
+    source = config.model.codecs or source
+    if source is not None:
+        return load_codecs(source, device=device)
+    pretrained = [
+        k for k in (model.video_codec, model.audio_codec, model.text_encoder) if k not in ("dct", "mdct", "bytes")
+    ]
+    if pretrained:
+        raise MovaError(
+            f"a {model.name} model needs pretrained codecs ({', '.join(pretrained)}): give --model.checkpoint, a "
+            "folder to start from, or --model.codecs, a folder to take them from"
+        )
+    text = build_text_encoder(model.text_encoder, tokens=model.text_tokens, dim=model.video.text_dim, device=device)
+    video, audio = (
+        build_video_codec(model.video_codec, device=device),
+        build_audio_codec(model.audio_codec, device=device),
+    )
+    entries = _spread(read_metadata(folder), config.loader.fit)
+    clips = list(_readable(entries, model.clip, config.loader))
+    if not clips:
+        raise MovaError(f"{folder}: none of {len(entries)} clips can be read to fit the codecs to")
+    return Codecs(
+        video.fitted(video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0) for clip in clips),
+        audio.fitted(torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips),
+        text,
+    )
+
+
+def _spread(entries: list[Entry], count: int) -> list[Entry]:
+    """At most `count` entries, evenly from the whole list."""
+    return entries[:: math.ceil(len(entries) / count)]
+
+
+def _readable(entries: list[Entry], clip: ClipConfig, settings: LoaderSettings) -> Iterator:
+    for entry in entries:
+        try:
+            yield read_clip(entry.path, clip, start=entry.start, silent=settings.silent)
+        except MovaError:
+            continue  # named when the data set is opened, which looks at every clip
+
+
+def open_clips(
+    config: TrainConfig, model: MovaConfig, codecs: Codecs, folder: Path, progress: Progress
+) -> LatentDataset:
+    """Encode what the cache of `folder` lacks and return its usable clips."""
+    settings = config.loader
+    cache = LatentCache(settings.cache or folder / "cache", model.clip, *codecs, silent=settings.silent)
+    total = len(read_metadata(folder))
+    return open_dataset(
+        folder,
+        cache,
+        bad_clips=settings.bad_clips,
+        preload=settings.preload,
+        progress=lambda done: progress(done, total, f"encoding {folder}"),
+    )
+
+
+class BatchBuilder:
+    """Turns the loader's batches into what the step takes, on the device."""
+
+    def __init__(self, empty_text: Tensor, device: torch.device, audio_only: bool) -> None:
+        self.device, self.audio_only = device, audio_only
+        self.empty_text = empty_text.unsqueeze(0).to(device)
+
+    def __call__(self, batch: dict) -> LatentBatch:
+        def move(name: str) -> Tensor | None:
+            return batch[name].to(self.device, non_blocking=True)
+
+        return LatentBatch(
+            audio=move("audio_latents"),
+            text=move("text"),
+            empty_text=self.empty_text,
+            video=None if self.audio_only else move("video_latents"),
+            image=None if self.audio_only else move("image_latents"),
+            ids=tuple(batch["id"]),
+        )

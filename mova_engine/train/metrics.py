@@ -1,0 +1,153 @@
+"""What a run reports: means over steps (metrics.jsonl and TensorBoard), a progress bar or plain lines."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mova_engine.train.config import LogSettings
+
+METRICS = "metrics.jsonl"
+EXPERTS = ("high_noise", "low_noise")
+TENSORBOARD = "tensorboard"
+
+
+class Meter:
+    """Running means of named values; with a state, so that a resumed run reports what an unbroken one does."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Count one observation of each value."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call, which starts anew."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+
+
+class MetricsLog:
+    """Writes rows to `folder`/metrics.jsonl and to TensorBoard.
+
+    resumed_step: rows after it, of a run that was killed past its checkpoint, are taken out first.
+    """
+
+    def __init__(self, folder: Path, settings: LogSettings, resumed_step: int) -> None:
+        self.path = folder / METRICS
+        self._drop_after(resumed_step)
+        self.board = None
+        if settings.tensorboard:
+            # Imported here: it takes a second, which a command line that only prints its settings need not wait for.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=resumed_step or None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one row; values that are not finite become null, which JSON has a word for."""
+        row = {"step": step} | {name: _rounded(value) for name, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self.board is not None:
+            self.board.close()
+
+    def _drop_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        rows = read_metrics(self.path)
+        kept = [row for row in rows if row["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    # Nine digits tell any two float32 values apart.
+    return float(f"{value:.9g}") if math.isfinite(value) else None
+
+
+class Reporter:
+    """Talks to the person at the terminal: a progress bar with the remaining time there, plain lines elsewhere."""
+
+    def __init__(self, steps: int, start: int, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
+        self.steps, self.start, self.began = steps, start, time.monotonic()
+        self.bar = None
+        if self.console.is_terminal:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self.bar = Progress(*columns, *times, console=self.console)
+            self.task = self.bar.add_task("training", total=steps, completed=start, loss="")
+
+    def __enter__(self) -> "Reporter":
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line, above the bar where there is one."""
+        self.console.print(text)
+
+    def advance(self, step: int, row: Mapping[str, Any] | None = None) -> None:
+        """`step` steps are done; `row`: the metrics of the last ones, where they are due."""
+        losses = (
+            "" if row is None else " ".join(f"{k} {row[f'loss/{k}']:.4f}" for k in _MODALITIES if f"loss/{k}" in row)
+        )
+        if self.bar is not None:
+            fields = {"loss": losses} if losses else {}
+            self.bar.update(self.task, completed=step, **fields)
+        elif row is not None:
+            left = (time.monotonic() - self.began) / (step - self.start) * (self.steps - step)
+            rate = f"{1000 * row['seconds/step']:.0f} ms/step"
+            self.say(f"step {step}/{self.steps}  {losses}  lr {row['lr']:.2e}  {rate}  {duration(left)} left")
+
+
+_MODALITIES = ("video", "audio")
+
+
+def duration(seconds: float) -> str:
+    """`75` -> "1:15"; `3675` -> "1:01:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

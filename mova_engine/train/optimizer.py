@@ -1,0 +1,85 @@
+"""Parameter groups with a learning rate for towers and bridge, and the learning rate's course."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mova_engine.ops import OpTable
+from mova_engine.train.config import OptimSettings
+
+BRIDGE = "dual_tower_bridge"
+
+
+class NamedWeight(NamedTuple):
+    """A trained tensor (float32) and its dotted name, which begins with its component's."""
+
+    name: str
+    tensor: Tensor
+
+    @property
+    def component(self) -> str:
+        """video_dit, video_dit_2, audio_dit or dual_tower_bridge."""
+        return self.name.split(".")[0]
+
+
+def build_optimizer(weights: list[NamedWeight], settings: OptimSettings, ops: OpTable) -> torch.optim.Optimizer:
+    """AdamW over one parameter group per component; each group remembers its name and its peak learning rate."""
+    groups: dict[str, list[Tensor]] = {}
+    for weight in weights:
+        groups.setdefault(weight.component, []).append(weight.tensor)
+    described = [
+        {"params": tensors, "name": name, "peak_lr": peak_lr(name, settings)} for name, tensors in groups.items()
+    ]
+    return ops.adamw(
+        described, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+
+
+def peak_lr(component: str, settings: OptimSettings) -> float:
+    """The greatest learning rate of a component's weights."""
+    return settings.bridge_lr if component == BRIDGE and settings.bridge_lr is not None else settings.lr
+
+
+def lr_factor(step: int, steps: int, settings: OptimSettings) -> float:
+    """The learning rate of step `step` (from 0) of `steps`, as a share of the peak.
+
+    Linear warm-up to 1, constant until the share `hold` of all steps, then half a cosine down to `final_lr`.
+    """
+    warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    start = max(settings.hold * steps, settings.warmup)
+    if step < start or steps <= start:
+        return warm
+    progress = (step - start) / (steps - start)
+    return warm * (settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Give every group its peak learning rate times `factor`; returns them by component."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: list[NamedWeight]) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors, `weight name:state name`, for a safetensors file."""
+    tensors = {}
+    for weight in weights:
+        for key, value in optimizer.state.get(weight.tensor, {}).items():
+            tensors[f"{weight.name}:{key}"] = value
+    return tensors
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, weights: list[NamedWeight], tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` gave. Weights that had no state yet (an expert not yet drawn) get none."""
+    index = {id(t): i for i, t in enumerate(t for group in optimizer.param_groups for t in group["params"])}
+    number = {weight.name: index[id(weight.tensor)] for weight in weights}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        weight, _, key = name.rpartition(":")
+        state.setdefault(number[weight], {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

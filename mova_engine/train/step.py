@@ -1,0 +1,87 @@
+"""One micro-batch: noise the latents, run the towers, take the loss. What a trainer of one's own would call too."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mova_engine.diffusion.condition import first_frame_condition, video_input
+from mova_engine.diffusion.loss import Losses, mse, velocity_loss
+from mova_engine.diffusion.schedule import add_noise
+from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.models.mova import Mova
+from mova_engine.train.config import TrainConfig
+from mova_engine.train.draws import StepDraw
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Clips as the towers see them, on the device, float32.
+
+    audio [b, 128, l]; text [b, n, d] and empty_text (the empty prompt's features) [1, n, d]; video and image (latents
+    of [first frame, zeros...]) [b, 16, t, h, w], None where only the audio tower is trained. ids: the clips' names.
+    """
+
+    audio: Tensor
+    text: Tensor
+    empty_text: Tensor
+    video: Tensor | None = None
+    image: Tensor | None = None
+    ids: tuple[str, ...] = ()
+
+    def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes, without the batch, of the noise that a step needs: audio, then video where there is one."""
+        latents = (self.audio,) if self.video is None else (self.audio, self.video)
+        return tuple(tuple(x.shape[1:]) for x in latents)
+
+    def context(self, drop: Tensor) -> Tensor:
+        """The text with the empty prompt's where `drop` [b] says so."""
+        if not drop.any():
+            return self.text
+        return torch.where(drop.to(self.text.device).view(-1, 1, 1), self.empty_text, self.text)
+
+
+def micro_losses(
+    mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, ...], config: TrainConfig
+) -> Losses:
+    """Losses on one micro-batch, float32 scalars; `draw` and `noise` (audio, video) are this micro-batch's part.
+
+    The networks' outputs become velocities before the loss (see `diffusion.prediction`).
+    """
+    return (_joint if config.task == "joint" else _audio)(mova, batch, draw, noise, config)
+
+
+def _joint(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, ...], config: TrainConfig) -> Losses:
+    times, prediction = draw.times, config.diffusion.output()
+    audio_noise, video_noise = noise
+    noisy_video = add_noise(batch.video, video_noise, times.video_sigma)
+    noisy_audio = add_noise(batch.audio, audio_noise, times.audio_sigma)
+    video, audio = dual_tower_forward(
+        mova.expert(draw.expert or 0),
+        mova.audio_dit,
+        mova.dual_tower_bridge if config.model.bridge else None,
+        video_input(noisy_video, first_frame_condition(batch.image)),
+        noisy_audio,
+        batch.context(draw.drop_text),
+        times.video_timestep,
+        times.audio_timestep,
+        fps=mova.config.clip.fps,
+        checkpointing=config.checkpointing,
+    )
+    return velocity_loss(
+        prediction.velocity(video.float(), noisy_video, times.video_sigma),
+        prediction.target(batch.video, video_noise, noisy_video, times.video_sigma),
+        prediction.velocity(audio.float(), noisy_audio, times.audio_sigma),
+        prediction.target(batch.audio, audio_noise, noisy_audio, times.audio_sigma),
+        config.diffusion.weights(),
+    )
+
+
+def _audio(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, ...], config: TrainConfig) -> Losses:
+    """The audio tower alone, as in its pre-training; the video's loss is zero."""
+    sigma, prediction = draw.times.audio_sigma, config.diffusion.output()
+    noisy = add_noise(batch.audio, noise[0], sigma)
+    output = mova.audio_dit(noisy, draw.times.audio_timestep, batch.context(draw.drop_text))
+    target = prediction.target(batch.audio, noise[0], noisy, sigma)
+    loss = mse(prediction.velocity(output.float(), noisy, sigma), target)
+    return Losses(config.diffusion.audio_weight * loss, torch.zeros_like(loss), loss)

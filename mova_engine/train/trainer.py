@@ -1,0 +1,167 @@
+"""The trainer: loops over optimizer steps; logs, validates, saves, stops when asked to."""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from mova_engine.errors import MovaError
+from mova_engine.train.assembly import DTYPES, Run, assemble, check_single, find_resume
+from mova_engine.train.checkpoints import clean_up, point_latest, retain, save_checkpoint
+from mova_engine.train.config import TrainConfig
+from mova_engine.train.curve import PICTURE, draw_loss_curve
+from mova_engine.train.metrics import METRICS, Meter, MetricsLog, Reporter, duration
+from mova_engine.train.model import export_model
+from mova_engine.train.optimizer import lr_factor, peak_lr
+from mova_engine.train.recipes import to_dict, to_yaml
+from mova_engine.train.signals import StopRequest
+from mova_engine.train.update import StepResult, Updater
+
+
+class Trainer:
+    """One run. `run()` returns the exit status: 0 when all steps are done, 130 or 143 when it was asked to stop."""
+
+    def __init__(self, config: TrainConfig, console: Console | None = None) -> None:
+        self.config, self.folder = config, config.folder
+        self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
+        self.meter = Meter()
+        self.step = 0
+        self.skipped_in_a_row = 0
+
+    def run(self) -> int:
+        """Train until the last step. Raises MovaError for whatever the user can put right."""
+        config = self.config
+        check_single(config)
+        resume = find_resume(config)
+        self._make_folder()
+        parts = assemble(config, resume, self.console)
+        if parts.resumed is not None:
+            self._restore(parts, resume)
+        if self.step >= config.steps:
+            self.console.print(f"{self.folder} is done: {self.step} of {config.steps} steps; --steps would train on")
+            return 0
+        log = MetricsLog(self.folder, config.log, self.step)
+        try:
+            with StopRequest() as stop, Reporter(config.steps, self.step, self.console) as reporter:
+                return self._train(parts, log, reporter, stop)
+        finally:
+            log.close()
+            draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        except OSError as error:
+            raise MovaError(f"cannot write {self.folder}: {error.strerror or error}") from error
+        clean_up(self.folder)
+
+    def _restore(self, parts: Run, resume: Path) -> None:
+        progress = parts.resumed["progress"]
+        self.step, self.skipped_in_a_row = parts.resumed["step"], progress["skipped_in_a_row"]
+        self.meter.load_state_dict(progress["meter"])
+        self.console.print(f"going on from {resume} after step {self.step}")
+
+    def _train(self, parts: Run, log: MetricsLog, reporter: Reporter, stop: StopRequest) -> int:
+        config, began = self.config, time.monotonic()
+        updater = Updater(config, parts.model, parts.state.weights, parts.state.optimizer, parts.ops)
+        batches = iter(parts.loader)
+        # Where the data stood after the last whole step: a stop may come in the middle of the next.
+        position = parts.loader.state_dict()
+        parts.backend.reset_peak_memory()
+        while self.step < config.steps and not stop:
+            started = time.perf_counter()
+            due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
+            try:
+                result = updater.step(self.step, batches, parts.build, detailed=due)
+            except RuntimeError:
+                # A stop that reached the data workers too ends them, which the loader reports as a failure.
+                if not stop:
+                    raise
+                break
+            self.step += 1
+            position = parts.loader.state_dict()
+            self._count(result, reporter, time.perf_counter() - started)
+            row = self._row(parts) if due else None
+            if row is not None:
+                log.write(self.step, row)
+            reporter.advance(self.step, row)
+            self._validate(parts, log, reporter)
+            if self.step % config.checkpoint.every == 0 and self.step < config.steps:
+                self._save(parts, position, reporter)
+        folder = self._save(parts, position, reporter, last=True)
+        took = duration(time.monotonic() - began)
+        if self.step < config.steps:
+            reporter.say(f"stopped by request after step {self.step} ({took}); the same command goes on from {folder}")
+            return stop.exit_code
+        reporter.say(f"done: {self.step} steps in {took}; {folder}")
+        return 0
+
+    def _count(self, result: StepResult, reporter: Reporter, seconds: float) -> None:
+        """Note a step's values; say so when it was skipped, and give up after too many of those."""
+        self.meter.add({**result.values, "seconds/step": seconds})
+        if result.taken:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_in_a_row += 1
+        clips = ", ".join(result.ids[:8]) + (", ..." if len(result.ids) > 8 else "")
+        reporter.say(f"warning: step {self.step} skipped: its loss or gradient is not finite (clips {clips})")
+        if self.skipped_in_a_row >= self.config.optim.max_nonfinite:
+            raise MovaError(
+                f"{self.skipped_in_a_row} steps in a row were not finite, the last was step {self.step}: lower "
+                f"--optim.lr or look at the clips named above; the last checkpoint is untouched"
+            )
+
+    def _row(self, parts: Run) -> dict[str, float]:
+        """The metrics of the steps since the last row."""
+        means, config = self.meter.take(), self.config
+        factor = lr_factor(self.step - 1, config.steps, config.optim)
+        rates = {
+            group["name"]: peak_lr(group["name"], config.optim) * factor for group in parts.state.optimizer.param_groups
+        }
+        row = {**means, "lr": config.optim.lr * factor, **{f"lr/{name}": rate for name, rate in rates.items()}}
+        row["tokens/second"] = parts.tokens_per_step / means["seconds/step"]
+        row["tflops"] = parts.flops_per_step / means["seconds/step"] / 1e12
+        peak = parts.backend.peak_flops(DTYPES[config.precision])
+        if peak is not None:
+            row["mfu"] = row["tflops"] * 1e12 / peak
+        row["memory/gib"] = parts.backend.memory_allocated() / 2**30
+        row["memory/peak_gib"] = parts.backend.peak_memory() / 2**30
+        row["epoch"] = parts.loader.epoch
+        return row
+
+    def _validate(self, parts: Run, log: MetricsLog, reporter: Reporter) -> None:
+        settings = self.config.validation
+        if parts.validator is None or self.step % settings.every:
+            return
+        with parts.state.weights.averaged():
+            losses = parts.validator.losses(parts.model)
+            if settings.sampler is not None and settings.samples:
+                parts.validator.sample(parts.model, parts.codecs, self.folder / "samples" / f"step-{self.step:06d}")
+        log.write(self.step, losses)
+        reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
+
+    def _save(self, parts: Run, position: dict, reporter: Reporter, last: bool = False) -> Path | None:
+        """Save a checkpoint, drop old ones; returns the folder, None where it failed and the run may go on."""
+        progress = {
+            "loader": position,
+            "meter": self.meter.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+        def export(folder: Path) -> None:
+            with parts.state.weights.averaged():
+                export_model(parts.model, parts.codecs, self.config, folder)
+
+        try:
+            folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_dict(self.config), export)
+            point_latest(self.folder, folder)
+        except MovaError as error:
+            if last or self.config.checkpoint.on_error == "stop":
+                raise
+            reporter.say(f"warning: no checkpoint at step {self.step}, training goes on: {error}")
+            return None
+        with suppress(OSError):
+            retain(self.folder, self.config.checkpoint)
+        return folder

@@ -1,0 +1,82 @@
+"""One optimizer step: micro-batches, clipping, the update, or a skipped step where something is not finite."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from mova_engine.models.mova import Mova
+from mova_engine.ops import OpTable
+from mova_engine.train.config import TrainConfig
+from mova_engine.train.data import BatchBuilder
+from mova_engine.train.draws import draw_noise, draw_step
+from mova_engine.train.metrics import EXPERTS
+from mova_engine.train.optimizer import lr_factor, set_lr
+from mova_engine.train.step import micro_losses
+from mova_engine.train.weights import Weights
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports: values to average into the metrics, the clips it saw, and whether the weights moved."""
+
+    values: dict[str, float]
+    ids: tuple[str, ...]
+    taken: bool
+
+
+class Updater:
+    """Runs optimizer steps of one model."""
+
+    def __init__(
+        self, config: TrainConfig, model: Mova, weights: Weights, optimizer: torch.optim.Optimizer, ops: OpTable
+    ) -> None:
+        self.config, self.model, self.weights, self.optimizer, self.ops = config, model, weights, optimizer, ops
+        self.experts = 2 if model.video_dit_2 is not None else 1
+
+    def step(self, step: int, batches: Iterator[dict], build: BatchBuilder, detailed: bool = False) -> StepResult:
+        """Take step number `step` (from 0) on the next micro-batches. detailed: also the gradients' norms per tower.
+
+        The device is waited for once, to learn whether loss and gradients are finite; if not, the weights stay as they
+        are.
+        """
+        config, settings = self.config, self.config.loader
+        draw = draw_step(config.diffusion, self.experts, config.seed, step, config.clips_per_step)
+        self.weights.zero_grad()
+        losses, ids, waited = [], [], 0.0
+        for micro in range(settings.accumulate):
+            asked = time.perf_counter()
+            batch = build(next(batches))
+            waited += time.perf_counter() - asked
+            first = micro * settings.batch
+            noise = draw_noise(batch.noise_shapes(), config.seed, step, first, settings.batch)
+            noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
+            result = micro_losses(self.model, batch, draw.part(first, settings.batch), noise, config)
+            (result.total / settings.accumulate).backward()
+            losses.append(torch.stack([result.total, result.video, result.audio]).detach())
+            ids += batch.ids
+        gradients = self.weights.gradients()
+        towers = self._norms(gradients) if detailed else {}
+        norm = self.ops.clip_grad_norm([g for group in gradients.values() for g in group], config.optim.clip)
+        total, video, audio, norm = torch.cat([torch.stack(losses).mean(0), norm.view(1)]).tolist()
+        values = {"seconds/data": waited}
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            return StepResult({**values, "skipped": 1.0}, tuple(ids), taken=False)
+        set_lr(self.optimizer, lr_factor(step, config.steps, config.optim))
+        self.optimizer.step()
+        self.weights.after_step()
+        modalities = {"video": video, "audio": audio} if config.task == "joint" else {"audio": audio}
+        values |= {"loss": total, **{f"loss/{name}": value for name, value in modalities.items()}, "skipped": 0.0}
+        if draw.expert is not None:
+            values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
+        return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True)
+
+    def _norms(self, gradients: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+        """2-norm of each component's gradients, before clipping."""
+        norms = {
+            f"grad_norm/{name}": torch.stack(torch._foreach_norm(group, dtype=torch.float32)).norm()
+            for name, group in gradients.items()
+        }
+        return {name: float(norm) for name, norm in norms.items()}

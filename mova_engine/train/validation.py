@@ -1,0 +1,93 @@
+"""Held-out loss, and samples along the way.
+
+The loss is taken with the averaged weights on fixed clips, noise levels and noise, so that its course shows the model
+alone. Samples come from `validation.sampler`, a "module:function" that is imported when first needed: training knows
+nothing of sampling. It is called with keyword arguments
+
+    model: Mova, codecs: Codecs, schedule: Schedule, prediction: Prediction, clean_first_frame: bool,
+    clips: list of (caption, first frame uint8 [h, w, 3]), seed: int, out: Path (a folder to write)
+
+and should return when the files are written.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mova_engine.data.dataset import LatentDataset
+from mova_engine.data.decode import read_clip
+from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE
+from mova_engine.errors import MovaError
+from mova_engine.models.checkpoint import Codecs
+from mova_engine.models.mova import Mova
+from mova_engine.train.config import TrainConfig
+from mova_engine.train.data import BatchBuilder
+from mova_engine.train.draws import draw_noise, draw_times, generator
+from mova_engine.train.metrics import EXPERTS
+from mova_engine.train.step import LatentBatch, StepDraw, micro_losses
+
+
+class Validator:
+    """Held-out loss and samples of a run's model."""
+
+    def __init__(self, config: TrainConfig, clips: LatentDataset, build: BatchBuilder) -> None:
+        self.config, self.clips, self.build = config, clips, build
+        self.count = min(config.validation.clips, len(clips))
+
+    @torch.no_grad()
+    def losses(self, model: Mova) -> dict[str, float]:
+        """Mean held-out losses as "heldout/video", and per expert where there are two; the model computes as it is."""
+        sums: dict[str, float] = {}
+        for expert in self._experts(model):
+            source = generator(self.config.seed, "heldout", expert)
+            times = draw_times(self.config.diffusion, source, expert, self.count)
+            whole = StepDraw(expert, times, torch.zeros(self.count, dtype=torch.bool))
+            for first in range(0, self.count, self.config.loader.batch):
+                size = min(self.config.loader.batch, self.count - first)
+                batch = self.build(self.clips.batch(range(first, first + size)))
+                for name, value in self._batch_losses(model, batch, whole.part(first, size), first).items():
+                    sums[name] = sums.get(name, 0.0) + value * size / self.count
+        return sums
+
+    def _experts(self, model: Mova) -> tuple[int | None, ...]:
+        return (HIGH_NOISE, LOW_NOISE) if model.video_dit_2 is not None else (None,)
+
+    def _batch_losses(self, model: Mova, batch: LatentBatch, draw: StepDraw, first: int) -> dict[str, float]:
+        noise = draw_noise(batch.noise_shapes(), self.config.seed, "heldout", first, len(batch.audio))
+        losses = micro_losses(model, batch, draw, tuple(x.to(batch.audio.device) for x in noise), self.config)
+        suffix = "" if draw.expert is None else f"/{EXPERTS[draw.expert]}"
+        values = {"video": losses.video, "audio": losses.audio}
+        if batch.video is None:
+            del values["video"]
+        return {f"heldout/{name}{suffix}": float(value) for name, value in values.items()}
+
+    def sample(self, model: Mova, codecs: Codecs, out: Path) -> None:
+        """Have the configured sampler make clips of held-out captions and first frames into `out`."""
+        target, diffusion = self.config.validation.sampler, self.config.diffusion
+        count = min(self.config.validation.samples, len(self.clips))
+        entries = self.clips.entries[:count]
+        clips = [
+            (entry.caption, read_clip(entry.path, model.config.clip, start=entry.start, silent="zeros").video[0])
+            for entry in entries
+        ]
+        resolve_sampler(target)(
+            model=model,
+            codecs=codecs,
+            schedule=diffusion.schedule(),
+            prediction=diffusion.output(),
+            clean_first_frame=diffusion.skip_first_frame,
+            clips=clips,
+            seed=self.config.seed,
+            out=out,
+        )
+
+
+def resolve_sampler(target: str) -> Any:
+    """Import "module:function"; MovaError where there is none."""
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise MovaError(f"validation.sampler '{target}' cannot be imported: {error}") from error
