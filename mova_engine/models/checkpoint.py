@@ -37,7 +37,7 @@ from mova_engine.models.weights import (
 from mova_engine.ops import OpTable
 
 INDEX = "model_index.json"
-# Our own entry of the index: clip, text length, name. diffusers skips entries that begin with an underscore.
+# Our own entry of the index: clip, text length, name, diffusion. diffusers skips entries that begin with an underscore.
 OWN_ENTRY = "_mova_engine"
 BOUNDARY_RATIO = 0.9
 
@@ -132,6 +132,11 @@ def boundary_ratio(folder: str | Path) -> float:
     return float(read_json(Path(folder) / INDEX).get("boundary_ratio", BOUNDARY_RATIO))
 
 
+def diffusion_settings(folder: str | Path) -> dict[str, Any]:
+    """Return what `save_mova` was told of the model's diffusion; empty for a released folder."""
+    return dict(read_json(Path(folder) / INDEX).get(OWN_ENTRY, {}).get("diffusion", {}))
+
+
 def load_mova(
     folder: str | Path, ops: OpTable, *, device: torch.device | str, dtype: torch.dtype | None = None
 ) -> Mova:
@@ -180,6 +185,8 @@ def save_mova(
     video_codec: VideoCodec | None = None,
     audio_codec: AudioCodec | None = None,
     base: str | Path | None = None,
+    boundary: float | None = None,
+    diffusion: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a complete checkpoint folder; a checkpoint that was there stays until the new one is complete.
@@ -187,6 +194,8 @@ def save_mova(
     video_codec, audio_codec: needed where the model speaks through an embedded codec, whose fitted scale is stored.
     base: a checkpoint folder from which the rest is taken over: pretrained codecs, text encoder, tokenizer, scheduler,
     and entries of config files that we do not use. Without it pretrained components are listed as absent.
+    boundary: the expert boundary that the model was trained with. diffusion: what else its sampler must know of the
+    training, as JSON (video_shift, audio_shift, prediction, sigma_floor, skip_first_frame); see `diffusion_settings`.
     Raises MovaError as `save_component` does, and for an embedded codec that is needed but not given.
     """
     config = mova.config
@@ -212,6 +221,11 @@ def save_mova(
             index["scheduler"] = SCHEDULER_CLASS
         index["audio_vae_type"] = config.audio_codec
         index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, "clip": asdict(config.clip)}
+        if boundary is not None:
+            index["boundary_ratio"] = boundary
+        known = old.get(OWN_ENTRY, {}).get("diffusion") if diffusion is None else dict(diffusion)
+        if known:
+            index[OWN_ENTRY]["diffusion"] = known
         write_json(fresh / INDEX, index)
 
 
