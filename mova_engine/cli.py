@@ -10,8 +10,10 @@ from mova_engine.errors import MovaError, run_cli, suggest
 COMMANDS = {
     "train": ("mova_engine.train.__main__", "train or fine-tune a model by a recipe"),
     "sample": ("mova_engine.sample.__main__", "generate clips with sound from a caption and a first frame"),
+    "cache": ("mova_engine.data.cache", "encode a folder of clips ahead of training"),
     "bounce": ("mova_engine.data.bounce", "write the embedded dataset of bouncing balls that click"),
     "bounce-sync": ("mova_engine.bench.bounce_sync", "measure how well clicks and bounces of generated clips agree"),
+    "align": ("mova_engine.data.align", "measure the lag between voice and mouth in talking clips"),
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
     "describe": ("mova_engine.describe", "print a model's parameters and FLOPs per component"),
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
