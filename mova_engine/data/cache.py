@@ -1,0 +1,322 @@
+"""Latents and text features on disk, addressed by content: encode once, train many times.
+
+A clip's key is a hash of everything that its latents depend on: the file's content, where the clip begins, its shape,
+the codecs' fingerprints, the precision. Nothing is ever out of date, and folders may be shared between runs. Entries
+are safetensors files, written whole or not at all, with a checksum: a damaged one is reported and encoded anew.
+
+    FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents
+    FOLDER/text/ab/abcd....safetensors      text
+    FOLDER/files/ab/abcd....json            digests of large media files, valid while size and time of change stay
+
+The trainer fills its cache itself. To do it ahead, on another machine:
+
+    python -m mova_engine.data.cache --data CLIPS --checkpoint MOVA-360p --device DEVICE
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mova_engine.backend import NAMES, get_backend
+from mova_engine.config import PRESETS, ClipConfig, MovaConfig, get_preset
+from mova_engine.data.decode import Clip, Silent, read_clip
+from mova_engine.data.files import write_atomic
+from mova_engine.data.metadata import Entry, read_metadata
+from mova_engine.errors import MovaError, run_cli, suggest
+from mova_engine.models.checkpoint import Codecs, load_codecs, mova_config_from_folder
+from mova_engine.models.codecs import (
+    AudioCodec,
+    TextEncoder,
+    VideoCodec,
+    build_audio_codec,
+    build_text_encoder,
+    build_video_codec,
+    video_from_uint8,
+)
+
+log = logging.getLogger(__name__)
+
+# Part of every key: raised whenever decoding or the layout of entries changes.
+VERSION = 1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Media files from this many bytes on have their digest kept on disk.
+LARGE_FILE = 4 << 20
+# Clips decoded ahead of the encoder.
+READ_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A clip that cannot be used, and why, in one line that names the file."""
+
+    entry: Entry
+    reason: str
+
+
+class LatentCache:
+    """The cache in `folder` for clips of one shape, one set of codecs and one precision.
+
+    dtype: "float32" or "bfloat16" (half the space; values are rounded); tensors are always handed out as float32.
+    silent: what to do with clips without sound, see `read_clip`.
+    Everything is encoded one clip at a time, so that an entry does not depend on its neighbours.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        clip: ClipConfig,
+        video_codec: VideoCodec,
+        audio_codec: AudioCodec,
+        text_encoder: TextEncoder,
+        *,
+        dtype: str = "float32",
+        silent: Silent = "refuse",
+    ) -> None:
+        if dtype not in DTYPES:
+            raise MovaError(f"unknown cache dtype '{dtype}'.{suggest(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
+        self.folder, self.clip, self.silent = Path(folder), clip, silent
+        self.video_codec, self.audio_codec, self.text_encoder = video_codec, audio_codec, text_encoder
+        self.dtype = DTYPES[dtype]
+        common = {"version": VERSION, "dtype": dtype}
+        codecs = {"video": video_codec.fingerprint(), "audio": audio_codec.fingerprint()}
+        self._clip_facts = {**common, **codecs, "clip": asdict(clip), "silent": silent}
+        self._text_facts = {**common, "encoder": text_encoder.fingerprint()}
+        self._digests: dict[tuple[str, int, int], str] = {}
+        self._texts: dict[str, Tensor] = {}
+        self._writable = True
+
+    def get(self, entry: Entry) -> dict[str, Tensor]:
+        """A clip's tensors, float32: video_latents, image_latents [16, t, h, w], audio_latents [128, l], text [n, d].
+
+        image_latents encode [first frame, zeros ...] (zero is mid-grey), the condition of image-to-video. What is not
+        in the cache is encoded and stored; where it cannot be stored, that is reported and training goes on.
+        Raises MovaError, naming the file, for a clip that cannot be used.
+        """
+        path = self._clip_path(entry)
+        latents = self._load(path)
+        if latents is None:
+            latents = self._encode(entry, read_clip(entry.path, self.clip, start=entry.start, silent=self.silent))
+            self._try_write(path, _serialise(latents))
+        return {**{name: x.float() for name, x in latents.items()}, "text": self.text(entry.caption)}
+
+    def text(self, caption: str) -> Tensor:
+        """Features float32 [n, d] of a caption; kept in memory too, as captions recur."""
+        if caption not in self._texts:
+            path = self._text_path(caption)
+            stored = self._load(path)
+            if stored is None:
+                stored = {"text": self._encode_text(caption)}
+                self._try_write(path, _serialise(stored))
+            features = stored["text"].float()
+            self._texts[caption] = pad(features, (0, 0, 0, self.text_encoder.max_tokens - len(features)))
+        return self._texts[caption]
+
+    def empty_text(self) -> Tensor:
+        """Features float32 [n, d] of the empty caption: what text dropout and guidance put in a caption's place."""
+        return self.text("")
+
+    def fill(self, entries: Sequence[Entry], progress: Callable[[int], None] = lambda done: None) -> list[Problem]:
+        """Encode and store what is missing; return the clips that cannot be used. `progress` is told how many are done.
+
+        Files are decoded ahead in threads, while this one encodes. Raises MovaError when the cache cannot be written.
+        """
+        problems = []
+        self._store_text("")
+        for done, (entry, outcome) in enumerate(self._read_ahead(entries), start=1):
+            if isinstance(outcome, MovaError):
+                problems.append(Problem(entry, str(outcome)))
+            else:
+                if outcome is not None:
+                    self._store(self._clip_path(entry), self._encode(entry, outcome))
+                self._store_text(entry.caption)
+            progress(done)
+        return problems
+
+    def _read_ahead(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Clip | MovaError | None]]:
+        """Each entry with its clip, why there is none, or None where the cache holds it already."""
+
+        def read(entry: Entry) -> Clip | MovaError | None:
+            try:
+                # Looked for, not read: damage is found, and mended, by whoever reads it.
+                if self._clip_path(entry).is_file():
+                    return None
+                return read_clip(entry.path, self.clip, start=entry.start, silent=self.silent)
+            except MovaError as error:
+                return error
+
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            pending: list[tuple[Entry, Future]] = []
+            upcoming = iter(entries)
+            while True:
+                # Few at a time: decoded clips are large.
+                for entry in islice(upcoming, READ_AHEAD + 1 - len(pending)):
+                    pending.append((entry, pool.submit(read, entry)))
+                if not pending:
+                    return
+                entry, future = pending.pop(0)
+                yield entry, future.result()
+
+    def _encode(self, entry: Entry, clip: Clip) -> dict[str, Tensor]:
+        video = video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0)
+        first_frame = torch.zeros_like(video)
+        first_frame[:, :, 0] = video[:, :, 0]
+        latents = {
+            "video_latents": self.video_codec.encode(video),
+            "image_latents": self.video_codec.encode(first_frame),
+            "audio_latents": self.audio_codec.encode(torch.from_numpy(clip.audio).view(1, 1, -1)),
+        }
+        for name, x in latents.items():
+            if not x.isfinite().all():
+                raise MovaError(f"{entry.path}: its {name} come out not finite")
+        return {name: x[0].to("cpu", self.dtype).contiguous() for name, x in latents.items()}
+
+    def _encode_text(self, caption: str) -> Tensor:
+        features = self.text_encoder.encode([caption])[0].to("cpu", self.dtype)
+        # Rows past the text are zero, and most rows are: they are not stored.
+        rows = int(features.ne(0).any(dim=1).nonzero().max()) + 1 if features.any() else 0
+        return features[:rows].contiguous()
+
+    def _store_text(self, caption: str) -> None:
+        path = self._text_path(caption)
+        if caption not in self._texts and not path.is_file():
+            self._store(path, {"text": self._encode_text(caption)})
+
+    def _clip_path(self, entry: Entry) -> Path:
+        return self._path("clips", {**self._clip_facts, "content": self._digest(entry.path), "start": entry.start})
+
+    def _text_path(self, caption: str) -> Path:
+        return self._path("text", {**self._text_facts, "caption": caption})
+
+    def _path(self, kind: str, facts: Mapping[str, object]) -> Path:
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return self.folder / kind / key[:2] / f"{key}.safetensors"
+
+    def _digest(self, path: Path) -> str:
+        """SHA-256 of a file's content. Large files are read again only when size or time of change are other ones."""
+        try:
+            status = os.stat(path)
+            identity = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+            if identity not in self._digests:
+                large = status.st_size >= LARGE_FILE
+                known = self._known_digest(identity) if large else None
+                if known is None:
+                    with open(path, "rb") as file:
+                        known = hashlib.file_digest(file, "sha256").hexdigest()
+                    if large:
+                        self._try_write(self._digest_path(identity), json.dumps([*identity, known]).encode())
+                self._digests[identity] = known
+            return self._digests[identity]
+        except FileNotFoundError:
+            raise MovaError(f"{path}: no such file") from None
+        except OSError as error:
+            raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def _digest_path(self, identity: tuple[str, int, int]) -> Path:
+        key = hashlib.sha256(identity[0].encode()).hexdigest()
+        return self.folder / "files" / key[:2] / f"{key}.json"
+
+    def _known_digest(self, identity: tuple[str, int, int]) -> str | None:
+        try:
+            *stored, digest = json.loads(self._digest_path(identity).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return digest if tuple(stored) == identity else None
+
+    def _load(self, path: Path) -> dict[str, Tensor] | None:
+        """An entry's tensors; None where there is none, or a damaged one, which is reported."""
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                if (file.metadata() or {}).get("crc32") == _checksum(tensors):
+                    return tensors
+            reason = "its checksum is wrong"
+        except (SafetensorError, OSError) as error:
+            reason = str(error)
+        log.warning("cache entry %s is damaged (%s): encoding it anew", path, reason)
+        return None
+
+    def _store(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        # An entry that a loss of power spoils is found by its checksum.
+        write_atomic(path, _serialise(tensors), sync=False)
+
+    def _try_write(self, path: Path, data: bytes) -> None:
+        """Store what can be had again; the first failure is reported."""
+        try:
+            write_atomic(path, data, sync=False)
+        except MovaError as error:
+            if self._writable:
+                log.warning("%s; going on without storing what is missing from the cache", error)
+            self._writable = False
+
+
+def _serialise(tensors: dict[str, Tensor]) -> bytes:
+    return save(tensors, metadata={"crc32": _checksum(tensors)})
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    value = 0
+    for name in sorted(tensors):
+        x = tensors[name].contiguous()
+        value = zlib.crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), value)
+        value = zlib.crc32(x.view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Encode a folder of clips. Status 1 when some of them cannot be used; they are named."""
+    what = "Encode a folder of clips ahead of training."
+    parser = argparse.ArgumentParser(prog="python -m mova_engine.data.cache", description=what)
+    parser.add_argument("--data", type=Path, required=True, help="folder with metadata.jsonl or metadata.json")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", type=Path, help="checkpoint folder: its clip shape, codecs and text encoder")
+    model.add_argument("--model", choices=PRESETS, help="model size, with embedded codecs that are fitted to no data")
+    parser.add_argument("--cache", type=Path, help="folder to fill (default DATA/cache)")
+    parser.add_argument("--device", choices=NAMES, default="cpu", help="where the codecs run (default cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of what is stored")
+    parser.add_argument("--silent", choices=["refuse", "zeros"], default="refuse", help="clips without sound")
+    args = parser.parse_args(argv)
+    entries = read_metadata(args.data)
+    config, codecs = _model(args.model, args.checkpoint, get_backend(args.device).device())
+    folder = args.cache or args.data / "cache"
+    cache = LatentCache(folder, config.clip, *codecs, dtype=args.dtype, silent=args.silent)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"encoding {args.data}", total=len(entries))
+        problems = cache.fill(entries, lambda done: bar.update(task, completed=done))
+    for problem in problems:
+        sys.stdout.write(f"cannot be used: {problem.reason}\n")
+    sys.stdout.write(f"{len(entries) - len(problems)} of {len(entries)} clips are in {folder}\n")
+    return int(bool(problems))
+
+
+def _model(preset: str | None, checkpoint: Path | None, device: torch.device) -> tuple[MovaConfig, Codecs]:
+    if checkpoint is not None:
+        return mova_config_from_folder(checkpoint), load_codecs(checkpoint, device=device)
+    config = get_preset(preset)
+    return config, Codecs(
+        build_video_codec(config.video_codec, device=device),
+        build_audio_codec(config.audio_codec, device=device),
+        build_text_encoder(config.text_encoder, tokens=config.text_tokens, dim=config.video.text_dim, device=device),
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,130 @@
+"""Clips as the trainer sees them: latents and text features, from the cache or from memory.
+
+What to do about a clip that cannot be used is decided before training: `open_dataset` looks at every one of them.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mova_engine.data.cache import LatentCache
+from mova_engine.data.metadata import Entry, read_metadata
+from mova_engine.errors import MovaError
+
+log = logging.getLogger(__name__)
+
+BadClips = Literal["skip", "stop"]
+# A dataset whose tensors take less is kept in memory unless asked otherwise.
+PRELOAD_BYTES = 2 << 30
+
+
+class LatentDataset(Dataset):
+    """Clips of a cache, in the order of `entries`.
+
+    bad_clips: should a clip become unusable later on, "skip" puts the next one in its place and says so, "stop" raises.
+    preload: keep all tensors in memory (None: when they take less than 2 GiB), so that a batch costs next to nothing.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], cache: LatentCache, *, bad_clips: BadClips = "skip", preload: bool | None = None
+    ) -> None:
+        if not entries:
+            raise MovaError("the dataset holds no clips")
+        if bad_clips not in get_args(BadClips):
+            raise MovaError(f"bad_clips must be 'skip' or 'stop', got '{bad_clips}'")
+        self.entries, self.cache, self.bad_clips = tuple(entries), cache, bad_clips
+        self._captions = [entry.caption for entry in entries]
+        self._ids = [entry.id for entry in entries]
+        self._tensors: dict[str, Tensor] | None = None
+        if preload is None:
+            size = sum(x.numel() * x.element_size() for x in self._read(0)[1].values())
+            preload = size * len(entries) <= PRELOAD_BYTES
+        if preload:
+            self._preload()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One clip: what `batch` gives, without the batch axis."""
+        index, tensors = self._read(index)
+        return {**tensors, "caption": self._captions[index], "id": self._ids[index]}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The clips at `indices`, float32: video_latents and image_latents [b, 16, t, h, w], audio_latents [b, 128, l],
+        text [b, n, d]; caption and id: lists of strings.
+        """
+        if self._tensors is not None:
+            chosen, rows = list(indices), torch.as_tensor(indices)
+            tensors = {name: x.index_select(0, rows) for name, x in self._tensors.items()}
+        else:
+            read = [self._read(index) for index in indices]
+            chosen = [index for index, _ in read]
+            tensors = {name: torch.stack([x[name] for _, x in read]) for name in read[0][1]}
+        return {**tensors, "caption": [self._captions[i] for i in chosen], "id": [self._ids[i] for i in chosen]}
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all tensors are kept in memory."""
+        return self._tensors is not None
+
+    def _read(self, index: int) -> tuple[int, dict[str, Tensor]]:
+        """The clip at `index`, or the next one that can be used, with its own index."""
+        if self._tensors is not None:
+            return index, {name: x[index] for name, x in self._tensors.items()}
+        for tried in range(len(self)):
+            chosen = (index + tried) % len(self)
+            try:
+                return chosen, self.cache.get(self.entries[chosen])
+            except MovaError as error:
+                if self.bad_clips == "stop":
+                    raise
+                log.warning("clip '%s' cannot be used any more, the next takes its place: %s", self._ids[chosen], error)
+                reason = error
+        raise MovaError(f"none of the {len(self)} clips can be used any more; the last: {reason}")
+
+    def _preload(self) -> None:
+        tensors: dict[str, Tensor] = {}
+        for row in range(len(self)):
+            index, clip = self._read(row)
+            for name, x in clip.items():
+                tensors.setdefault(name, x.new_empty(len(self), *x.shape))[row] = x
+            self._captions[row], self._ids[row] = self._captions[index], self._ids[index]
+        self._tensors = tensors
+
+
+def open_dataset(
+    folder: str | Path,
+    cache: LatentCache,
+    *,
+    bad_clips: BadClips = "skip",
+    preload: bool | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> LatentDataset:
+    """Read a folder's metadata and encode what its cache lacks; return the clips that can be used.
+
+    Clips that are missing, broken, silent or too short are named in the log, then either left out ("skip") or refused
+    together, by a MovaError that counts them and names the first ("stop"). None left to train on is an error always.
+    Of `world` processes that share the cache, each begins the encoding at another place; all of them return the same.
+    `progress` is told how many clips are done. For the rest see `LatentDataset`.
+    """
+    entries = read_metadata(folder)
+    first = len(entries) * rank // world
+    reasons = {problem.entry.id: problem.reason for problem in cache.fill(entries[first:] + entries[:first], progress)}
+    usable = [entry for entry in entries if entry.id not in reasons]
+    bad = [entry for entry in entries if entry.id in reasons]
+    for entry in bad:
+        log.warning("clip '%s' cannot be used: %s", entry.id, reasons[entry.id])
+    if bad:
+        summary = f"{folder}: {len(bad)} of {len(entries)} clips cannot be used"
+        if bad_clips == "stop" or not usable:
+            raise MovaError(f"{summary}; the first: {reasons[bad[0].id]}")
+        log.warning("%s and are left out", summary)
+    return LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload)

@@ -1,0 +1,171 @@
+"""The order in which clips are trained on: shuffled, endless, and resumable to the clip.
+
+All ranks read one stream of clips, in which every clip comes once per epoch, in an order drawn from (seed, epoch).
+The stream is a function of the position in it, whatever the number of workers: the position is all there is to save.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mova_engine.data.dataset import LatentDataset
+from mova_engine.errors import MovaError
+
+# Batches that each worker prepares ahead.
+PREFETCH = 2
+
+
+class ClipOrder:
+    """The stream of clip indices: epoch after epoch, each a permutation of `count` clips (or 0, 1, ... unshuffled)."""
+
+    def __init__(self, count: int, seed: int, *, shuffle: bool = True) -> None:
+        self.count, self.seed, self.shuffle = count, seed, shuffle
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        if epoch != self._epoch:
+            self._order = np.arange(self.count)
+            if self.shuffle:
+                np.random.default_rng((self.seed, epoch)).shuffle(self._order)
+            self._epoch = epoch
+        return int(self._order[place])
+
+
+class Loader:
+    """Batches without end, from where the last one was taken. Built by `build_loader`."""
+
+    def __init__(
+        self,
+        dataset: LatentDataset,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        workers: int,
+        shuffle: bool,
+    ) -> None:
+        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
+        self.rank, self.world = rank, world
+        self._order = ClipOrder(len(dataset), seed, shuffle=shuffle)
+        self._position = 0
+        names = "\n".join(entry.id for entry in dataset.entries)
+        self._digest = hashlib.sha256(f"{shuffle}\n{names}".encode()).hexdigest()[:16]
+
+    @property
+    def position(self) -> int:
+        """Clips that all ranks together have been given."""
+        return self._position
+
+    @property
+    def epoch(self) -> int:
+        """How many times every clip has been given."""
+        return self._position // len(self.dataset)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches as of `LatentDataset.batch`. The position moves on when a batch is taken, not when it is prepared."""
+        for batch in self._batches():
+            self._position += self.batch_size * self.world
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, JSON-able. Independent of the number of workers and ranks and of the batch size."""
+        return {
+            "position": self._position,
+            "seed": self._order.seed,
+            "clips": len(self.dataset),
+            "digest": self._digest,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, from the next `iter()`. MovaError when clips or seed are not the same."""
+        here = self.state_dict()
+        if state["digest"] != here["digest"]:
+            raise MovaError(
+                f"the clips are not those of the checkpoint ({state['clips']} then, {here['clips']} now): "
+                "its order cannot go on exactly; start a new run"
+            )
+        if state["seed"] != here["seed"]:
+            raise MovaError(f"the checkpoint's order of clips was drawn from seed {state['seed']}, not {here['seed']}")
+        self._position = state["position"]
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        indices = _Indices(self)
+        if self.workers == 0:
+            yield from map(self.dataset.batch, indices)
+            return
+        prepared = DataLoader(
+            _Batches(self.dataset),
+            batch_size=None,
+            sampler=indices,
+            num_workers=self.workers,
+            prefetch_factor=PREFETCH,
+            collate_fn=_unchanged,
+            # Its own, so that starting the workers does not advance the trainer's random numbers.
+            generator=torch.Generator(),
+        )
+        for batch in prepared:
+            if isinstance(batch, MovaError):
+                raise batch
+            yield batch
+
+
+class _Indices(Sampler):
+    """This rank's index lists, one for each batch, from the loader's position on."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[list[int]]:
+        loader = self.loader
+        first = loader.position + loader.rank * loader.batch_size
+        while True:
+            yield [loader._order[first + i] for i in range(loader.batch_size)]
+            first += loader.batch_size * loader.world
+
+
+class _Batches(Dataset):
+    """A dataset of whole batches. Errors are handed over as values: raised, they arrive with a page of traceback."""
+
+    def __init__(self, dataset: LatentDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, indices: list[int]) -> dict[str, Any] | MovaError:
+        try:
+            return self.dataset.batch(indices)
+        except MovaError as error:
+            return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def build_loader(
+    dataset: LatentDataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    shuffle: bool = True,
+) -> Loader:
+    """Return a loader of batches of `batch_size` clips for data-parallel rank `rank` of `world`.
+
+    Batches of all ranks follow each other in one stream, so that no clip is given twice in an epoch, and none is left
+    out; a batch may reach over the end of an epoch. workers: processes that read clips; 0 reads in this one, and so
+    does a dataset in memory, which has nothing to wait for. Raises MovaError for sizes that make no sense.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("world", world, 1), ("workers", workers, 0)):
+        if value < least:
+            raise MovaError(f"{name} must be at least {least}, got {value}")
+    if not 0 <= rank < world:
+        raise MovaError(f"rank must be between 0 and {world - 1}, got {rank}")
+    workers = 0 if dataset.in_memory else workers
+    return Loader(dataset, batch_size, seed=seed, rank=rank, world=world, workers=workers, shuffle=shuffle)

@@ -1,0 +1,98 @@
+"""A folder of clips and the list that describes them.
+
+`metadata.jsonl` holds one JSON object per line, `metadata.json` (the reference's format) a list of the same objects:
+
+    {"video_path": "clips/0001.mp4", "caption": "a red ball bouncing on the floor", "id": "0001", "start": 2.5}
+
+`video_path` is relative to the folder. `id` (default: the path, with the start where there is one) names the clip in
+logs and batches; `start` (default 0) is where in the file the clip begins, in seconds. Other keys are left alone.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mova_engine.errors import MovaError
+
+FILES = ("metadata.jsonl", "metadata.json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip: `path` of its file, `caption`, unique `id`, `start` in seconds after the first picture."""
+
+    path: Path
+    caption: str
+    id: str
+    start: float = 0.0
+
+
+def read_metadata(folder: str | Path) -> list[Entry]:
+    """Read a folder's list of clips, in its order. The files that it names are not touched.
+
+    MovaError in one line, naming the file, the line (or the item of a .json list) and the key, where anything is wrong.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MovaError(f"{folder}: no such folder")
+    found = [folder / name for name in FILES if (folder / name).is_file()]
+    if len(found) != 1:
+        raise MovaError(f"{folder}: must hold one of {FILES[0]} and {FILES[1]}, has {'both' if found else 'none'}")
+    entries: list[Entry] = []
+    places: dict[str, str] = {}
+    for place, row in _rows(found[0]):
+        entry = _entry(folder, place, row)
+        if entry.id in places:
+            raise MovaError(f"{place}: id '{entry.id}' is taken by {places[entry.id]}")
+        places[entry.id] = place.rpartition(": ")[2]
+        entries.append(entry)
+    if not entries:
+        raise MovaError(f"{found[0]}: lists no clips")
+    return entries
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Pairs of a place to name in errors and the parsed value there."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MovaError(f"{path}: cannot be read ({error})") from None
+    if path.suffix == ".json":
+        items = _parse(str(path), text)
+        if not isinstance(items, list):
+            raise MovaError(f"{path}: must be a list of objects, got {type(items).__name__}")
+        yield from ((f"{path}: item {number}", item) for number, item in enumerate(items, start=1))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}: line {number}", _parse(f"{path}: line {number}", line)
+
+
+def _parse(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MovaError(f"{place}: not valid JSON ({error})") from None
+
+
+def _entry(folder: Path, place: str, row: Any) -> Entry:
+    if not isinstance(row, dict):
+        raise MovaError(f"{place}: must be an object with video_path and caption, got {type(row).__name__}")
+    path, caption = (_text(place, row, key) for key in ("video_path", "caption"))
+    if not path:
+        raise MovaError(f"{place}: key 'video_path' is empty")
+    start = row.get("start", 0.0)
+    if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start < float("inf"):
+        raise MovaError(f"{place}: key 'start' must be seconds from 0 up, got {json.dumps(start)}")
+    identity = _text(place, row, "id") if "id" in row else path + (f"@{start:g}" if start else "")
+    return Entry(folder / path, caption, identity, float(start))
+
+
+def _text(place: str, row: dict, key: str) -> str:
+    if key not in row:
+        raise MovaError(f"{place}: key '{key}' is missing (it has: {', '.join(map(str, row)) or 'none'})")
+    if not isinstance(row[key], str):
+        raise MovaError(f"{place}: key '{key}' must be text, got {json.dumps(row[key])}")
+    return row[key]
