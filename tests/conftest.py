@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--device", default="cpu", help="run the operator and model suites on cpu, cuda or npu")
 
 
 def _no_gpu() -> str | None:
@@ -56,6 +57,20 @@ def _reproducible():
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def backend(request):
+    """The device under test: `pytest --device cuda`."""
+    from mova_engine.backend import get_backend
+
+    return get_backend(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The recorded reference cases that travel with the project."""
+    return ROOT / "tests" / "data" / "golden"
 
 
 @pytest.fixture(scope="session")

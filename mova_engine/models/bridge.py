@@ -87,21 +87,10 @@ class Conditioner(nn.Module):
 
     def __init__(self, dim: int, other_dim: int, config: BridgeConfig, pooled: bool, ops: OpTable, **factory) -> None:
         super().__init__()
-        self.ops = ops
         self.y_norm = NormParameters(other_dim, bias=True, **factory)
         self.inner = InnerAttention(dim, other_dim, config.head_dim, ops, **factory)
         self.per_frame_pooling = FramePooling(other_dim, dim // config.head_dim, **factory) if pooled else None
         self.adaln = AdaLayerNorm(dim, other_dim, **factory) if pooled else None
-        self.condition_scale = nn.Parameter(torch.ones(1, **factory)) if config.trainable_condition_scale else None
-
-    def gate(self, x: Tensor, scale: float) -> Tensor | None:
-        """The factor of this direction's update, [b, d] float32; None for one."""
-        if self.condition_scale is None and scale == 1.0:
-            return None
-        factor = torch.full((1,), scale, device=x.device)
-        if self.condition_scale is not None:
-            factor = factor * self.condition_scale.float()
-        return factor.expand(x.shape[0], x.shape[-1])
 
 
 class Bridge(nn.Module):
@@ -117,6 +106,7 @@ class Bridge(nn.Module):
         super().__init__()
         self.config, self.ops = config, ops
         factory = {"device": device, "dtype": dtype}
+        self.condition_scale = nn.Parameter(torch.ones(1, **factory)) if config.trainable_condition_scale else None
         video, audio = config.visual_hidden_dim, config.audio_hidden_dim
         self.audio_to_video_conditioners = nn.ModuleDict(
             {str(i): Conditioner(video, audio, config, False, ops, **factory) for i in config.layers}
@@ -169,9 +159,18 @@ class Bridge(nn.Module):
         if trace:
             trace("a2v_features", update_v), trace("v2a_features", update_a)
         return (
-            Stream(x_v, update_v, to_video.gate(x_v, scale[0])),
-            Stream(x_a, update_a, to_audio.gate(x_a, scale[1])),
+            Stream(x_v, update_v, self._gate(x_v, scale[0])),
+            Stream(x_a, update_a, self._gate(x_a, scale[1])),
         )
+
+    def _gate(self, x: Tensor, scale: float) -> Tensor | None:
+        """The factor of a direction's update, [b, d] float32; None for one."""
+        if self.condition_scale is None and scale == 1.0:
+            return None
+        factor = torch.full((1,), scale, device=x.device)
+        if self.condition_scale is not None:
+            factor = factor * self.condition_scale.float()
+        return factor.expand(x.shape[0], x.shape[-1])
 
     @staticmethod
     def _pooled_query(conditioner: Conditioner, x_a: Tensor, x_v: Tensor, frames: int, trace) -> Tensor:

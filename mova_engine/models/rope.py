@@ -46,7 +46,7 @@ def aligned_video_positions(frames: int, fps: float, audio_fps: float, first_fra
     A latent frame spans four pictures: frame i lies at i * audio_fps * 4/fps. With first-frame bias the first latent
     holds one picture only: 0 for i = 0, then (1/fps + (i-1) * 4/fps) * audio_fps.
     """
-    # Float32 throughout, as the released bridge was trained: at position 402 its angles are 1e-5 rad off the exact ones.
+    # Float32 throughout, as the released bridge was trained: at position 402 its angles are 1e-5 rad off exact ones.
     index = torch.arange(frames, dtype=torch.float32)
     if not first_frame_bias:
         return index * (audio_fps * 4.0 / fps)

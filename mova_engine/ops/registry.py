@@ -43,6 +43,7 @@ class Implementation:
     needs: packages, each "package" or "package:attribute" (an attribute tells apart packages that share a name).
     check: "module:attribute" of a function `(backend) -> reason | None` for limits that only code can tell.
     differentiable: False for inference-only kernels, which a table bound for training refuses.
+    dtypes: names of the dtypes that it takes; others raise at the call.
     """
 
     name: str
@@ -51,6 +52,10 @@ class Implementation:
     needs: tuple[str, ...] = ()
     check: str | None = None
     differentiable: bool = True
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+
+    def torch_dtypes(self) -> tuple[torch.dtype, ...]:
+        return tuple(getattr(torch, name) for name in self.dtypes)
 
     def refusal(self, backend: Backend, training: bool) -> str | None:
         """Why this implementation cannot serve on `backend`; None when it can."""

@@ -6,6 +6,7 @@ from mova_engine.ops.registry import Implementation, Operator
 _HERE = "mova_engine.ops.torch_impl"
 # Allowed error: this multiple of what the reference itself makes in the same dtype against float64.
 _SLACK = 2.0
+_HALF = ("bfloat16", "float16")
 
 
 def _rows(
@@ -77,7 +78,9 @@ OPERATORS: dict[str, Operator] = {
             _SLACK,
             (
                 Implementation("flash", f"{_HERE}:flash_cpu_lse", ("cpu",)),
-                Implementation("flash-cuda", f"{_HERE}:flash_cuda_lse", ("cuda",), check=f"{_HERE}:flash_cuda_check"),
+                Implementation(
+                    "flash-cuda", f"{_HERE}:flash_cuda_lse", ("cuda",), check=f"{_HERE}:flash_cuda_check", dtypes=_HALF
+                ),
             ),
         ),
         Operator(
@@ -88,7 +91,11 @@ OPERATORS: dict[str, Operator] = {
             (
                 Implementation("flash", f"{_HERE}:flash_cpu_backward", ("cpu",)),
                 Implementation(
-                    "flash-cuda", f"{_HERE}:flash_cuda_backward", ("cuda",), check=f"{_HERE}:flash_cuda_check"
+                    "flash-cuda",
+                    f"{_HERE}:flash_cuda_backward",
+                    ("cuda",),
+                    check=f"{_HERE}:flash_cuda_check",
+                    dtypes=_HALF,
                 ),
             ),
         ),

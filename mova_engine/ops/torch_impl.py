@@ -31,11 +31,12 @@ def _no_keys(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def flash_cpu_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """`attention_lse` by torch's CPU flash kernel."""
+    """`attention_lse` by torch's CPU flash kernel, in float32: in bf16 its exponentials are good to 1e-5 only."""
     if k.shape[1] == 0:
         return _no_keys(q)
-    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*(x.detach().transpose(1, 2) for x in (q, k, v)))
-    return out.transpose(1, 2), lse
+    heads_first = (x.detach().transpose(1, 2).float() for x in (q, k, v))
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*heads_first)
+    return out.transpose(1, 2).to(q.dtype), lse
 
 
 def flash_cpu_backward(

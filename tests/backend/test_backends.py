@@ -1,0 +1,77 @@
+"""Devices found by name, refused with a reason, and their float32 switches."""
+
+import importlib.util
+import types
+
+import pytest
+import torch
+
+from mova_engine.backend import NAMES, default_backend, describe_backend, get_backend
+from mova_engine.errors import MovaError
+
+
+def test_an_unknown_name_suggests():
+    with pytest.raises(MovaError, match="unknown device 'nup'. Did you mean 'npu'"):
+        get_backend("nup")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_says_what_to_do():
+    with pytest.raises(MovaError, match=r"device 'cuda' cannot be used: .*--device cpu"):
+        get_backend("cuda")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch_npu") is not None, reason="torch_npu is installed")
+def test_npu_without_torch_npu_says_what_to_install():
+    with pytest.raises(MovaError, match=r"torch_npu is not installed; install torch_npu==\d+\.\d+"):
+        get_backend("npu")
+
+
+def test_a_torch_npu_that_does_not_import_is_a_reason(monkeypatch):
+    backend = describe_backend("npu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: types.SimpleNamespace())
+
+    def broken(name):
+        raise OSError("libhccl.so: cannot open shared object file\nmore")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    reason = backend.unavailable()
+    assert reason.startswith("torch_npu does not import (libhccl.so: cannot open shared object file)")
+    assert "set_env.sh" in reason
+
+
+def test_describing_needs_no_hardware():
+    assert [describe_backend(name).name for name in NAMES] == list(NAMES)
+
+
+def test_the_default_can_serve():
+    assert default_backend().unavailable() is None
+
+
+def test_full_precision_switches_off_and_restores(backend):
+    switches = backend._precision_switches()
+    before = [getattr(obj, attr) for _, obj, attr, _ in switches]
+    with backend.full_precision() as found:
+        assert len(found) == len(switches)
+        assert not any(report.was_on for report in backend.precision_report())
+    assert [getattr(obj, attr) for _, obj, attr, _ in switches] == before
+
+
+def test_full_precision_restores_after_an_error(backend):
+    before = backend.precision_report()
+    with pytest.raises(ZeroDivisionError), backend.full_precision():
+        raise ZeroDivisionError
+    assert backend.precision_report() == before
+
+
+def test_rng_state_round_trips(backend):
+    state = backend.rng_state()
+    a = torch.randn(5, device=backend.device())
+    backend.set_rng_state(state)
+    assert torch.equal(torch.randn(5, device=backend.device()), a)
+
+
+def test_memory_is_counted_in_bytes(backend):
+    block = torch.zeros(64 << 20, dtype=torch.uint8, device=backend.device())
+    assert backend.peak_memory() >= block.numel()
+    assert backend.memory_allocated() >= block.numel()

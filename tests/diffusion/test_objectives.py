@@ -1,0 +1,105 @@
+"""Loss, output conversion, guidance and condition."""
+
+import pytest
+import torch
+
+from mova_engine.diffusion.condition import first_frame_condition, video_input
+from mova_engine.diffusion.guidance import Guidance
+from mova_engine.diffusion.loss import LossWeights, velocity_loss
+from mova_engine.diffusion.prediction import Prediction
+from mova_engine.diffusion.schedule import add_noise
+from mova_engine.errors import MovaError
+
+
+def test_loss_is_the_weighted_sum_of_means():
+    video, audio = torch.ones(2, 16, 3, 2, 2), torch.full((2, 128, 5), 2.0)
+    losses = velocity_loss(video, 0 * video, audio, 0 * audio, LossWeights(video=1.0, audio=0.5))
+    assert (losses.video.item(), losses.audio.item(), losses.total.item()) == (1.0, 4.0, 3.0)
+
+
+def test_the_first_latent_frame_can_be_left_out():
+    video, audio = torch.zeros(1, 16, 3, 2, 2), torch.zeros(1, 128, 5)
+    target = video.clone()
+    target[:, :, 0] = 7
+    assert velocity_loss(video, target, audio, audio, LossWeights(skip_first_frame=True)).video == 0
+    assert velocity_loss(video, target, audio, audio, LossWeights()).video > 0
+
+
+@pytest.mark.parametrize("sigma", [0.9, 0.3, 0.1])
+def test_a_perfect_x0_network_has_no_loss_and_the_right_velocity(sigma):
+    prediction = Prediction("x0", sigma_floor=0.25)
+    x, noise, sigmas = torch.randn(2, 4, 5), torch.randn(2, 4, 5), torch.full((2,), sigma)
+    noisy = add_noise(x, noise, sigmas)
+    velocity = prediction.velocity(x, noisy, sigmas)
+    torch.testing.assert_close(velocity, prediction.target(x, noise, noisy, sigmas))
+    if sigma > 0.25:
+        torch.testing.assert_close(velocity, noise - x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_velocity_network_is_taken_as_it_is():
+    out, noisy, x, noise = (torch.randn(2, 4) for _ in range(4))
+    sigma = torch.tensor([0.5, 0.5])
+    assert Prediction().velocity(out, noisy, sigma) is out
+    assert torch.equal(Prediction().target(x, noise, noisy, sigma), noise - x)
+
+
+class Model:
+    """Three known evaluations, counted."""
+
+    def __init__(self):
+        self.calls = []
+        self.values = {(True, True): 7.0, (False, True): 3.0, (False, False): 1.0}
+
+    def __call__(self, with_text, with_bridge):
+        self.calls.append((with_text, with_bridge))
+        value = self.values[with_text, with_bridge]
+        return torch.full((1,), value), torch.full((1,), 10 * value)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "expected"),
+    [
+        (Guidance("none"), 7.0),
+        (Guidance("text", 5.0), 3 + 5 * (7 - 3)),
+        (Guidance("text_bridge", 5.0), 1 + 5 * (7 - 1)),
+        (Guidance("dual", 5.0, 2.0), 1 + 2 * (3 - 1) + 5 * (7 - 3)),
+        (Guidance("dual", 1.0, 1.0), 7.0),
+        (Guidance("dual", 5.0, 1.0), 3 + 5 * (7 - 3)),
+        (Guidance("dual", 4.0, 4.0), 1 + 4 * (7 - 1)),
+    ],
+)
+def test_guidance_forms(guidance, expected):
+    model = Model()
+    video, audio = guidance.combine(model)
+    assert video.item() == pytest.approx(expected)
+    assert audio.item() == pytest.approx(10 * expected)
+    assert len(model.calls) == guidance.evaluations
+
+
+def test_guided_velocities_are_float32():
+    guided = Guidance("text", 5.0).combine(lambda t, b: (torch.ones(1, dtype=torch.bfloat16),) * 2)
+    assert [v.dtype for v in guided] == [torch.float32] * 2
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Guidance("txt"), "unknown guidance 'txt'. Did you mean 'text'"),
+        (lambda: Prediction("velocty"), "unknown prediction 'velocty'. Did you mean 'velocity'"),
+        (lambda: Prediction("x0", 0.0), "sigma_floor must be positive"),
+        (lambda: first_frame_condition(torch.zeros(1, 16, 4, 4)), "image latents must be"),
+    ],
+)
+def test_refusals(build, message):
+    with pytest.raises(MovaError, match=message):
+        build()
+
+
+def test_condition_marks_the_given_frames():
+    condition = first_frame_condition(torch.full((2, 16, 3, 2, 2), 5.0), last_frame=True)
+    assert condition.shape == (2, 20, 3, 2, 2)
+    assert condition[:, :4, 0].eq(1).all()
+    assert condition[:, :3, 1:].eq(0).all()
+    assert condition[:, 3, 2].eq(1).all()
+    assert condition[:, 3, 1].eq(0).all()
+    assert video_input(torch.zeros(2, 16, 3, 2, 2), condition).shape == (2, 36, 3, 2, 2)

@@ -1,0 +1,183 @@
+"""The towers and the dual-tower forward beyond what the recorded cases show."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mova_engine.backend import get_backend
+from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
+from mova_engine.errors import MovaError
+from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.models.mova import Mova
+from mova_engine.ops import bind
+
+VIDEO = VideoDiTConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=3, text_dim=24, freq_dim=16)
+AUDIO = AudioDiTConfig(dim=16, ffn_dim=24, num_heads=1, num_layers=2, text_dim=24, freq_dim=16)
+BRIDGE = BridgeConfig(3, 2, 32, 16, head_dim=16)
+TINY = MovaConfig("tiny", VIDEO, AUDIO, BRIDGE, ClipConfig(frames=5, height=32, width=48), experts=2)
+
+
+@pytest.fixture
+def ops(backend):
+    return bind(backend)
+
+
+def build(ops, backend, config=TINY, dtype=torch.float32):
+    model = Mova(config, ops, dtype=dtype)
+    model.init_weights(torch.Generator().manual_seed(1))
+    # A fresh head and bridge are zero: random ones, so that everything shows in the output.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.abs().max() == 0 or "norm" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
+    return model.to(backend.device())
+
+
+def inputs(backend, batch=2, dtype=torch.float32):
+    g = torch.Generator().manual_seed(3)
+    shapes = ((batch, 36, 2, 4, 6), (batch, 128, 7), (batch, 5, 24))
+    tensors = [torch.randn(shape, generator=g).to(backend.device(), dtype) for shape in shapes]
+    times = [torch.tensor([950.0, 120.0][:batch]), torch.tensor([400.0, 999.0][:batch])]
+    return [*tensors, *(t.to(backend.device()) for t in times)]
+
+
+def forward(model, args, expert=0, **options):
+    bridge = options.pop("bridge", model.dual_tower_bridge)
+    return dual_tower_forward(model.expert(expert), model.audio_dit, bridge, *args, **options)
+
+
+def test_each_sample_of_a_batch_is_independent(ops, backend):
+    model, args = build(ops, backend), inputs(backend)
+    together = forward(model, args)
+    for i in range(2):
+        alone = forward(model, [x[i : i + 1] for x in args])
+        for whole, part in zip(together, alone, strict=True):
+            torch.testing.assert_close(whole[i : i + 1], part, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointing_changes_neither_values_nor_gradients(ops, backend):
+    model, args = build(ops, backend), inputs(backend)
+    gradients = []
+    for policy in ("none", "full"):
+        model.zero_grad(set_to_none=True)
+        video, audio = forward(model, args, checkpointing=policy)
+        (video.square().sum() + audio.square().sum()).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_every_parameter_of_the_used_expert_gets_a_gradient_and_no_other(ops, backend):
+    model, args = build(ops, backend), inputs(backend)
+    video, audio = forward(model, args, expert=1)
+    (video.sum() + audio.sum()).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {f"video_dit.{name}" for name, _ in model.video_dit.named_parameters()}
+
+
+def test_the_bridge_carries_both_directions(ops, backend):
+    model, args = build(ops, backend), inputs(backend)
+    video, audio = forward(model, args)
+    off_video, off_audio = forward(model, args, bridge=None)
+    assert not torch.allclose(video, off_video)
+    assert not torch.allclose(audio, off_audio)
+    zero_video, zero_audio = forward(model, args, bridge_scale=(0.0, 0.0))
+    torch.testing.assert_close(zero_video, off_video, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(zero_audio, off_audio, rtol=1e-4, atol=1e-5)
+
+
+def test_both_directions_read_the_states_from_before_the_bridge(ops, backend):
+    """With one direction switched off the other's result is unchanged in the layer where both run."""
+    config = dataclasses.replace(
+        TINY, bridge=dataclasses.replace(BRIDGE, interaction_strategy="custom", interaction_layers=(1,))
+    )
+    model, args = build(ops, backend, config), inputs(backend)
+    seen = {}
+    for scale in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0)):
+        states = {}
+        forward(model, args, bridge_scale=scale, trace=states.__setitem__)
+        seen[scale] = states
+    torch.testing.assert_close(seen[1.0, 1.0]["bridge1.audio"], seen[0.0, 1.0]["bridge1.audio"])
+    torch.testing.assert_close(seen[1.0, 1.0]["bridge1.visual"], seen[1.0, 0.0]["bridge1.visual"])
+
+
+def test_tracing_does_not_change_the_result(ops, backend):
+    model, args = build(ops, backend), inputs(backend)
+    plain, traced = forward(model, args), forward(model, args, trace=lambda name, x: None)
+    for a, b in zip(plain, traced, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trainable_condition_scale_scales_both_directions(ops, backend):
+    config = dataclasses.replace(TINY, bridge=dataclasses.replace(BRIDGE, trainable_condition_scale=True))
+    model, args = build(ops, backend, config), inputs(backend)
+    with torch.no_grad():
+        model.dual_tower_bridge.condition_scale.fill_(0.5)
+    halved = forward(model, args)
+    halved[0].sum().backward()
+    assert model.dual_tower_bridge.condition_scale.grad.abs() > 0
+    plain = build(ops, backend)
+    for a, b in zip(halved, forward(plain, args, bridge_scale=(0.5, 0.5)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_follows_float32(ops, backend):
+    args = inputs(backend)
+    reference = forward(build(ops, backend), args)
+    model = build(ops, backend).to(torch.bfloat16)
+    for ours, theirs in zip(forward(model, args), reference, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - theirs).abs().max() / theirs.abs().max() < 0.03
+
+
+def test_one_expert_serves_both_intervals(ops, backend):
+    model = Mova(dataclasses.replace(TINY, experts=1), ops)
+    assert model.expert(0) is model.expert(1) is model.video_dit
+    with pytest.raises(MovaError, match="expert must be 0"):
+        model.expert(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: (2, 35, 2, 4, 6)}, r"video input must be \[batch, 36"),
+        ({0: (2, 36, 2, 5, 6)}, "not a multiple of the patch"),
+        ({1: (2, 127, 7)}, r"audio latents must be \[batch, 128"),
+        ({1: (1, 128, 7)}, "video has batch 2 but audio has batch 1"),
+        ({2: (2, 5, 23)}, r"text features must be \[batch, tokens, 24\]"),
+        ({2: (1, 5, 24)}, "text has batch 1 but the latents have batch 2"),
+        ({3: (3,)}, r"timestep must have shape \[1\] or \[2\]"),
+    ],
+)
+def test_wrong_shapes_are_named(ops, backend, change, message):
+    args = inputs(backend)
+    for index, shape in change.items():
+        args[index] = torch.zeros(shape, device=backend.device())
+    with pytest.raises(MovaError, match=message):
+        forward(build(ops, backend), args)
+
+
+def test_an_unknown_checkpointing_policy_is_refused(ops, backend):
+    with pytest.raises(MovaError, match="checkpointing must be one of none, full, got 'ful'"):
+        forward(build(ops, backend), inputs(backend), checkpointing="ful")
+
+
+@pytest.mark.parametrize(
+    ("component", "billions"), [("video_dit", 14.289), ("audio_dit", 1.419), ("dual_tower_bridge", 2.660)]
+)
+def test_released_sizes_on_the_meta_device(component, billions):
+    model = Mova(get_preset("mova-360p"), bind(get_backend("cpu")), device="meta")
+    count = sum(p.numel() for p in getattr(model, component).parameters())
+    assert round(count / 1e9, 3) == billions
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_a_fresh_model_predicts_zero_and_its_bridge_is_silent(ops):
+    model = Mova(TINY, ops)
+    model.init_weights(torch.Generator().manual_seed(0))
+    for name, parameter in model.named_parameters():
+        zero = bool((parameter == 0).all())
+        expected = name.endswith(".bias") or "head.head" in name or ("bridge" in name and ".inner.o." in name)
+        assert zero == expected, name

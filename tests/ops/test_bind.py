@@ -1,0 +1,128 @@
+"""Binding: choices that must be met, refusals with their reasons, tables that a caller extends."""
+
+import dataclasses
+import sys
+import types
+
+import pytest
+import torch
+
+from mova_engine.backend import describe_backend, get_backend
+from mova_engine.errors import MovaError
+from mova_engine.ops import OPERATORS, Implementation, bind, bind_operator
+from mova_engine.ops.__main__ import main
+
+CPU = get_backend("cpu")
+
+
+def halved_rms_norm(x, weight, *, eps):
+    return OPERATORS["rms_norm"].reference(x, weight, eps=eps) / 2
+
+
+def refuse(backend):
+    return "it is Sunday"
+
+
+HERE = f"{__name__}"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
+
+
+def test_automatic_choice_takes_the_first_that_can_serve_and_keeps_the_reasons():
+    _, choice = bind_operator(OPERATORS["rms_norm"], describe_backend("npu"))
+    assert choice.implementation == "reference"
+    assert dict(choice.refused) == {"torch": "runs on cpu or cuda, not on npu"}
+
+
+def test_an_explicit_choice_is_met():
+    table = bind(CPU, {"attention": "reference"})
+    assert table.attention is OPERATORS["attention"].reference
+    assert next(c for c in table.choices if c.operator == "attention").implementation == "reference"
+
+
+def test_one_word_binds_every_reference():
+    table = bind(CPU, "reference")
+    assert all(table.functions[name] is operator.reference for name, operator in OPERATORS.items())
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"attentoin": "sdpa"}, "unknown operator 'attentoin'. Did you mean 'attention'"),
+        ({"attention": "sdqa"}, "no implementation 'sdqa'. Did you mean 'sdpa'"),
+        ({"attention_lse": "flash-cuda"}, "'flash-cuda' cannot serve: runs on cuda, not on cpu"),
+        ("fast", "can only be 'reference'"),
+    ],
+)
+def test_a_choice_that_cannot_be_met_says_why(choices, message):
+    with pytest.raises(MovaError, match=message):
+        bind(CPU, choices)
+
+
+def test_a_caller_adds_an_implementation_which_is_then_preferred():
+    mine = Implementation("halved", f"{HERE}:halved_rms_norm")
+    operators = OPERATORS | {"rms_norm": OPERATORS["rms_norm"].with_implementation(mine)}
+    table = bind(CPU, operators=operators)
+    x, weight = torch.randn(1, 2, 8), torch.ones(8)
+    torch.testing.assert_close(table.rms_norm(x, weight, eps=1e-6), halved_rms_norm(x, weight, eps=1e-6))
+    with pytest.raises(MovaError, match="already has an implementation named 'torch'"):
+        OPERATORS["rms_norm"].with_implementation(Implementation("torch", "x:y"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"needs": ("no_such_package",)}, "the package no_such_package is not installed"),
+        ({"needs": ("pretender:FusedAdam",)}, "the installed package pretender has no FusedAdam"),
+        ({"check": f"{HERE}:refuse"}, "it is Sunday"),
+        ({"differentiable": False}, "has no gradient"),
+    ],
+)
+def test_refusals(monkeypatch, fields, reason):
+    pretender = types.ModuleType("pretender")
+    pretender.__spec__ = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "pretender", pretender)
+    entry = dataclasses.replace(Implementation("mine", f"{HERE}:halved_rms_norm"), **fields)
+    operator = OPERATORS["rms_norm"].with_implementation(entry)
+    _, choice = bind_operator(operator, CPU)
+    assert choice.implementation == "torch"
+    assert reason in dict(choice.refused)["mine"]
+    with pytest.raises(MovaError, match="cannot serve"):
+        bind_operator(operator, CPU, "mine")
+
+
+def test_inference_kernels_serve_when_no_gradient_is_needed():
+    entry = Implementation("mine", f"{HERE}:halved_rms_norm", differentiable=False)
+    _, choice = bind_operator(OPERATORS["rms_norm"].with_implementation(entry), CPU, training=False)
+    assert choice.implementation == "mine"
+
+
+def test_a_table_is_frozen_and_can_be_derived():
+    table = bind(CPU)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        table.attention = None
+    wrapped = table.replaced(attention=refuse)
+    assert wrapped.attention is refuse
+    assert table.attention is not refuse
+    with pytest.raises(MovaError, match="unknown operator 'atention'"):
+        table.replaced(atention=refuse)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "npu"])
+def test_the_printed_table_names_every_operator_and_reason(device, capsys):
+    assert main(["--device", device]) == 0
+    printed = capsys.readouterr().out
+    for name in OPERATORS:
+        assert f"{name} " in printed
+    if device != "npu":
+        assert "also" in printed
+    else:
+        assert "not torch: runs on cpu or cuda, not on npu" in printed
+
+
+def test_an_unknown_device_suggests():
+    with pytest.raises(MovaError, match="unknown device 'cdua'. Did you mean 'cuda'"):
+        main(["--device", "cdua"])
