@@ -18,6 +18,7 @@ from mova_engine.diffusion.guidance import Guidance, Velocities
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Steps, add_noise, euler_step
 from mova_engine.errors import MovaError
+from mova_engine.models.bridge import Bridge
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
 from mova_engine.models.video_dit import VideoDiT
@@ -55,15 +56,17 @@ class Step:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How the loop runs; none of these changes what is sampled but `clean_first_frame`.
+    """How the loop runs. The first two must be as in training; the others only trade speed for memory.
 
     clean_first_frame: latent frame 0 follows the noise levels of the given image instead of the network, for networks
     whose loss left that frame out; it ends as the image itself.
+    bridge: False for a model that was trained without it.
     batch_guidance: evaluations that differ in text alone share one forward of twice the batch; False halves the memory.
     offload: the expert that is not in use waits on the CPU.
     """
 
     clean_first_frame: bool = False
+    bridge: bool = True
     batch_guidance: bool = True
     offload: bool = False
 
@@ -105,7 +108,7 @@ def denoise(
     """
     options = options or LoopOptions()
     experts = _Experts(mova, noise.video.device, options.offload)
-    model = _Model(mova, conditions, prediction, fps)
+    model = _Model(mova, mova.dual_tower_bridge if options.bridge else None, conditions, prediction, fps)
     # The forms with an evaluation without text but with the bridge: it can share a forward with the full one.
     share = options.batch_guidance and guidance.form in ("text", "dual")
     state = start = Latents(noise.video.float(), noise.audio.float())
@@ -150,6 +153,7 @@ class _Model:
     """The model under one batch's conditions."""
 
     mova: Mova
+    bridge: Bridge | None
     conditions: Conditions
     prediction: Prediction
     fps: float
@@ -166,7 +170,7 @@ class _Model:
         outputs = dual_tower_forward(
             expert,
             self.mova.audio_dit,
-            self.mova.dual_tower_bridge if with_bridge else None,
+            self.bridge if with_bridge else None,
             torch.cat([video_input(state.video, self.conditions.condition)] * n),
             torch.cat([state.audio] * n),
             torch.cat(texts),

@@ -24,7 +24,7 @@ def conditions(mova, batch: int, seed: int = 1) -> Conditions:
     generator = torch.Generator().manual_seed(seed)
     t, h, w = mova.config.clip.latent_shape
     image = torch.randn(batch, 16, t, h, w, generator=generator)
-    text, empty = torch.randn(2, batch, 8, 16, generator=generator)
+    text, empty = torch.randn(2, batch, 12, 16, generator=generator)
     return Conditions(first_frame_condition(image), text, empty)
 
 

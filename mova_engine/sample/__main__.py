@@ -1,0 +1,186 @@
+"""`python -m mova_engine.sample --checkpoint DIR --prompt TEXT [--image FILE]`: clips with sound, as mp4 files."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mova_engine.backend import NAMES, default_backend, get_backend
+from mova_engine.config import ClipConfig
+from mova_engine.diffusion.guidance import FORMS, Guidance
+from mova_engine.diffusion.schedule import Schedule
+from mova_engine.errors import MovaError, run_cli, suggest
+from mova_engine.models.checkpoint import mova_config_from_folder
+from mova_engine.sample.load import TRAINING_STATE, checkpoint_folder, load_pipeline
+from mova_engine.sample.output import SampleFolder
+from mova_engine.sample.pipeline import Pipeline, Request, SampleSettings, default_settings
+from mova_engine.sample.requests import Prompt, make_requests, read_frame, read_prompts
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Without --batch: clips that keep a device busy at small sizes, one at the released ones.
+BATCH_TOKENS, MOST_CLIPS = 4096, 16
+# Below this width operations are too short to share between threads: on a busy machine two are slower than one.
+NARROW = 256
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong option in one line, as every other error is, with the nearest known option."""
+
+    def error(self, message: str) -> None:
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            hint = suggest(message.split()[2], self._option_string_actions)
+        raise MovaError(f"{message}.{hint}" if hint else message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Sample clips as the command line asks; returns 0. Raises MovaError for whatever is wrong with its arguments."""
+    args = _parser().parse_args(argv)
+    if args.dtype is not None and args.dtype not in DTYPES:
+        raise MovaError(f"unknown dtype '{args.dtype}'.{suggest(args.dtype, DTYPES)} Known: {', '.join(DTYPES)}")
+    backend = get_backend(args.device) if args.device else default_backend()
+    folder = checkpoint_folder(args.checkpoint)
+    config = mova_config_from_folder(folder)
+    shape = _shape(args, config.clip)
+    settings = _settings(args, default_settings(config))
+    for name in ("batch", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise MovaError(f"{name} must be at least 1, got {getattr(args, name)}")
+    work = _work(args, shape)
+    out = SampleFolder(args.out, shape, args.overwrite)
+    console = Console(stderr=True)
+    if not (folder / TRAINING_STATE).is_file():
+        console.print(f"{folder} has no {TRAINING_STATE}: sampling it as the released models are, by velocity")
+    with console.status(f"loading {folder}"):
+        pipeline = load_pipeline(folder, backend, dtype=DTYPES.get(args.dtype), clip=shape, offload=args.offload)
+    pipeline.schedule = _schedule(args, pipeline.schedule)
+    pipeline.options = replace(pipeline.options, batch_guidance=not args.sequential_guidance)
+    batch = args.batch or max(1, min(MOST_CLIPS, BATCH_TOKENS // shape.video_tokens))
+    facts = _facts(folder, settings, pipeline.schedule)
+    if args.threads is not None or config.video.dim < NARROW:
+        torch.set_num_threads(args.threads or 1)
+    started = time.perf_counter()
+    _run(pipeline, work, settings, batch, out, facts, console)
+    sheet, seconds = out.finish(), time.perf_counter() - started
+    print(f"{len(work)} clips in {out.folder} in {seconds:.1f} s ({backend.name}, batch {batch}); to look at: {sheet}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m mova_engine.sample", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="DIR", help="model folder, or a training run (its newest)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="what to show and sound")
+    what.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="PATH",
+        help="folder of clips (caption and first frame of each), or .txt with one prompt a line",
+    )
+    add("--image", type=Path, metavar="FILE", help="first frame: a picture, or a video's first one (default: white)")
+    add("--last-image", type=Path, metavar="FILE", help="last frame, likewise (default: free)")
+    add("--out", type=Path, default=Path("samples"), metavar="DIR", help="where to write (default: samples)")
+    add("--overwrite", action="store_true", help="replace samples that are there already")
+    add("--count", type=int, metavar="N", help="clips to make, prompts taken in turn (default: one of each)")
+    add("--seed", type=int, default=0, metavar="S", help="clip i has seed S + i (default 0)")
+    add("--steps", type=int, metavar="N", help="denoising steps (default: the model's, mostly 50)")
+    add("--guidance", metavar="FORM", help=f"{', '.join(FORMS)} (default: the model's, mostly text)")
+    add("--text-scale", type=float, metavar="X", help="strength of guidance by text (default 5)")
+    add("--bridge-scale", type=float, metavar="X", help="strength of guidance by the bridge, for dual (default 1)")
+    add("--negative-prompt", metavar="TEXT", help="what guidance steers away from (default: the empty prompt)")
+    add("--video-shift", type=float, metavar="X", help="sigma shift of the video (default: the training's)")
+    add("--audio-shift", type=float, metavar="X", help="sigma shift of the sound (default: the training's)")
+    for name in ("frames", "height", "width"):
+        add(f"--{name}", type=int, metavar="N", help="default: the model's")
+    add("--batch", type=int, metavar="N", help=f"clips at a time (default: up to {MOST_CLIPS} small ones, one large)")
+    add("--device", help=f"{', '.join(NAMES)} (default: the first of npu, cuda, cpu that works)")
+    add("--dtype", help=f"{' or '.join(DTYPES)}, what the towers compute in (default: as stored)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: one for narrow models, else PyTorch's choice)")
+    add("--offload", action="store_true", help="keep the expert that is not in use on the CPU, to save memory")
+    add("--sequential-guidance", action="store_true", help="one evaluation at a time, to save memory")
+    return parser
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict:
+    """Those of the named options that the command line gives."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _shape(args: argparse.Namespace, clip: ClipConfig) -> ClipConfig:
+    return replace(clip, **_given(args, "frames", "height", "width"))
+
+
+def _schedule(args: argparse.Namespace, schedule: Schedule) -> Schedule:
+    return replace(schedule, **_given(args, "video_shift", "audio_shift"))
+
+
+def _settings(args: argparse.Namespace, defaults: SampleSettings) -> SampleSettings:
+    guidance = Guidance(args.guidance) if args.guidance else defaults.guidance
+    takes = {"none": (), "text": ("text",), "text_bridge": ("text",), "dual": ("text", "bridge")}[guidance.form]
+    for name in ("text", "bridge"):
+        if getattr(args, f"{name}_scale") is not None and name not in takes:
+            raise MovaError(f"--{name}-scale has no effect with guidance '{guidance.form}'")
+    if args.negative_prompt and guidance.form == "none":
+        raise MovaError("--negative-prompt has no effect with guidance 'none'")
+    guidance = replace(guidance, **_given(args, "text_scale", "bridge_scale"))
+    return replace(defaults, guidance=guidance, **_given(args, "steps", "negative_prompt"))
+
+
+def _work(args: argparse.Namespace, shape: ClipConfig) -> list[tuple[Prompt, Request]]:
+    image = read_frame(args.image, shape) if args.image else None
+    source = str(args.image) if args.image else None
+    if args.prompts is None:
+        prompts = [Prompt(args.prompt, image, source)]
+    else:
+        prompts = read_prompts(args.prompts, shape)
+        if image is not None:
+            if any(prompt.first_frame is not None for prompt in prompts):
+                raise MovaError(f"--image and {args.prompts} both give first frames: leave --image out")
+            prompts = [Prompt(prompt.caption, image, source) for prompt in prompts]
+    last_frame = read_frame(args.last_image, shape) if args.last_image else None
+    count = len(prompts) if args.count is None else args.count
+    return make_requests(prompts, count, args.seed, last_frame)
+
+
+def _facts(folder: Path, settings: SampleSettings, schedule: Schedule) -> dict:
+    """What every row of the output's metadata says of how its clip was made."""
+    guidance = settings.guidance
+    return {
+        "checkpoint": str(folder),
+        "steps": settings.steps,
+        "guidance": guidance.form,
+        "text_scale": guidance.text_scale,
+        "bridge_scale": guidance.bridge_scale,
+        "negative_prompt": settings.negative_prompt,
+        "video_shift": schedule.video_shift,
+        "audio_shift": schedule.audio_shift,
+    }
+
+
+def _run(
+    pipeline: Pipeline,
+    work: list[tuple[Prompt, Request]],
+    settings: SampleSettings,
+    batch: int,
+    out: SampleFolder,
+    facts: dict,
+    console: Console,
+) -> None:
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
+        task = progress.add_task("sampling", total=-(-len(work) // batch) * settings.steps)
+        requests = [request for _, request in work]
+        clips = pipeline.generate(requests, settings, batch=batch, on_step=lambda _: progress.advance(task))
+        for (prompt, request), clip in zip(work, clips, strict=True):
+            out.add(clip, prompt.caption, {"seed": request.seed, "source": prompt.source, **facts})
+            progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,108 @@
+"""From a checkpoint, or the run that wrote it, to a pipeline on a device."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mova_engine.backend import Backend
+from mova_engine.config import ClipConfig
+from mova_engine.diffusion.prediction import Prediction
+from mova_engine.diffusion.schedule import Schedule
+from mova_engine.errors import MovaError
+from mova_engine.models.checkpoint import INDEX, boundary_ratio, load_codecs, load_mova
+from mova_engine.models.weights import read_json
+from mova_engine.ops import bind
+from mova_engine.sample.pipeline import Pipeline
+from mova_engine.sample.sampler import LoopOptions
+
+# What a training run writes: RUN/checkpoints/step-NNNNNN/, each a model folder with this file beside the model.
+RUNS_CHECKPOINTS, TRAINING_STATE = "checkpoints", Path("training/state.json")
+SCHEDULER = Path("scheduler/scheduler_config.json")
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What sampling must know of a model's training. The defaults are the released models'.
+
+    clean_first_frame: latent frame 0 was left out of the loss. bridge: there was one.
+    """
+
+    schedule: Schedule = field(default_factory=Schedule)
+    prediction: Prediction = field(default_factory=Prediction)
+    clean_first_frame: bool = False
+    bridge: bool = True
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The model folder that `path` means: itself, or the newest checkpoint where it is a training run.
+
+    MovaError when it is neither.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise MovaError(f"{path}: no such checkpoint folder")
+    if (path / INDEX).is_file():
+        return path
+    parent = path if path.name == RUNS_CHECKPOINTS else path / RUNS_CHECKPOINTS
+    steps = [(int(match[1]), child) for child in parent.glob("step-*") if (match := _STEP.fullmatch(child.name))]
+    if not steps:
+        if (path / "audio_dit").is_dir():
+            raise MovaError(f"{path} holds an audio tower alone, which makes no clips")
+        runs = f"{RUNS_CHECKPOINTS}/step-*"
+        raise MovaError(f"{path} is no checkpoint (it has no {INDEX}) and no training run (it has no {runs})")
+    newest = max(steps)[1]
+    if not (newest / INDEX).is_file():
+        raise MovaError(f"{newest} holds an audio tower alone, which makes no clips")
+    return newest
+
+
+def trained(folder: str | Path) -> Trained:
+    """How the model in `folder` was trained: by its training/state.json, or its scheduler's config where there is none.
+
+    MovaError when either does not say what it should.
+    """
+    folder = Path(folder)
+    state = folder / TRAINING_STATE
+    if not state.is_file():
+        scheduler = folder / SCHEDULER
+        shift = float(read_json(scheduler).get("shift", 5.0)) if scheduler.is_file() else 5.0
+        return Trained(Schedule(shift, shift, boundary_ratio(folder)))
+    try:
+        config = read_json(state)["config"]
+        diffusion = config["diffusion"]
+        return Trained(
+            Schedule(diffusion["video_shift"], diffusion["audio_shift"], diffusion["boundary"]),
+            Prediction(diffusion["prediction"], diffusion["sigma_floor"]),
+            diffusion["skip_first_frame"],
+            config["model"]["bridge"],
+        )
+    except (KeyError, TypeError) as error:
+        raise MovaError(f"{state} does not say how the model was trained: {error!r}") from None
+
+
+def load_pipeline(
+    folder: str | Path,
+    backend: Backend,
+    *,
+    dtype: torch.dtype | None = None,
+    clip: ClipConfig | None = None,
+    offload: bool = False,
+) -> Pipeline:
+    """Load a model folder (see `checkpoint_folder`) with its codecs onto the backend's device.
+
+    dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
+    offload: of two experts only the one in use lies on the device. Raises MovaError for whatever is missing or damaged.
+    """
+    facts, device = trained(folder), backend.device()
+    ops = bind(backend, training=False)
+    mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype).requires_grad_(False)
+    if offload:
+        staying = [mova.audio_dit, mova.dual_tower_bridge, *([] if mova.video_dit_2 else [mova.video_dit])]
+        for component in staying:
+            component.to(device)
+    options = LoopOptions(facts.clean_first_frame, facts.bridge, offload=offload)
+    codecs = load_codecs(folder, device=device, dtype=dtype)
+    return Pipeline(mova, codecs, facts.schedule, facts.prediction, options, clip)

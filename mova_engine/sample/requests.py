@@ -1,0 +1,72 @@
+"""What to make: from prompts, pictures and folders of clips to requests for the pipeline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+
+from mova_engine.config import ClipConfig
+from mova_engine.data.decode import read_clip
+from mova_engine.data.metadata import FILES, read_metadata
+from mova_engine.data.transform import read_image
+from mova_engine.errors import MovaError
+from mova_engine.sample.pipeline import Request
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption, the first frame (uint8 [h, w, 3], None: white) and where that came from, for the record."""
+
+    caption: str
+    first_frame: np.ndarray | None = None
+    source: str | None = None
+
+
+def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
+    """A picture file, or the picture of a video `start` seconds after its first, as uint8 [height, width, 3] of `clip`.
+
+    MovaError names a file that is missing or cannot be read.
+    """
+    if Path(path).suffix.lower() in VIDEO_SUFFIXES:
+        return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").video[0]
+    return read_image(path, clip.height, clip.width)
+
+
+def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
+    """Prompts of a folder of clips (caption and first frame of each), or the lines of a .txt file (white first frame).
+
+    MovaError names what is missing, empty or unreadable.
+    """
+    path = Path(path)
+    if path.name in FILES:
+        path = path.parent
+    if path.is_dir():
+        return [
+            Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id) for entry in read_metadata(path)
+        ]
+    if path.suffix.lower() != ".txt":
+        raise MovaError(f"{path}: prompts are a folder with {FILES[0]}, or a .txt file with one prompt a line")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MovaError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    prompts = [Prompt(line.strip()) for line in lines if line.strip()]
+    if not prompts:
+        raise MovaError(f"{path}: holds no prompts")
+    return prompts
+
+
+def make_requests(
+    prompts: Sequence[Prompt], count: int, seed: int, last_frame: np.ndarray | None = None
+) -> list[tuple[Prompt, Request]]:
+    """`count` requests that take the prompts in turn, over and over; request i has seed `seed + i`."""
+    if count < 1:
+        raise MovaError(f"count must be at least 1, got {count}")
+    return [
+        (prompt, Request(prompt.caption, seed + i, prompt.first_frame, last_frame))
+        for i, prompt in enumerate(islice(cycle(prompts), count))
+    ]
