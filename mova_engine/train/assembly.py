@@ -1,11 +1,13 @@
 """From a configuration to the parts of a run: device, operators, clips, model, optimizer, and where to go on."""
 
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -118,6 +120,10 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console) -> Run:
     backend = get_backend(config.device) if config.device else default_backend()
     device = backend.device()
     _say_precision(config, backend, console)
+    # The engine draws from generators of its own; an operator or a model of the user's may not.
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
     ops = bind(backend, config.ops)
     sizes = model_config(config)
     with _progress(console) as report:

@@ -10,7 +10,6 @@ Nothing is pickled.
 """
 
 import json
-import os
 import random
 import re
 import shutil
@@ -136,7 +135,7 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
 
 def clean_up(run: Path) -> None:
     """Remove what a killed run left half-written or half-removed. Only for the run that owns the folder."""
-    for path in (run / FOLDER).glob(".step-*"):
+    for path in (run / FOLDER).glob(".*step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -152,17 +151,6 @@ def retain(run: Path, settings: CheckpointSettings) -> list[Path]:
         shutil.rmtree(doomed, ignore_errors=True)
         removed.append(path)
     return removed
-
-
-def point_latest(run: Path, folder: Path) -> None:
-    """Make the link RUN/latest point to a checkpoint, in one step."""
-    fresh = run / ".latest.new"
-    fresh.unlink(missing_ok=True)
-    try:
-        fresh.symlink_to(folder.relative_to(run), target_is_directory=True)
-        os.replace(fresh, run / "latest")
-    except OSError as error:
-        raise MovaError(f"cannot write the link {run / 'latest'}: {error.strerror or error}") from error
 
 
 def _numpy_state() -> list[Any]:
@@ -183,6 +171,12 @@ def _in_order(path: Path, weights: Weights, device: torch.device) -> list[torch.
     return [tensors[name] for name in expected]
 
 
+# Settings, or groups of them, that do not change what is trained.
+_WITHOUT_EFFECT = re.compile(
+    r"out|resume|data|device|loader\.(workers|cache|generate|preload)|checkpoint\..*|validation\..*|log\..*"
+)
+
+
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Settings that differ, as "optim.lr: 0.001 -> 0.002"; those that cannot change results are left out."""
     found = []
@@ -190,29 +184,6 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
         old, new = saved.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{name}.")
-        elif old != new and f"{prefix}{name}" not in _WITHOUT_EFFECT:
+        elif old != new and not _WITHOUT_EFFECT.fullmatch(f"{prefix}{name}"):
             found.append(f"{prefix}{name}: {json.dumps(old)} -> {json.dumps(new)}")
     return found
-
-
-_WITHOUT_EFFECT = {
-    "out",
-    "resume",
-    "data",
-    "device",
-    "loader.workers",
-    "loader.cache",
-    "loader.generate",
-    "checkpoint.every",
-    "checkpoint.keep_last",
-    "checkpoint.keep_every",
-    "checkpoint.on_error",
-    "validation.every",
-    "validation.data",
-    "validation.generate",
-    "validation.clips",
-    "validation.samples",
-    "validation.sampler",
-    "log.every",
-    "log.tensorboard",
-}

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mova_engine.errors import MovaError
 from mova_engine.train.assembly import DTYPES, Run, assemble, check_single, find_resume
-from mova_engine.train.checkpoints import clean_up, point_latest, retain, save_checkpoint
+from mova_engine.train.checkpoints import clean_up, retain, save_checkpoint
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.curve import PICTURE, draw_loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, Reporter, duration
@@ -156,7 +156,6 @@ class Trainer:
 
         try:
             folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_dict(self.config), export)
-            point_latest(self.folder, folder)
         except MovaError as error:
             if last or self.config.checkpoint.on_error == "stop":
                 raise

@@ -1,0 +1,211 @@
+"""The parts of a step: draws, learning rates, weights and their average, losses."""
+
+import math
+from itertools import chain, pairwise
+
+import pytest
+import torch
+
+from mova_engine.backend import get_backend
+from mova_engine.config import get_preset
+from mova_engine.models.mova import Mova
+from mova_engine.ops import bind
+from mova_engine.train.config import DiffusionSettings, OptimSettings
+from mova_engine.train.draws import draw_noise, draw_step, generator
+from mova_engine.train.optimizer import build_optimizer, lr_factor, set_lr
+from mova_engine.train.recipes import load_config
+from mova_engine.train.step import LatentBatch, micro_losses
+from mova_engine.train.update import Updater
+from mova_engine.train.weights import Weights
+
+OPS = bind(get_backend("cpu"))
+
+
+@pytest.fixture
+def model() -> Mova:
+    mova = Mova(get_preset("nano"), OPS)
+    mova.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():  # heads and the bridge's outputs start at zero, which hides gradients
+        for parameter in mova.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return mova
+
+
+def latents(clips: int, seed: int = 0) -> LatentBatch:
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"audio": (128, 69), "text": (12, 64), "video": (16, 9, 6, 6), "image": (16, 9, 6, 6)}
+    tensors = {name: torch.randn(clips, *shape, generator=g) for name, shape in shapes.items()}
+    return LatentBatch(empty_text=torch.zeros(1, 12, 64), ids=tuple(map(str, range(clips))), **tensors)
+
+
+def part(batch: LatentBatch, first: int, count: int) -> LatentBatch:
+    here = slice(first, first + count)
+    tensors = {name: getattr(batch, name)[here] for name in ("audio", "text", "video", "image")}
+    return LatentBatch(empty_text=batch.empty_text, ids=batch.ids[here], **tensors)
+
+
+def test_a_steps_draws_depend_on_seed_and_step_alone():
+    settings = DiffusionSettings(text_dropout=0.5)
+    one, again = draw_step(settings, 2, 7, 3, 6), draw_step(settings, 2, 7, 3, 6)
+    other = draw_step(settings, 2, 7, 4, 6)
+    assert torch.equal(one.times.video_sigma, again.times.video_sigma) and torch.equal(one.drop_text, again.drop_text)
+    assert not torch.equal(one.times.video_sigma, other.times.video_sigma)
+    assert torch.equal(one.part(2, 3).times.audio_timestep, one.times.audio_timestep[2:5])
+
+
+def test_noise_belongs_to_the_clips_place_in_the_step_whatever_the_split():
+    shapes = ((128, 5), (16, 3, 2, 2))
+    whole = draw_noise(shapes, 0, 11, 0, 5)
+    halves = [draw_noise(shapes, 0, 11, 0, 2), draw_noise(shapes, 0, 11, 2, 3)]
+    for index in range(2):
+        assert torch.equal(whole[index], torch.cat([half[index] for half in halves]))
+    assert not torch.equal(whole[0][0], whole[0][1])
+    assert abs(float(whole[0].mean())) < 0.1 and abs(float(whole[0].std()) - 1) < 0.1
+
+
+def test_experts_are_drawn_by_their_share_and_serve_their_interval():
+    settings = DiffusionSettings()
+    draws = [draw_step(settings, 2, 0, step, 2) for step in range(400)]
+    share = sum(draw.expert == 0 for draw in draws) / len(draws)
+    assert share == pytest.approx(settings.schedule().expert_probability(0), abs=0.08)
+    for draw in draws:
+        assert all((t >= 900) == (draw.expert == 0) for t in draw.times.video_timestep.tolist())
+    assert draw_step(settings, 1, 0, 0, 2).expert is None
+
+
+def test_text_is_dropped_at_the_configured_rate():
+    dropped = torch.cat([draw_step(DiffusionSettings(text_dropout=0.3), 1, 0, s, 8).drop_text for s in range(250)])
+    assert float(dropped.float().mean()) == pytest.approx(0.3, abs=0.04)
+    batch = latents(2)
+    context = batch.context(torch.tensor([True, False]))
+    assert torch.equal(context[0], batch.empty_text[0]) and torch.equal(context[1], batch.text[1])
+
+
+def test_the_learning_rate_warms_up_holds_and_falls_as_a_cosine():
+    settings = OptimSettings(warmup=10, hold=0.4, final_lr=0.1)
+    course = [lr_factor(step, 100, settings) for step in range(100)]
+    assert course[0] == pytest.approx(0.1) and course[9] == 1.0
+    assert set(course[9:40]) == {1.0}
+    assert course[70] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert course[99] == pytest.approx(0.1, abs=1e-3) and all(a >= b for a, b in pairwise(course[40:]))
+    assert {lr_factor(step, 100, OptimSettings(hold=1.0)) for step in (0, 50, 99)} == {1.0}
+
+
+def test_bridge_and_towers_have_their_own_learning_rates(model):
+    weights = Weights(model, torch.float32)
+    optimizer = build_optimizer(weights.masters, OptimSettings(lr=1e-5, bridge_lr=2e-5), OPS)
+    rates = set_lr(optimizer, 0.5)
+    assert rates == {"video_dit": 5e-6, "audio_dit": 5e-6, "dual_tower_bridge": 1e-5}
+    held = {id(p) for group in optimizer.param_groups if group["name"] == "dual_tower_bridge" for p in group["params"]}
+    assert held == {id(p) for p in model.dual_tower_bridge.parameters()}
+
+
+def test_the_average_follows_its_formula_and_gives_the_weights_back(model):
+    weights = Weights(model, torch.float32, ema_decay=0.9)
+    parameter = model.audio_dit.head.head.weight
+    start = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.add_(1.0)
+    weights.after_step()
+    with weights.averaged():
+        torch.testing.assert_close(model.audio_dit.head.head.weight.detach(), start + 0.1)
+    assert torch.equal(model.audio_dit.head.head.weight.detach(), start + 1.0)
+
+
+def test_bf16_keeps_float32_masters_and_sums_gradients_in_float32(model):
+    exact = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = Weights(model, torch.bfloat16, ema_decay=0.5)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(w.tensor, exact[w.name]) for w in weights.masters)
+    bias = model.audio_dit.head.head.bias
+    big, little = torch.ones_like(bias), torch.full_like(bias, 1e-3)
+    (bias * big).sum().backward()
+    (bias * little).sum().backward()  # 1 + 0.001 is 1 in bfloat16
+    master = next(w.tensor for w in weights.masters if w.name == "audio_dit.head.head.bias")
+    assert bias.grad is None
+    torch.testing.assert_close(master.grad, torch.full_like(master, 1 + float(little[0])))
+    master.add_(1e-4)
+    weights.after_step()
+    assert torch.equal(bias.detach(), master.to(torch.bfloat16))
+    with weights.averaged():
+        place = [w.name for w in weights.masters].index("audio_dit.head.head.bias")
+        assert torch.equal(bias.detach(), weights.ema[place].bfloat16())
+    assert torch.equal(bias.detach(), master.to(torch.bfloat16))
+
+
+def run_updates(model: Mova, steps: int = 1, **overrides) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """Steps on the same eight clips with plain gradient descent; returns values of each step and the weights after."""
+    config = load_config("nano", **overrides)
+    weights = Weights(model, torch.float32)
+    descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.05}], lr=0.05)
+    updater = Updater(config, model, weights, descent, OPS)
+    size, eight = config.loader.batch, latents(8)
+    parts = [part(eight, first, size) for first in range(0, 8, size)]
+    micro = chain.from_iterable(parts for _ in range(steps))
+    values = [updater.step(step, micro, lambda batch: batch, detailed=True).values for step in range(steps)]
+    return values, {w.name: w.tensor.detach().clone() for w in weights.masters}
+
+
+def test_accumulation_equals_the_big_batch(model):
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    whole, after_whole = run_updates(model, loader={"batch": 8, "accumulate": 1})
+    model.load_state_dict(start)
+    split, after_split = run_updates(model, loader={"batch": 2, "accumulate": 4})
+    assert split[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
+    assert split[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-4)
+    for name, tensor in after_whole.items():
+        torch.testing.assert_close(after_split[name], tensor, rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(after_whole[name], start[name]) for name in start)
+
+
+def test_the_norm_of_all_gradients_is_that_of_the_towers_together(model):
+    (values,), _ = run_updates(model, loader={"batch": 8})
+    towers = [values[f"grad_norm/{name}"] for name in ("video_dit", "audio_dit", "dual_tower_bridge")]
+    assert values["grad_norm"] == pytest.approx(math.hypot(*towers), rel=1e-5)
+    assert values["loss"] == pytest.approx(values["loss/video"] + 4 * values["loss/audio"], rel=1e-5)
+
+
+def losses_of(mova: Mova, batch: LatentBatch, **overrides):
+    config = load_config("nano", **overrides)
+    draw = draw_step(config.diffusion, 1, 0, 0, len(batch.ids))
+    return micro_losses(mova, batch, draw, draw_noise(batch.noise_shapes(), 0, 0, 0, len(batch.ids)), config)
+
+
+def test_a_perfect_x0_network_has_no_loss_where_a_velocity_network_has(model, monkeypatch):
+    batch = latents(2)
+    monkeypatch.setattr("mova_engine.train.step.dual_tower_forward", lambda *args, **kwargs: (batch.video, batch.audio))
+    perfect = losses_of(model, batch, diffusion={"prediction": "x0"})
+    wrong = losses_of(model, batch, diffusion={"prediction": "velocity"})
+    assert float(perfect.total) == 0.0 and float(wrong.video) > 0.1 and float(wrong.audio) > 0.1
+
+
+def test_a_perfect_velocity_network_has_no_loss(model, monkeypatch):
+    batch = latents(2)
+    audio_noise, video_noise = draw_noise(batch.noise_shapes(), 0, 0, 0, 2)
+    exact = (video_noise - batch.video, audio_noise - batch.audio)
+    monkeypatch.setattr("mova_engine.train.step.dual_tower_forward", lambda *args, **kwargs: exact)
+    assert float(losses_of(model, batch, diffusion={"prediction": "velocity"}).total) < 1e-10
+
+
+@torch.no_grad()
+def test_the_given_first_frame_counts_only_if_asked_to(model):
+    for parameter in model.parameters():
+        parameter.zero_()  # a blind network: what it is shown cannot matter, only what it is compared with
+    batch = latents(2)
+    shifted = LatentBatch(batch.audio, batch.text, batch.empty_text, batch.video.clone(), batch.image, batch.ids)
+    shifted.video[:, :, 0] += 5
+    for skip in (True, False):
+        before, after = (losses_of(model, b, diffusion={"skip_first_frame": skip}).video for b in (batch, shifted))
+        assert torch.equal(before, after) == skip
+
+
+def test_without_a_bridge_its_weights_take_no_part(model):
+    losses_of(model, latents(2), model={"bridge": False}).total.backward()
+    assert all(parameter.grad is None for parameter in model.dual_tower_bridge.parameters())
+    assert any(parameter.grad is not None for parameter in model.audio_dit.parameters())
+
+
+def test_generators_of_different_purposes_are_different():
+    keys = (("a",), ("b",), ("a", 1), ("a", 11), ("a1", 1))
+    draws = {float(torch.rand((), generator=generator(0, *key))) for key in keys}
+    assert len(draws) == 5 and float(torch.rand((), generator=generator(0, "a"))) in draws

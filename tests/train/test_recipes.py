@@ -1,0 +1,110 @@
+"""Recipes and the command line over them: values, inheritance, and errors of one line."""
+
+import pytest
+
+from mova_engine.errors import MovaError
+from mova_engine.train.__main__ import main
+from mova_engine.train.recipes import load_config, parse_command_line, read_recipe, recipe_names, to_yaml
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_gives_a_configuration_and_comes_back_from_its_yaml(name, tmp_path):
+    config = load_config(name)
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(str(path)) == config
+
+
+def test_the_papers_phases_differ_as_published():
+    one, two, three = (load_config(f"joint-phase{n}") for n in (1, 2, 3))
+    assert [c.diffusion.audio_shift for c in (one, two, three)] == [1.0, 5.0, 5.0]
+    assert {c.diffusion.video_shift for c in (one, two, three)} == {5.0}
+    assert [c.diffusion.text_dropout for c in (one, two, three)] == [0.5, 0.2, 0.2]
+    assert [c.parallel.context_parallel for c in (one, two, three)] == [8, 8, 16]
+    assert [c.model.preset for c in (one, two, three)] == ["mova-360p", "mova-360p", "mova-720p"]
+    assert [c.model.new for c in (one, two, three)] == [("dual_tower_bridge",), (), ()]
+    assert {(c.optim.lr, c.optim.bridge_lr) for c in (one, two, three)} == {(1e-5, 2e-5)}
+
+
+def test_the_command_line_overrides_the_recipe_which_overrides_the_defaults():
+    argv = ["--optim.lr", "1e-3", "--model.no-bridge", "--steps=7", "--ops.attention=reference"]
+    config, shown = parse_command_line(argv)
+    assert (config.optim.lr, config.model.bridge, config.steps) == (1e-3, False, 7)
+    assert config.ops == {"attention": "reference"}
+    assert config.optim.betas == (0.9, 0.98) and config.optim.eps == 1e-8
+    assert config.name == "nano" and not shown
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--recipe", "nan"], ("unknown recipe 'nan'", "'nano'")),
+        (["--recipe", "nowhere.yaml"], ("no recipe file nowhere.yaml",)),
+        (["--optim.lrr", "1"], ("--optim.lrr", "Did you mean --optim.lr")),
+        (["--optim.lr", "fast"], ("--optim.lr", "fast")),
+        (["--diffusion.prediction", "x1"], ("x1", "x0")),
+        (["--model.preset", "nanoo"], ("nanoo", "'nano'")),
+        (["--loader.batch", "0"], ("loader.batch", "at least 1")),
+        (["--optim.ema", "1.5"], ("optim.ema", "1.5")),
+        (["--validation.every", "5"], ("validation.data",)),
+        (["--task", "audio", "--model.no-bridge"], ("audio task",)),
+        (["stray"], ("stray",)),
+    ],
+)
+def test_mistakes_are_one_line_that_names_them(argv, words):
+    with pytest.raises(MovaError) as error:
+        parse_command_line(argv)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_a_recipe_file_with_an_unknown_key_names_the_nearest(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: nano\noptim: {lrr: 1}\n")
+    with pytest.raises(MovaError, match=r"lrr.*Did you mean --optim\.lr"):
+        load_config(str(path))
+
+
+def test_recipes_build_on_their_base_and_not_on_themselves(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: nano\noptim: {lr: 1}\n")
+    recipe = read_recipe(str(path))
+    assert recipe["optim"]["lr"] == 1 and recipe["optim"]["ema"] == 0.99
+    path.write_text(f"base: {path}\n")
+    with pytest.raises(MovaError, match="its own base"):
+        read_recipe(str(path))
+
+
+def test_print_config_prints_a_recipe_and_help_names_the_options(capsys):
+    assert main(["--print-config", "--seed", "5"]) == 0
+    assert "seed: 5" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "--optim.bridge-lr" in capsys.readouterr().out
+
+
+def test_context_parallelism_is_refused_in_words(clips, tmp_path):
+    with pytest.raises(MovaError, match="parallel runtime is not in this version"):
+        main(["--recipe", "joint-phase1", "--data", str(clips), "--out", str(tmp_path)])
+
+
+def test_several_processes_are_refused(clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MovaError, match="one of several processes"):
+        main(["--data", str(clips), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "extra, words",
+    [
+        ([], "starts from other components' weights|pretrained codecs"),
+        (["--model.empty-new"], "pretrained codecs"),
+    ],
+)
+def test_phase_one_asks_for_the_weights_that_it_starts_from(clips, tmp_path, extra, words):
+    common = ["--recipe", "joint-phase1", "--parallel.context-parallel", "1", "--device", "cpu"]
+    with pytest.raises(MovaError, match=words):
+        main([*common, "--data", str(clips), "--out", str(tmp_path), *extra])
+
+
+def test_a_run_without_clips_asks_for_them(tmp_path):
+    with pytest.raises(MovaError, match="give --data"):
+        main(["--loader.generate", "0", "--device", "cpu", "--out", str(tmp_path)])

@@ -1,0 +1,242 @@
+"""Whole runs of a few steps: what they leave, exact resume, stopping, steps that are not finite, validation."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mova_engine.backend import get_backend
+from mova_engine.errors import MovaError
+from mova_engine.models.checkpoint import diffusion_settings, load_codecs, load_mova
+from mova_engine.ops import bind
+from mova_engine.train import update
+from mova_engine.train.recipes import load_config
+from mova_engine.train.trainer import Trainer
+
+EXACT = {"loader": {"batch": 2, "accumulate": 2, "workers": 1, "preload": False}, "optim": {"ema": 0.9}}
+
+
+def training_tensors(run, step: int) -> dict:
+    """A checkpoint's weights, their average and the optimizer's state.
+
+    Not torch's own generator, from which nothing is drawn but a seed for each set of data workers.
+    """
+    folder = run / "checkpoints" / f"step-{step:06d}" / "training"
+    files = ("master", "ema", "optimizer")
+    return {(f, name): t for f in files for name, t in load_file(folder / f"{f}.safetensors").items()}
+
+
+def same_tensors(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def interrupt_after(monkeypatch, step: int, signal_number: int = signal.SIGTERM) -> None:
+    """Send this process a signal while it takes step number `step` (from 1)."""
+    take = update.Updater.step
+
+    def stepping(self, number, *args, **kwargs):
+        result = take(self, number, *args, **kwargs)
+        if number + 1 == step:
+            os.kill(os.getpid(), signal_number)
+        return result
+
+    monkeypatch.setattr(update.Updater, "step", stepping)
+
+
+def break_losses(monkeypatch, *steps: int) -> None:
+    """Make the loss NaN in the given steps (from 1)."""
+    true_losses, take, now = update.micro_losses, update.Updater.step, []
+
+    def losses(*args):
+        result = true_losses(*args)
+        return type(result)(result.total * float("nan"), result.video, result.audio) if now[-1] in steps else result
+
+    def stepping(self, number, *args, **kwargs):
+        now.append(number + 1)
+        return take(self, number, *args, **kwargs)
+
+    monkeypatch.setattr(update, "micro_losses", losses)
+    monkeypatch.setattr(update.Updater, "step", stepping)
+
+
+def test_a_run_leaves_what_it_promises(small, ran):
+    config = small(steps=3, log={"tensorboard": True, "every": 2})
+    done = ran(config)
+    assert done.status == 0 and [row["step"] for row in done.rows] == [2, 3]
+    assert (config.folder / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((config.folder / "tensorboard").glob("events*"))
+    assert load_config(str(config.folder / "config.yaml")) == config
+    row = done.rows[-1]
+    wanted = ("loss", "loss/video", "loss/audio", "grad_norm", "grad_norm/video_dit", "grad_norm/audio_dit", "tflops")
+    wanted += ("grad_norm/dual_tower_bridge", "lr", "seconds/step", "tokens/second", "memory/gib", "memory/peak_gib")
+    assert all(row[name] > 0 for name in wanted)
+    assert "mfu" not in row  # the peak of this machine's cores is not known
+    assert "sdpa" in done.said and "1.27 M parameters" in done.said
+
+
+def test_a_checkpoint_is_a_model_folder_with_the_averaged_weights(small, ran):
+    config = small(steps=3)
+    ran(config)
+    folder = config.folder / "checkpoints" / "step-000003"
+    mova = load_mova(folder, bind(get_backend("cpu")), device="cpu")
+    averaged = load_file(folder / "training" / "ema.safetensors")
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in mova.state_dict().items())
+    assert not same_tensors(averaged, load_file(folder / "training" / "master.safetensors"))
+    assert diffusion_settings(folder)["prediction"] == "x0"
+    assert load_codecs(folder).audio.state()  # fitted to the clips
+
+
+def test_no_pickle_is_written(small, ran):
+    config = small(steps=1)
+    ran(config)
+    kinds = {path.suffix for path in (config.folder / "checkpoints").rglob("*") if path.is_file()}
+    assert kinds == {".json", ".safetensors"}
+
+
+def test_stopping_and_going_on_gives_the_very_same_losses_and_weights(small, ran, monkeypatch):
+    whole = ran(small("whole", steps=7, log={"every": 3}, **EXACT))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 4)
+        first = ran(small("broken", steps=7, log={"every": 3}, **EXACT))
+    assert first.status == 143 and "stopped by request after step 4" in first.said
+    second = ran(small("broken", steps=7, log={"every": 3}, **EXACT))
+    assert second.status == 0 and "after step 4" in second.said
+    assert second.losses == whole.losses
+    assert same_tensors(*(training_tensors(x.config.folder, 7) for x in (second, whole)))
+
+
+def test_a_kill_after_rows_were_written_leaves_no_step_twice(small, ran, monkeypatch):
+    with monkeypatch.context() as patched:
+        break_losses(patched, 4, 5)
+        with pytest.raises(MovaError):
+            ran(small(steps=6, checkpoint={"every": 2}, optim={"max_nonfinite": 2}))
+    assert [row["step"] for row in ran(small(steps=6, checkpoint={"every": 2})).rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_ctrl_c_saves_and_leaves_with_its_own_status(small, ran, monkeypatch):
+    interrupt_after(monkeypatch, 2, signal.SIGINT)
+    config = small(steps=5)
+    assert ran(config).status == 130
+    assert (config.folder / "checkpoints" / "step-000002").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_says_so_and_more_steps_go_on(small, ran):
+    ran(small(steps=2))
+    again = ran(small(steps=2))
+    assert again.status == 0 and "is done: 2 of 2" in again.said
+    longer = ran(small(steps=3))
+    assert [row["step"] for row in longer.rows] == [1, 2, 3]
+    assert "note: not as in step-000002: steps: 2 -> 3" in longer.said
+
+
+def test_a_new_start_never_overwrites_a_run(small, ran):
+    ran(small(steps=1))
+    with pytest.raises(MovaError, match="give another --out"):
+        ran(small(steps=1, resume="none"))
+
+
+def test_another_runs_checkpoint_can_be_gone_on_from(small, ran):
+    first = ran(small("first", steps=2))
+    second = ran(small("second", steps=3, resume=str(first.config.folder)))
+    assert [row["step"] for row in second.rows] == [3]
+    with pytest.raises(MovaError, match="no such folder"):
+        ran(small("third", resume="nowhere"))
+    with pytest.raises(MovaError, match="not a checkpoint"):
+        ran(small("third", resume=str(first.config.data)))
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_named(small, ran, monkeypatch):
+    break_losses(monkeypatch, 2)
+    done = ran(small(steps=3))
+    assert done.status == 0 and "step 2 skipped" in done.said and "train_0" in done.said
+    assert [row["skipped"] for row in done.rows] == [0.0, 1.0, 0.0]
+    tensors = training_tensors(done.config.folder, 3)
+    assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+    assert {int(tensor) for (_, name), tensor in tensors.items() if name.endswith(":step")} == {2}
+
+
+def test_too_many_steps_that_are_not_finite_stop_the_run(small, ran, monkeypatch):
+    break_losses(monkeypatch, 1, 3, 4)
+    config = small(steps=9, optim={"max_nonfinite": 2}, checkpoint={"every": 2})
+    with pytest.raises(MovaError, match="2 steps in a row were not finite, the last was step 4"):
+        ran(config)
+    assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_bf16_trains_and_resumes_exactly(small, ran, monkeypatch):
+    whole = ran(small("whole", steps=3, precision="bf16", checkpointing="full"))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        ran(small("broken", steps=3, precision="bf16", checkpointing="full"))
+    second = ran(small("broken", steps=3, precision="bf16", checkpointing="full"))
+    assert second.losses == whole.losses
+    assert same_tensors(*(training_tensors(x.config.folder, 3) for x in (second, whole)))
+
+
+def test_the_audio_tower_alone(small, ran):
+    done = ran(small(steps=2, task="audio", diffusion={"text_dropout": 0.5}))
+    assert all("loss/audio" in row and "loss/video" not in row for row in done.rows)
+    folder = done.config.folder / "checkpoints" / "step-000002"
+    assert (folder / "audio_dit" / "config.json").is_file() and not (folder / "video_dit").exists()
+    assert "69 tokens" not in done.said and "138 tokens" in done.said  # two clips of 69 audio tokens, no video
+
+
+@pytest.mark.parametrize("model", [{"bridge": False}, {"aligned_rope": False}])
+def test_the_ablations_train_and_say_so_in_their_checkpoint(small, ran, model):
+    done = ran(small(steps=1, model=model))
+    folder = done.config.folder / "checkpoints" / "step-000001"
+    mova = load_mova(folder, bind(get_backend("cpu")), device="cpu")
+    assert mova.config.bridge.aligned == model.get("aligned_rope", True)
+    settings = json.loads((folder / "training" / "state.json").read_text())["config"]["model"]
+    assert settings["bridge"] == model.get("bridge", True)
+
+
+def test_a_run_starts_from_a_checkpoints_weights(small, ran):
+    start = ran(small("first", steps=3)).config.folder / "checkpoints" / "step-000003"
+    model = {"checkpoint": str(start), "new": ["dual_tower_bridge"]}
+    done = ran(small("second", steps=1, model=model, optim={"lr": 0.0}))
+    taken = training_tensors(done.config.folder, 1)
+    for component in ("video_dit", "audio_dit"):
+        weights = load_file(start / component / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(taken["master", f"{component}.{name}"], tensor) for name, tensor in weights.items())
+    # A new bridge's outputs start at zero; the checkpoint's had begun to move.
+    output = "audio_to_video_conditioners.0.inner.o.weight"
+    assert load_file(start / "dual_tower_bridge" / "diffusion_pytorch_model.safetensors")[output].any()
+    assert not taken["master", f"dual_tower_bridge.{output}"].any()
+
+
+def sample_stub(**arguments) -> None:
+    """Stands in for a sampler: writes down what it was given."""
+    arguments["out"].mkdir(parents=True)
+    facts = {"clips": [(caption, list(frame.shape)) for caption, frame in arguments["clips"]]}
+    facts |= {"prediction": arguments["prediction"].kind, "clean": arguments["clean_first_frame"]}
+    (arguments["out"] / "facts.json").write_text(json.dumps(facts))
+
+
+def test_validation_reports_the_held_out_loss_and_calls_the_sampler(small, ran, clips, monkeypatch):
+    monkeypatch.setattr("mova_engine.train.validation.resolve_sampler", lambda target: sample_stub)
+    validation = {"every": 2, "data": str(clips), "clips": 3, "samples": 2, "sampler": "some.module:function"}
+    done = ran(small(steps=4, validation=validation))
+    held = [row for row in done.rows if "heldout/video" in row]
+    assert [row["step"] for row in held] == [2, 4] and held[0]["heldout/audio"] != held[1]["heldout/audio"]
+    facts = json.loads((done.config.folder / "samples" / "step-000004" / "facts.json").read_text())
+    assert facts["prediction"] == "x0" and facts["clean"] and [f[1] for f in facts["clips"]] == [[48, 48, 3]] * 2
+    plain = ran(small("plain", steps=4))
+    assert plain.losses == done.losses  # looking changes nothing
+
+
+def test_a_sampler_that_cannot_be_imported_is_named(small, ran, clips):
+    validation = {"every": 1, "data": str(clips), "clips": 1, "sampler": "no_such_module:make"}
+    with pytest.raises(MovaError, match="no_such_module"):
+        ran(small(steps=1, validation=validation))
+
+
+def test_clips_are_generated_where_none_are_given(tmp_path):
+    loader = {"batch": 2, "generate": 3, "fit": 2}
+    config = load_config("nano", steps=1, out=tmp_path / "run", device="cpu", loader=loader)
+    assert Trainer(config).run() == 0
+    assert len(list((tmp_path / "run" / "data").glob("*.mp4"))) == 3
