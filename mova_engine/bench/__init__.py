@@ -1,0 +1,1 @@
+"""Measures of what models make, and of how fast they make it."""
