@@ -195,7 +195,7 @@ def save_mova(
     base: a checkpoint folder from which the rest is taken over: pretrained codecs, text encoder, tokenizer, scheduler,
     and entries of config files that we do not use. Without it pretrained components are listed as absent.
     boundary: the expert boundary that the model was trained with. diffusion: what else its sampler must know of the
-    training, as JSON (video_shift, audio_shift, prediction, sigma_floor, skip_first_frame); see `diffusion_settings`.
+    training, for `diffusion_settings`: video_shift, audio_shift, prediction, sigma_floor, skip_first_frame, bridge.
     Raises MovaError as `save_component` does, and for an embedded codec that is needed but not given.
     """
     config = mova.config

@@ -15,8 +15,8 @@ from mova_engine.config import ClipConfig
 from mova_engine.diffusion.guidance import FORMS, Guidance
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError, run_cli, suggest
-from mova_engine.models.checkpoint import mova_config_from_folder
-from mova_engine.sample.load import TRAINING_STATE, checkpoint_folder, load_pipeline
+from mova_engine.models.checkpoint import diffusion_settings, mova_config_from_folder
+from mova_engine.sample.load import checkpoint_folder, load_pipeline
 from mova_engine.sample.output import SampleFolder
 from mova_engine.sample.pipeline import Pipeline, Request, SampleSettings, default_settings
 from mova_engine.sample.requests import Prompt, make_requests, read_frame, read_prompts
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = _work(args, shape)
     out = SampleFolder(args.out, shape, args.overwrite)
     console = Console(stderr=True)
-    if not (folder / TRAINING_STATE).is_file():
-        console.print(f"{folder} has no {TRAINING_STATE}: sampling it as the released models are, by velocity")
+    if not diffusion_settings(folder):
+        console.print(f"{folder} does not say how it was trained: sampling it as the released models are, by velocity")
     with console.status(f"loading {folder}"):
         pipeline = load_pipeline(folder, backend, dtype=DTYPES.get(args.dtype), clip=shape, offload=args.offload)
     pipeline.schedule = _schedule(args, pipeline.schedule)

@@ -11,14 +11,14 @@ from mova_engine.config import ClipConfig
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import INDEX, boundary_ratio, load_codecs, load_mova
+from mova_engine.models.checkpoint import INDEX, boundary_ratio, diffusion_settings, load_codecs, load_mova
 from mova_engine.models.weights import read_json
 from mova_engine.ops import bind
 from mova_engine.sample.pipeline import Pipeline
 from mova_engine.sample.sampler import LoopOptions
 
-# What a training run writes: RUN/checkpoints/step-NNNNNN/, each a model folder with this file beside the model.
-RUNS_CHECKPOINTS, TRAINING_STATE = "checkpoints", Path("training/state.json")
+# What a training run writes: RUN/checkpoints/step-NNNNNN/, each a model folder.
+RUNS_CHECKPOINTS = "checkpoints"
 SCHEDULER = Path("scheduler/scheduler_config.json")
 _STEP = re.compile(r"step-(\d+)")
 
@@ -60,27 +60,25 @@ def checkpoint_folder(path: str | Path) -> Path:
 
 
 def trained(folder: str | Path) -> Trained:
-    """How the model in `folder` was trained: by its training/state.json, or its scheduler's config where there is none.
+    """How the model in `folder` was trained: by our entry of its index, or its scheduler's config where there is none.
 
     MovaError when either does not say what it should.
     """
     folder = Path(folder)
-    state = folder / TRAINING_STATE
-    if not state.is_file():
+    told, boundary = diffusion_settings(folder), boundary_ratio(folder)
+    if not told:
         scheduler = folder / SCHEDULER
         shift = float(read_json(scheduler).get("shift", 5.0)) if scheduler.is_file() else 5.0
-        return Trained(Schedule(shift, shift, boundary_ratio(folder)))
+        return Trained(Schedule(shift, shift, boundary))
     try:
-        config = read_json(state)["config"]
-        diffusion = config["diffusion"]
         return Trained(
-            Schedule(diffusion["video_shift"], diffusion["audio_shift"], diffusion["boundary"]),
-            Prediction(diffusion["prediction"], diffusion["sigma_floor"]),
-            diffusion["skip_first_frame"],
-            config["model"]["bridge"],
+            Schedule(told["video_shift"], told["audio_shift"], boundary),
+            Prediction(told["prediction"], told["sigma_floor"]),
+            told["skip_first_frame"],
+            told["bridge"],
         )
     except (KeyError, TypeError) as error:
-        raise MovaError(f"{state} does not say how the model was trained: {error!r}") from None
+        raise MovaError(f"{folder / INDEX} does not say how the model was trained: {error!r}") from None
 
 
 def load_pipeline(

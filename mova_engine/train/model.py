@@ -81,5 +81,5 @@ def export_model(model: Mova, codecs: Codecs, config: TrainConfig, folder: Path)
         audio_codec=codecs.audio,
         base=config.model.codecs or config.model.checkpoint,
         boundary=diffusion.boundary,
-        diffusion={name: getattr(diffusion, name) for name in told},
+        diffusion={**{name: getattr(diffusion, name) for name in told}, "bridge": config.model.bridge},
     )

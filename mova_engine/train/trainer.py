@@ -137,8 +137,11 @@ class Trainer:
             return
         with parts.state.weights.averaged():
             losses = parts.validator.losses(parts.model)
-            if settings.sampler is not None and settings.samples:
+            try:
                 parts.validator.sample(parts.model, parts.codecs, self.folder / "samples" / f"step-{self.step:06d}")
+            except MovaError as error:
+                # A look at the model is not worth the run.
+                reporter.say(f"warning: no samples at step {self.step}: {error}")
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 

@@ -1,16 +1,17 @@
 """Held-out loss, and samples along the way.
 
 The loss is taken with the averaged weights on fixed clips, noise levels and noise, so that its course shows the model
-alone. Samples come from `validation.sampler`, a "module:function" that is imported when first needed: training knows
+alone. Samples come from `validation.sampler`, a "module:function" that is imported when the run starts: training knows
 nothing of sampling. It is called with keyword arguments
 
-    model: Mova, codecs: Codecs, schedule: Schedule, prediction: Prediction, clean_first_frame: bool,
+    model: Mova, codecs: Codecs, schedule: Schedule, prediction: Prediction, clean_first_frame: bool, bridge: bool,
     clips: list of (caption, first frame uint8 [h, w, 3]), seed: int, out: Path (a folder to write)
 
 and should return when the files are written.
 """
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Validator:
     def __init__(self, config: TrainConfig, clips: LatentDataset, build: BatchBuilder) -> None:
         self.config, self.clips, self.build = config, clips, build
         self.count = min(config.validation.clips, len(clips))
+        sampling = config.validation.sampler is not None and config.validation.samples > 0 and config.task == "joint"
+        self._make_samples = resolve_sampler(config.validation.sampler) if sampling else None
 
     @torch.no_grad()
     def losses(self, model: Mova) -> dict[str, float]:
@@ -64,27 +67,29 @@ class Validator:
         return {f"heldout/{name}{suffix}": float(value) for name, value in values.items()}
 
     def sample(self, model: Mova, codecs: Codecs, out: Path) -> None:
-        """Have the configured sampler make clips of held-out captions and first frames into `out`."""
-        target, diffusion = self.config.validation.sampler, self.config.diffusion
-        count = min(self.config.validation.samples, len(self.clips))
-        entries = self.clips.entries[:count]
+        """Have the sampler, where there is one, make clips of held-out captions and first frames into `out`."""
+        if self._make_samples is None:
+            return
+        diffusion = self.config.diffusion
+        entries = self.clips.entries[: self.config.validation.samples]
         clips = [
             (entry.caption, read_clip(entry.path, model.config.clip, start=entry.start, silent="zeros").video[0])
             for entry in entries
         ]
-        resolve_sampler(target)(
+        self._make_samples(
             model=model,
             codecs=codecs,
             schedule=diffusion.schedule(),
             prediction=diffusion.output(),
             clean_first_frame=diffusion.skip_first_frame,
+            bridge=self.config.model.bridge,
             clips=clips,
             seed=self.config.seed,
             out=out,
         )
 
 
-def resolve_sampler(target: str) -> Any:
+def resolve_sampler(target: str) -> Callable[..., Any]:
     """Import "module:function"; MovaError where there is none."""
     module, _, name = target.partition(":")
     try:

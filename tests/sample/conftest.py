@@ -1,6 +1,5 @@
 """A model small enough to sample in milliseconds, with two experts and weights that make every part matter."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -57,11 +56,10 @@ def saved_run(tmp_path_factory) -> Path:
     run, pipeline = tmp_path_factory.mktemp("sample") / "run", build()
     (run / "checkpoints" / "step-000020").mkdir(parents=True)
     folder = run / "checkpoints" / "step-000100"
-    save_mova(pipeline.mova, folder, video_codec=pipeline.codecs.video, audio_codec=pipeline.codecs.audio)
-    diffusion = {"video_shift": 3.0, "audio_shift": 2.0, "boundary": 0.8, "prediction": "x0", "sigma_floor": 0.25}
-    config = {"diffusion": {**diffusion, "skip_first_frame": True}, "model": {"bridge": True}}
-    (folder / "training").mkdir()
-    (folder / "training" / "state.json").write_text(json.dumps({"config": config}))
+    codecs = {"video_codec": pipeline.codecs.video, "audio_codec": pipeline.codecs.audio}
+    shifts, output = {"video_shift": 3.0, "audio_shift": 2.0}, {"prediction": "x0", "sigma_floor": 0.25}
+    diffusion = {**shifts, **output, "skip_first_frame": True, "bridge": True}
+    save_mova(pipeline.mova, folder, **codecs, boundary=0.8, diffusion=diffusion)
     return run
 
 

@@ -157,11 +157,13 @@ def test_a_checkpoint_says_how_it_was_trained(run_folder):
     assert facts.prediction == Prediction("x0", 0.25)
     assert facts.clean_first_frame
     assert facts.bridge
-    state = folder / "training" / "state.json"
-    state.write_text(json.dumps({"config": {"model": {}}}))
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["_mova_engine"]["diffusion"]["prediction"]
+    (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(MovaError, match="does not say how the model was trained: KeyError"):
         trained(folder)
-    state.unlink()
+    del index["_mova_engine"]["diffusion"]
+    (folder / "model_index.json").write_text(json.dumps({**index, "boundary_ratio": 0.9}))
     assert trained(folder).schedule == Schedule()
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({"shift": 8.0}))

@@ -29,7 +29,8 @@ def small(clips, tmp_path):
         loader = {"batch": 2, "fit": 4, **overrides.pop("loader", {})}
         optim = {"warmup": 2, "ema": 0.9, **overrides.pop("optim", {})}
         log = {"every": 1, "tensorboard": False, **overrides.pop("log", {})}
-        settings = {"steps": 4, "data": clips, "out": tmp_path / out, "device": "cpu", **overrides}
+        common = {"steps": 4, "data": clips, "out": tmp_path / out, "device": "cpu"}
+        settings = {**common, "validation": {"every": 0}, **overrides}
         return load_config("nano", loader=loader, optim=optim, log=log, **settings)
 
     return make

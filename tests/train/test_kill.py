@@ -19,6 +19,7 @@ def command(clips: Path, out: Path) -> list[str]:
     overrides = {
         "steps": STEPS, "loader.batch": 2, "loader.accumulate": 2, "loader.workers": 2, "loader.fit": 4,
         "optim.ema": 0.9, "checkpoint.every": EVERY, "log.every": 1, "data": clips, "out": out, "device": "cpu",
+        "validation.every": 0,
     }  # fmt: skip
     options = [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "mova_engine.train", "--loader.no-preload", "--log.no-tensorboard", *options]

@@ -46,7 +46,7 @@ def test_the_command_line_overrides_the_recipe_which_overrides_the_defaults():
         (["--model.preset", "nanoo"], ("nanoo", "'nano'")),
         (["--loader.batch", "0"], ("loader.batch", "at least 1")),
         (["--optim.ema", "1.5"], ("optim.ema", "1.5")),
-        (["--validation.every", "5"], ("validation.data",)),
+        (["--validation.every", "5", "--validation.generate", "0"], ("validation.data",)),
         (["--task", "audio", "--model.no-bridge"], ("audio task",)),
         (["stray"], ("stray",)),
     ],

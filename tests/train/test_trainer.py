@@ -191,8 +191,7 @@ def test_the_ablations_train_and_say_so_in_their_checkpoint(small, ran, model):
     folder = done.config.folder / "checkpoints" / "step-000001"
     mova = load_mova(folder, bind(get_backend("cpu")), device="cpu")
     assert mova.config.bridge.aligned == model.get("aligned_rope", True)
-    settings = json.loads((folder / "training" / "state.json").read_text())["config"]["model"]
-    assert settings["bridge"] == model.get("bridge", True)
+    assert diffusion_settings(folder)["bridge"] == model.get("bridge", True)
 
 
 def test_a_run_starts_from_a_checkpoints_weights(small, ran):
@@ -236,7 +235,18 @@ def test_a_sampler_that_cannot_be_imported_is_named(small, ran, clips):
 
 
 def test_clips_are_generated_where_none_are_given(tmp_path):
-    loader = {"batch": 2, "generate": 3, "fit": 2}
-    config = load_config("nano", steps=1, out=tmp_path / "run", device="cpu", loader=loader)
-    assert Trainer(config).run() == 0
-    assert len(list((tmp_path / "run" / "data").glob("*.mp4"))) == 3
+    loader, validation = {"batch": 2, "generate": 3, "fit": 2}, {"every": 1, "generate": 2, "samples": 1}
+    run = tmp_path / "run"
+    assert Trainer(load_config("nano", steps=1, out=run, device="cpu", loader=loader, validation=validation)).run() == 0
+    assert len(list((run / "data").glob("*.mp4"))) == 3 and len(list((run / "heldout").glob("*.mp4"))) == 2
+    assert len(list((run / "samples" / "step-000001").glob("*.mp4"))) == 1
+
+
+def test_samples_that_fail_do_not_end_the_run(small, ran, clips, monkeypatch):
+    def failing(**arguments):
+        raise MovaError("no luck")
+
+    monkeypatch.setattr("mova_engine.train.validation.resolve_sampler", lambda target: failing)
+    validation = {"every": 1, "data": str(clips), "clips": 1, "samples": 1, "sampler": "some.module:function"}
+    done = ran(small(steps=2, validation=validation))
+    assert done.status == 0 and "no samples at step 1: no luck" in done.said
