@@ -16,7 +16,13 @@ _ROWS = {
     "odd-length": (3, 13, 256, 128),
     "one-token": (1, 1, 128, 128),
 }
-_BENCH_ROWS = {"360p": (1, 43120, 5120, 128), "360p-cp4": (1, 10780, 5120, 128), "720p": (1, 176400, 5120, 128)}
+# On a CPU: the widths and lengths of bench-mid's video tower and of a long audio tower.
+_CPU_ROWS = {"1280x768": (1, 1280, 768, 128), "8192x1536": (1, 8192, 1536, 128)}
+_BENCH_ROWS = _CPU_ROWS | {
+    "360p": (1, 43120, 5120, 128),
+    "360p-cp4": (1, 10780, 5120, 128),
+    "720p": (1, 176400, 5120, 128),
+}
 
 
 class Maker:
@@ -45,7 +51,10 @@ Build = Callable[[Maker, int, int, int, int], dict[str, Any]]
 
 
 def _case(name: str, build: Build, shape: tuple[int, int, int, int], size: str = "test") -> Case:
-    return Case(name, lambda generator, device, dtype: build(Maker(generator, device, dtype), *shape), size)
+    b, s, d, last = shape
+    # The fourth number of a row case is the head dim, of a linear layer its output width.
+    elements = b * s * max(d, last)
+    return Case(name, lambda generator, device, dtype: build(Maker(generator, device, dtype), *shape), size, elements)
 
 
 def row_cases(build: Build) -> tuple[Case, ...]:
@@ -119,7 +128,11 @@ def _lora(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
 
 # (batch, tokens, in, out)
 _GEMMS = {"nano": (2, 69, 96, 288), "wide": (1, 5, 1536, 512), "odd": (3, 7, 33, 65), "one-token": (1, 1, 128, 64)}
-_BENCH_GEMMS = {"360p": (1, 43120, 5120, 13824), "360p-cp4": (1, 10780, 5120, 13824)}
+_BENCH_GEMMS = {
+    "1280x768x3072": (1, 1280, 768, 3072),
+    "360p": (1, 43120, 5120, 13824),
+    "360p-cp4": (1, 10780, 5120, 13824),
+}
 
 
 def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
@@ -141,6 +154,7 @@ _ATTENTIONS = {
     "one-token": (1, 1, 1, 2, 128),
 }
 _BENCH_ATTENTIONS = {
+    "1280x6": (1, 1280, 1280, 6, 128),
     "360p": (1, 43120, 43120, 40, 128),
     "360p-cp4": (1, 43120, 43120, 10, 128),
     "text": (1, 43120, 512, 40, 128),
@@ -174,7 +188,13 @@ def attention_cases(backward: bool = False, empty: bool = False) -> tuple[Case, 
     if not backward:
         cases.append(Case("non-contiguous", _packed_qkv))
         cases += [
-            Case(name, lambda g, dev, dt, shape=shape: build(Maker(g, dev, dt), *shape), "bench")
+            Case(
+                name,
+                lambda g, dev, dt, shape=shape: build(Maker(g, dev, dt), *shape),
+                "bench",
+                # Scores, of which a tiled kernel holds a fraction: they bound the time.
+                shape[1] * shape[2] * shape[3],
+            )
             for name, shape in _BENCH_ATTENTIONS.items()
         ]
     return tuple(cases)

@@ -27,12 +27,14 @@ class Case:
     """One set of inputs: `make(generator, device, dtype)` returns keyword arguments of the operator.
 
     Floating tensors that the operator differentiates are those named in `Operator.differentiable`.
-    `size` is "test" (fast everywhere) or "bench" (MOVA's real shapes).
+    `size` is "test" (fast everywhere) or "bench" (MOVA's real shapes). `elements`: of the largest activation, by
+    which a benchmark leaves out what a device cannot hold or finish.
     """
 
     name: str
     make: Callable[[torch.Generator, torch.device, torch.dtype], dict[str, Any]]
     size: str = "test"
+    elements: int = 0
 
 
 @dataclass(frozen=True)

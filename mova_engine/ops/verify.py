@@ -113,7 +113,7 @@ _RUNS = {"function": _run_function, "optimizer": _run_optimizer, "inplace": _run
 
 
 def _largest(x: Tensor) -> float:
-    finite = x[x.isfinite()]
+    finite = x.detach()[x.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
