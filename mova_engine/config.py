@@ -71,7 +71,7 @@ class BridgeConfig:
     """Cross-attention between the towers, in both directions, before each of `layers`.
 
     audio_fps: audio tokens per second. interaction_layers: the list for strategy "custom" (default: the reference's).
-    aligned: cross RoPE places video frames on the audio tokens' time axis; False (frame i at position i) is for ablation.
+    aligned: cross RoPE places video frames on the audio's time axis; False (frame i at position i) is for ablation.
     """
 
     visual_layers: int

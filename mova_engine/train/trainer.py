@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mova_engine.errors import MovaError
 from mova_engine.train.assembly import DTYPES, Run, assemble, check_single, find_resume
-from mova_engine.train.checkpoints import clean_up, retain, save_checkpoint
+from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.curve import PICTURE, draw_loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, Reporter, duration
@@ -45,9 +45,18 @@ class Trainer:
         try:
             with StopRequest() as stop, Reporter(config.steps, self.step, self.console) as reporter:
                 return self._train(parts, log, reporter, stop)
+        except OSError as error:
+            raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
         finally:
+            self._finish(log)
+
+    def _finish(self, log: MetricsLog) -> None:
+        try:
             log.close()
             draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
+        except OSError as error:
+            # Told, not raised: whatever ended the run matters more.
+            self.console.print(f"warning: metrics or loss curve are incomplete: {error.strerror or error}")
 
     def _make_folder(self) -> None:
         try:
@@ -161,7 +170,9 @@ class Trainer:
             folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_dict(self.config), export)
         except MovaError as error:
             if last or self.config.checkpoint.on_error == "stop":
-                raise
+                good = checkpoints_of(self.folder)
+                kept = f"; the run can go on from {good[-1][1].name}" if good else ""
+                raise MovaError(f"{error}{kept}") from error
             reporter.say(f"warning: no checkpoint at step {self.step}, training goes on: {error}")
             return None
         with suppress(OSError):

@@ -33,7 +33,7 @@ def test_the_newest_are_kept_and_those_of_round_steps_for_good(small, ran):
 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(small, ran):
     first = ran(small(steps=2))
-    failure = r"cannot write .*step-000003.*: (File too large|no space)"
+    failure = r"cannot write .*step-000003.*: File too large.*go on from step-000002"
     with small_disk(1_000_000), pytest.raises(MovaError, match=failure):
         ran(small(steps=4, checkpoint={"every": 1}))
     assert names(first.config.folder) == ["step-000002"]
