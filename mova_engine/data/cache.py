@@ -114,18 +114,23 @@ class LatentCache:
         if latents is None:
             latents = self._encode(entry, read_clip(entry.path, self.clip, start=entry.start, silent=self.silent))
             self._try_write(path, _serialise(latents))
-        return {**{name: x.float() for name, x in latents.items()}, "text": self.text(entry.caption)}
+        return {**_floats(latents), "text": self.text(entry.caption)}
+
+    def read(self, entry: Entry) -> dict[str, Tensor] | None:
+        """What `get` gives, or None where that takes more than reading: for processes that must not run the codecs."""
+        try:
+            latents = self._load(self._clip_path(entry))
+        except MovaError:
+            return None
+        text = self._stored_text(entry.caption)
+        return None if latents is None or text is None else {**_floats(latents), "text": text}
 
     def text(self, caption: str) -> Tensor:
         """Features float32 [n, d] of a caption; kept in memory too, as captions recur."""
-        if caption not in self._texts:
-            path = self._text_path(caption)
-            stored = self._load(path)
-            if stored is None:
-                stored = {"text": self._encode_text(caption)}
-                self._try_write(path, _serialise(stored))
-            features = stored["text"].float()
-            self._texts[caption] = pad(features, (0, 0, 0, self.text_encoder.max_tokens - len(features)))
+        if self._stored_text(caption) is None:
+            features = self._encode_text(caption)
+            self._try_write(self._text_path(caption), _serialise({"text": features}))
+            self._keep_text(caption, features)
         return self._texts[caption]
 
     def empty_text(self) -> Tensor:
@@ -192,6 +197,17 @@ class LatentCache:
         # Rows past the text are zero, and most rows are: they are not stored.
         rows = int(features.ne(0).any(dim=1).nonzero().max()) + 1 if features.any() else 0
         return features[:rows].contiguous()
+
+    def _stored_text(self, caption: str) -> Tensor | None:
+        if caption not in self._texts:
+            stored = self._load(self._text_path(caption))
+            if stored is None:
+                return None
+            self._keep_text(caption, stored["text"])
+        return self._texts[caption]
+
+    def _keep_text(self, caption: str, features: Tensor) -> None:
+        self._texts[caption] = pad(features.float(), (0, 0, 0, self.text_encoder.max_tokens - len(features)))
 
     def _store_text(self, caption: str) -> None:
         path = self._text_path(caption)
@@ -266,6 +282,10 @@ class LatentCache:
             if self._writable:
                 log.warning("%s; going on without storing what is missing from the cache", error)
             self._writable = False
+
+
+def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.float() for name, x in tensors.items()}
 
 
 def _serialise(tensors: dict[str, Tensor]) -> bytes:

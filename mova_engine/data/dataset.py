@@ -65,8 +65,15 @@ class LatentDataset(Dataset):
         else:
             read = [self._read(index) for index in indices]
             chosen = [index for index, _ in read]
-            tensors = {name: torch.stack([x[name] for _, x in read]) for name in read[0][1]}
+            tensors = _stack([clip for _, clip in read])
         return {**tensors, "caption": [self._captions[i] for i in chosen], "id": [self._ids[i] for i in chosen]}
+
+    def stored_batch(self, indices: Sequence[int]) -> dict[str, Any] | None:
+        """As `batch`, or None where a clip would have to be encoded or replaced: what worker processes do."""
+        read = [self.cache.read(self.entries[index]) for index in indices]
+        if any(clip is None for clip in read):
+            return None
+        return {**_stack(read), "caption": [self._captions[i] for i in indices], "id": [self._ids[i] for i in indices]}
 
     @property
     def in_memory(self) -> bool:
@@ -96,6 +103,10 @@ class LatentDataset(Dataset):
                 tensors.setdefault(name, x.new_empty(len(self), *x.shape))[row] = x
             self._captions[row], self._ids[row] = self._captions[index], self._ids[index]
         self._tensors = tensors
+
+
+def _stack(clips: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
 
 
 def open_dataset(

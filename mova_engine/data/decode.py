@@ -195,7 +195,9 @@ def _read_pictures(
 ) -> tuple[Fraction, np.ndarray]:
     """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
+    # A decoder with threads of its own may not be freed in another process, which forked workers can come to do; and
+    # most of the time goes to what follows it.
+    stream.codec_context.thread_count = 1
     frames = _decode(container, stream, path)
     first = next(frames, None)
     if first is None:

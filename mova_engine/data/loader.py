@@ -4,6 +4,7 @@ All ranks read one stream of clips, in which every clip comes once per epoch, in
 The stream is a function of the position in it, whatever the number of workers: the position is all there is to save.
 """
 
+import gc
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -99,20 +100,22 @@ class Loader:
         if self.workers == 0:
             yield from map(self.dataset.batch, indices)
             return
+        # Objects of the media library that wait for the garbage collector may own threads; those do not live on in a
+        # forked process, which would wait for them for ever on freeing such an object.
+        gc.collect()
         prepared = DataLoader(
-            _Batches(self.dataset),
+            _StoredBatches(self.dataset),
             batch_size=None,
             sampler=indices,
             num_workers=self.workers,
             prefetch_factor=PREFETCH,
             collate_fn=_unchanged,
+            worker_init_fn=_spare_inherited_objects,
             # Its own, so that starting the workers does not advance the trainer's random numbers.
             generator=torch.Generator(),
         )
         for batch in prepared:
-            if isinstance(batch, MovaError):
-                raise batch
-            yield batch
+            yield self.dataset.batch(batch) if isinstance(batch, list) else batch
 
 
 class _Indices(Sampler):
@@ -129,21 +132,22 @@ class _Indices(Sampler):
             first += loader.batch_size * loader.world
 
 
-class _Batches(Dataset):
-    """A dataset of whole batches. Errors are handed over as values: raised, they arrive with a page of traceback."""
+class _StoredBatches(Dataset):
+    """Batches as workers read them; the indices come back where it takes the codecs, which this process has."""
 
     def __init__(self, dataset: LatentDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, indices: list[int]) -> dict[str, Any] | MovaError:
-        try:
-            return self.dataset.batch(indices)
-        except MovaError as error:
-            return error
+    def __getitem__(self, indices: list[int]) -> dict[str, Any] | list[int]:
+        return self.dataset.stored_batch(indices) or indices
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _spare_inherited_objects(worker: int) -> None:
+    gc.freeze()
 
 
 def build_loader(

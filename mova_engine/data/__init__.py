@@ -1,0 +1,1 @@
+"""Clips: real media files to tensors and back, the cache of latents, the resumable loader."""
