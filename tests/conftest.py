@@ -10,6 +10,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+# Programs that tests start use one thread too: the runner's processes already keep the cores busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):
