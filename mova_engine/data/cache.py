@@ -58,6 +58,8 @@ VERSION = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Media files from this many bytes on have their digest kept on disk.
 LARGE_FILE = 4 << 20
+# Bytes of text features kept in memory, as captions recur.
+TEXT_MEMORY = 64 << 20
 # Clips decoded ahead of the encoder.
 READ_AHEAD = 2
 
@@ -126,12 +128,13 @@ class LatentCache:
         return None if latents is None or text is None else {**_floats(latents), "text": text}
 
     def text(self, caption: str) -> Tensor:
-        """Features float32 [n, d] of a caption; kept in memory too, as captions recur."""
-        if self._stored_text(caption) is None:
+        """Features float32 [n, d] of a caption."""
+        stored = self._stored_text(caption)
+        if stored is None:
             features = self._encode_text(caption)
             self._try_write(self._text_path(caption), _serialise({"text": features}))
-            self._keep_text(caption, features)
-        return self._texts[caption]
+            stored = self._keep_text(caption, features)
+        return stored
 
     def empty_text(self) -> Tensor:
         """Features float32 [n, d] of the empty caption: what text dropout and guidance put in a caption's place."""
@@ -145,11 +148,15 @@ class LatentCache:
         problems = []
         self._store_text("")
         for done, (entry, outcome) in enumerate(self._read_ahead(entries), start=1):
+            try:
+                latents = self._encode(entry, outcome) if isinstance(outcome, Clip) else None
+            except MovaError as error:
+                outcome = error
             if isinstance(outcome, MovaError):
                 problems.append(Problem(entry, str(outcome)))
             else:
-                if outcome is not None:
-                    self._store(self._clip_path(entry), self._encode(entry, outcome))
+                if latents is not None:
+                    self._store(self._clip_path(entry), latents)
                 self._store_text(entry.caption)
             progress(done)
         return problems
@@ -199,15 +206,17 @@ class LatentCache:
         return features[:rows].contiguous()
 
     def _stored_text(self, caption: str) -> Tensor | None:
-        if caption not in self._texts:
-            stored = self._load(self._text_path(caption))
-            if stored is None:
-                return None
-            self._keep_text(caption, stored["text"])
-        return self._texts[caption]
+        if caption in self._texts:
+            return self._texts[caption]
+        stored = self._load(self._text_path(caption))
+        return None if stored is None else self._keep_text(caption, stored["text"])
 
-    def _keep_text(self, caption: str, features: Tensor) -> None:
-        self._texts[caption] = pad(features.float(), (0, 0, 0, self.text_encoder.max_tokens - len(features)))
+    def _keep_text(self, caption: str, features: Tensor) -> Tensor:
+        """Fill up with the zero rows that are not stored; keep the features in memory while few are."""
+        text = pad(features.float(), (0, 0, 0, self.text_encoder.max_tokens - len(features)))
+        if len(self._texts) * text.numel() * text.element_size() < TEXT_MEMORY:
+            self._texts[caption] = text
+        return text
 
     def _store_text(self, caption: str) -> None:
         path = self._text_path(caption)

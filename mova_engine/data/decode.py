@@ -97,14 +97,14 @@ def read_clip(path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent:
     """
     if silent not in ("refuse", "zeros"):
         raise MovaError(f"silent must be 'refuse' or 'zeros', got '{silent}'")
-    if not start >= 0:
-        raise MovaError(f"{path}: start must be at least 0 seconds, got {start}")
+    if not 0 <= start < float("inf"):
+        raise MovaError(f"{path}: start must be seconds from 0 up, got {start}")
     offset = Fraction(start).limit_denominator(1_000_000)
     with _open(path) as container:
         origin, video = _read_pictures(container, path, clip, offset)
     with _open(path) as container:
         if container.streams.audio:
-            audio, covered = _read_sound(container, path, clip, origin + offset)
+            audio, covered = _read_sound(container, path, clip, offset, origin)
         elif silent == "refuse":
             raise MovaError(f"{path}: has no sound track (silent='zeros' accepts it)")
         else:
@@ -157,23 +157,34 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
         raise MovaError(f"{path}: damaged or cut short: cannot be decoded{reason}") from None
 
 
-def _decode(container: InputContainer, stream: Stream, path: str | Path) -> Iterator[tuple[Fraction, Frame]]:
-    """Frames of one stream in order of presentation, with their times in seconds on the container's clock."""
+def _decode(
+    container: InputContainer, stream: Stream, path: str | Path, begin: Fraction | None = None
+) -> Iterator[tuple[Fraction, Frame]]:
+    """Frames of one stream in order of presentation, with their times in seconds on the container's clock.
+
+    Damage before `begin` does not count: after seeking, the first frames may lack those that they refer to.
+    """
     for frame in container.decode(stream):
         if frame.pts is None:
             raise MovaError(f"{path}: its {stream.type} carries no timestamps")
         time = frame.pts * frame.time_base
-        if frame.is_corrupt:
+        if frame.is_corrupt and (begin is None or time >= begin):
             raise MovaError(f"{path}: damaged {stream.type} at {float(time):.3f} s")
         yield time, frame
 
 
 def _decode_from(
-    container: InputContainer, stream: Stream, path: str | Path, time: Fraction
+    container: InputContainer, stream: Stream, path: str | Path, begin: Fraction, origin: Fraction
 ) -> Iterator[tuple[Fraction, Frame]]:
-    """As `_decode`, from some frame before `time`; the reader skips what it does not need."""
-    container.seek(int((time - PREROLL) / stream.time_base), stream=stream)
-    return _decode(container, stream, path)
+    """As `_decode`, from a frame not later than `begin`, if there is one after `origin`."""
+    container.seek(int((begin - PREROLL) / stream.time_base), stream=stream)
+    frames = _decode(container, stream, path, begin)
+    first = next(frames, None)
+    if first is None or first[0] > begin:
+        # The container's index leads astray.
+        container.seek(int(origin / stream.time_base), stream=stream)
+        return _decode(container, stream, path)
+    return chain([first], frames)
 
 
 def _until_end(
@@ -203,10 +214,11 @@ def _read_pictures(
     if first is None:
         raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
     origin = first[0]
-    frames = _decode_from(container, stream, path, origin + start) if start > PREROLL else chain([first], frames)
+    begin = origin + start
+    frames = chain([first], frames) if start <= PREROLL else _decode_from(container, stream, path, begin, origin)
 
     rate = exact_rate(clip.fps)
-    wanted = [origin + start + k / rate for k in range(clip.frames)]
+    wanted = [begin + k / rate for k in range(clip.frames)]
     video = np.empty((clip.frames, clip.height, clip.width, 3), np.uint8)
     count, last = 0, None
     for frame in pick_frames(_until_end(frames, stream), wanted, reach=1 / (2 * rate)):
@@ -236,23 +248,24 @@ def _to_pixels(frame: VideoFrame, stream: Stream, clip: ClipConfig) -> np.ndarra
 
 
 def _read_sound(
-    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction
+    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, origin: Fraction
 ) -> tuple[np.ndarray, int]:
-    """Sound float32 [n] from time `start` of the container's clock, and how many of its samples the file covers."""
+    """Sound float32 [n] from `start` seconds after `origin`, and how many of its samples the file covers."""
     stream = container.streams.audio[0]
-    margin = Fraction(1, 10)
-    end = start + Fraction(clip.audio_samples, clip.sample_rate)
-    frames = _decode_from(container, stream, path, start) if start > 2 * PREROLL else _decode(container, stream, path)
+    begin, margin = origin + start, Fraction(1, 10)
+    end = begin + Fraction(clip.audio_samples, clip.sample_rate)
+    frames = _decode(container, stream, path)
+    if start > PREROLL:
+        frames = _decode_from(container, stream, path, begin - margin, origin)
 
     audio = np.zeros(clip.audio_samples, np.float32)
     covered = np.zeros(clip.audio_samples, bool)
-    for run_start, run in _continuous_runs(frames, start - margin, end + margin):
+    for run_start, run in _continuous_runs(frames, begin - margin, end + margin):
         samples = _resample(run, clip.sample_rate)
-        first = round((run_start - start) * clip.sample_rate)
-        begin, stop = max(first, 0), min(first + len(samples), len(audio))
-        if begin < stop:
-            audio[begin:stop] = samples[begin - first : stop - first]
-            covered[begin:stop] = True
+        first = round((run_start - begin) * clip.sample_rate)
+        heard = slice(max(first, 0), max(min(first + len(samples), len(audio)), 0))
+        audio[heard] = samples[heard.start - first : max(heard.stop - first, 0)]
+        covered[heard] = True
     return audio, int(covered.sum())
 
 

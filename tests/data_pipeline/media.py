@@ -54,16 +54,17 @@ def write_media(
     sound_start: int = 0,
     size: tuple[int, int] = (48, 48),
     hold: Fraction = Fraction(1, 24),
+    gop: int = 250,
     faststart: bool = False,
     lost: tuple[float, float] = (0.0, 0.0),
 ) -> Path:
     """Write H.264 pictures that appear at `times` (seconds; the last stays for `hold`) and AAC sound [channels, n].
 
     sound_start: when the sound begins, in samples. lost: from when to when, in seconds, no sound is written.
-    faststart: the index first, so that a cut file still opens.
+    gop: most pictures from one that stands alone to the next. faststart: the index first, so that a cut file opens.
     """
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
-        video = container.add_stream("libx264", rate=24, options={"crf": "5"})
+        video = container.add_stream("libx264", rate=24, options={"crf": "5", "g": str(gop)})
         video.height, video.width, video.pix_fmt = *size, "yuv420p"
         video.time_base = video.codec_context.time_base = CLOCK
         if sound is not None:

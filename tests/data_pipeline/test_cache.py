@@ -157,7 +157,16 @@ def test_text_features(clips, make_cache):
     assert torch.equal(cache.empty_text(), encoder.encode([""])[0]) and cache.empty_text().any()
     assert torch.equal(cache.text("a b"), encoder.encode(["a b"])[0])
     sizes = [file.stat().st_size for file in (cache.folder / "text").rglob("*.safetensors")]
-    assert len(sizes) == 2 and max(sizes) < 8 * 16 * 4  # rows of zeros after the words are not stored
+    assert len(sizes) == 2
+    assert max(sizes) < 8 * 16 * 4  # rows of zeros after the words are not stored
+
+
+def test_memory_for_text_is_bounded(make_cache, monkeypatch):
+    monkeypatch.setattr(cache_module, "TEXT_MEMORY", 3 * 8 * 16 * 4)
+    cache = make_cache()
+    found = [cache.text(f"caption {index}") for index in range(9)]
+    assert len(cache._texts) == 3
+    assert all(torch.equal(cache.text(f"caption {index}"), text) for index, text in enumerate(found))
 
 
 def test_a_full_disk_while_filling_is_one_clear_error(clips, make_cache, monkeypatch):
@@ -182,10 +191,13 @@ def test_a_full_disk_while_training_is_reported_once_and_training_goes_on(clips,
 
 
 def test_latents_that_are_not_finite_are_refused(clips, make_cache, monkeypatch):
-    cache = make_cache()
+    cache, entries = make_cache(), read_metadata(clips)
     monkeypatch.setattr(cache.audio_codec, "encode", lambda audio: torch.full((1, 128, 11), torch.nan))
-    with pytest.raises(MovaError, match="0.mp4: its audio_latents come out not finite"):
-        cache.get(read_metadata(clips)[0])
+    message = "0.mp4: its audio_latents come out not finite"
+    with pytest.raises(MovaError, match=message):
+        cache.get(entries[0])
+    [problem] = cache.fill(entries[:1])
+    assert message in problem.reason and not entry_files(cache.folder)
 
 
 def test_the_command(clips, tmp_path, capsys, caplog):

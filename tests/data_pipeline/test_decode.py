@@ -98,10 +98,14 @@ def test_sound_goes_on_beyond_the_last_picture(tmp_path):
     np.testing.assert_allclose(audio[66000:], sound[0, 66000:66240], atol=0.01)
 
 
-@pytest.mark.parametrize("start", [0.5, 2.0, 3.25])
-def test_start_offset_moves_picture_and_sound_alike(tmp_path, start):
-    times = every(30, 180)
-    path = write_media(tmp_path / "clip.mp4", times, clicks([start + t for t in HEARD], 6.0))
+@pytest.mark.parametrize(
+    ("start", "gop", "first"), [(0.5, 250, 0), (2.0, 250, 0), (2.0, 12, Fraction(1, 4)), (3.25, 7, 0)]
+)
+def test_start_offset_moves_picture_and_sound_alike(tmp_path, start, gop, first):
+    """With few pictures to seek to and with many, from files whose clock does not begin at zero."""
+    times = every(30, 180, first)
+    sound = clicks([float(first) + start + t for t in HEARD], 6.5)
+    path = write_media(tmp_path / "clip.mp4", times, sound, gop=gop)
     clip = read_clip(path, CLIP, start=start)
     assert np.abs(shown_times(clip, times) - start - np.arange(33) / 24).max() <= 1 / 60 + 1e-6
     for time in HEARD:
@@ -210,7 +214,7 @@ def test_sound_is_not_needed_when_asked(tmp_path):
     assert not read_clip(silent, CLIP, silent="zeros").audio.any()
     with pytest.raises(MovaError, match="'refuse' or 'zeros'"):
         read_clip(silent, CLIP, silent="maybe")
-    with pytest.raises(MovaError, match="start must be"):
+    with pytest.raises(MovaError, match="start must be seconds from 0 up, got -1"):
         read_clip(silent, CLIP, start=-1)
 
 
