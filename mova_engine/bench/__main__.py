@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{found['device_name']}; torch {found['torch']}; {args.dtype}; load average {found['load_average']}")
     rows = SUITES[args.suite].run(args, backend, _DTYPES[args.dtype])
     if args.json:
-        write_result(args.json, backend, args.suite, rows, dtype=args.dtype)
+        write_result(args.json, backend, args.suite, dtype=args.dtype, rows=rows)
         print(f"written to {args.json}")
     return 0
 

@@ -9,7 +9,6 @@ DIR holds *.mp4 and, for pitch and colour, a metadata.jsonl or .json with their 
 """
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from mova_engine.backend import get_backend
 from mova_engine.bench.bounce_events import Events, observe
+from mova_engine.bench.results import write_result
 from mova_engine.data.bounce import COLOURS
-from mova_engine.data.files import write_atomic
 from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.errors import MovaError, run_cli
 
@@ -201,30 +201,26 @@ def format_report(report: dict) -> str:
     return "\n".join(lines)
 
 
-def to_json(report: dict) -> str:
-    """The report as JSON: a Figure becomes {value, low, high}, nan null."""
-
-    def plain(item: object) -> object:
-        if isinstance(item, Figure):
-            return plain(asdict(item))
-        if isinstance(item, dict):
-            return {key: plain(value) for key, value in item.items()}
-        return None if isinstance(item, float) and math.isnan(item) else item
-
-    return json.dumps(plain(report), indent=2)
+def plain(item: object) -> object:
+    """The report in JSON's own types: a Figure becomes {value, low, high}, nan null."""
+    if isinstance(item, Figure):
+        return plain(asdict(item))
+    if isinstance(item, dict):
+        return {key: plain(value) for key, value in item.items()}
+    return None if isinstance(item, float) and math.isnan(item) else item
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure a folder and print the report."""
     parser = argparse.ArgumentParser(prog="python -m mova_engine.bench.bounce_sync", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of mp4 files, with a metadata file for the captions")
-    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    parser.add_argument("--json", type=Path, help="also write the report to this result file")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffling and the bootstrap (default 0)")
     args = parser.parse_args(argv)
     report = measure(args.folder, args.seed)
     print(format_report(report))
     if args.json:
-        write_atomic(args.json, to_json(report).encode() + b"\n")
+        write_result(args.json, get_backend("cpu"), "bounce-sync", report=plain(report))
     return 0
 
 

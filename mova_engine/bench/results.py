@@ -46,7 +46,7 @@ def _commit() -> str | None:
         return None
 
 
-def write_result(path: Path, backend: Backend, kind: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """One result file: {"kind", "circumstances", ...facts, "rows"}."""
-    content = {"kind": kind, "circumstances": circumstances(backend), **facts, "rows": rows}
+def write_result(path: Path, backend: Backend, kind: str, **facts: Any) -> None:
+    """One result file: {"kind", "circumstances", ...facts}."""
+    content = {"kind": kind, "circumstances": circumstances(backend), **facts}
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -198,9 +198,12 @@ def test_the_command_prints_a_table_and_writes_json(folder, tmp_path, capsys):
     assert bounce_sync.main([str(folder), "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "24 clips" in printed and "own sound" in printed and "shuffled sound" in printed
-    report = json.loads(path.read_text())
+    written = json.loads(path.read_text())
+    assert written["kind"] == "bounce-sync"
+    assert written["circumstances"]["device"] == "cpu"
+    report = written["report"]
     assert report["own_sound"]["within_84_ms"]["f1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    mute = bounce_sync.to_json(score([clip([0.5])]))
+    mute = json.dumps(bounce_sync.plain(score([clip([0.5])])))
     assert json.loads(mute)["own_sound"]["median_error_ms"]["value"] is None and "NaN" not in mute
 
 
