@@ -40,7 +40,8 @@ def dual_tower_forward(
     """Predict both velocities (or what the network was trained to predict).
 
     video_input [b, 36, t, h, w]: noisy latents, mask and condition; audio_latents [b, 128, l]; context [b, n, text_dim]
-    (audio_context: another text for the audio tower). Timesteps [b] or [1], float32, on the 0..1000 scale.
+    (audio_context: another text for the audio tower). Timesteps [b] or [1], float32, on the 0..1000 scale, best on
+    the CPU: their embedding starts there in float64, which not every device has.
     bridge None: no bridge layer in either direction. bridge_scale: (audio to video, video to audio).
     checkpointing "full" recomputes each block in the backward. trace(name, tensor) receives intermediate states.
     Returns ([b, 16, t, h, w], [b, 128, l]) in the towers' dtype. Raises MovaError for shapes that do not fit.

@@ -101,7 +101,7 @@ def _tables(case: GoldenCase, config: BridgeConfig) -> dict[str, Tensor]:
     produced = {}
     head_dim, cpu = config.head_dim, torch.device("cpu")
     for name in case.tensors:
-        match = re.match(r"(freqs|freqs_long)\.(?:fps(\d+)\.bias(\d)\.)?(bf16\.)?(cos|sin)_([va])(_rows)?$", name)
+        match = re.match(r"(freqs|freqs_long)\.(?:fps([\d.]+)\.bias(\d)\.)?(bf16\.)?(cos|sin)_([va])(_rows)?$", name)
         if not match:
             continue
         kind, fps, bias, bf16, part, tower, rows = match.groups()

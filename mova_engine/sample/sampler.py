@@ -174,7 +174,7 @@ class _Model:
             torch.cat([video_input(state.video, self.conditions.condition)] * n),
             torch.cat([state.audio] * n),
             torch.cat(texts),
-            steps.video_timesteps[here].to(state.video.device),
+            steps.video_timesteps[here],
             steps.audio_timesteps[here].to(state.audio.device),
             fps=self.fps,
         )
