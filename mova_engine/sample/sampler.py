@@ -175,7 +175,7 @@ class _Model:
             torch.cat([state.audio] * n),
             torch.cat(texts),
             steps.video_timesteps[here],
-            steps.audio_timesteps[here].to(state.audio.device),
+            steps.audio_timesteps[here],
             fps=self.fps,
         )
         pairs = zip(*(output.float().chunk(n) for output in outputs), strict=True)
