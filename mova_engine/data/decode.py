@@ -150,6 +150,9 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise MovaError(f"{path}: has no video")
+            for stream in (*container.streams.video[:1], *container.streams.audio[:1]):
+                if stream.codec_context is None:
+                    raise MovaError(f"{path}: damaged, or its {stream.type} is of an unknown kind")
             yield container
     except av.FFmpegError as error:
         # Decoders report bad data as -1 too, which the system calls "Operation not permitted".
