@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -68,6 +70,20 @@ from setuptools import build_meta
 print(build_meta.get_requires_for_build_wheel())
 """
     assert "torch" not in _python(code, ROOT, MOVA_BUILD_NATIVE="1")
+
+
+def _imports(name: str) -> bool:
+    pattern = re.compile(rf"^\s*(import|from) {re.escape(name)}\b", re.M)
+    return any(pattern.search(path.read_text(encoding="utf-8")) for path in python_files("mova_engine", "kernels"))
+
+
+def test_every_dependency_is_used_and_pinned():
+    modules = {"pyyaml": "yaml", "pillow": "PIL", "tensorboard": "torch.utils.tensorboard"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.match(r"[\w-]+", line)[0] for line in project["dependencies"]]
+    assert [name for name in names if not _imports(modules.get(name, name))] == []
+    pins = "\n".join((ROOT / "requirements" / f"{name}.txt").read_text().lower() for name in ("torch", "core"))
+    assert [name for name in names if not re.search(rf"^{name}==", pins, re.M)] == []
 
 
 def test_public_package_named_kernels_is_not_shadowed(tmp_path):
