@@ -56,6 +56,11 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until queued work is done."""
 
+    def use_threads(self, wanted: int | None, width: int) -> None:
+        """Set the CPU threads of a model `width` channels wide; `wanted` None: the backend's own choice."""
+        if wanted is not None:
+            torch.set_num_threads(wanted)
+
     def rng_state(self) -> torch.Tensor:
         """State of the device's default generator, for checkpoints."""
         raise NotImplementedError

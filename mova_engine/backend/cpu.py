@@ -9,6 +9,10 @@ import torch
 
 from mova_engine.backend.base import Backend
 
+# Below this width an operation is too short to share: threads gain little while the machine is idle, and wait for each
+# other's turn, many times slower than one, as soon as it is not.
+_NARROW = 256
+
 
 class CpuBackend(Backend):
     name = "cpu"
@@ -41,6 +45,9 @@ class CpuBackend(Backend):
     def peak_memory(self) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+    def use_threads(self, wanted: int | None, width: int) -> None:
+        super().use_threads(1 if wanted is None and width < _NARROW else wanted, width)
 
     def rng_state(self) -> torch.Tensor:
         return torch.get_rng_state()

@@ -24,8 +24,6 @@ from mova_engine.sample.requests import Prompt, make_requests, read_frame, read_
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Without --batch: clips that keep a device busy at small sizes, one at the released ones.
 BATCH_TOKENS, MOST_CLIPS = 4096, 16
-# Below this width operations are too short to share between threads: on a busy machine two are slower than one.
-NARROW = 256
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipeline.options = replace(pipeline.options, batch_guidance=not args.sequential_guidance)
     batch = args.batch or max(1, min(MOST_CLIPS, BATCH_TOKENS // shape.video_tokens))
     facts = _facts(folder, settings, pipeline.schedule)
-    if args.threads is not None or config.video.dim < NARROW:
-        torch.set_num_threads(args.threads or 1)
+    backend.use_threads(args.threads, config.video.dim)
     started = time.perf_counter()
     _run(pipeline, work, settings, batch, out, facts, console)
     sheet, seconds = out.finish(), time.perf_counter() - started

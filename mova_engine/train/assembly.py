@@ -126,6 +126,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console) -> Run:
     torch.manual_seed(config.seed)
     ops = bind(backend, config.ops)
     sizes = model_config(config)
+    backend.use_threads(config.threads, sizes.video.dim)
     with _progress(console) as report:
         folder = training_folder(config, report)
         source = resume if config.task == "joint" and resume is not None else config.model.checkpoint

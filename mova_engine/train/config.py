@@ -240,6 +240,8 @@ class TrainConfig:
     """Folder of the run; default: `runs/NAME`."""
     device: str | None = None
     """cpu, cuda or npu; default: the first of npu, cuda, cpu that works."""
+    threads: int | None = None
+    """CPU threads; default: one for models too narrow to share their work, else PyTorch's choice."""
     resume: str = "auto"
     """auto: from OUT's newest checkpoint where there is one. none: start anew. Or the folder of a checkpoint."""
     seed: int = 0
@@ -266,7 +268,7 @@ class TrainConfig:
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
 
     def __post_init__(self) -> None:
-        _check_least(self, "", steps=1, seed=0)
+        _check_least(self, "", steps=1, seed=0, threads=1)
         _check(
             self.task == "joint" or (self.model.bridge and self.model.aligned_rope),
             "model.bridge and model.aligned_rope concern joint training; the audio task has no bridge",

@@ -64,6 +64,13 @@ def test_full_precision_restores_after_an_error(backend):
     assert backend.precision_report() == before
 
 
+@pytest.mark.parametrize(("wanted", "width", "threads"), [(None, 96, 1), (2, 96, 2), (None, 768, 3)])
+def test_narrow_models_get_one_cpu_thread_unless_told(wanted, width, threads):
+    torch.set_num_threads(3)  # the fixture of every test restores it
+    get_backend("cpu").use_threads(wanted, width)
+    assert torch.get_num_threads() == threads
+
+
 def test_rng_state_round_trips(backend):
     state = backend.rng_state()
     a = torch.randn(5, device=backend.device())
