@@ -34,3 +34,18 @@ def load():
 def features() -> tuple[str, ...]:
     """Usable instruction sets, out of `avx2` (with FMA), `avx512` (F, DQ, BW, VL), `avx512_bf16` and `amx_bf16`."""
     return tuple(load().cpu_features())
+
+
+def isas() -> tuple[str, ...]:
+    """Kernel sets that this CPU can run, out of `baseline`, `avx2` and `avx512`, widest last."""
+    return tuple(load().cpu_isas())
+
+
+def isa() -> str:
+    """The kernel set in use: the widest, until `use_isa` names another."""
+    return load().cpu_isa()
+
+
+def use_isa(name: str) -> None:
+    """Use one of `isas()` in this process from now on; ValueError for another. For tests and measurements."""
+    load().use_cpu_isa(name)
