@@ -183,9 +183,8 @@ def _save_gate_residual(ctx, inputs, output) -> None:
 
 
 def _gate_residual_grads(ctx, grad):
-    if not ctx.saved_tensors:
-        return grad, grad, None
-    return grad, *_gate_residual_bwd(grad, *ctx.saved_tensors)
+    saved = ctx.saved_tensors  # once: under checkpointing each access unpacks
+    return (grad, *_gate_residual_bwd(grad, *saved)) if saved else (grad, grad, None)
 
 
 def _save_gate_residual_norm(ctx, inputs, output) -> None:
