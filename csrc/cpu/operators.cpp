@@ -16,6 +16,15 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Whether at::parallel_for uses torch's threads: it needs the compiler's OpenMP where torch's own pool is OpenMP's.
+bool threaded() {
+#if defined(INTRA_OP_PARALLEL)
+  return true;
+#else
+  return false;
+#endif
+}
+
 struct Angles {
   Tensor cos, sin;
   int64_t half = 0;
@@ -200,6 +209,7 @@ TORCH_LIBRARY_FRAGMENT(mova_kernels, library) {
   library.def("cpu_isas() -> str[]", &mova::cpu::isas);
   library.def("cpu_isa() -> str", &mova::cpu::isa);
   library.def("use_cpu_isa(str name) -> ()", &mova::cpu::use_isa);
+  library.def("cpu_threaded() -> bool", &mova::cpu::threaded);
   library.def(
       "rms_norm_rope_fwd(Tensor x, Tensor weight, Tensor? cos, Tensor? sin, float eps, bool interleaved)"
       " -> (Tensor out, Tensor rstd)");

@@ -49,3 +49,8 @@ def isa() -> str:
 def use_isa(name: str) -> None:
     """Use one of `isas()` in this process from now on; ValueError for another. For tests and measurements."""
     load().use_cpu_isa(name)
+
+
+def threaded() -> bool:
+    """Whether the kernels use torch's threads; False where the library was built by a compiler without its OpenMP."""
+    return load().cpu_threaded()
