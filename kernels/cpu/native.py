@@ -3,13 +3,16 @@
 import functools
 import importlib
 
+# That of csrc/module.cpp.
+_INTERFACE = 1
+
 
 @functools.cache
 def unavailable() -> str | None:
     """Why the native library cannot be used, in words a user can act on; None when it is loaded."""
     try:
         # torch's libraries, which it links to, must be in the process first.
-        importlib.import_module("torch")
+        operators = importlib.import_module("torch").ops.mova_kernels
         importlib.import_module("mova_kernels._C")
     except ModuleNotFoundError as error:
         if error.name != "mova_kernels._C":
@@ -18,6 +21,8 @@ def unavailable() -> str | None:
     except ImportError as error:
         reason = str(error).splitlines()[0]
         return f"mova_kernels._C does not load ({reason}); if torch changed since it was built, run `make native` again"
+    if not hasattr(operators, "interface") or operators.interface() != _INTERFACE:
+        return "mova_kernels._C was built from other sources than these; run `make native` again"
     return None
 
 

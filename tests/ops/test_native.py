@@ -57,6 +57,11 @@ def test_the_seven_operators_on_rows_are_there():
     assert len(NATIVE) == 7
 
 
+def test_a_library_built_from_other_sources_is_refused(monkeypatch):
+    monkeypatch.setattr("mova_kernels.cpu.native._INTERFACE", -1)
+    assert "run `make native` again" in unavailable.__wrapped__()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NATIVE)
 def test_instruction_sets_agree(native, name, dtype):
