@@ -8,7 +8,7 @@ ARGS   ?=
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
 .PHONY: help setup setup-dev native nano test lint clean
 help:

@@ -1,6 +1,6 @@
 """`python -m mova_kernels.cpu`: one line on whether the native library is there and what this CPU offers it."""
 
-from mova_kernels.cpu import features, unavailable
+from mova_kernels.cpu import features, isa, threaded, unavailable
 
 
 def main() -> int:
@@ -8,7 +8,9 @@ def main() -> int:
     if reason:
         print(f"native CPU library: no ({reason})")
     else:
-        print(f"native CPU library: yes; this CPU has {', '.join(features()) or 'none of its vector extensions'}")
+        found = ", ".join(features()) or "none of its vector extensions"
+        threads = "torch's threads" if threaded() else "one thread, since the compiler's OpenMP is not torch's"
+        print(f"native CPU library: yes; this CPU has {found}; {isa()} kernels on {threads}")
     return 0
 
 

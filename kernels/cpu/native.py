@@ -3,13 +3,16 @@
 import functools
 import importlib
 
+# That of csrc/module.cpp.
+_INTERFACE = 1
+
 
 @functools.cache
 def unavailable() -> str | None:
     """Why the native library cannot be used, in words a user can act on; None when it is loaded."""
     try:
         # torch's libraries, which it links to, must be in the process first.
-        importlib.import_module("torch")
+        operators = importlib.import_module("torch").ops.mova_kernels
         importlib.import_module("mova_kernels._C")
     except ModuleNotFoundError as error:
         if error.name != "mova_kernels._C":
@@ -18,6 +21,8 @@ def unavailable() -> str | None:
     except ImportError as error:
         reason = str(error).splitlines()[0]
         return f"mova_kernels._C does not load ({reason}); if torch changed since it was built, run `make native` again"
+    if not hasattr(operators, "interface") or operators.interface() != _INTERFACE:
+        return "mova_kernels._C was built from other sources than these; run `make native` again"
     return None
 
 
@@ -34,3 +39,23 @@ def load():
 def features() -> tuple[str, ...]:
     """Usable instruction sets, out of `avx2` (with FMA), `avx512` (F, DQ, BW, VL), `avx512_bf16` and `amx_bf16`."""
     return tuple(load().cpu_features())
+
+
+def isas() -> tuple[str, ...]:
+    """Kernel sets that this CPU can run, out of `baseline`, `avx2` and `avx512`, widest last."""
+    return tuple(load().cpu_isas())
+
+
+def isa() -> str:
+    """The kernel set in use: the widest, until `use_isa` names another."""
+    return load().cpu_isa()
+
+
+def use_isa(name: str) -> None:
+    """Use one of `isas()` in this process from now on; ValueError for another. For tests and measurements."""
+    load().use_cpu_isa(name)
+
+
+def threaded() -> bool:
+    """Whether the kernels use torch's threads; False where the library was built by a compiler without its OpenMP."""
+    return load().cpu_threaded()

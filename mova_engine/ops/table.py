@@ -9,6 +9,17 @@ _SLACK = 2.0
 _HALF = ("bfloat16", "float16")
 
 
+def _native(name: str) -> Implementation:
+    """The C++ kernel of an operator on rows, where the library was built."""
+    return Implementation(
+        "native",
+        f"mova_kernels.cpu.ops:{name}",
+        ("cpu",),
+        check="mova_engine.ops.native_check:cpu",
+        dtypes=("float32", "bfloat16"),
+    )
+
+
 def _rows(
     name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
 ) -> Operator:
@@ -17,7 +28,7 @@ def _rows(
         getattr(reference, f"{name}_reference"),
         cases.row_cases(build) + extra,
         _SLACK,
-        implementations,
+        (_native(name), *implementations),
         tuple(differentiable.split()),
     )
 

@@ -34,7 +34,8 @@ def _importable(monkeypatch):
 def test_automatic_choice_takes_the_first_that_can_serve_and_keeps_the_reasons():
     _, choice = bind_operator(OPERATORS["rms_norm"], describe_backend("npu"))
     assert choice.implementation == "reference"
-    assert dict(choice.refused) == {"torch": "runs on cpu or cuda, not on npu"}
+    reasons = {"native": "runs on cpu, not on npu", "torch": "runs on cpu or cuda, not on npu"}
+    assert dict(choice.refused) == reasons
 
 
 def test_an_explicit_choice_is_met():
@@ -87,8 +88,9 @@ def test_refusals(monkeypatch, fields, reason):
     monkeypatch.setitem(sys.modules, "pretender", pretender)
     entry = dataclasses.replace(Implementation("mine", f"{HERE}:halved_rms_norm"), **fields)
     operator = OPERATORS["rms_norm"].with_implementation(entry)
+    _, usual = bind_operator(OPERATORS["rms_norm"], CPU)
     _, choice = bind_operator(operator, CPU)
-    assert choice.implementation == "torch"
+    assert choice.implementation == usual.implementation
     assert reason in dict(choice.refused)["mine"]
     with pytest.raises(MovaError, match="cannot serve"):
         bind_operator(operator, CPU, "mine")
@@ -121,6 +123,17 @@ def test_the_printed_table_names_every_operator_and_reason(device, capsys):
         assert "also" in printed
     else:
         assert "not torch: runs on cpu or cuda, not on npu" in printed
+
+
+def test_without_the_native_library_its_reason_is_kept_and_the_next_serves(monkeypatch):
+    monkeypatch.setattr("mova_kernels.cpu.unavailable", lambda: "mova_kernels._C is not built")
+    table = bind(CPU)
+    chosen = {choice.operator: choice for choice in table.choices}
+    assert chosen["rms_norm"].implementation == "torch"
+    assert chosen["norm_modulate"].implementation == "reference"
+    assert dict(chosen["norm_modulate"].refused) == {"native": "mova_kernels._C is not built"}
+    with pytest.raises(MovaError, match="'native' cannot serve: mova_kernels._C is not built"):
+        bind(CPU, {"norm_modulate": "native"})
 
 
 def test_an_unknown_device_suggests():

@@ -1,0 +1,122 @@
+// Vectors of floats as wide as the registers of the instruction set that this is compiled for, by the vector extensions that GCC
+// and Clang share. MOVA_ISA names the set and the namespace, so that the copies never meet.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace mova::cpu::MOVA_ISA {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;  // SSE2, NEON, or what the compiler makes of it
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef uint32_t Bits __attribute__((vector_size(4 * W)));
+typedef uint64_t PairBits __attribute__((vector_size(4 * W)));
+typedef uint16_t ShortBits __attribute__((vector_size(2 * W)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// How many lanes an access touches: all, or the first few at the end of a row. The others read as zero.
+struct Full {};
+struct Part {
+  int64_t lanes;
+};
+
+template <class V, class E>
+inline V load_lanes(const E* from, Full) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof(V));
+  return v;
+}
+template <class V, class E>
+inline V load_lanes(const E* from, Part n) {
+  V v{};
+  __builtin_memcpy(&v, from, n.lanes * sizeof(E));
+  return v;
+}
+template <class V, class E>
+inline void store_lanes(E* to, V v, Full) {
+  __builtin_memcpy(to, &v, sizeof(V));
+}
+template <class V, class E>
+inline void store_lanes(E* to, V v, Part n) {
+  __builtin_memcpy(to, &v, n.lanes * sizeof(E));
+}
+
+inline Vec widen(ShortBits bits) { return (Vec)(__builtin_convertvector(bits, Bits) << 16); }
+
+// To the nearest bfloat16, ties to even. NaN apart: the carry could turn one into a number.
+inline ShortBits narrow(Vec v) {
+  const Bits bits = (Bits)v, nan = (Bits)(v != v);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), ShortBits);
+}
+
+template <class N>
+inline Vec load(const float* from, N n) {
+  return load_lanes<Vec>(from, n);
+}
+template <class N>
+inline Vec load(const BFloat16* from, N n) {
+  return widen(load_lanes<ShortBits>(from, n));
+}
+template <class N>
+inline void store(float* to, Vec v, N n) {
+  store_lanes(to, v, n);
+}
+template <class N>
+inline void store(BFloat16* to, Vec v, N n) {
+  store_lanes(to, narrow(v), n);
+}
+
+// The lanes that count; zero in the others.
+inline Vec kept(Vec v, Full) { return v; }
+inline Vec kept(Vec v, Part n) { return load_lanes<Vec>((const float*)&v, n); }
+
+// Lanes 2i and 2i+1 change places.
+inline Vec swap_pairs(Vec v) {
+  const PairBits pairs = (PairBits)v;
+  return (Vec)((pairs << 32) | (pairs >> 32));
+}
+
+// The order of the additions is fixed.
+inline float sum(Vec v) {
+  float lanes[W];
+  __builtin_memcpy(lanes, &v, sizeof(v));
+  for (int step = W / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  return lanes[0];
+}
+
+// Call body(first index, Full or Part) over n elements.
+template <class Body>
+inline __attribute__((always_inline)) void each(int64_t n, Body body) {
+  int64_t j = 0;
+  for (; j + W <= n; j += W) body(j, Full{});
+  if (j < n) body(j, Part{n - j});
+}
+
+template <class T>
+inline const T* row(const Rows& rows, int64_t b, int64_t s) {
+  return (const T*)rows.data + b * rows.batch_stride + s * rows.row_stride;
+}
+
+inline void set_zero(float* to, int64_t n) { __builtin_memset(to, 0, n * sizeof(float)); }
+
+template <class N>
+inline void add(float* to, Vec v, N n) {
+  store(to, load(to, n) + v, n);
+}
+
+inline float reciprocal_root(float x) { return 1.0f / __builtin_sqrtf(x); }
+
+}  // namespace mova::cpu::MOVA_ISA

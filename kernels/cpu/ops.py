@@ -1,0 +1,227 @@
+"""Fused operators on the CPU, forward and backward, in C++: float32 and bfloat16.
+
+Importing this module loads the native library; ImportError says why where it is absent. x is [b, s, d]; all maths is in
+float32, rounded once; only statistics of the rows are saved beside the inputs. Weights and modulations may be of any
+floating dtype and get their gradients in it. Sums over rows are in a fixed order: results do not depend on the number
+of threads. Each function raises ValueError for a wrong shape or device, TypeError for a wrong dtype, and RuntimeError
+when a gradient of a gradient is asked for. The operators beneath (`torch.ops.mova_kernels.*`) have fake implementations
+and autograd, so that torch.compile and checkpointing see them.
+"""
+
+import torch
+from torch import Tensor
+
+from mova_kernels.cpu.native import load
+
+_NAMESPACE = "mova_kernels"
+_ops = load()
+_rms_norm_rope_fwd = _ops.rms_norm_rope_fwd.default
+_rms_norm_rope_bwd = _ops.rms_norm_rope_bwd.default
+_layer_norm_fwd = _ops.layer_norm_fwd.default
+_layer_norm_bwd = _ops.layer_norm_bwd.default
+_gate_residual_fwd = _ops.gate_residual_fwd.default
+_gate_residual_bwd = _ops.gate_residual_bwd.default
+_gate_residual_norm_fwd = _ops.gate_residual_norm_fwd.default
+_gate_residual_norm_bwd = _ops.gate_residual_norm_bwd.default
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """RMSNorm over the last axis: `x / sqrt(mean(x^2) + eps) * weight` (Zhang & Sennrich, 2019). x [b, s, d], weight
+    [d].
+    """
+    _check_device(x=x, weight=weight)
+    return _rms_norm_rope_fwd(x, weight, None, None, eps, False)[0]
+
+
+def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float, interleaved: bool) -> Tensor:
+    """RMSNorm over the whole row, then rotary embedding (Su et al., 2021) of each head by angle cos/sin.
+
+    x [b, s, h*e], weight [h*e], cos and sin [s, e/2], which get no gradient. interleaved: pair i is channels
+    (2i, 2i+1); otherwise (i, i + e/2).
+    """
+    _check_device(x=x, weight=weight, cos=cos, sin=sin)
+    return _rms_norm_rope_fwd(x, weight, cos, sin, eps, interleaved)[0]
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
+    """Adaptive LayerNorm (Peebles & Xie, 2023): `layer_norm(x) * (1 + scale) + shift`. x [b, s, d]; shift, scale [b,
+    d].
+    """
+    _check_device(x=x, shift=shift, scale=scale)
+    _check_axes(2, scale=scale)
+    return _layer_norm_fwd(x, scale, shift, eps)[0]
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    """LayerNorm with weight and bias [d] over the last axis of x [b, s, d]."""
+    _check_device(x=x, weight=weight, bias=bias)
+    _check_axes(1, weight=weight)
+    return _layer_norm_fwd(x, weight, bias, eps)[0]
+
+
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    """`x + gate * y`, or `x + y` without a gate. x, y [b, s, d]; gate [b, d]."""
+    _check_device(x=x, y=y, gate=gate)
+    return _gate_residual_fwd(x, y, gate)
+
+
+def gate_residual_norm(
+    x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`r = x + gate * y` and its affine LayerNorm: returns (r, layer_norm(r) * weight + bias), both [b, s, d]."""
+    _check_device(x=x, y=y, gate=gate, weight=weight, bias=bias)
+    _check_axes(1, weight=weight)
+    residual, out, _, _ = _gate_residual_norm_fwd(x, y, gate, weight, bias, eps)
+    return residual, out
+
+
+def gate_residual_norm_modulate(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`r = x + gate * y` and its modulated LayerNorm: returns (r, layer_norm(r) * (1 + scale) + shift), both [b, s,
+    d].
+    """
+    _check_device(x=x, y=y, gate=gate, shift=shift, scale=scale)
+    _check_axes(2, scale=scale)
+    residual, out, _, _ = _gate_residual_norm_fwd(x, y, gate, scale, shift, eps)
+    return residual, out
+
+
+def _check_device(**tensors: Tensor | None) -> None:
+    """All on the CPU, or all without data ("meta"): the dispatcher's own words for a mixture help nobody."""
+    x = tensors["x"]
+    if x.device.type not in ("cpu", "meta"):
+        raise ValueError(f"x is on {x.device}; the native kernels serve the CPU only")
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}; all must be on one device")
+
+
+def _check_axes(axes: int, **vectors: Tensor) -> None:
+    """One operator beneath serves [d] and [b, d]: which of them an operator means must be checked here."""
+    for name, vector in vectors.items():
+        if vector.dim() != axes:
+            raise ValueError(f"{name} must be {'[d]' if axes == 1 else '[b, d]'}, got {list(vector.shape)}")
+
+
+# Shapes and dtypes of the results, for tensors without data.
+
+
+def _rows_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _statistics(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=torch.float32)
+
+
+def _vector_like(vector: Tensor) -> Tensor:
+    return torch.empty_like(vector, memory_format=torch.contiguous_format)
+
+
+def _fake_rms_norm_rope_fwd(x, weight, cos, sin, eps, interleaved):
+    return _rows_like(x), _statistics(x)
+
+
+def _fake_rms_norm_rope_bwd(grad, x, weight, cos, sin, rstd, interleaved):
+    return _rows_like(x), _vector_like(weight)
+
+
+def _fake_layer_norm_fwd(x, scale, shift, eps):
+    return _rows_like(x), _statistics(x), _statistics(x)
+
+
+def _fake_layer_norm_bwd(grad, x, scale, mean, rstd):
+    return _rows_like(x), _vector_like(scale), _vector_like(scale)
+
+
+def _fake_gate_residual_fwd(x, y, gate):
+    return _rows_like(x)
+
+
+def _fake_gate_residual_bwd(grad, y, gate):
+    return _rows_like(y), _vector_like(gate)
+
+
+def _fake_gate_residual_norm_fwd(x, y, gate, scale, shift, eps):
+    return _rows_like(x), _rows_like(x), _statistics(x), _statistics(x)
+
+
+def _fake_gate_residual_norm_bwd(grad_residual, grad, residual, y, gate, scale, mean, rstd):
+    grads = [_rows_like(residual), _vector_like(scale), _vector_like(scale)]
+    return grads if gate is None else [*grads, _rows_like(residual), _vector_like(gate)]
+
+
+# Gradients. Those of the statistics do not exist: the functions above do not hand them out.
+
+
+def _save_rms_norm_rope(ctx, inputs, output) -> None:
+    x, weight, cos, sin, _, ctx.interleaved = inputs
+    ctx.save_for_backward(x, weight, cos, sin, output[1])
+
+
+def _rms_norm_rope_grads(ctx, grad, _):
+    grads = _rms_norm_rope_bwd(grad, *ctx.saved_tensors, ctx.interleaved)
+    return (*grads, None, None, None, None)
+
+
+def _save_layer_norm(ctx, inputs, output) -> None:
+    x, scale, shift, _ = inputs
+    ctx.shift_dtype = shift.dtype
+    ctx.save_for_backward(x, scale, *output[1:])
+
+
+def _layer_norm_grads(ctx, grad, *_):
+    grad_x, grad_scale, grad_shift = _layer_norm_bwd(grad, *ctx.saved_tensors)
+    return grad_x, grad_scale, grad_shift.to(ctx.shift_dtype), None
+
+
+def _save_gate_residual(ctx, inputs, output) -> None:
+    _, y, gate = inputs
+    if gate is not None:
+        ctx.save_for_backward(y, gate)
+
+
+def _gate_residual_grads(ctx, grad):
+    saved = ctx.saved_tensors  # once: under checkpointing each access unpacks
+    return (grad, *_gate_residual_bwd(grad, *saved)) if saved else (grad, grad, None)
+
+
+def _save_gate_residual_norm(ctx, inputs, output) -> None:
+    _, y, gate, scale, shift, _ = inputs
+    residual, _, mean, rstd = output
+    ctx.shift_dtype = shift.dtype
+    ctx.save_for_backward(residual, None if gate is None else y, gate, scale, mean, rstd)
+
+
+def _gate_residual_norm_grads(ctx, grad_residual, grad, *_):
+    grad_x, grad_scale, grad_shift, *gated = _gate_residual_norm_bwd(grad_residual, grad, *ctx.saved_tensors)
+    grad_y, grad_gate = gated or (grad_x, None)
+    return grad_x, grad_y, grad_gate, grad_scale, grad_shift.to(ctx.shift_dtype), None
+
+
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError("the native CPU kernels have no second derivative; the reference implementation has")
+
+
+_FAKES = {
+    "rms_norm_rope_fwd": _fake_rms_norm_rope_fwd,
+    "rms_norm_rope_bwd": _fake_rms_norm_rope_bwd,
+    "layer_norm_fwd": _fake_layer_norm_fwd,
+    "layer_norm_bwd": _fake_layer_norm_bwd,
+    "gate_residual_fwd": _fake_gate_residual_fwd,
+    "gate_residual_bwd": _fake_gate_residual_bwd,
+    "gate_residual_norm_fwd": _fake_gate_residual_norm_fwd,
+    "gate_residual_norm_bwd": _fake_gate_residual_norm_bwd,
+}
+_GRADIENTS = {
+    "rms_norm_rope": (_rms_norm_rope_grads, _save_rms_norm_rope),
+    "layer_norm": (_layer_norm_grads, _save_layer_norm),
+    "gate_residual": (_gate_residual_grads, _save_gate_residual),
+    "gate_residual_norm": (_gate_residual_norm_grads, _save_gate_residual_norm),
+}
+for _name, _fake in _FAKES.items():
+    torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)
+for _name, (_grads, _save) in _GRADIENTS.items():
+    torch.library.register_autograd(f"{_NAMESPACE}::{_name}_fwd", _grads, setup_context=_save)
+    torch.library.register_autograd(f"{_NAMESPACE}::{_name}_bwd", _no_second_derivative)
