@@ -58,7 +58,7 @@ def gate_residual_norm_fwd(
     x, y, gate = unit_rows(x), unit_rows(y), None if gate is None else unit_rows(gate)
     weight, bias = weight.contiguous(), bias.contiguous()
     r, out, mean, rstd = _fake_fwd(x, y, gate, weight, bias, eps)
-    strides = (*row_strides(x), *row_strides(y), *(0 if v is None else v.stride(0) for v in (gate,)))
+    strides = (*row_strides(x), *row_strides(y), 0 if gate is None else gate.stride(0))
     args = (x, y, gate, weight, bias, r, out, mean, rstd, *strides, *x.shape[1:], eps)
     launch(gate_residual_norm_fwd_kernel, row_tiles(x), *args, ROWS=ROWS, COLS=COLS)
     return r, out, mean, rstd

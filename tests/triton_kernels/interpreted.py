@@ -102,6 +102,21 @@ def all_shards_empty() -> None:
     assert torch.equal(out, torch.zeros(1, 3, 1, 16)) and torch.equal(lse, torch.full((1, 1, 3), -torch.inf))
 
 
+def bfloat16(name: str) -> None:
+    """Dtypes are the reference's; values nearly, for the interpreter cuts bfloat16 off where a device rounds."""
+    case = next(case for case in OPERATORS[name].cases if case.name in ("odd-length", "three-shards"))
+    results = []
+    for function in (OPERATORS[name].reference, resolve(_kernels()[name])):
+        inputs = case.make(torch.Generator().manual_seed(0), CPU, torch.bfloat16)
+        leaves = [inputs[key].requires_grad_() for key in OPERATORS[name].differentiable]
+        outputs = function(**inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        gradients = torch.autograd.grad(sum(x.float().square().sum() for x in outputs), leaves) if leaves else ()
+        results.append((*outputs, *gradients))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.abs().max()) * 2**-6)
+
+
 def registered(name: str) -> None:
     """PyTorch's own judgement of a custom operator: schema, fake implementation, autograd registration, tracing."""
     target = _kernels()[name]
@@ -153,6 +168,7 @@ def checks() -> dict[str, Callable[[], None]]:
         if case.size == "test" and not case.name.startswith("nano")
     }
     found |= {f"registered-{name}": partial(registered, name) for name in _kernels()}
+    found |= {f"bfloat16-{name}": partial(bfloat16, name) for name in _kernels()}
     found |= {f"heads-of-48-{mode}": partial(heads_of_48_channels, mode) for mode in (True, False)}
     found |= {f"refusal-{i}-{arguments[0]}": partial(refuses, *arguments) for i, arguments in enumerate(_REFUSALS)}
     edges = (residual_alone, norm_alone, shared_modulation, modulation_rows_of_a_larger_tensor, large_mean, no_rows)
