@@ -9,8 +9,9 @@ _SLACK = 2.0
 _HALF = ("bfloat16", "float16")
 
 
-def _triton(operator: str) -> Implementation:
-    return Implementation("triton", f"mova_kernels.{operator}.triton:{operator}", ("cuda",), needs=("triton",))
+def _triton(name: str) -> Implementation:
+    """The Triton kernel of an operator, forward and backward."""
+    return Implementation("triton", f"mova_kernels.{name}.triton:{name}", ("cuda",), needs=("triton",))
 
 
 def _rows(
@@ -21,7 +22,7 @@ def _rows(
         getattr(reference, f"{name}_reference"),
         cases.row_cases(build) + extra,
         _SLACK,
-        implementations,
+        (_triton(name), *implementations),
         tuple(differentiable.split()),
     )
 
@@ -39,41 +40,21 @@ _half_rope = tuple(
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
-        _rows(
-            "rms_norm_rope",
-            cases.rms_norm_rope(interleaved=True),
-            "x weight",
-            _triton("rms_norm_rope"),
-            extra=_half_rope,
-        ),
-        _rows(
-            "rms_norm",
-            cases.rms_norm,
-            "x weight",
-            _triton("rms_norm"),
-            Implementation("torch", f"{_HERE}:rms_norm", ("cpu", "cuda")),
-        ),
-        _rows("norm_modulate", cases.norm_modulate, "x shift scale", _triton("norm_modulate")),
-        _rows("layer_norm", cases.layer_norm, "x weight bias", _triton("layer_norm")),
-        _rows(
-            "gate_residual",
-            cases.gate_residual,
-            "x y gate",
-            _triton("gate_residual"),
-            extra=_renamed(cases.gate_residual),
-        ),
+        _rows("rms_norm_rope", cases.rms_norm_rope(interleaved=True), "x weight", extra=_half_rope),
+        _rows("rms_norm", cases.rms_norm, "x weight", Implementation("torch", f"{_HERE}:rms_norm", ("cpu", "cuda"))),
+        _rows("norm_modulate", cases.norm_modulate, "x shift scale"),
+        _rows("layer_norm", cases.layer_norm, "x weight bias"),
+        _rows("gate_residual", cases.gate_residual, "x y gate", extra=_renamed(cases.gate_residual)),
         _rows(
             "gate_residual_norm",
             cases.gate_residual_norm,
             "x y gate weight bias",
-            _triton("gate_residual_norm"),
             extra=_renamed(cases.gate_residual_norm),
         ),
         _rows(
             "gate_residual_norm_modulate",
             cases.gate_residual_norm_modulate,
             "x y gate shift scale",
-            _triton("gate_residual_norm_modulate"),
             extra=_renamed(cases.gate_residual_norm_modulate),
         ),
         Operator(
