@@ -20,6 +20,11 @@ def _native(name: str) -> Implementation:
     )
 
 
+def _triton(name: str) -> Implementation:
+    """The Triton kernel of an operator, forward and backward."""
+    return Implementation("triton", f"mova_kernels.{name}.triton:{name}", ("cuda",), needs=("triton",))
+
+
 def _rows(
     name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
 ) -> Operator:
@@ -28,7 +33,7 @@ def _rows(
         getattr(reference, f"{name}_reference"),
         cases.row_cases(build) + extra,
         _SLACK,
-        (_native(name), *implementations),
+        (_native(name), _triton(name), *implementations),
         tuple(differentiable.split()),
     )
 
@@ -110,7 +115,7 @@ OPERATORS: dict[str, Operator] = {
                 ),
             ),
         ),
-        Operator("merge_lse", reference.merge_lse_reference, cases.MERGE_CASES, _SLACK),
+        Operator("merge_lse", reference.merge_lse_reference, cases.MERGE_CASES, _SLACK, (_triton("merge_lse"),)),
         Operator(
             "adamw",
             optim.AdamWReference,

@@ -1,0 +1,1 @@
+"""Kernels of the operator `gate_residual`, one file per language."""

@@ -1,0 +1,1 @@
+"""Kernels of the operator `layer_norm`, one file per language."""

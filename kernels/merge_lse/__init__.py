@@ -1,0 +1,1 @@
+"""Kernels of the operator `merge_lse`, one file per language."""

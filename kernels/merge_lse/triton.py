@@ -1,0 +1,73 @@
+"""Merge of partial attentions by their log-sum-exp, in Triton; forward only."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mova_kernels.triton_rows import DTYPES, launch, opaque
+
+# Rows of one head that a program merges, and channels that it holds at a time.
+ROWS, COLS = 32, 64
+
+
+@triton.jit
+def merge_lse_fwd_kernel(outs, lses, out, lse, n, s, h, e, total, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """ROWS rows out of `total` = b*s*h: `lse = logsumexp_i(lse_i)`, `out = sum_i exp(lse_i - lse) out_i`."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < total
+    # Outputs are stored as [b, s, h, e], log-sum-exps as [b, h, s].
+    place = (row // (s * h) * h + row % h) * s + row // h % s
+    largest = tl.full((ROWS,), float("-inf"), tl.float32)
+    for i in range(n):
+        largest = tl.maximum(largest, tl.load(lses + i * total + place, inside, float("-inf")))
+    # Where every shard is empty nothing may be subtracted: -inf - -inf is NaN.
+    pivot = tl.where(largest == float("-inf"), 0.0, largest)
+    weights = tl.zeros((ROWS,), tl.float32)
+    for i in range(n):
+        weights += tl.exp(tl.load(lses + i * total + place, inside, float("-inf")) - pivot)
+    merged = pivot + tl.log(weights)
+    tl.store(lse + place, merged, inside)
+    pivot = tl.where(weights == 0.0, 0.0, merged)
+    for start in range(0, e, COLS):
+        cols = start + tl.arange(0, COLS)
+        mask = inside[:, None] & (cols < e)[None, :]
+        value = tl.zeros((ROWS, COLS), tl.float32)
+        for i in range(n):
+            weight = tl.exp(tl.load(lses + i * total + place, inside, float("-inf")) - pivot)[:, None]
+            part = tl.load(outs + (i * total + row[:, None]) * e + cols[None, :], mask, 0.0).to(tl.float32)
+            # 0 * NaN is NaN: what an empty shard holds must not matter.
+            value += tl.where(weight > 0.0, weight * part, 0.0)
+        tl.store(out + row[:, None] * e + cols[None, :], value, mask)
+
+
+def _fake(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
+
+
+@opaque("merge_lse", _fake)
+def merge_lse_fwd(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """(out [b, s, h, e], lse [b, h, s])."""
+    out, lse = _fake(outs, lses)
+    n, b, s, h, e = outs.shape
+    args = (outs.contiguous(), lses.contiguous(), out, lse, n, s, h, e, b * s * h)
+    launch(merge_lse_fwd_kernel, (triton.cdiv(b * s * h, ROWS),), *args, ROWS=ROWS, COLS=COLS)
+    return out, lse
+
+
+def merge_lse(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Combine attentions over disjoint sets of keys: outs [n, b, s, h, e] in float32, bfloat16 or float16 and lses
+    [n, b, h, s] in float32 -> ([b, s, h, e], [b, h, s]).
+
+    A shard without keys has lse = -inf and weight 0. Forward only: asking for a gradient raises. Raises ValueError or
+    TypeError for inputs of other shapes, dtypes or devices.
+    """
+    if outs.dim() != 5 or lses.shape != (*outs.shape[:2], outs.shape[3], outs.shape[2]):
+        shapes = f"{list(outs.shape)} and {list(lses.shape)}"
+        raise ValueError(f"merge_lse: outs must be [n, b, s, h, e] and lses [n, b, h, s], got {shapes}")
+    if outs.dtype not in DTYPES or lses.dtype != torch.float32:
+        known = ", ".join(map(str, DTYPES))
+        raise TypeError(f"merge_lse: outs is {outs.dtype}, of {known}; lses is {lses.dtype} and must be float32")
+    if outs.device != lses.device:
+        raise ValueError(f"merge_lse: outs is on {outs.device}, lses on {lses.device}")
+    return merge_lse_fwd(outs, lses)

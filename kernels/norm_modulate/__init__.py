@@ -1,0 +1,1 @@
+"""Kernels of the operator `norm_modulate`, one file per language."""

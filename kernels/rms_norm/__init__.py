@@ -1,0 +1,1 @@
+"""Kernels of the operator `rms_norm`, one file per language."""

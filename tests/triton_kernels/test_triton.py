@@ -1,0 +1,87 @@
+"""Triton kernels without a GPU: in Triton's interpreter against the references, and compiled for GPUs not there.
+
+What only a device can show (bfloat16 values, time) the operator suite shows there: `pytest tests/ops --device cuda`.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from triton_kernels.interpreted import checks
+
+from mova_engine.ops import OPERATORS
+from source_tree import ROOT, relative
+
+PROGRAM = Path(__file__).with_name("interpreted.py")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+)
+
+
+def _run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    child = [sys.executable, *command]
+    return subprocess.run(child, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, str]:
+    """What each check found, from one process: Triton decides at import whether it interprets."""
+    path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
+    child = _run(str(PROGRAM), TRITON_INTERPRET="1", PYTHONPATH=path)
+    assert child.returncode == 0, child.stderr[-3000:]
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+@needs_triton
+@pytest.mark.parametrize("check", checks())
+def test_under_the_interpreter(interpreted, check):
+    assert not interpreted[check], interpreted[check]
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", ["90", pytest.param("80 100", marks=pytest.mark.slow)])
+def test_every_kernel_compiles_without_spilling(capability):
+    """At MOVA's widths, to PTX and cubin; the command's report is in the output of a failure."""
+    child = _run("-m", "mova_kernels.check_triton", "--capability", *capability.split(), TRITON_INTERPRET="0")
+    assert child.returncode == 0, child.stdout + child.stderr[-3000:]
+    for name in _operators_with_triton():
+        assert f"{name}_fwd_kernel" in child.stdout
+        assert (f"{name}_bwd_kernel" in child.stdout) == bool(OPERATORS[name].differentiable)
+
+
+@needs_triton
+def test_a_spill_is_reported():
+    """A tile far too large for the registers: the report must say so, and the exit status too."""
+    code = """
+import sys
+import mova_kernels.layer_norm.triton as kernels
+from mova_kernels import check_triton
+
+kernels.ROWS, kernels.COLS = 16, 1024
+calls = check_triton._calls
+check_triton._calls = lambda d, dtype: [call for call in calls(d, dtype) if call[0] == "layer_norm"]
+sys.exit(check_triton.main(["--capability", "90"]))
+"""
+    child = _run("-c", code, TRITON_INTERPRET="0")
+    assert child.returncode == 1 and "spill" in child.stdout.splitlines()[-1], child.stdout + child.stderr[-3000:]
+
+
+def _operators_with_triton() -> list[str]:
+    return [name for name, operator in OPERATORS.items() if "triton" in operator.choices()]
+
+
+def test_the_table_names_every_kernel_file():
+    targets = {entry.target.split(":")[0] for op in OPERATORS.values() for entry in op.implementations}
+    files = [path for name in OPERATORS for path in (ROOT / "kernels" / name).glob("*.py") if path.stem != "__init__"]
+    assert len(files) >= 8
+    modules = {relative(path): ".".join(("mova_kernels", path.parent.name, path.stem)) for path in files}
+    assert [path for path, module in modules.items() if module not in targets] == []
+
+
+def test_every_kernel_folder_is_an_operator():
+    folders = {path.parent.name for path in (ROOT / "kernels").glob("*/triton.py")}
+    assert folders <= set(OPERATORS)
