@@ -1,6 +1,7 @@
 """Errors that a user can act on, and how command lines report them."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -16,12 +17,21 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run `main` as a program: exit with its status; a MovaError becomes one line on stderr and status 2."""
+    """Run `main` as a program: exit with its status; a MovaError becomes one line on stderr and status 2.
+
+    Ctrl-C ends it with status 130; a reader that closes the pipe, quietly with status 0.
+    """
     try:
-        sys.exit(main() or 0)
+        status = main() or 0
+        sys.stdout.flush()
+        sys.exit(status)
     except MovaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read the output (head, less) has enough; what Python still holds back must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

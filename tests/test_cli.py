@@ -1,6 +1,8 @@
 """The console script `mova`."""
 
 import importlib.metadata
+import subprocess
+import sys
 
 import pytest
 
@@ -59,3 +61,10 @@ def test_error_is_one_line_and_status_2(capsys, monkeypatch):
 def test_console_script_is_declared():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="mova")
     assert script.value == "mova_engine.cli:run"
+
+
+def test_a_reader_that_has_enough_is_no_error(repo_root):
+    command = f"{sys.executable} -m mova_engine.describe mova-360p | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=repo_root, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("mova-360p")
