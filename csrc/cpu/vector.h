@@ -88,13 +88,19 @@ inline Vec swap_pairs(Vec v) {
   return (Vec)((pairs << 32) | (pairs >> 32));
 }
 
-// The order of the additions is fixed.
+// A tree of additions: in a fixed order, and short for one sum or two in every row.
+template <int N>
+inline float sum_lanes(const float* lanes) {
+  if constexpr (N == 1) {
+    return lanes[0];
+  } else {
+    return sum_lanes<N / 2>(lanes) + sum_lanes<N / 2>(lanes + N / 2);
+  }
+}
 inline float sum(Vec v) {
   float lanes[W];
   __builtin_memcpy(lanes, &v, sizeof(v));
-  for (int step = W / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-  return lanes[0];
+  return sum_lanes<W>(lanes);
 }
 
 // Call body(first index, Full or Part) over n elements.
