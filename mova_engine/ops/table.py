@@ -1,5 +1,7 @@
 """The table: every operator that MOVA needs, with its implementations in order of preference."""
 
+from dataclasses import replace
+
 from mova_engine.ops import cases, optim, reference
 from mova_engine.ops.registry import Implementation, Operator
 
@@ -40,11 +42,11 @@ def _rows(
 
 def _renamed(build: cases.Build) -> tuple:
     """The first cases once more without a gate."""
-    return tuple(cases.Case(f"{case.name}-no-gate", case.make) for case in cases.row_cases(cases.no_gate(build))[:3])
+    return tuple(replace(case, name=f"{case.name}-no-gate") for case in cases.row_cases(cases.no_gate(build))[:3])
 
 
 _half_rope = tuple(
-    cases.Case(f"{case.name}-half", case.make, case.size)
+    replace(case, name=f"{case.name}-half")
     for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
 )
 

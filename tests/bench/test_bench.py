@@ -70,3 +70,10 @@ def test_a_training_step_is_measured_with_its_breakdown(tmp_path):
 def test_wrong_arguments(arguments, message):
     with pytest.raises(MovaError, match=message):
         main(arguments)
+
+
+def test_every_measured_case_says_how_large_it_is():
+    """A case of size nought would be run on a device that cannot hold it."""
+    cases = [case for operator in OPERATORS.values() for case in operator.cases if case.size == "bench"]
+    assert cases
+    assert all(case.elements > 0 for case in cases)
