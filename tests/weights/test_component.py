@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import stat
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -209,17 +210,23 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, net):
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """No file may grow above 700 bytes: a write that really fails in the middle."""
+    """No file may grow above 700 bytes: a write that really fails in the middle.
+
+    Not a fixture, which would outlast the call: pytest's own report may go to a longer file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_fails_leaves_the_old_folder(folder, net, small_files):
-    with pytest.raises(MovaError, match=r"cannot write .*net: File too large; what was there before is untouched"):
+def test_a_write_that_fails_leaves_the_old_folder(folder, net):
+    failure = pytest.raises(MovaError, match=r"cannot write .*net: File too large; what was there before is untouched")
+    with failure, small_files():
         save_component(_net(), {"dim": 9}, folder, "Net")
     other = _net()
     load_component(other, folder, **CPU)
