@@ -65,8 +65,10 @@ def test_checkpointing_changes_neither_values_nor_gradients(ops, backend):
         (video.square().sum() + audio.square().sum()).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
+    # A checkpointed block settles its stream first: fused and separate operators round differently, and the gradient
+    # of a key's bias is what is left of terms that nearly cancel.
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_every_parameter_of_the_used_expert_gets_a_gradient_and_no_other(ops, backend):
