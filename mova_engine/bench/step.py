@@ -23,6 +23,8 @@ _GROUPS = {
     "layer norm": ("aten::native_layer_norm",),
 }
 _OTHER = "norms, rotary embedding, modulation, gates, casts and copies"
+# Namespaces of operations that compute: torch's own and the kernels'.
+_COMPUTING = ("aten::", "mova_kernels::", "mova_triton::")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +97,7 @@ def _breakdown(step, backend: Backend) -> dict[str, float]:
         backend.synchronize()
     totals: dict[str, float] = defaultdict(float)
     for event in trace.key_averages():
-        if not event.key.startswith("aten::"):
+        if not event.key.startswith(_COMPUTING):
             continue
         own = event.self_cpu_time_total if backend.name == "cpu" else event.self_device_time_total
         group = next((g for g, names in _GROUPS.items() if event.key.startswith(names)), _OTHER)
