@@ -80,8 +80,12 @@ def test_heldout_clips_become_a_folder_that_the_measure_reads(sample, tmp_path):
     # Their first frames are the clips' own: clip 3 alone, by seed and first frame, is the same clip.
     same = "--prompt", entries[3].caption, "--image", entries[3].path, "--seed", 13
     again = sample(*same, "--guidance", "dual", out="again")
-    one, other = (read_clip(path, SHAPE, silent="zeros") for path in (folder / "003.mp4", again / "000.mp4"))
-    assert np.abs(one.video.astype(int) - other.video).mean() < 0.5
+    paths = folder / "003.mp4", again / "000.mp4", folder / "002.mp4"
+    one, other, stranger = (read_clip(path, SHAPE, silent="zeros") for path in paths)
+    # Near, not equal: where rounding moves one pixel by one level the encoder may decide otherwise for what follows.
+    # That latents do not depend on the batch is tested where no encoder is in between.
+    near, far = (np.abs(one.video.astype(int) - clip.video).mean() for clip in (other, stranger))
+    assert near < 0.05 * far
     assert np.abs(one.audio - other.audio).max() < 1e-3
 
 
