@@ -10,6 +10,7 @@ import torch
 from mova_engine.backend import get_backend
 from mova_engine.config import get_preset
 from mova_engine.data.bounce import Bounce, render_video
+from mova_engine.data.decode import read_clip
 from mova_engine.data.metadata import read_metadata
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
@@ -201,9 +202,14 @@ def test_the_trainers_hook_writes_comparable_samples(pipeline, frame, tmp_path):
     drawn = torch.rand(1)
     assert sheet == tmp_path / "step-000010" / "contact_sheet.png"
     assert [entry.caption for entry in read_metadata(sheet.parent)] == list(CAPTIONS)
-    first = (sheet.parent / "000.mp4").read_bytes()
+
+    def video(name: str) -> np.ndarray:
+        return read_clip(sheet.parent / name, mova.config.clip, silent="zeros").video.astype(int)
+
+    first, stranger = video("000.mp4"), video("001.mp4")
     make_samples(**kwargs)
-    assert (sheet.parent / "000.mp4").read_bytes() == first
+    # The same clip, though not byte for byte: an encoder makes more of a pixel that rounding moved by one level.
+    assert np.abs(video("000.mp4") - first).mean() < 0.05 * np.abs(stranger - first).mean()
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), drawn)  # the trainer's generator is left alone
     for name, parameter in mova.named_parameters():
