@@ -1,0 +1,80 @@
+"""Counts passes over activations: tensors read and written outside matrix products and attention.
+
+The dispatcher shows each operator's inputs and outputs, which is what an operator must move at least once; the
+allocator shows what it makes besides. Only together do they bound what a fused operator does inside.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# What a matrix unit computes: its operands are the product's own traffic.
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_scaled_dot_product", "mkldnn_linear")
+_GELU = ("gelu", "bias_gelu")
+
+
+@dataclass
+class PassCounter(TorchDispatchMode):
+    """Sums, over every operator run under it, the elements of tensors of at least `smallest` elements.
+
+    `moved` read and written outside products, attention and GELU, by operator; `gelu` those of GELU; `outputs` bytes
+    of the fresh outputs of all but products and attention, to be compared with what was allocated.
+    """
+
+    smallest: int
+    moved: dict[str, int] = field(default_factory=dict)
+    gelu: int = 0
+    outputs: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        arguments = func._schema.arguments
+        returned = func._schema.returns
+        if any(r.alias_info is not None and not r.alias_info.is_write for r in returned):
+            return result  # a view
+        inputs = {t.data_ptr(): t for t in tree_leaves((args, kwargs)) if self._counts(t)}
+        fresh = [] if any(r.alias_info for r in returned) else [t for t in tree_leaves(result) if self._counts(t)]
+        written = [
+            value
+            for argument, value in zip(arguments, args, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write and self._counts(value)
+        ]
+        name = func._schema.name.split("::")[1]
+        if name.startswith(_PRODUCTS):
+            return result
+        self.outputs += sum(t.numel() * t.element_size() for t in fresh)
+        elements = sum(t.numel() for t in (*inputs.values(), *fresh, *written))
+        if name.startswith(_GELU):
+            self.gelu += elements
+        elif elements:
+            self.moved[name] = self.moved.get(name, 0) + elements
+        return result
+
+    def _counts(self, value) -> bool:
+        return isinstance(value, Tensor) and value.numel() >= self.smallest
+
+
+def allocated(run: Callable[[], object], smallest: int) -> int:
+    """Bytes of the allocations of at least `smallest` bytes during `run` on the CPU, outside products and attention."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    products = [
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in events
+        if event.name().split("::")[-1].startswith(_PRODUCTS)
+    ]
+    return sum(
+        event.nbytes()
+        for event in events
+        if event.name() == "[memory]"
+        and event.nbytes() >= smallest
+        and not any(start <= event.start_ns() <= end for start, end in products)
+    )
