@@ -68,13 +68,12 @@ def _asymmetric(run: Run) -> Traffic:
     exchanged = 4 * (1 + job.training)  # q, k, v, out; their gradients
     hops = 2 * (r - 1) * job.width  # keys and values
     if job.training:
-        hops += 2 * (r - 1) * job.width + 2 * r * WIDTHS["fp32"]  # again, beside their gradients, which come home
+        # Again, beside their gradients: sums on their way in float32, but for two ranks, where there is nothing to sum.
+        hops += 2 * (r - 1) * (job.width + (WIDTHS["fp32"] if r > 2 else job.width))
     if recomputes and policy.checkpointing == "full":
         exchanged, hops = exchanged + 4, hops + 2 * (r - 1) * job.width
     elif recomputes and policy.checkpointing == "out":
         exchanged += 3
-    if r == 1:
-        hops = 0
     tensor = run.local_video
     heads, bridges = model.bridge.audio_hidden_dim // model.bridge.head_dim, len(model.bridge.layers)
     if "dual_tower_bridge" not in job.components:

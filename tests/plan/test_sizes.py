@@ -60,6 +60,16 @@ def test_traffic_by_policy():
     assert context_traffic(_lora(Layout(shard=8))).context == 0
 
 
+@pytest.mark.parametrize("ring, tensors", [(2, 6), (4, 8)])
+def test_a_ring_passes_keys_values_and_their_gradients(ring, tensors):
+    """Forward k and v, backward both again with their gradients, float32 (twice as wide) where sums travel."""
+    run = Run(Job(M360, "lora"), Layout(ring=ring, ulysses=4))
+    shard = 43120 * 5120 * 2 / (4 * ring)
+    assert context_traffic(run).ring == pytest.approx(40 * tensors * (ring - 1) * shard)
+    again = Run(Job(M360, "lora"), Layout(ring=ring, ulysses=4), Policy(checkpointing="full"))
+    assert context_traffic(again).ring == pytest.approx(40 * (tensors + 2) * (ring - 1) * shard)
+
+
 def test_sharded_weights_are_gathered_twice_and_gradients_scattered_once():
     run = Run(Job(M360, "full", clips=4), Layout(shard=2, ulysses=4))
     count, share = parameters(run, used=True), 7 / 8
