@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
     fixed = _policy(args.policy, hardware)
     layout = _mesh(args.mesh) if args.mesh else None
-    devices = args.devices if args.devices is not None else layout.devices if layout else 1
+    devices = args.devices if args.devices is not None else layout.world if layout else 1
     if devices < 1:
         raise MovaError(f"--devices must be at least 1, got {devices}")
     if layout:
@@ -115,13 +115,14 @@ def _mesh(text: str) -> Layout:
     sizes = text.split("x")
     if len(sizes) != 4 or not all(size.isdigit() for size in sizes):
         raise MovaError(f"--mesh takes four sizes, dp_replicate x dp_shard x ring x ulysses, as 1x2x1x4; got '{text}'")
-    return Layout(*map(int, sizes))
+    names = ("dp_replicate", "dp_shard", "ring", "ulysses")
+    return Layout(**dict(zip(names, map(int, sizes), strict=True)))
 
 
 def _check(job: Job, layout: Layout, fixed: dict[str, str], implementation: Implementation, devices: int) -> None:
     """MovaError where a mesh that was asked for cannot run."""
-    if layout.devices != devices:
-        raise MovaError(f"the mesh {layout} has {layout.devices} devices, not {devices}")
+    if layout.world != devices:
+        raise MovaError(f"the mesh {layout} has {layout.world} devices, not {devices}")
     Run(job, layout, Policy(**{"checkpointing": implementation.checkpointing[-1], **fixed}), implementation)
 
 
@@ -178,7 +179,7 @@ def _show_misfit(
     ]
     for one in found:
         clip = one.run.job.model.clip
-        what = f"{one.run.layout.devices} devices" if one.run.layout.devices != devices else f"{clip.frames} frames"
+        what = f"{one.run.layout.world} devices" if one.run.layout.world != devices else f"{clip.frames} frames"
         what = report.words(one.changes) if freed else f"{what}, with {report.words(one.changes)}"
         lines += [f"would fit: {what}", *report.summary(one)]
     facts = {"fits": False, "leanest": report.facts(closest), "would_fit": [report.facts(one) for one in found]}

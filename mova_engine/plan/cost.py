@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mova_engine.flops import Attention, Linear, operations, training_flops
 from mova_engine.plan.codecs import encode_cost
 from mova_engine.plan.hardware import Hardware
-from mova_engine.plan.job import Run
+from mova_engine.plan.job import Run, sharded
 from mova_engine.plan.traffic import Traffic, step_traffic, trained_parameters
 
 # Bytes that a fused AdamW moves per weight: weight, two moments and gradient in float32 read, the first three written,
@@ -53,7 +53,7 @@ def predict(run: Run, hardware: Hardware) -> Prediction:
         parts["optimizer"] = _optimizer_seconds(run, hardware)
     flops, recomputed = step_flops(run)
     seconds = sum(parts.values())
-    rate = seconds * layout.devices * hardware.peak_flops(job.precision)
+    rate = seconds * layout.world * hardware.peak_flops(job.precision)
     return Prediction(parts, hidden, flops, recomputed, flops / rate, recomputed / rate, run.clips)
 
 
@@ -62,7 +62,7 @@ def step_flops(run: Run) -> tuple[float, float]:
     job = run.job
     if not job.training:
         flops = sum(op.flops for op in operations(job.model, job.components)) * job.evaluations
-        return flops * run.layout.groups, flops * run.layout.groups
+        return flops * run.layout.data_parallel, flops * run.layout.data_parallel
     cost = training_flops(job.model, components=job.components, lora_rank=job.adapters)
     hardware = {
         "none": cost.hardware,
@@ -90,7 +90,7 @@ def rank_share(op: Linear | Attention, run: Run) -> float:
     """Share of an operation's rows that one rank works on: video tokens are split over the group, the audio tower and
     the text are replicated in it (ours), or audio is split too (the reference).
     """
-    clip, cp = run.job.model.clip, run.layout.cp
+    clip, cp = run.job.model.clip, run.layout.context_parallel
     rows = (op.nq, op.nk) if isinstance(op, Attention) else (op.rows,)
     if op.component != "audio_dit" and clip.video_tokens in rows:
         return 1 / cp
@@ -104,7 +104,7 @@ def matrix_seconds(run: Run, hardware: Hardware) -> tuple[float, float]:
     job, achieved = run.job, hardware.achieved
     gemm = hardware.peak_flops(job.precision) * achieved.gemm
     bandwidth = hardware.bandwidth * achieved.bandwidth
-    in_training = job.training and run.layout.cp > 1
+    in_training = job.training and run.layout.context_parallel > 1
     kernel = run.implementation.attention[in_training]
     forward_rate, backward_rate = hardware.attention_rates(job.precision, kernel)
     weight = run.frozen_width if job.task != "full" else job.width
@@ -159,14 +159,14 @@ def encode_seconds(run: Run, hardware: Hardware) -> float:
         seconds += implementation.encodes * cost.video_flops / conv
     if "audio_dit" in run.job.components:
         seconds += cost.audio_flops / (hardware.peak_flops("fp32") * achieved.conv)
-    return seconds / (run.layout.cp if implementation.encode_on == "rounds" else 1)
+    return seconds / (run.layout.context_parallel if implementation.encode_on == "rounds" else 1)
 
 
 def _optimizer_seconds(run: Run, hardware: Hardware) -> float:
     """The update of a rank's share of the weights trained in this step; a moving average follows all of them."""
-    moved = _ADAMW * trained_parameters(run, used=True) / run.layout.sharded
+    moved = _ADAMW * trained_parameters(run, used=True) / sharded(run.layout)
     if run.job.ema:
-        moved += _EMA * trained_parameters(run, used=False) / run.layout.sharded
+        moved += _EMA * trained_parameters(run, used=False) / sharded(run.layout)
     if run.policy.optimizer == "host":
         return moved / hardware.host_rate
     return moved / (hardware.bandwidth * hardware.achieved.bandwidth)
@@ -187,14 +187,14 @@ def _communication(
 ) -> None:
     """Add communication and offload to `parts`, and what is hidden behind computation to `hidden`."""
     layout = run.layout
-    everything = layout.sharded * layout.replicate
+    everything = sharded(layout) * layout.dp_replicate
     exchange = traffic.all_to_all / _rate(hardware, layout.ulysses, layout.ulysses)
-    exchange += traffic.reduce / _rate(hardware, layout.cp, layout.cp)
-    exchange += traffic.replicas / _rate(hardware, layout.replicate, everything)
+    exchange += traffic.reduce / _rate(hardware, layout.context_parallel, layout.context_parallel)
+    exchange += traffic.replicas / _rate(hardware, layout.dp_replicate, everything)
     exchange += traffic.collectives * hardware.latency
-    ring = traffic.ring / _rate(hardware, layout.ring, layout.cp, neighbours=True)
+    ring = traffic.ring / _rate(hardware, layout.ring, layout.context_parallel, neighbours=True)
     beside = parts["attention"] * (layout.ring - 1) / layout.ring
-    shards = (traffic.gather + traffic.scatter) / _rate(hardware, layout.sharded, layout.sharded)
+    shards = (traffic.gather + traffic.scatter) / _rate(hardware, sharded(layout), sharded(layout))
     offloaded = max(traffic.to_host, traffic.from_host)
     bus = offloaded / hardware.host_rate if offloaded else 0.0
     computing = parts["GEMM"] + parts["attention"] + parts["memory-bound passes"]

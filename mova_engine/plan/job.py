@@ -63,37 +63,39 @@ class Job:
 @dataclass(frozen=True)
 class Layout:
     """How devices are arranged. A clip is shared by ring x ulysses of them (context parallel), weights are sharded over
-    shard x ring x ulysses (FSDP), and there are `replicate` copies of that. cfg: guidance branches side by side.
+    dp_shard x ring x ulysses (FSDP), and there are `dp_replicate` copies of that. cfg: guidance branches side by side.
     """
 
-    replicate: int = 1
-    shard: int = 1
+    dp_replicate: int = 1
+    dp_shard: int = 1
     ring: int = 1
     ulysses: int = 1
     cfg: int = 1
 
     @property
-    def cp(self) -> int:
+    def context_parallel(self) -> int:
+        """Devices that share a clip."""
         return self.ring * self.ulysses
 
     @property
-    def groups(self) -> int:
-        """Data-parallel size: groups of devices that each work on a clip of their own."""
-        return self.replicate * self.shard
+    def data_parallel(self) -> int:
+        """Groups of devices that each work on a clip of their own."""
+        return self.dp_replicate * self.dp_shard
 
     @property
-    def sharded(self) -> int:
-        """Devices over which one copy of the weights is spread."""
-        return self.shard * self.cp
-
-    @property
-    def devices(self) -> int:
-        return self.groups * self.cp * self.cfg
+    def world(self) -> int:
+        """Devices in all."""
+        return self.data_parallel * self.context_parallel * self.cfg
 
     def __str__(self) -> str:
-        sizes = {"dp_replicate": self.replicate, "dp_shard": self.shard, "ring": self.ring, "ulysses": self.ulysses}
-        text = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        names = ("dp_replicate", "dp_shard", "ring", "ulysses")
+        text = " x ".join(f"{name} {getattr(self, name)}" for name in names)
         return f"{text} x cfg {self.cfg}" if self.cfg > 1 else text
+
+
+def sharded(layout: Layout) -> int:
+    """Devices over which one copy of the weights is spread."""
+    return layout.dp_shard * layout.context_parallel
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Run:
     def misfit(self) -> str | None:
         """Why these cannot run together, in words; None when they can."""
         layout, heads = self.layout, self.job.model.video.num_heads
-        sizes = (layout.replicate, layout.shard, layout.ring, layout.ulysses, layout.cfg)
+        sizes = (layout.dp_replicate, layout.dp_shard, layout.ring, layout.ulysses, layout.cfg)
         if min(sizes) < 1:
             return f"every size of a mesh must be at least 1, got {'x'.join(map(str, sizes))}"
         if heads % layout.ulysses:
@@ -244,8 +246,8 @@ class Run:
             return f"cfg {layout.cfg} must be 1 or the number of evaluations, {self.job.evaluations}"
         if layout.cfg > 1 and self.job.training:
             return "cfg puts guidance branches side by side: inference only"
-        if self.job.training and self.job.clips and self.job.clips % layout.groups:
-            return f"{self.job.clips} clips a step cannot be split over {layout.groups} groups of devices"
+        if self.job.training and self.job.clips and self.job.clips % layout.data_parallel:
+            return f"{self.job.clips} clips a step cannot be split over {layout.data_parallel} groups of devices"
         if self.job.task == "full" and self.policy.frozen == "fp8":
             return "fp8 holds frozen weights; full training freezes none"
         if self.job.task == "full" and self.policy.weights == "host":
@@ -255,14 +257,14 @@ class Run:
         if self.policy.checkpointing not in self.implementation.checkpointing:
             known = ", ".join(self.implementation.checkpointing)
             return f"the implementation '{self.implementation.name}' has no such checkpointing; it has {known}"
-        if "video_dit" not in self.job.components and layout.cp > 1:
+        if "video_dit" not in self.job.components and layout.context_parallel > 1:
             return "without the video tower there is no sequence to share: ring and ulysses must be 1"
         return None
 
     @property
     def micro_batches(self) -> int:
         """Clips that one group works through in an optimizer step."""
-        return 1 if self.job.clips is None or not self.job.training else self.job.clips // self.layout.groups
+        return 1 if self.job.clips is None or not self.job.training else self.job.clips // self.layout.data_parallel
 
     @property
     def frozen_width(self) -> int:
@@ -272,19 +274,21 @@ class Run:
     @property
     def clips(self) -> int:
         """Clips of one step over all devices."""
-        return self.layout.groups * self.micro_batches
+        return self.layout.data_parallel * self.micro_batches
 
     @property
     def local_video(self) -> float:
         """P: bytes of one pass over a rank's video activations."""
         model = self.job.model
-        return model.clip.video_tokens * model.video.dim * self.job.width / self.layout.cp
+        return model.clip.video_tokens * model.video.dim * self.job.width / self.layout.context_parallel
 
     @property
     def audio_tokens(self) -> int:
         """On one rank: all of them, or a padded share."""
         tokens = self.job.model.clip.audio_tokens
-        return tokens if self.implementation.traffic == "asymmetric" else math.ceil(tokens / self.layout.cp)
+        return (
+            tokens if self.implementation.traffic == "asymmetric" else math.ceil(tokens / self.layout.context_parallel)
+        )
 
     @property
     def local_audio(self) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mova_engine.flops import parameter_counts
 from mova_engine.plan.codecs import encode_cost
-from mova_engine.plan.job import WIDTHS, Run
+from mova_engine.plan.job import WIDTHS, Run, sharded
 from mova_engine.plan.traffic import adapter_parameters, parameters, saved_inputs, trained_parameters
 
 _FP32 = WIDTHS["fp32"]
@@ -41,27 +41,27 @@ def memory(run: Run) -> Memory:
 def _weights(run: Run, device: dict[str, float], host: dict[str, float]) -> None:
     job, layout, policy = run.job, run.layout, run.policy
     used, everything = parameters(run, used=True), parameters(run, used=False)
-    sharded = layout.sharded if job.training else 1
+    shards = sharded(layout) if job.training else 1
     trained = job.task == "full"
     width = _FP32 if trained else run.frozen_width
     away = "host" in (policy.weights, policy.optimizer)
-    (host if away else device)["weights"] = used * width / sharded
-    (host if away or policy.expert == "host" else device)["second video expert"] = (everything - used) * width / sharded
-    if trained and sharded == 1 and job.width != _FP32:
+    (host if away else device)["weights"] = used * width / shards
+    (host if away or policy.expert == "host" else device)["second video expert"] = (everything - used) * width / shards
+    if trained and shards == 1 and job.width != _FP32:
         device["weights' copies to compute with"] = used * job.width
-    elif sharded > 1 or policy.weights == "host":
+    elif shards > 1 or policy.weights == "host":
         layers = _BUFFERS * _layer_parameters(run)
         device["weights gathered for the layers at work"] = layers * (job.width if trained else width)
-    device["adapters"] = adapter_parameters(run, used=False) * _FP32 / sharded
+    device["adapters"] = adapter_parameters(run, used=False) * _FP32 / shards
 
 
 def _training_state(run: Run, device: dict[str, float], host: dict[str, float]) -> None:
-    job, sharded = run.job, run.layout.sharded
+    job, shards = run.job, sharded(run.layout)
     place = host if run.policy.optimizer == "host" else device
-    place["gradients"] = trained_parameters(run, used=True) * _FP32 / sharded
-    if job.task == "full" and (sharded > 1 or place is host):
+    place["gradients"] = trained_parameters(run, used=True) * _FP32 / shards
+    if job.task == "full" and (shards > 1 or place is host):
         device["gradients of the layers at work"] = _BUFFERS * _layer_parameters(run) * job.width
-    moments = trained_parameters(run, used=False) * _FP32 / sharded
+    moments = trained_parameters(run, used=False) * _FP32 / shards
     place["optimizer's moments"] = 2 * moments
     if job.ema:
         place["moving average"] = moments
@@ -82,9 +82,9 @@ def _saved_activations(run: Run, device: dict[str, float], host: dict[str, float
         bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
         device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
         return
-    shared = run.layout.cp > 1
+    shared = run.layout.context_parallel > 1
     tensors = 4 if shared and policy.checkpointing == "selective" else 1
-    lse = model.clip.video_tokens * model.video.num_heads * _FP32 / run.layout.cp
+    lse = model.clip.video_tokens * model.video.num_heads * _FP32 / run.layout.context_parallel
     names = "q, k, v, out and LSE" if tensors == 4 else "out and LSE"
     where = ", head-sharded" if run.layout.ulysses > 1 else ""
     device[f"saved attention ({names}{where})"] = layers * (tensors * run.local_video + lse)

@@ -33,7 +33,7 @@ def _row(name: str, hardware: str, preset: str, task: str, layout: Layout, secon
     return Row(name, hardware, Run(job, layout, policy, IMPLEMENTATIONS["reference"]), seconds, **more)
 
 
-_CP4, _CP8, _LORA = Layout(ulysses=4), Layout(ring=2, ulysses=4), Layout(shard=2, ulysses=4)
+_CP4, _CP8, _LORA = Layout(ulysses=4), Layout(ring=2, ulysses=4), Layout(dp_shard=2, ulysses=4)
 ROWS = (
     _row("inference 360p, 1 x 910B", CALIBRATED, "mova-360p", "inference", Layout(), 37.0, fitted=True),
     _row("inference 360p, 4 x 910B", CALIBRATED, "mova-360p", "inference", _CP4, 12.3, fitted=True),

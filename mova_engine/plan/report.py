@@ -106,7 +106,7 @@ def tables(plan: Plan) -> list[Table]:
 def summary(plan: Plan) -> list[str]:
     """The recommendation in lines."""
     run, prediction = plan.run, plan.prediction
-    each = plan.seconds_per_clip * run.layout.devices
+    each = plan.seconds_per_clip * run.layout.world
     clips = f"{prediction.clips} clip{'s' if prediction.clips > 1 else ''}"
     if run.micro_batches > 1:
         clips += f" ({run.micro_batches} micro-batches)"

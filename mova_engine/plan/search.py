@@ -13,7 +13,7 @@ from itertools import product
 
 from mova_engine.plan.cost import Prediction, predict
 from mova_engine.plan.hardware import Hardware
-from mova_engine.plan.job import IMPLEMENTATIONS, Implementation, Job, Layout, Policy, Run
+from mova_engine.plan.job import IMPLEMENTATIONS, Implementation, Job, Layout, Policy, Run, sharded
 from mova_engine.plan.memory import Memory, memory
 
 PLAIN = Policy()
@@ -77,9 +77,11 @@ def layouts(job: Job, devices: int, node: int, implementation: Implementation) -
             groups = devices // cfg // cp
             ulysses = math.gcd(cp, heads)
             for replicate in _divisors(groups):
-                layout = Layout(replicate, groups // replicate, cp // ulysses, ulysses, cfg)
+                layout = Layout(
+                    dp_replicate=replicate, dp_shard=groups // replicate, ring=cp // ulysses, ulysses=ulysses, cfg=cfg
+                )
                 # Copies of the weights between nodes, not within one; a denoising step shards none.
-                whole = replicate == 1 or layout.sharded % node == 0
+                whole = replicate == 1 or sharded(layout) % node == 0
                 if whole and _possible(job, layout):
                     yield layout
 
@@ -107,7 +109,7 @@ def policies(
         # The expert at work goes to the host only after the one that waits.
         away = "host" in (policy.weights, policy.optimizer)
         pointless |= away and policy.expert == "device" and job.model.experts == 2
-        pointless |= policy.checkpointing == "out" and layout.cp == 1
+        pointless |= policy.checkpointing == "out" and layout.context_parallel == 1
         if fixed or not pointless:
             yield policy
 
@@ -194,8 +196,8 @@ def _divisors(number: int) -> Iterable[int]:
 
 
 def _possible(job: Job, layout: Layout) -> bool:
-    if not job.training and (layout.replicate > 1 or layout.shard != (job.clips or 1)):
+    if not job.training and (layout.dp_replicate > 1 or layout.dp_shard != (job.clips or 1)):
         return False  # all devices work on the clips asked for
-    if job.training and job.clips and job.clips % layout.groups:
+    if job.training and job.clips and job.clips % layout.data_parallel:
         return False
-    return "video_dit" in job.components or layout.cp == 1
+    return "video_dit" in job.components or layout.context_parallel == 1

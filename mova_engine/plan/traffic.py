@@ -12,7 +12,7 @@ recomputation.
 from dataclasses import dataclass, fields
 
 from mova_engine.flops import parameter_counts
-from mova_engine.plan.job import WIDTHS, Run
+from mova_engine.plan.job import WIDTHS, Run, sharded
 
 # How often the reference's ring passes its keys and values (or their gradients): forward, recomputed and twice
 # backward in self-attention, once less in the bridge. Read off the published total at CP 8.
@@ -56,14 +56,14 @@ class Traffic:
 
 def context_traffic(run: Run) -> Traffic:
     """Of context parallelism, for one clip forward and backward (or one evaluation of the network)."""
-    if run.layout.cp == 1 or "video_dit" not in run.job.components:
+    if run.layout.context_parallel == 1 or "video_dit" not in run.job.components:
         return Traffic()
     return _asymmetric(run) if run.implementation.traffic == "asymmetric" else _symmetric(run)
 
 
 def _asymmetric(run: Run) -> Traffic:
     job, layout, policy, model = run.job, run.layout, run.policy, run.job.model
-    p, u, r, layers = layout.cp, layout.ulysses, layout.ring, model.video.num_layers
+    p, u, r, layers = layout.context_parallel, layout.ulysses, layout.ring, model.video.num_layers
     recomputes = job.training and policy.checkpointing != "none"
     exchanged = 4 * (1 + job.training)  # q, k, v, out; their gradients
     hops = 2 * (r - 1) * job.width  # keys and values
@@ -91,7 +91,7 @@ def _asymmetric(run: Run) -> Traffic:
 
 def _symmetric(run: Run) -> Traffic:
     job, layout, model = run.job, run.layout, run.job.model
-    u, r, p = layout.ulysses, layout.ring, layout.cp
+    u, r, p = layout.ulysses, layout.ring, layout.context_parallel
     passes = 3 if job.training else 1  # forward, recomputed, backward
     audio = model.clip.audio_tokens * job.width / p
     video = model.clip.video_tokens * job.width / p
@@ -145,20 +145,20 @@ def trained_parameters(run: Run, used: bool) -> int:
 def micro_traffic(run: Run) -> Traffic:
     """Of one clip on its group of ranks: context parallelism, FSDP's gathers and scatters, offload."""
     job, layout, policy = run.job, run.layout, run.policy
-    share = (layout.sharded - 1) / layout.sharded
+    share = (sharded(layout) - 1) / sharded(layout)
     sharding = job.training  # a denoising step holds its weights whole
     count, width = parameters(run, used=True), job.width if job.task == "full" else run.frozen_width
     weights = count * width
     passes = 1 + job.training
     gather = passes * weights * share * sharding
     scatter = trained_parameters(run, used=True) * WIDTHS["fp32"] * share
-    collectives = (passes + job.training) * _layers(run) if layout.sharded > 1 and sharding else 0
+    collectives = (passes + job.training) * _layers(run) if sharded(layout) > 1 and sharding else 0
     down = up = saved_inputs(run) * (policy.inputs == "host")
     if policy.weights == "host":
-        up += passes * weights / (layout.sharded if sharding else 1)
-    if policy.optimizer == "host" and layout.sharded > 1:  # float32 shards come in, and go back as gradients
-        up += passes * count * WIDTHS["fp32"] / layout.sharded
-        down += count * WIDTHS["fp32"] / layout.sharded
+        up += passes * weights / (sharded(layout) if sharding else 1)
+    if policy.optimizer == "host" and sharded(layout) > 1:  # float32 shards come in, and go back as gradients
+        up += passes * count * WIDTHS["fp32"] / sharded(layout)
+        down += count * WIDTHS["fp32"] / sharded(layout)
     return context_traffic(run) + Traffic(
         gather=gather, scatter=scatter, to_host=down, from_host=up, collectives=collectives
     )
@@ -169,18 +169,18 @@ def step_traffic(run: Run) -> Traffic:
     if not run.job.training:
         return micro_traffic(run) * (run.job.evaluations // run.layout.cfg)
     layout, policy = run.layout, run.policy
-    gradients = trained_parameters(run, used=True) * WIDTHS["fp32"] / layout.sharded
-    whole = policy.optimizer == "host" and layout.sharded == 1  # gradients out, renewed copies in
+    gradients = trained_parameters(run, used=True) * WIDTHS["fp32"] / sharded(layout)
+    whole = policy.optimizer == "host" and sharded(layout) == 1  # gradients out, renewed copies in
     switched = 0.0  # the video expert that waits on the host, when its turn comes
     if (policy.expert, policy.weights, policy.optimizer) == ("host", "device", "device"):
         other = parameters(run, used=False) - parameters(run, used=True)
         width = WIDTHS["fp32"] if run.job.task == "full" else run.frozen_width
-        switched = _SWITCH * other * width / layout.sharded
+        switched = _SWITCH * other * width / sharded(layout)
     once = Traffic(
-        replicas=2 * (layout.replicate - 1) / layout.replicate * gradients,
+        replicas=2 * (layout.dp_replicate - 1) / layout.dp_replicate * gradients,
         to_host=gradients * whole + (switched if run.job.task == "full" else 0),
         from_host=gradients * whole * run.job.width / WIDTHS["fp32"] + switched,
-        collectives=_layers(run) * (layout.replicate > 1),
+        collectives=_layers(run) * (layout.dp_replicate > 1),
     )
     return micro_traffic(run) * run.micro_batches + once
 

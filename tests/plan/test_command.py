@@ -62,7 +62,7 @@ def test_every_output_calls_itself_a_prediction(command, capsys):
 def test_json_says_what_the_table_says(capsys):
     assert _plan("mova-360p --task lora --hardware 910a2 --mesh 1x2x1x4 --json") == 0
     found = json.loads(capsys.readouterr().out)["recommended"]
-    assert found["mesh"] == {"replicate": 1, "shard": 2, "ring": 1, "ulysses": 4, "cfg": 1}
+    assert found["mesh"] == {"dp_replicate": 1, "dp_shard": 2, "ring": 1, "ulysses": 4, "cfg": 1}
     assert found["fits"] and found["memory_bytes"]["in all"] < found["usable_bytes"]
     context = sum(found["traffic_bytes"][name] for name in ("all_to_all", "ring", "reduce"))
     assert f"{context / 1e9:.1f}" == "26.8"

@@ -30,7 +30,7 @@ def test_no_step_beats_the_peak(name, task):
 
 @pytest.mark.parametrize("factor", ["gemm", "attention", "bandwidth", "link"])
 def test_a_better_device_is_never_slower(factor):
-    run = Run(Job(M720, "full", online=True), Layout(shard=2, ring=2, ulysses=8))
+    run = Run(Job(M720, "full", online=True), Layout(dp_shard=2, ring=2, ulysses=8))
     slow, fast = (predict(run, H100.with_achieved(**{factor: value})).seconds for value in (0.5, 1.0))
     assert fast < slow
 
@@ -52,6 +52,24 @@ def test_parts_add_up_and_what_is_hidden_is_no_part():
     slow = predict(run, starved)
     bus = max(step_traffic(run).to_host, step_traffic(run).from_host) / starved.host_rate
     assert slow.parts["offload"] + slow.hidden["offload"] == pytest.approx(bus)
+
+
+def test_a_ring_is_paid_for_only_where_attention_does_not_cover_it():
+    run = Run(Job(M720, "inference", evaluations=1), Layout(ring=2, ulysses=4))
+    traffic, link = step_traffic(run), H100.link.bandwidth * H100.achieved.link
+    others = (traffic.all_to_all + traffic.reduce) / link + traffic.collectives * H100.latency
+    covered = predict(run, H100)
+    assert covered.parts["communication"] == pytest.approx(others)
+    assert covered.hidden["ring"] == pytest.approx(traffic.ring / link)
+    quick = predict(run, H100.with_achieved(attention=1e3))
+    assert quick.parts["communication"] == pytest.approx(others + traffic.ring / link - quick.hidden["ring"])
+    assert quick.hidden["ring"] == pytest.approx(quick.parts["attention"] / 2)
+
+
+def test_a_switch_gives_a_device_its_rate_and_a_mesh_each_pair():
+    switch, mesh = H100.link, get_hardware("910a2").link
+    assert switch.all_to_all(2) == switch.all_to_all(8) == 450e9
+    assert mesh.all_to_all(4) == 3 * mesh.bandwidth and mesh.all_to_all(2) == mesh.bandwidth
 
 
 def test_a_group_beyond_a_node_pays_the_network():

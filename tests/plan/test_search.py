@@ -39,8 +39,8 @@ def test_recommendations_fit_and_are_ranked(job, devices, name):
     plans = best(job, devices, calibrated(name))
     assert plans
     for one in plans:
-        assert one.fits and one.run.layout.devices == devices and one.run.misfit() is None
-        assert one.prediction.clips == (job.clips or one.run.layout.groups)
+        assert one.fits and one.run.layout.world == devices and one.run.misfit() is None
+        assert one.prediction.clips == (job.clips or one.run.layout.data_parallel)
     assert plans[0].seconds_per_clip <= 1.05 * min(one.seconds_per_clip for one in plans)
 
 
@@ -65,14 +65,14 @@ def test_the_design_s_choices_for_one_card():
 def test_the_meshes():
     found = {str(one) for one in layouts(Job(M720, "full", clips=1), 16, 8, OURS)}
     assert found == {"dp_replicate 1 x dp_shard 1 x ring 2 x ulysses 8"}
-    paper = Layout(shard=2, ulysses=4)
+    paper = Layout(dp_shard=2, ulysses=4)
     assert paper in list(layouts(Job(M360, "lora", clips=2), 8, 8, OURS))
     assert best(Job(M360, "lora", clips=2), 8, calibrated("910a2"), layout=paper)
     theirs = list(layouts(Job(M360, "lora"), 8, 8, IMPLEMENTATIONS["reference"]))
     assert theirs and all(12 % one.ulysses == 0 for one in theirs)
     assert Layout(ulysses=2, cfg=2) in list(layouts(Job(M360, "inference"), 4, 8, OURS))
-    copies = [one for one in layouts(Job(M360, "full"), 16, 8, OURS) if one.replicate > 1]
-    assert copies and all(one.sharded % 8 == 0 for one in copies)
+    copies = [one for one in layouts(Job(M360, "full"), 16, 8, OURS) if one.dp_replicate > 1]
+    assert copies and all(one.dp_shard * one.context_parallel % 8 == 0 for one in copies)
 
 
 def test_policies_leave_out_what_has_no_meaning():
@@ -92,9 +92,9 @@ def test_where_nothing_fits_the_rescue_does():
     assert not best(job, 1, hardware)
     assert leanest(job, 1, hardware, OURS).memory.total > hardware.budget
     more, shorter = rescue(job, 1, hardware, OURS)
-    assert more.fits and more.run.layout.devices == 2
+    assert more.fits and more.run.layout.world == 2
     clip = shorter.run.job.model.clip
-    assert shorter.fits and shorter.run.layout.devices == 1 and 17 <= clip.frames < 193 and clip.frames % 4 == 1
+    assert shorter.fits and shorter.run.layout.world == 1 and 17 <= clip.frames < 193 and clip.frames % 4 == 1
 
 
 def test_a_clip_on_more_devices_is_quicker_and_needs_less_of_each():

@@ -57,7 +57,7 @@ def test_traffic_by_policy():
     assert inference.all_to_all == none / 2
     ratio = context_traffic(_lora(Layout(ulysses=4))).context / context_traffic(_reference(Layout(ulysses=4))).context
     assert ratio <= 0.46
-    assert context_traffic(_lora(Layout(shard=8))).context == 0
+    assert context_traffic(_lora(Layout(dp_shard=8))).context == 0
 
 
 @pytest.mark.parametrize("ring, tensors", [(2, 6), (4, 8)])
@@ -71,12 +71,12 @@ def test_a_ring_passes_keys_values_and_their_gradients(ring, tensors):
 
 
 def test_sharded_weights_are_gathered_twice_and_gradients_scattered_once():
-    run = Run(Job(M360, "full", clips=4), Layout(shard=2, ulysses=4))
+    run = Run(Job(M360, "full", clips=4), Layout(dp_shard=2, ulysses=4))
     count, share = parameters(run, used=True), 7 / 8
     traffic = step_traffic(run)
     assert traffic.gather == pytest.approx(2 * 2 * count * share * 2)  # two micro-batches, twice each, bf16
     assert traffic.scatter == pytest.approx(2 * count * share * 4)
-    copies = step_traffic(Run(Job(M360, "full"), Layout(replicate=2, shard=8)))
+    copies = step_traffic(Run(Job(M360, "full"), Layout(dp_replicate=2, dp_shard=8)))
     assert copies.replicas == pytest.approx(count * 4 / 8)
 
 
@@ -159,7 +159,7 @@ def test_ranks_share_the_video_and_repeat_the_audio():
 def test_utilisation_of_the_published_steps_is_the_published_one(name, mfu, hfu):
     row = next(row for row in ROWS if row.name == name)
     peak = {"910a2": 376e12, "h100-80gb": 989.4e12}[row.hardware]
-    rate = row.seconds * row.run.layout.devices * peak / 100
+    rate = row.seconds * row.run.layout.world * peak / 100
     model, hardware = step_flops(row.run)
     assert model / rate == pytest.approx(mfu, abs=0.51 if mfu > 20 else 0.051)
     assert hardware / rate == pytest.approx(hfu, abs=0.51 if mfu > 20 else 0.051)
@@ -197,9 +197,9 @@ def test_the_video_encoder_costs_what_it_multiplies():
     [
         ({"layout": Layout(ulysses=3)}, "ulysses 3 does not divide the 40 video heads"),
         ({"layout": Layout(ulysses=8), "implementation": REFERENCE}, "ulysses 8 does not divide the 12 audio heads"),
-        ({"layout": Layout(shard=0)}, "must be at least 1"),
+        ({"layout": Layout(dp_shard=0)}, "must be at least 1"),
         ({"layout": Layout(cfg=2)}, "inference only"),
-        ({"layout": Layout(shard=3), "job": Job(M360, "lora", clips=4)}, "4 clips a step cannot be split over 3"),
+        ({"layout": Layout(dp_shard=3), "job": Job(M360, "lora", clips=4)}, "4 clips a step cannot be split over 3"),
         ({"job": Job(M360, "full"), "policy": Policy(frozen="fp8")}, "full training freezes none"),
         ({"job": Job(M360, "full"), "policy": Policy(weights="host")}, "use optimizer=host"),
         ({"policy": Policy(optimizer="host")}, "for full training"),
