@@ -13,7 +13,7 @@ from mova_engine.plan.calibrate import calibrated
 from mova_engine.plan.hardware import Hardware, hardware_names
 from mova_engine.plan.job import IMPLEMENTATIONS, TASKS, Implementation, Job, Layout, Policy, Run, get_implementation
 from mova_engine.plan.published import measured_here
-from mova_engine.plan.search import CHOICES, Plan, best, fitting, leanest, plan, rescue, smallest_change
+from mova_engine.plan.search import CHOICES, Plan, best, leanest, plan, rescue, smallest_change
 
 RESULTS = Path("benchmarks/results")
 _OTHERS = 4
@@ -171,8 +171,9 @@ def _show_misfit(
     closest = leanest(job, devices, hardware, implementation, layout, fixed)
     if closest is None:
         raise MovaError(f"no mesh of {devices} devices can run this: {job.clips} clips do not divide over any")
-    freed = bool(fixed) and fitting(job, closest.run.layout, hardware, implementation)
-    found = freed[:1] if freed else rescue(job, devices, hardware, implementation)
+    # First what was asked for and could be left free, then other devices and clips.
+    freed = best(job, devices, hardware, implementation)[:1] if fixed or layout else []
+    found = freed or rescue(job, devices, hardware, implementation)
     lines = [
         f"nothing fits: the leanest needs {report.gb(closest.memory.total)} GB of {report.gb(hardware.budget)} "
         f"({report.words(closest.changes)}; {closest.run.layout})",
@@ -180,7 +181,8 @@ def _show_misfit(
     for one in found:
         clip = one.run.job.model.clip
         what = f"{one.run.layout.world} devices" if one.run.layout.world != devices else f"{clip.frames} frames"
-        what = report.words(one.changes) if freed else f"{what}, with {report.words(one.changes)}"
+        what = "with a free choice of mesh and policy" if freed else what
+        what += f", {report.words(one.changes)}"
         lines += [f"would fit: {what}", *report.summary(one)]
     facts = {"fits": False, "leanest": report.facts(closest), "would_fit": [report.facts(one) for one in found]}
     _put(args, facts, lambda: [*head, *lines])
