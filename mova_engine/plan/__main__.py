@@ -1,0 +1,200 @@
+"""`python -m mova_engine.plan MODEL --task T --hardware H --devices N`: predict memory, time and traffic; recommend."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from mova_engine.config import PRESETS, get_preset
+from mova_engine.errors import MovaError, run_cli, suggest
+from mova_engine.plan import report, validate
+from mova_engine.plan.calibrate import calibrated
+from mova_engine.plan.hardware import Hardware, hardware_names
+from mova_engine.plan.job import IMPLEMENTATIONS, TASKS, Implementation, Job, Layout, Policy, Run, get_implementation
+from mova_engine.plan.published import measured_here
+from mova_engine.plan.search import CHOICES, Plan, best, leanest, plan, rescue, smallest_change
+
+RESULTS = Path("benchmarks/results")
+_OTHERS = 4
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a plan, or with --validate how well the cost model does. Status 1 where nothing fits."""
+    args = _parser().parse_args(argv)
+    if args.validate:
+        here = RESULTS if args.results is None and RESULTS.is_dir() else args.results
+        found = validate.validation(measured_here(here) if here else ())
+        _put(args, found, lambda: validate.report(found))
+        return 0
+    job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
+    fixed = _policy(args.policy, hardware)
+    layout = _mesh(args.mesh) if args.mesh else None
+    devices = args.devices if args.devices is not None else layout.world if layout else 1
+    if devices < 1:
+        raise MovaError(f"--devices must be at least 1, got {devices}")
+    if layout:
+        _check(job, layout, fixed, implementation, devices)
+    plans = best(job, devices, hardware, implementation, layout, fixed)
+    head = [*report.headline(job, hardware, devices, implementation.name), ""]
+    if plans:
+        _show_plans(args, head, plans, layout, fixed)
+        return 0
+    return _show_misfit(args, head, job, hardware, implementation, devices, layout, fixed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mova_engine.plan", description=__doc__)
+    parser.add_argument("model", nargs="?", help=f"{', '.join(PRESETS)}; or give --recipe")
+    parser.add_argument("--recipe", help="a training recipe: its model, precision, task, clips per step, average")
+    parser.add_argument("--task", help=f"{', '.join(TASKS)} (default full)")
+    for name in ("frames", "height", "width"):
+        parser.add_argument(f"--{name}", type=int, help=f"another clip's {name}")
+    parser.add_argument("--fps", type=float, help="another clip's frame rate")
+    parser.add_argument(
+        "--hardware", default="h100-80gb", help=f"{', '.join(hardware_names())}, or a .yaml or .json file of that form"
+    )
+    parser.add_argument("--devices", type=int, help="how many (default: the mesh's, else 1)")
+    parser.add_argument("--clips", type=int, help="clips of an optimizer step, or sampled at once, over all devices")
+    parser.add_argument("--mesh", help="dp_replicate x dp_shard x ring x ulysses, e.g. 1x2x1x4 (default: recommended)")
+    settings = "; ".join(f"{name}: {', '.join(values)}" for name, values in CHOICES.items())
+    parser.add_argument("--policy", default="", help=f"fix settings, e.g. checkpointing=full,inputs=host. {settings}")
+    parser.add_argument("--precision", help="bf16 or fp32 (default bf16)")
+    parser.add_argument("--lora-rank", type=int, default=16, help="default 16")
+    parser.add_argument("--online", action="store_true", help="clips are encoded while training, not read from a cache")
+    parser.add_argument("--implementation", default="ours", help=f"{', '.join(IMPLEMENTATIONS)} (default ours)")
+    parser.add_argument("--json", action="store_true", help="plain values, SI units")
+    parser.add_argument("--validate", action="store_true", help="predictions beside published and measured steps")
+    parser.add_argument("--results", type=Path, help=f"for --validate: a folder of result files (default {RESULTS})")
+    return parser
+
+
+def _job(args: argparse.Namespace) -> Job:
+    if (args.model is None) == (args.recipe is None):
+        raise MovaError(f"name a model ({', '.join(PRESETS)}) or a recipe (--recipe), one of the two")
+    job = _from_recipe(args.recipe) if args.recipe else Job(get_preset(args.model))
+    given = {name: getattr(args, name) for name in ("task", "precision", "clips") if getattr(args, name) is not None}
+    other = {name: getattr(args, name) for name in ("frames", "height", "width", "fps")}
+    clip = replace(job.model.clip, **{name: value for name, value in other.items() if value is not None})
+    if given.get("task") == "inference" and args.recipe:
+        given.setdefault("clips", None)
+    model = replace(job.model, clip=clip)
+    return replace(job, model=model, lora_rank=args.lora_rank, online=args.online, **given)
+
+
+def _from_recipe(recipe: str) -> Job:
+    from mova_engine.train.recipes import load_config  # needs torch; a plan by model does not
+
+    config = load_config(recipe)
+    if config.model.checkpoint is not None:
+        raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
+    job = Job(get_preset(config.model.preset), precision=config.precision, ema=config.optim.ema > 0)
+    job = replace(job, clips=config.clips_per_step)
+    if config.task == "audio":
+        return replace(job, components=("audio_dit",))
+    return job if config.model.bridge else replace(job, components=("video_dit", "audio_dit"))
+
+
+def _policy(text: str, hardware: Hardware) -> dict[str, str]:
+    """`name=value,...` as settings. MovaError for an unknown one."""
+    fixed = {}
+    for setting in filter(None, text.split(",")):
+        name, _, value = (part.strip() for part in setting.partition("="))
+        if name not in CHOICES:
+            raise MovaError(f"unknown policy '{name}'.{suggest(name, CHOICES)} Known: {', '.join(CHOICES)}")
+        Policy(**{name: value})
+        if value == "fp8" and "fp8" not in hardware.peak:
+            raise MovaError(f"{hardware.name} has no fp8 arithmetic; leave frozen=fp8 out")
+        if value == "host" and hardware.host_bandwidth is None:
+            raise MovaError(f"{hardware.name} is the host itself: {name}=host has no meaning there")
+        fixed[name] = value
+    return fixed
+
+
+def _mesh(text: str) -> Layout:
+    sizes = text.split("x")
+    if len(sizes) != 4 or not all(size.isdigit() for size in sizes):
+        raise MovaError(f"--mesh takes four sizes, dp_replicate x dp_shard x ring x ulysses, as 1x2x1x4; got '{text}'")
+    names = ("dp_replicate", "dp_shard", "ring", "ulysses")
+    return Layout(**dict(zip(names, map(int, sizes), strict=True)))
+
+
+def _check(job: Job, layout: Layout, fixed: dict[str, str], implementation: Implementation, devices: int) -> None:
+    """MovaError where a mesh that was asked for cannot run."""
+    if layout.world != devices:
+        raise MovaError(f"the mesh {layout} has {layout.world} devices, not {devices}")
+    Run(job, layout, Policy(**{"checkpointing": implementation.checkpointing[-1], **fixed}), implementation)
+
+
+def _show_plans(
+    args: argparse.Namespace, head: list[str], plans: list[Plan], layout: Layout | None, fixed: dict[str, str]
+) -> None:
+    chosen = plans[0]
+    run, hardware = chosen.run, chosen.hardware
+    checkpointing = run.implementation.checkpointing
+    default = "selective" if "selective" in checkpointing else checkpointing[0]
+    plain = plan(replace(run, policy=Policy(**{"checkpointing": default, **fixed})), hardware)
+    least = smallest_change(run.job, run.layout, hardware, run.implementation, fixed)
+    verdict = "fits" if plain.fits else "does not fit"
+    lines = [
+        f"plain ({report.policy_words(plain.run.policy, run.job)}) on this mesh: "
+        f"{report.gb(plain.memory.total)} GB, {verdict}"
+    ]
+    if not plain.fits:
+        lines.append(
+            f"smallest change that fits: {report.words(least.changes)} "
+            f"({report.gb(least.memory.total)} GB, {report.seconds(least.prediction.seconds)} s)"
+        )
+    rest = plans[1 : 1 + _OTHERS]
+    found = {
+        "recommended": report.facts(chosen),
+        "plain": report.facts(plain),
+        "smallest_change": report.facts(least),
+        "others": [report.facts(one) for one in rest],
+    }
+    parts = [*head, *lines, "", "planned:" if layout else "recommended:", *report.summary(chosen)]
+    for table in [*report.tables(chosen), *([report.others(rest)] if rest else [])]:
+        parts += ["", table]
+    _put(args, found, lambda: parts)
+
+
+def _show_misfit(
+    args: argparse.Namespace,
+    head: list[str],
+    job: Job,
+    hardware: Hardware,
+    implementation: Implementation,
+    devices: int,
+    layout: Layout | None,
+    fixed: dict[str, str],
+) -> int:
+    closest = leanest(job, devices, hardware, implementation, layout, fixed)
+    if closest is None:
+        raise MovaError(f"no mesh of {devices} devices can run this: {job.clips} clips do not divide over any")
+    # First what was asked for and could be left free, then other devices and clips.
+    freed = best(job, devices, hardware, implementation)[:1] if fixed or layout else []
+    found = freed or rescue(job, devices, hardware, implementation)
+    lines = [
+        f"nothing fits: the leanest needs {report.gb(closest.memory.total)} GB of {report.gb(hardware.budget)} "
+        f"({report.words(closest.changes)}; {closest.run.layout})",
+    ]
+    for one in found:
+        clip = one.run.job.model.clip
+        what = f"{one.run.layout.world} devices" if one.run.layout.world != devices else f"{clip.frames} frames"
+        what = "with a free choice of mesh and policy" if freed else what
+        what += f", {report.words(one.changes)}"
+        lines += [f"would fit: {what}", *report.summary(one)]
+    facts = {"fits": False, "leanest": report.facts(closest), "would_fit": [report.facts(one) for one in found]}
+    _put(args, facts, lambda: [*head, *lines])
+    return 1
+
+
+def _put(args: argparse.Namespace, found: dict, parts) -> None:
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        report.show(parts())
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,191 @@
+"""Plans as text: tables on a terminal, plain lines elsewhere; and as plain values for JSON."""
+
+import io
+import sys
+import textwrap
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mova_engine.plan.hardware import Hardware
+from mova_engine.plan.job import Job, Policy
+from mova_engine.plan.search import Plan, changes
+from mova_engine.plan.traffic import context_traffic, step_traffic
+
+LABEL = "prediction of a cost model, not a measurement"
+_WIDTH = 112
+# Shares below this are not shown.
+_SHOWN = 0.005
+_WORDS = {
+    ("checkpointing", "none"): "no checkpointing",
+    ("checkpointing", "selective"): "selective checkpointing",
+    ("checkpointing", "out"): "selective checkpointing that keeps attention's output only",
+    ("checkpointing", "full"): "full checkpointing",
+    ("frozen", "fp8"): "frozen weights in fp8",
+    ("inputs", "host"): "block inputs on the host",
+    ("weights", "host"): "weights streamed from the host",
+    ("optimizer", "host"): "masters, gradients and moments on the host",
+    ("expert", "host"): "the waiting video expert on the host",
+}
+_TASKS = {"full": "full training", "inference": "one denoising step"}
+
+
+def words(changed: dict[str, str]) -> str:
+    """Changes of a policy in words."""
+    return "; ".join(_WORDS[item] for item in changed.items()) or "the plain policy"
+
+
+def policy_words(policy: Policy, job: Job) -> str:
+    """A whole policy in words: what a reader needs to set."""
+    changed = changes(policy)
+    parts = [_WORDS["checkpointing", policy.checkpointing]] if job.training else []
+    precision = f"{job.precision} activations"
+    if job.task == "full":
+        precision += ", float32 masters" if job.precision == "bf16" else ""
+    else:
+        precision += f", weights in {'fp8' if policy.frozen == 'fp8' else job.precision}"
+    rest = {name: value for name, value in changed.items() if name not in ("checkpointing", "frozen")}
+    return "; ".join([*parts, precision, words(rest) if rest else "nothing offloaded"])
+
+
+def headline(job: Job, hardware: Hardware, devices: int, implementation: str) -> list[str]:
+    """What is planned, and on what."""
+    clip, task = job.model.clip, _TASKS.get(job.task, f"LoRA r{job.lora_rank}")
+    if job.task == "inference":
+        task += f" of {job.evaluations} evaluations"
+    elif job.components == ("audio_dit",):
+        task += " of the audio tower alone"
+    encoding = "" if not job.training else ", clips encoded online" if job.online else ", cached latents"
+    return [
+        f"{job.model.name}, {task}, {job.precision}{encoding}: {clip.frames} frames of {clip.height}x{clip.width}, "
+        f"{clip.video_tokens} video and {clip.audio_tokens} audio tokens",
+        f"{devices} x {hardware.title}, {gb(hardware.budget)} of {gb(hardware.memory)} GB usable; "
+        f"implementation: {implementation}",
+        f"Every figure below is a {LABEL}.",
+    ]
+
+
+def tables(plan: Plan) -> list[Table]:
+    """Memory, time and traffic of a plan."""
+    prediction, run = plan.prediction, plan.run
+    memory = _table("memory per device (predicted)", "GB", "of usable")
+    for name, value in plan.memory.device.items():
+        memory.add_row(name, gb(value), f"{value / plan.hardware.budget:.0%}")
+    memory.add_row("in all", gb(plan.memory.total), f"{plan.memory.total / plan.hardware.budget:.0%}")
+    for name, value in plan.memory.host.items():
+        memory.add_row(f"on the host: {name}", gb(value), "")
+    time = _table("time per step (predicted)", "s", "share")
+    for name, value in prediction.parts.items():
+        if value >= _SHOWN * prediction.seconds:
+            time.add_row(name, seconds(value), f"{value / prediction.seconds:.0%}")
+    time.add_row("in all", seconds(prediction.seconds), "")
+    for name, value in prediction.hidden.items():
+        time.add_row(f"hidden behind computation: {name}", seconds(value), "")
+    total, once = step_traffic(run), context_traffic(run)
+    traffic = _table("traffic per rank and step (predicted)", "GB sent")
+    rows = {
+        "Ulysses all-to-all": total.all_to_all,
+        "ring of keys and values": total.ring,
+        "bridge's all-reduce": total.reduce,
+        "context parallelism, one clip or evaluation": once.context if once.context else 0,
+        "FSDP gathers": total.gather,
+        "FSDP scatters": total.scatter,
+        "gradients between replicas": total.replicas,
+        "to the host": total.to_host,
+        "from the host": total.from_host,
+    }
+    for name, value in rows.items():
+        if value > 0:
+            traffic.add_row(name, f"{value / 1e9:.3g}")
+    return [memory, time] + ([traffic] if traffic.row_count else [])
+
+
+def summary(plan: Plan) -> list[str]:
+    """The recommendation in lines."""
+    run, prediction = plan.run, plan.prediction
+    each = plan.seconds_per_clip * run.layout.world
+    clips = f"{prediction.clips} clip{'s' if prediction.clips > 1 else ''}"
+    if run.micro_batches > 1:
+        clips += f" ({run.micro_batches} micro-batches)"
+    return [
+        f"  mesh: {run.layout}",
+        f"  policy: {policy_words(run.policy, run.job)}",
+        f"  step: {seconds(prediction.seconds)} s for {clips}, {seconds(each)} device-seconds a clip, "
+        f"MFU {prediction.mfu:.1%}, HFU {prediction.hfu:.1%}, {gb(plan.memory.total)} GB per device",
+    ]
+
+
+def others(plans: Iterable[Plan]) -> Table:
+    """Other meshes, the best policy of each."""
+    table = _table("other meshes (predicted)", "s a step", "clips", "GB", "MFU")
+    table.add_column("policy")
+    for plan in plans:
+        table.add_row(
+            str(plan.run.layout),
+            seconds(plan.prediction.seconds),
+            str(plan.prediction.clips),
+            gb(plan.memory.total),
+            f"{plan.prediction.mfu:.0%}",
+            words(plan.changes),
+        )
+    return table
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values, SI units."""
+    prediction = plan.prediction
+    return {
+        "label": LABEL,
+        "mesh": asdict(plan.run.layout),
+        "policy": asdict(plan.run.policy),
+        "fits": plan.fits,
+        "memory_bytes": {**plan.memory.device, "in all": plan.memory.total},
+        "host_bytes": plan.memory.host,
+        "usable_bytes": plan.hardware.budget,
+        "seconds": {**prediction.parts, "in all": prediction.seconds},
+        "hidden_seconds": prediction.hidden,
+        "clips": prediction.clips,
+        "mfu": prediction.mfu,
+        "hfu": prediction.hfu,
+        "traffic_bytes": asdict(step_traffic(plan.run)),
+    }
+
+
+def show(parts: Iterable[str | Table]) -> None:
+    """Print lines and tables: styled on a terminal, plain and of fixed width elsewhere."""
+    if sys.stdout.isatty():
+        console = Console(highlight=False)
+        _print(console, parts)
+        return
+    held = io.StringIO()
+    _print(Console(file=held, width=_WIDTH, highlight=False, color_system=None), parts)
+    sys.stdout.write("\n".join(line.rstrip() for line in held.getvalue().split("\n")))
+
+
+def _print(console: Console, parts: Iterable[str | Table]) -> None:
+    for part in parts:
+        if isinstance(part, str):
+            indent = " " * (len(part) - len(part.lstrip()) + 4)
+            part = textwrap.fill(part, console.width, subsequent_indent=indent, break_on_hyphens=False)
+        console.print(part, markup=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(title, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def gb(value: float) -> str:
+    """Bytes in GB."""
+    return f"{value / 1e9:.1f}" if value >= 5e7 else f"{value / 1e9:.2g}"
+
+
+def seconds(value: float) -> str:
+    """Seconds, more digits where there are few."""
+    return f"{value:.2f}" if value >= 0.05 else f"{value:.2g}"
