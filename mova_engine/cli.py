@@ -16,7 +16,7 @@ COMMANDS = {
     "align": ("mova_engine.data.align", "measure the lag between voice and mouth in talking clips"),
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
     "describe": ("mova_engine.describe", "print a model's parameters and FLOPs per component"),
-    "bench": ("mova_engine.bench.__main__", "measure operators or a training step, checked first"),
+    "bench": ("mova_engine.bench.__main__", "measure operators, blocks or a training step, checked first; tables"),
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
 }
 

@@ -14,7 +14,7 @@ _IDENTITY = (
     *("lora_rank", "video_tokens", "audio_tokens", "dtype"),
 )
 # Circumstances that must be the same for a ratio to mean what it seems to.
-_SAME = ("device", "device_name", "threads", "native_kernels", "torch", "triton", "python")
+_SAME = ("device", "device_name", "threads", "native_kernels", "torch", "triton", "python", "environment")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -151,16 +151,21 @@ def bridge_job(config: MovaConfig) -> Job:
     return Job("bridge", draw, work, model, hardware, facts=_facts(config, "video") | _facts(config, "audio"))
 
 
+def stack_config(config: MovaConfig) -> MovaConfig:
+    """The configuration with a single thin audio layer beside its video blocks."""
+    thin = replace(config.audio, dim=128, ffn_dim=128, num_heads=1, num_layers=1)
+    head_dim = math.gcd(128, config.bridge.head_dim)
+    sizes = {"visual_layers": config.video.num_layers, "audio_layers": 1, "audio_hidden_dim": 128}
+    return replace(config, audio=thin, bridge=replace(config.bridge, head_dim=head_dim, **sizes))
+
+
 def stack_job(config: MovaConfig, checkpointing: str) -> Job:
     """Every video block of the configuration, each with its own weights, forward and backward, without the bridge.
 
     The gradients of a block's weights go to one buffer that all blocks share, so that the gradients of all need not fit
     the device; those of the first block remain in it. Through the one forward, beside a single thin audio layer.
     """
-    thin = replace(config.audio, dim=128, ffn_dim=128, num_heads=1, num_layers=1)
-    head_dim = math.gcd(128, config.bridge.head_dim)
-    sizes = {"visual_layers": config.video.num_layers, "audio_layers": 1, "audio_hidden_dim": 128}
-    config = replace(config, audio=thin, bridge=replace(config.bridge, head_dim=head_dim, **sizes))
+    config = stack_config(config)
     job = step_job(config, checkpointing, bridge=False)
 
     def work(ops: OpTable, tensors: Tensors) -> Work:

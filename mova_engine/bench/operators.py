@@ -20,8 +20,8 @@ from mova_engine.ops.verify import SEED, verify
 _LARGEST = {"cpu": 1 << 24}
 _ANY = 1 << 40
 COMPILED = "compiled"
-# The published formulation rounds after each of its operations, and torch's LayerNorm sums the gradients of its bfloat16
-# weights in bfloat16: 10% off at 8192 rows. So the baseline is held to this slack, on the cases of few rows.
+# The published formulation rounds after each of its operations, and on a CPU torch's LayerNorm sums the gradients of
+# bfloat16 weights in bfloat16: 10% off at 8192 rows. So the baseline is held to this slack, on the cases of few rows.
 _BASELINE_SLACK = 4.0
 _ROUNDS = 200
 
@@ -53,12 +53,12 @@ def run(args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[
             if case.elements > largest:
                 print(f"{operator.name:28} {case.name:16} left out: too large for this device")
                 continue
-            functions = _candidates(operator, case, backend, dtype, baseline, args.compile)
+            functions = candidates(operator, case, backend, dtype, baseline, args.compile)
             rows += _case_rows(operator, case, functions, backend, dtype, args.seconds, bandwidth)
     return rows
 
 
-def _candidates(
+def candidates(
     operator: Operator,
     case: Case,
     backend: Backend,
@@ -124,7 +124,7 @@ def _case_rows(
     forward = {name: (lambda f=function: f(**inputs)) for name, function in functions.items()}
     timed = {"forward": interleave(forward, backend, rounds=_ROUNDS, seconds=seconds)}
     if operator.differentiable:
-        both = {name: _both(operator, function, inputs) for name, function in functions.items()}
+        both = {name: forward_backward(operator, function, inputs) for name, function in functions.items()}
         timed["forward_backward"] = interleave(both, backend, rounds=_ROUNDS, seconds=seconds)
     moved, computed = bytes_moved(operator.name, inputs), flops(operator.name, inputs)
     rows = []
@@ -144,7 +144,8 @@ def _case_rows(
     return rows
 
 
-def _both(operator: Operator, function: Callable, inputs: dict[str, Any]) -> Callable[[], None]:
+def forward_backward(operator: Operator, function: Callable, inputs: dict[str, Any]) -> Callable[[], None]:
+    """A call that runs one forward and its gradients."""
     leaves = {
         name: inputs[name].detach().requires_grad_() for name in operator.differentiable if inputs[name] is not None
     }

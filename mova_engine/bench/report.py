@@ -19,11 +19,11 @@ nothing else; do not edit it by hand. What has no file there has not been measur
 
 Every figure beside a baseline, and every operator's, stands behind a check in the same run: outputs and gradients of
 each side against the references in float64, then the sides against each other at the measured size. A side that is
-wrong gets no figure. *Baseline* is the published model's formulation (`benchmarks/reference_formulation.py`) with the same matrix products, run in turns with the engine:
-times are medians; *times as fast* is the median over pairs of runs, with its 95% bootstrap interval. *Peak memory* is
-of living tensors, above weights and gradients. MFU counts model FLOPs, HFU what recomputation adds. *Of copy* is the
-bytes that the work must move at the least, per second, as a share of the copy bandwidth measured in the same run with a
-buffer larger than any cache; work that fits a cache may exceed it.
+wrong gets no figure. *Baseline* is the published model's formulation (`benchmarks/reference_formulation.py`) with the
+same matrix products, run in turns with the engine: times are medians; *times as fast* is the median over pairs of runs,
+with its 95% bootstrap interval. *Peak memory* is of living tensors, above weights and gradients. MFU counts model
+FLOPs, HFU what recomputation adds. *Of copy* is the bytes that the work must move at the least, per second, as a share
+of the copy bandwidth measured in the same run with a buffer larger than any cache, which work that fits one may exceed.
 """
 
 

@@ -19,6 +19,9 @@ from mova_engine.data.files import write_atomic
 from mova_engine.errors import MovaError
 from mova_kernels.cpu.native import isa, unavailable
 
+# Environment variables that change how fast things run: threads, and the C library's allocator.
+_TELLING = ("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_")
+
 
 def circumstances(backend: Backend, load_at_start: float | None = None) -> dict[str, Any]:
     """Device, versions, commit (with a mark for uncommitted changes), date, and how busy the machine was.
@@ -36,6 +39,7 @@ def circumstances(backend: Backend, load_at_start: float | None = None) -> dict[
         "torch": torch.__version__,
         "triton": _version("triton"),
         "python": platform.python_version(),
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_TELLING)},
         "platform": platform.platform(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
