@@ -17,7 +17,7 @@ COMMANDS = {
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
     "describe": ("mova_engine.describe", "print a model's parameters and FLOPs per component"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
-    "bench": ("mova_engine.bench.__main__", "measure operators or a training step, checked first"),
+    "bench": ("mova_engine.bench.__main__", "measure operators, blocks or a training step, checked first; tables"),
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
 }
 

@@ -1,41 +1,52 @@
-"""`python -m mova_engine.bench SUITE [--device D] [--dtype T] [--json FILE]`: measure operators or a training step."""
+"""`python -m mova_engine.bench COMMAND`: measure, checked first; make the tables; compare two result files."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
 from mova_engine.backend import NAMES, get_backend
-from mova_engine.bench import operators, step
-from mova_engine.bench.results import circumstances, write_result
-from mova_engine.errors import MovaError, run_cli, suggest
+from mova_engine.bench import compare, report
+from mova_engine.bench.results import write_result
+from mova_engine.bench.sides import DTYPES, parse_dtype
+from mova_engine.bench.suites import SUITES
+from mova_engine.errors import run_cli
 
-SUITES = {"operators": operators, "step": step}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Commands that read result files instead of measuring.
+READERS = {"report": report, "compare": compare}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one suite, print its rows, write the result file."""
+    """Run one suite, print its rows, write the result file; or read result files."""
     parser = argparse.ArgumentParser(prog="python -m mova_engine.bench", description=__doc__)
-    suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
-    for name, module in SUITES.items():
-        suite = suites.add_parser(name, help=module.__doc__.split(": ", 1)[1].split("\n")[0])
-        suite.add_argument("--device", default="cpu", help=f"one of {', '.join(NAMES)} (default cpu)")
-        suite.add_argument("--dtype", default="float32", help=f"{' or '.join(_DTYPES)} (default float32)")
-        suite.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
-        suite.add_argument("--json", type=Path, help="write the result file here, e.g. benchmarks/results/NAME.json")
-        module.add_arguments(suite)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, suite in SUITES.items():
+        command = commands.add_parser(name, help=suite.help)
+        command.add_argument("--device", default="cpu", help=f"one of {', '.join(NAMES)} (default cpu)")
+        command.add_argument("--dtype", default="float32", help=f"{' or '.join(DTYPES)} (default float32)")
+        command.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
+        command.add_argument("--json", type=Path, help="write the result file here, e.g. benchmarks/results/NAME.json")
+        suite.add_arguments(command)
+    for name, module in READERS.items():
+        module.add_arguments(commands.add_parser(name, help=module.__doc__.split(": ", 1)[1].split("\n")[0]))
     args = parser.parse_args(argv)
-    if args.dtype not in _DTYPES:
-        raise MovaError(f"unknown dtype '{args.dtype}'.{suggest(args.dtype, _DTYPES)} Known: {', '.join(_DTYPES)}")
-    backend = get_backend(args.device)
+    if args.command in READERS:
+        return READERS[args.command].run(args)
+    return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    dtype, backend = parse_dtype(args.dtype), get_backend(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    found = circumstances(backend)
-    print(f"{found['device_name']}; torch {found['torch']}; {args.dtype}; load average {found['load_average']}")
-    rows = SUITES[args.suite].run(args, backend, _DTYPES[args.dtype])
+    load = os.getloadavg()[0]
+    print(f"{backend.describe()}; torch {torch.__version__}; {args.dtype}; load average {load:.2f}")
+    # float32 is to mean float32, for the check as for the time.
+    with backend.full_precision():
+        rows = SUITES[args.command].run(args, backend, dtype)
     if args.json:
-        write_result(args.json, backend, args.suite, dtype=args.dtype, rows=rows)
+        write_result(args.json, backend, args.command, load_at_start=load, dtype=args.dtype, rows=rows)
         print(f"written to {args.json}")
     return 0
 

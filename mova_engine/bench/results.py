@@ -3,6 +3,7 @@ from these.
 """
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -15,22 +16,46 @@ import torch
 from mova_engine import __version__
 from mova_engine.backend import Backend
 from mova_engine.data.files import write_atomic
+from mova_engine.errors import MovaError
+from mova_kernels.cpu.native import isa, unavailable
+
+# Environment variables that change how fast things run: threads, and the C library's allocator.
+_TELLING = ("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_")
 
 
-def circumstances(backend: Backend) -> dict[str, Any]:
-    """Device, versions, commit (with a mark for uncommitted changes), date, and how busy the machine was."""
+def circumstances(backend: Backend, load_at_start: float | None = None) -> dict[str, Any]:
+    """Device, versions, commit (with a mark for uncommitted changes), date, and how busy the machine was.
+
+    load_at_start: the load average before the measurement; beside the one after it, a noisy run can be told.
+    """
     return {
         "device": backend.name,
         "device_name": backend.describe(),
         "threads": torch.get_num_threads(),
+        "native_kernels": _native(),
+        "load_average_at_start": None if load_at_start is None else round(load_at_start, 2),
         "load_average": round(os.getloadavg()[0], 2),
         "mova_engine": __version__,
         "torch": torch.__version__,
+        "triton": _version("triton"),
         "python": platform.python_version(),
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_TELLING)},
         "platform": platform.platform(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _native() -> str | None:
+    """The instruction set of the C++ kernels in use; None where they are not built."""
+    return isa() if unavailable() is None else None
 
 
 def _commit() -> str | None:
@@ -46,7 +71,18 @@ def _commit() -> str | None:
         return None
 
 
-def write_result(path: Path, backend: Backend, kind: str, **facts: Any) -> None:
+def write_result(path: Path, backend: Backend, kind: str, *, load_at_start: float | None = None, **facts: Any) -> None:
     """One result file: {"kind", "circumstances", ...facts}."""
-    content = {"kind": kind, "circumstances": circumstances(backend), **facts}
+    content = {"kind": kind, "circumstances": circumstances(backend, load_at_start), **facts}
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result file. MovaError where it is missing, damaged or something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MovaError(f"cannot read {path}: {error}") from None
+    if not isinstance(content, dict) or not {"kind", "circumstances"} <= content.keys():
+        raise MovaError(f"{path} is no result file of `python -m mova_engine.bench` (no 'kind' and 'circumstances')")
+    return content

@@ -7,33 +7,45 @@ import types
 import pytest
 import torch
 
-from mova_engine.bench import operators
+from mova_engine.bench import bandwidth, operators
 from mova_engine.bench.__main__ import main
 from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS, Implementation
 from mova_kernels.cpu import unavailable
 
+QUICK = ["--pairs", "5", "--seconds", "0.01"]
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setitem(operators._LARGEST, "cpu", 1 << 20)
+    monkeypatch.setitem(bandwidth._BYTES, "cpu", 1 << 20)
 
 
 def halved(x, weight, *, eps):
     return OPERATORS["rms_norm"].reference(x, weight, eps=eps) / 2
 
 
-def test_operators_are_measured_and_written(tmp_path, capsys):
+def _measured(tmp_path, *arguments):
     path = tmp_path / "result.json"
-    assert main(["operators", "--op", "rms_norm", "--seconds", "0.01", "--json", str(path)]) == 0
-    result = json.loads(path.read_text())
+    assert main([*arguments, "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+def test_operators_are_measured_and_written(tmp_path, capsys):
+    result = _measured(tmp_path, "operators", "--op", "rms_norm", "--seconds", "0.01")
     assert result["kind"] == "operators"
-    assert result["circumstances"]["torch"] == torch.__version__
-    assert {"device", "device_name", "commit", "date", "load_average"} <= result["circumstances"].keys()
+    found = result["circumstances"]
+    assert found["torch"] == torch.__version__
+    assert {"device", "device_name", "commit", "date", "load_average", "load_average_at_start"} <= found.keys()
     rows = {row["implementation"]: row for row in result["rows"]}
-    assert rows.keys() == {"reference", "torch"} | ({"native"} if unavailable() is None else set())
+    assert rows.keys() == {"reference", "torch", "baseline"} | ({"native"} if unavailable() is None else set())
     assert rows["reference"]["forward_speedup"] == 1
-    assert all(row["forward_backward_s"] > row["forward_s"] > 0 for row in rows.values())
+    for row in rows.values():
+        assert row["forward_backward_s"] > 0 < row["forward_s"]
+        # 1280 x 768 float32 read and written once forward; twice read, once written backward.
+        assert row["forward_bytes_per_s"] * row["forward_s"] == pytest.approx(2 * 1280 * 768 * 4)
+        assert row["forward_backward_bytes_per_s"] * row["forward_backward_s"] == pytest.approx(5 * 1280 * 768 * 4)
     assert "rms_norm" in capsys.readouterr().out
 
 
@@ -47,16 +59,73 @@ def test_a_wrong_implementation_gets_no_figure(monkeypatch, tmp_path):
     assert not path.exists()
 
 
-def test_a_training_step_is_measured_with_its_breakdown(tmp_path):
-    path = tmp_path / "step.json"
-    assert main(["step", "--model", "nano", "--batch", "2", "--seconds", "0.1", "--json", str(path)]) == 0
-    (row,) = json.loads(path.read_text())["rows"]
-    assert row["fastest_s"] <= row["step_s"] <= row["slowest_s"]
-    assert row["flop_per_s"] == pytest.approx(row["model_tflop"] * 1e12 / row["step_s"])
-    assert row["mfu"] is None
+@pytest.mark.parametrize("suite", ["operators", "chain", "block", "step"])
+def test_a_wrong_baseline_gets_no_figure(monkeypatch, tmp_path, suite):
+    monkeypatch.setitem(sys.modules, "tests_bench_wrong", types.SimpleNamespace(TABLE={"rms_norm": halved}))
+    path = tmp_path / "result.json"
+    options = {
+        "operators": ["--op", "rms_norm", "--seconds", "0.01"],
+        "chain": ["--rows", "8", "--width", "128", *QUICK],
+    }.get(suite, ["--model", "nano", *QUICK])
+    with pytest.raises(MovaError, match=r"'baseline' is wrong .*no speed is reported"):
+        main([suite, *options, "--baseline", "tests_bench_wrong:TABLE", "--json", str(path)])
+    assert not path.exists()
+
+
+JOBS = {
+    "chain": ["--rows", "40", "--width", "256"],
+    "block": ["--model", "nano"],
+    "audio-block": ["--model", "nano"],
+    "bridge": ["--model", "nano"],
+    "stack": ["--model", "nano", "--blocks", "2"],
+    "denoise": ["--model", "nano"],
+    "step": ["--model", "nano", "--batch", "2"],
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_job_is_measured_beside_the_baseline(tmp_path, capsys, job, dtype):
+    result = _measured(tmp_path, job, *JOBS[job], *QUICK, "--dtype", dtype)
+    (row,) = result["rows"]
+    assert (row["job"], row["dtype"]) == (job, dtype)
+    assert row["sides"].keys() == {"engine", "baseline"}
+    for name, side in row["sides"].items():
+        assert side["fastest_s"] <= side["median_s"] <= side["slowest_s"]
+        assert side["runs"] == len(row["times_s"][name]) == row["ratios"]["baseline"]["pairs"]
+        assert side["peak_live_bytes"] > 0
+        assert side["operators"].keys() == OPERATORS.keys()
+        assert row["checks"][name]["error"] <= row["checks"][name]["allowed"]
+        if job == "chain":
+            assert side["bytes_per_s"] * side["median_s"] == pytest.approx(
+                43 * 40 * 256 * (4 if dtype[0] == "f" else 2)
+            )
+        else:
+            assert side["flop_per_s"] * side["median_s"] == pytest.approx(row["model_tflop"] * 1e12)
+            assert side["mfu"] is None  # nobody publishes a CPU's peak
+    assert row["sides"]["baseline"]["operators"]["rms_norm_rope"] == "baseline"
+    ratio = row["ratios"]["baseline"]
+    assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert "as fast as baseline" in capsys.readouterr().out
+    assert "scaled" not in row
+
+
+def test_a_step_says_where_its_time_goes(tmp_path):
+    result = _measured(tmp_path, "step", "--model", "nano", *QUICK, "--baseline", "none")
+    (row,) = result["rows"]
+    assert row["sides"].keys() == {"engine"}
+    assert row["ratios"] == {}
     assert sum(row["breakdown"].values()) == pytest.approx(1.0)
     assert {"matrix products", "attention"} <= row["breakdown"].keys()
-    assert row["operators"].keys() == OPERATORS.keys()
+
+
+def test_the_baseline_may_have_another_dtype(tmp_path):
+    arguments = ["chain", "--rows", "8", "--width", "128", *QUICK, "--dtype", "bfloat16"]
+    (row,) = _measured(tmp_path, *arguments, "--baseline-dtype", "float32")["rows"]
+    assert {name: side["dtype"] for name, side in row["sides"].items()} == {
+        "engine": "bfloat16",
+        "baseline": "float32",
+    }
 
 
 @pytest.mark.parametrize(
@@ -65,6 +134,13 @@ def test_a_training_step_is_measured_with_its_breakdown(tmp_path):
         (["operators", "--op", "rms_nrom"], "unknown operator 'rms_nrom'. Did you mean 'rms_norm'"),
         (["step", "--model", "nanoo"], "unknown model 'nanoo'. Did you mean 'nano'"),
         (["step", "--dtype", "bfloat15"], "Did you mean 'bfloat16'"),
+        (["step", "--model", "nano", "--baseline-dtype", "float31"], "Did you mean 'float32'"),
+        (["step", "--model", "nano", "--checkpointing", "some"], "checkpointing must be one of none, .*got 'some'"),
+        (["block", "--model", "nano", "--baseline", "nowhere:TABLE"], "'nowhere:TABLE' is not found .*--baseline none"),
+        (["block", "--model", "nano", "--baseline", "json:nothing"], "'json:nothing' is not found"),
+        (["block", "--model", "nano", "--baseline", "json:dumps"], "must map operators' names to functions"),
+        (["chain", "--rows", "8"], "--rows and --width come together"),
+        (["chain", "--rows", "8", "--width", "100"], "width 100 is not a multiple of the head dim 128"),
     ],
 )
 def test_wrong_arguments(arguments, message):

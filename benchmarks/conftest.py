@@ -1,0 +1,36 @@
+"""What the entry points share: the options of a small measurement, and why they cannot run here."""
+
+import argparse
+import importlib.util
+
+import pytest
+import torch
+
+from mova_engine.backend import get_backend
+from mova_engine.bench.baseline import DEFAULT
+from mova_engine.bench.sides import make_sides
+
+if importlib.util.find_spec("pytest_benchmark") is None:
+
+    @pytest.fixture
+    def benchmark():
+        """Stands where pytest-benchmark's fixture would, and says that it is missing."""
+        pytest.skip("pytest-benchmark is not installed: pip install -r requirements/dev.txt")
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """The CPU; the command `python -m mova_engine.bench` measures other devices."""
+    return get_backend("cpu")
+
+
+@pytest.fixture(scope="session", params=["float32", "bfloat16"])
+def dtype(request):
+    return getattr(torch, request.param)
+
+
+@pytest.fixture(scope="session")
+def sides(backend, dtype):
+    """The engine and the baseline, by name."""
+    options = argparse.Namespace(baseline=DEFAULT, baseline_dtype=None, compile=False)
+    return {side.name: side for side in make_sides(options, backend, dtype)}

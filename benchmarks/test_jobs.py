@@ -1,0 +1,31 @@
+"""`pytest benchmarks/`: the jobs of `python -m mova_engine.bench` on `bench-mid`, each side checked, then timed."""
+
+import pytest
+import torch
+
+from mova_engine.bench.jobs import block_job, bridge_job, chain_job, step_job
+from mova_engine.bench.sides import check_sides
+from mova_engine.bench.suites import small_config
+from mova_engine.bench.work import SEED
+from mova_engine.config import get_preset
+
+CONFIG = get_preset("bench-mid")
+SMALL = small_config(CONFIG)
+# (the job at the measured size, the same at the size of its check), made for a dtype.
+JOBS = {
+    "chain-1280x768": lambda dtype: (chain_job(1280, 768, dtype=dtype), chain_job(33, 768, dtype=dtype)),
+    "block": lambda dtype: (block_job(CONFIG, "video"), block_job(SMALL, "video")),
+    "audio-block": lambda dtype: (block_job(CONFIG, "audio"), block_job(SMALL, "audio")),
+    "bridge": lambda dtype: (bridge_job(CONFIG), bridge_job(SMALL)),
+    "step": lambda dtype: (step_job(CONFIG), step_job(SMALL)),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("side", ["engine", "baseline"])
+def test_job(benchmark, backend, dtype, sides, name, side):
+    job, small = JOBS[name](dtype)
+    check_sides(small, [sides[side]], backend)
+    tensors = job.draw(torch.Generator().manual_seed(SEED), backend.device(), dtype)
+    work = sides[side].work(job, tensors, dtype)
+    benchmark.pedantic(work.run, rounds=5, warmup_rounds=1)

@@ -1,0 +1,46 @@
+"""What the engine is measured against: a table of operators in the published model's formulation.
+
+It is no part of the engine, so it is found by name when it is asked for: "module:attribute", where the attribute maps
+operators' names to functions of their signatures.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mova_engine
+from mova_engine.backend import Backend
+from mova_engine.errors import MovaError
+from mova_engine.ops import Choice, OpTable, bind
+
+DEFAULT = "benchmarks.reference_formulation:OPERATORS"
+NAME = "baseline"
+
+
+def load_baseline(target: str = DEFAULT) -> Mapping[str, Callable[..., Any]]:
+    """The functions at "module:attribute". MovaError, with what to do, where they are not found."""
+    module, _, attribute = target.partition(":")
+    checkout = Path(mova_engine.__file__).resolve().parents[1]
+    if target == DEFAULT and (checkout / "benchmarks").is_dir() and str(checkout) not in sys.path:
+        # First, not last: other projects too install a package of this name.
+        sys.path.insert(0, str(checkout))
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MovaError(
+            f"the baseline '{target}' is not found ({error}): run from a checkout of the repository, "
+            "name another MODULE:ATTRIBUTE with --baseline, or measure the engine alone with --baseline none"
+        ) from None
+    if not isinstance(found, Mapping):
+        raise MovaError(f"the baseline '{target}' must map operators' names to functions, got {type(found).__name__}")
+    return found
+
+
+def bind_baseline(backend: Backend, target: str = DEFAULT, *, training: bool = True) -> OpTable:
+    """The engine's table for `backend` with the baseline's operators in it."""
+    functions = load_baseline(target)
+    table = bind(backend, training=training).replaced(**functions)
+    choices = tuple(Choice(c.operator, NAME) if c.operator in functions else c for c in table.choices)
+    return OpTable(table.device, table.functions, choices)

@@ -1,0 +1,38 @@
+"""Where the time of a piece of work goes: shares of the operations' own time, from torch's profiler."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from mova_engine.backend import Backend
+
+# torch's own operations, by what they are for; everything else in a step is small and many.
+_GROUPS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("aten::_scaled_dot_product",),
+    "GELU": ("aten::gelu",),
+    "layer norm": ("aten::native_layer_norm",),
+}
+_OTHER = "norms, rotary embedding, modulation, gates, casts and copies"
+# Namespaces of operations that compute: torch's own and the kernels'.
+_COMPUTING = ("aten::", "mova_kernels::", "mova_triton::")
+_RUNS = 3
+
+
+def time_by_group(run: Callable[[], object], backend: Backend) -> dict[str, float]:
+    """Share of the operations' own time by group, over three runs, largest first."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if backend.name != "cpu" else [])
+    with profile(activities=activities) as trace, record_function("run"):
+        for _ in range(_RUNS):
+            run()
+        backend.synchronize()
+    totals: dict[str, float] = defaultdict(float)
+    for event in trace.key_averages():
+        if not event.key.startswith(_COMPUTING):
+            continue
+        own = event.self_cpu_time_total if backend.name == "cpu" else event.self_device_time_total
+        group = next((g for g, names in _GROUPS.items() if event.key.startswith(names)), _OTHER)
+        totals[group] += own
+    whole = sum(totals.values())
+    return {name: own / whole for name, own in sorted(totals.items(), key=lambda item: -item[1])}

@@ -1,0 +1,85 @@
+"""`compare`: two result files side by side, with a mark where they cannot be compared."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mova_engine.bench.report import is_busy
+from mova_engine.bench.results import read_result
+from mova_engine.errors import MovaError
+
+# Facts of a row that make it the same measurement in both files.
+_IDENTITY = (
+    *("job", "operator", "case", "implementation", "model", "rows", "width", "blocks", "batch", "checkpointing"),
+    *("lora_rank", "video_tokens", "audio_tokens", "dtype"),
+)
+# Circumstances that must be the same for a ratio to mean what it seems to.
+_SAME = ("device", "device_name", "threads", "native_kernels", "torch", "triton", "python", "environment")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this command."""
+    parser.add_argument("before", type=Path, help="a result file")
+    parser.add_argument("after", type=Path, help="another of the same kind")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the ratios of all rows that both files have, and every difference in circumstances."""
+    before, after = read_result(args.before), read_result(args.after)
+    for line in differences(before, after):
+        print(f"! {line}")
+    for line in ratios(before, after):
+        print(line)
+    return 0
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs in device and versions, and which file was measured on a busy machine, in words."""
+    old, new = before["circumstances"], after["circumstances"]
+    found = [
+        f"{name}: {old.get(name)} before, {new.get(name)} after" for name in _SAME if old.get(name) != new.get(name)
+    ]
+    found += [
+        f"the machine was busy {when} (load average {c['load_average']}, {c['threads']} threads)"
+        for when, c in (("before", old), ("after", new))
+        if is_busy(c)
+    ]
+    found += [
+        f"{when} was measured with uncommitted changes (commit {c['commit']})"
+        for when, c in (("before", old), ("after", new))
+        if "+" in (c["commit"] or "")
+    ]
+    return found
+
+
+def ratios(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """A line for each figure of each row that both have. MovaError where they have none in common."""
+    if before["kind"] != after["kind"]:
+        raise MovaError(f"cannot compare a file of kind '{before['kind']}' with one of kind '{after['kind']}'")
+    old, new = ({_identity(row): _figures(row) for row in result.get("rows", [])} for result in (before, after))
+    common = [key for key in old if key in new]
+    if not common:
+        raise MovaError("the two files have no row in common: they measure other jobs, shapes or dtypes")
+    lines = []
+    for key in common:
+        label = " ".join(str(value) for _, value in key)
+        for name in old[key].keys() & new[key].keys():
+            a, b = old[key][name], new[key][name]
+            lines.append(f"{label:60} {name:28} {a:12.6g} -> {b:12.6g}   {a / b:.3f}x")
+    return sorted(lines)
+
+
+def _identity(row: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, row[name]) for name in _IDENTITY if row.get(name) is not None)
+
+
+def _figures(row: dict[str, Any]) -> dict[str, float]:
+    """Seconds and peak bytes of a row, by side where it has sides; smaller is better for all of them."""
+    sides = row.get("sides", {"": row})
+    found = {
+        f"{side} {name}".strip(): figure
+        for side, figures in sides.items()
+        for name, figure in figures.items()
+        if name in ("median_s", "forward_s", "forward_backward_s", "step_s", "peak_live_bytes")
+    }
+    return {name: figure for name, figure in found.items() if figure}
