@@ -44,14 +44,16 @@ def _case_rows(operator: Operator, case: Case, backend: Backend, dtype: torch.dt
         if entry and (entry.refusal(backend, training=entry.differentiable) or dtype not in entry.torch_dtypes()):
             continue
         function, _ = bind_operator(operator, backend, name, training=False)
-        wrong = [f.tensor for f in verify(operator, function, case, backend.device(), dtype) if not f.passed]
+        gradients = entry is None or entry.differentiable
+        findings = verify(operator, function, case, backend.device(), dtype, gradients)
+        wrong = [f.tensor for f in findings if not f.passed]
         if wrong:
             raise MovaError(
                 f"{operator.name} '{name}' is wrong on {case.name} ({', '.join(wrong)}): no speed is reported"
             )
         forward = measure(lambda f=function: f(**inputs), backend, seconds=seconds)
         row = {"operator": operator.name, "case": case.name, "implementation": name, "forward_s": forward.median}
-        if operator.differentiable:
+        if operator.differentiable and gradients:
             row["forward_backward_s"] = measure(_both(operator, function, inputs), backend, seconds=seconds).median
         reference = next((r for r in rows if r["implementation"] == REFERENCE), row)
         row |= {f"{k[:-2]}_speedup": reference[k] / row[k] for k in ("forward_s", "forward_backward_s") if k in row}
