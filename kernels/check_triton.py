@@ -69,7 +69,7 @@ def _calls(d: int, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "gate_residual_norm_modulate", {**residual, **modulation("shift", "scale"), "eps": eps}
     yield "bias_gelu", {"x": x, **affine("bias")}
     for factor in (None, torch.zeros(d)):
-        yield "quantize_rows", {"x": x, "factor": factor}
+        yield "quantize_rows", {"x": x.detach(), "factor": factor}
     h = d // HEAD_DIM
     yield "merge_lse", {"outs": torch.zeros(2, b, s, h, HEAD_DIM, dtype=dtype), "lses": torch.zeros(2, b, h, s)}
 

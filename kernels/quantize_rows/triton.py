@@ -40,17 +40,18 @@ def quantize_rows_fwd_kernel(x, factor, values, scale, x_row, n, d, ROWS: tl.con
 
 
 def _fake(x: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape, dtype=torch.float8_e4m3fn), x.new_empty((x.shape[0], 1), dtype=torch.float32)
+    scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=torch.float8_e4m3fn), scale
 
 
 @opaque("quantize_rows", _fake)
 def quantize_rows_fwd(x: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(values, scale) of x [n, d]."""
-    x, factor = unit_rows(x), None if factor is None else factor.contiguous()
+    """(values, scale) of x [.., d]."""
     values, scale = _fake(x, factor)
-    n, d = x.shape
-    launch(quantize_rows_fwd_kernel, (triton.cdiv(n, ROWS),), x, factor, values, scale, x.stride(0), n, d,
-           ROWS=ROWS, COLS=COLS)  # fmt: skip
+    rows = unit_rows(x.reshape(-1, x.shape[-1]))
+    factor = None if factor is None else factor.contiguous()
+    args = (rows, factor, values, scale, rows.stride(0), *rows.shape)
+    launch(quantize_rows_fwd_kernel, (triton.cdiv(len(rows), ROWS),), *args, ROWS=ROWS, COLS=COLS)
     return values, scale
 
 
@@ -69,5 +70,4 @@ def quantize_rows(x: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tens
             raise TypeError(f"quantize_rows: {name} is {tensor.dtype}; the Triton kernel takes {known}")
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"quantize_rows: {name} is on {tensor.device}, x on {x.device}")
-    values, scale = quantize_rows_fwd(x.detach().flatten(0, -2) if x.dim() > 1 else x.detach()[None], factor)
-    return values.view(x.shape), scale.view(*x.shape[:-1], 1)
+    return quantize_rows_fwd(x, factor)
