@@ -61,10 +61,17 @@ class Linear(nn.Linear):
         self.lora_scale = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.lora_A is None else self._adapted(x, self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The layer and tanh-GELU. With an adapter the bias waits for GELU's pass, where it costs nothing."""
         if self.lora_A is None:
-            return super().forward(x)
+            return self.ops.linear_gelu(x, self.weight, self.bias)
+        return self.ops.bias_gelu(self._adapted(x, None), self.bias)
+
+    def _adapted(self, x: Tensor, bias: Tensor | None) -> Tensor:
         a, b = self.lora_A.weight, self.lora_B.weight
-        return self.ops.lora_linear(x, self.weight, self.bias, a, b, scale=self.lora_scale)
+        return self.ops.lora_linear(x, self.weight, bias, a, b, scale=self.lora_scale)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -124,13 +131,10 @@ class FeedForward(nn.Sequential):
         super().__init__(
             Linear(dim, ffn_dim, ops, **factory), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim, ops, **factory)
         )
-        self.ops = ops
 
     def forward(self, x: Tensor) -> Tensor:
-        up, gelu, down = self
-        if up.lora_A is not None:
-            return down(gelu(up(x)))
-        return down(self.ops.linear_gelu(x, up.weight, up.bias))
+        up, _, down = self
+        return down(up.gelu(x))
 
 
 class Block(nn.Module):
