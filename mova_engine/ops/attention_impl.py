@@ -25,9 +25,14 @@ _NAMES = {
 }
 
 
+def adjacent(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, copied where channels of the last axis are apart: flash kernels read on without looking."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+
+
 def heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """[b, s, h, e] as [b, h, s, e], without a copy; and back."""
-    return tuple(x.transpose(1, 2) for x in tensors)
+    """[b, s, h, e] as [b, h, s, e], without a copy where channels are adjacent; and back."""
+    return tuple(x.transpose(1, 2) for x in adjacent(*tensors))
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ def flash_cpu_backward(
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
     tensors = heads_first(dout, q, k, v, out)
-    return heads_first(*_aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse, 0.0, False))
+    return heads_first(*_aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse.contiguous(), 0.0, False))
 
 
 def flash_cuda_check(backend: Backend) -> str | None:
@@ -137,7 +142,7 @@ def flash_cuda_backward(
         return no_gradients(q, k, v)
     none = torch.zeros((), dtype=torch.int64)
     grads = _aten._scaled_dot_product_flash_attention_backward(
-        *heads_first(dout, q, k, v, out), lse, None, None, q.shape[1], k.shape[1], 0.0, False, none, none
+        *heads_first(dout, q, k, v, out), lse.contiguous(), None, None, q.shape[1], k.shape[1], 0.0, False, none, none
     )
     return heads_first(*grads)
 
@@ -164,7 +169,7 @@ def cudnn_backward(
     none = torch.zeros((), dtype=torch.int64, device=q.device)
     grads = _aten._scaled_dot_product_cudnn_attention_backward(
         *heads_first(dout, q, k, v, out),
-        lse.unsqueeze(-1),
+        lse.contiguous().unsqueeze(-1),
         *(none, none),
         *(None, None, None),
         *(q.shape[1], k.shape[1]),

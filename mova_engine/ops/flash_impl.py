@@ -13,7 +13,7 @@ from torch import Tensor
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
 from mova_engine.ops import checks
-from mova_engine.ops.attention_impl import no_gradients, no_keys
+from mova_engine.ops.attention_impl import adjacent, no_gradients, no_keys
 
 FLASH2, FLASH3, FLASH4 = "flash_attn.flash_attn_interface", "flash_attn_interface", "flash_attn.cute.interface"
 
@@ -47,7 +47,7 @@ def _attention(module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     _check("attention", q, k, v)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_keys(q)[0]
-    out = _function(module, "flash_attn_func")(q, k, v)
+    out = _function(module, "flash_attn_func")(*adjacent(q, k, v))
     # Version 4, and early builds of 3, hand out the log-sum-exp too.
     return out[0] if isinstance(out, tuple) else out
 
@@ -57,7 +57,7 @@ def _lse(module: str, asking: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Ten
     if k.shape[1] == 0 or q.numel() == 0:
         return no_keys(q)
     with torch.no_grad():
-        out, lse, *_ = _function(module, "flash_attn_func")(q, k, v, **{asking: True})
+        out, lse, *_ = _function(module, "flash_attn_func")(*adjacent(q, k, v), **{asking: True})
     return out, lse
 
 
@@ -95,8 +95,7 @@ def _backward_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
     checks.attention_gradient("attention_backward", *tensors, known=checks.HALVES)
     dout, q, k, v, out, lse = tensors
     _check("attention_backward", q, k, v)
-    # The kernels want adjacent channels of every tensor, and what a caller sliced out is copied.
-    return (*(x if x.stride(-1) == 1 else x.contiguous() for x in (dout, q, k, v, out)), lse.contiguous())
+    return (*adjacent(dout, q, k, v, out), lse.contiguous())
 
 
 def flash2_backward(

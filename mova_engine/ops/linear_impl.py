@@ -24,7 +24,7 @@ def onednn_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     checks.same_dtype("linear_gelu", checks.FLOATS, x=x, weight=weight, bias=bias)
     if x.numel() == 0:
         return x.new_zeros(*x.shape[:-1], len(weight))
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, "gelu", [], "tanh")
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias.contiguous(), "gelu", [], "tanh")
 
 
 def onednn_check(backend: Backend) -> str | None:
@@ -50,7 +50,7 @@ class _LoraLinear(torch.autograd.Function):
         out.addmm_(u, lora_b.t(), alpha=scale)
         ctx.save_for_backward(x, weight, lora_a, lora_b, u)
         ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
