@@ -44,7 +44,7 @@ def bias_gelu_fwd_kernel(x, bias, out, x_batch, x_row, s, d, ROWS: tl.constexpr,
         mask = (first + rows < s)[:, None] & (cols < d)[None, :]
         v = tl.load(x + rows[:, None] * x_row + cols[None, :], mask, 0.0).to(tl.float32)
         v += tl.load(bias + cols, cols < d, 0.0).to(tl.float32)[None, :]
-        share, slope = gelu_share(v)
+        share, _ = gelu_share(v)
         tl.store(out + rows[:, None] * d + cols[None, :], v * share, mask)
 
 

@@ -1,4 +1,4 @@
-"""Rows as float8_e4m3fn with a scale each, in Triton; forward only, and for GPUs that convert to fp8 (8.9 and later)."""
+"""Rows as float8_e4m3fn with a scale each, in Triton; forward only, for GPUs that convert to fp8 (8.9 and later)."""
 
 import torch
 import triton

@@ -116,7 +116,9 @@ def flash_cpu_backward(
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
     tensors = heads_first(dout, q, k, v, out)
-    return heads_first(*_aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse.contiguous(), 0.0, False))
+    return heads_first(
+        *_aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse.contiguous(), 0.0, False)
+    )
 
 
 def flash_cuda_check(backend: Backend) -> str | None:
@@ -154,7 +156,7 @@ def cudnn_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return no_keys(q)
     tensors = heads_first(q.detach(), k.detach(), v.detach())
     out, lse, *_ = _aten._scaled_dot_product_cudnn_attention(*tensors, None, True)
-    # [b, h, s, 1]
+    # cuDNN's log-sum-exp has a last axis of one.
     return out.transpose(1, 2), lse.view(lse.shape[:3])
 
 
@@ -189,7 +191,7 @@ def efficient_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return no_keys(q)
     tensors = heads_first(q.detach(), k.detach(), v.detach())
     out, lse, *_ = _aten._scaled_dot_product_efficient_attention(*tensors, None, True)
-    return out.transpose(1, 2), lse[..., : q.shape[1]]
+    return out.transpose(1, 2), lse.narrow(-1, 0, q.shape[1])
 
 
 def efficient_backward(
@@ -200,7 +202,9 @@ def efficient_backward(
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
     # A row beyond the last has no weight: exp(score - inf) = 0.
-    padded = F.pad(lse, (0, -lse.shape[-1] % _ALIGNED), value=math.inf)
+    s = lse.shape[-1]
+    rest = torch.full((*lse.shape[:2], -s % _ALIGNED), math.inf, device=lse.device)
+    padded = torch.cat([lse, rest], -1)
     none = torch.zeros((), dtype=torch.int64)
     grads = _aten._scaled_dot_product_efficient_attention_backward(
         *heads_first(dout, q, k, v), None, *heads_first(out), padded, none, none, 0.0, [True, True, True, False]

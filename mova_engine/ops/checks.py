@@ -13,9 +13,7 @@ HALVES = (torch.bfloat16, torch.float16)
 _REMEDY = "the reference implementation takes any floating dtype"
 
 
-def capability(
-    backend: Backend, what: str, least: tuple[int, int], last: int | None = None
-) -> str | None:
+def capability(backend: Backend, what: str, least: tuple[int, int], last: int | None = None) -> str | None:
     """Why an NVIDIA GPU is too old (or, of a later generation than `last`, too new) for `what`; None if not."""
     absent = backend.unavailable()
     if absent is not None:

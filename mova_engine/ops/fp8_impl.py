@@ -96,7 +96,9 @@ def _checked(quantize: Quantize, x, weight, weight_scale, bias, lora_a, lora_b, 
     checks.same_device("fp8_linear", x=x, weight_scale=weight_scale)
     if weight.dtype != _FP8 or weight_scale.shape != weight.shape[:1] or weight_scale.dtype != torch.float32:
         found = f"{weight.dtype}, {list(weight_scale.shape)} {weight_scale.dtype}"
-        raise MovaError(f"fp8_linear: weight must be float8_e4m3fn and weight_scale a float32 scale for each row, got {found}")
+        raise MovaError(
+            f"fp8_linear: weight must be float8_e4m3fn and weight_scale a float32 scale for each row, got {found}"
+        )
     if any(size % _MULTIPLE for size in weight.shape):
         raise MovaError(
             f"fp8_linear: the weight's sizes must be multiples of {_MULTIPLE}, got {list(weight.shape)}; "

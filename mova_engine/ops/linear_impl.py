@@ -24,7 +24,9 @@ def onednn_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     checks.same_dtype("linear_gelu", checks.FLOATS, x=x, weight=weight, bias=bias)
     if x.numel() == 0:
         return x.new_zeros(*x.shape[:-1], len(weight))
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias.contiguous(), "gelu", [], "tanh")
+    return torch.ops.mkldnn._linear_pointwise(
+        x.contiguous(), weight.contiguous(), bias.contiguous(), "gelu", [], "tanh"
+    )
 
 
 def onednn_check(backend: Backend) -> str | None:
@@ -76,7 +78,7 @@ def adapter_gradients(
 def accumulating_lora(
     x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, *, scale: float
 ) -> Tensor:
-    """`lora_linear` without a pass over activations of its own: the adapter's product is added by the product itself."""
+    """`lora_linear` without a pass over activations of its own: its product adds into the base's."""
     checks.linear("lora_linear", x, weight, bias)
     checks.adapter("lora_linear", x, weight, lora_a, lora_b)
     checks.same_dtype("lora_linear", checks.FLOATS, x=x, weight=weight, bias=bias)

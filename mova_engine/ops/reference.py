@@ -157,8 +157,8 @@ def attention_backward_reference(
 def quantize_rows_reference(x: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Rows of x * factor as float8_e4m3fn with a scale each: (values [.., d], scale [.., 1] float32).
 
-    `scale = max|row| / 448`, 448 being the largest value of the format (Micikevicius et al., 2022), and `values * scale`
-    is nearly x. x [.., d] of any floating dtype, factor [d] or None. In float32 for every dtype; forward only.
+    `scale = max|row| / 448`, 448 being the format's largest value (Micikevicius et al., 2022), and `values * scale` is
+    nearly x. x [.., d] of any floating dtype, factor [d] or None. In float32 for every dtype; forward only.
     """
     x = x.detach().float() if factor is None else x.detach().float() * factor.detach().float()
     # A row of zeros has values of zero, whatever its scale.
@@ -196,8 +196,8 @@ def fp8_linear_reference(
     """A linear layer whose frozen weight is held in fp8, with a low-rank adapter or (both None) without.
 
     `q(x) (weight * weight_scale)^T + b + scale * (x A^T) B^T`, q being `quantize_rows`. x [b, s, i], weight [o, i]
-    float8_e4m3fn, weight_scale [o] float32, lora_a [r, i], lora_b [o, r]. The gradient of x takes q's derivative for one
-    and quantises what arrives; the weight has none.
+    float8_e4m3fn, weight_scale [o] float32, lora_a [r, i], lora_b [o, r]. The gradient of x takes q's derivative for
+    one and quantises what arrives; the weight has none.
     """
     y = _Fp8Product.apply(x, weight, weight_scale)
     y = (y if bias is None else y + bias.to(y.dtype)).to(x.dtype)

@@ -135,7 +135,9 @@ def test_a_forced_implementation_that_cannot_serve_says_why(device):
             assert "\n" not in reason
             with pytest.raises(MovaError) as caught:
                 bind(backend, {operator.name: entry.name})
-            assert str(caught.value) == f"operator {operator.name}: implementation '{entry.name}' cannot serve: {reason}"
+            assert (
+                str(caught.value) == f"operator {operator.name}: implementation '{entry.name}' cannot serve: {reason}"
+            )
     assert refused
 
 

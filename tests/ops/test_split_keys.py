@@ -17,7 +17,15 @@ def _qkv(b, s, n, h=2, e=16):
 
 @pytest.mark.parametrize(
     ("queries", "keys", "chunks"),
-    [(403, 43120, 16), (403, 176400, 16), (43120, 43120, 1), (43120, 512, 1), (13, 240, 1), (3, 2051, 2), (100, 1599, 1)],
+    [
+        (403, 43120, 16),
+        (403, 176400, 16),
+        (43120, 43120, 1),
+        (43120, 512, 1),
+        (13, 240, 1),
+        (3, 2051, 2),
+        (100, 1599, 1),
+    ],
 )
 def test_keys_are_split_where_they_are_many_for_each_query(queries, keys, chunks):
     assert split_keys.chunks_for(queries, keys) == chunks

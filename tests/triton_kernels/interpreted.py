@@ -133,8 +133,8 @@ def registered(name: str) -> None:
 
 
 def quantized(case: Case) -> None:
-    """Scales and values to the bit, but for two faults of the interpreter's conversion: what rounds up to a power of two
-    becomes half of it, since the carry does not reach the exponent; and numbers below the normal ones may come out
+    """Scales and values to the bit, but for two faults of the interpreter's conversion: what rounds up to a power of
+    two becomes half of it, since the carry does not reach the exponent; and numbers below the normal ones may come out
     smaller. Of these few nothing is asked here, everything on a device.
     """
     inputs = case.make(torch.Generator().manual_seed(0), CPU, torch.float32)
