@@ -51,7 +51,11 @@ class NormParameters(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that can carry a low-rank adapter: `x W^T + b + scale * (x A^T) B^T`."""
+    """nn.Linear that can carry a low-rank adapter, `x W^T + b + scale * (x A^T) B^T`, and hold W in fp8.
+
+    weight_scale [o] float32: of a weight held in fp8 (`models.fp8`), else None. It is no part of the state: such a
+    weight cannot be saved.
+    """
 
     def __init__(self, in_features: int, out_features: int, ops: OpTable, **factory) -> None:
         super().__init__(in_features, out_features, bias=True, **factory)
@@ -59,18 +63,23 @@ class Linear(nn.Linear):
         self.lora_A: nn.Linear | None = None
         self.lora_B: nn.Linear | None = None
         self.lora_scale = 1.0
+        self.register_buffer("weight_scale", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.lora_A is None else self._adapted(x, self.bias)
+        return self._product(x, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The layer and tanh-GELU. With an adapter the bias waits for GELU's pass, where it costs nothing."""
-        if self.lora_A is None:
+        """The layer and tanh-GELU. With an adapter or in fp8 the bias waits for GELU's pass, where it costs nothing."""
+        if self.lora_A is None and self.weight_scale is None:
             return self.ops.linear_gelu(x, self.weight, self.bias)
-        return self.ops.bias_gelu(self._adapted(x, None), self.bias)
+        return self.ops.bias_gelu(self._product(x, None), self.bias)
 
-    def _adapted(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        a, b = self.lora_A.weight, self.lora_B.weight
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        a, b = (None, None) if self.lora_A is None else (self.lora_A.weight, self.lora_B.weight)
+        if self.weight_scale is not None:
+            return self.ops.fp8_linear(x, self.weight, self.weight_scale, bias, a, b, scale=self.lora_scale)
+        if a is None:
+            return nn.functional.linear(x, self.weight, bias)
         return self.ops.lora_linear(x, self.weight, bias, a, b, scale=self.lora_scale)
 
 

@@ -2,8 +2,8 @@
 
 A kernel that gives each tile of queries to one program leaves most of a large GPU idle. So the keys are cut into
 chunks, which are laid into the batch of `attention_lse`, and the parts are merged by their log-sum-exps ("flash
-decoding", Dao et al., 2023). The gradient is one `attention_backward` over all keys with the merged out and lse: kernels
-of the backward share out the keys as it is, and a gradient taken through the merge would be wrong.
+decoding", Dao et al., 2023). The gradient is one `attention_backward` over all keys with the merged out and lse:
+kernels of the backward share out the keys as it is, and a gradient taken through the merge would be wrong.
 """
 
 from collections.abc import Callable
