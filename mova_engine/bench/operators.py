@@ -20,6 +20,7 @@ _ANY = 1 << 40
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this suite."""
     parser.add_argument("--op", nargs="*", default=list(OPERATORS), help="operators to measure (default all)")
+    parser.add_argument("--compiled", action="store_true", help="also torch.compile of the references: takes minutes")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on each figure (default 0.5)")
 
 
@@ -32,17 +33,24 @@ def run(args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[
     for operator in (OPERATORS[name] for name in args.op):
         for case in operator.cases:
             if case.size == "bench" and case.elements <= _LARGEST.get(backend.name, _ANY):
-                rows += _case_rows(operator, case, backend, dtype, args.seconds)
+                rows += _case_rows(operator, case, backend, dtype, args.seconds, args.compiled)
     return rows
 
 
-def _case_rows(operator: Operator, case: Case, backend: Backend, dtype: torch.dtype, seconds: float) -> list[dict]:
+def _case_rows(
+    operator: Operator, case: Case, backend: Backend, dtype: torch.dtype, seconds: float, compiled: bool
+) -> list[dict]:
     rows = []
     inputs = case.make(torch.Generator().manual_seed(SEED), backend.device(), dtype)
     for name in reversed(operator.choices()):
         entry = next((i for i in operator.implementations if i.name == name), None)
         if entry and (entry.refusal(backend, training=entry.differentiable) or dtype not in entry.torch_dtypes()):
             continue
+        if entry and not entry.automatic:
+            if not compiled:
+                continue
+            # Else the shapes of earlier cases would make of it a program for any shape.
+            torch.compiler.reset()
         function, _ = bind_operator(operator, backend, name, training=False)
         gradients = entry is None or entry.differentiable
         findings = verify(operator, function, case, backend.device(), dtype, gradients)
