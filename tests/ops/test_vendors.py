@@ -9,9 +9,9 @@ import torch
 from ops import vendors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mova_engine.backend import get_backend
+from mova_engine.backend import Backend, get_backend
 from mova_engine.errors import MovaError
-from mova_engine.ops import OPERATORS, apex_impl, attention_impl, flash_impl, resolve
+from mova_engine.ops import OPERATORS, apex_impl, attention_impl, flash_impl, fp8_impl, resolve
 from mova_engine.ops.verify import verify
 
 CPU = torch.device("cpu")
@@ -145,6 +145,38 @@ def test_torchs_cuda_kernels_are_called_by_their_schemas(kernel):
         assert (out.shape, out.dtype, lse.shape, lse.dtype) == (q.shape, q.dtype, (2, 3, 37), torch.float32)
         gradients = backward_of(q, q, k, k, out, lse)
     assert [x.shape for x in gradients] == [q.shape, k.shape, k.shape]
+
+
+class Gpu(Backend):
+    """A GPU of a given generation, as far as a check of its generation looks."""
+
+    name = "gpu"
+
+    def __init__(self, *capability):
+        self.capability = capability
+
+    def unavailable(self):
+        return None
+
+    def compute_capability(self):
+        return self.capability
+
+
+@pytest.mark.parametrize(
+    ("check", "serves", "refuses"),
+    [
+        (flash_impl.flash2_check, [(8, 0), (9, 0), (12, 0)], [(7, 5)]),
+        (flash_impl.flash3_check, [(9, 0)], [(8, 9), (10, 0)]),
+        (flash_impl.flash4_check, [(9, 0), (10, 0)], [(8, 0)]),
+        (attention_impl.flash_cuda_check, [(8, 0), (9, 0)], [(7, 5)]),
+        (fp8_impl.fp8_check, [(8, 9), (9, 0)], [(8, 0), (8, 6)]),
+    ],
+)
+def test_generations_of_gpus(check, serves, refuses):
+    assert [check(Gpu(*capability)) for capability in serves] == [None] * len(serves)
+    for capability in refuses:
+        assert f"this GPU has {capability[0]}.{capability[1]}" in check(Gpu(*capability))
+    assert get_backend("cpu").compute_capability() is None
 
 
 def test_torchs_kernels_without_keys_are_not_called():

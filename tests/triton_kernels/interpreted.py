@@ -99,6 +99,11 @@ def no_rows() -> None:
     assert out.shape == x.shape
     (found,) = torch.autograd.grad(out.sum(), [weight])
     assert torch.equal(found, torch.zeros(64))
+    out = resolve(_kernels()["bias_gelu"])(x, weight)
+    (found,) = torch.autograd.grad(out.sum(), [weight])
+    assert out.shape == x.shape and torch.equal(found, torch.zeros(64))
+    values, scale = resolve(_kernels()["quantize_rows"])(x.detach())
+    assert values.shape == (2, 0, 64) and scale.shape == (2, 0, 1)
 
 
 def all_shards_empty() -> None:
@@ -149,7 +154,7 @@ def quantized(case: Case) -> None:
 
 
 def refuses(name: str, changed: dict, message: str) -> None:
-    case = next(case for case in OPERATORS[name].cases if case.name in ("odd-length", "three-shards"))
+    case = next(case for case in OPERATORS[name].cases if case.name in ("odd-length", "odd", "three-shards"))
     inputs = case.make(torch.Generator().manual_seed(0), CPU, torch.float32)
     try:
         resolve(_kernels()[name])(**inputs | {key: change(inputs[key]) for key, change in changed.items()})
@@ -171,6 +176,9 @@ _REFUSALS = (
     ("bias_gelu", {"bias": lambda b: b[1:]}, "bias must be [256]"),
     ("quantize_rows", {"x": torch.Tensor.double}, "x is torch.float64"),
     ("quantize_rows", {"x": lambda x: x[..., :0]}, "with d > 0"),
+    ("linear_gelu", {"weight": lambda w: w[:, 1:]}, "weight must be [o, i] and bias [o]"),
+    ("linear_gelu", {"weight": torch.Tensor.bfloat16}, "weight must have x's dtype"),
+    ("linear_gelu", {"weight": lambda w: w.to("meta")}, "weight is on meta"),
     ("merge_lse", {"lses": lambda x: x.transpose(2, 3)}, "lses [n, b, h, s]"),
     ("merge_lse", {"lses": torch.Tensor.bfloat16}, "must be float32"),
 )
