@@ -26,7 +26,11 @@ from mova_kernels.triton_rows import WARPS, Launch, recording
 WIDTHS = (1536, 5120)
 CAPABILITIES = (80, 90, 100)
 HEAD_DIM = 128
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_TYPES = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float8_e4m3fn: "*fp8e4nv",
+}  # fmt: skip
+# GPUs convert to fp8 from here on.
+_FP8 = 89
 
 
 class Usage(NamedTuple):
@@ -63,6 +67,9 @@ def _calls(d: int, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "gate_residual", residual
         yield "gate_residual_norm", {**residual, **affine("weight", "bias"), "eps": eps}
         yield "gate_residual_norm_modulate", {**residual, **modulation("shift", "scale"), "eps": eps}
+    yield "bias_gelu", {"x": x, **affine("bias")}
+    for factor in (None, torch.zeros(d)):
+        yield "quantize_rows", {"x": x.detach(), "factor": factor}
     h = d // HEAD_DIM
     yield "merge_lse", {"outs": torch.zeros(2, b, s, h, HEAD_DIM, dtype=dtype), "lses": torch.zeros(2, b, h, s)}
 
@@ -141,6 +148,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'kernel':64} {'arch':>6} {'registers':>9} {'local':>6} {'shared':>6}")
     for name, launch in variants(getattr(torch, args.dtype)).items():
         for capability in args.capability:
+            if capability < _FP8 and any(getattr(x, "dtype", None) == torch.float8_e4m3fn for x in launch.args):
+                print(f"{name:64} {f'sm_{capability}':>6} has no fp8", flush=True)
+                continue
             usage = compile_for(launch, capability)
             spilled += usage.local > 0
             print(f"{name:64} {f'sm_{capability}':>6} {usage.registers:9} {usage.local:6} {usage.shared:6}", flush=True)

@@ -14,7 +14,6 @@ MOST_LINES = 450
 # Files outside backend/ that name devices because devices are their data.
 NAMES_DEVICES = {
     "mova_engine/ops/table.py",  # the devices on which each implementation runs
-    "mova_engine/ops/torch_impl.py",  # implementations for one device, and why they may refuse
 }
 _DEVICE = re.compile(r"(cuda|npu)(:\d+)?")
 _MARKER = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b")

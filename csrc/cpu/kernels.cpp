@@ -1,4 +1,5 @@
 // Compiled once for each instruction set, with MOVA_ISA its name: see CMakeLists.txt. No library header may come in here.
+#include "bias_gelu.h"
 #include "gate_residual.h"
 #include "layer_norm.h"
 #include "rms_norm.h"
@@ -23,6 +24,8 @@ constexpr KernelTable kTable = {
     {{gate_residual_fwd_kernel<float, false>, gate_residual_fwd_kernel<float, true>},
      {gate_residual_fwd_kernel<BFloat16, false>, gate_residual_fwd_kernel<BFloat16, true>}},
     {gate_residual_bwd_kernel<float>, gate_residual_bwd_kernel<BFloat16>},
+    {bias_gelu_fwd_kernel<float>, bias_gelu_fwd_kernel<BFloat16>},
+    {bias_gelu_bwd_kernel<float>, bias_gelu_bwd_kernel<BFloat16>},
 };
 extern const KernelTable table = kTable;
 

@@ -67,6 +67,21 @@ struct GateResidualBackward {
   void* grad_y;
 };
 
+// out = gelu(x + bias), bias [d].
+struct BiasGeluForward {
+  Rows x;
+  const float* bias;
+  int64_t seq, dim;
+  void* out;
+};
+
+struct BiasGeluBackward {
+  Rows grad, x;
+  const float* bias;
+  int64_t seq, dim;
+  void* grad_x;
+};
+
 // Sums over a chunk of rows, [d] each; a kernel sets those of its operator and variant and leaves the others alone.
 struct ParameterSums {
   float *factor, *offset, *gate;
@@ -80,6 +95,8 @@ struct KernelTable {
   void (*layer_norm_bwd[2][3])(const LayerNormBackward&, int64_t begin, int64_t end, const ParameterSums&);
   void (*gate_residual_fwd[2][2])(const GateResidualForward&, int64_t begin, int64_t end);
   void (*gate_residual_bwd[2])(const GateResidualBackward&, int64_t begin, int64_t end, const ParameterSums&);
+  void (*bias_gelu_fwd[2])(const BiasGeluForward&, int64_t begin, int64_t end);
+  void (*bias_gelu_bwd[2])(const BiasGeluBackward&, int64_t begin, int64_t end, const ParameterSums&);
 };
 
 namespace baseline {

@@ -202,6 +202,29 @@ std::vector<Tensor> gate_residual_norm_bwd(
   return grads;
 }
 
+Tensor bias_gelu_fwd(const Tensor& x, const Tensor& bias) {
+  check_activations("x", x);
+  const Tensor rows = with_rows(x), offset = vector_of("bias", bias, x, false);
+  Tensor out = empty_like_rows(x);
+  const BiasGeluForward args{view(rows), floats(offset), x.size(1), x.size(2), out.mutable_data_ptr()};
+  const auto kernel = kernels().bias_gelu_fwd[type_of(x)];
+  parallel_rows(x, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> bias_gelu_bwd(const Tensor& grad, const Tensor& x, const Tensor& bias) {
+  check_activations("x", x);
+  check_like("grad", grad, "x", x);
+  const Tensor rows = with_rows(x), grad_rows = with_rows(grad), offset = vector_of("bias", bias, x, false);
+  Tensor grad_x = empty_like_rows(x);
+  const BiasGeluBackward args{
+      view(grad_rows), view(rows), floats(offset), x.size(1), x.size(2), grad_x.mutable_data_ptr()};
+  const auto kernel = kernels().bias_gelu_bwd[type_of(x)];
+  const ChunkedSums chunks(x, 2);
+  chunks.run([&](int64_t begin, int64_t end, const ParameterSums& sums) { kernel(args, begin, end, sums); });
+  return {grad_x, chunks.total(1, bias)};
+}
+
 }  // namespace
 }  // namespace mova::cpu
 
@@ -228,6 +251,8 @@ TORCH_LIBRARY_FRAGMENT(mova_kernels, library) {
   library.def(
       "gate_residual_norm_bwd(Tensor grad_residual, Tensor grad, Tensor residual, Tensor? y, Tensor? gate, Tensor scale,"
       " Tensor mean, Tensor rstd) -> Tensor[]");
+  library.def("bias_gelu_fwd(Tensor x, Tensor bias) -> Tensor");
+  library.def("bias_gelu_bwd(Tensor grad, Tensor x, Tensor bias) -> (Tensor grad_x, Tensor grad_bias)");
 }
 
 TORCH_LIBRARY_IMPL(mova_kernels, CPU, library) {
@@ -239,4 +264,6 @@ TORCH_LIBRARY_IMPL(mova_kernels, CPU, library) {
   library.impl("gate_residual_bwd", &mova::cpu::gate_residual_bwd);
   library.impl("gate_residual_norm_fwd", &mova::cpu::gate_residual_norm_fwd);
   library.impl("gate_residual_norm_bwd", &mova::cpu::gate_residual_norm_bwd);
+  library.impl("bias_gelu_fwd", &mova::cpu::bias_gelu_fwd);
+  library.impl("bias_gelu_bwd", &mova::cpu::bias_gelu_bwd);
 }

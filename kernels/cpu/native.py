@@ -4,7 +4,7 @@ import functools
 import importlib
 
 # That of csrc/module.cpp.
-_INTERFACE = 1
+_INTERFACE = 2
 
 
 @functools.cache

@@ -23,6 +23,8 @@ _gate_residual_fwd = _ops.gate_residual_fwd.default
 _gate_residual_bwd = _ops.gate_residual_bwd.default
 _gate_residual_norm_fwd = _ops.gate_residual_norm_fwd.default
 _gate_residual_norm_bwd = _ops.gate_residual_norm_bwd.default
+_bias_gelu_fwd = _ops.bias_gelu_fwd.default
+_bias_gelu_bwd = _ops.bias_gelu_bwd.default
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -85,6 +87,25 @@ def gate_residual_norm_modulate(
     _check_axes(2, scale=scale)
     residual, out, _, _ = _gate_residual_norm_fwd(x, y, gate, scale, shift, eps)
     return residual, out
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """`gelu(x + bias)` with the tanh approximation (Hendrycks & Gimpel, 2016). x [b, s, d], bias [d]."""
+    _check_device(x=x, bias=bias)
+    return _bias_gelu_fwd(x, bias)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`gelu(x W^T + b)`: torch's product, then bias and GELU in one pass. x [b, s, i], weight [o, i], bias [o].
+
+    Of its own it keeps the product alone for the backward.
+    """
+    _check_device(x=x, weight=weight, bias=bias)
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"weight must be [o, i] for x {list(x.shape)}, got {list(weight.shape)}")
+    if weight.dtype != x.dtype:
+        raise TypeError(f"weight must have x's dtype {x.dtype}, got {weight.dtype}")
+    return _bias_gelu_fwd(torch.nn.functional.linear(x, weight), bias)
 
 
 def _check_device(**tensors: Tensor | None) -> None:
@@ -152,6 +173,14 @@ def _fake_gate_residual_norm_bwd(grad_residual, grad, residual, y, gate, scale, 
     return grads if gate is None else [*grads, _rows_like(residual), _vector_like(gate)]
 
 
+def _fake_bias_gelu_fwd(x, bias):
+    return _rows_like(x)
+
+
+def _fake_bias_gelu_bwd(grad, x, bias):
+    return _rows_like(x), _vector_like(bias)
+
+
 # Gradients. Those of the statistics do not exist: the functions above do not hand them out.
 
 
@@ -200,6 +229,14 @@ def _gate_residual_norm_grads(ctx, grad_residual, grad, *_):
     return grad_x, grad_y, grad_gate, grad_scale, grad_shift.to(ctx.shift_dtype), None
 
 
+def _save_bias_gelu(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _bias_gelu_grads(ctx, grad):
+    return _bias_gelu_bwd(grad, *ctx.saved_tensors)
+
+
 def _no_second_derivative(ctx, *grads):
     raise RuntimeError("the native CPU kernels have no second derivative; the reference implementation has")
 
@@ -213,12 +250,15 @@ _FAKES = {
     "gate_residual_bwd": _fake_gate_residual_bwd,
     "gate_residual_norm_fwd": _fake_gate_residual_norm_fwd,
     "gate_residual_norm_bwd": _fake_gate_residual_norm_bwd,
+    "bias_gelu_fwd": _fake_bias_gelu_fwd,
+    "bias_gelu_bwd": _fake_bias_gelu_bwd,
 }
 _GRADIENTS = {
     "rms_norm_rope": (_rms_norm_rope_grads, _save_rms_norm_rope),
     "layer_norm": (_layer_norm_grads, _save_layer_norm),
     "gate_residual": (_gate_residual_grads, _save_gate_residual),
     "gate_residual_norm": (_gate_residual_norm_grads, _save_gate_residual_norm),
+    "bias_gelu": (_bias_gelu_grads, _save_bias_gelu),
 }
 for _name, _fake in _FAKES.items():
     torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)

@@ -42,6 +42,10 @@ class Backend:
         """Dense peak in FLOP/s for matrix products in `dtype`, from the vendor's data sheet; None when not known."""
         return None
 
+    def compute_capability(self) -> tuple[int, int] | None:
+        """What NVIDIA calls the generation of a GPU, (9, 0) for Hopper; None for devices of another kind."""
+        return None
+
     def memory_allocated(self) -> int:
         """Bytes in use now (the whole process on a CPU)."""
         raise NotImplementedError

@@ -36,6 +36,9 @@ class CudaBackend(Backend):
             return None
         return next((peaks.get(dtype) for family, peaks in _PEAKS.items() if family in name), None)
 
+    def compute_capability(self) -> tuple[int, int] | None:
+        return torch.cuda.get_device_capability()
+
     def memory_allocated(self) -> int:
         return torch.cuda.memory_allocated()
 

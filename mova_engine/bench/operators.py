@@ -19,7 +19,6 @@ from mova_engine.ops.verify import SEED, verify
 # Elements of the largest activation that a device measures in reasonable time.
 _LARGEST = {"cpu": 1 << 24}
 _ANY = 1 << 40
-COMPILED = "compiled"
 # The published formulation rounds after each of its operations, and on a CPU torch's LayerNorm sums the gradients of
 # bfloat16 weights in bfloat16: 10% off at 8192 rows. So the baseline is held to this slack, on the cases of few rows.
 _BASELINE_SLACK = 4.0
@@ -72,25 +71,29 @@ def candidates(
         entry = next((i for i in operator.implementations if i.name == name), None)
         if entry and (entry.refusal(backend, training=entry.differentiable) or dtype not in entry.torch_dtypes()):
             continue
+        if entry and not entry.automatic:
+            if not compiled:
+                continue
+            # Else the shapes of earlier cases would make of it a program for any shape.
+            torch.compiler.reset()
         functions[name], _ = bind_operator(operator, backend, name, training=False)
         _require_right(operator, functions[name], name, case, backend, dtype)
     if operator.name in baseline:
         functions[NAME] = baseline[operator.name]
-    if compiled and operator.kind == "function":
-        generated = torch.compile(operator.reference)
-        reason = _compile_refusal(generated, case, backend, dtype)
-        if reason is None:
-            functions[COMPILED] = generated
-            _require_right(operator, generated, COMPILED, case, backend, dtype)
-        else:
-            print(f"{operator.name:28} {case.name:16} {COMPILED}: torch.compile does not work here ({reason})")
     return functions
+
+
+def _has_gradient(operator: Operator, name: str) -> bool:
+    """Whether the operator and its implementation `name` (or the reference, or the baseline) can be trained through."""
+    entry = next((i for i in operator.implementations if i.name == name), None)
+    return bool(operator.differentiable) and (entry is None or entry.differentiable)
 
 
 def _require_right(
     operator: Operator, function: Callable, name: str, case: Case, backend: Backend, dtype: torch.dtype
 ) -> None:
-    wrong = [f.tensor for f in verify(operator, function, case, backend.device(), dtype) if not f.passed]
+    findings = verify(operator, function, case, backend.device(), dtype, _has_gradient(operator, name))
+    wrong = [f.tensor for f in findings if not f.passed]
     if wrong:
         raise MovaError(f"{operator.name} '{name}' is wrong on {case.name} ({', '.join(wrong)}): no speed is reported")
 
@@ -100,15 +103,6 @@ def _check_baseline(operator: Operator, function: Callable, backend: Backend, dt
     for case in operator.cases:
         if case.size == "test":
             _require_right(lenient, function, NAME, case, backend, dtype)
-
-
-def _compile_refusal(function: Callable, case: Case, backend: Backend, dtype: torch.dtype) -> str | None:
-    inputs = case.make(torch.Generator().manual_seed(SEED), backend.device(), dtype)
-    try:
-        function(**inputs)
-    except Exception as error:  # whatever the compiler raises: it is not ours to list
-        return " ".join(str(error).split())[:120]
-    return None
 
 
 def _case_rows(
@@ -123,14 +117,17 @@ def _case_rows(
     inputs = case.make(torch.Generator().manual_seed(SEED), backend.device(), dtype)
     forward = {name: (lambda f=function: f(**inputs)) for name, function in functions.items()}
     timed = {"forward": interleave(forward, backend, rounds=_ROUNDS, seconds=seconds)}
-    if operator.differentiable:
-        both = {name: forward_backward(operator, function, inputs) for name, function in functions.items()}
+    trained = {name: function for name, function in functions.items() if _has_gradient(operator, name)}
+    if trained:
+        both = {name: forward_backward(operator, function, inputs) for name, function in trained.items()}
         timed["forward_backward"] = interleave(both, backend, rounds=_ROUNDS, seconds=seconds)
     moved, computed = bytes_moved(operator.name, inputs), flops(operator.name, inputs)
     rows = []
     for name in functions:
         row: dict[str, Any] = {"operator": operator.name, "case": case.name, "implementation": name}
         for index, (direction, times) in enumerate(timed.items()):
+            if name not in times:
+                continue
             median = Timing.of(times[name]).median
             row[f"{direction}_s"] = median
             row[f"{direction}_speedup"] = Timing.of(times[REFERENCE]).median / median

@@ -51,7 +51,11 @@ class NormParameters(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that can carry a low-rank adapter: `x W^T + b + scale * (x A^T) B^T`."""
+    """nn.Linear that can carry a low-rank adapter, `x W^T + b + scale * (x A^T) B^T`, and hold W in fp8.
+
+    weight_scale [o] float32: of a weight held in fp8 (`models.fp8`), else None. It is no part of the state: such a
+    weight cannot be saved.
+    """
 
     def __init__(self, in_features: int, out_features: int, ops: OpTable, **factory) -> None:
         super().__init__(in_features, out_features, bias=True, **factory)
@@ -59,12 +63,24 @@ class Linear(nn.Linear):
         self.lora_A: nn.Linear | None = None
         self.lora_B: nn.Linear | None = None
         self.lora_scale = 1.0
+        self.register_buffer("weight_scale", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.lora_A is None:
-            return super().forward(x)
-        a, b = self.lora_A.weight, self.lora_B.weight
-        return self.ops.lora_linear(x, self.weight, self.bias, a, b, scale=self.lora_scale)
+        return self._product(x, self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The layer and tanh-GELU. With an adapter or in fp8 the bias waits for GELU's pass, where it costs nothing."""
+        if self.lora_A is None and self.weight_scale is None:
+            return self.ops.linear_gelu(x, self.weight, self.bias)
+        return self.ops.bias_gelu(self._product(x, None), self.bias)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        a, b = (None, None) if self.lora_A is None else (self.lora_A.weight, self.lora_B.weight)
+        if self.weight_scale is not None:
+            return self.ops.fp8_linear(x, self.weight, self.weight_scale, bias, a, b, scale=self.lora_scale)
+        if a is None:
+            return nn.functional.linear(x, self.weight, bias)
+        return self.ops.lora_linear(x, self.weight, bias, a, b, scale=self.lora_scale)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -124,13 +140,10 @@ class FeedForward(nn.Sequential):
         super().__init__(
             Linear(dim, ffn_dim, ops, **factory), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim, ops, **factory)
         )
-        self.ops = ops
 
     def forward(self, x: Tensor) -> Tensor:
-        up, gelu, down = self
-        if up.lora_A is not None:
-            return down(gelu(up(x)))
-        return down(self.ops.linear_gelu(x, up.weight, up.bias))
+        up, _, down = self
+        return down(up.gelu(x))
 
 
 class Block(nn.Module):

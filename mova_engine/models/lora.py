@@ -139,6 +139,9 @@ def merged_lora(model: nn.Module, dtype: torch.dtype | None = torch.float32) -> 
     away). At the end of the block the original weights and adapters are back, untouched.
     """
     layers = adapted_layers(model)
+    held = [name for name, layer in layers.items() if layer.weight_scale is not None]
+    if held:
+        raise MovaError(f"weights held in fp8 cannot take an update up{_listed(held, ':')}; merge into the original")
     kept = {name: (layer.weight, layer.lora_A, layer.lora_B) for name, layer in layers.items()}
     try:
         for layer in layers.values():
@@ -174,7 +177,8 @@ def _free_layer(model: nn.Module, name: str) -> Linear:
 def _attach(layer: Linear, a: Tensor, b: Tensor, alpha: float) -> None:
     layer.lora_A, layer.lora_B = (nn.Linear(t.shape[1], t.shape[0], bias=False, device="meta") for t in (a, b))
     for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
-        part.weight = nn.Parameter(value.to(layer.weight.device, layer.weight.dtype))
+        # The bias has the layer's dtype even where the weight is held in fp8.
+        part.weight = nn.Parameter(value.to(layer.bias.device, layer.bias.dtype))
     layer.lora_scale = alpha / a.shape[0]
 
 

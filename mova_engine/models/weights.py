@@ -159,6 +159,8 @@ def write_component(
             raise MovaError(f"{name} is on the meta device and has no data to save")
         if ".lora_A." in f".{name}":
             raise MovaError(f"the model carries a LoRA adapter ({name}): save it with save_lora, or merge it first")
+        if tensor.dtype == torch.float8_e4m3fn:
+            raise MovaError(f"{name} is held in fp8, from which the weight cannot be saved; save the adapters alone")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, {"_class_name": class_name, **config})
     shards = _split(tensors, max_shard_bytes)

@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         for implementation in operator.implementations:
             if implementation.name != choice.implementation:
                 reason = implementation.refusal(backend, training=not args.inference)
-                print(f"{'':31}{f'not {implementation.name}: {reason}' if reason else f'also {implementation.name}'}")
+                also = f"also {implementation.name}{'' if implementation.automatic else ' (when named)'}"
+                print(f"{'':31}{f'not {implementation.name}: {reason}' if reason else also}")
     return 0
 
 

@@ -112,6 +112,21 @@ def gate_residual_norm_modulate(make: Maker, b: int, s: int, d: int, e: int) -> 
     return gate_residual(make, b, s, d, e) | {k: v for k, v in norm_modulate(make, b, s, d, e).items() if k != "x"}
 
 
+def bias_gelu(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+    return {"x": make(b, s, d, scale=2.0), "bias": make(d, scale=0.5)}
+
+
+def quantize_rows(factor: bool) -> Build:
+    """Rows of very different size, among them one of zeros; with `factor` also one scale for each channel."""
+
+    def build(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        x = make(b, s, d) * torch.logspace(-6, 2, s, device=make.device)[:, None].to(make.dtype)
+        x[:, s // 2] *= 0 if s > 1 else 1
+        return {"x": x, "factor": _weight(make, d) if factor else None}
+
+    return build
+
+
 def no_gate(build: Build) -> Build:
     """The same inputs with gate None: the plain residual after text cross-attention."""
     return lambda make, b, s, d, e: build(make, b, s, d, e) | {"gate": None}
@@ -144,12 +159,39 @@ def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
     )
 
 
+def _fp8_linear(adapter: bool) -> Build:
+    # The quantised weight is an input, not a part of what is judged.
+    from mova_engine.ops.reference import quantize_rows_reference
+
+    def build(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        inputs = _lora(make, b, s, i, o)
+        values, scale = quantize_rows_reference(inputs["weight"])
+        inputs |= {"weight": values, "weight_scale": scale.squeeze(1)}
+        return inputs if adapter else inputs | {"lora_a": None, "lora_b": None}
+
+    return build
+
+
+# Sizes that are multiples of 16: see `mova_engine.ops.fp8_impl`.
+_FP8_GEMMS = {"nano": (2, 69, 96, 288), "wide": (1, 5, 1536, 512), "one-token": (1, 1, 128, 64)}
+
+
+def fp8_cases() -> tuple[Case, ...]:
+    """Cases of a linear layer whose weight is held in fp8, with an adapter and without."""
+    return (
+        *(_case(name, _fp8_linear(True), shape) for name, shape in _FP8_GEMMS.items()),
+        *(_case(f"{name}-no-adapter", _fp8_linear(False), shape) for name, shape in _FP8_GEMMS.items()),
+        *(_case(name, _fp8_linear(True), shape, "bench") for name, shape in _BENCH_GEMMS.items()),
+    )
+
+
 # (batch, queries, keys, heads, head dim): self-attention, both directions of the bridge, text, odd lengths, one token.
 _ATTENTIONS = {
     "self": (1, 97, 97, 3, 128),
     "audio-to-video": (2, 81, 69, 2, 48),
     "video-to-audio": (1, 13, 240, 3, 128),
     "text": (1, 33, 12, 2, 128),
+    "few-queries": (2, 3, 2051, 1, 32),
     "odd-length": (3, 7, 5, 1, 64),
     "one-token": (1, 1, 1, 2, 128),
 }

@@ -90,6 +90,11 @@ def gate_residual_norm_modulate_reference(
     return r, norm_modulate_reference(r, shift, scale, eps=eps)
 
 
+def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
+    """`gelu(x + bias)` with the tanh approximation (Hendrycks & Gimpel, 2016). x [b, s, d], bias [d]."""
+    return F.gelu(_up(x) + bias.to(_up(x).dtype), approximate="tanh").to(x.dtype)
+
+
 def linear_gelu_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`gelu(x W^T + b)` with the tanh approximation (Hendrycks & Gimpel, 2016). x [b, s, i], weight [o, i], bias
     [o].
@@ -147,6 +152,56 @@ def attention_backward_reference(
     ds = p * (g @ _heads_first(v).transpose(-1, -2) - rowsum) / math.sqrt(q.shape[-1])
     dq, dk, dv = ds @ _heads_first(k), ds.transpose(-1, -2) @ _heads_first(q), p.transpose(-1, -2) @ g
     return dq.transpose(1, 2).to(q.dtype), dk.transpose(1, 2).to(k.dtype), dv.transpose(1, 2).to(v.dtype)
+
+
+def quantize_rows_reference(x: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of x * factor as float8_e4m3fn with a scale each: (values [.., d], scale [.., 1] float32).
+
+    `scale = max|row| / 448`, 448 being the format's largest value (Micikevicius et al., 2022), and `values * scale` is
+    nearly x. x [.., d] of any floating dtype, factor [d] or None. In float32 for every dtype; forward only.
+    """
+    x = x.detach().float() if factor is None else x.detach().float() * factor.detach().float()
+    # A row of zeros has values of zero, whatever its scale.
+    scale = (x.abs().amax(-1, keepdim=True) / 448).clamp(min=torch.finfo(torch.float32).tiny)
+    return (x / scale).to(torch.float8_e4m3fn), scale
+
+
+class _Fp8Product(torch.autograd.Function):
+    """x W^T with x quantised in rows; dx = g W with g quantised in rows, as if quantisation had derivative one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, weight_scale)
+        values, scale = (_up(t).to(_up(x).dtype) for t in quantize_rows_reference(x))
+        return values @ weight.to(values.dtype).T * scale * weight_scale.to(values.dtype)
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, weight_scale = ctx.saved_tensors
+        # A scale of W's output rows cannot leave the sum over them: it goes into g before that is quantised.
+        values, scale = (_up(t).to(_up(g).dtype) for t in quantize_rows_reference(g, weight_scale))
+        return values @ weight.to(values.dtype) * scale, None, None
+
+
+def fp8_linear_reference(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    *,
+    scale: float,
+) -> Tensor:
+    """A linear layer whose frozen weight is held in fp8, with a low-rank adapter or (both None) without.
+
+    `q(x) (weight * weight_scale)^T + b + scale * (x A^T) B^T`, q being `quantize_rows`. x [b, s, i], weight [o, i]
+    float8_e4m3fn, weight_scale [o] float32, lora_a [r, i], lora_b [o, r]. The gradient of x takes q's derivative for
+    one and quantises what arrives; the weight has none.
+    """
+    y = _Fp8Product.apply(x, weight, weight_scale)
+    y = (y if bias is None else y + bias.to(y.dtype)).to(x.dtype)
+    return y if lora_a is None else y + F.linear(F.linear(x, lora_a), lora_b) * scale
 
 
 def merge_lse_reference(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ class Implementation:
     check: "module:attribute" of a function `(backend) -> reason | None` for limits that only code can tell.
     differentiable: False for inference-only kernels, which a table bound for training refuses.
     dtypes: names of the dtypes that it takes; others raise at the call.
+    automatic: False for what is used only when a caller names it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Implementation:
     check: str | None = None
     differentiable: bool = True
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    automatic: bool = True
 
     def torch_dtypes(self) -> tuple[torch.dtype, ...]:
         return tuple(getattr(torch, name) for name in self.dtypes)
@@ -65,12 +67,9 @@ class Implementation:
             return f"runs on {' or '.join(self.devices)}, not on {backend.name}"
         if training and not self.differentiable:
             return "has no gradient; bind(..., training=False) accepts it"
-        for need in self.needs:
-            package, _, attribute = need.partition(":")
-            if importlib.util.find_spec(package) is None:
-                return f"the package {package} is not installed"
-            if attribute and not hasattr(importlib.import_module(package), attribute):
-                return f"the installed package {package} has no {attribute}"
+        lacking = next(filter(None, map(_lacking, self.needs)), None)
+        if lacking:
+            return lacking
         return resolve(self.check)(backend) if self.check else None
 
 
@@ -104,6 +103,22 @@ class Choice:
     operator: str
     implementation: str
     refused: tuple[tuple[str, str], ...] = ()
+
+
+def _lacking(need: str) -> str | None:
+    """Why "package" or "package:attribute" is not there; None when it is."""
+    package, _, attribute = need.partition(":")
+    try:
+        # A dotted name is looked for by importing what stands before its last dot.
+        if importlib.util.find_spec(package) is None:
+            return f"the package {package} is not installed"
+        if attribute and not hasattr(importlib.import_module(package), attribute):
+            return f"the installed package {package} has no {attribute}"
+    except ModuleNotFoundError as error:
+        return f"the package {error.name} is not installed"
+    except ImportError as error:
+        return f"the installed package {package} does not load: {str(error).splitlines()[0]}"
+    return None
 
 
 def resolve(target: str) -> Any:
@@ -146,6 +161,8 @@ def bind_operator(
         if wanted not in (None, implementation.name):
             continue
         reason = implementation.refusal(backend, training)
+        if reason is None and wanted is None and not implementation.automatic:
+            reason = "is used only when named"
         if reason is None:
             return resolve(implementation.target), Choice(operator.name, implementation.name, tuple(refused))
         if wanted is not None:

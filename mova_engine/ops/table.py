@@ -5,7 +5,13 @@ from dataclasses import replace
 from mova_engine.ops import cases, optim, reference
 from mova_engine.ops.registry import Implementation, Operator
 
-_HERE = "mova_engine.ops.torch_impl"
+_TORCH = "mova_engine.ops.torch_impl"
+_LINEAR = "mova_engine.ops.linear_impl"
+_FP8 = "mova_engine.ops.fp8_impl"
+_ATTENTION = "mova_engine.ops.attention_impl"
+_FLASH = "mova_engine.ops.flash_impl"
+_APEX = "mova_engine.ops.apex_impl"
+_COMPILED = "mova_engine.ops.compiled"
 # Allowed error: this multiple of what the reference itself makes in the same dtype against float64.
 _SLACK = 2.0
 _HALF = ("bfloat16", "float16")
@@ -22,9 +28,48 @@ def _native(name: str) -> Implementation:
     )
 
 
-def _triton(name: str) -> Implementation:
+def _triton(name: str, folder: str | None = None) -> Implementation:
     """The Triton kernel of an operator, forward and backward."""
-    return Implementation("triton", f"mova_kernels.{name}.triton:{name}", ("cuda",), needs=("triton",))
+    return Implementation("triton", f"mova_kernels.{folder or name}.triton:{name}", ("cuda",), needs=("triton",))
+
+
+def _compile(name: str) -> Implementation:
+    """torch.compile of the reference: to be compared with, at the price of seconds for each kind of input."""
+    return Implementation(
+        "compile", f"{_COMPILED}:{name}", ("cpu", "cuda"), check=f"{_COMPILED}:check", automatic=False
+    )
+
+
+def _apex(target: str, *needs: str, **fields) -> Implementation:
+    """NVIDIA apex, known by its compiled modules: another package has its name."""
+    return Implementation("apex", f"{_APEX}:{target}", ("cuda",), needs=("amp_C", *needs), **fields)
+
+
+def _apex_norm(name: str) -> Implementation:
+    return _apex(name, "fused_layer_norm_cuda", f"apex.normalization.fused_layer_norm:fused_{name}_affine")
+
+
+def _cuda_attention(kernel: str, form: str) -> Implementation:
+    """torch's kernels with a log-sum-exp: `form` is lse or backward."""
+    name, dtypes = ("flash-cuda", _HALF) if kernel == "flash_cuda" else (kernel, _HALF)
+    dtypes = ("float32", *_HALF) if kernel == "efficient" else dtypes
+    return Implementation(
+        name, f"{_ATTENTION}:{kernel}_{form}", ("cuda",), check=f"{_ATTENTION}:{kernel}_check", dtypes=dtypes
+    )
+
+
+def _flash_attn(version: int, form: str = "") -> Implementation:
+    """A flash-attn package; `form` is "", "_lse" or "_backward"."""
+    module = {2: "flash_attn.flash_attn_interface", 3: "flash_attn_interface", 4: "flash_attn.cute.interface"}[version]
+    entry = {2: "_flash_attn_backward", 3: "_flash_attn_backward", 4: "_flash_attn_bwd"}[version]
+    return Implementation(
+        f"flash-attn-{version}",
+        f"{_FLASH}:flash{version}{form}",
+        ("cuda",),
+        needs=(f"{module}:{entry if form == '_backward' else 'flash_attn_func'}",),
+        check=f"{_FLASH}:flash{version}_check",
+        dtypes=_HALF,
+    )
 
 
 def _rows(
@@ -35,58 +80,148 @@ def _rows(
         getattr(reference, f"{name}_reference"),
         cases.row_cases(build) + extra,
         _SLACK,
-        (_native(name), _triton(name), *implementations),
+        (_native(name), _triton(name), *implementations, _compile(name)),
         tuple(differentiable.split()),
     )
 
 
-def _renamed(build: cases.Build) -> tuple:
-    """The first cases once more without a gate."""
-    return tuple(replace(case, name=f"{case.name}-no-gate") for case in cases.row_cases(cases.no_gate(build))[:3])
+def _renamed(build: cases.Build, suffix: str = "no-gate") -> tuple:
+    """The first cases once more in another form."""
+    return tuple(replace(case, name=f"{case.name}-{suffix}") for case in cases.row_cases(build)[:3])
 
 
 _half_rope = tuple(
-    replace(case, name=f"{case.name}-half")
-    for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
+    replace(case, name=f"{case.name}-half") for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
 )
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
         _rows("rms_norm_rope", cases.rms_norm_rope(interleaved=True), "x weight", extra=_half_rope),
-        _rows("rms_norm", cases.rms_norm, "x weight", Implementation("torch", f"{_HERE}:rms_norm", ("cpu", "cuda"))),
+        _rows(
+            "rms_norm",
+            cases.rms_norm,
+            "x weight",
+            Implementation("torch", f"{_TORCH}:rms_norm", ("cpu", "cuda")),
+            _apex_norm("rms_norm"),
+        ),
         _rows("norm_modulate", cases.norm_modulate, "x shift scale"),
-        _rows("layer_norm", cases.layer_norm, "x weight bias"),
-        _rows("gate_residual", cases.gate_residual, "x y gate", extra=_renamed(cases.gate_residual)),
+        _rows(
+            "layer_norm",
+            cases.layer_norm,
+            "x weight bias",
+            # Not on the CPU: there torch adds up a bfloat16 bias's gradient in bfloat16.
+            Implementation("torch", f"{_TORCH}:layer_norm", ("cuda",)),
+            _apex_norm("layer_norm"),
+        ),
+        _rows("gate_residual", cases.gate_residual, "x y gate", extra=_renamed(cases.no_gate(cases.gate_residual))),
         _rows(
             "gate_residual_norm",
             cases.gate_residual_norm,
             "x y gate weight bias",
-            extra=_renamed(cases.gate_residual_norm),
+            extra=_renamed(cases.no_gate(cases.gate_residual_norm)),
         ),
         _rows(
             "gate_residual_norm_modulate",
             cases.gate_residual_norm_modulate,
             "x y gate shift scale",
-            extra=_renamed(cases.gate_residual_norm_modulate),
+            extra=_renamed(cases.no_gate(cases.gate_residual_norm_modulate)),
         ),
+        _rows("bias_gelu", cases.bias_gelu, "x bias"),
         Operator(
-            "linear_gelu", reference.linear_gelu_reference, cases.gemm_cases(), _SLACK, (), ("x", "weight", "bias")
+            "linear_gelu",
+            reference.linear_gelu_reference,
+            cases.gemm_cases(),
+            _SLACK,
+            (
+                # Without a gradient, but where none is needed nothing is as short.
+                Implementation("epilogue", f"{_LINEAR}:epilogue_gelu", ("cuda",), differentiable=False),
+                _native("linear_gelu"),
+                _triton("linear_gelu", "bias_gelu"),
+                Implementation(
+                    "onednn",
+                    f"{_LINEAR}:onednn_gelu",
+                    ("cpu",),
+                    check=f"{_LINEAR}:onednn_check",
+                    differentiable=False,
+                    dtypes=("float32", "bfloat16"),
+                ),
+                _compile("linear_gelu"),
+            ),
+            ("x", "weight", "bias"),
         ),
         Operator(
             "lora_linear",
             reference.lora_linear_reference,
             cases.gemm_cases(lora=True),
             _SLACK,
-            (),
+            (Implementation("accumulate", f"{_LINEAR}:accumulating_lora"), _compile("lora_linear")),
             ("x", "weight", "bias", "lora_a", "lora_b"),
+        ),
+        Operator(
+            "quantize_rows",
+            reference.quantize_rows_reference,
+            cases.row_cases(cases.quantize_rows(factor=False)) + _renamed(cases.quantize_rows(factor=True), "factor"),
+            _SLACK,
+            (replace(_triton("quantize_rows"), check=f"{_FP8}:fp8_check"), _compile("quantize_rows")),
+        ),
+        Operator(
+            "fp8_linear",
+            reference.fp8_linear_reference,
+            cases.fp8_cases(),
+            _SLACK,
+            (
+                Implementation(
+                    "scaled-mm-triton",
+                    f"{_FP8}:scaled_mm_triton",
+                    ("cuda",),
+                    needs=("triton",),
+                    check=f"{_FP8}:scaled_mm_check",
+                    dtypes=("bfloat16",),
+                ),
+                Implementation(
+                    "scaled-mm",
+                    f"{_FP8}:scaled_mm",
+                    ("cpu", "cuda"),
+                    check=f"{_FP8}:scaled_mm_check",
+                    dtypes=("bfloat16",),
+                ),
+            ),
+            ("x", "bias", "lora_a", "lora_b"),
         ),
         Operator(
             "attention",
             reference.attention_reference,
             cases.attention_cases(),
             _SLACK,
-            (Implementation("sdpa", f"{_HERE}:sdpa", ("cpu", "cuda")),),
+            (
+                Implementation("sdpa", f"{_ATTENTION}:sdpa", ("cpu", "cuda")),
+                _flash_attn(3),
+                _flash_attn(4),
+                _flash_attn(2),
+                Implementation(
+                    "sdpa-cudnn",
+                    f"{_ATTENTION}:sdpa_cudnn",
+                    ("cuda",),
+                    check=f"{_ATTENTION}:cudnn_check",
+                    dtypes=_HALF,
+                ),
+                Implementation(
+                    "sdpa-flash", f"{_ATTENTION}:sdpa_flash", ("cpu", "cuda"), check=f"{_ATTENTION}:flash_check"
+                ),
+                Implementation(
+                    "sdpa-efficient", f"{_ATTENTION}:sdpa_efficient", ("cuda",), check=f"{_ATTENTION}:efficient_check"
+                ),
+                Implementation("split-keys", "mova_engine.ops.split_keys:cpu", ("cpu",)),
+                Implementation(
+                    "split-keys-cuda",
+                    "mova_engine.ops.split_keys:cuda",
+                    ("cuda",),
+                    check=f"{_ATTENTION}:flash_cuda_check",
+                    dtypes=_HALF,
+                ),
+                Implementation("sdpa-math", f"{_ATTENTION}:sdpa_math", ("cpu", "cuda")),
+            ),
             ("q", "k", "v"),
         ),
         Operator(
@@ -95,10 +230,9 @@ OPERATORS: dict[str, Operator] = {
             cases.attention_cases(empty=True),
             _SLACK,
             (
-                Implementation("flash", f"{_HERE}:flash_cpu_lse", ("cpu",)),
-                Implementation(
-                    "flash-cuda", f"{_HERE}:flash_cuda_lse", ("cuda",), check=f"{_HERE}:flash_cuda_check", dtypes=_HALF
-                ),
+                Implementation("flash", f"{_ATTENTION}:flash_cpu_lse", ("cpu",)),
+                *(_cuda_attention(kernel, "lse") for kernel in ("flash_cuda", "cudnn", "efficient")),
+                *(_flash_attn(version, "_lse") for version in (3, 4, 2)),
             ),
         ),
         Operator(
@@ -107,17 +241,18 @@ OPERATORS: dict[str, Operator] = {
             cases.attention_cases(backward=True, empty=True),
             _SLACK,
             (
-                Implementation("flash", f"{_HERE}:flash_cpu_backward", ("cpu",)),
-                Implementation(
-                    "flash-cuda",
-                    f"{_HERE}:flash_cuda_backward",
-                    ("cuda",),
-                    check=f"{_HERE}:flash_cuda_check",
-                    dtypes=_HALF,
-                ),
+                Implementation("flash", f"{_ATTENTION}:flash_cpu_backward", ("cpu",)),
+                *(_cuda_attention(kernel, "backward") for kernel in ("flash_cuda", "cudnn", "efficient")),
+                *(_flash_attn(version, "_backward") for version in (3, 4, 2)),
             ),
         ),
-        Operator("merge_lse", reference.merge_lse_reference, cases.MERGE_CASES, _SLACK, (_triton("merge_lse"),)),
+        Operator(
+            "merge_lse",
+            reference.merge_lse_reference,
+            cases.MERGE_CASES,
+            _SLACK,
+            (_triton("merge_lse"), _compile("merge_lse")),
+        ),
         Operator(
             "adamw",
             optim.AdamWReference,
@@ -126,6 +261,7 @@ OPERATORS: dict[str, Operator] = {
             (
                 Implementation("fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu")),
                 Implementation("foreach", "mova_engine.ops.optim:adamw_foreach"),
+                _apex("ApexAdamW", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
             ),
             kind="optimizer",
         ),
@@ -134,7 +270,10 @@ OPERATORS: dict[str, Operator] = {
             optim.clip_grad_norm_reference,
             cases.CLIP_CASES,
             _SLACK,
-            (Implementation("foreach", "mova_engine.ops.optim:clip_grad_norm_foreach"),),
+            (
+                Implementation("foreach", "mova_engine.ops.optim:clip_grad_norm_foreach"),
+                _apex("clip_grad_norm", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
+            ),
             kind="inplace",
         ),
     )

@@ -7,7 +7,7 @@ and gradients are judged alike (after the rule of the quack kernels' tests).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,10 +39,20 @@ class Finding:
 
 
 def verify(
-    operator: Operator, implementation: Callable[..., Any], case: Case, device: torch.device, dtype: torch.dtype
+    operator: Operator,
+    implementation: Callable[..., Any],
+    case: Case,
+    device: torch.device,
+    dtype: torch.dtype,
+    gradients: bool = True,
 ) -> list[Finding]:
-    """Run one case through the implementation and judge every output and gradient over `DRAWS` draws of it."""
+    """Run one case through the implementation and judge every output and gradient over `DRAWS` draws of it.
+
+    gradients: False judges the outputs alone, for an implementation without a gradient.
+    """
     run = _RUNS[operator.kind]
+    if not gradients:
+        operator = replace(operator, differentiable=())
     tensors: dict[str, _Errors] = {}
     for draw in range(DRAWS):
         inputs = case.make(torch.Generator().manual_seed(SEED + draw), device, dtype)
@@ -112,8 +122,13 @@ def _run_inplace(operator: Operator, function: Callable, inputs: dict, cotangent
 _RUNS = {"function": _run_function, "optimizer": _run_optimizer, "inplace": _run_inplace}
 
 
+def _double(x: Tensor) -> Tensor:
+    return x.detach().to("cpu", torch.float64)
+
+
 def _largest(x: Tensor) -> float:
-    finite = x.detach()[x.isfinite()]
+    x = _double(x)
+    finite = x[x.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
@@ -133,11 +148,12 @@ class _Errors:
         self.note = self.note or _unlike(truth, expected, found)
         if self.note:
             return
-        truth, ours, theirs = (x.detach().to("cpu", torch.float64) for x in (truth, found, expected))
+        truth, ours, theirs = (_double(x) for x in (truth, found, expected))
         finite = truth.isfinite()
         if not finite.any():
             return
-        eps, size = torch.finfo(found.dtype).eps, _largest(truth)
+        # Of 8 bits every one is part of the result: there the reference's values are asked for.
+        eps, size = 0.0 if found.element_size() == 1 else torch.finfo(found.dtype).eps, _largest(truth)
         # A tensor that cancels to nothing (the gradient of a softmax over one key) is rounding noise of what cancelled.
         floor = 4 * eps * largest if size <= eps * largest else 2 * eps * size
         self.floor = max(self.floor, floor)
@@ -162,8 +178,8 @@ def _unlike(truth: Tensor, expected: Tensor | None, found: Tensor | None) -> str
         return f"shape {list(found.shape)}, reference {list(expected.shape)}"
     if found.dtype != expected.dtype:
         return f"{found.dtype}, reference {expected.dtype}"
+    truth, ours = _double(truth), _double(found)
     finite = truth.isfinite()
-    ours = found.detach().to(truth.device, truth.dtype)
     if not torch.equal(ours[~finite], truth[~finite]):
         return "not the reference's infinities"
     return "" if bool(ours[finite].isfinite().all()) else "not finite"

@@ -97,6 +97,27 @@ def test_refusals(monkeypatch, fields, reason):
         bind_operator(operator, CPU, "mine")
 
 
+def test_what_compiles_for_seconds_serves_only_when_named():
+    mine = Implementation("mine", f"{HERE}:halved_rms_norm", automatic=False)
+    operator = OPERATORS["rms_norm"].with_implementation(mine)
+    _, choice = bind_operator(operator, CPU)
+    assert dict(choice.refused)["mine"] == "is used only when named" and choice.implementation != "mine"
+    _, choice = bind_operator(operator, CPU, "mine")
+    assert choice.implementation == "mine"
+    compiled = [e for o in OPERATORS.values() for e in o.implementations if e.name == "compile"]
+    assert len(compiled) > 8 and not any(e.automatic for e in compiled)
+
+
+def test_each_fused_operator_has_two_implementations_beside_the_reference():
+    optimizers = ("adamw", "clip_grad_norm")
+    for name, operator in OPERATORS.items():
+        training = [e.name for e in operator.implementations if "cuda" in e.devices or not e.devices]
+        training = [n for n in training if n != "epilogue"]
+        assert len(training) >= 2, (name, training)
+        on_cpu = [e.name for e in operator.implementations if "cpu" in e.devices or not e.devices]
+        assert on_cpu or name in optimizers, name
+
+
 def test_inference_kernels_serve_when_no_gradient_is_needed():
     entry = Implementation("mine", f"{HERE}:halved_rms_norm", differentiable=False)
     _, choice = bind_operator(OPERATORS["rms_norm"].with_implementation(entry), CPU, training=False)

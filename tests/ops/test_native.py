@@ -12,7 +12,8 @@ from mova_kernels.cpu import isa, isas, unavailable, use_isa
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
-NATIVE = [name for name, operator in OPERATORS.items() if "native" in operator.choices()]
+# A linear layer is torch's product before bias and GELU: of its own it has no kernel.
+NATIVE = [name for name, operator in OPERATORS.items() if "native" in operator.choices() and name != "linear_gelu"]
 DTYPES = (torch.float32, torch.bfloat16)
 ones = torch.ones
 
@@ -53,8 +54,8 @@ def _run(function, inputs):
     return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, cotangents)]
 
 
-def test_the_seven_operators_on_rows_are_there():
-    assert len(NATIVE) == 7
+def test_the_eight_operators_on_rows_are_there():
+    assert len(NATIVE) == 8
 
 
 def test_a_library_built_from_other_sources_is_refused(monkeypatch):
@@ -188,6 +189,8 @@ def test_torch_judges_the_registration(native, name):
     scale, shift = v.get("scale", v.get("weight")), v.get("shift", v.get("bias"))
     if name.startswith("rms_norm"):
         operator, arguments = ops.rms_norm_rope_fwd, (x, scale, v.get("cos"), v.get("sin"), eps, True)
+    elif name == "bias_gelu":
+        operator, arguments = ops.bias_gelu_fwd, (x, v["bias"])
     elif name == "gate_residual":
         operator, arguments = ops.gate_residual_fwd, (x, v["y"], v["gate"])
     elif name.startswith("gate_residual_norm"):
@@ -209,6 +212,7 @@ def test_torch_judges_the_backward_operators(native):
         (ops.layer_norm_bwd, (grad, x, weight, mean, rstd)),
         (ops.layer_norm_bwd, (grad, x, scale, mean, rstd)),
         (ops.gate_residual_bwd, (grad, y, gate)),
+        (ops.bias_gelu_bwd, (grad, x, weight)),
         (ops.gate_residual_norm_bwd, (grad, grad, x, y, gate, scale, mean, rstd)),
         (ops.gate_residual_norm_bwd, (grad, grad, x, None, None, weight, mean, rstd)),
     ]
@@ -245,6 +249,27 @@ def test_only_statistics_are_saved_beside_inputs_and_outputs(native):
     assert saved and {tuple(x.shape) for x in extra} <= {inputs["x"].shape[:2]}
 
 
+def test_gelu_at_the_ends_of_its_range(native):
+    """Far to either side the exponential under- or overflows; NaN stays one, and nothing else becomes one."""
+    x = torch.tensor([[[torch.nan, 1e30, -1e30, 88.0, -88.0, 10.0, -10.0, 0.0]]], requires_grad=True)
+    for which in isas():
+        use_isa(which)
+        out, gradient, _ = _run(native.bias_gelu, {"x": x, "bias": torch.zeros(8, requires_grad=True)})
+        expected = [torch.nan, 1e30, 0.0, 88.0, 0.0, 10.0, 0.0, 0.0]
+        torch.testing.assert_close(out[0, 0], torch.tensor(expected), rtol=1e-6, atol=1e-7, equal_nan=True)
+        assert gradient[0, 0, 0].isnan() and gradient[0, 0, 1:].isfinite().all()
+
+
+def test_a_linear_layer_with_gelu_keeps_one_activation(native):
+    inputs = _inputs("linear_gelu", "nano")
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        out = native.linear_gelu(**inputs)
+    known = {x.data_ptr() for x in inputs.values()}
+    extra = {x.data_ptr(): x.shape for x in saved if x.data_ptr() not in known}
+    assert list(extra.values()) == [out.shape] and out.data_ptr() not in extra
+
+
 def test_meta_tensors_give_shapes(native):
     x, weight = torch.empty(2, 5, 24, device="meta", dtype=torch.bfloat16), torch.empty(24, device="meta")
     out = native.rms_norm(x, weight, eps=1e-6)
@@ -271,6 +296,10 @@ def test_meta_tensors_give_shapes(native):
         ("gate_residual", {"y": ones(1, 2, 8).bfloat16()}, TypeError, "y must have x's dtype Float, got"),
         ("gate_residual", {"gate": ones(2, 8)}, ValueError, r"gate must be \[b, d\]"),
         ("gate_residual_norm", {"y": ones(1, 2, 7)}, ValueError, "y must have x's shape"),
+        ("bias_gelu", {"bias": ones(7)}, ValueError, r"bias must be \[d\] .* \[1, 2, 8\], got \[7\]"),
+        ("linear_gelu", {"weight": ones(4, 7)}, ValueError, r"weight must be \[o, i\] for x \[1, 2, 8\], got \[4, 7\]"),
+        ("linear_gelu", {"weight": ones(4, 8).bfloat16()}, TypeError, "weight must have x's dtype"),
+        ("linear_gelu", {"bias": ones(4, device="meta")}, ValueError, "bias is on meta, x on cpu"),
         ("gate_residual_norm_modulate", {"scale": ones(3, 8)}, ValueError, r"scale must be \[b, d\]"),
     ],
 )  # fmt: skip
@@ -282,6 +311,8 @@ def test_what_cannot_be_served_is_refused_in_words(native, name, change, error, 
         "rms_norm_rope": {"x": x, "weight": vector, "cos": table, "sin": table, "eps": 1e-6, "interleaved": True},
         "norm_modulate": {"x": x, "shift": row, "scale": row, "eps": 1e-6},
         "layer_norm": {"x": x, "weight": vector, "bias": vector, "eps": 1e-6},
+        "bias_gelu": {"x": x, "bias": vector},
+        "linear_gelu": {"x": x, "weight": torch.ones(4, 8), "bias": torch.ones(4)},
         "gate_residual": {"x": x, "y": x, "gate": row},
         "gate_residual_norm": {"x": x, "y": x, "gate": row, "weight": vector, "bias": vector, "eps": 1e-6},
         "gate_residual_norm_modulate": {"x": x, "y": x, "gate": row, "shift": row, "scale": row, "eps": 1e-6},

@@ -7,12 +7,28 @@ from mova_engine.ops import OPERATORS, bind_operator
 from mova_engine.ops.verify import verify
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Compiling takes seconds for each: one run belongs to every test run, one of each operator to the slow ones.
+COMPILE = "compile"
+FAST = ("gate_residual", "float32")
+
+
+def _marks(operator, implementation, dtype):
+    return [] if implementation != COMPILE or (operator.name, dtype) == FAST else [pytest.mark.slow]
+
+
 RUNS = [
-    pytest.param(operator, implementation, case, dtype, id=f"{operator.name}-{implementation}-{case.name}-{dtype}")
+    pytest.param(
+        operator,
+        implementation,
+        case,
+        dtype,
+        id=f"{operator.name}-{implementation}-{case.name}-{dtype}",
+        marks=_marks(operator, implementation, dtype),
+    )
     for operator in OPERATORS.values()
     for implementation in operator.choices()
     for case in operator.cases
-    if case.size == "test"
+    if case.size == "test" and (implementation != COMPILE or case == operator.cases[0])
     for dtype in DTYPES
 ]
 
@@ -25,9 +41,12 @@ def test_implementation_against_float64(backend, operator, implementation, case,
             pytest.skip(f"{implementation} on {backend.name}: {reason}")
         if entry.name == implementation and DTYPES[dtype] not in entry.torch_dtypes():
             pytest.skip(f"{implementation} is not made for {dtype}")
+    if implementation == COMPILE:
+        torch.compiler.reset()
     function, choice = bind_operator(operator, backend, implementation, training=False)
     assert choice.implementation == implementation
-    findings = verify(operator, function, case, backend.device(), DTYPES[dtype])
+    gradients = all(entry.differentiable for entry in operator.implementations if entry.name == implementation)
+    findings = verify(operator, function, case, backend.device(), DTYPES[dtype], gradients)
     assert findings
     missed = [
         f"{f.tensor}: rms {f.error:.3g} of {f.allowed:.3g}, worst {f.worst:.3g} of {f.worst_allowed:.3g} {f.note}"

@@ -1,0 +1,1 @@
+"""Bias and GELU in one pass, `gelu(x + bias)`, and the linear layer that ends in it."""

@@ -1,0 +1,1 @@
+"""Kernels of the operator `quantize_rows`, one file per language."""

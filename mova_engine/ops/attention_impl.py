@@ -1,0 +1,212 @@
+"""Attention by PyTorch: scaled-dot-product attention (SDPA) with its backend left to torch or chosen, and the kernels
+beneath it that also give, or take, the log-sum-exp.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mova_engine.backend import Backend
+from mova_engine.errors import MovaError
+from mova_engine.ops import checks
+
+_aten = torch.ops.aten
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+_NAMES = {
+    SDPBackend.CUDNN_ATTENTION: "cuDNN",
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "memory-efficient",
+    SDPBackend.MATH: "unfused",
+}
+
+
+def adjacent(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, copied where channels of the last axis are apart: flash kernels read on without looking."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+
+
+def heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """[b, s, h, e] as [b, h, s, e], without a copy where channels are adjacent; and back."""
+    return tuple(x.transpose(1, 2) for x in adjacent(*tensors))
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attention` by F.scaled_dot_product_attention, which picks flash, cuDNN or memory-efficient kernels itself."""
+    checks.attention("attention", q, k, v)
+    return F.scaled_dot_product_attention(*heads_first(q, k, v)).transpose(1, 2)
+
+
+def _sdpa_by(kernel: SDPBackend, dtypes: tuple[torch.dtype, ...]) -> Attention:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        checks.attention("attention", q, k, v, dtypes)
+        try:
+            with sdpa_kernel(kernel):
+                return F.scaled_dot_product_attention(*heads_first(q, k, v)).transpose(1, 2)
+        except RuntimeError as error:
+            # torch's words for "none that was allowed can serve".
+            if "No available kernel" not in str(error) and "No viable backend" not in str(error):
+                raise
+            shapes = f"{list(q.shape)} and {list(k.shape)} in {q.dtype}"
+            raise MovaError(
+                f"attention: torch has no {_NAMES[kernel]} kernel for {shapes} on {q.device}; "
+                "the implementation 'sdpa' lets torch choose"
+            ) from error
+
+    attention.__doc__ = f"`attention` by SDPA's {_NAMES[kernel]} kernel and no other."
+    return attention
+
+
+def _availability(kernel: SDPBackend) -> Callable[[Backend], str | None]:
+    def check(backend: Backend) -> str | None:
+        absent = backend.unavailable()
+        if absent is None:
+            x = torch.zeros(1, 1, 8, 128, dtype=torch.bfloat16, device=backend.device())
+            try:
+                # torch says in warnings why a kernel is passed over; its error says the same in short.
+                with warnings.catch_warnings(), sdpa_kernel(kernel):
+                    warnings.simplefilter("ignore")
+                    F.scaled_dot_product_attention(x, x, x)
+            except RuntimeError:
+                return f"torch {torch.__version__} has no {_NAMES[kernel]} attention for {backend.describe()}"
+        return absent
+
+    return check
+
+
+sdpa_cudnn = _sdpa_by(SDPBackend.CUDNN_ATTENTION, checks.HALVES)
+sdpa_flash = _sdpa_by(SDPBackend.FLASH_ATTENTION, checks.FLOATS)
+sdpa_efficient = _sdpa_by(SDPBackend.EFFICIENT_ATTENTION, checks.FLOATS)
+sdpa_math = _sdpa_by(SDPBackend.MATH, checks.FLOATS)
+cudnn_check = _availability(SDPBackend.CUDNN_ATTENTION)
+flash_check = _availability(SDPBackend.FLASH_ATTENTION)
+efficient_check = _availability(SDPBackend.EFFICIENT_ATTENTION)
+
+
+def no_keys(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of a softmax over nothing."""
+    b, s, h, _ = q.shape
+    return torch.zeros_like(q), torch.full((b, h, s), -math.inf, device=q.device)
+
+
+def no_gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros for (dq, dk, dv)."""
+    return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+
+
+def flash_cpu_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`attention_lse` by torch's CPU flash kernel, in float32: in bf16 its exponentials are good to 1e-5 only."""
+    checks.attention("attention_lse", q, k, v)
+    if k.shape[1] == 0 or q.numel() == 0:
+        return no_keys(q)
+    whole = (x.detach().float() for x in heads_first(q, k, v))
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*whole)
+    return out.transpose(1, 2).to(q.dtype), lse
+
+
+def flash_cpu_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention_backward` by torch's CPU flash kernel, which accepts a global out and lse."""
+    checks.attention_gradient("attention_backward", dout, q, k, v, out, lse)
+    if k.shape[1] == 0 or q.numel() == 0:
+        return no_gradients(q, k, v)
+    tensors = heads_first(dout, q, k, v, out)
+    return heads_first(
+        *_aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse.contiguous(), 0.0, False)
+    )
+
+
+def flash_cuda_check(backend: Backend) -> str | None:
+    """torch's CUDA flash kernels exist from Ampere on."""
+    return checks.capability(backend, "torch's flash attention", (8, 0))
+
+
+def flash_cuda_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`attention_lse` by torch's CUDA flash kernel; fp16 and bf16 only."""
+    checks.attention("attention_lse", q, k, v, checks.HALVES)
+    if k.shape[1] == 0 or q.numel() == 0:
+        return no_keys(q)
+    out, lse, *_ = _aten._scaled_dot_product_flash_attention(*heads_first(q.detach(), k.detach(), v.detach()))
+    return out.transpose(1, 2), lse
+
+
+def flash_cuda_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention_backward` by torch's CUDA flash kernel; fp16 and bf16 only."""
+    checks.attention_gradient("attention_backward", dout, q, k, v, out, lse, checks.HALVES)
+    if k.shape[1] == 0 or q.numel() == 0:
+        return no_gradients(q, k, v)
+    none = torch.zeros((), dtype=torch.int64)
+    grads = _aten._scaled_dot_product_flash_attention_backward(
+        *heads_first(dout, q, k, v, out), lse.contiguous(), None, None, q.shape[1], k.shape[1], 0.0, False, none, none
+    )
+    return heads_first(*grads)
+
+
+def cudnn_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`attention_lse` by cuDNN; fp16 and bf16 only."""
+    checks.attention("attention_lse", q, k, v, checks.HALVES)
+    if k.shape[1] == 0 or q.numel() == 0:
+        return no_keys(q)
+    tensors = heads_first(q.detach(), k.detach(), v.detach())
+    out, lse, *_ = _aten._scaled_dot_product_cudnn_attention(*tensors, None, True)
+    # cuDNN's log-sum-exp has a last axis of one.
+    return out.transpose(1, 2), lse.view(lse.shape[:3])
+
+
+def cudnn_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention_backward` by cuDNN; fp16 and bf16 only."""
+    checks.attention_gradient("attention_backward", dout, q, k, v, out, lse, checks.HALVES)
+    if k.shape[1] == 0 or q.numel() == 0:
+        return no_gradients(q, k, v)
+    # The state of a dropout that is not there.
+    none = torch.zeros((), dtype=torch.int64, device=q.device)
+    grads = _aten._scaled_dot_product_cudnn_attention_backward(
+        *heads_first(dout, q, k, v, out),
+        lse.contiguous().unsqueeze(-1),
+        *(none, none),
+        *(None, None, None),
+        *(q.shape[1], k.shape[1]),
+        *(0.0, False),
+    )
+    return heads_first(*grads)
+
+
+# The memory-efficient kernels keep rows of log-sum-exps of a multiple of this length.
+_ALIGNED = 32
+
+
+def efficient_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`attention_lse` by torch's memory-efficient CUDA kernel, which takes float32 too."""
+    checks.attention("attention_lse", q, k, v)
+    if k.shape[1] == 0 or q.numel() == 0:
+        return no_keys(q)
+    tensors = heads_first(q.detach(), k.detach(), v.detach())
+    out, lse, *_ = _aten._scaled_dot_product_efficient_attention(*tensors, None, True)
+    return out.transpose(1, 2), lse.narrow(-1, 0, q.shape[1])
+
+
+def efficient_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention_backward` by torch's memory-efficient CUDA kernel, which takes float32 too."""
+    checks.attention_gradient("attention_backward", dout, q, k, v, out, lse)
+    if k.shape[1] == 0 or q.numel() == 0:
+        return no_gradients(q, k, v)
+    # A row beyond the last has no weight: exp(score - inf) = 0.
+    s = lse.shape[-1]
+    rest = torch.full((*lse.shape[:2], -s % _ALIGNED), math.inf, device=lse.device)
+    padded = torch.cat([lse, rest], -1)
+    none = torch.zeros((), dtype=torch.int64)
+    grads = _aten._scaled_dot_product_efficient_attention_backward(
+        *heads_first(dout, q, k, v), None, *heads_first(out), padded, none, none, 0.0, [True, True, True, False]
+    )
+    return heads_first(*grads[:3])

@@ -1,0 +1,85 @@
+"""Linear layers beyond F.linear: GELU in the product's epilogue, and a low-rank adapter that adds into the product."""
+
+import torch
+from torch import Tensor
+
+from mova_engine.backend import Backend
+from mova_engine.ops import checks
+
+
+def epilogue_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`linear_gelu` in one cuBLASLt product whose epilogue adds the bias and applies the tanh form of GELU.
+
+    For inference: nothing is kept of the sum before GELU, which a gradient needs and which would take a second product.
+    """
+    checks.linear("linear_gelu", x, weight, bias)
+    checks.same_dtype("linear_gelu", checks.FLOATS, x=x, weight=weight, bias=bias)
+    rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+    return rows.unflatten(0, x.shape[:-1])
+
+
+def onednn_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`linear_gelu` in one oneDNN product with the tanh form of GELU behind it. For inference, as `epilogue_gelu`."""
+    checks.linear("linear_gelu", x, weight, bias)
+    checks.same_dtype("linear_gelu", checks.FLOATS, x=x, weight=weight, bias=bias)
+    if x.numel() == 0:
+        return x.new_zeros(*x.shape[:-1], len(weight))
+    return torch.ops.mkldnn._linear_pointwise(
+        x.contiguous(), weight.contiguous(), bias.contiguous(), "gelu", [], "tanh"
+    )
+
+
+def onednn_check(backend: Backend) -> str | None:
+    """oneDNN is part of most builds of torch, not of all."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return f"torch {torch.__version__} was built without oneDNN"
+    return None
+
+
+class _LoraLinear(torch.autograd.Function):
+    """The adapter's products add into the base's (beta = 1), forward and backward: neither is an activation of its own.
+
+    u = x A^T, [n, r], is kept. With h = g B: dx = g W + scale h A, dA = scale h^T x, dB = scale g^T u.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.flatten(0, -2)
+        u = rows @ lora_a.t()
+        out = torch.nn.functional.linear(rows, weight, bias)
+        out.addmm_(u, lora_b.t(), alpha=scale)
+        ctx.save_for_backward(x, weight, lora_a, lora_b, u)
+        ctx.scale = scale
+        return out.view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, lora_a, lora_b, u = ctx.saved_tensors
+        rows, g = x.flatten(0, -2), g.flatten(0, -2)
+        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        dx, da, db = adapter_gradients(ctx, rows, g, lora_a, lora_b, u, g @ weight if wants_x else None)
+        dw = g.t() @ rows if wants_weight else None
+        return None if dx is None else dx.view(x.shape), dw, g.sum(0) if wants_bias else None, da, db, None
+
+
+def adapter_gradients(
+    ctx, rows: Tensor, g: Tensor, lora_a: Tensor, lora_b: Tensor, u: Tensor, dx: Tensor | None
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(dx with the adapter's part added in place, dA, dB) from rows [n, i], g [n, o] and u [n, r]."""
+    h = g @ lora_b
+    if dx is not None:
+        dx.addmm_(h, lora_a, alpha=ctx.scale)
+    return dx, (h.t() @ rows).mul_(ctx.scale), (g.t() @ u).mul_(ctx.scale)
+
+
+def accumulating_lora(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, *, scale: float
+) -> Tensor:
+    """`lora_linear` without a pass over activations of its own: its product adds into the base's."""
+    checks.linear("lora_linear", x, weight, bias)
+    checks.adapter("lora_linear", x, weight, lora_a, lora_b)
+    checks.same_dtype("lora_linear", checks.FLOATS, x=x, weight=weight, bias=bias)
+    return _LoraLinear.apply(x, weight, bias, lora_a, lora_b, scale)
