@@ -27,6 +27,12 @@ def _triton(name: str) -> Implementation:
     return Implementation("triton", f"mova_kernels.{name}.triton:{name}", ("cuda",), needs=("triton",))
 
 
+def _cuda_cpp(name: str) -> Implementation:
+    """The CUDA C++ kernel of an operator, where the library was built."""
+    check = "mova_engine.ops.native_check:cuda"
+    return Implementation("cuda-cpp", f"mova_kernels.cuda.ops:{name}", ("cuda",), check=check)
+
+
 def _rows(
     name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
 ) -> Operator:
@@ -46,16 +52,21 @@ def _renamed(build: cases.Build) -> tuple:
 
 
 _half_rope = tuple(
-    replace(case, name=f"{case.name}-half")
-    for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
+    replace(case, name=f"{case.name}-half") for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
 )
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
-        _rows("rms_norm_rope", cases.rms_norm_rope(interleaved=True), "x weight", extra=_half_rope),
+        _rows(
+            "rms_norm_rope",
+            cases.rms_norm_rope(interleaved=True),
+            "x weight",
+            _cuda_cpp("rms_norm_rope"),
+            extra=_half_rope,
+        ),
         _rows("rms_norm", cases.rms_norm, "x weight", Implementation("torch", f"{_HERE}:rms_norm", ("cpu", "cuda"))),
-        _rows("norm_modulate", cases.norm_modulate, "x shift scale"),
+        _rows("norm_modulate", cases.norm_modulate, "x shift scale", _cuda_cpp("norm_modulate")),
         _rows("layer_norm", cases.layer_norm, "x weight bias"),
         _rows("gate_residual", cases.gate_residual, "x y gate", extra=_renamed(cases.gate_residual)),
         _rows(

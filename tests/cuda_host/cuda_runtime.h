@@ -1,0 +1,218 @@
+// The part of CUDA that csrc/cuda uses, on the host: the tests compile the kernels with a C++ compiler against this
+// header in the place of NVIDIA's, and so run them where no GPU is.
+//
+// Every CUDA thread is a fiber. A block's fibers run in turns, each until it stops at a barrier or a shuffle or ends; the
+// blocks of a grid run one after another. A warp whose lanes do not meet at a shuffle, or a block whose threads do not
+// meet at a barrier, fails the launch. Threads and blocks run in ascending order, or in descending order after
+// cuda_host_descending(1): a kernel without races gives the same bits. Shared memory holds NaN when a block begins.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static __attribute__((section("cuda_shared")))
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct uint3 {
+  unsigned x, y, z;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+enum cudaError_t : int {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorLaunchFailure = 719,
+};
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+using cudaStream_t = struct Stream*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+inline const char* cudaGetErrorString(cudaError_t code) {
+  switch (code) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    default: return "unspecified launch failure";
+  }
+}
+inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  *value = 1;
+  return cudaSetDevice(device);
+}
+
+inline dim3 gridDim, blockDim;
+inline uint3 blockIdx, threadIdx;
+
+// Bounds of the section that __shared__ names; there is none in a library without shared memory.
+extern "C" __attribute__((weak, visibility("hidden"))) char __start_cuda_shared[];
+extern "C" __attribute__((weak, visibility("hidden"))) char __stop_cuda_shared[];
+
+namespace cuda_host {
+
+constexpr size_t kStack = 64 * 1024, kWarpSize = 32, kMostThreads = 1024;
+
+enum class At { kReady, kShuffle, kBarrier, kEnd };
+
+struct Thread {
+  ucontext_t context;
+  jmp_buf stopped;
+  bool begun;
+  std::unique_ptr<char[]> stack;
+  uint3 index;
+  At at;
+  float offered[2];  // to a shuffle; two, since a lane may offer its next value before others have read this one
+  unsigned shuffles;
+};
+
+inline std::deque<Thread> threads;  // a context must not move
+inline size_t running;
+inline jmp_buf scheduler;
+inline std::function<void()> kernel;
+inline bool descending = false;
+
+// Switching by longjmp, which unlike swapcontext makes no system call; a context serves only to begin a fiber.
+inline void stop_at(At place) {
+  threads[running].at = place;
+  if (_setjmp(threads[running].stopped) == 0) _longjmp(scheduler, 1);
+}
+
+inline void resume(Thread& thread) {
+  threadIdx = thread.index;
+  if (_setjmp(scheduler) != 0) return;
+  if (thread.begun) _longjmp(thread.stopped, 1);
+  thread.begun = true;
+  setcontext(&thread.context);
+}
+
+// Fibers are costly to make: each runs its thread of one block after another.
+inline void fiber() {
+  for (;;) {
+    kernel();
+    stop_at(At::kEnd);
+  }
+}
+
+inline void prepare(size_t count, dim3 block) {
+  while (threads.size() < count) {
+    Thread& thread = threads.emplace_back();
+    thread.stack = std::make_unique<char[]>(kStack);
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack.get();
+    thread.context.uc_stack.ss_size = kStack;
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, fiber, 0);
+  }
+  for (size_t i = 0; i < count; ++i) {
+    Thread& thread = threads[i];
+    thread.index = {unsigned(i % block.x), unsigned(i / block.x % block.y), unsigned(i / block.x / block.y)};
+    thread.at = At::kReady;
+    thread.shuffles = 0;
+  }
+}
+
+// Whether all of the threads from `begin` to `end` have stopped at `place`.
+inline bool all_at(size_t begin, size_t end, At place) {
+  for (size_t i = begin; i < end; ++i) {
+    if (threads[i].at != place) return false;
+  }
+  return true;
+}
+
+inline void release(size_t begin, size_t end) {
+  for (size_t i = begin; i < end; ++i) threads[i].at = At::kReady;
+}
+
+inline cudaError_t run_block(dim3 block) {
+  const size_t count = size_t(block.x) * block.y * block.z;
+  memset(__start_cuda_shared, 0xFF, __stop_cuda_shared - __start_cuda_shared);
+  prepare(count, block);
+  while (!all_at(0, count, At::kEnd)) {
+    for (size_t i = 0; i < count; ++i) {
+      running = descending ? count - 1 - i : i;
+      if (threads[running].at != At::kReady) continue;
+      resume(threads[running]);
+    }
+    bool shuffled = false;
+    for (size_t begin = 0; begin < count; begin += kWarpSize) {
+      const size_t end = begin + kWarpSize < count ? begin + kWarpSize : count;
+      if (!all_at(begin, end, At::kShuffle)) continue;
+      release(begin, end);
+      shuffled = true;
+    }
+    if (shuffled) continue;
+    if (all_at(0, count, At::kBarrier)) {
+      release(0, count);
+    } else if (!all_at(0, count, At::kEnd)) {
+      threads.clear();  // no thread can go on: they did not all come to one place
+      return cudaErrorLaunchFailure;
+    }
+  }
+  return cudaSuccess;
+}
+
+}  // namespace cuda_host
+
+extern "C" inline __attribute__((used)) void cuda_host_descending(int descending) { cuda_host::descending = descending; }
+
+inline void __syncthreads() { cuda_host::stop_at(cuda_host::At::kBarrier); }
+
+inline float __shfl_xor_sync(unsigned, float value, int distance) {
+  using namespace cuda_host;
+  const size_t self = running;
+  const unsigned slot = threads[self].shuffles++ % 2;
+  threads[self].offered[slot] = value;
+  stop_at(At::kShuffle);
+  return threads[self ^ size_t(distance)].offered[slot];
+}
+
+template <class Vector>
+void __stwb(Vector* to, Vector value) {
+  *to = value;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  const dim3 grid = config->gridDim, block = config->blockDim;
+  const size_t blocks = size_t(grid.x) * grid.y * grid.z, threads = size_t(block.x) * block.y * block.z;
+  if (blocks == 0 || threads == 0 || threads > cuda_host::kMostThreads || grid.y > 65535 || grid.z > 65535) {
+    return cudaErrorInvalidConfiguration;
+  }
+  gridDim = grid;
+  blockDim = block;
+  cuda_host::kernel = [&] { kernel(arguments...); };
+  for (size_t i = 0; i < blocks; ++i) {
+    const size_t at = cuda_host::descending ? blocks - 1 - i : i;
+    blockIdx = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
+    const cudaError_t result = cuda_host::run_block(block);
+    if (result != cudaSuccess) return result;
+  }
+  return cudaSuccess;
+}
