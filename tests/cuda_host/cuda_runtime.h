@@ -1,10 +1,11 @@
 // The part of CUDA that csrc/cuda uses, on the host: the tests compile the kernels with a C++ compiler against this
 // header in the place of NVIDIA's, and so run them where no GPU is.
 //
-// Every CUDA thread is a fiber. A block's fibers run in turns, each until it stops at a barrier or a shuffle or ends; the
-// blocks of a grid run one after another. A warp whose lanes do not meet at a shuffle, or a block whose threads do not
-// meet at a barrier, fails the launch. Threads and blocks run in ascending order, or in descending order after
-// cuda_host_descending(1): a kernel without races gives the same bits. Shared memory holds NaN when a block begins.
+// Every CUDA thread is a fiber. A warp runs as far as it can before the next one does, its lanes in turns from shuffle to
+// shuffle; the blocks of a grid run one after another. A warp whose lanes do not meet at a shuffle, or a block whose
+// threads do not meet at a barrier, fails the launch. Threads, warps and blocks run in ascending order, or in descending
+// order after cuda_host_descending(1): a kernel without races gives the same bits. Shared memory holds NaN when a block
+// begins.
 #pragma once
 
 #include <setjmp.h>
@@ -150,32 +151,33 @@ inline void release(size_t begin, size_t end) {
   for (size_t i = begin; i < end; ++i) threads[i].at = At::kReady;
 }
 
+// Runs a warp until its lanes stop at a barrier, end, or part.
+inline void run_warp(size_t begin, size_t end) {
+  do {
+    for (size_t i = begin; i < end; ++i) {
+      running = descending ? begin + end - 1 - i : i;
+      if (threads[running].at == At::kReady) resume(threads[running]);
+    }
+    if (!all_at(begin, end, At::kShuffle)) return;
+    release(begin, end);
+  } while (true);
+}
+
 inline cudaError_t run_block(dim3 block) {
-  const size_t count = size_t(block.x) * block.y * block.z;
+  const size_t count = size_t(block.x) * block.y * block.z, warps = (count + kWarpSize - 1) / kWarpSize;
   memset(__start_cuda_shared, 0xFF, __stop_cuda_shared - __start_cuda_shared);
   prepare(count, block);
-  while (!all_at(0, count, At::kEnd)) {
-    for (size_t i = 0; i < count; ++i) {
-      running = descending ? count - 1 - i : i;
-      if (threads[running].at != At::kReady) continue;
-      resume(threads[running]);
+  while (true) {
+    for (size_t i = 0; i < warps; ++i) {
+      const size_t begin = (descending ? warps - 1 - i : i) * kWarpSize;
+      run_warp(begin, begin + kWarpSize < count ? begin + kWarpSize : count);
     }
-    bool shuffled = false;
-    for (size_t begin = 0; begin < count; begin += kWarpSize) {
-      const size_t end = begin + kWarpSize < count ? begin + kWarpSize : count;
-      if (!all_at(begin, end, At::kShuffle)) continue;
-      release(begin, end);
-      shuffled = true;
-    }
-    if (shuffled) continue;
-    if (all_at(0, count, At::kBarrier)) {
-      release(0, count);
-    } else if (!all_at(0, count, At::kEnd)) {
-      threads.clear();  // no thread can go on: they did not all come to one place
-      return cudaErrorLaunchFailure;
-    }
+    if (all_at(0, count, At::kEnd)) return cudaSuccess;
+    if (!all_at(0, count, At::kBarrier)) break;
+    release(0, count);
   }
-  return cudaSuccess;
+  threads.clear();  // they did not all come to one place, and never will
+  return cudaErrorLaunchFailure;
 }
 
 }  // namespace cuda_host
