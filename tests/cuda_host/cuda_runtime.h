@@ -72,9 +72,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device
 inline dim3 gridDim, blockDim;
 inline uint3 blockIdx, threadIdx;
 
-// Bounds of the section that __shared__ names; there is none in a library without shared memory.
-extern "C" __attribute__((weak, visibility("hidden"))) char __start_cuda_shared[];
-extern "C" __attribute__((weak, visibility("hidden"))) char __stop_cuda_shared[];
+// Bounds of the section that __shared__ names, from the linker.
+extern "C" __attribute__((visibility("hidden"))) char __start_cuda_shared[];
+extern "C" __attribute__((visibility("hidden"))) char __stop_cuda_shared[];
 
 namespace cuda_host {
 
