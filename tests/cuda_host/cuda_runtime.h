@@ -4,8 +4,8 @@
 // Every CUDA thread is a fiber. A warp runs as far as it can before the next one does, its lanes in turns from shuffle to
 // shuffle; the blocks of a grid run one after another. A warp whose lanes do not meet at a shuffle, or a block whose
 // threads do not meet at a barrier, fails the launch. Threads, warps and blocks run in ascending order, or in descending
-// order after cuda_host_descending(1): a kernel without races gives the same bits. Shared memory holds NaN when a block
-// begins.
+// order after cuda_host_descending(1): a kernel without races gives the same bits. Shared memory holds at first what
+// the block before has left there.
 #pragma once
 
 #include <setjmp.h>
@@ -23,7 +23,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static __attribute__((section("cuda_shared")))
+#define __shared__ static
 
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -71,10 +71,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device
 
 inline dim3 gridDim, blockDim;
 inline uint3 blockIdx, threadIdx;
-
-// Bounds of the section that __shared__ names, from the linker.
-extern "C" __attribute__((visibility("hidden"))) char __start_cuda_shared[];
-extern "C" __attribute__((visibility("hidden"))) char __stop_cuda_shared[];
 
 namespace cuda_host {
 
@@ -165,7 +161,6 @@ inline void run_warp(size_t begin, size_t end) {
 
 inline cudaError_t run_block(dim3 block) {
   const size_t count = size_t(block.x) * block.y * block.z, warps = (count + kWarpSize - 1) / kWarpSize;
-  memset(__start_cuda_shared, 0xFF, __stop_cuda_shared - __start_cuda_shared);
   prepare(count, block);
   while (true) {
     for (size_t i = 0; i < warps; ++i) {

@@ -262,7 +262,7 @@ LAUNCH(misaligned)
     for descending in (0, 1):
         faults.cuda_host_descending(descending)
         assert faults.launch_race(ctypes.c_void_p(out[descending].data_ptr())) == 0
-    assert not torch.equal(out[0], out[1]) and out.isnan().any()
+    assert not torch.equal(out[0], out[1])
     assert faults.launch_parting(ctypes.c_void_p(out.data_ptr())) == 719
     assert faults.launch_misaligned(ctypes.c_void_p(out.data_ptr())) == 0
     assert "misaligned address" in capfd.readouterr().err
