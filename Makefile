@@ -10,12 +10,14 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev native nano test lint clean
+.PHONY: help setup setup-dev native cuda nano test sanitize lint clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
 	@echo "make setup      only the virtual environment $(VENV), with pinned dependencies and the engine in it"
 	@echo "make native     build the C++ library mova_kernels._C, or say why not"
+	@echo "make cuda       build the CUDA library mova_kernels._cuda (CMake and nvcc; no GPU needed)"
+	@echo "make sanitize   the tests of the C++ kernels under AddressSanitizer and UBSan (CMake and GCC; some minutes)"
 	@echo "make lint       ruff"
 	@echo "make clean      remove the virtual environment and what was built"
 
@@ -45,6 +47,12 @@ native: $(VENV)/.mova-core
 	MOVA_BUILD_NATIVE=1 $(PIP) install --no-build-isolation --no-deps -e .
 	@$(PY) -m mova_kernels.cpu
 
+cuda: $(VENV)/.mova-core
+	@command -v cmake >/dev/null || { echo "error: CMake is not installed"; exit 2; }
+	@command -v $(or $(CUDACXX),nvcc) >/dev/null || { echo "error: nvcc is not on PATH; CUDACXX can name it"; exit 2; }
+	MOVA_BUILD_CUDA=1 $(PIP) install --no-build-isolation --no-deps -e .
+	@$(PY) -m mova_kernels.cuda
+
 # The recipe writes the clips, 96 held-out ones too: fewer would leave the measure of sync to chance.
 nano: setup
 	$(PY) -m mova_engine.train --recipe nano --out $(RUN) $(ARGS)
@@ -54,8 +62,11 @@ nano: setup
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
+sanitize: setup-dev
+	$(PY) tests/sanitize.py
+
 lint: setup-dev
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info kernels/_C*.so
+	rm -rf $(VENV) build *.egg-info kernels/_C*.so kernels/_cuda*.so

@@ -1,11 +1,11 @@
-"""Packages and the optional native library; everything else is in pyproject.toml.
+"""Packages and the optional native libraries; everything else is in pyproject.toml.
 
 `kernels/` is installed as `mova_kernels`. It has no `__init__.py` of its own: the folder would else be importable as
 `kernels` from the repository's root, and hide the public package of that name.
 
 MOVA_BUILD_NATIVE says whether `csrc/` is compiled with CMake into `mova_kernels._C`: `1` builds or fails, `auto` builds
-where CMake and a C++ compiler work and installs without it where not, unset or `0` does not try. Nothing here looks at
-the machine's devices.
+where CMake and a C++ compiler work and installs without it where not, unset or `0` does not try. MOVA_BUILD_CUDA says
+the same of `csrc/cuda/` and `mova_kernels._cuda`, which takes nvcc. Nothing here looks at the machine's devices.
 """
 
 import os
@@ -18,15 +18,20 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
+# Each library: the variable that asks for it, and the folder of its CMakeLists.txt.
+LIBRARIES = {
+    "mova_kernels._C": ("MOVA_BUILD_NATIVE", ROOT),
+    "mova_kernels._cuda": ("MOVA_BUILD_CUDA", ROOT / "csrc" / "cuda"),
+}
 
 
 class CMakeBuild(build_ext):
-    """Build the one extension with CMake."""
+    """Build each library with CMake."""
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / "native"
-        configure = ["cmake", "-S", ROOT, "-B", build, "-DCMAKE_BUILD_TYPE=Release"]
+        build = Path(self.build_temp).resolve() / ext.name.rpartition(".")[2]
+        configure = ["cmake", "-S", LIBRARIES[ext.name][1], "-B", build, "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DMOVA_OUTPUT={target}"]
         try:
             subprocess.run(configure, check=True)
@@ -36,13 +41,15 @@ class CMakeBuild(build_ext):
 
 
 def extensions() -> list[Extension]:
-    wish = os.environ.get("MOVA_BUILD_NATIVE", "0")
-    if wish not in ("0", "1", "auto"):
-        sys.exit(f"error: MOVA_BUILD_NATIVE is '{wish}'; it takes 0, 1 or auto")
-    if wish == "0":
-        return []
-    # The limited API: one file serves every Python from 3.11 on.
-    return [Extension("mova_kernels._C", sources=[], py_limited_api=True, optional=wish == "auto")]
+    wanted = []
+    for name, (variable, _) in LIBRARIES.items():
+        wish = os.environ.get(variable, "0")
+        if wish not in ("0", "1", "auto"):
+            sys.exit(f"error: {variable} is '{wish}'; it takes 0, 1 or auto")
+        if wish != "0":
+            # The limited API: one file serves every Python from 3.11 on.
+            wanted.append(Extension(name, sources=[], py_limited_api=True, optional=wish == "auto"))
+    return wanted
 
 
 setup(

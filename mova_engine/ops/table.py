@@ -72,6 +72,12 @@ def _flash_attn(version: int, form: str = "") -> Implementation:
     )
 
 
+def _cuda_cpp(name: str) -> Implementation:
+    """The CUDA C++ kernel of an operator, where the library was built."""
+    check = "mova_engine.ops.native_check:cuda"
+    return Implementation("cuda-cpp", f"mova_kernels.cuda.ops:{name}", ("cuda",), check=check)
+
+
 def _rows(
     name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
 ) -> Operator:
@@ -97,7 +103,13 @@ _half_rope = tuple(
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
-        _rows("rms_norm_rope", cases.rms_norm_rope(interleaved=True), "x weight", extra=_half_rope),
+        _rows(
+            "rms_norm_rope",
+            cases.rms_norm_rope(interleaved=True),
+            "x weight",
+            _cuda_cpp("rms_norm_rope"),
+            extra=_half_rope,
+        ),
         _rows(
             "rms_norm",
             cases.rms_norm,
@@ -105,7 +117,7 @@ OPERATORS: dict[str, Operator] = {
             Implementation("torch", f"{_TORCH}:rms_norm", ("cpu", "cuda")),
             _apex_norm("rms_norm"),
         ),
-        _rows("norm_modulate", cases.norm_modulate, "x shift scale"),
+        _rows("norm_modulate", cases.norm_modulate, "x shift scale", _cuda_cpp("norm_modulate")),
         _rows(
             "layer_norm",
             cases.layer_norm,
