@@ -179,7 +179,7 @@ def norm_rows(
         *map(_batch_stride, (gate, scale, shift)),
     )
     args = (x, y, gate, scale, shift, r, out, mean, rstd, *strides, *x.shape[1:], eps)
-    launch(norm_rows_fwd_kernel, row_tiles(x), *args, MODULATED=modulated)
+    launch(norm_rows_fwd_kernel, row_tiles(norm_rows_fwd_kernel, x), *args, MODULATED=modulated)
     return r, out, mean, rstd
 
 
@@ -188,7 +188,7 @@ def norm_rows_backward(
     scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, *, modulated: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, dy, dgate, dscale, dshift); without a gate dy equals dx, and dy and dgate are returned empty."""
-    r, scale, grid = unit_rows(r), unit_rows(scale), row_sums(r)
+    r, scale, grid = unit_rows(r), unit_rows(scale), row_sums(norm_rows_bwd_kernel, r)
     dx, dscale, dshift = r.new_empty(r.shape), partial_sums(r, grid), partial_sums(r, grid)
     dr = None if dr is None else dr.contiguous()
     dy, dgate, y_strides = None, None, (0, 0)

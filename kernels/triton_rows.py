@@ -35,19 +35,26 @@ class Tile(NamedTuple):
     sums: int
 
 
-# By the backend that the installed Triton brings. A float32 tile has 16 KB; the backward kernels, which hold the most,
-# then need up to 180 of the 192 KB of an Ascend vector core, and its compiler refuses more.
-TILES = {
+_GPU = Tile(rows=8, cols=512, warps=8, programs=None, sums=256)
+_NPU = Tile(rows=8, cols=512, warps=1, programs=48, sums=48)
+# By the backend that the installed Triton brings, and by kernel where it is not the target's usual one.
+TILES: dict[str, dict[str, Tile]] = {
     # Rows of partial sums for about two programs on each multiprocessor of a large GPU.
-    "nvidia": Tile(rows=8, cols=512, warps=8, programs=None, sums=256),
-    # One program for each vector core of an Ascend 910B2: a grid of more than 65,535 cannot be launched there.
-    "ascend": Tile(rows=8, cols=512, warps=1, programs=48, sums=48),
+    "nvidia": {"": _GPU, "merge_lse_fwd_kernel": _GPU._replace(rows=16, cols=128)},
+    # One program for each vector core of an Ascend 910B2 (a grid of more than 65,535 cannot be launched there), and
+    # what leaves room in its 192 KB for every buffer twice: one is filled while the other is worked on.
+    "ascend": {
+        "": _NPU,
+        "merge_lse_fwd_kernel": _NPU._replace(rows=16, cols=128),
+        "rms_norm_rope_bwd_kernel": _NPU._replace(rows=4),
+    },
 }
 
 
-def default_tile() -> Tile:
-    """The tile for the target of the installed Triton."""
-    return TILES["ascend" if "ascend" in triton.backends.backends else "nvidia"]
+def tile_of(kernel: Any) -> Tile:
+    """The tile of a kernel on the target of the installed Triton."""
+    tiles = TILES["ascend" if "ascend" in triton.backends.backends else "nvidia"]
+    return tiles.get(kernel.fn.__name__, tiles[""])
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -96,20 +103,21 @@ def launch(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
             kernel[grid.programs](*args, **constants, num_warps=grid.warps)
 
 
-def grid_of(b: int, s: int, tile: Tile) -> Grid:
+def grid_of(kernel: Any, b: int, s: int) -> Grid:
     """The grid of a kernel in which every row tile, of b samples with s rows each, is by itself; see `tiles_of`."""
+    tile = tile_of(kernel)
     constants = {"LOOP": tile.programs is not None, "ROWS": tile.rows, "COLS": tile.cols}
     return Grid((_share(b, s, tile, tile.programs), b), constants, tile.warps)
 
 
-def row_tiles(x: Tensor) -> Grid:
+def row_tiles(kernel: Any, x: Tensor) -> Grid:
     """The same for x [b, s, d]."""
-    return grid_of(x.shape[0], x.shape[1], default_tile())
+    return grid_of(kernel, x.shape[0], x.shape[1])
 
 
-def row_sums(x: Tensor) -> Grid:
+def row_sums(kernel: Any, x: Tensor) -> Grid:
     """The grid of a kernel that sums over the rows of x [b, s, d], each program over its row tiles."""
-    (b, s, _), tile = x.shape, default_tile()
+    (b, s, _), tile = x.shape, tile_of(kernel)
     return Grid((_share(b, s, tile, tile.sums), b), {"ROWS": tile.rows, "COLS": tile.cols}, tile.warps)
 
 
@@ -197,5 +205,5 @@ def tiles_of(s, ROWS: tl.constexpr, LOOP: tl.constexpr):
 @triton.jit
 def add_to_partial(partial, cols, mask, value, tile):
     """Add value [COLS] of row tile `tile` to the program's own partial sums, uninitialised before its first tile."""
-    previous = tl.load(partial + cols, mask & (tile != tl.program_id(0)), 0.0)
+    previous = tl.where(tile == tl.program_id(0), 0.0, tl.load(partial + cols, mask, 0.0))
     tl.store(partial + cols, previous + value, mask)

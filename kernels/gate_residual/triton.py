@@ -83,14 +83,14 @@ def gate_residual_fwd(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
     x, y, gate = unit_rows(x), unit_rows(y), None if gate is None else unit_rows(gate)
     out = x.new_empty(x.shape)
     strides = (*row_strides(x), *row_strides(y), 0 if gate is None else gate.stride(0))
-    launch(gate_residual_fwd_kernel, row_tiles(x), x, y, gate, out, *strides, *x.shape[1:])
+    launch(gate_residual_fwd_kernel, row_tiles(gate_residual_fwd_kernel, x), x, y, gate, out, *strides, *x.shape[1:])
     return out
 
 
 @opaque("gate_residual_backward")
 def gate_residual_bwd(dout: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     """(dy, dgate); dx is dout."""
-    y, gate, grid = unit_rows(y), unit_rows(gate), row_sums(y)
+    y, gate, grid = unit_rows(y), unit_rows(gate), row_sums(gate_residual_bwd_kernel, y)
     dy, dgate = y.new_empty(y.shape), partial_sums(y, grid)
     args = (dout.contiguous(), y, gate, dy, dgate, *row_strides(y), gate.stride(0), *y.shape[1:])
     launch(gate_residual_bwd_kernel, grid, *args)

@@ -92,14 +92,14 @@ def rms_norm_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     x = unit_rows(x)
     out, rstd = x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
     args = (x, weight.contiguous(), out, rstd, *row_strides(x), *x.shape[1:], eps)
-    launch(rms_norm_fwd_kernel, row_tiles(x), *args)
+    launch(rms_norm_fwd_kernel, row_tiles(rms_norm_fwd_kernel, x), *args)
     return out, rstd
 
 
 @opaque("rms_norm_backward")
 def rms_norm_bwd(dout: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dweight)."""
-    x, grid = unit_rows(x), row_sums(x)
+    x, grid = unit_rows(x), row_sums(rms_norm_bwd_kernel, x)
     dx, dweight = x.new_empty(x.shape), partial_sums(x, grid)
     args = (dout.contiguous(), x, weight.contiguous(), rstd, dx, dweight, *row_strides(x), *x.shape[1:])
     launch(rms_norm_bwd_kernel, grid, *args)

@@ -140,11 +140,10 @@ def rms_norm_rope_bwd_kernel(
             dx1 = scale[:, None, None] * (u1 * w1 - n1 * mean[:, None, None])
             dx2 = scale[:, None, None] * (u2 * w2 - n2 * mean[:, None, None])
             store_heads(dx + row * d, rows, d, heads, mask, dx1, dx2, HALF, WIDE, INTERLEAVED)
+            p1, p2 = load_heads(dweight, one, 0, heads, there, HALF, WIDE, INTERLEAVED)
             # This program's partial sums are uninitialised before its first tile.
-            later = there & (tile != tl.program_id(0))
-            p1, p2 = load_heads(dweight, one, 0, heads, later, HALF, WIDE, INTERLEAVED)
-            p1 += tl.sum(u1 * n1, 0)[None, :, :]
-            p2 += tl.sum(u2 * n2, 0)[None, :, :]
+            p1 = tl.where(tile == tl.program_id(0), 0.0, p1) + tl.sum(u1 * n1, 0)[None, :, :]
+            p2 = tl.where(tile == tl.program_id(0), 0.0, p2) + tl.sum(u2 * n2, 0)[None, :, :]
             store_heads(dweight, one, 0, heads, there, p1, p2, HALF, WIDE, INTERLEAVED)
         # What one thread has added up another may read for the next tile.
         tl.debug_barrier()
@@ -163,7 +162,7 @@ def rms_norm_rope_fwd(
     x, weight, cos, sin = unit_rows(x), weight.contiguous(), cos.float().contiguous(), sin.float().contiguous()
     out, rstd = x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
     args = (x, weight, cos, sin, out, rstd, *row_strides(x), *x.shape[1:], eps)
-    launch(rms_norm_rope_fwd_kernel, row_tiles(x), *args, **_constants(cos, interleaved))
+    launch(rms_norm_rope_fwd_kernel, row_tiles(rms_norm_rope_fwd_kernel, x), *args, **_constants(cos, interleaved))
     return out, rstd
 
 
@@ -172,7 +171,7 @@ def rms_norm_rope_bwd(
     dout: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, rstd: Tensor, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
     """(dx, dweight)."""
-    x, grid = unit_rows(x), row_sums(x)
+    x, grid = unit_rows(x), row_sums(rms_norm_rope_bwd_kernel, x)
     cos, sin = cos.float().contiguous(), sin.float().contiguous()
     dx, dweight = x.new_empty(x.shape), partial_sums(x, grid)
     args = (dout.contiguous(), x, weight.contiguous(), cos, sin, rstd, dx, dweight, *row_strides(x), *x.shape[1:])

@@ -24,7 +24,13 @@ def _native(name: str) -> Implementation:
 
 def _triton(name: str) -> Implementation:
     """The Triton kernel of an operator, forward and backward."""
-    return Implementation("triton", f"mova_kernels.{name}.triton:{name}", ("cuda",), needs=("triton",))
+    return Implementation(
+        "triton",
+        f"mova_kernels.{name}.triton:{name}",
+        ("cuda", "npu"),
+        needs=("triton",),
+        check="mova_engine.ops.triton_check:compiles_for",
+    )
 
 
 def _rows(
@@ -46,8 +52,7 @@ def _renamed(build: cases.Build) -> tuple:
 
 
 _half_rope = tuple(
-    replace(case, name=f"{case.name}-half")
-    for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
+    replace(case, name=f"{case.name}-half") for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
 )
 
 OPERATORS: dict[str, Operator] = {
