@@ -20,7 +20,6 @@ from mova_kernels.triton_rows import (
     row_strides,
     row_sums,
     row_tiles,
-    tiles_of,
     unit_rows,
 )
 
@@ -47,53 +46,72 @@ def load_factor(scale, cols, d, MODULATED: tl.constexpr):
 
 
 @triton.jit
-def norm_rows_fwd_kernel(
-    x, y, gate, scale, shift, r, out, mean, rstd,
+def norm_tile_fwd(
+    tile, x, y, gate, scale, shift, r, out, mean, rstd,
     x_batch, x_row, y_batch, y_row, gate_batch, scale_batch, shift_batch,
-    s, d, eps, MODULATED: tl.constexpr, LOOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    s, d, eps, MODULATED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Every p-th row tile: r (where y is there), out, and the statistics mean and rstd [b, s]."""
+    """One row tile: r (where y is there), out, and the statistics mean and rstd [b, s]."""
     batch, rows = tl.program_id(1).to(tl.int64), tl.arange(0, ROWS)
     scale += batch * scale_batch
     shift += batch * shift_batch
     if gate is not None:
         gate += batch * gate_batch
-    begin, end, step = tiles_of(s, ROWS, LOOP)
-    for tile in range(begin, end, step):
-        first = tl.cast(tile, tl.int64) * ROWS
-        inside = first + rows < s
-        row = batch * s + first
-        x_tile = x + batch * x_batch + first * x_row
-        y_tile = y
+    first = tl.cast(tile, tl.int64) * ROWS
+    inside = first + rows < s
+    row = batch * s + first
+    x += batch * x_batch + first * x_row
+    if y is not None:
+        y += batch * y_batch + first * y_row
+    # Welford's update for each of the COLS lanes, merged at the end (Chan et al., 1983): one reading, no cancellation.
+    lane_mean, lane_square = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, d, COLS):
+        cols = start + tl.arange(0, COLS)
+        mask = inside[:, None] & (cols < d)[None, :]
+        value = load_residual(x, y, gate, x_row, y_row, rows, cols, mask, d)
+        delta = tl.where(mask, value - lane_mean, 0.0)
+        lane_mean += delta / (start // COLS + 1)
+        lane_square += delta * tl.where(mask, value - lane_mean, 0.0)
+    count = ((d + COLS - 1 - tl.arange(0, COLS)) // COLS).to(tl.float32)[None, :]
+    mu = tl.sum(lane_mean * count, 1) / d
+    away = lane_mean - mu[:, None]
+    scaling = 1.0 / tl.sqrt(tl.sum(lane_square + count * away * away, 1) / d + eps)
+    tl.store(mean + row + rows, mu, inside)
+    tl.store(rstd + row + rows, scaling, inside)
+    for start in range(0, d, COLS):
+        cols = start + tl.arange(0, COLS)
+        mask = inside[:, None] & (cols < d)[None, :]
+        # Computed again: what this program has just stored another of its threads may not see yet.
+        value = load_residual(x, y, gate, x_row, y_row, rows, cols, mask, d)
         if y is not None:
-            y_tile += batch * y_batch + first * y_row
-        # Welford's update for each of the COLS lanes, merged at the end (Chan et al., 1983): one reading, no
-        # cancellation.
-        lane_mean, lane_square = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
-        for start in range(0, d, COLS):
-            cols = start + tl.arange(0, COLS)
-            mask = inside[:, None] & (cols < d)[None, :]
-            value = load_residual(x_tile, y_tile, gate, x_row, y_row, rows, cols, mask, d)
-            delta = tl.where(mask, value - lane_mean, 0.0)
-            lane_mean += delta / (start // COLS + 1)
-            lane_square += delta * tl.where(mask, value - lane_mean, 0.0)
-        count = ((d + COLS - 1 - tl.arange(0, COLS)) // COLS).to(tl.float32)[None, :]
-        mu = tl.sum(lane_mean * count, 1) / d
-        away = lane_mean - mu[:, None]
-        scaling = 1.0 / tl.sqrt(tl.sum(lane_square + count * away * away, 1) / d + eps)
-        tl.store(mean + row + rows, mu, inside)
-        tl.store(rstd + row + rows, scaling, inside)
-        for start in range(0, d, COLS):
-            cols = start + tl.arange(0, COLS)
-            mask = inside[:, None] & (cols < d)[None, :]
-            # Computed again: what this program has just stored another of its threads may not see yet.
-            value = load_residual(x_tile, y_tile, gate, x_row, y_row, rows, cols, mask, d)
-            if y is not None:
-                tl.store(r + row * d + rows[:, None] * d + cols[None, :], value, mask)
-            factor = load_factor(scale, cols, d, MODULATED)
-            offset = tl.load(shift + cols, cols < d, 0.0).to(tl.float32)
-            value = (value - mu[:, None]) * scaling[:, None] * factor[None, :] + offset[None, :]
-            tl.store(out + row * d + rows[:, None] * d + cols[None, :], value, mask)
+            tl.store(r + row * d + rows[:, None] * d + cols[None, :], value, mask)
+        factor = load_factor(scale, cols, d, MODULATED)
+        offset = tl.load(shift + cols, cols < d, 0.0).to(tl.float32)
+        value = (value - mu[:, None]) * scaling[:, None] * factor[None, :] + offset[None, :]
+        tl.store(out + row * d + rows[:, None] * d + cols[None, :], value, mask)
+
+
+@triton.jit
+def norm_rows_fwd_kernel(
+    x, y, gate, scale, shift, r, out, mean, rstd,
+    x_batch, x_row, y_batch, y_row, gate_batch, scale_batch, shift_batch,
+    s, d, eps, MODULATED: tl.constexpr, LOOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Every p-th row tile, or without LOOP the one of the program's own number."""
+    # Written twice: with a loop that the compiler has to remove it needs more registers.
+    if LOOP:
+        for tile in range(tl.program_id(0), tl.cdiv(s, ROWS), tl.num_programs(0)):
+            norm_tile_fwd(
+                tile, x, y, gate, scale, shift, r, out, mean, rstd,
+                x_batch, x_row, y_batch, y_row, gate_batch, scale_batch, shift_batch,
+                s, d, eps, MODULATED, ROWS, COLS,
+            )  # fmt: skip
+    else:
+        norm_tile_fwd(
+            tl.program_id(0), x, y, gate, scale, shift, r, out, mean, rstd,
+            x_batch, x_row, y_batch, y_row, gate_batch, scale_batch, shift_batch,
+            s, d, eps, MODULATED, ROWS, COLS,
+        )  # fmt: skip
 
 
 @triton.jit
