@@ -40,7 +40,11 @@ _NPU = Tile(rows=8, cols=512, warps=1, programs=48, sums=48)
 # By the backend that the installed Triton brings, and by kernel where it is not the target's usual one.
 TILES: dict[str, dict[str, Tile]] = {
     # Rows of partial sums for about two programs on each multiprocessor of a large GPU.
-    "nvidia": {"": _GPU, "merge_lse_fwd_kernel": _GPU._replace(rows=16, cols=128)},
+    "nvidia": {
+        "": _GPU,
+        "merge_lse_fwd_kernel": _GPU._replace(rows=16, cols=128),
+        "rms_norm_rope_bwd_kernel": _GPU._replace(rows=4),  # 8 rows spill on sm_80
+    },
     # One program for each vector core of an Ascend 910B2 (a grid of more than 65,535 cannot be launched there), and
     # what leaves room in its 192 KB for every buffer twice: one is filled while the other is worked on.
     "ascend": {
