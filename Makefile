@@ -2,6 +2,7 @@
 # and run. Variables: PYTHON (3.11 or newer), VENV, TORCH (what to install as torch; the default is the tested version), ARGS.
 PYTHON ?= python3
 VENV   ?= .venv
+ASCEND_VENV ?= .venv-ascend
 TORCH  ?= -r requirements/torch.txt
 RUN    ?= runs/nano
 ARGS   ?=
@@ -10,7 +11,7 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev native cuda nano test sanitize lint clean
+.PHONY: help setup setup-dev native cuda nano test sanitize check-ascend-kernels lint clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
@@ -18,6 +19,7 @@ help:
 	@echo "make native     build the C++ library mova_kernels._C, or say why not"
 	@echo "make cuda       build the CUDA library mova_kernels._cuda (CMake and nvcc; no GPU needed)"
 	@echo "make sanitize   the tests of the C++ kernels under AddressSanitizer and UBSan (CMake and GCC; some minutes)"
+	@echo "make check-ascend-kernels   lower the Triton kernels for an Ascend 910B, without one, in an environment of its own"
 	@echo "make lint       ruff"
 	@echo "make clean      remove the virtual environment and what was built"
 
@@ -65,8 +67,19 @@ test: setup-dev
 sanitize: setup-dev
 	$(PY) tests/sanitize.py
 
+# triton-ascend takes the place of triton, so it has an environment of its own in front of the usual one.
+$(ASCEND_VENV)/.mova-ascend: requirements/ascend-kernels.txt $(VENV)/.mova-core
+	@$(PY) -m venv $(ASCEND_VENV)
+	@echo "installing triton-ascend and BiSheng IR in $(ASCEND_VENV)"
+	@$(ASCEND_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements/ascend-kernels.txt
+	@$(PY) -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' > $$($(ASCEND_VENV)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/mova.pth
+	@touch $@
+
+check-ascend-kernels: $(ASCEND_VENV)/.mova-ascend
+	$(ASCEND_VENV)/bin/python -m mova_kernels.check_ascend $(ARGS)
+
 lint: setup-dev
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info kernels/_C*.so kernels/_cuda*.so
+	rm -rf $(VENV) $(ASCEND_VENV) build *.egg-info kernels/_C*.so kernels/_cuda*.so

@@ -1,17 +1,27 @@
-"""LayerNorm over rows with what the engine's operators put before and after it: the body of four operators' kernels.
+"""LayerNorm over rows with what the engine's operators put before and after it: four operators in one pair of kernels.
 
 Forward: `r = x + gate * y` (y and gate optional), rounded to x's dtype, then `out = n * a + c` with n = (r - mean) *
 rstd; a = scale or, where MODULATED, 1 + scale; c = shift. Vectors lie `<name>_batch` apart for each sample: 0 for a
-norm's own weight and bias.
+norm's own weight and bias. A tensor that an operator has not is None, and the kernel is compiled without it.
 
 Backward, with g = dout * a (Ba et al., 2016): dr' = dr + rstd * (g - mean(g) - n * mean(g * n)); dx = dr';
 dy = gate * dr'; dgate = sum(dr' * y); dscale = sum(dout * n); dshift = sum(dout).
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from mova_kernels.triton_rows import add_to_partial
+from mova_kernels.triton_rows import (
+    add_to_partial,
+    launch,
+    partial_sums,
+    row_strides,
+    row_sums,
+    row_tiles,
+    unit_rows,
+)
 
 
 @triton.jit
@@ -36,23 +46,23 @@ def load_factor(scale, cols, d, MODULATED: tl.constexpr):
 
 
 @triton.jit
-def norm_rows_fwd(
-    x, y, gate, scale, shift, r, out, mean, rstd,
+def norm_tile_fwd(
+    tile, x, y, gate, scale, shift, r, out, mean, rstd,
     x_batch, x_row, y_batch, y_row, gate_batch, scale_batch, shift_batch,
     s, d, eps, MODULATED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """One row tile: r (where y is there), out, and the statistics mean and rstd [b, s]."""
-    batch, first = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * ROWS
-    rows = tl.arange(0, ROWS)
+    batch, rows = tl.program_id(1).to(tl.int64), tl.arange(0, ROWS)
+    scale += batch * scale_batch
+    shift += batch * shift_batch
+    if gate is not None:
+        gate += batch * gate_batch
+    first = tl.cast(tile, tl.int64) * ROWS
     inside = first + rows < s
     row = batch * s + first
     x += batch * x_batch + first * x_row
-    scale += batch * scale_batch
-    shift += batch * shift_batch
     if y is not None:
         y += batch * y_batch + first * y_row
-    if gate is not None:
-        gate += batch * gate_batch
     # Welford's update for each of the COLS lanes, merged at the end (Chan et al., 1983): one reading, no cancellation.
     lane_mean, lane_square = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, d, COLS):
@@ -82,7 +92,30 @@ def norm_rows_fwd(
 
 
 @triton.jit
-def norm_rows_bwd(
+def norm_rows_fwd_kernel(
+    x, y, gate, scale, shift, r, out, mean, rstd,
+    x_batch, x_row, y_batch, y_row, gate_batch, scale_batch, shift_batch,
+    s, d, eps, MODULATED: tl.constexpr, LOOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Every p-th row tile, or without LOOP the one of the program's own number."""
+    # Written twice: with a loop that the compiler has to remove it needs more registers.
+    if LOOP:
+        for tile in range(tl.program_id(0), tl.cdiv(s, ROWS), tl.num_programs(0)):
+            norm_tile_fwd(
+                tile, x, y, gate, scale, shift, r, out, mean, rstd,
+                x_batch, x_row, y_batch, y_row, gate_batch, scale_batch, shift_batch,
+                s, d, eps, MODULATED, ROWS, COLS,
+            )  # fmt: skip
+    else:
+        norm_tile_fwd(
+            tl.program_id(0), x, y, gate, scale, shift, r, out, mean, rstd,
+            x_batch, x_row, y_batch, y_row, gate_batch, scale_batch, shift_batch,
+            s, d, eps, MODULATED, ROWS, COLS,
+        )  # fmt: skip
+
+
+@triton.jit
+def norm_rows_bwd_kernel(
     dout, dr, r, y, gate, scale, mean, rstd, dx, dy, dgate, dscale, dshift,
     r_batch, r_row, y_batch, y_row, gate_batch, scale_batch,
     s, d, MODULATED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -136,3 +169,54 @@ def norm_rows_bwd(
                 tl.store(dy + place, g * factor[None, :], mask)
         # What one thread has added up another may read for the next tile.
         tl.debug_barrier()
+
+
+def _batch_stride(vector: Tensor | None) -> int:
+    """What lies between a vector [b, d] of two samples; 0 for a [d] of all."""
+    return 0 if vector is None or vector.dim() == 1 else vector.stride(0)
+
+
+def _total(partial: Tensor, like: Tensor) -> Tensor:
+    """Partial sums [b, p, d] added up to the gradient of `like`, [d] or [b, d]."""
+    return partial.sum((0, 1) if like.dim() == 1 else 1).to(like.dtype)
+
+
+def norm_rows(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, *, modulated: bool
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """(r [b, s, d] or None without y, out [b, s, d], mean and rstd [b, s] float32) for x and y [b, s, d], gate [b, d],
+    scale and shift [b, d] or [d].
+    """
+    x, scale, shift = unit_rows(x), unit_rows(scale), unit_rows(shift)
+    y, gate = (None if z is None else unit_rows(z) for z in (y, gate))
+    out, r = x.new_empty(x.shape), None if y is None else x.new_empty(x.shape)
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    strides = (
+        *row_strides(x),
+        *(row_strides(y) if y is not None else (0, 0)),
+        *map(_batch_stride, (gate, scale, shift)),
+    )
+    args = (x, y, gate, scale, shift, r, out, mean, rstd, *strides, *x.shape[1:], eps)
+    launch(norm_rows_fwd_kernel, row_tiles(norm_rows_fwd_kernel, x), *args, MODULATED=modulated)
+    return r, out, mean, rstd
+
+
+def norm_rows_backward(
+    dout: Tensor, dr: Tensor | None, r: Tensor, y: Tensor | None, gate: Tensor | None,
+    scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, *, modulated: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dx, dy, dgate, dscale, dshift); without a gate dy equals dx, and dy and dgate are returned empty."""
+    r, scale, grid = unit_rows(r), unit_rows(scale), row_sums(norm_rows_bwd_kernel, r)
+    dx, dscale, dshift = r.new_empty(r.shape), partial_sums(r, grid), partial_sums(r, grid)
+    dr = None if dr is None else dr.contiguous()
+    dy, dgate, y_strides = None, None, (0, 0)
+    if gate is None:
+        y = None
+    else:
+        y, gate, dy, dgate = unit_rows(y), unit_rows(gate), y.new_empty(y.shape), partial_sums(r, grid)
+        y_strides = row_strides(y)
+    args = (dout.contiguous(), dr, r, y, gate, scale, mean, rstd, dx, dy, dgate, dscale, dshift)
+    strides = (*row_strides(r), *y_strides, _batch_stride(gate), _batch_stride(scale))
+    launch(norm_rows_bwd_kernel, grid, *args, *strides, *r.shape[1:], MODULATED=modulated)
+    dy, dgate = (r.new_empty(0), r.new_empty(0)) if gate is None else (dy, _total(dgate, gate))
+    return dx, dy, dgate, _total(dscale, scale), _total(dshift, shift)

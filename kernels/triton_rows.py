@@ -1,8 +1,10 @@
 """What the Triton kernels share: the tile of rows that a program works on, how kernels are launched, partial sums.
 
-Kernels see activations [b, s, d] as tiles of ROWS rows and COLS columns: program (i, j) has row tile i of sample j and
-loops over the columns, so that any width works and what is held at a time does not depend on it. A float32 tile is
-16 KB; a kernel holds at most eight at once, which leaves room in the 192 KB of an Ascend vector core.
+Kernels see activations [b, s, d] as tiles of ROWS rows and COLS columns: program (i, j) has every p-th row tile of
+sample j from tile i on, p programs to a sample, and loops over the columns, so that any width works and what is held
+at a time does not depend on it. The same source compiles with NVIDIA's Triton and with triton-ascend, which is Triton
+3.2: only that language is used. Addresses within a tile are sums of multiples of `arange`, never quotients or
+remainders of it: from other addresses triton-ascend makes transfers of single elements.
 
 Gradients of vectors are summed in two stages without atomics, so that they are the same in every run: each program
 adds up its rows in a row of its own of a float32 [b, p, d] tensor, and then those rows are added.
@@ -10,64 +12,128 @@ adds up its rows in a row of its own of a float32 [b, p, d] tensor, and then tho
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.backends
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLS, WARPS = 8, 512, 8
-# Programs of a backward kernel, each with a row of partial sums: about two for each multiprocessor of a large GPU.
-PROGRAMS = 256
+
+class Tile(NamedTuple):
+    """How the work is cut up: rows and columns of a tile, warps of a program, and programs at most of a grid.
+
+    programs: None for one to each row tile. sums: programs at most where each has a row of partial sums.
+    """
+
+    rows: int
+    cols: int
+    warps: int
+    programs: int | None
+    sums: int
+
+
+_GPU = Tile(rows=8, cols=512, warps=8, programs=None, sums=256)
+_NPU = Tile(rows=8, cols=512, warps=1, programs=48, sums=48)
+# By the backend that the installed Triton brings, and by kernel where it is not the target's usual one.
+TILES: dict[str, dict[str, Tile]] = {
+    # Rows of partial sums for about two programs on each multiprocessor of a large GPU.
+    "nvidia": {
+        "": _GPU,
+        "merge_lse_fwd_kernel": _GPU._replace(rows=16, cols=128),
+        "rms_norm_rope_bwd_kernel": _GPU._replace(rows=4),  # 8 rows spill on sm_80
+    },
+    # One program for each vector core of an Ascend 910B2 (a grid of more than 65,535 cannot be launched there), and
+    # what leaves room in its 192 KB for every buffer twice: one is filled while the other is worked on.
+    "ascend": {
+        "": _NPU,
+        "merge_lse_fwd_kernel": _NPU._replace(rows=16, cols=128),
+        "rms_norm_rope_bwd_kernel": _NPU._replace(rows=4),
+    },
+}
+
+
+def tile_of(kernel: Any) -> Tile:
+    """The tile of a kernel on the target of the installed Triton."""
+    tiles = TILES["ascend" if "ascend" in triton.backends.backends else "nvidia"]
+    return tiles.get(kernel.fn.__name__, tiles[""])
+
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class Grid(NamedTuple):
+    """A launch's programs (p, b), of which p share the row tiles of each of b samples; compile-time values; warps."""
+
+    programs: tuple[int, int]
+    constants: dict[str, Any]
+    warps: int
+
+
 class Launch(NamedTuple):
-    """One launch: the kernel, its positional arguments, and its compile-time ones."""
+    """One launch: the kernel, its positional arguments, its compile-time ones, and its warps."""
 
     kernel: Any
     args: tuple
     constants: dict[str, Any]
+    warps: int
 
 
-_recorded: list[Launch] | None = None
+_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Collect launches instead of making them; results stay uninitialised. For checks that compile without a device."""
-    global _recorded
-    _recorded = launches = []
+    """Collect launches instead of making them; results stay uninitialised. For shapes alone, and for compile checks."""
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
     try:
         yield launches
     finally:
-        _recorded = None
+        _recorded.reset(token)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+def launch(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
     """Run `kernel` over `grid` on the device of its first argument, a tensor."""
-    if _recorded is not None:
-        _recorded.append(Launch(kernel, args, constants))
-    elif 0 not in grid:
-        with torch.cuda.device_of(args[0]):
-            kernel[grid](*args, **constants, num_warps=WARPS)
+    launches, constants = _recorded.get(), {**constants, **grid.constants}
+    if launches is not None:
+        launches.append(Launch(kernel, args, constants, grid.warps))
+    elif 0 not in grid.programs:
+        device = args[0].device
+        # CPU tensors are there for Triton's interpreter.
+        with contextlib.nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device):
+            kernel[grid.programs](*args, **constants, num_warps=grid.warps)
 
 
-def row_tiles(x: Tensor) -> tuple[int, int]:
-    """The grid of a kernel with one program for each row tile of x [b, s, d]."""
-    return triton.cdiv(x.shape[1], ROWS), x.shape[0]
+def grid_of(kernel: Any, b: int, s: int) -> Grid:
+    """The grid of a kernel in which every row tile, of b samples with s rows each, is by itself; see `tiles_of`."""
+    tile = tile_of(kernel)
+    constants = {"LOOP": tile.programs is not None, "ROWS": tile.rows, "COLS": tile.cols}
+    return Grid((_share(b, s, tile, tile.programs), b), constants, tile.warps)
 
 
-def row_programs(x: Tensor) -> tuple[int, int]:
-    """The grid of a kernel that sums over rows: (p, b), each program with every p-th row tile."""
-    tiles, b = row_tiles(x)
-    return min(tiles, max(1, PROGRAMS // max(1, b))), b
+def row_tiles(kernel: Any, x: Tensor) -> Grid:
+    """The same for x [b, s, d]."""
+    return grid_of(kernel, x.shape[0], x.shape[1])
 
 
-def partial_sums(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Uninitialised float32 [b, p, d]: a row for each program of `row_programs`."""
-    p, b = grid
+def row_sums(kernel: Any, x: Tensor) -> Grid:
+    """The grid of a kernel that sums over the rows of x [b, s, d], each program over its row tiles."""
+    (b, s, _), tile = x.shape, tile_of(kernel)
+    return Grid((_share(b, s, tile, tile.sums), b), {"ROWS": tile.rows, "COLS": tile.cols}, tile.warps)
+
+
+def _share(b: int, s: int, tile: Tile, most: int | None) -> int:
+    """Programs for the row tiles of a sample: at most `most` for all b samples, but one for each."""
+    tiles = triton.cdiv(s, tile.rows)
+    return tiles if most is None else min(tiles, max(1, most // max(1, b)))
+
+
+def partial_sums(x: Tensor, grid: Grid) -> Tensor:
+    """Uninitialised float32 [b, p, d]: a row for each program of `row_sums`."""
+    p, b = grid.programs
     return torch.empty(b, p, x.shape[-1], dtype=torch.float32, device=x.device)
 
 
@@ -108,14 +174,19 @@ def check_inputs(
             raise ValueError(f"{name}: {key} is on {tensor.device}, x on {x.device}")
 
 
-def opaque(name: str, fake: Callable[..., Any]) -> Callable[[Callable], Any]:
+def opaque(name: str) -> Callable[[Callable], Any]:
     """Make a function the operator `mova_triton::name`: torch.compile and checkpointing take it as one piece.
 
-    `fake` gives uninitialised results of the right shapes and dtypes.
+    The function itself tells the shapes and dtypes of its results: its launches are left out then.
     """
 
     def declare(function: Callable) -> Any:
         operator = torch.library.custom_op(f"mova_triton::{name}", function, mutates_args=())
+
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            with recording():
+                return function(*args, **kwargs)
+
         operator.register_fake(fake)
         return operator
 
@@ -123,7 +194,20 @@ def opaque(name: str, fake: Callable[..., Any]) -> Callable[[Callable], Any]:
 
 
 @triton.jit
+def tiles_of(s, ROWS: tl.constexpr, LOOP: tl.constexpr):
+    """(begin, end, step) of this program's row tiles: every p-th, or without LOOP only the one of its own number.
+
+    Where it is one the compiler sees it, makes no loop and needs fewer registers.
+    """
+    begin = tl.program_id(0)
+    end, step = begin + 1, 1
+    if LOOP:
+        end, step = tl.cdiv(s, ROWS), tl.num_programs(0)
+    return begin, end, step
+
+
+@triton.jit
 def add_to_partial(partial, cols, mask, value, tile):
     """Add value [COLS] of row tile `tile` to the program's own partial sums, uninitialised before its first tile."""
-    previous = tl.load(partial + cols, mask & (tile != tl.program_id(0)), 0.0)
+    previous = tl.where(tile == tl.program_id(0), 0.0, tl.load(partial + cols, mask, 0.0))
     tl.store(partial + cols, previous + value, mask)

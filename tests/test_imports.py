@@ -66,7 +66,9 @@ def _run(code: str, tmp_path) -> None:
 
 
 def test_every_module_imports_without_any_optional_package(tmp_path):
-    code = f"absent = {sorted(_not_core())!r}\n{HIDE}" + """
+    code = (
+        f"absent = {sorted(_not_core())!r}\n{HIDE}"
+        + """
 import importlib, pkgutil
 import mova_engine
 
@@ -79,11 +81,14 @@ import mova_kernels.cpu
 loaded = {name.split(".")[0] for name in sys.modules} & set(absent)
 assert not loaded, loaded
 """
+    )
     _run(code, tmp_path)
 
 
 def test_an_optional_import_would_be_noticed(tmp_path):
-    code = f"absent = {sorted(_not_core())!r}\n{HIDE}" + """
+    code = (
+        f"absent = {sorted(_not_core())!r}\n{HIDE}"
+        + """
 import importlib.util
 for name in absent:
     assert importlib.util.find_spec(name) is None, name
@@ -94,6 +99,7 @@ except ModuleNotFoundError:
 else:
     raise AssertionError("transformers was imported")
 """
+    )
     _run(code, tmp_path)
 
 

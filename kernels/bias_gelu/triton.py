@@ -10,15 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from mova_kernels.triton_rows import (
-    COLS,
-    ROWS,
     check_inputs,
     launch,
     opaque,
     partial_sums,
-    row_programs,
     row_strides,
+    row_sums,
     row_tiles,
+    tiles_of,
     unit_rows,
 )
 
@@ -33,19 +32,22 @@ def gelu_share(v):
 
 
 @triton.jit
-def bias_gelu_fwd_kernel(x, bias, out, x_batch, x_row, s, d, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """out of one row tile."""
-    batch, first = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * ROWS
-    rows = tl.arange(0, ROWS)
-    x += batch * x_batch + first * x_row
-    out += (batch * s + first) * d
-    for start in range(0, d, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = (first + rows < s)[:, None] & (cols < d)[None, :]
-        v = tl.load(x + rows[:, None] * x_row + cols[None, :], mask, 0.0).to(tl.float32)
-        v += tl.load(bias + cols, cols < d, 0.0).to(tl.float32)[None, :]
-        share, _ = gelu_share(v)
-        tl.store(out + rows[:, None] * d + cols[None, :], v * share, mask)
+def bias_gelu_fwd_kernel(
+    x, bias, out, x_batch, x_row, s, d, LOOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """out of every p-th row tile."""
+    batch, rows = tl.program_id(1).to(tl.int64), tl.arange(0, ROWS)
+    begin, end, step = tiles_of(s, ROWS, LOOP)
+    for tile in range(begin, end, step):
+        first = tl.cast(tile, tl.int64) * ROWS
+        x_tile, out_tile = x + batch * x_batch + first * x_row, out + (batch * s + first) * d
+        for start in range(0, d, COLS):
+            cols = start + tl.arange(0, COLS)
+            mask = (first + rows < s)[:, None] & (cols < d)[None, :]
+            v = tl.load(x_tile + rows[:, None] * x_row + cols[None, :], mask, 0.0).to(tl.float32)
+            v += tl.load(bias + cols, cols < d, 0.0).to(tl.float32)[None, :]
+            share, _ = gelu_share(v)
+            tl.store(out_tile + rows[:, None] * d + cols[None, :], v * share, mask)
 
 
 @triton.jit
@@ -73,30 +75,21 @@ def bias_gelu_bwd_kernel(dout, x, bias, dx, dbias, x_batch, x_row, s, d, ROWS: t
         tl.store(dbias + cols, total, cols < d)
 
 
-def _fake_fwd(x: Tensor, bias: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@opaque("bias_gelu", _fake_fwd)
+@opaque("bias_gelu")
 def bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
     """gelu(x + bias)."""
     x, bias = unit_rows(x), bias.contiguous()
-    out = _fake_fwd(x, bias)
-    launch(bias_gelu_fwd_kernel, row_tiles(x), x, bias, out, *row_strides(x), *x.shape[1:], ROWS=ROWS, COLS=COLS)
+    out = x.new_empty(x.shape)
+    launch(bias_gelu_fwd_kernel, row_tiles(bias_gelu_fwd_kernel, x), x, bias, out, *row_strides(x), *x.shape[1:])
     return out
 
 
-def _fake_bwd(dout: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), bias.new_empty(bias.shape)
-
-
-@opaque("bias_gelu_backward", _fake_bwd)
+@opaque("bias_gelu_backward")
 def bias_gelu_bwd(dout: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dbias)."""
-    x, bias, grid = unit_rows(x), bias.contiguous(), row_programs(x)
+    x, bias, grid = unit_rows(x), bias.contiguous(), row_sums(bias_gelu_bwd_kernel, x)
     dx, dbias = x.new_empty(x.shape), partial_sums(x, grid)
-    args = (dout.contiguous(), x, bias, dx, dbias, *row_strides(x), *x.shape[1:])
-    launch(bias_gelu_bwd_kernel, grid, *args, ROWS=ROWS, COLS=COLS)
+    launch(bias_gelu_bwd_kernel, grid, dout.contiguous(), x, bias, dx, dbias, *row_strides(x), *x.shape[1:])
     return dx, dbias.sum((0, 1)).to(bias.dtype)
 
 

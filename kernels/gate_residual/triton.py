@@ -6,37 +6,51 @@ from torch import Tensor
 
 from mova_kernels.triton_norm import load_residual
 from mova_kernels.triton_rows import (
-    COLS,
-    ROWS,
     check_inputs,
     launch,
     opaque,
     partial_sums,
     per_sample,
-    row_programs,
     row_strides,
+    row_sums,
     row_tiles,
+    tiles_of,
     unit_rows,
 )
 
 
 @triton.jit
 def gate_residual_fwd_kernel(
-    x, y, gate, out, x_batch, x_row, y_batch, y_row, gate_batch, s, d, ROWS: tl.constexpr, COLS: tl.constexpr
+    x,
+    y,
+    gate,
+    out,
+    x_batch,
+    x_row,
+    y_batch,
+    y_row,
+    gate_batch,
+    s,
+    d,
+    LOOP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
 ):
-    """out of one row tile."""
-    batch, first = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * ROWS
-    rows = tl.arange(0, ROWS)
-    x += batch * x_batch + first * x_row
-    y += batch * y_batch + first * y_row
-    out += (batch * s + first) * d
+    """out of every p-th row tile."""
+    batch, rows = tl.program_id(1).to(tl.int64), tl.arange(0, ROWS)
     if gate is not None:
         gate += batch * gate_batch
-    for start in range(0, d, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = (first + rows < s)[:, None] & (cols < d)[None, :]
-        value = load_residual(x, y, gate, x_row, y_row, rows, cols, mask, d)
-        tl.store(out + rows[:, None] * d + cols[None, :], value, mask)
+    begin, end, step = tiles_of(s, ROWS, LOOP)
+    for tile in range(begin, end, step):
+        first = tl.cast(tile, tl.int64) * ROWS
+        x_tile = x + batch * x_batch + first * x_row
+        y_tile = y + batch * y_batch + first * y_row
+        out_tile = out + (batch * s + first) * d
+        for start in range(0, d, COLS):
+            cols = start + tl.arange(0, COLS)
+            mask = (first + rows < s)[:, None] & (cols < d)[None, :]
+            value = load_residual(x_tile, y_tile, gate, x_row, y_row, rows, cols, mask, d)
+            tl.store(out_tile + rows[:, None] * d + cols[None, :], value, mask)
 
 
 @triton.jit
@@ -63,31 +77,23 @@ def gate_residual_bwd_kernel(
         tl.store(dgate + cols, total, cols < d)
 
 
-def _fake_fwd(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@opaque("gate_residual", _fake_fwd)
+@opaque("gate_residual")
 def gate_residual_fwd(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
     """x + gate * y, or x + y."""
     x, y, gate = unit_rows(x), unit_rows(y), None if gate is None else unit_rows(gate)
-    out = _fake_fwd(x, y, gate)
+    out = x.new_empty(x.shape)
     strides = (*row_strides(x), *row_strides(y), 0 if gate is None else gate.stride(0))
-    launch(gate_residual_fwd_kernel, row_tiles(x), x, y, gate, out, *strides, *x.shape[1:], ROWS=ROWS, COLS=COLS)
+    launch(gate_residual_fwd_kernel, row_tiles(gate_residual_fwd_kernel, x), x, y, gate, out, *strides, *x.shape[1:])
     return out
 
 
-def _fake_bwd(dout: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    return y.new_empty(y.shape), gate.new_empty(gate.shape)
-
-
-@opaque("gate_residual_backward", _fake_bwd)
+@opaque("gate_residual_backward")
 def gate_residual_bwd(dout: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     """(dy, dgate); dx is dout."""
-    y, gate, grid = unit_rows(y), unit_rows(gate), row_programs(y)
+    y, gate, grid = unit_rows(y), unit_rows(gate), row_sums(gate_residual_bwd_kernel, y)
     dy, dgate = y.new_empty(y.shape), partial_sums(y, grid)
     args = (dout.contiguous(), y, gate, dy, dgate, *row_strides(y), gate.stride(0), *y.shape[1:])
-    launch(gate_residual_bwd_kernel, grid, *args, ROWS=ROWS, COLS=COLS)
+    launch(gate_residual_bwd_kernel, grid, *args)
     return dy, dgate.sum(1).to(gate.dtype)
 
 

@@ -5,53 +5,57 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mova_kernels.triton_rows import DTYPES, launch, opaque
-
-# Rows of one head that a program merges, and channels that it holds at a time.
-ROWS, COLS = 32, 64
+from mova_kernels.triton_rows import DTYPES, grid_of, launch, opaque, tiles_of
 
 
 @triton.jit
-def merge_lse_fwd_kernel(outs, lses, out, lse, n, s, h, e, total, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """ROWS rows out of `total` = b*s*h: `lse = logsumexp_i(lse_i)`, `out = sum_i exp(lse_i - lse) out_i`."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < total
-    # Outputs are stored as [b, s, h, e], log-sum-exps as [b, h, s].
-    place = (row // (s * h) * h + row % h) * s + row // h % s
-    largest = tl.full((ROWS,), float("-inf"), tl.float32)
-    for i in range(n):
-        largest = tl.maximum(largest, tl.load(lses + i * total + place, inside, float("-inf")))
-    # Where every shard is empty nothing may be subtracted: -inf - -inf is NaN.
-    pivot = tl.where(largest == float("-inf"), 0.0, largest)
-    weights = tl.zeros((ROWS,), tl.float32)
-    for i in range(n):
-        weights += tl.exp(tl.load(lses + i * total + place, inside, float("-inf")) - pivot)
-    merged = pivot + tl.log(weights)
-    tl.store(lse + place, merged, inside)
-    pivot = tl.where(weights == 0.0, 0.0, merged)
-    for start in range(0, e, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = inside[:, None] & (cols < e)[None, :]
-        value = tl.zeros((ROWS, COLS), tl.float32)
+def merge_lse_fwd_kernel(
+    outs, lses, out, lse, n, b, s, h, e, LOOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Every p-th row tile of one head of a sample: `lse = logsumexp_i(lse_i)`, `out = sum_i exp(lse_i - lse) out_i`.
+
+    Outputs are stored as [b, s, h, e], log-sum-exps as [b, h, s].
+    """
+    sample, rows = tl.program_id(1).to(tl.int64), tl.arange(0, ROWS)
+    batch, head = sample // h, sample % h
+    shard = tl.cast(b, tl.int64) * s * h
+    begin, end, step = tiles_of(s, ROWS, LOOP)
+    for tile in range(begin, end, step):
+        first = tl.cast(tile, tl.int64) * ROWS
+        inside = first + rows < s
+        place = sample * s + first
+        largest = tl.full((ROWS,), float("-inf"), tl.float32)
         for i in range(n):
-            weight = tl.exp(tl.load(lses + i * total + place, inside, float("-inf")) - pivot)[:, None]
-            part = tl.load(outs + (i * total + row[:, None]) * e + cols[None, :], mask, 0.0).to(tl.float32)
-            # 0 * NaN is NaN: what an empty shard holds must not matter.
-            value += tl.where(weight > 0.0, weight * part, 0.0)
-        tl.store(out + row[:, None] * e + cols[None, :], value, mask)
+            largest = tl.maximum(largest, tl.load(lses + i * shard + place + rows, inside, float("-inf")))
+        # Where every shard is empty nothing may be subtracted: -inf - -inf is NaN.
+        pivot = tl.where(largest == float("-inf"), 0.0, largest)
+        weights = tl.zeros((ROWS,), tl.float32)
+        for i in range(n):
+            weights += tl.exp(tl.load(lses + i * shard + place + rows, inside, float("-inf")) - pivot)
+        merged = pivot + tl.log(weights)
+        tl.store(lse + place + rows, merged, inside)
+        pivot = tl.where(weights == 0.0, 0.0, merged)
+        row = ((batch * s + first) * h + head) * e
+        for start in range(0, e, COLS):
+            cols = start + tl.arange(0, COLS)
+            mask = inside[:, None] & (cols < e)[None, :]
+            value = tl.zeros((ROWS, COLS), tl.float32)
+            for i in range(n):
+                weight = tl.exp(tl.load(lses + i * shard + place + rows, inside, float("-inf")) - pivot)[:, None]
+                part = outs + i * shard * e + row + rows[:, None] * (h * e) + cols[None, :]
+                part = tl.load(part, mask, 0.0).to(tl.float32)
+                # 0 * NaN is NaN: what an empty shard holds must not matter.
+                value += tl.where(weight > 0.0, weight * part, 0.0)
+            tl.store(out + row + rows[:, None] * (h * e) + cols[None, :], value, mask)
 
 
-def _fake(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-    return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
-
-
-@opaque("merge_lse", _fake)
+@opaque("merge_lse")
 def merge_lse_fwd(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """(out [b, s, h, e], lse [b, h, s])."""
-    out, lse = _fake(outs, lses)
     n, b, s, h, e = outs.shape
-    args = (outs.contiguous(), lses.contiguous(), out, lse, n, s, h, e, b * s * h)
-    launch(merge_lse_fwd_kernel, (triton.cdiv(b * s * h, ROWS),), *args, ROWS=ROWS, COLS=COLS)
+    out, lse = outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
+    grid = grid_of(merge_lse_fwd_kernel, b * h, s)
+    launch(merge_lse_fwd_kernel, grid, outs.contiguous(), lses.contiguous(), out, lse, n, b, s, h, e)
     return out, lse
 
 

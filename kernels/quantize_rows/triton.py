@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mova_kernels.triton_rows import COLS, DTYPES, ROWS, launch, opaque, unit_rows
+from mova_kernels.triton_rows import DTYPES, grid_of, launch, opaque, tiles_of, unit_rows
 
 
 @triton.jit
@@ -18,40 +18,39 @@ def load_scaled(x, factor, x_row, rows, cols, mask, d):
 
 
 @triton.jit
-def quantize_rows_fwd_kernel(x, factor, values, scale, x_row, n, d, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """One row tile: the largest magnitude, then `x / scale` rounded; the tile is read twice."""
-    first = tl.program_id(0).to(tl.int64) * ROWS
+def quantize_rows_fwd_kernel(
+    x, factor, values, scale, x_row, n, d, LOOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Of every p-th row tile the largest magnitudes, then `x / scale` rounded; a tile is read twice."""
     rows = tl.arange(0, ROWS)
-    inside = first + rows < n
-    x += first * x_row
-    largest = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, d, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = inside[:, None] & (cols < d)[None, :]
-        largest = tl.maximum(largest, tl.abs(load_scaled(x, factor, x_row, rows, cols, mask, d)))
-    # 448 is the format's largest value; a row of zeros takes the least normal float32.
-    step = tl.maximum(tl.math.div_rn(tl.max(largest, 1), 448.0), 1.1754943508222875e-38)
-    tl.store(scale + first + rows, step, inside)
-    for start in range(0, d, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = inside[:, None] & (cols < d)[None, :]
-        value = tl.math.div_rn(load_scaled(x, factor, x_row, rows, cols, mask, d), step[:, None])
-        tl.store(values + (first + rows)[:, None] * d + cols[None, :], value.to(tl.float8e4nv), mask)
+    begin, end, step = tiles_of(n, ROWS, LOOP)
+    for tile in range(begin, end, step):
+        first = tl.cast(tile, tl.int64) * ROWS
+        inside, x_tile = first + rows < n, x + first * x_row
+        largest = tl.zeros((ROWS, COLS), tl.float32)
+        for start in range(0, d, COLS):
+            cols = start + tl.arange(0, COLS)
+            mask = inside[:, None] & (cols < d)[None, :]
+            largest = tl.maximum(largest, tl.abs(load_scaled(x_tile, factor, x_row, rows, cols, mask, d)))
+        # 448 is the format's largest value; a row of zeros takes the least normal float32.
+        unit = tl.maximum(tl.math.div_rn(tl.max(largest, 1), 448.0), 1.1754943508222875e-38)
+        tl.store(scale + first + rows, unit, inside)
+        for start in range(0, d, COLS):
+            cols = start + tl.arange(0, COLS)
+            mask = inside[:, None] & (cols < d)[None, :]
+            value = tl.math.div_rn(load_scaled(x_tile, factor, x_row, rows, cols, mask, d), unit[:, None])
+            tl.store(values + (first + rows)[:, None] * d + cols[None, :], value.to(tl.float8e4nv), mask)
 
 
-def _fake(x: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
-    scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    return x.new_empty(x.shape, dtype=torch.float8_e4m3fn), scale
-
-
-@opaque("quantize_rows", _fake)
+@opaque("quantize_rows")
 def quantize_rows_fwd(x: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
     """(values, scale) of x [.., d]."""
-    values, scale = _fake(x, factor)
+    scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    values = x.new_empty(x.shape, dtype=torch.float8_e4m3fn)
     rows = unit_rows(x.reshape(-1, x.shape[-1]))
     factor = None if factor is None else factor.contiguous()
-    args = (rows, factor, values, scale, rows.stride(0), *rows.shape)
-    launch(quantize_rows_fwd_kernel, (triton.cdiv(len(rows), ROWS),), *args, ROWS=ROWS, COLS=COLS)
+    grid = grid_of(quantize_rows_fwd_kernel, 1, len(rows))
+    launch(quantize_rows_fwd_kernel, grid, rows, factor, values, scale, rows.stride(0), *rows.shape)
     return values, scale
 
 

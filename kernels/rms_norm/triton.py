@@ -6,42 +6,45 @@ import triton.language as tl
 from torch import Tensor
 
 from mova_kernels.triton_rows import (
-    COLS,
-    ROWS,
     add_to_partial,
     check_inputs,
     launch,
     opaque,
     partial_sums,
-    row_programs,
     row_strides,
+    row_sums,
     row_tiles,
+    tiles_of,
     unit_rows,
 )
 
 
 @triton.jit
-def rms_norm_fwd_kernel(x, weight, out, rstd, x_batch, x_row, s, d, eps, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """out and rstd of one row tile."""
-    batch, first = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * ROWS
-    rows = tl.arange(0, ROWS)
-    inside = first + rows < s
-    x += batch * x_batch + first * x_row
-    out += (batch * s + first) * d
-    squares = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, d, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = inside[:, None] & (cols < d)[None, :]
-        value = tl.load(x + rows[:, None] * x_row + cols[None, :], mask, 0.0).to(tl.float32)
-        squares += value * value
-    scale = 1.0 / tl.sqrt(tl.sum(squares, 1) / d + eps)
-    tl.store(rstd + batch * s + first + rows, scale, inside)
-    for start in range(0, d, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = inside[:, None] & (cols < d)[None, :]
-        value = tl.load(x + rows[:, None] * x_row + cols[None, :], mask, 0.0).to(tl.float32)
-        w = tl.load(weight + cols, cols < d, 0.0).to(tl.float32)
-        tl.store(out + rows[:, None] * d + cols[None, :], value * scale[:, None] * w[None, :], mask)
+def rms_norm_fwd_kernel(
+    x, weight, out, rstd, x_batch, x_row, s, d, eps, LOOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """out and rstd of every p-th row tile."""
+    batch, rows = tl.program_id(1).to(tl.int64), tl.arange(0, ROWS)
+    begin, end, step = tiles_of(s, ROWS, LOOP)
+    for tile in range(begin, end, step):
+        first = tl.cast(tile, tl.int64) * ROWS
+        inside = first + rows < s
+        x_tile = x + batch * x_batch + first * x_row
+        row = batch * s + first
+        squares = tl.zeros((ROWS, COLS), tl.float32)
+        for start in range(0, d, COLS):
+            cols = start + tl.arange(0, COLS)
+            mask = inside[:, None] & (cols < d)[None, :]
+            value = tl.load(x_tile + rows[:, None] * x_row + cols[None, :], mask, 0.0).to(tl.float32)
+            squares += value * value
+        scale = 1.0 / tl.sqrt(tl.sum(squares, 1) / d + eps)
+        tl.store(rstd + row + rows, scale, inside)
+        for start in range(0, d, COLS):
+            cols = start + tl.arange(0, COLS)
+            mask = inside[:, None] & (cols < d)[None, :]
+            value = tl.load(x_tile + rows[:, None] * x_row + cols[None, :], mask, 0.0).to(tl.float32)
+            w = tl.load(weight + cols, cols < d, 0.0).to(tl.float32)
+            tl.store(out + row * d + rows[:, None] * d + cols[None, :], value * scale[:, None] * w[None, :], mask)
 
 
 @triton.jit
@@ -83,31 +86,23 @@ def rms_norm_bwd_kernel(
         tl.debug_barrier()
 
 
-def _fake_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
-
-
-@opaque("rms_norm", _fake_fwd)
+@opaque("rms_norm")
 def rms_norm_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(out [b, s, d], rstd [b, s] float32)."""
     x = unit_rows(x)
-    out, rstd = _fake_fwd(x, weight, eps)
+    out, rstd = x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
     args = (x, weight.contiguous(), out, rstd, *row_strides(x), *x.shape[1:], eps)
-    launch(rms_norm_fwd_kernel, row_tiles(x), *args, ROWS=ROWS, COLS=COLS)
+    launch(rms_norm_fwd_kernel, row_tiles(rms_norm_fwd_kernel, x), *args)
     return out, rstd
 
 
-def _fake_bwd(dout: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-@opaque("rms_norm_backward", _fake_bwd)
+@opaque("rms_norm_backward")
 def rms_norm_bwd(dout: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dweight)."""
-    x, grid = unit_rows(x), row_programs(x)
+    x, grid = unit_rows(x), row_sums(rms_norm_bwd_kernel, x)
     dx, dweight = x.new_empty(x.shape), partial_sums(x, grid)
     args = (dout.contiguous(), x, weight.contiguous(), rstd, dx, dweight, *row_strides(x), *x.shape[1:])
-    launch(rms_norm_bwd_kernel, grid, *args, ROWS=ROWS, COLS=COLS)
+    launch(rms_norm_bwd_kernel, grid, *args)
     return dx, dweight.sum((0, 1)).to(weight.dtype)
 
 

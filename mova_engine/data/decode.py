@@ -131,8 +131,7 @@ def pick_frames(
     following_time, following = next(frames, (None, None))
     for time in wanted:
         while following_time is not None and (
-            following_time <= time
-            or (following is not None and following_time - time < min(time - shown_time, reach))
+            following_time <= time or (following is not None and following_time - time < min(time - shown_time, reach))
         ):
             shown_time, shown = following_time, following
             following_time, following = next(frames, (None, None))
@@ -303,9 +302,7 @@ def _resample(run: list[AudioFrame], sample_rate: int) -> np.ndarray:
     """Mix one run down to mono at `sample_rate`, float32 [n]; the channels' weights add up to 1 (no overflow)."""
     sample_format, layout, rate = _format(run[0])
     graph = Graph()
-    source = graph.add_abuffer(
-        sample_rate=rate, format=sample_format, layout=layout, time_base=Fraction(1, rate)
-    )
+    source = graph.add_abuffer(sample_rate=rate, format=sample_format, layout=layout, time_base=Fraction(1, rate))
     mix = graph.add("aresample", f"{sample_rate}:out_chlayout=mono:out_sample_fmt=flt:rematrix_maxval=1")
     sink = graph.add("abuffersink")
     graph.link_nodes(source, mix, sink).configure()

@@ -43,4 +43,3 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:
         # Pillow's decoders report damage with any of these.
         raise MovaError(f"{path}: not a readable picture ({error})") from None
-

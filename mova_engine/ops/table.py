@@ -30,7 +30,13 @@ def _native(name: str) -> Implementation:
 
 def _triton(name: str, folder: str | None = None) -> Implementation:
     """The Triton kernel of an operator, forward and backward."""
-    return Implementation("triton", f"mova_kernels.{folder or name}.triton:{name}", ("cuda",), needs=("triton",))
+    return Implementation(
+        "triton",
+        f"mova_kernels.{folder or name}.triton:{name}",
+        ("cuda", "npu"),
+        needs=("triton",),
+        check="mova_engine.ops.triton_check:compiles_for",
+    )
 
 
 def _compile(name: str) -> Implementation:
@@ -175,7 +181,11 @@ OPERATORS: dict[str, Operator] = {
             reference.quantize_rows_reference,
             cases.row_cases(cases.quantize_rows(factor=False)) + _renamed(cases.quantize_rows(factor=True), "factor"),
             _SLACK,
-            (replace(_triton("quantize_rows"), check=f"{_FP8}:fp8_check"), _compile("quantize_rows")),
+            (
+                # The 910B series has no fp8.
+                replace(_triton("quantize_rows"), devices=("cuda",), check=f"{_FP8}:fp8_check"),
+                _compile("quantize_rows"),
+            ),
         ),
         Operator(
             "fp8_linear",

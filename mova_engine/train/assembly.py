@@ -86,9 +86,7 @@ def check_single(config: TrainConfig) -> None:
             "version: one process trains with --parallel.context-parallel 1"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise MovaError(
-            "one of several processes, but the parallel runtime is not in this version: start one"
-        )
+        raise MovaError("one of several processes, but the parallel runtime is not in this version: start one")
 
 
 def find_resume(config: TrainConfig) -> Path | None:
@@ -101,9 +99,7 @@ def find_resume(config: TrainConfig) -> Path | None:
         return own[-1][1] if own else None
     if config.resume == "none":
         if own:
-            raise MovaError(
-                f"{config.folder} holds a run with checkpoints: give another --out, or remove it"
-            )
+            raise MovaError(f"{config.folder} holds a run with checkpoints: give another --out, or remove it")
         return None
     wanted = Path(config.resume)
     if not wanted.is_dir():

@@ -210,14 +210,17 @@ def checks() -> dict[str, Callable[[], None]]:
     return found | {edge.__name__: edge for edge in (*edges, all_shards_empty)}
 
 
-def main() -> None:
+def main(target: str) -> None:
     from mova_kernels import triton_rows
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    # So few that each has several row tiles to add up, as on a device each has many.
-    triton_rows.PROGRAMS = 3
+    # So few programs that each has several row tiles to add up, as on a device each has many.
+    for tiles in triton_rows.TILES.values():
+        tiles |= {name: tile._replace(sums=3, programs=tile.programs and 3) for name, tile in tiles.items()}
+    if target == "ascend":
+        triton_rows.TILES["nvidia"] = triton_rows.TILES["ascend"]
     results = {}
     for name, check in checks().items():
         try:
@@ -229,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

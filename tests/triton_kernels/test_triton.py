@@ -27,11 +27,11 @@ def _run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(child, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, str]:
-    """What each check found, from one process: Triton decides at import whether it interprets."""
+@pytest.fixture(scope="module", params=["nvidia", pytest.param("ascend", marks=pytest.mark.slow)])
+def interpreted(request) -> dict[str, str]:
+    """What each check found with a target's tiles, from one process: Triton decides at import whether it interprets."""
     path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
-    child = _run(str(PROGRAM), TRITON_INTERPRET="1", PYTHONPATH=path)
+    child = _run(str(PROGRAM), request.param, TRITON_INTERPRET="1", PYTHONPATH=path)
     assert child.returncode == 0, child.stderr[-3000:]
     return json.loads(child.stdout.splitlines()[-1])
 
@@ -49,8 +49,8 @@ def test_every_kernel_compiles_without_spilling(capability):
     child = _run("-m", "mova_kernels.check_triton", "--capability", *capability.split(), TRITON_INTERPRET="0")
     assert child.returncode == 0, child.stdout + child.stderr[-3000:]
     for name in _operators_with_triton():
-        assert f"{name}_fwd_kernel" in child.stdout
-        assert (f"{name}_bwd_kernel" in child.stdout) == bool(OPERATORS[name].differentiable)
+        assert f"{name} forward" in child.stdout
+        assert (f"{name} backward" in child.stdout) == bool(OPERATORS[name].differentiable)
 
 
 @needs_triton
@@ -58,12 +58,11 @@ def test_a_spill_is_reported():
     """A tile far too large for the registers: the report must say so, and the exit status too."""
     code = """
 import sys
-import mova_kernels.layer_norm.triton as kernels
-from mova_kernels import check_triton
+from mova_kernels import check_triton, triton_rows, triton_variants
 
-kernels.ROWS, kernels.COLS = 16, 1024
-calls = check_triton._calls
-check_triton._calls = lambda d, dtype: [call for call in calls(d, dtype) if call[0] == "layer_norm"]
+triton_rows.TILES["nvidia"][""] = triton_rows.TILES["nvidia"][""]._replace(rows=16, cols=1024)
+calls = triton_variants._calls
+triton_variants._calls = lambda d, dtype: [call for call in calls(d, dtype) if call[0] == "layer_norm"]
 sys.exit(check_triton.main(["--capability", "90"]))
 """
     child = _run("-c", code, TRITON_INTERPRET="0")
