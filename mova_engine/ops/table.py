@@ -27,6 +27,12 @@ def _triton(name: str) -> Implementation:
     return Implementation("triton", f"mova_kernels.{name}.triton:{name}", ("cuda",), needs=("triton",))
 
 
+def _npu(module: str, name: str) -> Implementation:
+    """The operator by torch_npu's fused kernels."""
+    target, needs = f"mova_kernels.npu.{module}:{name}", ("torch_npu",)
+    return Implementation("npu", target, ("npu",), needs, check="mova_engine.ops.native_check:npu")
+
+
 def _rows(
     name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
 ) -> Operator:
@@ -35,7 +41,7 @@ def _rows(
         getattr(reference, f"{name}_reference"),
         cases.row_cases(build) + extra,
         _SLACK,
-        (_native(name), _triton(name), *implementations),
+        (_native(name), _triton(name), _npu("norms", name), *implementations),
         tuple(differentiable.split()),
     )
 
@@ -71,7 +77,12 @@ OPERATORS: dict[str, Operator] = {
             extra=_renamed(cases.gate_residual_norm_modulate),
         ),
         Operator(
-            "linear_gelu", reference.linear_gelu_reference, cases.gemm_cases(), _SLACK, (), ("x", "weight", "bias")
+            "linear_gelu",
+            reference.linear_gelu_reference,
+            cases.gemm_cases(),
+            _SLACK,
+            (_npu("linear", "linear_gelu"),),
+            ("x", "weight", "bias"),
         ),
         Operator(
             "lora_linear",
@@ -86,7 +97,7 @@ OPERATORS: dict[str, Operator] = {
             reference.attention_reference,
             cases.attention_cases(),
             _SLACK,
-            (Implementation("sdpa", f"{_HERE}:sdpa", ("cpu", "cuda")),),
+            (Implementation("sdpa", f"{_HERE}:sdpa", ("cpu", "cuda")), _npu("attention", "attention")),
             ("q", "k", "v"),
         ),
         Operator(
@@ -99,6 +110,7 @@ OPERATORS: dict[str, Operator] = {
                 Implementation(
                     "flash-cuda", f"{_HERE}:flash_cuda_lse", ("cuda",), check=f"{_HERE}:flash_cuda_check", dtypes=_HALF
                 ),
+                _npu("attention", "attention_lse"),
             ),
         ),
         Operator(
@@ -115,9 +127,16 @@ OPERATORS: dict[str, Operator] = {
                     check=f"{_HERE}:flash_cuda_check",
                     dtypes=_HALF,
                 ),
+                _npu("attention", "attention_backward"),
             ),
         ),
-        Operator("merge_lse", reference.merge_lse_reference, cases.MERGE_CASES, _SLACK, (_triton("merge_lse"),)),
+        Operator(
+            "merge_lse",
+            reference.merge_lse_reference,
+            cases.MERGE_CASES,
+            _SLACK,
+            (_triton("merge_lse"), _npu("attention", "merge_lse")),
+        ),
         Operator(
             "adamw",
             optim.AdamWReference,
@@ -125,6 +144,7 @@ OPERATORS: dict[str, Operator] = {
             _SLACK,
             (
                 Implementation("fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu")),
+                replace(_npu("optim", "fused_adamw"), name="npu-fused", dtypes=("float32", "float16")),
                 Implementation("foreach", "mova_engine.ops.optim:adamw_foreach"),
             ),
             kind="optimizer",

@@ -63,7 +63,18 @@ def fusion_attention_grad(
     return *back, query.new_empty(0), torch.empty(0)
 
 
+def attention_update(lse: list[Tensor], local_out: list[Tensor], update_type: int) -> tuple[Tensor, Tensor]:
+    """Merge of attentions over disjoint keys: lse each [rows], local_out each [rows, e]."""
+    if len({x.dtype for x in local_out}) > 1 or any(x.dtype != torch.float32 for x in lse):
+        raise RuntimeError("npu_attention_update: lse must be float32, local_out all of one dtype")
+    largest = torch.stack(lse).amax(0)
+    total = largest + torch.log(torch.exp(torch.stack(lse) - largest).sum(0))
+    out = sum(wide(x) * torch.exp(part - total).unsqueeze(-1) for x, part in zip(local_out, lse, strict=True))
+    return out.to(local_out[0].dtype), total if update_type == 1 else total.new_empty(0)
+
+
 OPERATORS = {
+    "npu::npu_attention_update": attention_update,
     "npu::npu_fusion_attention": fusion_attention,
     "npu::npu_fusion_attention_grad": fusion_attention_grad,
 }
