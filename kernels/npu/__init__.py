@@ -12,7 +12,6 @@ for, as it would by PyTorch's own lists; norms, rotations and gates keep the dty
 import torch
 
 _USED = (
-    "npu_add_layer_norm",
     "npu_attention_update",
     "npu_fusion_attention",
     "npu_fusion_attention_grad",

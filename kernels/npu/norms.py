@@ -69,11 +69,10 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
 def gate_residual_norm(
     x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`r = x + gate * y` and its affine LayerNorm; without a gate by `npu_add_layer_norm`."""
-    if gate is None:
-        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-        normed, _, _, r = torch.ops.npu.npu_add_layer_norm(x, y.to(x.dtype), weight, bias, eps, True)
-        return r, normed
+    """`r = x + gate * y` and its affine LayerNorm.
+
+    `npu_add_layer_norm` knows no gate, and in MOVA this norm follows a gated update only.
+    """
     r = gate_residual(x, y, gate)
     return r, layer_norm(r, weight, bias, eps=eps)
 
@@ -83,7 +82,7 @@ def gate_residual_norm_modulate(
 ) -> tuple[Tensor, Tensor]:
     """`r = x + gate * y` and its modulated LayerNorm.
 
-    `npu_add_layer_norm` would serve one sample without a gate, but its backward wants weights in x's dtype, in which
+    Without a gate `npu_add_layer_norm` would serve one sample, but its backward wants weights in x's dtype, in which
     the modulation's gradient would be rounded.
     """
     r = gate_residual(x, y, gate)

@@ -31,30 +31,6 @@ def layer_norm_eval(x: Tensor, normalized_shape, weight=None, bias=None, eps: fl
     return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
 
 
-def add_layer_norm(
-    x1: Tensor, x2: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5, additional_output: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """layer_norm(x1 + x2), mean, rstd, x1 + x2."""
-    x = x1 + x2
-    mean = wide(x).mean(-1, keepdim=True)
-    rstd = torch.rsqrt(wide(x).var(-1, unbiased=False, keepdim=True) + epsilon)
-    y = ((wide(x) - mean) * rstd * wide(gamma) + wide(beta)).to(x.dtype)
-    return y, mean.float(), rstd.float(), x
-
-
-def add_layer_norm_backward(
-    dy: Tensor | None, x1: Tensor, x2: Tensor, rstd: Tensor, mean: Tensor, gamma: Tensor, dsum: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx1, dx2, dgamma, dbeta; the last two in float32."""
-    x = wide(x1 + x2)
-    grad = torch.zeros_like(x) if dy is None else wide(dy)
-    normed, scaled = (x - mean) * rstd, grad * wide(gamma)
-    dx = rstd * (scaled - scaled.mean(-1, keepdim=True) - normed * (scaled * normed).mean(-1, keepdim=True))
-    dx = (dx if dsum is None else dx + wide(dsum)).to(x1.dtype)
-    rows = tuple(range(x.dim() - 1))
-    return dx, dx.clone(), (grad * normed).sum(rows).float(), grad.sum(rows).float()
-
-
 def _turned(x: Tensor, mode: str) -> Tensor:
     if mode == "interleave":
         return torch.stack((-x[..., 1::2], x[..., 0::2]), -1).flatten(-2)
@@ -82,8 +58,6 @@ OPERATORS = {
     "npu::npu_rms_norm": rms_norm,
     "npu::npu_rms_norm_backward": rms_norm_backward,
     "npu::npu_layer_norm_eval": layer_norm_eval,
-    "npu::npu_add_layer_norm": add_layer_norm,
-    "npu::npu_add_layer_norm_backward": add_layer_norm_backward,
     "npu::npu_rotary_mul": rotary_mul,
     "npu::npu_rotary_mul_backward": rotary_mul_backward,
 }
