@@ -6,15 +6,17 @@ ASCEND_VENV ?= .venv-ascend
 TORCH  ?= -r requirements/torch.txt
 RUN    ?= runs/nano
 ARGS   ?=
+NPU    := .venv-npu
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev native cuda nano test sanitize check-ascend-kernels lint clean
+.PHONY: help setup setup-dev setup-npu native cuda nano test test-npu sanitize check-ascend-kernels lint clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
+	@echo "make test-npu   set up .venv-npu with torch_npu, run the tests of the Ascend path on an emulated NPU"
 	@echo "make setup      only the virtual environment $(VENV), with pinned dependencies and the engine in it"
 	@echo "make native     build the C++ library mova_kernels._C, or say why not"
 	@echo "make cuda       build the CUDA library mova_kernels._cuda (CMake and nvcc; no GPU needed)"
@@ -64,6 +66,19 @@ nano: setup
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
+# torch_npu wants an environment of its own: with it installed, torch loads it by itself, which fails without CANN.
+setup-npu: $(NPU)/.mova-npu
+$(NPU)/.mova-npu: requirements/torch.txt requirements/core.txt requirements/npu.txt $(PACKAGE)
+	@test -x $(NPU)/bin/python || $(PYTHON) -m venv $(NPU)
+	@echo "installing the pinned dependencies and torch_npu"
+	@$(NPU)/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) -r requirements/npu.txt
+	@$(NPU)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+NPU_SUITES := tests/ascend tests/ops/test_operators.py tests/backend tests/parity
+test-npu: setup-npu
+	$(NPU)/bin/python tests/ascend/emulate.py --list python -m pytest -n 2 --dist load --device npu $(NPU_SUITES) $(ARGS)
+
 sanitize: setup-dev
 	$(PY) tests/sanitize.py
 
@@ -82,4 +97,4 @@ lint: setup-dev
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf $(VENV) $(ASCEND_VENV) build *.egg-info kernels/_C*.so kernels/_cuda*.so
+	rm -rf $(VENV) $(NPU) $(ASCEND_VENV) build *.egg-info kernels/_C*.so kernels/_cuda*.so

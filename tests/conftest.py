@@ -25,10 +25,10 @@ def _no_gpu() -> str | None:
 
 def _no_npu() -> str | None:
     if importlib.util.find_spec("torch_npu") is None:
-        return "torch_npu is not installed"
-    import torch_npu
+        return "torch_npu is not installed; `make test-npu` runs these on an emulated NPU"
+    from mova_engine.backend import describe_backend
 
-    return None if torch_npu.npu.is_available() else "torch_npu sees no Ascend NPU"
+    return describe_backend("npu").unavailable()
 
 
 def pytest_collection_modifyitems(config, items):

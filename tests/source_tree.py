@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE_FOLDERS = ("mova_engine", "kernels", "csrc", "benchmarks", "examples", "tests")
-SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh")
+SUFFIXES = (".py", ".c", ".cpp", ".h", ".cu", ".cuh")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Why the native kernels cannot serve, asked when operators are bound."""
+"""Why kernels of a device cannot serve, asked when operators are bound."""
 
 from mova_engine.backend import Backend
 
@@ -15,3 +15,10 @@ def cuda(backend: Backend) -> str | None:
     from mova_kernels.cuda import unavailable
 
     return unavailable()
+
+
+def npu(backend: Backend) -> str | None:
+    """The device's own reason, or what this version of its vendor's package lacks."""
+    from mova_kernels.npu import unavailable
+
+    return backend.unavailable() or unavailable()

@@ -84,6 +84,12 @@ def _cuda_cpp(name: str) -> Implementation:
     return Implementation("cuda-cpp", f"mova_kernels.cuda.ops:{name}", ("cuda",), check=check)
 
 
+def _npu(module: str, name: str) -> Implementation:
+    """The operator by torch_npu's fused kernels."""
+    target, needs = f"mova_kernels.npu.{module}:{name}", ("torch_npu",)
+    return Implementation("npu", target, ("npu",), needs, check="mova_engine.ops.native_check:npu")
+
+
 def _rows(
     name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
 ) -> Operator:
@@ -92,7 +98,7 @@ def _rows(
         getattr(reference, f"{name}_reference"),
         cases.row_cases(build) + extra,
         _SLACK,
-        (_native(name), _triton(name), *implementations, _compile(name)),
+        (_native(name), _npu("norms", name), _triton(name), *implementations, _compile(name)),
         tuple(differentiable.split()),
     )
 
@@ -155,6 +161,7 @@ OPERATORS: dict[str, Operator] = {
                 # Without a gradient, but where none is needed nothing is as short.
                 Implementation("epilogue", f"{_LINEAR}:epilogue_gelu", ("cuda",), differentiable=False),
                 _native("linear_gelu"),
+                _npu("linear", "linear_gelu"),
                 _triton("linear_gelu", "bias_gelu"),
                 Implementation(
                     "onednn",
@@ -243,6 +250,7 @@ OPERATORS: dict[str, Operator] = {
                     dtypes=_HALF,
                 ),
                 Implementation("sdpa-math", f"{_ATTENTION}:sdpa_math", ("cpu", "cuda")),
+                _npu("attention", "attention"),
             ),
             ("q", "k", "v"),
         ),
@@ -255,6 +263,7 @@ OPERATORS: dict[str, Operator] = {
                 Implementation("flash", f"{_ATTENTION}:flash_cpu_lse", ("cpu",)),
                 *(_cuda_attention(kernel, "lse") for kernel in ("flash_cuda", "cudnn", "efficient")),
                 *(_flash_attn(version, "_lse") for version in (3, 4, 2)),
+                _npu("attention", "attention_lse"),
             ),
         ),
         Operator(
@@ -266,6 +275,7 @@ OPERATORS: dict[str, Operator] = {
                 Implementation("flash", f"{_ATTENTION}:flash_cpu_backward", ("cpu",)),
                 *(_cuda_attention(kernel, "backward") for kernel in ("flash_cuda", "cudnn", "efficient")),
                 *(_flash_attn(version, "_backward") for version in (3, 4, 2)),
+                _npu("attention", "attention_backward"),
             ),
         ),
         Operator(
@@ -273,7 +283,7 @@ OPERATORS: dict[str, Operator] = {
             reference.merge_lse_reference,
             cases.MERGE_CASES,
             _SLACK,
-            (_triton("merge_lse"), _compile("merge_lse")),
+            (_npu("attention", "merge_lse"), _triton("merge_lse"), _compile("merge_lse")),
         ),
         Operator(
             "adamw",
@@ -282,6 +292,7 @@ OPERATORS: dict[str, Operator] = {
             _SLACK,
             (
                 Implementation("fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu")),
+                replace(_npu("optim", "fused_adamw"), name="npu-fused", dtypes=("float32", "float16")),
                 Implementation("foreach", "mova_engine.ops.optim:adamw_foreach"),
                 _apex("ApexAdamW", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
             ),

@@ -22,14 +22,14 @@ def clips(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small(clips, tmp_path):
+def small(clips, tmp_path, backend):
     """Configurations of runs of a few quick steps: `small(steps=4, optim={"lr": 1e-3})`."""
 
     def make(out: str = "run", **overrides) -> TrainConfig:
         loader = {"batch": 2, "fit": 4, **overrides.pop("loader", {})}
         optim = {"warmup": 2, "ema": 0.9, **overrides.pop("optim", {})}
         log = {"every": 1, "tensorboard": False, **overrides.pop("log", {})}
-        common = {"steps": 4, "data": clips, "out": tmp_path / out, "device": "cpu"}
+        common = {"steps": 4, "data": clips, "out": tmp_path / out, "device": backend.name}
         settings = {**common, "validation": {"every": 0}, **overrides}
         return load_config("nano", loader=loader, optim=optim, log=log, **settings)
 

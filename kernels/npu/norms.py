@@ -1,0 +1,141 @@
+"""Norms, rotary embedding, modulation, gates and GELU on rows of activations.
+
+Shapes: x and y [b, s, d] in float32, bfloat16 or float16; weight and bias [d]; shift, scale and gate [b, d], float32.
+Where torch_npu has no fused operator with a gradient, an autograd function keeps x and y as they came, in their own
+narrow dtype, and computes in float32.
+"""
+
+import torch
+from torch import Tensor
+
+# npu_rotary_mul: batch times heads below the first, head dim below the second and even.
+ROTARY_ROWS, ROTARY_HEAD_DIM = 1000, 896
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """RMSNorm over the last axis by `npu_rms_norm`."""
+    return torch.ops.npu.npu_rms_norm(x, weight.to(x.dtype), eps)[0]
+
+
+def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float, interleaved: bool) -> Tensor:
+    """RMSNorm over all heads by `npu_rms_norm`, then rotary embedding of each by `npu_rotary_mul`.
+
+    cos and sin [s, e/2], rounded to x's dtype as the operator demands. ValueError beyond the operator's limits.
+    """
+    b, s, d = x.shape
+    head_dim = 2 * cos.shape[-1]
+    heads = d // head_dim
+    if head_dim >= ROTARY_HEAD_DIM or heads >= ROTARY_ROWS:
+        raise ValueError(
+            f"npu_rotary_mul takes head dims below {ROTARY_HEAD_DIM} and fewer than {ROTARY_ROWS} heads, got "
+            f"{heads} heads of {head_dim}; the reference takes them"
+        )
+    y = rms_norm(x, weight, eps=eps)
+    cos, sin = (_both_of_a_pair(table.to(x.dtype), interleaved) for table in (cos, sin))
+    # The layout [b, s, h, e] with tables [1, s, 1, e]. Samples beyond the operator's limit become tokens.
+    if b * heads >= ROTARY_ROWS:
+        cos, sin = cos.repeat(b, 1), sin.repeat(b, 1)
+    y = y.view(-1, cos.shape[0], heads, head_dim)
+    tables = (table.view(1, -1, 1, head_dim) for table in (cos, sin))
+    mode = "interleave" if interleaved else "half"
+    return torch.ops.npu.npu_rotary_mul(y, *tables, mode).view(b, s, d)
+
+
+def _both_of_a_pair(table: Tensor, interleaved: bool) -> Tensor:
+    """[s, e/2] -> [s, e]: the entry of both channels of each pair."""
+    return table.repeat_interleave(2, -1) if interleaved else torch.cat((table, table), -1)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    """LayerNorm with weight and bias over the last axis."""
+    return _LayerNorm.apply(x, weight, bias, eps)
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
+    """`layer_norm(x) * (1 + scale) + shift`."""
+    weight = 1 + scale.float()
+    if x.shape[0] == 1:
+        # One sample: the modulation is the norm's own weight and bias, and everything is one kernel.
+        return _LayerNorm.apply(x, weight[0], shift[0], eps)
+    return _LayerNorm.apply(x, weight, shift, eps)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """`gelu(x + bias)` in the tanh form by `npu_gelu`, in float32: the sum is not rounded before."""
+    return torch.ops.npu.npu_gelu(x.float() + bias.float(), approximate="tanh").to(x.dtype)
+
+
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    """`x + gate * y`, or `x + y`."""
+    # The device adds half types in float32 and rounds once.
+    return (x + y).to(x.dtype) if gate is None else _GateResidual.apply(x, y, gate)
+
+
+def gate_residual_norm(
+    x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`r = x + gate * y` and its affine LayerNorm.
+
+    `npu_add_layer_norm` knows no gate, and in MOVA this norm follows a gated update only.
+    """
+    r = gate_residual(x, y, gate)
+    return r, layer_norm(r, weight, bias, eps=eps)
+
+
+def gate_residual_norm_modulate(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`r = x + gate * y` and its modulated LayerNorm.
+
+    Without a gate `npu_add_layer_norm` would serve one sample, but its backward wants weights in x's dtype, in which
+    the modulation's gradient would be rounded.
+    """
+    r = gate_residual(x, y, gate)
+    return r, norm_modulate(r, shift, scale, eps=eps)
+
+
+class _LayerNorm(torch.autograd.Function):
+    """`(x - mean) * rstd * weight + bias` with weight and bias [d], or [b, d]. Keeps x and two statistics a row.
+
+    In float32 by the device's own kernel, which in half types would round the gradients of weight and bias too.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        affine = (weight.float(), bias.float())
+        shared = weight.ndim == 1
+        y, mean, rstd = torch.native_layer_norm(x.float(), x.shape[-1:], *(affine if shared else (None, None)), eps)
+        if not shared:
+            y = torch.addcmul(affine[1].unsqueeze(1), y, affine[0].unsqueeze(1))
+        ctx.save_for_backward(x, mean, rstd, weight, bias)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, weight, bias = ctx.saved_tensors
+        grad, wide = grad.float(), x.float()
+        backward = torch.ops.aten.native_layer_norm_backward
+        if weight.ndim == 1:
+            affine, wanted = (weight.float(), bias.float()), [True, True, True]
+            dx, dweight, dbias = backward(grad, wide, x.shape[-1:], mean, rstd, *affine, wanted)
+        else:
+            dweight, dbias = (grad * (wide - mean) * rstd).sum(1), grad.sum(1)
+            scaled, wanted = grad * weight.float().unsqueeze(1), [True, False, False]
+            dx, _, _ = backward(scaled, wide, x.shape[-1:], mean, rstd, None, None, wanted)
+        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype), None
+
+
+class _GateResidual(torch.autograd.Function):
+    """Keeps y and the gate."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(y, gate)
+        return torch.addcmul(x.float(), y.float(), gate.float().unsqueeze(1)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, gate = ctx.saved_tensors
+        wide = grad.float()
+        dy, dgate = wide * gate.float().unsqueeze(1), (wide * y.float()).sum(1)
+        return grad, dy.to(y.dtype), dgate.to(gate.dtype)

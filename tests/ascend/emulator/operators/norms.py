@@ -1,0 +1,63 @@
+"""Norms and rotary embedding."""
+
+import torch
+from torch import Tensor
+
+from ascend.emulator.operators.gradients import vjp, wide
+
+
+def _last(x: Tensor, gamma: Tensor) -> tuple[int, ...]:
+    return tuple(range(x.dim() - gamma.dim(), x.dim()))
+
+
+def rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """y and rstd; rstd is float32."""
+    if gamma.dtype != x.dtype:
+        raise RuntimeError(f"npu_rms_norm: gamma is {gamma.dtype}, input {x.dtype}")
+    rstd = torch.rsqrt(wide(x).square().mean(_last(x, gamma), keepdim=True) + epsilon)
+    return (wide(x) * rstd * wide(gamma)).to(x.dtype), rstd.float()
+
+
+def rms_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """dx in x's dtype, dgamma in float32."""
+    normed, scaled = wide(x) * rstd, wide(dy) * wide(gamma)
+    dx = rstd * (scaled - normed * (scaled * normed).mean(_last(x, gamma), keepdim=True))
+    rows = tuple(range(x.dim() - gamma.dim()))
+    return dx.to(x.dtype), (wide(dy) * normed).sum(rows).float()
+
+
+def layer_norm_eval(x: Tensor, normalized_shape, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
+    """LayerNorm without a gradient."""
+    return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
+
+
+def _turned(x: Tensor, mode: str) -> Tensor:
+    if mode == "interleave":
+        return torch.stack((-x[..., 1::2], x[..., 0::2]), -1).flatten(-2)
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor, mode: str) -> Tensor:
+    return (wide(cos) * wide(x) + wide(sin) * _turned(wide(x), mode)).to(x.dtype)
+
+
+def rotary_mul(x: Tensor, cos: Tensor, sin: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
+    """`cos * x + sin * turned(x)`."""
+    if rotary_mode not in ("half", "interleave") or rotate is not None:
+        raise RuntimeError(f"npu_rotary_mul: mode {rotary_mode} with rotate {rotate} is not emulated")
+    return _rotary(x, cos, sin, rotary_mode)
+
+
+def rotary_mul_backward(grad: Tensor, x: Tensor, cos: Tensor, sin: Tensor, rotary_mode: str = "half") -> tuple:
+    """Gradients of x, cos and sin."""
+    return vjp(lambda *inputs: _rotary(*inputs, rotary_mode), (x, cos, sin), grad)
+
+
+OPERATORS = {
+    "npu::npu_rms_norm": rms_norm,
+    "npu::npu_rms_norm_backward": rms_norm_backward,
+    "npu::npu_layer_norm_eval": layer_norm_eval,
+    "npu::npu_rotary_mul": rotary_mul,
+    "npu::npu_rotary_mul_backward": rotary_mul_backward,
+}
