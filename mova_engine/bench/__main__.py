@@ -1,12 +1,13 @@
 """`python -m mova_engine.bench SUITE [--device D] [--dtype T] [--json FILE]`: measure operators or a training step."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
 from mova_engine.backend import NAMES, get_backend
-from mova_engine.bench import operators, step
+from mova_engine.bench import campaigns, operators, step
 from mova_engine.bench.results import circumstances, write_result
 from mova_engine.errors import MovaError, run_cli, suggest
 
@@ -16,6 +17,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main(argv: list[str] | None = None) -> int:
     """Run one suite, print its rows, write the result file."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--suite" for word in argv):
+        return campaigns.run(argv, SUITES)
     parser = argparse.ArgumentParser(prog="python -m mova_engine.bench", description=__doc__)
     suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
     for name, module in SUITES.items():

@@ -2,30 +2,13 @@
 
 import json
 import os
-import re
-import socket
 import sys
-from pathlib import Path
 
 from mova_engine.backend.health import NOTE, OK, PROBLEM
 from mova_engine.doctor.examination import Report
+from mova_engine.errors import redact
 
 _COLOURS = {OK: "32", NOTE: "33", PROBLEM: "31"}
-_ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
-_HOMES = re.compile(r"(?:/root|/(?:home|Users)/[^/\s:'\")]+)(?=[/\s:'\")]|$)")
-
-
-def redact(text: str) -> str:
-    """`text` without what tells who and where the user is."""
-    places = {str(Path.cwd()): ".", sys.prefix: "<python>", sys.base_prefix: "<python>", str(Path.home()): "~"}
-    for place, short in sorted(places.items(), key=lambda item: -len(item[0])):
-        if len(place) > 1:
-            text = re.sub(re.escape(place) + r"(?![\w.-])", short, text)
-    text = _ADDRESS.sub("<address>", _HOMES.sub("~", text))
-    host = socket.gethostname()
-    if len(host) > 3 and host != "localhost":
-        text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "<host>", text)
-    return text
 
 
 def _verdict(report: Report) -> str:
