@@ -25,6 +25,8 @@ class Backend:
     collectives: str
     # The package that brings the device to torch, where it is not torch itself.
     vendor_package: str | None = None
+    # Whether it computes in float64; where not, what needs it is computed on the CPU.
+    float64: bool = True
     # The environment variables that its libraries listen to.
     variables: tuple[Variable, ...] = ()
 

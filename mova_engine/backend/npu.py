@@ -20,6 +20,8 @@ class NpuBackend(Backend):
     name = "npu"
     collectives = "hccl"
     vendor_package = "torch_npu"
+    # torch_npu turns float64 into float32 with a warning.
+    float64 = False
     variables = health_npu.VARIABLES
 
     def unavailable(self) -> str | None:

@@ -39,7 +39,7 @@ COMMANDS = {"product": Product(), "impossible": Impossible()}
 MEASUREMENTS = (
     Measurement("impossible"),
     Measurement("product", ("--width", "64"), ("--width", "16"), dtype="float32"),
-    Measurement("product", ("--width", "64"), ("--width", "16"), emulated=False),
+    Measurement("product", ("--width", "64"), rehearsed=False),
 )
 
 
@@ -62,7 +62,8 @@ def test_a_failure_is_written_down_and_the_rest_goes_on(quick, tmp_path, capsys)
     failed, first, second = content["measurements"]
     assert failed["failed"] == "RuntimeError: out of memory at <address>"
     assert (first["rows"][0]["total"], first["dtype"], first["small"]) == (16.0**3, "float32", True)
-    assert second["rows"][0]["width"] == 16 and content["circumstances"]["device"] == "cpu"
+    assert second["left_out"] == "no small shapes: --width 64" and "rows" not in second
+    assert content["circumstances"]["device"] == "cpu"
     assert "failed, and said why: impossible (bfloat16)" in capsys.readouterr().out
 
 
@@ -70,9 +71,7 @@ def test_an_emulated_device_marks_every_row(quick, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(type(get_backend("cpu")), "emulated", lambda self: True)
     _, content = run(tmp_path / "r.json")
     assert content["mark"] == campaigns.EMULATED == "emulated: not a measurement"
-    _, marked, left_out = content["measurements"]
-    assert [row["mark"] for row in marked["rows"]] == [campaigns.EMULATED]
-    assert "too large for an emulated device" in left_out["left_out"] and "rows" not in left_out
+    assert [row["mark"] for row in content["measurements"][1]["rows"]] == [campaigns.EMULATED]
     assert capsys.readouterr().out.startswith(campaigns.EMULATED)
 
 
