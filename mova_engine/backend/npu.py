@@ -57,7 +57,7 @@ class NpuBackend(Backend):
         return health_npu.examine_installation(around)
 
     def versions(self) -> dict[str, str]:
-        return {"CANN": importlib.import_module("torch_npu.npu.utils").get_cann_version(), "SoC": self.describe()}
+        return {"CANN": importlib.import_module("torch_npu.npu.utils").get_cann_version()}
 
     def free_memory(self) -> tuple[int, int]:
         return torch.npu.mem_get_info()

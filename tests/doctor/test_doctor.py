@@ -230,8 +230,8 @@ def test_the_command_with_a_mismatched_torch_npu(machine):
     """torch 2.13 with torch_npu 2.12, as found on the path of a real process: a verdict and its status, no stack."""
     machine.record("torch_npu", "2.12.0", autoload=True)
     machine.module("torch_npu", text="raise ImportError('undefined symbol: _ZN5torch10ValueErrorC1EPKcz')\n")
-    environ = {"PYTHONPATH": os.pathsep.join([str(machine.site), os.environ.get("PYTHONPATH", "")])}
-    child = doctor("--device", "npu", "--json", **environ)
+    path = os.pathsep.join([str(machine.site), os.environ.get("PYTHONPATH", "")])
+    child = doctor("--device", "npu", "--json", PYTHONPATH=path, TORCH_DEVICE_BACKEND_AUTOLOAD="1")
     assert (child.returncode, child.stderr) == (1, "")
     problems = [f["what"] for f in json.loads(child.stdout)["findings"] if f["level"] == PROBLEM]
     assert "`import torch` fails" in problems[0] and "undefined symbol" in problems[0]

@@ -1,5 +1,6 @@
 """Versions that fit and that do not, on machines made of records."""
 
+import re
 import sys
 
 import pytest
@@ -110,6 +111,18 @@ def test_the_table_is_whole():
         assert release(row.torch)[:2] in ASCEND_PYTHON and len(release(row.cann)) >= 2
     assert not set(ASCEND_UNLISTED_CANN) & {row.torch_npu for row in ASCEND}
     assert list(NVIDIA_DRIVER.values()) == sorted(NVIDIA_DRIVER.values())
+
+
+def test_the_page_on_ascend_shows_the_same_table(repo_root):
+    shown = set()
+    for line in (repo_root / "docs" / "ascend.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if re.fullmatch(r"2\.\d+\.\d", cells[0]):
+            for cann, names in zip(("9.1", "9.0.0", "8.5.0", "8.3.RC1"), cells[1:], strict=True):
+                wheels = [name.strip() for name in names.split(",") if name.strip()]
+                full = [cells[0] + name if name.startswith(".") else name for name in wheels]
+                shown |= {(name, cells[0], release(cann)[:2]) for name in full}
+    assert shown == {(row.torch_npu, row.torch, release(row.cann)[:2]) for row in ASCEND}
 
 
 def nvidia(machine, monkeypatch, driver, runtime):
