@@ -37,9 +37,10 @@ class CpuBackend(Backend):
         return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
     def free_memory(self) -> tuple[int, int]:
-        free, whole = (resource.getpagesize() * os.sysconf(name) for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+        whole = resource.getpagesize() * os.sysconf("SC_PHYS_PAGES")
+        free = whole - self.memory_allocated()
         try:
-            # Linux also counts what it would give back: caches of files.
+            # Linux tells what is free and what it would give back.
             lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
             free = int(lines["MemAvailable"].split()[0]) * 1024
             # A container may have less than the machine.

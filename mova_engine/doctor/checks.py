@@ -98,7 +98,8 @@ def examine_import(examination: Examination) -> list[Finding]:
     if not loaded or environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
         return []
     environ = {**environ, "PYTHONPATH": os.pathsep.join(filter(None, packages.path))}
-    child = subprocess.run([sys.executable, "-c", "import torch"], env=environ, capture_output=True, text=True)
+    command = [sys.executable, "-c", "import torch"]
+    child = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     if child.returncode == 0:
         return [Finding(OK, f"`import torch` loads {loaded} too")]
     errors = [line for line in child.stderr.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
