@@ -15,6 +15,7 @@ COMMANDS = {
     "bounce-sync": ("mova_engine.bench.bounce_sync", "measure how well clicks and bounces of generated clips agree"),
     "align": ("mova_engine.data.align", "measure the lag between voice and mouth in talking clips"),
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
+    "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),
     "describe": ("mova_engine.describe", "print a model's parameters and FLOPs per component"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
     "bench": ("mova_engine.bench.__main__", "measure operators, blocks or a training step, checked first; tables"),

@@ -2,8 +2,14 @@
 
 import difflib
 import os
+import re
+import socket
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
+_HOMES = re.compile(r"(?:/root|/(?:home|Users)/[^/\s:'\")]+)(?=[/\s:'\")]|$)")
 
 
 class MovaError(Exception):
@@ -14,6 +20,19 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known name nearest to `name`, or `""` when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def redact(text: str) -> str:
+    """`text` without paths, host names and addresses that tell who and where the user is: for reports to be sent."""
+    places = {str(Path.cwd()): ".", sys.prefix: "<python>", sys.base_prefix: "<python>", str(Path.home()): "~"}
+    for place, short in sorted(places.items(), key=lambda item: -len(item[0])):
+        if len(place) > 1:
+            text = re.sub(re.escape(place) + r"(?![\w.-])", short, text)
+    text = _ADDRESS.sub("<address>", _HOMES.sub("~", text))
+    host = socket.gethostname()
+    if len(host) > 3 and host != "localhost":
+        text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "<host>", text)
+    return text
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mova_engine.backend.health import Finding, Surroundings, Variable
+
 
 @dataclass(frozen=True)
 class PrecisionReport:
@@ -23,6 +25,10 @@ class Backend:
     collectives: str
     # The package that brings the device to torch, where it is not torch itself.
     vendor_package: str | None = None
+    # Whether it computes in float64; where not, what needs it is computed on the CPU.
+    float64: bool = True
+    # The environment variables that its libraries listen to.
+    variables: tuple[Variable, ...] = ()
 
     def unavailable(self) -> str | None:
         """Why this device cannot be used here, with the remedy; None when it can."""
@@ -36,6 +42,22 @@ class Backend:
 
     def describe(self) -> str:
         """The device's own name, for logs and result files."""
+        raise NotImplementedError
+
+    def emulated(self) -> bool:
+        """Whether software stands in for the device, so that timings are no measurements."""
+        return False
+
+    def examine_installation(self, around: Surroundings) -> list[Finding]:
+        """What fits and what does not among the packages and drivers of this device, without loading any of them."""
+        return []
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the vendor's parts as they report them once loaded."""
+        return {}
+
+    def free_memory(self) -> tuple[int, int]:
+        """(free, in all) bytes of the device's memory."""
         raise NotImplementedError
 
     def peak_flops(self, dtype: torch.dtype) -> float | None:

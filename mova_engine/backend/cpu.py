@@ -1,5 +1,6 @@
 """Plain CPUs: the device on which everything can be checked."""
 
+import os
 import platform
 import resource
 import sys
@@ -34,6 +35,21 @@ class CpuBackend(Backend):
         except OSError:
             pass  # not Linux: the platform module's word stands
         return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+    def free_memory(self) -> tuple[int, int]:
+        whole = resource.getpagesize() * os.sysconf("SC_PHYS_PAGES")
+        free = whole - self.memory_allocated()
+        try:
+            # Linux tells what is free and what it would give back.
+            lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+            free = int(lines["MemAvailable"].split()[0]) * 1024
+            # A container may have less than the machine.
+            limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+            if limit != "max":
+                whole, free = min(whole, int(limit)), min(free, int(limit) - int(used))
+        except (OSError, KeyError):
+            pass  # not Linux, or no such limit
+        return free, whole
 
     def memory_allocated(self) -> int:
         try:

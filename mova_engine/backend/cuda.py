@@ -2,7 +2,9 @@
 
 import torch
 
+from mova_engine.backend import health_cuda
 from mova_engine.backend.base import Backend
+from mova_engine.backend.health import Finding, Surroundings
 
 # Dense matrix-product peaks in FLOP/s from NVIDIA's data sheets (SXM parts where both exist), without sparsity.
 _PEAKS = {
@@ -16,6 +18,7 @@ _PEAKS = {
 class CudaBackend(Backend):
     name = "cuda"
     collectives = "nccl"
+    variables = health_cuda.VARIABLES
 
     def unavailable(self) -> str | None:
         if not torch.backends.cuda.is_built():
@@ -28,6 +31,18 @@ class CudaBackend(Backend):
 
     def describe(self) -> str:
         return torch.cuda.get_device_name()
+
+    def examine_installation(self, around: Surroundings) -> list[Finding]:
+        return health_cuda.examine_installation(around)
+
+    def versions(self) -> dict[str, str]:
+        found = {"CUDA runtime": torch.version.cuda, "cuDNN": str(torch.backends.cudnn.version())}
+        if torch.distributed.is_nccl_available():
+            found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+        return found | {"compute capability": ".".join(map(str, torch.cuda.get_device_capability()))}
+
+    def free_memory(self) -> tuple[int, int]:
+        return torch.cuda.mem_get_info()
 
     def peak_flops(self, dtype: torch.dtype) -> float | None:
         name = self.describe()

@@ -9,7 +9,9 @@ import importlib.util
 
 import torch
 
+from mova_engine.backend import health_npu
 from mova_engine.backend.base import Backend
+from mova_engine.backend.health import Finding, Surroundings
 
 # Dense bf16 peak of Atlas A2 parts as the published MOVA runs count it.
 _PEAKS = {"Ascend910B": {torch.bfloat16: 376e12, torch.float16: 376e12}}
@@ -19,6 +21,9 @@ class NpuBackend(Backend):
     name = "npu"
     collectives = "hccl"
     vendor_package = "torch_npu"
+    # torch_npu turns float64 into float32 with a warning.
+    float64 = False
+    variables = health_npu.VARIABLES
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("torch_npu") is None:
@@ -47,6 +52,18 @@ class NpuBackend(Backend):
 
     def describe(self) -> str:
         return torch.npu.get_device_name()
+
+    def emulated(self) -> bool:
+        return health_npu.emulated()
+
+    def examine_installation(self, around: Surroundings) -> list[Finding]:
+        return health_npu.examine_installation(around)
+
+    def versions(self) -> dict[str, str]:
+        return {"CANN": importlib.import_module("torch_npu.npu.utils").get_cann_version()}
+
+    def free_memory(self) -> tuple[int, int]:
+        return torch.npu.mem_get_info()
 
     def peak_flops(self, dtype: torch.dtype) -> float | None:
         name = self.describe()

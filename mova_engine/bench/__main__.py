@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
 
 from mova_engine.backend import NAMES, get_backend
-from mova_engine.bench import compare, report
+from mova_engine.bench import campaigns, compare, report
 from mova_engine.bench.results import write_result
 from mova_engine.bench.sides import DTYPES, parse_dtype
 from mova_engine.bench.suites import SUITES
@@ -19,6 +20,9 @@ READERS = {"report": report, "compare": compare}
 
 def main(argv: list[str] | None = None) -> int:
     """Run one suite, print its rows, write the result file; or read result files."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--suite" for word in argv):
+        return campaigns.run(argv, SUITES)
     parser = argparse.ArgumentParser(prog="python -m mova_engine.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, suite in SUITES.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mova_engine.backend import Backend
+from mova_engine.backend import Backend, get_backend
 from mova_engine.bench.bandwidth import copy_bandwidth
 from mova_engine.bench.baseline import DEFAULT, NAME, bind_baseline
 from mova_engine.bench.memory import peak_above_gradients
@@ -123,14 +123,14 @@ def measure_job(job: Job, small: Job, sides: list[Side], args: argparse.Namespac
 def check_sides(small: Job, sides: list[Side], backend: Backend) -> dict[str, dict[str, Any]]:
     """The worst tensor of each side against the references in float64. Raises MovaError where one is wrong."""
     source = sides[0].dtype
-    references = bind(backend, REFERENCE)
     tensors = small.draw(_generator(backend), backend.device(), source)
 
-    def results_of_references(dtype: torch.dtype) -> Tensors:
-        return small.work(references, convert(tensors, source, dtype)).results()
+    def results_of_references(place: Backend, dtype: torch.dtype) -> Tensors:
+        moved = {name: x.to(place.device()) for name, x in tensors.items()}
+        return small.work(bind(place, REFERENCE), convert(moved, source, dtype)).results()
 
-    truth = results_of_references(torch.float64)
-    own = {dtype: results_of_references(dtype) for dtype in {side.dtype for side in sides}}
+    truth = results_of_references(backend if backend.float64 else get_backend("cpu"), torch.float64)
+    own = {dtype: results_of_references(backend, dtype) for dtype in {side.dtype for side in sides}}
     checks = {}
     for side in sides:
         worst = judge(_run(side, small, tensors, source).results(), truth, own[side.dtype], side.dtype)

@@ -150,7 +150,9 @@ def relative_error(found: Tensor, truth: Tensor, floor: float = 0.0) -> float:
     """|found - truth| / |truth| in the 2-norm, the divisor at least `floor`; infinite where it cannot be compared."""
     if found.shape != truth.shape or not bool(found.isfinite().all()):
         return float("inf")
-    difference, size = (found.double() - truth.double()).norm(), float(truth.double().norm())
+    # Truth may be on the CPU, where the device has no float64.
+    difference = (found.to(truth.device).double() - truth.double()).norm()
+    size = float(truth.double().norm())
     return float(difference) / max(size, floor, torch.finfo(torch.float64).tiny)
 
 

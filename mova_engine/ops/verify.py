@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mova_engine.backend import describe_backend
 from mova_engine.ops.registry import Case, Operator
 
 SEED = 2026
@@ -56,7 +57,7 @@ def verify(
     tensors: dict[str, _Errors] = {}
     for draw in range(DRAWS):
         inputs = case.make(torch.Generator().manual_seed(SEED + draw), device, dtype)
-        truth = run(operator, operator.reference, _converted(inputs, torch.float64), None)
+        truth = run(operator, operator.reference, _exact(inputs, device), None)
         cotangents = {name: x for name, x in truth.items() if name.startswith("cotangent.")}
         expected = run(operator, operator.reference, inputs, cotangents)
         found = run(operator, implementation, inputs, cotangents)
@@ -66,10 +67,13 @@ def verify(
     return [tensors[name].finding(name, operator.slack) for name in sorted(tensors)]
 
 
-def _converted(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _exact(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The inputs in float64, on the CPU where the device has none."""
+    place = device if describe_backend(device.type).float64 else torch.device("cpu")
+
     def convert(x: Any) -> Any:
         if isinstance(x, Tensor):
-            return x.to(dtype) if x.is_floating_point() else x
+            return x.to(place).to(torch.float64) if x.is_floating_point() else x.to(place)
         return [convert(y) for y in x] if isinstance(x, list) else x
 
     return {name: convert(x) for name, x in inputs.items()}
@@ -96,7 +100,7 @@ def _run_function(operator: Operator, function: Callable, inputs: dict, cotangen
             for i, x in enumerate(outputs)
         }
         results |= cotangents
-    total = sum((x * c.to(x.dtype)).sum() for x, c in zip(outputs, cotangents.values(), strict=True))
+    total = sum((x * c.to(x.device, x.dtype)).sum() for x, c in zip(outputs, cotangents.values(), strict=True))
     gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return results | {f"grad.{name}": g for name, g in zip(leaves, gradients, strict=True)}
 

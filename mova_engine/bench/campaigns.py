@@ -1,0 +1,153 @@
+"""`--suite NAME`: a list of measurements, run one after another into one result file to send back.
+
+First the device must compute the right numbers: recorded cases of the reference model where they are at hand, else the
+chosen operators and both towers against the references. Then each measurement runs on its own: one that fails or does
+not fit is written down with its reason, and the rest goes on. The file is written anew after each, so that a run that
+is cut short leaves what it has.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from mova_engine.backend import NAMES, Backend, default_backend, get_backend
+from mova_engine.bench.results import write_result
+from mova_engine.errors import MovaError, redact, suggest
+from mova_engine.ops import OPERATORS, bind
+from mova_engine.parity.builtin import operator_rows, tower_rows
+from mova_engine.parity.case import Machine
+from mova_engine.parity.judge import Row
+from mova_engine.parity.runner import run_folder
+
+EMULATED = "emulated: not a measurement"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
+
+
+class Command(Protocol):
+    """What measures: a subcommand of `python -m mova_engine.bench`."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A subcommand with its options: at MOVA's shapes on a real device, at small ones on a CPU or an emulated device.
+
+    rehearsed False: it has no small shapes, and a CPU or an emulated device would take days for the full ones.
+    """
+
+    command: str
+    full: tuple[str, ...] = ()
+    small: tuple[str, ...] = ()
+    dtype: str = "bfloat16"
+    rehearsed: bool = True
+
+
+_SMALL = ("--model", "nano", "--pairs", "5", "--seconds", "5")
+_360P = ("--model", "mova-360p")
+
+CAMPAIGNS: dict[str, tuple[Measurement, ...]] = {
+    # A single card of 64 GB at 360p: the parts of a step, the step, then each operator by itself, since one whose
+    # check does not fit must not take the others with it.
+    "910a2": (
+        Measurement("chain", (), ("--rows", "256", "--width", "128", "--pairs", "5", "--seconds", "5")),
+        Measurement("block", _360P, _SMALL),
+        Measurement("audio-block", _360P, _SMALL),
+        Measurement("bridge", _360P, _SMALL),
+        Measurement("denoise", _360P, _SMALL),
+        Measurement("stack", _360P, _SMALL),
+        Measurement("step", (*_360P, "--checkpointing", "full"), _SMALL),
+        *(
+            Measurement("operators", ("--op", name, "--seconds", "1"), rehearsed=False)
+            for name, operator in OPERATORS.items()
+            if any(case.size == "bench" for case in operator.cases)
+        ),
+    ),
+}
+
+
+def run(argv: list[str], commands: Mapping[str, Command]) -> int:
+    """Run the campaign that `argv` names; 1 where parity is missed (nothing is measured then), else 0."""
+    parser = argparse.ArgumentParser(prog="python -m mova_engine.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--suite", required=True, help=f"one of {', '.join(CAMPAIGNS)}")
+    parser.add_argument("--device", help=f"one of {', '.join(NAMES)} (default: the best that is present)")
+    parser.add_argument("--json", type=Path, help="the result file (default: SUITE-DEVICE.json)")
+    parser.add_argument("--golden", type=Path, help="recorded cases to reproduce (default: the checkout's, if any)")
+    parser.add_argument("--small", action="store_true", help="small shapes, as on a CPU: to try the command out")
+    args = parser.parse_args(argv)
+    if args.suite not in CAMPAIGNS:
+        raise MovaError(f"unknown suite '{args.suite}'.{suggest(args.suite, CAMPAIGNS)} Known: {', '.join(CAMPAIGNS)}")
+    measurements = CAMPAIGNS[args.suite]
+    unknown = [m.command for m in measurements if m.command not in commands]
+    if unknown:
+        raise MovaError(f"suite {args.suite} needs the command '{unknown[0]}', which this version of the engine lacks")
+    backend = get_backend(args.device) if args.device else default_backend()
+    path = args.json or Path(f"{args.suite}-{backend.name}.json")
+    content: dict[str, Any] = {"load_at_start": os.getloadavg()[0], "emulated": backend.emulated(), "measurements": []}
+    if backend.emulated():
+        content["mark"] = EMULATED
+        print(EMULATED)
+    golden = args.golden or (_GOLDEN if _GOLDEN.is_dir() else None)
+    content["parity"], passed = _parity(backend, golden)
+    small = args.small or backend.emulated() or backend.name == NAMES[0]
+    for measurement in measurements if passed else ():
+        content["measurements"].append(_measure(measurement, commands[measurement.command], backend, small))
+        write_result(path, backend, f"suite {args.suite}", **content)
+    write_result(path, backend, f"suite {args.suite}", **content)
+    failed = [f"{m['command']} ({m['dtype']})" for m in content["measurements"] if "failed" in m]
+    print(
+        f"written to {path}; please send it back" + (f"; failed, and said why: {', '.join(failed)}" if failed else "")
+    )
+    return 0 if passed else 1
+
+
+def _parity(backend: Backend, golden: Path | None) -> tuple[dict[str, Any], bool]:
+    """The verdict and its worst rows, under float32 that means float32."""
+    rows: dict[str, list[Row]] = {}
+    with backend.full_precision():
+        table = bind(backend)
+        if golden is not None:
+            machine = Machine(table, backend.device())
+            rows["recorded cases, float32"] = [row for _, found in run_folder(golden, machine) for row in found]
+        for name, dtype in _DTYPES.items():
+            rows[f"operators, {name}"] = list(operator_rows(backend, dtype))
+            rows[f"towers, {name}"] = tower_rows(backend, table, dtype)
+    verdict = {}
+    for name, found in rows.items():
+        missed = [asdict(row) for row in found if not row.passed]
+        verdict[name] = {"compared": len(found), "missed": missed}
+        print(f"parity, {name}: {len(found)} compared, {len(missed)} missed")
+        for row in missed:
+            print(f"  MISS {row['case']} {row['tensor']}: {row['difference']} of {row['bound']} {row['note']}")
+    return verdict, not any(part["missed"] for part in verdict.values())
+
+
+def _measure(measurement: Measurement, command: Command, backend: Backend, small: bool) -> dict[str, Any]:
+    """One entry of the file: rows, or why there are none."""
+    options = measurement.small if small else measurement.full
+    entry = {"command": measurement.command, "dtype": measurement.dtype, "small": small}
+    if small and not measurement.rehearsed:
+        return entry | {"left_out": f"no small shapes: {' '.join(measurement.full)}"}
+    parser = argparse.ArgumentParser(prog=f"python -m mova_engine.bench {measurement.command}")
+    command.add_arguments(parser)
+    print(f"== {measurement.command} {measurement.dtype} {' '.join(options)}")
+    start = time.monotonic()
+    try:
+        with backend.full_precision():
+            rows = command.run(parser.parse_args(list(options)), backend, _DTYPES[measurement.dtype])
+    except Exception as error:  # of a device that nobody here has: all its failures are worth knowing
+        lines = str(error).strip().splitlines() or [""]
+        entry["failed"] = redact(f"{type(error).__name__}: {lines[0]}")
+        print(f"failed: {entry['failed']}")
+    else:
+        entry["rows"] = [row | {"mark": EMULATED} for row in rows] if backend.emulated() else rows
+    return entry | {"options": list(options), "seconds": round(time.monotonic() - start, 1)}

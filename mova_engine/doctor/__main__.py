@@ -1,0 +1,44 @@
+"""`python -m mova_engine.doctor [--device D] [--json]`: what is wrong with this machine, and what to do about it."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mova_engine.errors import run_cli
+
+_GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Examine and print; 0 when the device can be used, 1 when a problem would stop training on it."""
+    environ = dict(os.environ)
+    if "torch" not in sys.modules:
+        # A device package that does not fit torch breaks `import torch` itself, unless torch is told to load none:
+        # without this the doctor would be ill too.
+        os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    from mova_engine.backend import NAMES, describe_backend
+    from mova_engine.backend.health import Surroundings
+    from mova_engine.doctor.checks import CHECKS, SELF_TEST
+    from mova_engine.doctor.examination import Examination, choose_device, examine
+    from mova_engine.doctor.report import as_json, as_text, wants_colours
+
+    parser = argparse.ArgumentParser(prog="python -m mova_engine.doctor", description=__doc__)
+    parser.add_argument("--device", help=f"one of {', '.join(NAMES)} (default: the best that is present)")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where runs will be written (default: here)")
+    parser.add_argument("--golden", type=Path, help="recorded cases to reproduce (default: the checkout's, if any)")
+    parser.add_argument("--no-self-test", action="store_true", help="look only; compute nothing")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--trace", action="store_true", help="print the stack of checks that fail unexpectedly")
+    args = parser.parse_args(argv)
+    around = Surroundings(environ=environ, folder=args.folder)
+    backend = describe_backend(args.device) if args.device else choose_device(around)
+    golden = args.golden or (_GOLDEN if _GOLDEN.is_dir() else None)
+    checks = CHECKS if args.no_self_test else (*CHECKS, *SELF_TEST)
+    report = examine(Examination(backend, around, golden), checks, trace=args.trace)
+    print(as_json(report) if args.json else as_text(report, colours=wants_colours()))
+    return 0 if report.usable else 1
+
+
+if __name__ == "__main__":
+    run_cli(main)

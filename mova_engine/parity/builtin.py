@@ -1,0 +1,96 @@
+"""Parity without recorded numbers: what the chosen operators compute on a device, against the reference operators.
+
+The rule is that of the operators' tests: truth is the reference in float64 (here on the CPU); the reference in the
+run's own dtype makes some error against it, and the device may make `SLACK` times as much.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mova_engine.backend import Backend, get_backend
+from mova_engine.config import get_preset
+from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.models.mova import Mova
+from mova_engine.ops import OPERATORS, REFERENCE, OpTable, bind, bind_operator
+from mova_engine.ops.verify import verify
+from mova_engine.parity.judge import Row
+
+SLACK = 2.0
+SEED = 2026
+
+
+def operator_rows(backend: Backend, dtype: torch.dtype) -> Iterator[Row]:
+    """A row for each operator that has a chosen implementation: its worst tensor of all small cases.
+
+    Differences are shares of what is allowed, so that every bound is 1.
+    """
+    for operator in OPERATORS.values():
+        function, choice = bind_operator(operator, backend)
+        entry = next((i for i in operator.implementations if i.name == choice.implementation), None)
+        if entry is None or dtype not in entry.torch_dtypes():
+            continue
+        rows = []
+        for case in operator.cases:
+            if case.size == "test":
+                for finding in verify(operator, function, case, backend.device(), dtype):
+                    pairs = ((finding.error, finding.allowed), (finding.worst, finding.worst_allowed))
+                    share = max(error / allowed if allowed else float(error > 0) for error, allowed in pairs)
+                    name = f"{choice.implementation}, {case.name}, {finding.tensor}"
+                    rows.append(Row(operator.name, name, None if finding.note else share, 1.0, finding.note))
+        yield max(rows, key=lambda row: float("inf") if row.difference is None else row.difference)
+
+
+def tower_rows(backend: Backend, ops: OpTable, dtype: torch.dtype) -> list[Row]:
+    """Forward and backward of the nano model with random weights: outputs, and all gradients of each component.
+
+    Differences are root mean squares relative to the truth's; the bound of each is SLACK times what the reference
+    operators differ on the CPU in the same dtype.
+    """
+    cpu = get_backend("cpu").device()
+    plain = bind(get_backend("cpu"), REFERENCE)
+    truth = _run(plain, cpu, torch.float64, rounded=dtype)
+    expected = _run(plain, cpu, dtype, rounded=dtype)
+    found = _run(ops, backend.device(), dtype, rounded=dtype)
+    name = f"nano {str(dtype).removeprefix('torch.')}"
+    rows = []
+    for tensor, exact in truth.items():
+        error, usual = (float((x[tensor] - exact).norm() / exact.norm()) for x in (found, expected))
+        finite = bool(found[tensor].isfinite().all())
+        rows.append(Row(name, tensor, error if finite else None, SLACK * usual, "" if finite else "not finite"))
+    return rows
+
+
+def _run(ops: OpTable, device: torch.device, dtype: torch.dtype, rounded: torch.dtype) -> dict[str, Tensor]:
+    """Outputs and gradients in float64 on the CPU; weights and inputs are first rounded to `rounded`."""
+    config = get_preset("nano")
+    generator = torch.Generator().manual_seed(SEED)
+
+    def draw(*shape: int, scale: float = 1.0, offset: float = 0.0) -> Tensor:
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) * scale + offset
+        return x.to(rounded).to(dtype)
+
+    model = Mova(config, ops, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
+            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(draw(*parameter.shape, scale=fan_in**-0.5 if fan_in > 1 else 0.1, offset=offset))
+    model.to(device)
+    inputs = (
+        draw(1, config.video.in_dim, *config.clip.latent_shape),
+        draw(1, config.audio.in_dim, config.clip.audio_tokens),
+        draw(1, config.text_tokens, config.video.text_dim),
+    )
+    times = torch.tensor([950.0]), torch.tensor([500.0])
+    outputs = dual_tower_forward(
+        model.video_dit, model.audio_dit, model.dual_tower_bridge, *(x.to(device) for x in inputs), *times
+    )
+    cotangents = [draw(*x.shape).to(device) for x in outputs]
+    torch.autograd.backward(outputs, cotangents)
+    results = {f"out.{name}": x.detach().cpu().double() for name, x in zip(("video", "audio"), outputs, strict=True)}
+    for name, component in model.named_children():
+        gradients = [p.grad for p in component.parameters() if p.grad is not None]
+        results[f"grad.{name}"] = torch.cat([g.flatten().cpu().double() for g in gradients])
+    return results
