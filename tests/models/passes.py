@@ -36,11 +36,12 @@ class PassCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         arguments = func._schema.arguments
-        returned = func._schema.returns
-        if any(r.alias_info is not None and not r.alias_info.is_write for r in returned):
-            return result  # a view
         inputs = {t.data_ptr(): t for t in tree_leaves((args, kwargs)) if self._counts(t)}
-        fresh = [] if any(r.alias_info for r in returned) else [t for t in tree_leaves(result) if self._counts(t)]
+        storages = {t.untyped_storage().data_ptr() for t in inputs.values()}
+        made = [
+            t for t in tree_leaves(result) if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in storages
+        ]
+        fresh = [t for t in made if self._counts(t)]
         written = [
             value
             for argument, value in zip(arguments, args, strict=False)
@@ -49,6 +50,8 @@ class PassCounter(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         if name.startswith(_PRODUCTS):
             return result
+        if not made and not written:
+            return result  # a view
         self.outputs += sum(t.numel() * t.element_size() for t in fresh)
         elements = sum(t.numel() for t in (*inputs.values(), *fresh, *written))
         if name.startswith(_GELU):
