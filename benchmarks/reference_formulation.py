@@ -14,6 +14,8 @@ What autograd keeps for the backward is what these operations keep. Signatures, 
 `mova_engine/ops/reference.py`. `OPERATORS` is what `python -m mova_engine.bench` measures against.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,6 +95,20 @@ def lora_linear(
     return F.linear(x, weight, bias) + F.linear(F.linear(x, lora_a), lora_b) * scale
 
 
+def shared_linear(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], again: object = None
+) -> tuple[Tensor, ...]:
+    """Linear layers of one input, one by one; the input is kept for their backward."""
+    return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+
+def feed_forward(
+    x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, again: object = None
+) -> Tensor:
+    """A linear layer, GELU, a linear layer."""
+    return F.linear(linear_gelu(x, up, up_bias), down, down_bias)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """torch's own scaled dot-product attention. q [b, s, h, e], k and v [b, n, h, e]."""
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
@@ -110,6 +126,8 @@ OPERATORS = {
         gate_residual_norm_modulate,
         linear_gelu,
         lora_linear,
+        shared_linear,
+        feed_forward,
         attention,
     )
 }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.config import BridgeConfig
-from mova_engine.models.layers import Linear, NormParameters, Rope, Stream
+from mova_engine.models.layers import Linear, Normed, NormParameters, Rope, Stream, project
 from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
 from mova_engine.ops import OpTable
 
@@ -36,13 +36,15 @@ class InnerAttention(nn.Module):
             return self.ops.rms_norm(x, norm.weight, eps=EPS)
         return self.ops.rms_norm_rope(x, norm.weight, *rope, eps=EPS, interleaved=False)
 
-    def forward(self, x: Tensor, y: Tensor, rope_x: Rope | None, rope_y: Rope | None, trace=None) -> Tensor:
-        """x [b, s, d], y [b, n, other] -> [b, s, d]."""
-        q = self._normed(self.q(x), self.norm_q, rope_x)
-        k = self._normed(self.k(y), self.norm_k, rope_y)
+    def forward(self, x: Tensor, y: Normed, rope_x: Rope | None, rope_y: Rope | None, trace=None) -> Tensor:
+        """x [b, s, d], y of [b, n, other] -> [b, s, d]."""
+        (q,) = project(self.ops, Normed(x), self.q)
+        k, v = project(self.ops, y, self.k, self.v)
+        q = self._normed(q, self.norm_q, rope_x)
+        k = self._normed(k, self.norm_k, rope_y)
         if trace:
             trace("q_rope", q), trace("k_rope", k)
-        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, self.v(y)))
+        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         return self.o(self.ops.attention(*heads).flatten(-2))
 
 

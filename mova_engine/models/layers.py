@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mova_engine.config import TowerConfig
 from mova_engine.ops import OpTable
+from mova_engine.ops.forms import Again
 
 Rope = tuple[Tensor, Tensor]
 
@@ -28,17 +29,28 @@ class Stream(NamedTuple):
         """The stream's value."""
         return self.x if self.y is None else ops.gate_residual(self.x, self.y, self.gate)
 
-    def settle_and_modulate(self, ops: OpTable, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def settle_and_modulate(self, ops: OpTable, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, "Normed"]:
         """(value, its modulated LayerNorm)."""
         if self.y is None:
-            return self.x, ops.norm_modulate(self.x, shift, scale, eps=eps)
-        return ops.gate_residual_norm_modulate(self.x, self.y, self.gate, shift, scale, eps=eps)
+            value, h = self.x, ops.norm_modulate(self.x, shift, scale, eps=eps)
+        else:
+            value, h = ops.gate_residual_norm_modulate(self.x, self.y, self.gate, shift, scale, eps=eps)
+        return value, Normed(h, Again(ops.norm_modulate, (value, shift, scale), {"eps": eps}))
 
-    def settle_and_norm(self, ops: OpTable, norm: "NormParameters", eps: float) -> tuple[Tensor, Tensor]:
+    def settle_and_norm(self, ops: OpTable, norm: "NormParameters", eps: float) -> tuple[Tensor, "Normed"]:
         """(value, its affine LayerNorm)."""
         if self.y is None:
-            return self.x, ops.layer_norm(self.x, norm.weight, norm.bias, eps=eps)
-        return ops.gate_residual_norm(self.x, self.y, self.gate, norm.weight, norm.bias, eps=eps)
+            value, h = self.x, ops.layer_norm(self.x, norm.weight, norm.bias, eps=eps)
+        else:
+            value, h = ops.gate_residual_norm(self.x, self.y, self.gate, norm.weight, norm.bias, eps=eps)
+        return value, Normed(h, Again(ops.layer_norm, (value, norm.weight, norm.bias), {"eps": eps}))
+
+
+class Normed(NamedTuple):
+    """A norm's output x [b, s, d], and how a backward gets it from what the norm keeps anyway (None: it is kept)."""
+
+    x: Tensor
+    again: Again | None = None
 
 
 class NormParameters(nn.Module):
@@ -68,9 +80,14 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x, self.bias)
 
+    @property
+    def plain(self) -> bool:
+        """Neither an adapter nor a weight in fp8."""
+        return self.lora_A is None and self.weight_scale is None
+
     def gelu(self, x: Tensor) -> Tensor:
         """The layer and tanh-GELU. With an adapter or in fp8 the bias waits for GELU's pass, where it costs nothing."""
-        if self.lora_A is None and self.weight_scale is None:
+        if self.plain:
             return self.ops.linear_gelu(x, self.weight, self.bias)
         return self.ops.bias_gelu(self._product(x, None), self.bias)
 
@@ -81,6 +98,14 @@ class Linear(nn.Linear):
         if a is None:
             return nn.functional.linear(x, self.weight, bias)
         return self.ops.lora_linear(x, self.weight, bias, a, b, scale=self.lora_scale)
+
+
+def project(ops: OpTable, inputs: Normed, *layers: Linear) -> tuple[Tensor, ...]:
+    """Several linear layers of one input [b, s, d]."""
+    if all(layer.plain for layer in layers):
+        weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)
+        return ops.shared_linear(inputs.x, weights, biases, inputs.again)
+    return tuple(layer(inputs.x) for layer in layers)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -111,25 +136,28 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (Linear(dim, dim, ops, **factory) for _ in range(4))
         self.norm_q, self.norm_k = (NormParameters(dim, bias=False, **factory) for _ in range(2))
 
-    def forward(self, x: Tensor, rope: Rope, trace=None) -> Tensor:
-        """x [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]."""
+    def forward(self, inputs: Normed, rope: Rope, trace=None) -> Tensor:
+        """inputs of [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]."""
+        q, k, v = project(self.ops, inputs, self.q, self.k, self.v)
         norm_rope = self.ops.rms_norm_rope
-        q = norm_rope(self.q(x), self.norm_q.weight, *rope, eps=self.eps, interleaved=True)
-        k = norm_rope(self.k(x), self.norm_k.weight, *rope, eps=self.eps, interleaved=True)
+        q = norm_rope(q, self.norm_q.weight, *rope, eps=self.eps, interleaved=True)
+        k = norm_rope(k, self.norm_k.weight, *rope, eps=self.eps, interleaved=True)
         if trace:
             trace("q_rope", q), trace("k_rope", k)
-        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, self.v(x)))
+        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         return self.o(self.ops.attention(*heads).flatten(-2))
 
 
 class CrossAttention(SelfAttention):
     """Attention to the text: q and k are normalised, nothing is rotated."""
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [b, s, d], context [b, n, d] -> [b, s, d]."""
-        q = self.ops.rms_norm(self.q(x), self.norm_q.weight, eps=self.eps)
-        k = self.ops.rms_norm(self.k(context), self.norm_k.weight, eps=self.eps)
-        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, self.v(context)))
+    def forward(self, inputs: Normed, context: Tensor) -> Tensor:
+        """inputs of [b, s, d], context [b, n, d] -> [b, s, d]."""
+        (q,) = project(self.ops, inputs, self.q)
+        k, v = project(self.ops, Normed(context), self.k, self.v)
+        q = self.ops.rms_norm(q, self.norm_q.weight, eps=self.eps)
+        k = self.ops.rms_norm(k, self.norm_k.weight, eps=self.eps)
+        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         return self.o(self.ops.attention(*heads).flatten(-2))
 
 
@@ -140,10 +168,13 @@ class FeedForward(nn.Sequential):
         super().__init__(
             Linear(dim, ffn_dim, ops, **factory), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim, ops, **factory)
         )
+        self.ops = ops
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, inputs: Normed) -> Tensor:
         up, _, down = self
-        return down(up.gelu(x))
+        if torch.is_grad_enabled() and up.plain and down.plain:
+            return self.ops.feed_forward(inputs.x, up.weight, up.bias, down.weight, down.bias, inputs.again)
+        return down(up.gelu(inputs.x))
 
 
 class Block(nn.Module):
@@ -167,7 +198,7 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + t_mod).unbind(1)
         x, h = stream.settle_and_modulate(self.ops, shift1, scale1, self.eps)
         if trace:
-            trace("self_attn_in", h)
+            trace("self_attn_in", h.x)
         h = self.self_attn(h, rope, trace)
         if trace:
             trace("self_attn", h)
@@ -194,4 +225,4 @@ class Head(nn.Module):
     def forward(self, stream: Stream, t: Tensor) -> Tensor:
         """stream of [b, s, d], t [b, d] float32 (per sample) -> [b, s, out_dim * patch volume]."""
         shift, scale = (self.modulation.float() + t.unsqueeze(1)).unbind(1)
-        return self.head(stream.settle_and_modulate(self.ops, shift, scale, self.eps)[1])
+        return self.head(stream.settle_and_modulate(self.ops, shift, scale, self.eps)[1].x)

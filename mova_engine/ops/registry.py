@@ -18,6 +18,7 @@ import torch
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError, suggest
+from mova_engine.ops.forms import forms
 
 REFERENCE = "reference"
 
@@ -129,7 +130,9 @@ def resolve(target: str) -> Any:
 
 @dataclass(frozen=True)
 class OpTable:
-    """Every operator bound to one callable: `table.rms_norm(x, weight, eps=1e-6)`. Frozen; pass it to constructors."""
+    """Every operator and form bound to one callable: `table.rms_norm(x, weight, eps=1e-6)`. Frozen; pass it to
+    constructors.
+    """
 
     device: str
     functions: Mapping[str, Callable[..., Any]] = field(repr=False)
@@ -140,11 +143,14 @@ class OpTable:
             object.__setattr__(self, name, function)
 
     def replaced(self, **functions: Callable[..., Any]) -> "OpTable":
-        """A table in which the given operators are wrapped or replaced, e.g. attention by its context-parallel form."""
+        """A table in which the given operators are wrapped or replaced, e.g. attention by its context-parallel form.
+        Forms follow their operators unless they are given too.
+        """
         unknown = [name for name in functions if name not in self.functions]
         if unknown:
             raise MovaError(f"unknown operator '{unknown[0]}'.{suggest(unknown[0], self.functions)}")
-        return OpTable(self.device, {**self.functions, **functions}, self.choices)
+        followed = forms({**self.functions, **functions}) if "bias_gelu" in functions else {}
+        return OpTable(self.device, {**self.functions, **followed, **functions}, self.choices)
 
 
 def bind_operator(
@@ -192,4 +198,6 @@ def bind_operators(
     for name, operator in operators.items():
         functions[name], choice = bind_operator(operator, backend, choices.get(name), training)
         chosen.append(choice)
+    if "bias_gelu" in functions:
+        functions |= forms(functions)
     return OpTable(backend.name, functions, tuple(chosen))
