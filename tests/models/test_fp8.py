@@ -68,7 +68,7 @@ def hold(ffn):
 
 
 def test_the_feed_forward_goes_through_the_table():
-    """With an adapter, and in training, the bias is added in GELU's pass; else product, bias and GELU are one operator."""
+    """With an adapter, and in training, the bias is added in GELU's pass; else all three are one operator."""
     called = []
 
     def watch(table, name):
