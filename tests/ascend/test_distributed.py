@@ -70,4 +70,4 @@ def test_fsdp2_in_bfloat16_stays_close(seen):
 
 
 def test_fused_adamw_refuses_sharded_parameters(seen):
-    assert "does not take DTensor parameters" in seen["refusal"] and "--ops adamw=fused" in seen["refusal"]
+    assert "does not take DTensor parameters" in seen["refusal"] and "AdamW(fused=True)" in seen["refusal"]
