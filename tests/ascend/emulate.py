@@ -59,7 +59,9 @@ def main() -> int:
     if not listing:
         os.execvpe(command[0], command, environment())
     with tempfile.TemporaryDirectory() as folder:
-        status = subprocess.run(command, env={**environment(), "EMU_NPU_EXECUTED": folder}).returncode
+        # Messages of ranks that crash go with the folder.
+        variables = {"EMU_HCCL_FOLDER": folder, **environment(), "EMU_NPU_EXECUTED": folder}
+        status = subprocess.run(command, env=variables).returncode
         list_executed(Path(folder))
     return status
 
