@@ -33,12 +33,12 @@ def environment() -> dict[str, str]:
 
 
 def list_executed(folder: Path) -> None:
-    """Print how often each of torch_npu's own operators ran in all processes."""
+    """Print how often each operator of torch_npu and MindIE-SD ran in all processes."""
     total: Counter[str] = Counter()
     for path in folder.glob("*.json"):
         total.update(json.loads(path.read_text(encoding="utf-8")))
-    own = {name: count for name, count in total.items() if name.startswith("npu::")}
-    print(f"executed by the emulator: {sum(total.values())} calls of {len(total)} operators, of torch_npu's own:")
+    own = {name: count for name, count in total.items() if name.startswith(("npu::", "mindiesd::"))}
+    print(f"executed by the emulator: {sum(total.values())} calls of {len(total)} operators, of Ascend's own:")
     for name, count in sorted(own.items()):
         print(f"  {name:40} {count}")
 

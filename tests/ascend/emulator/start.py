@@ -34,6 +34,13 @@ def install_kernels() -> None:
         atexit.register(lambda: _write(Path(folder), dict(kernel.executed)))
 
 
+def install_mindie_kernels() -> None:
+    """The same for MindIE-SD, after its import."""
+    from ascend.emulator import install
+
+    install.install_mindie()
+
+
 def _write(folder: Path, executed: dict[str, int]) -> None:
     """Leave a process's counts of operators for whoever started it."""
     (folder / f"{os.getpid()}.json").write_text(json.dumps(executed), encoding="utf-8")
