@@ -67,7 +67,7 @@ $(NPU)/.mova-npu: requirements/torch.txt requirements/core.txt requirements/npu.
 
 NPU_SUITES := tests/ascend tests/ops/test_operators.py tests/backend tests/parity
 test-npu: setup-npu
-	$(NPU)/bin/python tests/ascend/emulate.py --list python -m pytest -n 2 --dist load --device npu $(NPU_SUITES) $(ARGS)
+	$(NPU)/bin/python tests/ascend/emulate.py --list python -m pytest -n 2 --dist loadgroup --device npu $(NPU_SUITES) $(ARGS)
 
 lint: setup-dev
 	$(PY) -m ruff check .

@@ -12,7 +12,8 @@ import torch
 
 RANKS = 4
 WORKER = Path(__file__).parent / "distributed_worker.py"
-pytestmark = pytest.mark.npu
+# One group: the ranks run once, not once in each of the runner's processes.
+pytestmark = [pytest.mark.npu, pytest.mark.xdist_group("ranks")]
 
 
 def _free_port() -> int:
