@@ -77,7 +77,7 @@ $(NPU)/.mova-npu: requirements/torch.txt requirements/core.txt requirements/npu.
 
 NPU_SUITES := tests/ascend tests/ops/test_operators.py tests/backend tests/parity tests/doctor
 test-npu: setup-npu
-	$(NPU)/bin/python tests/ascend/emulate.py --list python -m pytest -n 2 --dist load --device npu $(NPU_SUITES) $(ARGS)
+	$(NPU)/bin/python tests/ascend/emulate.py --list python -m pytest -n 2 --dist loadgroup --device npu $(NPU_SUITES) $(ARGS)
 
 sanitize: setup-dev
 	$(PY) tests/sanitize.py

@@ -10,7 +10,7 @@ import torch
 
 # Weights and gradients point into the optimizer's blocks without owning them, and outlive it: the blocks stay.
 _BLOCKS: list[torch.Tensor] = []
-REMEDY = "torch's own fused step takes it: --ops adamw=fused"
+_REMEDY = "torch.optim.AdamW(fused=True) takes it"
 
 
 def fused_adamw(
@@ -24,7 +24,7 @@ def fused_adamw(
     if any(
         isinstance(p, DTensor) for group in groups for p in (group["params"] if isinstance(group, dict) else [group])
     ):
-        raise TypeError(f"NpuFusedAdamW does not take DTensor parameters (FSDP2); {REMEDY}")
+        raise TypeError(f"NpuFusedAdamW does not take DTensor parameters (FSDP2); {_REMEDY}")
     return _guarded(torch_npu.optim.NpuFusedAdamW)(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
@@ -50,7 +50,7 @@ def _guarded(base: type) -> type:
                 _BLOCKS.extend(block for block in blocks if block is not None)
                 return
             if {id(p) for p in trained} != self._slots.keys():
-                raise RuntimeError(f"NpuFusedAdamW wants gradients of the same weights in every step; {REMEDY}")
+                raise RuntimeError(f"NpuFusedAdamW wants gradients of the same weights in every step; {_REMEDY}")
             for p in trained:
                 slot = self._slots[id(p)]
                 if p.grad is not slot:

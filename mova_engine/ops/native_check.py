@@ -22,3 +22,10 @@ def npu(backend: Backend) -> str | None:
     from mova_kernels.npu import unavailable
 
     return backend.unavailable() or unavailable()
+
+
+def mindie(backend: Backend) -> str | None:
+    """The device's own reason, or MindIE-SD's."""
+    from mova_kernels.npu.mindie import unavailable
+
+    return backend.unavailable() or unavailable()

@@ -90,15 +90,30 @@ def _npu(module: str, name: str) -> Implementation:
     return Implementation("npu", target, ("npu",), needs, check="mova_engine.ops.native_check:npu")
 
 
+# Ascend's inference library, without gradients, where it is installed.
+_MINDIE = {
+    name: Implementation(
+        "mindie",
+        f"mova_kernels.npu.mindie:{name}",
+        ("npu",),
+        ("mindiesd",),
+        check="mova_engine.ops.native_check:mindie",
+        differentiable=False,
+    )
+    for name in ("norm_modulate", "gate_residual_norm_modulate")
+}
+
+
 def _rows(
     name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
 ) -> Operator:
+    inference = (_MINDIE[name],) if name in _MINDIE else ()
     return Operator(
         name,
         getattr(reference, f"{name}_reference"),
         cases.row_cases(build) + extra,
         _SLACK,
-        (_native(name), _npu("norms", name), _triton(name), *implementations, _compile(name)),
+        (_native(name), *inference, _npu("norms", name), _triton(name), *implementations, _compile(name)),
         tuple(differentiable.split()),
     )
 

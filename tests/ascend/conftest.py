@@ -2,8 +2,16 @@
 
 import collections
 import sys
+from collections.abc import Iterator
 
 import pytest
+
+
+def pytest_sessionfinish():
+    """The runner's processes may be ended before Python's own end: counts of operators are left here."""
+    start = sys.modules.get("ascend.emulator.start")
+    if start is not None:
+        start.leave_counts()
 
 
 @pytest.fixture(scope="session")
@@ -15,10 +23,12 @@ def npu():
 
 
 @pytest.fixture
-def executed() -> collections.Counter:
-    """The emulator's counts of operators, emptied; skips on real hardware, which keeps none."""
+def executed() -> Iterator[collections.Counter]:
+    """The emulator's counts of operators, emptied for one test; skips on real hardware, which keeps none."""
     kernel = sys.modules.get("ascend.emulator.kernel")
     if kernel is None:
         pytest.skip("only the emulator counts operators")
+    before = kernel.executed.copy()
     kernel.executed.clear()
-    return kernel.executed
+    yield kernel.executed
+    kernel.executed.update(before)

@@ -33,12 +33,12 @@ def environment() -> dict[str, str]:
 
 
 def list_executed(folder: Path) -> None:
-    """Print how often each of torch_npu's own operators ran in all processes."""
+    """Print how often each operator of torch_npu and MindIE-SD ran in all processes."""
     total: Counter[str] = Counter()
     for path in folder.glob("*.json"):
         total.update(json.loads(path.read_text(encoding="utf-8")))
-    own = {name: count for name, count in total.items() if name.startswith("npu::")}
-    print(f"executed by the emulator: {sum(total.values())} calls of {len(total)} operators, of torch_npu's own:")
+    own = {name: count for name, count in total.items() if name.startswith(("npu::", "mindiesd::"))}
+    print(f"executed by the emulator: {sum(total.values())} calls of {len(total)} operators, of Ascend's own:")
     for name, count in sorted(own.items()):
         print(f"  {name:40} {count}")
 
@@ -59,7 +59,9 @@ def main() -> int:
     if not listing:
         os.execvpe(command[0], command, environment())
     with tempfile.TemporaryDirectory() as folder:
-        status = subprocess.run(command, env={**environment(), "EMU_NPU_EXECUTED": folder}).returncode
+        # Messages of ranks that crash go with the folder.
+        variables = {"EMU_HCCL_FOLDER": folder, **environment(), "EMU_NPU_EXECUTED": folder}
+        status = subprocess.run(command, env=variables).returncode
         list_executed(Path(folder))
     return status
 

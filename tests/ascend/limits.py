@@ -1,6 +1,7 @@
 """What Ascend's documentation demands of the operators that we call, as a table, and a mode that holds calls to it.
 
-Source: the documentation in torch_npu 2.13.0 (`torch_npu/_op_plugin_docs.py`), and CANN's of aclnnAttentionUpdate. The
+Source: the documentation in torch_npu 2.13.0 (`torch_npu/_op_plugin_docs.py`), and CANN's of aclnnAttentionUpdate
+and aclnnAdaLayerNorm. The
 package's own schemas and shape functions judge the rest when calls are made on fake tensors.
 """
 
@@ -127,6 +128,14 @@ def _attention_update(lse: list[Tensor], local_out: list[Tensor], update_type: i
             yield "not contiguous"
 
 
+def _ada_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, epsilon: float = 1e-5) -> Violations:
+    b, _, d = x.shape
+    if x.dtype not in FLOATS or not x.dtype == scale.dtype == shift.dtype:
+        yield f"dtypes {x.dtype}, {scale.dtype}, {shift.dtype}"
+    if scale.shape != (b, d) or shift.shape != (b, d):
+        yield f"shapes {list(x.shape)}, {list(scale.shape)}, {list(shift.shape)}"
+
+
 LIMITS: dict[str, Callable[..., Violations]] = {
     "npu::npu_rms_norm": _rms_norm,
     "npu::npu_rms_norm_backward": _rms_norm_backward,
@@ -137,6 +146,7 @@ LIMITS: dict[str, Callable[..., Violations]] = {
     "npu::npu_fusion_attention": _attention,
     "npu::npu_fusion_attention_grad": _attention_grad,
     "npu::npu_attention_update": _attention_update,
+    "mindiesd::adaln": _ada_layer_norm,
 }
 
 
@@ -152,7 +162,7 @@ def _given(operator, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 class Limits(TorchDispatchMode):
-    """Within the block every `npu::` call is looked up and checked; `calls` counts them by name."""
+    """Within the block every `npu::` and `mindiesd::` call is looked up and checked; `calls` counts them by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +170,7 @@ class Limits(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         name, kwargs = operator._schema.name, kwargs or {}
-        if name.startswith("npu::"):
+        if name.startswith(("npu::", "mindiesd::")):
             self.calls[name] = self.calls.get(name, 0) + 1
             check = LIMITS.get(name)
             if check is None:

@@ -17,7 +17,7 @@ from mova_engine.config import get_preset
 from mova_engine.models import rope
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
-from mova_engine.ops import OPERATORS, OpTable, bind
+from mova_engine.ops import OPERATORS, OpTable, bind, bind_operator
 from mova_engine.ops.verify import verify
 
 pytestmark = pytest.mark.npu
@@ -153,6 +153,21 @@ def test_attention_of_a_shard(limits, ops, preset, shards, dtype):
         outs, lses = torch.stack([out.detach()] * shards), torch.stack([lse] * shards)
         merged, total = ops.merge_lse(outs, lses)
         assert merged.shape == q.shape and merged.dtype == wanted and total.shape == lse.shape
+
+
+@SHARDED
+@EACH_PRESET
+@EACH_DTYPE
+def test_inference_operators_of_mindie(limits, npu, preset, shards, dtype):
+    make, choice = bind_operator(OPERATORS["gate_residual_norm_modulate"], npu, training=False)
+    if choice.implementation != "mindie":
+        pytest.skip(dict(choice.refused)["mindie"])
+    for s, heads in _rows(preset, shards).values():
+        x = _tensor(1, s, 128 * heads, dtype=DTYPES[dtype])
+        vector = _tensor(1, 128 * heads, dtype=torch.float32)
+        r, normed = make(x, x, vector, vector, vector, eps=1e-6)
+        assert r.shape == normed.shape == x.shape and normed.dtype == x.dtype
+    assert limits.calls == {"mindiesd::adaln": 2}
 
 
 def test_what_no_layout_can_serve_is_refused_with_the_way_out(limits, ops):

@@ -1,12 +1,14 @@
 """What the operator suite does not ask of `mova_kernels.npu`: autocast, saved memory, guards of NpuFusedAdamW."""
 
+import sys
+
 import pytest
 import torch
 
 from mova_engine.ops import OPERATORS, bind, bind_operator
 from mova_engine.ops.optim import clip_grad_norm_reference
 from mova_engine.ops.verify import verify
-from mova_kernels.npu import norms
+from mova_kernels.npu import mindie, norms
 
 pytestmark = pytest.mark.npu
 ADAMW = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1}
@@ -70,6 +72,18 @@ def test_modulation_keeps_only_narrow_activations(ops, draw):
     assert all(t.dtype == torch.bfloat16 for t in saved if t.numel() == x.numel())
 
 
+def test_mindie_serves_inference_only(npu):
+    chosen = {choice.operator: choice for choice in bind(npu).choices}
+    for name in ("norm_modulate", "gate_residual_norm_modulate"):
+        assert chosen[name].implementation == "npu"
+        assert "has no gradient" in dict(chosen[name].refused)["mindie"]
+
+
+def test_a_mindie_that_does_not_import_is_a_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mindiesd", None)
+    assert mindie.unavailable().startswith("mindiesd does not import (import of mindiesd halted")
+
+
 @pytest.fixture
 def npu_fused(npu):
     """(weights, an NpuFusedAdamW of them)."""
@@ -102,5 +116,5 @@ def test_gradients_of_other_weights_are_refused(npu_fused):
     optimizer.step()
     _set_gradients(weights)
     weights[0].grad = None
-    with pytest.raises(RuntimeError, match="same weights in every step.*--ops adamw=fused"):
+    with pytest.raises(RuntimeError, match=r"same weights in every step; torch.optim.AdamW\(fused=True\) takes it"):
         optimizer.step()

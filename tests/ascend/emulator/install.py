@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ascend.emulator.kernel import Kernel, executed
 from ascend.emulator.memory import CPU, DEVICE, current_device, on_cpu, on_device
-from ascend.emulator.operators import NPU_OPERATORS
+from ascend.emulator.operators import MINDIE_OPERATORS, NPU_OPERATORS
 
 # torch_npu's own host code does these without a kernel.
 _NATIVE = {
@@ -98,6 +98,12 @@ def install() -> None:
             decomposed = _decomposition(_operator(f"aten::{name}"))
             for key in ("AutogradPrivateUse1", "PrivateUse1"):
                 _register(f"aten::{name}", decomposed, key)
+
+
+def install_mindie() -> None:
+    """The same for MindIE-SD's operators, which its import registers."""
+    for name, function in MINDIE_OPERATORS.items():
+        _register(name, _plain(Kernel(name, _operator(name), function)))
 
 
 def _runs_on_cpu(name: str) -> bool:

@@ -24,16 +24,25 @@ def install_kernels() -> None:
     """Let every operator that torch_npu registered compute on the CPU; say in the device's name what it is."""
     import torch
 
-    from ascend.emulator import install, kernel, legacy
+    from ascend.emulator import install, legacy
 
     install.install()
     legacy.install(str(built()[0]))
     torch.npu.get_device_name = lambda device=None: DEVICE_NAME
+    atexit.register(leave_counts)
+
+
+def install_mindie_kernels() -> None:
+    """The same for MindIE-SD, after its import."""
+    from ascend.emulator import install
+
+    install.install_mindie()
+
+
+def leave_counts() -> None:
+    """Write this process's counts of operators into the folder that EMU_NPU_EXECUTED names, where it does."""
+    from ascend.emulator.kernel import executed
+
     folder = os.environ.get("EMU_NPU_EXECUTED")
-    if folder:
-        atexit.register(lambda: _write(Path(folder), dict(kernel.executed)))
-
-
-def _write(folder: Path, executed: dict[str, int]) -> None:
-    """Leave a process's counts of operators for whoever started it."""
-    (folder / f"{os.getpid()}.json").write_text(json.dumps(executed), encoding="utf-8")
+    if folder and executed:
+        (Path(folder) / f"{os.getpid()}.json").write_text(json.dumps(executed), encoding="utf-8")

@@ -61,3 +61,14 @@ OPERATORS = {
     "npu::npu_rotary_mul": rotary_mul,
     "npu::npu_rotary_mul_backward": rotary_mul_backward,
 }
+
+
+def ada_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, weight=None, bias=None, epsilon: float = 1e-5) -> Tensor:
+    """`layer_norm(x) * (1 + scale) + shift`; scale and shift [b, d] in x's dtype."""
+    if not x.dtype == scale.dtype == shift.dtype:
+        raise RuntimeError(f"adaln: dtypes {x.dtype}, {scale.dtype}, {shift.dtype}")
+    normed = torch.nn.functional.layer_norm(wide(x), x.shape[-1:], weight, bias, epsilon)
+    return (normed * (1 + wide(scale).unsqueeze(1)) + wide(shift).unsqueeze(1)).to(x.dtype)
+
+
+MINDIE = {"mindiesd::adaln": ada_layer_norm}
