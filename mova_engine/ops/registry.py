@@ -18,8 +18,12 @@ import torch
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError, suggest
+from mova_engine.ops.recall import keeping
 
 REFERENCE = "reference"
+# Attention under a second name, where its place in the model decides how it is computed by several processes or under
+# checkpointing: the video tower's self-attention, and the bridge's attention from audio to video tokens.
+ROLES = ("video_attention", "video_to_audio_attention")
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,9 @@ def resolve(target: str) -> Any:
 
 @dataclass(frozen=True)
 class OpTable:
-    """Every operator bound to one callable: `table.rms_norm(x, weight, eps=1e-6)`. Frozen; pass it to constructors."""
+    """Every operator and role bound to one callable: `table.rms_norm(x, weight, eps=1e-6)`. Frozen; pass it to
+    constructors.
+    """
 
     device: str
     functions: Mapping[str, Callable[..., Any]] = field(repr=False)
@@ -125,11 +131,24 @@ class OpTable:
             object.__setattr__(self, name, function)
 
     def replaced(self, **functions: Callable[..., Any]) -> "OpTable":
-        """A table in which the given operators are wrapped or replaced, e.g. attention by its context-parallel form."""
+        """A table in which the given operators or roles are wrapped or replaced, e.g. a role of attention by its
+        context-parallel form. Roles follow their operators unless they are given too.
+        """
         unknown = [name for name in functions if name not in self.functions]
         if unknown:
             raise MovaError(f"unknown operator '{unknown[0]}'.{suggest(unknown[0], self.functions)}")
-        return OpTable(self.device, {**self.functions, **functions}, self.choices)
+        followed = _roles({**self.functions, **functions}) if _ATTENTIONS & functions.keys() else {}
+        return OpTable(self.device, {**self.functions, **followed, **functions}, self.choices)
+
+
+_ATTENTIONS = {"attention", "attention_lse", "attention_backward"}
+
+
+def _roles(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """What the roles are in one process."""
+    attention = functions["attention"]
+    kept = keeping(attention, functions["attention_lse"], functions["attention_backward"])
+    return dict(zip(ROLES, (kept, attention), strict=True))
 
 
 def bind_operator(
@@ -175,4 +194,6 @@ def bind_operators(
     for name, operator in operators.items():
         functions[name], choice = bind_operator(operator, backend, choices.get(name), training)
         chosen.append(choice)
+    if functions.keys() >= _ATTENTIONS:
+        functions |= _roles(functions)
     return OpTable(backend.name, functions, tuple(chosen))
