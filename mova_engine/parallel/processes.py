@@ -1,0 +1,106 @@
+"""The processes of a run: torchrun's environment, the process group, each rank's place in the mesh."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from mova_engine.backend import Backend
+from mova_engine.errors import MovaError
+from mova_engine.parallel.collectives import Group
+from mova_engine.parallel.context import ContextParallel
+from mova_engine.parallel.mesh import DIMENSIONS, MeshShape
+
+# What torchrun sets on every machine, and what another launcher must set too.
+_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process's number among all, on its machine, and how many there are."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+
+
+def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
+    """What the launcher says (environment: default the process's own); one process where there was none.
+
+    Raises MovaError for an environment that names some of the variables only.
+    """
+    environment = os.environ if environment is None else environment
+    if "WORLD_SIZE" not in environment and "RANK" not in environment:
+        return Launch()
+    missing = [name for name in _NEEDED if name not in environment]
+    if missing:
+        raise MovaError(
+            f"one of several processes, but {', '.join(missing)} is not set: start them with torchrun, which sets "
+            f"{', '.join(_NEEDED)}"
+        )
+    try:
+        launch = Launch(*(int(environment[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    except ValueError as error:
+        raise MovaError(f"RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers: {error}") from error
+    if not 0 <= launch.rank < launch.world:
+        raise MovaError(f"RANK is {launch.rank} of WORLD_SIZE {launch.world}")
+    return launch
+
+
+@dataclass
+class Processes:
+    """This process's place: `context` says which tokens of a clip are its own (None: all), data_rank of `shape`'s
+    data_parallel groups which clips.
+    """
+
+    launch: Launch = field(default_factory=Launch)
+    shape: MeshShape = field(default_factory=MeshShape)
+    device_mesh: DeviceMesh | None = None
+    context: ContextParallel | None = None
+    data_rank: int = 0
+    everyone: Group = field(default_factory=Group)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process logs and writes."""
+        return self.launch.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.everyone.all_reduce(torch.zeros(1))
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.device_mesh is not None:
+            dist.destroy_process_group()
+
+
+def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_s: float = 600.0) -> Processes:
+    """Join the process group and build the mesh. One process joins nothing.
+
+    timeout_s: after which a rank that waits for another in vain gives up. Raises MovaError where they do not meet.
+    """
+    if launch.world != shape.world:
+        raise MovaError(f"the mesh {shape} is of {shape.world} processes, but {launch.world} were started")
+    if launch.world == 1:
+        return Processes(launch, shape)
+    backend.use_device(launch.local_rank)
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        dist.init_process_group(backend.collectives, timeout=timeout, rank=launch.rank, world_size=launch.world)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise MovaError(
+            f"rank {launch.rank} of {launch.world} did not meet the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} within {timeout_s:.0f} s: {first}"
+        ) from error
+    mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
+    sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
+    clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
+    groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
+    context = ContextParallel(*groups) if shape.context_parallel > 1 else None
+    return Processes(launch, shape, mesh, context, clips.get_local_rank(), Group(dist.group.WORLD))
