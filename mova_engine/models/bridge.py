@@ -141,8 +141,8 @@ class Bridge(nn.Module):
         device: torch.device,
         sharding: Sharding = WHOLE,
     ) -> tuple[Rope, Rope] | None:
-        """(video, audio) rotary tables on the common time axis, the video's of the sharding's own tokens; None where the
-        configuration has no cross RoPE.
+        """(video, audio) rotary tables on the common time axis, the video's of the sharding's own tokens; None without
+        cross RoPE.
         """
         config = self.config
         if not config.apply_cross_rope:

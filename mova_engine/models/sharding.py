@@ -1,5 +1,5 @@
-"""Which of a clip's video tokens this process computes. Models ask a `Sharding`; here is the one that leaves nothing out,
-`mova_engine.parallel.context` has the one that shares a clip among processes.
+"""Which of a clip's video tokens this process computes. Models ask a `Sharding`; here is the one that leaves nothing
+out, and a layer further down has the one that shares a clip among processes.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +24,10 @@ class Sharding:
         (zeros in training, where each process takes the loss on its own tokens).
         """
         return own
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum of all processes' shares of x."""
+        return x
 
     def running(self, total: int) -> AbstractContextManager:
         """Around everything that works on a video of `total` tokens, also around its recomputation."""

@@ -55,8 +55,8 @@ class VideoDiT(Tower):
         return video_rope(grid, self.config.head_dim, device)
 
     def own_latents(self, shape: tuple[int, ...], sharding: Sharding, device: torch.device) -> Tensor | None:
-        """1 where a latent of [b, c, t, h, w] belongs to the sharding's own tokens, else 0: [1, 1, t, h, w] float32; None
-        where all do.
+        """1 where a latent of [b, c, t, h, w] belongs to the sharding's own tokens and 0 elsewhere, float32
+        [1, 1, t, h, w]; None where all do.
         """
         if sharding.size == 1:
             return None

@@ -1,8 +1,8 @@
 """What checkpointing need not compute again: results that a recomputed region keeps, and attention that uses them.
 
 A region run under `Recall.contexts` (the `context_fn` of torch.utils.checkpoint) computes as ever and puts the results
-that operators offer through `kept` aside; when the backward pass recomputes the region, `kept` hands them out in the same
-order instead of computing. Operators know neither region nor policy: they name what they offer.
+that operators offer through `kept` aside; when the backward pass recomputes the region, `kept` hands them out in the
+same order instead of computing. Operators know neither region nor policy: they name what they offer.
 
     "attention"   output and log-sum-exp of an attention
     "exchange"    q, k, v after the exchange between the ranks of a context-parallel group

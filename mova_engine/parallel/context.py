@@ -56,6 +56,9 @@ class ContextParallel(Sharding):
         before = sum(lengths[: self.rank])
         return F.pad(own, (0, 0, before, total - before - lengths[self.rank]))
 
+    def summed(self, x: Tensor) -> Tensor:
+        return self.whole.all_reduce(x.clone())
+
     @contextmanager
     def running(self, total: int) -> Iterator[None]:
         before = self._lengths.set(lengths_of(total, self.size))
@@ -65,8 +68,8 @@ class ContextParallel(Sharding):
             self._lengths.reset(before)
 
     def operators(self, ops: OpTable) -> OpTable:
-        """`ops` with the roles of attention that this group shares. Where no forward is running under this sharding they
-        are what they were.
+        """`ops` with the roles of attention that this group shares. Where no forward runs under this sharding, they are
+        what they were.
         """
         parts = ops.attention_lse, ops.attention_backward
         inner = ops.video_attention if self.ring.size == 1 else ring(*parts, ops.merge_lse, self.ring, self._blocks)

@@ -45,7 +45,9 @@ class MeshShape:
         return self.dp_replicate * self.dp_shard
 
     def __str__(self) -> str:
-        return " x ".join(f"{name} {size}" for name, size in zip(DIMENSIONS, self.sizes, strict=True) if size > 1) or "1"
+        return (
+            " x ".join(f"{name} {size}" for name, size in zip(DIMENSIONS, self.sizes, strict=True) if size > 1) or "1"
+        )
 
 
 def choose_mesh(
@@ -59,7 +61,7 @@ def choose_mesh(
 ) -> MeshShape:
     """The mesh of `world` processes for a video tower of `heads` heads.
 
-    ulysses None: the largest divisor of context_parallel that divides the heads; the rest of context_parallel is a ring.
+    ulysses None: the largest divisor of context_parallel that divides the heads; what remains of that is a ring.
     What other dimensions leave of the world shards the model (dp_shard). Raises MovaError that names the number which
     does not divide, and proposes the nearest meshes.
     """

@@ -1,7 +1,8 @@
 """The processes of a run: torchrun's environment, the process group, each rank's place in the mesh."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -11,12 +12,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
+from mova_engine.models.sharding import WHOLE, Sharding
+from mova_engine.ops import OpTable
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.mesh import DIMENSIONS, MeshShape
 
 # What torchrun sets on every machine, and what another launcher must set too.
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# How long the others wait while one process encodes a data set, saves or samples.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,35 @@ class Processes:
     context: ContextParallel | None = None
     data_rank: int = 0
     everyone: Group = field(default_factory=Group)
+    # On the CPU and with time: for what one process does alone while the others wait.
+    patient: Group = field(default_factory=Group)
 
     @property
     def is_first(self) -> bool:
         """Whether this process logs and writes."""
         return self.launch.rank == 0
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        self.everyone.all_reduce(torch.zeros(1))
+    @property
+    def sharding(self) -> Sharding:
+        """Which tokens of a clip are this process's own."""
+        return WHOLE if self.context is None else self.context
+
+    def operators(self, ops: OpTable) -> OpTable:
+        """The table to build a model with."""
+        return ops if self.context is None else self.context.operators(ops)
+
+    def most(self, number: int) -> int:
+        """The largest number that any process gave; waits for all of them, as long as it takes."""
+        return int(self.patient.all_reduce(torch.tensor([number]), maximum=True))
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The block runs in the first process, then in all others: what the first has written they find."""
+        if not self.is_first:
+            self.most(0)
+        yield
+        if self.is_first:
+            self.most(0)
 
     def close(self) -> None:
         """Leave the process group."""
@@ -80,7 +105,7 @@ class Processes:
 
 
 def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_s: float = 600.0) -> Processes:
-    """Join the process group and build the mesh. One process joins nothing.
+    """Join the process group, unless the program has done so, and build the mesh. One process joins nothing.
 
     timeout_s: after which a rank that waits for another in vain gives up. Raises MovaError where they do not meet.
     """
@@ -88,6 +113,19 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
         raise MovaError(f"the mesh {shape} is of {shape.world} processes, but {launch.world} were started")
     if launch.world == 1:
         return Processes(launch, shape)
+    if not dist.is_initialized():
+        _join(backend, launch, timeout_s)
+    mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
+    sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
+    clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
+    groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
+    context = ContextParallel(*groups) if shape.context_parallel > 1 else None
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    everyone = Group(dist.group.WORLD)
+    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, Group(patient))
+
+
+def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:
     backend.use_device(launch.local_rank)
     timeout = timedelta(seconds=timeout_s)
     try:
@@ -98,9 +136,3 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
             f"rank {launch.rank} of {launch.world} did not meet the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} within {timeout_s:.0f} s: {first}"
         ) from error
-    mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
-    sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
-    clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
-    groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
-    context = ContextParallel(*groups) if shape.context_parallel > 1 else None
-    return Processes(launch, shape, mesh, context, clips.get_local_rank(), Group(dist.group.WORLD))

@@ -76,12 +76,10 @@ class _HeadsToTokens(torch.autograd.Function):
 
 
 def to_heads(x: Tensor, group: Group, lengths: Sequence[int]) -> Callable[[], Tensor]:
-    """Begin the exchange of own tokens' [b, s_rank, h, e] for own heads' [b, s, h / p, e]; returns what waits for it."""
+    """Begin to exchange own tokens [b, s_rank, h, e] for own heads [b, s, h / p, e]; returns what waits for them."""
     b, s, h, e = x.shape
     share = h // group.size
-    pieces = x.view(b, s, group.size, share, e).permute(2, 0, 1, 3, 4).reshape(-1) if x.is_contiguous() else None
-    if pieces is None:
-        pieces = torch.cat([part.reshape(-1) for part in x.split(share, 2)])
+    pieces = x.unflatten(2, (group.size, share)).permute(2, 0, 1, 3, 4).reshape(-1)
     each = [b * n * share * e for n in lengths]
     finish = group.all_to_all(pieces, [b * s * share * e] * group.size, each)
 

@@ -1,0 +1,207 @@
+"""What the processes of a World do. Each function runs in all ranks at once; the reference runs in rank 0 alone."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mova_engine.backend import get_backend
+from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.diffusion.loss import LossWeights, Share, velocity_loss
+from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.models.mova import Mova
+from mova_engine.models.sharding import WHOLE, Sharding
+from mova_engine.ops import OPERATORS, OpTable, bind
+from mova_engine.ops.verify import verify
+from mova_engine.parallel import ring as ring_module
+from mova_engine.parallel.collectives import total_sent
+from mova_engine.parallel.context import ContextParallel
+from mova_engine.parallel.gradients import sum_gradients
+from mova_engine.parallel.mesh import choose_mesh
+from mova_engine.parallel.processes import Processes, read_launch, start_processes
+from mova_engine.parallel.ring import shared_queries
+
+VIDEO = VideoDiTConfig(dim=512, ffn_dim=256, num_heads=4, num_layers=2, text_dim=32, freq_dim=16)
+AUDIO = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=2, text_dim=32, freq_dim=16)
+BRIDGE = BridgeConfig(2, 2, 512, 128, head_dim=128)
+MODEL = MovaConfig("narrow", VIDEO, AUDIO, BRIDGE, ClipConfig(frames=5, height=32, width=48), experts=2)
+# Tokens of the video and a grid (frames, rows, columns) that has so many.
+GRIDS = {7: (7, 1, 1), 64: (4, 4, 4), 403: (13, 31, 1), 1001: (13, 11, 7)}
+AUDIO_TOKENS = 13
+
+
+@functools.cache
+def processes(ulysses: int | None, context_parallel: int | None = None) -> Processes:
+    """The world as a mesh; None: the whole world shares one clip."""
+    backend, launch = get_backend("cpu"), read_launch()
+    torch.set_num_threads(1)
+    shape = choose_mesh(
+        launch.world, VIDEO.num_heads, context_parallel=context_parallel or launch.world, ulysses=ulysses
+    )
+    return start_processes(backend, launch, shape, timeout_s=120)
+
+
+def build(ops: OpTable) -> Mova:
+    """The same model everywhere; nothing in it is zero."""
+    model, source = Mova(MODEL, ops), torch.Generator().manual_seed(5)
+    model.init_weights(source)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=source), alpha=0.02)
+    return model
+
+
+def clips(tokens: int, batch: int, seed: int = 11) -> dict[str, Tensor]:
+    """Inputs and targets of a step."""
+    g = torch.Generator().manual_seed(seed)
+    t, h, w = GRIDS[tokens]
+    shapes = {
+        "video_input": (batch, 36, t, 2 * h, 2 * w),
+        "audio_latents": (batch, 128, AUDIO_TOKENS),
+        "context": (batch, 5, 32),
+        "video_target": (batch, 16, t, 2 * h, 2 * w),
+        "audio_target": (batch, 128, AUDIO_TOKENS),
+    }
+    tensors = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    tensors["video_timestep"] = torch.rand(batch, generator=g) * 1000
+    tensors["audio_timestep"] = torch.rand(batch, generator=g) * 1000
+    return tensors
+
+
+def backward(model: Mova, inputs: dict[str, Tensor], expert: int, sharding: Sharding = WHOLE, **options) -> Tensor:
+    """Forward, loss and gradients of one step; returns this process's share of the loss."""
+    targets = inputs["video_target"], inputs["audio_target"]
+    given = {name: x for name, x in inputs.items() if not name.endswith("target")}
+    tower = model.expert(expert)
+    video, audio = dual_tower_forward(
+        tower, model.audio_dit, model.dual_tower_bridge, **given, sharding=sharding, **options
+    )
+    share = Share(tower.own_latents(targets[0].shape, sharding, video.device), 1 / sharding.size)
+    loss = velocity_loss(video, targets[0], audio, targets[1], LossWeights(audio=0.7, skip_first_frame=True), share)
+    loss.total.backward()
+    return loss.total.detach()
+
+
+# How a test can break context parallelism. Each takes the table of operators and the sharding, and returns them broken.
+def _without_merge(ops: OpTable, sharding: ContextParallel):
+    """The last shard's output is taken for the whole."""
+    broken = ops.replaced(merge_lse=lambda outs, lses: (outs[-1], lses[-1]))
+    return sharding.operators(broken), sharding
+
+
+def _averaged_merge(ops: OpTable, sharding: ContextParallel):
+    """Video to audio: the mean over ranks in place of the weighted sum."""
+
+    def mean_of_shards(q, k, v):
+        return sharding.whole.all_reduce(ops.attention_lse(q, k, v)[0]) / sharding.size
+
+    def backward(dout, q, k, v, out, lse):
+        return ops.attention_backward(dout, q, k, v, out, lse)
+
+    attention = shared_queries(lambda q, k, v: (mean_of_shards(q, k, v), ops.attention_lse(q, k, v)[1]), backward, sharding.whole)
+    return sharding.operators(ops).replaced(video_to_audio_attention=attention), sharding
+
+
+def _padded_with_zeros(ops: OpTable, sharding: ContextParallel):
+    """Keys and values as long as the longest shard's times the ranks, the rest zeros that are attended to."""
+
+    def attention(q, k, v):
+        more = -k.shape[1] % sharding.size or sharding.size
+        k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, more)) for x in (k, v))
+        return ops.attention(q, k, v)
+
+    broken = ops.replaced(video_attention=attention)
+    return sharding.operators(broken), sharding
+
+
+def _differentiated_merge(ops: OpTable, sharding: ContextParallel):
+    """Video to audio: each shard's own softmax is differentiated, as if the merge's weights were constants."""
+
+    def backward(dout, q, k, v, out, lse):
+        own, own_lse = ops.attention_lse(q, k, v)
+        weight = torch.exp(own_lse - lse).transpose(1, 2).unsqueeze(-1)
+        return ops.attention_backward(dout * weight, q, k, v, own, own_lse)
+
+    attention = shared_queries(ops.attention_lse, backward, sharding.whole)
+    return sharding.operators(ops).replaced(video_to_audio_attention=attention), sharding
+
+
+MUTATIONS: dict[str, Callable] = {
+    "no merge": _without_merge,
+    "averaged merge": _averaged_merge,
+    "zero padding": _padded_with_zeros,
+    "differentiated merge": _differentiated_merge,
+}
+
+
+def errors_of_training(
+    ulysses: int | None,
+    tokens: int,
+    batch: int,
+    expert: int,
+    checkpointing: str = "none",
+    offload: bool = False,
+    optimizer: str = "sgd",
+    steps: int = 1,
+    mutation: str | None = None,
+    divide: bool = False,
+) -> dict[str, float] | None:
+    """Train `steps` steps in all ranks together and, in rank 0, alone; rank 0 returns how far apart they are.
+
+    loss: relative. gradient: of the first step, worst tensor, relative to the larger of its maximum and 1e-6 of the
+    model's. weights, moments: after all steps, likewise. divide: gradients averaged over the ranks, a mutation.
+    """
+    place, ops = processes(ulysses), bind(get_backend("cpu"))
+    sharding, table = place.context, place.context.operators(ops)
+    if mutation is not None:
+        table, sharding = MUTATIONS[mutation](ops, sharding)
+    together = _train(build(table), sharding, tokens, batch, expert, optimizer, steps, checkpointing, offload, divide)
+    if not place.is_first:
+        return None
+    alone = _train(build(ops), WHOLE, tokens, batch, expert, optimizer, steps)
+    errors = {"loss": abs(together["loss"] / alone["loss"] - 1)}
+    for part in ("gradient", "weights", "moments"):
+        assert together[part].keys() == alone[part].keys()
+        errors[part] = worst(together[part], alone[part])
+    return errors
+
+
+def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """Largest |found - truth| of any tensor, relative to the larger of its maximum and 1e-6 of all tensors'."""
+    floor = 1e-6 * max((float(x.abs().max()) for x in truth.values()), default=0.0)
+    return max(
+        (float((found[name] - x).abs().max()) / max(float(x.abs().max()), floor) for name, x in truth.items()),
+        default=0.0,
+    )
+
+
+def _train(
+    model, sharding, tokens, batch, expert, optimizer, steps, checkpointing="none", offload=False, divide=False
+) -> dict:
+    parameters = dict(model.named_parameters())
+    optimizers = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=1e-5),
+    }
+    rule = optimizers[optimizer](parameters.values())
+    result = {}
+    for step in range(steps):
+        rule.zero_grad(set_to_none=True)
+        loss = backward(
+            model, clips(tokens, batch, step), expert, sharding, checkpointing=checkpointing, offload=offload
+        )
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        if sharding is not WHOLE:
+            sum_gradients([loss.view(1), *gradients.values()], sharding.whole, sharding.size if divide else 1)
+        if step == 0:
+            result = {"loss": float(loss), "gradient": {name: g.clone() for name, g in gradients.items()}}
+        rule.step()
+    result["weights"] = {name: p.detach() for name, p in parameters.items()}
+    result["moments"] = {
+        f"{name}:{key}": rule.state[p][key]
+        for name, p in parameters.items()
+        for key in ("exp_avg", "exp_avg_sq", "momentum_buffer")
+        if rule.state[p].get(key) is not None
+    }
+    return result
