@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from parallel.world import free_port
 
 from mova_engine.data.bounce import generate
 from mova_engine.train.metrics import read_metrics
-from parallel.world import free_port
 
 STEPS = 3
 
@@ -27,7 +27,7 @@ def start(clips: Path, out: Path, processes: int, *settings: str) -> subprocess.
     common = (
         f"--data {clips} --out {out} --device cpu --steps {STEPS} --loader.fit 4 --log.every 1 --log.no-tensorboard"
     )
-    validation = "--validation.every 3 --validation.data".split() + [str(clips), "--validation.samples", "0"]
+    validation = ["--validation.every", "3", "--validation.data"] + [str(clips), "--validation.samples", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *common.split(), *validation, *settings],
@@ -48,7 +48,7 @@ def test_four_processes_train_as_one_does(clips, tmp_path):
     """Two clips at a time, each shared by two processes; data, noise and expert are one process's."""
     alone = start(clips, tmp_path / "alone", 1, "--loader.batch", "4")
     assert alone.returncode == 0, alone.stderr[-2000:]
-    settings = "--loader.batch 2 --parallel.context-parallel 2 --checkpointing selective".split()
+    settings = ["--loader.batch", "2", "--parallel.context-parallel", "2", "--checkpointing", "selective"]
     together = start(clips, tmp_path / "together", 4, *settings)
     assert together.returncode == 0, together.stderr[-2000:]
     # The first process alone speaks.
