@@ -3,8 +3,8 @@
 Over `dp_shard x ring x ulysses` flattened: the ranks that share a clip are as good as others for keeping parameters.
 Each block, and each direction of each bridge layer, is gathered for its forward and again for its backward; of two
 experts only the one that a step uses is. Gradients are summed over all ranks and divided by the number of
-data-parallel groups alone, because a shared clip's gradients are shares (see `parallel.context`): never torch's default,
-the mean over all ranks.
+data-parallel groups alone, because a shared clip's gradients are shares (see `parallel.context`): never torch's
+default, the mean over all ranks.
 """
 
 import functools

@@ -86,17 +86,22 @@ class Processes:
         return ops if self.context is None else self.context.operators(ops)
 
     def most(self, number: int) -> int:
-        """The largest number that any process gave; waits for all of them, as long as it takes."""
+        """The largest number that any process gave; waits for all of them."""
+        device = "cpu" if self.device_mesh is None else self.device_mesh.device_type
+        return int(self.everyone.all_reduce(torch.tensor([number], device=device), maximum=True))
+
+    def wait_for_first(self, number: int = 0) -> int:
+        """`most`, but as long as it takes: while the first process encodes, saves or samples."""
         return int(self.patient.all_reduce(torch.tensor([number]), maximum=True))
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """The block runs in the first process, then in all others: what the first has written they find."""
         if not self.is_first:
-            self.most(0)
+            self.wait_for_first()
         yield
         if self.is_first:
-            self.most(0)
+            self.wait_for_first()
 
     def close(self) -> None:
         """Leave the process group."""

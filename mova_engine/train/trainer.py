@@ -181,7 +181,7 @@ class Trainer:
             except MovaError as error:
                 # A look at the model is not worth the run.
                 reporter.say(f"warning: no samples at step {self.step}: {error}")
-        parts.processes.most(0)
+        parts.processes.wait_for_first()
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 
@@ -191,7 +191,7 @@ class Trainer:
         All processes hold the same; the first saves it, and the others wait to learn whether it could.
         """
         if not parts.processes.is_first:
-            failed = parts.processes.most(0)
+            failed = parts.processes.wait_for_first()
             if failed and (last or self.config.checkpoint.on_error == "stop"):
                 raise MovaError(f"the first process could not save step {self.step}")
             return None
@@ -208,7 +208,7 @@ class Trainer:
         try:
             folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_dict(self.config), export)
         except MovaError as error:
-            parts.processes.most(1)
+            parts.processes.wait_for_first(1)
             if last or self.config.checkpoint.on_error == "stop":
                 good = checkpoints_of(self.folder)
                 kept = f"; the run can go on from {good[-1][1].name}" if good else ""
@@ -217,5 +217,5 @@ class Trainer:
             return None
         with suppress(OSError):
             retain(self.folder, self.config.checkpoint)
-        parts.processes.most(0)
+        parts.processes.wait_for_first()
         return folder
