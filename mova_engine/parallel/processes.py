@@ -70,6 +70,8 @@ class Processes:
     everyone: Group = field(default_factory=Group)
     # On the CPU and with time: for what one process does alone while the others wait.
     patient: Group = field(default_factory=Group)
+    # Whether the process group was joined here, not by the program before.
+    joined: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -104,8 +106,8 @@ class Processes:
             self.wait_for_first()
 
     def close(self) -> None:
-        """Leave the process group."""
-        if self.device_mesh is not None:
+        """Leave the process group, if it was joined here."""
+        if self.joined:
             dist.destroy_process_group()
 
 
@@ -118,7 +120,8 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
         raise MovaError(f"the mesh {shape} is of {shape.world} processes, but {launch.world} were started")
     if launch.world == 1:
         return Processes(launch, shape)
-    if not dist.is_initialized():
+    joined = not dist.is_initialized()
+    if joined:
         _join(backend, launch, timeout_s)
     mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
     sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
@@ -127,7 +130,7 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
     context = ContextParallel(*groups) if shape.context_parallel > 1 else None
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     everyone = Group(dist.group.WORLD)
-    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, Group(patient))
+    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, Group(patient), joined)
 
 
 def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:

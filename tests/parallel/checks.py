@@ -2,8 +2,10 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -24,6 +26,8 @@ from mova_engine.parallel.gradients import sum_gradients
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
 from mova_engine.parallel.ring import shared_queries
+from mova_engine.train.recipes import load_config
+from mova_engine.train.trainer import Trainer
 
 VIDEO = VideoDiTConfig(dim=512, ffn_dim=256, num_heads=4, num_layers=2, text_dim=32, freq_dim=16)
 AUDIO = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=2, text_dim=32, freq_dim=16)
@@ -362,3 +366,28 @@ def sharded_in_bfloat16() -> dict[str, float | bool]:
         "float32": all(g.dtype == torch.float32 for g in gradients),
         "share": elements / sum(p.numel() for p in model.parameters()),
     }
+
+
+def trained(data: str, out: str, steps: int, batch: int, context_parallel: int) -> int:
+    """A nano run with validation at its end; its exit status."""
+    config = load_config(
+        "nano",
+        data=Path(data),
+        out=Path(out),
+        device="cpu",
+        steps=steps,
+        checkpointing="selective",
+        loader={"batch": batch, "fit": 4},
+        log={"every": 1, "tensorboard": False},
+        validation={"every": steps, "data": Path(data), "samples": 0},
+        parallel={"context_parallel": context_parallel},
+    )
+    return Trainer(config, Console(quiet=True)).run()
+
+
+def refused_training(data: str, out: str, context_parallel: int) -> str | int:
+    """What a run that cannot be says, or its exit status where it says nothing."""
+    try:
+        return trained(data, out, 1, 1, context_parallel)
+    except MovaError as error:
+        return str(error)
