@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
@@ -126,6 +127,9 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
     mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
     sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
     clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
+    for part in (sharers, clips, mesh["ring"], mesh["ulysses"]):
+        # A group of some of the ranks does not take over the world's.
+        _set_pg_timeout(timedelta(seconds=timeout_s), part.get_group())
     groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
     context = ContextParallel(*groups) if shape.context_parallel > 1 else None
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -19,6 +19,9 @@ from mova_engine.train.recipes import to_dict, to_yaml
 from mova_engine.train.signals import StopRequest
 from mova_engine.train.update import StepResult, Updater
 
+# How long the other processes stay while the first says why none of them can start.
+_LISTENING_S = 3.0
+
 
 class Trainer:
     """One run. `run()` returns the exit status: 0 when all steps are done, 130 or 143 when it was asked to stop.
@@ -41,9 +44,11 @@ class Trainer:
         try:
             processes = join_processes(self.config, self.launch)
         except MovaError:
-            if self.launch.rank:
-                return 2  # the first process has the same to say
-            raise
+            if not self.launch.rank:
+                raise
+            # The first process has the same to say; torchrun would end it as soon as another has ended.
+            time.sleep(_LISTENING_S)
+            return 2
         try:
             return self._run(processes)
         finally:

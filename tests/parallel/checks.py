@@ -1,6 +1,7 @@
 """What the processes of a World do. Each function runs in all ranks at once; the reference runs in rank 0 alone."""
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.counted import SMALL, count_all
 from mova_engine.parallel.fsdp import shard_model
 from mova_engine.parallel.gradients import sum_gradients
-from mova_engine.parallel.mesh import choose_mesh
+from mova_engine.parallel.mesh import MeshShape, choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
 from mova_engine.parallel.ring import shared_queries
 from mova_engine.train.recipes import load_config
@@ -346,6 +347,22 @@ def refusals() -> list[str]:
             except MovaError as error:
                 said.append(str(error))
     return said
+
+
+def waiting_in_vain(timeout_s: float) -> tuple[float, str]:
+    """The last rank stays away from an exchange: how long the others wait for it, and what ends that."""
+    place = start_processes(get_backend("cpu"), read_launch(), MeshShape(dp_shard=2, ulysses=2), timeout_s)
+    group, x = place.context.ulysses, torch.zeros(4)
+    group.all_to_all(x, [2, 2], [2, 2])()
+    if place.launch.rank == place.launch.world - 1:
+        time.sleep(3 * timeout_s)
+        return 0.0, ""
+    began, said = time.monotonic(), ""
+    try:
+        group.all_to_all(x, [2, 2], [2, 2])()
+    except RuntimeError as error:
+        said = str(error)
+    return time.monotonic() - began, said
 
 
 def counted() -> dict[str, tuple[int, int]]:
