@@ -19,6 +19,7 @@ COMMANDS = {
     "describe": ("mova_engine.describe", "print a model's parameters and FLOPs per component"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
     "bench": ("mova_engine.bench.__main__", "measure operators, blocks or a training step, checked first; tables"),
+    "parallel": ("mova_engine.parallel.__main__", "show what processes that share a clip send, by formula and counted"),
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
 }
 

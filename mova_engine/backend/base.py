@@ -40,6 +40,10 @@ class Backend:
     def device(self, index: int = 0) -> torch.device:
         return torch.device(self.name, index)
 
+    def use_device(self, index: int) -> None:
+        """Make device `index` this process's own: one of several processes on a machine has one."""
+        torch.accelerator.set_device_index(index)
+
     def describe(self) -> str:
         """The device's own name, for logs and result files."""
         raise NotImplementedError

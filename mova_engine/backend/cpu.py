@@ -25,6 +25,9 @@ class CpuBackend(Backend):
     def device(self, index: int = 0) -> torch.device:
         return torch.device(self.name)
 
+    def use_device(self, index: int) -> None:
+        pass  # all processes share the one CPU
+
     def describe(self) -> str:
         model = platform.processor() or platform.machine()
         try:

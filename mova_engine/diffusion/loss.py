@@ -26,18 +26,40 @@ class Losses:
     audio: Tensor
 
 
-def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over all elements of the squared difference, in float32."""
-    return (prediction.float() - target.float()).square().mean()
+@dataclass(frozen=True)
+class Share:
+    """The part of a loss that one of several processes takes on itself; their shares add up to the loss.
+
+    video: 1 where a latent is its own and 0 elsewhere, [1, 1, t, h, w]; None: all are. audio: its factor.
+    """
+
+    video: Tensor | None = None
+    audio: float = 1.0
+
+
+WHOLE = Share()
+
+
+def mse(prediction: Tensor, target: Tensor, own: Tensor | None = None) -> Tensor:
+    """Mean over all elements of the squared difference, in float32; own: others' elements count as zero."""
+    squares = (prediction.float() - target.float()).square()
+    return squares.mean() if own is None else (squares * own).sum() / squares.numel()
 
 
 def velocity_loss(
-    video: Tensor, video_target: Tensor, audio: Tensor, audio_target: Tensor, weights: LossWeights
+    video: Tensor,
+    video_target: Tensor,
+    audio: Tensor,
+    audio_target: Tensor,
+    weights: LossWeights,
+    share: Share = WHOLE,
 ) -> Losses:
     """video [b, 16, t, h, w] and audio [b, 128, l] velocities beside their targets."""
+    own = share.video
     if weights.skip_first_frame:
         video, video_target = video[:, :, 1:], video_target[:, :, 1:]
-    video_loss, audio_loss = mse(video, video_target), mse(audio, audio_target)
+        own = None if own is None else own[:, :, 1:]
+    video_loss, audio_loss = mse(video, video_target, own), share.audio * mse(audio, audio_target)
     return Losses(weights.video * video_loss + weights.audio * audio_loss, video_loss, audio_loss)
 
 

@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.config import AudioDiTConfig
@@ -26,18 +25,16 @@ class AudioDiT(Tower):
         factory = {"device": device, "dtype": dtype}
         (patch,) = config.patch_size
         embedding = nn.Conv1d(config.in_dim, config.dim, patch, stride=patch, **factory)
-        super().__init__(config, ops, embedding, patch, **factory)
+        super().__init__(config, ops, ops.attention, embedding, patch, **factory)
 
     def patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """[b, c, l] -> tokens [b, l / patch, d]."""
+        """[b, c, l] -> patches [b, l / patch, c * patch]."""
         if latents.ndim != 3 or latents.shape[1] != self.config.in_dim:
             raise MovaError(f"audio latents must be [batch, {self.config.in_dim}, tokens], got {list(latents.shape)}")
         (patch,) = self.config.patch_size
         if latents.shape[2] % patch:
             raise MovaError(f"{latents.shape[2]} audio latents are not a multiple of the patch {patch}")
-        patches = latents.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2)
-        embedding = self.patch_embedding
-        return F.linear(patches, embedding.weight.flatten(1), embedding.bias), (latents.shape[2] // patch,)
+        return latents.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2), (latents.shape[2] // patch,)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[b, s, (patch c)] -> [b, c, s * patch]."""

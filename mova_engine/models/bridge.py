@@ -3,6 +3,8 @@
 Layer i runs before block i of both towers, and both directions read the states from before it.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor
 from mova_engine.config import BridgeConfig
 from mova_engine.models.layers import Linear, Normed, NormParameters, Rope, Stream, project
 from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
+from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
 
 # LayerNorm of the other tower's states and RMSNorm of q and k.
@@ -24,9 +27,10 @@ class InnerAttention(nn.Module):
     given.
     """
 
-    def __init__(self, dim: int, other_dim: int, head_dim: int, ops: OpTable, **factory) -> None:
+    def __init__(self, dim: int, other_dim: int, head_dim: int, ops: OpTable, attention: Callable, **factory) -> None:
+        """attention: the operator in the role that it has in this direction."""
         super().__init__()
-        self.num_heads, self.ops = dim // head_dim, ops
+        self.num_heads, self.ops, self.attention = dim // head_dim, ops, attention
         self.q, self.o = Linear(dim, dim, ops, **factory), Linear(dim, dim, ops, **factory)
         self.k, self.v = Linear(other_dim, dim, ops, **factory), Linear(other_dim, dim, ops, **factory)
         self.norm_q, self.norm_k = (NormParameters(dim, bias=False, **factory) for _ in range(2))
@@ -45,7 +49,7 @@ class InnerAttention(nn.Module):
         if trace:
             trace("q_rope", q), trace("k_rope", k)
         heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return self.o(self.ops.attention(*heads).flatten(-2))
+        return self.o(self.attention(*heads).flatten(-2))
 
 
 class FramePooling(nn.Module):
@@ -87,10 +91,19 @@ class AdaLayerNorm(nn.Module):
 class Conditioner(nn.Module):
     """One direction of one layer: what the other tower's states y say to x."""
 
-    def __init__(self, dim: int, other_dim: int, config: BridgeConfig, pooled: bool, ops: OpTable, **factory) -> None:
+    def __init__(
+        self,
+        dim: int,
+        other_dim: int,
+        config: BridgeConfig,
+        ops: OpTable,
+        attention: Callable,
+        pooled: bool = False,
+        **factory,
+    ) -> None:
         super().__init__()
         self.y_norm = NormParameters(other_dim, bias=True, **factory)
-        self.inner = InnerAttention(dim, other_dim, config.head_dim, ops, **factory)
+        self.inner = InnerAttention(dim, other_dim, config.head_dim, ops, attention, **factory)
         self.per_frame_pooling = FramePooling(other_dim, dim // config.head_dim, **factory) if pooled else None
         self.adaln = AdaLayerNorm(dim, other_dim, **factory) if pooled else None
 
@@ -111,23 +124,36 @@ class Bridge(nn.Module):
         self.condition_scale = nn.Parameter(torch.ones(1, **factory)) if config.trainable_condition_scale else None
         video, audio = config.visual_hidden_dim, config.audio_hidden_dim
         self.audio_to_video_conditioners = nn.ModuleDict(
-            {str(i): Conditioner(video, audio, config, False, ops, **factory) for i in config.layers}
+            {str(i): Conditioner(video, audio, config, ops, ops.attention, **factory) for i in config.layers}
         )
         self.video_to_audio_conditioners = nn.ModuleDict(
-            {str(i): Conditioner(audio, video, config, config.pooled_adaln, ops, **factory) for i in config.layers}
+            {
+                str(i): Conditioner(
+                    audio, video, config, ops, ops.video_to_audio_attention, config.pooled_adaln, **factory
+                )
+                for i in config.layers
+            }
         )
 
     def rope(
-        self, grid: tuple[int, int, int], audio_tokens: int, fps: float, device: torch.device
+        self,
+        grid: tuple[int, int, int],
+        audio_tokens: int,
+        fps: float,
+        device: torch.device,
+        sharding: Sharding = WHOLE,
     ) -> tuple[Rope, Rope] | None:
-        """(video, audio) rotary tables on the common time axis; None where the configuration has no cross RoPE."""
+        """(video, audio) rotary tables on the common time axis, the video's of the sharding's own tokens; None without
+        cross RoPE.
+        """
         config = self.config
         if not config.apply_cross_rope:
             return None
         bias = config.apply_first_frame_bias_in_rope
         # Four pictures a latent frame: with fps / 4 positions a second, frame i lands on position i.
         audio_fps = config.audio_fps if config.aligned else fps / 4
-        video = aligned_video_rope(grid, fps, audio_fps, bias, config.head_dim, device)
+        cos, sin = aligned_video_rope(grid, fps, audio_fps, bias, config.head_dim, device)
+        video = sharding.take(cos, 0), sharding.take(sin, 0)
         return video, aligned_audio_rope(audio_tokens, config.head_dim, device)
 
     def forward(

@@ -5,6 +5,7 @@ Blocks pass a `Stream`: the residual and an update not yet added to it, so that 
 follows can be one operator.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -130,9 +131,10 @@ def time_mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
 class SelfAttention(nn.Module):
     """q, k with RMSNorm over all heads and rotary embedding; attention; output projection."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float, ops: OpTable, **factory) -> None:
+    def __init__(self, dim: int, num_heads: int, eps: float, ops: OpTable, attention: Callable, **factory) -> None:
+        """attention: the operator in the role that it has here."""
         super().__init__()
-        self.num_heads, self.eps, self.ops = num_heads, eps, ops
+        self.num_heads, self.eps, self.ops, self.attention = num_heads, eps, ops, attention
         self.q, self.k, self.v, self.o = (Linear(dim, dim, ops, **factory) for _ in range(4))
         self.norm_q, self.norm_k = (NormParameters(dim, bias=False, **factory) for _ in range(2))
 
@@ -145,7 +147,7 @@ class SelfAttention(nn.Module):
         if trace:
             trace("q_rope", q), trace("k_rope", k)
         heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return self.o(self.ops.attention(*heads).flatten(-2))
+        return self.o(self.attention(*heads).flatten(-2))
 
 
 class CrossAttention(SelfAttention):
@@ -158,7 +160,7 @@ class CrossAttention(SelfAttention):
         q = self.ops.rms_norm(q, self.norm_q.weight, eps=self.eps)
         k = self.ops.rms_norm(k, self.norm_k.weight, eps=self.eps)
         heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return self.o(self.ops.attention(*heads).flatten(-2))
+        return self.o(self.attention(*heads).flatten(-2))
 
 
 class FeedForward(nn.Sequential):
@@ -182,11 +184,11 @@ class Block(nn.Module):
     Xie).
     """
 
-    def __init__(self, config: TowerConfig, ops: OpTable, **factory) -> None:
+    def __init__(self, config: TowerConfig, ops: OpTable, self_attention: Callable, **factory) -> None:
         super().__init__()
         dim, heads, self.eps, self.ops = config.dim, config.num_heads, config.eps, ops
-        self.self_attn = SelfAttention(dim, heads, self.eps, ops, **factory)
-        self.cross_attn = CrossAttention(dim, heads, self.eps, ops, **factory)
+        self.self_attn = SelfAttention(dim, heads, self.eps, ops, self_attention, **factory)
+        self.cross_attn = CrossAttention(dim, heads, self.eps, ops, ops.attention, **factory)
         self.norm3 = NormParameters(dim, bias=True, **factory)
         self.ffn = FeedForward(dim, config.ffn_dim, ops, **factory)
         self.modulation = nn.Parameter(torch.randn(1, 6, dim, **factory) / dim**0.5)

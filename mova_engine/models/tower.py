@@ -1,14 +1,18 @@
 """A tower: patches in, blocks, patches out. The video and audio DiT differ in patches and rotary table only."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.config import TowerConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.layers import Block, Head, Rope, Stream, sinusoid, time_mlp
+from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
 
 
@@ -16,7 +20,7 @@ from mova_engine.ops import OpTable
 class TowerInputs:
     """What a tower's blocks and head need beside the residual stream.
 
-    t [b, d] and t_mod [b, 6, d] float32; context [b, n, d]; grid: tokens along each patch axis.
+    t [b, d] and t_mod [b, 6, d] float32; context [b, n, d]; grid: tokens along each patch axis, of the whole clip.
     """
 
     t: Tensor
@@ -24,13 +28,25 @@ class TowerInputs:
     context: Tensor
     rope: Rope
     grid: tuple[int, ...]
+    sharding: Sharding = WHOLE
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole clip."""
+        return math.prod(self.grid)
 
 
 class Tower(nn.Module):
     """Base of VideoDiT and AudioDiT: embeddings, `config.num_layers` blocks and the head."""
 
     def __init__(
-        self, config: TowerConfig, ops: OpTable, patch_embedding: nn.Module, patch_volume: int, **factory
+        self,
+        config: TowerConfig,
+        ops: OpTable,
+        self_attention: Callable,
+        patch_embedding: nn.Module,
+        patch_volume: int,
+        **factory,
     ) -> None:
         super().__init__()
         self.config, self.ops = config, ops
@@ -43,7 +59,7 @@ class Tower(nn.Module):
             nn.Linear(config.freq_dim, dim, **factory), nn.SiLU(), nn.Linear(dim, dim, **factory)
         )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim, **factory))
-        self.blocks = nn.ModuleList(Block(config, ops, **factory) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, ops, self_attention, **factory) for _ in range(config.num_layers))
         self.head = Head(config, patch_volume, ops, **factory)
 
     @property
@@ -68,7 +84,7 @@ class Tower(nn.Module):
         return self.text_embedding(context.to(self.dtype))
 
     def patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Latents -> tokens [b, s, d] and the grid of tokens."""
+        """Latents -> patches [b, s, in_dim * patch volume] and their grid."""
         raise NotImplementedError
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -79,22 +95,28 @@ class Tower(nn.Module):
         """Rotary tables of a grid."""
         raise NotImplementedError
 
-    def embed(self, latents: Tensor, timestep: Tensor, context: Tensor) -> tuple[Stream, TowerInputs]:
-        """Everything before the first block."""
+    def embed(
+        self, latents: Tensor, timestep: Tensor, context: Tensor, sharding: Sharding = WHOLE
+    ) -> tuple[Stream, TowerInputs]:
+        """Everything before the first block; the stream holds the sharding's own tokens."""
         if context.shape[0] != latents.shape[0]:
             raise MovaError(f"text has batch {context.shape[0]} but the latents have batch {latents.shape[0]}")
-        tokens, grid = self.patchify(latents.to(self.dtype))
+        patches, grid = self.patchify(latents.to(self.dtype))
+        # The convolution's stride is its kernel: a matrix product over patches, and much faster as one on CPUs.
+        embedding = self.patch_embedding
+        tokens = F.linear(sharding.take(patches), embedding.weight.flatten(1), embedding.bias)
         t, t_mod = self.embed_time(timestep, latents.shape[0])
-        inputs = TowerInputs(t, t_mod, self.embed_text(context), self.rope(grid, latents.device), grid)
-        return Stream(tokens), inputs
+        cos, sin = self.rope(grid, latents.device)
+        rope = sharding.take(cos, 0), sharding.take(sin, 0)
+        return Stream(tokens), TowerInputs(t, t_mod, self.embed_text(context), rope, grid, sharding)
 
     def run_block(self, index: int, stream: Stream, inputs: TowerInputs, trace=None) -> Stream:
         """Block `index` on a stream."""
         return self.blocks[index](stream, inputs.t_mod, inputs.context, inputs.rope, trace)
 
     def finish(self, stream: Stream, inputs: TowerInputs) -> Tensor:
-        """Everything after the last block: the tower's output in latent shape."""
-        return self.unpatchify(self.head(stream, inputs.t), inputs.grid)
+        """Everything after the last block: the tower's output in latent shape, of own tokens where it is sharded."""
+        return self.unpatchify(inputs.sharding.put(self.head(stream, inputs.t), inputs.tokens), inputs.grid)
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """The tower alone: latents, timestep [b] or [1], text features [b, n, text_dim] -> output latents."""

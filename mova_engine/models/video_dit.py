@@ -4,13 +4,13 @@ import math
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.config import VideoDiTConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.layers import Rope
 from mova_engine.models.rope import video_rope
+from mova_engine.models.sharding import Sharding
 from mova_engine.models.tower import Tower
 from mova_engine.ops import OpTable
 
@@ -27,10 +27,10 @@ class VideoDiT(Tower):
     ) -> None:
         factory = {"device": device, "dtype": dtype}
         embedding = nn.Conv3d(config.in_dim, config.dim, config.patch_size, stride=config.patch_size, **factory)
-        super().__init__(config, ops, embedding, math.prod(config.patch_size), **factory)
+        super().__init__(config, ops, ops.video_attention, embedding, math.prod(config.patch_size), **factory)
 
     def patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """[b, c, t, h, w] -> tokens [b, (t h w), d], frame-major."""
+        """[b, c, t, h, w] -> patches [b, (t h w), (c pt ph pw)], frame-major."""
         if latents.ndim != 5 or latents.shape[1] != self.config.in_dim:
             raise MovaError(
                 f"video input must be [batch, {self.config.in_dim}, frames, height, width], got {list(latents.shape)}"
@@ -42,10 +42,8 @@ class VideoDiT(Tower):
                 f"video latents of {sizes} (frames, height, width) are not a multiple of the patch {[pt, ph, pw]}"
             )
         t, h, w = sizes[0] // pt, sizes[1] // ph, sizes[2] // pw
-        # The convolution's stride is its kernel: a matrix product over patches, and much faster as one on CPUs.
-        patches = latents.view(b, c, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, t * h * w, -1)
-        embedding = self.patch_embedding
-        return F.linear(patches, embedding.weight.flatten(1), embedding.bias), (t, h, w)
+        patches = latents.view(b, c, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return patches.reshape(b, t * h * w, -1), (t, h, w)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[b, (t h w), (pt ph pw c)] -> [b, c, t, h, w]; the channel runs fastest within a patch."""
@@ -55,3 +53,14 @@ class VideoDiT(Tower):
 
     def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
         return video_rope(grid, self.config.head_dim, device)
+
+    def own_latents(self, shape: tuple[int, ...], sharding: Sharding, device: torch.device) -> Tensor | None:
+        """1 where a latent of [b, c, t, h, w] belongs to the sharding's own tokens and 0 elsewhere, float32
+        [1, 1, t, h, w]; None where all do.
+        """
+        if sharding.size == 1:
+            return None
+        grid = tuple(size // patch for size, patch in zip(shape[2:], self.config.patch_size, strict=True))
+        tokens = math.prod(grid)
+        own = sharding.put(sharding.take(torch.ones(1, tokens, 1, device=device)), tokens)
+        return self.unpatchify(own.expand(1, tokens, self.head.head.out_features), grid)[:, :1]

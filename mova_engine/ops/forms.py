@@ -51,12 +51,9 @@ def feed_forward_of(bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> Callable[.
     return feed_forward
 
 
-FORMS = ("shared_linear", "feed_forward")
-
-
 def forms(functions: Mapping[str, Callable]) -> dict[str, Callable]:
-    """The forms, made of a table's operators."""
-    return dict(zip(FORMS, (shared_linear, feed_forward_of(functions["bias_gelu"])), strict=True))
+    """The forms that are made of a table's operators."""
+    return {"feed_forward": feed_forward_of(functions["bias_gelu"])}
 
 
 def _rows(x: Tensor) -> Tensor:

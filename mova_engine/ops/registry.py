@@ -10,7 +10,7 @@ in the same dtype against float64), and its implementations in order of preferen
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,13 @@ import torch
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError, suggest
-from mova_engine.ops.forms import forms
+from mova_engine.ops.forms import forms, shared_linear
+from mova_engine.ops.recall import keeping
 
 REFERENCE = "reference"
+# Attention under a second name, where its place in the model decides how it is computed by several processes or under
+# checkpointing: the video tower's self-attention, and the bridge's attention from audio to video tokens.
+ROLES = ("video_attention", "video_to_audio_attention")
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,9 @@ def resolve(target: str) -> Any:
 
 @dataclass(frozen=True)
 class OpTable:
-    """Every operator and form bound to one callable: `table.rms_norm(x, weight, eps=1e-6)`. Frozen; pass it to
-    constructors.
+    """Every operator, and form made of operators, bound to one callable: `table.rms_norm(x, weight, eps=1e-6)`.
+
+    Frozen; pass it to constructors.
     """
 
     device: str
@@ -143,14 +148,37 @@ class OpTable:
             object.__setattr__(self, name, function)
 
     def replaced(self, **functions: Callable[..., Any]) -> "OpTable":
-        """A table in which the given operators are wrapped or replaced, e.g. attention by its context-parallel form.
-        Forms follow their operators unless they are given too.
+        """A table in which the given operators or forms are wrapped or replaced, e.g. a role of attention by its
+        context-parallel form. Forms follow their operators unless they are given too.
         """
         unknown = [name for name in functions if name not in self.functions]
         if unknown:
             raise MovaError(f"unknown operator '{unknown[0]}'.{suggest(unknown[0], self.functions)}")
-        followed = forms({**self.functions, **functions}) if "bias_gelu" in functions else {}
+        followed = _made_of({**self.functions, **functions}, functions.keys())
         return OpTable(self.device, {**self.functions, **followed, **functions}, self.choices)
+
+
+def _roles(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """What the roles of attention are in one process."""
+    attention = functions["attention"]
+    kept = keeping(attention, functions["attention_lse"], functions["attention_backward"])
+    return dict(zip(ROLES, (kept, attention), strict=True))
+
+
+# Forms: what models call that is made of operators, by the operators that it is made of.
+_FORMS = (
+    (frozenset({"attention", "attention_lse", "attention_backward"}), _roles),
+    (frozenset({"bias_gelu"}), forms),
+)
+
+
+def _made_of(functions: Mapping[str, Callable[..., Any]], changed: Iterable[str]) -> dict[str, Callable[..., Any]]:
+    """The forms that use one of the `changed` operators."""
+    made: dict[str, Callable[..., Any]] = {}
+    for uses, build in _FORMS:
+        if uses <= functions.keys() and not uses.isdisjoint(changed):
+            made |= build(functions)
+    return made
 
 
 def bind_operator(
@@ -198,6 +226,5 @@ def bind_operators(
     for name, operator in operators.items():
         functions[name], choice = bind_operator(operator, backend, choices.get(name), training)
         chosen.append(choice)
-    if "bias_gelu" in functions:
-        functions |= forms(functions)
+    functions |= {"shared_linear": shared_linear, **_made_of(functions, functions)}
     return OpTable(backend.name, functions, tuple(chosen))

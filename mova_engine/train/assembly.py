@@ -1,6 +1,5 @@
 """From a configuration to the parts of a run: device, operators, clips, model, optimizer, and where to go on."""
 
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ from mova_engine.models.checkpoint import Codecs
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.ops.registry import REFERENCE, OpTable
+from mova_engine.parallel.mesh import choose_mesh
+from mova_engine.parallel.processes import Launch, Processes, start_processes
 from mova_engine.train.checkpoints import TrainingState, checkpoints_of, differences, load_checkpoint, read_state
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.data import (
@@ -55,6 +56,7 @@ class Run:
     build: BatchBuilder
     validator: Validator | None
     state: TrainingState
+    processes: Processes
     # state.json of the checkpoint that the run goes on from.
     resumed: dict | None
 
@@ -68,25 +70,43 @@ class Run:
         parts = COMPONENTS if self.config.task == "joint" else ("audio_dit",)
         if not self.config.model.bridge:
             parts = tuple(part for part in parts if part != "dual_tower_bridge")
-        return training_flops(self.sizes, components=parts).model * self.config.clips_per_step
+        return training_flops(self.sizes, components=parts).model * self.clips_per_step
 
     @property
     def tokens_per_step(self) -> int:
         """Video and audio tokens of one optimizer step."""
         clip = self.sizes.clip
         video = clip.video_tokens if self.config.task == "joint" else 0
-        return (video + clip.audio_tokens) * self.config.clips_per_step
+        return (video + clip.audio_tokens) * self.clips_per_step
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips of one optimizer step, over all processes."""
+        return self.config.clips_per_step * self.processes.shape.data_parallel
 
 
-def check_single(config: TrainConfig) -> None:
-    """Refuse what needs the parallel runtime."""
-    if config.parallel.context_parallel > 1:
+def join_processes(config: TrainConfig, launch: Launch) -> Processes:
+    """Meet the other processes of the run, where torchrun started several.
+
+    Raises MovaError for a mesh that their number does not allow, in the same words in each of them.
+    """
+    settings = config.parallel
+    if launch.world == 1 and settings.context_parallel > 1:
         raise MovaError(
-            f"parallel.context_parallel is {config.parallel.context_parallel}, but the parallel runtime is not in this "
-            "version: one process trains with --parallel.context-parallel 1"
+            f"parallel.context_parallel is {settings.context_parallel}, but this is one process: start so many with "
+            f"torchrun --nproc-per-node {settings.context_parallel}, or set --parallel.context-parallel 1"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise MovaError("one of several processes, but the parallel runtime is not in this version: start one")
+    shape = choose_mesh(
+        launch.world,
+        model_config(config).video.num_heads,
+        context_parallel=settings.context_parallel,
+        ulysses=settings.ulysses,
+    )
+    return start_processes(_backend(config), launch, shape, settings.timeout)
+
+
+def _backend(config: TrainConfig) -> Backend:
+    return get_backend(config.device) if config.device else default_backend()
 
 
 def find_resume(config: TrainConfig) -> Path | None:
@@ -110,20 +130,21 @@ def find_resume(config: TrainConfig) -> Path | None:
     return folder
 
 
-def assemble(config: TrainConfig, resume: Path | None, console: Console) -> Run:
+def assemble(config: TrainConfig, resume: Path | None, console: Console, processes: Processes) -> Run:
     """Build a run and restore `resume` into it. Says what it does on `console`."""
-    check_single(config)
-    backend = get_backend(config.device) if config.device else default_backend()
-    device = backend.device()
+    backend = _backend(config)
+    device = backend.device(processes.launch.local_rank)
     _say_precision(config, backend, console)
     # The engine draws from generators of its own; an operator or a model of the user's may not.
-    random.seed(config.seed)
-    np.random.seed(config.seed)
-    torch.manual_seed(config.seed)
-    ops = bind(backend, config.ops)
+    # Equal in processes that share a clip, different in those that do not.
+    seed = config.seed + processes.data_rank
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    ops = processes.operators(bind(backend, config.ops))
     sizes = model_config(config)
     backend.use_threads(config.threads, sizes.video.dim)
-    with _progress(console) as report:
+    with _progress(console) as report, processes.first_alone():
         folder = training_folder(config, report)
         source = resume if config.task == "joint" and resume is not None else config.model.checkpoint
         codecs = build_codecs(config, sizes, source, folder, device)
@@ -132,7 +153,14 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console) -> Run:
         if config.validation.every:
             heldout = open_clips(config, sizes, codecs, heldout_folder(config, report), report)
     build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
-    loader = build_loader(clips, config.loader.batch, seed=config.seed, workers=config.loader.workers)
+    loader = build_loader(
+        clips,
+        config.loader.batch,
+        seed=config.seed,
+        rank=processes.data_rank,
+        world=processes.shape.data_parallel,
+        workers=config.loader.workers,
+    )
     model = build_model(config, sizes, ops, device, fill=resume is None)
     model.train()
     weights = Weights(model, DTYPES[config.precision], config.optim.ema)
@@ -145,8 +173,9 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console) -> Run:
         codecs=codecs,
         loader=loader,
         build=build,
-        validator=Validator(config, heldout, build) if heldout is not None else None,
+        validator=Validator(config, heldout, build, processes.sharding) if heldout is not None else None,
         state=state,
+        processes=processes,
         resumed=None,
     )
     if resume is not None:
@@ -175,7 +204,9 @@ def _describe(run: Run, clips: int, console: Console) -> None:
     chosen = [f"{c.operator}={c.implementation}" for c in run.ops.choices if c.implementation != REFERENCE]
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")
     tera = run.flops_per_step / 1e12
-    console.print(f"{clips} clips; {config.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP")
+    if run.processes.launch.world > 1:
+        console.print(f"{run.processes.launch.world} processes: {run.processes.shape}")
+    console.print(f"{clips} clips; {run.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP")
 
 
 def _millions(count: int) -> str:

@@ -219,13 +219,19 @@ class LogSettings:
 
 @dataclass(frozen=True)
 class ParallelSettings:
-    """How many devices share a clip."""
+    """How the processes that torchrun starts share the work."""
 
     context_parallel: int = 1
-    """Ranks over which a clip's video tokens are split."""
+    """Processes over which a clip's video tokens are split; the rest of them works on other clips."""
+    ulysses: int | None = None
+    """Of context_parallel, how many exchange attention heads; the others pass keys round in a ring. Default: as many
+    as divide the heads.
+    """
+    timeout: float = 600.0
+    """Seconds after which a process that waits for another in vain gives up."""
 
     def __post_init__(self) -> None:
-        _check_least(self, "parallel.", context_parallel=1)
+        _check_least(self, "parallel.", context_parallel=1, ulysses=1, timeout=1)
 
 
 @dataclass(frozen=True)
@@ -254,8 +260,12 @@ class TrainConfig:
     """bf16: the model computes in bfloat16; weights, their moments and summed gradients stay float32."""
     exact_fp32: bool = False
     """Switch off reduced-precision shortcuts (TF32, HF32) of the device's float32 maths."""
-    checkpointing: Literal["none", "full"] = "none"
-    """Recompute each block's activations in the backward pass instead of keeping them."""
+    checkpointing: Literal["none", "full", "selective", "out"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing; every layer; every layer without video
+    self-attention and without exchanges between processes; the same, but exchanging its queries, keys and values again.
+    """
+    offload: bool = False
+    """Keep the checkpointed layers' inputs in the host's memory until the backward pass."""
     ops: dict[str, str] = field(default_factory=dict)
     """Implementations that must be used, by operator: `--ops.attention reference`. See python -m mova_engine.ops."""
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -272,6 +282,14 @@ class TrainConfig:
         _check(
             self.task == "joint" or (self.model.bridge and self.model.aligned_rope),
             "model.bridge and model.aligned_rope concern joint training; the audio task has no bridge",
+        )
+        _check(
+            self.task == "joint" or self.parallel.context_parallel == 1,
+            "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
+        )
+        _check(
+            not self.offload or self.checkpointing != "none",
+            "offload moves the inputs of checkpointed layers: choose --checkpointing full, selective or out",
         )
 
     @property

@@ -85,6 +85,16 @@ class MetricsLog:
         partial.replace(self.path)
 
 
+class NoLog:
+    """Writes nothing: the log of processes other than the first."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
     rows = []

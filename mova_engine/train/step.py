@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from mova_engine.diffusion.condition import first_frame_condition, video_input
-from mova_engine.diffusion.loss import Losses, mse, velocity_loss
+from mova_engine.diffusion.loss import Losses, Share, mse, velocity_loss
 from mova_engine.diffusion.schedule import add_noise
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
+from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.draws import StepDraw
 
@@ -42,22 +43,37 @@ class LatentBatch:
 
 
 def micro_losses(
-    mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, ...], config: TrainConfig
+    mova: Mova,
+    batch: LatentBatch,
+    draw: StepDraw,
+    noise: tuple[Tensor, ...],
+    config: TrainConfig,
+    sharding: Sharding = WHOLE,
 ) -> Losses:
     """Losses on one micro-batch, float32 scalars; `draw` and `noise` (audio, video) are this micro-batch's part.
 
-    The networks' outputs become velocities before the loss (see `diffusion.prediction`).
+    The networks' outputs become velocities before the loss (see `diffusion.prediction`). Where processes share the
+    clips, these are this one's share of the losses, and so are the gradients: see `parallel.context`.
     """
-    return (_joint if config.task == "joint" else _audio)(mova, batch, draw, noise, config)
+    if config.task == "audio":
+        return _audio(mova, batch, draw, noise, config)
+    return _joint(mova, batch, draw, noise, config, sharding)
 
 
-def _joint(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, ...], config: TrainConfig) -> Losses:
-    times, prediction = draw.times, config.diffusion.output()
+def _joint(
+    mova: Mova,
+    batch: LatentBatch,
+    draw: StepDraw,
+    noise: tuple[Tensor, ...],
+    config: TrainConfig,
+    sharding: Sharding,
+) -> Losses:
+    times, prediction, expert = draw.times, config.diffusion.output(), mova.expert(draw.expert or 0)
     audio_noise, video_noise = noise
     noisy_video = add_noise(batch.video, video_noise, times.video_sigma)
     noisy_audio = add_noise(batch.audio, audio_noise, times.audio_sigma)
     video, audio = dual_tower_forward(
-        mova.expert(draw.expert or 0),
+        expert,
         mova.audio_dit,
         mova.dual_tower_bridge if config.model.bridge else None,
         video_input(noisy_video, first_frame_condition(batch.image)),
@@ -67,13 +83,17 @@ def _joint(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, 
         times.audio_timestep,
         fps=mova.config.clip.fps,
         checkpointing=config.checkpointing,
+        offload=config.offload,
+        sharding=sharding,
     )
+    share = Share(expert.own_latents(batch.video.shape, sharding, batch.video.device), 1 / sharding.size)
     return velocity_loss(
         prediction.velocity(video.float(), noisy_video, times.video_sigma),
         prediction.target(batch.video, video_noise, noisy_video, times.video_sigma),
         prediction.velocity(audio.float(), noisy_audio, times.audio_sigma),
         prediction.target(batch.audio, audio_noise, noisy_audio, times.audio_sigma),
         config.diffusion.weights(),
+        share,
     )
 
 

@@ -7,41 +7,66 @@ from pathlib import Path
 from rich.console import Console
 
 from mova_engine.errors import MovaError
-from mova_engine.train.assembly import DTYPES, Run, assemble, check_single, find_resume
+from mova_engine.parallel.processes import Processes, read_launch
+from mova_engine.train.assembly import DTYPES, Run, assemble, find_resume, join_processes
 from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.curve import PICTURE, draw_loss_curve
-from mova_engine.train.metrics import METRICS, Meter, MetricsLog, Reporter, duration
+from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
 from mova_engine.train.model import export_model
 from mova_engine.train.optimizer import lr_factor, peak_lr
 from mova_engine.train.recipes import to_dict, to_yaml
 from mova_engine.train.signals import StopRequest
 from mova_engine.train.update import StepResult, Updater
 
+# How long the other processes stay while the first says why none of them can start.
+_LISTENING_S = 3.0
+
 
 class Trainer:
-    """One run. `run()` returns the exit status: 0 when all steps are done, 130 or 143 when it was asked to stop."""
+    """One run. `run()` returns the exit status: 0 when all steps are done, 130 or 143 when it was asked to stop.
+
+    Of several processes, all of which run this, the first alone speaks and writes.
+    """
 
     def __init__(self, config: TrainConfig, console: Console | None = None) -> None:
         self.config, self.folder = config, config.folder
+        self.launch = read_launch()
         self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
+        if self.launch.rank:
+            self.console = Console(quiet=True)
         self.meter = Meter()
         self.step = 0
         self.skipped_in_a_row = 0
 
     def run(self) -> int:
         """Train until the last step. Raises MovaError for whatever the user can put right."""
-        config = self.config
-        check_single(config)
+        try:
+            processes = join_processes(self.config, self.launch)
+        except MovaError:
+            if not self.launch.rank:
+                raise
+            # The first process has the same to say; torchrun would end it as soon as another has ended.
+            time.sleep(_LISTENING_S)
+            return 2
+        try:
+            return self._run(processes)
+        finally:
+            processes.close()
+
+    def _run(self, processes: Processes) -> int:
+        config, first = self.config, processes.is_first
         resume = find_resume(config)
-        self._make_folder()
-        parts = assemble(config, resume, self.console)
+        with processes.first_alone():
+            if first:
+                self._make_folder()
+        parts = assemble(config, resume, self.console, processes)
         if parts.resumed is not None:
             self._restore(parts, resume)
         if self.step >= config.steps:
             self.console.print(f"{self.folder} is done: {self.step} of {config.steps} steps; --steps would train on")
             return 0
-        log = MetricsLog(self.folder, config.log, self.step)
+        log = MetricsLog(self.folder, config.log, self.step) if first else NoLog()
         try:
             with StopRequest() as stop, Reporter(config.steps, self.step, self.console) as reporter:
                 return self._train(parts, log, reporter, stop)
@@ -50,9 +75,11 @@ class Trainer:
         finally:
             self._finish(log)
 
-    def _finish(self, log: MetricsLog) -> None:
+    def _finish(self, log: MetricsLog | NoLog) -> None:
         try:
             log.close()
+            if isinstance(log, NoLog):
+                return
             draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
         except OSError as error:
             # Told, not raised: whatever ended the run matters more.
@@ -74,12 +101,13 @@ class Trainer:
 
     def _train(self, parts: Run, log: MetricsLog, reporter: Reporter, stop: StopRequest) -> int:
         config, began = self.config, time.monotonic()
-        updater = Updater(config, parts.model, parts.state.weights, parts.state.optimizer, parts.ops)
+        state, processes = parts.state, parts.processes
+        updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
         batches = iter(parts.loader)
         # Where the data stood after the last whole step: a stop may come in the middle of the next.
         position = parts.loader.state_dict()
         parts.backend.reset_peak_memory()
-        while self.step < config.steps and not stop:
+        while self.step < config.steps and not self._asked_to_stop(stop, processes):
             started = time.perf_counter()
             due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
             try:
@@ -106,6 +134,12 @@ class Trainer:
             return stop.exit_code
         reporter.say(f"done: {self.step} steps in {took}; {folder}")
         return 0
+
+    @staticmethod
+    def _asked_to_stop(stop: StopRequest, processes: Processes) -> bool:
+        """Whether any process was: all of them stop after the same step."""
+        stop.signal = processes.most(stop.signal or 0) or None
+        return bool(stop)
 
     def _count(self, result: StepResult, reporter: Reporter, seconds: float) -> None:
         """Note a step's values; say so when it was skipped, and give up after too many of those."""
@@ -134,7 +168,7 @@ class Trainer:
         row["tflops"] = parts.flops_per_step / means["seconds/step"] / 1e12
         peak = parts.backend.peak_flops(DTYPES[config.precision])
         if peak is not None:
-            row["mfu"] = row["tflops"] * 1e12 / peak
+            row["mfu"] = row["tflops"] * 1e12 / (peak * parts.processes.launch.world)
         row["memory/gib"] = parts.backend.memory_allocated() / 2**30
         row["memory/peak_gib"] = parts.backend.peak_memory() / 2**30
         row["epoch"] = parts.loader.epoch
@@ -147,15 +181,25 @@ class Trainer:
         with parts.state.weights.averaged():
             losses = parts.validator.losses(parts.model)
             try:
-                parts.validator.sample(parts.model, parts.codecs, self.folder / "samples" / f"step-{self.step:06d}")
+                if parts.processes.is_first:
+                    parts.validator.sample(parts.model, parts.codecs, self.folder / "samples" / f"step-{self.step:06d}")
             except MovaError as error:
                 # A look at the model is not worth the run.
                 reporter.say(f"warning: no samples at step {self.step}: {error}")
+        parts.processes.wait_for_first()
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 
     def _save(self, parts: Run, position: dict, reporter: Reporter, last: bool = False) -> Path | None:
-        """Save a checkpoint, drop old ones; returns the folder, None where it failed and the run may go on."""
+        """Save a checkpoint, drop old ones; returns the folder, None where it failed and the run may go on.
+
+        All processes hold the same; the first saves it, and the others wait to learn whether it could.
+        """
+        if not parts.processes.is_first:
+            failed = parts.processes.wait_for_first()
+            if failed and (last or self.config.checkpoint.on_error == "stop"):
+                raise MovaError(f"the first process could not save step {self.step}")
+            return None
         progress = {
             "loader": position,
             "meter": self.meter.state_dict(),
@@ -169,6 +213,7 @@ class Trainer:
         try:
             folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_dict(self.config), export)
         except MovaError as error:
+            parts.processes.wait_for_first(1)
             if last or self.config.checkpoint.on_error == "stop":
                 good = checkpoints_of(self.folder)
                 kept = f"; the run can go on from {good[-1][1].name}" if good else ""
@@ -177,4 +222,5 @@ class Trainer:
             return None
         with suppress(OSError):
             retain(self.folder, self.config.checkpoint)
+        parts.processes.wait_for_first()
         return folder

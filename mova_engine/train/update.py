@@ -9,6 +9,8 @@ import torch
 
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
+from mova_engine.parallel.gradients import sum_gradients
+from mova_engine.parallel.processes import Processes
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.data import BatchBuilder
 from mova_engine.train.draws import draw_noise, draw_step
@@ -28,12 +30,19 @@ class StepResult:
 
 
 class Updater:
-    """Runs optimizer steps of one model."""
+    """Runs optimizer steps of one model, in one process or in step with others."""
 
     def __init__(
-        self, config: TrainConfig, model: Mova, weights: Weights, optimizer: torch.optim.Optimizer, ops: OpTable
+        self,
+        config: TrainConfig,
+        model: Mova,
+        weights: Weights,
+        optimizer: torch.optim.Optimizer,
+        ops: OpTable,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.model, self.weights, self.optimizer, self.ops = config, model, weights, optimizer, ops
+        self.processes = processes or Processes()
         self.experts = 2 if model.video_dit_2 is not None else 1
 
     def step(self, step: int, batches: Iterator[dict], build: BatchBuilder, detailed: bool = False) -> StepResult:
@@ -42,25 +51,29 @@ class Updater:
         The device is waited for once, to learn whether loss and gradients are finite; if not, the weights stay as they
         are.
         """
-        config, settings = self.config, self.config.loader
-        draw = draw_step(config.diffusion, self.experts, config.seed, step, config.clips_per_step)
+        config, settings, processes = self.config, self.config.loader, self.processes
+        groups = processes.shape.data_parallel
+        draw = draw_step(config.diffusion, self.experts, config.seed, step, config.clips_per_step * groups)
         self.weights.zero_grad()
         losses, ids, waited = [], [], 0.0
         for micro in range(settings.accumulate):
             asked = time.perf_counter()
             batch = build(next(batches))
             waited += time.perf_counter() - asked
-            first = micro * settings.batch
+            first = (micro * groups + processes.data_rank) * settings.batch
             noise = draw_noise(batch.noise_shapes(), config.seed, step, first, settings.batch)
             noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
-            result = micro_losses(self.model, batch, draw.part(first, settings.batch), noise, config)
+            part = draw.part(first, settings.batch)
+            result = micro_losses(self.model, batch, part, noise, config, processes.sharding)
             (result.total / settings.accumulate).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
             ids += batch.ids
         gradients = self.weights.gradients()
+        losses = torch.stack(losses).mean(0)
+        sum_gradients([losses, *(g for group in gradients.values() for g in group)], processes.everyone, groups)
         towers = self._norms(gradients) if detailed else {}
         norm = self.ops.clip_grad_norm([g for group in gradients.values() for g in group], config.optim.clip)
-        total, video, audio, norm = torch.cat([torch.stack(losses).mean(0), norm.view(1)]).tolist()
+        total, video, audio, norm = torch.cat([losses, norm.view(1)]).tolist()
         values = {"seconds/data": waited}
         if not (math.isfinite(total) and math.isfinite(norm)):
             return StepResult({**values, "skipped": 1.0}, tuple(ids), taken=False)

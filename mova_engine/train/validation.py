@@ -23,6 +23,7 @@ from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE
 from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import Codecs
 from mova_engine.models.mova import Mova
+from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.data import BatchBuilder
 from mova_engine.train.draws import draw_noise, draw_times, generator
@@ -33,15 +34,20 @@ from mova_engine.train.step import LatentBatch, StepDraw, micro_losses
 class Validator:
     """Held-out loss and samples of a run's model."""
 
-    def __init__(self, config: TrainConfig, clips: LatentDataset, build: BatchBuilder) -> None:
-        self.config, self.clips, self.build = config, clips, build
+    def __init__(
+        self, config: TrainConfig, clips: LatentDataset, build: BatchBuilder, sharding: Sharding = WHOLE
+    ) -> None:
+        self.config, self.clips, self.build, self.sharding = config, clips, build, sharding
         self.count = min(config.validation.clips, len(clips))
         sampling = config.validation.sampler is not None and config.validation.samples > 0 and config.task == "joint"
         self._make_samples = resolve_sampler(config.validation.sampler) if sampling else None
 
     @torch.no_grad()
     def losses(self, model: Mova) -> dict[str, float]:
-        """Mean held-out losses as "heldout/video", and per expert where there are two; the model computes as it is."""
+        """Mean held-out losses as "heldout/video", and per expert where there are two; the model computes as it is.
+
+        In several processes, of those that share clips: each takes its share, and all of them return the sum.
+        """
         sums: dict[str, float] = {}
         for expert in self._experts(model):
             source = generator(self.config.seed, "heldout", expert)
@@ -52,14 +58,16 @@ class Validator:
                 batch = self.build(self.clips.batch(range(first, first + size)))
                 for name, value in self._batch_losses(model, batch, whole.part(first, size), first).items():
                     sums[name] = sums.get(name, 0.0) + value * size / self.count
-        return sums
+        shares = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.build.device)
+        return dict(zip(sums, self.sharding.summed(shares).tolist(), strict=True))
 
     def _experts(self, model: Mova) -> tuple[int | None, ...]:
         return (HIGH_NOISE, LOW_NOISE) if model.video_dit_2 is not None else (None,)
 
     def _batch_losses(self, model: Mova, batch: LatentBatch, draw: StepDraw, first: int) -> dict[str, float]:
         noise = draw_noise(batch.noise_shapes(), self.config.seed, "heldout", first, len(batch.audio))
-        losses = micro_losses(model, batch, draw, tuple(x.to(batch.audio.device) for x in noise), self.config)
+        noise = tuple(x.to(batch.audio.device) for x in noise)
+        losses = micro_losses(model, batch, draw, noise, self.config, self.sharding)
         suffix = "" if draw.expert is None else f"/{EXPERTS[draw.expert]}"
         values = {"video": losses.video, "audio": losses.audio}
         if batch.video is None:

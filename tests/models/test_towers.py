@@ -10,6 +10,7 @@ from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaCon
 from mova_engine.errors import MovaError
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
+from mova_engine.models.offload import HostCopies
 from mova_engine.ops import bind
 
 VIDEO = VideoDiTConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=3, text_dim=24, freq_dim=16)
@@ -56,24 +57,62 @@ def test_each_sample_of_a_batch_is_independent(ops, backend):
             torch.testing.assert_close(whole[i : i + 1], part, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("choices", ["reference", None])
-def test_checkpointing_changes_neither_values_nor_gradients(backend, choices):
-    model, args = build(bind(backend, choices), backend), inputs(backend)
-    outputs, gradients = [], []
-    for policy in ("none", "full"):
-        model.zero_grad(set_to_none=True)
-        outputs.append(forward(model, args, checkpointing=policy))
-        sum(x.square().sum() for x in outputs[-1]).backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    # A checkpointed block settles its stream first. The references' fused forms are the same two steps: equal bits. A
-    # kernel's fused backward rounds once fewer than two kernels do, and the gradient of a key's bias is what is left of
-    # terms that nearly cancel.
-    tolerance = {"rtol": 0, "atol": 0} if choices == "reference" else {"rtol": 1e-4, "atol": 1e-5}
-    for whole, recomputed in zip(*outputs, strict=True):
-        torch.testing.assert_close(recomputed, whole, rtol=0 if choices else 1e-6, atol=0 if choices else 1e-6)
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, **tolerance, msg=name)
+def gradients_of(model, args, **options):
+    model.zero_grad(set_to_none=True)
+    video, audio = forward(model, args, **options)
+    (video.square().sum() + audio.square().sum()).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("policy", ["full", "selective", "out"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_checkpointing_changes_neither_values_nor_gradients(ops, backend, policy, offload):
+    model, args = build(ops, backend), inputs(backend)
+    plain = gradients_of(model, args)
+    found = gradients_of(model, args, checkpointing=policy, offload=offload)
+    assert plain.keys() == found.keys()
+    # A checkpointed layer settles its streams first. A kernel's fused backward rounds once fewer than two kernels do,
+    # and the gradient of a key's bias is what is left of terms that nearly cancel.
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_recomputation_by_the_references_gives_equal_bits(backend):
+    """Their fused forms are the same two steps as settling a stream first."""
+    model, args = build(bind(backend, "reference"), backend), inputs(backend)
+    plain, found = gradients_of(model, args), gradients_of(model, args, checkpointing="full")
+    assert plain.keys() == found.keys()
+    assert not [name for name in plain if not torch.equal(plain[name], found[name])]
+
+
+@pytest.mark.parametrize(("policy", "runs"), [("none", 1), ("full", 2), ("selective", 1), ("out", 1)])
+def test_selective_checkpointing_runs_video_attention_once(ops, backend, policy, runs):
+    """Counted in layers: the reference's other attentions (audio, text, bridge) are recomputed or not as ever."""
+    calls = []
+
+    def counted(name):
+        def run(q, k, v):
+            calls.append(name)
+            return getattr(ops, name)(q, k, v)
+
+        return run
+
+    table = ops.replaced(attention_lse=counted("attention_lse"))
+    if policy in ("none", "full"):
+        table = ops.replaced(video_attention=counted("attention"))
+    gradients_of(build(table, backend), inputs(backend), checkpointing=policy)
+    assert len(calls) == runs * VIDEO.num_layers
+
+
+def test_offload_keeps_no_layer_input_on_the_device(ops, backend):
+    host, x = HostCopies(), torch.randn(3, requires_grad=True)
+    y = x * 2
+    with host.of((y,)):
+        z = y.square()
+    assert [len(layer) for layer in host.layers] == [1]
+    assert all(copy.host.data_ptr() != y.data_ptr() for copy in host.layers[0])
+    z.sum().backward()
+    torch.testing.assert_close(x.grad, 8 * x.detach())
 
 
 def test_every_parameter_of_the_used_expert_gets_a_gradient_and_no_other(ops, backend):
@@ -167,7 +206,7 @@ def test_wrong_shapes_are_named(ops, backend, change, message):
 
 
 def test_an_unknown_checkpointing_policy_is_refused(ops, backend):
-    with pytest.raises(MovaError, match="checkpointing must be one of none, full, got 'ful'"):
+    with pytest.raises(MovaError, match="checkpointing must be one of none, full, selective, out, got 'ful'"):
         forward(build(ops, backend), inputs(backend), checkpointing="ful")
 
 

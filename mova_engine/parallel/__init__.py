@@ -1,0 +1,1 @@
+"""Several processes: the mesh, context parallelism as wrappers of operators, what it sends."""

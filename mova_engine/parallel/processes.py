@@ -1,0 +1,150 @@
+"""The processes of a run: torchrun's environment, the process group, each rank's place in the mesh."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+from mova_engine.backend import Backend
+from mova_engine.errors import MovaError
+from mova_engine.models.sharding import WHOLE, Sharding
+from mova_engine.ops import OpTable
+from mova_engine.parallel.collectives import Group
+from mova_engine.parallel.context import ContextParallel
+from mova_engine.parallel.mesh import DIMENSIONS, MeshShape
+
+# What torchrun sets on every machine, and what another launcher must set too.
+_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# How long the others wait while one process encodes a data set, saves or samples.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process's number among all, on its machine, and how many there are."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+
+
+def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
+    """What the launcher says (environment: default the process's own); one process where there was none.
+
+    Raises MovaError for an environment that names some of the variables only.
+    """
+    environment = os.environ if environment is None else environment
+    if "WORLD_SIZE" not in environment and "RANK" not in environment:
+        return Launch()
+    missing = [name for name in _NEEDED if name not in environment]
+    if missing:
+        raise MovaError(
+            f"one of several processes, but {', '.join(missing)} is not set: start them with torchrun, which sets "
+            f"{', '.join(_NEEDED)}"
+        )
+    try:
+        launch = Launch(*(int(environment[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    except ValueError as error:
+        raise MovaError(f"RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers: {error}") from error
+    if not 0 <= launch.rank < launch.world:
+        raise MovaError(f"RANK is {launch.rank} of WORLD_SIZE {launch.world}")
+    return launch
+
+
+@dataclass
+class Processes:
+    """This process's place: `context` says which tokens of a clip are its own (None: all), data_rank of `shape`'s
+    data_parallel groups which clips.
+    """
+
+    launch: Launch = field(default_factory=Launch)
+    shape: MeshShape = field(default_factory=MeshShape)
+    device_mesh: DeviceMesh | None = None
+    context: ContextParallel | None = None
+    data_rank: int = 0
+    everyone: Group = field(default_factory=Group)
+    # On the CPU and with time: for what one process does alone while the others wait.
+    patient: Group = field(default_factory=Group)
+    # Whether the process group was joined here, not by the program before.
+    joined: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process logs and writes."""
+        return self.launch.rank == 0
+
+    @property
+    def sharding(self) -> Sharding:
+        """Which tokens of a clip are this process's own."""
+        return WHOLE if self.context is None else self.context
+
+    def operators(self, ops: OpTable) -> OpTable:
+        """The table to build a model with."""
+        return ops if self.context is None else self.context.operators(ops)
+
+    def most(self, number: int) -> int:
+        """The largest number that any process gave; waits for all of them."""
+        device = "cpu" if self.device_mesh is None else self.device_mesh.device_type
+        return int(self.everyone.all_reduce(torch.tensor([number], device=device), maximum=True))
+
+    def wait_for_first(self, number: int = 0) -> int:
+        """`most`, but as long as it takes: while the first process encodes, saves or samples."""
+        return int(self.patient.all_reduce(torch.tensor([number]), maximum=True))
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The block runs in the first process, then in all others: what the first has written they find."""
+        if not self.is_first:
+            self.wait_for_first()
+        yield
+        if self.is_first:
+            self.wait_for_first()
+
+    def close(self) -> None:
+        """Leave the process group, if it was joined here."""
+        if self.joined:
+            dist.destroy_process_group()
+
+
+def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_s: float = 600.0) -> Processes:
+    """Join the process group, unless the program has done so, and build the mesh. One process joins nothing.
+
+    timeout_s: after which a rank that waits for another in vain gives up. Raises MovaError where they do not meet.
+    """
+    if launch.world != shape.world:
+        raise MovaError(f"the mesh {shape} is of {shape.world} processes, but {launch.world} were started")
+    if launch.world == 1:
+        return Processes(launch, shape)
+    joined = not dist.is_initialized()
+    if joined:
+        _join(backend, launch, timeout_s)
+    mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
+    sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
+    clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
+    for part in (sharers, clips, mesh["ring"], mesh["ulysses"]):
+        # A group of some of the ranks does not take over the world's.
+        _set_pg_timeout(timedelta(seconds=timeout_s), part.get_group())
+    groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
+    context = ContextParallel(*groups) if shape.context_parallel > 1 else None
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    everyone = Group(dist.group.WORLD)
+    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, Group(patient), joined)
+
+
+def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:
+    backend.use_device(launch.local_rank)
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        dist.init_process_group(backend.collectives, timeout=timeout, rank=launch.rank, world_size=launch.world)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise MovaError(
+            f"rank {launch.rank} of {launch.world} did not meet the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} within {timeout_s:.0f} s: {first}"
+        ) from error

@@ -1,0 +1,410 @@
+"""What the processes of a World do. Each function runs in all ranks at once; the reference runs in rank 0 alone."""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mova_engine.backend import get_backend
+from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.diffusion.loss import LossWeights, Share, velocity_loss
+from mova_engine.errors import MovaError
+from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.models.mova import Mova
+from mova_engine.models.sharding import WHOLE, Sharding
+from mova_engine.ops import OPERATORS, OpTable, bind
+from mova_engine.ops.verify import verify
+from mova_engine.parallel.collectives import Group
+from mova_engine.parallel.context import ContextParallel
+from mova_engine.parallel.counted import SMALL, count_all
+from mova_engine.parallel.fsdp import shard_model
+from mova_engine.parallel.gradients import sum_gradients
+from mova_engine.parallel.mesh import MeshShape, choose_mesh
+from mova_engine.parallel.processes import Processes, read_launch, start_processes
+from mova_engine.parallel.ring import shared_queries
+from mova_engine.train.recipes import load_config
+from mova_engine.train.trainer import Trainer
+
+VIDEO = VideoDiTConfig(dim=512, ffn_dim=256, num_heads=4, num_layers=2, text_dim=32, freq_dim=16)
+AUDIO = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=2, text_dim=32, freq_dim=16)
+BRIDGE = BridgeConfig(2, 2, 512, 128, head_dim=128)
+MODEL = MovaConfig("narrow", VIDEO, AUDIO, BRIDGE, ClipConfig(frames=5, height=32, width=48), experts=2)
+# Tokens of the video and a grid (frames, rows, columns) that has so many.
+GRIDS = {7: (7, 1, 1), 64: (4, 4, 4), 403: (13, 31, 1), 1001: (13, 11, 7)}
+AUDIO_TOKENS = 13
+
+
+@functools.cache
+def processes(ulysses: int | None, context_parallel: int | None = None) -> Processes:
+    """The world as a mesh; None: the whole world shares one clip."""
+    backend, launch = get_backend("cpu"), read_launch()
+    torch.set_num_threads(1)
+    shape = choose_mesh(
+        launch.world, VIDEO.num_heads, context_parallel=context_parallel or launch.world, ulysses=ulysses
+    )
+    return start_processes(backend, launch, shape, timeout_s=120)
+
+
+def build(ops: OpTable) -> Mova:
+    """The same model everywhere; nothing in it is zero."""
+    model, source = Mova(MODEL, ops), torch.Generator().manual_seed(5)
+    model.init_weights(source)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=source), alpha=0.02)
+    return model
+
+
+def clips(tokens: int, batch: int, seed: int = 11) -> dict[str, Tensor]:
+    """Inputs and targets of a step."""
+    g = torch.Generator().manual_seed(seed)
+    t, h, w = GRIDS[tokens]
+    shapes = {
+        "video_input": (batch, 36, t, 2 * h, 2 * w),
+        "audio_latents": (batch, 128, AUDIO_TOKENS),
+        "context": (batch, 5, 32),
+        "video_target": (batch, 16, t, 2 * h, 2 * w),
+        "audio_target": (batch, 128, AUDIO_TOKENS),
+    }
+    tensors = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    tensors["video_timestep"] = torch.rand(batch, generator=g) * 1000
+    tensors["audio_timestep"] = torch.rand(batch, generator=g) * 1000
+    return tensors
+
+
+def backward(model: Mova, inputs: dict[str, Tensor], expert: int, sharding: Sharding = WHOLE, **options) -> Tensor:
+    """Forward, loss and gradients of one step; returns this process's share of the loss."""
+    targets = inputs["video_target"], inputs["audio_target"]
+    given = {name: x for name, x in inputs.items() if not name.endswith("target")}
+    tower = model.expert(expert)
+    video, audio = dual_tower_forward(
+        tower, model.audio_dit, model.dual_tower_bridge, **given, sharding=sharding, **options
+    )
+    share = Share(tower.own_latents(targets[0].shape, sharding, video.device), 1 / sharding.size)
+    loss = velocity_loss(video, targets[0], audio, targets[1], LossWeights(audio=0.7, skip_first_frame=True), share)
+    loss.total.backward()
+    return loss.total.detach()
+
+
+# How a test can break context parallelism. Each takes the table of operators and the sharding, and returns them broken.
+def _without_merge(ops: OpTable, sharding: ContextParallel):
+    """The last shard's output is taken for the whole."""
+    broken = ops.replaced(merge_lse=lambda outs, lses: (outs[-1], lses[-1]))
+    return sharding.operators(broken), sharding
+
+
+def _averaged_merge(ops: OpTable, sharding: ContextParallel):
+    """Video to audio: the mean over ranks in place of the weighted sum."""
+
+    def means(q, k, v):
+        out, lse = ops.attention_lse(q, k, v)
+        return sharding.whole.all_reduce(out) / sharding.size, lse
+
+    attention = shared_queries(means, ops.attention_backward, Group())
+    return sharding.operators(ops).replaced(video_to_audio_attention=attention), sharding
+
+
+def _padded_with_zeros(ops: OpTable, sharding: ContextParallel):
+    """Keys and values padded to a multiple of the ranks with zeros, which are attended to: the reference's way."""
+
+    def attention(q, k, v):
+        k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -k.shape[1] % sharding.size)) for x in (k, v))
+        return ops.attention(q, k, v)
+
+    return sharding.operators(ops.replaced(video_attention=attention)), sharding
+
+
+def _differentiated_merge(ops: OpTable, sharding: ContextParallel):
+    """Video to audio: each shard's own softmax is differentiated, as if the merge's weights were constants."""
+
+    def backward(dout, q, k, v, out, lse):
+        own, own_lse = ops.attention_lse(q, k, v)
+        weight = torch.exp(own_lse - lse).transpose(1, 2).unsqueeze(-1)
+        return ops.attention_backward(dout * weight, q, k, v, own, own_lse)
+
+    attention = shared_queries(ops.attention_lse, backward, sharding.whole)
+    return sharding.operators(ops).replaced(video_to_audio_attention=attention), sharding
+
+
+MUTATIONS: dict[str, Callable] = {
+    "no merge": _without_merge,
+    "averaged merge": _averaged_merge,
+    "zero padding": _padded_with_zeros,
+    "differentiated merge": _differentiated_merge,
+}
+
+
+def errors_of_training(
+    ulysses: int | None,
+    tokens: int,
+    batch: int,
+    expert: int,
+    checkpointing: str = "none",
+    offload: bool = False,
+    optimizer: str = "sgd",
+    steps: int = 1,
+    mutation: str | None = None,
+    divide: bool = False,
+    fsdp: bool = False,
+    context_parallel: int | None = None,
+) -> dict[str, float] | None:
+    """Train `steps` steps in all ranks together and, in rank 0, alone; rank 0 returns how far apart they are.
+
+    loss: relative. gradient: of the first step, worst tensor, relative to the larger of its maximum and 1e-6 of the
+    model's. weights, moments: after all steps, likewise. divide: gradients averaged over the ranks, a mutation.
+    """
+    place, ops = processes(ulysses, context_parallel), bind(get_backend("cpu"))
+    sharding, table = place.context, place.context.operators(ops)
+    if mutation is not None:
+        table, sharding = MUTATIONS[mutation](ops, sharding)
+    model = build(table)
+    if fsdp:
+        shard_model(model, place)
+    together = _train(model, sharding, tokens, batch, expert, optimizer, steps, checkpointing, offload, divide, fsdp)
+    if not place.is_first:
+        return None
+    alone = _train(build(ops), WHOLE, tokens, batch, expert, optimizer, steps)
+    errors = {"loss": abs(together["loss"] / alone["loss"] - 1)}
+    for part in ("gradient", "weights", "moments"):
+        assert together[part].keys() == alone[part].keys()
+        errors[part] = worst(together[part], alone[part])
+    return errors
+
+
+def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """Largest |found - truth| of any tensor, relative to the larger of its maximum and 1e-6 of all tensors'."""
+    floor = 1e-6 * max((float(x.abs().max()) for x in truth.values()), default=0.0)
+    return max(
+        (float((found[name] - x).abs().max()) / max(float(x.abs().max()), floor) for name, x in truth.items()),
+        default=0.0,
+    )
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor of which each rank may have a shard."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def _train(
+    model,
+    sharding,
+    tokens,
+    batch,
+    expert,
+    optimizer,
+    steps,
+    checkpointing="none",
+    offload=False,
+    divide=False,
+    fsdp=False,
+) -> dict:
+    parameters = dict(model.named_parameters())
+    optimizers = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=1e-5),
+    }
+    rule = optimizers[optimizer](parameters.values())
+    result = {}
+    for step in range(steps):
+        rule.zero_grad(set_to_none=True)
+        loss = backward(
+            model, clips(tokens, batch, step), expert, sharding, checkpointing=checkpointing, offload=offload
+        )
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        if sharding is not WHOLE:
+            summed = [] if fsdp else gradients.values()
+            sum_gradients([loss.view(1), *summed], sharding.whole, sharding.size if divide else 1)
+        if step == 0:
+            result = {"loss": float(loss), "gradient": {name: whole(g).clone() for name, g in gradients.items()}}
+        rule.step()
+    result["weights"] = {name: whole(p.detach()) for name, p in parameters.items()}
+    result["moments"] = {
+        f"{name}:{key}": whole(rule.state[p][key])
+        for name, p in parameters.items()
+        for key in ("exp_avg", "exp_avg_sq", "momentum_buffer")
+        if rule.state[p].get(key) is not None
+    }
+    return result
+
+
+class _Split(torch.autograd.Function):
+    """A rank's own part of a tensor that all have; its gradient is the whole again."""
+
+    @staticmethod
+    def forward(ctx, sharding, x):
+        ctx.sharding, ctx.total = sharding, x.shape[1]
+        return sharding.take(x).contiguous()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, _joined(ctx.sharding, grad, ctx.total)
+
+
+class _Join(torch.autograd.Function):
+    """All ranks' parts as one tensor that all have; a part's gradient is its own part of the gradient."""
+
+    @staticmethod
+    def forward(ctx, sharding, x, total):
+        ctx.sharding = sharding
+        return _joined(sharding, x, total)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, ctx.sharding.take(grad).contiguous(), None
+
+
+class _Sum(torch.autograd.Function):
+    """The identity; its gradient is the sum over ranks: what a rank's share of a gradient becomes."""
+
+    @staticmethod
+    def forward(ctx, sharding, x):
+        ctx.sharding = sharding
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, ctx.sharding.whole.all_reduce(grad.contiguous())
+
+
+def _joined(sharding: ContextParallel, x: Tensor, total: int) -> Tensor:
+    whole = sharding.put(x.flatten(2), total).unflatten(2, x.shape[2:])
+    return sharding.whole.all_reduce(whole.contiguous())
+
+
+def findings_of_operator(role: str, ulysses: int | None, dtype: str, cases: tuple[str, ...]) -> list[str]:
+    """The operator suite's judgement of a wrapped attention on whole tensors: what it finds wrong, by case."""
+    place, ops = processes(ulysses), bind(get_backend("cpu"))
+    sharding = place.context
+    table, operator = sharding.operators(ops), OPERATORS["attention"]
+
+    def video_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sharding.running(q.shape[1]):
+            own = table.video_attention(*(_Split.apply(sharding, x) for x in (q, k, v)))
+        return _Join.apply(sharding, own, q.shape[1])
+
+    def video_to_audio_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sharding.running(k.shape[1]):
+            out = table.video_to_audio_attention(_Sum.apply(sharding, q), *(_Split.apply(sharding, x) for x in (k, v)))
+        # Every rank's loss is a share; here all of them are given the whole.
+        return _Scaled.apply(out, 1 / sharding.size)
+
+    wrapped = {"video_attention": video_attention, "video_to_audio_attention": video_to_audio_attention}[role]
+    wrong = []
+    for case in (c for c in operator.cases if c.size == "test" and c.name in cases):
+        for finding in verify(operator, wrapped, case, torch.device("cpu"), getattr(torch, dtype)):
+            if not finding.passed:
+                wrong.append(f"{case.name}: {finding}")
+    return wrong
+
+
+class _Scaled(torch.autograd.Function):
+    """The identity, whose gradient is scaled."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+def sampled_and_local(ulysses: int | None, tokens: int) -> tuple[float, float]:
+    """How far from one process's forward are: the gathered outputs of a shared one, and the wrapped model's own
+    forward of the whole clip without a sharding.
+    """
+    place, ops = processes(ulysses), bind(get_backend("cpu"))
+    gathering = ContextParallel(*place.context.groups, gather=True)
+    inputs = {name: x for name, x in clips(tokens, 2).items() if not name.endswith("target")}
+
+    @torch.no_grad()
+    def outputs(table: OpTable, sharding: Sharding) -> tuple[Tensor, Tensor]:
+        model = build(table)
+        return dual_tower_forward(
+            model.expert(0), model.audio_dit, model.dual_tower_bridge, **inputs, sharding=sharding
+        )
+
+    plain, table = outputs(ops, WHOLE), gathering.operators(ops)
+    found = (outputs(table, gathering), outputs(table, WHOLE))
+    return tuple(max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(x, plain, strict=True)) for x in found)
+
+
+def refusals() -> list[str]:
+    """What the wrappers say of inputs that cannot be: too few heads for the ranks, a shard of another length."""
+    said, world = [], read_launch().world
+    for ulysses, heads, tokens in ((None, 1, 4), (None, world, 5), (1, world, 5)):
+        context = processes(ulysses).context
+        q = torch.zeros(1, tokens, heads, 8)
+        with context.running(4 * world):
+            try:
+                context.operators(bind(get_backend("cpu"))).video_attention(q, q, q)
+            except MovaError as error:
+                said.append(str(error))
+    return said
+
+
+def waiting_in_vain(timeout_s: float) -> tuple[float, str]:
+    """The last rank stays away from an exchange: how long the others wait for it, and what ends that."""
+    place = start_processes(get_backend("cpu"), read_launch(), MeshShape(dp_shard=2, ulysses=2), timeout_s)
+    group, x = place.context.ulysses, torch.zeros(4)
+    group.all_to_all(x, [2, 2], [2, 2])()
+    if place.launch.rank == place.launch.world - 1:
+        time.sleep(3 * timeout_s)
+        return 0.0, ""
+    began, said = time.monotonic(), ""
+    try:
+        group.all_to_all(x, [2, 2], [2, 2])()
+    except RuntimeError as error:
+        said = str(error)
+    return time.monotonic() - began, said
+
+
+def counted() -> dict[str, tuple[int, int]]:
+    """Bytes that this rank sent and should have, by scheme."""
+    return count_all(SMALL)
+
+
+def sharded_in_bfloat16() -> dict[str, float | bool]:
+    """A step of a sharded model that computes in bfloat16: its loss beside float32's, what its gradients are."""
+    place, ops = processes(None), bind(get_backend("cpu"))
+    model, inputs = build(place.context.operators(ops)), clips(64, 1)
+    shard_model(model, place, torch.bfloat16)
+    loss = place.context.summed(backward(model, inputs, 0, place.context))
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    elements = sum(p.to_local().numel() for p in model.parameters())
+    return {
+        "loss": float(loss / backward(build(ops), inputs, 0) - 1),
+        "float32": all(g.dtype == torch.float32 for g in gradients),
+        "share": elements / sum(p.numel() for p in model.parameters()),
+    }
+
+
+def trained(data: str, out: str, steps: int, batch: int, context_parallel: int) -> int:
+    """A nano run with validation at its end; its exit status."""
+    config = load_config(
+        "nano",
+        data=Path(data),
+        out=Path(out),
+        device="cpu",
+        steps=steps,
+        checkpointing="selective",
+        loader={"batch": batch, "fit": 4},
+        log={"every": 1, "tensorboard": False},
+        validation={"every": steps, "data": Path(data), "samples": 0},
+        parallel={"context_parallel": context_parallel},
+    )
+    return Trainer(config, Console(quiet=True)).run()
+
+
+def refused_training(data: str, out: str, context_parallel: int) -> str | int:
+    """What a run that cannot be says, or its exit status where it says nothing."""
+    try:
+        return trained(data, out, 1, 1, context_parallel)
+    except MovaError as error:
+        return str(error)
