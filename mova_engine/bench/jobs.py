@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mova_engine.backend import get_backend
 from mova_engine.bench.work import Job, Tensors, Work, draw_parameters, with_parameters
 from mova_engine.config import MovaConfig
 from mova_engine.diffusion.guidance import Guidance
@@ -21,7 +23,7 @@ from mova_engine.models.layers import Block, Stream
 from mova_engine.models.lora import add_lora
 from mova_engine.models.mova import Mova
 from mova_engine.models.rope import audio_rope, video_rope
-from mova_engine.ops import OpTable
+from mova_engine.ops import REFERENCE, OpTable, bind
 from mova_engine.sample.sampler import Conditions, Latents, LoopOptions, denoise
 
 _WIDE = torch.float32
@@ -86,11 +88,12 @@ def block_job(config: MovaConfig, tower: str) -> Job:
     tokens = config.clip.video_tokens if tower == "video" else config.clip.audio_tokens
 
     def module(ops: OpTable) -> Block:
-        return Block(sizes, ops, device="meta")
+        role = ops.video_attention if tower == "video" else ops.attention
+        return Block(sizes, ops, role, device="meta")
 
     def draw(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensors:
         make = _Draw(generator, device, dtype)
-        tensors = draw_parameters(module(_NO_OPS), generator, device, dtype)
+        tensors = draw_parameters(module(_no_choice()), generator, device, dtype)
         tensors |= {"in.x": make(1, tokens, sizes.dim), "in.y": make(1, tokens, sizes.dim)}
         tensors["in.context"] = make(1, config.text_tokens, sizes.dim)
         tensors["in.gate"] = make(1, sizes.dim, scale=0.5, dtype=_WIDE)
@@ -129,7 +132,7 @@ def bridge_job(config: MovaConfig) -> Job:
 
     def draw(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensors:
         make = _Draw(generator, device, dtype)
-        tensors = draw_parameters(Bridge(only, _NO_OPS, device="meta"), generator, device, dtype)
+        tensors = draw_parameters(Bridge(only, _no_choice(), device="meta"), generator, device, dtype)
         for name, shape in shapes.items():
             tensors |= {f"in.{name}.x": make(*shape), f"in.{name}.y": make(*shape)}
             tensors[f"in.{name}.gate"] = make(1, shape[-1], scale=0.5, dtype=_WIDE)
@@ -213,7 +216,7 @@ def step_job(
         return mova
 
     def draw(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensors:
-        return draw_parameters(module(_NO_OPS), generator, device, dtype) | _latents(
+        return draw_parameters(module(_no_choice()), generator, device, dtype) | _latents(
             config, _Draw(generator, device, dtype), batch, config.video.in_dim
         )
 
@@ -247,7 +250,7 @@ def denoise_job(config: MovaConfig) -> Job:
 
     def draw(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensors:
         make = _Draw(generator, device, dtype)
-        tensors = draw_parameters(Mova(config, _NO_OPS, device="meta"), generator, device, dtype)
+        tensors = draw_parameters(Mova(config, _no_choice(), device="meta"), generator, device, dtype)
         wide = _Draw(generator, device, _WIDE)
         tensors |= _latents(config, wide, 1, config.video.out_dim)
         tensors["in.condition"] = wide(1, config.video.in_dim - config.video.out_dim, *config.clip.latent_shape)
@@ -272,7 +275,10 @@ def denoise_job(config: MovaConfig) -> Job:
     return Job("denoise", draw, work, model, model, facts=facts)
 
 
-_NO_OPS = OpTable("meta", {}, ())
+@cache
+def _no_choice() -> OpTable:
+    """A table for modules of which only the parameters are wanted."""
+    return bind(get_backend("cpu"), REFERENCE)
 
 
 def _inputs(tensors: Tensors) -> Tensors:
