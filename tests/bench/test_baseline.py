@@ -24,7 +24,7 @@ def test_the_baseline_gives_the_recorded_numbers(golden_dir, backend, name, dtyp
 
 
 def test_it_replaces_all_operators_of_a_block():
-    used = {"rms_norm_rope", "rms_norm", "linear_gelu", "lora_linear", "attention"}
+    used = {"rms_norm_rope", "rms_norm", "linear_gelu", "lora_linear", "attention", "shared_linear", "feed_forward"}
     used |= {name for name in OPERATORS if "gate_residual" in name or "layer_norm" in name or "modulate" in name}
     assert load_baseline().keys() == used
 
