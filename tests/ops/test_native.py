@@ -169,7 +169,7 @@ def test_rounding_to_bfloat16_keeps_infinities_and_nan(native):
         torch.testing.assert_close(found[0], (0 + gate).to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("which", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("which", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_rounding_to_bfloat16_is_torchs(native, which):
     if which not in isas():
         pytest.skip(f"this CPU has no {which}")
