@@ -21,6 +21,8 @@ std::vector<Set> usable_sets() {
   for (const std::string& feature : cpu_features()) {
     if (feature == "avx2") sets.push_back({"avx2", &avx2::table});
     if (feature == "avx512") sets.push_back({"avx512", &avx512::table});
+    // Its kernels use what "avx512" stands for, too.
+    if (feature == "avx512_bf16" && sets.back().table == &avx512::table) sets.push_back({"avx512_bf16", &avx512_bf16::table});
   }
 #endif
   return sets;

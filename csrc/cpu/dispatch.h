@@ -8,7 +8,7 @@
 
 namespace mova::cpu {
 
-// Kernel sets that this CPU can run, out of "baseline", "avx2" and "avx512", widest last.
+// Kernel sets that this CPU can run, out of "baseline", "avx2", "avx512" and "avx512_bf16", the best last.
 std::vector<std::string> isas();
 
 // The set in use; the widest until `use_isa` names another. An unknown or unusable name raises ValueError.

@@ -87,7 +87,10 @@ struct ParameterSums {
   float *factor, *offset, *gate;
 };
 
-// Entry points by type and variant. A call serves the rows [begin, end) of the b*s rows; scratch holds 3d floats.
+// Rows that a backward takes together, and the rows of d floats in its scratch.
+constexpr int kTogether = 4, kScratchRows = kTogether + 2;
+
+// Entry points by type and variant. A call serves the rows [begin, end) of the b*s rows.
 struct KernelTable {
   void (*rms_norm_fwd[2][3])(const RmsNormForward&, int64_t begin, int64_t end, float* scratch);
   void (*rms_norm_bwd[2][3])(const RmsNormBackward&, int64_t begin, int64_t end, float* scratch, const ParameterSums&);
@@ -106,6 +109,9 @@ namespace avx2 {
 extern const KernelTable table;
 }
 namespace avx512 {
+extern const KernelTable table;
+}
+namespace avx512_bf16 {
 extern const KernelTable table;
 }
 

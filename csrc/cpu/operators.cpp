@@ -3,6 +3,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -51,7 +52,7 @@ Angles angles_of(const OptionalTensor& cos, const OptionalTensor& sin, bool inte
   return angles;
 }
 
-std::vector<float> scratch_for(const Tensor& x) { return std::vector<float>(3 * x.size(2)); }
+std::unique_ptr<float[]> scratch_for(const Tensor& x) { return std::unique_ptr<float[]>(new float[kScratchRows * x.size(2)]); }
 
 std::tuple<Tensor, Tensor> rms_norm_rope_fwd(
     const Tensor& x, const Tensor& weight, const OptionalTensor& cos, const OptionalTensor& sin, double eps, bool interleaved) {
@@ -63,7 +64,7 @@ std::tuple<Tensor, Tensor> rms_norm_rope_fwd(
       view(rows), floats(factor), floats(angles.cos), floats(angles.sin), x.size(1), x.size(2), angles.half,
       static_cast<float>(eps), out.mutable_data_ptr(), rstd.mutable_data_ptr<float>()};
   const auto kernel = kernels().rms_norm_fwd[type_of(x)][angles.rotation];
-  parallel_rows(x, [&](int64_t begin, int64_t end) { kernel(args, begin, end, scratch_for(x).data()); });
+  parallel_rows(x, [&](int64_t begin, int64_t end) { kernel(args, begin, end, scratch_for(x).get()); });
   return {out, rstd};
 }
 
@@ -82,7 +83,7 @@ std::tuple<Tensor, Tensor> rms_norm_rope_bwd(
   const auto kernel = kernels().rms_norm_bwd[type_of(x)][angles.rotation];
   const ChunkedSums chunks(x, 1);
   chunks.run([&](int64_t begin, int64_t end, const ParameterSums& sums) {
-    kernel(args, begin, end, scratch_for(x).data(), sums);
+    kernel(args, begin, end, scratch_for(x).get(), sums);
   });
   return {grad_x, chunks.total(0, weight)};
 }

@@ -42,12 +42,12 @@ def features() -> tuple[str, ...]:
 
 
 def isas() -> tuple[str, ...]:
-    """Kernel sets that this CPU can run, out of `baseline`, `avx2` and `avx512`, widest last."""
+    """Kernel sets that this CPU can run, out of `baseline`, `avx2`, `avx512` and `avx512_bf16`, the best last."""
     return tuple(load().cpu_isas())
 
 
 def isa() -> str:
-    """The kernel set in use: the widest, until `use_isa` names another."""
+    """The kernel set in use: the best, until `use_isa` names another."""
     return load().cpu_isa()
 
 

@@ -1,6 +1,9 @@
 """Devices found by name, refused with a reason, and their float32 switches."""
 
 import importlib.util
+import os
+import platform
+import resource
 import types
 
 import pytest
@@ -82,3 +85,15 @@ def test_memory_is_counted_in_bytes(backend):
     block = torch.zeros(64 << 20, dtype=torch.uint8, device=backend.device())
     assert backend.peak_memory() >= block.numel()
     assert backend.memory_allocated() >= block.numel()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory allocator is not glibc's")
+@pytest.mark.skipif(any(name.startswith("MALLOC_") for name in os.environ), reason="MALLOC_... is set: the user chose")
+def test_freed_memory_stays_with_the_process():
+    get_backend("cpu")
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)  # 64 MB, 16384 pages
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert max(faults[1:]) < 1000

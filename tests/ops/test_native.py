@@ -169,7 +169,7 @@ def test_rounding_to_bfloat16_keeps_infinities_and_nan(native):
         torch.testing.assert_close(found[0], (0 + gate).to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("which", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("which", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_rounding_to_bfloat16_is_torchs(native, which):
     if which not in isas():
         pytest.skip(f"this CPU has no {which}")
@@ -178,6 +178,24 @@ def test_rounding_to_bfloat16_is_torchs(native, which):
     ones = torch.ones(1, 1, 1024, dtype=torch.bfloat16)
     # A row of ones has rstd 1 when eps is 0: what is stored is the rounded weight.
     assert torch.equal(native.rms_norm(ones, weight, eps=0.0)[0, 0], weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("head_dim", [16, 24, 40, 64])
+@pytest.mark.parametrize("name", ["rms_norm_rope", "gate_residual_norm", "layer_norm"])
+def test_activations_larger_than_the_caches(native, name, head_dim):
+    """In float32 written past the caches, where heads are whole vectors."""
+    inputs = _inputs(name)
+    rows, width = 1100, 12 * head_dim * (64 // head_dim)
+    for key, value in inputs.items():
+        if key in ("cos", "sin"):
+            inputs[key] = torch.randn(rows, head_dim // 2)
+        elif isinstance(value, torch.Tensor):
+            shape = {1: (width,), 2: (1, width), 3: (1, rows, width)}[value.dim()]
+            inputs[key] = torch.randn(shape).requires_grad_()
+    for ours, expected in zip(
+        _run(getattr(native, name), inputs), _run(OPERATORS[name].reference, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", NATIVE)
