@@ -107,6 +107,34 @@ def load_component(
     """
     stored = stored_tensors(folder)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    report = _compared(folder, stored, expected, strict)
+    for file in sorted({stored[name].file for name in expected if name in stored}):
+        with _opened(file) as tensors:
+            names = [name for name in expected if name in stored and stored[name].file == file]
+            loaded = {name: _placed(tensors.get_tensor(name), device, dtype) for name in names}
+        module.load_state_dict(loaded, strict=False, assign=True)
+    return report
+
+
+def read_rows(folder: str | Path, rows: Mapping[str, tuple[tuple[int, ...], slice, Tensor]]) -> None:
+    """Fill tensors with rows of a component's weights, of which nothing else is read. rows: by name, the weight's
+    shape, which of its rows, and the tensor that takes them.
+
+    Raises MovaError as `load_component` does where names or shapes do not fit.
+    """
+    stored = stored_tensors(folder)
+    _compared(folder, stored, {name: shape for name, (shape, _, _) in rows.items()}, strict=True)
+    for file in sorted({stored[name].file for name in rows}):
+        with _opened(file) as tensors:
+            for name, (shape, wanted, tensor) in rows.items():
+                if stored[name].file == file and tensor.numel():
+                    tensor.copy_(tensors.get_slice(name)[wanted] if shape else tensors.get_tensor(name))
+
+
+def _compared(
+    folder: str | Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], strict: bool
+) -> KeyReport:
+    """Which names are not on both sides; MovaError where that or a shape forbids loading."""
     missing = tuple(name for name in expected if name not in stored)
     unexpected = tuple(name for name in stored if name not in expected)
     shapes = [
@@ -119,11 +147,6 @@ def load_component(
         problems += [_counted(missing, "missing"), _counted(unexpected, "unexpected")]
     if any(problems):
         raise MovaError(f"{folder} does not fit the model: {'; '.join(filter(None, problems))}")
-    for file in sorted({stored[name].file for name in expected if name in stored}):
-        with _opened(file) as tensors:
-            names = [name for name in expected if name in stored and stored[name].file == file]
-            loaded = {name: _placed(tensors.get_tensor(name), device, dtype) for name in names}
-        module.load_state_dict(loaded, strict=False, assign=True)
     return KeyReport(missing, unexpected)
 
 

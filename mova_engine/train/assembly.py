@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run: device, operators, clips, model, optimizer, and where to go on."""
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,9 +39,7 @@ from mova_engine.train.model import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.recipes import to_dict
 from mova_engine.train.validation import Validator
-from mova_engine.train.weights import Weights
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from mova_engine.train.weights import DTYPES, Weights
 
 
 @dataclass
@@ -96,11 +95,17 @@ def join_processes(config: TrainConfig, launch: Launch) -> Processes:
             f"parallel.context_parallel is {settings.context_parallel}, but this is one process: start so many with "
             f"torchrun --nproc-per-node {settings.context_parallel}, or set --parallel.context-parallel 1"
         )
+    if launch.world == 1 and settings.shard:
+        raise MovaError(
+            "parallel.shard divides the weights among processes, but this is one: start several with torchrun "
+            "--nproc-per-node 2, or set --parallel.no-shard"
+        )
     shape = choose_mesh(
         launch.world,
         model_config(config).video.num_heads,
         context_parallel=settings.context_parallel,
         ulysses=settings.ulysses,
+        dp_replicate=settings.replicate,
     )
     return start_processes(_backend(config), launch, shape, settings.timeout)
 
@@ -161,9 +166,9 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         world=processes.shape.data_parallel,
         workers=config.loader.workers,
     )
-    model = build_model(config, sizes, ops, device, fill=resume is None)
+    model, shards = build_model(config, sizes, ops, device, processes, fill=resume is None)
     model.train()
-    weights = Weights(model, DTYPES[config.precision], config.optim.ema)
+    weights = Weights(model, DTYPES[config.precision], config.optim.ema, shards)
     state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops), backend)
     run = Run(
         config=config,
@@ -197,7 +202,7 @@ def _describe(run: Run, clips: int, console: Console) -> None:
     config, sizes = run.config, run.sizes
     counts: dict[str, int] = {}
     for weight in run.state.weights.masters:
-        counts[weight.component] = counts.get(weight.component, 0) + weight.tensor.numel()
+        counts[weight.component] = counts.get(weight.component, 0) + math.prod(weight.piece.shape)
     parts = ", ".join(f"{name} {_millions(count)}" for name, count in counts.items())
     console.print(f"{sizes.name}: {_millions(sum(counts.values()))} parameters ({parts}), {config.precision}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
@@ -205,7 +210,8 @@ def _describe(run: Run, clips: int, console: Console) -> None:
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")
     tera = run.flops_per_step / 1e12
     if run.processes.launch.world > 1:
-        console.print(f"{run.processes.launch.world} processes: {run.processes.shape}")
+        sharded = "" if run.state.weights.shards is None else ", weights sharded"
+        console.print(f"{run.processes.launch.world} processes: {run.processes.shape}{sharded}")
     console.print(f"{clips} clips; {run.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP")
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mova_engine.errors import MovaError
 from mova_engine.parallel.processes import Processes, read_launch
-from mova_engine.train.assembly import DTYPES, Run, assemble, find_resume, join_processes
+from mova_engine.train.assembly import Run, assemble, find_resume, join_processes
 from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.curve import PICTURE, draw_loss_curve
@@ -18,6 +18,7 @@ from mova_engine.train.optimizer import lr_factor, peak_lr
 from mova_engine.train.recipes import to_dict, to_yaml
 from mova_engine.train.signals import StopRequest
 from mova_engine.train.update import StepResult, Updater
+from mova_engine.train.weights import DTYPES
 
 
 class Trainer:

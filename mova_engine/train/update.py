@@ -9,8 +9,10 @@ import torch
 
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
+from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.gradients import sum_gradients
 from mova_engine.parallel.processes import Processes
+from mova_engine.parallel.shard import clip_grad_norm, global_norm
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.data import BatchBuilder
 from mova_engine.train.draws import draw_noise, draw_step
@@ -70,9 +72,14 @@ class Updater:
             ids += batch.ids
         gradients = self.weights.gradients()
         losses = torch.stack(losses).mean(0)
-        sum_gradients([losses, *(g for group in gradients.values() for g in group)], processes.everyone, groups)
+        every, shards = [g for group in gradients.values() for g in group], self.weights.shards
+        # Those of sharded weights are summed as soon as a block has them.
+        sum_gradients([losses] if shards is not None else [losses, *every], processes.everyone, groups)
         towers = self._norms(gradients) if detailed else {}
-        norm = self.ops.clip_grad_norm([g for group in gradients.values() for g in group], config.optim.clip)
+        if shards is None:
+            norm = self.ops.clip_grad_norm(every, config.optim.clip)
+        else:
+            norm = clip_grad_norm(every, config.optim.clip, shards.group)
         total, video, audio, norm = torch.cat([losses, norm.view(1)]).tolist()
         values = {"seconds/data": waited}
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -88,8 +95,6 @@ class Updater:
 
     def _norms(self, gradients: dict[str, list[torch.Tensor]]) -> dict[str, float]:
         """2-norm of each component's gradients, before clipping."""
-        norms = {
-            f"grad_norm/{name}": torch.stack(torch._foreach_norm(group, dtype=torch.float32)).norm()
-            for name, group in gradients.items()
-        }
+        group = Group() if self.weights.shards is None else self.weights.shards.group
+        norms = {f"grad_norm/{name}": global_norm(part, group) for name, part in gradients.items()}
         return {name: float(norm) for name, norm in norms.items()}
