@@ -79,6 +79,11 @@ def shard_model(
     if bridge is not None and bridge.config.pooled_adaln:
         raise MovaError("the bridge's pooled variant cannot be sharded: set parallel.shard to false")
     copies, size = place.shape.dp_replicate, place.shape.dp_shard * place.shape.context_parallel
+    if size == 1:
+        raise MovaError(
+            f"parallel.replicate {copies} gives every process a whole copy of the weights, which leaves nothing "
+            "to shard: lower it, or set parallel.shard to false"
+        )
     sizes, names = ((copies, size), ("copy", "shard")) if copies > 1 else ((size,), ("shard",))
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
     settings = {

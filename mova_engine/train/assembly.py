@@ -21,6 +21,7 @@ from mova_engine.models.checkpoint import Codecs
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.ops.registry import REFERENCE, OpTable
+from mova_engine.parallel.background import Background
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch, Processes, start_processes
 from mova_engine.train.checkpoints import TrainingState, checkpoints_of, differences, load_checkpoint, read_state
@@ -56,6 +57,8 @@ class Run:
     validator: Validator | None
     state: TrainingState
     processes: Processes
+    # Writes the checkpoints of shared weights.
+    saver: Background
     # state.json of the checkpoint that the run goes on from.
     resumed: dict | None
 
@@ -181,6 +184,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         validator=Validator(config, heldout, build, processes.sharding) if heldout is not None else None,
         state=state,
         processes=processes,
+        saver=Background(processes, config.parallel.timeout if shards is not None else None),
         resumed=None,
     )
     if resume is not None:

@@ -1,9 +1,11 @@
 """The model that a run trains: its sizes, where its weights come from, how it is saved."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mova_engine.config import MovaConfig, get_preset
 from mova_engine.errors import MovaError
@@ -98,15 +100,30 @@ def _fill_shards(model: Mova, shards: Shards, config: TrainConfig) -> None:
         )
 
 
-def export_model(model: Mova, codecs: Codecs, config: TrainConfig, folder: Path) -> None:
+def outline(model: Mova, dtype: torch.dtype) -> Mova:
+    """A model of the same parts without data, for names and shapes."""
+    bare = Mova(model.config, model.audio_dit.ops, "meta", dtype)
+    for name in COMPONENTS:
+        if getattr(model, name) is None:
+            setattr(bare, name, None)
+    return bare
+
+
+def export_model(
+    model: Mova,
+    codecs: Codecs,
+    config: TrainConfig,
+    folder: Path,
+    write: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
+) -> None:
     """Write the model as a folder that the sampler loads; the audio tower alone as its component's folder.
 
-    Pretrained codecs are copied from where they came, so that the checkpoint is complete.
+    Pretrained codecs are copied from where they came, so that the checkpoint is complete. write: as of
+    `write_component`.
     """
     if model.video_dit is None:
-        write_component(
-            model.audio_dit, component_configs(model.config)[AUDIO], folder / AUDIO, MODEL_CLASSES[AUDIO][1]
-        )
+        values, kind = component_configs(model.config)[AUDIO], MODEL_CLASSES[AUDIO][1]
+        write_component(model.audio_dit, values, folder / AUDIO, kind, write=write)
         return
     diffusion = config.diffusion
     told = ("video_shift", "audio_shift", "prediction", "sigma_floor", "skip_first_frame")
@@ -118,4 +135,5 @@ def export_model(model: Mova, codecs: Codecs, config: TrainConfig, folder: Path)
         base=config.model.codecs or config.model.checkpoint,
         boundary=diffusion.boundary,
         diffusion={**{name: getattr(diffusion, name) for name in told}, "bridge": config.model.bridge},
+        write=write,
     )

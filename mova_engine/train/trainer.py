@@ -1,19 +1,22 @@
 """The trainer: loops over optimizer steps; logs, validates, saves, stops when asked to."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from mova_engine.errors import MovaError
 from mova_engine.parallel.processes import Processes, read_launch
+from mova_engine.parallel.storage import reserve_tensors
 from mova_engine.train.assembly import Run, assemble, find_resume, join_processes
-from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint
+from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint, sharded_save
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.curve import PICTURE, draw_loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
-from mova_engine.train.model import export_model
+from mova_engine.train.model import export_model, outline
 from mova_engine.train.optimizer import lr_factor, peak_lr
 from mova_engine.train.recipes import to_dict, to_yaml
 from mova_engine.train.signals import StopRequest
@@ -184,18 +187,21 @@ class Trainer:
     def _save(self, parts: Run, position: dict, reporter: Reporter, last: bool = False) -> Path | None:
         """Save a checkpoint, drop old ones; returns the folder, None where it failed and the run may go on.
 
-        All processes hold the same; the first saves it, and the others wait to learn whether it could.
+        All processes hold the same; the first saves it, and the others wait to learn whether it could. Where they share
+        the weights, all of them save in the background, and a failure shows at the next checkpoint or at the end.
         """
-        if not parts.processes.is_first:
-            failed = parts.processes.most(0)
-            if failed and (last or self.config.checkpoint.on_error == "stop"):
-                raise MovaError(f"the first process could not save step {self.step}")
-            return None
         progress = {
             "loader": position,
             "meter": self.meter.state_dict(),
             "skipped_in_a_row": self.skipped_in_a_row,
         }
+        if parts.state.weights.shards is not None:
+            return self._save_shards(parts, progress, reporter, last)
+        if not parts.processes.is_first:
+            failed = parts.processes.most(0)
+            if failed and (last or self.config.checkpoint.on_error == "stop"):
+                raise MovaError(f"the first process could not save step {self.step}")
+            return None
 
         def export(folder: Path) -> None:
             with parts.state.weights.averaged():
@@ -214,4 +220,34 @@ class Trainer:
         with suppress(OSError):
             retain(self.folder, self.config.checkpoint)
         parts.processes.most(0)
+        return folder
+
+    def _save_shards(self, parts: Run, progress: dict, reporter: Reporter, last: bool) -> Path | None:
+        config, dtype = self.config, DTYPES[self.config.precision]
+        bare = outline(parts.model, dtype)
+
+        def export(folder: Path) -> None:
+            export_model(bare, parts.codecs, config, folder, write=reserve_tensors)
+
+        def saved(save: Callable[[], Path]) -> Path:
+            folder = save()
+            if parts.processes.is_first:
+                with suppress(OSError):
+                    retain(self.folder, config.checkpoint)
+            return folder
+
+        folder = None
+        try:
+            parts.saver.wait()
+            save = sharded_save(
+                self.folder, self.step, parts.state, progress, to_dict(config), export, dtype, parts.saver.group
+            )
+            parts.saver.start(partial(saved, save))
+            folder = parts.saver.wait() if last else None
+        except MovaError as error:
+            if last or config.checkpoint.on_error == "stop":
+                good = checkpoints_of(self.folder)
+                kept = f"; the run can go on from {good[-1][1].name}" if good else ""
+                raise MovaError(f"{error}{kept}") from error
+            reporter.say(f"warning: a checkpoint is missing, training goes on: {error}")
         return folder
