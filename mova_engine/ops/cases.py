@@ -179,9 +179,10 @@ def _backward(make: Maker, b: int, s: int, n: int, h: int, e: int) -> dict[str, 
 
 
 def attention_cases(backward: bool = False, empty: bool = False) -> tuple[Case, ...]:
-    """Cases of attention; `backward` adds dout and a global out and lse; `empty` a shard that holds no key."""
+    """Cases of attention; `backward` adds dout and a global out and lse; `empty` shards without keys or queries."""
     build = _backward if backward else _qkv
-    shapes = _ATTENTIONS | ({"no-keys": (1, 5, 0, 2, 64)} if empty else {})
+    nothing = {"no-keys": (1, 5, 0, 2, 64), "no-queries": (1, 0, 5, 2, 64)}
+    shapes = _ATTENTIONS | (nothing if empty else {})
     cases = [
         Case(name, lambda g, dev, dt, shape=shape: build(Maker(g, dev, dt), *shape)) for name, shape in shapes.items()
     ]

@@ -22,6 +22,11 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
 
 
+def _nothing(q: Tensor, k: Tensor) -> bool:
+    """Whether there is no query or no key, as on a rank whose shard is empty: torch's kernels divide by both."""
+    return q.shape[1] == 0 or k.shape[1] == 0
+
+
 def _no_keys(q: Tensor) -> tuple[Tensor, Tensor]:
     b, s, h, _ = q.shape
     lse = torch.full(
@@ -32,7 +37,7 @@ def _no_keys(q: Tensor) -> tuple[Tensor, Tensor]:
 
 def flash_cpu_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`attention_lse` by torch's CPU flash kernel, in float32: in bf16 its exponentials are good to 1e-5 only."""
-    if k.shape[1] == 0:
+    if _nothing(q, k):
         return _no_keys(q)
     heads_first = (x.detach().transpose(1, 2).float() for x in (q, k, v))
     out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*heads_first)
@@ -43,7 +48,7 @@ def flash_cpu_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_backward` by torch's CPU flash kernel, which accepts a global out and lse."""
-    if k.shape[1] == 0:
+    if _nothing(q, k):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     heads_first = (x.transpose(1, 2) for x in (dout, q, k, v, out))
     grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(*heads_first, lse, 0.0, False)
@@ -60,7 +65,7 @@ def flash_cuda_check(backend: Backend) -> str | None:
 
 def flash_cuda_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`attention_lse` by torch's CUDA flash kernel; fp16 and bf16 only."""
-    if k.shape[1] == 0:
+    if _nothing(q, k):
         return _no_keys(q)
     heads_first = (x.detach().transpose(1, 2) for x in (q, k, v))
     out, lse, *_ = _aten._scaled_dot_product_flash_attention(*heads_first)
@@ -71,7 +76,7 @@ def flash_cuda_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_backward` by torch's CUDA flash kernel; fp16 and bf16 only."""
-    if k.shape[1] == 0:
+    if _nothing(q, k):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     heads_first = (x.transpose(1, 2) for x in (dout, q, k, v, out))
     none = torch.zeros((), dtype=torch.int64)

@@ -91,28 +91,24 @@ def largest_ulysses(context_parallel: int, heads: int) -> int:
 
 
 def _refusal(reason: str, world: int, heads: int, wanted: MeshShape) -> MovaError:
-    def distance(mesh: MeshShape) -> float:
-        pairs = zip(mesh.sizes, wanted.sizes, strict=True)
+    def distance(mesh: MeshShape) -> tuple[float, ...]:
         # The context-parallel size is what a user cares about most; dp_shard is whatever is left.
-        parts = [abs(math.log2(a / b)) for (a, b), name in zip(pairs, DIMENSIONS, strict=True) if name != "dp_shard"]
-        return 10 * abs(math.log2(mesh.context_parallel / wanted.context_parallel)) + sum(parts)
+        names = ("context_parallel", "cfg", "dp_replicate", "ulysses")
+        return tuple(abs(math.log2(getattr(mesh, name) / max(getattr(wanted, name), 1))) for name in names)
 
-    wanted = replace(wanted, ulysses=max(wanted.ulysses, 1))
-    nearest = sorted(set(_meshes(world, heads)), key=lambda mesh: (distance(mesh), mesh.sizes))[:PROPOSALS]
+    nearest = sorted(_meshes(world, heads, wanted), key=lambda mesh: (distance(mesh), mesh.sizes))[:PROPOSALS]
     return MovaError(f"mesh: {reason}. Nearest that fit: {'; '.join(map(str, nearest))}")
 
 
-def _meshes(world: int, heads: int) -> Iterator[MeshShape]:
-    """Every mesh of `world` processes with cfg 1 or 2."""
+def _meshes(world: int, heads: int, wanted: MeshShape) -> Iterator[MeshShape]:
+    """Meshes of `world` processes, with cfg and dp_replicate as wanted or 1, and as many Ulysses ranks as can be."""
     for context_parallel in _divisors(world):
-        for ulysses in _divisors(context_parallel):
-            rest = world // context_parallel
-            if heads % ulysses:
-                continue
-            for cfg in (n for n in (1, 2) if rest % n == 0):
-                for dp_replicate in _divisors(rest // cfg):
-                    shard = rest // cfg // dp_replicate
-                    yield MeshShape(cfg, dp_replicate, shard, context_parallel // ulysses, ulysses)
+        rest = world // context_parallel
+        width = largest_ulysses(context_parallel, heads)
+        for cfg in {1, wanted.cfg} & set(_divisors(rest)):
+            for dp_replicate in {1, wanted.dp_replicate} & set(_divisors(rest // cfg)):
+                shard = rest // cfg // dp_replicate
+                yield MeshShape(cfg, dp_replicate, shard, context_parallel // width, width)
 
 
 def _divisors(n: int) -> list[int]:

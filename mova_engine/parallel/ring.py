@@ -14,20 +14,22 @@ from torch import Tensor
 
 from mova_engine.ops.recall import kept
 from mova_engine.parallel.collectives import Group, accumulating_dtype
-from mova_engine.parallel.ulysses import Lengths
+from mova_engine.parallel.ulysses import Lengths, check_shards
 
 
 def ring(
-    attention_lse: Callable, attention_backward: Callable, merge_lse: Callable, group: Group, lengths: Lengths
+    attention_lse: Callable, attention_backward: Callable, merge_lse: Callable, group: Group, key_lengths: Lengths
 ) -> Callable:
-    """Attention of sharded sequences: q, k, v [b, s_rank, h, e] -> [b, s_rank, h, e], any number of heads.
+    """Attention of sharded sequences: q [b, s_rank, h, e], k, v [b, n_rank, h, e] -> [b, s_rank, h, e], for any number
+    of heads. key_lengths: n of all ranks.
 
     The next keys and values are on their way while the present ones are used.
     """
 
     def ring_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        operators = attention_lse, attention_backward, merge_lse
-        return _Ring.apply(operators, group, tuple(lengths()), q, k, v)
+        operators, lengths = (attention_lse, attention_backward, merge_lse), tuple(key_lengths())
+        check_shards(q, k, q.shape[1], lengths[group.rank])
+        return _Ring.apply(operators, group, lengths, q, k, v)
 
     return ring_attention
 

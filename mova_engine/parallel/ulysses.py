@@ -31,15 +31,20 @@ def ulysses(attention: Callable, group: Group, lengths: Lengths, key_lengths: Le
         theirs = own if key_lengths is None else tuple(key_lengths())
         if heads % group.size:
             raise MovaError(f"{heads} heads cannot be divided among {group.size} Ulysses ranks; use ring attention")
-        if q.shape[1] != own[group.rank] or k.shape[1] != theirs[group.rank]:
-            raise MovaError(
-                f"attention got {q.shape[1]} queries and {k.shape[1]} keys, but this rank's shards are of "
-                f"{own[group.rank]} and {theirs[group.rank]}"
-            )
+        check_shards(q, k, own[group.rank], theirs[group.rank])
         gathered = _TokensToHeads.apply(group, own, theirs, q, k, v)
         return _HeadsToTokens.apply(group, own, attention(*gathered))
 
     return ulysses_attention
+
+
+def check_shards(q: Tensor, k: Tensor, queries: int, keys: int) -> None:
+    """Raise MovaError where q's and k's tokens are not as many as this rank's shards have."""
+    if q.shape[1] != queries or k.shape[1] != keys:
+        raise MovaError(
+            f"attention got {q.shape[1]} queries and {k.shape[1]} keys, but this rank's shards are of {queries} and "
+            f"{keys}"
+        )
 
 
 class _TokensToHeads(torch.autograd.Function):

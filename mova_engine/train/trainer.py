@@ -42,7 +42,12 @@ class Trainer:
 
     def run(self) -> int:
         """Train until the last step. Raises MovaError for whatever the user can put right."""
-        processes = join_processes(self.config, self.launch)
+        try:
+            processes = join_processes(self.config, self.launch)
+        except MovaError:
+            if self.launch.rank:
+                return 2  # the first process has the same to say
+            raise
         try:
             return self._run(processes)
         finally:

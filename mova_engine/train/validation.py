@@ -58,15 +58,8 @@ class Validator:
                 batch = self.build(self.clips.batch(range(first, first + size)))
                 for name, value in self._batch_losses(model, batch, whole.part(first, size), first).items():
                     sums[name] = sums.get(name, 0.0) + value * size / self.count
-        if not sums:
-            return sums
-        return dict(
-            zip(
-                sums,
-                self.sharding.summed(torch.tensor(list(sums.values()), device=self.build.device)).tolist(),
-                strict=True,
-            )
-        )
+        shares = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.build.device)
+        return dict(zip(sums, self.sharding.summed(shares).tolist(), strict=True))
 
     def _experts(self, model: Mova) -> tuple[int | None, ...]:
         return (HIGH_NOISE, LOW_NOISE) if model.video_dit_2 is not None else (None,)

@@ -9,14 +9,15 @@ from torch import Tensor
 from mova_engine.backend import get_backend
 from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.diffusion.loss import LossWeights, Share, velocity_loss
+from mova_engine.errors import MovaError
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
 from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OPERATORS, OpTable, bind
 from mova_engine.ops.verify import verify
-from mova_engine.parallel import ring as ring_module
-from mova_engine.parallel.collectives import total_sent
+from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
+from mova_engine.parallel.counted import SMALL, count_all
 from mova_engine.parallel.gradients import sum_gradients
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
@@ -93,26 +94,22 @@ def _without_merge(ops: OpTable, sharding: ContextParallel):
 def _averaged_merge(ops: OpTable, sharding: ContextParallel):
     """Video to audio: the mean over ranks in place of the weighted sum."""
 
-    def mean_of_shards(q, k, v):
-        return sharding.whole.all_reduce(ops.attention_lse(q, k, v)[0]) / sharding.size
+    def means(q, k, v):
+        out, lse = ops.attention_lse(q, k, v)
+        return sharding.whole.all_reduce(out) / sharding.size, lse
 
-    def backward(dout, q, k, v, out, lse):
-        return ops.attention_backward(dout, q, k, v, out, lse)
-
-    attention = shared_queries(lambda q, k, v: (mean_of_shards(q, k, v), ops.attention_lse(q, k, v)[1]), backward, sharding.whole)
+    attention = shared_queries(means, ops.attention_backward, Group())
     return sharding.operators(ops).replaced(video_to_audio_attention=attention), sharding
 
 
 def _padded_with_zeros(ops: OpTable, sharding: ContextParallel):
-    """Keys and values as long as the longest shard's times the ranks, the rest zeros that are attended to."""
+    """Keys and values padded to a multiple of the ranks with zeros, which are attended to: the reference's way."""
 
     def attention(q, k, v):
-        more = -k.shape[1] % sharding.size or sharding.size
-        k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, more)) for x in (k, v))
+        k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -k.shape[1] % sharding.size)) for x in (k, v))
         return ops.attention(q, k, v)
 
-    broken = ops.replaced(video_attention=attention)
-    return sharding.operators(broken), sharding
+    return sharding.operators(ops.replaced(video_attention=attention)), sharding
 
 
 def _differentiated_merge(ops: OpTable, sharding: ContextParallel):
@@ -205,3 +202,125 @@ def _train(
         if rule.state[p].get(key) is not None
     }
     return result
+
+
+class _Split(torch.autograd.Function):
+    """A rank's own part of a tensor that all have; its gradient is the whole again."""
+
+    @staticmethod
+    def forward(ctx, sharding, x):
+        ctx.sharding, ctx.total = sharding, x.shape[1]
+        return sharding.take(x).contiguous()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, _joined(ctx.sharding, grad, ctx.total)
+
+
+class _Join(torch.autograd.Function):
+    """All ranks' parts as one tensor that all have; a part's gradient is its own part of the gradient."""
+
+    @staticmethod
+    def forward(ctx, sharding, x, total):
+        ctx.sharding = sharding
+        return _joined(sharding, x, total)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, ctx.sharding.take(grad).contiguous(), None
+
+
+class _Sum(torch.autograd.Function):
+    """The identity; its gradient is the sum over ranks: what a rank's share of a gradient becomes."""
+
+    @staticmethod
+    def forward(ctx, sharding, x):
+        ctx.sharding = sharding
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, ctx.sharding.whole.all_reduce(grad.contiguous())
+
+
+def _joined(sharding: ContextParallel, x: Tensor, total: int) -> Tensor:
+    whole = sharding.put(x.flatten(2), total).unflatten(2, x.shape[2:])
+    return sharding.whole.all_reduce(whole.contiguous())
+
+
+def findings_of_operator(role: str, ulysses: int | None, dtype: str, cases: tuple[str, ...]) -> list[str]:
+    """The operator suite's judgement of a wrapped attention on whole tensors: what it finds wrong, by case."""
+    place, ops = processes(ulysses), bind(get_backend("cpu"))
+    sharding = place.context
+    table, operator = sharding.operators(ops), OPERATORS["attention"]
+
+    def video_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sharding.running(q.shape[1]):
+            own = table.video_attention(*(_Split.apply(sharding, x) for x in (q, k, v)))
+        return _Join.apply(sharding, own, q.shape[1])
+
+    def video_to_audio_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sharding.running(k.shape[1]):
+            out = table.video_to_audio_attention(_Sum.apply(sharding, q), *(_Split.apply(sharding, x) for x in (k, v)))
+        # Every rank's loss is a share; here all of them are given the whole.
+        return _Scaled.apply(out, 1 / sharding.size)
+
+    wrapped = {"video_attention": video_attention, "video_to_audio_attention": video_to_audio_attention}[role]
+    wrong = []
+    for case in (c for c in operator.cases if c.size == "test" and c.name in cases):
+        for finding in verify(operator, wrapped, case, torch.device("cpu"), getattr(torch, dtype)):
+            if not finding.passed:
+                wrong.append(f"{case.name}: {finding}")
+    return wrong
+
+
+class _Scaled(torch.autograd.Function):
+    """The identity, whose gradient is scaled."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+def sampled_and_local(ulysses: int | None, tokens: int) -> tuple[float, float]:
+    """How far from one process's forward are: the gathered outputs of a shared one, and the wrapped model's own
+    forward of the whole clip without a sharding.
+    """
+    place, ops = processes(ulysses), bind(get_backend("cpu"))
+    gathering = ContextParallel(*place.context.groups, gather=True)
+    inputs = {name: x for name, x in clips(tokens, 2).items() if not name.endswith("target")}
+
+    @torch.no_grad()
+    def outputs(table: OpTable, sharding: Sharding) -> tuple[Tensor, Tensor]:
+        model = build(table)
+        return dual_tower_forward(
+            model.expert(0), model.audio_dit, model.dual_tower_bridge, **inputs, sharding=sharding
+        )
+
+    plain, table = outputs(ops, WHOLE), gathering.operators(ops)
+    found = (outputs(table, gathering), outputs(table, WHOLE))
+    return tuple(max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(x, plain, strict=True)) for x in found)
+
+
+def refusals() -> list[str]:
+    """What the wrappers say of inputs that cannot be: too few heads for the ranks, a shard of another length."""
+    said, world = [], read_launch().world
+    for ulysses, heads, tokens in ((None, 1, 4), (None, world, 5), (1, world, 5)):
+        context = processes(ulysses).context
+        q = torch.zeros(1, tokens, heads, 8)
+        with context.running(4 * world):
+            try:
+                context.operators(bind(get_backend("cpu"))).video_attention(q, q, q)
+            except MovaError as error:
+                said.append(str(error))
+    return said
+
+
+def counted() -> dict[str, tuple[int, int]]:
+    """Bytes that this rank sent and should have, by scheme."""
+    return count_all(SMALL)

@@ -1,7 +1,6 @@
 """Worlds of processes, each started once."""
 
 import pytest
-
 from parallel.world import World
 
 

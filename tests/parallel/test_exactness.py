@@ -57,3 +57,65 @@ def test_three_steps_equal_one_process(worlds, world, ulysses, tokens, batch, ex
 def test_weights_and_moments_after_three_steps(worlds, world, ulysses, optimizer):
     errors = train(worlds, world, ulysses, tokens=64, batch=1, expert=0, optimizer=optimizer, steps=3)
     assert agree({**errors, "weights": errors["weights"] if optimizer == "sgd" else 0.0}), errors
+
+
+@pytest.mark.parametrize("checkpointing", ["full", "selective", "out"])
+@pytest.mark.parametrize(("world", "ulysses"), [(2, 2), (2, 1)])
+def test_checkpointing_changes_nothing(worlds, world, ulysses, checkpointing):
+    options = {"checkpointing": checkpointing, "offload": checkpointing == "selective"}
+    errors = train(worlds, world, ulysses, tokens=64, batch=1, expert=0, **options)
+    assert agree(errors), errors
+
+
+@pytest.mark.parametrize(
+    ("mutation", "world", "ulysses"),
+    [
+        ("no merge", 2, 1),
+        ("averaged merge", 2, 2),
+        ("zero padding", 2, 2),
+        ("differentiated merge", 2, 2),
+    ],
+)
+def test_a_broken_merge_or_padding_is_noticed(worlds, mutation, world, ulysses):
+    errors = train(worlds, world, ulysses, tokens=7, batch=1, expert=0, mutation=mutation)
+    assert errors["gradient"] > 10 * GRADIENT, errors
+
+
+def test_averaged_gradients_are_noticed(worlds):
+    errors = train(worlds, 2, 2, tokens=7, batch=1, expert=0, divide=True)
+    assert errors["gradient"] > 10 * GRADIENT, errors
+
+
+def test_differentiating_through_the_merge_gives_good_outputs_and_wrong_gradients(worlds):
+    """Why it is forbidden: nothing in the loss tells."""
+    errors = train(worlds, 2, 2, tokens=64, batch=1, expert=0, mutation="differentiated merge")
+    assert errors["loss"] <= LOSS and errors["gradient"] > 1e-3, errors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("role", "world", "ulysses", "cases"),
+    [
+        ("video_attention", 2, 2, ("non-contiguous",)),
+        ("video_attention", 2, 1, ("self", "one-token", "non-contiguous")),
+        ("video_attention", 4, 1, ("self", "one-token")),
+        ("video_to_audio_attention", 2, 2, ("video-to-audio", "audio-to-video", "one-token", "odd-length")),
+        ("video_to_audio_attention", 4, 2, ("video-to-audio", "audio-to-video", "text")),
+    ],
+)
+def test_the_operator_suite_judges_wrapped_attention(worlds, role, world, ulysses, cases, dtype):
+    wrong = worlds(world).run("findings_of_operator", role=role, ulysses=ulysses, dtype=dtype, cases=cases)
+    assert not any(wrong), wrong
+
+
+@pytest.mark.parametrize(("world", "ulysses", "tokens"), [(2, 2, 403), (4, 2, 7)])
+def test_outputs_can_be_gathered_and_a_whole_clip_needs_nobody(worlds, world, ulysses, tokens):
+    for gathered, local in worlds(world).run("sampled_and_local", ulysses=ulysses, tokens=tokens):
+        assert gathered <= 1e-5 and local <= 1e-6
+
+
+def test_impossible_inputs_are_refused_in_words(worlds):
+    heads, length, in_ring = worlds(2).run("refusals")[0]
+    assert heads == "1 heads cannot be divided among 2 Ulysses ranks; use ring attention"
+    assert length == "attention got 5 queries and 5 keys, but this rank's shards are of 4 and 4"
+    assert in_ring == "attention got 5 queries and 5 keys, but this rank's shards are of 5 and 4"

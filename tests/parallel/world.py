@@ -1,20 +1,23 @@
 """Worlds of gloo processes that tests send work to: one set of processes per world size serves a whole session.
 
-Run as a program it is one of those processes: `world.py ADDRESS RANK`.
+Run as a program, `world.py ADDRESS`, it imports what the processes need and forks them: importing takes longer than
+most checks do.
 """
 
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import traceback
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
+from types import ModuleType
 
 KEY = b"parallel tests"
 # A step of these sizes takes seconds; a rank that waits longer waits in vain.
-PATIENCE = 150
+PATIENCE = 60
 
 
 def free_port() -> int:
@@ -40,55 +43,53 @@ class World:
         }
         with Listener(("127.0.0.1", 0), authkey=KEY) as listener:
             address = f"{listener.address[0]}:{listener.address[1]}"
-            self.processes = [
-                subprocess.Popen(
-                    [sys.executable, str(Path(__file__)), address],
-                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                )
-                for rank in range(size)
-            ]
+            command = [sys.executable, str(Path(__file__)), address]
+            self.program = subprocess.Popen(command, env=environment, start_new_session=True)
             found = [listener.accept() for _ in range(size)]
         self.connections = [c for _, c in sorted(((c.recv(), c) for c in found), key=lambda pair: pair[0])]
 
     def run(self, name: str, **arguments) -> list:
         for connection in self.connections:
             connection.send((name, arguments))
-        results = []
-        for rank, connection in enumerate(self.connections):
-            if not connection.poll(PATIENCE):
+        results = {}
+        while len(results) < self.size:
+            waiting = [c for rank, c in enumerate(self.connections) if rank not in results]
+            ready = wait(waiting, PATIENCE)
+            if not ready:
+                missing = [rank for rank in range(self.size) if rank not in results]
                 self.close()
-                raise TimeoutError(f"rank {rank} of {self.size} did not answer within {PATIENCE} s")
-            error, result = connection.recv()
-            if error:
-                self.close()
-                raise AssertionError(f"rank {rank} of {self.size}: {error}")
-            results.append(result)
-        return results
+                raise TimeoutError(f"ranks {missing} of {self.size} did not answer within {PATIENCE} s")
+            for connection in ready:
+                rank = self.connections.index(connection)
+                error, results[rank] = connection.recv()
+                if error:
+                    self.close()
+                    raise AssertionError(f"rank {rank} of {self.size}: {error}")
+        return [results[rank] for rank in range(self.size)]
 
     @property
     def alive(self) -> bool:
-        return bool(self.connections) and all(process.poll() is None for process in self.processes)
+        return bool(self.connections) and self.program.poll() is None
 
     def close(self) -> None:
         """End the processes."""
         for connection in self.connections:
             connection.close()
         self.connections = []
-        for process in self.processes:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        try:
+            self.program.wait(5)
+        except subprocess.TimeoutExpired:
+            # A rank that waits for another does not notice that nobody listens any more.
+            os.killpg(self.program.pid, signal.SIGKILL)
+            self.program.wait()
 
 
-def serve(connection: Connection) -> None:
+def serve(connection: Connection, checks: ModuleType) -> None:
     """Answer calls until the other side hangs up."""
-    checks = importlib.import_module("parallel.checks")
     while True:
         try:
             name, arguments = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             connection.send((None, getattr(checks, name)(**arguments)))
@@ -100,13 +101,23 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     # The script's own folder would hide the package of its name.
     sys.path.remove(str(Path(__file__).resolve().parent))
+    checks = importlib.import_module("parallel.checks")
+    # Which optimizers and checkpoints would import in every process on their first use.
+    importlib.import_module("torch._dynamo")
     host, port = sys.argv[1].split(":")
-    with Client((host, int(port)), authkey=KEY) as connection:
-        connection.send(int(os.environ["RANK"]))
-        serve(connection)
-    sys.stdout.flush()
-    # Threads of the process group may outlive it for a moment; nothing here waits for them.
-    os._exit(0)
+    children = []
+    for rank in range(int(os.environ["WORLD_SIZE"])):
+        children.append(os.fork())
+        if children[-1]:
+            continue
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with Client((host, int(port)), authkey=KEY) as connection:
+            connection.send(rank)
+            serve(connection, checks)
+        # Threads of the process group may outlive it for a moment; nothing here waits for them.
+        os._exit(0)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

@@ -82,13 +82,13 @@ def test_print_config_prints_a_recipe_and_help_names_the_options(capsys):
 
 
 def test_context_parallelism_is_refused_in_words(clips, tmp_path):
-    with pytest.raises(MovaError, match="parallel runtime is not in this version"):
+    with pytest.raises(MovaError, match="this is one process: start so many with torchrun --nproc-per-node 8"):
         main(["--recipe", "joint-phase1", "--data", str(clips), "--out", str(tmp_path)])
 
 
-def test_several_processes_are_refused(clips, tmp_path, monkeypatch):
+def test_one_of_several_processes_without_the_others_is_refused(clips, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(MovaError, match="one of several processes"):
+    with pytest.raises(MovaError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"):
         main(["--data", str(clips), "--out", str(tmp_path)])
 
 

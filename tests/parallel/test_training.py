@@ -1,0 +1,67 @@
+"""The trainer under torchrun, as a user starts it: the same run on one process and on four."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from parallel.world import free_port
+
+from mova_engine.data.bounce import generate
+from mova_engine.train.metrics import read_metrics
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    generate(folder, 8, seed=3)
+    return folder
+
+
+def start(clips: Path, out: Path, processes: int, *settings: str) -> subprocess.CompletedProcess:
+    launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port()), "-m"]
+    command = [sys.executable, "-m", *(launcher if processes > 1 else []), "mova_engine.train", "--recipe", "nano"]
+    common = (
+        f"--data {clips} --out {out} --device cpu --steps {STEPS} --loader.fit 4 --log.every 1 --log.no-tensorboard"
+    )
+    validation = ["--validation.every", "3", "--validation.data"] + [str(clips), "--validation.samples", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *common.split(), *validation, *settings],
+        cwd=out.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+
+
+def losses(out: Path) -> list[tuple[float, ...]]:
+    names = ("loss", "loss/video", "loss/audio", "grad_norm", "heldout/video", "heldout/audio")
+    return [tuple(row[name] for name in names if name in row) for row in read_metrics(out / "metrics.jsonl")]
+
+
+def test_four_processes_train_as_one_does(clips, tmp_path):
+    """Two clips at a time, each shared by two processes; data, noise and expert are one process's."""
+    alone = start(clips, tmp_path / "alone", 1, "--loader.batch", "4")
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    settings = ["--loader.batch", "2", "--parallel.context-parallel", "2", "--checkpointing", "selective"]
+    together = start(clips, tmp_path / "together", 4, *settings)
+    assert together.returncode == 0, together.stderr[-2000:]
+    # The first process alone speaks.
+    assert together.stdout.count("done: ") == 1 and "4 processes: dp_shard 2 x ulysses 2" in together.stdout
+    expected, found = losses(tmp_path / "alone"), losses(tmp_path / "together")
+    assert len(expected) == len(found) == STEPS + 1
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert (tmp_path / "together" / "checkpoints" / f"step-{STEPS:06d}" / "model_index.json").is_file()
+
+
+def test_a_mesh_that_does_not_fit_is_refused_once(clips, tmp_path):
+    done = start(clips, tmp_path / "run", 2, "--parallel.context-parallel", "3")
+    assert done.returncode != 0
+    assert done.stderr.count("error: mesh: context_parallel 3 does not divide the 2 processes") == 1
+    assert "Traceback" not in done.stdout and not (tmp_path / "run").exists()
