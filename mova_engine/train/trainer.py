@@ -11,6 +11,7 @@ from rich.console import Console
 from mova_engine.errors import MovaError
 from mova_engine.parallel.processes import Processes, read_launch
 from mova_engine.parallel.storage import reserve_tensors
+from mova_engine.parallel.watch import Watch
 from mova_engine.train.assembly import Run, assemble, find_resume, join_processes
 from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint, sharded_save
 from mova_engine.train.config import TrainConfig
@@ -48,31 +49,36 @@ class Trainer:
             if self.launch.rank:
                 return 2  # the first process has the same to say
             raise
+        watch = Watch(self.launch, self.config.parallel.timeout)
         try:
-            return self._run(processes)
+            return self._run(processes, watch)
         finally:
+            watch.close()
             processes.close()
 
-    def _run(self, processes: Processes) -> int:
+    def _run(self, processes: Processes, watch: Watch) -> int:
         config, first = self.config, processes.is_first
         resume = find_resume(config)
-        with processes.first_alone():
-            if first:
-                self._make_folder()
-        parts = assemble(config, resume, self.console, processes)
-        if parts.resumed is not None:
-            self._restore(parts, resume)
+        with watch.guard():
+            with processes.first_alone():
+                if first:
+                    self._make_folder()
+            parts = assemble(config, resume, self.console, processes)
+            if parts.resumed is not None:
+                self._restore(parts, resume)
         if self.step >= config.steps:
             self.console.print(f"{self.folder} is done: {self.step} of {config.steps} steps; --steps would train on")
             return 0
         log = MetricsLog(self.folder, config.log, self.step) if first else NoLog()
-        try:
-            with StopRequest() as stop, Reporter(config.steps, self.step, self.console) as reporter:
-                return self._train(parts, log, reporter, stop)
-        except OSError as error:
-            raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
-        finally:
-            self._finish(log)
+        # All of it under the request: a launcher that has seen a process die sends SIGTERM to those who look for it.
+        with StopRequest() as stop:
+            try:
+                with watch.guard(), Reporter(config.steps, self.step, self.console) as reporter:
+                    return self._train(parts, log, reporter, stop, watch)
+            except OSError as error:
+                raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
+            finally:
+                self._finish(log)
 
     def _finish(self, log: MetricsLog | NoLog) -> None:
         try:
@@ -98,7 +104,7 @@ class Trainer:
         self.meter.load_state_dict(progress["meter"])
         self.console.print(f"going on from {resume} after step {self.step}")
 
-    def _train(self, parts: Run, log: MetricsLog, reporter: Reporter, stop: StopRequest) -> int:
+    def _train(self, parts: Run, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest, watch: Watch) -> int:
         config, began = self.config, time.monotonic()
         state, processes = parts.state, parts.processes
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
@@ -110,10 +116,10 @@ class Trainer:
             started = time.perf_counter()
             due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
             try:
-                result = updater.step(self.step, batches, parts.build, detailed=due)
+                result = updater.step(self.step, batches, parts.build, watch.at, detailed=due)
             except RuntimeError:
                 # A stop that reached the data workers too ends them, which the loader reports as a failure.
-                if not stop:
+                if not stop or processes.launch.world > 1:
                     raise
                 break
             self.step += 1
@@ -123,9 +129,11 @@ class Trainer:
             if row is not None:
                 log.write(self.step, row)
             reporter.advance(self.step, row)
+            watch.at(f"after step {self.step}: validation and checkpoint", watched=False)
             self._validate(parts, log, reporter)
             if self.step % config.checkpoint.every == 0 and self.step < config.steps:
                 self._save(parts, position, reporter)
+        watch.at("the last checkpoint", watched=False)
         folder = self._save(parts, position, reporter, last=True)
         took = duration(time.monotonic() - began)
         if self.step < config.steps:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +47,16 @@ class Updater:
         self.processes = processes or Processes()
         self.experts = 2 if model.video_dit_2 is not None else 1
 
-    def step(self, step: int, batches: Iterator[dict], build: BatchBuilder, detailed: bool = False) -> StepResult:
+    def step(
+        self,
+        step: int,
+        batches: Iterator[dict],
+        build: BatchBuilder,
+        at: Callable[[str], None] = lambda stage: None,
+        detailed: bool = False,
+    ) -> StepResult:
         """Take step number `step` (from 0) on the next micro-batches. detailed: also the gradients' norms per tower.
+        at: told what the step has come to.
 
         The device is waited for once, to learn whether loss and gradients are finite; if not, the weights stay as they
         are.
@@ -59,9 +67,11 @@ class Updater:
         self.weights.zero_grad()
         losses, ids, waited = [], [], 0.0
         for micro in range(settings.accumulate):
+            at(f"step {step + 1}: reading clips")
             asked = time.perf_counter()
             batch = build(next(batches))
             waited += time.perf_counter() - asked
+            at(f"step {step + 1}: forward and backward")
             first = (micro * groups + processes.data_rank) * settings.batch
             noise = draw_noise(batch.noise_shapes(), config.seed, step, first, settings.batch)
             noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
@@ -70,6 +80,7 @@ class Updater:
             (result.total / settings.accumulate).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
             ids += batch.ids
+        at(f"step {step + 1}: update")
         gradients = self.weights.gradients()
         losses = torch.stack(losses).mean(0)
         every, shards = [g for group in gradients.values() for g in group], self.weights.shards
