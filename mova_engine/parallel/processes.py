@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,6 +89,14 @@ class Processes:
     def most(self, number: int) -> int:
         """The largest number that any process gave; waits for all of them, as long as it takes."""
         return int(self.patient.all_reduce(torch.tensor([number]), maximum=True))
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every process's small value, by rank."""
+        if self.launch.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.launch.world
+        dist.all_gather_object(values, value, group=self.patient.process_group)
+        return values
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -156,10 +156,12 @@ class Trainer:
             return
         self.skipped_in_a_row += 1
         clips = ", ".join(result.ids[:8]) + (", ..." if len(result.ids) > 8 else "")
-        reporter.say(f"warning: step {self.step} skipped: its loss or gradient is not finite (clips {clips})")
+        who = f"rank {', '.join(map(str, result.ranks))}; " if result.ranks else ""
+        reporter.say(f"warning: step {self.step} skipped: its loss or gradient is not finite ({who}clips {clips})")
         if self.skipped_in_a_row >= self.config.optim.max_nonfinite:
             raise MovaError(
-                f"{self.skipped_in_a_row} steps in a row were not finite, the last was step {self.step}: lower "
+                f"{self.skipped_in_a_row} steps in a row were not finite, the last was step {self.step} "
+                f"({who}clips {clips}): lower "
                 f"--optim.lr or look at the clips named above; the last checkpoint is untouched"
             )
 

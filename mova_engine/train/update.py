@@ -24,11 +24,15 @@ from mova_engine.train.weights import Weights
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step reports: values to average into the metrics, the clips it saw, and whether the weights moved."""
+    """What a step reports: values to average into the metrics, the clips it saw, and whether the weights moved.
+
+    ranks: of several processes, those whose own loss was not finite; the clips are then theirs.
+    """
 
     values: dict[str, float]
     ids: tuple[str, ...]
     taken: bool
+    ranks: tuple[int, ...] = ()
 
 
 class Updater:
@@ -83,6 +87,7 @@ class Updater:
         at(f"step {step + 1}: update")
         gradients = self.weights.gradients()
         losses = torch.stack(losses).mean(0)
+        own = losses.clone()
         every, shards = [g for group in gradients.values() for g in group], self.weights.shards
         # Those of sharded weights are summed as soon as a block has them.
         sum_gradients([losses] if shards is not None else [losses, *every], processes.everyone, groups)
@@ -94,7 +99,7 @@ class Updater:
         total, video, audio, norm = torch.cat([losses, norm.view(1)]).tolist()
         values = {"seconds/data": waited}
         if not (math.isfinite(total) and math.isfinite(norm)):
-            return StepResult({**values, "skipped": 1.0}, tuple(ids), taken=False)
+            return self._skipped(values, own, tuple(ids))
         set_lr(self.optimizer, lr_factor(step, config.steps, config.optim))
         self.optimizer.step()
         self.weights.after_step()
@@ -103,6 +108,14 @@ class Updater:
         if draw.expert is not None:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
         return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True)
+
+    def _skipped(self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...]) -> StepResult:
+        """All processes come here together. own: this one's losses."""
+        found = self.processes.gathered(ids if not own.isfinite().all() else None)
+        ranks = tuple(rank for rank, theirs in enumerate(found) if theirs is not None)
+        clips = dict.fromkeys(name for rank in ranks for name in found[rank]) or ids
+        several = self.processes.launch.world > 1
+        return StepResult({**values, "skipped": 1.0}, tuple(clips), taken=False, ranks=ranks if several else ())
 
     def _norms(self, gradients: dict[str, list[torch.Tensor]]) -> dict[str, float]:
         """2-norm of each component's gradients, before clipping."""
