@@ -103,6 +103,6 @@ def to_tokens(x: Tensor, group: Group, lengths: Sequence[int]) -> Callable[[], T
     finish = group.all_to_all(pieces, [b * n * share * e for n in lengths], [b * own * share * e] * group.size)
 
     def heads() -> Tensor:
-        return finish().view(group.size, b, own, share, e).permute(1, 2, 0, 3, 4).reshape(b, own, -1, e)
+        return finish().view(group.size, b, own, share, e).permute(1, 2, 0, 3, 4).reshape(b, own, group.size * share, e)
 
     return heads

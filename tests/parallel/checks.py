@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mova_engine.backend import get_backend
 from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
@@ -18,6 +19,7 @@ from mova_engine.ops.verify import verify
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.counted import SMALL, count_all
+from mova_engine.parallel.fsdp import shard_model
 from mova_engine.parallel.gradients import sum_gradients
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
@@ -143,17 +145,22 @@ def errors_of_training(
     steps: int = 1,
     mutation: str | None = None,
     divide: bool = False,
+    fsdp: bool = False,
+    context_parallel: int | None = None,
 ) -> dict[str, float] | None:
     """Train `steps` steps in all ranks together and, in rank 0, alone; rank 0 returns how far apart they are.
 
     loss: relative. gradient: of the first step, worst tensor, relative to the larger of its maximum and 1e-6 of the
     model's. weights, moments: after all steps, likewise. divide: gradients averaged over the ranks, a mutation.
     """
-    place, ops = processes(ulysses), bind(get_backend("cpu"))
+    place, ops = processes(ulysses, context_parallel), bind(get_backend("cpu"))
     sharding, table = place.context, place.context.operators(ops)
     if mutation is not None:
         table, sharding = MUTATIONS[mutation](ops, sharding)
-    together = _train(build(table), sharding, tokens, batch, expert, optimizer, steps, checkpointing, offload, divide)
+    model = build(table)
+    if fsdp:
+        shard_model(model, place)
+    together = _train(model, sharding, tokens, batch, expert, optimizer, steps, checkpointing, offload, divide, fsdp)
     if not place.is_first:
         return None
     alone = _train(build(ops), WHOLE, tokens, batch, expert, optimizer, steps)
@@ -173,8 +180,23 @@ def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     )
 
 
+def whole(x: Tensor) -> Tensor:
+    """A tensor of which each rank may have a shard."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 def _train(
-    model, sharding, tokens, batch, expert, optimizer, steps, checkpointing="none", offload=False, divide=False
+    model,
+    sharding,
+    tokens,
+    batch,
+    expert,
+    optimizer,
+    steps,
+    checkpointing="none",
+    offload=False,
+    divide=False,
+    fsdp=False,
 ) -> dict:
     parameters = dict(model.named_parameters())
     optimizers = {
@@ -190,13 +212,14 @@ def _train(
         )
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         if sharding is not WHOLE:
-            sum_gradients([loss.view(1), *gradients.values()], sharding.whole, sharding.size if divide else 1)
+            summed = [] if fsdp else gradients.values()
+            sum_gradients([loss.view(1), *summed], sharding.whole, sharding.size if divide else 1)
         if step == 0:
-            result = {"loss": float(loss), "gradient": {name: g.clone() for name, g in gradients.items()}}
+            result = {"loss": float(loss), "gradient": {name: whole(g).clone() for name, g in gradients.items()}}
         rule.step()
-    result["weights"] = {name: p.detach() for name, p in parameters.items()}
+    result["weights"] = {name: whole(p.detach()) for name, p in parameters.items()}
     result["moments"] = {
-        f"{name}:{key}": rule.state[p][key]
+        f"{name}:{key}": whole(rule.state[p][key])
         for name, p in parameters.items()
         for key in ("exp_avg", "exp_avg_sq", "momentum_buffer")
         if rule.state[p].get(key) is not None
@@ -324,3 +347,18 @@ def refusals() -> list[str]:
 def counted() -> dict[str, tuple[int, int]]:
     """Bytes that this rank sent and should have, by scheme."""
     return count_all(SMALL)
+
+
+def sharded_in_bfloat16() -> dict[str, float | bool]:
+    """A step of a sharded model that computes in bfloat16: its loss beside float32's, what its gradients are."""
+    place, ops = processes(None), bind(get_backend("cpu"))
+    model, inputs = build(place.context.operators(ops)), clips(64, 1)
+    shard_model(model, place, torch.bfloat16)
+    loss = place.context.summed(backward(model, inputs, 0, place.context))
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    elements = sum(p.to_local().numel() for p in model.parameters())
+    return {
+        "loss": float(loss / backward(build(ops), inputs, 0) - 1),
+        "float32": all(g.dtype == torch.float32 for g in gradients),
+        "share": elements / sum(p.numel() for p in model.parameters()),
+    }

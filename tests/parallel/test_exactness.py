@@ -68,6 +68,27 @@ def test_checkpointing_changes_nothing(worlds, world, ulysses, checkpointing):
 
 
 @pytest.mark.parametrize(
+    ("world", "ulysses", "expert", "checkpointing"),
+    [(2, 2, 0, "none"), (2, 1, 1, "selective"), (4, 2, 0, "full"), (4, 4, 1, "none")],
+)
+def test_sharded_parameters_change_nothing(worlds, world, ulysses, expert, checkpointing):
+    options = {"checkpointing": checkpointing, "expert": expert, "steps": 3}
+    errors = train(worlds, world, ulysses, tokens=64, batch=1, fsdp=True, **options)
+    assert agree(errors), errors
+
+
+def test_sharded_parameters_over_data_parallel_groups_too(worlds):
+    """Two groups of two on the same clip: the mean over the groups is what one group computes."""
+    errors = train(worlds, 4, 2, tokens=64, batch=1, expert=0, fsdp=True, context_parallel=2, steps=3)
+    assert agree(errors), errors
+
+
+def test_a_sharded_model_computes_in_bfloat16_and_sums_in_float32(worlds):
+    for found in worlds(2).run("sharded_in_bfloat16"):
+        assert abs(found["loss"]) < 0.02 and found["float32"] and 0.49 < found["share"] < 0.51, found
+
+
+@pytest.mark.parametrize(
     ("mutation", "world", "ulysses"),
     [
         ("no merge", 2, 1),
