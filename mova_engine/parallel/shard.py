@@ -9,6 +9,7 @@ What is divided among the ranks are rows of a weight's first dimension, `ceil(ro
 any. The rest of the engine sees them as plain tensors: `Piece`.
 """
 
+import functools
 import warnings
 from dataclasses import dataclass
 
@@ -23,10 +24,11 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.utils import _pytree as pytree
 
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
-from mova_engine.models.tower import Tower
+from mova_engine.models.tower import Tower, TowerInputs
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.processes import Processes
 
@@ -75,6 +77,7 @@ def shard_model(
     them the optimizer's state live in the host's memory. Gradients come out summed over the ranks that share a clip and
     averaged over those with different clips. Raises MovaError for a model that cannot be sharded.
     """
+    _show_tower_inputs()
     bridge = model.dual_tower_bridge
     if bridge is not None and bridge.config.pooled_adaln:
         raise MovaError("the bridge's pooled variant cannot be sharded: set parallel.shard to false")
@@ -113,6 +116,19 @@ def shard_model(
             register_fsdp_forward_method(unit, "embed")
     model.to_empty(device="cpu" if offload else device)
     return Shards(Group(mesh["shard"].get_group()), mesh["copy"].get_local_rank() if copies > 1 else 0)
+
+
+@functools.cache
+def _show_tower_inputs() -> None:
+    """FSDP looks for tensors in what a module returns, to gather its weights again before their gradients arrive: let
+    it look into `TowerInputs`.
+    """
+    fields = tuple(TowerInputs.__dataclass_fields__)
+    pytree.register_pytree_node(
+        TowerInputs,
+        lambda inputs: ([getattr(inputs, name) for name in fields], None),
+        lambda values, _: TowerInputs(*values),
+    )
 
 
 @torch.no_grad()
