@@ -18,6 +18,7 @@ from mova_engine.ops import OpTable
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.mesh import DIMENSIONS, MeshShape
+from mova_engine.parallel.rounds import Rounds
 
 # What torchrun sets on every machine, and what another launcher must set too.
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -69,6 +70,8 @@ class Processes:
     context: ContextParallel | None = None
     data_rank: int = 0
     everyone: Group = field(default_factory=Group)
+    # Of the ranks that share a clip, for handing batches on; None: each makes its own.
+    rounds: Rounds | None = None
     # On the CPU and with time: for what one process does alone while the others wait.
     patient: Group = field(default_factory=Group)
 
@@ -129,9 +132,12 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
     clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
     groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
     context = ContextParallel(*groups) if shape.context_parallel > 1 else None
+    size = shape.context_parallel
+    timeout = timedelta(seconds=timeout_s)
+    rounds = Rounds(dist.new_subgroups(size, backend="gloo", timeout=timeout)[0]) if size > 1 else None
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     everyone = Group(dist.group.WORLD)
-    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, Group(patient))
+    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, rounds, Group(patient))
 
 
 def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:

@@ -156,10 +156,14 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         folder = training_folder(config, report)
         source = resume if config.task == "joint" and resume is not None else config.model.checkpoint
         codecs = build_codecs(config, sizes, source, folder, device)
-        clips = open_clips(config, sizes, codecs, folder, report)
+        held_folder = heldout_folder(config, report) if config.validation.every else None
+    # All processes encode: each begins at another place.
+    with _progress(console) as report:
+        ahead = config.loader.encode == "ahead"
+        clips = open_clips(config, sizes, codecs, folder, report, processes, ahead)
         heldout = None
-        if config.validation.every:
-            heldout = open_clips(config, sizes, codecs, heldout_folder(config, report), report)
+        if held_folder is not None:
+            heldout = open_clips(config, sizes, codecs, held_folder, report, processes)
     build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
     loader = build_loader(
         clips,
@@ -168,6 +172,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         rank=processes.data_rank,
         world=processes.shape.data_parallel,
         workers=config.loader.workers,
+        rounds=processes.rounds,
     )
     model, shards = build_model(config, sizes, ops, device, processes, fill=resume is None)
     model.train()

@@ -70,6 +70,8 @@ class LoaderSettings:
     """Whether a clip without sound is a bad one, or one whose sound is silence."""
     preload: bool | None = None
     """Keep all latents in memory; default: where they take less than 2 GiB. Workers then have nothing to do."""
+    encode: Literal["ahead", "online"] = "ahead"
+    """Encode all clips before the first step, or each when it is first wanted."""
     fit: int = 256
     """From how many clips a new model's embedded codecs take the scale of their latents."""
     generate: int = 0

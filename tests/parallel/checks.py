@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from parallel.runs import encoded_in_rounds, resaved, trained, watched  # noqa: F401 (called by name)
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
