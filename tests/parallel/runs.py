@@ -142,9 +142,9 @@ def watched(case: str) -> tuple[str | None, int | None]:
             _behave(case, place.launch, mine)
     except (MovaError, SystemExit) as error:
         told = str(error)
-    if not mine._closing.is_set():
-        mine._decided.wait(10)
-        time.sleep(0.5)
+    # The silent one, whose watch has ended, says nothing until the other has noticed.
+    mine._decided.wait(5)
+    time.sleep(0.5)
     if mine._verdict is not None and told is None:
         told = mine._verdict.text
     mine.close()
