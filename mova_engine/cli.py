@@ -17,6 +17,7 @@ COMMANDS = {
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
     "describe": ("mova_engine.describe", "print a model's parameters and FLOPs per component"),
     "bench": ("mova_engine.bench.__main__", "measure operators or a training step, checked first"),
+    "parallel": ("mova_engine.parallel.__main__", "show what processes that share a clip send, by formula and counted"),
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
 }
 

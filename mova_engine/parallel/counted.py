@@ -28,9 +28,9 @@ from mova_engine.parallel.ulysses import Lengths, ulysses
 # For --count: MOVA's proportions of heads (40 and 12 become 8 and 4), 105 video tokens, 5 seconds / 24 of sound.
 SMALL = MovaConfig(
     "small",
-    VideoDiTConfig(dim=512, ffn_dim=64, num_heads=8, num_layers=4, text_dim=16, freq_dim=16),
-    AudioDiTConfig(dim=256, ffn_dim=64, num_heads=4, num_layers=3, text_dim=16, freq_dim=16),
-    BridgeConfig(4, 3, 512, 256, head_dim=64),
+    VideoDiTConfig(dim=128, ffn_dim=32, num_heads=8, num_layers=4, text_dim=16, freq_dim=16),
+    AudioDiTConfig(dim=64, ffn_dim=32, num_heads=4, num_layers=3, text_dim=16, freq_dim=16),
+    BridgeConfig(4, 3, 128, 64, head_dim=16),
     ClipConfig(frames=9, height=80, width=112),
     experts=1,
     text_tokens=4,

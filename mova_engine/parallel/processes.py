@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
@@ -74,6 +75,8 @@ class Processes:
     rounds: Rounds | None = None
     # On the CPU and with time: for what one process does alone while the others wait.
     patient: Group = field(default_factory=Group)
+    # Whether the process group was joined here, not by the program before.
+    joined: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -90,7 +93,12 @@ class Processes:
         return ops if self.context is None else self.context.operators(ops)
 
     def most(self, number: int) -> int:
-        """The largest number that any process gave; waits for all of them, as long as it takes."""
+        """The largest number that any process gave; waits for all of them."""
+        device = "cpu" if self.device_mesh is None else self.device_mesh.device_type
+        return int(self.everyone.all_reduce(torch.tensor([number], device=device), maximum=True))
+
+    def wait_for_first(self, number: int = 0) -> int:
+        """`most`, but as long as it takes: while the first process encodes, saves or samples."""
         return int(self.patient.all_reduce(torch.tensor([number]), maximum=True))
 
     def gathered(self, value: Any) -> list[Any]:
@@ -105,14 +113,14 @@ class Processes:
     def first_alone(self) -> Iterator[None]:
         """The block runs in the first process, then in all others: what the first has written they find."""
         if not self.is_first:
-            self.most(0)
+            self.wait_for_first()
         yield
         if self.is_first:
-            self.most(0)
+            self.wait_for_first()
 
     def close(self) -> None:
-        """Leave the process group."""
-        if self.device_mesh is not None:
+        """Leave the process group, if it was joined here."""
+        if self.joined:
             dist.destroy_process_group()
 
 
@@ -125,11 +133,15 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
         raise MovaError(f"the mesh {shape} is of {shape.world} processes, but {launch.world} were started")
     if launch.world == 1:
         return Processes(launch, shape)
-    if not dist.is_initialized():
+    joined = not dist.is_initialized()
+    if joined:
         _join(backend, launch, timeout_s)
     mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
     sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
     clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
+    for part in (sharers, clips, mesh["ring"], mesh["ulysses"]):
+        # A group of some of the ranks does not take over the world's.
+        _set_pg_timeout(timedelta(seconds=timeout_s), part.get_group())
     groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
     context = ContextParallel(*groups) if shape.context_parallel > 1 else None
     size = shape.context_parallel
@@ -137,7 +149,7 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
     rounds = Rounds(dist.new_subgroups(size, backend="gloo", timeout=timeout)[0]) if size > 1 else None
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     everyone = Group(dist.group.WORLD)
-    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, rounds, Group(patient))
+    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, rounds, Group(patient), joined)
 
 
 def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:

@@ -24,6 +24,9 @@ from mova_engine.train.signals import StopRequest
 from mova_engine.train.update import StepResult, Updater
 from mova_engine.train.weights import DTYPES
 
+# How long the other processes stay while the first says why none of them can start.
+_LISTENING_S = 3.0
+
 
 class Trainer:
     """One run. `run()` returns the exit status: 0 when all steps are done, 130 or 143 when it was asked to stop.
@@ -46,9 +49,11 @@ class Trainer:
         try:
             processes = join_processes(self.config, self.launch)
         except MovaError:
-            if self.launch.rank:
-                return 2  # the first process has the same to say
-            raise
+            if not self.launch.rank:
+                raise
+            # The first process has the same to say; torchrun would end it as soon as another has ended.
+            time.sleep(_LISTENING_S)
+            return 2
         watch = Watch(self.launch, self.config.parallel.timeout)
         try:
             return self._run(processes, watch)
@@ -195,7 +200,7 @@ class Trainer:
             except MovaError as error:
                 # A look at the model is not worth the run.
                 reporter.say(f"warning: no samples at step {self.step}: {error}")
-        parts.processes.most(0)
+        parts.processes.wait_for_first()
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 
@@ -213,7 +218,7 @@ class Trainer:
         if parts.state.weights.shards is not None:
             return self._save_shards(parts, progress, reporter, last)
         if not parts.processes.is_first:
-            failed = parts.processes.most(0)
+            failed = parts.processes.wait_for_first()
             if failed and (last or self.config.checkpoint.on_error == "stop"):
                 raise MovaError(f"the first process could not save step {self.step}")
             return None
@@ -225,7 +230,7 @@ class Trainer:
         try:
             folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_dict(self.config), export)
         except MovaError as error:
-            parts.processes.most(1)
+            parts.processes.wait_for_first(1)
             if last or self.config.checkpoint.on_error == "stop":
                 good = checkpoints_of(self.folder)
                 kept = f"; the run can go on from {good[-1][1].name}" if good else ""
@@ -234,7 +239,7 @@ class Trainer:
             return None
         with suppress(OSError):
             retain(self.folder, self.config.checkpoint)
-        parts.processes.most(0)
+        parts.processes.wait_for_first()
         return folder
 
     def _save_shards(self, parts: Run, progress: dict, reporter: Reporter, last: bool) -> Path | None:

@@ -1,10 +1,13 @@
 """What the processes of a World do. Each function runs in all ranks at once; the reference runs in rank 0 alone."""
 
 import functools
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from parallel.runs import encoded_in_rounds, resaved, trained, watched  # noqa: F401 (called by name)
+from parallel.runs import encoded_in_rounds, resaved, run_shared, watched  # noqa: F401 (called by name)
+from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -21,10 +24,12 @@ from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.counted import SMALL, count_all
 from mova_engine.parallel.gradients import sum_gradients
-from mova_engine.parallel.mesh import choose_mesh
+from mova_engine.parallel.mesh import MeshShape, choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
 from mova_engine.parallel.ring import shared_queries
 from mova_engine.parallel.shard import Shards, clip_grad_norm, shard_model
+from mova_engine.train.recipes import load_config
+from mova_engine.train.trainer import Trainer
 
 VIDEO = VideoDiTConfig(dim=512, ffn_dim=256, num_heads=4, num_layers=2, text_dim=32, freq_dim=16)
 AUDIO = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=2, text_dim=32, freq_dim=16)
@@ -352,6 +357,22 @@ def refusals() -> list[str]:
     return said
 
 
+def waiting_in_vain(timeout_s: float) -> tuple[float, str]:
+    """The last rank stays away from an exchange: how long the others wait for it, and what ends that."""
+    place = start_processes(get_backend("cpu"), read_launch(), MeshShape(dp_shard=2, ulysses=2), timeout_s)
+    group, x = place.context.ulysses, torch.zeros(4)
+    group.all_to_all(x, [2, 2], [2, 2])()
+    if place.launch.rank == place.launch.world - 1:
+        time.sleep(3 * timeout_s)
+        return 0.0, ""
+    began, said = time.monotonic(), ""
+    try:
+        group.all_to_all(x, [2, 2], [2, 2])()
+    except RuntimeError as error:
+        said = str(error)
+    return time.monotonic() - began, said
+
+
 def counted() -> dict[str, tuple[int, int]]:
     """Bytes that this rank sent and should have, by scheme."""
     return count_all(SMALL)
@@ -393,3 +414,28 @@ def clipped(steps: int = 2) -> dict[str, float | bool]:
         "gradient": worst(found, {name: p.grad for name, p in wanted.items()}),
         "idle expert": not gathered and not any(name.startswith("video_dit_2") for name in named),
     }
+
+
+def trained(data: str, out: str, steps: int, batch: int, context_parallel: int) -> int:
+    """A nano run with validation at its end; its exit status."""
+    config = load_config(
+        "nano",
+        data=Path(data),
+        out=Path(out),
+        device="cpu",
+        steps=steps,
+        checkpointing="selective",
+        loader={"batch": batch, "fit": 4},
+        log={"every": 1, "tensorboard": False},
+        validation={"every": steps, "data": Path(data), "samples": 0},
+        parallel={"context_parallel": context_parallel},
+    )
+    return Trainer(config, Console(quiet=True)).run()
+
+
+def refused_training(data: str, out: str, context_parallel: int) -> str | int:
+    """What a run that cannot be says, or its exit status where it says nothing."""
+    try:
+        return trained(data, out, 1, 1, context_parallel)
+    except MovaError as error:
+        return str(error)

@@ -46,7 +46,7 @@ def configured(clips: str, out: str, steps: int, batch: int, every: int = 100, r
     )
 
 
-def trained(fault: str | None = None, port: int | None = None, **settings) -> tuple[int | str, str]:
+def run_shared(fault: str | None = None, port: int | None = None, **settings) -> tuple[int | str, str]:
     """Train; returns the exit status, or what was raised, and what the first process said. fault: of rank 1. port:
     where the processes meet, another one for each run.
     """

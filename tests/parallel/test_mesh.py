@@ -1,6 +1,7 @@
 """Meshes, refusals that propose, and the launcher's environment."""
 
 import pytest
+from parallel.world import World
 
 from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
@@ -71,3 +72,16 @@ def test_processes_that_do_not_meet_give_up_in_words(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(MovaError, match=r"rank 1 of 2 did not meet the others at 127.0.0.1:1 within 1 s"):
         start_processes(get_backend("cpu"), Launch(1, 1, 2), MeshShape(ulysses=2), timeout_s=1)
+
+
+@pytest.mark.slow
+def test_a_rank_that_stays_away_is_waited_for_no_longer_than_said():
+    """In a group of two of four ranks: groups of some ranks do not take over the world's timeout by themselves."""
+    world = World(4)
+    try:
+        found = world.run("waiting_in_vain", timeout_s=3.0)
+    finally:
+        world.close()
+    seconds, said = found[2]
+    assert 2 < seconds < 8 and "imed out" in said, found
+    assert found[0][1] == found[1][1] == "", "the other pair has met"

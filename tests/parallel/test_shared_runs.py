@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel.runs import configured, trained
+from parallel.runs import configured, run_shared
 from parallel.world import World, free_port
 from safetensors.torch import load_file
 
@@ -53,7 +53,7 @@ def shared(clips, pair, tmp_path_factory) -> Path:
 
 def run(world: World, clips: Path, out: Path, steps: int = 4, **settings) -> list:
     settings = {**SHARED, "every": 2, "batch": 4, "port": free_port(), **settings}
-    return world.run("trained", clips=str(clips), out=str(out), steps=steps, **settings)
+    return world.run("run_shared", clips=str(clips), out=str(out), steps=steps, **settings)
 
 
 def losses(out: Path) -> list[float]:
@@ -67,7 +67,7 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_shared_run_is_one_processs_and_so_is_its_checkpoint(clips, shared, tmp_path):
-    status, _ = trained(clips=str(clips), out=str(tmp_path / "alone"), steps=4, batch=4, every=2)
+    status, _ = run_shared(clips=str(clips), out=str(tmp_path / "alone"), steps=4, batch=4, every=2)
     assert status == 0 and losses(shared) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     ours, theirs = (folder / "checkpoints" / "step-000004" for folder in (shared, tmp_path / "alone"))
     assert {p.relative_to(ours) for p in ours.rglob("*")} == {p.relative_to(theirs) for p in theirs.rglob("*")}
@@ -84,7 +84,7 @@ def test_a_shared_run_is_one_processs_and_so_is_its_checkpoint(clips, shared, tm
 def test_any_number_of_processes_goes_on_from_a_checkpoint(clips, pair, shared, tmp_path):
     """Two to one and one to two; losses are those of the run that went through."""
     middle = shared / "checkpoints" / "step-000002"
-    status, _ = trained(clips=str(clips), out=str(tmp_path / "one"), steps=4, batch=4, every=3, resume=str(middle))
+    status, _ = run_shared(clips=str(clips), out=str(tmp_path / "one"), steps=4, batch=4, every=3, resume=str(middle))
     assert status == 0 and losses(tmp_path / "one") == pytest.approx(losses(shared)[2:], rel=1e-5)
     back = tmp_path / "one" / "checkpoints" / "step-000003"
     assert [status for status, _ in run(pair, clips, tmp_path / "two", resume=str(back))] == [0, 0]
@@ -200,7 +200,7 @@ def test_no_clip_is_lost_or_repeated_when_the_number_of_processes_changes(clips,
 def test_settings_that_need_sharding_say_so(clips, settings, reason):
     with pytest.raises(MovaError, match=reason):
         configured(str(clips), "run", 1, 1, **settings)
-    status, _ = trained(clips=str(clips), out="run", steps=1, batch=1, parallel={"shard": True})
+    status, _ = run_shared(clips=str(clips), out="run", steps=1, batch=1, parallel={"shard": True})
     assert "parallel.shard divides the weights among processes, but this is one" in status
 
 
