@@ -238,6 +238,9 @@ class Watch:
         rank, seen = min(self._seen.items(), key=lambda item: item[1].sign.mark)
         if not lost and not seen.sign.watched:
             return None
+        if now - seen.beat_since > SILENCE / 2:
+            # It stands because it is gone, which the next looks will show.
+            return None
         if seen.sign.mark == max(other.sign.mark for other in self._seen.values()):
             reason = f": {lost[0].sign.reason}" if lost else ""
             return _about(rank, f"all processes stand at '{seen.sign.stage}' and none of them is behind{reason}")
