@@ -38,6 +38,11 @@ class Background:
             raise error
         return result
 
+    def finish(self) -> None:
+        """Let the job under way come to its end, whatever it be."""
+        if self._thread is not None:
+            self._thread.join()
+
     def _run(self, job: Callable[[], Any]) -> None:
         try:
             self._result = job()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -83,6 +84,7 @@ class Trainer:
             except OSError as error:
                 raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
             finally:
+                parts.saver.finish()
                 self._finish(log)
 
     def _finish(self, log: MetricsLog | NoLog) -> None:
@@ -197,6 +199,10 @@ class Trainer:
             try:
                 if parts.processes.is_first:
                     parts.validator.sample(parts.model, parts.codecs, self.folder / "samples" / f"step-{self.step:06d}")
+                elif parts.state.weights.shards is not None:
+                    # A block's weights are gathered from everybody: all sample, and one keeps what comes out.
+                    with TemporaryDirectory() as unwanted:
+                        parts.validator.sample(parts.model, parts.codecs, Path(unwanted) / "samples")
             except MovaError as error:
                 # A look at the model is not worth the run.
                 reporter.say(f"warning: no samples at step {self.step}: {error}")
