@@ -93,9 +93,11 @@ class Trainer:
             if isinstance(log, NoLog):
                 return
             draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
-        except OSError as error:
-            # Told, not raised: whatever ended the run matters more.
-            self.console.print(f"warning: metrics or loss curve are incomplete: {error.strerror or error}")
+        except (OSError, RuntimeError) as error:
+            # Told, not raised: whatever ended the run matters more. A data worker's end by the same signal may arrive
+            # here, as a RuntimeError.
+            reason = getattr(error, "strerror", None) or error
+            self.console.print(f"warning: metrics or loss curve are incomplete: {reason}")
 
     def _make_folder(self) -> None:
         try:
@@ -124,8 +126,9 @@ class Trainer:
             due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
             try:
                 result = updater.step(self.step, batches, parts.build, watch.at, detailed=due)
-            except RuntimeError:
-                # A stop that reached the data workers too ends them, which the loader reports as a failure.
+            except (RuntimeError, ConnectionError):
+                # A stop that reached the data workers too ends them, which the loader reports as a failure or meets as
+                # a connection that is no more.
                 if not stop or processes.launch.world > 1:
                     raise
                 break
