@@ -99,7 +99,10 @@ class Watch:
         try:
             yield
         except (MovaError, OSError) as error:
-            raise self._failed_here(error) from error
+            told = self._failed_here(error)
+            if told is error:
+                raise
+            raise told from error
         except RuntimeError as error:
             # What a process sees of another's end is a collective that fails.
             told = self._explained(error)
