@@ -117,6 +117,7 @@ def open_dataset(
     preload: bool | None = None,
     rank: int = 0,
     world: int = 1,
+    ahead: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LatentDataset:
     """Read a folder's metadata and encode what its cache lacks; return the clips that can be used.
@@ -124,9 +125,12 @@ def open_dataset(
     Clips that are missing, broken, silent or too short are named in the log, then either left out ("skip") or refused
     together, by a MovaError that counts them and names the first ("stop"). None left to train on is an error always.
     Of `world` processes that share the cache, each begins the encoding at another place; all of them return the same.
+    ahead=False encodes nothing now, and every clip when it is first wanted; bad ones are found then.
     `progress` is told how many clips are done. For the rest see `LatentDataset`.
     """
     entries = read_metadata(folder)
+    if not ahead:
+        return LatentDataset(entries, cache, bad_clips=bad_clips, preload=bool(preload))
     first = len(entries) * rank // world
     reasons = {problem.entry.id: problem.reason for problem in cache.fill(entries[first:] + entries[:first], progress)}
     usable = [entry for entry in entries if entry.id not in reasons]

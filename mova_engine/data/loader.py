@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mova_engine.data.dataset import LatentDataset
 from mova_engine.errors import MovaError
+from mova_engine.parallel.rounds import Rounds
 
 # Batches that each worker prepares ahead.
 PREFETCH = 2
@@ -50,9 +51,10 @@ class Loader:
         world: int,
         workers: int,
         shuffle: bool,
+        rounds: Rounds | None,
     ) -> None:
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.rounds = rank, world, rounds
         self._order = ClipOrder(len(dataset), seed, shuffle=shuffle)
         self._position = 0
         names = "\n".join(entry.id for entry in dataset.entries)
@@ -96,6 +98,10 @@ class Loader:
         self._position = state["position"]
 
     def _batches(self) -> Iterator[dict[str, Any]]:
+        return self._made() if self.rounds is None else self.rounds.shared(self._made())
+
+    def _made(self) -> Iterator[dict[str, Any]]:
+        """The batches that this process makes itself."""
         indices = _Indices(self)
         if self.workers == 0:
             yield from map(self.dataset.batch, indices)
@@ -125,6 +131,10 @@ class _Indices(Sampler):
         self.loader = loader
 
     def __iter__(self) -> Iterator[list[int]]:
+        every = self._every()
+        return every if self.loader.rounds is None else self.loader.rounds.own(every)
+
+    def _every(self) -> Iterator[list[int]]:
         loader = self.loader
         first = loader.position + loader.rank * loader.batch_size
         while True:
@@ -159,12 +169,14 @@ def build_loader(
     world: int = 1,
     workers: int = 0,
     shuffle: bool = True,
+    rounds: Rounds | None = None,
 ) -> Loader:
     """Return a loader of batches of `batch_size` clips for data-parallel rank `rank` of `world`.
 
     Batches of all ranks follow each other in one stream, so that no clip is given twice in an epoch, and none is left
     out; a batch may reach over the end of an epoch. workers: processes that read clips; 0 reads in this one, and so
-    does a dataset in memory, which has nothing to wait for. Raises MovaError for sizes that make no sense.
+    does a dataset in memory, which has nothing to wait for. rounds: the processes that are given the same batches, and
+    read and encode each of them once; from memory each takes its own. Raises MovaError for sizes that make no sense.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("world", world, 1), ("workers", workers, 0)):
         if value < least:
@@ -172,4 +184,7 @@ def build_loader(
     if not 0 <= rank < world:
         raise MovaError(f"rank must be between 0 and {world - 1}, got {rank}")
     workers = 0 if dataset.in_memory else workers
-    return Loader(dataset, batch_size, seed=seed, rank=rank, world=world, workers=workers, shuffle=shuffle)
+    rounds = None if dataset.in_memory else rounds
+    return Loader(
+        dataset, batch_size, seed=seed, rank=rank, world=world, workers=workers, shuffle=shuffle, rounds=rounds
+    )

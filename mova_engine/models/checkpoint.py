@@ -6,12 +6,13 @@ What is downloaded loads without conversion, and what is saved loads there. The 
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from mova_engine.config import PRESETS, AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.errors import MovaError
@@ -188,6 +189,7 @@ def save_mova(
     boundary: float | None = None,
     diffusion: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    write: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
 ) -> None:
     """Write a complete checkpoint folder; a checkpoint that was there stays until the new one is complete.
 
@@ -196,6 +198,7 @@ def save_mova(
     and entries of config files that we do not use. Without it pretrained components are listed as absent.
     boundary: the expert boundary that the model was trained with. diffusion: what else its sampler must know of the
     training, for `diffusion_settings`: video_shift, audio_shift, prediction, sigma_floor, skip_first_frame, bridge.
+    write: as of `write_component`.
     Raises MovaError as `save_component` does, and for an embedded codec that is needed but not given.
     """
     config = mova.config
@@ -206,7 +209,7 @@ def save_mova(
         for name, values in component_configs(config).items():
             kept = read_config(Path(base) / name) if _class_of(old, name) else {}
             write_component(
-                getattr(mova, name), {**kept, **values}, fresh / name, MODEL_CLASSES[name][1], max_shard_bytes
+                getattr(mova, name), {**kept, **values}, fresh / name, MODEL_CLASSES[name][1], max_shard_bytes, write
             )
             index[name] = old[name] if kept else MODEL_CLASSES[name]
         if config.experts == 1:

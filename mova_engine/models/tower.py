@@ -64,8 +64,9 @@ class Tower(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The parameters' dtype, in which activations flow."""
-        return self.head.head.weight.dtype
+        """The dtype in which the tower computes, and activations flow."""
+        # Of a parameter that `embed` uses: sharded ones have it only while they are gathered.
+        return self.patch_embedding.weight.dtype
 
     def embed_time(self, timestep: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """timestep [b] or [1] on the 0..1000 scale -> t [b, d] and t_mod [b, 6, d], float32."""

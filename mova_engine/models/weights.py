@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +107,34 @@ def load_component(
     """
     stored = stored_tensors(folder)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    report = _compared(folder, stored, expected, strict)
+    for file in sorted({stored[name].file for name in expected if name in stored}):
+        with _opened(file) as tensors:
+            names = [name for name in expected if name in stored and stored[name].file == file]
+            loaded = {name: _placed(tensors.get_tensor(name), device, dtype) for name in names}
+        module.load_state_dict(loaded, strict=False, assign=True)
+    return report
+
+
+def read_rows(folder: str | Path, rows: Mapping[str, tuple[tuple[int, ...], slice, Tensor]]) -> None:
+    """Fill tensors with rows of a component's weights, of which nothing else is read. rows: by name, the weight's
+    shape, which of its rows, and the tensor that takes them.
+
+    Raises MovaError as `load_component` does where names or shapes do not fit.
+    """
+    stored = stored_tensors(folder)
+    _compared(folder, stored, {name: shape for name, (shape, _, _) in rows.items()}, strict=True)
+    for file in sorted({stored[name].file for name in rows}):
+        with _opened(file) as tensors:
+            for name, (shape, wanted, tensor) in rows.items():
+                if stored[name].file == file and tensor.numel():
+                    tensor.copy_(tensors.get_slice(name)[wanted] if shape else tensors.get_tensor(name))
+
+
+def _compared(
+    folder: str | Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], strict: bool
+) -> KeyReport:
+    """Which names are not on both sides; MovaError where that or a shape forbids loading."""
     missing = tuple(name for name in expected if name not in stored)
     unexpected = tuple(name for name in stored if name not in expected)
     shapes = [
@@ -119,11 +147,6 @@ def load_component(
         problems += [_counted(missing, "missing"), _counted(unexpected, "unexpected")]
     if any(problems):
         raise MovaError(f"{folder} does not fit the model: {'; '.join(filter(None, problems))}")
-    for file in sorted({stored[name].file for name in expected if name in stored}):
-        with _opened(file) as tensors:
-            names = [name for name in expected if name in stored and stored[name].file == file]
-            loaded = {name: _placed(tensors.get_tensor(name), device, dtype) for name in names}
-        module.load_state_dict(loaded, strict=False, assign=True)
     return KeyReport(missing, unexpected)
 
 
@@ -150,12 +173,17 @@ def write_component(
     folder: Path,
     class_name: str,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    write: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
 ) -> None:
-    """`save_component` into an empty or new folder, without the exchange: for use inside `replaced_folder`."""
+    """`save_component` into an empty or new folder, without the exchange: for use inside `replaced_folder`.
+
+    write: how a file of tensors is written (default: at once); `reserve_tensors` needs no more than their shapes.
+    """
+    write = write or write_tensors
     is_module = isinstance(module_or_state_dict, nn.Module)
     tensors = module_or_state_dict.state_dict() if is_module else module_or_state_dict
     for name, tensor in tensors.items():
-        if tensor.is_meta:
+        if tensor.is_meta and write is write_tensors:
             raise MovaError(f"{name} is on the meta device and has no data to save")
         if ".lora_A." in f".{name}":
             raise MovaError(f"the model carries a LoRA adapter ({name}): save it with save_lora, or merge it first")
@@ -165,12 +193,12 @@ def write_component(
     write_json(folder / CONFIG, {"_class_name": class_name, **config})
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
-        write_tensors(folder / f"{STEMS[0]}.safetensors", tensors)
+        write(folder / f"{STEMS[0]}.safetensors", tensors)
         return
     weight_map = {}
     for number, names in enumerate(shards, 1):
         file = f"{STEMS[0]}-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / file, {name: tensors[name] for name in names})
+        write(folder / file, {name: tensors[name] for name in names})
         weight_map |= dict.fromkeys(names, file)
     metadata = {"total_size": sum(_bytes(tensor) for tensor in tensors.values())}
     write_json(folder / f"{STEMS[0]}.safetensors.index.json", {"metadata": metadata, "weight_map": weight_map})
@@ -207,7 +235,7 @@ def replaced_folder(folder: str | Path, marker: str) -> Iterator[Path]:
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not (folder.is_dir() and ((folder / marker).is_file() or not any(folder.iterdir()))):
         raise MovaError(f"{folder} exists and holds no {marker}: it is not replaced; choose another folder")
-    fresh, old = _beside(folder, "new"), _beside(folder, "old")
+    fresh, old = unfinished(folder), _beside(folder, "old")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -232,6 +260,11 @@ def replaced_folder(folder: str | Path, marker: str) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def unfinished(folder: Path) -> Path:
+    """Where `replaced_folder` has what is to become `folder`."""
+    return _beside(folder, "new")
 
 
 def replace_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -259,14 +292,27 @@ def write_error(path: str | Path, error: Exception) -> MovaError:
     return MovaError(f"cannot write {path}: {reason}{kept}")
 
 
-def read_tensors(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return all tensors of one safetensors file and its metadata. Raises MovaError as `stored_tensors` does."""
+def read_tensors(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    rows: Callable[[str, tuple[int, ...]], slice | None] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return all tensors of one safetensors file and its metadata. Raises MovaError as `stored_tensors` does.
+
+    rows: told a tensor's name and shape, which of its rows are wanted; None: all. No others are read.
+    """
     path = Path(path)
     if path.suffix in PICKLES:
         raise MovaError(f"{path} is a pickle, which can run code when opened and is never loaded: use safetensors")
     with _opened(path) as file:
-        tensors = {name: _placed(file.get_tensor(name), device, None) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: _placed(_rows(file, name, rows), device, None) for name in file.keys()}  # noqa: SIM118
         return tensors, dict(file.metadata() or {})
+
+
+def _rows(file: Any, name: str, rows: Callable[[str, tuple[int, ...]], slice | None] | None) -> Tensor:
+    stored = file.get_slice(name)
+    wanted = None if rows is None else rows(name, tuple(stored.get_shape()))
+    return file.get_tensor(name) if wanted is None else stored[wanted]
 
 
 @contextmanager

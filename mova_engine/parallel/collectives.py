@@ -15,8 +15,10 @@ from torch import Tensor
 class Group:
     """Ranks that exchange tensors; `rank` and `size` within it. A group of one sends nothing and calls nothing.
 
-    sent: bytes by kind of exchange.
+    sent: bytes by kind of exchange. calls: exchanges that this process has begun, in all groups.
     """
+
+    calls = 0
 
     def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
         self.process_group = process_group
@@ -30,6 +32,7 @@ class Group:
         """
         if self.size == 1:
             return lambda: x
+        Group.calls += 1
         out = x.new_empty(sum(receive))
         self.sent["all_to_all"] += (x.numel() - send[self.rank]) * x.element_size()
         work = dist.all_to_all_single(
@@ -48,6 +51,7 @@ class Group:
         """
         if self.size == 1:
             return lambda: x
+        Group.calls += 1
         out, x = x.new_empty(receive), x.contiguous()
         self.sent["shift"] += x.numel() * x.element_size()
         # Not every library carries empty messages; both sides know that there is none.
@@ -69,6 +73,7 @@ class Group:
     def all_reduce(self, x: Tensor, maximum: bool = False) -> Tensor:
         """Replace x by its sum (or maximum) over all ranks; returns x."""
         if self.size > 1:
+            Group.calls += 1
             self.sent["all_reduce"] += 2 * (self.size - 1) * x.numel() * x.element_size() // self.size
             dist.all_reduce(x, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self.process_group)
         return x

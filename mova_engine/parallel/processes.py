@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from mova_engine.ops import OpTable
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.mesh import DIMENSIONS, MeshShape
+from mova_engine.parallel.rounds import Rounds
 
 # What torchrun sets on every machine, and what another launcher must set too.
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -69,6 +71,8 @@ class Processes:
     context: ContextParallel | None = None
     data_rank: int = 0
     everyone: Group = field(default_factory=Group)
+    # Of the ranks that share a clip, for handing batches on; None: each makes its own.
+    rounds: Rounds | None = None
     # On the CPU and with time: for what one process does alone while the others wait.
     patient: Group = field(default_factory=Group)
     # Whether the process group was joined here, not by the program before.
@@ -96,6 +100,14 @@ class Processes:
     def wait_for_first(self, number: int = 0) -> int:
         """`most`, but as long as it takes: while the first process encodes, saves or samples."""
         return int(self.patient.all_reduce(torch.tensor([number]), maximum=True))
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every process's small value, by rank."""
+        if self.launch.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.launch.world
+        dist.all_gather_object(values, value, group=self.patient.process_group)
+        return values
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -132,9 +144,12 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
         _set_pg_timeout(timedelta(seconds=timeout_s), part.get_group())
     groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
     context = ContextParallel(*groups) if shape.context_parallel > 1 else None
+    size = shape.context_parallel
+    timeout = timedelta(seconds=timeout_s)
+    rounds = Rounds(dist.new_subgroups(size, backend="gloo", timeout=timeout)[0]) if size > 1 else None
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     everyone = Group(dist.group.WORLD)
-    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, Group(patient), joined)
+    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, rounds, Group(patient), joined)
 
 
 def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:

@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run: device, operators, clips, model, optimizer, and where to go on."""
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from mova_engine.models.checkpoint import Codecs
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.ops.registry import REFERENCE, OpTable
+from mova_engine.parallel.background import Background
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch, Processes, start_processes
 from mova_engine.train.checkpoints import TrainingState, checkpoints_of, differences, load_checkpoint, read_state
@@ -38,9 +40,7 @@ from mova_engine.train.model import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.recipes import to_dict
 from mova_engine.train.validation import Validator
-from mova_engine.train.weights import Weights
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from mova_engine.train.weights import DTYPES, Weights
 
 
 @dataclass
@@ -57,6 +57,8 @@ class Run:
     validator: Validator | None
     state: TrainingState
     processes: Processes
+    # Writes the checkpoints of shared weights.
+    saver: Background
     # state.json of the checkpoint that the run goes on from.
     resumed: dict | None
 
@@ -96,11 +98,17 @@ def join_processes(config: TrainConfig, launch: Launch) -> Processes:
             f"parallel.context_parallel is {settings.context_parallel}, but this is one process: start so many with "
             f"torchrun --nproc-per-node {settings.context_parallel}, or set --parallel.context-parallel 1"
         )
+    if launch.world == 1 and settings.shard:
+        raise MovaError(
+            "parallel.shard divides the weights among processes, but this is one: start several with torchrun "
+            "--nproc-per-node 2, or set --parallel.no-shard"
+        )
     shape = choose_mesh(
         launch.world,
         model_config(config).video.num_heads,
         context_parallel=settings.context_parallel,
         ulysses=settings.ulysses,
+        dp_replicate=settings.replicate,
     )
     return start_processes(_backend(config), launch, shape, settings.timeout)
 
@@ -148,10 +156,14 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         folder = training_folder(config, report)
         source = resume if config.task == "joint" and resume is not None else config.model.checkpoint
         codecs = build_codecs(config, sizes, source, folder, device)
-        clips = open_clips(config, sizes, codecs, folder, report)
+        held_folder = heldout_folder(config, report) if config.validation.every else None
+    # All processes encode: each begins at another place.
+    with _progress(console) as report:
+        ahead = config.loader.encode == "ahead"
+        clips = open_clips(config, sizes, codecs, folder, report, processes, ahead)
         heldout = None
-        if config.validation.every:
-            heldout = open_clips(config, sizes, codecs, heldout_folder(config, report), report)
+        if held_folder is not None:
+            heldout = open_clips(config, sizes, codecs, held_folder, report, processes)
     build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
     loader = build_loader(
         clips,
@@ -160,10 +172,11 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         rank=processes.data_rank,
         world=processes.shape.data_parallel,
         workers=config.loader.workers,
+        rounds=processes.rounds,
     )
-    model = build_model(config, sizes, ops, device, fill=resume is None)
+    model, shards = build_model(config, sizes, ops, device, processes, fill=resume is None)
     model.train()
-    weights = Weights(model, DTYPES[config.precision], config.optim.ema)
+    weights = Weights(model, DTYPES[config.precision], config.optim.ema, shards)
     state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops), backend)
     run = Run(
         config=config,
@@ -176,6 +189,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         validator=Validator(config, heldout, build, processes.sharding) if heldout is not None else None,
         state=state,
         processes=processes,
+        saver=Background(processes, config.parallel.timeout if shards is not None else None),
         resumed=None,
     )
     if resume is not None:
@@ -197,7 +211,7 @@ def _describe(run: Run, clips: int, console: Console) -> None:
     config, sizes = run.config, run.sizes
     counts: dict[str, int] = {}
     for weight in run.state.weights.masters:
-        counts[weight.component] = counts.get(weight.component, 0) + weight.tensor.numel()
+        counts[weight.component] = counts.get(weight.component, 0) + math.prod(weight.piece.shape)
     parts = ", ".join(f"{name} {_millions(count)}" for name, count in counts.items())
     console.print(f"{sizes.name}: {_millions(sum(counts.values()))} parameters ({parts}), {config.precision}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
@@ -205,7 +219,8 @@ def _describe(run: Run, clips: int, console: Console) -> None:
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")
     tera = run.flops_per_step / 1e12
     if run.processes.launch.world > 1:
-        console.print(f"{run.processes.launch.world} processes: {run.processes.shape}")
+        sharded = "" if run.state.weights.shards is None else ", weights sharded"
+        console.print(f"{run.processes.launch.world} processes: {run.processes.shape}{sharded}")
     console.print(f"{clips} clips; {run.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP")
 
 

@@ -6,7 +6,8 @@
         training/{master,ema,optimizer,rng}.safetensors
 
 A checkpoint is written beside its place, flushed to disk and renamed: at every moment a folder named step-* is whole.
-Nothing is pickled.
+Nothing is pickled. Processes that share the weights write the very same files together (`parallel.storage`), so that
+any number of them goes on from what any number has written.
 """
 
 import json
@@ -14,17 +15,20 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from mova_engine import __version__
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
 from mova_engine.models.weights import read_json, read_tensors, replaced_folder, write_json, write_tensors
+from mova_engine.parallel.shard import Piece
+from mova_engine.parallel.storage import reserve_tensors, save_pieces
 from mova_engine.train.config import CheckpointSettings
 from mova_engine.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mova_engine.train.weights import Weights
@@ -70,21 +74,92 @@ def save_checkpoint(
         if weights.ema is not None:
             write_tensors(training / "ema.safetensors", dict(zip(names, weights.ema, strict=True)))
         write_tensors(training / "optimizer.safetensors", optimizer_tensors(state.optimizer, weights.masters))
-        rng = {"torch": torch.get_rng_state(), "device": state.backend.rng_state()}
-        write_tensors(training / "rng.safetensors", rng)
-        described = {
-            "format": FORMAT,
-            "mova_engine": __version__,
-            "torch": torch.__version__,
-            "device": state.backend.describe(),
-            "step": step,
-            "config": config,
-            "progress": progress,
-            "python_rng": random.getstate(),
-            "numpy_rng": _numpy_state(),
-        }
-        write_json(training / STATE, described)
+        write_tensors(training / "rng.safetensors", _generators(state))
+        write_json(training / STATE, _described(step, state, progress, config))
     return folder
+
+
+def sharded_save(
+    run: Path,
+    step: int,
+    state: TrainingState,
+    progress: Mapping[str, Any],
+    config: Mapping[str, Any],
+    export: Callable[[Path], None],
+    dtype: torch.dtype,
+    group: dist.ProcessGroup,
+) -> Callable[[], Path]:
+    """`save_checkpoint` by all processes that share the weights: copies what is to be saved, and returns the function
+    that writes it, from any thread, while training goes on.
+
+    export: writes the model folder without its weights' data (`reserve_tensors`). dtype: of that folder's weights.
+    group: of all processes, on the CPU, for this purpose alone.
+    """
+    pieces = _copies(state, dtype)
+    generators, described = _generators(state), _described(step, state, progress, config)
+    folder = run / FOLDER / f"step-{step:06d}"
+
+    def prepare(fresh: Path) -> None:
+        export(fresh)
+        (fresh / TRAINING).mkdir()
+        files: dict[str, dict[str, torch.Tensor]] = {}
+        for key, piece in pieces.items():
+            file, name = key.split(":", 1)
+            files.setdefault(file, {})[name] = torch.empty(piece.shape, dtype=piece.tensor.dtype, device="meta")
+        for file in (file for file in files if file.startswith(TRAINING)):
+            reserve_tensors(fresh / f"{file}.safetensors", files[file])
+        write_tensors(fresh / TRAINING / "rng.safetensors", generators)
+        write_json(fresh / TRAINING / STATE, described)
+
+    def save() -> Path:
+        save_pieces(folder, pieces, f"{TRAINING}/{STATE}", prepare, group)
+        return folder
+
+    return save
+
+
+def _copies(state: TrainingState, dtype: torch.dtype) -> dict[str, Piece]:
+    """What a checkpoint holds of the weights, on the CPU, by the names of `save_pieces`: own rows."""
+    weights, pieces = state.weights, {}
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to("cpu", copy=True)
+
+    averages = weights.ema or [None] * len(weights.masters)
+    for weight, average in zip(weights.masters, averages, strict=True):
+        piece = replace(weight.piece, tensor=copied(weight.tensor))
+        pieces[f"{TRAINING}/master:{weight.name}"] = piece
+        if average is not None:
+            piece = replace(piece, tensor=copied(average))
+            pieces[f"{TRAINING}/ema:{weight.name}"] = piece
+        component, name = weight.name.split(".", 1)
+        pieces[f"{component}:{name}"] = replace(piece, tensor=piece.tensor.to(dtype))
+    by_name = {weight.name: weight.piece for weight in weights.masters}
+    for key, value in optimizer_tensors(state.optimizer, weights.masters).items():
+        piece = by_name[key.rpartition(":")[0]]
+        own = replace(piece, tensor=copied(value)) if value.ndim else Piece(copied(value), ())
+        pieces[f"{TRAINING}/optimizer:{key}"] = own
+    return pieces
+
+
+def _generators(state: TrainingState) -> dict[str, torch.Tensor]:
+    return {"torch": torch.get_rng_state(), "device": state.backend.rng_state()}
+
+
+def _described(
+    step: int, state: TrainingState, progress: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "mova_engine": __version__,
+        "torch": torch.__version__,
+        "device": state.backend.describe(),
+        "step": step,
+        "config": config,
+        "progress": progress,
+        "python_rng": random.getstate(),
+        "numpy_rng": _numpy_state(),
+    }
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -109,7 +184,7 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     ema = training / "ema.safetensors"
     # A run that begins to average takes the weights as the average so far.
     weights.load(masters, _in_order(ema, weights, device) if weights.ema is not None and ema.is_file() else None)
-    moments, _ = read_tensors(training / "optimizer.safetensors")
+    moments = _moments(training / "optimizer.safetensors", weights)
     load_optimizer_tensors(state.optimizer, weights.masters, moments)
     rng, _ = read_tensors(training / "rng.safetensors")
     torch.set_rng_state(rng["torch"])
@@ -159,9 +234,15 @@ def _numpy_state() -> list[Any]:
 
 
 def _in_order(path: Path, weights: Weights, device: torch.device) -> list[torch.Tensor]:
-    tensors, _ = read_tensors(path, device)
-    expected = {weight.name: list(weight.tensor.shape) for weight in weights.masters}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    pieces = {weight.name: weight.piece for weight in weights.masters}
+    expected = {name: list(piece.shape) for name, piece in pieces.items()}
+    found: dict[str, list[int]] = {}
+
+    def own(name: str, shape: tuple[int, ...]) -> slice | None:
+        found[name] = list(shape)
+        return pieces[name].rows if found[name] == expected.get(name) and shape else None
+
+    tensors, _ = read_tensors(path, device, own)
     if found != expected:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise MovaError(
@@ -169,6 +250,17 @@ def _in_order(path: Path, weights: Weights, device: torch.device) -> list[torch.
             f"{expected.get(odd[0], 'absent')} in this run ({len(odd)} differ)"
         )
     return [tensors[name] for name in expected]
+
+
+def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:
+    """The optimizer's state: own rows of what has the shape of its weight, all of anything else."""
+    pieces = {weight.name: weight.piece for weight in weights.masters}
+
+    def own(key: str, shape: tuple[int, ...]) -> slice | None:
+        piece = pieces.get(key.rpartition(":")[0])
+        return piece.rows if shape and piece is not None and shape == piece.shape else None
+
+    return read_tensors(path, rows=own)[0]
 
 
 # Settings, or groups of them, that do not change what is trained.

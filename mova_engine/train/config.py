@@ -70,6 +70,8 @@ class LoaderSettings:
     """Whether a clip without sound is a bad one, or one whose sound is silence."""
     preload: bool | None = None
     """Keep all latents in memory; default: where they take less than 2 GiB. Workers then have nothing to do."""
+    encode: Literal["ahead", "online"] = "ahead"
+    """Encode all clips before the first step, or each when it is first wanted."""
     fit: int = 256
     """From how many clips a new model's embedded codecs take the scale of their latents."""
     generate: int = 0
@@ -227,11 +229,19 @@ class ParallelSettings:
     """Of context_parallel, how many exchange attention heads; the others pass keys round in a ring. Default: as many
     as divide the heads.
     """
+    shard: bool = False
+    """Divide the weights, their gradients and the optimizer's state among the processes (FSDP2); else each has all."""
+    replicate: int = 1
+    """With shard: so many groups of processes hold a whole copy each, so that gathering stays within a group."""
+    offload: bool = False
+    """With shard: keep weights, gradients and the optimizer's state in the host's memory while they are not needed."""
     timeout: float = 600.0
     """Seconds after which a process that waits for another in vain gives up."""
 
     def __post_init__(self) -> None:
-        _check_least(self, "parallel.", context_parallel=1, ulysses=1, timeout=1)
+        _check_least(self, "parallel.", context_parallel=1, ulysses=1, replicate=1, timeout=1)
+        for name, value in (("replicate", self.replicate > 1), ("offload", self.offload)):
+            _check(self.shard or not value, f"parallel.{name} concerns sharded weights: give --parallel.shard too")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mova_engine.data.metadata import FILES, Entry, read_metadata
 from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import Codecs, load_codecs
 from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
+from mova_engine.parallel.processes import Processes
 from mova_engine.train.config import LoaderSettings, TrainConfig
 from mova_engine.train.step import LatentBatch
 
@@ -93,9 +94,15 @@ def _readable(entries: list[Entry], clip: ClipConfig, settings: LoaderSettings) 
 
 
 def open_clips(
-    config: TrainConfig, model: MovaConfig, codecs: Codecs, folder: Path, progress: Progress
+    config: TrainConfig,
+    model: MovaConfig,
+    codecs: Codecs,
+    folder: Path,
+    progress: Progress,
+    processes: Processes,
+    ahead: bool = True,
 ) -> LatentDataset:
-    """Encode what the cache of `folder` lacks and return its usable clips."""
+    """Encode what the cache of `folder` lacks, unless it is to be done online, and return its usable clips."""
     settings = config.loader
     cache = LatentCache(settings.cache or folder / "cache", model.clip, *codecs, silent=settings.silent)
     total = len(read_metadata(folder))
@@ -104,6 +111,9 @@ def open_clips(
         cache,
         bad_clips=settings.bad_clips,
         preload=settings.preload,
+        rank=processes.launch.rank,
+        world=processes.launch.world,
+        ahead=ahead,
         progress=lambda done: progress(done, total, f"encoding {folder}"),
     )
 

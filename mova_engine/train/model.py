@@ -1,9 +1,11 @@
 """The model that a run trains: its sizes, where its weights come from, how it is saved."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mova_engine.config import MovaConfig, get_preset
 from mova_engine.errors import MovaError
@@ -16,10 +18,13 @@ from mova_engine.models.checkpoint import (
     save_mova,
 )
 from mova_engine.models.mova import COMPONENTS, Mova
-from mova_engine.models.weights import load_component, write_component
+from mova_engine.models.weights import load_component, read_rows, write_component
 from mova_engine.ops import OpTable
+from mova_engine.parallel.processes import Processes
+from mova_engine.parallel.shard import Shards, shard_model
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.draws import generator
+from mova_engine.train.weights import DTYPES
 
 AUDIO = "audio_dit"
 
@@ -34,43 +39,91 @@ def model_config(config: TrainConfig) -> MovaConfig:
     return replace(model, bridge=replace(model.bridge, aligned=False))
 
 
-def build_model(config: TrainConfig, sizes: MovaConfig, ops: OpTable, device: torch.device, fill: bool) -> Mova:
-    """The model in float32 on `device`, with the components that the task trains; the others are None.
+def build_model(
+    config: TrainConfig, sizes: MovaConfig, ops: OpTable, device: torch.device, processes: Processes, fill: bool
+) -> tuple[Mova, Shards | None]:
+    """The model in float32 on `device`, with the components that the task trains; the others are None. Where the
+    processes share its weights, also how.
 
     Weights are drawn from the seed, then replaced by the checkpoint's. fill=False leaves them undefined, for a run
     whose weights are about to be restored. Raises MovaError for a checkpoint that does not fit.
     """
-    start = config.model.checkpoint
+    start, settings = config.model.checkpoint, config.parallel
     if config.model.new and start is None:
         raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")
+    place = torch.device("meta") if settings.shard else device
     if config.task == "audio":
         model = Mova(sizes, ops, device="meta")
         model.video_dit = model.video_dit_2 = model.dual_tower_bridge = None
-        model.audio_dit = AudioDiT(sizes.audio, ops, device)
+        model.audio_dit = AudioDiT(sizes.audio, ops, place)
     else:
-        model = Mova(sizes, ops, device)
-    if not fill:
-        return model
+        model = Mova(sizes, ops, place)
+    if settings.shard:
+        shards = shard_model(model, processes, device, DTYPES[config.precision], settings.offload)
+        if fill:
+            _fill_shards(model, shards, config)
+        return model, shards
+    if fill:
+        _fill(model, config, device)
+    return model, None
+
+
+def _sources(model: Mova, config: TrainConfig) -> tuple[bool, list[str]]:
+    """Whether weights are to be drawn, and the components whose weights the checkpoint has."""
+    start = config.model.checkpoint
     parts = [name for name in COMPONENTS if getattr(model, name) is not None]
     loaded = [name for name in parts if start is not None and name not in config.model.new]
-    if set(parts) - set(loaded):
+    return bool(set(parts) - set(loaded)), loaded
+
+
+def _fill(model: Mova, config: TrainConfig, device: torch.device) -> None:
+    draw, loaded = _sources(model, config)
+    if draw:
         # Drawn on the CPU: every device starts from the same weights.
-        model.to("cpu").init_weights(generator(config.seed, "weights"))
-        model.to(device)
+        model.init_weights(generator(config.seed, "weights"))
     for name in loaded:
-        load_component(getattr(model, name), start / name, device=device, dtype=torch.float32)
-    return model
+        load_component(getattr(model, name), config.model.checkpoint / name, device=device, dtype=torch.float32)
 
 
-def export_model(model: Mova, codecs: Codecs, config: TrainConfig, folder: Path) -> None:
+def _fill_shards(model: Mova, shards: Shards, config: TrainConfig) -> None:
+    """The same, of which every process keeps its rows."""
+    draw, loaded = _sources(model, config)
+    if draw:
+        model.init_weights(
+            generator(config.seed, "weights"), lambda parameter, value: shards.piece(parameter).take(value)
+        )
+    for name in loaded:
+        pieces = {key: shards.piece(parameter) for key, parameter in getattr(model, name).named_parameters()}
+        read_rows(
+            config.model.checkpoint / name,
+            {key: (piece.shape, piece.rows, piece.tensor) for key, piece in pieces.items()},
+        )
+
+
+def outline(model: Mova, dtype: torch.dtype) -> Mova:
+    """A model of the same parts without data, for names and shapes."""
+    bare = Mova(model.config, model.audio_dit.ops, "meta", dtype)
+    for name in COMPONENTS:
+        if getattr(model, name) is None:
+            setattr(bare, name, None)
+    return bare
+
+
+def export_model(
+    model: Mova,
+    codecs: Codecs,
+    config: TrainConfig,
+    folder: Path,
+    write: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
+) -> None:
     """Write the model as a folder that the sampler loads; the audio tower alone as its component's folder.
 
-    Pretrained codecs are copied from where they came, so that the checkpoint is complete.
+    Pretrained codecs are copied from where they came, so that the checkpoint is complete. write: as of
+    `write_component`.
     """
     if model.video_dit is None:
-        write_component(
-            model.audio_dit, component_configs(model.config)[AUDIO], folder / AUDIO, MODEL_CLASSES[AUDIO][1]
-        )
+        values, kind = component_configs(model.config)[AUDIO], MODEL_CLASSES[AUDIO][1]
+        write_component(model.audio_dit, values, folder / AUDIO, kind, write=write)
         return
     diffusion = config.diffusion
     told = ("video_shift", "audio_shift", "prediction", "sigma_floor", "skip_first_frame")
@@ -82,4 +135,5 @@ def export_model(model: Mova, codecs: Codecs, config: TrainConfig, folder: Path)
         base=config.model.codecs or config.model.checkpoint,
         boundary=diffusion.boundary,
         diffusion={**{name: getattr(diffusion, name) for name in told}, "bridge": config.model.bridge},
+        write=write,
     )

@@ -8,16 +8,24 @@ import torch
 from torch import Tensor
 
 from mova_engine.ops import OpTable
+from mova_engine.parallel.shard import Piece
 from mova_engine.train.config import OptimSettings
 
 BRIDGE = "dual_tower_bridge"
 
 
 class NamedWeight(NamedTuple):
-    """A trained tensor (float32) and its dotted name, which begins with its component's."""
+    """A trained tensor (float32) and its dotted name, which begins with its component's. Where processes share the
+    weights, these are this one's rows of it.
+    """
 
     name: str
-    tensor: Tensor
+    piece: Piece
+
+    @property
+    def tensor(self) -> Tensor:
+        """What this process holds of it: what an optimizer updates."""
+        return self.piece.tensor
 
     @property
     def component(self) -> str:

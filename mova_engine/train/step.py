@@ -8,7 +8,6 @@ from torch import Tensor
 from mova_engine.diffusion.condition import first_frame_condition, video_input
 from mova_engine.diffusion.loss import Losses, Share, mse, velocity_loss
 from mova_engine.diffusion.schedule import add_noise
-from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
 from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.train.config import TrainConfig
@@ -68,25 +67,24 @@ def _joint(
     config: TrainConfig,
     sharding: Sharding,
 ) -> Losses:
-    times, prediction, expert = draw.times, config.diffusion.output(), mova.expert(draw.expert or 0)
+    times, prediction, expert = draw.times, config.diffusion.output(), draw.expert or 0
     audio_noise, video_noise = noise
     noisy_video = add_noise(batch.video, video_noise, times.video_sigma)
     noisy_audio = add_noise(batch.audio, audio_noise, times.audio_sigma)
-    video, audio = dual_tower_forward(
-        expert,
-        mova.audio_dit,
-        mova.dual_tower_bridge if config.model.bridge else None,
+    video, audio = mova(
         video_input(noisy_video, first_frame_condition(batch.image)),
         noisy_audio,
         batch.context(draw.drop_text),
         times.video_timestep,
         times.audio_timestep,
+        expert=expert,
+        bridge=config.model.bridge,
         fps=mova.config.clip.fps,
         checkpointing=config.checkpointing,
         offload=config.offload,
         sharding=sharding,
     )
-    share = Share(expert.own_latents(batch.video.shape, sharding, batch.video.device), 1 / sharding.size)
+    share = Share(mova.expert(expert).own_latents(batch.video.shape, sharding, batch.video.device), 1 / sharding.size)
     return velocity_loss(
         prediction.velocity(video.float(), noisy_video, times.video_sigma),
         prediction.target(batch.video, video_noise, noisy_video, times.video_sigma),

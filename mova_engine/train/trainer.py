@@ -1,23 +1,29 @@
 """The trainer: loops over optimizer steps; logs, validates, saves, stops when asked to."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
 from mova_engine.errors import MovaError
 from mova_engine.parallel.processes import Processes, read_launch
-from mova_engine.train.assembly import DTYPES, Run, assemble, find_resume, join_processes
-from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint
+from mova_engine.parallel.storage import reserve_tensors
+from mova_engine.parallel.watch import Watch
+from mova_engine.train.assembly import Run, assemble, find_resume, join_processes
+from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint, sharded_save
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.curve import PICTURE, draw_loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
-from mova_engine.train.model import export_model
+from mova_engine.train.model import export_model, outline
 from mova_engine.train.optimizer import lr_factor, peak_lr
 from mova_engine.train.recipes import to_dict, to_yaml
 from mova_engine.train.signals import StopRequest
 from mova_engine.train.update import StepResult, Updater
+from mova_engine.train.weights import DTYPES
 
 # How long the other processes stay while the first says why none of them can start.
 _LISTENING_S = 3.0
@@ -49,31 +55,37 @@ class Trainer:
             # The first process has the same to say; torchrun would end it as soon as another has ended.
             time.sleep(_LISTENING_S)
             return 2
+        watch = Watch(self.launch, self.config.parallel.timeout)
         try:
-            return self._run(processes)
+            return self._run(processes, watch)
         finally:
+            watch.close()
             processes.close()
 
-    def _run(self, processes: Processes) -> int:
+    def _run(self, processes: Processes, watch: Watch) -> int:
         config, first = self.config, processes.is_first
         resume = find_resume(config)
-        with processes.first_alone():
-            if first:
-                self._make_folder()
-        parts = assemble(config, resume, self.console, processes)
-        if parts.resumed is not None:
-            self._restore(parts, resume)
+        with watch.guard():
+            with processes.first_alone():
+                if first:
+                    self._make_folder()
+            parts = assemble(config, resume, self.console, processes)
+            if parts.resumed is not None:
+                self._restore(parts, resume)
         if self.step >= config.steps:
             self.console.print(f"{self.folder} is done: {self.step} of {config.steps} steps; --steps would train on")
             return 0
         log = MetricsLog(self.folder, config.log, self.step) if first else NoLog()
-        try:
-            with StopRequest() as stop, Reporter(config.steps, self.step, self.console) as reporter:
-                return self._train(parts, log, reporter, stop)
-        except OSError as error:
-            raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
-        finally:
-            self._finish(log)
+        # All of it under the request: a launcher that has seen a process die sends SIGTERM to those who look for it.
+        with StopRequest() as stop:
+            try:
+                with watch.guard(), Reporter(config.steps, self.step, self.console) as reporter:
+                    return self._train(parts, log, reporter, stop, watch)
+            except OSError as error:
+                raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
+            finally:
+                parts.saver.finish()
+                self._finish(log)
 
     def _finish(self, log: MetricsLog | NoLog) -> None:
         try:
@@ -81,9 +93,11 @@ class Trainer:
             if isinstance(log, NoLog):
                 return
             draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
-        except OSError as error:
-            # Told, not raised: whatever ended the run matters more.
-            self.console.print(f"warning: metrics or loss curve are incomplete: {error.strerror or error}")
+        except (OSError, RuntimeError) as error:
+            # Told, not raised: whatever ended the run matters more. A data worker's end by the same signal may arrive
+            # here, as a RuntimeError.
+            reason = getattr(error, "strerror", None) or error
+            self.console.print(f"warning: metrics or loss curve are incomplete: {reason}")
 
     def _make_folder(self) -> None:
         try:
@@ -99,7 +113,7 @@ class Trainer:
         self.meter.load_state_dict(progress["meter"])
         self.console.print(f"going on from {resume} after step {self.step}")
 
-    def _train(self, parts: Run, log: MetricsLog, reporter: Reporter, stop: StopRequest) -> int:
+    def _train(self, parts: Run, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest, watch: Watch) -> int:
         config, began = self.config, time.monotonic()
         state, processes = parts.state, parts.processes
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
@@ -111,10 +125,11 @@ class Trainer:
             started = time.perf_counter()
             due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
             try:
-                result = updater.step(self.step, batches, parts.build, detailed=due)
-            except RuntimeError:
-                # A stop that reached the data workers too ends them, which the loader reports as a failure.
-                if not stop:
+                result = updater.step(self.step, batches, parts.build, watch.at, detailed=due)
+            except (RuntimeError, ConnectionError):
+                # A stop that reached the data workers too ends them, which the loader reports as a failure or meets as
+                # a connection that is no more.
+                if not stop or processes.launch.world > 1:
                     raise
                 break
             self.step += 1
@@ -124,9 +139,11 @@ class Trainer:
             if row is not None:
                 log.write(self.step, row)
             reporter.advance(self.step, row)
+            watch.at(f"after step {self.step}: validation and checkpoint", watched=False)
             self._validate(parts, log, reporter)
             if self.step % config.checkpoint.every == 0 and self.step < config.steps:
                 self._save(parts, position, reporter)
+        watch.at("the last checkpoint", watched=False)
         folder = self._save(parts, position, reporter, last=True)
         took = duration(time.monotonic() - began)
         if self.step < config.steps:
@@ -149,10 +166,12 @@ class Trainer:
             return
         self.skipped_in_a_row += 1
         clips = ", ".join(result.ids[:8]) + (", ..." if len(result.ids) > 8 else "")
-        reporter.say(f"warning: step {self.step} skipped: its loss or gradient is not finite (clips {clips})")
+        who = f"rank {', '.join(map(str, result.ranks))}; " if result.ranks else ""
+        reporter.say(f"warning: step {self.step} skipped: its loss or gradient is not finite ({who}clips {clips})")
         if self.skipped_in_a_row >= self.config.optim.max_nonfinite:
             raise MovaError(
-                f"{self.skipped_in_a_row} steps in a row were not finite, the last was step {self.step}: lower "
+                f"{self.skipped_in_a_row} steps in a row were not finite, the last was step {self.step} "
+                f"({who}clips {clips}): lower "
                 f"--optim.lr or look at the clips named above; the last checkpoint is untouched"
             )
 
@@ -183,6 +202,10 @@ class Trainer:
             try:
                 if parts.processes.is_first:
                     parts.validator.sample(parts.model, parts.codecs, self.folder / "samples" / f"step-{self.step:06d}")
+                elif parts.state.weights.shards is not None:
+                    # A block's weights are gathered from everybody: all sample, and one keeps what comes out.
+                    with TemporaryDirectory() as unwanted:
+                        parts.validator.sample(parts.model, parts.codecs, Path(unwanted) / "samples")
             except MovaError as error:
                 # A look at the model is not worth the run.
                 reporter.say(f"warning: no samples at step {self.step}: {error}")
@@ -193,18 +216,21 @@ class Trainer:
     def _save(self, parts: Run, position: dict, reporter: Reporter, last: bool = False) -> Path | None:
         """Save a checkpoint, drop old ones; returns the folder, None where it failed and the run may go on.
 
-        All processes hold the same; the first saves it, and the others wait to learn whether it could.
+        All processes hold the same; the first saves it, and the others wait to learn whether it could. Where they share
+        the weights, all of them save in the background, and a failure shows at the next checkpoint or at the end.
         """
-        if not parts.processes.is_first:
-            failed = parts.processes.wait_for_first()
-            if failed and (last or self.config.checkpoint.on_error == "stop"):
-                raise MovaError(f"the first process could not save step {self.step}")
-            return None
         progress = {
             "loader": position,
             "meter": self.meter.state_dict(),
             "skipped_in_a_row": self.skipped_in_a_row,
         }
+        if parts.state.weights.shards is not None:
+            return self._save_shards(parts, progress, reporter, last)
+        if not parts.processes.is_first:
+            failed = parts.processes.wait_for_first()
+            if failed and (last or self.config.checkpoint.on_error == "stop"):
+                raise MovaError(f"the first process could not save step {self.step}")
+            return None
 
         def export(folder: Path) -> None:
             with parts.state.weights.averaged():
@@ -223,4 +249,34 @@ class Trainer:
         with suppress(OSError):
             retain(self.folder, self.config.checkpoint)
         parts.processes.wait_for_first()
+        return folder
+
+    def _save_shards(self, parts: Run, progress: dict, reporter: Reporter, last: bool) -> Path | None:
+        config, dtype = self.config, DTYPES[self.config.precision]
+        bare = outline(parts.model, dtype)
+
+        def export(folder: Path) -> None:
+            export_model(bare, parts.codecs, config, folder, write=reserve_tensors)
+
+        def saved(save: Callable[[], Path]) -> Path:
+            folder = save()
+            if parts.processes.is_first:
+                with suppress(OSError):
+                    retain(self.folder, config.checkpoint)
+            return folder
+
+        folder = None
+        try:
+            parts.saver.wait()
+            save = sharded_save(
+                self.folder, self.step, parts.state, progress, to_dict(config), export, dtype, parts.saver.group
+            )
+            parts.saver.start(partial(saved, save))
+            folder = parts.saver.wait() if last else None
+        except MovaError as error:
+            if last or config.checkpoint.on_error == "stop":
+                good = checkpoints_of(self.folder)
+                kept = f"; the run can go on from {good[-1][1].name}" if good else ""
+                raise MovaError(f"{error}{kept}") from error
+            reporter.say(f"warning: a checkpoint is missing, training goes on: {error}")
         return folder

@@ -2,15 +2,17 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
+from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.gradients import sum_gradients
 from mova_engine.parallel.processes import Processes
+from mova_engine.parallel.shard import clip_grad_norm, global_norm
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.data import BatchBuilder
 from mova_engine.train.draws import draw_noise, draw_step
@@ -22,11 +24,15 @@ from mova_engine.train.weights import Weights
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step reports: values to average into the metrics, the clips it saw, and whether the weights moved."""
+    """What a step reports: values to average into the metrics, the clips it saw, and whether the weights moved.
+
+    ranks: of several processes, those whose own loss was not finite; the clips are then theirs.
+    """
 
     values: dict[str, float]
     ids: tuple[str, ...]
     taken: bool
+    ranks: tuple[int, ...] = ()
 
 
 class Updater:
@@ -45,8 +51,16 @@ class Updater:
         self.processes = processes or Processes()
         self.experts = 2 if model.video_dit_2 is not None else 1
 
-    def step(self, step: int, batches: Iterator[dict], build: BatchBuilder, detailed: bool = False) -> StepResult:
+    def step(
+        self,
+        step: int,
+        batches: Iterator[dict],
+        build: BatchBuilder,
+        at: Callable[[str], None] = lambda stage: None,
+        detailed: bool = False,
+    ) -> StepResult:
         """Take step number `step` (from 0) on the next micro-batches. detailed: also the gradients' norms per tower.
+        at: told what the step has come to.
 
         The device is waited for once, to learn whether loss and gradients are finite; if not, the weights stay as they
         are.
@@ -57,9 +71,11 @@ class Updater:
         self.weights.zero_grad()
         losses, ids, waited = [], [], 0.0
         for micro in range(settings.accumulate):
+            at(f"step {step + 1}: reading clips")
             asked = time.perf_counter()
             batch = build(next(batches))
             waited += time.perf_counter() - asked
+            at(f"step {step + 1}: forward and backward")
             first = (micro * groups + processes.data_rank) * settings.batch
             noise = draw_noise(batch.noise_shapes(), config.seed, step, first, settings.batch)
             noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
@@ -68,15 +84,22 @@ class Updater:
             (result.total / settings.accumulate).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
             ids += batch.ids
+        at(f"step {step + 1}: update")
         gradients = self.weights.gradients()
         losses = torch.stack(losses).mean(0)
-        sum_gradients([losses, *(g for group in gradients.values() for g in group)], processes.everyone, groups)
+        own = losses.clone()
+        every, shards = [g for group in gradients.values() for g in group], self.weights.shards
+        # Those of sharded weights are summed as soon as a block has them.
+        sum_gradients([losses] if shards is not None else [losses, *every], processes.everyone, groups)
         towers = self._norms(gradients) if detailed else {}
-        norm = self.ops.clip_grad_norm([g for group in gradients.values() for g in group], config.optim.clip)
+        if shards is None:
+            norm = self.ops.clip_grad_norm(every, config.optim.clip)
+        else:
+            norm = clip_grad_norm(every, config.optim.clip, shards.group)
         total, video, audio, norm = torch.cat([losses, norm.view(1)]).tolist()
         values = {"seconds/data": waited}
         if not (math.isfinite(total) and math.isfinite(norm)):
-            return StepResult({**values, "skipped": 1.0}, tuple(ids), taken=False)
+            return self._skipped(values, own, tuple(ids))
         set_lr(self.optimizer, lr_factor(step, config.steps, config.optim))
         self.optimizer.step()
         self.weights.after_step()
@@ -86,10 +109,16 @@ class Updater:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
         return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True)
 
+    def _skipped(self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...]) -> StepResult:
+        """All processes come here together. own: this one's losses."""
+        found = self.processes.gathered(ids if not own.isfinite().all() else None)
+        ranks = tuple(rank for rank, theirs in enumerate(found) if theirs is not None)
+        clips = dict.fromkeys(name for rank in ranks for name in found[rank]) or ids
+        several = self.processes.launch.world > 1
+        return StepResult({**values, "skipped": 1.0}, tuple(clips), taken=False, ranks=ranks if several else ())
+
     def _norms(self, gradients: dict[str, list[torch.Tensor]]) -> dict[str, float]:
         """2-norm of each component's gradients, before clipping."""
-        norms = {
-            f"grad_norm/{name}": torch.stack(torch._foreach_norm(group, dtype=torch.float32)).norm()
-            for name, group in gradients.items()
-        }
+        group = Group() if self.weights.shards is None else self.weights.shards.group
+        norms = {f"grad_norm/{name}": global_norm(part, group) for name, part in gradients.items()}
         return {name: float(norm) for name, norm in norms.items()}

@@ -4,6 +4,9 @@ In fp32 the model's parameters are the masters. In bf16 the model holds bfloat16
 float32 to its master as soon as the backward pass has made it, and the copies are renewed after each step. That is what
 FSDP2's mixed precision does; unlike autocast it keeps the towers' own choices (float32 time embedding, norms and
 rotation) and costs no casts in the forward.
+
+Where processes share the weights (`parallel.shard`), the masters are plain tensors that are a process's own rows of the
+model's parameters, and so are average, gradients and moments: optimizers need not know.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,16 +16,26 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mova_engine.parallel.shard import Piece, Shards
 from mova_engine.train.optimizer import NamedWeight
+
+# What the model computes in.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Weights:
     """All trained weights of a model in order of its parameters."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, ema_decay: float = 0.0) -> None:
-        """model: on its device, in float32; it computes in `dtype` from here on. ema_decay 0: no moving average."""
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, ema_decay: float = 0.0, shards: Shards | None = None
+    ) -> None:
+        """model: on its device, in float32; it computes in `dtype` from here on. ema_decay 0: no moving average.
+
+        shards: of a model whose weights are sharded, which then computes in the dtype that it was sharded for.
+        """
         names, self.parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
-        self.copies = dtype != torch.float32
+        self.shards = shards
+        self.copies = dtype != torch.float32 and shards is None
         if self.copies:
             masters = [p.detach().float().clone() for p in self.parameters]
             model.to(dtype)
@@ -30,9 +43,10 @@ class Weights:
                 parameter.register_post_accumulate_grad_hook(_adding_to(master))
         else:
             masters = list(self.parameters)
-        self.masters = [NamedWeight(name, master) for name, master in zip(names, masters, strict=True)]
+        pieces = [Piece(x, tuple(x.shape)) if shards is None else shards.piece(x) for x in masters]
+        self.masters = [NamedWeight(*each) for each in zip(names, pieces, strict=True)]
         self.ema_decay = ema_decay
-        self.ema = [master.detach().clone() for master in masters] if ema_decay else None
+        self.ema = [tensor.detach().clone() for tensor in self.tensors()] if ema_decay else None
 
     def tensors(self) -> list[Tensor]:
         """The masters."""
@@ -41,15 +55,17 @@ class Weights:
     def gradients(self) -> dict[str, list[Tensor]]:
         """Gradients of the masters by component; those of weights that took no part in the step are left out."""
         grads: dict[str, list[Tensor]] = {}
-        for weight in self.masters:
+        for weight, parameter in zip(self.masters, self.parameters, strict=True):
+            if self.shards is not None:
+                weight.tensor.grad = None if parameter.grad is None else parameter.grad.to_local()
             if weight.tensor.grad is not None:
                 grads.setdefault(weight.component, []).append(weight.tensor.grad)
         return grads
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for weight in self.masters:
-            weight.tensor.grad = None
+        for weight, parameter in zip(self.masters, self.parameters, strict=True):
+            weight.tensor.grad = parameter.grad = None
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -64,6 +80,13 @@ class Weights:
         """Within the block the model computes with the moving average, where there is one; no training step may run."""
         if self.ema is None:
             yield
+            return
+        if self.shards is not None:
+            self._exchange()
+            try:
+                yield
+            finally:
+                self._exchange()
             return
         if self.copies:
             with torch.no_grad():
@@ -80,6 +103,14 @@ class Weights:
             yield
         finally:
             _point(self.parameters, kept)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """Masters and average, in place: the sharded model knows its rows by their memory."""
+        for master, average in zip(self.tensors(), self.ema, strict=True):
+            kept = master.clone()
+            master.copy_(average)
+            average.copy_(kept)
 
     @torch.no_grad()
     def load(self, masters: Sequence[Tensor], ema: Sequence[Tensor] | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from parallel.runs import encoded_in_rounds, resaved, run_shared, watched  # noqa: F401 (called by name)
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -22,11 +23,11 @@ from mova_engine.ops.verify import verify
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.counted import SMALL, count_all
-from mova_engine.parallel.fsdp import shard_model
 from mova_engine.parallel.gradients import sum_gradients
 from mova_engine.parallel.mesh import MeshShape, choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
 from mova_engine.parallel.ring import shared_queries
+from mova_engine.parallel.shard import Shards, clip_grad_norm, shard_model
 from mova_engine.train.recipes import load_config
 from mova_engine.train.trainer import Trainer
 
@@ -60,6 +61,18 @@ def build(ops: OpTable) -> Mova:
     return model
 
 
+def build_sharded(
+    place: Processes, ops: OpTable, dtype: torch.dtype = torch.float32, offload: bool = False
+) -> tuple[Mova, Shards]:
+    """The same model, of which every rank has its rows."""
+    model, weights = Mova(MODEL, ops, device="meta"), dict(build(ops).named_parameters())
+    shards = shard_model(model, place, torch.device("cpu"), dtype, offload)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            shards.piece(parameter).take(weights[name])
+    return model, shards
+
+
 def clips(tokens: int, batch: int, seed: int = 11) -> dict[str, Tensor]:
     """Inputs and targets of a step."""
     g = torch.Generator().manual_seed(seed)
@@ -81,11 +94,8 @@ def backward(model: Mova, inputs: dict[str, Tensor], expert: int, sharding: Shar
     """Forward, loss and gradients of one step; returns this process's share of the loss."""
     targets = inputs["video_target"], inputs["audio_target"]
     given = {name: x for name, x in inputs.items() if not name.endswith("target")}
-    tower = model.expert(expert)
-    video, audio = dual_tower_forward(
-        tower, model.audio_dit, model.dual_tower_bridge, **given, sharding=sharding, **options
-    )
-    share = Share(tower.own_latents(targets[0].shape, sharding, video.device), 1 / sharding.size)
+    video, audio = model(**given, expert=expert, sharding=sharding, **options)
+    share = Share(model.expert(expert).own_latents(targets[0].shape, sharding, video.device), 1 / sharding.size)
     loss = velocity_loss(video, targets[0], audio, targets[1], LossWeights(audio=0.7, skip_first_frame=True), share)
     loss.total.backward()
     return loss.total.detach()
@@ -162,9 +172,7 @@ def errors_of_training(
     sharding, table = place.context, place.context.operators(ops)
     if mutation is not None:
         table, sharding = MUTATIONS[mutation](ops, sharding)
-    model = build(table)
-    if fsdp:
-        shard_model(model, place)
+    model = build_sharded(place, table)[0] if fsdp else build(table)
     together = _train(model, sharding, tokens, batch, expert, optimizer, steps, checkpointing, offload, divide, fsdp)
     if not place.is_first:
         return None
@@ -373,8 +381,8 @@ def counted() -> dict[str, tuple[int, int]]:
 def sharded_in_bfloat16() -> dict[str, float | bool]:
     """A step of a sharded model that computes in bfloat16: its loss beside float32's, what its gradients are."""
     place, ops = processes(None), bind(get_backend("cpu"))
-    model, inputs = build(place.context.operators(ops)), clips(64, 1)
-    shard_model(model, place, torch.bfloat16)
+    model, _ = build_sharded(place, place.context.operators(ops), torch.bfloat16)
+    inputs = clips(64, 1)
     loss = place.context.summed(backward(model, inputs, 0, place.context))
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     elements = sum(p.to_local().numel() for p in model.parameters())
@@ -382,6 +390,29 @@ def sharded_in_bfloat16() -> dict[str, float | bool]:
         "loss": float(loss / backward(build(ops), inputs, 0) - 1),
         "float32": all(g.dtype == torch.float32 for g in gradients),
         "share": elements / sum(p.numel() for p in model.parameters()),
+    }
+
+
+def clipped(steps: int = 2) -> dict[str, float | bool]:
+    """Gradients of a sharded model, clipped by the norm of all of them, beside one process's; and whether the expert
+    that no step trains was ever gathered, and whether all of this needs fewer rows than there are.
+    """
+    place, ops = processes(None), bind(get_backend("cpu"))
+    model, shards = build_sharded(place, place.context.operators(ops), offload=True)
+    gathered = []
+    model.video_dit_2.blocks[0].register_forward_pre_hook(lambda *_: gathered.append(1))
+    backward(model, clips(64, 1), 0, place.context)
+    named = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    norm = clip_grad_norm([p.grad.to_local() for p in named.values()], 0.01, shards.group)
+    alone = build(ops)
+    backward(alone, clips(64, 1), 0)
+    wanted = {name: p for name, p in alone.named_parameters() if p.grad is not None}
+    truth = ops.clip_grad_norm([p.grad for p in wanted.values()], 0.01)
+    found = {name: whole(p.grad) for name, p in named.items()}
+    return {
+        "norm": float(norm / truth - 1),
+        "gradient": worst(found, {name: p.grad for name, p in wanted.items()}),
+        "idle expert": not gathered and not any(name.startswith("video_dit_2") for name in named),
     }
 
 

@@ -173,7 +173,9 @@ def losses_of(mova: Mova, batch: LatentBatch, **overrides):
 
 def test_a_perfect_x0_network_has_no_loss_where_a_velocity_network_has(model, monkeypatch):
     batch = latents(2)
-    monkeypatch.setattr("mova_engine.train.step.dual_tower_forward", lambda *args, **kwargs: (batch.video, batch.audio))
+    monkeypatch.setattr(
+        "mova_engine.models.mova.dual_tower_forward", lambda *args, **kwargs: (batch.video, batch.audio)
+    )
     perfect = losses_of(model, batch, diffusion={"prediction": "x0"})
     wrong = losses_of(model, batch, diffusion={"prediction": "velocity"})
     assert float(perfect.total) == 0.0 and float(wrong.video) > 0.1 and float(wrong.audio) > 0.1
@@ -183,7 +185,7 @@ def test_a_perfect_velocity_network_has_no_loss(model, monkeypatch):
     batch = latents(2)
     audio_noise, video_noise = draw_noise(batch.noise_shapes(), 0, 0, 0, 2)
     exact = (video_noise - batch.video, audio_noise - batch.audio)
-    monkeypatch.setattr("mova_engine.train.step.dual_tower_forward", lambda *args, **kwargs: exact)
+    monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", lambda *args, **kwargs: exact)
     assert float(losses_of(model, batch, diffusion={"prediction": "velocity"}).total) < 1e-10
 
 

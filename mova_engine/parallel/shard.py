@@ -1,0 +1,147 @@
+"""Sharded weights (FSDP2; Zhao et al., 2023, and ZeRO before it): every process holds some rows of each weight.
+
+The ranks that share one copy of the model are `dp_shard x ring x ulysses`; `dp_replicate` such copies make a hybrid. A
+block's weights are gathered, in the dtype that it computes in, when its turn comes, and given up again; its gradients
+are summed to the ranks that hold their rows, in float32. What is never called is never gathered: of two experts only
+the one that the step trains, which is the same on all ranks.
+
+What is divided among the ranks are rows of a weight's first dimension, `ceil(rows / ranks)` each as far as there are
+any. The rest of the engine sees them as plain tensors: `Piece`.
+"""
+
+import functools
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.utils import _pytree as pytree
+
+from mova_engine.errors import MovaError
+from mova_engine.models.mova import Mova
+from mova_engine.models.tower import Tower, TowerInputs
+from mova_engine.parallel.collectives import Group
+from mova_engine.parallel.processes import Processes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `first`, `first + 1`, ... of a weight of `shape`, of which `tensor` holds as many as it has."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    first: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """Which of the weight's rows these are; of a weight without dimensions, all there is."""
+        return slice(self.first, self.first + len(self.tensor)) if self.shape else slice(0, 1)
+
+    def take(self, whole: Tensor) -> None:
+        """Copy own rows of the whole weight."""
+        self.tensor.copy_(whole[self.rows] if self.shape else whole)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The ranks among which weights are divided, and this one's place.
+
+    group: those that hold one copy. copy: the number of the copy, 0 where there is one.
+    """
+
+    group: Group
+    copy: int
+
+    def piece(self, parameter: nn.Parameter) -> Piece:
+        """This rank's rows of a sharded parameter, as a view; float32 whatever it computes in."""
+        shape, local = tuple(parameter.shape), parameter.to_local().detach()
+        first = min(-(-shape[0] // self.group.size) * self.group.rank, shape[0])
+        return Piece(local, shape, first)
+
+
+def shard_model(
+    model: Mova, place: Processes, device: torch.device, dtype: torch.dtype = torch.float32, offload: bool = False
+) -> Shards:
+    """Divide the weights of `model`, which is on the meta device, among the ranks; they are undefined afterwards.
+
+    dtype: what the model computes in; own rows and their gradients are float32. offload: own rows, gradients and with
+    them the optimizer's state live in the host's memory. Gradients come out summed over the ranks that share a clip and
+    averaged over those with different clips. Raises MovaError for a model that cannot be sharded.
+    """
+    _show_tower_inputs()
+    bridge = model.dual_tower_bridge
+    if bridge is not None and bridge.config.pooled_adaln:
+        raise MovaError("the bridge's pooled variant cannot be sharded: set parallel.shard to false")
+    copies, size = place.shape.dp_replicate, place.shape.dp_shard * place.shape.context_parallel
+    if size == 1:
+        raise MovaError(
+            f"parallel.replicate {copies} gives every process a whole copy of the weights, which leaves nothing "
+            "to shard: lower it, or set parallel.shard to false"
+        )
+    sizes, names = ((copies, size), ("copy", "shard")) if copies > 1 else ((size,), ("shard",))
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+    settings = {
+        "mesh": mesh,
+        # What a module is given stays as it is: times, rotations and norms are float32 in every precision.
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type != "cpu") if offload else OffloadPolicy(),
+        "reshard_after_forward": True,
+    }
+    units = []
+    for tower in (x for x in (model.video_dit, model.video_dit_2, model.audio_dit) if x is not None):
+        units += [*tower.blocks, tower.head, tower]
+    if bridge is not None:
+        layers = (*bridge.audio_to_video_conditioners.values(), *bridge.video_to_audio_conditioners.values())
+        # What remains of a bridge are its norms, which all layers gather together.
+        units += [*(layer.inner for layer in layers), bridge]
+    units.append(model)
+    # Outputs are views of what an operator computed, and nobody changes them in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
+    for unit in units:
+        fully_shard(unit, **settings)
+        unit.set_gradient_divide_factor(place.shape.data_parallel)
+        # A sum that is divided afterwards: not every collective library can divide while it sums, and all of them sum.
+        unit.set_force_sum_reduction_for_comms(True)
+        if isinstance(unit, Tower):
+            # A tower's own weights are those of its embeddings; blocks and head are units of their own.
+            register_fsdp_forward_method(unit, "embed")
+    model.to_empty(device="cpu" if offload else device)
+    return Shards(Group(mesh["shard"].get_group()), mesh["copy"].get_local_rank() if copies > 1 else 0)
+
+
+@functools.cache
+def _show_tower_inputs() -> None:
+    """FSDP looks for tensors in what a module returns, to gather its weights again before their gradients arrive: let
+    it look into `TowerInputs`.
+    """
+    fields = tuple(TowerInputs.__dataclass_fields__)
+    pytree.register_pytree_node(
+        TowerInputs,
+        lambda inputs: ([getattr(inputs, name) for name in fields], None),
+        lambda values, _: TowerInputs(*values),
+    )
+
+
+@torch.no_grad()
+def global_norm(gradients: list[Tensor], group: Group) -> Tensor:
+    """The joint 2-norm of gradients of which each rank of the group has its rows, float32; the same on all ranks."""
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients, dtype=torch.float32)])
+    return group.all_reduce(norms.square().sum()).sqrt()
+
+
+@torch.no_grad()
+def clip_grad_norm(gradients: list[Tensor], max_norm: float, group: Group) -> Tensor:
+    """The operator of that name over gradients of which each rank has its rows: scaled by the norm of all of them."""
+    norm = global_norm(gradients, group)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, torch.where(torch.isfinite(norm), scale, torch.ones_like(scale)))
+    return norm

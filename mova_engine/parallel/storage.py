@@ -1,0 +1,177 @@
+"""Safetensors files that all processes write together, each its own rows, through torch.distributed.checkpoint (DCP).
+
+DCP's own files keep their metadata as a pickle. Here a whole weight lies in one file as if one process had written it:
+its rows follow each other, so that those of a process are one range of bytes. The coordinator reserves the files, every
+process fills in its ranges, and when all of them have, the coordinator gives the folder its name. Who reads such a
+folder needs to know neither how many processes wrote it nor DCP.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from mova_engine.errors import MovaError
+from mova_engine.models.weights import replaced_folder, stored_tensors, unfinished
+from mova_engine.parallel.shard import Piece
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+
+
+def reserve_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file of the tensors' names, dtypes and shapes, with room for their data. OSError where there
+    is none.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # By size of element, so that all data are aligned.
+    for name, x in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
+        begin, end = end, end + x.numel() * x.element_size()
+        header[name] = {"dtype": _NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        size = 8 + len(text) + end
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
+
+
+def save_pieces(
+    folder: Path, pieces: Mapping[str, Piece], marker: str, prepare: Callable[[Path], None], group: dist.ProcessGroup
+) -> None:
+    """Write a folder together with all other processes of the group, which must be a CPU's; it appears when it is
+    complete, or not at all.
+
+    pieces: on the CPU, by "FILE:NAME" or "COMPONENT:NAME", a file of the folder without its suffix or a component's
+    folder in it. prepare: called in the first process with the folder to fill: reserves all files and writes whatever
+    else belongs there. marker: as of `replaced_folder`. Raises MovaError in all processes where any of them failed.
+    """
+    with ExitStack() as stack:
+        writer = _Writer(
+            unfinished(Path(os.path.abspath(folder))), stack, lambda: replaced_folder(folder, marker), prepare
+        )
+        try:
+            dcp.save(dict(pieces), storage_writer=writer, planner=_Planner(), process_group=group)
+        except CheckpointException as error:
+            rank, (reason, _) = min(error.failures.items())
+            said = str(reason) if isinstance(reason, MovaError) else f"cannot write {folder}: {reason}"
+            raise MovaError(f"rank {rank}: {said}") from error
+
+
+class _Planner(dcp.DefaultSavePlanner):
+    """Plans pieces as what they are: rows of a whole. DCP checks that together they are all of it."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan([_item(key, piece) for key, piece in self.state_dict.items() if piece.tensor.numel()])
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self.state_dict[index.fqn].tensor
+
+
+def _item(key: str, piece: Piece) -> WriteItem:
+    shape, own = torch.Size(piece.shape), piece.tensor.shape
+    offsets = torch.Size([piece.first, *[0] * (len(shape) - 1)] if shape else [])
+    return WriteItem(
+        MetadataIndex(key, offsets),
+        WriteItemType.SHARD,
+        tensor_data=TensorWriteData(
+            ChunkStorageMetadata(offsets, own), TensorProperties.create_from_tensor(piece.tensor), shape
+        ),
+    )
+
+
+class _Writer(StorageWriter):
+    def __init__(self, fresh: Path, stack: ExitStack, folder: Callable, prepare: Callable[[Path], None]) -> None:
+        self.fresh, self.stack, self.folder, self.prepare = fresh, stack, folder, prepare
+        self.places: dict[str, dict[str, tuple[Path, int]]] = {}
+
+    def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
+        """Nothing: a writer writes one folder."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: object, **kwargs: object) -> None:
+        """Nothing: the folder is made when the plan is complete."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """In the coordinator, before anybody writes."""
+        self.prepare(self.stack.enter_context(self.folder()))
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> Future[list[WriteResult]]:
+        files: dict[Path, int] = {}
+        try:
+            for item in plan.items:
+                path, offset = self._place(*item.index.fqn.split(":", 1))
+                if path not in files:
+                    files[path] = os.open(path, os.O_WRONLY)
+                tensor, shape = planner.resolve_data(item).contiguous(), item.tensor_data.size
+                row = math.prod(shape[1:]) * tensor.element_size()
+                first = item.index.offset[0] if shape else 0
+                _write_at(files[path], tensor, offset + first * row)
+            for descriptor in files.values():
+                os.fsync(descriptor)
+        finally:
+            for descriptor in files.values():
+                os.close(descriptor)
+        future: Future[list[WriteResult]] = Future()
+        future.set_result([])
+        return future
+
+    def finish(self, metadata: object, results: list[list[WriteResult]]) -> None:
+        """In the coordinator, after everybody has written and flushed: the folder gets its name."""
+        self.stack.close()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike) -> bool:
+        return False
+
+    def _place(self, part: str, name: str) -> tuple[Path, int]:
+        """The file that a tensor lies in, and where in it its data begin."""
+        if part not in self.places:
+            file = self.fresh / f"{part}.safetensors"
+            paths = {file} if file.is_file() else {stored.file for stored in stored_tensors(self.fresh / part).values()}
+            self.places[part] = {name: (path, place) for path in paths for name, place in _places(path).items()}
+        return self.places[part][name]
+
+
+def _places(path: Path) -> dict[str, int]:
+    """Where each tensor's data begin in a file."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
+    data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

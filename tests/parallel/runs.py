@@ -1,0 +1,165 @@
+"""Training runs inside the processes of a World, and what becomes of them."""
+
+import errno
+import io
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mova_engine.backend import get_backend
+from mova_engine.config import get_preset
+from mova_engine.data.cache import LatentCache
+from mova_engine.data.dataset import open_dataset
+from mova_engine.data.loader import build_loader
+from mova_engine.errors import MovaError
+from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec
+from mova_engine.parallel import storage, watch
+from mova_engine.parallel.mesh import choose_mesh
+from mova_engine.parallel.processes import Launch, Processes, read_launch, start_processes
+from mova_engine.train import update
+from mova_engine.train.assembly import assemble, join_processes
+from mova_engine.train.checkpoints import sharded_save
+from mova_engine.train.model import export_model, outline
+from mova_engine.train.recipes import load_config
+from mova_engine.train.trainer import Trainer
+from mova_engine.train.weights import DTYPES
+
+
+def configured(clips: str, out: str, steps: int, batch: int, every: int = 100, resume: str = "auto", **settings):
+    """A small run's configuration."""
+    return load_config(
+        "nano",
+        data=Path(clips),
+        out=Path(out),
+        steps=steps,
+        device="cpu",
+        resume=resume,
+        loader={"batch": batch, "fit": 4, **settings.pop("loader", {})},
+        optim={"warmup": 2, "ema": 0.9, **settings.pop("optim", {})},
+        checkpoint={"every": every},
+        log={"every": 1, "tensorboard": False},
+        validation={"every": 0},
+        **settings,
+    )
+
+
+def run_shared(fault: str | None = None, port: int | None = None, **settings) -> tuple[int | str, str]:
+    """Train; returns the exit status, or what was raised, and what the first process said. fault: of rank 1. port:
+    where the processes meet, another one for each run.
+    """
+    os.environ["MASTER_PORT"] = str(port)
+    said = io.StringIO()
+    guilty = fault is not None and read_launch().rank == 1
+    before = storage._write_at, update.micro_losses
+    if guilty:
+        _FAULTS[fault]()
+    try:
+        trainer = Trainer(configured(**settings), Console(file=said, highlight=False, markup=False, soft_wrap=True))
+        return trainer.run(), said.getvalue()
+    except (MovaError, SystemExit) as error:
+        return f"{type(error).__name__}: {error}", said.getvalue()
+    finally:
+        storage._write_at, update.micro_losses = before
+
+
+def _full_disk() -> None:
+    def write(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    storage._write_at = write
+
+
+def _not_finite() -> None:
+    right = update.micro_losses
+
+    def losses(*arguments):
+        found = right(*arguments)
+        return type(found)(found.total * torch.nan, found.video, found.audio)
+
+    update.micro_losses = losses
+
+
+_FAULTS = {"full disk": _full_disk, "not finite": _not_finite}
+
+
+def resaved(source: str, target: str, port: int, **settings) -> None:
+    """Load a checkpoint as this world's mesh has it, and save it again."""
+    os.environ["MASTER_PORT"] = str(port)
+    config = configured(out=target, **settings)
+    processes = join_processes(config, read_launch())
+    parts = assemble(config, Path(source), Console(quiet=True), processes)
+    dtype = DTYPES[config.precision]
+    bare = outline(parts.model, dtype)
+
+    def export(folder: Path) -> None:
+        export_model(bare, parts.codecs, config, folder, write=storage.reserve_tensors)
+
+    step, progress = parts.resumed["step"], parts.resumed["progress"]
+    sharded_save(Path(target), step, parts.state, progress, {}, export, dtype, parts.saver.group)()
+    processes.close()
+
+
+def encoded_in_rounds(clips: str, cache: str, batches: int) -> tuple[list[str], dict[str, float], int]:
+    """Batches of a loader that encodes online, in a group that shares them: the clips' names in order, sums that tell
+    their tensors, and how many clips this rank has encoded.
+    """
+    place, sizes = _group(), get_preset("nano")
+    codec, encoded = build_video_codec("dct"), []
+    counted = codec.encode
+    codec.encode = lambda video: (encoded.append(1), counted(video))[1]
+    codecs = codec, build_audio_codec("mdct"), build_text_encoder("bytes", tokens=16, dim=sizes.video.text_dim)
+    folder = Path(cache) / str(place.launch.rank)
+    data = open_dataset(Path(clips), LatentCache(folder, sizes.clip, *codecs), ahead=False)
+    loader = iter(build_loader(data, 1, seed=2, rounds=place.rounds))
+    taken = [next(loader) for _ in range(batches)]
+    names = [name for batch in taken for name in batch["id"]]
+    sums = {f"{i}:{k}": float(x.double().sum()) for i, b in enumerate(taken) for k, x in b.items() if k.endswith("s")}
+    # A clip's video and its first frame.
+    return names, sums, len(encoded) // 2
+
+
+def _group() -> Processes:
+    launch = read_launch()
+    return start_processes(get_backend("cpu"), launch, choose_mesh(launch.world, 4, context_parallel=launch.world))
+
+
+def watched(case: str) -> tuple[str | None, int | None]:
+    """Two processes under a watch of two seconds, of which rank 1 fails as `case` says; returns what this one was told
+    and the status with which its watch would have ended it.
+    """
+    place = _group()
+    os.environ["TORCHELASTIC_RUN_ID"] = case
+    ended: list[int] = []
+    watch.INTERVAL, watch.SILENCE, watch.AFTERMATH = 0.1, 1.0, 0.2
+    mine = watch.Watch(place.launch, 2.0, ended.append)
+    told = None
+    mine.at("step 1: reading clips")
+    try:
+        with mine.guard():
+            _behave(case, place.launch, mine)
+    except (MovaError, SystemExit) as error:
+        told = str(error)
+    # The silent one, whose watch has ended, says nothing until the other has noticed.
+    mine._decided.wait(5)
+    time.sleep(0.5)
+    if mine._verdict is not None and told is None:
+        told = mine._verdict.text
+    mine.close()
+    place.most(0)
+    return told, ended[0] if ended else None
+
+
+def _behave(case: str, launch: Launch, mine: watch.Watch) -> None:
+    if launch.rank == 1 and case in ("silent", "lost"):
+        # After a sign from here.
+        time.sleep(0.5)
+        mine._closing.set()
+    elif launch.rank == 1 and case == "failed":
+        raise MovaError("the disk is full")
+    elif launch.rank == 0:
+        mine.at("step 1: forward and backward")
+        if case == "lost":
+            raise RuntimeError("Connection closed by peer")
