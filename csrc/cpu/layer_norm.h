@@ -7,6 +7,7 @@ namespace mova::cpu::MOVA_ISA {
 
 template <class T, Residual kind>
 void layer_norm_fwd_kernel(const LayerNormForward& a, int64_t begin, int64_t end) {
+  const bool stream = streamed((T*)a.out, a.dim, a.seq * a.dim);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / a.seq, s = i % a.seq;
     const T *given = row<T>(a.x, b, s), *y = kind == kNoResidual ? nullptr : row<T>(a.y, b, s), *x = given;
@@ -23,7 +24,7 @@ void layer_norm_fwd_kernel(const LayerNormForward& a, int64_t begin, int64_t end
                 if constexpr (kind == kGatedResidual) update *= load(gate + j, n);
                 const Vec added = load(x + j, n) + update;
                 store(residual + j, added, n);
-                fetch(out + j);
+                if (!stream) fetch(out + j);
                 to[0] += rounded<T>(added);  // what is normalised is the rounded residual, as others read it
               }).of[0];
       x = residual;
@@ -42,9 +43,10 @@ void layer_norm_fwd_kernel(const LayerNormForward& a, int64_t begin, int64_t end
         fetch(y + a.y.row_stride + j);
         fetch(x + a.dim + j);
       }
-      store(out + j, (load(x + j, n) - mean) * rstd * load(factor + j, n) + load(offset + j, n), n);
+      store(out + j, (load(x + j, n) - mean) * rstd * load(factor + j, n) + load(offset + j, n), n, stream);
     });
   }
+  finish_streams(stream);
 }
 
 // With v = grad * factor and h the normalised row: rstd * (v - mean(v) - h * mean(v * h)), plus the residual's own gradient.
@@ -58,16 +60,17 @@ inline void layer_norm_bwd_rows(const LayerNormBackward& a, int64_t first, const
   const T *grad = row<T>(a.grad, b, s), *x = row<T>(a.x, b, s);
   const T *grad_residual = kind == kNoResidual ? nullptr : row<T>(a.grad_residual, b, s), *y = gated ? row<T>(a.y, b, s) : nullptr;
   T *grad_x = (T*)a.grad_x + first * a.dim, *grad_y = gated ? (T*)a.grad_y + first * a.dim : nullptr;
+  const bool stream = streamed((T*)a.grad_x, a.dim, a.seq * a.dim) && (!gated || streamed((T*)a.grad_y, a.dim, a.seq * a.dim));
   float mean_total[count], mean_along[count];
   for (int r = 0; r < count; ++r) {
     const T *grad_r = grad + r * a.grad.row_stride, *x_r = x + r * a.x.row_stride;
     const auto found = sum_each<2>(a.dim, [&](int64_t j, auto n, Vec* to) {
       const Vec v = load(grad_r + j, n) * load(factor + j, n);
-      fetch(grad_x + r * a.dim + j);
+      if (!stream) fetch(grad_x + r * a.dim + j);
       if constexpr (kind != kNoResidual) fetch(grad_residual + r * a.grad_residual.row_stride + j);
       if constexpr (gated) {
         fetch(y + r * a.y.row_stride + j);
-        fetch(grad_y + r * a.dim + j);
+        if (!stream) fetch(grad_y + r * a.dim + j);
       }
       to[0] += v;
       to[1] += v * ((load(x_r + j, n) - mean[r]) * rstd[r]);
@@ -87,9 +90,9 @@ inline void layer_norm_bwd_rows(const LayerNormBackward& a, int64_t first, const
       sum_offset += g;
       Vec through = (v - mean_total[r] - normed * mean_along[r]) * rstd[r];
       if constexpr (kind != kNoResidual) through += load(grad_residual + r * a.grad_residual.row_stride + j, n);
-      store(grad_x + r * a.dim + j, through, n);
+      store(grad_x + r * a.dim + j, through, n, stream);
       if constexpr (gated) {
-        store(grad_y + r * a.dim + j, through * load(gate + j, n), n);
+        store(grad_y + r * a.dim + j, through * load(gate + j, n), n, stream);
         sum_gate += through * load(y + r * a.y.row_stride + j, n);
       }
     }
@@ -97,6 +100,7 @@ inline void layer_norm_bwd_rows(const LayerNormBackward& a, int64_t first, const
     store(sums.offset + j, sum_offset, n);
     if constexpr (gated) store(sums.gate + j, sum_gate, n);
   });
+  finish_streams(stream);
 }
 
 template <class T, Residual kind>

@@ -20,6 +20,8 @@ void rms_norm_fwd_kernel(const RmsNormForward& a, int64_t begin, int64_t end, fl
   float *cos2 = scratch, *sin2 = scratch + a.dim;
   const float* weight = a.weight;
   const int64_t half = a.half;
+  const int64_t run = rotation == kNoRotation ? a.dim : rotation == kInterleaved ? 2 * half : half;
+  const bool stream = streamed((T*)a.out, run, a.seq * a.dim);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t s = i % a.seq;
     const T* x = row<T>(a.x, i / a.seq, s);
@@ -27,7 +29,7 @@ void rms_norm_fwd_kernel(const RmsNormForward& a, int64_t begin, int64_t end, fl
     const float squares = sum_each<1>(a.dim, [&](int64_t j, auto n, Vec* to) {
                             const Vec v = load(x + j, n);
                             to[0] += v * v;
-                            fetch(out + j);
+                            if (!stream) fetch(out + j);
                           }).of[0];
     const float rstd = reciprocal_root(squares / a.dim + a.eps);
     a.rstd[i] = rstd;
@@ -36,13 +38,13 @@ void rms_norm_fwd_kernel(const RmsNormForward& a, int64_t begin, int64_t end, fl
       return load(x + j, n) * rstd * load(weight + j, n);
     };
     if constexpr (rotation == kNoRotation) {
-      each(a.dim, [&](int64_t j, auto n) { store(out + j, normed(j, n), n); });
+      each(a.dim, [&](int64_t j, auto n) { store(out + j, normed(j, n), n, stream); });
     } else if constexpr (rotation == kInterleaved) {
       expand_angles(a.cos + s * half, a.sin + s * half, half, 1.0f, cos2, sin2);
       for (int64_t head = 0; head < a.dim; head += 2 * half) {
         each(2 * half, [&](int64_t j, auto n) {
           const Vec v = normed(head + j, n);
-          store(out + head + j, v * load(cos2 + j, n) + swap_pairs(v) * load(sin2 + j, n), n);
+          store(out + head + j, v * load(cos2 + j, n) + swap_pairs(v) * load(sin2 + j, n), n, stream);
         });
       }
     } else {
@@ -51,12 +53,13 @@ void rms_norm_fwd_kernel(const RmsNormForward& a, int64_t begin, int64_t end, fl
         each(half, [&](int64_t j, auto n) {
           const Vec first = normed(head + j, n), second = normed(head + half + j, n);
           const Vec c = load(cos + j, n), d = load(sin + j, n);
-          store(out + head + j, first * c - second * d, n);
-          store(out + head + half + j, first * d + second * c, n);
+          store(out + head + j, first * c - second * d, n, stream);
+          store(out + head + half + j, first * d + second * c, n, stream);
         });
       }
     }
   }
+  finish_streams(stream);
 }
 
 // The gradient of a rotated row, rotated back: the gradient of the normalised row, in float32.
@@ -95,6 +98,7 @@ inline void rms_norm_bwd_rows(const RmsNormBackward& a, int64_t first, float* sc
   const float *weight = a.weight, *rstd = a.rstd + first;
   const T *grad = row<T>(a.grad, b, s), *x = row<T>(a.x, b, s);
   T* grad_x = (T*)a.grad_x + first * a.dim;
+  const bool stream = streamed((T*)a.grad_x, a.dim, a.seq * a.dim);
   float along_x[count];
   for (int r = 0; r < count; ++r) {
     const T* x_r = x + r * a.x.row_stride;
@@ -102,7 +106,7 @@ inline void rms_norm_bwd_rows(const RmsNormBackward& a, int64_t first, float* sc
     rotate_back<T, rotation>(grad + r * a.grad.row_stride, a, s + r, cos2, sin2, g);
     const float along = sum_each<1>(a.dim, [&](int64_t j, auto n, Vec* to) {
                           to[0] += load(g + j, n) * load(x_r + j, n) * load(weight + j, n);
-                          fetch(grad_x + r * a.dim + j);
+                          if (!stream) fetch(grad_x + r * a.dim + j);
                         }).of[0];
     along_x[r] = rstd[r] * rstd[r] * rstd[r] * (along / a.dim);
   }
@@ -114,10 +118,11 @@ inline void rms_norm_bwd_rows(const RmsNormBackward& a, int64_t first, float* sc
       fetch(x + (r + count) * a.x.row_stride + j);
       const Vec g = load(normed_grad + r * a.dim + j, n), v = load(x + r * a.x.row_stride + j, n);
       sum_weight += g * v * rstd[r];
-      store(grad_x + r * a.dim + j, g * w * rstd[r] - v * along_x[r], n);
+      store(grad_x + r * a.dim + j, g * w * rstd[r] - v * along_x[r], n, stream);
     }
     store(sums.factor + j, sum_weight, n);
   });
+  finish_streams(stream);
 }
 
 template <class T, Rotation rotation>

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>  // always inlined: no copy of these for the linker to choose from
 #endif
 
@@ -97,6 +97,32 @@ inline Vec rounded<float>(Vec v) {
 template <>
 inline Vec rounded<BFloat16>(Vec v) {
   return widen(narrow(v));
+}
+
+// Whether `elements` at `to` are written past the caches: where what is written is more than they keep, a line need not be read
+// before it is overwritten. They are written in runs of `run`, which must be whole, aligned vectors. In bfloat16 the arithmetic,
+// not memory, sets the pace.
+inline bool streamed([[maybe_unused]] const float* to, [[maybe_unused]] int64_t run, [[maybe_unused]] int64_t elements) {
+#if defined(__AVX512F__)
+  return elements >= 1 << 19 && run % W == 0 && (uintptr_t)to % sizeof(Vec) == 0;
+#else
+  return false;
+#endif
+}
+inline bool streamed(const BFloat16*, int64_t, int64_t) { return false; }
+
+template <class T, class N>
+inline void store(T* to, Vec v, N n, [[maybe_unused]] bool stream) {
+#if defined(__AVX512F__)
+  if (stream) return _mm512_stream_ps((float*)to, (__m512)v);
+#endif
+  store(to, v, n);
+}
+// After streamed stores, before another thread may look.
+inline void finish_streams([[maybe_unused]] bool stream) {
+#if defined(__AVX512F__)
+  if (stream) _mm_sfence();
+#endif
 }
 
 // The lanes that count; zero in the others.

@@ -180,6 +180,24 @@ def test_rounding_to_bfloat16_is_torchs(native, which):
     assert torch.equal(native.rms_norm(ones, weight, eps=0.0)[0, 0], weight.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("head_dim", [16, 24, 40, 64])
+@pytest.mark.parametrize("name", ["rms_norm_rope", "gate_residual_norm", "layer_norm"])
+def test_activations_larger_than_the_caches(native, name, head_dim):
+    """In float32 written past the caches, where heads are whole vectors."""
+    inputs = _inputs(name)
+    rows, width = 1100, 12 * head_dim * (64 // head_dim)
+    for key, value in inputs.items():
+        if key in ("cos", "sin"):
+            inputs[key] = torch.randn(rows, head_dim // 2)
+        elif isinstance(value, torch.Tensor):
+            shape = {1: (width,), 2: (1, width), 3: (1, rows, width)}[value.dim()]
+            inputs[key] = torch.randn(shape).requires_grad_()
+    for ours, expected in zip(
+        _run(getattr(native, name), inputs), _run(OPERATORS[name].reference, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("name", NATIVE)
 def test_torch_judges_the_registration(native, name):
     """Schema, fake tensors, autograd and AOT dispatch, for each operator that a function stands on."""
