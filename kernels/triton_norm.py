@@ -13,15 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mova_kernels.triton_rows import (
-    add_to_partial,
-    launch,
-    partial_sums,
-    row_strides,
-    row_sums,
-    row_tiles,
-    unit_rows,
-)
+from mova_kernels.rows import row_strides, unit_rows
+from mova_kernels.triton_rows import add_to_partial, launch, partial_sums, row_sums, row_tiles
 
 
 @triton.jit

@@ -61,9 +61,6 @@ def tile_of(kernel: Any) -> Tile:
     return tiles.get(kernel.fn.__name__, tiles[""])
 
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
 class Grid(NamedTuple):
     """A launch's programs (p, b), of which p share the row tiles of each of b samples; compile-time values; warps."""
 
@@ -135,43 +132,6 @@ def partial_sums(x: Tensor, grid: Grid) -> Tensor:
     """Uninitialised float32 [b, p, d]: a row for each program of `row_sums`."""
     p, b = grid.programs
     return torch.empty(b, p, x.shape[-1], dtype=torch.float32, device=x.device)
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """x itself where its last axis is contiguous (rows may lie anywhere), else a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def row_strides(x: Tensor) -> tuple[int, int]:
-    """Strides of b and s of x [b, s, d]."""
-    return x.stride(0), x.stride(1)
-
-
-def per_sample(x: Tensor, vector: Tensor | None) -> Tensor | None:
-    """A modulation vector as [b, d] for x [b, s, d]: one [1, d] that all samples share is expanded; None stays."""
-    return vector if vector is None or vector.shape[:1] != (1,) else vector.expand(x.shape[0], -1)
-
-
-def check_inputs(
-    name: str, x: Tensor, *, like_x: dict | None = None, per_sample: dict | None = None, vectors: dict | None = None
-) -> None:
-    """Raise ValueError or TypeError unless x and `like_x` are [b, s, d], `per_sample` [b, d] and `vectors` [d].
-
-    All must be of a dtype that the kernels take and on one device. None stands for an optional tensor left out.
-    """
-    if x.dim() != 3:
-        raise ValueError(f"{name}: x must be [b, s, d], got {list(x.shape)}")
-    b, s, d = x.shape
-    expected = {"x": (x, (b, s, d))}
-    for group, shape in ((like_x, (b, s, d)), (per_sample, (b, d)), (vectors, (d,))):
-        expected |= {key: (tensor, shape) for key, tensor in (group or {}).items() if tensor is not None}
-    for key, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ValueError(f"{name}: {key} must be {list(shape)} beside x {[b, s, d]}, got {list(tensor.shape)}")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name}: {key} is {tensor.dtype}; the Triton kernel takes {', '.join(map(str, DTYPES))}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: {key} is on {tensor.device}, x on {x.device}")
 
 
 def opaque(name: str) -> Callable[[Callable], Any]:

@@ -9,17 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mova_kernels.triton_rows import (
-    check_inputs,
-    launch,
-    opaque,
-    partial_sums,
-    row_strides,
-    row_sums,
-    row_tiles,
-    tiles_of,
-    unit_rows,
-)
+from mova_kernels.rows import check_inputs, row_strides, unit_rows
+from mova_kernels.triton_rows import launch, opaque, partial_sums, row_sums, row_tiles, tiles_of
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import functools
 import importlib
 
 # That of csrc/module.cpp.
-_INTERFACE = 2
+_INTERFACE = 3
 
 
 @functools.cache

@@ -181,60 +181,7 @@ def _fake_bias_gelu_bwd(grad, x, bias):
     return _rows_like(x), _vector_like(bias)
 
 
-# Gradients. Those of the statistics do not exist: the functions above do not hand them out.
-
-
-def _save_rms_norm_rope(ctx, inputs, output) -> None:
-    x, weight, cos, sin, _, ctx.interleaved = inputs
-    ctx.save_for_backward(x, weight, cos, sin, output[1])
-
-
-def _rms_norm_rope_grads(ctx, grad, _):
-    grads = _rms_norm_rope_bwd(grad, *ctx.saved_tensors, ctx.interleaved)
-    return (*grads, None, None, None, None)
-
-
-def _save_layer_norm(ctx, inputs, output) -> None:
-    x, scale, shift, _ = inputs
-    ctx.shift_dtype = shift.dtype
-    ctx.save_for_backward(x, scale, *output[1:])
-
-
-def _layer_norm_grads(ctx, grad, *_):
-    grad_x, grad_scale, grad_shift = _layer_norm_bwd(grad, *ctx.saved_tensors)
-    return grad_x, grad_scale, grad_shift.to(ctx.shift_dtype), None
-
-
-def _save_gate_residual(ctx, inputs, output) -> None:
-    _, y, gate = inputs
-    if gate is not None:
-        ctx.save_for_backward(y, gate)
-
-
-def _gate_residual_grads(ctx, grad):
-    saved = ctx.saved_tensors  # once: under checkpointing each access unpacks
-    return (grad, *_gate_residual_bwd(grad, *saved)) if saved else (grad, grad, None)
-
-
-def _save_gate_residual_norm(ctx, inputs, output) -> None:
-    _, y, gate, scale, shift, _ = inputs
-    residual, _, mean, rstd = output
-    ctx.shift_dtype = shift.dtype
-    ctx.save_for_backward(residual, None if gate is None else y, gate, scale, mean, rstd)
-
-
-def _gate_residual_norm_grads(ctx, grad_residual, grad, *_):
-    grad_x, grad_scale, grad_shift, *gated = _gate_residual_norm_bwd(grad_residual, grad, *ctx.saved_tensors)
-    grad_y, grad_gate = gated or (grad_x, None)
-    return grad_x, grad_y, grad_gate, grad_scale, grad_shift.to(ctx.shift_dtype), None
-
-
-def _save_bias_gelu(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _bias_gelu_grads(ctx, grad):
-    return _bias_gelu_bwd(grad, *ctx.saved_tensors)
+# The gradients are in csrc/cpu/autograd.cpp.
 
 
 def _no_second_derivative(ctx, *grads):
@@ -253,15 +200,7 @@ _FAKES = {
     "bias_gelu_fwd": _fake_bias_gelu_fwd,
     "bias_gelu_bwd": _fake_bias_gelu_bwd,
 }
-_GRADIENTS = {
-    "rms_norm_rope": (_rms_norm_rope_grads, _save_rms_norm_rope),
-    "layer_norm": (_layer_norm_grads, _save_layer_norm),
-    "gate_residual": (_gate_residual_grads, _save_gate_residual),
-    "gate_residual_norm": (_gate_residual_norm_grads, _save_gate_residual_norm),
-    "bias_gelu": (_bias_gelu_grads, _save_bias_gelu),
-}
 for _name, _fake in _FAKES.items():
     torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)
-for _name, (_grads, _save) in _GRADIENTS.items():
-    torch.library.register_autograd(f"{_NAMESPACE}::{_name}_fwd", _grads, setup_context=_save)
-    torch.library.register_autograd(f"{_NAMESPACE}::{_name}_bwd", _no_second_derivative)
+    if _name.endswith("_bwd"):
+        torch.library.register_autograd(f"{_NAMESPACE}::{_name}", _no_second_derivative)

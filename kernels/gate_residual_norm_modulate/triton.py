@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from mova_kernels.rows import check_inputs, per_sample
 from mova_kernels.triton_norm import norm_rows, norm_rows_backward
-from mova_kernels.triton_rows import check_inputs, opaque, per_sample
+from mova_kernels.triton_rows import opaque
 
 
 @opaque("gate_residual_norm_modulate")

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from mova_kernels.rows import check_inputs
 from mova_kernels.triton_norm import norm_rows, norm_rows_backward
-from mova_kernels.triton_rows import check_inputs, opaque
+from mova_kernels.triton_rows import opaque
 
 
 @opaque("layer_norm")

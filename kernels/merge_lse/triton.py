@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mova_kernels.triton_rows import DTYPES, grid_of, launch, opaque, tiles_of
+from mova_kernels.rows import DTYPES
+from mova_kernels.triton_rows import grid_of, launch, opaque, tiles_of
 
 
 @triton.jit

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mova_kernels.triton_rows import DTYPES, grid_of, launch, opaque, tiles_of, unit_rows
+from mova_kernels.rows import DTYPES, unit_rows
+from mova_kernels.triton_rows import grid_of, launch, opaque, tiles_of
 
 
 @triton.jit

@@ -5,17 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mova_kernels.triton_rows import (
-    check_inputs,
-    launch,
-    opaque,
-    partial_sums,
-    row_strides,
-    row_sums,
-    row_tiles,
-    tiles_of,
-    unit_rows,
-)
+from mova_kernels.rows import check_inputs, check_tables, row_strides, unit_rows
+from mova_kernels.triton_rows import launch, opaque, partial_sums, row_sums, row_tiles, tiles_of
 
 
 @triton.jit
@@ -201,10 +192,5 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: f
     devices.
     """
     check_inputs("rms_norm_rope", x, vectors={"weight": weight})
-    s, d = x.shape[1:]
-    if cos.dim() != 2 or cos.shape != sin.shape or cos.shape[0] != s or d % (2 * cos.shape[1]):
-        tables = f"cos {list(cos.shape)} and sin {list(sin.shape)}"
-        raise ValueError(f"rms_norm_rope: cos and sin must be [s, e/2] with e a divisor of {d} and s {s}, got {tables}")
-    if cos.device != x.device or sin.device != x.device:
-        raise ValueError(f"rms_norm_rope: cos is on {cos.device}, sin on {sin.device}, x on {x.device}")
+    check_tables("rms_norm_rope", x, cos, sin)
     return rms_norm_rope_fwd(x, weight, cos, sin, eps, interleaved)[0]

@@ -11,7 +11,7 @@ from mova_engine.backend import Backend
 _GROUPS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
     "attention": ("aten::_scaled_dot_product",),
-    "GELU": ("aten::gelu",),
+    "GELU": ("aten::gelu", "mova_kernels::bias_gelu", "mova_triton::bias_gelu"),
     "layer norm": ("aten::native_layer_norm",),
 }
 _OTHER = "norms, rotary embedding, modulation, gates, casts and copies"

@@ -91,7 +91,7 @@ class _SharedLinear(torch.autograd.Function):
         if wanted[0]:
             dx = _rows(grads[0]) @ weights[0]
             for grad, weight in zip(grads[1:], weights[1:], strict=True):
-                dx.addmm_(_rows(grad), weight)  # the product adds: no pass over the sum
+                torch.addmm(dx, _rows(grad), weight, out=dx)  # the product adds: no pass over the sum
             dx = dx.view(*grads[0].shape[:-1], -1)
         x = _rows(ctx.input.get(kept)) if any(wanted[3 : 3 + ctx.count]) else None
         per_layer = [(_rows(grad), *flags) for grad, flags in zip(grads, _pairs(wanted[3:], ctx.count), strict=True)]

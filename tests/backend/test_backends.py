@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
-import platform
-import resource
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,13 +88,24 @@ def test_memory_is_counted_in_bytes(backend):
     assert backend.memory_allocated() >= block.numel()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory allocator is not glibc's")
-@pytest.mark.skipif(any(name.startswith("MALLOC_") for name in os.environ), reason="MALLOC_... is set: the user chose")
-def test_freed_memory_stays_with_the_process():
-    get_backend("cpu")
-    faults = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(1 << 24)  # 64 MB, 16384 pages
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert max(faults[1:]) < 1000
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_FAULTS = """
+import resource, torch
+from mova_engine.backend import get_backend
+get_backend("cpu")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(1 << 24)  # 64 MB, 16384 pages of 4 KiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    not _HUGE_PAGES.is_file() or "[madvise]" not in _HUGE_PAGES.read_text(),
+    reason="this system gives huge pages to all programs or to none",
+)
+@pytest.mark.parametrize(("chosen", "few"), [(None, True), ("0", False)])
+def test_large_tensors_lie_in_huge_pages_unless_the_user_chose_otherwise(chosen, few):
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {"THP_MEM_ALLOC_ENABLE": chosen} if chosen else {}
+    child = subprocess.run([sys.executable, "-c", _FAULTS], env=environment, capture_output=True, text=True, check=True)
+    assert (int(child.stdout) < 4000) == few
