@@ -2,10 +2,10 @@
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -88,24 +88,22 @@ def test_memory_is_counted_in_bytes(backend):
     assert backend.memory_allocated() >= block.numel()
 
 
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _FAULTS = """
 import resource, torch
 from mova_engine.backend import get_backend
 get_backend("cpu")
+torch.ones(1 << 22)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(1 << 24)  # 64 MB, 16384 pages of 4 KiB
+for _ in range(20):
+    torch.ones(1 << 22)  # 16 MB, 4096 pages
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(
-    not _HUGE_PAGES.is_file() or "[madvise]" not in _HUGE_PAGES.read_text(),
-    reason="this system gives huge pages to all programs or to none",
-)
-@pytest.mark.parametrize(("chosen", "few"), [(None, True), ("0", False)])
-def test_large_tensors_lie_in_huge_pages_unless_the_user_chose_otherwise(chosen, few):
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    environment |= {"THP_MEM_ALLOC_ENABLE": chosen} if chosen else {}
-    child = subprocess.run([sys.executable, "-c", _FAULTS], env=environment, capture_output=True, text=True, check=True)
-    assert (int(child.stdout) < 4000) == few
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory allocator is not glibc's")
+@pytest.mark.parametrize(("chosen", "stays"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_stays_with_the_process_unless_the_user_chose_otherwise(chosen, stays):
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name and "THP_" not in name}
+    command = [sys.executable, "-c", _FAULTS]
+    child = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=True)
+    assert (int(child.stdout) < 20000) == stays
