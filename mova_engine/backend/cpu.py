@@ -15,7 +15,6 @@ from mova_engine.backend.base import Backend
 # other's turn, many times slower than one, as soon as it is not.
 _NARROW = 256
 
-
 # glibc's mallopt: parameters, by the environment variables that set them, and values in bytes.
 _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: free memory kept at the end of the heap
