@@ -59,7 +59,8 @@ def measured_here(folder: Path) -> list[Row]:
             if result.get("kind") != "step" or result["circumstances"]["device"] != "cpu":
                 continue
             precision = {"float32": "fp32", "bfloat16": "bf16"}[result["dtype"]]
-            for row in result["rows"]:
+            # A step measured in turns with a baseline shares the caches with it: those alone are comparable.
+            for row in (row for row in result["rows"] if "sides" not in row):
                 job = Job(get_preset(row["model"]), "full", precision, clips=row["batch"])
                 run = Run(job, Layout(), Policy(checkpointing=row["checkpointing"]))
                 name = f"{row['model']} {precision}, {result['circumstances']['threads']} CPU threads"
