@@ -92,12 +92,10 @@ _FAULTS = """
 import resource, torch
 from mova_engine.backend import get_backend
 get_backend("cpu")
-for _ in range(8):
-    torch.ones(1 << 22)  # until the heap has found its size
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(1 << 22)  # 16 MB, 4096 pages
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+for _ in range(48):
+    torch.ones(1 << 24)  # 64 MB: above the 32 MB up to which glibc keeps a block of itself
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (48 << 26))
 """
 
 
@@ -107,4 +105,5 @@ def test_freed_memory_stays_with_the_process_unless_the_user_chose_otherwise(cho
     environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name and "THP_" not in name}
     command = [sys.executable, "-c", _FAULTS]
     child = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=True)
-    assert (int(child.stdout) < 4096) == stays
+    # Either each block is mapped anew, or none is once the heap has found its size, which takes it a few.
+    assert (float(child.stdout) < 0.5) == stays
