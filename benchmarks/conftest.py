@@ -32,5 +32,5 @@ def dtype(request):
 @pytest.fixture(scope="session")
 def sides(backend, dtype):
     """The engine and the baseline, by name."""
-    options = argparse.Namespace(baseline=DEFAULT, baseline_dtype=None, compile=False)
+    options = argparse.Namespace(baseline=DEFAULT, baseline_dtype=None, one_process=True, compile=False)
     return {side.name: side for side in make_sides(options, backend, dtype)}

@@ -1,12 +1,11 @@
 """`pytest benchmarks/`: the jobs of `python -m mova_engine.bench` on `bench-mid`, each side checked, then timed."""
 
 import pytest
-import torch
 
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, step_job
+from mova_engine.bench.side import Here, drawn_once
 from mova_engine.bench.sides import check_sides
 from mova_engine.bench.suites import small_config
-from mova_engine.bench.work import SEED
 from mova_engine.config import get_preset
 
 CONFIG = get_preset("bench-mid")
@@ -25,7 +24,7 @@ JOBS = {
 @pytest.mark.parametrize("side", ["engine", "baseline"])
 def test_job(benchmark, backend, dtype, sides, name, side):
     job, small = JOBS[name](dtype)
-    check_sides(small, [sides[side]], backend)
-    tensors = job.draw(torch.Generator().manual_seed(SEED), backend.device(), dtype)
-    work = sides[side].work(job, tensors, dtype)
-    benchmark.pedantic(work.run, rounds=5, warmup_rounds=1)
+    worker = Here(sides[side], backend, drawn_once(backend, dtype), dtype)
+    check_sides(small, {side: worker}, dtype, backend)
+    worker.begin(job)
+    benchmark.pedantic(worker.run, rounds=5, warmup_rounds=1)

@@ -15,6 +15,8 @@ from mova_engine.backend.base import Backend
 # other's turn, many times slower than one, as soon as it is not.
 _NARROW = 256
 
+# 0 in this environment variable leaves the memory allocator as the system has it.
+KEEP_MEMORY = "MOVA_KEEP_MEMORY"
 # glibc's mallopt: parameters, by the environment variables that set them, and values in bytes.
 _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: free memory kept at the end of the heap
@@ -32,10 +34,13 @@ class CpuBackend(Backend):
     def prepare(self) -> None:
         """Let freed memory stay with the process, where glibc allocates and the user has not chosen otherwise.
 
+        MOVA_KEEP_MEMORY=0 in the environment is such a choice, and so are glibc's own variables for it.
+
         By default a large block goes back to the system when it is freed, and each page of the next is mapped and
         cleared anew: at 50 MB an activation that takes longer than the operators on it.
         """
-        if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MALLOC):
+        chosen = os.environ.get(KEEP_MEMORY) == "0" or any(name in os.environ for name in _MALLOC)
+        if chosen or platform.libc_ver()[0] != "glibc":
             return
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in _MALLOC.values():

@@ -3,7 +3,7 @@
 import torch
 
 from mova_engine.backend import Backend
-from mova_engine.bench.timing import Timing, interleave
+from mova_engine.bench.timing import Timing, interleave, stopwatch
 
 # Far beyond a cache, small beside a memory.
 _BYTES = {"cpu": 1 << 28}
@@ -15,5 +15,5 @@ def copy_bandwidth(backend: Backend) -> float:
     size = _BYTES.get(backend.name, _OTHERS)
     source = torch.ones(size // 4, device=backend.device())
     target = torch.empty_like(source)
-    times = interleave({"copy": lambda: target.copy_(source)}, backend, rounds=10)["copy"]
+    times = interleave({"copy": stopwatch(lambda: target.copy_(source), backend)}, rounds=10)["copy"]
     return 2 * size / Timing.of(times).median

@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mova_engine.backend import get_backend
-from mova_engine.bench.work import Job, Tensors, Work, draw_parameters, with_parameters
+from mova_engine.bench.work import Job, Tensors, Work, draw_parameters, remakable, with_parameters
 from mova_engine.config import MovaConfig
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
@@ -41,6 +41,7 @@ class _Draw:
         return x.to(self.device, dtype or self.dtype)
 
 
+@remakable
 def chain_job(rows: int, width: int, head_dim: int = 128, dtype: torch.dtype = torch.float32) -> Job:
     """The operators on rows of one block, in its order, without the matrix products and attention between them.
 
@@ -82,6 +83,7 @@ def chain_job(rows: int, width: int, head_dim: int = 128, dtype: torch.dtype = t
     return Job("chain", draw, work, moved=moved, facts={"rows": rows, "width": width})
 
 
+@remakable
 def block_job(config: MovaConfig, tower: str) -> Job:
     """One block of the "video" or the "audio" tower in the middle of a stack: an update pending before and after it."""
     sizes = config.video if tower == "video" else config.audio
@@ -121,6 +123,7 @@ def block_job(config: MovaConfig, tower: str) -> Job:
     return Job(name, draw, work, model, hardware, facts=_facts(config, tower))
 
 
+@remakable
 def bridge_job(config: MovaConfig) -> Job:
     """One layer of the bridge, both directions, with an update pending on both streams."""
     only = replace(config.bridge, interaction_strategy="custom", interaction_layers=(0,))
@@ -162,6 +165,7 @@ def stack_config(config: MovaConfig) -> MovaConfig:
     return replace(config, audio=thin, bridge=replace(config.bridge, head_dim=head_dim, **sizes))
 
 
+@remakable
 def stack_job(config: MovaConfig, checkpointing: str) -> Job:
     """Every video block of the configuration, each with its own weights, forward and backward, without the bridge.
 
@@ -197,6 +201,7 @@ def stack_job(config: MovaConfig, checkpointing: str) -> Job:
     return replace(job, name="stack", work=work, facts=facts)
 
 
+@remakable
 def step_job(
     config: MovaConfig,
     checkpointing: str = "none",
@@ -243,6 +248,7 @@ def step_job(
     return Job("step", draw, work, counted.model * batch, hardware[checkpointing] * batch, facts=facts)
 
 
+@remakable
 def denoise_job(config: MovaConfig) -> Job:
     """One denoising step with text guidance: two evaluations in one forward, no gradient."""
     config = replace(config, experts=1)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from mova_engine.backend import Backend
 from mova_engine.bench.bandwidth import copy_bandwidth
 from mova_engine.bench.baseline import DEFAULT, NAME, load_baseline
 from mova_engine.bench.passes import bytes_moved, flops
-from mova_engine.bench.timing import Timing, interleave
+from mova_engine.bench.timing import Timing, interleave, stopwatch
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops import OPERATORS, REFERENCE, Case, Operator, bind_operator
 from mova_engine.ops.verify import SEED, verify
@@ -122,12 +123,12 @@ def _case_rows(
     bandwidth: float,
 ) -> list[dict[str, Any]]:
     inputs = case.make(torch.Generator().manual_seed(SEED), backend.device(), dtype)
-    forward = {name: (lambda f=function: f(**inputs)) for name, function in functions.items()}
-    timed = {"forward": interleave(forward, backend, rounds=_ROUNDS, seconds=seconds)}
+    forward = {name: stopwatch(partial(function, **inputs), backend) for name, function in functions.items()}
+    timed = {"forward": interleave(forward, rounds=_ROUNDS, seconds=seconds)}
     trained = {name: function for name, function in functions.items() if _has_gradient(operator, name)}
     if trained:
-        both = {name: forward_backward(operator, function, inputs) for name, function in trained.items()}
-        timed["forward_backward"] = interleave(both, backend, rounds=_ROUNDS, seconds=seconds)
+        both = {name: stopwatch(forward_backward(operator, f, inputs), backend) for name, f in trained.items()}
+        timed["forward_backward"] = interleave(both, rounds=_ROUNDS, seconds=seconds)
     moved, computed = bytes_moved(operator.name, inputs), flops(operator.name, inputs)
     rows = []
     for name in functions:

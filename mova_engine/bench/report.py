@@ -21,9 +21,11 @@ Every figure beside a baseline, and every operator's, stands behind a check in t
 each side against the references in float64, then the sides against each other at the measured size. A side that is
 wrong gets no figure. *Baseline* is the published model's formulation (`benchmarks/reference_formulation.py`) with the
 same matrix products, run in turns with the engine: times are medians; *times as fast* is the median over pairs of runs,
-with its 95% bootstrap interval. *Peak memory* is of living tensors, above weights and gradients. MFU counts model
-FLOPs, HFU what recomputation adds. *Of copy* is the bytes that the work must move at the least, per second, as a share
-of the copy bandwidth measured in the same run with a buffer larger than any cache, which work that fits one may exceed.
+with its 95% bootstrap interval. On a CPU the baseline has a process of its own, with the memory allocator as the system
+has it, while the engine lets freed memory stay with its process; in *one process* both had that. *Peak memory* is of
+living tensors, above weights and gradients. MFU counts model FLOPs, HFU what recomputation adds. *Of copy* is the bytes
+that the work must move at the least, per second, as a share of the copy bandwidth measured in the same run with a
+buffer larger than any cache, which work that fits one may exceed.
 """
 
 
@@ -112,7 +114,7 @@ def _jobs(results: dict[str, Result]) -> str:
                 _shape(row) + (f" (scaled: {row['scaled']['why']})" if "scaled" in row else ""),
                 _dtypes(row),
                 _seconds(engine["median_s"]),
-                _seconds(other["median_s"]) if other else "-",
+                _baseline(other, results[name]) if other else "-",
                 f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-",
                 str(ratio["pairs"]) if ratio else "-",
                 _memory(engine, other),
@@ -123,6 +125,11 @@ def _jobs(results: dict[str, Result]) -> str:
         if "compiled" in row["sides"]:
             rows.append(_compiled(row, name))
     return _table(head, rows) if rows else ""
+
+
+def _baseline(side: dict[str, Any], result: Result) -> str:
+    apart = side.get("own_process") or result["circumstances"]["device"] != "cpu"
+    return _seconds(side["median_s"]) + ("" if apart else " (one process)")
 
 
 def _compiled(row: dict[str, Any], name: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from mova_engine.errors import MovaError
 from mova_kernels.cpu.native import isa, unavailable
 
 # Environment variables that change how fast things run: threads, and the C library's allocator.
-_TELLING = ("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_")
+_TELLING = ("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_", "MOVA_KEEP_")
 
 
 def circumstances(backend: Backend, load_at_start: float | None = None) -> dict[str, Any]:

@@ -2,31 +2,25 @@
 
 import argparse
 import gc
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from mova_engine.backend import Backend, get_backend
+from mova_engine.bench.apart import Apart
 from mova_engine.bench.bandwidth import copy_bandwidth
 from mova_engine.bench.baseline import DEFAULT, NAME, bind_baseline
-from mova_engine.bench.memory import peak_above_gradients
+from mova_engine.bench.side import Here, Side, drawn_once
 from mova_engine.bench.timing import Timing, interleave, median_ratio
-from mova_engine.bench.work import (
-    AGREED,
-    SEED,
-    Job,
-    Tensors,
-    Work,
-    convert,
-    judge,
-    relative_error,
-    require_agreement,
-)
+from mova_engine.bench.work import AGREED, Job, Tensors, convert, judge, relative_error, require_agreement
 from mova_engine.errors import MovaError, suggest
-from mova_engine.ops import REFERENCE, OpTable, bind
+from mova_engine.ops import REFERENCE, bind
 
+Workers = Mapping[str, Here | Apart]
 ENGINE, COMPILED = "engine", "compiled"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What torch.compile is given to fuse; products and attention stay with their kernels.
@@ -43,21 +37,6 @@ _FUSIBLE = (
 )
 
 
-@dataclass(frozen=True)
-class Side:
-    """One way to do a job: its operators, its dtype; compiled: through torch.compile."""
-
-    name: str
-    ops: OpTable
-    dtype: torch.dtype
-    compiled: bool = False
-
-    def work(self, job: Job, tensors: Tensors, source: torch.dtype) -> Work:
-        """The job's work on tensors that were drawn in dtype `source`."""
-        work = job.work(self.ops, convert(tensors, source, self.dtype))
-        return replace(work, forward=torch.compile(work.forward)) if self.compiled else work
-
-
 def add_side_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of every suite that compares."""
     parser.add_argument("--pairs", type=int, default=30, help="interleaved runs of each side (default 30)")
@@ -66,6 +45,9 @@ def add_side_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--baseline", default=DEFAULT, metavar="MODULE:ATTRIBUTE", help=f"or none (default {DEFAULT})")
     parser.add_argument("--baseline-dtype", help=f"{' or '.join(DTYPES)} (default as --dtype)")
+    parser.add_argument(
+        "--one-process", action="store_true", help="the baseline in the engine's process and allocator, on a CPU too"
+    )
     parser.add_argument("--compile", action="store_true", help="also torch.compile of the references")
 
 
@@ -81,11 +63,18 @@ def make_sides(args: argparse.Namespace, backend: Backend, dtype: torch.dtype, *
     sides = [Side(ENGINE, bind(backend, training=training), dtype)]
     if args.baseline != "none":
         other = parse_dtype(args.baseline_dtype) if args.baseline_dtype else dtype
-        sides.append(Side(NAME, bind_baseline(backend, args.baseline, training=training), other))
+        make = partial(_baseline_side, backend.name, args.baseline, other, training)
+        # Two processes would share an accelerator by turns of its own, and hold its memory twice.
+        apart = backend.name == "cpu" and not args.one_process
+        sides.append(replace(make(), remake=make if apart else None))
     if args.compile:
         references = bind(backend, dict.fromkeys(_FUSIBLE, REFERENCE), training=training)
         sides.append(Side(COMPILED, references, dtype, compiled=True))
     return sides
+
+
+def _baseline_side(device: str, target: str, dtype: torch.dtype, training: bool) -> Side:
+    return Side(NAME, bind_baseline(get_backend(device), target, training=training), dtype)
 
 
 def measure_job(job: Job, small: Job, sides: list[Side], args: argparse.Namespace, backend: Backend) -> dict[str, Any]:
@@ -94,17 +83,22 @@ def measure_job(job: Job, small: Job, sides: list[Side], args: argparse.Namespac
     Returns the row of the result file. Raises MovaError, and measures nothing, where a side is wrong.
     """
     dtype = sides[0].dtype
-    checks = check_sides(small, sides, backend)
-    tensors = job.draw(_generator(backend), backend.device(), dtype)
-    works = {side.name: side.work(job, tensors, dtype) for side in sides}
-    checks |= _compare_at_full_size(job, sides, works)
-    bandwidth = copy_bandwidth(backend)
-    times = interleave(
-        {name: work.run for name, work in works.items()}, backend, rounds=args.pairs, seconds=args.seconds
-    )
-    figures = {side.name: _figures(side, job, Timing.of(times[side.name]), bandwidth, backend) for side in sides}
-    for side in sides:
-        figures[side.name] |= _memory(side, works[side.name], backend)
+    with ExitStack() as processes:
+        draw = drawn_once(backend, dtype)
+        workers = {
+            side.name: processes.enter_context(Apart(side, dtype)) if side.remake else Here(side, backend, draw, dtype)
+            for side in sides
+        }
+        checks = check_sides(small, workers, dtype, backend)
+        for worker in workers.values():
+            worker.begin(job)
+        checks |= _compare_at_full_size(job, workers)
+        bandwidth = copy_bandwidth(backend)
+        runs = {name: worker.run for name, worker in workers.items()}
+        times = interleave(runs, rounds=args.pairs, seconds=args.seconds)
+        figures = {side.name: _figures(side, job, Timing.of(times[side.name]), bandwidth, backend) for side in sides}
+        for name, worker in workers.items():
+            figures[name] |= worker.memory()
     row = {
         "job": job.name,
         **job.facts,
@@ -120,57 +114,48 @@ def measure_job(job: Job, small: Job, sides: list[Side], args: argparse.Namespac
     return row
 
 
-def check_sides(small: Job, sides: list[Side], backend: Backend) -> dict[str, dict[str, Any]]:
-    """The worst tensor of each side against the references in float64. Raises MovaError where one is wrong."""
-    source = sides[0].dtype
-    tensors = small.draw(_generator(backend), backend.device(), source)
+def check_sides(small: Job, workers: Workers, source: torch.dtype, backend: Backend) -> dict[str, dict[str, Any]]:
+    """The worst tensor of each side against the references in float64. Raises MovaError where one is wrong.
+
+    source: the dtype in which the job's tensors are drawn.
+    """
+    tensors = drawn_once(backend, source)(small)
 
     def results_of_references(place: Backend, dtype: torch.dtype) -> Tensors:
         moved = {name: x.to(place.device()) for name, x in tensors.items()}
         return small.work(bind(place, REFERENCE), convert(moved, source, dtype)).results()
 
     truth = results_of_references(backend if backend.float64 else get_backend("cpu"), torch.float64)
-    own = {dtype: results_of_references(backend, dtype) for dtype in {side.dtype for side in sides}}
+    own = {dtype: results_of_references(backend, dtype) for dtype in {w.side.dtype for w in workers.values()}}
     checks = {}
-    for side in sides:
-        worst = judge(_run(side, small, tensors, source).results(), truth, own[side.dtype], side.dtype)
-        require_agreement(small.name, side.name, worst)
-        checks[side.name] = dict(zip(("tensor", "error", "allowed"), worst, strict=True))
+    for name, worker in workers.items():
+        worker.begin(small)
+        worst = judge(worker.results(), truth, own[worker.side.dtype], worker.side.dtype)
+        require_agreement(small.name, name, worst)
+        checks[name] = dict(zip(("tensor", "error", "allowed"), worst, strict=True))
     return checks
 
 
-def _run(side: Side, job: Job, tensors: Tensors, source: torch.dtype) -> Work:
-    work = side.work(job, tensors, source)
-    if side.compiled:
-        try:
-            work.run()
-        except MovaError:
-            raise
-        except Exception as error:  # whatever the compiler raises: it is not ours to list
-            raise MovaError(
-                f"torch.compile does not work for {job.name} here ({' '.join(str(error).split())[:200]}); "
-                "leave --compile out"
-            ) from None
-    return work
-
-
-def _compare_at_full_size(job: Job, sides: list[Side], works: dict[str, Work]) -> dict[str, dict[str, Any]]:
+def _compare_at_full_size(job: Job, workers: Workers) -> dict[str, dict[str, Any]]:
     """At the measured size there is no float64 to ask: the sides must agree, outputs one by one, gradients together.
 
     Without gradients of vectors, which sum over all rows: torch's LayerNorm sums those of its bfloat16 weights in
     bfloat16 on some devices, and the baseline with it.
     """
-    if len(sides) < 2:
+    if len(workers) < 2:
         return {}
-    ours, checks = works[ENGINE].results(), {}
-    for side in sides[1:]:
-        theirs = works[side.name].results()
-        allowed = 2 * max(AGREED[side.dtype], AGREED[sides[0].dtype])
-        errors = {name: relative_error(x, theirs[name]) for name, x in ours.items() if name.startswith("out")}
+    engine = workers[ENGINE]
+    ours, checks = engine.results(), {}
+    for name, worker in workers.items():
+        if worker is engine:
+            continue
+        theirs = worker.results()
+        allowed = 2 * max(AGREED[worker.side.dtype], AGREED[engine.side.dtype])
+        errors = {key: relative_error(x, theirs[key]) for key, x in ours.items() if key.startswith("out")}
         errors["the gradients"] = _gradient_difference(ours, theirs)
         worst = max(errors, key=errors.__getitem__)
-        require_agreement(job.name, f"{ENGINE}' or '{side.name}", (worst, errors[worst], allowed))
-        checks[f"{ENGINE} beside {side.name}"] = {"tensor": worst, "error": errors[worst], "allowed": allowed}
+        require_agreement(job.name, f"{ENGINE}' or '{name}", (worst, errors[worst], allowed))
+        checks[f"{ENGINE} beside {name}"] = {"tensor": worst, "error": errors[worst], "allowed": allowed}
     return checks
 
 
@@ -190,6 +175,7 @@ def _figures(side: Side, job: Job, timing: Timing, bandwidth: float, backend: Ba
         "fastest_s": timing.fastest,
         "slowest_s": timing.slowest,
         "runs": timing.runs,
+        "own_process": side.remake is not None,
         "operators": {choice.operator: choice.implementation for choice in side.ops.choices},
     }
     if job.model_flops:
@@ -202,27 +188,6 @@ def _figures(side: Side, job: Job, timing: Timing, bandwidth: float, backend: Ba
         figures["bytes_per_s"] = job.moved / timing.median
         figures["of_copy_bandwidth"] = figures["bytes_per_s"] / bandwidth
     return figures
-
-
-def _memory(side: Side, work: Work, backend: Backend) -> dict[str, int | None]:
-    """Peak bytes of living tensors above weights and gradients; and the device allocator's peak where it has one."""
-    if side.compiled:
-        return {"peak_live_bytes": None, "allocator_peak_bytes": None}
-    live = peak_above_gradients(work.once, lambda: work.gradients().values())
-    work.clear()
-    allocator = None
-    if backend.name != "cpu":
-        gc.collect()
-        backend.reset_peak_memory()
-        before = backend.memory_allocated()
-        work.run()
-        backend.synchronize()
-        allocator = backend.peak_memory() - before
-    return {"peak_live_bytes": live, "allocator_peak_bytes": allocator}
-
-
-def _generator(backend: Backend) -> torch.Generator:
-    return torch.Generator(backend.device()).manual_seed(SEED)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -41,27 +41,36 @@ class Ratio:
         return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}]"
 
 
+def stopwatch(run: Callable[[], object], backend: Backend) -> Callable[[], float]:
+    """`run`, and the device waited for; returns the seconds that it took."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        run()
+        backend.synchronize()
+        return time.perf_counter() - start
+
+    return timed
+
+
 def interleave(
-    runs: Mapping[str, Callable[[], object]], backend: Backend, *, rounds: int = 30, seconds: float | None = None
+    runs: Mapping[str, Callable[[], float]], *, rounds: int = 30, seconds: float | None = None
 ) -> dict[str, list[float]]:
-    """Time all of `runs` in turn, A B A B ..., so that a change of the machine's pace meets all of them alike.
+    """Let all of `runs`, which return their seconds, take turns A B A B ..., so that a change of the machine's pace
+    meets all of them alike.
 
     rounds: how often each runs, after one warm-up. seconds: no further round is begun after this long, but `LEAST` are
     made. Returns the seconds of every run; the i-th of each belong together.
     """
     for run in runs.values():
         run()
-    backend.synchronize()
     times: dict[str, list[float]] = {name: [] for name in runs}
     begun = time.perf_counter()
     for done in range(max(rounds, LEAST)):
         if done >= LEAST and seconds is not None and time.perf_counter() - begun > seconds:
             break
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            backend.synchronize()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(run())
     return times
 
 

@@ -1,7 +1,8 @@
 """A piece of work that can be done with different operators on the same tensors, and whether it is done right."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial, wraps
 
 import torch
 import torch.nn as nn
@@ -103,6 +104,7 @@ class Job:
     draw(generator, device, dtype): named inputs and parameters. work(ops, tensors): the work of one side; sides share
     the tensors' memory. model_flops and hardware_flops by the conventions of `mova_engine.flops` (0: not counted).
     moved: bytes that fused operators must read and write at least (0: matrix products dominate). facts: of the result.
+    recipe: the function that `remakable` marks, and its arguments; by it another process gets the job.
     """
 
     name: str
@@ -112,6 +114,20 @@ class Job:
     hardware_flops: int = 0
     moved: int = 0
     facts: dict = field(default_factory=dict)
+    recipe: partial | None = None
+
+    def __reduce__(self) -> tuple:
+        return self.recipe, ()
+
+
+def remakable(make: Callable[..., Job]) -> Callable[..., Job]:
+    """A function that makes jobs, such that another process can make them again."""
+
+    @wraps(make)
+    def made(*args: object, **keywords: object) -> Job:
+        return replace(make(*args, **keywords), recipe=partial(made, *args, **keywords))
+
+    return made
 
 
 def convert(tensors: Tensors, source: torch.dtype, target: torch.dtype) -> Tensors:

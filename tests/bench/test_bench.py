@@ -13,7 +13,8 @@ from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS, Implementation
 from mova_kernels.cpu import unavailable
 
-QUICK = ["--pairs", "5", "--seconds", "0.01"]
+QUICK = ["--pairs", "5", "--seconds", "0.01", "--one-process"]
+APART = QUICK[:-1]
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,29 @@ def test_every_job_is_measured_beside_the_baseline(tmp_path, capsys, job, dtype)
     assert ratio["low"] <= ratio["value"] <= ratio["high"]
     assert "as fast as baseline" in capsys.readouterr().out
     assert "scaled" not in row
+
+
+def test_the_baseline_has_a_process_of_its_own_and_is_checked_there(monkeypatch, tmp_path):
+    (row,) = _measured(tmp_path, "chain", "--rows", "40", "--width", "256", *APART)["rows"]
+    assert {name: side["own_process"] for name, side in row["sides"].items()} == {"engine": False, "baseline": True}
+    assert row["checks"].keys() == {"engine", "baseline", "engine beside baseline"}
+    # A wrong one gets no figure there either; and the job, made anew in that process, is not the error.
+    (tmp_path / "tests_bench_apart.py").write_text(
+        "from mova_engine.ops import OPERATORS\n"
+        "TABLE = {'rms_norm': lambda x, weight, *, eps: OPERATORS['rms_norm'].reference(x, weight, eps=eps) / 2}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MovaError, match=r"'baseline' is wrong .*no speed is reported"):
+        main(["step", "--model", "nano", *APART, "--baseline", "tests_bench_apart:TABLE"])
+
+
+def test_a_baseline_whose_process_dies_ends_with_one_line(monkeypatch, tmp_path):
+    (tmp_path / "tests_bench_dying.py").write_text(
+        "import os\ndef rms_norm(x, weight, *, eps):\n    os._exit(9)\nTABLE = {'rms_norm': rms_norm}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MovaError, match=r"the process of 'baseline' ended during 'results' \(exit status 9; .*--one-"):
+        main(["chain", "--rows", "8", "--width", "128", *APART, "--baseline", "tests_bench_dying:TABLE"])
 
 
 def test_a_step_says_where_its_time_goes(tmp_path):

@@ -5,7 +5,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mova_engine.bench.bandwidth import copy_bandwidth
 from mova_engine.bench.memory import LiveTensors, peak_above_gradients
-from mova_engine.bench.timing import interleave
 
 N = 1 << 16
 ONE = N * 4  # bytes of a float32 tensor of N elements
@@ -82,4 +81,3 @@ def test_outputs_of_custom_operators_count():
 
 def test_copy_bandwidth_is_a_rate(backend):
     assert copy_bandwidth(backend) > 1e6
-    assert interleave({}, backend) == {}

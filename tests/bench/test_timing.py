@@ -1,20 +1,32 @@
 """Turns, medians and the interval of a ratio, on times that are known."""
 
+import time
+from functools import partial
+
 import pytest
 
-from mova_engine.bench.timing import LEAST, Timing, interleave, median_ratio
+from mova_engine.bench.timing import LEAST, Timing, interleave, median_ratio, stopwatch
 
 
-def test_turns_are_taken(backend):
+def test_turns_are_taken():
     order = []
-    runs = {name: (lambda n=name: order.append(n)) for name in "ab"}
-    times = interleave(runs, backend, rounds=7)
-    assert order == ["a", "b"] * 8  # one warm-up each
-    assert {name: len(t) for name, t in times.items()} == {"a": 7, "b": 7}
+
+    def turn(name):
+        order.append(name)
+        return float(len(order))
+
+    times = interleave({name: partial(turn, name) for name in "ab"}, rounds=7)
+    assert order == ["a", "b"] * 8
+    # The first of each was a warm-up.
+    assert times == {"a": [3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0], "b": [4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0]}
 
 
-def test_time_that_is_up_ends_it_but_not_below_the_least(backend):
-    times = interleave({"a": lambda: None}, backend, rounds=100, seconds=0.0)
+def test_a_stopwatch_tells_the_seconds_of_a_run(backend):
+    assert 0.05 <= stopwatch(partial(time.sleep, 0.05), backend)() < 5
+
+
+def test_time_that_is_up_ends_it_but_not_below_the_least():
+    times = interleave({"a": lambda: 1.0}, rounds=100, seconds=0.0)
     assert len(times["a"]) == LEAST
 
 
