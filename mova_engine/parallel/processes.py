@@ -26,8 +26,9 @@ from mova_engine.parallel.rows import SharedRows
 
 # What torchrun sets on every machine, and what another launcher must set too.
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# How long the others listen while the first process says why none of them can start.
-_LISTENING_S = 3.0
+# How long the others listen for what the first process says, when none of them can start.
+_LISTENING = timedelta(seconds=20)
+_HEAD_START_S = 2.0
 # How long the others wait while one process encodes a data set, saves or samples.
 PATIENCE = timedelta(days=7)
 
@@ -68,15 +69,36 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
 def said_by_first(launch: Launch) -> Iterator[None]:
     """Around what all processes do alike before they meet: an error in all of them is told once, by the first.
 
-    What another still has to say, when the first should have ended the run, is an error of its own.
+    Another that does not hear the same from the first has an error of its own, and says so.
     """
     try:
         yield
     except MovaError as error:
+        heard = _exchanged(launch, str(error)) if launch.world > 1 else None
         if launch.rank == 0:
             raise
-        time.sleep(_LISTENING_S)
+        if heard == str(error):
+            # The launcher ends the others when the first of them has ended: the first process speaks before that.
+            time.sleep(_HEAD_START_S)
+            raise SystemExit(2) from None
         raise MovaError(f"rank {launch.rank}: {error}") from error
+
+
+def _exchanged(launch: Launch, said: str) -> str | None:
+    """The first process's last words, which it leaves in torchrun's store; None where there are none in time."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    key = f"mova_refused/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(address, port, None, False, _LISTENING, wait_for_workers=False)
+        if launch.rank == 0:
+            store.set(key, said)
+            return said
+        store.wait([key], _LISTENING)
+        return store.get(key).decode()
+    except RuntimeError:
+        return None
 
 
 @dataclass
