@@ -53,14 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = _read(argv, launch)
         processes = join_processes(job.parallel, job.backend, launch, job.mesh)
     watch = Watch(launch, job.parallel.timeout, remedy=REMEDY)
-    if launch.world > 1:
-        signal.signal(signal.SIGTERM, watch.stop)
+    before = signal.signal(signal.SIGTERM, watch.stop) if launch.world > 1 else None
     try:
         with watch.guard():
             return _sample(job, processes, watch)
     finally:
         watch.close()
         processes.close()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
