@@ -150,7 +150,7 @@ class Watch:
         """
         if self._thread is not None:
             self._change(STOPPED, f"signal {number}")
-            if self._decided.wait(SILENCE + 4 * INTERVAL):
+            if self._decided.wait(2 * SILENCE):
                 if self._verdict.speaker == self.launch.rank:
                     raise MovaError(self._verdict.text)
                 raise SystemExit(STATUS)

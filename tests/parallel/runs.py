@@ -164,6 +164,7 @@ def _behave(case: str, launch: Launch, mine: watch.Watch) -> None:
         mine.at("step 1: forward and backward")
         if case == "terminated":
             # What a launcher sends to the others when it has seen one die, before they have.
+            time.sleep(1.0)
             signal.signal(signal.SIGTERM, mine.stop)
             signal.raise_signal(signal.SIGTERM)
         if case == "lost":

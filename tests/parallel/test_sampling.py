@@ -173,9 +173,9 @@ def test_a_mesh_that_cannot_sample_is_refused(options, world, form, reason):
 def test_meshes_for_sampling():
     options = ParallelOptions(cfg=2, context_parallel=2)
     assert choose_shape(options, Launch(0, 0, 4), MODEL, Guidance("text"), 1) == MeshShape(cfg=2, ulysses=2)
-    # Proposals have as many branches as guidance allows.
+    # Of proposals, one has as many branches as guidance allows.
     with pytest.raises(MovaError, match=r"Nearest that fit: .*cfg 3"):
-        choose_mesh(6, 2, context_parallel=4, branches=3)
+        choose_mesh(6, 2, context_parallel=2, cfg=4, branches=3)
     for wrong, message in (
         ({"cfg": 0}, "parallel.cfg must be at least 1, got 0"),
         ({"replicate": 2}, "parallel.replicate concerns sharded weights"),
