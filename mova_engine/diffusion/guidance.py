@@ -15,6 +15,15 @@ from mova_engine.errors import MovaError, suggest
 FORMS = ("none", "text", "text_bridge", "dual")
 Velocities = tuple[Tensor, Tensor]
 Evaluate = Callable[[bool, bool], Velocities]
+Branch = tuple[bool, bool]
+_FULL, _BRIDGED, _NEITHER = (True, True), (False, True), (False, False)
+_BRANCHES = {
+    "none": (_FULL,),
+    "text": (_FULL, _BRIDGED),
+    "text_bridge": (_FULL, _NEITHER),
+    # Of two ranks that take turns, one has both that can share a forward.
+    "dual": (_FULL, _NEITHER, _BRIDGED),
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,14 @@ class Guidance:
             raise MovaError(f"unknown guidance '{self.form}'.{suggest(self.form, FORMS)} Known: {', '.join(FORMS)}")
 
     @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What is evaluated in each step: (with text, with bridge)."""
+        return _BRANCHES[self.form]
+
+    @property
     def evaluations(self) -> int:
         """Model evaluations per step."""
-        return {"none": 1, "text": 2, "text_bridge": 2, "dual": 3}[self.form]
+        return len(self.branches)
 
     def combine(self, evaluate: Evaluate) -> Velocities:
         """Guided (video, audio) velocities in float32; `evaluate(with_text, with_bridge)` runs the model once."""

@@ -6,7 +6,7 @@ What is downloaded loads without conversion, and what is saved loads there. The 
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,11 +85,11 @@ TOWER_OPTIONS = {
 
 
 class Codecs(NamedTuple):
-    """What a checkpoint's towers speak through."""
+    """What a checkpoint's towers speak through. None: what a process of several leaves to others."""
 
-    video: VideoCodec
-    audio: AudioCodec
-    text: TextEncoder
+    video: VideoCodec | None
+    audio: AudioCodec | None
+    text: TextEncoder | None
 
 
 def mova_config_from_folder(folder: str | Path) -> MovaConfig:
@@ -153,9 +153,15 @@ def load_mova(
 
 
 def load_codecs(
-    folder: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    folder: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    parts: Collection[str] = Codecs._fields,
 ) -> Codecs:
-    """Return the checkpoint's video codec, audio codec and text encoder; pretrained ones compute in `dtype`."""
+    """Return the checkpoint's video codec, audio codec and text encoder, of which `parts` are loaded; pretrained ones
+    compute in `dtype`.
+    """
     folder, config = Path(folder), mova_config_from_folder(folder)
 
     def source(name: str, kind: str) -> dict[str, Any]:
@@ -165,10 +171,10 @@ def load_codecs(
         return {"state": state, "device": device}
 
     embedded_text = CODEC_CLASSES["text_encoder"][config.text_encoder][0] == EMBEDDED
-    return Codecs(
-        build_video_codec(config.video_codec, **source("video_vae", config.video_codec)),
-        build_audio_codec(config.audio_codec, **source("audio_vae", config.audio_codec)),
-        build_text_encoder(
+    builders = {
+        "video": lambda: build_video_codec(config.video_codec, **source("video_vae", config.video_codec)),
+        "audio": lambda: build_audio_codec(config.audio_codec, **source("audio_vae", config.audio_codec)),
+        "text": lambda: build_text_encoder(
             config.text_encoder,
             None if embedded_text else folder,
             tokens=config.text_tokens,
@@ -176,7 +182,8 @@ def load_codecs(
             device=device,
             dtype=dtype,
         ),
-    )
+    }
+    return Codecs(**{name: build() if name in parts else None for name, build in builders.items()})
 
 
 def save_mova(

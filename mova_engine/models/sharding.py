@@ -29,6 +29,10 @@ class Sharding:
         """The sum of all processes' shares of x."""
         return x
 
+    def agreed(self, x: Tensor) -> Tensor:
+        """x, which all processes computed, as one of them has it: equal to the last bit."""
+        return x
+
     def running(self, total: int) -> AbstractContextManager:
         """Around everything that works on a video of `total` tokens, also around its recomputation."""
         return nullcontext()

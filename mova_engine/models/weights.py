@@ -39,10 +39,11 @@ class KeyReport(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies, and its shape."""
+    """Where a tensor lies, its shape, and its dtype by safetensors' name, as "BF16"."""
 
     file: Path
     shape: tuple[int, ...]
+    dtype: str
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -328,7 +329,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _header(path: Path) -> dict[str, StoredTensor]:
     with _opened(path) as file:
-        return {name: StoredTensor(path, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: StoredTensor(path, tuple(x.get_shape()), x.get_dtype()) for name, x in found.items()}
 
 
 def _sharded(index: Path) -> dict[str, StoredTensor]:

@@ -1,4 +1,4 @@
-"""A process group with the four exchanges that context parallelism is made of, and a count of what they send.
+"""A process group with the exchanges that context parallelism and sampling are made of, and a count of what they send.
 
 Bytes are counted for this rank by the rules by which traffic is predicted (`mova_engine.parallel.traffic`): an
 all-to-all sends what goes to other ranks, a shift all of it, an all-reduce of n bytes 2 (p - 1) / p * n (a ring's).
@@ -82,6 +82,33 @@ class Group:
         """All ranks' flat tensors, rank i's of `sizes[i]` elements, one after the other."""
         everyone = x.repeat(self.size)
         return self.all_to_all(everyone, [x.numel()] * self.size, sizes)()
+
+    def neighbours(self, first: Tensor | None, last: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Send `first` to the rank before and `last` to the rank after; return what they sent here, of the same shapes.
+
+        None: there is nobody on that side, who then has None on this one. Others of the group need not call.
+        """
+        Group.calls += 1
+        operations, received = [], []
+        for x, step in ((first, -1), (last, 1)):
+            received.append(None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format))
+            if x is not None:
+                self.sent["neighbours"] += x.numel() * x.element_size()
+                peer = self._global(self.rank + step)
+                operations.append(dist.P2POp(dist.isend, x.contiguous(), peer, self.process_group))
+                operations.append(dist.P2POp(dist.irecv, received[-1], peer, self.process_group))
+        for work in dist.batch_isend_irecv(operations) if operations else ():
+            work.wait()
+        return received[0], received[1]
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """x as the first rank has it; x itself may be overwritten."""
+        if self.size > 1:
+            Group.calls += 1
+            self.sent["broadcast"] += x.numel() * x.element_size() if self.rank == 0 else 0
+            x = x.contiguous()
+            dist.broadcast(x, self._global(0), group=self.process_group)
+        return x
 
     def _global(self, rank: int) -> int:
         return dist.get_global_rank(self.process_group, rank % self.size)

@@ -59,6 +59,9 @@ class ContextParallel(Sharding):
     def summed(self, x: Tensor) -> Tensor:
         return self.whole.all_reduce(x.clone())
 
+    def agreed(self, x: Tensor) -> Tensor:
+        return self.whole.broadcast(x)
+
     @contextmanager
     def running(self, total: int) -> Iterator[None]:
         before = self._lengths.set(lengths_of(total, self.size))

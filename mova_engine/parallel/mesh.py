@@ -40,6 +40,11 @@ class MeshShape:
         return self.ring * self.ulysses
 
     @property
+    def clip_ranks(self) -> int:
+        """Ranks that work on the same clip, guidance's branches counted."""
+        return self.cfg * self.context_parallel
+
+    @property
     def data_parallel(self) -> int:
         """Groups that work on different clips."""
         return self.dp_replicate * self.dp_shard
@@ -58,8 +63,9 @@ def choose_mesh(
     ulysses: int | None = None,
     dp_replicate: int = 1,
     cfg: int = 1,
+    branches: int | None = None,
 ) -> MeshShape:
-    """The mesh of `world` processes for a video tower of `heads` heads.
+    """The mesh of `world` processes for a video tower of `heads` heads; branches: guidance's evaluations of a step.
 
     ulysses None: the largest divisor of context_parallel that divides the heads; what remains of that is a ring.
     What other dimensions leave of the world shards the model (dp_shard). Raises MovaError that names the number which
@@ -70,10 +76,17 @@ def choose_mesh(
             raise MovaError(f"mesh: {name} must be at least 1, got {value}")
     width = largest_ulysses(context_parallel, heads) if ulysses is None else ulysses
     wanted = MeshShape(cfg, dp_replicate, 1, max(context_parallel // max(width, 1), 1), width)
+
+    def refusal(reason: str) -> MovaError:
+        return _refusal(reason, world, heads, wanted, branches)
+
     if width < 1 or context_parallel % width:
-        raise _refusal(f"ulysses {width} does not divide context_parallel {context_parallel}", world, heads, wanted)
+        raise refusal(f"ulysses {width} does not divide context_parallel {context_parallel}")
     if heads % width:
-        raise _refusal(f"ulysses {width} does not divide the video tower's {heads} heads", world, heads, wanted)
+        raise refusal(f"ulysses {width} does not divide the video tower's {heads} heads")
+    if branches is not None and cfg > branches:
+        evaluations = f"{branches} evaluation{'s' if branches > 1 else ''}"
+        raise refusal(f"cfg {cfg} is more than guidance's {evaluations} a step")
     fixed = cfg * dp_replicate * context_parallel
     if world % fixed:
         parts = " x ".join(
@@ -81,7 +94,7 @@ def choose_mesh(
             for name, size in (("cfg", cfg), ("dp_replicate", dp_replicate), ("context_parallel", context_parallel))
             if size > 1
         )
-        raise _refusal(f"{parts} does not divide the {world} processes", world, heads, wanted)
+        raise refusal(f"{parts} does not divide the {world} processes")
     return replace(wanted, dp_shard=world // fixed)
 
 
@@ -90,22 +103,26 @@ def largest_ulysses(context_parallel: int, heads: int) -> int:
     return math.gcd(context_parallel, heads)
 
 
-def _refusal(reason: str, world: int, heads: int, wanted: MeshShape) -> MovaError:
+def _refusal(reason: str, world: int, heads: int, wanted: MeshShape, branches: int | None) -> MovaError:
     def distance(mesh: MeshShape) -> tuple[float, ...]:
         # The context-parallel size is what a user cares about most; dp_shard is whatever is left.
         names = ("context_parallel", "cfg", "dp_replicate", "ulysses")
         return tuple(abs(math.log2(getattr(mesh, name) / max(getattr(wanted, name), 1))) for name in names)
 
-    nearest = sorted(_meshes(world, heads, wanted), key=lambda mesh: (distance(mesh), mesh.sizes))[:PROPOSALS]
+    nearest = sorted(_meshes(world, heads, wanted, branches), key=lambda mesh: (distance(mesh), mesh.sizes))[:PROPOSALS]
     return MovaError(f"mesh: {reason}. Nearest that fit: {'; '.join(map(str, nearest))}")
 
 
-def _meshes(world: int, heads: int, wanted: MeshShape) -> Iterator[MeshShape]:
-    """Meshes of `world` processes, with cfg and dp_replicate as wanted or 1, and as many Ulysses ranks as can be."""
+def _meshes(world: int, heads: int, wanted: MeshShape, branches: int | None) -> Iterator[MeshShape]:
+    """Meshes of `world` processes, with cfg as wanted, 1 or as many as there are branches, dp_replicate as wanted or 1,
+    and as many Ulysses ranks as can be.
+    """
+    most = wanted.cfg if branches is None else branches
+    branchings = {1, min(wanted.cfg, most), most}
     for context_parallel in _divisors(world):
         rest = world // context_parallel
         width = largest_ulysses(context_parallel, heads)
-        for cfg in {1, wanted.cfg} & set(_divisors(rest)):
+        for cfg in branchings & set(_divisors(rest)):
             for dp_replicate in {1, wanted.dp_replicate} & set(_divisors(rest // cfg)):
                 shard = rest // cfg // dp_replicate
                 yield MeshShape(cfg, dp_replicate, shard, context_parallel // width, width)

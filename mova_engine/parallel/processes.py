@@ -1,7 +1,8 @@
 """The processes of a run: torchrun's environment, the process group, each rank's place in the mesh."""
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,15 +15,20 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
+from mova_engine.models.codecs.rows import ALL_ROWS, Rows
 from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.mesh import DIMENSIONS, MeshShape
 from mova_engine.parallel.rounds import Rounds
+from mova_engine.parallel.rows import SharedRows
 
 # What torchrun sets on every machine, and what another launcher must set too.
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# How long the others listen for what the first process says, when none of them can start.
+_LISTENING = timedelta(seconds=20)
+_HEAD_START_S = 2.0
 # How long the others wait while one process encodes a data set, saves or samples.
 PATIENCE = timedelta(days=7)
 
@@ -59,6 +65,42 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     return launch
 
 
+@contextmanager
+def said_by_first(launch: Launch) -> Iterator[None]:
+    """Around what all processes do alike before they meet: an error in all of them is told once, by the first.
+
+    Another that does not hear the same from the first has an error of its own, and says so.
+    """
+    try:
+        yield
+    except MovaError as error:
+        heard = _exchanged(launch, str(error)) if launch.world > 1 else None
+        if launch.rank == 0:
+            raise
+        if heard == str(error):
+            # The launcher ends the others when the first of them has ended: the first process speaks before that.
+            time.sleep(_HEAD_START_S)
+            raise SystemExit(2) from None
+        raise MovaError(f"rank {launch.rank}: {error}") from error
+
+
+def _exchanged(launch: Launch, said: str) -> str | None:
+    """The first process's last words, which it leaves in torchrun's store; None where there are none in time."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    key = f"mova_refused/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(address, port, None, False, _LISTENING, wait_for_workers=False)
+        if launch.rank == 0:
+            store.set(key, said)
+            return said
+        store.wait([key], _LISTENING)
+        return store.get(key).decode()
+    except RuntimeError:
+        return None
+
+
 @dataclass
 class Processes:
     """This process's place: `context` says which tokens of a clip are its own (None: all), data_rank of `shape`'s
@@ -71,6 +113,9 @@ class Processes:
     context: ContextParallel | None = None
     data_rank: int = 0
     everyone: Group = field(default_factory=Group)
+    # Those of guidance's branches, which compute on the same tokens, and all that work on the same clip.
+    branches: Group = field(default_factory=Group)
+    clip: Group = field(default_factory=Group)
     # Of the ranks that share a clip, for handing batches on; None: each makes its own.
     rounds: Rounds | None = None
     # On the CPU and with time: for what one process does alone while the others wait.
@@ -109,6 +154,21 @@ class Processes:
         dist.all_gather_object(values, value, group=self.patient.process_group)
         return values
 
+    def rows(self, total: int) -> Rows:
+        """This process's share in decoding a clip of `total` latent rows."""
+        return ALL_ROWS if self.clip.size == 1 else SharedRows(self.clip, total)
+
+    def send_to_first(self, *tensors: torch.Tensor) -> None:
+        """Hand tensors on the CPU to the first process, which waits for them with `received`; as long as it takes."""
+        for x in tensors:
+            dist.send(x.contiguous(), 0, group=self.patient.process_group)
+
+    def received(self, group: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """In the first process: what the first of those that make the clips of data-parallel group `group` sends it."""
+        x = torch.empty(tuple(shape), dtype=dtype)
+        dist.recv(x, group * self.shape.context_parallel, group=self.patient.process_group)
+        return x
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """The block runs in the first process, then in all others: what the first has written they find."""
@@ -124,10 +184,13 @@ class Processes:
             dist.destroy_process_group()
 
 
-def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_s: float = 600.0) -> Processes:
+def start_processes(
+    backend: Backend, launch: Launch, shape: MeshShape, timeout_s: float = 600.0, sampling: bool = False
+) -> Processes:
     """Join the process group, unless the program has done so, and build the mesh. One process joins nothing.
 
-    timeout_s: after which a rank that waits for another in vain gives up. Raises MovaError where they do not meet.
+    timeout_s: after which a rank that waits for another in vain gives up. sampling: outputs of a shared clip are
+    gathered. Raises MovaError where they do not meet.
     """
     if launch.world != shape.world:
         raise MovaError(f"the mesh {shape} is of {shape.world} processes, but {launch.world} were started")
@@ -139,17 +202,31 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
     mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
     sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
     clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
-    for part in (sharers, clips, mesh["ring"], mesh["ulysses"]):
-        # A group of some of the ranks does not take over the world's.
-        _set_pg_timeout(timedelta(seconds=timeout_s), part.get_group())
-    groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
-    context = ContextParallel(*groups) if shape.context_parallel > 1 else None
-    size = shape.context_parallel
+    crew = mesh["cfg", "ring", "ulysses"]._flatten("clip") if shape.cfg > 1 else sharers
     timeout = timedelta(seconds=timeout_s)
-    rounds = Rounds(dist.new_subgroups(size, backend="gloo", timeout=timeout)[0]) if size > 1 else None
-    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-    everyone = Group(dist.group.WORLD)
-    return Processes(launch, shape, mesh, context, clips.get_local_rank(), everyone, rounds, Group(patient), joined)
+    for part in {
+        id(part): part for part in (sharers, clips, crew, mesh["cfg"], mesh["ring"], mesh["ulysses"])
+    }.values():
+        # A group of some of the ranks does not take over the world's.
+        _set_pg_timeout(timeout, part.get_group())
+    groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
+    rounds = None
+    if shape.clip_ranks > 1:
+        crews = mesh.mesh.permute(1, 2, 0, 3, 4).reshape(-1, shape.clip_ranks).tolist()
+        rounds = Rounds(dist.new_subgroups_by_enumeration(crews, backend="gloo", timeout=timeout)[0])
+    return Processes(
+        launch,
+        shape,
+        mesh,
+        context=ContextParallel(*groups, gather=sampling) if shape.context_parallel > 1 else None,
+        data_rank=clips.get_local_rank(),
+        everyone=Group(dist.group.WORLD),
+        branches=Group(mesh["cfg"].get_group()),
+        clip=Group(crew.get_group()),
+        rounds=rounds,
+        patient=Group(dist.new_group(backend="gloo", timeout=PATIENCE)),
+        joined=joined,
+    )
 
 
 def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:

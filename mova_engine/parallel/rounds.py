@@ -5,7 +5,7 @@ others trained, all would wait for it. So in rounds: of the next `size` batches 
 same time, and then they are used one after the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +30,22 @@ class Rounds:
         """
         for own in made:
             for turn in range(self.size):
-                yield self._broadcast(own if turn == self.rank else None, turn)
+                yield self.broadcast(own if turn == self.rank else None, turn)
 
-    def _broadcast(self, batch: dict[str, Any] | None, turn: int) -> dict[str, Any]:
+    def collected(self, own: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor] | None:
+        """All ranks' tensors of one dtype, on the CPU, in the group's first rank, None elsewhere; shapes: by rank."""
+        if self.rank:
+            if own.numel():
+                dist.send(own.contiguous(), dist.get_global_rank(self.group, 0), group=self.group)
+            return None
+        parts = [own, *(own.new_empty(tuple(shape)) for shape in shapes[1:])]
+        for rank, part in enumerate(parts[1:], 1):
+            if part.numel():
+                dist.recv(part, dist.get_global_rank(self.group, rank), group=self.group)
+        return parts
+
+    def broadcast(self, batch: dict[str, Any] | None, turn: int) -> dict[str, Any]:
+        """The batch of rank `turn`, in all of them; None in the others."""
         source = dist.get_global_rank(self.group, turn)
         told = [None if batch is None else {name: _outline(value) for name, value in batch.items()}]
         dist.broadcast_object_list(told, source, group=self.group)

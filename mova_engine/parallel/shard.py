@@ -1,7 +1,9 @@
 """Sharded weights (FSDP2; Zhao et al., 2023, and ZeRO before it): every process holds some rows of each weight.
 
-The ranks that share one copy of the model are `dp_shard x ring x ulysses`; `dp_replicate` such copies make a hybrid. A
-block's weights are gathered, in the dtype that it computes in, when its turn comes, and given up again; its gradients
+The ranks that share one copy of the model are `dp_shard x ring x ulysses`; `dp_replicate` such copies make a hybrid.
+In sampling each branch of guidance has its own, since one may leave out the bridge that another gathers.
+
+A block's weights are gathered, in the dtype that it computes in, when its turn comes, and given up again; its gradients
 are summed to the ranks that hold their rows, in float32. What is never called is never gathered: of two experts only
 the one that the step trains, which is the same on all ranks.
 
@@ -12,6 +14,7 @@ any. The rest of the engine sees them as plain tensors: `Piece`.
 import functools
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -29,6 +32,7 @@ from torch.utils import _pytree as pytree
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
 from mova_engine.models.tower import Tower, TowerInputs
+from mova_engine.models.weights import read_rows
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.processes import Processes
 
@@ -62,10 +66,15 @@ class Shards:
     copy: int
 
     def piece(self, parameter: nn.Parameter) -> Piece:
-        """This rank's rows of a sharded parameter, as a view; float32 whatever it computes in."""
+        """This rank's rows of a sharded parameter, as a view, in the dtype that they are held in."""
         shape, local = tuple(parameter.shape), parameter.to_local().detach()
         first = min(-(-shape[0] // self.group.size) * self.group.rank, shape[0])
         return Piece(local, shape, first)
+
+    def load(self, module: nn.Module, folder: str | Path) -> None:
+        """Read this rank's rows of a sharded component's weights; MovaError as `load_component`."""
+        pieces = {key: self.piece(parameter) for key, parameter in module.named_parameters()}
+        read_rows(folder, {key: (piece.shape, piece.rows, piece.tensor) for key, piece in pieces.items()})
 
 
 def shard_model(
@@ -73,19 +82,20 @@ def shard_model(
 ) -> Shards:
     """Divide the weights of `model`, which is on the meta device, among the ranks; they are undefined afterwards.
 
-    dtype: what the model computes in; own rows and their gradients are float32. offload: own rows, gradients and with
-    them the optimizer's state live in the host's memory. Gradients come out summed over the ranks that share a clip and
-    averaged over those with different clips. Raises MovaError for a model that cannot be sharded.
+    dtype: what the model computes in; own rows stay in the dtype of `model`, float32 where it is to be trained, and so
+    are their gradients. offload: own rows, gradients and with them the optimizer's state live in the host's memory.
+    Gradients come out summed over the ranks that share a clip and averaged over those with different clips. Raises
+    MovaError for a model that cannot be sharded.
     """
     _show_tower_inputs()
     bridge = model.dual_tower_bridge
     if bridge is not None and bridge.config.pooled_adaln:
         raise MovaError("the bridge's pooled variant cannot be sharded: set parallel.shard to false")
-    copies, size = place.shape.dp_replicate, place.shape.dp_shard * place.shape.context_parallel
+    copies, size = place.shape.cfg * place.shape.dp_replicate, place.shape.dp_shard * place.shape.context_parallel
     if size == 1:
         raise MovaError(
-            f"parallel.replicate {copies} gives every process a whole copy of the weights, which leaves nothing "
-            "to shard: lower it, or set parallel.shard to false"
+            f"{copies} copies of the weights (parallel.replicate x cfg) give every process a whole one, which leaves "
+            "nothing to shard: lower that, or leave out parallel.shard"
         )
     sizes, names = ((copies, size), ("copy", "shard")) if copies > 1 else ((size,), ("shard",))
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from torch.distributed import TCPStore
 
@@ -33,7 +33,8 @@ GRACE = 20.0
 AFTERMATH = 5.0
 STATUS = 2
 
-RUNNING, LOST, FAILED, DONE = "running", "lost", "failed", "done"
+RUNNING, LOST, FAILED, STOPPED, DONE = "running", "lost", "failed", "stopped", "done"
+REMEDY = "the same command goes on from the last checkpoint"
 
 
 @dataclass
@@ -68,15 +69,22 @@ class _Verdict(NamedTuple):
 class Watch:
     """One process's part. `at` tells where the main thread is; within `guard` errors are told and explained.
 
-    timeout_s: silence or standstill after which a process is given up.
+    timeout_s: silence or standstill after which a process is given up. remedy: what a verdict tells the user to do.
     """
 
-    def __init__(self, launch: Launch, timeout_s: float, exit_process: Callable[[int], object] = os._exit) -> None:
-        self.launch, self.timeout, self._exit = launch, timeout_s, exit_process
+    def __init__(
+        self,
+        launch: Launch,
+        timeout_s: float,
+        exit_process: Callable[[int], object] = os._exit,
+        remedy: str = REMEDY,
+    ) -> None:
+        self.launch, self.timeout, self._exit, self._remedy = launch, timeout_s, exit_process, remedy
         self._sign = _Sign(host=socket.gethostname())
         self._seen: dict[int, _Seen] = {}
         self._verdict: _Verdict | None = None
-        self._decided, self._closing, self._lock = threading.Event(), threading.Event(), threading.Lock()
+        # A signal may arrive while the main thread holds the lock.
+        self._decided, self._closing, self._lock = threading.Event(), threading.Event(), threading.RLock()
         self._thread = None
         if launch.world > 1:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -134,6 +142,19 @@ class Watch:
         if self._decided.wait(GRACE) and self._verdict.speaker != self.launch.rank:
             raise SystemExit(STATUS)
         return MovaError(f"rank {self.launch.rank}: {error}") if self.launch.rank else error
+
+    def stop(self, number: int, frame: object = None) -> NoReturn:
+        """For a program that does not stop by itself: what to do at a signal that asks it to end.
+
+        A launcher that has seen one process die sends it to the others: these first say who died.
+        """
+        if self._thread is not None:
+            self._change(STOPPED, f"signal {number}")
+            if self._decided.wait(2 * SILENCE):
+                if self._verdict.speaker == self.launch.rank:
+                    raise MovaError(self._verdict.text)
+                raise SystemExit(STATUS)
+        raise SystemExit(128 + number)
 
     def close(self) -> None:
         """Done: silence from here on is no failure."""
@@ -205,12 +226,12 @@ class Watch:
 
     def _silent(self) -> _Verdict | None:
         """A process that gives no sign of life: for the whole timeout, or for less where somebody lost it."""
-        lost = self._sign.state == LOST or any(seen.sign.state == LOST for seen in self._seen.values())
+        lost = any(sign.state in (LOST, STOPPED) for sign in (self._sign, *(seen.sign for seen in self._seen.values())))
         bound, now = min(SILENCE, self.timeout) if lost else self.timeout, time.monotonic()
         gone = {
             rank: now - seen.beat_since
             for rank, seen in self._seen.items()
-            if seen.sign.state in (RUNNING, LOST) and now - seen.beat_since > bound
+            if seen.sign.state in (RUNNING, LOST, STOPPED) and now - seen.beat_since > bound
         }
         if not gone:
             return None
@@ -219,7 +240,7 @@ class Watch:
         return _about(
             rank,
             f"rank {rank} on {sign.host} died or was stopped: no sign of life for {gone[rank]:.0f} s, the last at "
-            f"'{sign.stage}'. All processes end; the same command goes on from the last checkpoint",
+            f"'{sign.stage}'. All processes end; {self._remedy}",
         )
 
     def _failed(self) -> _Verdict | None:
@@ -250,7 +271,7 @@ class Watch:
         return _about(
             rank,
             f"rank {rank} on {seen.sign.host} hangs: at '{seen.sign.stage}' for {now - seen.mark_since:.0f} s, while "
-            "the others wait. All processes end; the same command goes on from the last checkpoint",
+            f"the others wait. All processes end; {self._remedy}",
         )
 
     def _end(self) -> None:

@@ -1,29 +1,36 @@
 """`python -m mova_engine.sample --checkpoint DIR --prompt TEXT [--image FILE]`: clips with sound, as mp4 files."""
 
 import argparse
+import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mova_engine.backend import NAMES, default_backend, get_backend
-from mova_engine.config import ClipConfig
+from mova_engine.backend import NAMES, Backend, default_backend, get_backend
+from mova_engine.config import ClipConfig, MovaConfig
 from mova_engine.diffusion.guidance import FORMS, Guidance
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError, run_cli, suggest
 from mova_engine.models.checkpoint import diffusion_settings, mova_config_from_folder
+from mova_engine.parallel.mesh import MeshShape
+from mova_engine.parallel.processes import Launch, Processes, read_launch, said_by_first
+from mova_engine.parallel.watch import Watch
 from mova_engine.sample.load import checkpoint_folder, load_pipeline
 from mova_engine.sample.output import SampleFolder
 from mova_engine.sample.pipeline import Pipeline, Request, SampleSettings, default_settings
+from mova_engine.sample.processes import ParallelOptions, add_options, choose_shape, join_processes, read_options
 from mova_engine.sample.requests import Prompt, make_requests, read_frame, read_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Without --batch: clips that keep a device busy at small sizes, one at the released ones.
 BATCH_TOKENS, MOST_CLIPS = 4096, 16
+# What to do when a process has died.
+REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +44,43 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Sample clips as the command line asks; returns 0. Raises MovaError for whatever is wrong with its arguments."""
+    """Sample clips as the command line asks; returns 0. Raises MovaError for whatever is wrong with its arguments.
+
+    Of several processes, all of which run this, the first alone speaks and writes.
+    """
+    launch = read_launch()
+    with said_by_first(launch):
+        job = _read(argv, launch)
+        processes = join_processes(job.parallel, job.backend, launch, job.mesh)
+    watch = Watch(launch, job.parallel.timeout, remedy=REMEDY)
+    before = signal.signal(signal.SIGTERM, watch.stop) if launch.world > 1 else None
+    try:
+        with watch.guard():
+            return _sample(job, processes, watch)
+    finally:
+        watch.close()
+        processes.close()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the command line asks for."""
+
+    args: argparse.Namespace
+    backend: Backend
+    folder: Path
+    config: MovaConfig
+    shape: ClipConfig
+    settings: SampleSettings
+    work: list[tuple[Prompt, Request]]
+    parallel: ParallelOptions
+    mesh: MeshShape
+
+
+def _read(argv: Sequence[str] | None, launch: Launch) -> _Job:
+    """Everything that can be wrong before anything is loaded."""
     args = _parser().parse_args(argv)
     if args.dtype is not None and args.dtype not in DTYPES:
         raise MovaError(f"unknown dtype '{args.dtype}'.{suggest(args.dtype, DTYPES)} Known: {', '.join(DTYPES)}")
@@ -49,22 +92,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("batch", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise MovaError(f"{name} must be at least 1, got {getattr(args, name)}")
-    work = _work(args, shape)
-    out = SampleFolder(args.out, shape, args.overwrite)
-    console = Console(stderr=True)
+    work, parallel = _work(args, shape), read_options(args)
+    mesh = choose_shape(parallel, launch, config, settings.guidance, len(work))
+    return _Job(args, backend, folder, config, shape, settings, work, parallel, mesh)
+
+
+def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
+    args, folder, backend, first = job.args, job.folder, job.backend, processes.is_first
+    out = SampleFolder(args.out, job.shape, args.overwrite) if first else None
+    console = Console(stderr=True, quiet=not first)
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models are, by velocity")
+    watch.at("loading", watched=False)
     with console.status(f"loading {folder}"):
-        pipeline = load_pipeline(folder, backend, dtype=DTYPES.get(args.dtype), clip=shape, offload=args.offload)
+        pipeline = load_pipeline(
+            folder,
+            backend,
+            dtype=DTYPES.get(args.dtype),
+            clip=job.shape,
+            offload=args.offload,
+            processes=processes,
+            shard=job.parallel.shard,
+        )
+        # Not all of them have as much to load, or as fast a disk.
+        processes.wait_for_first()
     pipeline.schedule = _schedule(args, pipeline.schedule)
     pipeline.options = replace(pipeline.options, batch_guidance=not args.sequential_guidance)
-    batch = args.batch or max(1, min(MOST_CLIPS, BATCH_TOKENS // shape.video_tokens))
-    facts = _facts(folder, settings, pipeline.schedule)
-    backend.use_threads(args.threads, config.video.dim)
+    batch = args.batch or max(1, min(MOST_CLIPS, BATCH_TOKENS // job.shape.video_tokens))
+    facts = _facts(folder, job.settings, pipeline.schedule)
+    backend.use_threads(args.threads, job.config.video.dim)
     started = time.perf_counter()
-    _run(pipeline, work, settings, batch, out, facts, console)
+    _run(pipeline, job, batch, out, facts, console, watch)
+    if out is None:
+        return 0
     sheet, seconds = out.finish(), time.perf_counter() - started
-    print(f"{len(work)} clips in {out.folder} in {seconds:.1f} s ({backend.name}, batch {batch}); to look at: {sheet}")
+    several = f", {processes.launch.world} processes: {job.mesh}" if processes.launch.world > 1 else ""
+    how = f"{backend.name}, batch {batch}{several}"
+    print(f"{len(job.work)} clips in {out.folder} in {seconds:.1f} s ({how}); to look at: {sheet}")
     return 0
 
 
@@ -101,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", help="CPU threads (default: one for narrow models, else PyTorch's choice)")
     add("--offload", action="store_true", help="keep the expert that is not in use on the CPU, to save memory")
     add("--sequential-guidance", action="store_true", help="one evaluation at a time, to save memory")
+    add_options(parser)
     return parser
 
 
@@ -161,20 +226,21 @@ def _facts(folder: Path, settings: SampleSettings, schedule: Schedule) -> dict:
 
 
 def _run(
-    pipeline: Pipeline,
-    work: list[tuple[Prompt, Request]],
-    settings: SampleSettings,
-    batch: int,
-    out: SampleFolder,
-    facts: dict,
-    console: Console,
+    pipeline: Pipeline, job: _Job, batch: int, out: SampleFolder | None, facts: dict, console: Console, watch: Watch
 ) -> None:
+    """Make the clips; in the first process, write them to `out`."""
+    work, settings, groups = job.work, job.settings, job.mesh.data_parallel
+    turns = -(-len(work) // (batch * groups))
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
-        task = progress.add_task("sampling", total=-(-len(work) // batch) * settings.steps)
+        task = progress.add_task("sampling", total=turns * settings.steps)
         requests = [request for _, request in work]
-        clips = pipeline.generate(requests, settings, batch=batch, on_step=lambda _: progress.advance(task))
+        clips = pipeline.generate(
+            requests, settings, batch=batch, on_step=lambda _: progress.advance(task), on_stage=watch.at
+        )
         for (prompt, request), clip in zip(work, clips, strict=True):
+            if out is None:
+                continue
             out.add(clip, prompt.caption, {"seed": request.seed, "source": prompt.source, **facts})
             progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")
 

@@ -11,15 +11,27 @@ from mova_engine.config import ClipConfig
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import INDEX, boundary_ratio, diffusion_settings, load_codecs, load_mova
-from mova_engine.models.weights import read_json
-from mova_engine.ops import bind
-from mova_engine.sample.pipeline import Pipeline
+from mova_engine.models.checkpoint import (
+    INDEX,
+    boundary_ratio,
+    diffusion_settings,
+    load_codecs,
+    load_mova,
+    mova_config_from_folder,
+)
+from mova_engine.models.mova import COMPONENTS, Mova
+from mova_engine.models.weights import read_json, stored_tensors
+from mova_engine.ops import OpTable, bind
+from mova_engine.parallel.processes import Processes
+from mova_engine.parallel.shard import shard_model
+from mova_engine.sample.pipeline import Pipeline, own_codecs
 from mova_engine.sample.sampler import LoopOptions
 
 # What a training run writes: RUN/checkpoints/step-NNNNNN/, each a model folder.
 RUNS_CHECKPOINTS = "checkpoints"
 SCHEDULER = Path("scheduler/scheduler_config.json")
+# By safetensors' names.
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -88,19 +100,46 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     clip: ClipConfig | None = None,
     offload: bool = False,
+    processes: Processes | None = None,
+    shard: bool = False,
 ) -> Pipeline:
     """Load a model folder (see `checkpoint_folder`) with its codecs onto the backend's device.
 
     dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
-    offload: of two experts only the one in use lies on the device. Raises MovaError for whatever is missing or damaged.
+    offload: of two experts only the one in use lies on the device. processes: this one's place among several, which
+    loads the codecs that it needs; shard: its part of the weights too, of which with offload none stays on the device.
+    Raises MovaError for whatever is missing or damaged.
     """
-    facts, device = trained(folder), backend.device()
-    ops = bind(backend, training=False)
-    mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype).requires_grad_(False)
-    if offload:
-        staying = [mova.audio_dit, mova.dual_tower_bridge, *([] if mova.video_dit_2 else [mova.video_dit])]
-        for component in staying:
-            component.to(device)
-    options = LoopOptions(facts.clean_first_frame, facts.bridge, offload=offload)
-    codecs = load_codecs(folder, device=device, dtype=dtype)
-    return Pipeline(mova, codecs, facts.schedule, facts.prediction, options, clip)
+    place = processes or Processes()
+    facts, device = trained(folder), backend.device(place.launch.local_rank)
+    ops = place.operators(bind(backend, training=False))
+    if shard:
+        mova = _load_sharded(folder, ops, device, dtype, offload, place)
+    else:
+        mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype).requires_grad_(False)
+        if offload:
+            staying = [mova.audio_dit, mova.dual_tower_bridge, *([] if mova.video_dit_2 else [mova.video_dit])]
+            for component in staying:
+                component.to(device)
+    options = LoopOptions(facts.clean_first_frame, facts.bridge, offload=offload and not shard)
+    codecs = load_codecs(folder, device=device, dtype=dtype, parts=own_codecs(place))
+    return Pipeline(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device)
+
+
+def _load_sharded(
+    folder: str | Path, ops: OpTable, device: torch.device, dtype: torch.dtype | None, offload: bool, place: Processes
+) -> Mova:
+    """The model of which this process holds its rows; nothing else is read."""
+    config = mova_config_from_folder(folder)
+    names = [name for name in COMPONENTS if name != "video_dit_2" or config.experts == 2]
+    if dtype is None:
+        stored = {tensor.dtype for name in names for tensor in stored_tensors(Path(folder) / name).values()}
+        if len(stored) > 1 or not stored <= DTYPES.keys():
+            raise MovaError(f"{folder} holds weights in {', '.join(sorted(stored))}: shared weights need --dtype")
+        dtype = DTYPES[stored.pop()]
+    mova = Mova(config, ops, "meta", dtype)
+    shards = shard_model(mova, place, device, dtype, offload)
+    with torch.no_grad():
+        for name in names:
+            shards.load(getattr(mova, name), Path(folder) / name)
+    return mova.requires_grad_(False)

@@ -18,7 +18,8 @@ from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import Codecs
 from mova_engine.models.codecs import video_from_uint8, video_to_uint8
 from mova_engine.models.mova import Mova
-from mova_engine.sample.sampler import Conditions, LoopOptions, Step, denoise, draw_noise
+from mova_engine.parallel.processes import Processes
+from mova_engine.sample.sampler import Conditions, Latents, LoopOptions, Step, denoise, draw_noise
 
 WHITE = 255
 # torch.Generator takes 64 bits.
@@ -65,11 +66,21 @@ def default_settings(config: MovaConfig) -> SampleSettings:
     return SETTINGS.get(config.name, RELEASED_SETTINGS)
 
 
+def own_codecs(processes: Processes) -> tuple[str, ...]:
+    """Names of the codecs that this process needs: of those that make clips together, the first encodes words, all
+    decode pictures, the last encodes pictures and decodes sound.
+    """
+    rank, size = processes.clip.rank, processes.clip.size
+    return ("video", *(("text",) if rank == 0 else ()), *(("audio",) if rank == size - 1 else ()))
+
+
 @dataclass
 class Pipeline:
     """A model with everything that it speaks through. The clips' shape is `mova.config.clip`'s, or `clip`'s.
 
-    schedule, prediction, options.clean_first_frame and options.bridge must be those of the training.
+    schedule, prediction, options.clean_first_frame and options.bridge must be those of the training. processes: each of
+    them has a pipeline, with the codecs that `own_codecs` names. sharded: they hold parts of the weights each. device:
+    where the towers compute; None: where they are.
     """
 
     mova: Mova
@@ -78,11 +89,19 @@ class Pipeline:
     prediction: Prediction = field(default_factory=Prediction)
     options: LoopOptions = field(default_factory=LoopOptions)
     clip: ClipConfig | None = None
+    processes: Processes = field(default_factory=Processes)
+    sharded: bool = False
+    device: torch.device | None = None
 
     @property
     def shape(self) -> ClipConfig:
         """The shape of the clips made."""
         return self.clip or self.mova.config.clip
+
+    @property
+    def samples(self) -> int:
+        """Samples of a clip's sound: whole latents outlast the pictures."""
+        return round(self.shape.duration * self.shape.sample_rate)
 
     def generate(
         self,
@@ -91,53 +110,136 @@ class Pipeline:
         *,
         batch: int = 1,
         on_step: Callable[[Step], None] | None = None,
-    ) -> Iterator[Clip]:
+        on_stage: Callable[[str], object] = lambda _: None,
+    ) -> Iterator[Clip | None]:
         """Yield a clip per request, in order, as each batch of `batch` is done: pictures and sound of equal duration.
 
-        A clip does not depend on its neighbours in the batch. on_step is told of every denoising step.
+        A clip does not depend on its neighbours in the batch. on_step is told of every denoising step, on_stage of what
+        comes next, in words. Of several processes, which all are given the same requests, the first gets the clips; the
+        others yield None for each. Their data-parallel groups take a batch each at a time.
         Raises MovaError when latents come out not finite.
         """
         if batch < 1:
             raise MovaError(f"batch must be at least 1, got {batch}")
-        steps = self.schedule.inference(settings.steps)
-        # The tower in use during sampling: with offload the experts move, these stay.
-        device = self.mova.audio_dit.head.head.weight.device
-        for group in (requests[start : start + batch] for start in range(0, len(requests), batch)):
-            noise = draw_noise(self.mova.config, [request.seed for request in group], self.shape, device)
-            latents = denoise(
-                self.mova,
-                self.conditions(group, settings.negative_prompt, device),
-                noise,
-                steps,
-                settings.guidance,
-                self.prediction,
-                fps=self.shape.fps,
-                options=self.options,
-                on_step=on_step,
-            )
+        batches = [requests[start : start + batch] for start in range(0, len(requests), batch)]
+        groups = self.processes.shape.data_parallel
+        for start in range(0, len(batches), groups):
+            turn = batches[start : start + groups]
+            yield from self._turn(turn, settings, on_step, on_stage)
+
+    def _turn(
+        self,
+        turn: Sequence[Sequence[Request]],
+        settings: SampleSettings,
+        on_step: Callable[[Step], None] | None,
+        on_stage: Callable[[str], object],
+    ) -> Iterator[Clip | None]:
+        """Make one batch in each data-parallel group; the last turn may have too few for all of them."""
+        place = self.processes
+        own = turn[place.data_rank] if place.data_rank < len(turn) else ()
+        made: Iterator[Clip | None] = iter(())
+        # Shared weights are gathered from everybody: whose clips are all done helps with another's.
+        if own or self.sharded:
+            latents = self._denoise(own or turn[-1], settings, on_step, on_stage)
             # One at a time: a pretrained decoder needs far more memory than the towers.
-            for video, audio in zip(latents.video.split(1), latents.audio.split(1), strict=True):
-                yield self.decode(video, audio)
+            pairs = list(zip(latents.video.split(1), latents.audio.split(1), strict=True)) if own else []
+            made = (self.decode(*pair, on_stage) for pair in pairs)
+        if place.is_first:
+            yield from made
+            on_stage("collecting clips of other groups")
+            for group, requests in enumerate(turn[1:], 1):
+                for _ in requests:
+                    yield self._received(group)
+            return
+        for clip in made:
+            if clip is not None:
+                place.send_to_first(torch.from_numpy(clip.video), torch.from_numpy(clip.audio))
+        yield from (None for requests in turn for _ in requests)
+
+    def _received(self, group: int) -> Clip:
+        clip = self.shape
+        pictures = self.processes.received(group, (clip.frames, clip.height, clip.width, 3), torch.uint8)
+        return Clip(pictures.numpy(), self.processes.received(group, (self.samples,), torch.float32).numpy())
+
+    def _denoise(
+        self,
+        requests: Sequence[Request],
+        settings: SampleSettings,
+        on_step: Callable[[Step], None] | None,
+        on_stage: Callable[[str], object],
+    ) -> Latents:
+        # The tower in use during sampling: with offload the experts move, these stay.
+        device = self.device or self.mova.audio_dit.head.head.weight.device
+        on_stage("encoding words and first frames")
+        conditions = self.conditions(requests, settings.negative_prompt, device)
+
+        def stepped(step: Step) -> None:
+            on_stage(f"step {step.index + 1} of {settings.steps} done")
+            if on_step is not None:
+                on_step(step)
+
+        on_stage("first step")
+        return denoise(
+            self.mova,
+            conditions,
+            draw_noise(self.mova.config, [request.seed for request in requests], self.shape, device),
+            self.schedule.inference(settings.steps),
+            settings.guidance,
+            self.prediction,
+            fps=self.shape.fps,
+            options=self.options,
+            on_step=stepped,
+            processes=self.processes,
+        )
 
     def conditions(self, requests: Sequence[Request], negative_prompt: str, device: torch.device) -> Conditions:
-        """Encode what a batch of clips is to show; tensors on `device`."""
+        """Encode what a batch of clips is to show; tensors on `device`. Processes that make the clips together encode
+        once: the first of them the words, the last one the pictures.
+        """
+        clip, rounds = self.processes.clip, self.processes.rounds
+        words = self._encode_texts(requests, negative_prompt) if clip.rank == 0 else None
+        pictures = {"condition": self._encode_pictures(requests)} if clip.rank == clip.size - 1 else None
+        if rounds is not None:
+            words, pictures = rounds.broadcast(words, 0), rounds.broadcast(pictures, clip.size - 1)
+        text, empty = words["text"].to(device), words["empty"].to(device)
+        return Conditions(pictures["condition"].to(device), text, empty.expand_as(text))
+
+    def _encode_texts(self, requests: Sequence[Request], negative_prompt: str) -> dict[str, Tensor]:
+        encode = self.codecs.text.encode
+        return {"text": encode([request.caption for request in requests]), "empty": encode([negative_prompt])}
+
+    def _encode_pictures(self, requests: Sequence[Request]) -> Tensor:
         encoded: dict[tuple[int, int], Tensor] = {}
         for request in requests:
             key = id(request.first_frame), id(request.last_frame)
             if key not in encoded:
                 encoded[key] = self._encode_frames(request)
-        condition = torch.cat([encoded[id(request.first_frame), id(request.last_frame)] for request in requests])
-        text = self.codecs.text.encode([request.caption for request in requests]).to(device)
-        empty = self.codecs.text.encode([negative_prompt]).to(device)
-        return Conditions(condition.to(device), text, empty.expand_as(text))
+        return torch.cat([encoded[id(request.first_frame), id(request.last_frame)] for request in requests])
 
-    def decode(self, video: Tensor, audio: Tensor) -> Clip:
-        """Latents [1, 16, t, h, w] and [1, 128, l] of one clip -> its pictures and sound."""
-        pictures = video_to_uint8(self.codecs.video.decode(video)[0])
-        # Whole latents outlast the pictures.
-        samples = round(self.shape.duration * self.shape.sample_rate)
-        sound = self.codecs.audio.decode(audio)[0, 0, :samples].float()
-        return Clip(pictures.cpu().numpy(), sound.cpu().numpy())
+    def decode(self, video: Tensor, audio: Tensor, on_stage: Callable[[str], object] = lambda _: None) -> Clip | None:
+        """Latents [1, 16, t, h, w] and [1, 128, l] of one clip -> its pictures and sound.
+
+        Processes that made it together decode rows of its pictures each, the last one its sound; the first gets the
+        clip, the others None.
+        """
+        on_stage("decoding")
+        place, clip, size = self.processes, self.shape, self.processes.clip.size
+        rows = place.rows(video.shape[-2])
+        pictures = torch.empty(clip.frames, 0, clip.width, 3, dtype=torch.uint8)
+        if rows.take(video).shape[-2]:
+            pictures = video_to_uint8(self.codecs.video.decode(video, rows)[0]).cpu()
+        sound = torch.empty(0)
+        if place.clip.rank == size - 1:
+            sound = self.codecs.audio.decode(audio)[0, 0, : self.samples].float().cpu()
+        if place.rounds is not None:
+            height = clip.height // video.shape[-2]
+            shapes = [(clip.frames, height * own, clip.width, 3) for own in rows.lengths]
+            parts = place.rounds.collected(pictures, shapes)
+            sounds = place.rounds.collected(sound, [(0,)] * (size - 1) + [(self.samples,)])
+            if parts is None:
+                return None
+            pictures, sound = torch.cat(parts, 1), sounds[-1]
+        return Clip(pictures.numpy(), sound.numpy())
 
     def _encode_frames(self, request: Request) -> Tensor:
         """Condition [1, 20, t, h, w]: the latents of [first frame, zeros, (last frame)] and their mask."""

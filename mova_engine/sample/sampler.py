@@ -6,7 +6,6 @@ towers' dtype; noise levels are the schedule's own, exact.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,14 +13,14 @@ from torch import Tensor
 
 from mova_engine.config import ClipConfig, MovaConfig
 from mova_engine.diffusion.condition import video_input
-from mova_engine.diffusion.guidance import Guidance, Velocities
+from mova_engine.diffusion.guidance import Branch, Guidance, Velocities
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Steps, add_noise, euler_step
 from mova_engine.errors import MovaError
-from mova_engine.models.bridge import Bridge
-from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
-from mova_engine.models.video_dit import VideoDiT
+from mova_engine.models.sharding import Sharding
+from mova_engine.parallel.branches import all_branches, own_branches
+from mova_engine.parallel.processes import Processes
 
 
 class Latents(NamedTuple):
@@ -100,23 +99,28 @@ def denoise(
     fps: float = 24.0,
     options: LoopOptions | None = None,
     on_step: Callable[[Step], None] | None = None,
+    processes: Processes | None = None,
 ) -> Latents:
     """Take all `steps` from `noise` and return the clean latents, float32, on the noise's device.
 
     fps: pictures per second of the clip, for the bridge's alignment of the two clocks. on_step is told of every step.
+    processes: those that make the clips together, of which all are given the same and return the same, to the bit; each
+    computes its branches of guidance on its tokens.
     Raises MovaError for shapes that do not fit, and when the latents come out not finite.
     """
-    options = options or LoopOptions()
+    options, place = options or LoopOptions(), processes or Processes()
     experts = _Experts(mova, noise.video.device, options.offload)
-    model = _Model(mova, mova.dual_tower_bridge if options.bridge else None, conditions, prediction, fps)
-    # The forms with an evaluation without text but with the bridge: it can share a forward with the full one.
-    share = options.batch_guidance and guidance.form in ("text", "dual")
+    model = _Model(mova, conditions, prediction, fps, options, place.sharding)
+    own = own_branches(guidance.branches, place.branches)
     state = start = Latents(noise.video.float(), noise.audio.float())
     image = conditions.condition[:, -noise.video.shape[1] :, 0].float()
     video_sigmas, audio_sigmas = steps.video_sigmas.tolist(), steps.audio_sigmas.tolist()
     for index, expert in enumerate(steps.experts):
-        run = partial(model.velocities, experts.use(expert), state, steps, index)
-        velocity = Latents(*guidance.combine(_Evaluations(run, share)))
+        experts.use(expert)
+        found = all_branches(guidance.branches, model.evaluate(own, state, steps, index), place.branches)
+        velocity = Latents(*guidance.combine(lambda *branch, found=found: found[branch]))
+        # Gathered pictures are the same everywhere; the sound was computed in each process that shares the clip.
+        velocity = velocity._replace(audio=place.sharding.agreed(velocity.audio))
         state = Latents(
             euler_step(state.video, velocity.video, *video_sigmas[index : index + 2]),
             euler_step(state.audio, velocity.audio, *audio_sigmas[index : index + 2]),
@@ -138,14 +142,12 @@ class _Experts:
     def __init__(self, mova: Mova, device: torch.device, offload: bool) -> None:
         self.mova, self.device, self.offload = mova, device, offload and mova.video_dit_2 is not None
 
-    def use(self, index: int) -> VideoDiT:
-        """Expert `index`, on the device."""
-        expert = self.mova.expert(index)
+    def use(self, index: int) -> None:
+        """See to it that expert `index` is on the device."""
         if self.offload:
             # The other leaves first: they may not fit together.
             self.mova.expert(1 - index).to("cpu")
-            expert.to(self.device)
-        return expert
+            self.mova.expert(index).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -153,30 +155,44 @@ class _Model:
     """The model under one batch's conditions."""
 
     mova: Mova
-    bridge: Bridge | None
     conditions: Conditions
     prediction: Prediction
     fps: float
+    options: LoopOptions
+    sharding: Sharding
 
-    def velocities(
-        self, expert: VideoDiT, state: Latents, steps: Steps, index: int, with_text: tuple[bool, ...], with_bridge: bool
-    ) -> list[Velocities]:
-        """Velocities, float32, in `state` at the noise level of step `index`: a pair for each entry of `with_text`.
+    def evaluate(
+        self, branches: Sequence[Branch], state: Latents, steps: Steps, index: int
+    ) -> dict[Branch, Velocities]:
+        """Velocities, float32, of each branch in `state` at the noise level of step `index`.
 
-        The entries are copies of the batch in one forward; each copy sees the text or the empty text.
+        Branches that differ in text alone share a forward, where the options allow it.
         """
+        forwards = [[branch] for branch in branches]
+        if self.options.batch_guidance:
+            forwards = [[b for b in branches if b[1] == bridge] for bridge in {bridge: None for _, bridge in branches}]
+        found: dict[Branch, Velocities] = {}
+        for together in forwards:
+            texts = tuple(text for text, _ in together)
+            found.update(zip(together, self._forward(texts, together[0][1], state, steps, index), strict=True))
+        return found
+
+    def _forward(
+        self, with_text: tuple[bool, ...], with_bridge: bool, state: Latents, steps: Steps, index: int
+    ) -> list[Velocities]:
+        """A pair for each entry of `with_text`: copies of the batch, each of which sees the text or the empty text."""
         n, here = len(with_text), slice(index, index + 1)
         texts = [self.conditions.text if text else self.conditions.empty_text for text in with_text]
-        outputs = dual_tower_forward(
-            expert,
-            self.mova.audio_dit,
-            self.bridge if with_bridge else None,
+        outputs = self.mova(
             torch.cat([video_input(state.video, self.conditions.condition)] * n),
             torch.cat([state.audio] * n),
             torch.cat(texts),
             steps.video_timesteps[here],
             steps.audio_timesteps[here],
+            expert=steps.experts[index],
+            bridge=with_bridge and self.options.bridge,
             fps=self.fps,
+            sharding=self.sharding,
         )
         pairs = zip(*(output.float().chunk(n) for output in outputs), strict=True)
         video_sigma, audio_sigma = steps.video_sigmas[here], steps.audio_sigmas[here]
@@ -187,21 +203,3 @@ class _Model:
             )
             for video, audio in pairs
         ]
-
-
-class _Evaluations:
-    """Guidance's callback for one step: runs the model with or without text and bridge.
-
-    share: the two evaluations with the bridge are computed together when either is asked for.
-    """
-
-    def __init__(self, run: Callable[[tuple[bool, ...], bool], list[Velocities]], share: bool) -> None:
-        self.run, self.share = run, share
-        self.bridged: dict[bool, Velocities] = {}
-
-    def __call__(self, with_text: bool, with_bridge: bool) -> Velocities:
-        if not (self.share and with_bridge):
-            return self.run((with_text,), with_bridge)[0]
-        if not self.bridged:
-            self.bridged = dict(zip((True, False), self.run((True, False), True), strict=True))
-        return self.bridged[with_text]

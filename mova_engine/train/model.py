@@ -18,7 +18,7 @@ from mova_engine.models.checkpoint import (
     save_mova,
 )
 from mova_engine.models.mova import COMPONENTS, Mova
-from mova_engine.models.weights import load_component, read_rows, write_component
+from mova_engine.models.weights import load_component, write_component
 from mova_engine.ops import OpTable
 from mova_engine.parallel.processes import Processes
 from mova_engine.parallel.shard import Shards, shard_model
@@ -93,11 +93,7 @@ def _fill_shards(model: Mova, shards: Shards, config: TrainConfig) -> None:
             generator(config.seed, "weights"), lambda parameter, value: shards.piece(parameter).take(value)
         )
     for name in loaded:
-        pieces = {key: shards.piece(parameter) for key, parameter in getattr(model, name).named_parameters()}
-        read_rows(
-            config.model.checkpoint / name,
-            {key: (piece.shape, piece.rows, piece.tensor) for key, piece in pieces.items()},
-        )
+        shards.load(getattr(model, name), config.model.checkpoint / name)
 
 
 def outline(model: Mova, dtype: torch.dtype) -> Mova:

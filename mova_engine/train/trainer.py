@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from mova_engine.errors import MovaError
-from mova_engine.parallel.processes import Processes, read_launch
+from mova_engine.parallel.processes import Processes, read_launch, said_by_first
 from mova_engine.parallel.storage import reserve_tensors
 from mova_engine.parallel.watch import Watch
 from mova_engine.train.assembly import Run, assemble, find_resume, join_processes
@@ -24,9 +24,6 @@ from mova_engine.train.recipes import to_dict, to_yaml
 from mova_engine.train.signals import StopRequest
 from mova_engine.train.update import StepResult, Updater
 from mova_engine.train.weights import DTYPES
-
-# How long the other processes stay while the first says why none of them can start.
-_LISTENING_S = 3.0
 
 
 class Trainer:
@@ -47,14 +44,8 @@ class Trainer:
 
     def run(self) -> int:
         """Train until the last step. Raises MovaError for whatever the user can put right."""
-        try:
+        with said_by_first(self.launch):
             processes = join_processes(self.config, self.launch)
-        except MovaError:
-            if not self.launch.rank:
-                raise
-            # The first process has the same to say; torchrun would end it as soon as another has ended.
-            time.sleep(_LISTENING_S)
-            return 2
         watch = Watch(self.launch, self.config.parallel.timeout)
         try:
             return self._run(processes, watch)

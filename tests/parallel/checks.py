@@ -7,6 +7,13 @@ from pathlib import Path
 
 import torch
 from parallel.runs import encoded_in_rounds, resaved, run_shared, watched  # noqa: F401 (called by name)
+from parallel.sampling import (  # noqa: F401 (called by name)
+    commanded,
+    error_of_rows,
+    error_of_wan_rows,
+    errors_of_clips,
+    errors_of_sampling,
+)
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor

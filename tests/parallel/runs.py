@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def watched(case: str) -> tuple[str | None, int | None]:
 
 
 def _behave(case: str, launch: Launch, mine: watch.Watch) -> None:
-    if launch.rank == 1 and case in ("silent", "lost"):
+    if launch.rank == 1 and case in ("silent", "lost", "terminated"):
         # After a sign from here.
         time.sleep(0.5)
         mine._closing.set()
@@ -161,5 +162,10 @@ def _behave(case: str, launch: Launch, mine: watch.Watch) -> None:
         raise MovaError("the disk is full")
     elif launch.rank == 0:
         mine.at("step 1: forward and backward")
+        if case == "terminated":
+            # What a launcher sends to the others when it has seen one die, before they have.
+            time.sleep(1.0)
+            signal.signal(signal.SIGTERM, mine.stop)
+            signal.raise_signal(signal.SIGTERM)
         if case == "lost":
             raise RuntimeError("Connection closed by peer")

@@ -95,7 +95,7 @@ def test_evaluations_share_a_forward_where_they_can(mova, monkeypatch, form, bat
         seen.append((args[2] is not None, len(args[3])))
         return dual_tower_forward(*args, **kwargs)
 
-    monkeypatch.setattr(sampler, "dual_tower_forward", spy)
+    monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", spy)
     shared = sample(mova, Guidance(form, 3.0, 2.0))
     assert sorted(n for _, n in seen[: len(batches)]) == batches
     assert len(seen) == len(batches) * len(STEPS.experts)
@@ -114,7 +114,7 @@ def test_experts_switch_at_the_boundary(mova, monkeypatch, count):
         served.append(0 if video_dit is mova.video_dit else 1)
         return dual_tower_forward(video_dit, *args, **kwargs)
 
-    monkeypatch.setattr(sampler, "dual_tower_forward", spy)
+    monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", spy)
     steps = Schedule().inference(count)
     reported = []
     sample(mova, steps=steps, on_step=lambda step: reported.append(step.expert))
@@ -166,7 +166,7 @@ def test_steps_are_exact_euler_steps_of_the_reported_velocities(mova):
 
 def test_a_network_that_predicts_x0_and_knows_it_arrives_there(mova, monkeypatch):
     target = draw_noise(mova.config, (11,), mova.config.clip)
-    monkeypatch.setattr(sampler, "dual_tower_forward", lambda *args, **kwargs: tuple(target))
+    monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", lambda *args, **kwargs: tuple(target))
     out = sample(mova, prediction=Prediction("x0", sigma_floor=1e-6))
     assert_same(out, target)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.errors import MovaError
+from mova_engine.models.codecs.rows import ALL_ROWS, Rows
 
 
 @runtime_checkable
@@ -28,8 +29,8 @@ class VideoCodec(Protocol):
     def encode(self, video: Tensor) -> Tensor:
         """Video [b, 3, f, h, w], RGB in [-1, 1] -> latents [b, 16, 1 + (f-1)/4, h/8, w/8], float32, normalised."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [b, 16, t, h, w] -> video [b, 3, 1 + 4(t-1), 8h, 8w], float32.
+    def decode(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+        """Latents [b, 16, t, h, w] -> video [b, 3, 1 + 4(t-1), 8h, 8w], float32; of own rows only where `rows` says so.
 
         Values may leave [-1, 1]; `video_to_uint8` clamps them.
         """

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mova_engine.models.codecs.base import check_latents, check_video, fingerprint
 from mova_engine.models.codecs.latent_stats import LatentStats
+from mova_engine.models.codecs.rows import ALL_ROWS, Rows
 
 
 class Coefficient(NamedTuple):
@@ -127,10 +128,10 @@ class DctVideoCodec:
         return self.stats.normalise(latents)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         """Latents [b, 16, n+1, h, w] -> video [b, 3, 4n+1, 8h, 8w], float32, not clamped. MovaError on other shapes."""
         check_latents(latents, self.channels, "t h w")
-        latents = self.stats.denormalise(latents.to(self.device, torch.float32))
+        latents = self.stats.denormalise(rows.take(latents).to(self.device, torch.float32))
         video = self._synthesise(latents[:, :, :1], 1)
         if latents.shape[2] > 1:
             video = torch.cat([video, self._synthesise(latents[:, :, 1:], 4)], dim=2)

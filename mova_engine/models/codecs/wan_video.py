@@ -1,5 +1,7 @@
 """The released models' video codec: diffusers' AutoencoderKLWan (Wan 2.1), behind the VideoCodec protocol."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from mova_engine.models.codecs.base import check_latents, check_video, fingerprint, optional
 from mova_engine.models.codecs.latent_stats import LatentStats
+from mova_engine.models.codecs.rows import ALL_ROWS, Rows, convolutions_on
 from mova_engine.models.weights import load_component, read_config
 
 
@@ -34,10 +37,11 @@ class WanVideoCodec:
         return self.stats.normalise(self.vae.encode(self._place(video)).latent_dist.mode().float())
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         """Latents [b, 16, n+1, h, w] -> video [b, 3, 4n+1, 8h, 8w], float32 in [-1, 1]. MovaError on other shapes."""
         check_latents(latents, self.channels, "t h w")
-        return self.vae.decode(self._place(self.stats.denormalise(latents.float()))).sample.float()
+        with nullcontext() if rows.size == 1 else self._sharing(rows):
+            return self.vae.decode(self._place(self.stats.denormalise(latents.float()))).sample.float()
 
     def state(self) -> dict[str, Any]:
         """Empty: the statistics are part of the checkpoint's configuration."""
@@ -49,6 +53,21 @@ class WanVideoCodec:
             facts = {"version": 1, "stats": self.stats.state()}
             self._fingerprint = fingerprint("wan-video", facts, self.vae.state_dict().items())
         return self._fingerprint
+
+    @contextmanager
+    def _sharing(self, rows: Rows) -> Iterator[None]:
+        """Within the block the decoder's upper part, which does nearly all of its work, computes on own rows.
+
+        The middle block attends to whole pictures; with what precedes it, it takes 2% of the products, and every
+        process computes it.
+        """
+        decoder = self.vae.decoder
+        hook = decoder.mid_block.register_forward_hook(lambda module, inputs, output: rows.take(output))
+        try:
+            with convolutions_on(rows, decoder.up_blocks, decoder.conv_out):
+                yield
+        finally:
+            hook.remove()
 
     def _place(self, x: Tensor) -> Tensor:
         return x.to(self.vae.device, self.vae.dtype)
