@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from parallel.runs import encoded_in_rounds, resaved, run_shared, watched  # noqa: F401 (called by name)
+from parallel.runs import clips_taken, encoded_in_rounds, resaved, run_shared, watched  # noqa: F401 (called by name)
 from parallel.small import HEADS, backward, build, build_sharded, clips, processes
 from rich.console import Console
 from torch import Tensor
@@ -103,7 +103,8 @@ def errors_of_training(
     if mutation is not None:
         table, sharding = MUTATIONS[mutation](ops, sharding)
     model = build_sharded(place, table, heads=heads)[0] if fsdp else build(table, heads)
-    together = _train(model, sharding, tokens, batch, expert, optimizer, steps, checkpointing, offload, divide, fsdp)
+    options = {"checkpointing": checkpointing, "offload": offload, "divide": divide, "fsdp": fsdp}
+    together = _train(model, sharding, tokens, batch, expert, optimizer, steps, wanted=place.is_first, **options)
     if not place.is_first:
         return None
     alone = _alone(heads, tokens, batch, expert, optimizer, steps)
@@ -154,7 +155,14 @@ def _train(
     offload=False,
     divide=False,
     fsdp=False,
+    wanted=True,
 ) -> dict:
+    """Whole tensors of what came of it; empty where they are not `wanted`, but all processes give their rows."""
+
+    def wholes(tensors: dict[str, Tensor], copy: bool = False) -> dict[str, Tensor]:
+        gathered = ((name, whole(x)) for name, x in tensors.items())
+        return {name: x.clone() if copy else x for name, x in gathered if wanted}
+
     parameters = dict(model.named_parameters())
     optimizers = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
@@ -172,15 +180,17 @@ def _train(
             summed = [] if fsdp else gradients.values()
             sum_gradients([loss.view(1), *summed], sharding.whole, sharding.size if divide else 1)
         if step == 0:
-            result = {"loss": float(loss), "gradient": {name: whole(g).clone() for name, g in gradients.items()}}
+            result = {"loss": float(loss), "gradient": wholes(gradients, copy=True)}
         rule.step()
-    result["weights"] = {name: whole(p.detach()) for name, p in parameters.items()}
-    result["moments"] = {
-        f"{name}:{key}": whole(rule.state[p][key])
-        for name, p in parameters.items()
-        for key in ("exp_avg", "exp_avg_sq", "momentum_buffer")
-        if rule.state[p].get(key) is not None
-    }
+    result["weights"] = wholes({name: p.detach() for name, p in parameters.items()})
+    result["moments"] = wholes(
+        {
+            f"{name}:{key}": rule.state[p][key]
+            for name, p in parameters.items()
+            for key in ("exp_avg", "exp_avg_sq", "momentum_buffer")
+            if rule.state[p].get(key) is not None
+        }
+    )
     return result
 
 

@@ -1,8 +1,10 @@
 """The small models and clips of the checks, the same in all processes, and a step of them."""
 
 import functools
+from collections.abc import Callable
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from mova_engine.backend import get_backend
@@ -10,7 +12,7 @@ from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaCon
 from mova_engine.diffusion.loss import LossWeights, Share, velocity_loss
 from mova_engine.models.mova import Mova
 from mova_engine.models.sharding import WHOLE, Sharding
-from mova_engine.ops import OpTable, bind
+from mova_engine.ops import OpTable
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
 from mova_engine.parallel.shard import Shards, shard_model
@@ -23,11 +25,12 @@ AUDIO_TOKENS = 13
 
 
 def config(heads: int = HEADS) -> MovaConfig:
-    """Two layers and two experts; heads: of the video tower."""
-    sizes = {"num_layers": 2, "text_dim": 32, "freq_dim": 16}
+    """Two experts of two layers, or of one where the video tower has more heads than `HEADS`."""
+    layers = 2 if heads == HEADS else 1
+    sizes = {"num_layers": layers, "text_dim": 32, "freq_dim": 16}
     video = VideoDiTConfig(dim=128 * heads, ffn_dim=64 * heads, num_heads=heads, **sizes)
     audio = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, **sizes)
-    bridge = BridgeConfig(2, 2, video.dim, audio.dim, head_dim=128)
+    bridge = BridgeConfig(layers, layers, video.dim, audio.dim, head_dim=128)
     return MovaConfig("narrow", video, audio, bridge, ClipConfig(frames=5, height=32, width=48), experts=2)
 
 
@@ -41,23 +44,19 @@ def processes(ulysses: int | None, context_parallel: int | None = None) -> Proce
     return start_processes(backend, launch, shape, timeout_s=120)
 
 
-@functools.cache
-def weights(heads: int) -> dict[str, Tensor]:
-    """The same everywhere, by name; nothing is zero."""
-    model, source = Mova(config(heads), bind(get_backend("cpu"))), torch.Generator().manual_seed(5)
-    model.init_weights(source)
+def _fill(model: Mova, put: Callable[[nn.Parameter, Tensor], object], add: Callable) -> None:
+    """The same weights everywhere; none is zero. Tensor by tensor: eight processes share a small machine."""
+    source = torch.Generator().manual_seed(5)
+    model.init_weights(source, put)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source), alpha=0.02)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+            add(parameter, torch.randn(parameter.shape, generator=source) * 0.02)
 
 
 def build(ops: OpTable, heads: int = HEADS) -> Mova:
     """The same model everywhere."""
     model = Mova(config(heads), ops)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights(heads)[name])
+    _fill(model, nn.Parameter.copy_, nn.Parameter.add_)
     return model
 
 
@@ -67,9 +66,12 @@ def build_sharded(
     """The same model, of which every rank has its rows."""
     model = Mova(config(heads), ops, device="meta")
     shards = shard_model(model, place, torch.device("cpu"), dtype, offload)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            shards.piece(parameter).take(weights(heads)[name])
+
+    def add(parameter: nn.Parameter, noise: Tensor) -> None:
+        piece = shards.piece(parameter)
+        piece.tensor.add_(noise[piece.rows] if piece.shape else noise)
+
+    _fill(model, lambda parameter, values: shards.piece(parameter).take(values), add)
     return model, shards
 
 

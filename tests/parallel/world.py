@@ -61,11 +61,20 @@ class World:
                 raise TimeoutError(f"ranks {missing} of {self.size} did not answer within {PATIENCE} s")
             for connection in ready:
                 rank = self.connections.index(connection)
-                error, results[rank] = connection.recv()
+                try:
+                    error, results[rank] = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    error = "died"
                 if error:
                     self.close()
                     raise AssertionError(f"rank {rank} of {self.size}: {error}")
         return [results[rank] for rank in range(self.size)]
+
+    def train(self, clips: Path, out: Path, function: str = "run_shared", **settings) -> list:
+        """A run of the trainer, whose processes meet anew; by default two share each clip, and all the weights."""
+        if self.size > 1:
+            settings = {"parallel": {"shard": True, "context_parallel": 2}, **settings}
+        return self.run(function, clips=str(clips), out=str(out), port=free_port(), **settings)
 
     @property
     def alive(self) -> bool:
