@@ -92,7 +92,7 @@ class _SharedLinear(torch.autograd.Function):
             dx = _rows(grads[0]) @ weights[0]
             for grad, weight in zip(grads[1:], weights[1:], strict=True):
                 torch.addmm(dx, _rows(grad), weight, out=dx)  # the product adds: no pass over the sum
-            dx = dx.view(*grads[0].shape[:-1], -1)
+            dx = dx.view(*grads[0].shape[:-1], weights[0].shape[1])
         x = _rows(ctx.input.get(kept)) if any(wanted[3 : 3 + ctx.count]) else None
         per_layer = [(_rows(grad), *flags) for grad, flags in zip(grads, _pairs(wanted[3:], ctx.count), strict=True)]
         dweights = (grad.t() @ x if weight else None for grad, weight, _ in per_layer)
@@ -127,7 +127,7 @@ class _FeedForward(torch.autograd.Function):
         del hidden
         dproduct, dup_bias = torch.autograd.grad((edge,), (product, up_bias), ((grad_rows @ down).view(shape),))
         dproduct = _rows(dproduct)
-        dx = (dproduct @ up).view(*shape[:-1], -1) if wanted[0] else None
+        dx = (dproduct @ up).view(*shape[:-1], up.shape[1]) if wanted[0] else None
         dup = dproduct.t() @ _rows(ctx.input.get(tuple(kept))) if wanted[3] else None
         ddown_bias = grad_rows.sum(0) if wanted[6] else None
         return dx, None, None, dup, dup_bias if wanted[4] else None, ddown, ddown_bias

@@ -83,6 +83,8 @@ class Watch:
         self._sign = _Sign(host=socket.gethostname())
         self._seen: dict[int, _Seen] = {}
         self._verdict: _Verdict | None = None
+        # Since when it is known that somebody lost a connection, or was asked to end.
+        self._lost_since: float | None = None
         # A signal may arrive while the main thread holds the lock.
         self._decided, self._closing, self._lock = threading.Event(), threading.Event(), threading.RLock()
         self._thread = None
@@ -199,6 +201,9 @@ class Watch:
         ranks = range(self.launch.world) if self.launch.rank == 0 else (0,)
         for rank in ranks:
             self._look_at(rank)
+        signs = (self._sign, *(seen.sign for seen in self._seen.values()))
+        if self._lost_since is None and any(sign.state in (LOST, STOPPED) for sign in signs):
+            self._lost_since = time.monotonic()
         found = self._silent() or (self._failed() if self.launch.rank == 0 else None)
         if found is None and self.launch.rank == 0:
             found = self._behind()
@@ -226,8 +231,7 @@ class Watch:
 
     def _silent(self) -> _Verdict | None:
         """A process that gives no sign of life: for the whole timeout, or for less where somebody lost it."""
-        lost = any(sign.state in (LOST, STOPPED) for sign in (self._sign, *(seen.sign for seen in self._seen.values())))
-        bound, now = min(SILENCE, self.timeout) if lost else self.timeout, time.monotonic()
+        bound, now = self.timeout if self._lost_since is None else min(SILENCE, self.timeout), time.monotonic()
         gone = {
             rank: now - seen.beat_since
             for rank, seen in self._seen.items()
@@ -243,6 +247,9 @@ class Watch:
             f"'{sign.stage}'. All processes end; {self._remedy}",
         )
 
+    def _lost(self) -> list[_Seen]:
+        return [seen for seen in self._seen.values() if seen.sign.state == LOST]
+
     def _failed(self) -> _Verdict | None:
         for rank, seen in self._seen.items():
             if seen.sign.state == FAILED:
@@ -255,9 +262,12 @@ class Watch:
         now = time.monotonic()
         if len(self._seen) < self.launch.world or any(seen.sign.state == DONE for seen in self._seen.values()):
             return None
-        lost = [seen for seen in self._seen.values() if seen.sign.state == LOST]
+        lost = self._lost()
         standing = min(now - seen.mark_since for seen in self._seen.values())
         if standing <= (SILENCE if lost else self.timeout):
+            return None
+        if lost and now - self._lost_since <= 2 * SILENCE:
+            # All may have stood for long in one stage when a process died; its silence shows first.
             return None
         rank, seen = min(self._seen.items(), key=lambda item: item[1].sign.mark)
         if not lost and not seen.sign.watched:

@@ -68,6 +68,17 @@ def test_feed_forward_equals_the_plain_one(reference, recipe):
     torch.testing.assert_close(*both, rtol=1e-10, atol=1e-12)
 
 
+def test_no_tokens_give_empty_results_and_zero_gradients(reference):
+    """A process may have none where a clip has fewer tokens than processes share it."""
+    x = torch.empty(B, 0, D, dtype=torch.float64, requires_grad=True)
+    up, up_bias, down, down_bias = _leaf(H, D), _leaf(H), _leaf(D, H), _leaf(D)
+    hidden = reference.feed_forward(x, up, up_bias, down, down_bias)
+    first, second = reference.shared_linear(hidden, (up, up), (up_bias, None))
+    assert hidden.shape == x.shape and first.shape == second.shape == (B, 0, H)
+    gradients = torch.autograd.grad((first, second), (x, up, up_bias, down, down_bias), (first, second))
+    assert gradients[0].shape == x.shape and not any(g.any() for g in gradients)
+
+
 def test_neither_the_norms_output_nor_gelus_is_kept(reference):
     x, gamma = _leaf(B, S, D), _leaf(D)
     up, up_bias, down, down_bias = _leaf(H, D), _leaf(H), _leaf(D, H), _leaf(D)

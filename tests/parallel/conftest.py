@@ -1,12 +1,15 @@
-"""Worlds of processes, each started once."""
+"""Worlds of processes, each started once, and what several files of tests train on."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from parallel.world import World
 
+from mova_engine.data.bounce import generate
 
-@pytest.fixture(scope="session")
-def worlds():
-    """`worlds(4)`: a World of four processes, started anew where an error ended it."""
+
+def _started_once() -> Iterator[Callable[[int], World]]:
     running: dict[int, World] = {}
 
     def get(size: int) -> World:
@@ -17,3 +20,41 @@ def worlds():
     yield get
     for world in running.values():
         world.close()
+
+
+@pytest.fixture(scope="session")
+def worlds():
+    """`worlds(4)`: a World of four processes, started anew where an error ended it."""
+    yield from _started_once()
+
+
+@pytest.fixture(scope="session")
+def runners():
+    """Worlds for runs, each of which joins and leaves a process group of its own."""
+    yield from _started_once()
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """Eight clips."""
+    folder = tmp_path_factory.mktemp("clips")
+    generate(folder, 8, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared(clips, runners, tmp_path_factory) -> Path:
+    """A run of four steps by two processes that share clips and weights, with checkpoints after two and four."""
+    return _run(runners(2), clips, tmp_path_factory, batch=4)
+
+
+@pytest.fixture(scope="session")
+def shared_by_four(clips, runners, tmp_path_factory) -> Path:
+    """The same by four processes, two for each clip."""
+    return _run(runners(4), clips, tmp_path_factory, batch=2)
+
+
+def _run(world: World, clips: Path, tmp_path_factory, batch: int) -> Path:
+    out = tmp_path_factory.mktemp("runs") / f"shared-{world.size}"
+    assert [status for status, _ in world.train(clips, out, steps=4, every=2, batch=batch)] == [0] * world.size
+    return out

@@ -5,20 +5,24 @@
 
 A run whose clips and weights are shared is started by torchrun; one of its processes is killed (SIGKILL) in the middle
 of a step, or while a checkpoint is being written; all of its processes must end soon; the same command must go on from
-the last complete checkpoint. Finally weights, average and moments must be those of a run that nobody disturbed, bit for
-bit, and so must every loss.
+the last complete checkpoint. A kill that came when the checkpoint was complete does not count. Finally weights, average
+and moments must be those of a run that nobody disturbed, bit for bit, and so must every loss.
 """
 
 import argparse
 import os
 import random
+import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -30,6 +34,8 @@ from mova_engine.train.metrics import read_metrics
 # Seconds within which all processes must be gone after one was killed: torchrun gives the others 30.
 PATIENCE = 90
 EVERY = 5
+# Seconds between looks at a run's folder.
+LOOK = 0.005
 
 
 def start(clips: Path, out: Path, processes: int, steps: int) -> subprocess.Popen:
@@ -61,12 +67,27 @@ def trainers(launcher: subprocess.Popen) -> list[int]:
     return [int(number) for number in listed]
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: within `longest` seconds of the beginning of a step, or of a checkpoint."""
+
+    checkpoint: bool
+    longest: float
+
+
+class Killed(NamedTuple):
+    """What happened, in a line, and whether it happened in the middle of what it was meant for."""
+
+    line: str
+    hit: bool
+
+
 def wait_for(condition, launcher: subprocess.Popen) -> bool:
     """Until the condition holds; False where the run ended before."""
     while not condition():
         if launcher.poll() is not None:
             return False
-        time.sleep(0.001)
+        time.sleep(LOOK)
     return True
 
 
@@ -75,39 +96,58 @@ def steps_done(out: Path) -> int:
     return max((row["step"] for row in read_metrics(rows)), default=0) if rows.exists() else 0
 
 
-def being_written(out: Path) -> bool:
-    return any((out / "checkpoints").glob(".step-*.new"))
+def being_written(out: Path) -> list[int]:
+    """Steps whose checkpoint is half written."""
+    return [int(path.name[6:-4]) for path in (out / "checkpoints").glob(".step-*.new")]
 
 
-def kill_once(clips: Path, out: Path, processes: int, steps: int, during: str, chance: random.Random) -> str:
-    """Start, kill, wait; returns what happened in a line. AssertionError for what must not be."""
+def seconds_of_a_save(launcher: subprocess.Popen, out: Path) -> float:
+    """Watch a run to its end; the median time for which a checkpoint of it was under way."""
+    found, since = [], None
+    while launcher.poll() is None:
+        if bool(being_written(out)) != (since is not None):
+            now = time.monotonic()
+            if since is not None:
+                found.append(now - since)
+            since = None if since is not None else now
+        time.sleep(LOOK)
+    return statistics.median(found)
+
+
+def kill_once(clips: Path, out: Path, processes: int, steps: int, moment: Moment, chance: random.Random) -> Killed:
+    """Start, kill, wait. AssertionError for what must not be."""
+    before, complete = steps_done(out), checkpoints_of(out)
     launcher = start(clips, out, processes, steps)
-    before = steps_done(out)
     target = before + chance.randint(1, EVERY)
-    if during == "checkpoint":
-        alive = wait_for(lambda: being_written(out) and steps_done(out) > before, launcher)
-        time.sleep(chance.uniform(0, 0.03))
+    if moment.checkpoint:
+        alive = wait_for(lambda: any(step > before for step in being_written(out)), launcher)
     else:
         alive = wait_for(lambda: steps_done(out) >= target, launcher)
-        time.sleep(chance.uniform(0, 0.3))
+    begun = being_written(out) if moment.checkpoint else []
+    time.sleep(chance.uniform(0, moment.longest))
     if not alive:
-        launcher.communicate()
-        return "done before it could be killed"
-    half = being_written(out)
+        raise AssertionError(f"the run ended before it could be killed:\n{launcher.communicate()[0]}")
     victim = chance.randrange(processes)
     os.kill(trainers(launcher)[victim], signal.SIGKILL)
     killed = time.monotonic()
     said, _ = launcher.communicate(timeout=PATIENCE)
     took = time.monotonic() - killed
     assert launcher.returncode != 0, "the run ended well though one of its processes was killed"
-    named = f"rank {victim} on " in said
-    left = [step for step, _ in checkpoints_of(out)]
-    for _, folder in checkpoints_of(out):
+    went_on = [str(folder) for _, folder in complete[-1:]]
+    assert re.findall(r"going on from (\S+) after", said) == went_on, f"expected to go on from {went_on}:\n{said}"
+    left = checkpoints_of(out)
+    assert left[-1:] >= complete[-1:], f"{complete[-1]} was complete and is gone"
+    for _, folder in left:
         for file in folder.rglob("*.safetensors"):
             load_file(file)
-    return (
+    # Those who are left may remove what is half written themselves.
+    half = any(step not in dict(left) for step in begun)
+    name = f"rank {victim} on "
+    said_so = "named" if name in said else "NOT NAMED: " + " | ".join(re.findall(r"^.*error: .*$", said, re.MULTILINE))
+    return Killed(
         f"rank {victim} killed after step {steps_done(out)}{', a checkpoint half written' if half else ''}; "
-        f"all ended in {took:.0f} s, {'named' if named else 'NOT NAMED'}; complete: {left}"
+        f"all ended in {took:.0f} s, {said_so}; complete: {[step for step, _ in left]}",
+        half or not moment.checkpoint,
     )
 
 
@@ -133,23 +173,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     chance = random.Random(args.seed)
-    # Each start comes a little further than where it was meant to be killed.
-    steps = 2 * EVERY * (args.times + 1)
+    # A kill costs EVERY steps at most, and so does one that came when the checkpoint was complete.
+    steps = EVERY * (2 * args.times + 2)
     with tempfile.TemporaryDirectory() as folder:
         clips, whole, broken = (Path(folder) / name for name in ("clips", "whole", "broken"))
         generate(clips, 8, seed=3)
-        said, _ = start(clips, whole, args.processes, steps).communicate()
+        undisturbed = start(clips, whole, args.processes, steps)
+        save = seconds_of_a_save(undisturbed, whole)
+        said, _ = undisturbed.communicate()
         assert "done:" in said, said
-        for time_ in range(args.times):
-            line = kill_once(clips, broken, args.processes, steps, args.during, chance)
-            sys.stdout.write(f"{time_ + 1}: {line}\n")
+        rows = read_metrics(whole / "metrics.jsonl")
+        step = statistics.median(row["seconds/step"] for row in rows)
+        sys.stdout.write(f"undisturbed: a step takes {step:.2f} s, a checkpoint {save:.2f} s\n")
+        moment = Moment(True, save) if args.during == "checkpoint" else Moment(False, step)
+        hits = tries = 0
+        while hits < args.times:
+            tries += 1
+            killed = kill_once(clips, broken, args.processes, steps, moment, chance)
+            hits += killed.hit
+            sys.stdout.write(f"{hits if killed.hit else 'too late'}: {killed.line}\n")
             sys.stdout.flush()
         said, _ = start(clips, broken, args.processes, steps).communicate()
         last = f"checkpoints/step-{steps:06d}"
         lost = not (
             losses(whole) == losses(broken) and len(losses(whole)) == steps and same(whole / last, broken / last)
         )
-        sys.stdout.write(f"{steps} steps, {args.times} kills: {'NOT THE SAME' if lost else 'the same bit for bit'}\n")
+        found = "NOT THE SAME" if lost else "the same bit for bit"
+        sys.stdout.write(f"{steps} steps, {tries} kills, {hits} of them in the middle of a {args.during}: {found}\n")
     return int(lost)
 
 

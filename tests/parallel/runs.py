@@ -14,7 +14,7 @@ from mova_engine.backend import get_backend
 from mova_engine.config import get_preset
 from mova_engine.data.cache import LatentCache
 from mova_engine.data.dataset import open_dataset
-from mova_engine.data.loader import build_loader
+from mova_engine.data.loader import Loader, build_loader
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec
 from mova_engine.parallel import storage, watch
@@ -22,7 +22,7 @@ from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch, Processes, read_launch, start_processes
 from mova_engine.train import update
 from mova_engine.train.assembly import assemble, join_processes
-from mova_engine.train.checkpoints import sharded_save
+from mova_engine.train.checkpoints import save_checkpoint, sharded_save
 from mova_engine.train.model import export_model, outline
 from mova_engine.train.recipes import load_config
 from mova_engine.train.trainer import Trainer
@@ -86,20 +86,46 @@ def _not_finite() -> None:
 _FAULTS = {"full disk": _full_disk, "not finite": _not_finite}
 
 
-def resaved(source: str, target: str, port: int, **settings) -> None:
+def clips_taken(**settings) -> list[list[str]]:
+    """Train; the clips that this process was given, by step."""
+    taken, right = [], Loader._batches
+
+    def batches(loader: Loader):
+        for batch in right(loader):
+            taken.append(batch["id"])
+            yield batch
+
+    Loader._batches = batches
+    try:
+        status, said = run_shared(**settings)
+    finally:
+        Loader._batches = right
+    assert status == 0, said
+    return taken
+
+
+def resaved(source: str, port: int | None = None, **settings) -> None:
     """Load a checkpoint as this world's mesh has it, and save it again."""
     os.environ["MASTER_PORT"] = str(port)
-    config = configured(out=target, **settings)
+    config = configured(steps=9, **settings)
     processes = join_processes(config, read_launch())
     parts = assemble(config, Path(source), Console(quiet=True), processes)
-    dtype = DTYPES[config.precision]
-    bare = outline(parts.model, dtype)
+    step, progress = parts.resumed["step"], {**parts.resumed["progress"], "loader": parts.loader.state_dict()}
+    if parts.state.weights.shards is None:
 
-    def export(folder: Path) -> None:
-        export_model(bare, parts.codecs, config, folder, write=storage.reserve_tensors)
+        def export_whole(folder: Path) -> None:
+            with parts.state.weights.averaged():
+                export_model(parts.model, parts.codecs, config, folder)
 
-    step, progress = parts.resumed["step"], parts.resumed["progress"]
-    sharded_save(Path(target), step, parts.state, progress, {}, export, dtype, parts.saver.group)()
+        save_checkpoint(config.folder, step, parts.state, progress, {}, export_whole)
+    else:
+        dtype = DTYPES[config.precision]
+        bare = outline(parts.model, dtype)
+
+        def export(folder: Path) -> None:
+            export_model(bare, parts.codecs, config, folder, write=storage.reserve_tensors)
+
+        sharded_save(config.folder, step, parts.state, progress, {}, export, dtype, parts.saver.group)()
     processes.close()
 
 
@@ -158,6 +184,13 @@ def _behave(case: str, launch: Launch, mine: watch.Watch) -> None:
         # After a sign from here.
         time.sleep(0.5)
         mine._closing.set()
+    elif case == "lost late":
+        # In a stage that both have been in for long.
+        time.sleep(1.5 * watch.SILENCE)
+        if launch.rank == 1:
+            mine._closing.set()
+        else:
+            raise RuntimeError("Connection closed by peer")
     elif launch.rank == 1 and case == "failed":
         raise MovaError("the disk is full")
     elif launch.rank == 0:

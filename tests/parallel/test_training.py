@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 from parallel.world import free_port
 
-from mova_engine.data.bounce import generate
 from mova_engine.train.metrics import read_metrics
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    generate(folder, 8, seed=3)
-    return folder
 
 
 def start(clips: Path, out: Path, processes: int, *settings: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,103 @@
+"""The small models and clips of the checks, the same in all processes, and a step of them."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mova_engine.backend import get_backend
+from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.diffusion.loss import LossWeights, Share, velocity_loss
+from mova_engine.models.mova import Mova
+from mova_engine.models.sharding import WHOLE, Sharding
+from mova_engine.ops import OpTable
+from mova_engine.parallel.mesh import choose_mesh
+from mova_engine.parallel.processes import Processes, read_launch, start_processes
+from mova_engine.parallel.shard import Shards, shard_model
+
+# Video heads of 128; as many ranks can exchange them. Twice as many where eight do.
+HEADS = 4
+# Tokens of the video and a grid (frames, rows, columns) that has so many.
+GRIDS = {3: (3, 1, 1), 7: (7, 1, 1), 64: (4, 4, 4), 403: (13, 31, 1), 1001: (13, 11, 7)}
+AUDIO_TOKENS = 13
+
+
+def config(heads: int = HEADS) -> MovaConfig:
+    """Two experts of two layers, or of one where the video tower has more heads than `HEADS`."""
+    layers = 2 if heads == HEADS else 1
+    sizes = {"num_layers": layers, "text_dim": 32, "freq_dim": 16}
+    video = VideoDiTConfig(dim=128 * heads, ffn_dim=64 * heads, num_heads=heads, **sizes)
+    audio = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, **sizes)
+    bridge = BridgeConfig(layers, layers, video.dim, audio.dim, head_dim=128)
+    return MovaConfig("narrow", video, audio, bridge, ClipConfig(frames=5, height=32, width=48), experts=2)
+
+
+@functools.cache
+def processes(ulysses: int | None, context_parallel: int | None = None) -> Processes:
+    """The world as a mesh; None: the whole world shares one clip."""
+    backend, launch = get_backend("cpu"), read_launch()
+    torch.set_num_threads(1)
+    heads = max(HEADS, ulysses or 0)
+    shape = choose_mesh(launch.world, heads, context_parallel=context_parallel or launch.world, ulysses=ulysses)
+    return start_processes(backend, launch, shape, timeout_s=120)
+
+
+def _fill(model: Mova, put: Callable[[nn.Parameter, Tensor], object], add: Callable) -> None:
+    """The same weights everywhere; none is zero. Tensor by tensor: eight processes share a small machine."""
+    source = torch.Generator().manual_seed(5)
+    model.init_weights(source, put)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            add(parameter, torch.randn(parameter.shape, generator=source) * 0.02)
+
+
+def build(ops: OpTable, heads: int = HEADS) -> Mova:
+    """The same model everywhere."""
+    model = Mova(config(heads), ops)
+    _fill(model, nn.Parameter.copy_, nn.Parameter.add_)
+    return model
+
+
+def build_sharded(
+    place: Processes, ops: OpTable, dtype: torch.dtype = torch.float32, offload: bool = False, heads: int = HEADS
+) -> tuple[Mova, Shards]:
+    """The same model, of which every rank has its rows."""
+    model = Mova(config(heads), ops, device="meta")
+    shards = shard_model(model, place, torch.device("cpu"), dtype, offload)
+
+    def add(parameter: nn.Parameter, noise: Tensor) -> None:
+        piece = shards.piece(parameter)
+        piece.tensor.add_(noise[piece.rows] if piece.shape else noise)
+
+    _fill(model, lambda parameter, values: shards.piece(parameter).take(values), add)
+    return model, shards
+
+
+def clips(tokens: int, batch: int, seed: int = 11) -> dict[str, Tensor]:
+    """Inputs and targets of a step."""
+    g = torch.Generator().manual_seed(seed)
+    t, h, w = GRIDS[tokens]
+    shapes = {
+        "video_input": (batch, 36, t, 2 * h, 2 * w),
+        "audio_latents": (batch, 128, AUDIO_TOKENS),
+        "context": (batch, 5, 32),
+        "video_target": (batch, 16, t, 2 * h, 2 * w),
+        "audio_target": (batch, 128, AUDIO_TOKENS),
+    }
+    tensors = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    tensors["video_timestep"] = torch.rand(batch, generator=g) * 1000
+    tensors["audio_timestep"] = torch.rand(batch, generator=g) * 1000
+    return tensors
+
+
+def backward(model: Mova, inputs: dict[str, Tensor], expert: int, sharding: Sharding = WHOLE, **options) -> Tensor:
+    """Forward, loss and gradients of one step; returns this process's share of the loss."""
+    targets = inputs["video_target"], inputs["audio_target"]
+    given = {name: x for name, x in inputs.items() if not name.endswith("target")}
+    video, audio = model(**given, expert=expert, sharding=sharding, **options)
+    share = Share(model.expert(expert).own_latents(targets[0].shape, sharding, video.device), 1 / sharding.size)
+    loss = velocity_loss(video, targets[0], audio, targets[1], LossWeights(audio=0.7, skip_first_frame=True), share)
+    loss.total.backward()
+    return loss.total.detach()
