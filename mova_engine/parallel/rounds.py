@@ -30,9 +30,10 @@ class Rounds:
         """
         for own in made:
             for turn in range(self.size):
-                yield self._broadcast(own if turn == self.rank else None, turn)
+                yield self.broadcast(own if turn == self.rank else None, turn)
 
-    def _broadcast(self, batch: dict[str, Any] | None, turn: int) -> dict[str, Any]:
+    def broadcast(self, batch: dict[str, Any] | None, turn: int) -> dict[str, Any]:
+        """The batch of the rank whose turn it is, on all ranks; the others give None."""
         source = dist.get_global_rank(self.group, turn)
         told = [None if batch is None else {name: _outline(value) for name, value in batch.items()}]
         dist.broadcast_object_list(told, source, group=self.group)
