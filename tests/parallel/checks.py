@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from parallel.keeping import kept_bytes  # noqa: F401 (called by name)
 from parallel.runs import encoded_in_rounds, resaved, run_shared, watched  # noqa: F401 (called by name)
 from rich.console import Console
 from torch import Tensor
