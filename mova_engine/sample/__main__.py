@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models are, by velocity")
     with console.status(f"loading {folder}"):
-        pipeline = load_pipeline(folder, backend, dtype=DTYPES.get(args.dtype), clip=shape, offload=args.offload)
+        adapters = _given(args, "lora", "lora_alpha")
+        pipeline = load_pipeline(
+            folder, backend, dtype=DTYPES.get(args.dtype), clip=shape, offload=args.offload, **adapters
+        )
     pipeline.schedule = _schedule(args, pipeline.schedule)
     pipeline.options = replace(pipeline.options, batch_guidance=not args.sequential_guidance)
     batch = args.batch or max(1, min(MOST_CLIPS, BATCH_TOKENS // shape.video_tokens))
@@ -99,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help=f"{', '.join(NAMES)} (default: the first of npu, cuda, cpu that works)")
     add("--dtype", help=f"{' or '.join(DTYPES)}, what the towers compute in (default: as stored)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: one for narrow models, else PyTorch's choice)")
+    add("--lora", type=Path, metavar="FILE", help="adapters to add to the model, as a LoRA run saves them")
+    add("--lora-alpha", type=float, metavar="X", help="their alpha, where the file does not say it")
     add("--offload", action="store_true", help="keep the expert that is not in use on the CPU, to save memory")
     add("--sequential-guidance", action="store_true", help="one evaluation at a time, to save memory")
     return parser

@@ -12,6 +12,7 @@ from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import INDEX, boundary_ratio, diffusion_settings, load_codecs, load_mova
+from mova_engine.models.lora import ADAPTERS, load_lora
 from mova_engine.models.weights import read_json
 from mova_engine.ops import bind
 from mova_engine.sample.pipeline import Pipeline
@@ -54,6 +55,10 @@ def checkpoint_folder(path: str | Path) -> Path:
         runs = f"{RUNS_CHECKPOINTS}/step-*"
         raise MovaError(f"{path} is no checkpoint (it has no {INDEX}) and no training run (it has no {runs})")
     newest = max(steps)[1]
+    if (newest / ADAPTERS).is_file():
+        raise MovaError(
+            f"{newest} holds adapters: sample the model that they adapt, --checkpoint BASE --lora {newest / ADAPTERS}"
+        )
     if not (newest / INDEX).is_file():
         raise MovaError(f"{newest} holds an audio tower alone, which makes no clips")
     return newest
@@ -88,15 +93,21 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     clip: ClipConfig | None = None,
     offload: bool = False,
+    lora: Path | None = None,
+    lora_alpha: float | None = None,
 ) -> Pipeline:
     """Load a model folder (see `checkpoint_folder`) with its codecs onto the backend's device.
 
     dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
+    lora: a file of adapters to add; lora_alpha: where the file has none, or another is wanted.
     offload: of two experts only the one in use lies on the device. Raises MovaError for whatever is missing or damaged.
     """
     facts, device = trained(folder), backend.device()
     ops = bind(backend, training=False)
-    mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype).requires_grad_(False)
+    mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype)
+    if lora is not None:
+        load_lora(mova, lora, lora_alpha)
+    mova.requires_grad_(False)
     if offload:
         staying = [mova.audio_dit, mova.dual_tower_bridge, *([] if mova.video_dit_2 else [mova.video_dit])]
         for component in staying:
