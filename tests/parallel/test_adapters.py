@@ -72,6 +72,18 @@ def test_two_processes_train_adapters_as_one_does(clips, base, alone, pair, tmp_
         assert max(float((x - other[key]).abs().max()) for key, x in one.items()) < 1e-4
 
 
+def test_in_bfloat16_shared_frozen_weights_are_bfloat16_and_adapters_float32(clips, base, pair, tmp_path):
+    mixed = {"batch": 4, "precision": "bf16", "checkpointing": "selective"}
+    given = settings(clips, base, tmp_path / "run", parallel=MESHES["clips and weights"], **mixed)
+    found = pair.run("run_shared", port=free_port(), **given)
+    assert [status for status, _ in found] == [0, 0], found
+    assert run_shared(**settings(clips, base, tmp_path / "alone", **mixed))[0] == 0
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=0.01)
+    folder = tmp_path / "run" / "checkpoints" / "step-000004"
+    assert {x.dtype for x in load_file(folder / ADAPTERS).values()} == {torch.bfloat16}
+    assert {x.dtype for x in load_file(folder / "training" / "master.safetensors").values()} == {torch.float32}
+
+
 def test_one_process_goes_on_from_what_two_have_saved_bit_for_bit_loaded(clips, base, alone, pair, tmp_path):
     given = settings(clips, base, tmp_path / "run", batch=4, parallel=MESHES["clips and weights"])
     pair.run("run_shared", port=free_port(), **{**given, "steps": 2})
