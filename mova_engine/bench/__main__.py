@@ -50,7 +50,16 @@ def _measure(args: argparse.Namespace) -> int:
     with backend.full_precision():
         rows = SUITES[args.command].run(args, backend, dtype)
     if args.json:
-        write_result(args.json, backend, args.command, load_at_start=load, dtype=args.dtype, rows=rows)
+        processes = max((row.get("processes", 1) for row in rows), default=1)
+        write_result(
+            args.json,
+            backend,
+            args.command,
+            load_at_start=load,
+            processes=processes,
+            dtype=args.dtype,
+            rows=rows,
+        )
         print(f"written to {args.json}")
     return 0
 

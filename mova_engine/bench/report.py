@@ -210,6 +210,33 @@ def _alone(results: dict[str, Result]) -> str:
     return _table(("model", "dtype", "batch", "forward + backward", "runs", "file"), rows) if rows else ""
 
 
+def _encoding(results: dict[str, Result]) -> str:
+    """A step of processes that share a clip, by who encodes."""
+    head = ("who encodes", "processes", "step", "encodes per clip", "rounds are times as fast", "runs", "file")
+    who = {
+        "each": "every process every clip",
+        "one": "one process, the others wait",
+        "rounds": "each another clip, in rounds",
+        "nobody": "nobody: latents in memory",
+    }
+    rows = [
+        (
+            f"{who[scheme]}; {row['model']}, {row['video_tokens']} video tokens, codec width {row['codec_width']}",
+            str(row["processes"]),
+            _seconds(found["median_s"]),
+            f"{found['encodes_per_clip']:g}",
+            _interval(row["ratios"][scheme]) if scheme in row["ratios"] else "-",
+            str(found["runs"]),
+            f"`{name}`",
+        )
+        for name, result in sorted(results.items())
+        for row in result.get("rows", [])
+        for scheme, found in row.get("schemes", {}).items()
+    ]
+    note = "Real optimizer steps of gloo processes on one machine; see `mova_engine/bench/encode.py`.\n\n"
+    return note + _table(head, rows) if rows else ""
+
+
 def _sync(results: dict[str, Result]) -> str:
     """How well clicks and bounces of generated clips agree."""
     rows = []
@@ -249,7 +276,7 @@ def _or_dash(x: Any) -> str:
 def is_busy(circumstances: dict[str, Any]) -> bool:
     """Whether others used the machine: load before the run, or above its own threads after it."""
     before, after = circumstances.get("load_average_at_start") or 0.0, circumstances["load_average"]
-    own = circumstances["threads"]
+    own = circumstances["threads"] * circumstances.get("processes", 1)
     return before > own + 0.5 or after > own + 0.5
 
 
@@ -257,6 +284,7 @@ _SECTIONS: tuple[tuple[str, Callable[[dict[str, Result]], str]], ...] = (
     ("The engine beside the baseline", _jobs),
     ("Operators", _operators),
     ("Training steps measured alone", _alone),
+    ("Encoding by processes that share a clip", _encoding),
     ("Sound and picture of generated clips", _sync),
     ("Files", _files),
 )

@@ -23,15 +23,17 @@ from mova_kernels.cpu.native import isa, unavailable
 _TELLING = ("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_", "MOVA_KEEP_")
 
 
-def circumstances(backend: Backend, load_at_start: float | None = None) -> dict[str, Any]:
+def circumstances(backend: Backend, load_at_start: float | None = None, processes: int = 1) -> dict[str, Any]:
     """Device, versions, commit (with a mark for uncommitted changes), date, and how busy the machine was.
 
     load_at_start: the load average before the measurement; beside the one after it, a noisy run can be told.
+    processes: the most that measured at once, with so many threads each.
     """
     return {
         "device": backend.name,
         "device_name": backend.describe(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "native_kernels": _native(),
         "load_average_at_start": None if load_at_start is None else round(load_at_start, 2),
         "load_average": round(os.getloadavg()[0], 2),
@@ -71,9 +73,17 @@ def _commit() -> str | None:
         return None
 
 
-def write_result(path: Path, backend: Backend, kind: str, *, load_at_start: float | None = None, **facts: Any) -> None:
-    """One result file: {"kind", "circumstances", ...facts}."""
-    content = {"kind": kind, "circumstances": circumstances(backend, load_at_start), **facts}
+def write_result(
+    path: Path,
+    backend: Backend,
+    kind: str,
+    *,
+    load_at_start: float | None = None,
+    processes: int = 1,
+    **facts: Any,
+) -> None:
+    """One result file: {"kind", "circumstances", ...facts}; for the rest see `circumstances`."""
+    content = {"kind": kind, "circumstances": circumstances(backend, load_at_start, processes), **facts}
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 

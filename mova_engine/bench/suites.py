@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mova_engine.backend import Backend
-from mova_engine.bench import operators
+from mova_engine.bench import encode, operators
 from mova_engine.bench.breakdown import time_by_group
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, denoise_job, stack_job, step_job, with_towers
 from mova_engine.bench.sides import add_side_arguments, make_sides, measure_job, scaled_down
@@ -167,6 +167,7 @@ SUITES: dict[str, Suite] = {
     "operators": Suite(
         "every implementation of every operator that the device can run", operators.add_arguments, operators.run
     ),
+    "encode": Suite("a training step of processes that share a clip, by who encodes", encode.add_arguments, encode.run),
     "chain": Suite("the norms, rotations and gates of one block", _chain_arguments, _run_chain),
     "block": _suite("one video block", _model_arguments, lambda config, args: block_job(config, "video")),
     "audio-block": _suite("one audio block", _model_arguments, lambda config, args: block_job(config, "audio")),

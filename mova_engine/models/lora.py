@@ -6,7 +6,7 @@ adapted `Mova` gives its parameters. The reference's files do not say alpha; our
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +20,8 @@ from mova_engine.models.layers import Linear
 from mova_engine.models.weights import read_tensors, replace_file
 
 ALPHA = "alpha"
+# What a training checkpoint calls the file.
+ADAPTERS = "adapters.safetensors"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _SHOWN = 3
 
@@ -58,10 +60,14 @@ def add_lora(
     names = find_linears(model, targets)
     for name in names:
         layer = _free_layer(model, name)
-        bound = 1 / math.sqrt(layer.in_features)
-        a = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
-        _attach(layer, a, torch.zeros(layer.out_features, rank), alpha)
+        _attach(layer, draw_a(rank, layer.in_features, generator), torch.zeros(layer.out_features, rank), alpha)
     return names
+
+
+def draw_a(rank: int, in_features: int, generator: torch.Generator | None = None) -> Tensor:
+    """A new adapter's A [rank, in_features], float32 on the CPU: uniform on +-1/sqrt(in)."""
+    bound = 1 / math.sqrt(in_features)
+    return torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
 
 
 def load_lora(model: nn.Module, path: str | Path, alpha: float | None = None) -> list[str]:
@@ -93,8 +99,10 @@ def load_lora(model: nn.Module, path: str | Path, alpha: float | None = None) ->
     return layers
 
 
-def save_lora(model: nn.Module, path: str | Path) -> None:
+def save_lora(model: nn.Module, path: str | Path, write: Callable[..., None] = replace_file) -> None:
     """Write the model's adapters to one file, with their alpha; a file that was there stays until it is complete.
+
+    write: called with the path, the tensors by name and the file's metadata.
 
     Raises MovaError when the model has no adapters, when they differ in alpha, and when writing fails.
     """
@@ -105,7 +113,7 @@ def save_lora(model: nn.Module, path: str | Path) -> None:
     alphas = sorted({f"{layer.lora_scale * layer.lora_A.out_features:.12g}" for layer in layers.values()})
     if len(alphas) > 1:
         raise MovaError(f"a LoRA file has one alpha, but the model's adapters have {', '.join(alphas)}")
-    replace_file(path, lora_parameters(model), {ALPHA: alphas[0]})
+    write(Path(path), lora_parameters(model), {ALPHA: alphas[0]})
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Linear]:

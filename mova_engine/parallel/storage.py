@@ -37,11 +37,11 @@ _NAMES = {
 }
 
 
-def reserve_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def reserve_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file of the tensors' names, dtypes and shapes, with room for their data. OSError where there
     is none.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     # By size of element, so that all data are aligned.
     for name, x in sorted(tensors.items(), key=lambda item: -item[1].element_size()):

@@ -90,6 +90,8 @@ def _from_recipe(recipe: str) -> Job:
         raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
     job = Job(get_preset(config.model.preset), precision=config.precision, ema=config.optim.ema > 0)
     job = replace(job, clips=config.clips_per_step)
+    if config.lora.rank:
+        job = replace(job, task="lora", lora_rank=config.lora.rank)
     if config.task == "audio":
         return replace(job, components=("audio_dit",))
     return job if config.model.bridge else replace(job, components=("video_dit", "audio_dit"))

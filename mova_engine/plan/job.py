@@ -168,6 +168,7 @@ IMPLEMENTATIONS = {
     for row in (
         # Passes: the goals of the fused kernels. gelu: reads and writes of the feed-forward's 2.7-fold width.
         # accumulated: each of a block's 9.7 P of GEMM outputs is written, and read again, once more.
+        # encodes: of the first-frame condition only what does not repeat itself (models/codecs/repeated_chunks.py).
         Implementation(
             name="ours",
             block=(18, 28),
@@ -181,7 +182,7 @@ IMPLEMENTATIONS = {
             inputs_per_bridge=False,
             attention=(None, None),
             traffic="asymmetric",
-            encodes=2,
+            encodes=1.136,
             encode_on="rounds",
             text_encoder_resident=False,
         ),

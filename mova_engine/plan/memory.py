@@ -82,14 +82,24 @@ def _saved_activations(run: Run, device: dict[str, float], host: dict[str, float
         bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
         device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
         return
-    shared = run.layout.context_parallel > 1
-    tensors = 4 if shared and policy.checkpointing == "selective" else 1
+    # What operators offer to `ops.recall`: q, k and v as exchanged, output and log-sum-exp, the output as returned.
+    exchanged = run.layout.ulysses > 1
+    tensors = 4 if exchanged and policy.checkpointing == "selective" else 1
     lse = model.clip.video_tokens * model.video.num_heads * _FP32 / run.layout.context_parallel
     names = "q, k, v, out and LSE" if tensors == 4 else "out and LSE"
-    where = ", head-sharded" if run.layout.ulysses > 1 else ""
-    device[f"saved attention ({names}{where})"] = layers * (tensors * run.local_video + lse)
-    if run.layout.ulysses > 1:
+    where = ", head-sharded" if exchanged else ""
+    saved = layers * (tensors * run.local_video + lse)
+    if run.layout.context_parallel > 1 and "dual_tower_bridge" in job.components:
+        saved += len(model.bridge.layers) * _merged_attention(run)
+    device[f"saved attention ({names}{where})"] = saved
+    if exchanged:
         device["attention's output, exchanged back"] = layers * run.local_video
+
+
+def _merged_attention(run: Run) -> float:
+    """Output and log-sum-exp of one video-to-audio attention, which all ranks of a clip have whole."""
+    bridge, queries = run.job.model.bridge, run.job.model.clip.audio_tokens
+    return queries * (bridge.audio_hidden_dim * run.job.width + bridge.audio_hidden_dim // bridge.head_dim * _FP32)
 
 
 def _working(run: Run) -> float:

@@ -7,17 +7,15 @@ Ours exchanges video self-attention only: q, k, v and out forward, their gradien
 video-to-audio bridge's log-sum-exp, weighted outputs and weights in float32 forward, its incoming gradient backward.
 The reference exchanges q, k, v and out of every attention of both towers and the bridge, and all of it again in
 recomputation.
+
+For tokens that the ranks divide evenly these are the formulas of `mova_engine.parallel.traffic`, which are exact to
+the byte and hold against counts; a test compares the two.
 """
 
 from dataclasses import dataclass, fields
 
 from mova_engine.flops import parameter_counts
 from mova_engine.plan.job import WIDTHS, Run, sharded
-
-# How often the reference's ring passes its keys and values (or their gradients): forward, recomputed and twice
-# backward in self-attention, once less in the bridge. Read off the published total at CP 8.
-_REFERENCE_RING = {"self": 4, "bridge": 3}
-
 
 # How often a step takes another video expert than the one before: experts are drawn with the probability of their
 # interval, 358 of 1000 and the rest.
@@ -80,12 +78,14 @@ def _asymmetric(run: Run) -> Traffic:
         bridges = 0
     queries = model.clip.audio_tokens
     merge = queries * (model.bridge.audio_hidden_dim + 2 * heads) * WIDTHS["fp32"]
-    backward = queries * model.bridge.audio_hidden_dim * job.width * job.training
+    backward = queries * model.bridge.audio_hidden_dim * WIDTHS["fp32"] * job.training
+    # Its output and log-sum-exp are kept but by full checkpointing.
+    merges = 1 + (recomputes and policy.checkpointing == "full")
     return Traffic(
         all_to_all=exchanged * layers * tensor * (u - 1) / u,
         ring=layers * hops * tensor / job.width,
-        reduce=bridges * (merge * (1 + recomputes) + backward) * 2 * (p - 1) / p,
-        collectives=(exchanged * layers if u > 1 else 0) + bridges * (2 * (1 + recomputes) + job.training),
+        reduce=bridges * (merge * merges + backward) * 2 * (p - 1) / p,
+        collectives=(exchanged * layers if u > 1 else 0) + bridges * (2 * merges + job.training),
     )
 
 
@@ -100,11 +100,12 @@ def _symmetric(run: Run) -> Traffic:
     in_bridge = bridges * 2 * (video * d + audio * d + audio * a + video * a)
     kv_self = 2 * (model.video.num_layers * video * d + model.audio.num_layers * audio * a)
     kv_bridge = 2 * bridges * (audio * d + video * a)
-    rounds = _REFERENCE_RING if job.training else {"self": 1, "bridge": 1}
+    # Keys and values: forward, recomputed, backward with their gradients, which travel in float32 if by several ranks.
+    rounds = 3 + (WIDTHS["fp32"] / job.width if r > 2 else 1) if job.training else 1
     attentions = model.video.num_layers + model.audio.num_layers + 2 * bridges
     return Traffic(
         all_to_all=passes * (in_self + in_bridge) * (u - 1) / u,
-        ring=(rounds["self"] * kv_self + rounds["bridge"] * kv_bridge) * (r - 1),
+        ring=rounds * (kv_self + kv_bridge) * (r - 1),
         collectives=passes * 4 * attentions,
     )
 

@@ -113,6 +113,7 @@ def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
             offload=args.offload,
             processes=processes,
             shard=job.parallel.shard,
+            **_given(args, "lora", "lora_alpha"),
         )
         # Not all of them have as much to load, or as fast a disk.
         processes.wait_for_first()
@@ -163,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help=f"{', '.join(NAMES)} (default: the first of npu, cuda, cpu that works)")
     add("--dtype", help=f"{' or '.join(DTYPES)}, what the towers compute in (default: as stored)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: one for narrow models, else PyTorch's choice)")
+    add("--lora", type=Path, metavar="FILE", help="adapters to add to the model, as a LoRA run saves them")
+    add("--lora-alpha", type=float, metavar="X", help="their alpha, where the file does not say it")
     add("--offload", action="store_true", help="keep the expert that is not in use on the CPU, to save memory")
     add("--sequential-guidance", action="store_true", help="one evaluation at a time, to save memory")
     add_options(parser)

@@ -19,6 +19,7 @@ from mova_engine.models.checkpoint import (
     load_mova,
     mova_config_from_folder,
 )
+from mova_engine.models.lora import ADAPTERS, load_lora
 from mova_engine.models.mova import COMPONENTS, Mova
 from mova_engine.models.weights import read_json, stored_tensors
 from mova_engine.ops import OpTable, bind
@@ -66,6 +67,10 @@ def checkpoint_folder(path: str | Path) -> Path:
         runs = f"{RUNS_CHECKPOINTS}/step-*"
         raise MovaError(f"{path} is no checkpoint (it has no {INDEX}) and no training run (it has no {runs})")
     newest = max(steps)[1]
+    if (newest / ADAPTERS).is_file():
+        raise MovaError(
+            f"{newest} holds adapters: sample the model that they adapt, --checkpoint BASE --lora {newest / ADAPTERS}"
+        )
     if not (newest / INDEX).is_file():
         raise MovaError(f"{newest} holds an audio tower alone, which makes no clips")
     return newest
@@ -100,12 +105,15 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     clip: ClipConfig | None = None,
     offload: bool = False,
+    lora: Path | None = None,
+    lora_alpha: float | None = None,
     processes: Processes | None = None,
     shard: bool = False,
 ) -> Pipeline:
     """Load a model folder (see `checkpoint_folder`) with its codecs onto the backend's device.
 
     dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
+    lora: a file of adapters to add; lora_alpha: where the file has none, or another is wanted.
     offload: of two experts only the one in use lies on the device. processes: this one's place among several, which
     loads the codecs that it needs; shard: its part of the weights too, of which with offload none stays on the device.
     Raises MovaError for whatever is missing or damaged.
@@ -114,9 +122,17 @@ def load_pipeline(
     facts, device = trained(folder), backend.device(place.launch.local_rank)
     ops = place.operators(bind(backend, training=False))
     if shard:
+        if lora is not None:
+            raise MovaError(
+                "shared weights take no adapters: merge them first (python -m mova_engine.models.merge), "
+                "or leave out parallel.shard"
+            )
         mova = _load_sharded(folder, ops, device, dtype, offload, place)
     else:
-        mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype).requires_grad_(False)
+        mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype)
+        if lora is not None:
+            load_lora(mova, lora, lora_alpha)
+        mova.requires_grad_(False)
         if offload:
             staying = [mova.audio_dit, mova.dual_tower_bridge, *([] if mova.video_dit_2 else [mova.video_dit])]
             for component in staying:

@@ -72,7 +72,8 @@ class Run:
         parts = COMPONENTS if self.config.task == "joint" else ("audio_dit",)
         if not self.config.model.bridge:
             parts = tuple(part for part in parts if part != "dual_tower_bridge")
-        return training_flops(self.sizes, components=parts).model * self.clips_per_step
+        rank = self.config.lora.rank or None
+        return training_flops(self.sizes, components=parts, lora_rank=rank).model * self.clips_per_step
 
     @property
     def tokens_per_step(self) -> int:
@@ -154,7 +155,9 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     backend.use_threads(config.threads, sizes.video.dim)
     with _progress(console) as report, processes.first_alone():
         folder = training_folder(config, report)
-        source = resume if config.task == "joint" and resume is not None else config.model.checkpoint
+        # A checkpoint of adapters or of the audio tower alone holds no codecs.
+        whole = config.task == "joint" and not config.lora.rank
+        source = resume if whole and resume is not None else config.model.checkpoint
         codecs = build_codecs(config, sizes, source, folder, device)
         held_folder = heldout_folder(config, report) if config.validation.every else None
     # All processes encode: each begins at another place.
@@ -214,6 +217,9 @@ def _describe(run: Run, clips: int, console: Console) -> None:
         counts[weight.component] = counts.get(weight.component, 0) + math.prod(weight.piece.shape)
     parts = ", ".join(f"{name} {_millions(count)}" for name, count in counts.items())
     console.print(f"{sizes.name}: {_millions(sum(counts.values()))} parameters ({parts}), {config.precision}")
+    if config.lora.rank:
+        kept = ", frozen weights in fp8" if config.lora.base == "fp8" else ""
+        console.print(f"these are adapters of rank {config.lora.rank} on {config.model.checkpoint}{kept}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
     chosen = [f"{c.operator}={c.implementation}" for c in run.ops.choices if c.implementation != REFERENCE]
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")

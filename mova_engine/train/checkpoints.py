@@ -26,6 +26,7 @@ import torch.distributed as dist
 from mova_engine import __version__
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
+from mova_engine.models.lora import ADAPTERS
 from mova_engine.models.weights import read_json, read_tensors, replaced_folder, write_json, write_tensors
 from mova_engine.parallel.shard import Piece
 from mova_engine.parallel.storage import reserve_tensors, save_pieces
@@ -132,8 +133,10 @@ def _copies(state: TrainingState, dtype: torch.dtype) -> dict[str, Piece]:
         if average is not None:
             piece = replace(piece, tensor=copied(average))
             pieces[f"{TRAINING}/ema:{weight.name}"] = piece
-        component, name = weight.name.split(".", 1)
-        pieces[f"{component}:{name}"] = replace(piece, tensor=piece.tensor.to(dtype))
+        part, name = weight.name.split(".", 1)
+        if name.endswith((".lora_A.weight", ".lora_B.weight")):
+            part, name = Path(ADAPTERS).stem, weight.name
+        pieces[f"{part}:{name}"] = replace(piece, tensor=piece.tensor.to(dtype))
     by_name = {weight.name: weight.piece for weight in weights.masters}
     for key, value in optimizer_tensors(state.optimizer, weights.masters).items():
         piece = by_name[key.rpartition(":")[0]]

@@ -53,6 +53,25 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters on a frozen model, instead of training its weights."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: none, all weights are trained."""
+    alpha: float | None = None
+    """Their output counts alpha / rank; default: the rank."""
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+    """The adapted layers, by the last parts of their names: all products of blocks and bridge by default."""
+    base: Literal["precision", "fp8"] = "precision"
+    """How the frozen weights of these layers are held: as the model computes, or in fp8, at half the memory of bf16."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "lora.", rank=0)
+        _check(self.alpha is None or self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
+        _check(len(self.targets) > 0, "lora.targets names no layer")
+
+
+@dataclass(frozen=True)
 class LoaderSettings:
     """How clips reach the model."""
 
@@ -279,6 +298,7 @@ class TrainConfig:
     ops: dict[str, str] = field(default_factory=dict)
     """Implementations that must be used, by operator: `--ops.attention reference`. See python -m mova_engine.ops."""
     model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
@@ -296,6 +316,14 @@ class TrainConfig:
         _check(
             self.task == "joint" or self.parallel.context_parallel == 1,
             "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
+        )
+        _check(
+            not self.lora.rank or (self.task == "joint" and not self.model.new),
+            "lora.rank adapts a whole trained model: task must be joint and model.new empty",
+        )
+        _check(
+            self.lora.base == "precision" or (self.lora.rank > 0 and not self.parallel.shard),
+            "lora.base fp8 holds a frozen model whole in each process: it needs lora.rank, and no parallel.shard",
         )
         _check(
             not self.offload or self.checkpointing != "none",

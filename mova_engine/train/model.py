@@ -1,11 +1,10 @@
 """The model that a run trains: its sizes, where its weights come from, how it is saved."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mova_engine.config import MovaConfig, get_preset
 from mova_engine.errors import MovaError
@@ -17,12 +16,14 @@ from mova_engine.models.checkpoint import (
     mova_config_from_folder,
     save_mova,
 )
+from mova_engine.models.lora import ADAPTERS, save_lora
 from mova_engine.models.mova import COMPONENTS, Mova
-from mova_engine.models.weights import load_component, write_component
+from mova_engine.models.weights import load_component, replace_file, write_component
 from mova_engine.ops import OpTable
 from mova_engine.parallel.processes import Processes
 from mova_engine.parallel.shard import Shards, shard_model
-from mova_engine.train.config import TrainConfig
+from mova_engine.train.adapters import add_adapters, build_adapted
+from mova_engine.train.config import LoraSettings, TrainConfig
 from mova_engine.train.draws import generator
 from mova_engine.train.weights import DTYPES
 
@@ -51,6 +52,8 @@ def build_model(
     start, settings = config.model.checkpoint, config.parallel
     if config.model.new and start is None:
         raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")
+    if config.lora.rank:
+        return build_adapted(config, sizes, ops, device, processes)
     place = torch.device("meta") if settings.shard else device
     if config.task == "audio":
         model = Mova(sizes, ops, device="meta")
@@ -96,12 +99,14 @@ def _fill_shards(model: Mova, shards: Shards, config: TrainConfig) -> None:
         shards.load(getattr(model, name), config.model.checkpoint / name)
 
 
-def outline(model: Mova, dtype: torch.dtype) -> Mova:
-    """A model of the same parts without data, for names and shapes."""
+def outline(model: Mova, dtype: torch.dtype, lora: LoraSettings | None = None) -> Mova:
+    """A model of the same parts without data, for names and shapes; `lora`: with its adapters."""
     bare = Mova(model.config, model.audio_dit.ops, "meta", dtype)
     for name in COMPONENTS:
         if getattr(model, name) is None:
             setattr(bare, name, None)
+    if lora is not None and lora.rank:
+        add_adapters(bare, lora)
     return bare
 
 
@@ -110,13 +115,17 @@ def export_model(
     codecs: Codecs,
     config: TrainConfig,
     folder: Path,
-    write: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
+    write: Callable[..., None] | None = None,
 ) -> None:
-    """Write the model as a folder that the sampler loads; the audio tower alone as its component's folder.
+    """Write the model as a folder that the sampler loads; the audio tower alone as its component's folder, adapters as
+    their file.
 
     Pretrained codecs are copied from where they came, so that the checkpoint is complete. write: as of
     `write_component`.
     """
+    if config.lora.rank:
+        save_lora(model, folder / ADAPTERS, write or replace_file)
+        return
     if model.video_dit is None:
         values, kind = component_configs(model.config)[AUDIO], MODEL_CLASSES[AUDIO][1]
         write_component(model.audio_dit, values, folder / AUDIO, kind, write=write)

@@ -244,7 +244,7 @@ class Trainer:
 
     def _save_shards(self, parts: Run, progress: dict, reporter: Reporter, last: bool) -> Path | None:
         config, dtype = self.config, DTYPES[self.config.precision]
-        bare = outline(parts.model, dtype)
+        bare = outline(parts.model, dtype, config.lora)
 
         def export(folder: Path) -> None:
             export_model(bare, parts.codecs, config, folder, write=reserve_tensors)

@@ -38,7 +38,9 @@ class Weights:
         self.copies = dtype != torch.float32 and shards is None
         if self.copies:
             masters = [p.detach().float().clone() for p in self.parameters]
-            model.to(dtype)
+            if any(p.dtype != dtype for p in self.parameters):
+                # Not where adapters are trained: their model is in `dtype` already, or holds some weights in fp8.
+                model.to(dtype)
             for parameter, master in zip(self.parameters, masters, strict=True):
                 parameter.register_post_accumulate_grad_hook(_adding_to(master))
         else:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs import VideoCodec, build_video_codec
 from mova_engine.models.codecs.latent_stats import WAN_STATS, LatentStats
+from mova_engine.models.codecs.repeated_chunks import same_bits
+from mova_engine.models.codecs.wan_video import WanVideoCodec
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -53,6 +55,74 @@ def test_dtype_and_fingerprint(folder: Path) -> None:
     torch.testing.assert_close(latents, codec.encode(clip()), atol=0.05, rtol=0.05)
     assert half.fingerprint() != codec.fingerprint() == build_video_codec("wan", folder).fingerprint()
     assert codec.state() == {}
+
+
+def condition(frames: int, last: bool = False) -> torch.Tensor:
+    """A picture, then zeros; `last`: and a picture."""
+    video = clip(frames)
+    video[:, :, 1 : -1 if last else None] = 0
+    return video
+
+
+def encoded_in_full(codec: WanVideoCodec, video: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return codec.stats.normalise(codec.vae.encode(codec._place(video)).latent_dist.mode().float())
+
+
+def outputs_of(codec: WanVideoCodec, video: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The latents and how many convolutions it took."""
+    calls = []
+    layers = [x for x in codec.vae.encoder.modules() if isinstance(x, torch.nn.Conv2d | torch.nn.Conv3d)]
+    hooks = [layer.register_forward_hook(lambda *_: calls.append(1)) for layer in layers]
+    try:
+        return codec.encode(video), len(calls)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("video", "share"),
+    [
+        (condition(5), 1),
+        # The layers before the first halving of time come to rest after 5 chunks, the last after 29.
+        (condition(17), 0.98),
+        (condition(161), 0.5),
+        (condition(65, last=True), 0.75),
+        (clip(1).expand(1, 3, 65, 16, 24).contiguous(), 0.75),
+        (clip(33), 1),
+    ],
+    ids=["one chunk", "four chunks", "to rest", "last frame", "still", "moving"],
+)
+def test_what_repeats_is_encoded_once_and_comes_out_the_same_to_the_bit(folder: Path, dtype, video, share) -> None:
+    codec = build_video_codec("wan", folder, dtype=dtype)
+    full = encoded_in_full(codec, video)
+    latents, convolutions = outputs_of(codec, video)
+    assert same_bits(latents, full)
+    _, every = outputs_of(codec, clip(video.shape[2]))
+    assert convolutions <= share * every and (share < 1 or convolutions == every)
+    assert all("forward" not in vars(layer) for layer in codec.vae.encoder.modules())
+
+
+def test_a_device_that_does_not_repeat_itself_computes_everything(folder: Path) -> None:
+    codec = build_video_codec("wan", folder)
+    count = iter(range(10**6))
+    # The last bits change from call to call, as sums in no fixed order would have it.
+    codec.vae.encoder.down_blocks[0].register_forward_hook(lambda layer, args, out: out * (1 + 1e-6 * next(count)))
+    calls = []
+    codec.vae.encoder.down_blocks[2].conv1.register_forward_hook(lambda *_: calls.append(1))
+    codec.encode(condition(81))
+    assert len(calls) == 21
+
+
+def test_an_error_leaves_the_encoder_as_it_was(folder: Path) -> None:
+    codec = build_video_codec("wan", folder)
+    hook = codec.vae.encoder.mid_block.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        codec.encode(condition(9))
+    hook.remove()
+    assert same_bits(codec.encode(condition(9)), encoded_in_full(codec, condition(9)))
 
 
 def test_wrong_input_is_refused(folder: Path) -> None:

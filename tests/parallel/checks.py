@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from parallel.keeping import kept_bytes  # noqa: F401 (called by name)
 from parallel.runs import clips_taken, encoded_in_rounds, resaved, run_shared, watched  # noqa: F401 (called by name)
 from parallel.sampling import (  # noqa: F401 (called by name)
     commanded,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mova_engine.models.codecs.base import check_latents, check_video, fingerprint, optional
 from mova_engine.models.codecs.latent_stats import LatentStats
+from mova_engine.models.codecs.repeated_chunks import is_still_somewhere, reused
 from mova_engine.models.codecs.rows import ALL_ROWS, Rows, convolutions_on
 from mova_engine.models.weights import load_component, read_config
 
@@ -32,9 +33,15 @@ class WanVideoCodec:
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Video [b, 3, 4n+1, h, w] in [-1, 1] -> latents [b, 16, n+1, h/8, w/8], float32. MovaError on other shapes."""
+        """Video [b, 3, 4n+1, h, w] in [-1, 1] -> latents [b, 16, n+1, h/8, w/8], float32. MovaError on other shapes.
+
+        Where frames repeat, as in the first-frame condition, what would come out the same to the bit is not computed.
+        """
         check_video(video, self.stride)
-        return self.stats.normalise(self.vae.encode(self._place(video)).latent_dist.mode().float())
+        placed = self._place(video)
+        with reused(self.vae.encoder) if is_still_somewhere(placed, self.stride[0]) else nullcontext():
+            encoded = self.vae.encode(placed)
+        return self.stats.normalise(encoded.latent_dist.mode().float())
 
     @torch.no_grad()
     def decode(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Tensor:

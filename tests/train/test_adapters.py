@@ -1,0 +1,129 @@
+"""Runs that train adapters on a frozen checkpoint: what they leave, how they go on, and what they are good for."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mova_engine.backend import get_backend
+from mova_engine.errors import MovaError
+from mova_engine.models.checkpoint import load_mova
+from mova_engine.models.lora import ADAPTERS
+from mova_engine.models.merge import main as merge
+from mova_engine.ops import bind
+from mova_engine.sample.load import checkpoint_folder, load_pipeline
+from mova_engine.train.recipes import load_config
+from mova_engine.train.trainer import Trainer
+
+LORA = {"rank": 4}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, clips):
+    """A nano model after three steps: its heads are zero no more."""
+    out = tmp_path_factory.mktemp("base")
+    settings = {"loader": {"batch": 2, "fit": 4}, "validation": {"every": 0}, "log": {"tensorboard": False}}
+    config = load_config("nano", data=clips, out=out, steps=3, device="cpu", optim={"ema": 0, "warmup": 0}, **settings)
+    assert Trainer(config).run() == 0
+    return out / "checkpoints" / "step-000003"
+
+
+@pytest.fixture
+def adapted(small, base):
+    """Configurations of LoRA runs on the base."""
+
+    def make(out: str = "lora", **overrides):
+        lora = {**LORA, **overrides.pop("lora", {})}
+        return small(out, lora=lora, model={"checkpoint": base}, **overrides)
+
+    return make
+
+
+def weights_of(folder):
+    return {
+        f"{path.parent.name}.{k}": x
+        for path in sorted(folder.glob("*/*.safetensors"))
+        for k, x in load_file(path).items()
+    }
+
+
+def test_only_adapters_are_trained_and_saved(adapted, ran, base):
+    before = weights_of(base)
+    run = ran(adapted(optim={"ema": 0}))
+    folder = run.config.folder / "checkpoints" / "step-000004"
+    assert run.status == 0 and "these are adapters of rank 4" in run.said
+    assert sorted(path.name for path in folder.iterdir()) == [ADAPTERS, "training"]
+    adapters = load_file(folder / ADAPTERS)
+    masters = load_file(folder / "training" / "master.safetensors")
+    assert adapters.keys() == masters.keys()
+    # q, k, v, o of self-attention and text, two of the feed-forward in each block; q, k, v, o of each bridge layer.
+    assert len(adapters) == 2 * (6 * (8 + 2) + 2 * 4 * len({k.split(".")[2] for k in adapters if "bridge" in k}))
+    assert all(bool(x.any()) for name, x in adapters.items() if "lora_B" in name)
+    after = weights_of(base)
+    assert all(torch.equal(x, before[name]) for name, x in after.items() if "training" not in name)
+
+
+def test_an_adapted_run_that_was_cut_goes_on_bit_for_bit(adapted, ran):
+    whole = ran(adapted("whole"))
+    ran(adapted("cut", steps=2))
+    cut = ran(adapted("cut"))
+    assert "going on from" in cut.said and cut.losses[-2:] == whole.losses[-2:]
+    for name in ("master", "ema", "optimizer"):
+        one, other = (
+            load_file(run.config.folder / "checkpoints/step-000004/training" / f"{name}.safetensors")
+            for run in (whole, cut)
+        )
+        assert one.keys() == other.keys() and all(torch.equal(x, other[key]) for key, x in one.items())
+
+
+def outputs(model):
+    torch.manual_seed(1)
+    config = model.config
+    given = (
+        torch.randn(1, config.video.in_dim, *config.clip.latent_shape),
+        torch.randn(1, config.audio.in_dim, config.clip.audio_tokens),
+        torch.randn(1, config.text_tokens, config.video.text_dim),
+        torch.tensor([500.0]),
+        torch.tensor([500.0]),
+    )
+    with torch.no_grad():
+        return model(*given)
+
+
+def test_the_adapters_are_sampled_beside_their_base_and_merged_into_it(adapted, ran, base, tmp_path, capsys):
+    run = ran(adapted(optim={"lr": 0.01}))
+    file = run.config.folder / "checkpoints" / "step-000004" / ADAPTERS
+    with pytest.raises(MovaError, match=f"holds adapters: .*--checkpoint BASE --lora .*{ADAPTERS}"):
+        checkpoint_folder(run.config.folder)
+    beside = load_pipeline(base, get_backend("cpu"), lora=file).mova
+    assert merge(["--checkpoint", str(base), "--lora", str(file), "--out", str(tmp_path / "merged")]) == 0
+    merged = load_pipeline(tmp_path / "merged", get_backend("cpu")).mova
+    plain = load_mova(base, bind(get_backend("cpu")), device="cpu")
+    for ours, same, other in zip(outputs(beside), outputs(merged), outputs(plain), strict=True):
+        size = other.abs().max()
+        assert (ours - same).abs().max() < 1e-5 * size and (ours - other).abs().max() > 1e-3 * size
+    # What was averaged is what is saved.
+    average = load_file(file.parent / "training" / "ema.safetensors")
+    assert all(torch.equal(x, average[name]) for name, x in load_file(file).items())
+
+
+@pytest.mark.parametrize("base_held", ["precision", "fp8"])
+def test_bfloat16_keeps_float32_masters_and_the_base_as_it_is_held(adapted, ran, base_held):
+    run = ran(adapted(precision="bf16", checkpointing="selective", steps=2, lora={"base": base_held}))
+    folder = run.config.folder / "checkpoints" / "step-000002"
+    assert run.status == 0
+    assert {x.dtype for x in load_file(folder / ADAPTERS).values()} == {torch.bfloat16}
+    assert {x.dtype for x in load_file(folder / "training" / "master.safetensors").values()} == {torch.float32}
+    assert ("frozen weights in fp8" in run.said) == (base_held == "fp8")
+
+
+def test_what_cannot_be_adapted_is_refused(small, adapted, ran):
+    with pytest.raises(MovaError, match="give --model.checkpoint, its folder"):
+        ran(small(lora=LORA))
+    with pytest.raises(MovaError, match="diffusion.prediction is velocity, but .* was trained with x0"):
+        ran(adapted(diffusion={"prediction": "velocity"}))
+    with pytest.raises(MovaError, match="task must be joint"):
+        small(lora=LORA, task="audio")
+    with pytest.raises(MovaError, match="needs lora.rank"):
+        small(lora={"base": "fp8"})
+    with pytest.raises(MovaError, match="LoRA target 'nothing' matches no linear layer"):
+        ran(adapted(lora={"targets": ("nothing",)}))
