@@ -12,7 +12,7 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano test test-npu sanitize check-ascend-kernels lint clean
+.PHONY: help setup setup-dev setup-npu native cuda nano test test-npu sanitize check-triton-kernels check-ascend-kernels lint clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
@@ -21,6 +21,7 @@ help:
 	@echo "make native     build the C++ library mova_kernels._C, or say why not"
 	@echo "make cuda       build the CUDA library mova_kernels._cuda (CMake and nvcc; no GPU needed)"
 	@echo "make sanitize   the tests of the C++ kernels under AddressSanitizer and UBSan (CMake and GCC; some minutes)"
+	@echo "make check-triton-kernels   the Triton kernels in Triton's interpreter, and compiled for absent NVIDIA GPUs (some minutes)"
 	@echo "make check-ascend-kernels   lower the Triton kernels for an Ascend 910B, without one, in an environment of its own"
 	@echo "make lint       ruff"
 	@echo "make clean      remove the virtual environment and what was built"
@@ -81,6 +82,10 @@ test-npu: setup-npu
 
 sanitize: setup-dev
 	$(PY) tests/sanitize.py
+
+check-triton-kernels: setup-dev
+	$(PY) -m pytest tests/triton_kernels --slow $(ARGS)
+	$(PY) -m mova_kernels.check_triton --dtype bfloat16 float16 float32
 
 # triton-ascend takes the place of triton, so it has an environment of its own in front of the usual one.
 $(ASCEND_VENV)/.mova-ascend: requirements/ascend-kernels.txt $(VENV)/.mova-core

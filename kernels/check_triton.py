@@ -2,11 +2,13 @@
 
 The operators are called, forward and backward, at MOVA's widths; their launches are recorded instead of made, and each
 distinct specialisation is compiled to PTX and on to a cubin with the assembler that Triton brings. A line of the report
-has the kernel, what it was specialised for, the architecture, registers per thread, bytes of local memory per thread
-(spills: there must be none) and bytes of shared memory per program. Exit status 1 when a kernel spills.
+has the kernel, what it was specialised for, dtype, architecture, tile (a measured one where there is a table for the
+architecture), registers per thread, bytes of local memory per thread (spills: there must be none) and bytes of shared
+memory per program. Exit status 1 when a kernel spills.
 """
 
 import argparse
+import itertools
 import re
 import subprocess
 import tempfile
@@ -23,7 +25,7 @@ from mova_kernels.triton_variants import DTYPES, WIDTHS, needs_fp8, specialise, 
 
 CAPABILITIES = (80, 90, 100)
 # GPUs convert to fp8 from here on.
-_FP8 = 89
+FP8 = 89
 
 
 class Usage(NamedTuple):
@@ -62,19 +64,22 @@ def compile_for(launch: Launch, capability: int) -> Usage:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mova_kernels.check_triton", description=__doc__.split("\n\n")[0])
     parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES, help="default: 80 90 100")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["bfloat16"], help="default: bfloat16")
     args = parser.parse_args(argv)
     spilled = 0
-    print(f"triton {triton.__version__}, {args.dtype}, widths {WIDTHS}")
-    print(f"{'kernel':64} {'arch':>6} {'registers':>9} {'local':>6} {'shared':>6}")
-    for name, launch in variants(getattr(torch, args.dtype)).items():
-        for capability in args.capability:
-            if capability < _FP8 and needs_fp8(launch):
-                print(f"{name:64} {f'sm_{capability}':>6} has no fp8", flush=True)
+    print(f"triton {triton.__version__}, widths {WIDTHS}")
+    print(f"{'kernel':62} {'dtype':8} {'arch':>6} {'tile':>8} {'registers':>9} {'local':>6} {'shared':>6}")
+    for dtype, capability in itertools.product(args.dtype, args.capability):
+        arch = f"sm_{capability}"
+        for name, launch in variants(getattr(torch, dtype), arch=arch).items():
+            tile = f"{launch.constants['ROWS']} x {launch.constants['COLS']}"
+            line = f"{name:62} {dtype:8} {arch:>6} {tile:>8}"
+            if capability < FP8 and needs_fp8(launch):
+                print(f"{line} has no fp8", flush=True)
                 continue
             usage = compile_for(launch, capability)
             spilled += usage.local > 0
-            print(f"{name:64} {f'sm_{capability}':>6} {usage.registers:9} {usage.local:6} {usage.shared:6}", flush=True)
+            print(f"{line} {usage.registers:9} {usage.local:6} {usage.shared:6}", flush=True)
     print("no kernel spills" if not spilled else f"{spilled} spill")
     return 1 if spilled else 0
 

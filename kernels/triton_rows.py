@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the tile of rows that a program works on, how kernels are launched, partial sums.
+"""What the Triton kernels share: which tiles of rows a program works on, how kernels are launched, partial sums.
 
 Kernels see activations [b, s, d] as tiles of ROWS rows and COLS columns: program (i, j) has every p-th row tile of
 sample j from tile i on, p programs to a sample, and loops over the columns, so that any width works and what is held
@@ -17,48 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.backends
 import triton.language as tl
 from torch import Tensor
 
-
-class Tile(NamedTuple):
-    """How the work is cut up: rows and columns of a tile, warps of a program, and programs at most of a grid.
-
-    programs: None for one to each row tile. sums: programs at most where each has a row of partial sums.
-    """
-
-    rows: int
-    cols: int
-    warps: int
-    programs: int | None
-    sums: int
-
-
-_GPU = Tile(rows=8, cols=512, warps=8, programs=None, sums=256)
-_NPU = Tile(rows=8, cols=512, warps=1, programs=48, sums=48)
-# By the backend that the installed Triton brings, and by kernel where it is not the target's usual one.
-TILES: dict[str, dict[str, Tile]] = {
-    # Rows of partial sums for about two programs on each multiprocessor of a large GPU.
-    "nvidia": {
-        "": _GPU,
-        "merge_lse_fwd_kernel": _GPU._replace(rows=16, cols=128),
-        "rms_norm_rope_bwd_kernel": _GPU._replace(rows=4),  # 8 rows spill on sm_80
-    },
-    # One program for each vector core of an Ascend 910B2 (a grid of more than 65,535 cannot be launched there), and
-    # what leaves room in its 192 KB for every buffer twice: one is filled while the other is worked on.
-    "ascend": {
-        "": _NPU,
-        "merge_lse_fwd_kernel": _NPU._replace(rows=16, cols=128),
-        "rms_norm_rope_bwd_kernel": _NPU._replace(rows=4),
-    },
-}
-
-
-def tile_of(kernel: Any) -> Tile:
-    """The tile of a kernel on the target of the installed Triton."""
-    tiles = TILES["ascend" if "ascend" in triton.backends.backends else "nvidia"]
-    return tiles.get(kernel.fn.__name__, tiles[""])
+from mova_kernels.triton_tiles import Tile, tile_of
 
 
 class Grid(NamedTuple):
@@ -104,21 +66,24 @@ def launch(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
             kernel[grid.programs](*args, **constants, num_warps=grid.warps)
 
 
-def grid_of(kernel: Any, b: int, s: int) -> Grid:
-    """The grid of a kernel in which every row tile, of b samples with s rows each, is by itself; see `tiles_of`."""
-    tile = tile_of(kernel)
+def grid_of(kernel: Any, x: Tensor, b: int, s: int) -> Grid:
+    """The grid of a kernel in which every row tile, of b samples with s rows each, is by itself; see `tiles_of`.
+
+    x [.., d]: what the rows are made of.
+    """
+    tile = tile_of(kernel, x)
     constants = {"LOOP": tile.programs is not None, "ROWS": tile.rows, "COLS": tile.cols}
     return Grid((_share(b, s, tile, tile.programs), b), constants, tile.warps)
 
 
 def row_tiles(kernel: Any, x: Tensor) -> Grid:
     """The same for x [b, s, d]."""
-    return grid_of(kernel, x.shape[0], x.shape[1])
+    return grid_of(kernel, x, x.shape[0], x.shape[1])
 
 
 def row_sums(kernel: Any, x: Tensor) -> Grid:
     """The grid of a kernel that sums over the rows of x [b, s, d], each program over its row tiles."""
-    (b, s, _), tile = x.shape, tile_of(kernel)
+    (b, s, _), tile = x.shape, tile_of(kernel, x)
     return Grid((_share(b, s, tile, tile.sums), b), {"ROWS": tile.rows, "COLS": tile.cols}, tile.warps)
 
 

@@ -1,4 +1,6 @@
-"""Every form in which MOVA launches the Triton kernels, found without a device: what the compile checks loop over."""
+"""Every form in which MOVA calls the operators that have a Triton kernel, and what they launch, found without a device:
+what the compile checks and the tuner loop over.
+"""
 
 import importlib
 from collections.abc import Iterator
@@ -26,21 +28,25 @@ class Specialisation(NamedTuple):
     divisible: tuple[str, ...]
 
 
-def _calls(d: int, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every form in which the model calls the operators: (name, arguments) for rows of width d."""
-    b, s = 2, 160
+def calls(
+    d: int, dtype: torch.dtype, b: int = 2, s: int = 160, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every form in which the model calls the operators: (name, arguments) for b samples of s rows of d zeros."""
+
+    def zeros(*shape: int, like: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
+        return torch.zeros(shape, dtype=like, device=device, requires_grad=grad)
 
     def rows(n: int) -> list[Tensor]:
-        return [torch.zeros(b, s, d, dtype=dtype, requires_grad=True) for _ in range(n)]
+        return [zeros(b, s, d, like=dtype, grad=True) for _ in range(n)]
 
     def modulation(*names: str) -> dict[str, Tensor]:
-        return {name: torch.zeros(b, d, requires_grad=True) for name in names}
+        return {name: zeros(b, d, grad=True) for name in names}
 
     def affine(*names: str) -> dict[str, Tensor]:
-        return {name: torch.zeros(d, dtype=dtype, requires_grad=True) for name in names}
+        return {name: zeros(d, like=dtype, grad=True) for name in names}
 
     (x, y), eps = rows(2), 1e-6
-    angles = torch.zeros(s, HEAD_DIM // 2)
+    angles = zeros(s, HEAD_DIM // 2)
     yield "rms_norm", {"x": x, **affine("weight"), "eps": eps}
     for interleaved in (True, False):
         tables = {"cos": angles, "sin": angles, "interleaved": interleaved}
@@ -53,31 +59,41 @@ def _calls(d: int, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "gate_residual_norm", {**residual, **affine("weight", "bias"), "eps": eps}
         yield "gate_residual_norm_modulate", {**residual, **modulation("shift", "scale"), "eps": eps}
     yield "bias_gelu", {"x": x, **affine("bias")}
-    for factor in (None, torch.zeros(d)):
+    for factor in (None, zeros(d)):
         yield "quantize_rows", {"x": x.detach(), "factor": factor}
     h = d // HEAD_DIM
-    yield "merge_lse", {"outs": torch.zeros(2, b, s, h, HEAD_DIM, dtype=dtype), "lses": torch.zeros(2, b, h, s)}
+    yield "merge_lse", {"outs": zeros(2, b, s, h, HEAD_DIM, like=dtype), "lses": zeros(2, b, h, s)}
 
 
 def operators() -> tuple[str, ...]:
     """The operators that have a Triton kernel."""
-    return tuple(dict.fromkeys(name for name, _ in _calls(HEAD_DIM, torch.float32)))
+    return tuple(dict.fromkeys(name for name, _ in calls(HEAD_DIM, torch.float32)))
 
 
-def launches(d: int, dtype: torch.dtype) -> "list[tuple[str, Launch]]":
-    """What each operator launches, forward and backward, for activations of width d: (operator, launch)."""
+def forward(name: str, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The results of an operator's Triton implementation."""
+    outputs = getattr(importlib.import_module(f"mova_kernels.{name}.triton"), name)(**arguments)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def backward(outputs: tuple[Tensor, ...], arguments: dict[str, Any], *grads: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of all arguments that want one, given those of the outputs that have one (none given: zeros).
+
+    The outputs may be asked again.
+    """
+    outputs = tuple(out for out in outputs if out.requires_grad)
+    leaves = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
+    grads = grads or tuple(map(torch.zeros_like, outputs))
+    return torch.autograd.grad(outputs, leaves, grads, retain_graph=True) if outputs else ()
+
+
+def launches(name: str, arguments: dict[str, Any]) -> "list[Launch]":
+    """What one call of an operator launches, forward and backward."""
     from mova_kernels.triton_rows import recording
 
-    found = []
-    for name, arguments in _calls(d, dtype):
-        with recording() as launched:
-            outputs = getattr(importlib.import_module(f"mova_kernels.{name}.triton"), name)(**arguments)
-            outputs = [out for out in (outputs if isinstance(outputs, tuple) else (outputs,)) if out.requires_grad]
-            if outputs:
-                leaves = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
-                torch.autograd.grad(outputs, leaves, [torch.zeros_like(out) for out in outputs])
-        found += ((name, launch) for launch in launched)
-    return found
+    with recording() as launched:
+        backward(forward(name, arguments), arguments)
+    return launched
 
 
 def specialise(launch: "Launch") -> Specialisation:
@@ -104,11 +120,20 @@ def needs_fp8(launch: "Launch") -> bool:
     return any(isinstance(x, Tensor) and x.dtype == torch.float8_e4m3fn for x in launch.args)
 
 
-def variants(dtype: torch.dtype, widths: tuple[int, ...] = WIDTHS) -> "dict[str, Launch]":
-    """Distinct specialisations at the given widths, by a readable name: operator, kernel, and what of it is fixed."""
+def variants(dtype: torch.dtype, widths: tuple[int, ...] = WIDTHS, arch: str | None = None) -> "dict[str, Launch]":
+    """Distinct specialisations at the given widths, by a readable name: operator, kernel, and what of it is fixed.
+
+    arch: whose measured tiles are used ("sm_90"), where there are some; None: the built-in ones.
+    """
+    from mova_kernels.triton_tiles import compiling_for
+
     named: dict[str, Any] = {}
     seen = set()
-    for operator, launch in ((name, launch) for d in widths for name, launch in launches(d, dtype)):
+    with compiling_for(arch):
+        found = [
+            (name, one) for d in widths for name, arguments in calls(d, dtype) for one in launches(name, arguments)
+        ]
+    for operator, launch in found:
         key = (operator, launch.kernel.__name__, repr(specialise(launch)))
         if key in seen:
             continue

@@ -55,7 +55,7 @@ def merge_lse_fwd(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """(out [b, s, h, e], lse [b, h, s])."""
     n, b, s, h, e = outs.shape
     out, lse = outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
-    grid = grid_of(merge_lse_fwd_kernel, b * h, s)
+    grid = grid_of(merge_lse_fwd_kernel, outs, b * h, s)
     launch(merge_lse_fwd_kernel, grid, outs.contiguous(), lses.contiguous(), out, lse, n, b, s, h, e)
     return out, lse
 

@@ -50,7 +50,7 @@ def quantize_rows_fwd(x: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]
     values = x.new_empty(x.shape, dtype=torch.float8_e4m3fn)
     rows = unit_rows(x.reshape(-1, x.shape[-1]))
     factor = None if factor is None else factor.contiguous()
-    grid = grid_of(quantize_rows_fwd_kernel, 1, len(rows))
+    grid = grid_of(quantize_rows_fwd_kernel, rows, 1, len(rows))
     launch(quantize_rows_fwd_kernel, grid, rows, factor, values, scale, rows.stride(0), *rows.shape)
     return values, scale
 

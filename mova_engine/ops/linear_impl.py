@@ -1,10 +1,15 @@
-"""Linear layers beyond F.linear: GELU in the product's epilogue, and a low-rank adapter that adds into the product."""
+"""Linear layers beyond F.linear: GELU in the product's epilogue, a low-rank adapter that adds into the product, or
+that is part of it."""
 
 import torch
 from torch import Tensor
 
 from mova_engine.backend import Backend
 from mova_engine.ops import checks
+
+# Channels to a multiple of which an augmented product is filled up: 16 bytes of half precision, so that rows begin
+# where tensor cores' loads want them.
+_MULTIPLE = 8
 
 
 def epilogue_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -72,14 +77,74 @@ def adapter_gradients(
     h = g @ lora_b
     if dx is not None:
         dx.addmm_(h, lora_a, alpha=ctx.scale)
-    return dx, (h.t() @ rows).mul_(ctx.scale), (g.t() @ u).mul_(ctx.scale)
+    return dx, *_factor_gradients(ctx, rows, g, h, u)
+
+
+def _factor_gradients(ctx, rows: Tensor, g: Tensor, h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """(dA, dB) from rows [n, i], g [n, o], h = g B and u = x A^T [n, r]."""
+    return (h.t() @ rows).mul_(ctx.scale), (g.t() @ u).mul_(ctx.scale)
+
+
+class _AugmentedLora(torch.autograd.Function):
+    """One product over i + r channels forward, `[x | scale u] [W | B]^T`, and one over o + r for the input's gradient,
+    `[g | scale h] [W ; A]`, with u = x A^T and h = g B [n, r]. Each output is written, and rounded, once.
+
+    What stands side by side is copied for as long as the product takes: x and W forward, g and W backward. The
+    accumulating form instead reads and writes its output once more, o wide forward and i wide backward. So this one
+    moves less forward where o > i, backward where o < i, the same in sum, plus the copies of W. Only x and u are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.flatten(0, -2)
+        u = rows @ lora_a.t()
+        out = torch.nn.functional.linear(_beside(rows, u * scale, 1), _beside(weight, lora_b, 1), bias)
+        ctx.save_for_backward(x, weight, lora_a, lora_b, u)
+        ctx.scale = scale
+        return out.view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, lora_a, lora_b, u = ctx.saved_tensors
+        rows, g = x.flatten(0, -2), g.flatten(0, -2)
+        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        h, dx = g @ lora_b, None
+        if wants_x:
+            dx = (_beside(g, h * ctx.scale, 1) @ _beside(weight, lora_a, 0)).view(x.shape)
+        dw = g.t() @ rows if wants_weight else None
+        return dx, dw, g.sum(0) if wants_bias else None, *_factor_gradients(ctx, rows, g, h, u), None
+
+
+def _beside(base: Tensor, factor: Tensor, dim: int) -> Tensor:
+    """A matrix and the adapter's part of it joined along `dim`, and zeros up to the next multiple."""
+    shape = list(factor.shape)
+    shape[dim] = -(base.shape[dim] + factor.shape[dim]) % _MULTIPLE
+    return torch.cat((base, factor, factor.new_zeros(shape)), dim)
 
 
 def accumulating_lora(
     x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, *, scale: float
 ) -> Tensor:
-    """`lora_linear` without a pass over activations of its own: its product adds into the base's."""
+    """`lora_linear` without an activation of its own: its product adds into the base's."""
+    _check_lora(x, weight, bias, lora_a, lora_b)
+    return _LoraLinear.apply(x, weight, bias, lora_a, lora_b, scale)
+
+
+def augmented_lora(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, *, scale: float
+) -> Tensor:
+    """`lora_linear` as one product over the input's channels and the adapter's, `[x | scale u] [W | B]^T`, u = x A^T.
+
+    W is copied beside B, never added to. See `_AugmentedLora` for what is copied.
+    """
+    _check_lora(x, weight, bias, lora_a, lora_b)
+    return _AugmentedLora.apply(x, weight, bias, lora_a, lora_b, scale)
+
+
+def _check_lora(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor) -> None:
     checks.linear("lora_linear", x, weight, bias)
     checks.adapter("lora_linear", x, weight, lora_a, lora_b)
     checks.same_dtype("lora_linear", checks.FLOATS, x=x, weight=weight, bias=bias)
-    return _LoraLinear.apply(x, weight, bias, lora_a, lora_b, scale)

@@ -195,7 +195,11 @@ OPERATORS: dict[str, Operator] = {
             reference.lora_linear_reference,
             cases.gemm_cases(lora=True),
             _SLACK,
-            (Implementation("accumulate", f"{_LINEAR}:accumulating_lora"), _compile("lora_linear")),
+            (
+                Implementation("accumulate", f"{_LINEAR}:accumulating_lora"),
+                Implementation("augmented", f"{_LINEAR}:augmented_lora"),
+                _compile("lora_linear"),
+            ),
             ("x", "weight", "bias", "lora_a", "lora_b"),
         ),
         Operator(

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mova_engine.backend import get_backend
 from mova_engine.ops import OPERATORS, bind, bind_operator
 from mova_engine.ops.fp8_impl import scaled_mm, scaled_mm_check
-from mova_engine.ops.linear_impl import accumulating_lora, epilogue_gelu
+from mova_engine.ops.linear_impl import accumulating_lora, augmented_lora, epilogue_gelu
 from mova_engine.ops.reference import quantize_rows_reference
 
 CPU = get_backend("cpu")
@@ -75,20 +75,64 @@ def test_an_adapter_makes_no_activation_of_its_own(dtype):
     assert backward == {gradients[0].data_ptr()}
 
 
-def test_an_adapter_keeps_x_and_its_low_rank_image():
+@pytest.mark.parametrize("lora", [accumulating_lora, augmented_lora])
+def test_an_adapter_keeps_x_and_its_low_rank_image(lora):
     inputs = _case("lora_linear")
     inputs = {n: x.requires_grad_() if isinstance(x, torch.Tensor) else x for n, x in inputs.items()}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        accumulating_lora(**inputs)
+        lora(**inputs)
     known = {x.data_ptr() for x in inputs.values() if isinstance(x, torch.Tensor)}
     assert [list(x.shape) for x in saved if x.data_ptr() not in known] == [[2 * 69, 16]]
 
 
-def test_frozen_weights_get_no_gradient():
+@pytest.mark.parametrize("case", ["nano", "wide", "odd"])
+def test_an_augmented_adapter_is_one_product_each_way(case):
+    """Beside the base's own product, grown by the adapter's channels, only products with a side of rank remain."""
+    inputs = _case("lora_linear", case)
+    (o, i), (r, _) = inputs["weight"].shape, inputs["lora_a"].shape
+    inputs["x"].requires_grad_(), inputs["lora_a"].requires_grad_(), inputs["lora_b"].requires_grad_()
+    n = inputs["x"].shape[:-1].numel()
+    products = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                products.append((args[-2].shape[0], args[-2].shape[1], args[-1].shape[1]))
+            return function(*args, **kwargs or {})
+
+    with Watch():
+        out = augmented_lora(**inputs)
+        out.sum().backward()
+
+    def up(k):
+        return -(-(k + r) // 8) * 8
+
+    assert sorted(products) == sorted([(n, i, r), (n, up(i), o), (n, o, r), (n, up(o), i), (r, n, i), (o, n, r)])
+
+
+def test_an_augmented_adapter_smaller_than_the_weights_steps_is_not_lost():
+    """In bfloat16, where a merge would round it away."""
+    inputs = _case("lora_linear", "wide", torch.bfloat16) | {"bias": None}
+    weight = inputs["weight"].double()
+    inputs["lora_b"] = inputs["lora_b"] * 2e-4
+    update = inputs["scale"] * (inputs["lora_b"].double() @ inputs["lora_a"].double())
+    merged = (weight + update).bfloat16()
+    assert (merged == inputs["weight"]).double().mean() > 0.9
+    # Two channels of the input whose products with the weight cancel: what is left is the adapter's.
+    first, second = weight[0, :2]
+    inputs["x"] = torch.zeros_like(inputs["x"])
+    inputs["x"][0, 0, 0], inputs["x"][0, 0, 1] = second, -first
+    expected = update[0, 0] * second - update[0, 1] * first
+    found = augmented_lora(**inputs)[0, 0, 0].double()
+    assert abs(found - expected) < 0.02 * abs(expected)
+
+
+@pytest.mark.parametrize("lora", [accumulating_lora, augmented_lora])
+def test_frozen_weights_get_no_gradient(lora):
     inputs = _case("lora_linear")
     inputs["x"].requires_grad_(), inputs["lora_b"].requires_grad_()
-    accumulating_lora(**inputs).sum().backward()
+    lora(**inputs).sum().backward()
     assert inputs["x"].grad is not None and inputs["lora_b"].grad is not None
     assert all(inputs[name].grad is None for name in ("weight", "bias", "lora_a"))
 

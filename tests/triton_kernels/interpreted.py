@@ -211,16 +211,16 @@ def checks() -> dict[str, Callable[[], None]]:
 
 
 def main(target: str) -> None:
-    from mova_kernels import triton_rows
+    from mova_kernels import triton_tiles
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     # So few programs that each has several row tiles to add up, as on a device each has many.
-    for tiles in triton_rows.TILES.values():
+    for tiles in triton_tiles.TILES.values():
         tiles |= {name: tile._replace(sums=3, programs=tile.programs and 3) for name, tile in tiles.items()}
     if target == "ascend":
-        triton_rows.TILES["nvidia"] = triton_rows.TILES["ascend"]
+        triton_tiles.TILES["nvidia"] = triton_tiles.TILES["ascend"]
     results = {}
     for name, check in checks().items():
         try:

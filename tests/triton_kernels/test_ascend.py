@@ -99,9 +99,9 @@ def test_every_kernel_lowers(dtype):
 
 _TOO_LARGE = """
 import sys
-from mova_kernels import check_ascend, triton_rows
+from mova_kernels import check_ascend, triton_tiles
 
-triton_rows.TILES["ascend"][""] = triton_rows.TILES["ascend"][""]._replace(rows=64, cols=1024)
+triton_tiles.TILES["ascend"][""] = triton_tiles.TILES["ascend"][""]._replace(rows=64, cols=1024)
 sys.exit(check_ascend.main(["--dtype", "bfloat16", "--only", "layer_norm forward"]))
 """
 

@@ -58,11 +58,11 @@ def test_a_spill_is_reported():
     """A tile far too large for the registers: the report must say so, and the exit status too."""
     code = """
 import sys
-from mova_kernels import check_triton, triton_rows, triton_variants
+from mova_kernels import check_triton, triton_tiles, triton_variants
 
-triton_rows.TILES["nvidia"][""] = triton_rows.TILES["nvidia"][""]._replace(rows=16, cols=1024)
-calls = triton_variants._calls
-triton_variants._calls = lambda d, dtype: [call for call in calls(d, dtype) if call[0] == "layer_norm"]
+triton_tiles.TILES["nvidia"][""] = triton_tiles.TILES["nvidia"][""]._replace(rows=16, cols=1024)
+calls = triton_variants.calls
+triton_variants.calls = lambda d, dtype: [call for call in calls(d, dtype) if call[0] == "layer_norm"]
 sys.exit(check_triton.main(["--capability", "90"]))
 """
     child = _run("-c", code, TRITON_INTERPRET="0")
