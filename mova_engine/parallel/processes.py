@@ -141,7 +141,8 @@ def start_processes(backend: Backend, launch: Launch, shape: MeshShape, timeout_
     clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
     for part in (sharers, clips, mesh["ring"], mesh["ulysses"]):
         # A group of some of the ranks does not take over the world's.
-        _set_pg_timeout(timedelta(seconds=timeout_s), part.get_group())
+        if backend.changes_timeouts:
+            _set_pg_timeout(timedelta(seconds=timeout_s), part.get_group())
     groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
     context = ContextParallel(*groups) if shape.context_parallel > 1 else None
     size = shape.context_parallel
