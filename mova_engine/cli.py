@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from mova_engine import __version__
+from mova_engine import __version__, load_devices_when_asked
 from mova_engine.errors import MovaError, run_cli, suggest
 
 # Command -> (module with `main(argv) -> int`, what it does). Imported only when asked for, so that help is instant.
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the console script."""
+    load_devices_when_asked()
     run_cli(main)
 
 

@@ -76,6 +76,14 @@ def test_no_machine_paths():
     assert not found, "\n".join(found)
 
 
+def test_nothing_claims_hardware_that_it_has_not_run_on():
+    """Until a run on an NPU is recorded: "verified by emulation, contract and compilation"."""
+    claim = re.compile(r"(?i)\b(verified|tested|validated|proven) on (an? |real )*(npu|ascend|910)")
+    assert claim.search("verified on NPU") and claim.search("tested on a real 910A2")
+    texts = [path for path in _text_files() if path != Path(__file__)]
+    assert not (found := _lines_matching(claim, texts)), "\n".join(found)
+
+
 def test_every_module_says_what_it_is_for():
     silent = [relative(path) for path in python_files() if ast.get_docstring(tree(path)) is None]
     assert not silent, "no docstring: " + ", ".join(silent)

@@ -23,6 +23,8 @@ class Backend:
     name: str
     # torch.distributed's name of the collective library.
     collectives: str
+    # Whether the time limit of a process group can be changed once the group is there.
+    changes_timeouts: bool = True
     # The package that brings the device to torch, where it is not torch itself.
     vendor_package: str | None = None
     # Whether it computes in float64; where not, what needs it is computed on the CPU.
@@ -85,6 +87,11 @@ class Backend:
 
     def synchronize(self) -> None:
         """Wait until queued work is done."""
+
+    def finish_backward(self) -> None:
+        """Called between a backward and the first exchange of its gradients, which must not read what is still being
+        written. Nothing to do where torch orders the two by events of the device's streams.
+        """
 
     def use_threads(self, wanted: int | None, width: int) -> None:
         """Set the CPU threads of a model `width` channels wide; `wanted` None: the backend's own choice."""

@@ -20,6 +20,8 @@ _PEAKS = {"Ascend910B": {torch.bfloat16: 376e12, torch.float16: 376e12}}
 class NpuBackend(Backend):
     name = "npu"
     collectives = "hccl"
+    # HCCL_EXEC_TIMEOUT says how long a collective waits, in groups of some ranks too.
+    changes_timeouts = False
     vendor_package = "torch_npu"
     # torch_npu turns float64 into float32 with a warning.
     float64 = False
@@ -79,6 +81,11 @@ class NpuBackend(Backend):
         torch.npu.reset_peak_memory_stats()
 
     def synchronize(self) -> None:
+        torch.npu.synchronize()
+
+    def finish_backward(self) -> None:
+        # Users' runs with replicated data parallelism became NaN: HCCL's stream read gradients that the backward was
+        # still writing on another. The device is waited for, as it is soon after to learn whether the loss is finite.
         torch.npu.synchronize()
 
     def rng_state(self) -> torch.Tensor:

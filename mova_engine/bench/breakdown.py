@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, supported_activities
 
 from mova_engine.backend import Backend
 
@@ -23,6 +23,8 @@ _RUNS = 3
 def time_by_group(run: Callable[[], object], backend: Backend) -> dict[str, float]:
     """Share of the operations' own time by group, over three runs, largest first; {} where the profiler sees none."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if backend.name != "cpu" else [])
+    if not supported_activities().issuperset(activities):
+        return {}
     with profile(activities=activities) as trace, record_function("run"):
         for _ in range(_RUNS):
             run()

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from mova_engine.backend import Backend, get_backend
-from mova_engine.bench.timing import LEAST, Timing, interleave, median_ratio
+from mova_engine.bench.timing import LEAST, Timing, interleave, median_ratio, stopwatch
 from mova_engine.config import MovaConfig, get_preset
 from mova_engine.data.bounce import generate
 from mova_engine.data.cache import LatentCache
@@ -125,9 +125,10 @@ def _as_rank(rank: int, size: int, port: int, threads: int, folder: Path, settin
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in places.items()})
     bench = _Bench(folder, settings["model"], settings["width"])
-    runs = {name: bench.runner(name) for name in SCHEMES}
+    backend = get_backend("cpu")
+    runs = {name: stopwatch(bench.runner(name), backend) for name in SCHEMES}
     bench.check()
-    times = interleave(runs, get_backend("cpu"), rounds=settings["pairs"])
+    times = interleave(runs, rounds=settings["pairs"])
     done = max(settings["pairs"], LEAST) + 1
     calls = [torch.tensor([bench.calls[name] for name in SCHEMES])]
     dist.all_reduce(calls[0])

@@ -2,9 +2,14 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
+from mova_engine import AUTOLOAD, autoload_asked
+from mova_engine.backend import NAMES, describe_backend
+from mova_engine.backend.health import Surroundings
+from mova_engine.doctor.checks import CHECKS, SELF_TEST
+from mova_engine.doctor.examination import Examination, choose_device, examine
+from mova_engine.doctor.report import as_json, as_text, wants_colours
 from mova_engine.errors import run_cli
 
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
@@ -12,17 +17,10 @@ _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 
 def main(argv: list[str] | None = None) -> int:
     """Examine and print; 0 when the device can be used, 1 when a problem would stop training on it."""
-    environ = dict(os.environ)
-    if "torch" not in sys.modules:
-        # A device package that does not fit torch breaks `import torch` itself, unless torch is told to load none:
-        # without this the doctor would be ill too.
-        os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    from mova_engine.backend import NAMES, describe_backend
-    from mova_engine.backend.health import Surroundings
-    from mova_engine.doctor.checks import CHECKS, SELF_TEST
-    from mova_engine.doctor.examination import Examination, choose_device, examine
-    from mova_engine.doctor.report import as_json, as_text, wants_colours
-
+    # The user's environment, without what a command of the engine puts into it.
+    environ = {name: value for name, value in os.environ.items() if name != AUTOLOAD}
+    if autoload_asked is not None:
+        environ[AUTOLOAD] = autoload_asked
     parser = argparse.ArgumentParser(prog="python -m mova_engine.doctor", description=__doc__)
     parser.add_argument("--device", help=f"one of {', '.join(NAMES)} (default: the best that is present)")
     parser.add_argument("--folder", type=Path, default=Path(), help="where runs will be written (default: here)")

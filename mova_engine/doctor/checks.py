@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mova_engine import __version__
+from mova_engine import AUTOLOAD, __version__
 from mova_engine.backend.compatibility import PYTHON_LEAST, TORCH_TESTED
 from mova_engine.backend.health import (
     NOTE,
@@ -38,7 +38,7 @@ _EXTRAS = ("codecs", "triton")
 VARIABLES = (
     Variable("OMP_NUM_THREADS", "CPU threads of each process; torchrun sets 1 where it is not set"),
     Variable("MKL_NUM_THREADS", "CPU threads of matrix products, before OMP_NUM_THREADS"),
-    Variable("TORCH_DEVICE_BACKEND_AUTOLOAD", "whether `import torch` loads devices that were installed beside it"),
+    Variable(AUTOLOAD, "whether `import torch` loads devices that were installed beside it"),
     Variable(
         "TRITON_INTERPRET",
         "whether Triton kernels are interpreted",
@@ -91,11 +91,12 @@ def examine_versions(examination: Examination) -> list[Finding]:
 def examine_import(examination: Examination) -> list[Finding]:
     """Whether `import torch` works as the user's programs do it: it loads device packages that lie beside it.
 
-    One that does not fit, or whose own libraries are missing, makes it fail whatever device is wanted.
+    One that does not fit, or whose own libraries are missing, makes it fail whatever device is wanted; the engine's own
+    commands load none but their device's.
     """
     packages, environ = examination.around.packages, examination.around.environ
     loaded = ", ".join(packages.autoloaded())
-    if not loaded or environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
+    if not loaded or environ.get(AUTOLOAD) == "0":
         return []
     environ = {**environ, "PYTHONPATH": os.pathsep.join(filter(None, packages.path))}
     command = [sys.executable, "-c", "import torch"]
@@ -104,8 +105,10 @@ def examine_import(examination: Examination) -> list[Finding]:
         return [Finding(OK, f"`import torch` loads {loaded} too")]
     errors = [line for line in child.stderr.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
     what = f"`import torch` fails, because it loads {loaded} too: {errors[0] if errors else 'it crashes'}"
-    do = f"mend or uninstall {loaded}; other devices work meanwhile with export TORCH_DEVICE_BACKEND_AUTOLOAD=0"
-    return [Finding(PROBLEM, what, do)]
+    do = f"mend or uninstall {loaded}; programs for other devices work meanwhile with export {AUTOLOAD}=0"
+    if examination.backend.vendor_package in packages.autoloaded():
+        return [Finding(PROBLEM, what, do)]
+    return [Finding(NOTE, f"{what}; the engine's own commands work, torchrun and other programs do not", do)]
 
 
 def examine_installation(examination: Examination) -> list[Finding]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mova_engine.backend import describe_backend
 from mova_engine.parallel.collectives import Group
 
 # Elements of a bucket: large enough for the network's full rate, small beside the gradients themselves.
@@ -17,8 +18,9 @@ def sum_gradients(gradients: Sequence[Tensor], group: Group, divisor: int = 1) -
     order. Over the ranks that share a clip gradients are sums, over those that have different clips means: the divisor
     is the number of the latter.
     """
-    if group.size == 1:
+    if group.size == 1 or not gradients:
         return
+    describe_backend(gradients[0].device.type).finish_backward()
     bucket: list[Tensor] = []
     size = 0
     for gradient in gradients:

@@ -204,11 +204,11 @@ def start_processes(
     clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
     crew = mesh["cfg", "ring", "ulysses"]._flatten("clip") if shape.cfg > 1 else sharers
     timeout = timedelta(seconds=timeout_s)
-    for part in {
-        id(part): part for part in (sharers, clips, crew, mesh["cfg"], mesh["ring"], mesh["ulysses"])
-    }.values():
+    if backend.changes_timeouts:
         # A group of some of the ranks does not take over the world's.
-        _set_pg_timeout(timeout, part.get_group())
+        parts = (sharers, clips, crew, mesh["cfg"], mesh["ring"], mesh["ulysses"])
+        for part in {id(part): part for part in parts}.values():
+            _set_pg_timeout(timeout, part.get_group())
     groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
     rounds = None
     if shape.clip_ranks > 1:

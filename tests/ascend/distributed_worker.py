@@ -15,6 +15,8 @@ from mova_engine.backend import get_backend
 from mova_engine.config import VideoDiTConfig
 from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OPERATORS, bind, bind_operator
+from mova_engine.parallel.collectives import Group
+from mova_engine.parallel.gradients import sum_gradients
 
 RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 CONFIG = VideoDiTConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=16, freq_dim=16)
@@ -129,6 +131,23 @@ def refusal_of_fused_adamw(backend) -> str:
     return ""
 
 
+def reduction(device: torch.device) -> dict[str, list]:
+    """What the reduction of gradients calls, in order, and the sums that come of it."""
+    calls = []
+    before = torch.npu.synchronize, dist.all_reduce
+
+    def noted(name, function):
+        return lambda *args, **kwargs: (calls.append(name), function(*args, **kwargs))[1]
+
+    torch.npu.synchronize, dist.all_reduce = noted("wait", before[0]), noted("all_reduce", before[1])
+    gradients = [torch.full((n,), float(RANK), device=device) for n in (1, 2)]
+    try:
+        sum_gradients(gradients, Group(dist.group.WORLD), divisor=2)
+    finally:
+        torch.npu.synchronize, dist.all_reduce = before
+    return {"calls": calls, "sums": [g.tolist() for g in gradients]}
+
+
 def main(path: Path) -> None:
     backend = get_backend("npu")
     device = backend.device(RANK)
@@ -141,6 +160,7 @@ def main(path: Path) -> None:
         "fsdp2": train(backend, torch.float32, sharded=True),
         "fsdp2-bfloat16": train(backend, torch.bfloat16, sharded=True),
         "single": train(backend, torch.float32, sharded=False),
+        "reduction": reduction(device),
         "refusal": refusal_of_fused_adamw(backend),
     }
     if RANK == 0:

@@ -2,7 +2,9 @@
 
 Source: the documentation in torch_npu 2.13.0 (`torch_npu/_op_plugin_docs.py`), and CANN's of aclnnAttentionUpdate
 and aclnnAdaLayerNorm. The
-package's own schemas and shape functions judge the rest when calls are made on fake tensors.
+package's own schemas and shape functions judge the rest when calls are made on fake tensors. Of torch's own operators
+the mode holds to what users ran into: float64 and complex numbers, which an NPU computes slowly or not at all, and
+convolutions of memory whose channels come last.
 """
 
 import math
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -150,6 +153,20 @@ LIMITS: dict[str, Callable[..., Violations]] = {
 }
 
 
+# Which the device refuses, or leaves to its helper CPU.
+_FOREIGN = (torch.float64, torch.complex64, torch.complex128)
+_CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
+
+
+def _torch_call(name: str, args: tuple, results: Any) -> Violations:
+    """What users' models ran into with torch's own operators on this device."""
+    for x in (*tree_leaves(args), *tree_leaves(results)):
+        if isinstance(x, Tensor) and x.device.type == "npu" and x.dtype in _FOREIGN:
+            yield f"a tensor {list(x.shape)} of {x.dtype}"
+    if name in _CONVOLUTIONS and not all(x.is_contiguous() for x in args[: 2 + name.endswith("backward")]):
+        yield f"memory is not contiguous: {[x.stride() for x in args[:2]]} for {[list(x.shape) for x in args[:2]]}"
+
+
 def _given(operator, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Arguments by the schema's names, without those that have their default value."""
     schema = {a.name: a for a in operator._schema.arguments}
@@ -162,11 +179,14 @@ def _given(operator, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 class Limits(TorchDispatchMode):
-    """Within the block every `npu::` and `mindiesd::` call is looked up and checked; `calls` counts them by name."""
+    """Within the block every `npu::` and `mindiesd::` call is looked up and checked, and torch's own for what is known
+    of them; `calls` counts the former by name, `convolutions` those.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[str, int] = {}
+        self.convolutions = 0
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         name, kwargs = operator._schema.name, kwargs or {}
@@ -178,4 +198,10 @@ class Limits(TorchDispatchMode):
             found = list(check(**_given(operator, args, kwargs)))
             if found:
                 raise LimitError(f"{name}: {'; '.join(found)}")
-        return operator(*args, **kwargs)
+            return operator(*args, **kwargs)
+        results = operator(*args, **kwargs)
+        self.convolutions += name in _CONVOLUTIONS
+        found = list(_torch_call(name, (*args, *kwargs.values()), results))
+        if found:
+            raise LimitError(f"{name}: {'; '.join(found)}")
+        return results

@@ -4,6 +4,7 @@ torch_npu's own schemas, autograd formulas and shape functions judge the calls; 
 Nothing is computed, so that a model of 14 billion parameters fits.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ascend.limits import LimitError, Limits
 from mova_engine.config import get_preset
 from mova_engine.models import rope
+from mova_engine.models.codecs import dac
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OPERATORS, OpTable, bind, bind_operator
@@ -155,6 +157,26 @@ def test_attention_of_a_shard(limits, ops, preset, shards, dtype):
         assert merged.shape == q.shape and merged.dtype == wanted and total.shape == lse.shape
 
 
+@EACH_DTYPE
+def test_the_audio_codec_at_its_real_size(limits, npu, monkeypatch, dtype):
+    """Eight seconds there and back; latents as the model gives them, channels last."""
+    # What looks at values, which fake tensors do not have.
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda x, **_: x)
+    for check in ("check_audio", "check_latents"):
+        monkeypatch.setattr(dac, check, lambda *_: None)
+    codec = dac.DacCodec(dac.Dac(dac.DacConfig(use_weight_norm=True), "npu", DTYPES[dtype]))
+    latents = codec.encode(torch.empty(1, 1, 8 * codec.sample_rate, device="npu"))
+    assert latents.shape == (1, 128, 400)
+    assert codec.decode(latents.mT.contiguous().mT).shape == (1, 1, 8 * codec.sample_rate)
+    assert limits.convolutions > 70 and not limits.calls
+
+
+def test_no_attention_of_ours_has_lengths_or_a_mask():
+    """Clips of a batch have one length and texts one padded length: BSND says all there is. Else TND would."""
+    for name in ("attention", "attention_lse"):
+        assert list(inspect.signature(OPERATORS[name].reference).parameters) == ["q", "k", "v"]
+
+
 @SHARDED
 @EACH_PRESET
 @EACH_DTYPE
@@ -195,6 +217,16 @@ def test_a_wrong_head_count_is_seen(limits, npu):
     q = _tensor(1, 8, 40, 128, dtype=torch.bfloat16)
     with pytest.raises(LimitError, match="head_num 12 for 40 heads"):
         torch.ops.npu.npu_fusion_attention(q, q, q, 12, "BSND", scale=128**-0.5)
+
+
+def test_what_users_ran_into_is_seen(limits, npu):
+    x, weight = _tensor(1, 8, 4, 4, dtype=torch.float32), _tensor(8, 8, 1, 1, dtype=torch.float32)
+    with pytest.raises(LimitError, match="memory is not contiguous"):
+        torch.nn.functional.conv2d(x.to(memory_format=torch.channels_last), weight)
+    with pytest.raises(LimitError, match="complex64"):
+        torch.polar(torch.ones(2, device="npu"), torch.ones(2, device="npu"))
+    with pytest.raises(LimitError, match="float64"):
+        torch.ones(2, device="npu").double()
 
 
 def test_a_batch_beyond_the_limit_of_rotation_is_seen(limits, npu):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs import VideoCodec, build_video_codec
@@ -45,6 +46,29 @@ def test_it_equals_diffusers_own_calls(folder: Path) -> None:
     torch.testing.assert_close(latents, (raw - mean) / std)
     torch.testing.assert_close(codec.decode(latents), decoded, atol=1e-5, rtol=1e-5)
     assert not latents.requires_grad
+
+
+class Layouts(TorchDispatchMode):
+    """Collects whether input and weight of every convolution lie in memory in the order of their dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten.convolution.default:
+            self.seen.append(all(x.is_contiguous() for x in args[:2]))
+        return operator(*args, **kwargs or {})
+
+
+def test_convolutions_get_contiguous_memory(folder: Path) -> None:
+    """Whatever the clip's memory is like: NPUs fail on channels that come last."""
+    codec = build_video_codec("wan", folder)
+    video = clip(9).to(memory_format=torch.channels_last_3d)
+    assert not video.is_contiguous()
+    with Layouts() as layouts:
+        codec.decode(codec.encode(video).to(memory_format=torch.channels_last_3d))
+    assert len(layouts.seen) > 100 and all(layouts.seen), f"{layouts.seen.count(False)} of {len(layouts.seen)}"
 
 
 def test_dtype_and_fingerprint(folder: Path) -> None:

@@ -156,4 +156,5 @@ class DacCodec:
         return self._fingerprint
 
     def _place(self, x: Tensor) -> Tensor:
-        return x.to(self.dac.quant_conv.bias)
+        # Latents come from the model with their channels last.
+        return x.to(self.dac.quant_conv.bias).contiguous()

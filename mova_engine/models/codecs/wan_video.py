@@ -25,6 +25,9 @@ class WanVideoCodec:
 
     def __init__(self, vae: nn.Module) -> None:
         self.vae = vae.requires_grad_(False).eval()
+        for module in vae.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                module.register_forward_pre_hook(_contiguous)
         config = vae.config
         self.channels = config.z_dim
         self.stride = (config.scale_factor_temporal, config.scale_factor_spatial, config.scale_factor_spatial)
@@ -78,6 +81,11 @@ class WanVideoCodec:
 
     def _place(self, x: Tensor) -> Tensor:
         return x.to(self.vae.device, self.vae.dtype)
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A clip's pixels, and what attention gives back, have their channels last, on which NPUs' convolutions fail."""
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def load_wan(

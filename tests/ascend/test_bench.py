@@ -1,0 +1,34 @@
+"""`python -m mova_engine.bench --suite 910a2` rehearses itself on the emulator, and says that it measured nothing."""
+
+import json
+
+import pytest
+
+from mova_engine.bench import campaigns
+from mova_engine.bench.suites import SUITES
+
+pytestmark = pytest.mark.npu
+# What the suite measures on its way from the norms to a training step.
+PARTS = ["chain", "block", "audio-block", "bridge", "denoise", "stack", "step"]
+
+
+def test_the_suite_to_send_back(npu, tmp_path, monkeypatch, capsys):
+    if not npu.emulated():
+        pytest.skip("a real NPU would be measured, for an hour")
+    # Parity by the towers alone: the other two have tests of their own on this device.
+    monkeypatch.setattr(campaigns, "operator_rows", lambda *_: iter(()))
+    monkeypatch.setattr(campaigns, "_GOLDEN", tmp_path / "none")
+    path = tmp_path / "910a2.json"
+    assert campaigns.run(["--suite", "910a2", "--device", "npu", "--json", str(path)], SUITES) == 0
+    content = json.loads(path.read_text())
+    mark = "emulated: not a measurement"
+    assert content["mark"] == mark and content["circumstances"]["device_name"] == "emulated Ascend 910B2"
+    assert capsys.readouterr().out.startswith(mark)
+    assert all(part["missed"] == [] for part in content["parity"].values())
+    measured = [m for m in content["measurements"] if "left_out" not in m]
+    assert [(m["command"], m.get("failed")) for m in measured] == [(name, None) for name in PARTS]
+    for row in (row for m in measured for row in m["rows"]):
+        assert row["mark"] == mark and row["sides"]["engine"]["mfu"] is None
+        assert row["sides"]["engine"]["operators"]["attention"] == "npu"
+    left_out = {m["command"] for m in content["measurements"] if "left_out" in m}
+    assert left_out == {"operators"}
