@@ -119,7 +119,9 @@ def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
         processes.wait_for_first()
     pipeline.schedule = _schedule(args, pipeline.schedule)
     pipeline.options = replace(pipeline.options, batch_guidance=not args.sequential_guidance)
-    batch = args.batch or max(1, min(MOST_CLIPS, BATCH_TOKENS // job.shape.video_tokens))
+    # As many clips at a time as there are, spread over the groups of processes that make different ones.
+    each = -(-len(job.work) // job.mesh.data_parallel)
+    batch = args.batch or max(1, min(MOST_CLIPS, BATCH_TOKENS // job.shape.video_tokens, each))
     facts = _facts(folder, job.settings, pipeline.schedule)
     backend.use_threads(args.threads, job.config.video.dim)
     started = time.perf_counter()
