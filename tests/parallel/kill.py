@@ -47,7 +47,7 @@ def start(clips: Path, out: Path, processes: int, steps: int) -> subprocess.Pope
     settings = {
         "data": clips, "out": out, "device": "cpu", "steps": steps, "loader.batch": 1, "loader.fit": 4,
         "checkpoint.every": EVERY, "log.every": 1, "validation.every": 0, "optim.ema": 0.9,
-        "parallel.context-parallel": 2, "parallel.timeout": 30,
+        "parallel.context-parallel": 2, "parallel.timeout": 120,
     }  # fmt: skip
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     chance = random.Random(args.seed)
     # A kill costs EVERY steps at most, and so does one that came when the checkpoint was complete.
-    steps = EVERY * (2 * args.times + 2)
+    steps = EVERY * ((2 if args.during == "checkpoint" else 1) * args.times + 2)
     with tempfile.TemporaryDirectory() as folder:
         clips, whole, broken = (Path(folder) / name for name in ("clips", "whole", "broken"))
         generate(clips, 8, seed=3)
