@@ -10,6 +10,7 @@ from mova_engine.errors import MovaError, run_cli, suggest
 COMMANDS = {
     "train": ("mova_engine.train.__main__", "train or fine-tune a model by a recipe"),
     "sample": ("mova_engine.sample.__main__", "generate clips with sound from a caption and a first frame"),
+    "merge": ("mova_engine.models.merge", "write a checkpoint with a file of adapters merged into its weights"),
     "cache": ("mova_engine.data.cache", "encode a folder of clips ahead of training"),
     "bounce": ("mova_engine.data.bounce", "write the embedded dataset of bouncing balls that click"),
     "bounce-sync": ("mova_engine.bench.bounce_sync", "measure how well clicks and bounces of generated clips agree"),
