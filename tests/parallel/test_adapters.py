@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from parallel.runs import run_shared
-from parallel.world import World, free_port
+from parallel.world import free_port
 from safetensors.torch import load_file
 
-from mova_engine.data.bounce import generate
 from mova_engine.models.lora import ADAPTERS
 from mova_engine.train.metrics import read_metrics
 
@@ -17,13 +16,6 @@ MESHES = {
     "clips and weights": {"context_parallel": 2, "shard": True},
     "weights": {"shard": True},
 }
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    generate(folder, 8, seed=3)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +38,8 @@ def alone(clips, base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair():
-    world = World(2)
-    yield world
-    world.close()
+def pair(runners):
+    return runners(2)
 
 
 def losses(out: Path) -> list[float]:
