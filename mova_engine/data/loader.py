@@ -6,7 +6,10 @@ The stream is a function of the position in it, whatever the number of workers: 
 
 import gc
 import hashlib
+import multiprocessing
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -120,8 +123,18 @@ class Loader:
             # Its own, so that starting the workers does not advance the trainer's random numbers.
             generator=torch.Generator(),
         )
-        for batch in prepared:
-            yield self.dataset.batch(batch) if isinstance(batch, list) else batch
+        others = set(multiprocessing.active_children())
+        with _stop_signals_held():
+            batches = iter(prepared)
+        workers = set(multiprocessing.active_children()) - others
+        try:
+            for batch in batches:
+                yield self.dataset.batch(batch) if isinstance(batch, list) else batch
+        finally:
+            del batches  # asks them to leave, and waits some seconds
+            for worker in workers:
+                if worker.is_alive():
+                    worker.kill()
 
 
 class _Indices(Sampler):
@@ -158,6 +171,20 @@ def _unchanged(batch: Any) -> Any:
 
 def _spare_inherited_objects(worker: int) -> None:
     gc.freeze()
+
+
+@contextmanager
+def _stop_signals_held() -> Iterator[None]:
+    """Processes started within never see SIGTERM or Ctrl-C.
+
+    A terminal, Slurm or torchrun sends these to workers too. Whether to stop, and when, is the trainer's to say: a
+    worker that died of it would break off the step, or the checkpoint, that the trainer is about to finish.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def build_loader(

@@ -84,11 +84,9 @@ class Trainer:
             if isinstance(log, NoLog):
                 return
             draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
-        except (OSError, RuntimeError) as error:
-            # Told, not raised: whatever ended the run matters more. A data worker's end by the same signal may arrive
-            # here, as a RuntimeError.
-            reason = getattr(error, "strerror", None) or error
-            self.console.print(f"warning: metrics or loss curve are incomplete: {reason}")
+        except OSError as error:
+            # Told, not raised: whatever ended the run matters more.
+            self.console.print(f"warning: metrics or loss curve are incomplete: {error.strerror or error}")
 
     def _make_folder(self) -> None:
         try:
@@ -109,22 +107,12 @@ class Trainer:
         state, processes = parts.state, parts.processes
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
         batches = iter(parts.loader)
-        # Where the data stood after the last whole step: a stop may come in the middle of the next.
-        position = parts.loader.state_dict()
         parts.backend.reset_peak_memory()
         while self.step < config.steps and not self._asked_to_stop(stop, processes):
             started = time.perf_counter()
             due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
-            try:
-                result = updater.step(self.step, batches, parts.build, watch.at, detailed=due)
-            except (RuntimeError, ConnectionError):
-                # A stop that reached the data workers too ends them, which the loader reports as a failure or meets as
-                # a connection that is no more.
-                if not stop or processes.launch.world > 1:
-                    raise
-                break
+            result = updater.step(self.step, batches, parts.build, watch.at, detailed=due)
             self.step += 1
-            position = parts.loader.state_dict()
             self._count(result, reporter, time.perf_counter() - started)
             row = self._row(parts) if due else None
             if row is not None:
@@ -133,9 +121,9 @@ class Trainer:
             watch.at(f"after step {self.step}: validation and checkpoint", watched=False)
             self._validate(parts, log, reporter)
             if self.step % config.checkpoint.every == 0 and self.step < config.steps:
-                self._save(parts, position, reporter)
+                self._save(parts, reporter)
         watch.at("the last checkpoint", watched=False)
-        folder = self._save(parts, position, reporter, last=True)
+        folder = self._save(parts, reporter, last=True)
         took = duration(time.monotonic() - began)
         if self.step < config.steps:
             reporter.say(f"stopped by request after step {self.step} ({took}); the same command goes on from {folder}")
@@ -204,14 +192,14 @@ class Trainer:
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 
-    def _save(self, parts: Run, position: dict, reporter: Reporter, last: bool = False) -> Path | None:
+    def _save(self, parts: Run, reporter: Reporter, last: bool = False) -> Path | None:
         """Save a checkpoint, drop old ones; returns the folder, None where it failed and the run may go on.
 
         All processes hold the same; the first saves it, and the others wait to learn whether it could. Where they share
         the weights, all of them save in the background, and a failure shows at the next checkpoint or at the end.
         """
         progress = {
-            "loader": position,
+            "loader": parts.loader.state_dict(),
             "meter": self.meter.state_dict(),
             "skipped_in_a_row": self.skipped_in_a_row,
         }

@@ -9,7 +9,9 @@ from parallel.world import World
 from mova_engine.data.bounce import generate
 
 
-def _started_once() -> Iterator[Callable[[int], World]]:
+@pytest.fixture(scope="session")
+def worlds() -> Iterator[Callable[[int], World]]:
+    """`worlds(4)`: a World of four processes, started anew where an error ended it."""
     running: dict[int, World] = {}
 
     def get(size: int) -> World:
@@ -23,18 +25,6 @@ def _started_once() -> Iterator[Callable[[int], World]]:
 
 
 @pytest.fixture(scope="session")
-def worlds():
-    """`worlds(4)`: a World of four processes, started anew where an error ended it."""
-    yield from _started_once()
-
-
-@pytest.fixture(scope="session")
-def runners():
-    """Worlds for runs, each of which joins and leaves a process group of its own."""
-    yield from _started_once()
-
-
-@pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
     """Eight clips."""
     folder = tmp_path_factory.mktemp("clips")
@@ -43,15 +33,15 @@ def clips(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared(clips, runners, tmp_path_factory) -> Path:
+def shared(clips, worlds, tmp_path_factory) -> Path:
     """A run of four steps by two processes that share clips and weights, with checkpoints after two and four."""
-    return _run(runners(2), clips, tmp_path_factory, batch=4)
+    return _run(worlds(2), clips, tmp_path_factory, batch=4)
 
 
 @pytest.fixture(scope="session")
-def shared_by_four(clips, runners, tmp_path_factory) -> Path:
+def shared_by_four(clips, worlds, tmp_path_factory) -> Path:
     """The same by four processes, two for each clip."""
-    return _run(runners(4), clips, tmp_path_factory, batch=2)
+    return _run(worlds(4), clips, tmp_path_factory, batch=2)
 
 
 def _run(world: World, clips: Path, tmp_path_factory, batch: int) -> Path:

@@ -47,11 +47,8 @@ def configured(clips: str, out: str, steps: int, batch: int, every: int = 100, r
     )
 
 
-def run_shared(fault: str | None = None, port: int | None = None, **settings) -> tuple[int | str, str]:
-    """Train; returns the exit status, or what was raised, and what the first process said. fault: of rank 1. port:
-    where the processes meet, another one for each run.
-    """
-    os.environ["MASTER_PORT"] = str(port)
+def run_shared(fault: str | None = None, **settings) -> tuple[int | str, str]:
+    """Train; returns the exit status, or what was raised, and what the first process said. fault: of rank 1."""
     said = io.StringIO()
     guilty = fault is not None and read_launch().rank == 1
     before = storage._write_at, update.micro_losses
@@ -104,9 +101,8 @@ def clips_taken(**settings) -> list[list[str]]:
     return taken
 
 
-def resaved(source: str, port: int | None = None, **settings) -> None:
+def resaved(source: str, **settings) -> None:
     """Load a checkpoint as this world's mesh has it, and save it again."""
-    os.environ["MASTER_PORT"] = str(port)
     config = configured(steps=9, **settings)
     processes = join_processes(config, read_launch())
     parts = assemble(config, Path(source), Console(quiet=True), processes)

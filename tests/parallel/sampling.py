@@ -51,7 +51,6 @@ MODEL = MovaConfig(
 CAPTIONS = ("a red ball bouncing", "rain", "wind in the trees")
 
 
-@functools.cache
 def place(cfg: int, context_parallel: int, ulysses: int | None) -> Processes:
     """The world as a mesh for sampling; what is left makes other clips."""
     torch.set_num_threads(1)

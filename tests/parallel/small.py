@@ -1,10 +1,8 @@
 """The small models and clips of the checks, the same in all processes, and a step of them."""
 
 import functools
-from collections.abc import Callable
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from mova_engine.backend import get_backend
@@ -12,7 +10,7 @@ from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaCon
 from mova_engine.diffusion.loss import LossWeights, Share, velocity_loss
 from mova_engine.models.mova import Mova
 from mova_engine.models.sharding import WHOLE, Sharding
-from mova_engine.ops import OpTable
+from mova_engine.ops import OpTable, bind
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
 from mova_engine.parallel.shard import Shards, shard_model
@@ -34,7 +32,6 @@ def config(heads: int = HEADS) -> MovaConfig:
     return MovaConfig("narrow", video, audio, bridge, ClipConfig(frames=5, height=32, width=48), experts=2)
 
 
-@functools.cache
 def processes(ulysses: int | None, context_parallel: int | None = None) -> Processes:
     """The world as a mesh; None: the whole world shares one clip."""
     backend, launch = get_backend("cpu"), read_launch()
@@ -44,34 +41,36 @@ def processes(ulysses: int | None, context_parallel: int | None = None) -> Proce
     return start_processes(backend, launch, shape, timeout_s=120)
 
 
-def _fill(model: Mova, put: Callable[[nn.Parameter, Tensor], object], add: Callable) -> None:
-    """The same weights everywhere; none is zero. Tensor by tensor: eight processes share a small machine."""
+@functools.cache
+def _weights(heads: int) -> dict[str, Tensor]:
+    """The same weights everywhere; none is zero. Drawing them takes longer than most steps."""
     source = torch.Generator().manual_seed(5)
-    model.init_weights(source, put)
+    model = Mova(config(heads), bind(get_backend("cpu")))
+    model.init_weights(source)
     with torch.no_grad():
         for parameter in model.parameters():
-            add(parameter, torch.randn(parameter.shape, generator=source) * 0.02)
+            parameter.add_(torch.randn(parameter.shape, generator=source) * 0.02)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+@torch.no_grad()
 def build(ops: OpTable, heads: int = HEADS) -> Mova:
     """The same model everywhere."""
     model = Mova(config(heads), ops)
-    _fill(model, nn.Parameter.copy_, nn.Parameter.add_)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(_weights(heads)[name])
     return model
 
 
+@torch.no_grad()
 def build_sharded(
     place: Processes, ops: OpTable, dtype: torch.dtype = torch.float32, offload: bool = False, heads: int = HEADS
 ) -> tuple[Mova, Shards]:
     """The same model, of which every rank has its rows."""
     model = Mova(config(heads), ops, device="meta")
     shards = shard_model(model, place, torch.device("cpu"), dtype, offload)
-
-    def add(parameter: nn.Parameter, noise: Tensor) -> None:
-        piece = shards.piece(parameter)
-        piece.tensor.add_(noise[piece.rows] if piece.shape else noise)
-
-    _fill(model, lambda parameter, values: shards.piece(parameter).take(values), add)
+    for name, parameter in model.named_parameters():
+        shards.piece(parameter).take(_weights(heads)[name])
     return model, shards
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from parallel.runs import run_shared
-from parallel.world import free_port
 from safetensors.torch import load_file
 
 from mova_engine.models.lora import ADAPTERS
@@ -38,8 +37,8 @@ def alone(clips, base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(runners):
-    return runners(2)
+def pair(worlds):
+    return worlds(2)
 
 
 def losses(out: Path) -> list[float]:
@@ -51,7 +50,7 @@ def test_two_processes_train_adapters_as_one_does(clips, base, alone, pair, tmp_
     # Two that do not share clips have two each.
     batch = 2 if mesh == "weights" else 4
     given = settings(clips, base, tmp_path / "run", batch=batch, parallel=MESHES[mesh])
-    found = pair.run("run_shared", port=free_port(), **given)
+    found = pair.run("run_shared", **given)
     assert [status for status, _ in found] == [0, 0], found
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
     ours, theirs = (out / "checkpoints" / "step-000004" for out in (tmp_path / "run", alone))
@@ -65,7 +64,7 @@ def test_two_processes_train_adapters_as_one_does(clips, base, alone, pair, tmp_
 def test_in_bfloat16_shared_frozen_weights_are_bfloat16_and_adapters_float32(clips, base, pair, tmp_path):
     mixed = {"batch": 4, "precision": "bf16", "checkpointing": "selective"}
     given = settings(clips, base, tmp_path / "run", parallel=MESHES["clips and weights"], **mixed)
-    found = pair.run("run_shared", port=free_port(), **given)
+    found = pair.run("run_shared", **given)
     assert [status for status, _ in found] == [0, 0], found
     assert run_shared(**settings(clips, base, tmp_path / "alone", **mixed))[0] == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=0.01)
@@ -76,7 +75,7 @@ def test_in_bfloat16_shared_frozen_weights_are_bfloat16_and_adapters_float32(cli
 
 def test_one_process_goes_on_from_what_two_have_saved_bit_for_bit_loaded(clips, base, alone, pair, tmp_path):
     given = settings(clips, base, tmp_path / "run", batch=4, parallel=MESHES["clips and weights"])
-    pair.run("run_shared", port=free_port(), **{**given, "steps": 2})
+    pair.run("run_shared", **{**given, "steps": 2})
     middle = tmp_path / "run" / "checkpoints" / "step-000002"
     status, _ = run_shared(**settings(clips, base, tmp_path / "one", batch=4, resume=str(middle)))
     assert status == 0 and losses(tmp_path / "one") == pytest.approx(losses(alone)[2:], rel=1e-5)

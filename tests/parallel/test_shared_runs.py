@@ -43,27 +43,27 @@ def test_a_shared_run_is_one_processs_and_so_is_its_checkpoint(clips, shared, tm
     assert torch.equal(model.audio_dit.head.head.weight, found["training/ema.safetensors:audio_dit.head.head.weight"])
 
 
-def test_a_run_that_goes_on_is_the_uninterrupted_one_bit_for_bit(clips, runners, shared, tmp_path):
+def test_a_run_that_goes_on_is_the_uninterrupted_one_bit_for_bit(clips, worlds, shared, tmp_path):
     out = tmp_path / "again"
     (out / "checkpoints").mkdir(parents=True)
     shutil.copytree(shared / "checkpoints" / "step-000002", out / "checkpoints" / "step-000002")
-    run(runners(2), clips, out)
+    run(worlds(2), clips, out)
     found, expected = (tensors(folder / "checkpoints" / "step-000004") for folder in (out, shared))
     assert found.keys() == expected.keys() and all(torch.equal(x, expected[name]) for name, x in found.items())
 
 
-def test_a_full_disk_of_one_process_stops_all_and_leaves_no_half_checkpoint(clips, runners, tmp_path):
+def test_a_full_disk_of_one_process_stops_all_and_leaves_no_half_checkpoint(clips, worlds, tmp_path):
     """One of the two says so; what was complete stays."""
     out = tmp_path / "run"
-    run(runners(2), clips, out, steps=2)
-    said = [status for status, _ in run(runners(2), clips, out, steps=4, fault="full disk")]
+    run(worlds(2), clips, out, steps=2)
+    said = [status for status, _ in run(worlds(2), clips, out, steps=4, fault="full disk")]
     assert sum("No space left on device" in str(each) and "rank 1" in str(each) for each in said) == 1, said
     assert [step for step, _ in checkpoints_of(out)] == [2]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000002"]
 
 
-def test_a_process_whose_loss_is_not_finite_is_named(clips, runners, tmp_path):
-    said = run(runners(2), clips, tmp_path / "run", fault="not finite", optim={"max_nonfinite": 2})
+def test_a_process_whose_loss_is_not_finite_is_named(clips, worlds, tmp_path):
+    said = run(worlds(2), clips, tmp_path / "run", fault="not finite", optim={"max_nonfinite": 2})
     (status, text), (other, _) = said
     assert "warning: step 1 skipped: its loss or gradient is not finite (rank 1; clips train_" in text
     assert "2 steps in a row were not finite" in status and other == "SystemExit: 2"

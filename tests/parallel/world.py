@@ -1,9 +1,13 @@
 """Worlds of gloo processes that tests send work to: one set of processes per world size serves a whole session.
 
+For each call they meet anew, and part after it: the threads of a process group never sleep, and those of the meshes of
+a whole session would take a good part of a small machine.
+
 Run as a program, `world.py ADDRESS`, it imports what the processes need and forks them: importing takes longer than
 most checks do.
 """
 
+import gc
 import importlib
 import os
 import signal
@@ -14,6 +18,8 @@ import traceback
 from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from types import ModuleType
+
+import torch.distributed as dist
 
 KEY = b"parallel tests"
 # A step of these sizes takes seconds, in eight processes on a busy core many; a rank that waits longer waits in vain.
@@ -38,7 +44,6 @@ class World:
             **os.environ,
             "WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
             "OMP_NUM_THREADS": "1",
         }
         with Listener(("127.0.0.1", 0), authkey=KEY) as listener:
@@ -49,8 +54,9 @@ class World:
         self.connections = [c for _, c in sorted(((c.recv(), c) for c in found), key=lambda pair: pair[0])]
 
     def run(self, name: str, **arguments) -> list:
+        port = free_port()
         for connection in self.connections:
-            connection.send((name, arguments))
+            connection.send((name, arguments, port))
         results = {}
         while len(results) < self.size:
             waiting = [c for rank, c in enumerate(self.connections) if rank not in results]
@@ -71,10 +77,10 @@ class World:
         return [results[rank] for rank in range(self.size)]
 
     def train(self, clips: Path, out: Path, function: str = "run_shared", **settings) -> list:
-        """A run of the trainer, whose processes meet anew; by default two share each clip, and all the weights."""
+        """A run of the trainer; by default two processes share each clip, and all the weights."""
         if self.size > 1:
             settings = {"parallel": {"shard": True, "context_parallel": 2}, **settings}
-        return self.run(function, clips=str(clips), out=str(out), port=free_port(), **settings)
+        return self.run(function, clips=str(clips), out=str(out), **settings)
 
     @property
     def alive(self) -> bool:
@@ -97,13 +103,17 @@ def serve(connection: Connection, checks: ModuleType) -> None:
     """Answer calls until the other side hangs up."""
     while True:
         try:
-            name, arguments = connection.recv()
+            name, arguments, port = connection.recv()
         except (EOFError, ConnectionResetError):
             return
+        os.environ["MASTER_PORT"] = str(port)
         try:
-            connection.send((None, getattr(checks, name)(**arguments)))
+            answer = None, getattr(checks, name)(**arguments)
+            if dist.is_initialized():
+                dist.destroy_process_group()
         except Exception:
-            connection.send((traceback.format_exc(), None))
+            answer = traceback.format_exc(), None
+        connection.send(answer)
 
 
 def main() -> None:
@@ -113,6 +123,8 @@ def main() -> None:
     checks = importlib.import_module("parallel.checks")
     # Which optimizers and checkpoints would import in every process on their first use.
     importlib.import_module("torch._dynamo")
+    # The collector would visit all of it in every process, and so have every page of it copied.
+    gc.freeze()
     host, port = sys.argv[1].split(":")
     children = []
     for rank in range(int(os.environ["WORLD_SIZE"])):
