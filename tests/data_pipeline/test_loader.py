@@ -3,6 +3,9 @@
 import gc
 import json
 import logging
+import multiprocessing
+import os
+import signal
 
 import av
 import pytest
@@ -126,6 +129,23 @@ def test_loading_leaves_the_random_numbers_alone(on_disk):
     before = torch.get_rng_state()
     take(build_loader(on_disk, BATCH, workers=2), 3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_leave_stop_signals_to_the_trainer_and_go_when_it_has_enough(on_disk, number):
+    """A signal to the whole group reaches them too, at any time; here each of them gets it alone."""
+    expected = take(build_loader(on_disk, BATCH, seed=1), 8)
+    others, blocked = multiprocessing.active_children(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    batches = iter(build_loader(on_disk, BATCH, seed=1, workers=2))
+    found = [next(batches)]
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+    assert len(workers) == 2 and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
+    for worker in workers:
+        os.kill(worker.pid, number)
+    found += [next(batches) for _ in range(7)]
+    assert_equal(found, expected)
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
 
 
 @pytest.mark.timeout(60)
