@@ -53,12 +53,10 @@ def _weights(heads: int) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@torch.no_grad()
 def build(ops: OpTable, heads: int = HEADS) -> Mova:
     """The same model everywhere."""
-    model = Mova(config(heads), ops)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(_weights(heads)[name])
+    model = Mova(config(heads), ops, device="meta")
+    model.load_state_dict({name: weight.clone() for name, weight in _weights(heads).items()}, assign=True)
     return model
 
 

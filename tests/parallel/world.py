@@ -45,6 +45,8 @@ class World:
             "WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
+            # What fourteen processes would keep for their next step does not fit in a small machine.
+            "MOVA_KEEP_MEMORY": "0",
         }
         with Listener(("127.0.0.1", 0), authkey=KEY) as listener:
             address = f"{listener.address[0]}:{listener.address[1]}"
