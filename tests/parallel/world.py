@@ -115,6 +115,8 @@ def serve(connection: Connection, checks: ModuleType) -> None:
                 dist.destroy_process_group()
         except Exception:
             answer = traceback.format_exc(), None
+        # Models are cycles of objects; idle processes have no reason to keep one.
+        gc.collect()
         connection.send(answer)
 
 
