@@ -48,6 +48,8 @@ class _Sign:
     state: str = RUNNING
     reason: str = ""
     host: str = ""
+    # Whether it knows the verdict.
+    told: bool = False
 
 
 @dataclass
@@ -165,6 +167,20 @@ class Watch:
                 self._change(DONE, "")
             self._closing.set()
             self._thread.join(INTERVAL * 4)
+            if self._verdict is not None and self.launch.rank == 0:
+                self._wait_for_the_others()
+
+    def _wait_for_the_others(self) -> None:
+        """Until all that live have read the verdict: without a launcher's, the store ends with this process."""
+        until, others = time.monotonic() + AFTERMATH, set(range(1, self.launch.world))
+        with suppress(RuntimeError):
+            while others and time.monotonic() < until:
+                for rank in tuple(others):
+                    self._look_at(rank)
+                    seen = self._seen.get(rank)
+                    if seen is None or seen.sign.told or time.monotonic() - seen.beat_since > SILENCE:
+                        others.discard(rank)
+                time.sleep(INTERVAL / 10)
 
     def _change(self, state: str, reason: str) -> None:
         self._sign.state, self._sign.reason = state, reason
@@ -182,6 +198,9 @@ class Watch:
                 gone = "rank 0 or the launcher is gone: its store does not answer. All processes end"
                 self._verdict = self._verdict or _Verdict(gone, 1)
             if self._verdict is not None:
+                self._sign.told = True
+                with suppress(RuntimeError):
+                    self._tell()
                 self._end()
                 return
 

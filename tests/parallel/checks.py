@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 from parallel.keeping import kept_bytes  # noqa: F401 (called by name)
-from parallel.runs import clips_taken, encoded_in_rounds, resaved, run_shared, watched  # noqa: F401 (called by name)
+from parallel.runs import (  # noqa: F401 (called by name)
+    both_fail,
+    clips_taken,
+    encoded_in_rounds,
+    resaved,
+    run_shared,
+    watched,
+)
 from parallel.sampling import (  # noqa: F401 (called by name)
     commanded,
     error_of_rows,

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -153,10 +154,12 @@ def watched(case: str) -> tuple[str | None, int | None]:
     """Two processes under a watch of two seconds, of which rank 1 fails as `case` says; returns what this one was told
     and the status with which its watch would have ended it.
     """
-    place = _group()
-    os.environ["TORCHELASTIC_RUN_ID"] = case
+    with patch.multiple(watch, INTERVAL=0.1, SILENCE=1.0, AFTERMATH=0.2):
+        return _watched(case, _group())
+
+
+def _watched(case: str, place: Processes) -> tuple[str | None, int | None]:
     ended: list[int] = []
-    watch.INTERVAL, watch.SILENCE, watch.AFTERMATH = 0.1, 1.0, 0.2
     mine = watch.Watch(place.launch, 2.0, ended.append)
     told = None
     mine.at("step 1: reading clips")
@@ -173,6 +176,23 @@ def watched(case: str) -> tuple[str | None, int | None]:
     mine.close()
     place.most(0)
     return told, ended[0] if ended else None
+
+
+def both_fail() -> str:
+    """Both processes meet one error. The store is the first one's, which leaves long before the other's watch looks."""
+    place, said = _group(), ""
+    with patch.object(watch, "INTERVAL", 0.1 if place.is_first else 1.0):
+        mine = watch.Watch(place.launch, 20.0)
+        place.most(0)
+        try:
+            with mine.guard():
+                raise MovaError("the disk is full")
+        except (MovaError, SystemExit) as error:
+            said = f"{type(error).__name__}: {error}"
+        finally:
+            mine.close()
+            place.close()
+    return said
 
 
 def _behave(case: str, launch: Launch, mine: watch.Watch) -> None:

@@ -69,6 +69,10 @@ def test_a_process_whose_loss_is_not_finite_is_named(clips, worlds, tmp_path):
     assert "2 steps in a row were not finite" in status and other == "SystemExit: 2"
 
 
+def test_what_all_processes_meet_is_told_once(worlds):
+    assert worlds(2).run("both_fail") == ["MovaError: the disk is full", "SystemExit: 2"]
+
+
 @pytest.mark.parametrize(
     ("case", "told"),
     [
