@@ -9,8 +9,8 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from mova_engine.data.decode import SCALER, exact_rate
 from mova_engine.data.files import write_atomic
+from mova_engine.data.pictures import SCALER, exact_rate
 from mova_engine.errors import MovaError
 
 # Samples per AAC frame.

@@ -7,7 +7,8 @@ import pytest
 from data_pipeline.media import barcode, click_time, clicks, every, read_barcode, write_media
 
 from mova_engine.config import ClipConfig
-from mova_engine.data.decode import exact_rate, pick_frames, probe, read_clip
+from mova_engine.data.decode import probe, read_clip
+from mova_engine.data.pictures import exact_rate, pick_frames
 from mova_engine.data.transform import crop_resize, read_image
 from mova_engine.errors import MovaError
 
