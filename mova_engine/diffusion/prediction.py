@@ -16,8 +16,8 @@ KINDS = ("velocity", "x0")
 
 @dataclass(frozen=True)
 class Prediction:
-    """kind: what the network's output means. sigma_floor bounds the division by sigma, and so the loss's weight
-    1/sigma^2.
+    """kind: what the network's output means. sigma_floor bounds the x0 loss's weight 1/sigma^2; it concerns the loss
+    alone, since an integrator that divided by more than sigma would follow another equation and leave noise behind.
     """
 
     kind: str = "velocity"
@@ -30,13 +30,26 @@ class Prediction:
             raise MovaError(f"sigma_floor must be positive, got {self.sigma_floor}")
 
     def velocity(self, output: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """The network's output as a velocity: itself, or `(x_t - x0) / max(sigma, floor)`. sigma [b] or [1]."""
-        return output if self.kind == "velocity" else self._from_x0(output, noisy, sigma)
+        """The network's output as the velocity to integrate: itself, or `(x_t - x0) / sigma`. sigma [b] or [1].
 
-    def target(self, x: Tensor, noise: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """What `velocity` should be: `noise - x`; below the floor the x0 form's own velocity for the clean x."""
-        return noise - x if self.kind == "velocity" else self._from_x0(x, noisy, sigma)
+        An Euler step from sigma to 0 along it ends at x0. Raises MovaError for x0 at sigma 0, where no step begins.
+        """
+        if self.kind == "velocity":
+            return output
+        if (sigma <= 0).any():
+            raise MovaError("an x0 network has no velocity at sigma 0: steps must begin at positive noise levels")
+        return _from_x0(output, noisy, sigma)
 
-    def _from_x0(self, x0: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-        sigma = sigma.to(x0.device, x0.dtype).clamp(min=self.sigma_floor).view(-1, *[1] * (x0.ndim - 1))
-        return (noisy.to(x0.dtype) - x0) / sigma
+    def compared(self, output: Tensor, x: Tensor, noise: Tensor, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What a mean squared error compares, of the output and of the clean x: velocities, or, for x0, both as
+        `(x_t - x0) / max(sigma, sigma_floor)`. sigma [b].
+        """
+        if self.kind == "velocity":
+            return output, noise - x
+        bounded = sigma.clamp(min=self.sigma_floor)
+        return _from_x0(output, noisy, bounded), _from_x0(x, noisy, bounded)
+
+
+def _from_x0(x0: Tensor, noisy: Tensor, divisor: Tensor) -> Tensor:
+    divisor = divisor.to(x0.device, x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+    return (noisy.to(x0.dtype) - x0) / divisor

@@ -57,6 +57,8 @@ class Schedule:
                 raise MovaError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.boundary < 1:
             raise MovaError(f"expert boundary must lie between 0 and 1, got {self.boundary}")
+        if not 0 < self.min_time < 1:
+            raise MovaError(f"min_time must lie between 0 and 1, got {self.min_time}")
 
     def expert(self, video_timestep: float) -> int:
         """0 (high noise) or 1 (low noise) for a video timestep on the 0..1000 scale."""

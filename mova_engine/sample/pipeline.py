@@ -57,7 +57,7 @@ class SampleSettings:
 
 
 RELEASED_SETTINGS = SampleSettings()
-# By model: nano is trained without text dropout, which guidance by text needs, and more steps bring it nothing.
+# By model: nano is trained without text dropout, which guidance by text needs, and 16 steps are enough for it.
 SETTINGS = {"nano": SampleSettings(steps=16, guidance=Guidance("none"))}
 
 

@@ -117,7 +117,7 @@ class DiffusionSettings:
     prediction: Literal["velocity", "x0"] = "velocity"
     """What the networks put out; x0 is converted to a velocity."""
     sigma_floor: float = 0.25
-    """Least noise level by which the x0 conversion divides."""
+    """Noise level below which the x0 loss's weight, 1/sigma^2, grows no further; sampling divides by sigma itself."""
     video_weight: float = 1.0
     """Factor of the video's loss."""
     audio_weight: float = 1.0

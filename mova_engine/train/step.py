@@ -86,10 +86,8 @@ def _joint(
     )
     share = Share(mova.expert(expert).own_latents(batch.video.shape, sharding, batch.video.device), 1 / sharding.size)
     return velocity_loss(
-        prediction.velocity(video.float(), noisy_video, times.video_sigma),
-        prediction.target(batch.video, video_noise, noisy_video, times.video_sigma),
-        prediction.velocity(audio.float(), noisy_audio, times.audio_sigma),
-        prediction.target(batch.audio, audio_noise, noisy_audio, times.audio_sigma),
+        *prediction.compared(video.float(), batch.video, video_noise, noisy_video, times.video_sigma),
+        *prediction.compared(audio.float(), batch.audio, audio_noise, noisy_audio, times.audio_sigma),
         config.diffusion.weights(),
         share,
     )
@@ -100,6 +98,5 @@ def _audio(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, 
     sigma, prediction = draw.times.audio_sigma, config.diffusion.output()
     noisy = add_noise(batch.audio, noise[0], sigma)
     output = mova.audio_dit(noisy, draw.times.audio_timestep, batch.context(draw.drop_text))
-    target = prediction.target(batch.audio, noise[0], noisy, sigma)
-    loss = mse(prediction.velocity(output.float(), noisy, sigma), target)
+    loss = mse(*prediction.compared(output.float(), batch.audio, noise[0], noisy, sigma))
     return Losses(config.diffusion.audio_weight * loss, torch.zeros_like(loss), loss)

@@ -7,7 +7,7 @@ from mova_engine.diffusion.condition import first_frame_condition, video_input
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.loss import LossWeights, velocity_loss
 from mova_engine.diffusion.prediction import Prediction
-from mova_engine.diffusion.schedule import add_noise
+from mova_engine.diffusion.schedule import Schedule, add_noise
 from mova_engine.errors import MovaError
 
 
@@ -25,22 +25,43 @@ def test_the_first_latent_frame_can_be_left_out():
     assert velocity_loss(video, target, audio, audio, LossWeights()).video > 0
 
 
-@pytest.mark.parametrize("sigma", [0.9, 0.3, 0.1])
+@pytest.mark.parametrize("sigma", [0.9, 0.3, 0.1, 0.003])
 def test_a_perfect_x0_network_has_no_loss_and_the_right_velocity(sigma):
-    prediction = Prediction("x0", sigma_floor=0.25)
-    x, noise, sigmas = torch.randn(2, 4, 5), torch.randn(2, 4, 5), torch.full((2,), sigma)
-    noisy = add_noise(x, noise, sigmas)
+    prediction, source = Prediction("x0", sigma_floor=0.25), torch.Generator().manual_seed(1)
+    x, noise = torch.randn(2, 2, 4, 5, generator=source, dtype=torch.float64)
+    sigmas = torch.full((2,), sigma, dtype=torch.float64)
+    noisy = (1 - sigma) * x + sigma * noise
+    ours, wanted = prediction.compared(x, x, noise, noisy, sigmas)
+    assert torch.equal(ours, wanted)
+    torch.testing.assert_close(wanted, (noise - x) * sigma / max(sigma, 0.25))
+    # What the sampler integrates knows no floor.
     velocity = prediction.velocity(x, noisy, sigmas)
-    torch.testing.assert_close(velocity, prediction.target(x, noise, noisy, sigmas))
-    if sigma > 0.25:
-        torch.testing.assert_close(velocity, noise - x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(velocity, noise - x)
+    torch.testing.assert_close(noisy - sigma * velocity, x)
+
+
+def test_an_error_of_x0_counts_by_the_floor_below_it():
+    prediction, x, noise = Prediction("x0", sigma_floor=0.25), torch.zeros(4, 3), torch.ones(4, 3)
+    sigmas = torch.tensor([0.01, 0.25, 0.5, 1.0])
+    ours, wanted = prediction.compared(x + 1, x, noise, add_noise(x, noise, sigmas), sigmas)
+    weights = (ours - wanted).square().mean(dim=1)
+    torch.testing.assert_close(weights, torch.tensor([16.0, 16.0, 4.0, 1.0]))
+
+
+def test_no_step_begins_at_sigma_0():
+    x = torch.zeros(1, 3)
+    with pytest.raises(MovaError, match="no velocity at sigma 0"):
+        Prediction("x0").velocity(x, x, torch.zeros(1))
+    with pytest.raises(MovaError, match="min_time must lie between 0 and 1, got 0"):
+        Schedule(min_time=0.0)
 
 
 def test_a_velocity_network_is_taken_as_it_is():
     out, noisy, x, noise = (torch.randn(2, 4) for _ in range(4))
     sigma = torch.tensor([0.5, 0.5])
     assert Prediction().velocity(out, noisy, sigma) is out
-    assert torch.equal(Prediction().target(x, noise, noisy, sigma), noise - x)
+    ours, wanted = Prediction().compared(out, x, noise, noisy, sigma)
+    assert ours is out and torch.equal(wanted, noise - x)
 
 
 class Model:

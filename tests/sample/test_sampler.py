@@ -3,6 +3,8 @@
 The reference's recorded trajectory goes through the same loop in the parity suite.
 """
 
+import itertools
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from mova_engine.errors import MovaError
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.sample import sampler
 from mova_engine.sample.sampler import Conditions, Latents, LoopOptions, denoise, draw_noise
+from mova_engine.train.recipes import load_config
 
 STEPS = Schedule().inference(6)
 VELOCITY = Prediction()
@@ -164,11 +167,38 @@ def test_steps_are_exact_euler_steps_of_the_reported_velocities(mova):
     assert out.video.dtype == out.audio.dtype == torch.float32
 
 
-def test_a_network_that_predicts_x0_and_knows_it_arrives_there(mova, monkeypatch):
-    target = draw_noise(mova.config, (11,), mova.config.clip)
+@pytest.mark.parametrize("count", [1, 2, 8, 16, 50, 200])
+def test_a_network_that_predicts_x0_and_knows_it_arrives_there(mova, monkeypatch, count):
+    target, shipped = draw_noise(mova.config, (11,), mova.config.clip), load_config("nano").diffusion
     monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", lambda *args, **kwargs: tuple(target))
-    out = sample(mova, prediction=Prediction("x0", sigma_floor=1e-6))
+    out = sample(mova, steps=shipped.schedule().inference(count), prediction=shipped.output())
     assert_same(out, target)
+
+
+def test_more_steps_come_nearer_to_where_the_flow_leads(mova, monkeypatch):
+    """Data of which the best x0 network, the flow and its end are known: normal, of deviation s.
+
+    x0(x_t) = (1 - sigma) s^2 x_t / ((1 - sigma)^2 s^2 + sigma^2), and the flow takes noise z to s z.
+    """
+    deviation, shipped, channels = 0.6, load_config("nano").diffusion, mova.config.video.out_dim
+
+    def best(video, audio, bridge, visual, sound, text, video_timestep, audio_timestep, **kwargs):
+        def clean(x, timestep):
+            sigma = (timestep / 1000).view(-1, *[1] * (x.ndim - 1))
+            signal = (1 - sigma) * deviation**2
+            return signal * x / ((1 - sigma) * signal + sigma**2)
+
+        return clean(visual[:, :channels], video_timestep), clean(sound, audio_timestep)
+
+    monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", best)
+    noise, errors = draw_noise(mova.config, (3,), mova.config.clip), []
+    for count in (8, 16, 50, 200):
+        out = sample(mova, steps=shipped.schedule().inference(count), prediction=shipped.output())
+        ends = [(x, deviation * z) for x, z in zip(out, noise, strict=True)]
+        errors.append([float((x - end).norm() / end.norm()) for x, end in ends])
+    for coarse, fine in itertools.pairwise(errors):
+        assert all(after < 0.6 * before for before, after in zip(coarse, fine, strict=True)), errors
+    assert max(errors[-1]) < 0.02, errors
 
 
 def test_states_stay_float32_with_bfloat16_towers(mova):
