@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from mova_engine.config import ClipConfig
-from mova_engine.data.container import open_media
+from mova_engine.data.container import audio_stream, open_media, video_stream
 from mova_engine.data.pictures import read_pictures
 from mova_engine.data.sound import read_sound
 from mova_engine.errors import MovaError
@@ -25,6 +25,8 @@ Silent = Literal["refuse", "zeros"]
 SILENCE_PEAK = 1e-4
 # A player would show a late or short track as silence; a clip with less than half its sound counts as silent.
 LEAST_SOUND = 0.5
+# No file is as long (30 years), and a container's clock cannot count much further.
+LATEST_START = 1e9
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ class MediaInfo:
 def probe(path: str | Path) -> MediaInfo:
     """Read what a file declares, without decoding it. MovaError when it is missing, unreadable or has no video."""
     with open_media(path) as container:
-        video = container.streams.video[0]
+        video, sound = video_stream(container, path), audio_stream(container)
         length = video.duration * video.time_base if video.duration else Fraction(container.duration or 0, av.time_base)
         return MediaInfo(
             width=video.codec_context.width,
             height=video.codec_context.height,
             fps=float(video.average_rate or 0),
             duration=float(length),
-            sample_rate=container.streams.audio[0].codec_context.sample_rate if container.streams.audio else 0,
+            sample_rate=sound.codec_context.sample_rate if sound else 0,
         )
 
 
@@ -77,8 +79,8 @@ def read_clip(path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent:
     """
     if silent not in ("refuse", "zeros"):
         raise MovaError(f"silent must be 'refuse' or 'zeros', got '{silent}'")
-    if not 0 <= start < float("inf"):
-        raise MovaError(f"{path}: start must be seconds from 0 up, got {start}")
+    if not 0 <= start <= LATEST_START:
+        raise MovaError(f"{path}: start must be seconds from 0 to 1e9, got {start}")
     offset = Fraction(start).limit_denominator(1_000_000)
     with open_media(path) as container:
         origin, video = read_pictures(container, path, clip, offset)

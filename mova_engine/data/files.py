@@ -2,9 +2,26 @@
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from mova_engine.errors import MovaError
+
+
+def require_file(path: str | Path) -> os.stat_result:
+    """The status of a regular file. MovaError for what is missing, or is a folder, a pipe or a device: never waits."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MovaError(f"{path}: no such file") from None
+    except OSError as error:
+        raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise MovaError(f"{str(path)!r}: not a name that a file can have ({error})") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise MovaError(f"{path}: not a file but {kind}")
+    return status
 
 
 def write_atomic(path: str | Path, data: bytes, *, sync: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import chain
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 
 from mova_engine.config import ClipConfig
-from mova_engine.data.container import PREROLL, decode, decode_from
+from mova_engine.data.container import PREROLL, Reader, video_stream
 from mova_engine.data.transform import crop_resize
 from mova_engine.errors import MovaError
 
@@ -31,23 +31,23 @@ def read_pictures(
     container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction
 ) -> tuple[Fraction, np.ndarray]:
     """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
-    stream = container.streams.video[0]
+    stream = video_stream(container, path)
     # A decoder with threads of its own may not be freed in another process, which forked workers can come to do; and
     # most of the time goes to what follows it.
     stream.codec_context.thread_count = 1
-    frames = decode(container, stream, path)
-    first = next(frames, None)
+    reader = Reader(container, stream, path)
+    first = reader.first()
     if first is None:
         raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
     origin = first[0]
     begin = origin + start
-    frames = chain([first], frames) if start <= PREROLL else decode_from(container, stream, path, begin, origin)
+    timeline = Timeline(reader.frames(begin, search=start > PREROLL), stream, stated=reader.states_durations)
 
     rate = exact_rate(clip.fps)
     wanted = [begin + k / rate for k in range(clip.frames)]
     video = np.empty((clip.frames, clip.height, clip.width, 3), np.uint8)
     count, last = 0, None
-    for frame in pick_frames(_until_end(frames, stream), wanted, reach=1 / (2 * rate)):
+    for frame in pick_frames(iter(timeline), wanted, reach=1 / (2 * rate)):
         if frame is last:
             video[count] = video[count - 1]
         else:
@@ -56,9 +56,17 @@ def read_pictures(
     if count < clip.frames:
         needed = start + Fraction(clip.frames) / rate
         declared = stream.duration * stream.time_base if stream.duration else Fraction(0)
-        why = f"cut short (it declares {float(declared):.3f} s)" if declared >= needed else "too short"
+        why = "too short"
+        if reader.restart is not None:
+            why = f"its clock restarts {float(reader.restart - origin):.3f} s after its first picture (joined files?)"
+        elif declared >= needed:
+            why = f"cut short (it declares {float(declared):.3f} s)"
         given = f"{count} of the clip's {clip.frames} frames ({clip.duration:.3f} s at {clip.fps:g} fps)"
         raise MovaError(f"{path}: {why}: it gives {given}" + (f" after {float(start):g} s" if start else ""))
+    hole = timeline.hole(wanted[0], wanted[-1])
+    if hole is not None:
+        missing = f"{float(hole[1] - hole[0]):.3f} s without a picture from {float(hole[0] - origin):.3f} s on"
+        raise MovaError(f"{path}: damaged video: {missing}, in a file of constant frame rate")
     return origin, video
 
 
@@ -69,9 +77,12 @@ def pick_frames(
 
     A frame whose time is yet to come is taken only if it does within `reach`: where a picture stands for long, as with
     a variable frame rate, the one on display is right however near the next one is. `frames` ends with (time, None):
-    the time at which the last frame leaves the display; from there on nothing is yielded.
+    the time at which the last frame leaves the display; from there on nothing is yielded, and nothing at all where the
+    first wanted time lies more than `reach` before the first frame.
     """
     shown_time, shown = next(frames)
+    if shown_time - wanted[0] > reach:
+        return
     following_time, following = next(frames, (None, None))
     for time in wanted:
         while following_time is not None and (
@@ -84,18 +95,59 @@ def pick_frames(
         yield shown
 
 
-def _until_end(
-    frames: Iterator[tuple[Fraction, VideoFrame]], stream: Stream
-) -> Iterator[tuple[Fraction, VideoFrame | None]]:
-    """Append the time at which the last frame leaves the display, with None."""
-    time, frame = Fraction(0), None
-    for time, frame in frames:
-        yield time, frame
-    if frame is not None and frame.duration:
-        time += frame.duration * frame.time_base
-    elif stream.average_rate:
-        time += 1 / stream.average_rate
-    yield time, None
+class Timeline:
+    """Frames with their times, as they are read, and at last the time at which the last one leaves the display.
+
+    stated: whether the container says of each frame how long it stays. Otherwise that is guessed from a declared rate,
+    and the distance of the frames before says more.
+    """
+
+    def __init__(self, frames: Iterator[tuple[Fraction, VideoFrame]], stream: Stream, stated: bool) -> None:
+        self._frames, self._stream, self._stated = frames, stream, stated
+        self._times: list[Fraction] = []
+        self._durations: list[Fraction] = []
+
+    def __iter__(self) -> Iterator[tuple[Fraction, VideoFrame | None]]:
+        for time, frame in self._frames:
+            self._times.append(time)
+            self._durations.append(frame.duration * frame.time_base)
+            yield time, frame
+        if not self._times:
+            yield Fraction(0), None
+            return
+        stays = self._durations[-1]
+        if len(self._times) > 1 and not (self._stated and stays):
+            stays = self._typical()
+        elif not stays and self._stream.average_rate:
+            stays = 1 / self._stream.average_rate
+        self._times.append(self._times[-1] + stays)
+        yield self._times[-1], None
+
+    def hole(self, begin: Fraction, end: Fraction) -> tuple[Fraction, Fraction] | None:
+        """From when to when, between `begin` and `end`, pictures are missing from a file of constant frame rate.
+
+        The rate is constant where nine of ten distances are the same, or the file's mean and base rates and the usual
+        distance agree. A picture of which the container says that it stays so long is no hole in the first case.
+        """
+        typical = self._typical()
+        if not typical:
+            return None
+        gaps = list(pairwise(self._times))
+        rounding = Fraction(2, 1000)
+        even = sum(abs(b - a - typical) <= typical / 10 + rounding for a, b in gaps) >= len(gaps) * Fraction(9, 10)
+        rates = (self._stream.average_rate, self._stream.base_rate)
+        constant = all(rate and abs(rate * typical - 1) < Fraction(1, 20) for rate in rates)
+        for (a, b), stays in zip(gaps, self._durations, strict=False):
+            stated = self._stated and stays >= (b - a) * Fraction(3, 4)
+            within = a < end and b > begin and b - a > typical * Fraction(3, 2) + rounding
+            if within and (constant or (even and not stated)):
+                return a, b
+        return None
+
+    def _typical(self) -> Fraction:
+        """The usual distance of two frames."""
+        distances = sorted(b - a for a, b in pairwise(self._times))
+        return distances[len(distances) // 2] if distances else Fraction(0)
 
 
 def _to_pixels(frame: VideoFrame, stream: Stream, clip: ClipConfig) -> np.ndarray:

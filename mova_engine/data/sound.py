@@ -11,7 +11,8 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from mova_engine.config import ClipConfig
-from mova_engine.data.container import PREROLL, decode, decode_from
+from mova_engine.data.container import PREROLL, Reader, audio_stream, channel_order
+from mova_engine.errors import MovaError
 
 # Some containers round timestamps to milliseconds: a jump below this many seconds is not a gap in the sound.
 AUDIO_JITTER = Fraction(5, 1000)
@@ -21,12 +22,12 @@ def read_sound(
     container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, origin: Fraction
 ) -> tuple[np.ndarray, int]:
     """Sound float32 [n] from `start` seconds after `origin`, and how many of its samples the file covers."""
-    stream = container.streams.audio[0]
+    stream = audio_stream(container)
+    channel_order(stream)
     begin, margin = origin + start, Fraction(1, 10)
     end = begin + Fraction(clip.audio_samples, clip.sample_rate)
-    frames = decode(container, stream, path)
-    if start > PREROLL:
-        frames = decode_from(container, stream, path, begin - margin, origin)
+    reader = Reader(container, stream, path)
+    frames = reader.frames(begin - margin, search=start > PREROLL)
 
     audio = np.zeros(clip.audio_samples, np.float32)
     covered = np.zeros(clip.audio_samples, bool)
@@ -36,6 +37,9 @@ def read_sound(
         heard = slice(max(first, 0), max(min(first + len(samples), len(audio)), 0))
         audio[heard] = samples[heard.start - first : max(heard.stop - first, 0)]
         covered[heard] = True
+    if reader.restart is not None and reader.restart < end - margin:
+        where = f"{float(reader.restart - origin):.3f} s after its first picture"
+        raise MovaError(f"{path}: the clock of its sound restarts {where} (joined files?)")
     return audio, int(covered.sum())
 
 
