@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -42,6 +43,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
     """
     try:
         status = main() or 0
+        # The work is done: a signal while Python tidies up has nothing left to stop, and must not change the status.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         sys.stdout.flush()
         sys.exit(status)
     except MovaError as error:

@@ -22,6 +22,7 @@ from mova_engine.parallel.rounds import Rounds
 
 # Batches that each worker prepares ahead.
 PREFETCH = 2
+_NOT_FOR_WORKERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 
 
 class ClipOrder:
@@ -175,12 +176,12 @@ def _spare_inherited_objects(worker: int) -> None:
 
 @contextmanager
 def _stop_signals_held() -> Iterator[None]:
-    """Processes started within never see SIGTERM or Ctrl-C.
+    """Processes started within never see SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C.
 
     A terminal, Slurm or torchrun sends these to workers too. Whether to stop, and when, is the trainer's to say: a
     worker that died of it would break off the step, or the checkpoint, that the trainer is about to finish.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
     try:
         yield
     finally:

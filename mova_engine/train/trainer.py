@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,13 +21,13 @@ from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporte
 from mova_engine.train.model import export_model, outline
 from mova_engine.train.optimizer import lr_factor, peak_lr
 from mova_engine.train.recipes import to_dict, to_yaml
-from mova_engine.train.signals import StopRequest
+from mova_engine.train.signals import Stopped, StopRequest
 from mova_engine.train.update import StepResult, Updater
 from mova_engine.train.weights import DTYPES
 
 
 class Trainer:
-    """One run. `run()` returns the exit status: 0 when all steps are done, 130 or 143 when it was asked to stop.
+    """One run. `run()` returns the exit status: 0 when all steps are done, 129, 130 or 143 when it was asked to stop.
 
     Of several processes, all of which run this, the first alone speaks and writes.
     """
@@ -41,42 +41,61 @@ class Trainer:
         self.meter = Meter()
         self.step = 0
         self.skipped_in_a_row = 0
+        # The step of the checkpoint last begun, and its folder once that is known.
+        self.saved_step, self.saved_folder = 0, None
+        # Whether the validation of the last step was put off by a stop.
+        self.validation_due = False
 
     def run(self) -> int:
         """Train until the last step. Raises MovaError for whatever the user can put right."""
-        with said_by_first(self.launch):
-            processes = join_processes(self.config, self.launch)
-        watch = Watch(self.launch, self.config.parallel.timeout)
-        try:
-            return self._run(processes, watch)
-        finally:
-            watch.close()
-            processes.close()
+        with StopRequest() as stop:
+            try:
+                with stop.at_once():
+                    with said_by_first(self.launch):
+                        processes = join_processes(self.config, self.launch)
+                    watch = Watch(self.launch, self.config.parallel.timeout)
+            except Stopped:
+                return self._stopped_early(stop)
+            try:
+                return self._run(processes, watch, stop)
+            finally:
+                watch.close()
+                processes.close()
 
-    def _run(self, processes: Processes, watch: Watch) -> int:
+    def _run(self, processes: Processes, watch: Watch, stop: StopRequest) -> int:
         config, first = self.config, processes.is_first
-        resume = find_resume(config)
-        with watch.guard():
-            with processes.first_alone():
-                if first:
-                    self._make_folder()
-            parts = assemble(config, resume, self.console, processes)
-            if parts.resumed is not None:
-                self._restore(parts, resume)
+        try:
+            with stop.at_once():
+                resume = find_resume(config)
+                with watch.guard():
+                    with processes.first_alone():
+                        if first:
+                            self._make_folder()
+                    parts = assemble(config, resume, self.console, processes)
+                    if parts.resumed is not None:
+                        self._restore(parts, resume)
+        except Stopped:
+            return self._stopped_early(stop)
         if self.step >= config.steps:
             self.console.print(f"{self.folder} is done: {self.step} of {config.steps} steps; --steps would train on")
             return 0
         log = MetricsLog(self.folder, config.log, self.step) if first else NoLog()
-        # All of it under the request: a launcher that has seen a process die sends SIGTERM to those who look for it.
-        with StopRequest() as stop:
-            try:
-                with watch.guard(), Reporter(config.steps, self.step, self.console) as reporter:
-                    return self._train(parts, log, reporter, stop, watch)
-            except OSError as error:
-                raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
-            finally:
-                parts.saver.finish()
-                self._finish(log)
+        try:
+            with watch.guard(), Reporter(config.steps, self.step, self.console) as reporter:
+                status = self._train(parts, log, reporter, stop, watch)
+        except OSError as error:
+            raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
+        finally:
+            parts.saver.finish()
+            self._finish(log)
+        # Together: a launcher that sees one process end with a status other than 0 ends those that are not so far.
+        processes.wait_for_first()
+        return status
+
+    def _stopped_early(self, stop: StopRequest) -> int:
+        stop.over()
+        self.console.print("stopped by request before the first step: there is nothing new to save")
+        return stop.exit_code
 
     def _finish(self, log: MetricsLog | NoLog) -> None:
         try:
@@ -99,6 +118,8 @@ class Trainer:
     def _restore(self, parts: Run, resume: Path) -> None:
         progress = parts.resumed["progress"]
         self.step, self.skipped_in_a_row = parts.resumed["step"], progress["skipped_in_a_row"]
+        self.validation_due = progress.get("validation_due", False)
+        self.saved_step, self.saved_folder = self.step, resume
         self.meter.load_state_dict(progress["meter"])
         self.console.print(f"going on from {resume} after step {self.step}")
 
@@ -108,7 +129,13 @@ class Trainer:
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
         batches = iter(parts.loader)
         parts.backend.reset_peak_memory()
+        if self.validation_due:
+            self.validation_due = False
+            self._validate(parts, log, reporter, stop)
         while self.step < config.steps and not self._asked_to_stop(stop, processes):
+            if stop.save and self.saved_step != self.step:
+                reporter.say(f"saving step {self.step} by request")
+                self._save(parts, reporter)
             started = time.perf_counter()
             due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
             result = updater.step(self.step, batches, parts.build, watch.at, detailed=due)
@@ -119,14 +146,16 @@ class Trainer:
                 log.write(self.step, row)
             reporter.advance(self.step, row)
             watch.at(f"after step {self.step}: validation and checkpoint", watched=False)
-            self._validate(parts, log, reporter)
+            self._validate(parts, log, reporter, stop)
             if self.step % config.checkpoint.every == 0 and self.step < config.steps:
                 self._save(parts, reporter)
         watch.at("the last checkpoint", watched=False)
-        folder = self._save(parts, reporter, last=True)
+        folder = self._save_last(parts, reporter)
+        stop.over()
         took = duration(time.monotonic() - began)
         if self.step < config.steps:
-            reporter.say(f"stopped by request after step {self.step} ({took}); the same command goes on from {folder}")
+            where = f"the same command goes on from {folder}" if folder else "nothing new was to be saved"
+            reporter.say(f"stopped by request after step {self.step} ({took}); {where}")
             return stop.exit_code
         reporter.say(f"done: {self.step} steps in {took}; {folder}")
         return 0
@@ -134,8 +163,7 @@ class Trainer:
     @staticmethod
     def _asked_to_stop(stop: StopRequest, processes: Processes) -> bool:
         """Whether any process was: all of them stop after the same step."""
-        stop.signal = processes.most(stop.signal or 0) or None
-        return bool(stop)
+        return stop.agree(processes.most(stop.wanted()))
 
     def _count(self, result: StepResult, reporter: Reporter, seconds: float) -> None:
         """Note a step's values; say so when it was skipped, and give up after too many of those."""
@@ -172,28 +200,47 @@ class Trainer:
         row["epoch"] = parts.loader.epoch
         return row
 
-    def _validate(self, parts: Run, log: MetricsLog, reporter: Reporter) -> None:
+    def _validate(self, parts: Run, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest) -> None:
         settings = self.config.validation
         if parts.validator is None or self.step % settings.every:
             return
+        # It may take long: a run that was asked to stop does it when it goes on.
+        self.validation_due = self.step < self.config.steps and self._asked_to_stop(stop, parts.processes)
+        if self.validation_due:
+            return
+        sharded = parts.state.weights.shards is not None
         with parts.state.weights.averaged():
             losses = parts.validator.losses(parts.model)
             try:
                 if parts.processes.is_first:
-                    parts.validator.sample(parts.model, parts.codecs, self.folder / "samples" / f"step-{self.step:06d}")
-                elif parts.state.weights.shards is not None:
+                    # Where it is this process's work alone, it can break it off.
+                    with nullcontext() if sharded else stop.at_once():
+                        out = self.folder / "samples" / f"step-{self.step:06d}"
+                        parts.validator.sample(parts.model, parts.codecs, out)
+                elif sharded:
                     # A block's weights are gathered from everybody: all sample, and one keeps what comes out.
                     with TemporaryDirectory() as unwanted:
                         parts.validator.sample(parts.model, parts.codecs, Path(unwanted) / "samples")
             except MovaError as error:
                 # A look at the model is not worth the run.
                 reporter.say(f"warning: no samples at step {self.step}: {error}")
+            except Stopped:
+                reporter.say(f"asked to stop: the samples of step {self.step} are not complete")
         parts.processes.wait_for_first()
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 
-    def _save(self, parts: Run, reporter: Reporter, last: bool = False) -> Path | None:
-        """Save a checkpoint, drop old ones; returns the folder, None where it failed and the run may go on.
+    def _save_last(self, parts: Run, reporter: Reporter) -> Path | None:
+        """The checkpoint that a run ends with; returns its folder, None in processes that do not know it."""
+        if self.saved_step != self.step:
+            self._save(parts, reporter, last=True)
+        try:
+            return parts.saver.wait() or self.saved_folder
+        except MovaError as error:
+            raise self._not_saved(error) from error
+
+    def _save(self, parts: Run, reporter: Reporter, last: bool = False) -> None:
+        """Save a checkpoint, drop old ones. Where it fails and the run may go on, that is said.
 
         All processes hold the same; the first saves it, and the others wait to learn whether it could. Where they share
         the weights, all of them save in the background, and a failure shows at the next checkpoint or at the end.
@@ -202,14 +249,18 @@ class Trainer:
             "loader": parts.loader.state_dict(),
             "meter": self.meter.state_dict(),
             "skipped_in_a_row": self.skipped_in_a_row,
+            "validation_due": self.validation_due,
         }
+        must = last or self.config.checkpoint.on_error == "stop"
         if parts.state.weights.shards is not None:
-            return self._save_shards(parts, progress, reporter, last)
+            self._save_shards(parts, progress, reporter, must)
+            return
         if not parts.processes.is_first:
             failed = parts.processes.wait_for_first()
-            if failed and (last or self.config.checkpoint.on_error == "stop"):
+            if failed and must:
                 raise MovaError(f"the first process could not save step {self.step}")
-            return None
+            self.saved_step = self.saved_step if failed else self.step
+            return
 
         def export(folder: Path) -> None:
             with parts.state.weights.averaged():
@@ -219,18 +270,16 @@ class Trainer:
             folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_dict(self.config), export)
         except MovaError as error:
             parts.processes.wait_for_first(1)
-            if last or self.config.checkpoint.on_error == "stop":
-                good = checkpoints_of(self.folder)
-                kept = f"; the run can go on from {good[-1][1].name}" if good else ""
-                raise MovaError(f"{error}{kept}") from error
+            if must:
+                raise self._not_saved(error) from error
             reporter.say(f"warning: no checkpoint at step {self.step}, training goes on: {error}")
-            return None
+            return
+        self.saved_step, self.saved_folder = self.step, folder
         with suppress(OSError):
             retain(self.folder, self.config.checkpoint)
         parts.processes.wait_for_first()
-        return folder
 
-    def _save_shards(self, parts: Run, progress: dict, reporter: Reporter, last: bool) -> Path | None:
+    def _save_shards(self, parts: Run, progress: dict, reporter: Reporter, must: bool) -> None:
         config, dtype = self.config, DTYPES[self.config.precision]
         bare = outline(parts.model, dtype, config.lora)
 
@@ -244,18 +293,18 @@ class Trainer:
                     retain(self.folder, config.checkpoint)
             return folder
 
-        folder = None
         try:
             parts.saver.wait()
-            save = sharded_save(
-                self.folder, self.step, parts.state, progress, to_dict(config), export, dtype, parts.saver.group
-            )
-            parts.saver.start(partial(saved, save))
-            folder = parts.saver.wait() if last else None
         except MovaError as error:
-            if last or config.checkpoint.on_error == "stop":
-                good = checkpoints_of(self.folder)
-                kept = f"; the run can go on from {good[-1][1].name}" if good else ""
-                raise MovaError(f"{error}{kept}") from error
+            if must:
+                raise self._not_saved(error) from error
             reporter.say(f"warning: a checkpoint is missing, training goes on: {error}")
-        return folder
+        save = sharded_save(
+            self.folder, self.step, parts.state, progress, to_dict(config), export, dtype, parts.saver.group
+        )
+        parts.saver.start(partial(saved, save))
+        self.saved_step = self.step
+
+    def _not_saved(self, error: MovaError) -> MovaError:
+        good = checkpoints_of(self.folder)
+        return MovaError(f"{error}; the run can go on from {good[-1][1].name}" if good else str(error))
