@@ -24,7 +24,8 @@ HELP = """Train or fine-tune a model by a recipe.
 Without options it trains the nano model on bouncing balls that it writes itself. Options override the recipe's
 settings, which --print-config shows. A run leaves checkpoints, metrics.jsonl, tensorboard/, loss_curve.png and
 config.yaml in its folder, and goes on from its newest checkpoint when started again.
-Exit codes: 0 done, 2 an error, 130 or 143 interrupted (Ctrl-C, SIGTERM) after a checkpoint was saved.
+Exit codes: 0 done, 2 an error, 129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM after a checkpoint was saved.
+SIGUSR1 saves a checkpoint and goes on.
 """
 
 

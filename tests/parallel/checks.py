@@ -11,6 +11,7 @@ from parallel.runs import (  # noqa: F401 (called by name)
     both_fail,
     clips_taken,
     encoded_in_rounds,
+    process_id,
     resaved,
     run_shared,
     watched,

@@ -48,6 +48,11 @@ def configured(clips: str, out: str, steps: int, batch: int, every: int = 100, r
     )
 
 
+def process_id() -> int:
+    """Of this process, for those who send it signals."""
+    return os.getpid()
+
+
 def run_shared(fault: str | None = None, **settings) -> tuple[int | str, str]:
     """Train; returns the exit status, or what was raised, and what the first process said. fault: of rank 1."""
     said = io.StringIO()

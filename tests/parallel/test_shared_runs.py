@@ -139,3 +139,10 @@ def test_processes_killed_at_random_times_cost_nothing(during, repo_root):
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout + done.stderr
     assert "NOT NAMED" not in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_stops_at_random_moments_are_obeyed_and_leave_a_checkpoint(repo_root):
+    command = [sys.executable, str(repo_root / "tests" / "parallel" / "stop.py"), "--times", "5"]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
