@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # The script's own folder would hide the package of its name.
 sys.path.remove(str(Path(__file__).resolve().parent))
 
-from parallel.kill import LOOK, start, steps_done  # noqa: E402 (after the path)
-from parallel.world import World  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from parallel.kill import LOOK, start, steps_done
+from parallel.world import World
+from safetensors.torch import load_file
 
-from mova_engine.data.bounce import generate  # noqa: E402
-from mova_engine.train.checkpoints import checkpoints_of  # noqa: E402
-from mova_engine.train.metrics import read_metrics  # noqa: E402
-from mova_engine.train.signals import STOPS  # noqa: E402
+from mova_engine.data.bounce import generate
+from mova_engine.train.checkpoints import checkpoints_of
+from mova_engine.train.metrics import read_metrics
+from mova_engine.train.signals import STOPS
 
 ENDLESS = 1_000_000
 EVERY = 4
