@@ -4,11 +4,13 @@ Field names of the tower and bridge configurations are those of the released che
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mova_engine.errors import MovaError, suggest
 
 STRATEGIES = ("full", "shallow_focus", "distributed", "progressive", "custom")
+# How evaluations with and without text and bridge are combined: see diffusion/guidance.py.
+GUIDANCE_FORMS = ("none", "text", "text_bridge", "dual")
 # The reference's own choice when strategy "custom" comes without a list.
 DEFAULT_CUSTOM_LAYERS = (0, 2, 4, 6, 8, 12, 16, 20)
 
@@ -183,8 +185,26 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """What a model is sampled with unless told otherwise: Euler steps, and guidance by one of GUIDANCE_FORMS."""
+
+    steps: int = 50
+    guidance: str = "text"
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.steps, int) and self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        known = ", ".join(GUIDANCE_FORMS)
+        _require(
+            self.guidance in GUIDANCE_FORMS,
+            f"unknown guidance '{self.guidance}'.{suggest(str(self.guidance), GUIDANCE_FORMS)} Known: {known}",
+        )
+
+
+@dataclass(frozen=True)
 class MovaConfig:
-    """A whole model: two towers, bridge, how many video experts, and the codecs and text encoder it speaks through."""
+    """A whole model: two towers, bridge, how many video experts, the codecs and text encoder it speaks through, and
+    what it is sampled with.
+    """
 
     name: str
     video: VideoDiTConfig
@@ -196,6 +216,7 @@ class MovaConfig:
     video_codec: str = "wan"
     audio_codec: str = "dac"
     text_encoder: str = "umt5"
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         _require(self.experts in (1, 2), f"experts must be 1 or 2, got {self.experts}")
@@ -246,6 +267,8 @@ PRESETS: dict[str, MovaConfig] = {
             bridge_head_dim=48,
             experts=1,
             text_tokens=12,
+            # It is trained without text dropout, which guidance by text needs.
+            sampling=SamplingConfig(steps=16, guidance="none"),
             **_EMBEDDED,
         ),
     )

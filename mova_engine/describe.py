@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from mova_engine.backend import get_backend
 from mova_engine.config import PRESETS, MovaConfig, get_preset
 from mova_engine.errors import MovaError, run_cli
 from mova_engine.flops import active_parameters, forward_flops, parameter_counts, training_flops
-from mova_engine.models.checkpoint import mova_config_from_folder
+from mova_engine.models.locate import open_model
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 
@@ -94,15 +95,23 @@ def _training_rows(config: MovaConfig) -> Iterable[str]:
         yield f"  {name:38}" + "".join(f"{value:>14.{1 if value >= 20 else 2}f}" for value in values)
 
 
+def _model(name: str, size: str | None) -> MovaConfig:
+    # A preset's name is one even where a folder has it too; what looks like a path is meant as one.
+    if name in PRESETS or not (Path(name).exists() or os.sep in name):
+        return get_preset(name)
+    return open_model(name, size).config
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the tables of a preset or a checkpoint folder, for its own clip or another one."""
     parser = argparse.ArgumentParser(prog="python -m mova_engine.describe", description=__doc__)
-    parser.add_argument("model", help=f"{', '.join(PRESETS)}, or a checkpoint folder")
+    parser.add_argument("model", help=f"{', '.join(PRESETS)}, a model folder or a training run")
+    parser.add_argument("--size", help="the clip's, as mova-720p, where the model's folder states none")
     for name in ("frames", "height", "width"):
         parser.add_argument(f"--{name}", type=int, help=f"another clip's {name}")
     parser.add_argument("--fps", type=float, help="another clip's frame rate")
     args = parser.parse_args(argv)
-    config = mova_config_from_folder(args.model) if Path(args.model).is_dir() else get_preset(args.model)
+    config = _model(args.model, args.size)
     other = {name: getattr(args, name) for name in ("frames", "height", "width", "fps")}
     config = replace(config, clip=replace(config.clip, **{k: v for k, v in other.items() if v is not None}))
     sys.stdout.write(describe(config) + "\n")

@@ -40,7 +40,7 @@ from mova_engine.data.decode import Clip, Silent, read_clip
 from mova_engine.data.files import write_atomic
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.errors import MovaError, run_cli, suggest
-from mova_engine.models.checkpoint import Codecs, load_codecs, mova_config_from_folder
+from mova_engine.models.checkpoint import Codecs, load_codecs
 from mova_engine.models.codecs import (
     AudioCodec,
     TextEncoder,
@@ -50,6 +50,7 @@ from mova_engine.models.codecs import (
     build_video_codec,
     video_from_uint8,
 )
+from mova_engine.models.locate import open_model
 
 log = logging.getLogger(__name__)
 
@@ -316,15 +317,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mova_engine.data.cache", description=what)
     parser.add_argument("--data", type=Path, required=True, help="folder with metadata.jsonl or metadata.json")
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", type=Path, help="checkpoint folder: its clip shape, codecs and text encoder")
+    model.add_argument("--checkpoint", type=Path, help="model folder or training run: its clip, codecs, text encoder")
     model.add_argument("--model", choices=PRESETS, help="model size, with embedded codecs that are fitted to no data")
+    parser.add_argument("--size", help="the clip's, as mova-720p, where the checkpoint's folder states none")
     parser.add_argument("--cache", type=Path, help="folder to fill (default DATA/cache)")
     parser.add_argument("--device", choices=NAMES, default="cpu", help="where the codecs run (default cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of what is stored")
     parser.add_argument("--silent", choices=["refuse", "zeros"], default="refuse", help="clips without sound")
     args = parser.parse_args(argv)
     entries = read_metadata(args.data)
-    config, codecs = _model(args.model, args.checkpoint, get_backend(args.device).device())
+    config, codecs = _model(args.model, args.checkpoint, args.size, get_backend(args.device).device())
     folder = args.cache or args.data / "cache"
     cache = LatentCache(folder, config.clip, *codecs, dtype=args.dtype, silent=args.silent)
     with Progress(console=Console(stderr=True)) as bar:
@@ -336,9 +338,12 @@ def main(argv: list[str] | None = None) -> int:
     return int(bool(problems))
 
 
-def _model(preset: str | None, checkpoint: Path | None, device: torch.device) -> tuple[MovaConfig, Codecs]:
+def _model(
+    preset: str | None, checkpoint: Path | None, size: str | None, device: torch.device
+) -> tuple[MovaConfig, Codecs]:
     if checkpoint is not None:
-        return mova_config_from_folder(checkpoint), load_codecs(checkpoint, device=device)
+        folder, config = open_model(checkpoint, size)
+        return config, load_codecs(folder, device=device)
     config = get_preset(preset)
     return config, Codecs(
         build_video_codec(config.video_codec, device=device),

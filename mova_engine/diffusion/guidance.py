@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mova_engine.config import GUIDANCE_FORMS
 from mova_engine.errors import MovaError, suggest
 
-FORMS = ("none", "text", "text_bridge", "dual")
 Velocities = tuple[Tensor, Tensor]
 Evaluate = Callable[[bool, bool], Velocities]
 Branch = tuple[bool, bool]
@@ -38,8 +38,9 @@ class Guidance:
     bridge_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise MovaError(f"unknown guidance '{self.form}'.{suggest(self.form, FORMS)} Known: {', '.join(FORMS)}")
+        if self.form not in GUIDANCE_FORMS:
+            known = ", ".join(GUIDANCE_FORMS)
+            raise MovaError(f"unknown guidance '{self.form}'.{suggest(self.form, GUIDANCE_FORMS)} Known: {known}")
 
     @property
     def branches(self) -> tuple[Branch, ...]:

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mova_engine.config import PRESETS, AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.config import (
+    PRESETS,
+    AudioDiTConfig,
+    BridgeConfig,
+    ClipConfig,
+    MovaConfig,
+    SamplingConfig,
+    VideoDiTConfig,
+    get_preset,
+)
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs import (
     AudioCodec,
@@ -38,10 +47,11 @@ from mova_engine.models.weights import (
 from mova_engine.ops import OpTable
 
 INDEX = "model_index.json"
-# Our own entry of the index: clip, text length, name, diffusion. diffusers skips entries that begin with an underscore.
+# Our own entry of the index: name, text length, clip, sampling, diffusion. diffusers skips names with an underscore.
 OWN_ENTRY = "_mova_engine"
 BOUNDARY_RATIO = 0.9
-
+# What a released folder holds that does not state it.
+RELEASED = PRESETS["mova-360p"]
 # (library, class) of the released checkpoints' model_index.json.
 MODEL_CLASSES = {
     "video_dit": ("mova.diffusion.models.wan_video_dit", "WanModel"),
@@ -92,17 +102,59 @@ class Codecs(NamedTuple):
     text: TextEncoder | None
 
 
-def mova_config_from_folder(folder: str | Path) -> MovaConfig:
+def mova_config_from_folder(folder: str | Path, size: str | None = None) -> MovaConfig:
     """Return the model that a checkpoint folder holds; the components' config.json win over every default.
 
-    A released folder does not say its clip: it is that of the preset of the folder's name, else 360p's. Raises
-    MovaError for what is missing, and by name for options of the network that we do not have.
+    Its clip is that of the preset `size` where one is given, else what the folder states, as all that the engine saves
+    do. A released folder does not: then it is the clip of the release by whose name the folder goes, see
+    `released_name`. Raises MovaError where there is no such name, for what is missing, and by name for options of the
+    network that we do not have.
     """
+    return _contents(Path(folder), _clip_of(Path(folder), size))
+
+
+def stated_clip(folder: str | Path) -> ClipConfig | None:
+    """The clip that a folder's index states; None where it does not."""
     folder = Path(folder)
-    index = read_json(folder / INDEX)
+    own = _own_entry(folder, read_json(folder / INDEX))
+    return _clip(own["clip"], folder) if "clip" in own else None
+
+
+def released_name(folder: str | Path) -> str:
+    """The name that a folder goes by: its own, or NAME of Hugging Face's `models--ORG--NAME/snapshots/COMMIT`."""
+    folder = Path(folder).resolve()
+    above = folder.parent.parent.name
+    return above.split("--")[-1] if folder.parent.name == "snapshots" and above.startswith("models--") else folder.name
+
+
+def _clip_of(folder: Path, size: str | None) -> ClipConfig:
+    if size is not None:
+        return get_preset(size).clip
+    stated, release = stated_clip(folder), PRESETS.get(released_name(folder).lower())
+    if stated is None and release is None:
+        raise MovaError(
+            f"{folder} does not say the size of its clips, and '{released_name(folder)}' is no released model's name: "
+            "give --size (in training --model.size) mova-360p or mova-720p"
+        )
+    return stated or release.clip
+
+
+def listed_components(folder: str | Path) -> tuple[str, ...]:
+    """The model's components that a folder's index lists."""
+    index = read_json(Path(folder) / INDEX)
+    return tuple(name for name in COMPONENTS if _class_of(index, name))
+
+
+def _own_entry(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     own = index.get(OWN_ENTRY, {})
     if not isinstance(own, dict):
         raise MovaError(f"{folder / INDEX}: {OWN_ENTRY} must be an object, got {own}")
+    return own
+
+
+def _contents(folder: Path, clip: ClipConfig) -> MovaConfig:
+    index = read_json(folder / INDEX)
+    own = _own_entry(folder, index)
     present = [name for name in COMPONENTS if _class_of(index, name)]
     for name in COMPONENTS:
         if name not in present and name != "video_dit_2":
@@ -110,21 +162,21 @@ def mova_config_from_folder(folder: str | Path) -> MovaConfig:
     video = _tower(VideoDiTConfig, folder / "video_dit")
     if "video_dit_2" in present and _tower(VideoDiTConfig, folder / "video_dit_2") != video:
         raise MovaError(f"{folder}: video_dit and video_dit_2 have different sizes")
-    preset = PRESETS.get(folder.resolve().name.lower(), PRESETS["mova-360p"])
     kinds = {name: _kind(folder, index, name) for name in CODEC_CLASSES}
     if index.get("audio_vae_type", kinds["audio_vae"]) != kinds["audio_vae"]:
         raise MovaError(f"{folder / INDEX}: audio_vae_type = {json.dumps(index['audio_vae_type'])} is not supported")
     return MovaConfig(
-        name=own.get("name", folder.resolve().name),
+        name=own.get("name", released_name(folder)),
         video=video,
         audio=_tower(AudioDiTConfig, folder / "audio_dit"),
         bridge=_config(BridgeConfig, folder / "dual_tower_bridge", optional=("interaction_layers", "aligned")),
-        clip=_clip(own["clip"], folder) if "clip" in own else preset.clip,
+        clip=clip,
         experts=2 if "video_dit_2" in present else 1,
-        text_tokens=own.get("text_tokens", preset.text_tokens),
+        text_tokens=own.get("text_tokens", RELEASED.text_tokens),
         video_codec=kinds["video_vae"],
         audio_codec=kinds["audio_vae"],
         text_encoder=kinds["text_encoder"],
+        sampling=_sampling(own, folder),
     )
 
 
@@ -139,13 +191,19 @@ def diffusion_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def load_mova(
-    folder: str | Path, ops: OpTable, *, device: torch.device | str, dtype: torch.dtype | None = None
+    folder: str | Path,
+    ops: OpTable,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    config: MovaConfig | None = None,
 ) -> Mova:
     """Return the checkpoint's model on `device`, in `dtype` (None: as stored). Every tensor must match.
 
-    Raises MovaError as `mova_config_from_folder` and `load_component` do.
+    config: the model, where `mova_config_from_folder` has been asked already. Raises MovaError as it and
+    `load_component` do.
     """
-    mova = Mova(mova_config_from_folder(folder), ops, device="meta")
+    mova = Mova(config or mova_config_from_folder(folder), ops, device="meta")
     for name in COMPONENTS:
         if getattr(mova, name) is not None:
             load_component(getattr(mova, name), Path(folder) / name, device=device, dtype=dtype)
@@ -162,7 +220,9 @@ def load_codecs(
     """Return the checkpoint's video codec, audio codec and text encoder, of which `parts` are loaded; pretrained ones
     compute in `dtype`.
     """
-    folder, config = Path(folder), mova_config_from_folder(folder)
+    folder = Path(folder)
+    # No codec depends on the clip's size, which the folder need not state.
+    config = _contents(folder, RELEASED.clip)
 
     def source(name: str, kind: str) -> dict[str, Any]:
         if CODEC_CLASSES[name][kind][0] != EMBEDDED:
@@ -230,7 +290,8 @@ def save_mova(
             write_json(fresh / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
             index["scheduler"] = SCHEDULER_CLASS
         index["audio_vae_type"] = config.audio_codec
-        index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, "clip": asdict(config.clip)}
+        own = ("clip", asdict(config.clip)), ("sampling", asdict(config.sampling))
+        index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, **dict(own)}
         if boundary is not None:
             index["boundary_ratio"] = boundary
         known = old.get(OWN_ENTRY, {}).get("diffusion") if diffusion is None else dict(diffusion)
@@ -303,6 +364,16 @@ def _clip(values: Mapping[str, Any], folder: Path) -> ClipConfig:
         return ClipConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except (MovaError, TypeError) as error:
         raise MovaError(f"{folder / INDEX}: {OWN_ENTRY}.clip: {error}") from error
+
+
+def _sampling(own: Mapping[str, Any], folder: Path) -> SamplingConfig:
+    """How the model is sampled unless told otherwise; folders of older versions: by the model's name."""
+    if "sampling" not in own:
+        return PRESETS.get(own.get("name"), RELEASED).sampling
+    try:
+        return SamplingConfig(**own["sampling"])
+    except (MovaError, TypeError) as error:
+        raise MovaError(f"{folder / INDEX}: {OWN_ENTRY}.sampling: {error}") from error
 
 
 def _copy(name: str, fresh: Path, base: str | Path | None, old: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -12,6 +12,7 @@ import torch
 from mova_engine.backend import get_backend
 from mova_engine.errors import run_cli
 from mova_engine.models.checkpoint import load_mova, save_mova
+from mova_engine.models.locate import find_adapters, open_model
 from mova_engine.models.lora import load_lora, merged_lora
 from mova_engine.ops import bind
 
@@ -25,15 +26,17 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--checkpoint", type=Path, required=True, metavar="DIR", help="the model folder that the adapters were made for"
     )
-    add("--lora", type=Path, required=True, metavar="FILE", help="the adapters")
+    add("--lora", type=Path, required=True, metavar="PATH", help="the adapters: a LoRA run, its checkpoint, or a file")
+    add("--size", metavar="NAME", help="the clip's, as mova-720p, where the model's folder states none")
     add("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     add("--alpha", type=float, metavar="X", help="the adapters' alpha, where their file does not say it")
     add("--dtype", choices=_DTYPES, default="float32", help="of the merged weights; bfloat16 rounds small updates away")
     args = parser.parse_args(argv)
-    mova = load_mova(args.checkpoint, bind(get_backend("cpu")), device="cpu")
-    layers = load_lora(mova, args.lora, args.alpha)
+    folder, config = open_model(args.checkpoint, args.size)
+    mova = load_mova(folder, bind(get_backend("cpu")), device="cpu", config=config)
+    layers = load_lora(mova, find_adapters(args.lora), args.alpha)
     with merged_lora(mova, _DTYPES[args.dtype]):
-        save_mova(mova, args.out, base=args.checkpoint)
+        save_mova(mova, args.out, base=folder)
     sys.stdout.write(f"{len(layers)} layers merged into {args.out}\n")
     return 0
 

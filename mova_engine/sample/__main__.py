@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
-from mova_engine.config import ClipConfig, MovaConfig
-from mova_engine.diffusion.guidance import FORMS, Guidance
+from mova_engine.config import GUIDANCE_FORMS, PRESETS, ClipConfig, MovaConfig
+from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError, run_cli, suggest
-from mova_engine.models.checkpoint import diffusion_settings, mova_config_from_folder
+from mova_engine.models.checkpoint import diffusion_settings
+from mova_engine.models.locate import find_adapters, open_model
 from mova_engine.parallel.mesh import MeshShape
 from mova_engine.parallel.processes import Launch, Processes, read_launch, said_by_first
 from mova_engine.parallel.watch import Watch
-from mova_engine.sample.load import checkpoint_folder, load_pipeline
+from mova_engine.sample.load import load_pipeline
 from mova_engine.sample.output import SampleFolder
 from mova_engine.sample.pipeline import Pipeline, Request, SampleSettings, default_settings
 from mova_engine.sample.processes import ParallelOptions, add_options, choose_shape, join_processes, read_options
@@ -85,8 +86,10 @@ def _read(argv: Sequence[str] | None, launch: Launch) -> _Job:
     if args.dtype is not None and args.dtype not in DTYPES:
         raise MovaError(f"unknown dtype '{args.dtype}'.{suggest(args.dtype, DTYPES)} Known: {', '.join(DTYPES)}")
     backend = get_backend(args.device) if args.device else default_backend()
-    folder = checkpoint_folder(args.checkpoint)
-    config = mova_config_from_folder(folder)
+    console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
+    folder, config = open_model(args.checkpoint, args.size, console.print)
+    if args.lora is not None:
+        args.lora = find_adapters(args.lora, console.print)
     shape = _shape(args, config.clip)
     settings = _settings(args, default_settings(config))
     for name in ("batch", "threads"):
@@ -113,6 +116,7 @@ def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
             offload=args.offload,
             processes=processes,
             shard=job.parallel.shard,
+            config=job.config,
             **_given(args, "lora", "lora_alpha"),
         )
         # Not all of them have as much to load, or as fast a disk.
@@ -138,7 +142,8 @@ def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m mova_engine.sample", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="DIR", help="model folder, or a training run (its newest)")
+    folders = "model folder, training run (its newest checkpoint) or Hugging Face cache folder"
+    add("--checkpoint", type=Path, required=True, metavar="DIR", help=folders)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="what to show and sound")
     what.add_argument(
@@ -154,19 +159,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--count", type=int, metavar="N", help="clips to make, prompts taken in turn (default: one of each)")
     add("--seed", type=int, default=0, metavar="S", help="clip i has seed S + i (default 0)")
     add("--steps", type=int, metavar="N", help="denoising steps (default: the model's, mostly 50)")
-    add("--guidance", metavar="FORM", help=f"{', '.join(FORMS)} (default: the model's, mostly text)")
+    add("--guidance", metavar="FORM", help=f"{', '.join(GUIDANCE_FORMS)} (default: the model's, mostly text)")
     add("--text-scale", type=float, metavar="X", help="strength of guidance by text (default 5)")
     add("--bridge-scale", type=float, metavar="X", help="strength of guidance by the bridge, for dual (default 1)")
     add("--negative-prompt", metavar="TEXT", help="what guidance steers away from (default: the empty prompt)")
     add("--video-shift", type=float, metavar="X", help="sigma shift of the video (default: the training's)")
     add("--audio-shift", type=float, metavar="X", help="sigma shift of the sound (default: the training's)")
+    add("--size", metavar="NAME", help=f"{', '.join(PRESETS)}: the clip's, where the model's folder states none")
     for name in ("frames", "height", "width"):
         add(f"--{name}", type=int, metavar="N", help="default: the model's")
     add("--batch", type=int, metavar="N", help=f"clips at a time (default: up to {MOST_CLIPS} small ones, one large)")
     add("--device", help=f"{', '.join(NAMES)} (default: the first of npu, cuda, cpu that works)")
     add("--dtype", help=f"{' or '.join(DTYPES)}, what the towers compute in (default: as stored)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: one for narrow models, else PyTorch's choice)")
-    add("--lora", type=Path, metavar="FILE", help="adapters to add to the model, as a LoRA run saves them")
+    add("--lora", type=Path, metavar="PATH", help="adapters to add to the model: a LoRA run, its checkpoint, or a file")
     add("--lora-alpha", type=float, metavar="X", help="their alpha, where the file does not say it")
     add("--offload", action="store_true", help="keep the expert that is not in use on the CPU, to save memory")
     add("--sequential-guidance", action="store_true", help="one evaluation at a time, to save memory")

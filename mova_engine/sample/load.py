@@ -1,13 +1,12 @@
-"""From a checkpoint, or the run that wrote it, to a pipeline on a device."""
+"""From a model folder to a pipeline on a device."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from mova_engine.backend import Backend
-from mova_engine.config import ClipConfig
+from mova_engine.config import ClipConfig, MovaConfig
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
@@ -19,7 +18,7 @@ from mova_engine.models.checkpoint import (
     load_mova,
     mova_config_from_folder,
 )
-from mova_engine.models.lora import ADAPTERS, load_lora
+from mova_engine.models.lora import load_lora
 from mova_engine.models.mova import COMPONENTS, Mova
 from mova_engine.models.weights import read_json, stored_tensors
 from mova_engine.ops import OpTable, bind
@@ -28,12 +27,9 @@ from mova_engine.parallel.shard import shard_model
 from mova_engine.sample.pipeline import Pipeline, own_codecs
 from mova_engine.sample.sampler import LoopOptions
 
-# What a training run writes: RUN/checkpoints/step-NNNNNN/, each a model folder.
-RUNS_CHECKPOINTS = "checkpoints"
 SCHEDULER = Path("scheduler/scheduler_config.json")
 # By safetensors' names.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
-_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -47,33 +43,6 @@ class Trained:
     prediction: Prediction = field(default_factory=Prediction)
     clean_first_frame: bool = False
     bridge: bool = True
-
-
-def checkpoint_folder(path: str | Path) -> Path:
-    """The model folder that `path` means: itself, or the newest checkpoint where it is a training run.
-
-    MovaError when it is neither.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise MovaError(f"{path}: no such checkpoint folder")
-    if (path / INDEX).is_file():
-        return path
-    parent = path if path.name == RUNS_CHECKPOINTS else path / RUNS_CHECKPOINTS
-    steps = [(int(match[1]), child) for child in parent.glob("step-*") if (match := _STEP.fullmatch(child.name))]
-    if not steps:
-        if (path / "audio_dit").is_dir():
-            raise MovaError(f"{path} holds an audio tower alone, which makes no clips")
-        runs = f"{RUNS_CHECKPOINTS}/step-*"
-        raise MovaError(f"{path} is no checkpoint (it has no {INDEX}) and no training run (it has no {runs})")
-    newest = max(steps)[1]
-    if (newest / ADAPTERS).is_file():
-        raise MovaError(
-            f"{newest} holds adapters: sample the model that they adapt, --checkpoint BASE --lora {newest / ADAPTERS}"
-        )
-    if not (newest / INDEX).is_file():
-        raise MovaError(f"{newest} holds an audio tower alone, which makes no clips")
-    return newest
 
 
 def trained(folder: str | Path) -> Trained:
@@ -109,10 +78,12 @@ def load_pipeline(
     lora_alpha: float | None = None,
     processes: Processes | None = None,
     shard: bool = False,
+    config: MovaConfig | None = None,
 ) -> Pipeline:
-    """Load a model folder (see `checkpoint_folder`) with its codecs onto the backend's device.
+    """Load a model folder (see `models.locate.find_model`) with its codecs onto the backend's device.
 
     dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
+    config: the model, where `open_model` has been asked already.
     lora: a file of adapters to add; lora_alpha: where the file has none, or another is wanted.
     offload: of two experts only the one in use lies on the device. processes: this one's place among several, which
     loads the codecs that it needs; shard: its part of the weights too, of which with offload none stays on the device.
@@ -127,9 +98,9 @@ def load_pipeline(
                 "shared weights take no adapters: merge them first (python -m mova_engine.models.merge), "
                 "or leave out parallel.shard"
             )
-        mova = _load_sharded(folder, ops, device, dtype, offload, place)
+        mova = _load_sharded(folder, config or mova_config_from_folder(folder), ops, device, dtype, offload, place)
     else:
-        mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype)
+        mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype, config=config)
         if lora is not None:
             load_lora(mova, lora, lora_alpha)
         mova.requires_grad_(False)
@@ -143,10 +114,15 @@ def load_pipeline(
 
 
 def _load_sharded(
-    folder: str | Path, ops: OpTable, device: torch.device, dtype: torch.dtype | None, offload: bool, place: Processes
+    folder: str | Path,
+    config: MovaConfig,
+    ops: OpTable,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    offload: bool,
+    place: Processes,
 ) -> Mova:
     """The model of which this process holds its rows; nothing else is read."""
-    config = mova_config_from_folder(folder)
     names = [name for name in COMPONENTS if name != "video_dit_2" or config.experts == 2]
     if dtype is None:
         stored = {tensor.dtype for name in names for tensor in stored_tensors(Path(folder) / name).values()}

@@ -56,14 +56,9 @@ class SampleSettings:
             raise MovaError(f"steps must be at least 1, got {self.steps}")
 
 
-RELEASED_SETTINGS = SampleSettings()
-# By model: nano is trained without text dropout, which guidance by text needs, and 16 steps are enough for it.
-SETTINGS = {"nano": SampleSettings(steps=16, guidance=Guidance("none"))}
-
-
 def default_settings(config: MovaConfig) -> SampleSettings:
-    """What a model is sampled with unless told otherwise, by its name: 50 steps and guidance by text, or its own."""
-    return SETTINGS.get(config.name, RELEASED_SETTINGS)
+    """What a model is sampled with unless told otherwise, as its folder states: see `train.model.model_config`."""
+    return SampleSettings(config.sampling.steps, Guidance(config.sampling.guidance))
 
 
 def own_codecs(processes: Processes) -> tuple[str, ...]:

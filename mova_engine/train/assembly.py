@@ -227,7 +227,12 @@ def _describe(run: Run, clips: int, console: Console) -> None:
     if run.processes.launch.world > 1:
         sharded = "" if run.state.weights.shards is None else ", weights sharded"
         console.print(f"{run.processes.launch.world} processes: {run.processes.shape}{sharded}")
-    console.print(f"{clips} clips; {run.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP")
+    clip = sizes.clip
+    pictures = f"{clip.frames} frames of {clip.height}x{clip.width}"
+    seen = pictures if config.task == "joint" else f"{clip.duration:.2f} s"
+    console.print(
+        f"{clips} clips, each {seen}; {run.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP"
+    )
 
 
 def _millions(count: int) -> str:

@@ -26,6 +26,8 @@ import torch.distributed as dist
 from mova_engine import __version__
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
+from mova_engine.models.locate import CHECKPOINTS as FOLDER
+from mova_engine.models.locate import STATE, TRAINING
 from mova_engine.models.lora import ADAPTERS
 from mova_engine.models.weights import read_json, read_tensors, replaced_folder, write_json, write_tensors
 from mova_engine.parallel.shard import Piece
@@ -34,9 +36,6 @@ from mova_engine.train.config import CheckpointSettings
 from mova_engine.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mova_engine.train.weights import Weights
 
-FOLDER = "checkpoints"
-TRAINING = "training"
-STATE = "state.json"
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)")
 

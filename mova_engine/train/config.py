@@ -33,11 +33,15 @@ class ModelSettings:
     preset: str = "nano"
     """Size of a model trained from scratch: nano, bench-mid, mova-360p, mova-720p."""
     checkpoint: Path | None = None
-    """Folder in MOVA's layout to start from; its sizes win over the preset's."""
+    """What to start from: a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder; its
+    sizes win over the preset's.
+    """
+    size: str | None = None
+    """Name of a preset whose clip is trained on; needed where the checkpoint's folder does not state its clip."""
     new: tuple[str, ...] = ()
     """Components that the checkpoint lacks and that start from scratch, e.g. dual_tower_bridge; sizes: the preset's."""
     codecs: Path | None = None
-    """Folder in MOVA's layout whose codecs and text encoder are used; default: the checkpoint's."""
+    """Model folder, or run, whose codecs and text encoder are used; default: the checkpoint's."""
     bridge: bool = True
     """Train with the bridge; without it neither direction exists (an ablation)."""
     aligned_rope: bool = True
@@ -48,6 +52,8 @@ class ModelSettings:
             get_preset(self.preset)
         else:
             _check(self.bridge, "model.bridge can be left out only of a model that is trained from scratch")
+        if self.size is not None:
+            get_preset(self.size)
         for name in self.new:
             _check(name in COMPONENTS, f"model.new: unknown component '{name}'. Known: {', '.join(COMPONENTS)}")
 

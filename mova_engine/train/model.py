@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mova_engine.config import MovaConfig, get_preset
+from mova_engine.config import MovaConfig, SamplingConfig, get_preset
 from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.checkpoint import (
@@ -16,6 +16,7 @@ from mova_engine.models.checkpoint import (
     mova_config_from_folder,
     save_mova,
 )
+from mova_engine.models.locate import find_components, find_model, open_model
 from mova_engine.models.lora import ADAPTERS, save_lora
 from mova_engine.models.mova import COMPONENTS, Mova
 from mova_engine.models.weights import load_component, replace_file, write_component
@@ -30,14 +31,48 @@ from mova_engine.train.weights import DTYPES
 AUDIO = "audio_dit"
 
 
+def with_folders(config: TrainConfig, say: Callable[[str], object]) -> TrainConfig:
+    """The configuration with the folders that its model's paths mean; `say` and errors as of `models.locate`.
+
+    A run keeps to them: a checkpoint that is written later to a run that it starts from does not change it.
+    """
+    model = config.model
+    checkpoint, codecs = model.checkpoint, model.codecs
+    if checkpoint is not None and _from_folder(config):
+        checkpoint = open_model(checkpoint, model.size, say).folder
+    elif checkpoint is not None:
+        checkpoint = find_components(checkpoint, say)
+    if codecs is not None:
+        codecs = find_model(codecs, say)
+    return replace(config, model=replace(model, checkpoint=checkpoint, codecs=codecs))
+
+
 def model_config(config: TrainConfig) -> MovaConfig:
-    """Sizes of the model: the checkpoint's, or the preset's where a component is new or there is no checkpoint."""
+    """Sizes of the model: the checkpoint's, or the preset's where a component is new or there is no checkpoint; and
+    what it is to be sampled with.
+    """
     settings = config.model
-    from_folder = settings.checkpoint is not None and not settings.new and config.task == "joint"
-    model = mova_config_from_folder(settings.checkpoint) if from_folder else get_preset(settings.preset)
+    if _from_folder(config):
+        model = mova_config_from_folder(settings.checkpoint, settings.size)
+    else:
+        model = get_preset(settings.preset)
+        model = model if settings.size is None else replace(model, clip=get_preset(settings.size).clip)
+    model = replace(model, sampling=_sampling(config, model.sampling))
     if settings.aligned_rope:
         return model
     return replace(model, bridge=replace(model.bridge, aligned=False))
+
+
+def _from_folder(config: TrainConfig) -> bool:
+    """Whether the checkpoint's folder decides the sizes."""
+    return config.model.checkpoint is not None and not config.model.new and config.task == "joint"
+
+
+def _sampling(config: TrainConfig, known: SamplingConfig) -> SamplingConfig:
+    """Guidance by text needs a model that has seen the empty text."""
+    if config.diffusion.text_dropout > 0:
+        return replace(known, guidance="text") if known.guidance == "none" else known
+    return replace(known, guidance="none") if config.model.checkpoint is None else known
 
 
 def build_model(

@@ -18,7 +18,7 @@ from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.curve import PICTURE, draw_loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
-from mova_engine.train.model import export_model, outline
+from mova_engine.train.model import export_model, outline, with_folders
 from mova_engine.train.optimizer import lr_factor, peak_lr
 from mova_engine.train.recipes import to_dict, to_yaml
 from mova_engine.train.signals import Stopped, StopRequest
@@ -52,6 +52,7 @@ class Trainer:
             try:
                 with stop.at_once():
                     with said_by_first(self.launch):
+                        self.config = with_folders(self.config, self.console.print)
                         processes = join_processes(self.config, self.launch)
                     watch = Watch(self.launch, self.config.parallel.timeout)
             except Stopped:

@@ -134,7 +134,7 @@ def test_overwrite_removes_nothing_that_the_sampler_did_not_write(sample, tmp_pa
         (["--frames", "10"], "frames must be 4n+1, got 10"),
         (["--dtype", "bfloat"], "unknown dtype 'bfloat'. Did you mean 'bfloat16'?"),
         (["--device", "gpu"], "unknown device 'gpu'."),
-        (["--checkpoint", "nowhere"], "nowhere: no such checkpoint folder"),
+        (["--checkpoint", "nowhere"], "nowhere: no such folder"),
         (["--image", "nowhere.png"], "nowhere.png: no such file"),
         (["--image", "nowhere.mp4"], "nowhere.mp4: no such file"),
         (["--image", __file__], "not a readable picture"),

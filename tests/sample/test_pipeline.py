@@ -17,7 +17,8 @@ from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs import video_from_uint8
-from mova_engine.sample.load import checkpoint_folder, load_pipeline, trained
+from mova_engine.models.locate import find_model
+from mova_engine.sample.load import load_pipeline, trained
 from mova_engine.sample.pipeline import Request, SampleSettings, default_settings
 from mova_engine.sample.sampler import LoopOptions
 from mova_engine.sample.validate import make_samples
@@ -140,19 +141,8 @@ def test_nano_has_settings_of_its_own(mova):
     assert default_settings(mova.config) == default_settings(get_preset("mova-360p")) == SampleSettings(50, Guidance())
 
 
-def test_a_run_means_its_newest_checkpoint(run_folder):
-    newest = run_folder / "checkpoints" / "step-000100"
-    for path in (run_folder, run_folder / "checkpoints", newest):
-        assert checkpoint_folder(path) == newest
-    (newest / "model_index.json").unlink()
-    with pytest.raises(MovaError, match="audio tower alone"):
-        checkpoint_folder(run_folder)
-    with pytest.raises(MovaError, match=r"no model_index.json.*no training run"):
-        checkpoint_folder(run_folder.parent)
-
-
 def test_a_checkpoint_says_how_it_was_trained(run_folder):
-    folder = checkpoint_folder(run_folder)
+    folder = find_model(run_folder)
     facts = trained(folder)
     assert facts.schedule == Schedule(3.0, 2.0, 0.8)
     assert facts.prediction == Prediction("x0", 0.25)
@@ -175,11 +165,11 @@ def test_a_checkpoint_says_how_it_was_trained(run_folder):
 def test_what_is_loaded_samples_like_what_was_saved(pipeline, run_folder, offload):
     pipeline.schedule, pipeline.prediction = Schedule(3.0, 2.0, 0.8), Prediction("x0", 0.25)
     pipeline.options = LoopOptions(clean_first_frame=True)
-    loaded = load_pipeline(checkpoint_folder(run_folder), get_backend("cpu"), offload=offload)
+    loaded = load_pipeline(find_model(run_folder), get_backend("cpu"), offload=offload)
     ours, theirs = only(pipeline, Request("rain")), only(loaded, Request("rain"))
     assert np.array_equal(ours.video, theirs.video)
     assert np.allclose(ours.audio, theirs.audio, atol=1e-6)
-    bfloat16 = load_pipeline(checkpoint_folder(run_folder), get_backend("cpu"), dtype=torch.bfloat16)
+    bfloat16 = load_pipeline(find_model(run_folder), get_backend("cpu"), dtype=torch.bfloat16)
     assert bfloat16.mova.audio_dit.dtype == torch.bfloat16
     assert only(bfloat16, Request("rain")).video.shape == ours.video.shape
 

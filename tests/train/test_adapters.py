@@ -7,10 +7,11 @@ from safetensors.torch import load_file
 from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import load_mova
+from mova_engine.models.locate import find_model
 from mova_engine.models.lora import ADAPTERS
 from mova_engine.models.merge import main as merge
 from mova_engine.ops import bind
-from mova_engine.sample.load import checkpoint_folder, load_pipeline
+from mova_engine.sample.load import load_pipeline
 from mova_engine.train.recipes import load_config
 from mova_engine.train.trainer import Trainer
 
@@ -92,8 +93,8 @@ def outputs(model):
 def test_the_adapters_are_sampled_beside_their_base_and_merged_into_it(adapted, ran, base, tmp_path, capsys):
     run = ran(adapted(optim={"lr": 0.01}))
     file = run.config.folder / "checkpoints" / "step-000004" / ADAPTERS
-    with pytest.raises(MovaError, match=f"holds adapters: .*--checkpoint BASE --lora .*{ADAPTERS}"):
-        checkpoint_folder(run.config.folder)
+    with pytest.raises(MovaError, match=f"holds adapters, .*trained on, {base} .*--lora {file.parent}"):
+        find_model(run.config.folder)
     beside = load_pipeline(base, get_backend("cpu"), lora=file).mova
     assert merge(["--checkpoint", str(base), "--lora", str(file), "--out", str(tmp_path / "merged")]) == 0
     merged = load_pipeline(tmp_path / "merged", get_backend("cpu")).mova

@@ -217,9 +217,11 @@ def test_diffusers_pipeline_loads_the_folder(tiny_folder, reference_classes, mon
 
 
 def test_a_release_says_its_sizes_itself(tiny_folder, tiny):
-    """Without our own entry: sizes from the config files, clip from the folder's name or 360p."""
+    """Without our own entry: sizes from the config files; the clip by name, or as it is asked for."""
     _edit(tiny_folder / "model_index.json", _mova_engine=...)
-    config = mova_config_from_folder(tiny_folder)
+    with pytest.raises(MovaError, match="'tiny' is no released model's name: give --size"):
+        mova_config_from_folder(tiny_folder)
+    config = mova_config_from_folder(tiny_folder, "mova-360p")
     assert config.video == tiny.config.video and config.clip == get_preset("mova-360p").clip
     assert config.text_tokens == 512 and config.name == "tiny"
     named = tiny_folder.rename(tiny_folder.with_name("MOVA-720p"))
