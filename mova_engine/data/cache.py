@@ -7,6 +7,7 @@ are safetensors files, written whole or not at all, with a checksum: a damaged o
     FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents
     FOLDER/text/ab/abcd....safetensors      text
     FOLDER/files/ab/abcd....json            digests of large media files, valid while size and time of change stay
+    FOLDER/fatal/ab/abcd....json            why a file cannot be read without ending the process that does
 
 The trainer fills its cache itself. To do it ahead, on another machine:
 
@@ -26,6 +27,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import av
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -36,8 +38,9 @@ from torch.nn.functional import pad
 
 from mova_engine.backend import NAMES, get_backend
 from mova_engine.config import PRESETS, ClipConfig, MovaConfig, get_preset
+from mova_engine.data.apart import FatalFileError
 from mova_engine.data.decode import Clip, Silent, read_clip
-from mova_engine.data.files import write_atomic
+from mova_engine.data.files import require_file, write_atomic
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.errors import MovaError, run_cli, suggest
 from mova_engine.models.checkpoint import Codecs, load_codecs
@@ -115,7 +118,7 @@ class LatentCache:
         path = self._clip_path(entry)
         latents = self._load(path)
         if latents is None:
-            latents = self._encode(entry, read_clip(entry.path, self.clip, start=entry.start, silent=self.silent))
+            latents = self._encode(entry, self._decode(entry))
             self._try_write(path, _serialise(latents))
         return {**_floats(latents), "text": self.text(entry.caption)}
 
@@ -170,7 +173,7 @@ class LatentCache:
                 # Looked for, not read: damage is found, and mended, by whoever reads it.
                 if self._clip_path(entry).is_file():
                     return None
-                return read_clip(entry.path, self.clip, start=entry.start, silent=self.silent)
+                return self._decode(entry)
             except MovaError as error:
                 return error
 
@@ -185,6 +188,22 @@ class LatentCache:
                     return
                 entry, future = pending.pop(0)
                 yield entry, future.result()
+
+    def _decode(self, entry: Entry) -> Clip:
+        """The clip. That a file ends the process which reads it is kept, so that not each start pays for it again."""
+        facts = {"content": self._digest(entry.path), "start": entry.start, "av": av.__version__}
+        known = self._path("fatal", facts).with_suffix(".json")
+        try:
+            reason = json.loads(known.read_bytes())["reason"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        else:
+            raise MovaError(f"{entry.path}: {reason} (so an earlier run found; to try again delete {known})")
+        try:
+            return read_clip(entry.path, self.clip, start=entry.start, silent=self.silent)
+        except FatalFileError as error:
+            self._try_write(known, json.dumps({"reason": error.reason}).encode())
+            raise
 
     def _encode(self, entry: Entry, clip: Clip) -> dict[str, Tensor]:
         video = video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0)
@@ -237,7 +256,7 @@ class LatentCache:
     def _digest(self, path: Path) -> str:
         """SHA-256 of a file's content. Large files are read again only when size or time of change are other ones."""
         try:
-            status = os.stat(path)
+            status = require_file(path)
             identity = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
             if identity not in self._digests:
                 large = status.st_size >= LARGE_FILE
@@ -249,8 +268,6 @@ class LatentCache:
                         self._try_write(self._digest_path(identity), json.dumps([*identity, known]).encode())
                 self._digests[identity] = known
             return self._digests[identity]
-        except FileNotFoundError:
-            raise MovaError(f"{path}: no such file") from None
         except OSError as error:
             raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
 

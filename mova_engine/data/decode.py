@@ -14,6 +14,7 @@ import av
 import numpy as np
 
 from mova_engine.config import ClipConfig
+from mova_engine.data.apart import apart
 from mova_engine.data.container import audio_stream, open_media, video_stream
 from mova_engine.data.pictures import read_pictures
 from mova_engine.data.sound import read_sound
@@ -51,6 +52,7 @@ class MediaInfo:
     sample_rate: int
 
 
+@apart
 def probe(path: str | Path) -> MediaInfo:
     """Read what a file declares, without decoding it. MovaError when it is missing, unreadable or has no video."""
     with open_media(path) as container:
@@ -65,6 +67,7 @@ def probe(path: str | Path) -> MediaInfo:
         )
 
 
+@apart
 def read_clip(path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent: Silent = "refuse") -> Clip:
     """Decode `clip.frames` pictures and `clip.audio_samples` samples, from `start` seconds after the first picture.
 
@@ -75,7 +78,8 @@ def read_clip(path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent:
 
     silent: what to do with a file without sound (no track, a silent one, or one that covers less than half the clip):
     "refuse" raises, "zeros" gives what there is, zeros elsewhere.
-    Raises MovaError, naming the file, when it is missing, damaged, without video, too short or silent.
+    Raises MovaError, naming the file, when it is missing, damaged, without video, too short or silent. The file is
+    decoded in a process of its own: where that crashes, hangs or takes all memory, that is a MovaError too.
     """
     if silent not in ("refuse", "zeros"):
         raise MovaError(f"silent must be 'refuse' or 'zeros', got '{silent}'")

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from mova_engine.errors import MovaError
 
@@ -28,6 +26,10 @@ def crop_resize(pixels: np.ndarray, height: int, width: int, pixel_aspect: float
     cropped = centre_crop(pixels, width / height / pixel_aspect)
     if cropped.shape[:2] == (height, width):
         return cropped
+    # Here, so that the process that decodes starts fast: few clips of the engine's own need it.
+    import torch
+    from torch.nn.functional import interpolate
+
     planes = torch.from_numpy(np.ascontiguousarray(cropped)).permute(2, 0, 1).unsqueeze(0)
     resized = interpolate(planes, size=(height, width), mode="bicubic", antialias=True)
     return resized.squeeze(0).permute(1, 2, 0).numpy()
