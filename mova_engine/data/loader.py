@@ -7,9 +7,7 @@ The stream is a function of the position in it, whatever the number of workers: 
 import gc
 import hashlib
 import multiprocessing
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mova_engine.data.dataset import LatentDataset
+from mova_engine.data.signals import stop_signals_held
 from mova_engine.errors import MovaError
 from mova_engine.parallel.rounds import Rounds
 
 # Batches that each worker prepares ahead.
 PREFETCH = 2
-_NOT_FOR_WORKERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 
 
 class ClipOrder:
@@ -125,7 +123,7 @@ class Loader:
             generator=torch.Generator(),
         )
         others = set(multiprocessing.active_children())
-        with _stop_signals_held():
+        with stop_signals_held():
             batches = iter(prepared)
         workers = set(multiprocessing.active_children()) - others
         try:
@@ -172,20 +170,6 @@ def _unchanged(batch: Any) -> Any:
 
 def _spare_inherited_objects(worker: int) -> None:
     gc.freeze()
-
-
-@contextmanager
-def _stop_signals_held() -> Iterator[None]:
-    """Processes started within never see SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C.
-
-    A terminal, Slurm or torchrun sends these to workers too. Whether to stop, and when, is the trainer's to say: a
-    worker that died of it would break off the step, or the checkpoint, that the trainer is about to finish.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def build_loader(

@@ -34,9 +34,11 @@ def ended(process: int) -> bool:
 
 
 @pytest.fixture
-def limits(monkeypatch):
+def limits(monkeypatch, request):
     monkeypatch.setattr(apart_module, "CPU_SECONDS", 1)
-    monkeypatch.setattr(apart_module, "WALL_SECONDS", 2)
+    # A busy machine may take long for a second of processor time.
+    waits = request.node.callspec.params["function"] is deadly.sleeps
+    monkeypatch.setattr(apart_module, "WALL_SECONDS", 1 if waits else 200)
     monkeypatch.setattr(apart_module, "MEMORY", 1 << 30)
 
 
@@ -67,7 +69,7 @@ def test_one_worker_serves_until_it_may_be_spoilt():
         (deadly.aborts, "crashes the media library (SIGABRT)"),
         (deadly.leaves, "ends the process that does, with status 3"),
         (deadly.spins, "takes more than 1 s of processor time"),
-        (deadly.sleeps, "takes more than 2 s"),
+        (deadly.sleeps, "takes more than 1 s"),
         (deadly.eats, "takes more than 1 GiB of memory"),
     ],
 )
@@ -149,4 +151,4 @@ def test_a_deadly_clip_is_skipped_and_not_read_again(clips, make_cache, monkeypa
     assert len(reads) == 5
     kept = list((make_cache().folder / "fatal").rglob("*.json"))
     assert len(kept) == 2 and json.loads(kept[0].read_bytes()).keys() == {"reason"}
-    assert np.isfinite(make_cache().get(entries[3])["audio_latents"]).all()
+    assert make_cache().get(entries[3])["audio_latents"].isfinite().all()
