@@ -22,8 +22,6 @@ from mova_engine.errors import MovaError
 
 Silent = Literal["refuse", "zeros"]
 
-# Below this peak (-80 dB) a track holds no sound: digital silence, or its dither.
-SILENCE_PEAK = 1e-4
 # A player would show a late or short track as silence; a clip with less than half its sound counts as silent.
 LEAST_SOUND = 0.5
 # No file is as long (30 years), and a container's clock cannot count much further.
@@ -90,15 +88,15 @@ def read_clip(path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent:
         origin, video = read_pictures(container, path, clip, offset)
     with open_media(path) as container:
         if container.streams.audio:
-            audio, covered = read_sound(container, path, clip, offset, origin)
+            sound = read_sound(container, path, clip, offset, origin)
         elif silent == "refuse":
             raise MovaError(f"{path}: has no sound track (silent='zeros' accepts it)")
         else:
             return Clip(video, np.zeros(clip.audio_samples, np.float32))
     if silent == "refuse":
-        if covered < LEAST_SOUND * len(audio):
-            sounding = f"{covered / clip.sample_rate:.3f} s of the clip's {clip.duration:.3f} s"
+        if sound.covered < LEAST_SOUND * len(sound.mono):
+            sounding = f"{sound.covered / clip.sample_rate:.3f} s of the clip's {clip.duration:.3f} s"
             raise MovaError(f"{path}: its sound covers only {sounding} (silent='zeros' accepts it)")
-        if np.abs(audio).max() < SILENCE_PEAK:
+        if sound.silent:
             raise MovaError(f"{path}: its sound track is silent (silent='zeros' accepts it)")
-    return Clip(video, audio)
+    return Clip(video, sound.mono)
