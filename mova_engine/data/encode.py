@@ -10,7 +10,8 @@ from av.error import FFmpegError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from mova_engine.data.files import write_atomic
-from mova_engine.data.pictures import SCALER, exact_rate
+from mova_engine.data.frames import SCALER
+from mova_engine.data.pictures import exact_rate
 from mova_engine.errors import MovaError
 
 # Samples per AAC frame.

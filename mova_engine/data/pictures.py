@@ -10,16 +10,14 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 
 from mova_engine.config import ClipConfig
 from mova_engine.data.container import PREROLL, Reader, video_stream
-from mova_engine.data.transform import crop_resize
+from mova_engine.data.fields import deinterlace
+from mova_engine.data.frames import frame_pixels
 from mova_engine.errors import MovaError
 
 T = TypeVar("T")
-
-SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
 def exact_rate(fps: float) -> Fraction:
@@ -41,17 +39,19 @@ def read_pictures(
         raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
     origin = first[0]
     begin = origin + start
-    timeline = Timeline(reader.frames(begin, search=start > PREROLL), stream, stated=reader.states_durations)
+    frames = deinterlace(reader.frames(begin, search=start > PREROLL), path, stream.codec_context.name)
+    timeline = Timeline(frames, stream, stated=reader.states_durations)
 
     rate = exact_rate(clip.fps)
     wanted = [begin + k / rate for k in range(clip.frames)]
+    aspect = float(stream.sample_aspect_ratio or 1)
     video = np.empty((clip.frames, clip.height, clip.width, 3), np.uint8)
     count, last = 0, None
     for frame in pick_frames(iter(timeline), wanted, reach=1 / (2 * rate)):
         if frame is last:
             video[count] = video[count - 1]
         else:
-            video[count] = _to_pixels(frame, stream, clip)
+            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect)
         count, last = count + 1, frame
     if count < clip.frames:
         needed = start + Fraction(clip.frames) / rate
@@ -148,14 +148,3 @@ class Timeline:
         """The usual distance of two frames."""
         distances = sorted(b - a for a, b in pairwise(self._times))
         return distances[len(distances) // 2] if distances else Fraction(0)
-
-
-def _to_pixels(frame: VideoFrame, stream: Stream, clip: ClipConfig) -> np.ndarray:
-    """RGB as a player would show it, cropped and resized: turned upright, with the file's pixel aspect."""
-    pixels = frame.reformat(format="rgb24", interpolation=SCALER, threads=1).to_ndarray()
-    aspect = float(stream.sample_aspect_ratio or 1)
-    quarters = round(frame.rotation / 90) % 4
-    if quarters:
-        pixels = np.ascontiguousarray(np.rot90(pixels, quarters))
-        aspect = 1 / aspect if quarters % 2 else aspect
-    return crop_resize(pixels, clip.height, clip.width, aspect)

@@ -10,11 +10,9 @@ import numpy as np
 from mova_engine.config import ClipConfig
 from mova_engine.data.decode import read_clip
 from mova_engine.data.metadata import FILES, read_metadata
-from mova_engine.data.transform import read_image
+from mova_engine.data.stills import is_picture, read_image
 from mova_engine.errors import MovaError
 from mova_engine.sample.pipeline import Request
-
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,11 @@ class Prompt:
 def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
     """A picture file, or the picture of a video `start` seconds after its first, as uint8 [height, width, 3] of `clip`.
 
-    MovaError names a file that is missing or cannot be read.
+    Its content tells which of the two a file is. MovaError names a file that is missing or cannot be read.
     """
-    if Path(path).suffix.lower() in VIDEO_SUFFIXES:
-        return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").video[0]
-    return read_image(path, clip.height, clip.width)
+    if is_picture(path):
+        return read_image(path, clip.height, clip.width)
+    return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").video[0]
 
 
 def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:

@@ -9,7 +9,8 @@ from data_pipeline.media import barcode, click_time, clicks, every, read_barcode
 from mova_engine.config import ClipConfig
 from mova_engine.data.decode import probe, read_clip
 from mova_engine.data.pictures import exact_rate, pick_frames
-from mova_engine.data.transform import crop_resize, read_image
+from mova_engine.data.stills import read_image
+from mova_engine.data.transform import crop_resize
 from mova_engine.errors import MovaError
 
 CLIP = ClipConfig(frames=33, height=48, width=48)
