@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from mova_engine.data.files import require_file
 from mova_engine.data.orientation import UPRIGHT
 from mova_engine.data.still_colours import to_rgb
 from mova_engine.data.transform import finish
@@ -20,8 +21,7 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 
 def is_picture(path: str | Path) -> bool:
     """Whether a file is a picture rather than a video, by its content. MovaError when there is no such file."""
-    if not Path(path).is_file():
-        raise MovaError(f"{path}: no such file")
+    require_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -42,8 +42,7 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     Of an animation, the first picture. Its orientation, transparency and colours (ICC profile, cICP, nclx, gamma and
     primaries of PNG, Adobe RGB by EXIF) are as for the frames of a video; 16-bit grey is scaled, not cut.
     """
-    if not Path(path).is_file():
-        raise MovaError(f"{path}: no such file")
+    require_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

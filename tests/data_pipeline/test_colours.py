@@ -225,7 +225,7 @@ def test_hdr_white_and_highlights():
 
 
 def test_every_primary_set_keeps_white_and_gives_its_own_light():
-    """Against X, Y, Z computed by mixing the three corners; whites other than D65 are adapted, so only white is known."""
+    """Against X, Y, Z, mixed of the three corners; other whites than D65 are adapted, so only white is known."""
     mixed = np.array([0.2, 0.5, 0.3])
     for code, corners in PRIMARIES.items():
         matrix = np.array(to_709(corners))
