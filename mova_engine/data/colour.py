@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mova_engine.data.warn import warn_once
+from mova_engine.data.warn import warn
 
 UNSTATED = 2
 MATRIX_RGB, MATRIX_709, MATRIX_601, MATRIX_YCGCO, MATRIX_2020 = 0, 1, 6, 8, 9
@@ -133,7 +133,7 @@ class Colours:
 def known(what: str, code: int, codes: Container[int], path: str | Path) -> int:
     """The code point, or "unstated" and a warning for one without meaning."""
     if code != UNSTATED and code not in codes:
-        warn_once(path, f"states {what} {code}, which is without meaning and is taken as not stated")
+        warn(path, f"states {what} {code}, which is without meaning and is taken as not stated")
         return UNSTATED
     return code
 

@@ -25,7 +25,7 @@ from mova_engine.data.colour import (
 )
 from mova_engine.data.orientation import UPRIGHT, from_matrix
 from mova_engine.data.transform import finish
-from mova_engine.data.warn import warn_once
+from mova_engine.data.warn import warn
 from mova_engine.errors import MovaError
 
 SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -52,7 +52,7 @@ def frame_orientation(frame: VideoFrame, path: str | Path) -> int:
         return UPRIGHT
     matrix = np.frombuffer(data, np.int32)
     if not matrix[[0, 1, 3, 4]].any():
-        warn_once(path, "its display matrix is all zeros and is not applied")
+        warn(path, "its display matrix is all zeros and is not applied")
         return UPRIGHT
     orientation = from_matrix(matrix)
     if orientation is None:
@@ -74,7 +74,7 @@ def frame_colours(frame: VideoFrame, path: str | Path) -> Colours:
             f"{path}: is Dolby Vision without a base layer that can be read; re-encode it as BT.709 or HDR10"
         )
     if not rgb and not grey and matrix == MATRIX_RGB:
-        warn_once(path, "states an RGB matrix for Y'CbCr pictures, which is taken as not stated")
+        warn(path, "states an RGB matrix for Y'CbCr pictures, which is taken as not stated")
         matrix = UNSTATED
     matrix = known("matrix", matrix, MATRICES, path)
     transfer = known("transfer curve", transfer, TRANSFERS, path)

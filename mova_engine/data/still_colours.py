@@ -27,7 +27,7 @@ from mova_engine.data.colour import (
     to_709,
     to_display,
 )
-from mova_engine.data.warn import warn_once
+from mova_engine.data.warn import warn
 
 # PNG's gamma of ordinary pictures, and how far from it (as a factor) it still counts as that.
 ORDINARY_GAMMA, TOLERANCE = 1 / 2.2, 0.05
@@ -87,7 +87,7 @@ def _from_profile(image: Image.Image, profile: bytes, path: str | Path) -> Image
             plain = plain.convert("RGB")
         transform = _transform(source, plain.mode)
     except (ImageCms.PyCMSError, OSError, ValueError):
-        warn_once(path, "its ICC profile does not fit the picture and is not applied")
+        warn(path, "its ICC profile does not fit the picture and is not applied")
         return plain.convert("RGB")
     return ImageCms.applyTransform(plain, transform) if transform else plain.convert("RGB")
 
@@ -129,7 +129,7 @@ def _from_gamma(gamma: float | None, corners: tuple[float, ...] | None, path: st
             if np.abs(np.array(to_709((*others, white))) - np.eye(3)).max() > 0.01:
                 primaries = (*others, white)
         except (np.linalg.LinAlgError, ZeroDivisionError):
-            warn_once(path, "states primaries without meaning, which are not applied")
+            warn(path, "states primaries without meaning, which are not applied")
     if gamma and abs(gamma / ORDINARY_GAMMA - 1) > TOLERANCE:
         return lambda rgb: _apply(rgb, lambda values: np.power(values, 1 / gamma), srgb_code, primaries)
     if primaries == PRIMARIES[PRIMARIES_709]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mova_engine.config import ClipConfig
-from mova_engine.data.container import open_media
-from mova_engine.data.decode import read_clip
+from mova_engine.data.decode import probe, read_clip
 from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.data.stills import is_picture, read_image
 from mova_engine.errors import MovaError
@@ -28,13 +27,13 @@ class Prompt:
 def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
     """A picture file, or the picture of a video `start` seconds after its first, as uint8 [height, width, 3] of `clip`.
 
-    Its content tells which of the two a file is; what has a `start` is a video. MovaError names a file that is missing or cannot be read.
+    Its content tells which of the two a file is; what has a `start` is a video. MovaError names a file that is missing
+    or cannot be read.
     """
     if not start and is_picture(path):
         return read_image(path, clip.height, clip.width)
     try:
-        with open_media(path):
-            pass
+        probe(path)
     except MovaError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise MovaError(f"{path}: not a readable picture, nor a video: {reason}") from None
