@@ -6,19 +6,21 @@ are safetensors files, written whole or not at all, with a checksum: a damaged o
 
     FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents
     FOLDER/text/ab/abcd....safetensors      text
+    FOLDER/forms/abcd....json               what decides keys beside the clips themselves, see `data.forms`
     FOLDER/files/ab/abcd....json            digests of large media files, valid while size and time of change stay
     FOLDER/fatal/ab/abcd....json            why a file cannot be read without ending the process that does
 
-The trainer fills its cache itself. To do it ahead, on another machine:
+The trainer fills its cache itself. To do it ahead, on another machine, or on several cards or machines at once:
 
     python -m mova_engine.data.cache --data CLIPS --checkpoint MOVA-360p --device DEVICE
+    torchrun --nproc-per-node 8 -m mova_engine.data.cache --data CLIPS --checkpoint MOVA-360p --device DEVICE
+    python -m mova_engine.data.cache --data CLIPS --checkpoint MOVA-360p --device DEVICE --shard 3/8
 """
 
 import argparse
 import hashlib
 import json
 import logging
-import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +42,9 @@ from mova_engine.backend import NAMES, get_backend
 from mova_engine.config import PRESETS, ClipConfig, MovaConfig, get_preset
 from mova_engine.data.apart import FatalFileError
 from mova_engine.data.decode import Clip, Silent, read_clip
-from mova_engine.data.files import require_file, write_atomic
+from mova_engine.data.digests import Digests
+from mova_engine.data.files import write_atomic
+from mova_engine.data.forms import Form, as_json, as_stored, difference, form_path, other_forms
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.errors import MovaError, run_cli, suggest
 from mova_engine.models.checkpoint import Codecs, load_codecs
@@ -54,16 +58,17 @@ from mova_engine.models.codecs import (
     video_from_uint8,
 )
 from mova_engine.models.locate import open_model
+from mova_engine.parallel.processes import Launch, read_launch
 
 log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever decoding or the layout of entries changes.
 VERSION = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Media files from this many bytes on have their digest kept on disk.
-LARGE_FILE = 4 << 20
 # Bytes of text features kept in memory, as captions recur.
 TEXT_MEMORY = 64 << 20
+# Clips of which is asked whether they are stored in another form.
+LOOKED_FOR = 16
 # Clips decoded ahead of the encoder.
 READ_AHEAD = 2
 
@@ -102,11 +107,12 @@ class LatentCache:
         self.dtype = DTYPES[dtype]
         common = {"version": VERSION, "dtype": dtype}
         codecs = {"video": video_codec.fingerprint(), "audio": audio_codec.fingerprint()}
-        self._clip_facts = {**common, **codecs, "clip": asdict(clip), "silent": silent}
+        self._clip_facts = as_stored({**common, **codecs, "clip": asdict(clip), "silent": silent})
         self._text_facts = {**common, "encoder": text_encoder.fingerprint()}
-        self._digests: dict[tuple[str, int, int], str] = {}
+        self._digests = Digests(self.folder / "files", self._try_write)
         self._texts: dict[str, Tensor] = {}
         self._writable = True
+        self._form_is_known = False
 
     def get(self, entry: Entry) -> dict[str, Tensor]:
         """A clip's tensors, float32: video_latents, image_latents [16, t, h, w], audio_latents [128, l], text [n, d].
@@ -120,6 +126,7 @@ class LatentCache:
         if latents is None:
             latents = self._encode(entry, self._decode(entry))
             self._try_write(path, _serialise(latents))
+            self._write_form()
         return {**_floats(latents), "text": self.text(entry.caption)}
 
     def read(self, entry: Entry) -> dict[str, Tensor] | None:
@@ -161,9 +168,33 @@ class LatentCache:
             else:
                 if latents is not None:
                     self._store(self._clip_path(entry), latents)
+                    self._write_form()
                 self._store_text(entry.caption)
             progress(done)
         return problems
+
+    def stored_otherwise(self, entries: Sequence[Entry]) -> str | None:
+        """Whether clips that are not in the cache lie there in another form (precision, shape, ...): one line that says
+        in which; None where they do not. A few of the clips are looked for.
+        """
+        others = other_forms(self.folder, self._clip_facts)
+        for entry in entries[:: max(1, len(entries) // LOOKED_FOR)] if others else ():
+            try:
+                if self._clip_path(entry).is_file():
+                    continue
+                for form in others:
+                    if self._clip_path(entry, form).is_file():
+                        return f"{self.folder} holds these clips in another form: {difference(form, self._clip_facts)}"
+            except MovaError:
+                continue  # named when it is to be encoded
+        return None
+
+    def _write_form(self) -> None:
+        if not self._form_is_known:
+            path = form_path(self.folder, self._clip_facts)
+            if not path.is_file():
+                self._try_write(path, as_json(self._clip_facts))
+            self._form_is_known = True
 
     def _read_ahead(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Clip | MovaError | None]]:
         """Each entry with its clip, why there is none, or None where the cache holds it already."""
@@ -191,7 +222,7 @@ class LatentCache:
 
     def _decode(self, entry: Entry) -> Clip:
         """The clip. That a file ends the process which reads it is kept, so that not each start pays for it again."""
-        facts = {"content": self._digest(entry.path), "start": entry.start, "av": av.__version__}
+        facts = {"content": self._digests.of(entry.path), "start": entry.start, "av": av.__version__}
         known = self._path("fatal", facts).with_suffix(".json")
         try:
             reason = json.loads(known.read_bytes())["reason"]
@@ -243,8 +274,9 @@ class LatentCache:
         if caption not in self._texts and not path.is_file():
             self._store(path, {"text": self._encode_text(caption)})
 
-    def _clip_path(self, entry: Entry) -> Path:
-        return self._path("clips", {**self._clip_facts, "content": self._digest(entry.path), "start": entry.start})
+    def _clip_path(self, entry: Entry, form: Form | None = None) -> Path:
+        facts = self._clip_facts if form is None else form
+        return self._path("clips", {**facts, "content": self._digests.of(entry.path), "start": entry.start})
 
     def _text_path(self, caption: str) -> Path:
         return self._path("text", {**self._text_facts, "caption": caption})
@@ -252,35 +284,6 @@ class LatentCache:
     def _path(self, kind: str, facts: Mapping[str, object]) -> Path:
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return self.folder / kind / key[:2] / f"{key}.safetensors"
-
-    def _digest(self, path: Path) -> str:
-        """SHA-256 of a file's content. Large files are read again only when size or time of change are other ones."""
-        try:
-            status = require_file(path)
-            identity = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-            if identity not in self._digests:
-                large = status.st_size >= LARGE_FILE
-                known = self._known_digest(identity) if large else None
-                if known is None:
-                    with open(path, "rb") as file:
-                        known = hashlib.file_digest(file, "sha256").hexdigest()
-                    if large:
-                        self._try_write(self._digest_path(identity), json.dumps([*identity, known]).encode())
-                self._digests[identity] = known
-            return self._digests[identity]
-        except OSError as error:
-            raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
-
-    def _digest_path(self, identity: tuple[str, int, int]) -> Path:
-        key = hashlib.sha256(identity[0].encode()).hexdigest()
-        return self.folder / "files" / key[:2] / f"{key}.json"
-
-    def _known_digest(self, identity: tuple[str, int, int]) -> str | None:
-        try:
-            *stored, digest = json.loads(self._digest_path(identity).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return digest if tuple(stored) == identity else None
 
     def _load(self, path: Path) -> dict[str, Tensor] | None:
         """An entry's tensors; None where there is none, or a damaged one, which is reported."""
@@ -329,7 +332,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Encode a folder of clips. Status 1 when some of them cannot be used; they are named."""
+    """Encode a folder of clips, or a share of them. Status 1 when some of them cannot be used; they are named."""
     what = "Encode a folder of clips ahead of training."
     parser = argparse.ArgumentParser(prog="python -m mova_engine.data.cache", description=what)
     parser.add_argument("--data", type=Path, required=True, help="folder with metadata.jsonl or metadata.json")
@@ -341,18 +344,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=NAMES, default="cpu", help="where the codecs run (default cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of what is stored")
     parser.add_argument("--silent", choices=["refuse", "zeros"], default="refuse", help="clips without sound")
+    parser.add_argument("--shard", metavar="I/N", help="of N equal shares the I-th, from 1 (default: torchrun's rank)")
     args = parser.parse_args(argv)
-    entries = read_metadata(args.data)
-    config, codecs = _model(args.model, args.checkpoint, args.size, get_backend(args.device).device())
+    launch = read_launch()
+    share, shares = (launch.rank + 1, launch.world) if args.shard is None else _share(args.shard, launch)
+    entries = read_metadata(args.data)[share - 1 :: shares]
+    which = f"share {share} of {shares}: " if shares > 1 else ""
+    config, codecs = _model(args.model, args.checkpoint, args.size, get_backend(args.device).device(launch.local_rank))
     folder = args.cache or args.data / "cache"
     cache = LatentCache(folder, config.clip, *codecs, dtype=args.dtype, silent=args.silent)
-    with Progress(console=Console(stderr=True)) as bar:
+    if (otherwise := cache.stored_otherwise(entries)) is not None:
+        log.warning("%s", otherwise.replace("--loader.", "--"))
+    with Progress(console=Console(stderr=True, quiet=launch.rank > 0)) as bar:
         task = bar.add_task(f"encoding {args.data}", total=len(entries))
         problems = cache.fill(entries, lambda done: bar.update(task, completed=done))
     for problem in problems:
         sys.stdout.write(f"cannot be used: {problem.reason}\n")
-    sys.stdout.write(f"{len(entries) - len(problems)} of {len(entries)} clips are in {folder}\n")
+    sys.stdout.write(f"{which}{len(entries) - len(problems)} of {len(entries)} clips are in {folder}\n")
     return int(bool(problems))
+
+
+def _share(text: str, launch: Launch) -> tuple[int, int]:
+    share, _, shares = text.partition("/")
+    if launch.world > 1:
+        raise MovaError("--shard and torchrun both divide the clips: leave --shard out, or start one process")
+    if not (share.isdecimal() and shares.isdecimal() and 1 <= int(share) <= int(shares)):
+        raise MovaError(f"--shard takes I/N, the I-th of N shares from 1, as 3/8; got '{text}'")
+    return int(share), int(shares)
 
 
 def _model(

@@ -129,6 +129,8 @@ def open_dataset(
     `progress` is told how many clips are done. For the rest see `LatentDataset`.
     """
     entries = read_metadata(folder)
+    if rank == 0 and (otherwise := cache.stored_otherwise(entries)) is not None:
+        log.warning("%s; they are encoded anew", otherwise)
     if not ahead:
         return LatentDataset(entries, cache, bad_clips=bad_clips, preload=bool(preload))
     first = len(entries) * rank // world

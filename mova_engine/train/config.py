@@ -89,6 +89,8 @@ class LoaderSettings:
     """Processes that read and decode; 0 reads in the trainer's own."""
     cache: Path | None = None
     """Folder that keeps latents and text features, by content; default: `cache` beside the clips."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the cache stores them, as `mova cache --dtype`: bfloat16 takes half the space and rounds."""
     bad_clips: Literal["skip", "stop"] = "skip"
     """What to do with a clip that is broken or too short: leave it out and say so, or refuse to start."""
     silent: Literal["refuse", "zeros"] = "refuse"

@@ -104,7 +104,8 @@ def open_clips(
 ) -> LatentDataset:
     """Encode what the cache of `folder` lacks, unless it is to be done online, and return its usable clips."""
     settings = config.loader
-    cache = LatentCache(settings.cache or folder / "cache", model.clip, *codecs, silent=settings.silent)
+    place = settings.cache or folder / "cache"
+    cache = LatentCache(place, model.clip, *codecs, dtype=settings.dtype, silent=settings.silent)
     total = len(read_metadata(folder))
     return open_dataset(
         folder,

@@ -9,12 +9,19 @@ import torch
 from data_pipeline.conftest import CLIP, COUNT
 from data_pipeline.test_encode import FullDisk
 
+from mova_engine.config import PRESETS, get_preset
 from mova_engine.data import cache as cache_module
+from mova_engine.data import digests
 from mova_engine.data.cache import main
+from mova_engine.data.dataset import open_dataset
 from mova_engine.data.decode import read_clip
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.errors import MovaError
+from mova_engine.models.checkpoint import Codecs
 from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
+from mova_engine.parallel.processes import Processes
+from mova_engine.train.data import open_clips
+from mova_engine.train.recipes import load_config
 
 
 @pytest.fixture
@@ -93,7 +100,7 @@ def test_every_cause_of_a_difference_has_its_own_entry(clips, make_cache, encodi
 @pytest.mark.parametrize("large", [1, 1 << 40])
 def test_a_changed_file_is_noticed(clips, make_cache, encodings, monkeypatch, large):
     """Whether or not digests of files of its size are kept."""
-    monkeypatch.setattr(cache_module, "LARGE_FILE", large)
+    monkeypatch.setattr(digests, "LARGE_FILE", large)
     entry = read_metadata(clips)[0]
     old = make_cache().get(entry)
     entry.path.write_bytes((clips / "1.mp4").read_bytes())
@@ -103,10 +110,10 @@ def test_a_changed_file_is_noticed(clips, make_cache, encodings, monkeypatch, la
 
 
 def test_large_files_are_digested_once(clips, make_cache, monkeypatch):
-    monkeypatch.setattr(cache_module, "LARGE_FILE", 1)
+    monkeypatch.setattr(digests, "LARGE_FILE", 1)
     entry = read_metadata(clips)[0]
     make_cache().get(entry)
-    monkeypatch.setattr(cache_module.hashlib, "file_digest", None)
+    monkeypatch.setattr(digests.hashlib, "file_digest", None)
     make_cache().get(entry)
 
 
@@ -172,7 +179,7 @@ def test_memory_for_text_is_bounded(make_cache, monkeypatch):
 def test_a_full_disk_while_filling_is_one_clear_error(clips, make_cache, monkeypatch):
     entries = read_metadata(clips)
     make_cache().get(entries[0])
-    before = {file: file.read_bytes() for file in make_cache().folder.rglob("*.safetensors")}
+    before = {file: file.read_bytes() for file in make_cache().folder.rglob("*") if file.is_file()}
     monkeypatch.setattr("mova_engine.data.files.open", FullDisk, raising=False)
     with pytest.raises(MovaError, match="cannot write .*: No space left on device"):
         make_cache().fill(entries)
@@ -208,3 +215,83 @@ def test_the_command(clips, tmp_path, capsys, caplog):
     assert f"{clips / '0.mp4'}: too short" in out and f"0 of {COUNT} clips are in {tmp_path / 'out'}" in out
     with pytest.raises(MovaError, match="nowhere: no such folder"):
         main(["--data", str(tmp_path / "nowhere"), "--model", "nano"])
+
+
+CHANGES = [
+    ({"dtype": "bfloat16"}, "dtype bfloat16, not float32; --loader.dtype bfloat16 takes them"),
+    ({"silent": "zeros"}, "silent zeros, not refuse; --loader.silent zeros takes them"),
+    ({"dtype": "bfloat16", "silent": "zeros"}, "--loader.dtype bfloat16 --loader.silent zeros takes them"),
+    ({"clip": replace(CLIP, height=16)}, "5 frames of 16x48 at 24.0 fps, not 5 frames of 32x48 at 24.0 fps"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), CHANGES)
+def test_clips_that_are_stored_in_another_form_are_named(clips, make_cache, caplog, options, words):
+    lines = (clips / "metadata.jsonl").read_text().splitlines(keepends=True)[:2]
+    (clips / "metadata.jsonl").write_text("".join(lines))
+    entries, ahead = read_metadata(clips), "clip" in options
+    assert make_cache(**options).fill(entries) == []
+    open_dataset(clips, make_cache(), ahead=ahead)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "holds these clips in another form: " in said and words in said and said.endswith("they are encoded anew")
+    caplog.clear()
+    for given in ({}, options):
+        make_cache(**given).fill(entries)
+        open_dataset(clips, make_cache(**given), ahead=ahead)
+    assert not caplog.records, "what is there is not complained of"
+
+
+def test_other_clips_in_the_same_cache_are_no_other_form(clips, make_cache):
+    entries = read_metadata(clips)
+    make_cache(dtype="bfloat16").fill(entries[:3])
+    cache = make_cache()
+    assert "dtype bfloat16" in cache.stored_otherwise(entries)
+    assert cache.stored_otherwise(entries[3:]) is None
+    for path in (cache.folder / "forms").iterdir():
+        path.write_text("[1")
+    assert cache.stored_otherwise(entries) is None
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch):
+    """A size of model that fits the clips."""
+    nano = replace(get_preset("nano"), name="tiny", clip=CLIP)
+    monkeypatch.setitem(PRESETS, "tiny", nano)
+    return nano
+
+
+def test_shares_fill_one_cache_that_the_trainer_finds(clips, tmp_path, tiny_preset, capsys, encodings, caplog):
+    """Three processes of the command, bfloat16: each clip is encoded once, and a run of bfloat16 finds all of them."""
+    common = ["--data", str(clips), "--model", "tiny", "--dtype", "bfloat16"]
+    for share in ("1/3", "2/3", "3/3"):
+        assert main([*common, "--shard", share]) == 0
+    assert sorted(encodings) == [f"{index}.mp4" for index in range(COUNT)]
+    assert "share 2 of 3: 2 of 2 clips are in" in capsys.readouterr().out
+    config = load_config("nano", data=clips, device="cpu", loader={"dtype": "bfloat16"})
+    codecs = build_video_codec("dct"), build_audio_codec("mdct")
+    text = build_text_encoder("bytes", tokens=tiny_preset.text_tokens, dim=tiny_preset.video.text_dim)
+
+    def opened(config):
+        return open_clips(config, tiny_preset, Codecs(*codecs, text), clips, lambda *_: None, Processes())
+
+    encodings.clear()
+    assert len(opened(config)) == COUNT and not encodings and not caplog.records
+    opened(replace(config, loader=replace(config.loader, dtype="float32")))
+    assert len(encodings) == COUNT and "--loader.dtype bfloat16 takes them" in caplog.text
+
+
+def test_torchruns_ranks_are_shares(clips, tmp_path, tiny_preset, capsys, monkeypatch):
+    common = ["--data", str(clips), "--model", "tiny", "--cache", str(tmp_path / "out")]
+    place = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    assert main(common) == 0
+    assert "share 2 of 2: 3 of 3 clips are in" in capsys.readouterr().out
+    with pytest.raises(MovaError, match="--shard and torchrun both divide the clips"):
+        main([*common, "--shard", "1/2"])
+
+
+@pytest.mark.parametrize("share", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2"])
+def test_a_share_that_is_none_is_one_line(clips, share):
+    with pytest.raises(MovaError, match=f"--shard takes I/N, .* got '{share}'"):
+        main(["--data", str(clips), "--model", "nano", f"--shard={share}"])
