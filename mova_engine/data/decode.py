@@ -16,6 +16,7 @@ import numpy as np
 from mova_engine.config import ClipConfig
 from mova_engine.data.apart import apart
 from mova_engine.data.container import audio_stream, open_media, video_stream
+from mova_engine.data.metadata import LATEST_START
 from mova_engine.data.pictures import read_pictures
 from mova_engine.data.sound import read_sound
 from mova_engine.errors import MovaError
@@ -24,8 +25,6 @@ Silent = Literal["refuse", "zeros"]
 
 # A player would show a late or short track as silence; a clip with less than half its sound counts as silent.
 LEAST_SOUND = 0.5
-# No file is as long (30 years), and a container's clock cannot count much further.
-LATEST_START = 1e9
 
 
 @dataclass(frozen=True)

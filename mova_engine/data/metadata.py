@@ -6,6 +6,7 @@
 
 `video_path` is relative to the folder. `id` (default: the path, with the start where there is one) names the clip in
 logs and batches; `start` (default 0) is where in the file the clip begins, in seconds. Other keys are left alone.
+A value is refused here if what follows could not take it: text that cannot be encoded, a time that no file reaches.
 """
 
 import json
@@ -14,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError
 
 FILES = ("metadata.jsonl", "metadata.json")
+# Seconds. No file is as long (30 years), and a container's clock cannot count much further.
+LATEST_START = 1e9
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def read_metadata(folder: str | Path) -> list[Entry]:
     for place, row in _rows(found[0]):
         entry = _entry(folder, place, row)
         if entry.id in places:
-            raise MovaError(f"{place}: id '{entry.id}' is taken by {places[entry.id]}")
+            taken = f"id '{shown(entry.id)}' is taken by {places[entry.id]}"
+            raise MovaError(f"{place}: {taken}: give each of them an 'id' of its own")
         places[entry.id] = place.rpartition(": ")[2]
         entries.append(entry)
     if not entries:
@@ -55,10 +60,7 @@ def read_metadata(folder: str | Path) -> list[Entry]:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Pairs of a place to name in errors and the parsed value there."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MovaError(f"{path}: cannot be read ({error})") from None
+    text = read_text(path)
     if path.suffix == ".json":
         items = _parse(str(path), text)
         if not isinstance(items, list):
@@ -72,27 +74,44 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parse(place: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise MovaError(f"{place}: not valid JSON (nested too deeply)") from None
+    except ValueError as error:
         raise MovaError(f"{place}: not valid JSON ({error})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if any(key == k for k, _ in pairs[:number]))
+        raise ValueError(f"key '{shown(twice)}' stands twice in one object")
+    return row
 
 
 def _entry(folder: Path, place: str, row: Any) -> Entry:
     if not isinstance(row, dict):
         raise MovaError(f"{place}: must be an object with video_path and caption, got {type(row).__name__}")
-    path, caption = (_text(place, row, key) for key in ("video_path", "caption"))
-    if not path:
-        raise MovaError(f"{place}: key 'video_path' is empty")
+    path, caption = _text(place, row, "video_path", name=True), _text(place, row, "caption")
     start = row.get("start", 0.0)
-    if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start < float("inf"):
-        raise MovaError(f"{place}: key 'start' must be seconds from 0 up, got {json.dumps(start)}")
-    identity = _text(place, row, "id") if "id" in row else path + (f"@{start:g}" if start else "")
+    if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= LATEST_START:
+        got = _told(start)
+        raise MovaError(f"{place}: key 'start' must be seconds from 0 up to {LATEST_START:g}, got {got}")
+    identity = _text(place, row, "id", name=True) if "id" in row else path + (f"@{start:.15g}" if start else "")
     return Entry(folder / path, caption, identity, float(start))
 
 
-def _text(place: str, row: dict, key: str) -> str:
+def _text(place: str, row: dict, key: str, *, name: bool = False) -> str:
     if key not in row:
-        raise MovaError(f"{place}: key '{key}' is missing (it has: {', '.join(map(str, row)) or 'none'})")
-    if not isinstance(row[key], str):
-        raise MovaError(f"{place}: key '{key}' must be text, got {json.dumps(row[key])}")
-    return row[key]
+        raise MovaError(f"{place}: key '{key}' is missing (it has: {shown(', '.join(row)) or 'none'})")
+    value = row[key]
+    if not isinstance(value, str):
+        raise MovaError(f"{place}: key '{key}' must be text, got {_told(value)}")
+    reason = flaw(value, name=name) or ("is empty" if name and not value else None)
+    if reason:
+        raise MovaError(f"{place}: key '{key}' {reason}")
+    return value
+
+
+def _told(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, list | dict) else shown(json.dumps(value))

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
 from mova_engine.config import GUIDANCE_FORMS, PRESETS, ClipConfig, MovaConfig
+from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError, run_cli, suggest
@@ -201,6 +202,8 @@ def _settings(args: argparse.Namespace, defaults: SampleSettings) -> SampleSetti
             raise MovaError(f"--{name}-scale has no effect with guidance '{guidance.form}'")
     if args.negative_prompt and guidance.form == "none":
         raise MovaError("--negative-prompt has no effect with guidance 'none'")
+    if reason := flaw(args.negative_prompt or ""):
+        raise MovaError(f"--negative-prompt {reason}")
     guidance = replace(guidance, **_given(args, "text_scale", "bridge_scale"))
     return replace(defaults, guidance=guidance, **_given(args, "steps", "negative_prompt"))
 

@@ -11,6 +11,7 @@ from mova_engine.config import ClipConfig
 from mova_engine.data.decode import probe, read_clip
 from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.data.stills import is_picture, read_image
+from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError
 from mova_engine.sample.pipeline import Request
 
@@ -54,11 +55,8 @@ def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
         ]
     if path.suffix.lower() != ".txt":
         raise MovaError(f"{path}: prompts are a folder with {FILES[0]}, or a .txt file with one prompt a line")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MovaError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    prompts = [Prompt(line.strip()) for line in lines if line.strip()]
+    # Lines end at a line feed only: a prompt may hold other separators.
+    prompts = [Prompt(line.strip()) for line in read_text(path).split("\n") if line.strip()]
     if not prompts:
         raise MovaError(f"{path}: holds no prompts")
     return prompts
@@ -68,6 +66,9 @@ def make_requests(
     prompts: Sequence[Prompt], count: int, seed: int, last_frame: np.ndarray | None = None
 ) -> list[tuple[Prompt, Request]]:
     """`count` requests that take the prompts in turn, over and over; request i has seed `seed + i`."""
+    for prompt in prompts:
+        if reason := flaw(prompt.caption):
+            raise MovaError(f"prompt '{shown(prompt.caption)}' {reason}")
     if count < 1:
         raise MovaError(f"count must be at least 1, got {count}")
     return [

@@ -1,0 +1,42 @@
+"""Text from files and command lines: decoded, or refused with its place; shown in errors so that they stay one line."""
+
+import unicodedata
+from pathlib import Path
+
+from mova_engine.data.files import require_file
+from mova_engine.errors import MovaError
+
+# Characters of a value that an error repeats.
+SHOWN = 80
+
+
+def read_text(path: str | Path) -> str:
+    """The content of a UTF-8 file, without a byte order mark. MovaError names the file and the line that is not."""
+    require_file(path)
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise MovaError(f"{path}: is UTF-16, must be UTF-8: save it anew with that encoding")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = data[error.start]
+        raise MovaError(f"{path}: line {line}: not UTF-8 (byte 0x{byte:02x}): save it with that encoding") from None
+
+
+def flaw(text: str, *, name: bool = False) -> str | None:
+    """Why `text` cannot be handed on (encoded, tokenised), or None. name=True: as a name, of a file or a clip, too."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return "holds half a surrogate pair, which is no character: write the character whole"
+    if name and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):
+        return "holds a control character or a line break"
+    return None
+
+
+def shown(text: str) -> str:
+    """`text` for an error: one line of characters that can be printed, and not a long one."""
+    short = text if len(text) <= SHOWN else text[:SHOWN] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in short)
