@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from mova_engine.data.apart import apart
 from mova_engine.data.files import require_file
 from mova_engine.data.orientation import UPRIGHT
 from mova_engine.data.still_colours import to_rgb
@@ -19,6 +20,7 @@ NO_PICTURES = ("MPEG",)
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
+@apart
 def is_picture(path: str | Path) -> bool:
     """Whether a file is a picture rather than a video, by its content. MovaError when there is no such file."""
     require_file(path)
@@ -36,6 +38,7 @@ def is_picture(path: str | Path) -> bool:
         return True
 
 
+@apart
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     """Read a picture file to uint8 [height, width, 3], centre-cropped and resized as clips are. MovaError names it.
 
