@@ -1,6 +1,5 @@
 """`python -m mova_engine.describe MODEL`: a model's parameters and its FLOPs, without memory for its weights."""
 
-import argparse
 import math
 import os
 import re
@@ -13,7 +12,7 @@ import torch.nn as nn
 
 from mova_engine.backend import get_backend
 from mova_engine.config import PRESETS, MovaConfig, get_preset
-from mova_engine.errors import MovaError, run_cli
+from mova_engine.errors import CommandParser, MovaError, run_cli
 from mova_engine.flops import active_parameters, forward_flops, parameter_counts, training_flops
 from mova_engine.models.locate import open_model
 from mova_engine.models.mova import Mova
@@ -104,7 +103,7 @@ def _model(name: str, size: str | None) -> MovaConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables of a preset or a checkpoint folder, for its own clip or another one."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.describe", description=__doc__)
+    parser = CommandParser(prog="python -m mova_engine.describe", description=__doc__)
     parser.add_argument("model", help=f"{', '.join(PRESETS)}, a model folder or a training run")
     parser.add_argument("--size", help="the clip's, as mova-720p, where the model's folder states none")
     for name in ("frames", "height", "width"):

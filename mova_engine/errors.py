@@ -1,6 +1,8 @@
 """Errors that a user can act on, and how command lines report them."""
 
+import argparse
 import difflib
+import logging
 import os
 import re
 import signal
@@ -8,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 _HOMES = re.compile(r"(?:/root|/(?:home|Users)/[^/\s:'\")]+)(?=[/\s:'\")]|$)")
@@ -36,11 +39,43 @@ def redact(text: str) -> str:
     return text
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Reports a wrong option in one line, as every other error is, with the nearest known option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise MovaError where argparse would print its usage and exit."""
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            hint = suggest(message.split()[2], self._option_string_actions)
+        raise MovaError(f"{message}.{hint}" if hint else message)
+
+
+class WarningLines(logging.Handler):
+    """Log records as single lines `warning: ...` through `write`, however long they are: log files are searched."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record. Line breaks in it become spaces."""
+        self.write(f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}")
+
+
+def show_warnings(write: Callable[[str], None]) -> None:
+    """From now on tell warnings of the engine through `write`, instead of where they were told before."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, WarningLines)]:
+        root.removeHandler(handler)
+    root.addHandler(WarningLines(write))
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run `main` as a program: exit with its status; a MovaError becomes one line on stderr and status 2.
 
-    Ctrl-C ends it with status 130; a reader that closes the pipe, quietly with status 0.
+    Warnings go to stderr, a line each. Ctrl-C ends it with status 130; a reader that closes the pipe, quietly with 0.
     """
+    show_warnings(lambda line: print(line, file=sys.stderr))
     try:
         status = main() or 0
         # The work is done: a signal while Python tidies up has nothing left to stop, and must not change the status.

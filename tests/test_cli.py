@@ -1,12 +1,13 @@
 """The console script `mova`."""
 
 import importlib.metadata
+import logging
 import subprocess
 import sys
 
 import pytest
 
-from mova_engine import __version__, cli
+from mova_engine import __version__, cli, errors
 from mova_engine.errors import MovaError
 from source_tree import ROOT
 
@@ -68,3 +69,22 @@ def test_a_reader_that_has_enough_is_no_error(repo_root):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=repo_root, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("mova-360p")
+
+
+# train has a parser of its own, which tests/train/test_recipes.py covers.
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"train"}))
+def test_a_wrong_option_is_one_line_that_names_it(name):
+    with pytest.raises(MovaError) as caught:
+        cli.main([name, "--devise", "cpu"])
+    assert "\n" not in str(caught.value) and "usage" not in str(caught.value)
+
+
+def test_warnings_are_single_lines_however_long(capsys):
+    words = "x" * 300
+    errors.show_warnings(lambda line: print(line))
+    try:
+        logging.getLogger("mova_engine.somewhere").warning("clip '%s'\n cannot be used", words)
+        assert capsys.readouterr().out == f"warning: clip '{words}' cannot be used\n"
+    finally:
+        root = logging.getLogger()
+        root.handlers = [handler for handler in root.handlers if not isinstance(handler, errors.WarningLines)]

@@ -36,6 +36,12 @@ class Backend:
         """Why this device cannot be used here, with the remedy; None when it can."""
         raise NotImplementedError
 
+    def present(self, around: Surroundings) -> bool:
+        """Whether this machine is meant to serve the device: its package is installed, or the hardware is there and the
+        user has not hidden it. Nothing is loaded. That a present device cannot be used is a fault.
+        """
+        return True
+
     def prepare(self) -> None:
         """Import the vendor's library. Called once a device is asked for; must be safe to repeat."""
 

@@ -29,6 +29,13 @@ class CudaBackend(Backend):
             return "torch sees no NVIDIA GPU; check `nvidia-smi` and the driver, or use --device cpu"
         return None
 
+    def present(self, around: Surroundings) -> bool:
+        # A CUDA build of torch alone says nothing: it is what PyPI gives to machines without a GPU too.
+        if around.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+            return False
+        files = "proc/driver/nvidia/version", "dev/nvidia0", "dev/nvidiactl"
+        return any((around.root / file).exists() for file in files)
+
     def describe(self) -> str:
         return torch.cuda.get_device_name()
 

@@ -37,7 +37,7 @@ class NpuBackend(Backend):
         try:
             self.prepare()
         except Exception as error:  # torch_npu raises plain Exceptions where CANN is missing
-            first_line = str(error).splitlines()[0]
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
             return (
                 f"torch_npu does not import ({first_line}); match its version to torch {torch.__version__} "
                 "and source CANN's set_env.sh"
@@ -45,6 +45,13 @@ class NpuBackend(Backend):
         if not torch.npu.is_available():
             return "torch_npu sees no NPU; check `npu-smi info` and ASCEND_RT_VISIBLE_DEVICES, or use --device cpu"
         return None
+
+    def present(self, around: Surroundings) -> bool:
+        if around.environ.get("ASCEND_RT_VISIBLE_DEVICES") == "":
+            return False
+        packages = around.packages
+        installed = packages.version("torch_npu") is not None or packages.has_module("torch_npu")
+        return installed or any((around.root / "dev").glob("davinci[0-9]*"))
 
     def prepare(self) -> None:
         # Registers the device with torch; nothing of torch is patched (torch_npu's transfer_to_npu is never used).

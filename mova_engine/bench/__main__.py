@@ -12,7 +12,7 @@ from mova_engine.bench import campaigns, compare, report
 from mova_engine.bench.results import write_result
 from mova_engine.bench.sides import DTYPES, parse_dtype
 from mova_engine.bench.suites import SUITES
-from mova_engine.errors import run_cli
+from mova_engine.errors import CommandParser, run_cli
 
 # Commands that read result files instead of measuring.
 READERS = {"report": report, "compare": compare}
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if any(word.split("=")[0] == "--suite" for word in argv):
         return campaigns.run(argv, SUITES)
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.bench", description=__doc__)
+    parser = CommandParser(prog="python -m mova_engine.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, suite in SUITES.items():
         command = commands.add_parser(name, help=suite.help)

@@ -8,7 +8,6 @@ Bounces seen and clicks heard (`bounce_events`) are matched one to one; what fin
 DIR holds *.mp4 and, for pitch and colour, a metadata.jsonl or .json with their captions.
 """
 
-import argparse
 import math
 import re
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from mova_engine.bench.bounce_events import Events, observe
 from mova_engine.bench.results import write_result
 from mova_engine.data.bounce import COLOURS
 from mova_engine.data.metadata import FILES, read_metadata
-from mova_engine.errors import MovaError, run_cli
+from mova_engine.errors import CommandParser, MovaError, run_cli
 
 TOLERANCES_MS = (84, 167)  # two frames, one latent frame, at 24 fps
 # Seconds before the last frame from which a bounce cannot be told from a ball still falling, nor a click be called
@@ -212,7 +211,7 @@ def plain(item: object) -> object:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure a folder and print the report."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.bench.bounce_sync", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m mova_engine.bench.bounce_sync", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of mp4 files, with a metadata file for the captions")
     parser.add_argument("--json", type=Path, help="also write the report to this result file")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffling and the bootstrap (default 0)")

@@ -18,7 +18,7 @@ import torch
 
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
 from mova_engine.bench.results import write_result
-from mova_engine.errors import MovaError, redact, suggest
+from mova_engine.errors import CommandParser, MovaError, redact, suggest
 from mova_engine.ops import OPERATORS, bind
 from mova_engine.parity.builtin import operator_rows, tower_rows
 from mova_engine.parity.case import Machine
@@ -79,7 +79,7 @@ CAMPAIGNS: dict[str, tuple[Measurement, ...]] = {
 
 def run(argv: list[str], commands: Mapping[str, Command]) -> int:
     """Run the campaign that `argv` names; 1 where parity is missed (nothing is measured then), else 0."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.bench", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m mova_engine.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--suite", required=True, help=f"one of {', '.join(CAMPAIGNS)}")
     parser.add_argument("--device", help=f"one of {', '.join(NAMES)} (default: the best that is present)")
     parser.add_argument("--json", type=Path, help="the result file (default: SUITE-DEVICE.json)")
@@ -139,7 +139,7 @@ def _measure(measurement: Measurement, command: Command, backend: Backend, small
     entry = {"command": measurement.command, "dtype": measurement.dtype, "small": small}
     if small and not measurement.rehearsed:
         return entry | {"left_out": f"no small shapes: {' '.join(measurement.full)}"}
-    parser = argparse.ArgumentParser(prog=f"python -m mova_engine.bench {measurement.command}")
+    parser = CommandParser(prog=f"python -m mova_engine.bench {measurement.command}")
     command.add_arguments(parser)
     print(f"== {measurement.command} {measurement.dtype} {' '.join(options)}")
     start = time.monotonic()

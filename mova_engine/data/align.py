@@ -6,7 +6,6 @@ envelope, and the lag at which the best cells correlate most is the answer. No f
 Signs are those of ITU-R BT.1359: positive where the sound is ahead of the picture, negative where it is late.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from mova_engine.config import ClipConfig
 from mova_engine.data.decode import probe, read_clip
-from mova_engine.errors import MovaError, run_cli
+from mova_engine.errors import CommandParser, MovaError, run_cli
 
 # Pixels of the picture that is measured, and of a cell's side in it.
 AREA, CELL = 144 * 256, 8
@@ -109,7 +108,7 @@ def _score(envelope: np.ndarray, cells: np.ndarray, lag: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the lag of each file. Status 1 when one could not be measured."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.data.align", description=__doc__)
+    parser = CommandParser(prog="python -m mova_engine.data.align", description=__doc__)
     parser.add_argument("files", nargs="+", help="video files with speech and a visible mouth")
     parser.add_argument("--fps", type=float, default=24.0, help="frame rate in which lags are counted (default 24)")
     parser.add_argument("--max-lag", type=int, default=12, help="largest lag looked for, in frames (default 12)")

@@ -9,7 +9,6 @@ place but not the delay: a model can put the click on the bounce only by letting
 writes `OUT/*.mp4` and `OUT/metadata.jsonl` (video_path, caption, and the truth: colour, tempo, delay, column, bounces).
 """
 
-import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 
 from mova_engine.data.encode import write_mp4
 from mova_engine.data.files import write_atomic
-from mova_engine.errors import MovaError, run_cli
+from mova_engine.errors import CommandParser, MovaError, run_cli
 
 FRAMES, SIZE, FPS, SAMPLE_RATE = 33, 48, 24.0, 48000
 DURATION = FRAMES / FPS
@@ -160,7 +159,7 @@ def generate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a folder of clips."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.data.bounce", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m mova_engine.data.bounce", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder to write, new or without clips")
     parser.add_argument("--clips", type=int, default=768, help="how many (default 768)")
     parser.add_argument("--seed", type=int, default=0, help="of delays and places (default 0)")

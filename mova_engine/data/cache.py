@@ -17,7 +17,6 @@ The trainer fills its cache itself. To do it ahead, on another machine, or on se
     python -m mova_engine.data.cache --data CLIPS --checkpoint MOVA-360p --device DEVICE --shard 3/8
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -46,7 +45,7 @@ from mova_engine.data.digests import Digests
 from mova_engine.data.files import write_atomic
 from mova_engine.data.forms import Form, as_json, as_stored, difference, form_path, other_forms
 from mova_engine.data.metadata import Entry, read_metadata
-from mova_engine.errors import MovaError, run_cli, suggest
+from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.models.checkpoint import Codecs, load_codecs
 from mova_engine.models.codecs import (
     AudioCodec,
@@ -334,7 +333,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Encode a folder of clips, or a share of them. Status 1 when some of them cannot be used; they are named."""
     what = "Encode a folder of clips ahead of training."
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.data.cache", description=what)
+    parser = CommandParser(prog="python -m mova_engine.data.cache", description=what)
     parser.add_argument("--data", type=Path, required=True, help="folder with metadata.jsonl or metadata.json")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--checkpoint", type=Path, help="model folder or training run: its clip, codecs, text encoder")

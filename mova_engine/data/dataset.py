@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 BadClips = Literal["skip", "stop"]
 # A dataset whose tensors take less is kept in memory unless asked otherwise.
 PRELOAD_BYTES = 2 << 30
+# How many reasons an error names where clips are unfit.
+SHOWN_REASONS = 3
 
 
 class LatentDataset(Dataset):
@@ -41,6 +43,8 @@ class LatentDataset(Dataset):
         self._captions = [entry.caption for entry in entries]
         self._ids = [entry.id for entry in entries]
         self._tensors: dict[str, Tensor] | None = None
+        # Why clips that were found unusable on the way are; they are told once and not tried again.
+        self._unusable: dict[int, str] = {}
         if preload is None:
             size = sum(x.numel() * x.element_size() for x in self._read(0)[1].values())
             preload = size * len(entries) <= PRELOAD_BYTES
@@ -86,14 +90,17 @@ class LatentDataset(Dataset):
             return index, {name: x[index] for name, x in self._tensors.items()}
         for tried in range(len(self)):
             chosen = (index + tried) % len(self)
+            if chosen in self._unusable:
+                continue
             try:
                 return chosen, self.cache.get(self.entries[chosen])
             except MovaError as error:
                 if self.bad_clips == "stop":
                     raise
-                log.warning("clip '%s' cannot be used any more, the next takes its place: %s", self._ids[chosen], error)
-                reason = error
-        raise MovaError(f"none of the {len(self)} clips can be used any more; the last: {reason}")
+                log.warning("clip '%s' cannot be used, the next takes its place: %s", self._ids[chosen], error)
+                self._unusable[chosen] = str(error)
+        shown = "; ".join(list(self._unusable.values())[:SHOWN_REASONS])
+        raise MovaError(f"none of the {len(self)} clips can be used: {shown}")
 
     def _preload(self) -> None:
         tensors: dict[str, Tensor] = {}
@@ -142,6 +149,7 @@ def open_dataset(
     if bad:
         summary = f"{folder}: {len(bad)} of {len(entries)} clips cannot be used"
         if bad_clips == "stop" or not usable:
-            raise MovaError(f"{summary}; the first: {reasons[bad[0].id]}")
+            shown = "; ".join(reasons[entry.id] for entry in bad[:SHOWN_REASONS])
+            raise MovaError(f"{summary}: {shown}{'; ...' if len(bad) > SHOWN_REASONS else ''}")
         log.warning("%s and are left out", summary)
     return LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload)

@@ -47,30 +47,48 @@ class Report:
 
 
 def choose_device(around: Surroundings) -> Backend:
-    """The best device that is present. One whose packages do not fit together is not loaded to find out."""
-    for name in reversed(NAMES):
-        backend = describe_backend(name)
-        found = backend.examine_installation(around)
-        if all(finding.level != PROBLEM for finding in found) and backend.unavailable() is None:
-            return backend
-    return describe_backend(NAMES[0])
+    """The best device that this machine is meant to serve, whether it can or not: a fault of it is what is looked for.
+
+    Nothing is loaded to find out.
+    """
+    return next(backend for name in reversed(NAMES) if (backend := describe_backend(name)).present(around))
 
 
-def examine(examination: Examination, checks: Sequence[Check], trace: bool = False) -> Report:
-    """Run the checks; trace: print the stack of one that fails unexpectedly."""
+class Listener:
+    """Is told how an examination goes on. These do nothing."""
+
+    def begins(self, check: Check) -> None:
+        """`check` is about to run."""
+
+    def found(self, name: str, finding: Finding) -> None:
+        """The check called `name` has found something."""
+
+
+def examine(
+    examination: Examination, checks: Sequence[Check], trace: bool = False, listener: Listener | None = None
+) -> Report:
+    """Run the checks; trace: print the stack of one that fails unexpectedly; listener: learns of findings at once."""
+    listener = listener or Listener()
     found: list[tuple[str, Finding]] = []
     skipped: list[str] = []
     shut = False
+
+    def add(name: str, finding: Finding) -> None:
+        found.append((name, finding))
+        listener.found(name, finding)
+
     for check in checks:
         if check.loads and shut:
             skipped.append(check.name)
             continue
+        listener.begins(check)
         findings = _guarded(check, examination, trace)
         shut |= check.gate and any(finding.level == PROBLEM for finding in findings)
-        found += [(check.name, finding) for finding in findings]
+        for finding in findings:
+            add(check.name, finding)
     if skipped:
         what = f"not examined for the problems above: {', '.join(skipped)}"
-        found.append(("left out", Finding(NOTE, what, "solve them and run the doctor again")))
+        add("left out", Finding(NOTE, what, "solve them and run the doctor again"))
     return Report(examination.backend.name, tuple(found))
 
 

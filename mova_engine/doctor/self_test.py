@@ -1,7 +1,8 @@
 """The self test: does this device compute what the reference computes, and does a clip survive its file?"""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,21 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tests' tensors are small: several threads would wait for each other for most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def examine_operators(examination: Examination) -> list[Finding]:
     """Every chosen operator, values and gradients, against its reference."""
     found = []
-    with examination.backend.full_precision():
+    with examination.backend.full_precision(), _one_thread():
         for dtype in DTYPES:
             rows = operator_rows(examination.backend, dtype)
             do = "train with --ops.{row.case} reference, and report this"
@@ -63,7 +75,7 @@ def examine_towers(examination: Examination) -> list[Finding]:
     """Forward and backward of a small dual tower against the same with the reference operators on the CPU."""
     found = []
     ops = bind(examination.backend)
-    with examination.backend.full_precision():
+    with examination.backend.full_precision(), _one_thread():
         for dtype in DTYPES:
             rows = tower_rows(examination.backend, ops, dtype)
             do = "run `mova ops` and `mova bench operators` on this device, and report this"
@@ -77,7 +89,7 @@ def examine_golden(examination: Examination) -> list[Finding]:
     if folder is None:
         what = "no recorded cases at hand (they come with a checkout); the tests above stand for them"
         return [Finding(OK, what, "--golden FOLDER names some")]
-    with backend.full_precision():
+    with backend.full_precision(), _one_thread():
         machine = Machine(bind(backend), backend.device())
         rows = [row for _, rows in run_folder(folder, machine) for row in rows]
     return _verdict(

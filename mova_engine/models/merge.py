@@ -3,14 +3,13 @@
 What comes out is a model folder like any other: for whoever samples, exports or trains on without adapters.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 
 from mova_engine.backend import get_backend
-from mova_engine.errors import run_cli
+from mova_engine.errors import CommandParser, run_cli
 from mova_engine.models.checkpoint import load_mova, save_mova
 from mova_engine.models.locate import find_adapters, open_model
 from mova_engine.models.lora import load_lora, merged_lora
@@ -21,7 +20,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main(argv: list[str] | None = None) -> int:
     """Merge and write; returns 0. Raises MovaError for folders or files that do not fit."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.models.merge", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m mova_engine.models.merge", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add(
         "--checkpoint", type=Path, required=True, metavar="DIR", help="the model folder that the adapters were made for"

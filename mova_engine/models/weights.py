@@ -79,7 +79,7 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
         if index.is_file():
             return _sharded(index)
         if (single := folder / f"{stem}.safetensors").is_file():
-            return _header(single)
+            return tensors_of_file(single)
     names = sorted(path.name for path in folder.iterdir())
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
@@ -115,6 +115,12 @@ def load_component(
             loaded = {name: _placed(tensors.get_tensor(name), device, dtype) for name in names}
         module.load_state_dict(loaded, strict=False, assign=True)
     return report
+
+
+def check_component(module: nn.Module, folder: str | Path) -> None:
+    """Raise MovaError, as `load_component` would, where a component's weights do not fit. Reads headers only."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    _compared(folder, stored_tensors(folder), expected, strict=True)
 
 
 def read_rows(folder: str | Path, rows: Mapping[str, tuple[tuple[int, ...], slice, Tensor]]) -> None:
@@ -327,7 +333,8 @@ def _opened(path: Path) -> Iterator[Any]:
         raise MovaError(f"{path} is damaged or incomplete ({error}): copy or download it again") from error
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
+def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file by name. Reads the header only; MovaError where it is missing or damaged."""
     with _opened(path) as file:
         found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: StoredTensor(path, tuple(x.get_shape()), x.get_dtype()) for name, x in found.items()}
@@ -343,7 +350,7 @@ def _sharded(index: Path) -> dict[str, StoredTensor]:
             raise MovaError(f"{index} names '{file}', which is not a file of its own folder")
         if not (index.parent / file).is_file():
             raise MovaError(f"{index} names {file}, which is not there: the checkpoint is incomplete")
-        headers[file] = _header(index.parent / file)
+        headers[file] = tensors_of_file(index.parent / file)
     absent = [f"{name} in {file}" for name, file in weight_map.items() if name not in headers[file]]
     if absent:
         raise MovaError(f"{index} names tensors that are not there: {_counted(absent, 'absent')}")

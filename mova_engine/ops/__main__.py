@@ -1,15 +1,14 @@
 """`python -m mova_engine.ops --device cpu`: what each operator would use on a device, and why not the others."""
 
-import argparse
 
 from mova_engine.backend import NAMES, describe_backend
-from mova_engine.errors import run_cli
+from mova_engine.errors import CommandParser, run_cli
 from mova_engine.ops import OPERATORS, bind_operator
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the operator table of a device. The device itself need not be present; that is said in the first line."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.ops", description=__doc__)
+    parser = CommandParser(prog="python -m mova_engine.ops", description=__doc__)
     parser.add_argument("--device", default="cpu", help=f"one of {', '.join(NAMES)} (default cpu)")
     parser.add_argument("--inference", action="store_true", help="also admit kernels without a gradient")
     args = parser.parse_args(argv)

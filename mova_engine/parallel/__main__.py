@@ -3,13 +3,12 @@
 With --count N it also starts N processes on this machine, runs a small model and counts what they send.
 """
 
-import argparse
 import socket
 
 import torch.multiprocessing
 
 from mova_engine.config import PRESETS, get_preset
-from mova_engine.errors import run_cli
+from mova_engine.errors import CommandParser, run_cli
 from mova_engine.parallel.counted import SMALL, count_as_rank
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.traffic import Traffic, reference_shape, reference_traffic, training_traffic
@@ -19,7 +18,7 @@ SIZES = (2, 4, 8)
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; returns 1 where a count is not what its formula says."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.parallel", description=__doc__)
+    parser = CommandParser(prog="python -m mova_engine.parallel", description=__doc__)
     parser.add_argument("--model", default="mova-360p", help=f"one of {', '.join(PRESETS)} (default mova-360p)")
     parser.add_argument("--count", type=int, metavar="N", help="start N processes and count at small size")
     args = parser.parse_args(argv)

@@ -2,14 +2,13 @@
 numbers?
 """
 
-import argparse
 import contextlib
 from pathlib import Path
 
 import torch
 
 from mova_engine.backend import NAMES, Backend, PrecisionReport, get_backend
-from mova_engine.errors import MovaError, run_cli, suggest
+from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.ops import REFERENCE, bind
 from mova_engine.parity.case import Machine
 from mova_engine.parity.judge import Row
@@ -20,7 +19,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main(argv: list[str] | None = None) -> int:
     """Run every case of a folder, print a row per tensor, return 1 on any miss."""
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.parity", description=__doc__)
+    parser = CommandParser(prog="python -m mova_engine.parity", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of recorded cases, e.g. tests/data/golden")
     parser.add_argument("--device", default="cpu", help=f"one of {', '.join(NAMES)} (default cpu)")
     parser.add_argument("--dtype", default="float32", help=f"{' or '.join(_DTYPES)} (default float32)")

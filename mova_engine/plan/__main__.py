@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mova_engine.config import PRESETS, get_preset
-from mova_engine.errors import MovaError, run_cli, suggest
+from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.plan import report, validate
 from mova_engine.plan.calibrate import calibrated
 from mova_engine.plan.hardware import Hardware, hardware_names
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mova_engine.plan", description=__doc__)
+    parser = CommandParser(prog="python -m mova_engine.plan", description=__doc__)
     parser.add_argument("model", nargs="?", help=f"{', '.join(PRESETS)}; or give --recipe")
     parser.add_argument("--recipe", help="a training recipe: its model, precision, task, clips per step, average")
     parser.add_argument("--task", help=f"{', '.join(TASKS)} (default full)")

@@ -16,7 +16,7 @@ from mova_engine.config import GUIDANCE_FORMS, PRESETS, ClipConfig, MovaConfig
 from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
-from mova_engine.errors import MovaError, run_cli, suggest
+from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.models.checkpoint import diffusion_settings
 from mova_engine.models.locate import find_adapters, open_model
 from mova_engine.parallel.mesh import MeshShape
@@ -33,16 +33,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_TOKENS, MOST_CLIPS = 4096, 16
 # What to do when a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line, as every other error is, with the nearest known option."""
-
-    def error(self, message: str) -> None:
-        hint = ""
-        if message.startswith("unrecognized arguments: "):
-            hint = suggest(message.split()[2], self._option_string_actions)
-        raise MovaError(f"{message}.{hint}" if hint else message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,7 +131,7 @@ def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m mova_engine.sample", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="python -m mova_engine.sample", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     folders = "model folder, training run (its newest checkpoint) or Hugging Face cache folder"
     add("--checkpoint", type=Path, required=True, metavar="DIR", help=folders)

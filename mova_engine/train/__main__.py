@@ -1,13 +1,11 @@
 """`python -m mova_engine.train [--recipe nano] [--device npu] [--data DIR] [--out DIR] [--optim.lr 1e-3 ...]`."""
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.logging import RichHandler
 
-from mova_engine.errors import run_cli
+from mova_engine.errors import run_cli, show_warnings
 from mova_engine.train.recipes import parse_command_line, to_yaml
 from mova_engine.train.trainer import Trainer
 
@@ -21,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(to_yaml(config), end="")
         return 0
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_path=False)])
+    # Through the console, which prints above a progress bar and elsewhere leaves a line whole.
+    show_warnings(console.print)
     return Trainer(config, console).run()
 
 

@@ -31,12 +31,10 @@ def build_adapted(
     its weights, also how.
 
     Frozen weights are held in what the model computes with, or in fp8; sharded adapters are float32. Raises MovaError
-    for a checkpoint that is not given, does not fit, or was trained for another kind of output.
+    for a checkpoint that does not fit or was trained for another kind of output.
     """
     folder, dtype = config.model.checkpoint, DTYPES[config.precision]
-    if folder is None:
-        raise MovaError(f"{config.name} adapts a trained model: give --model.checkpoint, its folder")
-    _check_output(config, folder)
+    check_output(config, folder)
     model = Mova(sizes, ops, "meta").requires_grad_(False)
     if config.parallel.shard:
         return model, _sharded(model, config, folder, device, processes)
@@ -78,7 +76,7 @@ def _alpha(lora: LoraSettings) -> float:
     return float(lora.rank if lora.alpha is None else lora.alpha)
 
 
-def _check_output(config: TrainConfig, folder: Path) -> None:
+def check_output(config: TrainConfig, folder: Path) -> None:
     """An adapted model is sampled as its base is: what its output means cannot change."""
     told, diffusion = diffusion_settings(folder), config.diffusion
     wanted = {"prediction": diffusion.prediction, "skip_first_frame": diffusion.skip_first_frame}

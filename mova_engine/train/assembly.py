@@ -38,6 +38,7 @@ from mova_engine.train.data import (
 )
 from mova_engine.train.model import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
+from mova_engine.train.preflight import check_before_work
 from mova_engine.train.recipes import to_dict
 from mova_engine.train.validation import Validator
 from mova_engine.train.weights import DTYPES, Weights
@@ -152,6 +153,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     torch.manual_seed(seed)
     ops = processes.operators(bind(backend, config.ops))
     sizes = model_config(config)
+    check_before_work(config, sizes, ops, resume)
     backend.use_threads(config.threads, sizes.video.dim)
     with _progress(console) as report, processes.first_alone():
         folder = training_folder(config, report)
@@ -159,7 +161,9 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         whole = config.task == "joint" and not config.lora.rank
         source = resume if whole and resume is not None else config.model.checkpoint
         codecs = build_codecs(config, sizes, source, folder, device)
-        held_folder = heldout_folder(config, report) if config.validation.every else None
+        held_folder = heldout_folder(config, report)
+    if held_folder is None and config.validation.every:
+        console.print("note: no validation, no samples on the way: --validation.data names a folder of held-out clips")
     # All processes encode: each begins at another place.
     with _progress(console) as report:
         ahead = config.loader.encode == "ahead"

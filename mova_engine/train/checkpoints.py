@@ -29,7 +29,14 @@ from mova_engine.errors import MovaError
 from mova_engine.models.locate import CHECKPOINTS as FOLDER
 from mova_engine.models.locate import STATE, TRAINING
 from mova_engine.models.lora import ADAPTERS
-from mova_engine.models.weights import read_json, read_tensors, replaced_folder, write_json, write_tensors
+from mova_engine.models.weights import (
+    read_json,
+    read_tensors,
+    replaced_folder,
+    tensors_of_file,
+    write_json,
+    write_tensors,
+)
 from mova_engine.parallel.shard import Piece
 from mova_engine.parallel.storage import reserve_tensors, save_pieces
 from mova_engine.train.config import CheckpointSettings
@@ -200,6 +207,20 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     return described
 
 
+def check_resumable(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """Raise MovaError where a run with weights of these `shapes` cannot go on from a checkpoint. Reads headers only."""
+    described = read_state(folder)
+    path = folder / TRAINING / "master.safetensors"
+    found = {name: list(tensor.shape) for name, tensor in tensors_of_file(path).items()}
+    _check_same(path, found, {name: list(shape) for name, shape in shapes.items()})
+    saved = described["config"].get("seed", seed)
+    if saved != seed:
+        raise MovaError(
+            f"{folder} was trained with seed {saved}, and its order of clips cannot go on with seed {seed}: give "
+            f"--seed {saved}, or another --out for a new run"
+        )
+
+
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     """All complete checkpoints of a run as (step, folder), oldest first."""
     found = []
@@ -245,13 +266,18 @@ def _in_order(path: Path, weights: Weights, device: torch.device) -> list[torch.
         return pieces[name].rows if found[name] == expected.get(name) and shape else None
 
     tensors, _ = read_tensors(path, device, own)
-    if found != expected:
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise MovaError(
-            f"{path} belongs to another model: {odd[0]} is {found.get(odd[0], 'absent')} there, "
-            f"{expected.get(odd[0], 'absent')} in this run ({len(odd)} differ)"
-        )
+    _check_same(path, found, expected)
     return [tensors[name] for name in expected]
+
+
+def _check_same(path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
+    if found == expected:
+        return
+    odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    raise MovaError(
+        f"{path} belongs to another model: {odd[0]} is {found.get(odd[0], 'absent')} there, "
+        f"{expected.get(odd[0], 'absent')} in this run ({len(odd)} differ)"
+    )
 
 
 def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:

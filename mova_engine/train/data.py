@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from mova_engine.config import ClipConfig, MovaConfig
 from mova_engine.data.bounce import generate
 from mova_engine.data.cache import LatentCache
-from mova_engine.data.dataset import LatentDataset, open_dataset
-from mova_engine.data.decode import read_clip
+from mova_engine.data.dataset import SHOWN_REASONS, LatentDataset, open_dataset
+from mova_engine.data.decode import Clip, read_clip
 from mova_engine.data.metadata import FILES, Entry, read_metadata
 from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import Codecs, load_codecs
@@ -33,10 +34,17 @@ def training_folder(config: TrainConfig, progress: Progress) -> Path:
     return _generated(config.folder / "data", config.loader.generate, config.seed, "train", progress)
 
 
-def heldout_folder(config: TrainConfig, progress: Progress) -> Path:
-    """The folder of held-out clips for validation."""
+def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
+    """The folder of held-out clips for validation; None where the run has none.
+
+    Bouncing balls are written only where the run trains on them too: on clips of the user's own they would say nothing.
+    """
+    if not config.validation.every:
+        return None
     if config.validation.data is not None:
         return config.validation.data
+    if config.data is not None:
+        return None
     return _generated(config.folder / "heldout", config.validation.generate, config.seed, "heldout", progress)
 
 
@@ -69,10 +77,12 @@ def build_codecs(
         build_video_codec(model.video_codec, device=device),
         build_audio_codec(model.audio_codec, device=device),
     )
-    entries = _spread(read_metadata(folder), config.loader.fit)
-    clips = list(_readable(entries, model.clip, config.loader))
+    entries, count = _spread(read_metadata(folder), config.loader.fit)
+    reasons: list[str] = []
+    clips = list(islice(_readable(entries, model.clip, config.loader, reasons), count))
     if not clips:
-        raise MovaError(f"{folder}: none of {len(entries)} clips can be read to fit the codecs to")
+        shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
+        raise MovaError(f"{folder}: none of {len(entries)} clips can be read to fit the codecs to: {shown}")
     return Codecs(
         video.fitted(video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0) for clip in clips),
         audio.fitted(torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips),
@@ -80,17 +90,22 @@ def build_codecs(
     )
 
 
-def _spread(entries: list[Entry], count: int) -> list[Entry]:
-    """At most `count` entries, evenly from the whole list."""
-    return entries[:: math.ceil(len(entries) / count)]
+def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
+    """(All entries, how many of them to take), at most `most`. The first are spread evenly over the list; the others
+    take the place of those that cannot be read.
+    """
+    stride = math.ceil(len(entries) / most)
+    first = entries[::stride]
+    return first + [entry for i, entry in enumerate(entries) if i % stride], len(first)
 
 
-def _readable(entries: list[Entry], clip: ClipConfig, settings: LoaderSettings) -> Iterator:
+def _readable(entries: list[Entry], clip: ClipConfig, settings: LoaderSettings, reasons: list[str]) -> Iterator[Clip]:
+    """The clips that can be read; why each other one cannot goes to `reasons`."""
     for entry in entries:
         try:
             yield read_clip(entry.path, clip, start=entry.start, silent=settings.silent)
-        except MovaError:
-            continue  # named when the data set is opened, which looks at every clip
+        except MovaError as error:
+            reasons.append(str(error))
 
 
 def open_clips(

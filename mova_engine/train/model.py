@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from mova_engine.config import MovaConfig, SamplingConfig, get_preset
-from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.checkpoint import (
     MODEL_CLASSES,
@@ -84,9 +83,7 @@ def build_model(
     Weights are drawn from the seed, then replaced by the checkpoint's. fill=False leaves them undefined, for a run
     whose weights are about to be restored. Raises MovaError for a checkpoint that does not fit.
     """
-    start, settings = config.model.checkpoint, config.parallel
-    if config.model.new and start is None:
-        raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")
+    settings = config.parallel
     if config.lora.rank:
         return build_adapted(config, sizes, ops, device, processes)
     place = torch.device("meta") if settings.shard else device

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mova_engine.backend import NAMES, default_backend, describe_backend, get_backend
+from mova_engine.backend.health import Packages, Surroundings
 from mova_engine.errors import MovaError
 
 
@@ -110,3 +111,41 @@ def test_freed_memory_stays_with_the_process_unless_the_user_chose_otherwise(cho
     child = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=True)
     # Either each block is mapped anew, or none is once the heap has found its size, which takes it a few.
     assert (float(child.stdout) < 0.5) == stays
+
+
+def test_a_broken_device_is_named_and_never_skipped_in_silence(monkeypatch, caplog):
+    """Installed and broken is a fault; absent is none."""
+    npu, cuda = describe_backend("npu"), describe_backend("cuda")
+    monkeypatch.setattr("mova_engine.backend._warned", set())
+    monkeypatch.setattr(type(cuda), "unavailable", lambda self: "no GPU")
+    monkeypatch.setattr(type(npu), "unavailable", lambda self: "torch_npu does not import (x); source set_env.sh")
+    for present in (False, True):
+        monkeypatch.setattr(type(npu), "present", lambda self, around, present=present: present)
+        monkeypatch.setattr(type(cuda), "present", lambda self, around: False)
+        for _ in range(2):
+            assert default_backend().name == "cpu"
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) == int(present), told
+    assert told[0].startswith("device 'npu' is there and cannot be used: torch_npu does not import (x)")
+    assert "Going on with 'cpu'" in told[0] and "--device cpu" in told[0]
+
+
+def test_what_makes_a_device_present(tmp_path):
+    def around(environ=None, files=(), packages=()):
+        for place in (*(f"root/{file}" for file in files), *(f"site/{name}/__init__.py" for name in packages)):
+            path = tmp_path / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        # The import system remembers what a folder held.
+        importlib.invalidate_caches()
+        return Surroundings(Packages([str(tmp_path / "site")]), environ or {}, root=tmp_path / "root")
+
+    npu, cuda, cpu = (describe_backend(name) for name in ("npu", "cuda", "cpu"))
+    assert cpu.present(around()) and not npu.present(around()) and not cuda.present(around())
+    assert cuda.present(around(files=["dev/nvidia0"])) and not npu.present(around())
+    assert not cuda.present(around({"CUDA_VISIBLE_DEVICES": ""}))
+    assert npu.present(around(files=["dev/davinci3"]))
+    assert not npu.present(around({"ASCEND_RT_VISIBLE_DEVICES": ""}))
+    (tmp_path / "root/dev/davinci3").unlink()
+    assert not npu.present(around(files=["dev/davinci_manager"]))
+    assert npu.present(around(packages=["torch_npu"]))

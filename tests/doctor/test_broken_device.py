@@ -66,6 +66,21 @@ def test_the_doctor_on_a_cpu_notes_what_breaks_other_programs(started, without_c
     assert found["do"].endswith(f"export {AUTOLOAD}=0")
 
 
+def test_training_without_a_named_device_says_why_the_npu_is_not_used(started, without_cann, tmp_path):
+    recipe = ("--recipe", "nano", "--steps", "1", "--validation.every", "0", "--loader.generate", "2")
+    child = started("-m", "mova_engine.train", *recipe, "--loader.batch", "1", "--out", str(tmp_path / "run"))
+    assert child.returncode == 0, child.stderr
+    (told,) = (line for line in child.stdout.splitlines() if "npu" in line)
+    assert told.startswith("warning: device 'npu' is there and cannot be used: torch_npu does not import (libhccl.so")
+
+
+def test_the_doctor_without_a_named_device_examines_the_one_that_is_broken(started, without_cann):
+    child = started("-m", "mova_engine.doctor", "--no-self-test")
+    assert child.returncode == 1 and "libhccl.so" in child.stdout
+    assert child.stdout.splitlines()[-2].startswith("device npu: NOT usable")
+    assert "--device cpu" in child.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize("torch, torch_npu", [("2.13.0", "2.12.0"), ("2.12.0", "2.13.0")])
 def test_the_doctor_with_a_torch_npu_for_another_torch(machine, started, torch, torch_npu):
     """The pair as its records tell it, on the path of a real process."""

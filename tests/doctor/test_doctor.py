@@ -195,14 +195,14 @@ def test_the_self_test_fails_with_a_wrong_operator(monkeypatch):
     assert any(f.level == PROBLEM and "out.video" in f.what and f.do for f in found)
 
 
-def test_a_device_whose_packages_do_not_fit_is_not_loaded_to_find_out(machine, monkeypatch):
+def test_the_device_that_the_machine_is_meant_to_serve_is_examined_and_not_loaded_to_find_out(machine, monkeypatch):
     def loaded(_):
         raise AssertionError("loaded")
 
     machine.record("torch", "2.12.0+cpu")
     machine.record("torch_npu", "2.13.0")
     monkeypatch.setattr(type(describe_backend("npu")), "unavailable", loaded)
-    assert choose_device(machine.around()).name == "cpu"
+    assert choose_device(machine.around()).name == "npu"
 
 
 def test_reports_tell_nothing_of_the_user(monkeypatch):
@@ -226,6 +226,21 @@ def test_the_command_is_quiet_about_devices_that_nobody_asked_for(capsys):
     assert cli.main(["doctor", "--device", "cpu", "--no-self-test"]) == 0
     shown = capsys.readouterr().out
     assert "device cpu: usable" in shown and "torch_npu" not in shown and "\x1b" not in shown
+
+
+def test_findings_are_printed_as_they_are_made(capfd, monkeypatch):
+    """A driver that hangs must not hide what was found before it."""
+    printed = []
+
+    def hangs(_):
+        printed.append(capfd.readouterr().out)
+        return [Finding(OK, "came back")]
+
+    checklist = (Check("first", lambda _: [Finding(NOTE, "seen", "do")]), Check("second", hangs))
+    monkeypatch.setattr("mova_engine.doctor.__main__.CHECKS", checklist)
+    assert cli.main(["doctor", "--device", "cpu", "--no-self-test"]) == 0
+    assert "first:" in printed[0] and "> do" in printed[0] and "second:" not in printed[0]
+    assert "came back" in capfd.readouterr().out
 
 
 def test_an_unknown_device_suggests():

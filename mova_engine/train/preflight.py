@@ -1,0 +1,62 @@
+"""What can be known to be wrong before any clip is read: encoding a data set takes hours.
+
+The sizes and names of weights come from the headers of safetensors files and from a model on the meta device.
+"""
+
+from pathlib import Path
+
+import torch
+
+from mova_engine.config import MovaConfig
+from mova_engine.data.metadata import read_metadata
+from mova_engine.errors import MovaError
+from mova_engine.models.lora import find_linears
+from mova_engine.models.mova import COMPONENTS, Mova
+from mova_engine.models.weights import check_component
+from mova_engine.ops import OpTable
+from mova_engine.train import validation
+from mova_engine.train.adapters import check_output
+from mova_engine.train.checkpoints import check_resumable
+from mova_engine.train.config import TrainConfig
+from mova_engine.train.model import outline
+from mova_engine.train.weights import DTYPES
+
+
+def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resume: Path | None) -> None:
+    """Raise MovaError for lists of clips that cannot be read, a sampler that cannot be imported, adapters, a checkpoint
+    to start from or one to go on from that do not fit the run.
+    """
+    for folder in (config.data, config.validation.data if config.validation.every else None):
+        if folder is not None:
+            read_metadata(folder)
+    if config.validation.every and config.validation.sampler is not None:
+        validation.resolve_sampler(config.validation.sampler)
+    start = config.model.checkpoint
+    if start is None and config.model.new:
+        raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")
+    if start is None and config.lora.rank:
+        raise MovaError(f"{config.name} adapts a trained model: give --model.checkpoint, its folder")
+    if config.lora.base == "fp8" and DTYPES[config.precision] != torch.bfloat16:
+        raise MovaError(
+            f"lora.base fp8 computes in bfloat16, and precision is {config.precision}: give --precision bf16, or "
+            "--lora.base precision"
+        )
+    model = Mova(sizes, ops, "meta")
+    if config.task == "audio":
+        model.video_dit = model.video_dit_2 = model.dual_tower_bridge = None
+    if config.lora.rank:
+        check_output(config, start)
+        find_linears(model, config.lora.targets)
+    if start is not None:
+        for name in COMPONENTS:
+            component = getattr(model, name)
+            if component is not None and name not in config.model.new and (resume is None or config.lora.rank):
+                check_component(component, start / name)
+    if resume is not None:
+        bare = outline(model, torch.float32, config.lora)
+        trained = {
+            name: tuple(parameter.shape)
+            for name, parameter in bare.named_parameters()
+            if not config.lora.rank or ".lora_" in name
+        }
+        check_resumable(resume, trained, config.seed)
