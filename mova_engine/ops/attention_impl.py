@@ -35,10 +35,22 @@ def heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.transpose(1, 2) for x in adjacent(*tensors))
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """F.scaled_dot_product_attention of [b, s, h, e], in float32 where a CPU takes gradients in half precision.
+
+    There torch's flash kernel adds up the gradients of its tiles in the inputs' dtype: in bfloat16 their error grows
+    with the number of tokens (at 2048 it is 1.7 times that of a kernel which adds up in float32).
+    """
+    gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    wide = gradient and q.device.type == "cpu" and q.dtype in checks.HALVES
+    tensors = (x.float() for x in (q, k, v)) if wide else (q, k, v)
+    return F.scaled_dot_product_attention(*heads_first(*tensors)).transpose(1, 2).to(q.dtype)
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`attention` by F.scaled_dot_product_attention, which picks flash, cuDNN or memory-efficient kernels itself."""
     checks.attention("attention", q, k, v)
-    return F.scaled_dot_product_attention(*heads_first(q, k, v)).transpose(1, 2)
+    return _attend(q, k, v)
 
 
 def _sdpa_by(kernel: SDPBackend, dtypes: tuple[torch.dtype, ...]) -> Attention:
@@ -46,7 +58,7 @@ def _sdpa_by(kernel: SDPBackend, dtypes: tuple[torch.dtype, ...]) -> Attention:
         checks.attention("attention", q, k, v, dtypes)
         try:
             with sdpa_kernel(kernel):
-                return F.scaled_dot_product_attention(*heads_first(q, k, v)).transpose(1, 2)
+                return _attend(q, k, v)
         except RuntimeError as error:
             # torch's words for "none that was allowed can serve".
             if "No available kernel" not in str(error) and "No viable backend" not in str(error):
@@ -111,14 +123,13 @@ def flash_cpu_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def flash_cpu_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attention_backward` by torch's CPU flash kernel, which accepts a global out and lse."""
+    """`attention_backward` by torch's CPU flash kernel, which accepts a global out and lse; in float32: see `_attend`."""
     checks.attention_gradient("attention_backward", dout, q, k, v, out, lse)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
-    tensors = heads_first(dout, q, k, v, out)
-    return heads_first(
-        *_aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse.contiguous(), 0.0, False)
-    )
+    tensors = (x.float() for x in heads_first(dout, q, k, v, out))
+    grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse.contiguous(), 0.0, False)
+    return tuple(x.to(q.dtype) for x in heads_first(*grads))
 
 
 def flash_cuda_check(backend: Backend) -> str | None:

@@ -9,11 +9,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from mova_engine.ops.reference import up
+
 
 class AdamWReference(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter, 2019) as its formula, one parameter after the other.
 
     m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p = p (1 - lr wd) - lr * m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps).
+    In float32 at least; p, m and v are rounded to p's dtype once a step.
     """
 
     def __init__(
@@ -35,11 +38,12 @@ class AdamWReference(torch.optim.Optimizer):
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["step"] += 1
                 t = state["step"].item()
-                m, v = state["exp_avg"], state["exp_avg_sq"]
-                m.copy_(b1 * m + (1 - b1) * p.grad)
-                v.copy_(b2 * v + (1 - b2) * p.grad.square())
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(group["lr"] * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + group["eps"]))
+                weight, g, m, v = (up(x) for x in (p, p.grad, state["exp_avg"], state["exp_avg_sq"]))
+                m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g.square()
+                step = group["lr"] * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + group["eps"])
+                p.copy_(weight * (1 - group["lr"] * group["weight_decay"]) - step)
+                state["exp_avg"].copy_(m)
+                state["exp_avg_sq"].copy_(v)
 
 
 def adamw_fused(
@@ -57,17 +61,19 @@ def adamw_foreach(
 
 
 def clip_grad_norm_reference(grads: list[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients in place so that their joint 2-norm is at most `max_norm`; returns the norm before, float32.
+    """Scale gradients in place so that their joint 2-norm is at most `max_norm`; returns the norm before, float32
+    (float64 for float64).
 
     `norm = sqrt(sum g^2)`, `g <- g * min(1, max_norm / (norm + 1e-6))` (Pascanu et al., 2013). A non-finite norm
     leaves the gradients as they are: the caller must skip the step.
     """
     if not grads:
         return torch.zeros(())
-    norm = torch.stack([g.float().norm() for g in grads]).norm()
+    norm = torch.stack([up(g).norm() for g in grads]).norm()
     if torch.isfinite(norm):
         for g in grads:
-            g.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).to(g.dtype))
+            # Rounded to half precision the factor would be wrong for all gradients alike, by up to 0.4%.
+            g.copy_(up(g) * (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

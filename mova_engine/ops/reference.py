@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _up(x: Tensor) -> Tensor:
+def up(x: Tensor) -> Tensor:
     """x in the precision of the maths: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    x = _up(x)
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * _up(weight)
+    x = up(x)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * up(weight)
 
 
 def _layer_norm(x: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(_up(x), x.shape[-1:], eps=eps)
+    return F.layer_norm(up(x), x.shape[-1:], eps=eps)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -68,8 +68,8 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float)
 def gate_residual_reference(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
     """`x + gate * y`, or `x + y` without a gate. x, y [b, s, d]; gate [b, d]; returns x's dtype."""
     if gate is None:
-        return (_up(x) + _up(y)).to(x.dtype)
-    return (_up(x) + gate.to(_up(x).dtype).unsqueeze(1) * _up(y)).to(x.dtype)
+        return (up(x) + up(y)).to(x.dtype)
+    return (up(x) + gate.to(up(x).dtype).unsqueeze(1) * up(y)).to(x.dtype)
 
 
 def gate_residual_norm_reference(
@@ -92,7 +92,7 @@ def gate_residual_norm_modulate_reference(
 
 def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
     """`gelu(x + bias)` with the tanh approximation (Hendrycks & Gimpel, 2016). x [b, s, d], bias [d]."""
-    return F.gelu(_up(x) + bias.to(_up(x).dtype), approximate="tanh").to(x.dtype)
+    return F.gelu(up(x) + bias.to(up(x).dtype), approximate="tanh").to(x.dtype)
 
 
 def linear_gelu_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def lora_linear_reference(
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    return _up(x).transpose(1, 2)
+    return up(x).transpose(1, 2)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
@@ -154,6 +154,54 @@ def attention_backward_reference(
     return dq.transpose(1, 2).to(q.dtype), dk.transpose(1, 2).to(k.dtype), dv.transpose(1, 2).to(v.dtype)
 
 
+# Kernels multiply in the inputs' dtype: what such a product takes from another is rounded to it. The references round
+# nothing; these are what they may become by that, which the judgement of implementations allows (`Operator.rounded`).
+
+
+def linear_gelu_rounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`linear_gelu_reference` with the product rounded before the bias is added, as two kernels do it."""
+    return bias_gelu_reference(F.linear(x, weight), bias)
+
+
+def attention_lse_rounded(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`attention_lse_reference` with the softmax's numerator rounded before its product with v, not in its sum."""
+    scores = _scores(q, k)
+    lse = torch.logsumexp(scores, -1)
+    largest = scores.amax(-1, keepdim=True) if k.shape[1] else 0.0
+    weights = torch.exp(scores - largest)
+    out = weights.to(q.dtype).to(weights.dtype) @ _heads_first(v) / weights.sum(-1, keepdim=True)
+    return (out if k.shape[1] else torch.zeros_like(out)).transpose(1, 2).to(q.dtype), lse
+
+
+def attention_backward_rounded(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention_backward_reference` with p rounded before its product with dout, and ds before those with k and q."""
+    p = torch.exp(_scores(q, k) - lse.unsqueeze(-1))
+    g = _heads_first(dout)
+    ds = p * (g @ _heads_first(v).transpose(-1, -2) - (g * _heads_first(out)).sum(-1, keepdim=True))
+    p, ds = p.to(q.dtype).to(g.dtype), ds.to(q.dtype).to(g.dtype) / math.sqrt(q.shape[-1])
+    dq, dk, dv = ds @ _heads_first(k), ds.transpose(-1, -2) @ _heads_first(q), p.transpose(-1, -2) @ g
+    return dq.transpose(1, 2).to(q.dtype), dk.transpose(1, 2).to(k.dtype), dv.transpose(1, 2).to(v.dtype)
+
+
+class _RoundedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = attention_lse_rounded(q, k, v)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return attention_backward_rounded(dout, *ctx.saved_tensors)
+
+
+def attention_rounded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attention_reference` with the roundings of `attention_lse_rounded` and `attention_backward_rounded`."""
+    return _RoundedAttention.apply(q, k, v)
+
+
 def quantize_rows_reference(x: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Rows of x * factor as float8_e4m3fn with a scale each: (values [.., d], scale [.., 1] float32).
 
@@ -172,14 +220,14 @@ class _Fp8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, weight_scale)
-        values, scale = (_up(t).to(_up(x).dtype) for t in quantize_rows_reference(x))
+        values, scale = (up(t).to(up(x).dtype) for t in quantize_rows_reference(x))
         return values @ weight.to(values.dtype).T * scale * weight_scale.to(values.dtype)
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         weight, weight_scale = ctx.saved_tensors
         # A scale of W's output rows cannot leave the sum over them: it goes into g before that is quantised.
-        values, scale = (_up(t).to(_up(g).dtype) for t in quantize_rows_reference(g, weight_scale))
+        values, scale = (up(t).to(up(g).dtype) for t in quantize_rows_reference(g, weight_scale))
         return values @ weight.to(values.dtype) * scale, None, None
 
 
@@ -214,5 +262,5 @@ def merge_lse_reference(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     lse = torch.logsumexp(lses, 0)
     weights = torch.exp(lses - lse.masked_fill(lse == -math.inf, 0)).transpose(-1, -2).unsqueeze(-1)
     # 0 * NaN is NaN: what an empty shard holds must not matter.
-    kept = torch.where(weights > 0, _up(outs), 0)
+    kept = torch.where(weights > 0, up(outs), 0)
     return (weights * kept).sum(0).to(outs.dtype), lse

@@ -1,11 +1,10 @@
 """How an operator is declared, and how a table of operators is bound to a device.
 
 An operator is declared once, as data: its reference (pure PyTorch, reads like the formula, its signature is the
-schema),
-its cases (inputs for tests and benchmarks), its slack (allowed error, as a multiple of the error that the reference
-makes
-in the same dtype against float64), and its implementations in order of preference. `bind` resolves them once into an
-`OpTable` of plain callables, which models take as a constructor argument: no globals, no look-up per call.
+schema), its cases (inputs for tests and benchmarks), its slack (allowed error, as a multiple of the noise that the
+reference makes in the same dtype against float64, see `noise.py`), and its implementations in order of preference.
+`bind` resolves them once into an `OpTable` of plain callables, which models take as a constructor argument: no globals,
+no look-up per call.
 """
 
 import importlib
@@ -80,7 +79,12 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator's declaration. `kind` is "function" (values and gradients judged) or "optimizer" (a factory)."""
+    """An operator's declaration. `kind` is "function" (values and gradients judged), "optimizer" (a factory) or
+    "inplace" (changes its arguments).
+
+    rounded: the reference with those roundings of intermediate results that fused kernels cannot avoid, where there
+    are any; the judgement allows them.
+    """
 
     name: str
     reference: Callable[..., Any]
@@ -89,6 +93,7 @@ class Operator:
     implementations: tuple[Implementation, ...] = ()
     differentiable: tuple[str, ...] = ()
     kind: str = "function"
+    rounded: Callable[..., Any] | None = None
 
     def choices(self) -> tuple[str, ...]:
         return (*(i.name for i in self.implementations), REFERENCE)

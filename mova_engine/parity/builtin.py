@@ -1,7 +1,8 @@
 """Parity without recorded numbers: what the chosen operators compute on a device, against the reference operators.
 
-The rule is that of the operators' tests: truth is the reference in float64 (here on the CPU); the reference in the
-run's own dtype makes some error against it, and the device may make `SLACK` times as much.
+The rule for operators is that of their tests (`mova_engine.ops.verify`). For towers truth is the reference in float64
+(here on the CPU); the reference in the run's own dtype makes some error against it, and the device may make `SLACK`
+times as much.
 """
 
 from collections.abc import Iterator
@@ -35,10 +36,8 @@ def operator_rows(backend: Backend, dtype: torch.dtype) -> Iterator[Row]:
         for case in operator.cases:
             if case.size == "test":
                 for finding in verify(operator, function, case, backend.device(), dtype):
-                    pairs = ((finding.error, finding.allowed), (finding.worst, finding.worst_allowed))
-                    share = max(error / allowed if allowed else float(error > 0) for error, allowed in pairs)
                     name = f"{choice.implementation}, {case.name}, {finding.tensor}"
-                    rows.append(Row(operator.name, name, None if finding.note else share, 1.0, finding.note))
+                    rows.append(Row(operator.name, name, None if finding.note else finding.share, 1.0, finding.note))
         yield max(rows, key=lambda row: float("inf") if row.difference is None else row.difference)
 
 

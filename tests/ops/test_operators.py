@@ -6,7 +6,7 @@ import torch
 from mova_engine.ops import OPERATORS, bind_operator
 from mova_engine.ops.verify import verify
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Compiling takes seconds for each: one run belongs to every test run, one of each operator to the slow ones.
 COMPILE = "compile"
 FAST = ("gate_residual", "float32")
@@ -48,9 +48,5 @@ def test_implementation_against_float64(backend, operator, implementation, case,
     gradients = all(entry.differentiable for entry in operator.implementations if entry.name == implementation)
     findings = verify(operator, function, case, backend.device(), DTYPES[dtype], gradients)
     assert findings
-    missed = [
-        f"{f.tensor}: rms {f.error:.3g} of {f.allowed:.3g}, worst {f.worst:.3g} of {f.worst_allowed:.3g} {f.note}"
-        for f in findings
-        if not f.passed
-    ]
+    missed = [str(f) for f in findings if not f.passed]
     assert not missed, "; ".join(missed)
