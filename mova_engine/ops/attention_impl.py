@@ -123,7 +123,7 @@ def flash_cpu_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def flash_cpu_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attention_backward` by torch's CPU flash kernel, which accepts a global out and lse; in float32: see `_attend`."""
+    """`attention_backward` by torch's CPU flash kernel, which takes a global out and lse. In float32: see `_attend`."""
     checks.attention_gradient("attention_backward", dout, q, k, v, out, lse)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)

@@ -1,8 +1,8 @@
 """How far from the truth a right implementation may be, element by element.
 
 The variance of an element's error is the sum of three parts. Rounding once to the result's dtype: step^2 / 12, where
-`step` is the distance of the numbers around it. What the reference in that dtype is off by beyond that, in the element's
-row or in half of all rows. And what arithmetic in float32 may lose: `FLOAT32` roundings of the row's size, and as many
+`step` is the distance of the numbers around it. What the reference in that dtype is off by beyond that, in the
+element's row or in half of all rows. And what arithmetic in float32 may lose: `FLOAT32` roundings of the row's size, and as many
 of every input, so that a difference of large numbers is allowed what it loses.
 """
 
@@ -22,8 +22,8 @@ _SHORTEST = 8
 class Noise:
     """Of one tensor, all in its shape (at least one axis) and float64.
 
-    weight: 0 where the truth is not finite, else 1. variance: of an element's error. moved: what arithmetic in float32
-    may lose. forms: errors of the reference, and of its form with the roundings that it permits.
+    weight: 0 where the truth is not finite, else 1. variance: of an element's error. moved: what float32 may lose.
+    forms: errors of the reference, and of its form with the roundings that it permits.
     """
 
     truth: Tensor

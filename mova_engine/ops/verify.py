@@ -3,9 +3,9 @@
 Truth is the reference in float64. What an implementation may be off by is a noise model of every element (`noise.py`):
 the rounding of the result to its dtype, what the reference in that dtype is off by beyond it, and what float32
 arithmetic cannot avoid. In units of that noise five things are bounded, over `DRAWS` draws of the inputs: the root mean
-square of the whole tensor, of each row, each element, and, since rounding is random and mistakes are not, the error that
-whole lines of elements have in common: its slope against the truth (a factor that is wrong) and its mean (an offset).
-The last two average the rounding away and see what is far below it. Gradients are judged as values are.
+square of the whole tensor, of each row, each element, and, since rounding is random and mistakes are not, the error
+that whole lines of elements have in common: its slope against the truth (a factor that is wrong) and its mean (an
+offset). The last two average the rounding away and see what is far below it. Gradients are judged as values are.
 """
 
 import math
