@@ -2,8 +2,8 @@
 
 The variance of an element's error is the sum of three parts. Rounding once to the result's dtype: step^2 / 12, where
 `step` is the distance of the numbers around it. What the reference in that dtype is off by beyond that, in the
-element's row or in half of all rows. And what arithmetic in float32 may lose: `FLOAT32` roundings of the row's size, and as many
-of every input, so that a difference of large numbers is allowed what it loses.
+element's row or in half of all rows. And what arithmetic in float32 may lose: `FLOAT32` roundings of the row's size,
+and as many of every input, so that a difference of large numbers is allowed what it loses.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class Noise:
 
     @staticmethod
     def of(truth: Tensor, nudged: Tensor, made: list[Tensor], largest: float) -> "Noise":
-        """truth, nudged: results in float64, of the inputs and of inputs off by float32's rounding; made: the
-        reference's in the run's dtype, first as it is, then with the roundings that it permits. largest: of all tensors.
+        """truth, nudged: results in float64, of the inputs and of inputs off by float32's rounding. made: the
+        reference's in the run's dtype, first as it is, then with the roundings that it permits. largest: of all.
         """
         dtype = made[0].dtype
         truth, nudged, *others = (_lined(x.detach().to(torch.float64)) for x in (truth, nudged, *made))
