@@ -26,6 +26,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: `counted(1, "clip")` is "1 clip", `counted(2, "clip")` is "2 clips"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def redact(text: str) -> str:
     """`text` without paths, host names and addresses that tell who and where the user is: for reports to be sent."""
     places = {str(Path.cwd()): ".", sys.prefix: "<python>", sys.base_prefix: "<python>", str(Path.home()): "~"}

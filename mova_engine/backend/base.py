@@ -76,6 +76,10 @@ class Backend:
         """Dense peak in FLOP/s for matrix products in `dtype`, from the vendor's data sheet; None when not known."""
         return None
 
+    def slow_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Dtypes that the device computes several times more slowly than float32, having no arithmetic for them."""
+        return ()
+
     def compute_capability(self) -> tuple[int, int] | None:
         """What NVIDIA calls the generation of a GPU, (9, 0) for Hopper; None for devices of another kind."""
         return None

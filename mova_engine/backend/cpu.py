@@ -53,15 +53,23 @@ class CpuBackend(Backend):
         pass  # all processes share the one CPU
 
     def describe(self) -> str:
-        model = platform.processor() or platform.machine()
-        try:
-            for line in Path("/proc/cpuinfo").read_text().splitlines():
-                if line.startswith("model name"):
-                    model = line.split(":", 1)[1].strip()
-                    break
-        except OSError:
-            pass  # not Linux: the platform module's word stands
+        model = self._cpu_facts().get("model name") or platform.processor() or platform.machine()
         return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+    def slow_dtypes(self) -> tuple[torch.dtype, ...]:
+        flags = set(self._cpu_facts().get("flags", "").split())
+        # Where Linux does not list the features of an x86 CPU, nothing is known.
+        return (torch.bfloat16,) if flags and not flags & {"avx512_bf16", "amx_bf16"} else ()
+
+    @staticmethod
+    def _cpu_facts() -> dict[str, str]:
+        """What Linux tells of the first CPU; empty elsewhere."""
+        try:
+            first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        except OSError:
+            return {}
+        pairs = (line.partition(":") for line in first.splitlines())
+        return {name.strip(): value.strip() for name, _, value in pairs}
 
     def free_memory(self) -> tuple[int, int]:
         whole = resource.getpagesize() * os.sysconf("SC_PHYS_PAGES")

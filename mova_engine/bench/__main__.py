@@ -23,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if any(word.split("=")[0] == "--suite" for word in argv):
         return campaigns.run(argv, SUITES)
-    parser = CommandParser(prog="python -m mova_engine.bench", description=__doc__)
+    suites = "--suite NAME runs several measurements in a row into one file, after a check of parity; known: "
+    epilog = suites + ", ".join(campaigns.CAMPAIGNS)
+    parser = CommandParser(prog="python -m mova_engine.bench", description=__doc__, epilog=epilog)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, suite in SUITES.items():
         command = commands.add_parser(name, help=suite.help)

@@ -8,6 +8,7 @@ Bounces seen and clicks heard (`bounce_events`) are matched one to one; what fin
 DIR holds *.mp4 and, for pitch and colour, a metadata.jsonl or .json with their captions.
 """
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ from mova_engine.bench.bounce_events import Events, observe
 from mova_engine.bench.results import write_result
 from mova_engine.data.bounce import COLOURS
 from mova_engine.data.metadata import FILES, read_metadata
-from mova_engine.errors import CommandParser, MovaError, run_cli
+from mova_engine.errors import CommandParser, MovaError, counted, run_cli
+
+log = logging.getLogger(__name__)
 
 TOLERANCES_MS = (84, 167)  # two frames, one latent frame, at 24 fps
 # Seconds before the last frame from which a bounce cannot be told from a ball still falling, nor a click be called
@@ -121,14 +124,26 @@ def score(clips: Sequence[Events], seed: int = 0) -> dict:
 
 
 def measure(folder: str | Path, seed: int = 0) -> dict:
-    """Observe every *.mp4 in `folder` and `score` them. MovaError where there is none, or one is damaged."""
+    """Observe every *.mp4 in `folder` and `score` them; `unreadable_clips` counts damaged ones, which warnings name.
+
+    MovaError where there is none that can be read.
+    """
     folder = Path(folder)
     paths = sorted(folder.glob("*.mp4"))
     if not paths:
         raise MovaError(f"no mp4 files in {folder}")
     listed = any((folder / name).is_file() for name in FILES)
     captions = {entry.path: entry.caption for entry in read_metadata(folder)} if listed else {}
-    return score([observe(path, captions.get(path)) for path in paths], seed)
+    clips = []
+    for path in paths:
+        try:
+            clips.append(observe(path, captions.get(path)))
+        except MovaError as error:
+            log.warning("not measured: %s", error)
+            reason = error
+    if not clips:
+        raise MovaError(f"{folder}: none of {counted(len(paths), 'clip')} can be read: {reason}")
+    return score(clips, seed) | {"unreadable_clips": len(paths) - len(clips)}
 
 
 def named_colour(caption: str | None) -> str | None:
@@ -185,6 +200,8 @@ def format_report(report: dict) -> str:
         "{clips} clips: {bounces} bounces seen, {clicks} clicks heard; {silent_clips} clips silent, "
         "{still_clips} without a bounce; [..] = 95% bootstrap interval over clips".format_map(report)
     ]
+    if report.get("unreadable_clips"):
+        lines.append(f"{counted(report['unreadable_clips'], 'clip')} could not be read and were left out")
     row = "{:<15} {:<13}" + " {:<22}" * 3
     lines.append(row.format("", "", "precision", "recall", "F1").rstrip())
     for sound in ("own", "shuffled"):

@@ -1,7 +1,10 @@
 """Where the time of a piece of work goes: shares of the operations' own time, from torch's profiler."""
 
+import os
+import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch.profiler import ProfilerActivity, profile, record_function, supported_activities
 
@@ -20,12 +23,30 @@ _COMPUTING = ("aten::", "mova_kernels::", "mova_triton::")
 _RUNS = 3
 
 
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """What C++ code writes to stderr within goes nowhere: the profiler tells there that it starts and stops.
+
+    Its failures are exceptions.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def time_by_group(run: Callable[[], object], backend: Backend) -> dict[str, float]:
     """Share of the operations' own time by group, over three runs, largest first; {} where the profiler sees none."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if backend.name != "cpu" else [])
     if not supported_activities().issuperset(activities):
         return {}
-    with profile(activities=activities) as trace, record_function("run"):
+    with _stderr_closed(), profile(activities=activities) as trace, record_function("run"):
         for _ in range(_RUNS):
             run()
         backend.synchronize()

@@ -197,7 +197,9 @@ def stack_job(config: MovaConfig, checkpointing: str) -> Job:
         first = {f"video_dit.blocks.0.{name}": x for name, x in buffer.items()}
         return replace(inner, collected=lambda: first)
 
-    facts = job.facts | {"blocks": config.video.num_layers}
+    # The thin audio layer is not the model's.
+    own = {name: value for name, value in job.facts.items() if not name.startswith("audio_")}
+    facts = own | {"blocks": config.video.num_layers}
     return replace(job, name="stack", work=work, facts=facts)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from mova_engine.data.encode import write_mp4
 from mova_engine.data.files import write_atomic
-from mova_engine.errors import CommandParser, MovaError, run_cli
+from mova_engine.errors import CommandParser, MovaError, counted, run_cli
 
 FRAMES, SIZE, FPS, SAMPLE_RATE = 33, 48, 24.0, 48000
 DURATION = FRAMES / FPS
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=tuple(SPLITS), default="train", help="colour-tempo pairs (default train)")
     args = parser.parse_args(argv)
     rows = generate(args.out, args.clips, args.seed, args.split)
-    print(f"wrote {len(rows)} clips ({args.split}) to {args.out}")
+    print(f"wrote {counted(len(rows), 'clip')} ({args.split}) to {args.out}")
     return 0
 
 

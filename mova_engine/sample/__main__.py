@@ -16,14 +16,14 @@ from mova_engine.config import GUIDANCE_FORMS, PRESETS, ClipConfig, MovaConfig
 from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
-from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
+from mova_engine.errors import CommandParser, MovaError, counted, run_cli, suggest
 from mova_engine.models.checkpoint import diffusion_settings
 from mova_engine.models.locate import find_adapters, open_model
 from mova_engine.parallel.mesh import MeshShape
 from mova_engine.parallel.processes import Launch, Processes, read_launch, said_by_first
 from mova_engine.parallel.watch import Watch
 from mova_engine.sample.load import load_pipeline
-from mova_engine.sample.output import SampleFolder
+from mova_engine.sample.output import SHEET_CLIPS, SampleFolder
 from mova_engine.sample.pipeline import Pipeline, Request, SampleSettings, default_settings
 from mova_engine.sample.processes import ParallelOptions, add_options, choose_shape, join_processes, read_options
 from mova_engine.sample.requests import Prompt, make_requests, read_frame, read_prompts
@@ -126,7 +126,8 @@ def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
     sheet, seconds = out.finish(), time.perf_counter() - started
     several = f", {processes.launch.world} processes: {job.mesh}" if processes.launch.world > 1 else ""
     how = f"{backend.name}, batch {batch}{several}"
-    print(f"{len(job.work)} clips in {out.folder} in {seconds:.1f} s ({how}); to look at: {sheet}")
+    made, shown = len(job.work), f" (of the first {SHEET_CLIPS})" if len(job.work) > SHEET_CLIPS else ""
+    print(f"{counted(made, 'clip')} in {out.folder} in {seconds:.1f} s ({how}); to look at: {sheet}{shown}")
     return 0
 
 

@@ -6,9 +6,9 @@ right below it, so that a click that misses its bounce is seen at a glance.
 
 import io
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mova_engine.data.files import write_atomic
 from mova_engine.errors import MovaError
+from mova_engine.sample.fonts import font_for
 
 # Pixels.
 TILE_HEIGHT, STRIP_HEIGHT, CAPTION_HEIGHT, GAP = 96, 48, 20, 8
-FONT_SIZE = 12
 # Frames of one clip, and of each of several: more than these are thinned evenly.
 SINGLE_TILES, SEVERAL_TILES = 48, 11
 TILES_PER_ROW = 12
@@ -132,8 +132,9 @@ def _draw(clip: SheetClip, layout: Layout) -> Image.Image:
     for row in range(layout.rows):
         top = layout.tile(row * layout.columns)[1] + TILE_HEIGHT
         image.paste(Image.fromarray(_waveform(clip, layout, row, peak)), (0, top))
-        draw.text((2, top), f"{layout.time(row, 0):.2f} s", fill=TEXT, font=_font())
-    draw.text((2, 2), _fitting(clip.caption, draw, layout.size[0] - 4), fill=TEXT, font=_font())
+        draw.text((2, top), f"{layout.time(row, 0):.2f} s", fill=TEXT, font=font_for(""))
+    font = font_for(clip.caption)
+    draw.text((2, 2), _fitting(clip.caption, draw, font, layout.size[0] - 4), fill=TEXT, font=font)
     return image
 
 
@@ -153,19 +154,11 @@ def _waveform(clip: SheetClip, layout: Layout, row: int, peak: float) -> np.ndar
     return np.where(lit[..., None], np.array(WAVE, np.uint8), np.array(STRIP, np.uint8))
 
 
-def _fitting(text: str, draw: ImageDraw.ImageDraw, width: int) -> str:
+def _fitting(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text on one line, cut with an ellipsis where it is wider than `width` pixels."""
+    # No character is narrower than a pixel: what lies beyond need not be measured.
     text = " ".join(text.split())
-    if draw.textlength(text, font=_font()) <= width:
+    if len(text) <= width and draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength(text + "…", font=_font()) > width:
-        text = text[:-1]
-    return text + "…"
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    # Matplotlib ships a font that writes most alphabets; Pillow's own writes one.
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
+    longest = bisect_right(range(min(len(text), width) + 1), width, key=lambda n: draw.textlength(text[:n] + "…", font))
+    return text[: max(0, longest - 1)] + "…"

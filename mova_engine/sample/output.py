@@ -42,7 +42,8 @@ class SampleFolder:
         write_mp4(path, clip.video, clip.audio, fps=self.shape.fps, sample_rate=self.shape.sample_rate)
         try:
             with open(self.folder / LISTING, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"video_path": path.name, "caption": caption, **facts}) + "\n")
+                row = {"video_path": path.name, "caption": caption, **facts}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
         except OSError as error:
             raise MovaError(f"cannot write {self.folder / LISTING}: {error.strerror or error}") from None
         self.written += 1

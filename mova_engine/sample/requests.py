@@ -1,5 +1,6 @@
 """What to make: from prompts, pictures and folders of clips to requests for the pipeline."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -12,8 +13,10 @@ from mova_engine.data.decode import probe, read_clip
 from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.data.stills import is_picture, read_image
 from mova_engine.data.text import flaw, read_text, shown
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, counted
 from mova_engine.sample.pipeline import Request
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,27 @@ def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
     if path.name in FILES:
         path = path.parent
     if path.is_dir():
-        return [
-            Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id) for entry in read_metadata(path)
-        ]
+        return _prompts_of_clips(path, clip)
     if path.suffix.lower() != ".txt":
         raise MovaError(f"{path}: prompts are a folder with {FILES[0]}, or a .txt file with one prompt a line")
     # Lines end at a line feed only: a prompt may hold other separators.
     prompts = [Prompt(line.strip()) for line in read_text(path).split("\n") if line.strip()]
     if not prompts:
         raise MovaError(f"{path}: holds no prompts")
+    return prompts
+
+
+def _prompts_of_clips(folder: Path, clip: ClipConfig) -> list[Prompt]:
+    """Caption and first frame of each clip that can be read; the others are named by warnings, as in training."""
+    prompts, entries = [], read_metadata(folder)
+    for entry in entries:
+        try:
+            prompts.append(Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id))
+        except MovaError as error:
+            log.warning("clip '%s' gives no prompt: %s", entry.id, error)
+            reason = str(error)
+    if not prompts:
+        raise MovaError(f"{folder}: none of {counted(len(entries), 'clip')} can be read: {reason}")
     return prompts
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.config import MovaConfig
 from mova_engine.data.loader import Loader, build_loader
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, counted
 from mova_engine.flops import COMPONENTS, training_flops
 from mova_engine.models.checkpoint import Codecs
 from mova_engine.models.mova import Mova
@@ -209,6 +209,8 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
 
 
 def _say_precision(config: TrainConfig, backend: Backend, console: Console) -> None:
+    if DTYPES[config.precision] in backend.slow_dtypes():
+        console.print(f"note: this {backend.name} has no arithmetic in {config.precision}: --precision fp32 is faster")
     if config.exact_fp32:
         for found in backend.require_full_precision():
             console.print(f"exact fp32: {found.switch} {'switched off' if found.was_on else 'was off'}")
@@ -234,9 +236,8 @@ def _describe(run: Run, clips: int, console: Console) -> None:
     clip = sizes.clip
     pictures = f"{clip.frames} frames of {clip.height}x{clip.width}"
     seen = pictures if config.task == "joint" else f"{clip.duration:.2f} s"
-    console.print(
-        f"{clips} clips, each {seen}; {run.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP"
-    )
+    step = f"{run.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP"
+    console.print(f"{counted(clips, 'clip')} of {seen}; {step}")
 
 
 def _millions(count: int) -> str:
@@ -247,7 +248,7 @@ def _millions(count: int) -> str:
 def _progress(console: Console) -> Iterator[Report]:
     """A bar for each of several jobs at a terminal; elsewhere one line when a job is done."""
     if not console.is_terminal:
-        yield lambda done, total, what: console.print(f"{what}: {total} clips") if done == total else None
+        yield lambda done, total, what: console.print(f"{what}: {counted(total, 'clip')}") if done == total else None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:

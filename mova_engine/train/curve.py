@@ -26,7 +26,9 @@ def draw_loss_curve(metrics: Path, picture: Path) -> bool:
         ):
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4, linewidth=1.2)
+                # A line through one point would not be seen.
+                looks = {"color": colour, "label": label, "markersize": 4, "linewidth": 1.2}
+                axes.plot(*zip(*points, strict=True), "o" if len(points) == 1 else style, **looks)
                 drawn = True
     if not drawn:
         return False

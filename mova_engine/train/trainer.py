@@ -197,7 +197,8 @@ class Trainer:
         if peak is not None:
             row["mfu"] = row["tflops"] * 1e12 / (peak * parts.processes.launch.world)
         row["memory/gib"] = parts.backend.memory_allocated() / 2**30
-        row["memory/peak_gib"] = parts.backend.peak_memory() / 2**30
+        # A CPU's two figures come from counters that the system brings up to date at different moments.
+        row["memory/peak_gib"] = max(row["memory/gib"], parts.backend.peak_memory() / 2**30)
         row["epoch"] = parts.loader.epoch
         return row
 

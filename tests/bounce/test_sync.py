@@ -47,7 +47,7 @@ def clip(bounces=(), clicks=(), **fields) -> Events:
 
 def test_true_clips_score_full_marks(folder, observed):
     report = measure(folder)
-    assert report == score(observed)
+    assert report == score(observed) | {"unreadable_clips": 0}
     assert report["clips"] == 24 and report["silent_clips"] == report["still_clips"] == 0
     assert f1(report, 84) == f1(report, 167) == 1
     assert report["own_sound"]["median_error_ms"].value < 2

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from PIL import Image, ImageDraw
 
 from mova_engine.errors import MovaError
 from mova_engine.sample import contact_sheet as sheets
+from mova_engine.sample import fonts
 from mova_engine.sample.contact_sheet import Layout, SheetClip, contact_sheet, write_contact_sheet
+from mova_engine.sample.fonts import font_for
 
 RATE = 48000
 
@@ -108,6 +112,53 @@ def test_captions_are_cut_to_the_width_and_shown():
     assert short.any()
     assert long.any()
     assert not long[:, -3:].any()
+
+
+def test_a_long_caption_is_cut_where_it_no_longer_fits_with_few_measurements(monkeypatch):
+    draw, font = ImageDraw.Draw(Image.new("RGB", (8, 8))), font_for("")
+    measured = []
+    original = ImageDraw.ImageDraw.textlength
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "textlength", lambda self, text, font: measured.append(text) or original(self, text, font)
+    )
+    for text in ("x", "word " * 5000, "i" * 40, "W" * 1000):
+        measured.clear()
+        shown = sheets._fitting(text, draw, font, 200)
+        assert original(draw, shown, font) <= 200 and len(measured) <= 12
+        if shown.endswith("…"):
+            longer = " ".join(text.split())[: len(shown)] + "…"
+            assert original(draw, longer, font) > 200
+    assert sheets._fitting("word", draw, font, 1) == "…"
+
+
+def test_a_caption_is_written_in_a_font_that_has_its_characters(tmp_path, monkeypatch, caplog):
+    """MOVA's users write Chinese, and matplotlib's own font has none of it."""
+    builder = FontBuilder(1000)
+    glyph = TTGlyphPen(None)
+    for x, y in ((0, 0), (0, 800), (800, 800)):
+        (glyph.lineTo if (x, y) != (0, 0) else glyph.moveTo)((x, y))
+    glyph.closePath()
+    builder.setupGlyphOrder([".notdef", "ball"])
+    builder.setupCharacterMap({ord("球"): "ball", ord("x"): "ball"})
+    builder.setupGlyf({".notdef": glyph.glyph(), "ball": glyph.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (900, 0), "ball": (900, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Test", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "test.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"nonsense")
+    found = (tmp_path / "broken.ttf", tmp_path / "test.ttf")
+    monkeypatch.setattr(fonts, "system_fonts", lambda: found)
+    monkeypatch.setattr(fonts, "_warned", [])
+    fonts._choose.cache_clear()
+    assert font_for("x 球").getname() == ("Test", "Regular") and not caplog.records
+    assert font_for("a red ball").getname()[0] == font_for("").getname()[0] == "DejaVu Sans"
+    for text in ("漢字", "漢"):
+        font_for(text)
+    (told,) = caplog.records
+    assert "字" in told.getMessage() and "fonts-noto-cjk" in told.getMessage()
+    fonts._choose.cache_clear()
 
 
 def test_bad_shapes_are_refused(tmp_path):

@@ -5,8 +5,8 @@ knows nothing of meaning: towers learn from it what each word of the training ca
 """
 
 import hashlib
+import logging
 import re
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs.base import check_prompts, fingerprint
+
+log = logging.getLogger(__name__)
 
 # A run of letters and digits, or one other sign that is not a space.
 _PIECE = re.compile(r"\w+|[^\w\s]")
@@ -43,7 +45,7 @@ class ByteTextEncoder:
     """TextEncoder of words hashed to vectors: [b, max_tokens, dim], entries of about unit size.
 
     Prompts are lower-cased and split into words and signs. After the words comes one end-of-text row (all that the
-    empty prompt has), then zero rows. Words beyond max_tokens - 1 are dropped, with a warning.
+    empty prompt has), then zero rows. Words beyond max_tokens - 1 are dropped, with a logged warning.
     """
 
     name = "bytes"
@@ -64,9 +66,11 @@ class ByteTextEncoder:
         for row, prompt in zip(out, prompts, strict=True):
             words = _PIECE.findall(prompt.lower())
             if len(words) >= self.max_tokens:
-                warnings.warn(
-                    f"prompt has {len(words)} words, only the first {self.max_tokens - 1} are used: '{prompt[:60]}'",
-                    stacklevel=2,
+                log.warning(
+                    "prompt has %d words and signs, only the first %d are used: '%s'",
+                    len(words),
+                    self.max_tokens - 1,
+                    prompt[:60],
                 )
             kept = [*words[: self.max_tokens - 1], _END]
             row[: len(kept)] = [_word_vector(word, self.dim) for word in kept] + self._position[: len(kept)]

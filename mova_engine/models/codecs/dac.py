@@ -1,7 +1,7 @@
 """MOVA's audio autoencoder: a DAC encoder and decoder around a continuous (Gaussian) latent, 50 latents a second."""
 
+import logging
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from mova_engine.errors import MovaError
 from mova_engine.models.codecs.base import check_audio, check_latents, fingerprint
 from mova_engine.models.codecs.dac_layers import Conv1d, Convolution, Decoder, Encoder
 from mova_engine.models.weights import load_component, read_config, stored_tensors
+
+log = logging.getLogger(__name__)
 
 # Settings of the vector quantiser, which the continuous variant does not have.
 _QUANTISER = {"n_codebooks", "codebook_size", "codebook_dim", "quantizer_dropout"}
@@ -48,7 +50,7 @@ class DacConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(k for k in values if k not in known | _QUANTISER and not k.startswith("_"))
         if unknown:
-            warnings.warn(f"audio VAE: settings not used: {', '.join(unknown)}", stacklevel=2)
+            log.warning("audio VAE: settings not used: %s", ", ".join(unknown))
         chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
         if values.get("latent_dim", 0) is None:
             # DAC's own default: as wide as the encoder's last layer.

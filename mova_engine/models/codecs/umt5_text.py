@@ -3,7 +3,7 @@
 import hashlib
 import html
 import json
-import warnings
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs.base import check_prompts, fingerprint, optional
+
+log = logging.getLogger(__name__)
 
 _WHAT = "text encoder 'umt5'"
 
@@ -67,8 +69,9 @@ class Umt5TextEncoder:
     def _warn_if_cut(self, text: str) -> None:
         count = len(self.tokenizer(text, verbose=False).input_ids)
         if count > self.max_tokens:
-            message = f"prompt has {count} tokens, only the first {self.max_tokens} are used: '{text[:60]}'"
-            warnings.warn(message, stacklevel=4)
+            log.warning(
+                "prompt has %d tokens, only the first %d are used: '%s'", count, self.max_tokens, text[:60]
+            )
 
 
 def load_umt5(
