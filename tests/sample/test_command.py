@@ -48,7 +48,7 @@ def rows(folder) -> list[dict]:
 def test_a_prompt_becomes_an_mp4_with_sound_and_picture_in_step(sample, picture, capsys):
     folder = sample("--prompt", "two colours", "--image", picture, "--seed", 7)
     assert sorted(path.name for path in folder.iterdir()) == ["000.mp4", "contact_sheet.png", "metadata.jsonl"]
-    assert "1 clips" in capsys.readouterr().out
+    assert "1 clip in" in capsys.readouterr().out
     with av.open(str(folder / "000.mp4")) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
         assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
