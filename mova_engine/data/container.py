@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 import av
+from av.codec import CodecContext
 from av.container import InputContainer
 from av.frame import Frame
 from av.packet import Packet
@@ -120,12 +121,16 @@ class Reader:
     """One stream's frames as (time in seconds on the container's clock, frame), in order of presentation.
 
     `begin`: damage that does not reach frames from this time on does not count; None: all damage counts.
+    `decoder` takes the place of the stream's own.
     `restart`: the time after which the stream's clock goes back, if that was met: there the frames end, for what
     follows is another recording.
     """
 
-    def __init__(self, container: InputContainer, stream: Stream, path: str | Path) -> None:
+    def __init__(
+        self, container: InputContainer, stream: Stream, path: str | Path, decoder: CodecContext | None = None
+    ) -> None:
         self.container, self.stream, self.path = container, stream, path
+        self._decoder = decoder or stream.codec_context
         self.begin: Fraction | None = None
         self._indexed = container.format.name in INDEXED
         self.states_durations = self._indexed
@@ -149,7 +154,7 @@ class Reader:
             self._fed.append(packet)
             for frame in self._decoded(packet):
                 if (checked := self._checked(frame)) is not None:
-                    self.stream.codec_context.flush_buffers()
+                    self._decoder.flush_buffers()
                     return checked
         return None
 
@@ -220,7 +225,7 @@ class Reader:
         if packet.is_corrupt:
             self._spoilt(packet)
         try:
-            return packet.decode()
+            return self._decoder.decode(packet)
         except av.FFmpegError as error:
             if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise

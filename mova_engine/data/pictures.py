@@ -6,7 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+import av
 import numpy as np
+from av.codec import CodecContext
 from av.container import InputContainer
 from av.stream import Stream
 from av.video.frame import VideoFrame
@@ -19,6 +21,8 @@ from mova_engine.errors import MovaError
 
 T = TypeVar("T")
 
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
 
 def exact_rate(fps: float) -> Fraction:
     """A frame rate as the fraction it stands for (23.976023976 is 24000/1001)."""
@@ -30,10 +34,11 @@ def read_pictures(
 ) -> tuple[Fraction, np.ndarray]:
     """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
     stream = video_stream(container, path)
+    decoder = _decoder(stream, path)
     # A decoder with threads of its own may not be freed in another process, which forked workers can come to do; and
     # most of the time goes to what follows it.
-    stream.codec_context.thread_count = 1
-    reader = Reader(container, stream, path)
+    decoder.thread_count = 1
+    reader = Reader(container, stream, path, decoder)
     first = reader.first()
     if first is None:
         raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
@@ -68,6 +73,19 @@ def read_pictures(
         missing = f"{float(hole[1] - hole[0]):.3f} s without a picture from {float(hole[0] - origin):.3f} s on"
         raise MovaError(f"{path}: damaged video: {missing}, in a file of constant frame rate")
     return origin, video
+
+
+def _decoder(stream: Stream, path: str | Path) -> CodecContext:
+    """The stream's own, or libvpx's for transparent VP8 and VP9: FFmpeg's pass over the alpha that WebM keeps aside."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in ALPHA_DECODERS:
+        return own
+    try:
+        decoder = CodecContext.create(ALPHA_DECODERS[own.name], "r")
+    except av.codec.codec.UnknownCodecError:
+        raise MovaError(f"{path}: is transparent {own.name}, for which this FFmpeg has no decoder") from None
+    decoder.extradata = own.extradata
+    return decoder
 
 
 def pick_frames(

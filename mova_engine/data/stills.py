@@ -30,9 +30,7 @@ def is_picture(path: str | Path) -> bool:
             with Image.open(path) as image:
                 return image.format not in NO_PICTURES
     except Image.UnidentifiedImageError:
-        with open(path, "rb") as file:
-            start = file.read(12)
-        return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
+        return _is_heif(path)
     except Exception:
         # What Pillow recognises and cannot read: `read_image` says why.
         return True
@@ -55,6 +53,9 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
                 return finish(*_pixels(image, path), orientation, height, width)
     except MovaError:
         raise
+    except Image.UnidentifiedImageError:
+        heif = "is HEIF, which cannot be read; convert it to PNG or JPEG" if _is_heif(path) else None
+        raise MovaError(f"{path}: {heif or 'not a readable picture (of no known format)'}") from None
     except Image.DecompressionBombError:
         most = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
         raise MovaError(f"{path}: a picture of more than {most} megapixels is not read; scale it down first") from None
@@ -62,6 +63,12 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
         # Pillow's decoders report damage with exceptions of every kind.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MovaError(f"{path}: not a readable picture ({reason})") from None
+
+
+def _is_heif(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS
 
 
 def _pixels(
