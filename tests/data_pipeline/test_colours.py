@@ -4,6 +4,7 @@ The definitions are written down here in the direction of a camera, in float64: 
 matrix, quantisation (H.273, BT.709, BT.2100, SMPTE ST 2084, IEC 61966-2-1).
 """
 
+from collections import defaultdict
 from fractions import Fraction
 from itertools import product
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 from av.video.frame import VideoFrame
 
 from mova_engine.config import ClipConfig
-from mova_engine.data import colour
+from mova_engine.data import colour, warn
 from mova_engine.data.colour import PRIMARIES, hlg_light, pq_light, to_709, to_display, tone_map
 from mova_engine.data.decode import read_clip
 from mova_engine.data.frames import SCALER, frame_colours, frame_pixels
@@ -271,7 +272,8 @@ def test_dolby_vision_without_a_base_layer_is_refused():
         ({"colorspace": 0}, "states an RGB matrix for Y'CbCr"),
     ],
 )
-def test_tags_without_meaning_are_told_once_and_not_believed(tags, words, caplog, tmp_path):
+def test_tags_without_meaning_are_told_once_and_not_believed(tags, words, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr(warn, "_told", defaultdict(set))
     frame = VideoFrame(16, 16, "yuv420p")
     plain = frame_pixels(frame, "clip", 16, 16, 1.0)
     for name, value in tags.items():

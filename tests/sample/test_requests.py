@@ -19,7 +19,8 @@ CLIP = ClipConfig(frames=5, height=48, width=48)
 CONTAINERS = {
     "ts": "libx264", "mts": "libx264", "m2ts": "libx264", "mpg": "mpeg2video", "flv": "libx264", "wmv": "wmv2",
     "3gp": "libx264", "qt": "libx264", "vob": "mpeg2video", "ogv": "libvpx", "mxf": "mpeg2video", "webm": "libvpx-vp9",
-    "mkv": "libx264", "avi": "mpeg4", "mov": "libx264", "mp4": "libx264", "asf": "wmv2", "nut": "ffv1", "m4v": "libx264",
+    "mkv": "libx264", "avi": "mpeg4", "mov": "libx264", "mp4": "libx264", "asf": "wmv2", "nut": "ffv1",
+    "m4v": "libx264",
 }  # fmt: skip
 MUXERS = {"mts": "mpegts", "m2ts": "mpegts", "qt": "mov", "m4v": "mp4", "ogv": "matroska"}
 
