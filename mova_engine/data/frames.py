@@ -30,6 +30,8 @@ from mova_engine.errors import MovaError
 
 SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 DEPTHS = (8, 9, 10, 12, 14, 16)
+# What else changes how a picture is to be shown, and is left as it is stored.
+AS_STORED = {Type.STEREO3D: "stereoscopic pictures", Type.SPHERICAL: "spherical pictures"}
 
 
 def frame_pixels(frame: VideoFrame, path: str | Path, height: int, width: int, pixel_aspect: float) -> np.ndarray:
@@ -37,6 +39,9 @@ def frame_pixels(frame: VideoFrame, path: str | Path, height: int, width: int, p
 
     pixel_aspect: the width of a stored pixel over its height.
     """
+    for kind, name in AS_STORED.items():
+        if frame.side_data.get(kind):
+            warn(path, f"states {name}, which are read as they are stored")
     colours = frame_colours(frame, path)
     values, to_rgb = _values(frame, colours)
     alpha = None

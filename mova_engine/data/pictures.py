@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
-import av
 import numpy as np
 from av.codec import CodecContext
+from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.stream import Stream
 from av.video.frame import VideoFrame
@@ -17,6 +17,7 @@ from mova_engine.config import ClipConfig
 from mova_engine.data.container import PREROLL, Reader, video_stream
 from mova_engine.data.fields import deinterlace
 from mova_engine.data.frames import frame_pixels
+from mova_engine.data.warn import warn
 from mova_engine.errors import MovaError
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ def read_pictures(
 ) -> tuple[Fraction, np.ndarray]:
     """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
     stream = video_stream(container, path)
-    decoder = _decoder(stream, path)
+    decoder = choose_decoder(stream, path)
     # A decoder with threads of its own may not be freed in another process, which forked workers can come to do; and
     # most of the time goes to what follows it.
     decoder.thread_count = 1
@@ -75,16 +76,19 @@ def read_pictures(
     return origin, video
 
 
-def _decoder(stream: Stream, path: str | Path) -> CodecContext:
+def choose_decoder(stream: Stream, path: str | Path) -> CodecContext:
     """The stream's own, or libvpx's for transparent VP8 and VP9: FFmpeg's pass over the alpha that WebM keeps aside."""
     own = stream.codec_context
-    if stream.metadata.get("alpha_mode") != "1" or own.name not in ALPHA_DECODERS:
+    if stream.metadata.get("alpha_mode") != "1":
         return own
     try:
         decoder = CodecContext.create(ALPHA_DECODERS[own.name], "r")
-    except av.codec.codec.UnknownCodecError:
-        raise MovaError(f"{path}: is transparent {own.name}, for which this FFmpeg has no decoder") from None
+    except (KeyError, UnknownCodecError):
+        warn(path, f"states transparency, which cannot be read of {own.name}, and is shown without")
+        return own
     decoder.extradata = own.extradata
+    for fact in ("colorspace", "color_range", "color_trc", "color_primaries"):
+        setattr(decoder, fact, getattr(own, fact))
     return decoder
 
 

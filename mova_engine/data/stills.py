@@ -12,6 +12,7 @@ from mova_engine.data.files import require_file
 from mova_engine.data.orientation import UPRIGHT
 from mova_engine.data.still_colours import to_rgb
 from mova_engine.data.transform import finish
+from mova_engine.data.warn import warn
 from mova_engine.errors import MovaError
 
 # Pillow names a few videos without being able to read them.
@@ -45,12 +46,17 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     """
     require_file(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as damage:
+            warnings.simplefilter("always")
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
                 orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-                return finish(*_pixels(image, path), orientation, height, width)
+                picture = finish(*_pixels(image, path), orientation, height, width)
+        for told in (one for one in damage if issubclass(one.category, UserWarning)):
+            reason = " ".join(str(told.message).split()).replace(": ", ", ")
+            warn(path, f"is read although damaged or unusual ({reason})")
+        return picture
     except MovaError:
         raise
     except Image.UnidentifiedImageError:

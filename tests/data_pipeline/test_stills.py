@@ -237,3 +237,13 @@ def test_heif_is_refused_as_a_picture(tmp_path):
     assert is_picture(path)
     with pytest.raises(MovaError, match="photo.heic: is HEIF, which cannot be read; convert it"):
         read_frame(path, ClipConfig(frames=1, height=32, width=32))
+
+
+def test_what_pillow_passes_over_is_told_by_name(tmp_path, caplog):
+    path = save(tmp_path / "photo.tiff", icc_profile=icc.lamps("p3", icc.srgb_curve()))
+    data = bytearray(path.read_bytes())
+    entry = data.index(struct.pack("<H", 34675))
+    data[entry + 4 : entry + 8] = struct.pack("<I", 1 << 20)  # a profile longer than the file
+    path.write_bytes(bytes(data))
+    np.testing.assert_array_equal(seen(path), PATCHES)
+    assert caplog.text.count(f"{path}: is read although damaged or unusual (Tag data larger than file") == 1

@@ -2,6 +2,7 @@
 
 import struct
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from mova_engine.config import ClipConfig
 from mova_engine.data.decode import read_clip
 from mova_engine.data.fields import deinterlace
 from mova_engine.data.orientation import from_matrix, swaps_sides, turn_upright
+from mova_engine.data.pictures import choose_decoder
 from mova_engine.data.stills import read_image
 from mova_engine.errors import MovaError
 
@@ -248,3 +250,16 @@ def test_hevc_with_a_picture_for_each_field_is_refused(tmp_path):
 
     with pytest.raises(MovaError, match="clip.mp4: is HEVC with a picture for each field"):
         next(deinterlace(iter([(Fraction(0), Field())]), "clip.mp4", "hevc"))
+
+
+def test_what_is_read_as_it_is_stored_is_told(tmp_path, caplog):
+    path = write_video(tmp_path / "pair.mp4", [UPRIGHT] * 2, options={"crf": "5", "x264-params": "frame-packing=3"})
+    for _ in range(2):
+        assert np.abs(first_picture(path, 64, 96).astype(int) - UPRIGHT).mean() < 4
+    assert caplog.text.count(f"{path}: states stereoscopic pictures, which are read as they are stored") == 1
+    own = SimpleNamespace(name="libdav1d")
+    for _ in range(2):
+        assert (
+            choose_decoder(SimpleNamespace(metadata={"alpha_mode": "1"}, codec_context=own), tmp_path / "a.mkv") is own
+        )
+    assert caplog.text.count("a.mkv: states transparency, which cannot be read of libdav1d") == 1
