@@ -12,11 +12,12 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano test test-npu sanitize check-triton-kernels check-ascend-kernels lint clean
+.PHONY: help setup setup-dev setup-npu native cuda nano test test-npu test-isa sanitize check-triton-kernels check-ascend-kernels lint clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
 	@echo "make test-npu   set up .venv-npu with torch_npu, run the tests of the Ascend path on an emulated NPU"
+	@echo "make test-isa   operators, a training and a sampling run on lowered instruction sets of this CPU"
 	@echo "make setup      only the virtual environment $(VENV), with pinned dependencies and the engine in it"
 	@echo "make native     build the C++ library mova_kernels._C, or say why not"
 	@echo "make cuda       build the CUDA library mova_kernels._cuda (CMake and nvcc; no GPU needed)"
@@ -79,6 +80,10 @@ $(NPU)/.mova-npu: requirements/torch.txt requirements/core.txt requirements/npu.
 NPU_SUITES := tests/ascend tests/ops/test_operators.py tests/backend tests/parity tests/doctor
 test-npu: setup-npu
 	$(NPU)/bin/python tests/ascend/emulate.py --list python -m pytest -n 2 --dist loadgroup --device npu $(NPU_SUITES) $(ARGS)
+
+# The whole default suite on some settings: make test-isa ARGS="--whole sse41 avx torch-default own-baseline -- -n 2"
+test-isa: setup-dev
+	$(PY) tests/isa.py $(ARGS)
 
 sanitize: setup-dev
 	$(PY) tests/sanitize.py

@@ -2,7 +2,10 @@
 
 import functools
 import importlib
+import os
 
+# This environment variable names the kernel set to use, one of `isas()`, instead of the best.
+ISA = "MOVA_CPU_ISA"
 # That of csrc/module.cpp.
 _INTERFACE = 3
 
@@ -23,6 +26,11 @@ def unavailable() -> str | None:
         return f"mova_kernels._C does not load ({reason}); if torch changed since it was built, run `make native` again"
     if not hasattr(operators, "interface") or operators.interface() != _INTERFACE:
         return "mova_kernels._C was built from other sources than these; run `make native` again"
+    asked = os.environ.get(ISA)
+    if asked and asked not in operators.cpu_isas():
+        return f"{ISA} asks for {asked} kernels; it can name one of {', '.join(operators.cpu_isas())} on this CPU"
+    if asked:
+        operators.use_cpu_isa(asked)
     return None
 
 
@@ -47,7 +55,7 @@ def isas() -> tuple[str, ...]:
 
 
 def isa() -> str:
-    """The kernel set in use: the best, until `use_isa` names another."""
+    """The kernel set in use: the best, unless MOVA_CPU_ISA or `use_isa` names another."""
     return load().cpu_isa()
 
 

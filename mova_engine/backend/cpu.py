@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mova_engine.backend.base import Backend
+from mova_engine.backend.health import Variable
 
 # Below this width an operation is too short to share: threads gain little while the machine is idle, and wait for each
 # other's turn, many times slower than one, as soon as it is not.
@@ -27,9 +28,19 @@ _MALLOC = {
 class CpuBackend(Backend):
     name = "cpu"
     collectives = "gloo"
+    variables = (
+        Variable("ATEN_CPU_CAPABILITY", "the vector instructions that PyTorch's own kernels use, instead of the best"),
+        Variable("ONEDNN_MAX_CPU_ISA", "the best instructions that oneDNN uses"),
+        Variable("MOVA_CPU_ISA", "the instructions that the engine's native kernels use, instead of the best"),
+    )
 
     def unavailable(self) -> str | None:
-        return None
+        """Usable anywhere, unless PyTorch is told to use instructions that would end the process."""
+        level = torch.backends.cpu.get_cpu_capability()
+        supported = getattr(torch.cpu, f"_is_{level.lower()}_supported", None)
+        if supported is None or supported():
+            return None
+        return f"ATEN_CPU_CAPABILITY={os.environ.get('ATEN_CPU_CAPABILITY')}: this CPU has no {level}; unset it"
 
     def prepare(self) -> None:
         """Let freed memory stay with the process, where glibc allocates and the user has not chosen otherwise.

@@ -70,14 +70,16 @@ def candidates(
     functions: dict[str, Callable] = {}
     for name in reversed(operator.choices()):
         entry = next((i for i in operator.implementations if i.name == name), None)
-        if entry and (entry.refusal(backend, training=entry.differentiable) or dtype not in entry.torch_dtypes()):
+        if entry and dtype not in entry.torch_dtypes():
+            continue
+        if entry and operator.refusal(entry, backend, entry.differentiable, (dtype,)):
             continue
         if entry and not entry.automatic:
             if not compiled:
                 continue
             # Else the shapes of earlier cases would make of it a program for any shape.
             torch.compiler.reset()
-        function, _ = bind_operator(operator, backend, name, training=False)
+        function, _ = bind_operator(operator, backend, name, training=False, dtypes=(dtype,))
         try:
             _require_right(operator, function, name, case, backend, dtype)
         except Exception as error:  # whatever a compiler raises: it is not ours to list

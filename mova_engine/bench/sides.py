@@ -60,7 +60,7 @@ def parse_dtype(name: str) -> torch.dtype:
 
 def make_sides(args: argparse.Namespace, backend: Backend, dtype: torch.dtype, *, training: bool = True) -> list[Side]:
     """The engine first, then what it is compared with."""
-    sides = [Side(ENGINE, bind(backend, training=training), dtype)]
+    sides = [Side(ENGINE, bind(backend, training=training, dtypes=(dtype,)), dtype)]
     if args.baseline != "none":
         other = parse_dtype(args.baseline_dtype) if args.baseline_dtype else dtype
         make = partial(_baseline_side, backend.name, args.baseline, other, training)

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{operator.name:28} -> {choice.implementation}")
         for implementation in operator.implementations:
             if implementation.name != choice.implementation:
-                reason = implementation.refusal(backend, training=not args.inference)
+                reason = operator.refusal(implementation, backend, training=not args.inference)
                 also = f"also {implementation.name}{'' if implementation.automatic else ' (when named)'}"
                 print(f"{'':31}{f'not {implementation.name}: {reason}' if reason else also}")
     return 0

@@ -28,17 +28,28 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def check(backend: Backend) -> str | None:
-    """The CPU needs a C++ compiler, other devices triton."""
+    """On the CPU whether a compiler makes a program that runs, tried once; other devices need triton."""
     absent = backend.unavailable()
     if absent is not None:
         return absent
     if backend.device().type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
+        return _compiles_here()
+    return None if importlib.util.find_spec("triton") else "the package triton is not installed"
 
+
+@functools.cache
+def _compiles_here() -> str | None:
+    """Why torch.compile fails on this CPU: no C++ compiler, or one that does not take what torch writes for it."""
+    with torch.no_grad():
         try:
-            get_cpp_compiler()
+            torch.compile(_trial, fullgraph=True)(torch.ones(2, 64), torch.ones(64))
         except Exception as error:  # torch raises one of several, by version
-            return f"torch.compile finds no C++ compiler: {str(error).splitlines()[0]}"
-    elif importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            # The compiler's own first complaint says more than the exception's name.
+            told = next((line.partition(" error: ")[2] for line in lines if " error: " in line), lines[-1])
+            return f"torch.compile fails on this CPU: {told}"
     return None
+
+
+def _trial(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x + y).tanh()

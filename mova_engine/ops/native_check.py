@@ -1,13 +1,22 @@
 """Why kernels of a device cannot serve, asked when operators are bound."""
 
+import os
+
 from mova_engine.backend import Backend
+from mova_engine.errors import MovaError
 
 
 def cpu(backend: Backend) -> str | None:
-    """The reason from `mova_kernels.cpu`, which knows whether its library was built and loads."""
-    from mova_kernels.cpu import unavailable
+    """The reason from `mova_kernels.cpu`, which knows whether its library was built and loads.
 
-    return unavailable()
+    MovaError where the environment asks for kernels that cannot be had: nothing else serves in their place.
+    """
+    from mova_kernels.cpu import ISA, unavailable
+
+    reason = unavailable()
+    if reason and os.environ.get(ISA):
+        raise MovaError(reason if ISA in reason else f"{ISA} is set, but {reason}")
+    return reason
 
 
 def cuda(backend: Backend) -> str | None:

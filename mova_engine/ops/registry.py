@@ -21,6 +21,8 @@ from mova_engine.ops.forms import forms, shared_linear
 from mova_engine.ops.recall import keeping
 
 REFERENCE = "reference"
+# What models compute in, unless a caller of `bind` says otherwise.
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 # Attention under a second name, where its place in the model decides how it is computed by several processes or under
 # checkpointing: the video tower's self-attention, and the bridge's attention from audio to video tokens.
 ROLES = ("video_attention", "video_to_audio_attention")
@@ -51,6 +53,7 @@ class Implementation:
     differentiable: False for inference-only kernels, which a table bound for training refuses.
     dtypes: names of the dtypes that it takes; others raise at the call.
     automatic: False for what is used only when a caller names it.
+    tried: False for what takes too long to be tried on a CPU before it is chosen; its `check` must tell instead.
     """
 
     name: str
@@ -61,12 +64,13 @@ class Implementation:
     differentiable: bool = True
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     automatic: bool = True
+    tried: bool = True
 
     def torch_dtypes(self) -> tuple[torch.dtype, ...]:
         return tuple(getattr(torch, name) for name in self.dtypes)
 
     def refusal(self, backend: Backend, training: bool) -> str | None:
-        """Why this implementation cannot serve on `backend`; None when it can."""
+        """Why, by what is declared of it, this implementation cannot serve on `backend`; None where it may."""
         if self.devices and backend.name not in self.devices:
             return f"runs on {' or '.join(self.devices)}, not on {backend.name}"
         if training and not self.differentiable:
@@ -94,6 +98,29 @@ class Operator:
     differentiable: tuple[str, ...] = ()
     kind: str = "function"
     rounded: Callable[..., Any] | None = None
+
+    def refusal(
+        self,
+        implementation: Implementation,
+        backend: Backend,
+        training: bool,
+        dtypes: Iterable[torch.dtype] = COMPUTE_DTYPES,
+    ) -> str | None:
+        """Why an implementation of this operator cannot serve on `backend`; None when it can.
+
+        On a CPU it is tried: it must run in each of `dtypes` that it declares.
+        """
+        reason = implementation.refusal(backend, training)
+        if reason is not None or backend.name != "cpu" or not implementation.tried or backend.unavailable():
+            return reason
+        from mova_engine.ops.trial import failure
+
+        for dtype in dtypes:
+            if dtype in implementation.torch_dtypes():
+                failed = failure(self, implementation, dtype, training)
+                if failed is not None:
+                    return f"fails on this CPU in {str(dtype).removeprefix('torch.')}: {failed}"
+        return None
 
     def choices(self) -> tuple[str, ...]:
         return (*(i.name for i in self.implementations), REFERENCE)
@@ -187,7 +214,11 @@ def _made_of(functions: Mapping[str, Callable[..., Any]], changed: Iterable[str]
 
 
 def bind_operator(
-    operator: Operator, backend: Backend, wanted: str | None = None, training: bool = True
+    operator: Operator,
+    backend: Backend,
+    wanted: str | None = None,
+    training: bool = True,
+    dtypes: Iterable[torch.dtype] = COMPUTE_DTYPES,
 ) -> tuple[Callable[..., Any], Choice]:
     """Resolve one operator: the wanted implementation or an error; without a wish, the first that can serve."""
     if wanted is not None and wanted not in operator.choices():
@@ -199,9 +230,11 @@ def bind_operator(
     for implementation in operator.implementations:
         if wanted not in (None, implementation.name):
             continue
-        reason = implementation.refusal(backend, training)
-        if reason is None and wanted is None and not implementation.automatic:
-            reason = "is used only when named"
+        if wanted is None and not implementation.automatic:
+            # Not asked whether it could serve: that would import a compiler.
+            refused.append((implementation.name, "is used only when named"))
+            continue
+        reason = operator.refusal(implementation, backend, training, dtypes)
         if reason is None:
             return resolve(implementation.target), Choice(operator.name, implementation.name, tuple(refused))
         if wanted is not None:
@@ -215,6 +248,7 @@ def bind_operators(
     backend: Backend,
     choices: Mapping[str, str] | str | None = None,
     training: bool = True,
+    dtypes: Iterable[torch.dtype] = COMPUTE_DTYPES,
 ) -> OpTable:
     """Resolve all `operators` for `backend`. See `mova_engine.ops.bind`."""
     if isinstance(choices, str):
@@ -229,7 +263,7 @@ def bind_operators(
             raise MovaError(f"unknown operator '{name}'.{suggest(name, operators)} Known: {', '.join(operators)}")
     functions, chosen = {}, []
     for name, operator in operators.items():
-        functions[name], choice = bind_operator(operator, backend, choices.get(name), training)
+        functions[name], choice = bind_operator(operator, backend, choices.get(name), training, tuple(dtypes))
         chosen.append(choice)
     functions |= {"shared_linear": shared_linear, **_made_of(functions, functions)}
     return OpTable(backend.name, functions, tuple(chosen))

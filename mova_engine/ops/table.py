@@ -42,7 +42,12 @@ def _triton(name: str, folder: str | None = None) -> Implementation:
 def _compile(name: str) -> Implementation:
     """torch.compile of the reference: to be compared with, at the price of seconds for each kind of input."""
     return Implementation(
-        "compile", f"{_COMPILED}:{name}", ("cpu", "cuda"), check=f"{_COMPILED}:check", automatic=False
+        "compile",
+        f"{_COMPILED}:{name}",
+        ("cpu", "cuda"),
+        check=f"{_COMPILED}:check",
+        automatic=False,
+        tried=False,
     )
 
 

@@ -21,7 +21,7 @@ from mova_engine.models.checkpoint import (
 from mova_engine.models.lora import load_lora
 from mova_engine.models.mova import COMPONENTS, Mova
 from mova_engine.models.weights import read_json, stored_tensors
-from mova_engine.ops import OpTable, bind
+from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 from mova_engine.parallel.processes import Processes
 from mova_engine.parallel.shard import shard_model
 from mova_engine.sample.pipeline import Pipeline, own_codecs
@@ -91,7 +91,7 @@ def load_pipeline(
     """
     place = processes or Processes()
     facts, device = trained(folder), backend.device(place.launch.local_rank)
-    ops = place.operators(bind(backend, training=False))
+    ops = place.operators(bind(backend, training=False, dtypes=(dtype,) if dtype else COMPUTE_DTYPES))
     if shard:
         if lora is not None:
             raise MovaError(

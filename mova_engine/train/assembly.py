@@ -151,7 +151,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    ops = processes.operators(bind(backend, config.ops))
+    ops = processes.operators(bind(backend, config.ops, dtypes={torch.float32, DTYPES[config.precision]}))
     sizes = model_config(config)
     check_before_work(config, sizes, ops, resume)
     backend.use_threads(config.threads, sizes.video.dim)

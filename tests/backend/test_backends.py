@@ -45,6 +45,15 @@ def test_a_torch_npu_that_does_not_import_is_a_reason(monkeypatch):
     assert "set_env.sh" in reason
 
 
+def test_pytorch_told_to_use_what_the_cpu_lacks_is_a_reason(monkeypatch):
+    """PyTorch does as it is told, and the process dies of an illegal instruction in the first softmax."""
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx512")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    for has, reason in ((True, None), (False, "ATEN_CPU_CAPABILITY=avx512: this CPU has no AVX512; unset it")):
+        monkeypatch.setattr("torch.cpu._is_avx512_supported", lambda has=has: has)
+        assert describe_backend("cpu").unavailable() == reason
+
+
 def test_describing_needs_no_hardware():
     assert [describe_backend(name).name for name in NAMES] == list(NAMES)
 

@@ -18,7 +18,9 @@ def _runnable():
     """(operator, implementation's name, dtype) of what is neither a reference nor compiled from one."""
     for operator in OPERATORS.values():
         for entry in operator.implementations:
-            if operator.kind == "function" and entry.automatic and not entry.refusal(CPU, training=False):
+            if operator.kind != "function" or not entry.automatic:
+                continue
+            if not operator.refusal(entry, CPU, training=False, dtypes=entry.torch_dtypes()[:1]):
                 yield pytest.param(operator, entry, id=f"{operator.name}-{entry.name}")
 
 
@@ -31,7 +33,7 @@ def _inputs(operator, entry):
 
 
 def _function(operator, entry):
-    return bind_operator(operator, CPU, entry.name, training=False)[0]
+    return bind_operator(operator, CPU, entry.name, training=False, dtypes=entry.torch_dtypes()[:1])[0]
 
 
 def _tensors(inputs):
@@ -115,8 +117,9 @@ def test_no_tokens_give_empty_results_and_gradients(operator, entry):
 @pytest.mark.parametrize("name", [e.name for e in OPERATORS["attention"].implementations])
 def test_an_odd_head_dimension_works_or_is_refused(name):
     entry = next(e for e in OPERATORS["attention"].implementations if e.name == name)
-    if entry.refusal(CPU, training=True):
-        pytest.skip(f"{name}: {entry.refusal(CPU, training=True)}")
+    reason = OPERATORS["attention"].refusal(entry, CPU, training=True)
+    if reason:
+        pytest.skip(f"{name}: {reason}")
     q, k, v = (torch.randn(2, n, 3, 33) for n in (5, 7, 7))
     found = bind(CPU, {"attention": name}).attention(q, k, v)
     torch.testing.assert_close(found, OPERATORS["attention"].reference(q, k, v), rtol=1e-5, atol=1e-5)
@@ -128,7 +131,7 @@ def test_a_forced_implementation_that_cannot_serve_says_why(device):
     refused = 0
     for operator in OPERATORS.values():
         for entry in operator.implementations:
-            reason = entry.refusal(backend, training=True)
+            reason = operator.refusal(entry, backend, training=True)
             if reason is None:
                 continue
             refused += 1

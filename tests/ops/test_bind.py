@@ -97,6 +97,69 @@ def test_refusals(monkeypatch, fields, reason):
         bind_operator(operator, CPU, "mine")
 
 
+def no_bfloat16(x, weight, *, eps):
+    if x.dtype == torch.bfloat16:
+        raise RuntimeError("could not create a primitive. Run it with advice.\nat line 3")
+    return halved_rms_norm(x, weight, eps=eps)
+
+
+def no_gradient_in_bfloat16(x, weight, *, eps):
+    out = halved_rms_norm(x, weight, eps=eps)
+    if x.dtype == torch.bfloat16 and out.requires_grad:
+        out.register_hook(lambda grad: no_bfloat16(grad, weight, eps=eps))
+    return out
+
+
+@pytest.mark.parametrize("target", ["no_bfloat16", "no_gradient_in_bfloat16"])
+def test_what_the_cpu_does_not_run_is_refused_with_its_words(target):
+    entry = Implementation("mine", f"{HERE}:{target}")
+    operator = OPERATORS["rms_norm"].with_implementation(entry)
+    _, choice = bind_operator(operator, CPU)
+    reason = "fails on this CPU in bfloat16: could not create a primitive"
+    assert choice.implementation != "mine" and dict(choice.refused) == {"mine": reason}
+    with pytest.raises(MovaError) as caught:
+        bind_operator(operator, CPU, "mine")
+    assert str(caught.value) == f"operator rms_norm: implementation 'mine' cannot serve: {reason}"
+    # Of use to a caller who computes in float32 alone; without gradients, also where only the backward fails.
+    assert bind_operator(operator, CPU, dtypes=(torch.float32,))[1].implementation == "mine"
+    forward = bind_operator(operator, CPU, training=False)[1].implementation
+    assert (forward == "mine") == (target == "no_gradient_in_bfloat16")
+
+
+def test_an_implementation_that_is_wrong_rather_than_absent_is_not_passed_over():
+    """Only what the machine lacks is a refusal: a fault of the implementation's own must be seen."""
+    entry = Implementation("mine", f"{HERE}:refuse")  # takes other arguments
+    with pytest.raises(TypeError):
+        bind_operator(OPERATORS["rms_norm"].with_implementation(entry), CPU)
+
+
+def test_a_compiler_that_fails_is_a_refusal(monkeypatch):
+    def compile(function, fullgraph):
+        raise RuntimeError("CppCompileError: C++ compile error\nmain.cpp:19:41: error: 'at::vec' has not been declared")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    from mova_engine.ops import compiled
+
+    reason = compiled._compiles_here.__wrapped__()
+    assert reason == "torch.compile fails on this CPU: 'at::vec' has not been declared"
+
+
+def test_kernels_that_the_environment_asks_for_and_the_cpu_lacks_are_an_error(monkeypatch):
+    from mova_kernels.cpu import isas, native, unavailable
+
+    if unavailable() is None:
+        monkeypatch.setenv("MOVA_CPU_ISA", "avx1024")
+        reason = native.unavailable.__wrapped__()
+        assert reason == f"MOVA_CPU_ISA asks for avx1024 kernels; it can name one of {', '.join(isas())} on this CPU"
+        monkeypatch.setattr("mova_kernels.cpu.unavailable", lambda: reason)
+        with pytest.raises(MovaError, match="asks for avx1024 kernels"):
+            bind(CPU)
+    monkeypatch.setenv("MOVA_CPU_ISA", "baseline")
+    monkeypatch.setattr("mova_kernels.cpu.unavailable", lambda: "mova_kernels._C is not built")
+    with pytest.raises(MovaError, match=r"MOVA_CPU_ISA is set, but mova_kernels\._C is not built"):
+        bind(CPU)
+
+
 def test_what_compiles_for_seconds_serves_only_when_named():
     mine = Implementation("mine", f"{HERE}:halved_rms_norm", automatic=False)
     operator = OPERATORS["rms_norm"].with_implementation(mine)

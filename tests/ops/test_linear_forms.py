@@ -45,7 +45,7 @@ def test_the_epilogue_adds_the_bias_and_keeps_the_shape():
 def test_inference_prefers_what_keeps_nothing_where_it_exists():
     names = [e.name for e in OPERATORS["linear_gelu"].implementations]
     assert names.index("epilogue") < names.index("triton")
-    _, choice = bind_operator(OPERATORS["linear_gelu"], CPU, "onednn", training=False)
+    _, choice = bind_operator(OPERATORS["linear_gelu"], CPU, "onednn", training=False, dtypes=(torch.float32,))
     assert choice.implementation == "onednn"
 
 

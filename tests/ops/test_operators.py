@@ -36,14 +36,16 @@ RUNS = [
 @pytest.mark.parametrize(("operator", "implementation", "case", "dtype"), RUNS)
 def test_implementation_against_float64(backend, operator, implementation, case, dtype):
     for entry in operator.implementations:
-        reason = entry.refusal(backend, training=entry.differentiable) if entry.name == implementation else None
+        if entry.name != implementation:
+            continue
+        if DTYPES[dtype] not in entry.torch_dtypes():
+            pytest.skip(f"{implementation} is not made for {dtype}")
+        reason = operator.refusal(entry, backend, entry.differentiable, (DTYPES[dtype],))
         if reason:
             pytest.skip(f"{implementation} on {backend.name}: {reason}")
-        if entry.name == implementation and DTYPES[dtype] not in entry.torch_dtypes():
-            pytest.skip(f"{implementation} is not made for {dtype}")
     if implementation == COMPILE:
         torch.compiler.reset()
-    function, choice = bind_operator(operator, backend, implementation, training=False)
+    function, choice = bind_operator(operator, backend, implementation, False, (DTYPES[dtype],))
     assert choice.implementation == implementation
     gradients = all(entry.differentiable for entry in operator.implementations if entry.name == implementation)
     findings = verify(operator, function, case, backend.device(), DTYPES[dtype], gradients)
