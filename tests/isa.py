@@ -52,9 +52,7 @@ _SELECTION = (
 def read_back(environment: dict[str, str]) -> dict[str, str]:
     """What PyTorch, oneDNN and the engine's kernels use under an environment, by the limits' names."""
     command = [sys.executable, "-c", _READ_BACK]
-    child = subprocess.run(
-        command, env=environment | {"ONEDNN_VERBOSE": "1"}, capture_output=True, text=True, cwd=ROOT
-    )
+    child = subprocess.run(command, env=environment | {"ONEDNN_VERBOSE": "1"}, capture_output=True, text=True, cwd=ROOT)
     if child.returncode:
         raise SystemExit(f"error: {(child.stderr.strip() or f'exit status {child.returncode}').splitlines()[-1]}")
     found = dict(line.split(" ", 1) for line in child.stdout.splitlines() if line.startswith((TORCH, OWN)))

@@ -1,6 +1,5 @@
 """`python -m mova_engine.ops --device cpu`: what each operator would use on a device, and why not the others."""
 
-
 from mova_engine.backend import NAMES, describe_backend
 from mova_engine.errors import CommandParser, run_cli
 from mova_engine.ops import OPERATORS, bind_operator
