@@ -153,7 +153,7 @@ class ClipConfig:
             self.height % (2 * h) == 0 and self.width % (2 * w) == 0 and self.height > 0 and self.width > 0,
             f"height and width must be positive multiples of {2 * h} and {2 * w}, got {self.height}x{self.width}",
         )
-        _require(self.fps > 0, f"fps must be positive, got {self.fps}")
+        _require(0 < self.fps < math.inf, f"fps must be positive, got {self.fps}")
 
     @property
     def duration(self) -> float:

@@ -5,6 +5,7 @@ The general form takes three evaluations of the model:
 Empty text is the encoder's output for an empty string; empty B is no bridge layer in either direction.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,9 @@ class Guidance:
         if self.form not in GUIDANCE_FORMS:
             known = ", ".join(GUIDANCE_FORMS)
             raise MovaError(f"unknown guidance '{self.form}'.{suggest(self.form, GUIDANCE_FORMS)} Known: {known}")
+        for name in ("text_scale", "bridge_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise MovaError(f"{name} must be a finite number, got {getattr(self, name)}")
 
     @property
     def branches(self) -> tuple[Branch, ...]:

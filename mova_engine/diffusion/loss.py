@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mova_engine.errors import MovaError
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -54,9 +56,13 @@ def velocity_loss(
     weights: LossWeights,
     share: Share = WHOLE,
 ) -> Losses:
-    """video [b, 16, t, h, w] and audio [b, 128, l] velocities beside their targets."""
+    """video [b, 16, t, h, w] and audio [b, 128, l] velocities beside their targets. MovaError where no latent frame
+    counts.
+    """
     own = share.video
     if weights.skip_first_frame:
+        if video.shape[2] < 2:
+            raise MovaError("skip_first_frame leaves nothing of a clip of one latent frame: there is no video loss")
         video, video_target = video[:, :, 1:], video_target[:, :, 1:]
         own = None if own is None else own[:, :, 1:]
     video_loss, audio_loss = mse(video, video_target, own), share.audio * mse(audio, audio_target)

@@ -5,6 +5,7 @@ A network narrower than its latents' channels cannot pass the noise through, whi
 predicting x0 spares it that (compare Salimans & Ho, 2022).
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,7 +27,7 @@ class Prediction:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise MovaError(f"unknown prediction '{self.kind}'.{suggest(self.kind, KINDS)} Known: {', '.join(KINDS)}")
-        if self.sigma_floor <= 0:
+        if not 0 < self.sigma_floor < math.inf:
             raise MovaError(f"sigma_floor must be positive, got {self.sigma_floor}")
 
     def velocity(self, output: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:

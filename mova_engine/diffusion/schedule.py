@@ -4,6 +4,7 @@ Flow matching (Lipman et al., 2023): `x_t = (1 - sigma) x + sigma noise`, timest
 becomes `sigma = shift * s / (1 + (shift - 1) * s)` (Esser et al., 2024), with a shift per modality.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("video_shift", "audio_shift"):
-            if getattr(self, name) <= 0:
+            # So written that nan, which is neither, is refused too.
+            if not 0 < getattr(self, name) < math.inf:
                 raise MovaError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.boundary < 1:
             raise MovaError(f"expert boundary must lie between 0 and 1, got {self.boundary}")

@@ -41,4 +41,4 @@ class AudioDiT(Tower):
         return patches.unflatten(2, (-1, self.config.out_dim)).flatten(1, 2).transpose(1, 2)
 
     def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
-        return audio_rope(grid[0], self.config.head_dim, device)
+        return self.tables.get(audio_rope, grid[0], self.config.head_dim, device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mova_engine.config import BridgeConfig
 from mova_engine.models.layers import Linear, Normed, NormParameters, Rope, Stream, project
-from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
+from mova_engine.models.rope import RopeTables, aligned_audio_rope, aligned_video_rope
 from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
 
@@ -119,7 +119,7 @@ class Bridge(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.ops = config, ops
+        self.config, self.ops, self.tables = config, ops, RopeTables()
         factory = {"device": device, "dtype": dtype}
         self.condition_scale = nn.Parameter(torch.ones(1, **factory)) if config.trainable_condition_scale else None
         video, audio = config.visual_hidden_dim, config.audio_hidden_dim
@@ -152,9 +152,9 @@ class Bridge(nn.Module):
         bias = config.apply_first_frame_bias_in_rope
         # Four pictures a latent frame: with fps / 4 positions a second, frame i lands on position i.
         audio_fps = config.audio_fps if config.aligned else fps / 4
-        cos, sin = aligned_video_rope(grid, fps, audio_fps, bias, config.head_dim, device)
+        cos, sin = self.tables.get(aligned_video_rope, grid, fps, audio_fps, bias, config.head_dim, device)
         video = sharding.take(cos, 0), sharding.take(sin, 0)
-        return video, aligned_audio_rope(audio_tokens, config.head_dim, device)
+        return video, self.tables.get(aligned_audio_rope, audio_tokens, config.head_dim, device)
 
     def forward(
         self,

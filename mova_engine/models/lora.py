@@ -57,6 +57,7 @@ def add_lora(
     """
     if rank < 1:
         raise MovaError(f"LoRA rank must be at least 1, got {rank}")
+    _check_alpha(alpha, "LoRA alpha")
     names = find_linears(model, targets)
     for name in names:
         layer = _free_layer(model, name)
@@ -192,13 +193,21 @@ def _attach(layer: Linear, a: Tensor, b: Tensor, alpha: float) -> None:
 
 def _alpha(path: str | Path, metadata: dict[str, str], alpha: float | None) -> float:
     if alpha is not None:
-        return float(alpha)
+        return _check_alpha(float(alpha), "alpha")
     if ALPHA not in metadata:
         raise MovaError(f"{path} does not say its alpha (the reference's files never do; its default is 16): give one")
     try:
-        return float(metadata[ALPHA])
+        alpha = float(metadata[ALPHA])
     except ValueError as error:
         raise MovaError(f"{path}: alpha '{metadata[ALPHA]}' is not a number") from error
+    return _check_alpha(alpha, f"{path}: alpha")
+
+
+def _check_alpha(alpha: float, what: str) -> float:
+    """What scales an adapter: 0 would switch it off, a negative one turn it round."""
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise MovaError(f"{what} must be a positive number, got {alpha:g}")
+    return alpha
 
 
 def _listed(names: list[str], lead: str) -> str:

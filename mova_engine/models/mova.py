@@ -32,6 +32,9 @@ class Mova(nn.Module):
         self.config = config
         self.video_dit = VideoDiT(config.video, ops, device, dtype)
         self.video_dit_2 = VideoDiT(config.video, ops, device, dtype) if config.experts == 2 else None
+        if self.video_dit_2 is not None:
+            # Experts see the same clips.
+            self.video_dit_2.tables = self.video_dit.tables
         self.audio_dit = AudioDiT(config.audio, ops, device, dtype)
         self.dual_tower_bridge = Bridge(config.bridge, ops, device, dtype)
 

@@ -68,7 +68,11 @@ class HostCopies:
         # This layer's, and those of the one before it, which the backward asks for next.
         for layer in self.layers[max(copy.layer - 1, 0) : copy.layer + 1]:
             for wanted in layer:
-                self._start(wanted)
+                if not wanted.started:
+                    self._start(wanted)
+        if copy.back is None:
+            # Handed out before: this is another backward through the same graph.
+            self._start(copy)
         if copy.done is not None:
             stream = torch.accelerator.current_stream(copy.device)
             stream.wait_event(copy.done)
@@ -77,8 +81,6 @@ class HostCopies:
         return back
 
     def _start(self, copy: _Copy) -> None:
-        if copy.started:
-            return
         copy.started = True
         if copy.done is None:
             copy.back = copy.host.clone()

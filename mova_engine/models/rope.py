@@ -3,7 +3,7 @@
 Rotary embedding: Su et al., 2021. The towers rotate interleaved pairs, the bridge rotates halves (aligned RoPE).
 """
 
-import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -57,25 +57,47 @@ def _table(angles: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
-@functools.lru_cache(maxsize=16)
+class RopeTables:
+    """The rotary tables that a model has used last, for its next forward: they go where it goes and end with it.
+
+    No buffers: they are of any size, depend on the clip, and are no part of what is saved.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self.most = most
+        self._kept: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def get(self, make: Callable[..., tuple[Tensor, Tensor]], *arguments: object) -> tuple[Tensor, Tensor]:
+        """`make(*arguments)`, kept or made anew; beyond `most` the oldest is dropped. Compiled code makes its own."""
+        if torch.compiler.is_compiling():
+            return make(*arguments)
+        key = (make.__name__, *arguments)
+        if key in self._kept:
+            return self._kept[key]
+        table = make(*arguments)
+        # Tensors without data, and those made in inference mode, serve the forward that made them and no other.
+        if type(table[0]) is Tensor and not torch.is_inference_mode_enabled():
+            if len(self._kept) >= self.most:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = table
+        return table
+
+
 def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(cos, sin) of the video tower."""
     return _table(video_angles(grid, head_dim), device)
 
 
-@functools.lru_cache(maxsize=16)
 def audio_rope(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(cos, sin) of the audio tower."""
     return _table(audio_angles(tokens, head_dim), device)
 
 
-@functools.lru_cache(maxsize=16)
 def aligned_audio_rope(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(cos, sin) of audio tokens in the bridge: position j for token j."""
     return _aligned_table(torch.arange(tokens), head_dim, device)
 
 
-@functools.lru_cache(maxsize=16)
 def aligned_video_rope(
     grid: tuple[int, int, int],
     fps: float,

@@ -12,6 +12,7 @@ from torch import Tensor
 from mova_engine.config import TowerConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.layers import Block, Head, Rope, Stream, sinusoid, time_mlp
+from mova_engine.models.rope import RopeTables
 from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
 
@@ -49,7 +50,7 @@ class Tower(nn.Module):
         **factory,
     ) -> None:
         super().__init__()
-        self.config, self.ops = config, ops
+        self.config, self.ops, self.tables = config, ops, RopeTables()
         dim = config.dim
         self.patch_embedding = patch_embedding
         self.text_embedding = nn.Sequential(

@@ -52,7 +52,7 @@ class VideoDiT(Tower):
         return x.reshape(b, self.config.out_dim, t * pt, h * ph, w * pw)
 
     def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
-        return video_rope(grid, self.config.head_dim, device)
+        return self.tables.get(video_rope, grid, self.config.head_dim, device)
 
     def own_latents(self, shape: tuple[int, ...], sharding: Sharding, device: torch.device) -> Tensor | None:
         """1 where a latent of [b, c, t, h, w] belongs to the sharding's own tokens and 0 elsewhere, float32

@@ -86,7 +86,7 @@ def draw_noise(
     return Latents(torch.stack(video).to(device), torch.stack(audio).to(device))
 
 
-# Not inference mode: tables that the towers cache would come out unusable for a training step of the same process.
+# Not inference mode: the tables that the towers keep for their next forward could not be kept.
 @torch.no_grad()
 def denoise(
     mova: Mova,

@@ -3,6 +3,7 @@
 Every field is an option of the command line under its dotted name: `--optim.lr 1e-3`, `--model.no-bridge`.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,8 @@ def _check(condition: bool, message: str) -> None:
 def _check_least(settings: object, group: str, **least: float) -> None:
     for name, bound in least.items():
         value = getattr(settings, name)
-        _check(value is None or value >= bound, f"{group}{name} must be at least {bound}, got {value}")
+        usable = value is None or bound <= value < math.inf
+        _check(usable, f"{group}{name} must be at least {bound}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         _check_least(self, "lora.", rank=0)
-        _check(self.alpha is None or self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
+        usable = self.alpha is None or (self.alpha > 0 and math.isfinite(self.alpha))
+        _check(usable, f"lora.alpha must be a positive number, got {self.alpha}")
         _check(len(self.targets) > 0, "lora.targets names no layer")
 
 

@@ -56,6 +56,11 @@ def model_config(config: TrainConfig) -> MovaConfig:
     else:
         model = get_preset(settings.preset)
         model = model if settings.size is None else replace(model, clip=get_preset(settings.size).clip)
+    if config.task == "joint" and config.diffusion.skip_first_frame and model.clip.latent_shape[0] == 1:
+        raise MovaError(
+            f"diffusion.skip_first_frame leaves the first latent frame out of the loss, and clips of "
+            f"{model.clip.frames} frames have no other: train on longer clips, or set --diffusion.no-skip-first-frame"
+        )
     model = replace(model, sampling=_sampling(config, model.sampling))
     if settings.aligned_rope:
         return model

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ascend.limits import LimitError, Limits
 from mova_engine.config import get_preset
-from mova_engine.models import rope
 from mova_engine.models.codecs import dac
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
@@ -32,14 +31,9 @@ TEXT = 512
 
 @pytest.fixture
 def limits(npu) -> Iterator[Limits]:
-    """Fake tensors, and every npu:: call held to the limits. Cached tables must not outlive them."""
-    caches = (rope.video_rope, rope.audio_rope, rope.aligned_audio_rope, rope.aligned_video_rope)
-    for cache in caches:
-        cache.cache_clear()
+    """Fake tensors, and every npu:: call held to the limits."""
     with FakeTensorMode(), Limits() as mode:
         yield mode
-    for cache in caches:
-        cache.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Loss, output conversion, guidance and condition."""
 
+import math
+
 import pytest
 import torch
 
@@ -23,6 +25,9 @@ def test_the_first_latent_frame_can_be_left_out():
     target[:, :, 0] = 7
     assert velocity_loss(video, target, audio, audio, LossWeights(skip_first_frame=True)).video == 0
     assert velocity_loss(video, target, audio, audio, LossWeights()).video > 0
+    one = video[:, :, :1]
+    with pytest.raises(MovaError, match="nothing of a clip of one latent frame"):
+        velocity_loss(one, one, audio, audio, LossWeights(skip_first_frame=True))
 
 
 @pytest.mark.parametrize("sigma", [0.9, 0.3, 0.1, 0.003])
@@ -108,6 +113,11 @@ def test_guided_velocities_are_float32():
         (lambda: Guidance("txt"), "unknown guidance 'txt'. Did you mean 'text'"),
         (lambda: Prediction("velocty"), "unknown prediction 'velocty'. Did you mean 'velocity'"),
         (lambda: Prediction("x0", 0.0), "sigma_floor must be positive"),
+        (lambda: Prediction("x0", math.nan), "sigma_floor must be positive, got nan"),
+        (lambda: Guidance("text", math.nan), "text_scale must be a finite number, got nan"),
+        (lambda: Guidance("dual", 5.0, -math.inf), "bridge_scale must be a finite number, got -inf"),
+        (lambda: Schedule(video_shift=math.nan), "video_shift must be positive, got nan"),
+        (lambda: Schedule(audio_shift=math.inf), "audio_shift must be positive, got inf"),
         (lambda: first_frame_condition(torch.zeros(1, 16, 4, 4)), "image latents must be"),
     ],
 )

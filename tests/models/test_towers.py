@@ -1,9 +1,12 @@
 """The towers and the dual-tower forward beyond what the recorded cases show."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mova_engine.backend import get_backend
 from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
@@ -11,6 +14,7 @@ from mova_engine.errors import MovaError
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
 from mova_engine.models.offload import HostCopies
+from mova_engine.models.rope import RopeTables, audio_rope
 from mova_engine.ops import bind
 
 VIDEO = VideoDiTConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=3, text_dim=24, freq_dim=16)
@@ -111,8 +115,62 @@ def test_offload_keeps_no_layer_input_on_the_device(ops, backend):
         z = y.square()
     assert [len(layer) for layer in host.layers] == [1]
     assert all(copy.host.data_ptr() != y.data_ptr() for copy in host.layers[0])
-    z.sum().backward()
+    z.sum().backward(retain_graph=True)
     torch.testing.assert_close(x.grad, 8 * x.detach())
+    z.sum().backward()
+    torch.testing.assert_close(x.grad, 16 * x.detach())
+
+
+def test_offload_serves_a_second_backward_and_a_derivative_of_the_gradient():
+    host, x = HostCopies(), torch.tensor([1.0, 2.0], requires_grad=True)
+    y, other = x * 1, x * 3
+    with host.of((y, other)):
+        z = (y.pow(3) * other).sum()
+    (first,) = torch.autograd.grad(z, x, create_graph=True)
+    torch.testing.assert_close(first, 12 * x.detach() ** 3)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(second, 36 * x.detach() ** 2)
+
+
+def test_rotary_tables_are_the_models_own(ops, backend):
+    """Not the process's: they end with the model, are no part of its state, and nothing without data stays in them."""
+    model, args = build(ops, backend), inputs(backend)
+    names = list(model.state_dict())
+    first = forward(model, args)
+    tower = model.video_dit
+    (kept,) = tower.tables._kept.values()
+    assert model.video_dit_2 is None or model.video_dit_2.tables is tower.tables
+    assert all(torch.equal(a, b) for a, b in zip(first, forward(model, args), strict=True))
+    assert next(iter(tower.tables._kept.values()))[0] is kept[0], "the second forward makes none"
+    assert list(model.state_dict()) == names
+    gone = weakref.ref(kept[0])
+    other = build(ops, backend)
+    assert not other.video_dit.tables._kept
+    del kept, tower, model, first
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("mode", [FakeTensorMode, torch.inference_mode])
+def test_tables_without_data_or_gradients_are_not_kept(backend, mode):
+    tables = RopeTables()
+    with mode():
+        tables.get(audio_rope, 5, 8, torch.device("cpu"))
+    cos, _ = tables.get(audio_rope, 5, 8, torch.device("cpu"))
+    assert type(cos) is torch.Tensor and not cos.is_inference() and cos[0, 0] == 1
+    for tokens in range(6, 12):
+        tables.get(audio_rope, tokens, 8, torch.device("cpu"))
+    assert len(tables._kept) == tables.most
+
+
+def test_tables_do_not_break_a_compiled_graph(backend):
+    """At two sizes of clip, then the first again."""
+    tower = build(bind(backend, "reference"), backend).audio_dit
+    compiled = torch.compile(lambda *args: tower.embed(*args)[1].rope, backend="eager", fullgraph=True)
+    for tokens in (5, 7, 5):
+        x, text = torch.randn(1, AUDIO.in_dim, tokens), torch.randn(1, 3, AUDIO.text_dim)
+        for ours, plain in zip(compiled(x, torch.tensor([500.0]), text), tower.rope((tokens,), x.device), strict=True):
+            assert torch.equal(ours, plain)
 
 
 def test_every_parameter_of_the_used_expert_gets_a_gradient_and_no_other(ops, backend):

@@ -134,6 +134,13 @@ def test_alpha_must_be_known(tiny, adapter, tmp_path):
     save_file(load_file(adapter), tmp_path / "x.safetensors", metadata={"alpha": "many"})
     with pytest.raises(MovaError, match="alpha 'many' is not a number"):
         load_lora(tiny, tmp_path / "x.safetensors")
+    for alpha in ("nan", "inf", "0", "-8"):
+        save_file(load_file(adapter), tmp_path / "y.safetensors", metadata={"alpha": alpha})
+        with pytest.raises(MovaError, match=f"y.safetensors: alpha must be a positive number, got {alpha}"):
+            load_lora(tiny, tmp_path / "y.safetensors")
+        for use in (lambda x: load_lora(tiny, adapter, alpha=x), lambda x: add_lora(tiny, ["ffn.0"], 2, x)):
+            with pytest.raises(MovaError, match=f"alpha must be a positive number, got {alpha}"):
+                use(float(alpha))
     load_lora(tiny, tmp_path / "x.safetensors", alpha=4)
     assert {layer.lora_scale for layer in adapted_layers(tiny).values()} == {1.0}
 
