@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib.util
 import logging
 import os
 import re
@@ -29,6 +30,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def counted(count: int, noun: str) -> str:
     """A number and its noun: `counted(1, "clip")` is "1 clip", `counted(2, "clip")` is "2 clips"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def require_package(name: str, what: str, instead: str = "") -> None:
+    """MovaError, before the work that ends in `what`, where the package that it needs is not installed. instead: how
+    to do without.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise MovaError(f"{what} needs the package {name}, which is not installed: pip install {name}{instead}")
 
 
 def redact(text: str) -> str:

@@ -24,13 +24,21 @@ from mova_engine.parallel.processes import Launch, Processes, read_launch, said_
 from mova_engine.parallel.watch import Watch
 from mova_engine.sample.load import load_pipeline
 from mova_engine.sample.output import SHEET_CLIPS, SampleFolder
-from mova_engine.sample.pipeline import Pipeline, Request, SampleSettings, default_settings
+from mova_engine.sample.pipeline import (
+    REFERENCE_NEGATIVE_PROMPT,
+    Pipeline,
+    Request,
+    SampleSettings,
+    default_settings,
+)
 from mova_engine.sample.processes import ParallelOptions, add_options, choose_shape, join_processes, read_options
 from mova_engine.sample.requests import Prompt, make_requests, read_frame, read_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Without --batch: clips that keep a device busy at small sizes, one at the released ones.
 BATCH_TOKENS, MOST_CLIPS = 4096, 16
+# The word for the reference's own negative prompt.
+REFERENCE = "default"
 # What to do when a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
 
@@ -154,7 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", metavar="FORM", help=f"{', '.join(GUIDANCE_FORMS)} (default: the model's, mostly text)")
     add("--text-scale", type=float, metavar="X", help="strength of guidance by text (default 5)")
     add("--bridge-scale", type=float, metavar="X", help="strength of guidance by the bridge, for dual (default 1)")
-    add("--negative-prompt", metavar="TEXT", help="what guidance steers away from (default: the empty prompt)")
+    negative = f"what guidance steers away from; {REFERENCE}: what MOVA's own scripts take (default: the empty prompt)"
+    add("--negative-prompt", metavar="TEXT", help=negative)
     add("--video-shift", type=float, metavar="X", help="sigma shift of the video (default: the training's)")
     add("--audio-shift", type=float, metavar="X", help="sigma shift of the sound (default: the training's)")
     add("--size", metavar="NAME", help=f"{', '.join(PRESETS)}: the clip's, where the model's folder states none")
@@ -191,6 +200,8 @@ def _settings(args: argparse.Namespace, defaults: SampleSettings) -> SampleSetti
     for name in ("text", "bridge"):
         if getattr(args, f"{name}_scale") is not None and name not in takes:
             raise MovaError(f"--{name}-scale has no effect with guidance '{guidance.form}'")
+    if args.negative_prompt == REFERENCE:
+        args.negative_prompt = REFERENCE_NEGATIVE_PROMPT
     if args.negative_prompt and guidance.form == "none":
         raise MovaError("--negative-prompt has no effect with guidance 'none'")
     if reason := flaw(args.negative_prompt or ""):

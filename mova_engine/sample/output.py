@@ -8,7 +8,7 @@ from typing import Any
 from mova_engine.config import ClipConfig
 from mova_engine.data.decode import Clip
 from mova_engine.data.encode import write_mp4
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, require_package
 from mova_engine.sample.contact_sheet import SheetClip, write_contact_sheet
 
 LISTING, SHEET = "metadata.jsonl", "contact_sheet.png"
@@ -23,6 +23,7 @@ class SampleFolder:
     """
 
     def __init__(self, folder: str | Path, shape: ClipConfig, overwrite: bool = False) -> None:
+        require_package("matplotlib", f"the contact sheet, {SHEET},")
         self.folder, self.shape = Path(folder), shape
         self.written = 0
         self._sheet: list[SheetClip] = []

@@ -22,6 +22,13 @@ from mova_engine.parallel.processes import Processes
 from mova_engine.sample.sampler import Conditions, Latents, LoopOptions, Step, denoise, draw_noise
 
 WHITE = 255
+# What MOVA's own inference scripts steer away from unless told otherwise. The words are the Wan project's (Wan 2.1,
+# Apache-2.0): garish, overexposed, static, blurred, subtitles, low quality, JPEG artefacts, deformed hands and faces.
+REFERENCE_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
 # torch.Generator takes 64 bits.
 MAX_SEED = 2**63 - 1
 

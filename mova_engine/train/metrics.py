@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mova_engine.errors import MovaError
 from mova_engine.train.config import LogSettings
 
 METRICS = "metrics.jsonl"
@@ -57,7 +58,10 @@ class MetricsLog:
         self.board = None
         if settings.tensorboard:
             # Imported here: it takes a second, which a command line that only prints its settings need not wait for.
-            from torch.utils.tensorboard import SummaryWriter
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise MovaError(f"log.tensorboard: {error}; mend it, or give --log.no-tensorboard") from error
 
             self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=resumed_step or None)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mova_engine.config import MovaConfig, SamplingConfig, get_preset
+from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.checkpoint import (
     MODEL_CLASSES,

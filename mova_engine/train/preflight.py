@@ -9,7 +9,7 @@ import torch
 
 from mova_engine.config import MovaConfig
 from mova_engine.data.metadata import read_metadata
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, require_package
 from mova_engine.models.lora import find_linears
 from mova_engine.models.mova import COMPONENTS, Mova
 from mova_engine.models.weights import check_component
@@ -23,9 +23,12 @@ from mova_engine.train.weights import DTYPES
 
 
 def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resume: Path | None) -> None:
-    """Raise MovaError for lists of clips that cannot be read, a sampler that cannot be imported, adapters, a checkpoint
-    to start from or one to go on from that do not fit the run.
+    """Raise MovaError for packages that are not installed, lists of clips that cannot be read, a sampler that cannot be
+    imported, adapters, a checkpoint to start from or one to go on from that do not fit the run.
     """
+    if config.log.tensorboard:
+        require_package("tensorboard", "log.tensorboard", ", or give --log.no-tensorboard")
+    require_package("matplotlib", "the loss curve")
     for folder in (config.data, config.validation.data if config.validation.every else None):
         if folder is not None:
             read_metadata(folder)

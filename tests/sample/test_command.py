@@ -1,6 +1,7 @@
 """`python -m mova_engine.sample`: files that a player and the measure read, and one line for every mistake."""
 
 import json
+import sys
 from fractions import Fraction
 
 import av
@@ -15,6 +16,7 @@ from mova_engine.data.decode import read_clip
 from mova_engine.data.metadata import read_metadata
 from mova_engine.errors import MovaError
 from mova_engine.sample.__main__ import main
+from mova_engine.sample.pipeline import REFERENCE_NEGATIVE_PROMPT
 
 SHAPE = ClipConfig(frames=9, height=32, width=48)
 
@@ -168,6 +170,18 @@ def test_prompts_that_cannot_be_read_are_one_line(sample, tmp_path, picture):
         with pytest.raises(MovaError) as error:
             sample(*args)
         assert message in str(error.value)
+
+
+def test_the_references_negative_prompt_has_a_word(sample):
+    (row,) = rows(sample("--prompt", "x", "--guidance", "text", "--negative-prompt", "default"))
+    assert row["negative_prompt"] == REFERENCE_NEGATIVE_PROMPT
+
+
+def test_a_package_for_the_sheet_is_asked_for_before_the_work(sample, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("mova_engine.sample.__main__.load_pipeline", None)
+    with pytest.raises(MovaError, match="contact sheet, contact_sheet.png, needs the package matplotlib, .*: pip"):
+        sample("--prompt", "x")
 
 
 def test_a_truncated_checkpoint_is_one_line_and_keeps_old_samples(sample, run_folder):

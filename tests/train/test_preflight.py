@@ -1,11 +1,16 @@
 """Whatever can be known to be wrong is told before a clip is decoded."""
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 
+from mova_engine.config import PRESETS, get_preset
 from mova_engine.data import cache
 from mova_engine.errors import MovaError
+from mova_engine.train.config import LogSettings
+from mova_engine.train.metrics import MetricsLog
 from mova_engine.train.recipes import load_config
 from mova_engine.train.trainer import Trainer
 
@@ -31,6 +36,10 @@ def nothing_decoded(monkeypatch):
 
 
 WRONG = {
+    "clips of one latent frame, which does not count": (
+        {"model": {"size": "one-frame"}, "diffusion": {"skip_first_frame": True}},
+        "clips of 1 frames have no other: train on longer clips, or set --diffusion.no-skip-first-frame",
+    ),
     "a LoRA target that matches nothing": (
         {"lora": {"rank": 4, "targets": ["qq"]}, "model": {"checkpoint": "TRAINED"}},
         "LoRA target 'qq' matches no linear layer",
@@ -70,12 +79,33 @@ def _filled(value, places):
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_wrong_settings(what, small, trained, clips, nothing_decoded):
+def test_wrong_settings(what, small, trained, clips, nothing_decoded, monkeypatch):
+    nano = get_preset("nano")
+    monkeypatch.setitem(PRESETS, "one-frame", replace(nano, clip=replace(nano.clip, frames=1)))
     settings, words = WRONG[what]
     settings = _filled(settings, {"TRAINED": str(trained), "CLIPS": str(clips)})
     with pytest.raises(MovaError, match=words) as caught:
         Trainer(small(**settings)).run()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "settings", "words"),
+    [
+        ("tensorboard", {"log": {"tensorboard": True}}, "pip install tensorboard, or give --log.no-tensorboard"),
+        ("matplotlib", {}, "the loss curve needs the package matplotlib, which is not installed: pip install"),
+    ],
+)
+def test_packages_that_are_missing(small, nothing_decoded, monkeypatch, package, settings, words):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MovaError, match=words):
+        Trainer(small(**settings)).run()
+
+
+def test_a_package_that_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MovaError, match="log.tensorboard: .*; mend it, or give --log.no-tensorboard"):
+        MetricsLog(tmp_path, LogSettings(), 0)
 
 
 def test_a_checkpoint_whose_weights_do_not_fit(small, trained, clips, tmp_path, nothing_decoded):
