@@ -41,6 +41,7 @@ def own_operators(device: str) -> OpTable:
 def train(steps: int, batch: int = 8, clips: int = 24, device: str = "cpu", seed: int = 0) -> list[float]:
     """Train nano for `steps` steps on `clips` drawn clips; returns the loss of each step."""
     generator, config = torch.Generator().manual_seed(seed), get_preset("nano")
+    get_backend(device).use_threads(None, config.video.dim)  # one thread: tensors this small are not worth sharing
     drawn = [draw(np.random.default_rng((seed, i)), *TRAINED[i % len(TRAINED)]) for i in range(clips)]
     frames = video_from_uint8(torch.from_numpy(np.stack([render_video(clip) for clip in drawn])))
     sound = torch.from_numpy(np.stack([render_audio(clip) for clip in drawn])).unsqueeze(1)

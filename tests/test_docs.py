@@ -1,15 +1,11 @@
 """README and docs name things that exist: files, make targets, commands, recipes, operators."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from mova_engine.cli import COMMANDS
-from mova_engine.config import get_preset
-from mova_engine.parallel.mesh import choose_mesh
-from mova_engine.train.recipes import parse_command_line
 from source_tree import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,28 +44,6 @@ def test_make_targets_and_commands_named_exist(page):
         for module in re.findall(r"python -m mova_engine\.([\w.]+)", span):
             path = ROOT.joinpath("mova_engine", *module.split("."))
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_training_commands_are_understood_and_fit_their_processes(page):
-    """Every command that trains: its options parse, and torchrun's processes make the mesh that it asks for."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in re.findall(r"^    (.*-m mova_engine\.train .*)$", text, re.M):
-        launcher, _, options = re.split(r"\s{4,}#", line)[0].partition("-m mova_engine.train")
-        if "RECIPE" in options:
-            continue
-        config, _ = parse_command_line(shlex.split(options))
-        counts = dict(re.findall(r"--(nnodes|nproc-per-node) (\d+)", launcher))
-        world = int(counts.get("nnodes", 1)) * int(counts.get("nproc-per-node", 1))
-        heads, parallel = get_preset(config.model.preset).video.num_heads, config.parallel
-        choose_mesh(
-            world,
-            heads,
-            context_parallel=parallel.context_parallel,
-            ulysses=parallel.ulysses,
-            dp_replicate=parallel.replicate,
-        )
-        assert world > 1 or not parallel.shard, line
 
 
 def test_the_two_commands_come_first():

@@ -105,6 +105,8 @@ def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
     console = Console(stderr=True, quiet=not first)
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models are, by velocity")
+    if diffusion_settings(folder).get("skip_first_frame") and any(p.first_frame is None for p, _ in job.work):
+        console.print("warning: this model goes on from a given first frame; without --image it gets a white one")
     watch.at("loading", watched=False)
     with console.status(f"loading {folder}"):
         pipeline = load_pipeline(

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, fields
 
 from mova_engine.backend import Backend
-from mova_engine.config import MovaConfig
+from mova_engine.config import GUIDANCE_FORMS, MovaConfig
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.errors import MovaError
 from mova_engine.parallel.mesh import MeshShape, choose_mesh
@@ -73,6 +73,13 @@ def choose_shape(
                 "parallel.shard divides the weights among processes, but this is one: start several with torchrun "
                 "--nproc-per-node 2, or leave the option out"
             )
+    if options.cfg > guidance.evaluations:
+        takes = {form: Guidance(form).evaluations for form in GUIDANCE_FORMS}
+        others = "; ".join(f"--guidance {form} takes {n}" for form, n in takes.items() if n >= options.cfg)
+        raise MovaError(
+            f"parallel.cfg {options.cfg} shares out guidance's evaluations, and guidance '{guidance.form}' takes "
+            f"{guidance.evaluations} a step: lower it" + (f" ({others})" if others else "")
+        )
     shape = choose_mesh(
         launch.world,
         config.video.num_heads,

@@ -156,8 +156,8 @@ def test_the_command_writes_once_what_one_process_writes(worlds, checkpoint, tmp
 @pytest.mark.parametrize(
     ("options", "world", "form", "reason"),
     [
-        ({"cfg": 2}, 4, "none", "mesh: cfg 2 is more than guidance's 1 evaluation a step. Nearest that fit: "),
-        ({"cfg": 3}, 6, "text", "mesh: cfg 3 is more than guidance's 2 evaluations a step. Nearest that fit: cfg 2"),
+        ({"cfg": 2}, 4, "none", "parallel.cfg 2 shares out guidance's evaluations, and guidance 'none' takes 1"),
+        ({"cfg": 3}, 6, "text", "parallel.cfg 3 shares out guidance's evaluations, and guidance 'text' takes 2"),
         ({"cfg": 2, "context_parallel": 3}, 8, "text", "mesh: cfg 2 x context_parallel 3 does not divide the 8"),
         ({"cfg": 2}, 1, "text", "parallel.cfg is 2, but this is one process: start so many with torchrun"),
         ({"context_parallel": 2}, 1, "text", "parallel.context_parallel is 2, but this is one process"),

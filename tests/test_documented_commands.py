@@ -1,0 +1,166 @@
+"""Every command that README, docs, recipes and example files show is understood, and fits what it is shown for."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mova_engine import cli
+from mova_engine.backend import get_backend
+from mova_engine.config import PRESETS, get_preset
+from mova_engine.errors import CommandParser
+from mova_engine.parallel.mesh import choose_mesh
+from mova_engine.parallel.processes import Launch
+from mova_engine.train.recipes import parse_command_line
+from source_tree import ROOT
+
+RECIPES = sorted((ROOT / "mova_engine" / "recipes").glob("*.yaml"))
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "tests" / "ascend" / "emulator" / "README.md",
+    *RECIPES,
+    *sorted((ROOT / "mova_engine").rglob("*.py")),
+    *sorted((ROOT / "examples").glob("*.py")),
+]
+_LAUNCHER = r"\S*python3?|torchrun(?: --\S+(?: [^-\s]\S*)?)*"
+_EMULATED = r"(?: \S+emulate\.py(?: --list)? python)?"
+_COMMAND = re.compile(
+    rf"(?:mova (?P<name>[a-z][a-z-]*)|(?P<launcher>{_LAUNCHER}){_EMULATED} -m mova_engine\.(?P<module>[\w.]+))"
+    r"(?P<rest>(?= |$).*)$"
+)
+
+
+class Shown:
+    """A command as a page shows it."""
+
+    def __init__(self, page: Path, match: re.Match) -> None:
+        self.text, modules = match[0], {module: name for name, (module, _) in cli.COMMANDS.items()}
+        self.launcher = match["launcher"] or ""
+        self.name = match["name"] or modules.get(f"mova_engine.{match['module']}")
+        self.name = self.name or modules.get(f"mova_engine.{match['module']}.__main__")
+        words = shlex.split(match["rest"].split(" > ")[0])
+        self.words = [word.replace("DEVICE", "cpu") for word in words]
+        counts = dict(re.findall(r"--(nnodes|nproc-per-node) (\d+)", self.launcher))
+        self.world = int(counts.get("nnodes", 1)) * int(counts.get("nproc-per-node", 1))
+        self.id = f"{page.name}: {' '.join(self.text.split())[:100]}"
+
+
+def _lines(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".yaml":
+        text = "\n".join(line.lstrip("#") for line in text.splitlines() if line.startswith("#"))
+    text = re.sub(r"\\\n\s*", " ", text)
+    blocks = re.findall(r"^ {2,}(?:\$ )?(\S.*)$", text, re.M)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"\n(?=\S)", " ", text))
+    # In code a span in a sentence may be a part of a command.
+    return blocks if page.suffix == ".py" else blocks + spans
+
+
+def _commands(page: Path) -> list[Shown]:
+    found = []
+    for line in _lines(page):
+        line = re.split(r"\s+#\s|\s{4,}(?=\S)", line.strip())[0]
+        match = _COMMAND.match(line)
+        # `a|b`, `[...]` and `...` are a form, not a command.
+        if match and not re.search(r"[|\[\]]|\.\.\.|\b(NAME|RECIPE|COMMAND|SUITE|MODEL|N)\b", match["rest"]):
+            found.append(Shown(page, match))
+    return found
+
+
+COMMANDS = {shown.id: shown for page in PAGES for shown in _commands(page)}
+
+
+class Parsed(Exception):
+    """A command's options were understood."""
+
+
+@pytest.fixture
+def only_parsed(monkeypatch):
+    """Commands stop once their options are understood."""
+    parse = CommandParser.parse_args
+
+    def stop(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(CommandParser, "parse_args", stop)
+
+
+def _preset(folder: str) -> str:
+    return next((name for name in sorted(PRESETS) if name in folder.lower()), "mova-360p")
+
+
+def _train(shown: Shown) -> None:
+    """The options parse, and torchrun's processes make the mesh that is asked for."""
+    config, _ = parse_command_line(shown.words)
+    preset = _preset(str(config.model.checkpoint)) if config.model.checkpoint else config.model.preset
+    choose_mesh(
+        shown.world,
+        get_preset(preset).video.num_heads,
+        context_parallel=config.parallel.context_parallel,
+        ulysses=config.parallel.ulysses,
+        dp_replicate=config.parallel.replicate,
+    )
+    assert shown.world > 1 or not config.parallel.shard
+
+
+def _sample(shown: Shown, monkeypatch) -> None:
+    """Everything that is checked before a model is loaded, on a model of the size that the folder's name tells."""
+    main = importlib.import_module("mova_engine.sample.__main__")
+    monkeypatch.setattr(main, "open_model", lambda folder, *_: (folder, get_preset(_preset(str(folder)))))
+    monkeypatch.setattr(main, "find_adapters", lambda path, *_: path)
+    monkeypatch.setattr(main, "get_backend", lambda name: get_backend("cpu"))
+    monkeypatch.setattr(main, "_work", lambda args, shape: [None] * (args.count or (96 if args.prompts else 1)))
+    main._read(shown.words, Launch(rank=0, world=shown.world))
+
+
+def test_commands_are_found():
+    """The list that the next tests walk is not empty for want of a match."""
+    assert len(COMMANDS) > 60
+    assert cli.COMMANDS.keys() == {shown.name for shown in COMMANDS.values()}
+
+
+@pytest.mark.parametrize("shown", COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch):
+    assert shown.name in cli.COMMANDS, f"{shown.text}: no such command"
+    if not shown.words:
+        return  # the name alone, in a sentence
+    if shown.name == "train":
+        _train(shown)
+    elif shown.name == "sample":
+        monkeypatch.undo()
+        _sample(shown, monkeypatch)
+    else:
+        with pytest.raises(Parsed):
+            cli.main([shown.name, *shown.words])
+
+
+@pytest.mark.parametrize("shown", COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_shown_command_does_not_take_the_place_of_make_nano(shown):
+    """`make nano` leaves its run in runs/nano: a shown command that trains nano otherwise names its own folder."""
+    if shown.name == "train" and shown.words and "--print-config" not in shown.words:
+        config, _ = parse_command_line(shown.words)
+        assert config.name != "nano" or "--out" in shown.words, f"{shown.text}: give it an --out"
+
+
+def _options(recipe: Path) -> list[tuple[str, ...]]:
+    """Options that a recipe's comments advise: runs of `--name value`."""
+    comments = [line.lstrip("# ") for line in recipe.read_text().splitlines() if line.lstrip().startswith("#")]
+    text = " ".join(line for line in comments if not _COMMAND.match(line))
+    runs = re.findall(r"(?<!\S)`?(--[\w.-]+(?: (?!--)[\w./-]+)?(?: --[\w.-]+(?: (?!--)[\w./-]+)?)*)", text)
+    return [tuple(word.rstrip(".,;:`") for word in run.split()) for run in runs]
+
+
+ADVISED = [(recipe.stem, words) for recipe in RECIPES for words in _options(recipe)]
+
+
+@pytest.mark.parametrize("recipe, words", ADVISED, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+def test_options_that_a_recipe_advises_are_understood(recipe, words):
+    """By the trainer with this recipe, or by the sampler."""
+    sampler = importlib.import_module("mova_engine.sample.__main__")._parser()._option_string_actions
+    if not {word for word in words if word.startswith("--")} <= sampler.keys():
+        parse_command_line(["--recipe", recipe, *words])
