@@ -10,7 +10,7 @@ import pytest
 from mova_engine import cli
 from mova_engine.backend import get_backend
 from mova_engine.config import PRESETS, get_preset
-from mova_engine.errors import CommandParser
+from mova_engine.errors import CommandParser, MovaError
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch
 from mova_engine.train.recipes import parse_command_line
@@ -37,7 +37,8 @@ _COMMAND = re.compile(
 class Shown:
     """A command as a page shows it."""
 
-    def __init__(self, page: Path, match: re.Match) -> None:
+    def __init__(self, page: Path, match: re.Match, mentioned: bool) -> None:
+        self.mentioned = mentioned
         self.text, modules = match[0], {module: name for name, (module, _) in cli.COMMANDS.items()}
         self.launcher = match["launcher"] or ""
         self.name = match["name"] or modules.get(f"mova_engine.{match['module']}")
@@ -49,7 +50,8 @@ class Shown:
         self.id = f"{page.name}: {' '.join(self.text.split())[:100]}"
 
 
-def _lines(page: Path) -> list[str]:
+def _lines(page: Path) -> list[tuple[str, bool]]:
+    """Pairs of what may be a command and whether it is mentioned in a sentence, where its values may be missing."""
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".yaml":
         text = "\n".join(line.lstrip("#") for line in text.splitlines() if line.startswith("#"))
@@ -57,17 +59,17 @@ def _lines(page: Path) -> list[str]:
     blocks = re.findall(r"^ {2,}(?:\$ )?(\S.*)$", text, re.M)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"\n(?=\S)", " ", text))
     # In code a span in a sentence may be a part of a command.
-    return blocks if page.suffix == ".py" else blocks + spans
+    return [(line, False) for line in blocks] + [(span, True) for span in spans if page.suffix != ".py"]
 
 
 def _commands(page: Path) -> list[Shown]:
     found = []
-    for line in _lines(page):
+    for line, mentioned in _lines(page):
         line = re.split(r"\s+#\s|\s{4,}(?=\S)", line.strip())[0]
         match = _COMMAND.match(line)
         # `a|b`, `[...]` and `...` are a form, not a command.
         if match and not re.search(r"[|\[\]]|\.\.\.|\b(NAME|RECIPE|COMMAND|SUITE|MODEL|N)\b", match["rest"]):
-            found.append(Shown(page, match))
+            found.append(Shown(page, match, mentioned))
     return found
 
 
@@ -129,14 +131,19 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch):
     assert shown.name in cli.COMMANDS, f"{shown.text}: no such command"
     if not shown.words:
         return  # the name alone, in a sentence
-    if shown.name == "train":
-        _train(shown)
-    elif shown.name == "sample":
-        monkeypatch.undo()
-        _sample(shown, monkeypatch)
-    else:
-        with pytest.raises(Parsed):
-            cli.main([shown.name, *shown.words])
+    try:
+        if shown.name == "train":
+            _train(shown)
+        elif shown.name == "sample":
+            monkeypatch.undo()
+            _sample(shown, monkeypatch)
+        else:
+            with pytest.raises(Parsed):
+                cli.main([shown.name, *shown.words])
+    except MovaError as error:
+        lacking = re.search(r"expected one argument|arguments are required|one of the arguments", str(error))
+        if not (shown.mentioned and lacking):
+            raise
 
 
 @pytest.mark.parametrize("shown", COMMANDS.values(), ids=COMMANDS.keys())

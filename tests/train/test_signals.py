@@ -158,9 +158,9 @@ def test_a_second_signal_acts_as_ever_and_a_repeated_one_does_not(monkeypatch):
 
 
 def test_a_signal_that_python_dropped_is_not_lost():
-    with StopRequest() as stop, pytest.raises(Stopped), stop.at_once():
-        with suppress(Stopped):  # as Python does in a finalizer
-            send()
+    # Suppressed as Python does it in a finalizer.
+    with StopRequest() as stop, pytest.raises(Stopped), stop.at_once(), suppress(Stopped):
+        send()
 
 
 def test_nohup_is_respected():
