@@ -4,7 +4,7 @@ A clip's key is a hash of everything that its latents depend on: the file's cont
 the codecs' fingerprints, the precision. Nothing is ever out of date, and folders may be shared between runs. Entries
 are safetensors files, written whole or not at all, with a checksum: a damaged one is reported and encoded anew.
 
-    FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents
+    FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents, heard
     FOLDER/text/ab/abcd....safetensors      text
     FOLDER/forms/abcd....json               what decides keys beside the clips themselves, see `data.forms`
     FOLDER/files/ab/abcd....json            digests of large media files, valid while size and time of change stay
@@ -27,6 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import av
 import torch
@@ -46,7 +47,7 @@ from mova_engine.data.files import write_atomic
 from mova_engine.data.forms import Form, as_json, as_stored, difference, form_path, other_forms
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
-from mova_engine.models.checkpoint import Codecs, load_codecs
+from mova_engine.models.checkpoint import Codecs, codecs_of, load_codecs
 from mova_engine.models.codecs import (
     AudioCodec,
     TextEncoder,
@@ -62,7 +63,7 @@ from mova_engine.parallel.processes import Launch, read_launch
 log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever decoding or the layout of entries changes.
-VERSION = 1
+VERSION = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Bytes of text features kept in memory, as captions recur.
 TEXT_MEMORY = 64 << 20
@@ -85,6 +86,7 @@ class LatentCache:
 
     dtype: "float32" or "bfloat16" (half the space; values are rounded); tensors are always handed out as float32.
     silent: what to do with clips without sound, see `read_clip`.
+    video_codec: None for a cache of sound alone, which takes files without pictures and decodes none.
     Everything is encoded one clip at a time, so that an entry does not depend on its neighbours.
     """
 
@@ -92,7 +94,7 @@ class LatentCache:
         self,
         folder: str | Path,
         clip: ClipConfig,
-        video_codec: VideoCodec,
+        video_codec: VideoCodec | None,
         audio_codec: AudioCodec,
         text_encoder: TextEncoder,
         *,
@@ -105,8 +107,10 @@ class LatentCache:
         self.video_codec, self.audio_codec, self.text_encoder = video_codec, audio_codec, text_encoder
         self.dtype = DTYPES[dtype]
         common = {"version": VERSION, "dtype": dtype}
-        codecs = {"video": video_codec.fingerprint(), "audio": audio_codec.fingerprint()}
-        self._clip_facts = as_stored({**common, **codecs, "clip": asdict(clip), "silent": silent})
+        shown = {"sound": [clip.audio_samples, clip.sample_rate]}
+        if video_codec is not None:
+            shown = {"video": video_codec.fingerprint(), "clip": asdict(clip)}
+        self._clip_facts = as_stored({**common, **shown, "audio": audio_codec.fingerprint(), "silent": silent})
         self._text_facts = {**common, "encoder": text_encoder.fingerprint()}
         self._digests = Digests(self.folder / "files", self._try_write)
         self._texts: dict[str, Tensor] = {}
@@ -114,10 +118,12 @@ class LatentCache:
         self._form_is_known = False
 
     def get(self, entry: Entry) -> dict[str, Tensor]:
-        """A clip's tensors, float32: video_latents, image_latents [16, t, h, w], audio_latents [128, l], text [n, d].
+        """A clip's tensors, float32: video_latents, image_latents [16, t, h, w], audio_latents [128, l], text [n, d],
+        and heard [1]: 1, or 0 for a clip without sound.
 
-        image_latents encode [first frame, zeros ...] (zero is mid-grey), the condition of image-to-video. What is not
-        in the cache is encoded and stored; where it cannot be stored, that is reported and training goes on.
+        image_latents encode [first frame, zeros ...] (zero is mid-grey), the condition of image-to-video. Sound alone
+        has neither these nor video_latents. What is not in the cache is encoded and stored; where it cannot be stored,
+        that is reported and training goes on.
         Raises MovaError, naming the file, for a clip that cannot be used.
         """
         path = self._clip_path(entry)
@@ -221,7 +227,9 @@ class LatentCache:
 
     def _decode(self, entry: Entry) -> Clip:
         """The clip. That a file ends the process which reads it is kept, so that not each start pays for it again."""
-        facts = {"content": self._digests.of(entry.path), "start": entry.start, "av": av.__version__}
+        pictures = self.video_codec is not None
+        content = self._digests.of(entry.path)
+        facts = {"content": content, "start": entry.start, "pictures": pictures, "av": av.__version__}
         known = self._path("fatal", facts).with_suffix(".json")
         try:
             reason = json.loads(known.read_bytes())["reason"]
@@ -230,23 +238,23 @@ class LatentCache:
         else:
             raise MovaError(f"{entry.path}: {reason} (so an earlier run found; to try again delete {known})")
         try:
-            return read_clip(entry.path, self.clip, start=entry.start, silent=self.silent)
+            return read_clip(entry.path, self.clip, start=entry.start, silent=self.silent, pictures=pictures)
         except FatalFileError as error:
             self._try_write(known, json.dumps({"reason": error.reason}).encode())
             raise
 
     def _encode(self, entry: Entry, clip: Clip) -> dict[str, Tensor]:
-        video = video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0)
-        first_frame = torch.zeros_like(video)
-        first_frame[:, :, 0] = video[:, :, 0]
-        latents = {
-            "video_latents": self.video_codec.encode(video),
-            "image_latents": self.video_codec.encode(first_frame),
-            "audio_latents": self.audio_codec.encode(torch.from_numpy(clip.audio).view(1, 1, -1)),
-        }
+        latents = {"audio_latents": self.audio_codec.encode(torch.from_numpy(clip.audio).view(1, 1, -1))}
+        if self.video_codec is not None:
+            video = video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0)
+            first_frame = torch.zeros_like(video)
+            first_frame[:, :, 0] = video[:, :, 0]
+            latents["video_latents"] = self.video_codec.encode(video)
+            latents["image_latents"] = self.video_codec.encode(first_frame)
         for name, x in latents.items():
             if not x.isfinite().all():
                 raise MovaError(f"{entry.path}: its {name} come out not finite")
+        latents["heard"] = torch.tensor([[float(clip.heard)]])
         return {name: x[0].to("cpu", self.dtype).contiguous() for name, x in latents.items()}
 
     def _encode_text(self, caption: str) -> Tensor:
@@ -342,14 +350,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder to fill (default DATA/cache)")
     parser.add_argument("--device", choices=NAMES, default="cpu", help="where the codecs run (default cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of what is stored")
-    parser.add_argument("--silent", choices=["refuse", "zeros"], default="refuse", help="clips without sound")
+    parser.add_argument("--silent", choices=get_args(Silent), default="refuse", help="clips without sound")
+    parser.add_argument("--task", choices=["joint", "audio"], default="joint", help="audio: sound alone, of any file")
     parser.add_argument("--shard", metavar="I/N", help="of N equal shares the I-th, from 1 (default: torchrun's rank)")
     args = parser.parse_args(argv)
     launch = read_launch()
     share, shares = (launch.rank + 1, launch.world) if args.shard is None else _share(args.shard, launch)
     entries = read_metadata(args.data)[share - 1 :: shares]
     which = f"share {share} of {shares}: " if shares > 1 else ""
-    config, codecs = _model(args.model, args.checkpoint, args.size, get_backend(args.device).device(launch.local_rank))
+    device = get_backend(args.device).device(launch.local_rank)
+    config, codecs = _model(args.model, args.checkpoint, args.size, args.task, device)
     folder = args.cache or args.data / "cache"
     cache = LatentCache(folder, config.clip, *codecs, dtype=args.dtype, silent=args.silent)
     if (otherwise := cache.stored_otherwise(entries)) is not None:
@@ -373,14 +383,14 @@ def _share(text: str, launch: Launch) -> tuple[int, int]:
 
 
 def _model(
-    preset: str | None, checkpoint: Path | None, size: str | None, device: torch.device
+    preset: str | None, checkpoint: Path | None, size: str | None, task: str, device: torch.device
 ) -> tuple[MovaConfig, Codecs]:
     if checkpoint is not None:
         folder, config = open_model(checkpoint, size)
-        return config, load_codecs(folder, device=device)
+        return config, load_codecs(folder, device=device, parts=codecs_of(task))
     config = get_preset(preset)
     return config, Codecs(
-        build_video_codec(config.video_codec, device=device),
+        build_video_codec(config.video_codec, device=device) if task == "joint" else None,
         build_audio_codec(config.audio_codec, device=device),
         build_text_encoder(config.text_encoder, tokens=config.text_tokens, dim=config.video.text_dim, device=device),
     )

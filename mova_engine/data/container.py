@@ -45,10 +45,11 @@ _kept: list = []
 
 
 @contextmanager
-def open_media(path: str | Path) -> Iterator[InputContainer]:
-    """Open a local media file with video; a failure of the media library inside becomes one line that names the file.
+def open_media(path: str | Path, *, pictures: bool = True) -> Iterator[InputContainer]:
+    """Open a local media file with video (pictures=False: with sound, whatever else).
 
-    Whatever the name looks like, it is a file's; nothing else is opened, whatever the file's content asks for.
+    A failure of the media library inside becomes one line that names the file. Whatever the name
+    looks like, it is a file's; nothing else is opened, whatever the file's content asks for.
     """
     require_file(path)
     # Without a folder in front a name such as 12:30.mp4 reads as a protocol's.
@@ -62,7 +63,10 @@ def open_media(path: str | Path) -> Iterator[InputContainer]:
         raise MovaError(_damaged(path, error)) from None
     try:
         with container:
-            for stream in (video_stream(container, path), audio_stream(container)):
+            sound = audio_stream(container)
+            if not pictures and sound is None:
+                raise MovaError(f"{path}: has no sound track")
+            for stream in (video_stream(container, path) if pictures else None, sound):
                 if stream is not None and stream.codec_context is None:
                     raise MovaError(f"{path}: damaged, or its {stream.type} is of an unknown kind")
             yield container
@@ -81,7 +85,9 @@ def video_stream(container: InputContainer, path: str | Path) -> Stream:
     """The stream of moving pictures: the one marked as default, or the first; covers and thumbnails do not count."""
     moving = [s for s in container.streams.video if not s.disposition & STILLS]
     if not moving:
-        raise MovaError(f"{path}: has no video")
+        cover = ", only a cover picture" if len(container.streams.video) else ""
+        alone = " (sound alone serves to train the audio tower: --task audio)" if len(container.streams.audio) else ""
+        raise MovaError(f"{path}: has no video{cover}{alone}")
     return _default(moving)
 
 

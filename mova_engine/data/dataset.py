@@ -60,8 +60,8 @@ class LatentDataset(Dataset):
         return {**tensors, "caption": self._captions[index], "id": self._ids[index]}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The clips at `indices`, float32: video_latents and image_latents [b, 16, t, h, w], audio_latents [b, 128, l],
-        text [b, n, d]; caption and id: lists of strings.
+        """The clips at `indices`, float32: video_latents and image_latents [b, 16, t, h, w] (not of sound alone),
+        audio_latents [b, 128, l], heard [b, 1], text [b, n, d]; caption and id: lists of strings.
         """
         if self._tensors is not None:
             chosen, rows = list(indices), torch.as_tensor(indices)

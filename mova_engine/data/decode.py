@@ -1,6 +1,7 @@
 """Real files to clips: pictures at the model's frame rate, sound at its sample rate, both on one clock.
 
-The clock starts at the presentation time of the first picture (plus `start`). Pictures and sound are placed on it by
+The clock starts at the presentation time of the first picture (plus `start`); where no pictures are wanted, at that of
+the first sample. Pictures and sound are placed on it by
 their timestamps, never by counting, so that a file of any frame rate, constant or variable, whose streams start at
 different times, comes out in step.
 """
@@ -8,7 +9,7 @@ different times, comes out in step.
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import av
 import numpy as np
@@ -18,10 +19,10 @@ from mova_engine.data.apart import apart
 from mova_engine.data.container import audio_stream, open_media, video_stream
 from mova_engine.data.metadata import LATEST_START
 from mova_engine.data.pictures import read_pictures
-from mova_engine.data.sound import read_sound
+from mova_engine.data.sound import Sound, first_sound, read_sound
 from mova_engine.errors import MovaError
 
-Silent = Literal["refuse", "zeros"]
+Silent = Literal["refuse", "zeros", "mask"]
 
 # A player would show a late or short track as silence; a clip with less than half its sound counts as silent.
 LEAST_SOUND = 0.5
@@ -29,13 +30,15 @@ LEAST_SOUND = 0.5
 
 @dataclass(frozen=True)
 class Clip:
-    """Pictures uint8 [f, h, w, 3] (RGB) and sound float32 [n] (mono) in step.
+    """Pictures uint8 [f, h, w, 3] (RGB; None: not asked for) and sound float32 [n] (mono) in step.
 
-    Picture k shows the instant k / fps, sample i sounds at i / sample_rate.
+    Picture k shows the instant k / fps, sample i sounds at i / sample_rate. heard: whether the file has sound here, so
+    that `audio` is to be learned.
     """
 
-    video: np.ndarray
+    video: np.ndarray | None
     audio: np.ndarray
+    heard: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def probe(path: str | Path) -> MediaInfo:
 
 
 @apart
-def read_clip(path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent: Silent = "refuse") -> Clip:
+def read_clip(
+    path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent: Silent = "refuse", pictures: bool = True
+) -> Clip:
     """Decode `clip.frames` pictures and `clip.audio_samples` samples, from `start` seconds after the first picture.
 
     Pictures: each is the source picture chosen by `pick_frames`, centre-cropped and resized by `crop_resize`.
@@ -74,28 +79,39 @@ def read_clip(path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent:
     follows in the file: a cut to zeros would put a click into the last latent.
 
     silent: what to do with a file without sound (no track, a silent one, or one that covers less than half the clip):
-    "refuse" raises, "zeros" gives what there is, zeros elsewhere.
-    Raises MovaError, naming the file, when it is missing, damaged, without video, too short or silent. The file is
-    decoded in a process of its own: where that crashes, hangs or takes all memory, that is a MovaError too.
+    "refuse" raises, "zeros" gives what there is, zeros elsewhere, and so does "mask"; the clip then says that it is not
+    heard. A clip of which the sound covers half or more counts as heard.
+    pictures=False: the sound alone, from `start` seconds after its first sample. Files without video will do.
+    Raises MovaError, naming the file, when it is missing, damaged, without what is asked for, too short or silent. The
+    file is decoded in a process of its own: where that crashes, hangs or takes all memory, that is a MovaError too.
     """
-    if silent not in ("refuse", "zeros"):
-        raise MovaError(f"silent must be 'refuse' or 'zeros', got '{silent}'")
+    if silent not in get_args(Silent):
+        raise MovaError(f"silent must be one of {', '.join(get_args(Silent))}, got '{silent}'")
     if not 0 <= start <= LATEST_START:
         raise MovaError(f"{path}: start must be seconds from 0 to 1e9, got {start}")
-    offset = Fraction(start).limit_denominator(1_000_000)
-    with open_media(path) as container:
-        origin, video = read_pictures(container, path, clip, offset)
-    with open_media(path) as container:
-        if container.streams.audio:
-            sound = read_sound(container, path, clip, offset, origin)
-        elif silent == "refuse":
-            raise MovaError(f"{path}: has no sound track (silent='zeros' accepts it)")
+    offset, video, sound = Fraction(start).limit_denominator(1_000_000), None, None
+    with open_media(path, pictures=pictures) as container:
+        if pictures:
+            origin, video = read_pictures(container, path, clip, offset)
         else:
-            return Clip(video, np.zeros(clip.audio_samples, np.float32))
-    if silent == "refuse":
-        if sound.covered < LEAST_SOUND * len(sound.mono):
-            sounding = f"{sound.covered / clip.sample_rate:.3f} s of the clip's {clip.duration:.3f} s"
-            raise MovaError(f"{path}: its sound covers only {sounding} (silent='zeros' accepts it)")
-        if sound.silent:
-            raise MovaError(f"{path}: its sound track is silent (silent='zeros' accepts it)")
-    return Clip(video, sound.mono)
+            origin = first_sound(container, path)
+    with open_media(path, pictures=pictures) as container:
+        if audio_stream(container) is not None:
+            sound = read_sound(container, path, clip, offset, origin)
+    missing = _missing(sound, clip)
+    if missing and silent == "refuse":
+        also = " or mask" if pictures else ""
+        raise MovaError(f"{path}: {missing} (--loader.silent zeros{also} accepts it)")
+    if not pictures and not sound.covered:
+        raise MovaError(f"{path}: too short: its sound ends before {start:g} s")
+    audio = np.zeros(clip.audio_samples, np.float32) if sound is None else sound.mono
+    return Clip(video, audio, heard=missing is None)
+
+
+def _missing(sound: Sound | None, clip: ClipConfig) -> str | None:
+    """Why a clip counts as silent; None where it does not."""
+    if sound is None:
+        return "has no sound track"
+    if sound.covered < LEAST_SOUND * clip.audio_samples:
+        return f"its sound covers only {sound.covered / clip.sample_rate:.3f} s of the clip's {clip.duration:.3f} s"
+    return "its sound track is silent" if sound.silent else None

@@ -33,14 +33,17 @@ def as_stored(form: Form) -> dict[str, Any]:
 
 
 def other_forms(folder: Path, form: Form) -> list[dict[str, Any]]:
-    """The forms that clips have been stored in, but for `form`; files that cannot be read are passed over."""
+    """The forms that clips have been stored in, but for `form`; files that cannot be read are passed over, and so are
+    forms of sound alone where `form` has pictures, and the other way round: they serve another task.
+    """
     found = []
     for path in sorted((folder / "forms").glob("*.json")):
         try:
             other = json.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
-        if isinstance(other, dict) and path.name == form_path(folder, other).name and other != form:
+        ours = isinstance(other, dict) and path.name == form_path(folder, other).name
+        if ours and other != form and ("clip" in other) == ("clip" in form):
             found.append(other)
     return found
 

@@ -55,6 +55,16 @@ class _Piece:
     samples: np.ndarray
 
 
+def first_sound(container: InputContainer, path: str | Path) -> Fraction:
+    """When the file's first sample sounds, in seconds on the container's clock."""
+    stream = audio_stream(container)
+    channel_order(stream)
+    first = Reader(container, stream, path).first()
+    if first is None:
+        raise MovaError(f"{path}: damaged or cut short: no sound can be decoded")
+    return first[0]
+
+
 def read_sound(
     container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, origin: Fraction
 ) -> Sound:
@@ -72,7 +82,7 @@ def read_sound(
     frames = reader.frames(begin - margin, search=start > PREROLL)
     pieces = list(_pieces(frames, order, begin, margin, end, path))
     if reader.restart is not None and reader.restart < end - margin:
-        where = f"{float(reader.restart - origin):.3f} s after its first picture"
+        where = f"{float(reader.restart - origin):.3f} s from the start"
         raise MovaError(f"{path}: the clock of its sound restarts {where} (joined files?)")
     weights, loudest = _weights(pieces, end - begin, path)
     audio, covered = np.zeros(clip.audio_samples, np.float32), np.zeros(clip.audio_samples, bool)

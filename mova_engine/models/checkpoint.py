@@ -102,6 +102,11 @@ class Codecs(NamedTuple):
     text: TextEncoder | None
 
 
+def codecs_of(task: str) -> tuple[str, ...]:
+    """The fields of `Codecs` that a training task needs: for "audio" all but the video's."""
+    return tuple(name for name in Codecs._fields if task != "audio" or name != "video")
+
+
 def mova_config_from_folder(folder: str | Path, size: str | None = None) -> MovaConfig:
     """Return the model that a checkpoint folder holds; the components' config.json win over every default.
 

@@ -142,6 +142,11 @@ class Processes:
         device = "cpu" if self.device_mesh is None else self.device_mesh.device_type
         return int(self.everyone.all_reduce(torch.tensor([number], device=device), maximum=True))
 
+    def total(self, number: float) -> float:
+        """The sum of the numbers that all processes gave; waits for all of them."""
+        device = "cpu" if self.device_mesh is None else self.device_mesh.device_type
+        return float(self.everyone.all_reduce(torch.tensor([float(number)], device=device)))
+
     def wait_for_first(self, number: int = 0) -> int:
         """`most`, but as long as it takes: while the first process encodes, saves or samples."""
         return int(self.patient.all_reduce(torch.tensor([number]), maximum=True))

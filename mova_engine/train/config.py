@@ -96,8 +96,10 @@ class LoaderSettings:
     """Precision in which the cache stores them, as `mova cache --dtype`: bfloat16 takes half the space and rounds."""
     bad_clips: Literal["skip", "stop"] = "skip"
     """What to do with a clip that is broken or too short: leave it out and say so, or refuse to start."""
-    silent: Literal["refuse", "zeros"] = "refuse"
-    """Whether a clip without sound is a bad one, or one whose sound is silence."""
+    silent: Literal["refuse", "zeros", "mask"] = "refuse"
+    """A clip without sound (no track, a silent one, or for less than half of the clip): refuse it, learn its silence
+    (zeros), or learn its pictures alone (mask).
+    """
     preload: bool | None = None
     """Keep all latents in memory; default: where they take less than 2 GiB. Workers then have nothing to do."""
     encode: Literal["ahead", "online"] = "ahead"
@@ -327,6 +329,10 @@ class TrainConfig:
         _check(
             self.task == "joint" or self.parallel.context_parallel == 1,
             "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
+        )
+        _check(
+            self.task == "joint" or self.loader.silent != "mask",
+            "loader.silent mask learns a silent clip's pictures alone, which the audio task has none of: use refuse",
         )
         _check(
             not self.lora.rank or (self.task == "joint" and not self.model.new),

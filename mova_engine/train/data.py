@@ -15,7 +15,7 @@ from mova_engine.data.dataset import SHOWN_REASONS, LatentDataset, open_dataset
 from mova_engine.data.decode import Clip, read_clip
 from mova_engine.data.metadata import FILES, Entry, read_metadata
 from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import Codecs, load_codecs
+from mova_engine.models.checkpoint import Codecs, codecs_of, load_codecs
 from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
 from mova_engine.parallel.processes import Processes
 from mova_engine.train.config import LoaderSettings, TrainConfig
@@ -59,35 +59,31 @@ def build_codecs(
 ) -> Codecs:
     """The model's codecs and text encoder: those of the checkpoint `source`, or embedded ones fitted to the clips.
 
-    Raises MovaError where the model needs pretrained ones and there is no folder to take them from.
+    The audio task has no video codec, and needs none. Raises MovaError where the model needs pretrained ones and there
+    is no folder to take them from.
     """
+    pictures = config.task == "joint"
     source = config.model.codecs or source
     if source is not None:
-        return load_codecs(source, device=device)
-    pretrained = [
-        k for k in (model.video_codec, model.audio_codec, model.text_encoder) if k not in ("dct", "mdct", "bytes")
-    ]
+        return load_codecs(source, device=device, parts=codecs_of(config.task))
+    kinds = ([model.video_codec] if pictures else []) + [model.audio_codec, model.text_encoder]
+    pretrained = [kind for kind in kinds if kind not in ("dct", "mdct", "bytes")]
     if pretrained:
         raise MovaError(
             f"a {model.name} model needs pretrained codecs ({', '.join(pretrained)}): give --model.checkpoint, a "
             "folder to start from, or --model.codecs, a folder to take them from"
         )
+    clips = _to_fit(folder, model.clip, config.loader, pictures)
+    video = None
+    if pictures:
+        video = build_video_codec(model.video_codec, device=device).fitted(
+            video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0) for clip in clips
+        )
+    audio = build_audio_codec(model.audio_codec, device=device).fitted(
+        torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips if clip.heard
+    )
     text = build_text_encoder(model.text_encoder, tokens=model.text_tokens, dim=model.video.text_dim, device=device)
-    video, audio = (
-        build_video_codec(model.video_codec, device=device),
-        build_audio_codec(model.audio_codec, device=device),
-    )
-    entries, count = _spread(read_metadata(folder), config.loader.fit)
-    reasons: list[str] = []
-    clips = list(islice(_readable(entries, model.clip, config.loader, reasons), count))
-    if not clips:
-        shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
-        raise MovaError(f"{folder}: none of {len(entries)} clips can be read to fit the codecs to: {shown}")
-    return Codecs(
-        video.fitted(video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0) for clip in clips),
-        audio.fitted(torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips),
-        text,
-    )
+    return Codecs(video, audio, text)
 
 
 def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
@@ -99,11 +95,26 @@ def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
     return first + [entry for i, entry in enumerate(entries) if i % stride], len(first)
 
 
-def _readable(entries: list[Entry], clip: ClipConfig, settings: LoaderSettings, reasons: list[str]) -> Iterator[Clip]:
+def _to_fit(folder: Path, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
+    """The clips to fit codecs to. MovaError where there are none, with the first reasons, and where none has sound."""
+    entries, count = _spread(read_metadata(folder), settings.fit)
+    reasons: list[str] = []
+    clips = list(islice(_readable(entries, clip, settings, pictures, reasons), count))
+    if not clips:
+        shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
+        raise MovaError(f"{folder}: none of {len(entries)} clips can be read to fit the codecs to: {shown}")
+    if not any(each.heard for each in clips):
+        raise MovaError(f"{folder}: none of {len(clips)} clips has sound to fit the audio codec to")
+    return clips
+
+
+def _readable(
+    entries: list[Entry], clip: ClipConfig, settings: LoaderSettings, pictures: bool, reasons: list[str]
+) -> Iterator[Clip]:
     """The clips that can be read; why each other one cannot goes to `reasons`."""
     for entry in entries:
         try:
-            yield read_clip(entry.path, clip, start=entry.start, silent=settings.silent)
+            yield read_clip(entry.path, clip, start=entry.start, silent=settings.silent, pictures=pictures)
         except MovaError as error:
             reasons.append(str(error))
 
@@ -141,7 +152,9 @@ class BatchBuilder:
         self.device, self.audio_only = device, audio_only
         self.empty_text = empty_text.unsqueeze(0).to(device)
 
-    def __call__(self, batch: dict) -> LatentBatch:
+    def __call__(self, batch: dict, audio_factors: Tensor | None = None) -> LatentBatch:
+        """audio_factors [b]: on the CPU, as of `LatentBatch`."""
+
         def move(name: str) -> Tensor | None:
             return batch[name].to(self.device, non_blocking=True)
 
@@ -152,4 +165,5 @@ class BatchBuilder:
             video=None if self.audio_only else move("video_latents"),
             image=None if self.audio_only else move("image_latents"),
             ids=tuple(batch["id"]),
+            audio_factors=None if audio_factors is None else audio_factors.to(self.device),
         )

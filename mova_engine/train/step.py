@@ -20,6 +20,7 @@ class LatentBatch:
 
     audio [b, 128, l]; text [b, n, d] and empty_text (the empty prompt's features) [1, n, d]; video and image (latents
     of [first frame, zeros...]) [b, 16, t, h, w], None where only the audio tower is trained. ids: the clips' names.
+    audio_factors [b]: of each clip's audio loss, 0 where it has no sound that is to be learned; None: 1.
     """
 
     audio: Tensor
@@ -28,6 +29,7 @@ class LatentBatch:
     video: Tensor | None = None
     image: Tensor | None = None
     ids: tuple[str, ...] = ()
+    audio_factors: Tensor | None = None
 
     def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes, without the batch, of the noise that a step needs: audio, then video where there is one."""
@@ -90,6 +92,7 @@ def _joint(
         *prediction.compared(audio.float(), batch.audio, audio_noise, noisy_audio, times.audio_sigma),
         config.diffusion.weights(),
         share,
+        batch.audio_factors,
     )
 
 

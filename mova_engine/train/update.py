@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -18,7 +19,7 @@ from mova_engine.train.data import BatchBuilder
 from mova_engine.train.draws import draw_noise, draw_step
 from mova_engine.train.metrics import EXPERTS
 from mova_engine.train.optimizer import lr_factor, set_lr
-from mova_engine.train.step import micro_losses
+from mova_engine.train.step import LatentBatch, micro_losses
 from mova_engine.train.weights import Weights
 
 
@@ -70,10 +71,19 @@ class Updater:
         draw = draw_step(config.diffusion, self.experts, config.seed, step, config.clips_per_step * groups)
         self.weights.zero_grad()
         losses, ids, waited = [], [], 0.0
-        for micro in range(settings.accumulate):
-            at(f"step {step + 1}: reading clips")
+        stage = f"step {step + 1}: reading clips"
+        heard = None
+        if settings.silent == "mask":
+            at(stage)
             asked = time.perf_counter()
-            batch = build(next(batches))
+            # Of all clips of the step it must be known how many are heard, before any of them is learned from.
+            held = list(islice(batches, settings.accumulate))
+            heard = self._heard(held)
+            batches, waited = iter(held), time.perf_counter() - asked
+        for micro in range(settings.accumulate):
+            at(stage)
+            asked = time.perf_counter()
+            batch = self._built(next(batches), build, heard)
             waited += time.perf_counter() - asked
             at(f"step {step + 1}: forward and backward")
             first = (micro * groups + processes.data_rank) * settings.batch
@@ -104,10 +114,24 @@ class Updater:
         self.optimizer.step()
         self.weights.after_step()
         modalities = {"video": video, "audio": audio} if config.task == "joint" else {"audio": audio}
+        if heard is not None:
+            values["heard"] = heard
+            modalities = modalities if heard else {"video": video}
         values |= {"loss": total, **{f"loss/{name}": value for name, value in modalities.items()}, "skipped": 0.0}
         if draw.expert is not None:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
         return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True)
+
+    def _heard(self, held: list[dict]) -> float:
+        """The share of the step's clips, of all processes, that have sound. held: this one's."""
+        here = torch.cat([batch["heard"] for batch in held])
+        # Those that share clips count the same ones.
+        return self.processes.total(float(here.sum())) / self.processes.total(len(here))
+
+    @staticmethod
+    def _built(batch: dict, build: BatchBuilder, heard: float | None) -> LatentBatch:
+        """heard: as of `_heard`; the clips with sound count more, so that the audio loss is a mean over them."""
+        return build(batch) if heard is None else build(batch, batch["heard"][:, 0] / max(heard, 1e-9))
 
     def _skipped(self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...]) -> StepResult:
         """All processes come here together. own: this one's losses."""

@@ -49,15 +49,23 @@ class Validator:
         In several processes, of those that share clips: each takes its share, and all of them return the sum.
         """
         sums: dict[str, float] = {}
+        masked, heard = self.config.loader.silent == "mask", 0.0
         for expert in self._experts(model):
             source = generator(self.config.seed, "heldout", expert)
             times = draw_times(self.config.diffusion, source, expert, self.count)
             whole = StepDraw(expert, times, torch.zeros(self.count, dtype=torch.bool))
             for first in range(0, self.count, self.config.loader.batch):
                 size = min(self.config.loader.batch, self.count - first)
-                batch = self.build(self.clips.batch(range(first, first + size)))
+                clips = self.clips.batch(range(first, first + size))
+                audible = clips["heard"][:, 0]
+                heard += float(audible.sum()) / self.count / len(self._experts(model))
+                batch = self.build(clips, audible if masked else None)
                 for name, value in self._batch_losses(model, batch, whole.part(first, size), first).items():
                     sums[name] = sums.get(name, 0.0) + value * size / self.count
+        if masked:
+            # Means over the clips that have sound.
+            audio = {name for name in sums if name.startswith("heldout/audio")}
+            sums = {name: x / heard if name in audio else x for name, x in sums.items() if heard or name not in audio}
         shares = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.build.device)
         return dict(zip(sums, self.sharding.summed(shares).tolist(), strict=True))
 

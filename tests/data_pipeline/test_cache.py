@@ -51,6 +51,7 @@ def test_an_entry_is_what_the_codecs_give(clips, make_cache, encodings):
         "video_latents": codec.encode(video)[0],
         "image_latents": codec.encode(still)[0],
         "audio_latents": build_audio_codec("mdct").encode(torch.from_numpy(clip.audio)[None, None])[0],
+        "heard": torch.ones(1),
         "text": build_text_encoder("bytes", tokens=8, dim=16).encode([entry.caption])[0],
     }
     for _ in range(2):  # encoded, then read by another run

@@ -223,8 +223,12 @@ def test_damage_inside_a_file_is_refused_or_harmless(tmp_path):
 
 def test_sound_is_not_needed_when_asked(tmp_path):
     silent = write_media(tmp_path / "silent.mp4", every(24, 48), None)
-    assert not read_clip(silent, CLIP, silent="zeros").audio.any()
-    with pytest.raises(MovaError, match="'refuse' or 'zeros'"):
+    for choice in ("zeros", "mask"):
+        clip = read_clip(silent, CLIP, silent=choice)
+        assert not clip.audio.any() and not clip.heard
+    partly = write_media(tmp_path / "partly.mp4", every(24, 48), SOUND[:, : round(0.4 * len(SOUND[0]))])
+    assert read_clip(partly, CLIP, silent="mask").heard
+    with pytest.raises(MovaError, match="silent must be one of refuse, zeros, mask, got 'maybe'"):
         read_clip(silent, CLIP, silent="maybe")
     with pytest.raises(MovaError, match="start must be seconds from 0 to 1e9, got -1"):
         read_clip(silent, CLIP, start=-1)

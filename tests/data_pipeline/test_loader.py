@@ -54,6 +54,7 @@ def test_a_batch_holds_what_the_trainer_needs(dataset):
         "video_latents": [3, 16, 2, 4, 6],
         "image_latents": [3, 16, 2, 4, 6],
         "audio_latents": [3, 128, 11],
+        "heard": [3, 1],
         "text": [3, 8, 16],
     }
     assert all(batch[name].dtype == torch.float32 for name in shapes)

@@ -1,10 +1,12 @@
 """The trainer in several processes: the same run on one and on four."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 from parallel.world import free_port
 
@@ -49,6 +51,48 @@ def test_four_processes_train_as_one_does(worlds, clips, tmp_path):
     assert found == [0] * 4
     assert agree(tmp_path / "together", tmp_path / "alone")
     assert (tmp_path / "together" / "checkpoints" / f"step-{STEPS:06d}" / "model_index.json").is_file()
+
+
+SHARED = {"context_parallel": 2}
+MASKED = [
+    (2, {}),
+    pytest.param(4, SHARED, marks=pytest.mark.slow),
+    pytest.param(4, {**SHARED, "shard": True}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("world", "parallel"), MASKED)
+def test_masked_clips_count_alike_however_the_clips_are_divided(worlds, clips, tmp_path, world, parallel):
+    """Silent clips among the others: one process takes eight clips at once, two groups of processes two each, twice."""
+    shutil.copytree(clips, tmp_path / "clips", ignore=shutil.ignore_patterns("cache"))
+    for path in sorted((tmp_path / "clips").glob("*.mp4"))[::3]:
+        without_sound(path)
+
+    def losses_of(size: int, out: str, **settings) -> list[list[float]]:
+        settings["loader"] = {"silent": "mask", **settings.get("loader", {})}
+        found = worlds(size).run(
+            "run_shared", clips=str(tmp_path / "clips"), out=str(tmp_path / out), steps=2, **settings
+        )
+        assert [status for status, _ in found] == [0] * size, found
+        names = ("loss", "loss/video", "loss/audio", "grad_norm", "heard")
+        return [[row[name] for name in names] for row in read_metrics(tmp_path / out / "metrics.jsonl")]
+
+    alone = losses_of(1, "alone", batch=8)
+    together = losses_of(world, "together", batch=2, loader={"accumulate": 2}, parallel=parallel)
+    assert len(alone) == 2 and all(0 < row[-1] < 1 for row in alone)
+    assert all(a == pytest.approx(b, rel=1e-5) for a, b in zip(together, alone, strict=True))
+
+
+def without_sound(path: Path) -> None:
+    """Take the sound track off a film."""
+    bare = path.with_suffix(".bare.mp4")
+    with av.open(str(path)) as source, av.open(str(bare), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    bare.replace(path)
 
 
 def test_a_mesh_that_does_not_fit_is_refused_by_the_first_process(worlds, clips, tmp_path):

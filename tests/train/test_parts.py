@@ -1,6 +1,7 @@
 """The parts of a step: draws, learning rates, weights and their average, losses."""
 
 import math
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
@@ -156,6 +157,56 @@ def test_accumulation_equals_the_big_batch(model):
     for name, tensor in after_whole.items():
         torch.testing.assert_close(after_split[name], tensor, rtol=1e-4, atol=1e-6)
     assert any(not torch.equal(after_whole[name], start[name]) for name in start)
+
+
+def heard_batches(clips: LatentBatch, heard: list[int], size: int) -> list[dict]:
+    """Micro-batches as a loader gives them."""
+    return [
+        {"clips": part(clips, first, size), "heard": torch.tensor(heard[first : first + size]).float()[:, None]}
+        for first in range(0, len(clips.ids), size)
+    ]
+
+
+def masked_update(model: Mova, heard: list[int], size: int) -> tuple[dict, dict[str, torch.Tensor]]:
+    """One step that learns the sound of some clips; returns its values and the gradients."""
+    config = load_config(
+        "nano", loader={"batch": size, "accumulate": len(heard) // size, "silent": "mask"}, optim={"clip": 1e9}
+    )
+    weights = Weights(model, torch.float32)
+    descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.0}], lr=0.0)
+    batches = iter(heard_batches(latents(len(heard)), heard, size))
+    build = lambda batch, factors: replace(batch["clips"], audio_factors=factors)  # noqa: E731
+    values = Updater(config, model, weights, descent, OPS).step(0, batches, build).values
+    return values, {w.name: w.tensor.grad.clone() for w in weights.masters if w.tensor.grad is not None}
+
+
+@pytest.mark.parametrize("heard", [[1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]])
+def test_a_masked_clips_sound_is_not_learned(model, heard):
+    """The gradient is that of all clips' video loss and of the heard ones' audio loss, each a mean over its own clips,
+    however the step is divided; each clip's own gradient is computed here by itself.
+    """
+    config = load_config("nano")
+    whole = latents(4)
+    draw = draw_step(config.diffusion, 1, config.seed, 0, 4)
+    noise = draw_noise(whole.noise_shapes(), config.seed, 0, 0, 4)
+    model.zero_grad()
+    expected = {"video": 0.0, "audio": 0.0}
+    for k in range(4):
+        losses = micro_losses(model, part(whole, k, 1), draw.part(k, 1), tuple(x[k : k + 1] for x in noise), config)
+        share = heard[k] / max(sum(heard), 1)
+        (losses.video / 4 + config.diffusion.audio_weight * share * losses.audio).backward()
+        expected["video"] += float(losses.video.detach()) / 4
+        expected["audio"] += float(losses.audio.detach()) * share
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for size in (4, 2):
+        values, found = masked_update(model, heard, size)
+        assert found.keys() == gradients.keys() and values["heard"] == pytest.approx(sum(heard) / 4)
+        assert values["loss/video"] == pytest.approx(expected["video"], rel=1e-5)
+        assert ("loss/audio" in values) == any(heard)
+        assert not any(heard) or values["loss/audio"] == pytest.approx(expected["audio"], rel=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_the_norm_of_all_gradients_is_that_of_the_towers_together(model):

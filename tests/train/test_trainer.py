@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import wave
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -185,6 +187,23 @@ def test_the_audio_tower_alone(small, ran):
     folder = done.config.folder / "checkpoints" / "step-000002"
     assert (folder / "audio_dit" / "config.json").is_file() and not (folder / "video_dit").exists()
     assert "69 tokens" not in done.said and "138 tokens" in done.said  # two clips of 69 audio tokens, no video
+
+
+def test_the_audio_tower_trains_on_sound_files_without_a_video_codec(small, ran, tmp_path, monkeypatch):
+    for index in range(3):
+        with wave.open(str(tmp_path / f"{index}.wav"), "wb") as file:
+            file.setnchannels(1), file.setsampwidth(2), file.setframerate(24000)
+            file.writeframes((3000 * np.sin(np.arange(36000) * (0.1 + 0.1 * index))).astype("<i2").tobytes())
+    rows = [{"video_path": f"{index}.wav", "caption": "a tone"} for index in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("mova_engine.train.data.build_video_codec", None)
+    done = ran(small(steps=2, task="audio", data=tmp_path, validation={"every": 2, "data": tmp_path}))
+    assert [row["step"] for row in done.rows if "heldout/audio" in row] == [2]
+    assert all(np.isfinite(row["loss/audio"]) for row in done.rows if "loss" in row)
+    with pytest.raises(MovaError, match=r"none of 3 clips .*: .*0.wav: has no video \(sound alone serves"):
+        ran(small("joint", steps=1, data=tmp_path))
+    with pytest.raises(MovaError, match="loader.silent mask learns a silent clip's pictures alone"):
+        small(task="audio", loader={"silent": "mask"})
 
 
 @pytest.mark.parametrize("model", [{"bridge": False}, {"aligned_rope": False}])

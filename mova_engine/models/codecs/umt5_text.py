@@ -69,9 +69,7 @@ class Umt5TextEncoder:
     def _warn_if_cut(self, text: str) -> None:
         count = len(self.tokenizer(text, verbose=False).input_ids)
         if count > self.max_tokens:
-            log.warning(
-                "prompt has %d tokens, only the first %d are used: '%s'", count, self.max_tokens, text[:60]
-            )
+            log.warning("prompt has %d tokens, only the first %d are used: '%s'", count, self.max_tokens, text[:60])
 
 
 def load_umt5(
