@@ -309,7 +309,10 @@ class LatentCache:
 
     def _store(self, path: Path, tensors: dict[str, Tensor]) -> None:
         # An entry that a loss of power spoils is found by its checksum.
-        write_atomic(path, _serialise(tensors), sync=False)
+        try:
+            write_atomic(path, _serialise(tensors), sync=False)
+        except MovaError as error:
+            raise MovaError(f"{error}; --loader.cache FOLDER (mova cache: --cache) keeps clips elsewhere") from None
 
     def _try_write(self, path: Path, data: bytes) -> None:
         """Store what can be had again; the first failure is reported."""

@@ -40,7 +40,8 @@ def read_metadata(folder: str | Path) -> list[Entry]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise MovaError(f"{folder}: no such folder")
+        what = "a file, not a folder of clips" if folder.exists() else "no such folder"
+        raise MovaError(f"{folder}: {what}")
     found = [folder / name for name in FILES if (folder / name).is_file()]
     if len(found) != 1:
         raise MovaError(f"{folder}: must hold one of {FILES[0]} and {FILES[1]}, has {'both' if found else 'none'}")

@@ -182,7 +182,7 @@ def test_a_full_disk_while_filling_is_one_clear_error(clips, make_cache, monkeyp
     make_cache().get(entries[0])
     before = {file: file.read_bytes() for file in make_cache().folder.rglob("*") if file.is_file()}
     monkeypatch.setattr("mova_engine.data.files.open", FullDisk, raising=False)
-    with pytest.raises(MovaError, match="cannot write .*: No space left on device"):
+    with pytest.raises(MovaError, match="cannot write .*: No space left on device; --loader.cache FOLDER"):
         make_cache().fill(entries)
     assert {f: f.read_bytes() for f in make_cache().folder.rglob("*") if f.is_file()} == before
 

@@ -155,6 +155,9 @@ def test_mistakes_in_a_list(tmp_path, text, message):
 
 
 def test_folders_without_or_with_two_lists(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MovaError, match="file: a file, not a folder of clips"):
+        read_metadata(tmp_path / "file")
     with pytest.raises(MovaError, match="nowhere: no such folder"):
         read_metadata(tmp_path / "nowhere")
     with pytest.raises(MovaError, match="must hold one of metadata.jsonl and metadata.json, has none"):
