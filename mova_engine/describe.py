@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from mova_engine.backend import get_backend
 from mova_engine.config import PRESETS, MovaConfig, get_preset
-from mova_engine.errors import CommandParser, MovaError, run_cli
+from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.flops import active_parameters, forward_flops, parameter_counts, training_flops
 from mova_engine.models.locate import open_model
 from mova_engine.models.mova import Mova
@@ -96,8 +96,11 @@ def _training_rows(config: MovaConfig) -> Iterable[str]:
 
 def _model(name: str, size: str | None) -> MovaConfig:
     # A preset's name is one even where a folder has it too; what looks like a path is meant as one.
-    if name in PRESETS or not (Path(name).exists() or os.sep in name):
+    if name in PRESETS:
         return get_preset(name)
+    if not (Path(name).exists() or os.sep in name):
+        known = f"{', '.join(PRESETS)}, or the path of a model folder or run"
+        raise MovaError(f"unknown model '{name}'.{suggest(name, PRESETS)} Known: {known}")
     return open_model(name, size).config
 
 

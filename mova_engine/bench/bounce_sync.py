@@ -129,6 +129,8 @@ def measure(folder: str | Path, seed: int = 0) -> dict:
     MovaError where there is none that can be read.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise MovaError(f"{folder}: no such folder")
     paths = sorted(folder.glob("*.mp4"))
     if not paths:
         raise MovaError(f"no mp4 files in {folder}")

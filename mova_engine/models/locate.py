@@ -11,6 +11,7 @@ Every command asks here, so that a folder means the same in each of them:
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -21,7 +22,7 @@ from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import INDEX, listed_components, mova_config_from_folder, released_name, stated_clip
 from mova_engine.models.lora import ADAPTERS
 from mova_engine.models.mova import COMPONENTS
-from mova_engine.models.weights import CONFIG, read_json, stored_tensors
+from mova_engine.models.weights import CONFIG, read_json, stored_tensors, tensors_of_file
 
 # What a training run writes: RUN/checkpoints/step-NNNNNN, each a model folder, or adapters, or an audio tower; beside
 # it TRAINING/STATE with the run's configuration.
@@ -73,30 +74,33 @@ def find_components(path: str | Path, say: Say = log.warning) -> Path:
 
 def find_adapters(path: str | Path, say: Say = log.warning) -> Path:
     """The file of adapters that `path` means, see above."""
-    path = Path(path)
-    if path.is_file():
-        return path
+    if os.path.isfile(path):
+        return Path(path)
     folder = _found(path, ("adapters", "file"), say)
     return folder / ADAPTERS if (folder / ADAPTERS).is_file() else next(folder.glob("*.safetensors"))
 
 
 def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
     """The folders `step-N` of a run, or of its folder `checkpoints`, as (N, folder), oldest first."""
-    parent = run if run.name == CHECKPOINTS else run / CHECKPOINTS
+    parent = run if run.resolve().name == CHECKPOINTS else run / CHECKPOINTS
     return sorted((int(m[1]), child) for child in parent.glob("step-*") if (m := _STEP.fullmatch(child.name)))
 
 
 def _found(path: str | Path, wanted: Collection[str], say: Say) -> Path:
     path = Path(path)
-    if not path.is_dir():
-        raise MovaError(_no_folder(path, wanted))
-    folder = _snapshot(path)
-    kind = _kind(folder)
-    if kind is None and (steps := checkpoints_in(folder)):
-        folder, kind = _newest_whole(steps, say)
-    if kind in wanted:
-        return folder
-    raise MovaError(_other(folder, kind, wanted))
+    try:
+        if not path.is_dir():
+            raise MovaError(_no_folder(path, wanted))
+        folder = _snapshot(path)
+        kind = _kind(folder)
+        if kind is None and (steps := checkpoints_in(folder)):
+            folder, kind = _newest_whole(steps, say)
+        if kind in wanted:
+            return folder
+        raise MovaError(_other(folder, kind, wanted))
+    except OSError as error:
+        # No permission, a name that is too long, a disk that is gone.
+        raise MovaError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _kind(folder: Path) -> str | None:
@@ -135,6 +139,8 @@ def _lack(folder: Path, kind: str | None) -> str | None:
                 stored_tensors(folder / name)
         elif kind == "components":
             stored_tensors(folder / AUDIO)
+        else:
+            tensors_of_file(folder / ADAPTERS)
     except MovaError as error:
         return str(error)
     return None
@@ -142,7 +148,7 @@ def _lack(folder: Path, kind: str | None) -> str | None:
 
 def _snapshot(path: Path) -> Path:
     """What a folder of Hugging Face's cache means; any other folder itself."""
-    if path.name == _SNAPSHOTS and path.resolve().parent.name.startswith(_HUB):
+    if path.resolve().name == _SNAPSHOTS and path.resolve().parent.name.startswith(_HUB):
         path = path.resolve().parent
     if not (path / _SNAPSHOTS).is_dir() or not path.resolve().name.startswith(_HUB):
         return path
@@ -164,6 +170,8 @@ def _no_folder(path: Path, wanted: Collection[str]) -> str:
         if path.name == ADAPTERS:
             return f"{path} holds adapters, no model: name {_base(path.parent)} (sample and merge add --lora {path})"
         return f"{path} is a file: a {_words(wanted)} is a folder{here}"
+    if path.is_symlink():
+        return f"{path} is a link to {path.readlink()}, which is not there"
     near = next((parent for parent in path.parents if parent.is_dir()), None)
     where = "" if near in (None, path.parent, Path()) else f" (of its path, {near} is there)"
     return f"{path}: no such folder{where}"

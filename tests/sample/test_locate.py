@@ -218,6 +218,45 @@ def test_an_incomplete_checkpoint_is_passed_over_aloud(run_folder):
         find_model(run_folder)
 
 
+def test_an_incomplete_file_of_adapters_is_passed_over_aloud(places, tmp_path):
+    run, said = shutil.copytree(places / "lora", tmp_path / "lora"), []
+    whole = run / "checkpoints" / "step-000002"
+    broken = shutil.copytree(whole, run / "checkpoints" / "step-000003") / ADAPTERS
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert find_adapters(run, said.append) == whole / ADAPTERS
+    assert len(said) == 1 and f"{broken} is damaged" in said[0]
+
+
+def test_here_is_a_place_too(places, monkeypatch):
+    """`.` has no name of its own."""
+    here = {"run": RUN_STEP, "run/checkpoints": RUN_STEP, RUN_STEP: RUN_STEP}
+    hub = "models--someone--tiny"
+    for place, wanted in {**here, hub: SNAPSHOT, f"{hub}/snapshots": SNAPSHOT, SNAPSHOT: SNAPSHOT}.items():
+        monkeypatch.chdir(places / place)
+        assert find_model(".").resolve() == (places / wanted).resolve()
+
+
+def test_places_that_the_system_refuses_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    for name, words in {
+        "gone": "gone is a link to .*nothing, which is not there",
+        "round": "round is a link to .*round, which is not there",
+        "x" * 300: "x: cannot be read .File name too long",
+        "a\0b": "no such folder",
+    }.items():
+        for find in (find_model, find_adapters, find_components):
+            with pytest.raises(MovaError, match=words):
+                find(tmp_path / name)
+
+    def refused(self, *_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(MovaError, match="cannot be read .Permission denied"):
+        find_model(tmp_path)
+
+
 def test_a_cache_folder_without_a_newest_download_asks_which(places, tmp_path):
     hub = shutil.copytree(places / "models--someone--tiny", tmp_path / "models--someone--tiny")
     (hub / "refs" / "main").unlink()
