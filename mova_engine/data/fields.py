@@ -11,6 +11,8 @@ from av.video.frame import VideoFrame
 
 from mova_engine.errors import MovaError
 
+TAGS = ("colorspace", "color_range", "color_trc", "color_primaries")
+
 
 def deinterlace(
     frames: Iterator[tuple[Fraction, VideoFrame]], path: str | Path, codec: str = ""
@@ -43,6 +45,7 @@ def deinterlace(
 
 def _filter(frame: VideoFrame) -> Graph:
     graph = Graph()
+    graph.threads = 1  # for the same reason as the decoder
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
     )
@@ -65,4 +68,7 @@ def _pull(
         except (av.BlockingIOError, av.EOFError):
             return
         time, source = waiting.popleft()
+        # The filter takes planar layouts alone, and a change of layout may lose these.
+        for tag in TAGS:
+            setattr(made, tag, getattr(source, tag))
         yield time, made if source.interlaced_frame else source

@@ -7,6 +7,7 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation
+from PIL import Image
 
 from mova_engine.data.colour import (
     LUMA,
@@ -24,35 +25,63 @@ from mova_engine.data.colour import (
     to_display,
 )
 from mova_engine.data.orientation import UPRIGHT, from_matrix
+from mova_engine.data.still_colours import from_profile
 from mova_engine.data.transform import finish
 from mova_engine.data.warn import warn
 from mova_engine.errors import MovaError
 
 SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 DEPTHS = (8, 9, 10, 12, 14, 16)
+# Decoders whose side data may not be looked at, see `_side_data`, and EXIF's numbers by quarter turns to the left.
+NAMES_PROFILES = ("png", "apng")
+BY_ANGLE = {1: 8, 2: 3, 3: 6}
 # What else changes how a picture is to be shown, and is left as it is stored.
 AS_STORED = {Type.STEREO3D: "stereoscopic pictures", Type.SPHERICAL: "spherical pictures"}
 
 
-def frame_pixels(frame: VideoFrame, path: str | Path, height: int, width: int, pixel_aspect: float) -> np.ndarray:
+def frame_pixels(
+    frame: VideoFrame,
+    path: str | Path,
+    height: int,
+    width: int,
+    pixel_aspect: float,
+    codec: str = "",
+    profile: bytes | None = None,
+) -> np.ndarray:
     """The frame as uint8 [height, width, 3], cropped and resized. MovaError names a file that states what is unknown.
 
-    pixel_aspect: the width of a stored pixel over its height.
+    pixel_aspect: the width of a stored pixel over its height. codec: its decoder's name. profile: an ICC profile that
+    holds where the frame carries none.
     """
     for kind, name in AS_STORED.items():
-        if frame.side_data.get(kind):
+        if _side_data(frame, kind, codec):
             warn(path, f"states {name}, which are read as they are stored")
-    colours = frame_colours(frame, path)
-    values, to_rgb = _values(frame, colours)
+    colours = frame_colours(frame, path, codec)
+    profile = _side_data(frame, Type.ICC_PROFILE, codec) or profile
+    values, to_rgb = _by_profile(frame, colours, profile, path) if profile else _values(frame, colours)
     alpha = None
     if len(frame.format.components) in (2, 4) or frame.format.has_palette:
         alpha = _reformat(frame, "rgba", MATRIX_709).to_ndarray()[..., 3]
-    return finish(values, alpha, to_rgb, frame_orientation(frame, path), height, width, pixel_aspect)
+    return finish(values, alpha, to_rgb, frame_orientation(frame, path, codec), height, width, pixel_aspect)
 
 
-def frame_orientation(frame: VideoFrame, path: str | Path) -> int:
+def _side_data(frame: VideoFrame, kind: Type, codec: str) -> bytes | None:
+    """What accompanies a frame, if it does and can be had.
+
+    PyAV 18 frees the metadata of side data a second time, of which the process dies. PNG's decoder alone gives any (the
+    name of an ICC profile); looking at one kind of side data is looking at all.
+    """
+    if codec in NAMES_PROFILES:
+        return None
+    data = frame.side_data.get(kind)
+    return None if data is None else bytes(data)
+
+
+def frame_orientation(frame: VideoFrame, path: str | Path, codec: str = "") -> int:
     """EXIF's number for the display matrix that container or stream give a frame. MovaError for other angles."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if codec in NAMES_PROFILES:
+        return BY_ANGLE.get(round(frame.rotation / 90) % 4, UPRIGHT)
+    data = _side_data(frame, Type.DISPLAYMATRIX, codec)
     if data is None:
         return UPRIGHT
     matrix = np.frombuffer(data, np.int32)
@@ -66,7 +95,7 @@ def frame_orientation(frame: VideoFrame, path: str | Path) -> int:
     return orientation
 
 
-def frame_colours(frame: VideoFrame, path: str | Path) -> Colours:
+def frame_colours(frame: VideoFrame, path: str | Path, codec: str = "") -> Colours:
     """What holds for a frame's values, from its tags. MovaError for those that cannot be converted."""
     matrix, transfer, primaries = frame.colorspace, frame.color_trc, frame.color_primaries
     rgb = frame.format.is_rgb or frame.format.has_palette
@@ -74,7 +103,7 @@ def frame_colours(frame: VideoFrame, path: str | Path) -> Colours:
     if not rgb and matrix in UNCONVERTED_MATRICES:
         name = UNCONVERTED_MATRICES[matrix]
         raise MovaError(f"{path}: its colours are coded as {name}, which cannot be read; re-encode it as BT.709")
-    if transfer == UNSTATED and frame.side_data.get(Type.DOVI_METADATA):
+    if transfer == UNSTATED and _side_data(frame, Type.DOVI_METADATA, codec):
         raise MovaError(
             f"{path}: is Dolby Vision without a base layer that can be read; re-encode it as BT.709 or HDR10"
         )
@@ -111,6 +140,20 @@ def _values(frame: VideoFrame, colours: Colours) -> tuple[np.ndarray, Callable[[
         return to_display(decode_matrix(codes, bits, colours), colours.transfer, colours.primaries)
 
     return values, to_rgb
+
+
+def _by_profile(
+    frame: VideoFrame, colours: Colours, profile: bytes, path: str | Path
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """As `_values`, for frames with an ICC profile (MJPEG, PNG), which says all but the matrix."""
+    grey = len(frame.format.components) <= 2 and not frame.format.has_palette
+    values = _reformat(frame, "rgb24", UNSTATED if frame.format.is_rgb else colours.matrix).to_ndarray()
+
+    def to_srgb(rgb: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(np.ascontiguousarray(rgb[..., 0] if grey else rgb))
+        return np.array(from_profile(image, profile, path))
+
+    return values, to_srgb
 
 
 def _planes(frame: VideoFrame, count: int, dtype: type) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The pictures of a clip: for each instant the source picture on display then, as RGB of the clip's size."""
 
+import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -12,11 +13,12 @@ from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.stream import Stream
 from av.video.frame import VideoFrame
+from PIL import Image
 
 from mova_engine.config import ClipConfig
-from mova_engine.data.container import PREROLL, Reader, video_stream
+from mova_engine.data.container import PREROLL, Reader, open_media, video_stream
 from mova_engine.data.fields import deinterlace
-from mova_engine.data.frames import frame_pixels
+from mova_engine.data.frames import NAMES_PROFILES, frame_pixels
 from mova_engine.data.warn import warn
 from mova_engine.errors import MovaError
 
@@ -50,14 +52,15 @@ def read_pictures(
 
     rate = exact_rate(clip.fps)
     wanted = [begin + k / rate for k in range(clip.frames)]
-    aspect = float(stream.sample_aspect_ratio or 1)
+    aspect, codec = float(stream.sample_aspect_ratio or 1), stream.codec_context.name
+    profile = _png_profile(path) if codec in NAMES_PROFILES else None
     video = np.empty((clip.frames, clip.height, clip.width, 3), np.uint8)
     count, last = 0, None
     for frame in pick_frames(iter(timeline), wanted, reach=1 / (2 * rate)):
         if frame is last:
             video[count] = video[count - 1]
         else:
-            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect)
+            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect, codec, profile)
         count, last = count + 1, frame
     if count < clip.frames:
         needed = start + Fraction(clip.frames) / rate
@@ -74,6 +77,18 @@ def read_pictures(
         missing = f"{float(hole[1] - hole[0]):.3f} s without a picture from {float(hole[0] - origin):.3f} s on"
         raise MovaError(f"{path}: damaged video: {missing}, in a file of constant frame rate")
     return origin, video
+
+
+def _png_profile(path: str | Path) -> bytes | None:
+    """The ICC profile of a video of PNG pictures, by its first picture: PyAV cannot give it."""
+    with open_media(path) as container:
+        packet = next(container.demux(video_stream(container, path)))
+        whole = container.format.name == "apng"
+        try:
+            with Image.open(path if whole else io.BytesIO(bytes(packet))) as image:
+                return image.info.get("icc_profile")
+        except Exception:
+            return None  # damage, on which the decoder has the word
 
 
 def choose_decoder(stream: Stream, path: str | Path) -> CodecContext:

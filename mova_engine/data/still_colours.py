@@ -45,7 +45,7 @@ def to_rgb(image: Image.Image, path: str | Path) -> tuple[np.ndarray, Convert | 
     if codes and (image.format == "PNG" or not profile):
         return np.array(image.convert("RGB")), _from_code_points(codes, path)
     if profile:
-        return np.array(_from_profile(image, profile, path)), None
+        return np.array(from_profile(image, profile, path)), None
     return np.array(image.convert("RGB")), _from_other_facts(image, path)
 
 
@@ -77,7 +77,7 @@ def _from_code_points(codes: tuple[int, int, bool], path: str | Path) -> Convert
     return lambda rgb: to_display(decode_matrix(rgb, 8, colours), colours.transfer, colours.primaries)
 
 
-def _from_profile(image: Image.Image, profile: bytes, path: str | Path) -> Image.Image:
+def from_profile(image: Image.Image, profile: bytes, path: str | Path) -> Image.Image:
     """The picture in sRGB by its ICC profile; one that does not fit it is not applied, as in browsers."""
     mode = image.mode if image.mode in ("RGB", "L", "CMYK", "LAB") else "L" if image.mode in ("LA", "1") else "RGB"
     plain = image.convert(mode)

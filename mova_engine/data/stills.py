@@ -83,7 +83,9 @@ def _pixels(
     """R'G'B' uint8 [h, w, 3], alpha uint8 [h, w] if there is any, and what makes sRGB of the pixels if they are not."""
     form = image.format
     alpha = None
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode.startswith("I") and "transparency" in image.info:
+        alpha = np.where(np.array(image) == image.info["transparency"], 0, 255).astype(np.uint8)
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         straight = image.convert(image.mode.upper()) if image.mode in ("RGBa", "La") else image
         alpha = np.array(straight.convert("RGBA").getchannel("A"))
         image = straight

@@ -1,5 +1,6 @@
 """Orientation, transparency and fields: what a player shows of stored pictures, in photos and in videos."""
 
+import io
 import struct
 from fractions import Fraction
 from types import SimpleNamespace
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
+from data_pipeline import icc
 from data_pipeline.media import every, write_media
 from PIL import Image
 
@@ -112,6 +115,30 @@ def test_one_function_turns_both(number):
     assert from_matrix(np.array([a, b, 0, c, d, 0, 7, 7, 1 << 30], np.int32)) == number
 
 
+@pytest.mark.parametrize(
+    ("stated", "number"),
+    [
+        ("rotate=90", 8),
+        ("rotate=180", 3),
+        ("flip=horizontal", 2),
+        ("flip=vertical", 4),
+        ("rotate=90:flip=horizontal", 5),
+    ],
+)
+def test_orientation_stated_in_the_stream_itself(tmp_path, stated, number):
+    """H.264's display orientation: mirrored first, then turned to the left (H.264, D.2.27)."""
+    plain = write_video(tmp_path / "plain.ts", [np.array(stored(number))] * 20, options={"crf": "5"})
+    path = tmp_path / "clip.ts"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream, copy = source.streams.video[0], target.add_stream_from_template(source.streams.video[0])
+        states = BitStreamFilterContext(f"h264_metadata=display_orientation=insert:{stated}", stream, copy)
+        for packet in source.demux(stream):
+            for changed in states.filter(packet if packet.size else None):
+                changed.stream = copy
+                target.mux(changed)
+    assert np.abs(first_picture(path, 64, 96).astype(int) - UPRIGHT).mean() < 4
+
+
 def test_orientations_that_do_not_exist_count_as_upright(tmp_path):
     for number in (0, 9, 77):
         exif = Image.Exif()
@@ -169,6 +196,13 @@ def test_transparent_pictures_stand_before_white(tmp_path, form):
         image.info["transparency"] = 0
     image.save(tmp_path / f"logo.{form}", **({"lossless": True} if form == "webp" else {}))
     over_white(read_image(tmp_path / f"logo.{form}", 64, 96))
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 8, 9)), ("1", 0), ("I;16", 1000)])
+def test_a_colour_that_stands_for_transparent(tmp_path, mode, colour):
+    image = Image.new(mode, (16, 16), colour)
+    image.save(tmp_path / "key.png", transparency=colour)
+    assert (read_image(tmp_path / "key.png", 16, 16) == 255).all()
 
 
 def test_half_transparent_is_half_white(tmp_path):
@@ -239,6 +273,29 @@ def test_progressive_frames_pass_unchanged_between_interlaced_ones(tmp_path):
         assert made.duration * made.time_base == frame.duration * frame.time_base
 
 
+@pytest.mark.parametrize("form", ["nv12", "uyvy422", "p010le", "gray12le", "yuva444p12le", "bgra"])
+def test_deinterlaced_frames_of_any_layout_keep_what_is_stated(tmp_path, form):
+    path = write_video(tmp_path / "clip.mp4", woven(3), options={"flags": "+ilme+ildct"}, fields="tff")
+    with av.open(str(path)) as file:
+        frames = list(file.decode(video=0))
+    stated = {"colorspace": 9, "color_range": 2, "color_trc": 18, "color_primaries": 9}
+    for frame in frames:
+        for name, value in stated.items():
+            setattr(frame, name, value)
+    frames = [set_like(frame.reformat(format=form), frame) for frame in frames]
+    for _, made in deinterlace(((Fraction(k), frame) for k, frame in enumerate(frames)), "clip"):
+        assert {name: getattr(made, name) for name in stated} == stated and not made.interlaced_frame
+        assert len(made.format.components) == len(frames[0].format.components) or form == "gray12le"
+
+
+def set_like(made, frame):
+    made.pts, made.time_base = frame.pts, frame.time_base
+    for name in ("colorspace", "color_range", "color_trc", "color_primaries"):
+        setattr(made, name, getattr(frame, name))
+    assert made.interlaced_frame
+    return made
+
+
 def test_hevc_with_a_picture_for_each_field_is_refused(tmp_path):
     path = write_media(tmp_path / "clip.mp4", every(24, 2), None)
     with av.open(str(path)) as file:
@@ -263,3 +320,25 @@ def test_what_is_read_as_it_is_stored_is_told(tmp_path, caplog):
             choose_decoder(SimpleNamespace(metadata={"alpha_mode": "1"}, codec_context=own), tmp_path / "a.mkv") is own
         )
     assert caplog.text.count("a.mkv: states transparency, which cannot be read of libdav1d") == 1
+
+
+@pytest.mark.parametrize(("form", "codec", "pixels"), [("jpg", "mjpeg", "yuvj420p"), ("png", "png", "rgb24")])
+@pytest.mark.parametrize("container", ["mov", "avi"])
+def test_icc_profiles_of_pictures_in_motion(tmp_path, form, codec, pixels, container):
+    """The pictures of a camera, put into a container as they are. PNG's name their profile, which kills PyAV."""
+    profile = icc.lamps("p3", icc.power_curve(2.2))
+    data = io.BytesIO()
+    Image.new("RGB", (64, 64), (230, 40, 40)).save(
+        data, "jpeg" if form == "jpg" else form, icc_profile=profile, quality=100
+    )
+    with av.open(str(tmp_path / f"clip.{container}"), "w") as file:
+        stream = file.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
+        for index in range(3):
+            packet = av.Packet(data.getvalue())
+            packet.pts, packet.dts, packet.duration, packet.time_base = index, index, 1, Fraction(1, 24)
+            packet.stream, packet.is_keyframe = stream, True
+            file.mux(packet)
+    for _ in range(3):
+        picture = first_picture(tmp_path / f"clip.{container}", 64, 64)
+        np.testing.assert_allclose(picture[32, 32].astype(int), [252, 0, 5], atol=9)
