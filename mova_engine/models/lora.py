@@ -6,7 +6,7 @@ adapted `Mova` gives its parameters. The reference's files do not say alpha; our
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -74,30 +74,49 @@ def draw_a(rank: int, in_features: int, generator: torch.Generator | None = None
 def load_lora(model: nn.Module, path: str | Path, alpha: float | None = None) -> list[str]:
     """Add the adapters of a file to `model` and return the adapted layers' names. Nothing is added on an error.
 
-    alpha: overrides the file's own; needed where the file has none. Raises MovaError for a missing or damaged file, for
-    tensors that do not pair, and for layers that the model does not have, has in another size, or has adapted already.
+    alpha: overrides the file's own; needed where the file has none. Raises MovaError as `read_lora`, and for layers
+    that the model does not have, has in another size, or has adapted already.
+    """
+    pairs, alpha = read_lora(path, alpha)
+    if alpha is None:
+        raise MovaError(f"{path} does not say its alpha (the reference's files never do; its default is 16): give one")
+    check_fit(model, path, pairs)
+    for name in pairs:
+        _free_layer(model, name)
+    known = dict(model.named_modules())
+    for name, (a, b) in pairs.items():
+        _attach(known[name], a, b, alpha)
+    return list(pairs)
+
+
+def read_lora(path: str | Path, alpha: float | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], float | None]:
+    """The A [r, in] and B [out, r] of each layer that a file adapts, by the layers' names in order, and their alpha:
+    the one given, or that which the file states, if it does. Raises MovaError for a missing or damaged file and tensors
+    that do not pair.
     """
     tensors, metadata = read_tensors(path)
-    alpha = _alpha(path, metadata, alpha)
     stray = [name for name in tensors if not name.endswith((_A, _B))]
     layers = sorted({name.removesuffix(_A).removesuffix(_B) for name in tensors if name not in stray})
     stray += [name + part for name in layers for part in (_A, _B) if name + part not in tensors]
     if stray or not layers:
         raise MovaError(f"{path} is no LoRA file: it must hold lora_A, lora_B pairs{_listed(stray, '; see')}")
+    alpha = _stored_alpha(path, metadata) if alpha is None else _check_alpha(float(alpha), "alpha")
+    return {name: (tensors[name + _A], tensors[name + _B]) for name in layers}, alpha
+
+
+def check_fit(model: nn.Module, path: str | Path, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Raise MovaError where the model lacks a layer that a file of adapters adapts, or has it in another size."""
     known = dict(model.named_modules())
-    unknown = [name for name in layers if not isinstance(known.get(name), Linear)]
+    unknown = [name for name in pairs if not isinstance(known.get(name), Linear)]
     if unknown:
         raise MovaError(f"{path} adapts layers that the model does not have{_listed(unknown, ':')}")
     wrong = []
-    for name in layers:
-        layer, a, b = _free_layer(model, name), tensors[name + _A], tensors[name + _B]
-        if (a.ndim, b.ndim) != (2, 2) or (b.shape[0], a.shape[1]) != tuple(layer.weight.shape) or len(a) != b.shape[1]:
-            wrong.append(f"{name} is {list(layer.weight.shape)}, A {list(a.shape)}, B {list(b.shape)}")
+    for name, (a, b) in pairs.items():
+        shape = list(known[name].weight.shape)
+        if (a.ndim, b.ndim) != (2, 2) or [b.shape[0], a.shape[1]] != shape or len(a) != b.shape[1]:
+            wrong.append(f"{name} is {shape}, A {list(a.shape)}, B {list(b.shape)}")
     if wrong:
         raise MovaError(f"{path} was made for layers of another size{_listed(wrong, ':')}")
-    for name in layers:
-        _attach(known[name], tensors[name + _A], tensors[name + _B], alpha)
-    return layers
 
 
 def save_lora(model: nn.Module, path: str | Path, write: Callable[..., None] = replace_file) -> None:
@@ -191,11 +210,9 @@ def _attach(layer: Linear, a: Tensor, b: Tensor, alpha: float) -> None:
     layer.lora_scale = alpha / a.shape[0]
 
 
-def _alpha(path: str | Path, metadata: dict[str, str], alpha: float | None) -> float:
-    if alpha is not None:
-        return _check_alpha(float(alpha), "alpha")
+def _stored_alpha(path: str | Path, metadata: Mapping[str, str]) -> float | None:
     if ALPHA not in metadata:
-        raise MovaError(f"{path} does not say its alpha (the reference's files never do; its default is 16): give one")
+        return None
     try:
         alpha = float(metadata[ALPHA])
     except ValueError as error:

@@ -1,14 +1,18 @@
 """Low-rank adapters on a frozen checkpoint: the model that a LoRA run trains."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mova_engine.config import MovaConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import diffusion_settings
 from mova_engine.models.fp8 import hold_in_fp8
-from mova_engine.models.lora import adapted_layers, add_lora, draw_a, find_linears
+from mova_engine.models.locate import find_adapters
+from mova_engine.models.lora import adapted_layers, add_lora, check_fit, draw_a, find_linears, read_lora
 from mova_engine.models.mova import COMPONENTS, Mova
 from mova_engine.models.weights import load_component, read_rows
 from mova_engine.ops import OpTable
@@ -46,11 +50,58 @@ def build_adapted(
             # One component after the other: only one at a time is on the device in full.
             hold_in_fp8(component, own)
     add_adapters(model, config.lora, generator(config.seed, "adapters"))
+    layers = adapted_layers(model)
+    for name, (a, b) in initial_adapters(model, config.lora).items():
+        layers[name].lora_A.weight.data.copy_(a)
+        layers[name].lora_B.weight.data.copy_(b)
     return model, None
+
+
+def initial_adapters(model: Mova, lora: LoraSettings) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of each layer, by its name, that `lora.init` starts from; none where it does not. MovaError where they
+    are not those of the settings' rank and targets.
+    """
+    if lora.init is None:
+        return {}
+    pairs, _ = read_lora(lora.init)
+    check_fit(model, lora.init, pairs)
+    ranks = sorted({len(a) for a, _ in pairs.values()})
+    if len(ranks) > 1:
+        raise MovaError(f"{lora.init} has adapters of ranks {', '.join(map(str, ranks))}: only one rank can be trained")
+    if ranks != [lora.rank]:
+        raise MovaError(
+            f"{lora.init} has adapters of rank {ranks[0]}, and lora.rank is {lora.rank}: give --lora.rank {ranks[0]}"
+        )
+    wanted = find_linears(model, lora.targets)
+    for names, says in (
+        ([name for name in pairs if name not in set(wanted)], "adapts layers that lora.targets does not name"),
+        ([name for name in wanted if name not in pairs], "does not adapt layers that lora.targets names"),
+    ):
+        if names:
+            raise MovaError(f"{lora.init} {says}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+    return pairs
+
+
+def with_initial_adapters(lora: LoraSettings, say: Callable[[str], object]) -> LoraSettings:
+    """The settings with the file that `init` means, and with its alpha. MovaError where its alpha is another one than
+    the settings', or neither says one.
+    """
+    if lora.init is None:
+        return lora
+    path = find_adapters(lora.init, say)
+    _, stored = read_lora(path)
+    if stored is None and lora.alpha is None:
+        raise MovaError(
+            f"{path} does not say its alpha (the reference's files never do; its default is 16): --lora.alpha"
+        )
+    if lora.alpha is not None and stored not in (None, lora.alpha):
+        raise MovaError(f"{path} has alpha {stored:g}, and lora.alpha is {lora.alpha:g}: leave --lora.alpha out")
+    return replace(lora, init=path, alpha=lora.alpha if stored is None else stored)
 
 
 def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.device, processes: Processes) -> Shards:
     names, dtype = add_adapters(model, config.lora), DTYPES[config.precision]
+    start = initial_adapters(model, config.lora)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -63,8 +114,10 @@ def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.devic
     layers, source = adapted_layers(model), generator(config.seed, "adapters")
     for name in names:
         a, b = layers[name].lora_A.weight, layers[name].lora_B.weight
-        shards.piece(a).take(draw_a(config.lora.rank, a.shape[1], source))
-        shards.piece(b).tensor.zero_()
+        # Drawn in any case: what is random does not depend on where adapters start from.
+        drawn = draw_a(config.lora.rank, a.shape[1], source)
+        shards.piece(a).take(start[name][0] if name in start else drawn)
+        shards.piece(b).take(start[name][1]) if name in start else shards.piece(b).tensor.zero_()
     return shards
 
 

@@ -225,7 +225,8 @@ def _describe(run: Run, clips: int, console: Console) -> None:
     console.print(f"{sizes.name}: {_millions(sum(counts.values()))} parameters ({parts}), {config.precision}")
     if config.lora.rank:
         kept = ", frozen weights in fp8" if config.lora.base == "fp8" else ""
-        console.print(f"these are adapters of rank {config.lora.rank} on {config.model.checkpoint}{kept}")
+        start = f", from {config.lora.init}" if config.lora.init else ""
+        console.print(f"these are adapters of rank {config.lora.rank} on {config.model.checkpoint}{kept}{start}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
     chosen = [f"{c.operator}={c.implementation}" for c in run.ops.choices if c.implementation != REFERENCE]
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")

@@ -67,7 +67,11 @@ class LoraSettings:
     rank: int = 0
     """Rank of the adapters; 0: none, all weights are trained."""
     alpha: float | None = None
-    """Their output counts alpha / rank; default: the rank."""
+    """Their output counts alpha / rank; default: the rank, or what the file says that `init` names."""
+    init: Path | None = None
+    """Adapters to start from, to train them on other clips: a file, or a run of adapters. Its rank and layers must be
+    those asked for; its alpha is kept.
+    """
     targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
     """The adapted layers, by the last parts of their names: all products of blocks and bridge by default."""
     base: Literal["precision", "fp8"] = "precision"
@@ -78,6 +82,7 @@ class LoraSettings:
         usable = self.alpha is None or (self.alpha > 0 and math.isfinite(self.alpha))
         _check(usable, f"lora.alpha must be a positive number, got {self.alpha}")
         _check(len(self.targets) > 0, "lora.targets names no layer")
+        _check(self.init is None or self.rank > 0, "lora.init needs lora.rank: give it, or a recipe such as lora")
 
 
 @dataclass(frozen=True)

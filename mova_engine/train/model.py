@@ -23,7 +23,7 @@ from mova_engine.models.weights import load_component, replace_file, write_compo
 from mova_engine.ops import OpTable
 from mova_engine.parallel.processes import Processes
 from mova_engine.parallel.shard import Shards, shard_model
-from mova_engine.train.adapters import add_adapters, build_adapted
+from mova_engine.train.adapters import add_adapters, build_adapted, with_initial_adapters
 from mova_engine.train.config import LoraSettings, TrainConfig
 from mova_engine.train.draws import generator
 from mova_engine.train.weights import DTYPES
@@ -44,7 +44,8 @@ def with_folders(config: TrainConfig, say: Callable[[str], object]) -> TrainConf
         checkpoint = find_components(checkpoint, say)
     if codecs is not None:
         codecs = find_model(codecs, say)
-    return replace(config, model=replace(model, checkpoint=checkpoint, codecs=codecs))
+    lora = with_initial_adapters(config.lora, say)
+    return replace(config, model=replace(model, checkpoint=checkpoint, codecs=codecs), lora=lora)
 
 
 def model_config(config: TrainConfig) -> MovaConfig:

@@ -15,7 +15,7 @@ from mova_engine.models.mova import COMPONENTS, Mova
 from mova_engine.models.weights import check_component
 from mova_engine.ops import OpTable
 from mova_engine.train import validation
-from mova_engine.train.adapters import check_output
+from mova_engine.train.adapters import check_output, initial_adapters
 from mova_engine.train.checkpoints import check_resumable
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.model import outline
@@ -50,6 +50,7 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
     if config.lora.rank:
         check_output(config, start)
         find_linears(model, config.lora.targets)
+        initial_adapters(model, config.lora)
     if start is not None:
         for name in COMPONENTS:
             component = getattr(model, name)

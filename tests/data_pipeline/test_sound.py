@@ -10,6 +10,7 @@ from data_pipeline.media import click_time, clicks
 
 from mova_engine.config import ClipConfig
 from mova_engine.data.clock import find_runs
+from mova_engine.data.decode import read_clip
 from mova_engine.data.downmix import mono_weights
 from mova_engine.data.sound import read_sound
 from mova_engine.errors import MovaError
@@ -111,6 +112,31 @@ def test_each_channel_of_a_file_comes_out_at_its_level(tmp_path, layout):
     levels = np.abs(np.fft.rfft(audio))[[250 * (k + 1) for k in range(len(channels))]] / (RATE / 2) / 0.1
     decibels = {"FL": -6.02, "FR": -6.02, "FC": -3.01, "BC": -6.02, "LFE": -np.inf}
     expected = [10 ** (decibels.get(c, -9.03) / 20) if len(channels) > 1 else 1.0 for c in channels]
+    np.testing.assert_allclose(levels, expected, atol=2e-3)
+
+
+FRONT, CENTRE, SURROUND, NONE = 0.5, HALF_POWER, HALF_POWER / 2, 0.0
+# Apple's tags of channel orders, and what each channel of the file then weighs.
+ORDERS = {
+    "film: L C R Ls Rs LFE": ((123 << 16) | 6, [FRONT, CENTRE, FRONT, SURROUND, SURROUND, NONE]),
+    "L R Ls Rs C LFE": ((122 << 16) | 6, [FRONT, FRONT, SURROUND, SURROUND, CENTRE, NONE]),
+    "C L R Ls Rs LFE": ((124 << 16) | 6, [CENTRE, FRONT, FRONT, SURROUND, SURROUND, NONE]),
+    "L R C LFE Ls Rs Rls Rrs": ((128 << 16) | 8, [FRONT, FRONT, CENTRE, NONE, *[SURROUND] * 4]),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_channels_are_told_apart_by_the_order_of_the_file(tmp_path, name):
+    """QuickTime's orders, as of ProRes masters; read in a process of its own, which another order used to end."""
+    tag, expected = ORDERS[name]
+    sound = np.stack([tone(4.2, 250 * (k + 1), 0.1) for k in range(len(expected))])
+    path = write(tmp_path / "master.mov", sound, layout="5.1" if len(sound) == 6 else "7.1")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"chan") + 8  # behind the kind, version and flags
+    data[place : place + 4] = tag.to_bytes(4, "big")
+    path.write_bytes(data)
+    audio = read_clip(path, CLIP, pictures=False).audio[:RATE]
+    levels = np.abs(np.fft.rfft(audio))[[250 * (k + 1) for k in range(len(sound))]] / (RATE / 2) / 0.1
     np.testing.assert_allclose(levels, expected, atol=2e-3)
 
 

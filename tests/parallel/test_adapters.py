@@ -83,3 +83,13 @@ def test_one_process_goes_on_from_what_two_have_saved_bit_for_bit_loaded(clips, 
     # The file's alpha lies in its metadata, wherever it was written.
     average = load_file(middle / "training" / "ema.safetensors")
     assert all(torch.equal(x, average[name]) for name, x in saved.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_processes_start_from_the_adapters_of_a_file(clips, base, alone, pair, tmp_path, mesh):
+    still = {"lora": {"rank": 4, "init": alone}, "optim": {"lr": 0.0, "ema": 0}, "parallel": MESHES[mesh]}
+    found = pair.run("run_shared", **settings(clips, base, tmp_path / "run", batch=2, **still))
+    assert [status for status, _ in found] == [0, 0], found
+    ours, theirs = (load_file(out / "checkpoints" / "step-000004" / ADAPTERS) for out in (tmp_path / "run", alone))
+    assert ours.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in ours.items())

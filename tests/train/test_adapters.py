@@ -1,14 +1,16 @@
 """Runs that train adapters on a frozen checkpoint: what they leave, how they go on, and what they are good for."""
 
+import re
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
 from mova_engine.models.checkpoint import load_mova
 from mova_engine.models.locate import find_model
-from mova_engine.models.lora import ADAPTERS
+from mova_engine.models.lora import ADAPTERS, read_lora
 from mova_engine.models.merge import main as merge
 from mova_engine.ops import bind
 from mova_engine.sample.load import load_pipeline
@@ -105,6 +107,44 @@ def test_the_adapters_are_sampled_beside_their_base_and_merged_into_it(adapted, 
     # What was averaged is what is saved.
     average = load_file(file.parent / "training" / "ema.safetensors")
     assert all(torch.equal(x, average[name]) for name, x in load_file(file).items())
+
+
+def test_a_run_starts_from_another_runs_adapters(adapted, ran):
+    """The file as it is, with its alpha; the run is new: its steps, moments and order of clips begin anew."""
+    first = ran(adapted("first", steps=2, lora={"alpha": 6.0}, optim={"ema": 0, "lr": 0.01}))
+    file = first.config.folder / "checkpoints" / "step-000002" / ADAPTERS
+    second = ran(adapted("second", steps=1, lora={"init": first.config.folder}, optim={"ema": 0, "lr": 0.0}))
+    assert second.status == 0 and f"from {file}" in second.said and second.rows[0]["step"] == 1
+    found = second.config.folder / "checkpoints" / "step-000001" / ADAPTERS
+    (ours, alpha), (theirs, _) = read_lora(found), read_lora(file)
+    assert alpha == 6 and ours.keys() == theirs.keys()
+    assert all(torch.equal(x, y) for name in ours for x, y in zip(ours[name], theirs[name], strict=True))
+    # What was learned is there from the first step on: its loss is not that of new adapters.
+    new = ran(adapted("new", steps=1, lora={"alpha": 6.0}))
+    assert abs(new.rows[0]["loss"] - second.rows[0]["loss"]) > 1e-4
+
+
+def test_adapters_that_do_not_fit_the_run_are_refused_before_the_work(adapted, ran, base, tmp_path):
+    first = ran(adapted("first", steps=1))
+    file = first.config.folder / "checkpoints" / "step-000001" / ADAPTERS
+    for lora, reason in (
+        ({"rank": 8}, f"{file} has adapters of rank 4, and lora.rank is 8: give --lora.rank 4"),
+        ({"targets": ("q", "k")}, f"{file} adapts layers that lora.targets does not name: audio_dit"),
+        ({"alpha": 2.0}, f"{file} has alpha 4, and lora.alpha is 2: leave --lora.alpha out"),
+    ):
+        with pytest.raises(MovaError, match=re.escape(reason)):
+            ran(adapted("second", lora={"init": file, **lora}))
+    fewer = tmp_path / "fewer.safetensors"
+    pairs = {name: x for name, x in load_file(file).items() if ".q." in name}
+    save_file(pairs, fewer, metadata={"alpha": "4"})
+    with pytest.raises(MovaError, match=r"does not adapt layers that lora.targets names: .*, \.\.\.$"):
+        ran(adapted("second", lora={"init": fewer}))
+    with pytest.raises(MovaError, match="none.safetensors: no such"):
+        ran(adapted("second", lora={"init": tmp_path / "none.safetensors"}))
+    with pytest.raises(MovaError, match="is a whole model, no file or run of adapters"):
+        ran(adapted("second", lora={"init": base}))
+    with pytest.raises(MovaError, match="lora.init needs lora.rank"):
+        adapted(lora={"rank": 0, "init": file})
 
 
 @pytest.mark.parametrize("base_held", ["precision", "fp8"])
