@@ -5,6 +5,7 @@ What to do about a clip that cannot be used is decided before training: `open_da
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mova_engine.data.cache import LatentCache
+from mova_engine.data.changes import marks
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.errors import MovaError
 
@@ -30,16 +32,24 @@ class LatentDataset(Dataset):
 
     bad_clips: should a clip become unusable later on, "skip" puts the next one in its place and says so, "stop" raises.
     preload: keep all tensors in memory (None: when they take less than 2 GiB), so that a batch costs next to nothing.
+    read: whether all files have been read, so that their digests are known.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], cache: LatentCache, *, bad_clips: BadClips = "skip", preload: bool | None = None
+        self,
+        entries: Sequence[Entry],
+        cache: LatentCache,
+        *,
+        bad_clips: BadClips = "skip",
+        preload: bool | None = None,
+        read: bool = False,
     ) -> None:
         if not entries:
             raise MovaError("the dataset holds no clips")
         if bad_clips not in get_args(BadClips):
             raise MovaError(f"bad_clips must be 'skip' or 'stop', got '{bad_clips}'")
         self.entries, self.cache, self.bad_clips = tuple(entries), cache, bad_clips
+        self._files_read = read
         self._captions = [entry.caption for entry in entries]
         self._ids = [entry.id for entry in entries]
         self._tensors: dict[str, Tensor] | None = None
@@ -78,6 +88,11 @@ class LatentDataset(Dataset):
         if any(clip is None for clip in read):
             return None
         return {**_stack(read), "caption": [self._captions[i] for i in indices], "id": [self._ids[i] for i in indices]}
+
+    @cached_property
+    def marks(self) -> str:
+        """By which a later run tells what has become of these clips, see `data.changes`."""
+        return marks(self.entries, self.cache.content if self._files_read else None)
 
     @property
     def in_memory(self) -> bool:
@@ -152,4 +167,4 @@ def open_dataset(
             shown = "; ".join(reasons[entry.id] for entry in bad[:SHOWN_REASONS])
             raise MovaError(f"{summary}: {shown}{'; ...' if len(bad) > SHOWN_REASONS else ''}")
         log.warning("%s and are left out", summary)
-    return LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload)
+    return LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload, read=True)

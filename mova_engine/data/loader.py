@@ -8,12 +8,13 @@ import gc
 import hashlib
 import multiprocessing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mova_engine.data.changes import Changes, compare
 from mova_engine.data.dataset import LatentDataset
 from mova_engine.data.signals import stop_signals_held
 from mova_engine.errors import MovaError
@@ -21,6 +22,7 @@ from mova_engine.parallel.rounds import Rounds
 
 # Batches that each worker prepares ahead.
 PREFETCH = 2
+Changed = Literal["stop", "go-on"]
 
 
 class ClipOrder:
@@ -60,6 +62,8 @@ class Loader:
         self._order = ClipOrder(len(dataset), seed, shuffle=shuffle)
         self._position = 0
         names = "\n".join(entry.id for entry in dataset.entries)
+        # Now, while the files are as they were encoded.
+        self._marks = dataset.marks
         self._digest = hashlib.sha256(f"{shuffle}\n{names}".encode()).hexdigest()[:16]
 
     @property
@@ -85,19 +89,39 @@ class Loader:
             "seed": self._order.seed,
             "clips": len(self.dataset),
             "digest": self._digest,
+            "marks": self._marks,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, from the next `iter()`. MovaError when clips or seed are not the same."""
+    def load_state_dict(self, state: dict[str, Any], changed: Changed = "stop") -> list[str]:
+        """Go on where `state` was taken, from the next `iter()`; returns what is to be told of clips that changed.
+
+        changed: what to do where clips were added or taken away, or are in another order, which makes the stream
+        another one: "stop", or "go-on" with the first clip of the next epoch of the order of those that are there now.
+        MovaError for the former, and when the seed is not the same.
+        """
         here = self.state_dict()
-        if state["digest"] != here["digest"]:
-            raise MovaError(
-                f"the clips are not those of the checkpoint ({state['clips']} then, {here['clips']} now): "
-                "its order cannot go on exactly; start a new run"
-            )
         if state["seed"] != here["seed"]:
-            raise MovaError(f"the checkpoint's order of clips was drawn from seed {state['seed']}, not {here['seed']}")
-        self._position = state["position"]
+            raise MovaError(
+                f"the checkpoint's order of clips was drawn from seed {state['seed']}, not {here['seed']}: give --seed "
+                f"{state['seed']}"
+            )
+        found = Changes("", "")
+        if "marks" in state:
+            found = compare(state["marks"], here["marks"], self.dataset.entries)
+        notes = [f"clips are not as in the checkpoint: {found.contents}"] if found.contents else []
+        if state["digest"] == here["digest"]:
+            self._position = state["position"]
+            return notes
+        differ = f"the clips are not those of the checkpoint ({state['clips']} then, {here['clips']} now"
+        differ += f": {found.order})" if found.order else ")"
+        if changed == "stop":
+            raise MovaError(
+                f"{differ}: its order cannot go on exactly; bring them back, or give --loader.changed go-on to train "
+                "on with those that are there, or --model.checkpoint and another --out to start a run from its weights"
+            )
+        epoch = -(-state["position"] // state["clips"])
+        self._position = epoch * len(self.dataset)
+        return [f"{differ}: going on at the beginning of epoch {epoch + 1} of those that are there now", *notes]
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         return self._made() if self.rounds is None else self.rounds.shared(self._made())

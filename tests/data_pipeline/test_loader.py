@@ -5,6 +5,8 @@ import json
 import logging
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 
 import av
@@ -176,11 +178,42 @@ def test_workers_outlive_forgotten_decoders(on_disk, made_clips):
 
 def test_a_state_of_other_clips_or_another_seed_is_refused(dataset):
     state = build_loader(dataset, BATCH, seed=1).state_dict()
-    with pytest.raises(MovaError, match="drawn from seed 1, not 2"):
+    with pytest.raises(MovaError, match="drawn from seed 1, not 2: give --seed 1"):
         build_loader(dataset, BATCH, seed=2).load_state_dict(state)
     fewer = LatentDataset(dataset.entries[1:], dataset.cache)
-    with pytest.raises(MovaError, match="not those of the checkpoint \\(7 then, 6 now\\)"):
+    with pytest.raises(MovaError, match=r"checkpoint \(7 then, 6 now: 1 gone\): .*--loader.changed go-on"):
         build_loader(fewer, BATCH, seed=1).load_state_dict(state)
+    other = LatentDataset(dataset.entries[::-1], dataset.cache)
+    with pytest.raises(MovaError, match=r"\(7 then, 7 now: the same ones in another order\)"):
+        build_loader(other, BATCH, seed=1).load_state_dict(state)
+    del state["marks"]  # as of earlier versions
+    with pytest.raises(MovaError, match=r"checkpoint \(7 then, 6 now\): "):
+        build_loader(fewer, BATCH, seed=1).load_state_dict(state)
+
+
+@pytest.mark.parametrize(("position", "epoch"), [(0, 0), (1, 1), (4, 1), (7, 2)])
+def test_a_run_goes_on_with_other_clips_from_the_next_epoch(dataset, position, epoch):
+    """Of four clips then and seven now: each of the seven comes once in the epoch that begins."""
+    before = build_loader(LatentDataset(dataset.entries[:4], dataset.cache), 1, seed=1)
+    before._position = position
+    after = build_loader(dataset, 1, seed=1)
+    [note] = after.load_state_dict(before.state_dict(), "go-on")
+    assert re.search(rf"\(4 then, 7 now: 3 new \(.*\)\): going on at the beginning of epoch {epoch + 1} ", note)
+    assert (after.position, after.epoch) == (7 * epoch, epoch)
+    assert sorted(name for [name] in ids(take(after, 7))) == sorted(entry.id for entry in dataset.entries)
+    assert after.load_state_dict(after.state_dict()) == []
+
+
+def test_a_changed_caption_and_a_replaced_file_are_told_and_no_reason_to_stop(clips, make_cache):
+    whole = open_dataset(clips, make_cache())
+    state = build_loader(whole, BATCH).state_dict()
+    rows = (clips / "metadata.jsonl").read_text().replace("clip number 1", "another one")
+    (clips / "metadata.jsonl").write_text(rows)
+    shutil.copy(clips / "0.mp4", clips / "3.mp4")
+    notes = build_loader(open_dataset(clips, make_cache()), BATCH).load_state_dict(state)
+    assert notes == [
+        "clips are not as in the checkpoint: 2 captions changed ('1.mp4', '4.mp4'), 1 file replaced ('3.mp4')"
+    ]
 
 
 def test_sizes_that_make_no_sense(dataset):
