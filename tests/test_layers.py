@@ -10,7 +10,7 @@ from source_tree import ROOT, python_files, relative, tree
 
 # Parts on one line are peers and do not import each other, but for the first line.
 LAYERS = (
-    ("config", "errors", "flops"),
+    ("config", "errors", "flops", "writable"),
     ("backend",),
     ("ops",),
     ("models",),

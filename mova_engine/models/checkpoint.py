@@ -33,6 +33,7 @@ from mova_engine.models.codecs import (
     build_text_encoder,
     build_video_codec,
 )
+from mova_engine.models.exchange import replaced_folder
 from mova_engine.models.mova import COMPONENTS, Mova
 from mova_engine.models.weights import (
     CONFIG,
@@ -40,7 +41,6 @@ from mova_engine.models.weights import (
     load_component,
     read_config,
     read_json,
-    replaced_folder,
     write_component,
     write_json,
 )
@@ -251,9 +251,18 @@ def load_codecs(
     return Codecs(**{name: build() if name in parts else None for name, build in builders.items()})
 
 
-def save_mova(
+def save_mova(mova: Mova, folder: str | Path, **settings: Any) -> None:
+    """Write a complete checkpoint folder, which must be new or empty; it appears when it is complete.
+
+    settings: as of `write_mova`. Raises MovaError as that does, where the folder holds files, and when writing fails.
+    """
+    with replaced_folder(folder) as fresh:
+        write_mova(mova, fresh, **settings)
+
+
+def write_mova(
     mova: Mova,
-    folder: str | Path,
+    folder: Path,
     *,
     video_codec: VideoCodec | None = None,
     audio_codec: AudioCodec | None = None,
@@ -263,7 +272,7 @@ def save_mova(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     write: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
 ) -> None:
-    """Write a complete checkpoint folder; a checkpoint that was there stays until the new one is complete.
+    """`save_mova` into an empty folder, file by file: for use inside `replaced_folder`.
 
     video_codec, audio_codec: needed where the model speaks through an embedded codec, whose fitted scale is stored.
     base: a checkpoint folder from which the rest is taken over: pretrained codecs, text encoder, tokenizer, scheduler,
@@ -271,38 +280,37 @@ def save_mova(
     boundary: the expert boundary that the model was trained with. diffusion: what else its sampler must know of the
     training, for `diffusion_settings`: video_shift, audio_shift, prediction, sigma_floor, skip_first_frame, bridge.
     write: as of `write_component`.
-    Raises MovaError as `save_component` does, and for an embedded codec that is needed but not given.
+    Raises MovaError as `write_component` does, and for an embedded codec that is needed but not given.
     """
     config = mova.config
     old = read_json(Path(base) / INDEX) if base is not None else {}
     codecs = {"video_vae": video_codec, "audio_vae": audio_codec}
-    with replaced_folder(folder, marker=INDEX) as fresh:
-        index: dict[str, Any] = {"_class_name": "MOVA", "boundary_ratio": BOUNDARY_RATIO, **old}
-        for name, values in component_configs(config).items():
-            kept = read_config(Path(base) / name) if _class_of(old, name) else {}
-            write_component(
-                getattr(mova, name), {**kept, **values}, fresh / name, MODEL_CLASSES[name][1], max_shard_bytes, write
-            )
-            index[name] = old[name] if kept else MODEL_CLASSES[name]
-        if config.experts == 1:
-            index["video_dit_2"] = ABSENT
-        for name, kind in _kinds(config).items():
-            index[name] = _write_codec(name, kind, fresh, codecs.get(name), base, old)
-        for name in ("tokenizer", "scheduler"):
-            index[name] = _copy(name, fresh, base, old)
-        if index["scheduler"] == ABSENT:
-            (fresh / "scheduler").mkdir()
-            write_json(fresh / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
-            index["scheduler"] = SCHEDULER_CLASS
-        index["audio_vae_type"] = config.audio_codec
-        own = ("clip", asdict(config.clip)), ("sampling", asdict(config.sampling))
-        index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, **dict(own)}
-        if boundary is not None:
-            index["boundary_ratio"] = boundary
-        known = old.get(OWN_ENTRY, {}).get("diffusion") if diffusion is None else dict(diffusion)
-        if known:
-            index[OWN_ENTRY]["diffusion"] = known
-        write_json(fresh / INDEX, index)
+    index: dict[str, Any] = {"_class_name": "MOVA", "boundary_ratio": BOUNDARY_RATIO, **old}
+    for name, values in component_configs(config).items():
+        kept = read_config(Path(base) / name) if _class_of(old, name) else {}
+        write_component(
+            getattr(mova, name), {**kept, **values}, folder / name, MODEL_CLASSES[name][1], max_shard_bytes, write
+        )
+        index[name] = old[name] if kept else MODEL_CLASSES[name]
+    if config.experts == 1:
+        index["video_dit_2"] = ABSENT
+    for name, kind in _kinds(config).items():
+        index[name] = _write_codec(name, kind, folder, codecs.get(name), base, old)
+    for name in ("tokenizer", "scheduler"):
+        index[name] = _copy(name, folder, base, old)
+    if index["scheduler"] == ABSENT:
+        (folder / "scheduler").mkdir()
+        write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+        index["scheduler"] = SCHEDULER_CLASS
+    index["audio_vae_type"] = config.audio_codec
+    own = ("clip", asdict(config.clip)), ("sampling", asdict(config.sampling))
+    index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, **dict(own)}
+    if boundary is not None:
+        index["boundary_ratio"] = boundary
+    known = old.get(OWN_ENTRY, {}).get("diffusion") if diffusion is None else dict(diffusion)
+    if known:
+        index[OWN_ENTRY]["diffusion"] = known
+    write_json(folder / INDEX, index)
 
 
 def component_configs(config: MovaConfig) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ adapted `Mova` gives its parameters. The reference's files do not say alpha; our
 """
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from mova_engine.errors import MovaError, suggest
 from mova_engine.models.layers import Linear
-from mova_engine.models.weights import read_tensors, replace_file
+from mova_engine.models.weights import read_tensors, write_new_file
 
 ALPHA = "alpha"
 # What a training checkpoint calls the file.
@@ -119,8 +120,8 @@ def check_fit(model: nn.Module, path: str | Path, pairs: Mapping[str, tuple[Tens
         raise MovaError(f"{path} was made for layers of another size{_listed(wrong, ':')}")
 
 
-def save_lora(model: nn.Module, path: str | Path, write: Callable[..., None] = replace_file) -> None:
-    """Write the model's adapters to one file, with their alpha; a file that was there stays until it is complete.
+def save_lora(model: nn.Module, path: str | Path, write: Callable[..., None] = write_new_file) -> None:
+    """Write the model's adapters to one file, with their alpha; a file that is there already is not replaced.
 
     write: called with the path, the tensors by name and the file's metadata.
 
@@ -160,11 +161,13 @@ def remove_lora(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged_lora(model: nn.Module, dtype: torch.dtype | None = torch.float32) -> Iterator[None]:
+def merged_lora(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Inside the block every adapted layer is a plain one with weight `W + (alpha / r) B A`, for export.
 
-    The sum is taken in float32 and stored in `dtype` (None: the weight's own, where in bfloat16 small updates round
-    away). At the end of the block the original weights and adapters are back, untouched.
+    The sum is taken in float32 and stored in `dtype` (None: the weight's own). For bfloat16 it is rounded to one of
+    its two neighbours at random, with the probabilities that make the mean the sum itself: rounding to the nearest
+    would lose every update below half a step of the weight, and so could lose an adapter whole. The draws depend on the
+    layer's name alone. At the end of the block the original weights and adapters are back, untouched.
     """
     layers = adapted_layers(model)
     held = [name for name, layer in layers.items() if layer.weight_scale is not None]
@@ -172,9 +175,9 @@ def merged_lora(model: nn.Module, dtype: torch.dtype | None = torch.float32) -> 
         raise MovaError(f"weights held in fp8 cannot take an update up{_listed(held, ':')}; merge into the original")
     kept = {name: (layer.weight, layer.lora_A, layer.lora_B) for name, layer in layers.items()}
     try:
-        for layer in layers.values():
+        for name, layer in layers.items():
             weight = layer.weight
-            merged = _merged_weight(layer).to(dtype or weight.dtype)
+            merged = _rounded(_merged_weight(layer), dtype or weight.dtype, name)
             layer.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
             layer.lora_A = layer.lora_B = None
         yield
@@ -187,6 +190,20 @@ def merged_lora(model: nn.Module, dtype: torch.dtype | None = torch.float32) -> 
 def _merged_weight(layer: Linear) -> Tensor:
     update = layer.lora_B.weight.float() @ layer.lora_A.weight.float()
     return layer.weight.float() + layer.lora_scale * update
+
+
+def _rounded(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """x float32 in `dtype`; for bfloat16 by stochastic rounding.
+
+    bfloat16 is float32 without the lower 16 bits: adding a uniform 16-bit number and cutting them off carries into the
+    upper ones with the probability that the cut part is of a step.
+    """
+    if dtype != torch.bfloat16:
+        return x.to(dtype)
+    source = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    draws = torch.randint(1 << 16, x.shape, generator=source, dtype=torch.int32).to(x.device)
+    bits = (x.contiguous().view(torch.int32) + draws) & -(1 << 16)
+    return bits.view(torch.float32).to(dtype)
 
 
 def _matches(name: str, target: str) -> bool:

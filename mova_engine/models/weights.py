@@ -2,14 +2,12 @@
 
 Files are memory-mapped and each tensor goes straight to the target device and dtype. Pickle files are never opened.
 Folders and files are written beside their place, flushed to disk, and moved in when complete: a full disk or a kill
-leaves what was there before.
+leaves what was there before. Nothing is replaced but what the engine can be shown to have written.
 """
 
-import errno
 import json
 import os
-import re
-import shutil
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mova_engine.errors import MovaError
+from mova_engine.models.exchange import flush, replaced, replaced_folder, write_error
 
 CONFIG = "config.json"
 # File stems of diffusers and of transformers.
@@ -166,11 +165,10 @@ def save_component(
 ) -> None:
     """Write a component's folder: `config` with its class, and weights in shards of at most `max_shard_bytes`.
 
-    A folder already there is replaced if it is a component's. Raises MovaError when it is not, for tensors without
-    data (meta), for a module that carries LoRA adapters (save those with `lora.save_lora`, or merge them first), and
-    when writing fails; what was there before then stays.
+    Raises MovaError where the folder exists and is not empty, for tensors without data (meta), for a module that
+    carries LoRA adapters (save those with `lora.save_lora`, or merge them first), and when writing fails.
     """
-    with replaced_folder(folder, marker=CONFIG) as fresh:
+    with replaced_folder(folder) as fresh:
         write_component(module_or_state_dict, config, fresh, class_name, max_shard_bytes)
 
 
@@ -232,71 +230,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     path.chmod(mode)
 
 
-@contextmanager
-def replaced_folder(folder: str | Path, marker: str) -> Iterator[Path]:
-    """Give an empty folder to fill; when the block ends well it takes the place of `folder`, else nothing changes.
+def write_new_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write one safetensors file in a single step: complete, or not at all.
 
-    marker: a file that a folder to be replaced must hold, so that a mistyped path cannot erase anything else.
-    Raises MovaError when it does not, and when writing fails.
+    Raises MovaError when writing fails, and where there is such a file: it is not replaced.
     """
-    folder = Path(os.path.abspath(folder))
-    if folder.exists() and not (folder.is_dir() and ((folder / marker).is_file() or not any(folder.iterdir()))):
-        raise MovaError(f"{folder} exists and holds no {marker}: it is not replaced; choose another folder")
-    fresh, old = unfinished(folder), _beside(folder, "old")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        yield fresh
-        for path in sorted(fresh.rglob("*")):
-            _flush(path)
-        _flush(fresh)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if old.is_dir():
-                old.rename(folder)
-            raise
-        _flush(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise write_error(folder, error) from error
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-
-
-def unfinished(folder: Path) -> Path:
-    """Where `replaced_folder` has what is to become `folder`."""
-    return _beside(folder, "new")
-
-
-def replace_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write one safetensors file in a single step: complete, or not at all. Raises MovaError when writing fails."""
     path = Path(path)
-    fresh = _beside(path, "new")
+    if os.path.lexists(path):
+        raise MovaError(f"{path} exists and is not replaced: give another name, or remove it")
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(fresh, tensors, metadata)
-        _flush(fresh)
+        flush(fresh)
         fresh.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except (OSError, SafetensorError) as error:
         fresh.unlink(missing_ok=True)
         raise write_error(path, error) from error
-
-
-def write_error(path: str | Path, error: Exception) -> MovaError:
-    """One line for a failed write of `path`."""
-    # safetensors reports the system's error as text only.
-    number = re.search(r"os error (\d+)", str(error))
-    code = getattr(error, "errno", None) or (int(number[1]) if number else None)
-    reason = "no space left on the disk" if code == errno.ENOSPC else os.strerror(code) if code else str(error)
-    kept = "; what was there before is untouched" if Path(path).exists() else ""
-    return MovaError(f"cannot write {path}: {reason}{kept}")
 
 
 def read_tensors(
@@ -388,20 +339,7 @@ def _split(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
     return shards
 
 
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name}.{what}")
-
-
 def _interrupted(folder: Path) -> str:
     """Where a save that was killed between its two renames left the folder."""
-    old = _beside(folder, "old")
+    old = replaced(folder)
     return f", but an interrupted save left it as {old}" if old.is_dir() and not folder.exists() else ""
-
-
-def _flush(path: Path) -> None:
-    """Bring a file or a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

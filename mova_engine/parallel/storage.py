@@ -9,8 +9,9 @@ folder needs to know neither how many processes wrote it nor DCP.
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
@@ -20,12 +21,17 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.distributed.checkpoint.storage import StorageWriter
 from torch.futures import Future
 
 from mova_engine.errors import MovaError
-from mova_engine.models.weights import replaced_folder, stored_tensors, unfinished
+from mova_engine.models.exchange import unfinished
+from mova_engine.models.weights import stored_tensors
 from mova_engine.parallel.shard import Piece
+
+# Offset, length and CRC-32 of a range of a file's bytes, and the ranges written, by file.
+Range = tuple[int, int, str]
+Ranges = dict[str, list[Range]]
 
 _NAMES = {
     torch.float64: "F64",
@@ -59,19 +65,22 @@ def reserve_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
 
 
 def save_pieces(
-    folder: Path, pieces: Mapping[str, Piece], marker: str, prepare: Callable[[Path], None], group: dist.ProcessGroup
+    folder: Path,
+    pieces: Mapping[str, Piece],
+    opened: Callable[[Ranges], AbstractContextManager[Path]],
+    prepare: Callable[[Path], None],
+    group: dist.ProcessGroup,
 ) -> None:
     """Write a folder together with all other processes of the group, which must be a CPU's; it appears when it is
     complete, or not at all.
 
     pieces: on the CPU, by "FILE:NAME" or "COMPONENT:NAME", a file of the folder without its suffix or a component's
-    folder in it. prepare: called in the first process with the folder to fill: reserves all files and writes whatever
-    else belongs there. marker: as of `replaced_folder`. Raises MovaError in all processes where any of them failed.
+    folder in it. In the first process: opened: gives the folder to fill, `unfinished` of `folder`, as `replaced_folder`
+    does, and is told what has been written into it by the time it ends; prepare: called with that folder: reserves all
+    files and writes whatever else belongs there. Raises MovaError in all processes where any of them failed.
     """
     with ExitStack() as stack:
-        writer = _Writer(
-            unfinished(Path(os.path.abspath(folder))), stack, lambda: replaced_folder(folder, marker), prepare
-        )
+        writer = _Writer(unfinished(Path(os.path.abspath(folder))), stack, opened, prepare)
         try:
             dcp.save(dict(pieces), storage_writer=writer, planner=_Planner(), process_group=group)
         except CheckpointException as error:
@@ -107,8 +116,9 @@ def _item(key: str, piece: Piece) -> WriteItem:
 
 
 class _Writer(StorageWriter):
-    def __init__(self, fresh: Path, stack: ExitStack, folder: Callable, prepare: Callable[[Path], None]) -> None:
-        self.fresh, self.stack, self.folder, self.prepare = fresh, stack, folder, prepare
+    def __init__(self, fresh: Path, stack: ExitStack, opened: Callable, prepare: Callable[[Path], None]) -> None:
+        self.fresh, self.stack, self.opened, self.prepare = fresh, stack, opened, prepare
+        self.written: Ranges = {}
         self.places: dict[str, dict[str, tuple[Path, int]]] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
@@ -122,11 +132,13 @@ class _Writer(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """In the coordinator, before anybody writes."""
-        self.prepare(self.stack.enter_context(self.folder()))
+        self.prepare(self.stack.enter_context(self.opened(self.written)))
         return plans
 
-    def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> Future[list[WriteResult]]:
+    def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> Future[list[tuple[str, Range]]]:
+        """Its results tell what was written, and where."""
         files: dict[Path, int] = {}
+        written = []
         try:
             for item in plan.items:
                 path, offset = self._place(*item.index.fqn.split(":", 1))
@@ -136,17 +148,21 @@ class _Writer(StorageWriter):
                 row = math.prod(shape[1:]) * tensor.element_size()
                 first = item.index.offset[0] if shape else 0
                 _write_at(files[path], tensor, offset + first * row)
+                data, name = _bytes(tensor), path.relative_to(self.fresh).as_posix()
+                written.append((name, (offset + first * row, len(data), f"{zlib.crc32(data):08x}")))
             for descriptor in files.values():
                 os.fsync(descriptor)
         finally:
             for descriptor in files.values():
                 os.close(descriptor)
-        future: Future[list[WriteResult]] = Future()
-        future.set_result([])
+        future: Future[list[tuple[str, Range]]] = Future()
+        future.set_result(written)
         return future
 
-    def finish(self, metadata: object, results: list[list[WriteResult]]) -> None:
+    def finish(self, metadata: object, results: list[list[tuple[str, Range]]]) -> None:
         """In the coordinator, after everybody has written and flushed: the folder gets its name."""
+        for name, each in (found for result in results for found in result):
+            self.written.setdefault(name, []).append(each)
         self.stack.close()
 
     @classmethod
@@ -171,7 +187,11 @@ def _places(path: Path) -> dict[str, int]:
 
 
 def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
-    data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    data = _bytes(tensor)
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

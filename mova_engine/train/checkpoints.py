@@ -4,6 +4,7 @@
         model_index.json, video_dit/, ...    MOVA's layout; the averaged weights where there is an average
         training/state.json                  step, configuration, position in the data, counters, Python's RNGs
         training/{master,ema,optimizer,rng}.safetensors
+        training/checksums.json              of all other files
 
 A checkpoint is written beside its place, flushed to disk and renamed: at every moment a folder named step-* is whole.
 Nothing is pickled. Processes that share the weights write the very same files together (`parallel.storage`), so that
@@ -11,11 +12,14 @@ any number of them goes on from what any number has written.
 """
 
 import json
+import logging
+import os
 import random
 import re
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +29,21 @@ import torch.distributed as dist
 
 from mova_engine import __version__
 from mova_engine.backend import Backend
+from mova_engine.data.files import set_aside
 from mova_engine.errors import MovaError
+from mova_engine.models.exchange import remove_folder, remove_unfinished, replaced, replaced_folder
 from mova_engine.models.locate import CHECKPOINTS as FOLDER
 from mova_engine.models.locate import STATE, TRAINING
 from mova_engine.models.lora import ADAPTERS
-from mova_engine.models.weights import (
-    read_json,
-    read_tensors,
-    replaced_folder,
-    tensors_of_file,
-    write_json,
-    write_tensors,
-)
+from mova_engine.models.weights import read_json, read_tensors, tensors_of_file, write_json, write_tensors
 from mova_engine.parallel.shard import Piece
-from mova_engine.parallel.storage import reserve_tensors, save_pieces
+from mova_engine.parallel.storage import Ranges, reserve_tensors, save_pieces
 from mova_engine.train.config import CheckpointSettings
+from mova_engine.train.integrity import is_own, write_checksums
 from mova_engine.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mova_engine.train.weights import Weights
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)")
@@ -71,7 +73,7 @@ def save_checkpoint(
     Raises MovaError when it cannot be written; what was there stays, nothing partial is left.
     """
     folder = run / FOLDER / f"step-{step:06d}"
-    with replaced_folder(folder, marker=f"{TRAINING}/{STATE}") as fresh:
+    with _opened(folder, {}) as fresh:
         export(fresh)
         training = fresh / TRAINING
         training.mkdir()
@@ -119,10 +121,29 @@ def sharded_save(
         write_json(fresh / TRAINING / STATE, described)
 
     def save() -> Path:
-        save_pieces(folder, pieces, f"{TRAINING}/{STATE}", prepare, group)
+        save_pieces(folder, pieces, partial(_opened, folder), prepare, group)
         return folder
 
     return save
+
+
+@contextmanager
+def _opened(folder: Path, written: Ranges) -> Iterator[Path]:
+    """Give the folder in which a checkpoint is to be written; at the end it gets its checksums, then its name.
+
+    written: ranges of its files whose checksums are known by then.
+    """
+    _make_room(folder)
+    with replaced_folder(folder, is_own) as fresh:
+        yield fresh
+        write_checksums(fresh, written)
+
+
+def _make_room(folder: Path) -> None:
+    """Give what lies in a checkpoint's place, and is not as a run wrote it, another name: saving must go on."""
+    if not os.path.lexists(folder) or is_own(folder):
+        return
+    log.warning("%s was not as a run writes it, and is now %s", folder, set_aside(folder).name)
 
 
 def _copies(state: TrainingState, dtype: torch.dtype) -> dict[str, Piece]:
@@ -225,30 +246,62 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     """All complete checkpoints of a run as (step, folder), oldest first."""
     found = []
     for path in (run / FOLDER).glob("step-*"):
-        match = _NAME.fullmatch(path.name)
-        if match and (path / TRAINING / STATE).is_file():
-            found.append((int(match[1]), path))
+        step = checkpoint_step(path)
+        if step is not None and (path / TRAINING / STATE).is_file():
+            found.append((step, path))
     return sorted(found)
 
 
+def checkpoint_step(path: Path) -> int | None:
+    """The step that a checkpoint's name tells; None for another name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def clean_up(run: Path) -> None:
-    """Remove what a killed run left half-written or half-removed. Only for the run that owns the folder."""
-    for path in (run / FOLDER).glob(".*step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what a killed run left half-written or half-removed; nothing else. Only for the run that owns the folder.
+
+    A checkpoint that was about to be replaced when the kill came is put back. Raises OSError.
+    """
+    for path in sorted((run / FOLDER).glob(".step-*.new")):
+        remove_unfinished(path)
+    for path in sorted((run / FOLDER).glob(".step-*.old")):
+        remove_unfinished(path)
+        home = path.with_name(path.name[1 : -len(".old")])
+        if path.is_dir() and not os.path.lexists(home):
+            path.rename(home)
+        elif path.is_dir() and is_own(path):
+            remove_folder(path)
 
 
 def retain(run: Path, settings: CheckpointSettings) -> list[Path]:
-    """Remove checkpoints beyond the newest `keep_last` and those of every `keep_every` steps; return the removed."""
+    """Remove checkpoints beyond the newest `keep_last` and those of every `keep_every` steps; return the removed.
+
+    Checkpoints saved while steps were not finite do not count as newest: they must not take the place of the last good
+    ones. A folder that holds anything that the run did not write stays. Raises OSError.
+    """
+    every = [(step, path, _amid_failures(path)) for step, path in checkpoints_of(run)]
+    good = [step for step, _, bad in every if not bad]
+    newest = set(good[-settings.keep_last :]) | {step for step, _, bad in every[-settings.keep_last :] if bad}
     removed = []
-    for step, path in checkpoints_of(run)[: -settings.keep_last]:
-        if settings.keep_every and step % settings.keep_every == 0:
+    for step, path, _ in every:
+        rest = settings.keep_every and step % settings.keep_every == 0
+        if step in newest or rest or not is_own(path):
             continue
         # Renamed first: a kill while files are being removed must not leave something that looks like a checkpoint.
-        doomed = path.with_name(f".{path.name}.old")
+        doomed = replaced(path)
         path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove_folder(doomed)
         removed.append(path)
     return removed
+
+
+def _amid_failures(folder: Path) -> bool:
+    """Whether the step before a checkpoint was skipped, its loss or gradient not being finite."""
+    try:
+        return read_json(folder / TRAINING / STATE)["progress"]["skipped_in_a_row"] > 0
+    except (MovaError, KeyError, TypeError):
+        return False
 
 
 def _numpy_state() -> list[Any]:
@@ -293,7 +346,7 @@ def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:
 
 # Settings, or groups of them, that do not change what is trained.
 _WITHOUT_EFFECT = re.compile(
-    r"out|resume|data|device|loader\.(workers|cache|generate|preload)|checkpoint\..*|validation\..*|log\..*"
+    r"out|resume|data|device|loader\.(workers|cache|generate|preload|changed)|checkpoint\..*|validation\..*|log\..*"
 )
 
 

@@ -14,12 +14,12 @@ from mova_engine.models.checkpoint import (
     Codecs,
     component_configs,
     mova_config_from_folder,
-    save_mova,
+    write_mova,
 )
 from mova_engine.models.locate import find_components, find_model, open_model
 from mova_engine.models.lora import ADAPTERS, save_lora
 from mova_engine.models.mova import COMPONENTS, Mova
-from mova_engine.models.weights import load_component, replace_file, write_component
+from mova_engine.models.weights import load_component, write_component, write_tensors
 from mova_engine.ops import OpTable
 from mova_engine.parallel.processes import Processes
 from mova_engine.parallel.shard import Shards, shard_model
@@ -163,7 +163,7 @@ def export_model(
     `write_component`.
     """
     if config.lora.rank:
-        save_lora(model, folder / ADAPTERS, write or replace_file)
+        save_lora(model, folder / ADAPTERS, write or write_tensors)
         return
     if model.video_dit is None:
         values, kind = component_configs(model.config)[AUDIO], MODEL_CLASSES[AUDIO][1]
@@ -171,7 +171,7 @@ def export_model(
         return
     diffusion = config.diffusion
     told = ("video_shift", "audio_shift", "prediction", "sigma_floor", "skip_first_frame")
-    save_mova(
+    write_mova(
         model,
         folder,
         video_codec=codecs.video,

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mova_engine.errors import MovaError
 from mova_engine.models import weights
+from mova_engine.models.exchange import UNFINISHED, replaced_folder
 from mova_engine.models.weights import load_component, read_config, save_component, stored_tensors
 
 STEM = "diffusion_pytorch_model"
@@ -195,19 +196,45 @@ def test_meta_tensors_cannot_be_saved(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_saving_again_replaces_and_leaves_nothing_behind(folder, net):
-    save_component(net, {"dim": 8, "again": True}, folder, "Net", max_shard_bytes=600)
-    assert read_config(folder)["again"] is True
-    assert not (folder / f"{STEM}.safetensors").exists()
+def test_a_folder_that_holds_anything_is_not_replaced(folder, net, tmp_path):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(MovaError, match="net exists and holds files; it is not replaced: give another folder"):
+        save_component(_net(), {"dim": 9}, folder, "Net")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "file").write_text("years of work")
+    with pytest.raises(MovaError, match="file is a file, which is not replaced"):
+        save_component(net, {}, tmp_path / "file", "Net")
+    (tmp_path / "empty").mkdir()
+    save_component(net, {}, tmp_path / "empty", "Net")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "net"]
+
+
+def test_folders_beside_are_used_only_where_a_save_left_them(net, tmp_path):
+    theirs, left = tmp_path / ".net.new", tmp_path / ".other.new"
+    for path in (theirs, left):
+        path.mkdir()
+        (path / "half").write_text("")
+    with pytest.raises(MovaError, match=r"\.net\.new, where the folder is to be written first, holds other files"):
+        save_component(net, {}, tmp_path / "net", "Net")
+    (left / UNFINISHED).touch()
+    save_component(net, {}, tmp_path / "other", "Net")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".net.new", "other"]
+
+
+def own(folder) -> bool:
+    """Stands for the proof that the engine wrote a folder."""
+    return True
+
+
+def replace(folder, net) -> None:
+    with replaced_folder(folder, own) as fresh:
+        weights.write_component(net, {"dim": 9}, fresh, "Net")
+
+
+def test_what_the_engine_is_known_to_have_written_is_replaced(folder):
+    replace(folder, _net())
+    assert read_config(folder)["dim"] == 9
     assert [path.name for path in folder.parent.iterdir()] == ["net"]
-
-
-def test_a_folder_of_something_else_is_not_replaced(tmp_path, net):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    with pytest.raises(MovaError, match=r"holds no config.json: it is not replaced"):
-        save_component(net, {}, tmp_path / "home", "Net")
-    assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
 
 
 @contextmanager
@@ -227,7 +254,7 @@ def small_files():
 def test_a_write_that_fails_leaves_the_old_folder(folder, net):
     failure = pytest.raises(MovaError, match=r"cannot write .*net: File too large; what was there before is untouched")
     with failure, small_files():
-        save_component(_net(), {"dim": 9}, folder, "Net")
+        replace(folder, _net())
     other = _net()
     load_component(other, folder, **CPU)
     assert _same(net, other) and read_config(folder)["dim"] == 8
@@ -247,7 +274,7 @@ def test_a_full_disk_is_one_clear_line(folder, net, error, monkeypatch):
 
     monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(MovaError, match=r"^cannot write .*net: no space left on the disk; what was .* untouched$"):
-        save_component(_net(), {}, folder, "Net")
+        replace(folder, _net())
     monkeypatch.undo()
     other = _net()
     load_component(other, folder, **CPU)
@@ -264,7 +291,7 @@ def test_a_failure_while_exchanging_puts_the_old_folder_back(folder, net, monkey
 
     monkeypatch.setattr(weights.Path, "rename", failing)
     with pytest.raises(MovaError, match="untouched"):
-        save_component(_net(), {}, folder, "Net")
+        replace(folder, _net())
     monkeypatch.undo()
     other = _net()
     load_component(other, folder, **CPU)

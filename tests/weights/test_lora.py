@@ -18,6 +18,7 @@ from mova_engine.models.lora import (
     remove_lora,
     save_lora,
 )
+from mova_engine.models.merge import main as merge
 from mova_engine.models.mova import COMPONENTS
 
 ALPHA = 8.0
@@ -98,18 +99,53 @@ def test_merged_weights_are_exported_as_a_plain_checkpoint(tiny, case, adapter, 
     _close(visual, case["out.video_dit.merged.visual"], 1e-5)
 
 
-def test_small_updates_survive_merging_a_bfloat16_model(tiny):
+def test_small_updates_survive_merging_a_bfloat16_model_on_average(tiny):
+    """Each is 4% of half a step of weights of one: rounded to the nearest, all of them would be lost."""
     tiny.to(torch.bfloat16)
     [name] = add_lora(tiny, ["video_dit.blocks.0.self_attn.q"], rank=1, alpha=1.0)
     layer = tiny.get_submodule(name)
-    torch.nn.init.constant_(layer.lora_A.weight, 1e-3)
-    torch.nn.init.constant_(layer.lora_B.weight, 1e-3)
-    plain = layer.weight.detach().float().clone()
+    update = 0.04 * 2**-8
+    for value, tensor in ((1.0, layer.weight), (update, layer.lora_A.weight), (1.0, layer.lora_B.weight)):
+        torch.nn.init.constant_(tensor, value)
     with merged_lora(tiny):
-        assert layer.weight.dtype == torch.float32
-        torch.testing.assert_close(layer.weight - plain, torch.full_like(plain, 1e-6), rtol=0.2, atol=0)
-    with merged_lora(tiny, dtype=None):
-        assert layer.weight.dtype == torch.bfloat16
+        merged = layer.weight.detach().float()
+        assert layer.weight.dtype == torch.bfloat16 and set(merged.unique().tolist()) == {1.0, 1 + 2**-7}
+    with merged_lora(tiny):
+        assert torch.equal(layer.weight.float(), merged)
+    drawn = (0.02 * 0.98 / merged.numel()) ** 0.5 * 2**-7
+    assert abs(float(merged.double().mean() - 1) - update) < 4 * drawn
+    with merged_lora(tiny, torch.float32):
+        assert (layer.weight - 1 - update).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+def test_a_merged_bfloat16_folder_computes_what_the_adapters_do(tiny, case, adapter, ops, tmp_path, dtype):
+    save_mova(tiny.to(torch.bfloat16), tmp_path / "mova-360p")
+    given = ["--checkpoint", str(tmp_path / "mova-360p"), "--lora", str(adapter), "--alpha", str(ALPHA)]
+    assert merge([*given, "--out", str(tmp_path / "merged"), *(["--dtype", dtype] if dtype else [])]) == 0
+    merged = load_mova(tmp_path / "merged", ops, device="cpu")
+    stored = torch.float32 if dtype == "float32" else torch.bfloat16
+    assert {x.dtype for x in merged.state_dict().values()} == {stored}
+    load_lora(tiny, adapter, ALPHA)
+    tiny.to(stored)
+    inputs = {name: x.to(stored) if x.is_floating_point() else x for name, x in case.items()}
+    every = zip(_forward(merged, inputs), _forward(tiny, inputs), _without(tiny, inputs), strict=True)
+    for found, expected, plain in every:
+        difference = (found.float() - expected.float()).norm()
+        assert difference < 0.02 * expected.float().norm() and difference < 0.2 * (plain - expected).float().norm()
+
+
+def _without(mova, inputs):
+    remove_lora(mova)
+    return _forward(mova, inputs)
+
+
+def test_merging_into_a_folder_of_the_users_changes_nothing(tiny_folder, adapter, tmp_path):
+    for out in (tiny_folder, tiny_folder.parent):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(MovaError, match="exists and holds files; it is not replaced: give another folder"):
+            merge(["--checkpoint", str(tiny_folder), "--lora", str(adapter), "--alpha", "8", "--out", str(out)])
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_the_file_makes_a_round_trip_byte_for_byte(tiny, adapter, tmp_path, tiny_folder, ops):

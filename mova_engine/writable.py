@@ -1,0 +1,43 @@
+"""Whether a folder can be written to, found out by writing: before hours of work, not after them."""
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from mova_engine.errors import MovaError
+
+
+def check_writable(folder: str | Path, option: str) -> float:
+    """Write a small file into `folder`, which need not exist, and remove it, with all that was made for it.
+
+    Returns the file's time of change by the file system's clock, in seconds. option: what the user gave the folder by,
+    as "--out". Raises MovaError with the system's reason.
+    """
+    folder = Path(os.path.abspath(folder))
+    missing = []
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path):
+            if not path.is_dir():
+                raise MovaError(f"{option} {folder}: {path} is a file, not a folder; give another {option}")
+            break
+        missing.append(path)
+    probe = folder / f".mova_probe.{secrets.token_hex(6)}"
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            made.append(path)
+        with open(probe, "xb") as file:
+            file.write(b"mova")
+            file.flush()
+            os.fsync(file.fileno())
+        return probe.stat().st_mtime
+    except OSError as error:
+        reason = error.strerror or error
+        raise MovaError(f"{option} {folder} cannot be written to: {reason}; give another {option}") from None
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+            for path in reversed(made):
+                path.rmdir()
