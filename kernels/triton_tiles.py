@@ -151,9 +151,11 @@ def _checked(name: str, tile: Tile) -> Tile:
 
 
 def write_table(path: Path, arch: str, tiles: dict[Key, Tile], **about: str) -> None:
-    """Write what `read_table` reads, with what else is to be known of the measurement."""
+    """Write what `read_table` reads, with what else is to be known of the measurement; whole, or not at all."""
     entries: dict[str, dict[str, dict]] = {}
     for key, tile in sorted(tiles.items()):
         entries.setdefault(key.kernel, {})[f"{key.width} {key.dtype}"] = tile._asdict()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"arch": arch, **about, "tiles": entries}, indent=1) + "\n")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps({"arch": arch, **about, "tiles": entries}, indent=1) + "\n")
+    fresh.replace(path)

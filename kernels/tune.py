@@ -66,11 +66,14 @@ def tune(args: argparse.Namespace, device: torch.device, name: str, time: Callab
     """Choose, report and write. name: the device's, for the record. time: see `triton_tuner.choose`."""
     import triton
 
-    from mova_kernels.triton_tiles import architecture, table_file, tuned, write_table
+    from mova_kernels.triton_tiles import architecture, read_table, table_file, tuned, write_table
     from mova_kernels.triton_tuner import choose, keys
 
     arch = architecture(device)
     capability, out, tiles = int(arch.removeprefix("sm_")), args.out or table_file(arch), dict(tuned(arch))
+    if args.out is not None and args.out.exists():
+        # Kept and added to; ValueError where it is anything but a table for this architecture.
+        tiles = read_table(args.out, arch)
     print(f"{name}, {arch}, {args.rows} rows; ms of all forms together: built in, and with the tile chosen")
     for dtype in args.dtype:
         for key, forms in keys(tuple(args.width), getattr(torch, dtype), capability).items():

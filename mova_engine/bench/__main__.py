@@ -9,7 +9,7 @@ import torch
 
 from mova_engine.backend import NAMES, get_backend
 from mova_engine.bench import campaigns, compare, report
-from mova_engine.bench.results import write_result
+from mova_engine.bench.results import check_result, write_result
 from mova_engine.bench.sides import DTYPES, parse_dtype
 from mova_engine.bench.suites import SUITES
 from mova_engine.errors import CommandParser, run_cli
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     dtype, backend = parse_dtype(args.dtype), get_backend(args.device)
+    if args.json:
+        check_result(args.json)
     if args.threads:
         torch.set_num_threads(args.threads)
     load = os.getloadavg()[0]

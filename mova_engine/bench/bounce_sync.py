@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mova_engine.backend import get_backend
 from mova_engine.bench.bounce_events import Events, observe
-from mova_engine.bench.results import write_result
+from mova_engine.bench.results import check_result, write_result
 from mova_engine.data.bounce import COLOURS
 from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.errors import CommandParser, MovaError, counted, run_cli
@@ -235,6 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the report to this result file")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffling and the bootstrap (default 0)")
     args = parser.parse_args(argv)
+    if args.json:
+        check_result(args.json)
     report = measure(args.folder, args.seed)
     print(format_report(report))
     if args.json:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
-from mova_engine.bench.results import write_result
+from mova_engine.bench.results import check_result, write_result
 from mova_engine.errors import CommandParser, MovaError, redact, suggest
 from mova_engine.ops import OPERATORS, bind
 from mova_engine.parity.builtin import operator_rows, tower_rows
@@ -94,6 +94,7 @@ def run(argv: list[str], commands: Mapping[str, Command]) -> int:
         raise MovaError(f"suite {args.suite} needs the command '{unknown[0]}', which this version of the engine lacks")
     backend = get_backend(args.device) if args.device else default_backend()
     path = args.json or Path(f"{args.suite}-{backend.name}.json")
+    check_result(path)
     content: dict[str, Any] = {"load_at_start": os.getloadavg()[0], "emulated": backend.emulated(), "measurements": []}
     if backend.emulated():
         content["mark"] = EMULATED

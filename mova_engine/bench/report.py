@@ -1,6 +1,8 @@
 """`report`: the page of tables (and a plot of the ratios), made from result files alone."""
 
 import argparse
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,11 +51,27 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text, end="")
         return 0
-    write_atomic(args.out, text.encode())
-    if image:
-        write_atomic(args.out.with_name(image), plot.encode())
+    files = {args.out: text, **({args.out.with_name(image): plot} if image else {})}
+    for path in files:
+        if os.path.lexists(path) and not _is_own(path):
+            raise MovaError(f"{path} was not written by this command, or was changed since: give another --out")
+    for path, content in files.items():
+        write_atomic(path, signed(content).encode())
     print(f"written to {args.out}")
     return 0
+
+
+def signed(content: str) -> str:
+    """A page or plot with a last line, a comment, by which it is known again as written here and left as it was."""
+    return f"{content}<!-- mova_engine.bench report {hashlib.sha256(content.encode()).hexdigest()} -->\n"
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return content == signed("".join(content.splitlines(keepends=True)[:-1]))
 
 
 def page(results: dict[str, Result], image: str | None = None) -> str:

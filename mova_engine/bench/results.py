@@ -3,6 +3,7 @@ from these.
 """
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,7 @@ from mova_engine import __version__
 from mova_engine.backend import Backend
 from mova_engine.data.files import write_atomic
 from mova_engine.errors import MovaError
+from mova_engine.writable import check_writable
 from mova_kernels.cpu.native import isa, unavailable
 
 # Environment variables that change how fast things run: threads, and the C library's allocator.
@@ -84,9 +86,40 @@ def write_result(
     processes: int = 1,
     **facts: Any,
 ) -> None:
-    """One result file: {"kind", "circumstances", ...facts}; for the rest see `circumstances`."""
+    """One result file: {"kind", "circumstances", ...facts, "sha256"}; for the rest see `circumstances`.
+
+    MovaError as of `check_result`.
+    """
+    check_result(path)
     content = {"kind": kind, "circumstances": circumstances(backend, load_at_start, processes), **facts}
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    # As it is read again: keys become text, tuples lists.
+    write_atomic(path, _signed(json.loads(json.dumps(content))))
+
+
+def check_result(path: Path) -> None:
+    """Before anything is measured: MovaError where `path` cannot be written, or where something lies that is no result
+    file as it was written, which is not replaced.
+    """
+    check_writable(path.parent, "--json, in folder")
+    if os.path.lexists(path) and not _is_own(path):
+        raise MovaError(
+            f"{path} was not written by this command, or was changed since; it is not replaced: give another --json, "
+            "or move it away"
+        )
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        data = path.read_bytes()
+        return data == _signed({name: value for name, value in json.loads(data).items() if name != "sha256"})
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _signed(content: dict[str, Any]) -> bytes:
+    """A file's text, with a checksum by which it is known again as written here and left as it was."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
 
 
 def read_result(path: Path) -> dict[str, Any]:

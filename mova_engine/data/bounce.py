@@ -18,9 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mova_engine.data.encode import write_mp4
-from mova_engine.data.files import write_atomic
+from mova_engine.data.encode import encode_mp4
+from mova_engine.data.metadata import FILES
+from mova_engine.data.written import Written
 from mova_engine.errors import CommandParser, MovaError, counted, run_cli
+
+WAY_OUT = "give another folder"
 
 FRAMES, SIZE, FPS, SAMPLE_RATE = 33, 48, 24.0, 48000
 DURATION = FRAMES / FPS
@@ -128,23 +131,28 @@ def generate(
     Colour-tempo pairs take turns, so that any multiple of their number (24 train, 6 heldout) holds each equally often.
     Clip i depends on (seed, split, i) alone. metadata.jsonl is written last: a folder that has one is complete.
     progress: called with the number of clips written so far.
-    Raises MovaError for an unknown split, a count below 1, or a folder that already holds clips.
+    Raises MovaError for an unknown split, a count below 1, a folder that already holds clips, and for files under the
+    clips' names that were not written here.
     """
     folder = Path(folder)
     if split not in SPLITS:
         raise MovaError(f"unknown split '{split}'. Known: {', '.join(SPLITS)}")
     if clips < 1:
         raise MovaError(f"clips must be at least 1, got {clips}")
-    listing = folder / "metadata.jsonl"
-    if listing.exists():
-        raise MovaError(f"{folder} already holds clips ({listing.name}); give another folder")
+    names = [f"{split}_{index:05d}.mp4" for index in range(clips)]
+    for listing in FILES:
+        if os.path.lexists(folder / listing):
+            raise MovaError(f"{folder} already holds clips ({listing}); give another folder")
+    record = Written(folder, "bounce")
+    record.check(names, WAY_OUT)
 
     def make(index: int) -> dict:
         rng = np.random.default_rng((seed, list(SPLITS).index(split), index))
         clip = draw(rng, *SPLITS[split][index % len(SPLITS[split])])
-        name = f"{split}_{index:05d}.mp4"
+        name = names[index]
         # Lossless pictures: a lossy encoder spends bits on a frame by what follows, and the first would tell the delay.
-        write_mp4(folder / name, render_video(clip), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
+        data = encode_mp4(name, render_video(clip), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
+        record.write(name, data, WAY_OUT, sync=False)
         return {"video_path": name, "caption": clip.caption, **asdict(clip), "bounces": clip.times}
 
     rows = []
@@ -153,7 +161,7 @@ def generate(
         for row in pool.map(make, range(clips)):
             rows.append(row)
             progress(len(rows))
-    write_atomic(listing, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    record.write(FILES[0], "".join(json.dumps(row) + "\n" for row in rows).encode(), WAY_OUT)
     return rows
 
 

@@ -20,6 +20,7 @@ The trainer fills its cache itself. To do it ahead, on another machine, or on se
 import hashlib
 import json
 import logging
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ from mova_engine.config import PRESETS, ClipConfig, MovaConfig, get_preset
 from mova_engine.data.apart import FatalFileError
 from mova_engine.data.decode import Clip, Silent, read_clip
 from mova_engine.data.digests import Digests
-from mova_engine.data.files import write_atomic
+from mova_engine.data.files import set_aside, write_atomic
 from mova_engine.data.forms import Form, as_json, as_stored, difference, form_path, other_forms
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
@@ -142,6 +143,10 @@ class LatentCache:
             return None
         text = self._stored_text(entry.caption)
         return None if latents is None or text is None else {**_floats(latents), "text": text}
+
+    def content(self, entry: Entry) -> str:
+        """The digest of a clip's file. MovaError where it cannot be read."""
+        return self._digests.of(entry.path)
 
     def text(self, caption: str) -> Tensor:
         """Features float32 [n, d] of a caption."""
@@ -296,32 +301,57 @@ class LatentCache:
         """An entry's tensors; None where there is none, or a damaged one, which is reported."""
         if not path.is_file():
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                if (file.metadata() or {}).get("crc32") == _checksum(tensors):
-                    return tensors
-            reason = "its checksum is wrong"
-        except (SafetensorError, OSError) as error:
-            reason = str(error)
-        log.warning("cache entry %s is damaged (%s): encoding it anew", path, reason)
-        return None
+        tensors, reason = _read_entry(path)
+        if tensors is None:
+            log.warning("cache entry %s is damaged (%s): encoding it anew", path, reason)
+        return tensors
 
     def _store(self, path: Path, tensors: dict[str, Tensor]) -> None:
         # An entry that a loss of power spoils is found by its checksum.
         try:
-            write_atomic(path, _serialise(tensors), sync=False)
+            self._put(path, _serialise(tensors))
         except MovaError as error:
             raise MovaError(f"{error}; --loader.cache FOLDER (mova cache: --cache) keeps clips elsewhere") from None
 
     def _try_write(self, path: Path, data: bytes) -> None:
         """Store what can be had again; the first failure is reported."""
         try:
-            write_atomic(path, data, sync=False)
+            self._put(path, data)
         except MovaError as error:
             if self._writable:
                 log.warning("%s; going on without storing what is missing from the cache", error)
             self._writable = False
+
+    def _put(self, path: Path, data: bytes) -> None:
+        """Write a file of the cache. What is there and is none is not lost: it gets another name."""
+        try:
+            if os.path.lexists(path) and not _is_entry(path):
+                log.warning("%s is no entry of a cache, and is now %s", path, set_aside(path).name)
+        except OSError as error:
+            raise MovaError(f"cannot write {path}: {error.strerror or error}") from None
+        write_atomic(path, data, sync=False)
+
+
+def _read_entry(path: Path) -> tuple[dict[str, Tensor] | None, str]:
+    """An entry's tensors, or None and why not."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if (file.metadata() or {}).get("crc32") == _checksum(tensors):
+                return tensors, ""
+        return None, "its checksum is wrong"
+    except (SafetensorError, OSError) as error:
+        return None, str(error)
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether a file is one of a cache's, whole."""
+    if path.suffix == ".safetensors":
+        return _read_entry(path)[0] is not None
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict | list)
+    except (OSError, ValueError):
+        return False
 
 
 def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """Clips to mp4 files that any player shows with sound and picture in step."""
 
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +20,7 @@ from mova_engine.errors import MovaError
 AAC_FRAME = 1024
 
 
-def write_mp4(
+def encode_mp4(
     path: str | Path,
     video: np.ndarray,
     audio: np.ndarray,
@@ -27,13 +29,13 @@ def write_mp4(
     *,
     crf: int = 18,
     audio_bit_rate: int = 192_000,
-) -> None:
-    """Write pictures uint8 [f, h, w, 3] and mono sound float [n] as H.264 (yuv420p, BT.709) and AAC.
+) -> bytes:
+    """The content of an mp4 file: pictures uint8 [f, h, w, 3] as H.264 (yuv420p, BT.709), mono sound float [n] as AAC.
 
     Picture k is stamped k / fps and sample i i / sample_rate; the encoder's priming samples are cut by the container's
     edit list, so that a decoder gives sample i back at i. Sound beyond [-1, 1] is clipped. crf: H.264's quality, 0 to
-    51, less is better. The file appears whole or not at all.
-    Raises MovaError for shapes that the format cannot hold and when the file cannot be written.
+    51, less is better. path: of the file to be, for errors.
+    Raises MovaError for shapes that the format cannot hold.
     """
     video, audio = np.asarray(video), np.asarray(audio, dtype=np.float32)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
@@ -50,7 +52,17 @@ def write_mp4(
             _encode(container, video, np.clip(audio, -1, 1), fps, sample_rate, crf, audio_bit_rate)
     except FFmpegError as error:
         raise MovaError(f"{path}: cannot be encoded ({error.strerror})") from None
-    write_atomic(path, buffer.getvalue(), sync=False)
+    return buffer.getvalue()
+
+
+def write_mp4(path: str | Path, video: np.ndarray, audio: np.ndarray, **settings: Any) -> None:
+    """Write a file of its own; settings and errors as of `encode_mp4`. It appears whole or not at all.
+
+    MovaError also where there is such a file, which is not replaced, and when writing fails.
+    """
+    if os.path.lexists(path):
+        raise MovaError(f"{path} exists and is not replaced: give another name, or remove it")
+    write_atomic(path, encode_mp4(path, video, audio, **settings), sync=False)
 
 
 def _encode(

@@ -45,3 +45,12 @@ def write_atomic(path: str | Path, data: bytes, *, sync: bool = True) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise MovaError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def set_aside(path: Path) -> Path:
+    """Give what lies under a name that is needed another, free one beside it, and return that. Raises OSError."""
+    number = 1
+    while os.path.lexists(kept := path.with_name(f"{path.name}.kept-{number}")):
+        number += 1
+    path.rename(kept)
+    return kept

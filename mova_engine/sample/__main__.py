@@ -101,7 +101,7 @@ def _read(argv: Sequence[str] | None, launch: Launch) -> _Job:
 
 def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
     args, folder, backend, first = job.args, job.folder, job.backend, processes.is_first
-    out = SampleFolder(args.out, job.shape, args.overwrite) if first else None
+    out = SampleFolder(args.out, job.shape, len(job.work), args.overwrite) if first else None
     console = Console(stderr=True, quiet=not first)
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models are, by velocity")

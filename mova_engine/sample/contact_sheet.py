@@ -9,12 +9,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mova_engine.data.files import write_atomic
 from mova_engine.errors import MovaError
 from mova_engine.sample.fonts import font_for
 
@@ -104,11 +102,11 @@ def contact_sheet(clips: Sequence[SheetClip]) -> Image.Image:
     return sheet
 
 
-def write_contact_sheet(path: str | Path, clips: Sequence[SheetClip]) -> None:
-    """Write `contact_sheet(clips)` as PNG, whole or not at all. MovaError as there, and when it cannot be written."""
+def contact_sheet_png(clips: Sequence[SheetClip]) -> bytes:
+    """`contact_sheet(clips)` as the content of a PNG file. MovaError as there."""
     buffer = io.BytesIO()
     contact_sheet(clips).save(buffer, "png")
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _checked(clip: SheetClip) -> SheetClip:

@@ -37,7 +37,7 @@ def make_samples(
     shape = model.config.clip
     pipeline = Pipeline(model, codecs, schedule, prediction, LoopOptions(clean_first_frame, bridge))
     requests = [Request(caption, seed + i, frame) for i, (caption, frame) in enumerate(clips)]
-    folder = SampleFolder(out, shape, overwrite=True)
+    folder = SampleFolder(out, shape, len(requests), overwrite=True)
     for request, clip in zip(
         requests, pipeline.generate(requests, default_settings(model.config), batch=batch), strict=True
     ):

@@ -24,7 +24,7 @@ from mova_engine.ops.registry import REFERENCE, OpTable
 from mova_engine.parallel.background import Background
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch, Processes, start_processes
-from mova_engine.train.checkpoints import TrainingState, checkpoints_of, differences, load_checkpoint, read_state
+from mova_engine.train.checkpoints import TrainingState, differences, load_checkpoint
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.data import (
     BatchBuilder,
@@ -119,27 +119,6 @@ def _backend(config: TrainConfig) -> Backend:
     return get_backend(config.device) if config.device else default_backend()
 
 
-def find_resume(config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from; None to start anew.
-
-    MovaError for a folder that holds none, and for a new start where checkpoints would be overwritten.
-    """
-    own = checkpoints_of(config.folder)
-    if config.resume == "auto":
-        return own[-1][1] if own else None
-    if config.resume == "none":
-        if own:
-            raise MovaError(f"{config.folder} holds a run with checkpoints: give another --out, or remove it")
-        return None
-    wanted = Path(config.resume)
-    if not wanted.is_dir():
-        raise MovaError(f"--resume {wanted}: no such folder; it takes auto, none, or the folder of a checkpoint or run")
-    inside = checkpoints_of(wanted)
-    folder = inside[-1][1] if inside else wanted
-    read_state(folder)
-    return folder
-
-
 def assemble(config: TrainConfig, resume: Path | None, console: Console, processes: Processes) -> Run:
     """Build a run and restore `resume` into it. Says what it does on `console`."""
     backend = _backend(config)
@@ -201,7 +180,8 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     )
     if resume is not None:
         run.resumed = load_checkpoint(resume, state)
-        loader.load_state_dict(run.resumed["progress"]["loader"])
+        for line in loader.load_state_dict(run.resumed["progress"]["loader"], config.loader.changed):
+            console.print(f"note: {line}")
         for line in differences(run.resumed["config"], to_dict(config)):
             console.print(f"note: not as in {resume.name}: {line}")
     _describe(run, len(clips), console)

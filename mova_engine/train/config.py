@@ -101,6 +101,8 @@ class LoaderSettings:
     """Precision in which the cache stores them, as `mova cache --dtype`: bfloat16 takes half the space and rounds."""
     bad_clips: Literal["skip", "stop"] = "skip"
     """What to do with a clip that is broken or too short: leave it out and say so, or refuse to start."""
+    changed: Literal["stop", "go-on"] = "stop"
+    """Where a run goes on and clips were added or are gone: stop, or go on with the next epoch of those there are."""
     silent: Literal["refuse", "zeros", "mask"] = "refuse"
     """A clip without sound (no track, a silent one, or for less than half of the clip): refuse it, learn its silence
     (zeros), or learn its pictures alone (mask).

@@ -1,6 +1,6 @@
 """The loss curve of a run as a picture, from its metrics.jsonl."""
 
-import os
+import io
 from pathlib import Path
 
 from mova_engine.train.metrics import read_metrics
@@ -9,8 +9,8 @@ PICTURE = "loss_curve.png"
 _COLOURS = {"video": "tab:blue", "audio": "tab:orange"}
 
 
-def draw_loss_curve(metrics: Path, picture: Path) -> bool:
-    """Draw the losses over the steps into `picture` (PNG): training as lines, held-out as dots. False without rows."""
+def loss_curve(metrics: Path) -> bytes | None:
+    """The losses over the steps as a PNG: training as lines, held-out as dots. None without rows."""
     # Imported here: matplotlib takes a second. Figure, not pyplot: no display and no global state are involved.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -31,12 +31,11 @@ def draw_loss_curve(metrics: Path, picture: Path) -> bool:
                 axes.plot(*zip(*points, strict=True), "o" if len(points) == 1 else style, **looks)
                 drawn = True
     if not drawn:
-        return False
+        return None
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     FigureCanvasAgg(figure)
-    partial = picture.with_name(f".{picture.name}.new")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, picture)
-    return True
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    return picture.getvalue()

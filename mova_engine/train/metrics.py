@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mova_engine.data.files import write_atomic
 from mova_engine.errors import MovaError
 from mova_engine.train.config import LogSettings
 
 METRICS = "metrics.jsonl"
+# Rows that the run, going on from an earlier checkpoint or beginning anew, takes out of the former.
+REPLACED = "metrics_replaced.jsonl"
 EXPERTS = ("high_noise", "low_noise")
 TENSORBOARD = "tensorboard"
 
@@ -49,7 +53,7 @@ class Meter:
 class MetricsLog:
     """Writes rows to `folder`/metrics.jsonl and to TensorBoard.
 
-    resumed_step: rows after it, of a run that was killed past its checkpoint, are taken out first.
+    resumed_step: rows after it, of a run that was killed past its checkpoint, first go to metrics_replaced.jsonl.
     """
 
     def __init__(self, folder: Path, settings: LogSettings, resumed_step: int) -> None:
@@ -82,11 +86,17 @@ class MetricsLog:
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        rows = read_metrics(self.path)
-        kept = [row for row in rows if row["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(self.path)
+        kept, dropped = [], []
+        for line, row in _lines(self.path):
+            (kept if row is not None and row["step"] <= step else dropped).append(line.rstrip("\n") + "\n")
+        if not dropped:
+            return
+        # In this order: a kill between the two leaves rows twice, never nowhere.
+        with (self.path.parent / REPLACED).open("a", encoding="utf-8") as file:
+            file.writelines(dropped)
+            file.flush()
+            os.fsync(file.fileno())
+        write_atomic(self.path, "".join(kept).encode())
 
 
 class NoLog:
@@ -102,12 +112,38 @@ class NoLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
+    for _, row in _lines(path):
+        if row is None:
             break
+        rows.append(row)
     return rows
+
+
+def check_metrics(path: Path) -> None:
+    """MovaError where there is a file that holds anything but rows of metrics, a last line that was cut off aside."""
+    if not path.exists():
+        return
+    try:
+        found = _lines(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise MovaError(f"{path} cannot be read: {error}") from error
+    for number, (_, row) in enumerate(found, 1):
+        if row is None and (number < len(found) or number == 1):
+            raise MovaError(f"{path}: line {number} is no row of metrics: move the file away, or give another --out")
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Each line and the row it holds; None for one that holds none."""
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        found.append((line, row if isinstance(row, dict) and isinstance(row.get("step"), int) else None))
+    return found
 
 
 def _rounded(value: Any) -> Any:

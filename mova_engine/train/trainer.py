@@ -13,14 +13,16 @@ from mova_engine.errors import MovaError
 from mova_engine.parallel.processes import Processes, read_launch, said_by_first
 from mova_engine.parallel.storage import reserve_tensors
 from mova_engine.parallel.watch import Watch
-from mova_engine.train.assembly import Run, assemble, find_resume, join_processes
-from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain, save_checkpoint, sharded_save
+from mova_engine.train.assembly import Run, assemble, join_processes
+from mova_engine.train.checkpoints import checkpoints_of, retain, save_checkpoint, sharded_save
 from mova_engine.train.config import TrainConfig
-from mova_engine.train.curve import PICTURE, draw_loss_curve
+from mova_engine.train.curve import PICTURE, loss_curve
+from mova_engine.train.folder import WAY_OUT, RunFolder
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
 from mova_engine.train.model import export_model, outline, with_folders
 from mova_engine.train.optimizer import lr_factor, peak_lr
-from mova_engine.train.recipes import to_dict, to_yaml
+from mova_engine.train.recipes import to_dict
+from mova_engine.train.resume import find_resume
 from mova_engine.train.signals import Stopped, StopRequest
 from mova_engine.train.update import StepResult, Updater
 from mova_engine.train.weights import DTYPES
@@ -43,6 +45,8 @@ class Trainer:
         self.skipped_in_a_row = 0
         # The step of the checkpoint last begun, and its folder once that is known.
         self.saved_step, self.saved_folder = 0, None
+        # The first process's hold on the run's folder.
+        self.held: RunFolder | None = None
         # Whether the validation of the last step was put off by a stop.
         self.validation_due = False
 
@@ -60,21 +64,22 @@ class Trainer:
             try:
                 return self._run(processes, watch, stop)
             finally:
+                if self.held is not None:
+                    self.held.release()
                 watch.close()
                 processes.close()
 
     def _run(self, processes: Processes, watch: Watch, stop: StopRequest) -> int:
         config, first = self.config, processes.is_first
         try:
-            with stop.at_once():
-                resume = find_resume(config)
-                with watch.guard():
-                    with processes.first_alone():
-                        if first:
-                            self._make_folder()
-                    parts = assemble(config, resume, self.console, processes)
-                    if parts.resumed is not None:
-                        self._restore(parts, resume)
+            with stop.at_once(), watch.guard():
+                with processes.first_alone():
+                    if first:
+                        self.held = RunFolder(config)
+                resume = find_resume(config, processes)
+                parts = assemble(config, resume, self.console, processes)
+                if parts.resumed is not None:
+                    self._restore(parts, resume)
         except Stopped:
             return self._stopped_early(stop)
         if self.step >= config.steps:
@@ -103,18 +108,12 @@ class Trainer:
             log.close()
             if isinstance(log, NoLog):
                 return
-            draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
-        except OSError as error:
+            picture = loss_curve(self.folder / METRICS)
+            if picture is not None:
+                self.held.written.write(PICTURE, picture, WAY_OUT)
+        except (OSError, MovaError) as error:
             # Told, not raised: whatever ended the run matters more.
-            self.console.print(f"warning: metrics or loss curve are incomplete: {error.strerror or error}")
-
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-        except OSError as error:
-            raise MovaError(f"cannot write {self.folder}: {error.strerror or error}") from error
-        clean_up(self.folder)
+            self.console.print(f"warning: metrics or loss curve are incomplete: {error}")
 
     def _restore(self, parts: Run, resume: Path) -> None:
         progress = parts.resumed["progress"]
@@ -277,8 +276,7 @@ class Trainer:
             reporter.say(f"warning: no checkpoint at step {self.step}, training goes on: {error}")
             return
         self.saved_step, self.saved_folder = self.step, folder
-        with suppress(OSError):
-            retain(self.folder, self.config.checkpoint)
+        self._tidy(folder)
         parts.processes.wait_for_first()
 
     def _save_shards(self, parts: Run, progress: dict, reporter: Reporter, must: bool) -> None:
@@ -291,8 +289,7 @@ class Trainer:
         def saved(save: Callable[[], Path]) -> Path:
             folder = save()
             if parts.processes.is_first:
-                with suppress(OSError):
-                    retain(self.folder, config.checkpoint)
+                self._tidy(folder)
             return folder
 
         try:
@@ -306,6 +303,12 @@ class Trainer:
         )
         parts.saver.start(partial(saved, save))
         self.saved_step = self.step
+
+    def _tidy(self, saved: Path) -> None:
+        """In the first process, after a checkpoint: note it, remove those that it makes superfluous."""
+        with suppress(OSError, MovaError):
+            self.held.saved(saved)
+            retain(self.folder, self.config.checkpoint)
 
     def _not_saved(self, error: MovaError) -> MovaError:
         good = checkpoints_of(self.folder)

@@ -120,11 +120,10 @@ class FullDisk:
 
 def test_a_full_disk_leaves_the_old_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "clip.mp4"
-    write_mp4(path, NUMBERS, clicks([0.5], 1.375)[0])
-    before = path.read_bytes()
+    path.write_bytes(before := b"an old file")
     monkeypatch.setattr("mova_engine.data.files.open", FullDisk, raising=False)
     with pytest.raises(MovaError, match="cannot write .*clip.mp4: No space left on device"):
-        write_mp4(path, NUMBERS, clicks([0.9], 1.375)[0])
+        write_atomic(path, b"a new file")
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
 
 

@@ -49,7 +49,8 @@ def rows(folder) -> list[dict]:
 
 def test_a_prompt_becomes_an_mp4_with_sound_and_picture_in_step(sample, picture, capsys):
     folder = sample("--prompt", "two colours", "--image", picture, "--seed", 7)
-    assert sorted(path.name for path in folder.iterdir()) == ["000.mp4", "contact_sheet.png", "metadata.jsonl"]
+    names = [".mova_written.jsonl", "000.mp4", "contact_sheet.png", "metadata.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert "1 clip in" in capsys.readouterr().out
     with av.open(str(folder / "000.mp4")) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
@@ -117,7 +118,7 @@ def test_samples_are_replaced_only_when_asked_to(sample):
 
 def test_overwrite_removes_nothing_that_the_sampler_did_not_write(sample, tmp_path):
     generate(tmp_path / "data", 1, split="train")
-    with pytest.raises(MovaError, match="which the sampler did not write"):
+    with pytest.raises(MovaError, match="metadata.jsonl .*was not written by this command, or was changed since"):
         sample("--prompt", "wind", "--overwrite", out="data")
     assert (tmp_path / "data" / "train_00000.mp4").exists()
 

@@ -1,13 +1,21 @@
 """Checkpoints on bad days: a full disk, leftovers of a kill, damage, another model; and which ones are kept."""
 
+import json
 import resource
 import shutil
+import zlib
 from contextlib import contextmanager
 
 import pytest
 
 from mova_engine.errors import MovaError
-from mova_engine.train.checkpoints import checkpoints_of
+from mova_engine.models.exchange import UNFINISHED
+from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain
+from mova_engine.train.config import CheckpointSettings
+from mova_engine.train.integrity import CHECKSUMS, damage, is_own, write_checksums
+
+# Bytes of a range of the file in `written`.
+RANGE_OF_TEST = 4
 
 
 @contextmanager
@@ -60,16 +68,114 @@ def test_a_full_disk_can_be_trained_through(small, ran, monkeypatch):
     assert names(config.folder) == ["step-000003"]
 
 
-def test_leftovers_of_a_kill_are_cleared_and_never_taken_for_checkpoints(small, ran):
-    config = small(steps=2)
+def test_leftovers_of_a_kill_are_cleared_and_nothing_else(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for leftover in (".step-000009.new", ".step-000001.old", ".step-000003.old"):
+        written(folder / leftover)
+        (folder / leftover / UNFINISHED).touch()
+    written(folder / "step-000003")
+    written(folder / ".step-000005.old")  # renamed, and its successor not yet in its place
+    written(folder / "step-000006")
+    written(folder / ".step-000006.old")  # its successor is in its place
+    written(folder / "step-000007")
+    written(folder / ".step-000007.old")
+    for theirs in (folder / ".step-000007.old" / "notes.txt", folder / ".step-000008.new" / "notes.txt"):
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_text("mine")
+    clean_up(tmp_path)
+    assert names(tmp_path) == [
+        ".step-000007.old", ".step-000008.new", "step-000003", "step-000005", "step-000006", "step-000007"
+    ]  # fmt: skip
+    assert all(is_own(folder / name) for name in names(tmp_path) if name.startswith("s"))
+
+
+def test_a_newest_checkpoint_without_its_state_is_not_passed_over(small, ran):
+    first = ran(small(steps=2))
+    folder = first.config.folder / "checkpoints"
+    shutil.copytree(folder / "step-000002" / "audio_dit", folder / "step-000009" / "audio_dit")
+    with pytest.raises(MovaError, match="step-000009 is no whole checkpoint.*--resume .*step-000002"):
+        ran(small(steps=3))
+    assert ran(small(steps=9, checkpoint={"every": 9}, resume=str(folder / "step-000002"))).status == 0
+    # What was in the way of the ninth step's has moved aside, whole.
+    assert names(first.config.folder) == ["step-000002", "step-000009", "step-000009.kept-1"]
+    assert [path.name for path in (folder / "step-000009.kept-1").iterdir()] == ["audio_dit"]
+
+
+def written(folder) -> None:
+    """What passes for a checkpoint as a run wrote it."""
+    (folder / "training").mkdir(parents=True)
+    (folder / "training" / "state.json").write_text('{"format": 1, "progress": {"skipped_in_a_row": 0}}')
+    (folder / "weights").write_bytes(bytes(3 * RANGE_OF_TEST))
+    write_checksums(folder, {"weights": [(RANGE_OF_TEST, RANGE_OF_TEST, f"{zlib.crc32(bytes(RANGE_OF_TEST)):08x}")]})
+
+
+def test_every_byte_of_a_checkpoint_is_watched(tmp_path):
+    folder = tmp_path / "step-000001"
+    written(folder)
+    assert damage(folder) is None and is_own(folder)
+    for offset in range(3 * RANGE_OF_TEST):
+        data = bytearray(3 * RANGE_OF_TEST)
+        data[offset] = 1
+        (folder / "weights").write_bytes(data)
+        found = [damage(folder, part, 2) for part in range(2)]
+        assert found.count("weights has other bytes than were written") == 1, offset
+        assert not is_own(folder)
+    (folder / "weights").write_bytes(bytes(3 * RANGE_OF_TEST - 1))
+    assert damage(folder) == "weights has 11 bytes, 12 were written"
+    (folder / "weights").unlink()
+    assert damage(folder) == "weights is missing"
+
+
+def test_only_what_a_run_wrote_is_removed(tmp_path):
+    """A note of the user's in one checkpoint, a picture instead of the weights of another, a third downloaded."""
+    every = [tmp_path / "checkpoints" / f"step-{step:06d}" for step in range(1, 7)]
+    for folder in every:
+        written(folder)
+    (every[0] / "notes.txt").write_text("the best so far")
+    (every[1] / "weights").write_bytes(b"another one")
+    (every[2] / CHECKSUMS).unlink()
+    assert retain(tmp_path, CheckpointSettings(keep_last=2)) == [every[3]]
+    assert [folder.exists() for folder in every] == [True, True, True, False, True, True]
+
+
+def test_checkpoints_amid_failing_steps_do_not_push_out_the_good_ones(tmp_path):
+    for step in range(1, 8):
+        folder = tmp_path / "checkpoints" / f"step-{step:06d}"
+        written(folder)
+        state = {"format": 1, "progress": {"skipped_in_a_row": max(step - 3, 0)}}
+        (folder / "training" / "state.json").write_text(json.dumps(state))
+        write_checksums(folder, {})
+    retain(tmp_path, CheckpointSettings(keep_last=2))
+    assert [step for step, _ in checkpoints_of(tmp_path)] == [2, 3, 6, 7]
+
+
+def test_a_flipped_byte_is_found_and_the_way_back_named(small, ran):
+    config = small(steps=2, checkpoint={"every": 1})
     ran(config)
     folder = config.folder / "checkpoints"
-    for leftover in (".step-000009.new", "..step-000009.new.new", ".step-000001.old"):
-        shutil.copytree(folder / "step-000002", folder / leftover)
-    shutil.copytree(folder / "step-000002" / "audio_dit", folder / "step-000009")
-    assert [step for step, _ in checkpoints_of(config.folder)] == [2]
-    assert ran(small(steps=3)).status == 0
-    assert names(config.folder) == ["step-000002", "step-000003", "step-000009"]
+    weights = folder / "step-000002" / "audio_dit" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    rows = (config.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(MovaError, match=r"step-000002 is damaged: audio_dit/.* other bytes .*--resume .*step-000001"):
+        ran(small(steps=3))
+    assert (config.folder / "metrics.jsonl").read_bytes() == rows
+    back = ran(small(steps=3, resume=str(folder / "step-000001")))
+    assert back.status == 0 and [row["step"] for row in back.rows] == [1, 2, 3]
+    assert (config.folder / "metrics_replaced.jsonl").read_bytes() == rows.splitlines(keepends=True)[1]
+
+
+def test_a_run_whose_checkpoints_are_gone_keeps_its_metrics(small, ran):
+    config = small(steps=2)
+    ran(config)
+    rows = (config.folder / "metrics.jsonl").read_bytes()
+    shutil.rmtree(config.folder / "checkpoints")
+    with pytest.raises(MovaError, match="has saved checkpoints/step-000002, but its checkpoints are gone"):
+        ran(small(steps=2))
+    assert (config.folder / "metrics.jsonl").read_bytes() == rows
+    assert ran(small(steps=1, resume="none")).status == 0
+    assert (config.folder / "metrics_replaced.jsonl").read_bytes() == rows
 
 
 @pytest.mark.parametrize("file", ["master.safetensors", "optimizer.safetensors", "state.json"])
@@ -96,5 +202,7 @@ def test_other_clips_than_the_checkpoints_are_refused(small, ran, clips, tmp_pat
     shutil.copytree(clips, fewer)
     lines = (fewer / "metadata.jsonl").read_text().splitlines(keepends=True)
     (fewer / "metadata.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(MovaError, match="clips are not those of the checkpoint"):
+    with pytest.raises(MovaError, match=r"checkpoint \(12 then, 11 now: 1 gone\): .*give --loader.changed go-on"):
         ran(small(steps=2, data=fewer))
+    done = ran(small(steps=2, data=fewer, loader={"changed": "go-on"}))
+    assert done.status == 0 and "going on at the beginning of epoch 2 of those that are there now" in done.said

@@ -1,0 +1,106 @@
+"""One run a folder: a lock that names who holds it and that does not outlive the process, however that ends.
+
+The lock is the system's own on `RUN/.mova_lock` (POSIX, which network folders have too, and which a process that is
+killed loses at once). For file systems where it reaches one machine only, or that have none, the file also holds the
+machine and the process, and is touched as long as the run lives.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mova_engine.errors import MovaError
+
+LOCK = ".mova_lock"
+# Seconds between signs of life, and after how long without one a run on another machine counts as dead.
+BEAT_S, STALE_S = 15.0, 90.0
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+
+
+class RunLock:
+    """Held from its creation to `release`. Raises MovaError where another process holds it.
+
+    now: the time by the file system's clock, which is that of the files' times of change.
+    """
+
+    def __init__(self, folder: Path, now: float) -> None:
+        self.path = folder / LOCK
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._take(now)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._done = threading.Event()
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+
+    def release(self) -> None:
+        """Let the next run in."""
+        self._done.set()
+        with suppress(OSError):
+            self._write({})
+        os.close(self._file)
+
+    def _take(self, now: float) -> None:
+        holder, here = self._holder(), socket.gethostname()
+        silent = now - os.fstat(self._file).st_mtime
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alive = bool(holder) and holder.get("host") != here and silent < STALE_S
+        except OSError as error:
+            if error.errno in _TAKEN:
+                alive = True
+            elif holder.get("host") == here:  # a file system without locks
+                alive = _lives(holder.get("pid"))
+            else:
+                alive = bool(holder) and silent < STALE_S
+        if alive:
+            raise MovaError(self._said(holder, here, silent))
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write({"host": here, "pid": os.getpid(), "since": since})
+
+    def _said(self, holder: dict, here: str, silent: float) -> str:
+        host = holder.get("host", "an unknown machine")
+        who = f"process {holder.get('pid', '?')} on {host} trains there since {holder.get('since', '?')}"
+        wait = (
+            "" if host == here else f" (last sign of life {silent:.0f} s ago; {STALE_S:.0f} s after its end it is free)"
+        )
+        return f"{self.path.parent} is in use: {who}{wait}; stop that run, or give another --out"
+
+    def _holder(self) -> dict:
+        text = os.pread(self._file, 4096, 0)
+        try:
+            content = json.loads(text or b"{}")
+            if isinstance(content, dict) and not content.keys() - {"host", "pid", "since"}:
+                return content
+        except ValueError:
+            if not text.strip(b"\0"):  # of a machine that lost its power
+                return {}
+        raise MovaError(f"{self.path} is no lock of a run: move it away, or give another --out")
+
+    def _write(self, content: dict) -> None:
+        data = json.dumps(content).encode()
+        os.pwrite(self._file, data, 0)
+        os.ftruncate(self._file, len(data))
+
+    def _beat(self) -> None:
+        while not self._done.wait(BEAT_S):
+            with suppress(OSError):
+                os.utime(self._file, (time.time(), time.time()))
+
+
+def _lives(pid: object) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True

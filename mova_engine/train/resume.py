@@ -1,0 +1,78 @@
+"""Which checkpoint a run goes on from, and whether it is whole. Nothing is ever begun anew without a word."""
+
+from pathlib import Path
+
+from mova_engine.data.written import Written
+from mova_engine.errors import MovaError
+from mova_engine.parallel.processes import Processes
+from mova_engine.train.checkpoints import FOLDER, STATE, TRAINING, checkpoint_step, checkpoints_of, read_state
+from mova_engine.train.config import TrainConfig
+from mova_engine.train.folder import BY
+from mova_engine.train.integrity import damage
+
+
+def find_resume(config: TrainConfig, processes: Processes) -> Path | None:
+    """The checkpoint to go on from, read through by all processes together; None to start anew.
+
+    MovaError for a folder that holds none, for a damaged one (with the newest whole one), for a run whose checkpoints
+    are gone, and for a new start where checkpoints would be overwritten.
+    """
+    folder = _wanted(config)
+    if folder is None:
+        return None
+    wrong = _damage(folder, processes)
+    if wrong is None:
+        return folder
+    others = [path for _, path in reversed(checkpoints_of(folder.parent.parent)) if path != folder]
+    for other in others:
+        if _damage(other, processes) is None:
+            raise MovaError(f"{folder} is damaged: {wrong}; {other.name} is whole: go back to it with --resume {other}")
+    raise MovaError(
+        f"{folder} is damaged: {wrong}; there is no whole checkpoint beside it: copy it again, or start anew"
+    )
+
+
+def _wanted(config: TrainConfig) -> Path | None:
+    own = checkpoints_of(config.folder)
+    if config.resume == "none":
+        if own:
+            raise MovaError(f"{config.folder} holds a run with checkpoints: give another --out, or remove it")
+        return None
+    if config.resume == "auto":
+        return _newest(config.folder)
+    wanted = Path(config.resume)
+    if not wanted.is_dir():
+        raise MovaError(f"--resume {wanted}: no such folder; it takes auto, none, or the folder of a checkpoint or run")
+    folder = wanted if (wanted / TRAINING).is_dir() else _newest(wanted) or wanted
+    read_state(folder)
+    return folder
+
+
+def _newest(run: Path) -> Path | None:
+    """The newest checkpoint of a run. MovaError where it is not whole, or where all of them are gone."""
+    whole = checkpoints_of(run)
+    last, folder = whole[-1] if whole else (-1, None)
+    places = [path for path in (run / FOLDER).glob("step-*") if checkpoint_step(path) is not None and path.is_dir()]
+    spoilt = max(places, key=checkpoint_step, default=None)
+    if spoilt is not None and checkpoint_step(spoilt) > last:
+        other = f"; {folder.name} is whole: go back to it with --resume {folder}" if folder else ""
+        raise MovaError(f"{spoilt} is no whole checkpoint: it has no {TRAINING}/{STATE}{other or '; move it away'}")
+    if folder is None:
+        saved = [name for name in Written(run, BY).names if name.startswith(f"{FOLDER}/")]
+        if saved:
+            raise MovaError(
+                f"{run} is a run that has saved {max(saved)}, but its checkpoints are gone: bring them back, start "
+                "anew there with --resume none (its metrics are kept), or give another --out"
+            )
+    return folder
+
+
+def _damage(folder: Path, processes: Processes) -> str | None:
+    """What any process finds wrong with the part that it reads."""
+    found = damage(folder, processes.launch.rank, processes.launch.world)
+    if found is None:
+        try:
+            read_state(folder)
+        except MovaError as error:
+            found = str(error)
+    return next((each for each in processes.gathered(found) if each is not None), None)
