@@ -160,7 +160,9 @@ def test_other_angles_are_refused_by_name(tmp_path, coefficients):
 def test_pixel_aspect_turns_with_the_picture(tmp_path, number):
     """Stored pixels twice as wide as tall: lying, the picture is 192 wide; standing, 192 tall."""
     path = write_video(tmp_path / "clip.mp4", [UPRIGHT], options={"crf": "5"}, aspect=Fraction(2))
-    shown = first_picture(set_matrix(path, MATRICES[number]), *((64, 192) if number == 1 else (192, 64)))
+    clip = ClipConfig(frames=1, height=64 if number == 1 else 192, width=192 if number == 1 else 64)
+    # In this process, which has what resizing needs.
+    shown = read_clip.__wrapped__(set_matrix(path, MATRICES[number]), clip, silent="zeros").video[0]
     wide = np.repeat(UPRIGHT, 2, axis=1)
     wanted = wide if number == 1 else np.rot90(wide, -1)
     assert np.abs(shown.astype(int) - wanted).mean() < 4
@@ -203,6 +205,15 @@ def test_a_colour_that_stands_for_transparent(tmp_path, mode, colour):
     image = Image.new(mode, (16, 16), colour)
     image.save(tmp_path / "key.png", transparency=colour)
     assert (read_image(tmp_path / "key.png", 16, 16) == 255).all()
+
+
+@pytest.mark.parametrize("number", STORED)
+def test_transparency_turns_with_the_picture(tmp_path, number):
+    image, exif = Image.fromarray(GLASS), Image.Exif()
+    exif[0x0112] = number
+    image = image if STORED[number] is None else image.transpose(STORED[number])
+    image.save(tmp_path / "logo.png", exif=exif)
+    over_white(read_image(tmp_path / "logo.png", 64, 96))
 
 
 def test_half_transparent_is_half_white(tmp_path):
