@@ -2,7 +2,7 @@
 
 from mova_engine.backend import NAMES, describe_backend
 from mova_engine.errors import CommandParser, run_cli
-from mova_engine.ops import OPERATORS, bind_operator
+from mova_engine.ops import OPERATORS, REFERENCE, bind_operator
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,12 +16,13 @@ def main(argv: list[str] | None = None) -> int:
     print(f"device {backend.name}: {f'NOT usable here: {absent}' if absent else backend.describe()}")
     for operator in OPERATORS.values():
         _, choice = bind_operator(operator, backend, training=not args.inference)
-        print(f"{operator.name:28} -> {choice.implementation}")
+        chosen = next((i.label for i in operator.implementations if i.name == choice.implementation), REFERENCE)
+        print(f"{operator.name:28} -> {chosen}")
         for implementation in operator.implementations:
             if implementation.name != choice.implementation:
                 reason = operator.refusal(implementation, backend, training=not args.inference)
-                also = f"also {implementation.name}{'' if implementation.automatic else ' (when named)'}"
-                print(f"{'':31}{f'not {implementation.name}: {reason}' if reason else also}")
+                also = f"also {implementation.label}{'' if implementation.automatic else ' (when named)'}"
+                print(f"{'':31}{f'not {implementation.label}: {reason}' if reason else also}")
     return 0
 
 

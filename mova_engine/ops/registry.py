@@ -53,6 +53,7 @@ class Implementation:
     differentiable: False for inference-only kernels, which a table bound for training refuses.
     dtypes: names of the dtypes that it takes; others raise at the call.
     automatic: False for what is used only when a caller names it.
+    calls: the functions of PyTorch or a vendor that do the work, where the name does not say it.
     tried: False for what takes too long to be tried on a CPU before it is chosen; its `check` must tell instead.
     """
 
@@ -65,6 +66,12 @@ class Implementation:
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     automatic: bool = True
     tried: bool = True
+    calls: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name, and the functions that it calls."""
+        return f"{self.name} ({', '.join(self.calls)})" if self.calls else self.name
 
     def torch_dtypes(self) -> tuple[torch.dtype, ...]:
         return tuple(getattr(torch, name) for name in self.dtypes)

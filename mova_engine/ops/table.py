@@ -64,8 +64,14 @@ def _cuda_attention(kernel: str, form: str) -> Implementation:
     """torch's kernels with a log-sum-exp: `form` is lse or backward."""
     name, dtypes = ("flash-cuda", _HALF) if kernel == "flash_cuda" else (kernel, _HALF)
     dtypes = ("float32", *_HALF) if kernel == "efficient" else dtypes
+    call = f"_scaled_dot_product_{kernel.removesuffix('_cuda')}_attention{'_backward' if form == 'backward' else ''}"
     return Implementation(
-        name, f"{_ATTENTION}:{kernel}_{form}", ("cuda",), check=f"{_ATTENTION}:{kernel}_check", dtypes=dtypes
+        name,
+        f"{_ATTENTION}:{kernel}_{form}",
+        ("cuda",),
+        check=f"{_ATTENTION}:{kernel}_check",
+        dtypes=dtypes,
+        calls=(call,),
     )
 
 
@@ -73,13 +79,15 @@ def _flash_attn(version: int, form: str = "") -> Implementation:
     """A flash-attn package; `form` is "", "_lse" or "_backward"."""
     module = {2: "flash_attn.flash_attn_interface", 3: "flash_attn_interface", 4: "flash_attn.cute.interface"}[version]
     entry = {2: "_flash_attn_backward", 3: "_flash_attn_backward", 4: "_flash_attn_bwd"}[version]
+    call = entry if form == "_backward" else "flash_attn_func"
     return Implementation(
         f"flash-attn-{version}",
         f"{_FLASH}:flash{version}{form}",
         ("cuda",),
-        needs=(f"{module}:{entry if form == '_backward' else 'flash_attn_func'}",),
+        needs=(f"{module}:{call}",),
         check=f"{_FLASH}:flash{version}_check",
         dtypes=_HALF,
+        calls=(call,),
     )
 
 
@@ -89,10 +97,29 @@ def _cuda_cpp(name: str) -> Implementation:
     return Implementation("cuda-cpp", f"mova_kernels.cuda.ops:{name}", ("cuda",), check=check)
 
 
+# What an operator calls of torch_npu, or of PyTorch where that has the device's own kernel.
+_NPU_CALLS = {
+    "rms_norm": ("npu_rms_norm",),
+    "rms_norm_rope": ("npu_rms_norm", "npu_rotary_mul"),
+    "layer_norm": ("native_layer_norm",),
+    "norm_modulate": ("native_layer_norm",),
+    "gate_residual": ("addcmul",),
+    "gate_residual_norm": ("addcmul", "native_layer_norm"),
+    "gate_residual_norm_modulate": ("addcmul", "native_layer_norm"),
+    "bias_gelu": ("npu_gelu",),
+    "linear_gelu": ("npu_gelu",),
+    "attention": ("npu_fusion_attention",),
+    "attention_lse": ("npu_fusion_attention",),
+    "attention_backward": ("npu_fusion_attention_grad",),
+    "merge_lse": ("npu_attention_update",),
+    "fused_adamw": ("NpuFusedAdamW",),
+}
+
+
 def _npu(module: str, name: str) -> Implementation:
     """The operator by torch_npu's fused kernels."""
-    target, needs = f"mova_kernels.npu.{module}:{name}", ("torch_npu",)
-    return Implementation("npu", target, ("npu",), needs, check="mova_engine.ops.native_check:npu")
+    target, needs, check = f"mova_kernels.npu.{module}:{name}", ("torch_npu",), "mova_engine.ops.native_check:npu"
+    return Implementation("npu", target, ("npu",), needs, check, calls=_NPU_CALLS[name])
 
 
 # Ascend's inference library, without gradients, where it is installed.
@@ -104,6 +131,7 @@ _MINDIE = {
         ("mindiesd",),
         check="mova_engine.ops.native_check:mindie",
         differentiable=False,
+        calls=("mindiesd.adaln",),
     )
     for name in ("norm_modulate", "gate_residual_norm_modulate")
 }

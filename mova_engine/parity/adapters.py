@@ -6,6 +6,7 @@ from torch import Tensor
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.lora import load_lora, merged_lora
 from mova_engine.models.mova import COMPONENTS, Mova
+from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
 from mova_engine.parity.sampling import build_mova
 from mova_engine.parity.steps import gradients
@@ -16,13 +17,16 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     timestep = case.tensors["in.timestep"].to(machine.device)
     towers = (mova.expert(expert), mova.audio_dit, mova.dual_tower_bridge)
-    return dual_tower_forward(*towers, *leaves.values(), timestep, timestep, fps=case.parameters["fps"])
+    return dual_tower_forward(*towers, *leaves.values(), timestep, timestep, fps=parameters.number(case, "fps"))
 
 
 def run_lora(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     """Adapters on both experts, their gradients, and the output after merging."""
     mova = build_mova(case, machine)
-    load_lora(mova, case.folder / case.meta["weights"]["lora"], alpha=case.parameters["alpha"])
+    for name, factor in case.weights("lora").items():
+        if name.endswith("lora_A.weight"):
+            parameters.require_size(case, "rank", case.parameter("rank"), name, len(factor))
+    load_lora(mova, case.folder / case.meta["weights"]["lora"], alpha=parameters.number(case, "alpha"))
     produced = {}
     keys = ("visual_latents", "audio_latents", "context")
     for expert, name in enumerate(COMPONENTS[:2]):

@@ -1,14 +1,17 @@
 """Case 3: the bridge, full and pooled, its tables, scales and gradients."""
 
+import math
 import re
 
 import torch
 from torch import Tensor
 
 from mova_engine.config import BridgeConfig
+from mova_engine.errors import MovaError
 from mova_engine.models.bridge import Bridge
 from mova_engine.models.layers import Rope, Stream
 from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
+from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
 
 # The recorded scales (audio to video, video to audio).
@@ -18,6 +21,7 @@ _NO_ROPE_SCALES = (0.75, 0.75)
 
 def run_full(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     """The full bridge."""
+    _check_sizes(case)
     bridge = case.bridge(machine)
     layers = bridge.config.layers
     produced = _tables(case, bridge.config) | _layer(case, machine, bridge, "out.l0.", "mid.l0.", "grad.l0.")
@@ -32,6 +36,7 @@ def run_full(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
 
 def run_pooled(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     """The pooled variant of the video-to-audio direction."""
+    _check_sizes(case)
     bridge = case.bridge(machine)
     produced = _layer(case, machine, bridge, "out.", "mid.", "grad.")
     with torch.no_grad():
@@ -51,8 +56,22 @@ def check_layers(case: GoldenCase) -> list[str]:
     return wrong
 
 
+def _check_sizes(case: GoldenCase) -> None:
+    """What the case states of its states' sizes, and that each frame rate beyond the first has its table."""
+    tokens = {key: case.tensors[f"in.{key}"].shape[1] for key in ("visual", "audio")}
+    stated = math.prod(case.parameter("grid"))
+    parameters.require_size(case, "the product of grid", stated, "in.visual", tokens["visual"])
+    parameters.require_size(case, "La", case.parameter("La"), "in.audio", tokens["audio"])
+    tables = {float(m[1]) for name in case.tensors if (m := re.match(r"freqs\.fps([\d.]+)\.bias", name))}
+    for fps in case.parameter("fps")[1:]:
+        if fps not in tables:
+            raise MovaError(f"{case.path}: fps names {fps}, of which no table is recorded")
+    for fps in tables - set(case.parameter("fps")):
+        raise MovaError(f"{case.path}: tables of {fps:g} frames a second are recorded, which fps does not name")
+
+
 def _grid(case: GoldenCase) -> tuple[int, int, int]:
-    return tuple(case.parameters["grid"])
+    return tuple(case.parameter("grid"))
 
 
 def _outputs(prefix: str, video: Tensor, audio: Tensor) -> dict[str, Tensor]:
@@ -72,7 +91,7 @@ def _apply(
     trace=None,
 ) -> tuple[Tensor, Tensor]:
     video, audio = inputs or (machine.put(case.tensors[f"in.{key}"]) * factor for key in ("visual", "audio"))
-    grid, fps = _grid(case), case.parameters["fps"][0]
+    grid, fps = _grid(case), case.parameter("fps")[0]
     tables = bridge.rope(grid, audio.shape[1], fps, machine.device) if rope else None
     streams = bridge(layer, Stream(video), Stream(audio), tables, grid, scale, trace)
     return tuple(stream.settle(machine.ops) for stream in streams)
@@ -107,11 +126,11 @@ def _tables(case: GoldenCase, config: BridgeConfig) -> dict[str, Tensor]:
         kind, fps, bias, bf16, part, tower, rows = match.groups()
         long = kind == "freqs_long"
         if tower == "v":
-            grid = (max(case.parameters["vrows"]) + 1, 1, 1) if long else _grid(case)
+            grid = (max(case.parameter("vrows")) + 1, 1, 1) if long else _grid(case)
             table = aligned_video_rope(grid, float(fps), config.audio_fps, bias == "1", head_dim, cpu)
         else:
-            tokens = max(case.parameters["arows"]) + 1 if long else case.parameters["La"]
+            tokens = max(case.parameter("arows")) + 1 if long else case.parameter("La")
             table = aligned_audio_rope(tokens, head_dim, cpu)
         x = _doubled(table, torch.bfloat16 if bf16 else torch.float32)[part]
-        produced[name] = x[case.parameters[f"{tower}rows"]] if rows else x.unsqueeze(0)
+        produced[name] = x[case.parameter(f"{tower}rows")] if rows else x.unsqueeze(0)
     return produced

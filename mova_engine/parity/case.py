@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mova_engine.config import AudioDiTConfig, BridgeConfig, VideoDiTConfig
+from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.bridge import Bridge
@@ -20,6 +20,7 @@ from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OpTable
 
 Config = TypeVar("Config")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,21 @@ class GoldenCase:
     folder: Path
     name: str
 
+    @property
+    def path(self) -> Path:
+        """The case's JSON file, for messages."""
+        return self.folder / f"{self.name}.json"
+
     @cached_property
     def meta(self) -> dict[str, Any]:
         """The case's JSON."""
-        path = self.folder / f"{self.name}.json"
         try:
-            return json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise MovaError(f"cannot read {path}: {error}") from None
+            found = json.loads(self.path.read_text())
+        except (OSError, ValueError) as error:
+            raise MovaError(f"cannot read {self.path}: {error}") from None
+        if not isinstance(found, dict):
+            raise MovaError(f"{self.path} must hold an object, got {type(found).__name__}")
+        return found
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -64,6 +72,12 @@ class GoldenCase:
     @property
     def parameters(self) -> dict[str, Any]:
         return self.meta.get("case_parameters", {})
+
+    def parameter(self, name: str) -> Any:
+        """One of `parameters`; MovaError where the case does not set it."""
+        if name not in self.parameters:
+            raise MovaError(f"{self.path}: case_parameters lacks {name}")
+        return self.parameters[name]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -80,21 +94,32 @@ class GoldenCase:
 
     def video_dit(self, machine: Machine, weights: str = "video", config: dict[str, Any] | None = None) -> VideoDiT:
         """The video tower with the recorded weights."""
-        return self._load(VideoDiT(tower_config(VideoDiTConfig, config or self.config), machine.ops), weights, machine)
+        return self.load(VideoDiT(tower_config(VideoDiTConfig, config or self.config), machine.ops), weights, machine)
 
     def audio_dit(self, machine: Machine, config: dict[str, Any] | None = None) -> AudioDiT:
         """The audio tower with the recorded weights."""
-        return self._load(AudioDiT(tower_config(AudioDiTConfig, config or self.config), machine.ops), "audio", machine)
+        return self.load(AudioDiT(tower_config(AudioDiTConfig, config or self.config), machine.ops), "audio", machine)
 
     def bridge(self, machine: Machine, config: dict[str, Any] | None = None) -> Bridge:
         """The bridge with the recorded weights."""
-        return self._load(Bridge(tower_config(BridgeConfig, config or self.config), machine.ops), "bridge", machine)
+        return self.load(Bridge(tower_config(BridgeConfig, config or self.config), machine.ops), "bridge", machine)
 
-    def _load(self, module: nn.Module, weights: str, machine: Machine) -> nn.Module:
+    def model_config(self) -> MovaConfig:
+        """The sizes of both towers and their bridge, which must fit each other."""
+        return MovaConfig(
+            self.name,
+            tower_config(VideoDiTConfig, self.config["video"]),
+            tower_config(AudioDiTConfig, self.config["audio"]),
+            tower_config(BridgeConfig, self.config["bridge"]),
+            ClipConfig(frames=1, height=16, width=16),
+        )
+
+    def load(self, module: Module, weights: str, machine: Machine) -> Module:
+        """`module` with the weights recorded for a component, on the machine in its dtype."""
         try:
             module.load_state_dict(self.weights(weights), strict=True)
         except RuntimeError as error:
-            raise MovaError(f"{self.name}: weights '{weights}' do not fit: {' '.join(str(error).split())}") from None
+            raise MovaError(f"{self.path}: weights '{weights}' do not fit: {' '.join(str(error).split())}") from None
         return module.to(machine.device, machine.dtype)
 
 
@@ -107,7 +132,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tower_config(cls: type[Config], values: dict[str, Any]) -> Config:
-    """A configuration from a checkpoint's or case's `config` entry; fields that it does not know are left out."""
+    """A configuration from a case's `config` entry, without the options that only have one value here."""
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
 

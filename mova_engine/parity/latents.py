@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mova_engine.diffusion.condition import first_frame_condition, video_input
+from mova_engine.diffusion.condition import MASK_CHANNELS, first_frame_condition, video_input
 from mova_engine.models.codecs.dac import Dac, DacConfig
 from mova_engine.models.codecs.latent_stats import WAN_STATS, LatentStats
+from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
 
 
@@ -20,6 +21,7 @@ def wan_stats(config: dict[str, Any]) -> LatentStats:
 
 def run_condition(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     """The condition's layout with a first frame, and with a last one as well."""
+    _check_sizes(case)
     stats = wan_stats(case.config)
     normalised = stats.normalise(machine.put(case.tensors["in.image_latent_raw"]))
     latents = machine.put(case.tensors["in.latents"])
@@ -34,12 +36,22 @@ def run_condition(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     return produced
 
 
+def _check_sizes(case: GoldenCase) -> None:
+    """What the case states of its latents' sizes; the mask has a channel for each picture of a latent frame."""
+    latents = list(case.tensors["in.latents"].shape)
+    for name, found in zip("Thw", latents[2:], strict=True):
+        parameters.require_size(case, name, case.parameter(name), "in.latents", found)
+    picture = case.tensors["in.image"].shape[-1]
+    known = {"z_dim": latents[1], "temporal_stride": MASK_CHANNELS, "spatial_stride": picture // latents[4]}
+    for name, found in known.items():
+        if name in case.config:
+            parameters.require_size(case, name, case.config[name], "the condition", found)
+
+
 @torch.no_grad()
 def run_audio_vae(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     """The audio VAE: posterior, decoded waveforms, states inside both halves."""
-    dac = Dac(DacConfig.from_dict(case.config))
-    dac.load_state_dict(case.weights("dac"))
-    dac.to(machine.device)
+    dac = case.load(Dac(DacConfig.from_dict(case.config)), "dac", machine)
     states = {}
     for name in ("encoder", *(f"encoder.block{i}" for i in range(len(dac.encoder.block)))):
         _record(dac, name, states)

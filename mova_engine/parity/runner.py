@@ -10,6 +10,7 @@ from mova_engine.errors import MovaError, suggest
 from mova_engine.parity import adapters, bridges, latents, sampling, schedules, steps, towers
 from mova_engine.parity.case import GoldenCase, Machine, find_cases
 from mova_engine.parity.judge import Row, judge
+from mova_engine.parity.parameters import check_case
 
 Runner = Callable[[GoldenCase, Machine], dict[str, Tensor]]
 
@@ -40,12 +41,13 @@ _LEFT_OUT_BELOW_FLOAT32 = {
 
 
 def find_runner(case: GoldenCase) -> Runner:
-    """The runner of a case; a case that nobody knows is an error."""
+    """The runner of a case; a case that nobody knows, or that sets what its run does not read, is an error."""
     if case.kind not in RUNNERS:
         raise MovaError(
             f"{case.folder / case.name}.json: unknown case '{case.kind}'.{suggest(case.kind, RUNNERS)} "
             f"Known: {', '.join(RUNNERS)}"
         )
+    check_case(case)
     return RUNNERS[case.kind]
 
 
@@ -57,11 +59,14 @@ def run_case(case: GoldenCase, machine: Machine) -> list[Row]:
     left_out = {} if machine.dtype == torch.float32 else _LEFT_OUT_BELOW_FLOAT32
     try:
         rows = judge(case.name, case.tensors, runner(case, machine), machine.dtype, left_out)
+        facts = _FACTS.get(case.kind, lambda _: [])(case)
     except KeyError as error:
-        raise MovaError(f"{case.folder / case.name}: the case lacks {error}") from None
-    for fact in _FACTS.get(case.kind, lambda _: [])(case):
-        rows.append(Row(case.name, "facts", None, 0.0, fact))
-    return rows
+        raise MovaError(f"{case.path}: the case lacks {error}") from None
+    except (MovaError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        # Sizes that do not fit each other: torch's own words, and the case's name.
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MovaError(told if case.name in told else f"{case.path}: {told}") from error
+    return rows + [Row(case.name, "facts", None, 0.0, fact) for fact in facts]
 
 
 def run_folder(folder: Path, machine: Machine) -> Iterator[tuple[GoldenCase, list[Row]]]:

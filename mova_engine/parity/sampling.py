@@ -3,38 +3,31 @@
 import torch
 from torch import Tensor
 
-from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
-from mova_engine.diffusion import reference_compat
 from mova_engine.diffusion.condition import first_frame_condition
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
-from mova_engine.diffusion.schedule import Schedule
+from mova_engine.diffusion.reference_compat import Table
 from mova_engine.models.mova import Mova
-from mova_engine.parity.case import GoldenCase, Machine, tower_config
+from mova_engine.parity import parameters
+from mova_engine.parity.case import GoldenCase, Machine
 from mova_engine.parity.latents import wan_stats
 from mova_engine.sample.sampler import Conditions, Latents, Step, denoise
 
 _WEIGHTS = {"video_dit": "video", "video_dit_2": "video_2", "audio_dit": "audio", "dual_tower_bridge": "bridge"}
+# The released models' scale.
 _GUIDANCE = 5.0
 
 
 def build_mova(case: GoldenCase, machine: Machine) -> Mova:
     """The whole two-expert model of a case."""
-    config = MovaConfig(
-        case.name,
-        tower_config(VideoDiTConfig, case.config["video"]),
-        tower_config(AudioDiTConfig, case.config["audio"]),
-        tower_config(BridgeConfig, case.config["bridge"]),
-        ClipConfig(frames=1, height=16, width=16),
-    )
-    mova = Mova(config, machine.ops)
+    mova = Mova(case.model_config(), machine.ops)
     for component, weights in _WEIGHTS.items():
-        getattr(mova, component).load_state_dict(case.weights(weights))
+        case.load(getattr(mova, component), weights, machine)
     return mova.to(machine.device, machine.dtype)
 
 
 def run_sampling(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
-    """The trajectory with equal shifts, and the one with video shift 5 and audio shift 1."""
+    """The trajectory with equal shifts, and the one in which the audio has its own."""
     mova = build_mova(case, machine)
     stats = wan_stats(case.config)
     put = {
@@ -42,20 +35,22 @@ def run_sampling(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     }
     condition = first_frame_condition(stats.normalise(put["image_latent_raw"]))
     conditions = Conditions(condition, put["text_positive"], put["text_negative"])
+    parameters.require_grid(case, "in.visual_noise")
+    guidance = Guidance("text", parameters.number(case, "guidance_scale", _GUIDANCE, least=0))
     noise = Latents(*(case.tensors[f"in.{name}_noise"].to(machine.device) for name in ("visual", "audio")))
     produced = {"mid.condition": condition}
-    for infix, schedule in (("", Schedule()), ("dual.", Schedule(audio_shift=1.0))):
-        exact = schedule.inference(case.parameters["steps"])
+    for infix, schedule in zip(("", "dual."), parameters.schedules(case), strict=True):
+        exact = schedule.inference(parameters.number(case, "steps", whole=True))
         steps: list[Step] = []
         # The recording's state updates use table sigmas; the network gets exact timesteps.
         final = denoise(
             mova,
             conditions,
             noise,
-            reference_compat.snapped(exact),
-            Guidance("text", _GUIDANCE),
+            Table(schedule, schedule.num_train_timesteps).snapped(exact),
+            guidance,
             Prediction(),
-            fps=case.parameters["fps"],
+            fps=parameters.number(case, "fps"),
             on_step=steps.append,
         )
         produced |= {

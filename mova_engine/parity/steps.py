@@ -5,11 +5,12 @@ import re
 import torch
 from torch import Tensor, nn
 
-from mova_engine.diffusion import reference_compat
 from mova_engine.diffusion.condition import first_frame_condition, video_input
 from mova_engine.diffusion.loss import LossWeights, velocity_loss
-from mova_engine.diffusion.schedule import Schedule, add_noise, velocity_target
+from mova_engine.diffusion.reference_compat import Table
+from mova_engine.diffusion.schedule import add_noise, velocity_target
 from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
 from mova_engine.parity.latents import wan_stats
 
@@ -19,6 +20,7 @@ _STATES = {r"(visual|audio)\.block(\d+)\.out": r"\1_block\2", r"(bridge\d+\.(?:v
 
 def components(case: GoldenCase, machine: Machine, video_weights: str = "video") -> dict[str, nn.Module]:
     """The models of a dual-tower case, by their component names."""
+    case.model_config()  # sizes that do not fit each other are refused
     return {
         "video_dit": case.video_dit(machine, video_weights, case.config["video"]),
         "audio_dit": case.audio_dit(machine, case.config["audio"]),
@@ -44,7 +46,7 @@ def run_step(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
         keys = ("visual_latents", "audio_latents", "context")
         leaves = {key: machine.put(recorded[f"in.{batch}.{key}"]).requires_grad_() for key in keys}
         times = [recorded[f"in.{batch}.{key}"].to(machine.device) for key in ("timestep", "audio_timestep")]
-        options = {"fps": case.parameters["fps"]}
+        options = {"fps": parameters.number(case, "fps")}
         for model in models.values():
             model.zero_grad(set_to_none=True)
         outputs = dual_tower_forward(*models.values(), *leaves.values(), *times, **options)
@@ -65,7 +67,7 @@ def run_step(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
             batch = name.split(".")[1]
             inputs = (half.put(recorded[f"in.{batch}.{key}"]) for key in ("visual_latents", "audio_latents", "context"))
             times = [recorded[f"in.{batch}.{key}"].to(machine.device) for key in ("timestep", "audio_timestep")]
-            outputs = dual_tower_forward(*models.values(), *inputs, *times, fps=case.parameters["fps"])
+            outputs = dual_tower_forward(*models.values(), *inputs, *times, fps=parameters.number(case, "fps"))
             # The recording rounds at two sets of places; one bound holds for both.
             for variant in ("bf16_eager", "bf16_fused"):
                 produced |= _pair(f"out.{batch}.{variant}.", outputs)
@@ -91,16 +93,17 @@ def _pair(prefix: str, outputs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
 def run_training(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     """Two training steps: even steps train the high-noise expert, odd ones the low-noise expert, at table timesteps."""
     recorded, produced = case.tensors, {}
-    schedule, stats = Schedule(), wan_stats(case.config)
+    schedule, stats = parameters.schedule(case), wan_stats(case.config)
+    table = Table(schedule, schedule.num_train_timesteps)
+    parameters.require_grid(case, "in.video_latents_raw")
     clean = stats.normalise(machine.put(recorded["in.video_latents_raw"]))
     audio = machine.put(recorded["in.audio_latents"])
     condition = first_frame_condition(stats.normalise(machine.put(recorded["in.image_latents_raw"])))
     context = machine.put(recorded["in.context"])
     for step in sorted({int(m[1]) for name in recorded if (m := re.match(r"in\.s(\d+)\.", name))}):
         expert = step % 2
-        index = reference_compat.training_index(recorded[f"in.s{step}.uniform_draw"], expert, schedule.boundary)
-        sigma = reference_compat.table_sigmas()[index]
-        timestep = (sigma * schedule.num_train_timesteps).to(machine.device)
+        index = table.training_index(recorded[f"in.s{step}.uniform_draw"], expert)
+        sigma, timestep = table.sigmas[index], table.timesteps[index].to(machine.device)
         noise = [machine.put(recorded[f"in.s{step}.{modality}_noise"]) for modality in ("video", "audio")]
         noisy = [add_noise(x, n, sigma) for x, n in zip((clean, audio), noise, strict=True)]
         models = components(case, machine, "video_2" if expert else "video")
@@ -111,7 +114,7 @@ def run_training(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
             context,
             timestep,
             timestep,
-            fps=case.parameters["fps"],
+            fps=parameters.number(case, "fps"),
         )
         targets = [velocity_target(x, n) for x, n in zip((clean, audio), noise, strict=True)]
         losses = velocity_loss(outputs[0], targets[0], outputs[1], targets[1], LossWeights())

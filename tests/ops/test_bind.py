@@ -1,6 +1,7 @@
 """Binding: choices that must be met, refusals with their reasons, tables that a caller extends."""
 
 import dataclasses
+import re
 import sys
 import types
 
@@ -11,6 +12,7 @@ from mova_engine.backend import describe_backend, get_backend
 from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS, Implementation, bind, bind_operator
 from mova_engine.ops.__main__ import main
+from source_tree import python_files
 
 CPU = get_backend("cpu")
 
@@ -208,6 +210,21 @@ def test_the_printed_table_names_every_operator_and_reason(device, capsys):
         assert "also" in printed
     else:
         assert "not torch: runs on cpu or cuda, not on npu" in printed
+
+
+def test_the_table_names_the_vendors_functions_behind_an_implementation(capsys):
+    """Without torch_npu too; the names are those that the code calls."""
+    main(["--device", "npu"])
+    lines = capsys.readouterr().out.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("attention "))
+    assert any("npu (npu_fusion_attention)" in line for line in lines[begin : begin + 12])
+    entries = [e for o in OPERATORS.values() for e in o.implementations if e.target.startswith("mova_kernels.npu.")]
+    assert all(entry.calls for entry in entries)
+    text = "".join(path.read_text() for path in python_files("kernels/npu"))
+    called = set(re.findall(r"torch\.ops\.npu\.(\w+)", text))
+    named = {call for entry in entries for call in entry.calls}
+    assert called == {name for name in named if name.startswith("npu_")}
+    assert all(re.search(rf"\b{re.escape(name)}\b", text) for name in named)
 
 
 def test_without_the_native_library_its_reason_is_kept_and_the_next_serves(monkeypatch):
