@@ -288,10 +288,10 @@ def _sampled(case, scheduler, audio, guidance, steps):
     image = stats.normalise(inputs["image_latent_raw"])
     mask = torch.zeros_like(image[:, :4])
     mask[:, :, 0] = 1
-    table = scheduler.sigmas(1000)
+    table = scheduler.sigmas(scheduler.scale)
     # In float32, as the released model is sampled: the sinusoid of a timestep shows each of its rounding errors.
     times = [own.sigmas(steps, torch.float32) * np.float32(own.scale) for own in (scheduler, audio)]
-    sigmas = [np.append(table[scheduler.nearest(t, 1000)], 0.0) for t in times]
+    sigmas = [np.append(table[scheduler.nearest(t, len(table))], 0.0) for t in times]
     states = [inputs["visual_noise"], inputs["audio_noise"]]
     for step in range(steps):
         tower = mova.video_dit if times[0][step] >= scheduler.boundary * scheduler.scale else mova.video_dit_2
