@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mova_engine.errors import MovaError
 from mova_engine.models.exchange import UNFINISHED
-from mova_engine.models.weights import read_json, write_json
+from mova_engine.models.weights import read_json, tensors_of_file, write_json
 from mova_engine.parallel.storage import Range
 
 CHECKSUMS = "training/checksums.json"
@@ -46,9 +46,11 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with a checkpoint's files, in words; None where nothing is. Of `parts` processes that share the
     reading, each reads another part.
     """
-    if not has_checksums(folder):
-        return None
     try:
+        if not has_checksums(folder):  # of an earlier version: headers tell a file that was cut off
+            for path in sorted(folder.rglob("*.safetensors")):
+                tensors_of_file(path)
+            return None
         listed = _listed(folder)
     except MovaError as error:
         return str(error)

@@ -32,7 +32,7 @@ class RunLock:
 
     def __init__(self, folder: Path, now: float) -> None:
         self.path = folder / LOCK
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             self._take(now)
         except BaseException:

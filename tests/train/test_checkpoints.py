@@ -7,6 +7,8 @@ import zlib
 from contextlib import contextmanager
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mova_engine.errors import MovaError
 from mova_engine.models.exchange import UNFINISHED
@@ -124,6 +126,14 @@ def test_every_byte_of_a_checkpoint_is_watched(tmp_path):
     assert damage(folder) == "weights has 11 bytes, 12 were written"
     (folder / "weights").unlink()
     assert damage(folder) == "weights is missing"
+
+
+def test_a_file_that_was_cut_off_is_found_without_checksums(tmp_path):
+    """In checkpoints of earlier versions."""
+    save_file({"x": torch.zeros(9)}, tmp_path / "weights.safetensors")
+    assert damage(tmp_path) is None
+    (tmp_path / "weights.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:-1])
+    assert "weights.safetensors is damaged or incomplete" in damage(tmp_path)
 
 
 def test_only_what_a_run_wrote_is_removed(tmp_path):
