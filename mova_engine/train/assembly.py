@@ -39,7 +39,7 @@ from mova_engine.train.data import (
 from mova_engine.train.model import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.preflight import check_before_work
-from mova_engine.train.recipes import to_dict
+from mova_engine.train.recipes import to_dict, with_defaults
 from mova_engine.train.validation import Validator
 from mova_engine.train.weights import DTYPES, Weights
 
@@ -182,7 +182,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         run.resumed = load_checkpoint(resume, state)
         for line in loader.load_state_dict(run.resumed["progress"]["loader"], config.loader.changed):
             console.print(f"note: {line}")
-        for line in differences(run.resumed["config"], to_dict(config)):
+        for line in differences(with_defaults(run.resumed["config"]), to_dict(config)):
             console.print(f"note: not as in {resume.name}: {line}")
     _describe(run, len(clips), console)
     return run

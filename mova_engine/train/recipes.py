@@ -71,6 +71,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved configuration, as `to_dict` gives it, with the defaults of settings that came after it was saved."""
+    return _merge(to_dict(TrainConfig()), saved)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}

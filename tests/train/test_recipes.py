@@ -4,7 +4,16 @@ import pytest
 
 from mova_engine.errors import MovaError
 from mova_engine.train.__main__ import main
-from mova_engine.train.recipes import load_config, parse_command_line, read_recipe, recipe_names, to_yaml
+from mova_engine.train.checkpoints import differences
+from mova_engine.train.recipes import (
+    load_config,
+    parse_command_line,
+    read_recipe,
+    recipe_names,
+    to_dict,
+    to_yaml,
+    with_defaults,
+)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -109,3 +118,12 @@ def test_phase_one_asks_for_the_weights_that_it_starts_from(clips, tmp_path, ext
 def test_a_run_without_clips_asks_for_them(tmp_path):
     with pytest.raises(MovaError, match="give --data"):
         main(["--loader.generate", "0", "--device", "cpu", "--out", str(tmp_path)])
+
+
+def test_a_setting_that_came_after_a_checkpoint_differs_only_where_it_is_set():
+    config = load_config("nano")
+    old = to_dict(config)
+    del old["loader"]["dtype"], old["model"]["size"]
+    assert differences(with_defaults(old), to_dict(config)) == []
+    chosen = load_config("nano", loader={"dtype": "bfloat16"})
+    assert differences(with_defaults(old), to_dict(chosen)) == ['loader.dtype: "float32" -> "bfloat16"']
