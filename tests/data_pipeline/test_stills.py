@@ -62,15 +62,18 @@ def test_adobe_rgb_by_profile_and_by_exif(tmp_path):
 
 
 def test_pictures_in_srgb_are_left_bit_for_bit(tmp_path):
+    """Also where a profile's rounding would change some values by one."""
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
-    for profile in (
-        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
-        icc.lamps("srgb", icc.srgb_curve()),
-    ):
+    pixels = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    own, rounded = icc.lamps("srgb", icc.srgb_curve()), icc.lamps("srgb, rounded", icc.srgb_curve())
+    for profile in (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), own, rounded):
         for image in (Image.fromarray(pixels), Image.fromarray(pixels[..., 0])):
             image.save(tmp_path / "photo.png", icc_profile=profile)
-            np.testing.assert_array_equal(read_image(tmp_path / "photo.png", 16, 16), np.array(image.convert("RGB")))
+            np.testing.assert_array_equal(read_image(tmp_path / "photo.png", 64, 64), np.array(image.convert("RGB")))
+    applied = ImageCms.profileToProfile(
+        Image.fromarray(pixels), io.BytesIO(rounded), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert np.abs(np.array(applied).astype(int) - pixels).max() in (1, 2)
 
 
 def test_grey_profiles(tmp_path):
