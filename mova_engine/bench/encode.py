@@ -131,7 +131,7 @@ def _as_rank(rank: int, size: int, port: int, threads: int, folder: Path, settin
     times = interleave(runs, rounds=settings["pairs"])
     done = max(settings["pairs"], LEAST) + 1
     calls = [torch.tensor([bench.calls[name] for name in SCHEMES])]
-    dist.all_reduce(calls[0])
+    bench.processes.everyone.all_reduce(calls[0])
     if not rank:
         seconds = {name: [t / size for t in times[name]] for name in SCHEMES}
         results.put((seconds, {n: c / done for n, c in zip(SCHEMES, calls[0].tolist(), strict=True)}))
@@ -178,12 +178,12 @@ class _Bench:
         """As many steps as there are processes, on clips that nobody has encoded before."""
 
         def run() -> None:
-            dist.barrier()
+            self.processes.wait_for_first()
             with _Batches(self, scheme) as batches:
                 for _ in range(self.processes.launch.world):
                     self.updater.step(self.step, batches, self.build)
                     self.step += 1
-            dist.barrier()
+            self.processes.wait_for_first()
 
         return run
 

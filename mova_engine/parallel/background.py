@@ -5,8 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
-
+from mova_engine.parallel.collectives import open_cpu_group
 from mova_engine.parallel.processes import Processes
 
 
@@ -17,7 +16,7 @@ class Background:
         """timeout_s: after which a process that waits for another in a job gives up; None: there are no jobs."""
         self.group = None
         if timeout_s is not None and processes.launch.world > 1:
-            self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+            self.group = open_cpu_group(timedelta(seconds=timeout_s)).process_group
         self._thread: threading.Thread | None = None
         self._result: Any = None
         self._error: BaseException | None = None

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mova_engine.backend import get_backend
+from mova_engine.backend import Backend, get_backend
 from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
@@ -41,17 +41,19 @@ def count_step(config: MovaConfig, ops: OpTable, context: ContextParallel, check
     """Bytes that this rank sends in one forward and backward of a float32 model on noise of its clip's shape."""
     model = Mova(config, context.operators(ops))
     model.init_weights(torch.Generator().manual_seed(0))
+    device = context.whole.device
+    model.to(device)
     frames, height, width = config.clip.latent_shape
     before = total_sent(context.groups)
     video, audio = dual_tower_forward(
         model.expert(0),
         model.audio_dit,
         model.dual_tower_bridge,
-        torch.randn(batch, config.video.in_dim, frames, height, width),
-        torch.randn(batch, config.audio.in_dim, config.clip.audio_tokens),
-        torch.randn(batch, config.text_tokens, config.video.text_dim),
-        torch.full((batch,), 500.0),
-        torch.full((batch,), 500.0),
+        torch.randn(batch, config.video.in_dim, frames, height, width, device=device),
+        torch.randn(batch, config.audio.in_dim, config.clip.audio_tokens, device=device),
+        torch.randn(batch, config.text_tokens, config.video.text_dim, device=device),
+        torch.full((batch,), 500.0, device=device),
+        torch.full((batch,), 500.0, device=device),
         checkpointing=checkpointing,
         sharding=context,
     )
@@ -75,7 +77,7 @@ def count_reference(config: MovaConfig, ops: OpTable, context: ContextParallel, 
         attention = _sharded(ops, context, queries, keys)
         for _ in range(layers):
             shapes = ((batch, n[context.rank], tower.dim // head_dim, head_dim) for n in (queries, keys, keys))
-            q, k, v = (torch.randn(shape, requires_grad=True) for shape in shapes)
+            q, k, v = (torch.randn(shape, device=context.whole.device, requires_grad=True) for shape in shapes)
             checkpoint(_then_something, attention, q, k, v, use_reentrant=False).sum().backward()
     return total_sent(context.groups) - before
 
@@ -111,13 +113,13 @@ def count_as_rank(rank: int, size: int, port: int, results) -> None:
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in environment.items()})
-    results.put(count_all(SMALL))
+    results.put(count_all(SMALL, get_backend("cpu")))
     dist.destroy_process_group()
 
 
-def count_all(config: MovaConfig) -> dict[str, tuple[int, int]]:
+def count_all(config: MovaConfig, backend: Backend) -> dict[str, tuple[int, int]]:
     """In one process of a started world: what this rank sends and should send, by scheme."""
-    backend, launch = get_backend("cpu"), read_launch()
+    launch = read_launch()
     ops, size = bind(backend), launch.world
     meshes = {choose_mesh(size, config.video.num_heads, context_parallel=size, ulysses=u) for u in (1, 2, size)}
     found = {}

@@ -18,7 +18,7 @@ from mova_engine.errors import MovaError
 from mova_engine.models.codecs.rows import ALL_ROWS, Rows
 from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
-from mova_engine.parallel.collectives import Group
+from mova_engine.parallel.collectives import Group, open_cpu_group, open_group
 from mova_engine.parallel.context import ContextParallel
 from mova_engine.parallel.mesh import DIMENSIONS, MeshShape
 from mova_engine.parallel.rounds import Rounds
@@ -139,8 +139,7 @@ class Processes:
 
     def most(self, number: int) -> int:
         """The largest number that any process gave; waits for all of them."""
-        device = "cpu" if self.device_mesh is None else self.device_mesh.device_type
-        return int(self.everyone.all_reduce(torch.tensor([number], device=device), maximum=True))
+        return int(self.everyone.all_reduce(torch.tensor([number]), maximum=True))
 
     def total(self, number: float) -> float:
         """The sum of the numbers that all processes gave; waits for all of them."""
@@ -153,26 +152,22 @@ class Processes:
 
     def gathered(self, value: Any) -> list[Any]:
         """Every process's small value, by rank."""
-        if self.launch.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.launch.world
-        dist.all_gather_object(values, value, group=self.patient.process_group)
-        return values
+        return self.patient.gathered(value)
 
     def rows(self, total: int) -> Rows:
         """This process's share in decoding a clip of `total` latent rows."""
         return ALL_ROWS if self.clip.size == 1 else SharedRows(self.clip, total)
 
     def send_to_first(self, *tensors: torch.Tensor) -> None:
-        """Hand tensors on the CPU to the first process, which waits for them with `received`; as long as it takes."""
+        """Hand tensors to the first process, which waits for them with `received`; as long as it takes."""
         for x in tensors:
-            dist.send(x.contiguous(), 0, group=self.patient.process_group)
+            self.patient.send(x, 0)
 
     def received(self, group: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """In the first process: what the first of those that make the clips of data-parallel group `group` sends it."""
-        x = torch.empty(tuple(shape), dtype=dtype)
-        dist.recv(x, group * self.shape.context_parallel, group=self.patient.process_group)
-        return x
+        """In the first process: what the first of those that make the clips of data-parallel group `group` sends it, on
+        the CPU.
+        """
+        return self.patient.receive(shape, dtype, group * self.shape.context_parallel)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -214,22 +209,23 @@ def start_processes(
         parts = (sharers, clips, crew, mesh["cfg"], mesh["ring"], mesh["ulysses"])
         for part in {id(part): part for part in parts}.values():
             _set_pg_timeout(timeout, part.get_group())
-    groups = [Group(part.get_group()) for part in (sharers, mesh["ring"], mesh["ulysses"])]
+    device = backend.device(launch.local_rank)
+    groups = [open_group(part.get_group(), device) for part in (sharers, mesh["ring"], mesh["ulysses"])]
     rounds = None
     if shape.clip_ranks > 1:
         crews = mesh.mesh.permute(1, 2, 0, 3, 4).reshape(-1, shape.clip_ranks).tolist()
-        rounds = Rounds(dist.new_subgroups_by_enumeration(crews, backend="gloo", timeout=timeout)[0])
+        rounds = Rounds(open_cpu_group(timeout, crews))
     return Processes(
         launch,
         shape,
         mesh,
         context=ContextParallel(*groups, gather=sampling) if shape.context_parallel > 1 else None,
         data_rank=clips.get_local_rank(),
-        everyone=Group(dist.group.WORLD),
-        branches=Group(mesh["cfg"].get_group()),
-        clip=Group(crew.get_group()),
+        everyone=open_group(dist.group.WORLD, device),
+        branches=open_group(mesh["cfg"].get_group(), device),
+        clip=open_group(crew.get_group(), device),
         rounds=rounds,
-        patient=Group(dist.new_group(backend="gloo", timeout=PATIENCE)),
+        patient=open_cpu_group(PATIENCE),
         joined=joined,
     )
 

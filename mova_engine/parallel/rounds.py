@@ -5,18 +5,20 @@ others trained, all would wait for it. So in rounds: of the next `size` batches 
 same time, and then they are used one after the other.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
+
+from mova_engine.parallel.collectives import Group
 
 
 class Rounds:
-    """The ranks of `group` (a CPU's) that share clips."""
+    """The ranks of `group` (a CPU's) that share clips. Tensors come out on the CPU, wherever they were made."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
+    def __init__(self, group: Group) -> None:
+        self.group, self.rank, self.size = group, group.rank, group.size
 
     def own(self, wanted: Iterator[Any]) -> Iterator[Any]:
         """Of what the ranks together want next, again and again, this rank's: the one of its number."""
@@ -25,35 +27,33 @@ class Rounds:
                 yield each
 
     def shared(self, made: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """All ranks' batches in the order of what was wanted; `made` are this rank's own, in its order. Tensors on the
-        CPU, anything else small and picklable.
+        """All ranks' batches in the order of what was wanted; `made` are this rank's own, in its order: tensors, and
+        anything else that is small and picklable.
         """
         for own in made:
             for turn in range(self.size):
                 yield self.broadcast(own if turn == self.rank else None, turn)
 
     def collected(self, own: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor] | None:
-        """All ranks' tensors of one dtype, on the CPU, in the group's first rank, None elsewhere; shapes: by rank."""
+        """All ranks' tensors of one dtype in the group's first rank, None elsewhere; shapes: by rank."""
         if self.rank:
             if own.numel():
-                dist.send(own.contiguous(), dist.get_global_rank(self.group, 0), group=self.group)
+                self.group.send(own, 0)
             return None
-        parts = [own, *(own.new_empty(tuple(shape)) for shape in shapes[1:])]
-        for rank, part in enumerate(parts[1:], 1):
-            if part.numel():
-                dist.recv(part, dist.get_global_rank(self.group, rank), group=self.group)
+        parts = [own.cpu()]
+        for rank, shape in enumerate(shapes[1:], 1):
+            nothing = torch.empty(tuple(shape), dtype=own.dtype)
+            parts.append(self.group.receive(shape, own.dtype, rank) if math.prod(shape) else nothing)
         return parts
 
     def broadcast(self, batch: dict[str, Any] | None, turn: int) -> dict[str, Any]:
         """The batch of rank `turn`, in all of them; None in the others."""
-        source = dist.get_global_rank(self.group, turn)
-        told = [None if batch is None else {name: _outline(value) for name, value in batch.items()}]
-        dist.broadcast_object_list(told, source, group=self.group)
+        outline = None if batch is None else {name: _outline(value) for name, value in batch.items()}
         received = {}
-        for name, value in told[0].items():
+        for name, value in self.group.told(outline, turn).items():
             if isinstance(value, torch.Tensor):
-                value = torch.empty(value.shape, dtype=value.dtype) if batch is None else batch[name].contiguous()
-                dist.broadcast(value, source, group=self.group)
+                value = torch.empty(value.shape, dtype=value.dtype) if batch is None else batch[name].cpu()
+                value = self.group.broadcast(value, turn)
             received[name] = value
         return received
 

@@ -33,7 +33,7 @@ from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
 from mova_engine.models.tower import Tower, TowerInputs
 from mova_engine.models.weights import read_rows
-from mova_engine.parallel.collectives import Group
+from mova_engine.parallel.collectives import Group, open_group
 from mova_engine.parallel.processes import Processes
 
 
@@ -125,7 +125,8 @@ def shard_model(
             # A tower's own weights are those of its embeddings; blocks and head are units of their own.
             register_fsdp_forward_method(unit, "embed")
     model.to_empty(device="cpu" if offload else device)
-    return Shards(Group(mesh["shard"].get_group()), mesh["copy"].get_local_rank() if copies > 1 else 0)
+    group = open_group(mesh["shard"].get_group(), device)
+    return Shards(group, mesh["copy"].get_local_rank() if copies > 1 else 0)
 
 
 @functools.cache
@@ -143,7 +144,9 @@ def _show_tower_inputs() -> None:
 
 @torch.no_grad()
 def global_norm(gradients: list[Tensor], group: Group) -> Tensor:
-    """The joint 2-norm of gradients of which each rank of the group has its rows, float32; the same on all ranks."""
+    """The joint 2-norm of gradients of which each rank of the group has its rows, float32 and where they are; the same
+    on all ranks.
+    """
     norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients, dtype=torch.float32)])
     return group.all_reduce(norms.square().sum()).sqrt()
 

@@ -106,7 +106,8 @@ class Updater:
             norm = self.ops.clip_grad_norm(every, config.optim.clip)
         else:
             norm = clip_grad_norm(every, config.optim.clip, shards.group)
-        total, video, audio, norm = torch.cat([losses, norm.view(1)]).tolist()
+        # With offloaded weights the gradients, and so their norm, are on the CPU.
+        total, video, audio, norm = torch.cat([losses, norm.to(losses.device).view(1)]).tolist()
         values = {"seconds/data": waited}
         if not (math.isfinite(total) and math.isfinite(norm)):
             return self._skipped(values, own, tuple(ids))

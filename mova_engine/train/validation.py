@@ -66,7 +66,8 @@ class Validator:
             # Means over the clips that have sound.
             audio = {name for name in sums if name.startswith("heldout/audio")}
             sums = {name: x / heard if name in audio else x for name, x in sums.items() if heard or name not in audio}
-        shares = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.build.device)
+        # Not in float64, which HCCL does not sum.
+        shares = torch.tensor(list(sums.values()), device=self.build.device)
         return dict(zip(sums, self.sharding.summed(shares).tolist(), strict=True))
 
     def _experts(self, model: Mova) -> tuple[int | None, ...]:

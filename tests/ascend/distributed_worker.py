@@ -142,7 +142,7 @@ def reduction(device: torch.device) -> dict[str, list]:
     torch.npu.synchronize, dist.all_reduce = noted("wait", before[0]), noted("all_reduce", before[1])
     gradients = [torch.full((n,), float(RANK), device=device) for n in (1, 2)]
     try:
-        sum_gradients(gradients, Group(dist.group.WORLD), divisor=2)
+        sum_gradients(gradients, Group(dist.group.WORLD, device), divisor=2)
     finally:
         torch.npu.synchronize, dist.all_reduce = before
     return {"calls": calls, "sums": [g.tolist() for g in gradients]}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from parallel.device import backend, device
 from parallel.keeping import kept_bytes  # noqa: F401 (called by name)
 from parallel.runs import (  # noqa: F401 (called by name)
     both_fail,
@@ -24,11 +25,15 @@ from parallel.sampling import (  # noqa: F401 (called by name)
     errors_of_sampling,
 )
 from parallel.small import HEADS, backward, build, build_sharded, clips, processes
+from parallel.violations import (  # noqa: F401 (called by name)
+    conditions_handed_on,
+    offloaded_step,
+    violated,
+)
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.sharding import WHOLE, Sharding
@@ -113,7 +118,7 @@ def errors_of_training(
     loss: relative. gradient: of the first step, worst tensor, relative to the larger of its maximum and 1e-6 of the
     model's. weights, moments: after all steps, likewise. divide: gradients averaged over the ranks, a mutation.
     """
-    place, ops = processes(ulysses, context_parallel), bind(get_backend("cpu"))
+    place, ops = processes(ulysses, context_parallel), bind(backend())
     heads = max(HEADS, ulysses or 0)
     sharding, table = place.context, place.context.operators(ops)
     if mutation is not None:
@@ -142,7 +147,7 @@ def _of_kind(moments: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 # Both optimizers' of one model and clip: what differs from one check to the next is often the mesh alone.
 @functools.lru_cache(maxsize=2)
 def _alone(heads: int, tokens: int, batch: int, expert: int, optimizer: str, steps: int) -> dict:
-    return _train(build(bind(get_backend("cpu")), heads), WHOLE, tokens, batch, expert, optimizer, steps)
+    return _train(build(bind(backend()), heads), WHOLE, tokens, batch, expert, optimizer, steps)
 
 
 def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
@@ -155,8 +160,8 @@ def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 
 
 def whole(x: Tensor) -> Tensor:
-    """A tensor of which each rank may have a shard."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    """A tensor of which each rank may have a shard, which may be on the host."""
+    return x.to(device()).full_tensor() if isinstance(x, DTensor) else x
 
 
 def _train(
@@ -256,7 +261,7 @@ def _joined(sharding: ContextParallel, x: Tensor, total: int) -> Tensor:
 
 def findings_of_operator(role: str, ulysses: int | None, dtype: str, cases: tuple[str, ...]) -> list[str]:
     """The operator suite's judgement of a wrapped attention on whole tensors: what it finds wrong, by case."""
-    place, ops = processes(ulysses), bind(get_backend("cpu"))
+    place, ops = processes(ulysses), bind(backend())
     sharding = place.context
     table, operator = sharding.operators(ops), OPERATORS["attention"]
 
@@ -274,7 +279,7 @@ def findings_of_operator(role: str, ulysses: int | None, dtype: str, cases: tupl
     wrapped = {"video_attention": video_attention, "video_to_audio_attention": video_to_audio_attention}[role]
     wrong = []
     for case in (c for c in operator.cases if c.size == "test" and c.name in cases):
-        for finding in verify(operator, wrapped, case, torch.device("cpu"), getattr(torch, dtype)):
+        for finding in verify(operator, wrapped, case, device(), getattr(torch, dtype)):
             if not finding.passed:
                 wrong.append(f"{case.name}: {finding}")
     return wrong
@@ -297,7 +302,7 @@ def sampled_and_local(ulysses: int | None, tokens: int) -> tuple[float, float]:
     """How far from one process's forward are: the gathered outputs of a shared one, and the wrapped model's own
     forward of the whole clip without a sharding.
     """
-    place, ops = processes(ulysses), bind(get_backend("cpu"))
+    place, ops = processes(ulysses), bind(backend())
     gathering = ContextParallel(*place.context.groups, gather=True)
     inputs = {name: x for name, x in clips(tokens, 2).items() if not name.endswith("target")}
 
@@ -318,10 +323,10 @@ def refusals() -> list[str]:
     said, world = [], read_launch().world
     for ulysses, heads, tokens in ((None, 1, 4), (None, world, 5), (1, world, 5)):
         context = processes(ulysses).context
-        q = torch.zeros(1, tokens, heads, 8)
+        q = torch.zeros(1, tokens, heads, 8, device=device())
         with context.running(4 * world):
             try:
-                context.operators(bind(get_backend("cpu"))).video_attention(q, q, q)
+                context.operators(bind(backend())).video_attention(q, q, q)
             except MovaError as error:
                 said.append(str(error))
     return said
@@ -329,8 +334,8 @@ def refusals() -> list[str]:
 
 def waiting_in_vain(timeout_s: float) -> tuple[float, str]:
     """The last rank stays away from an exchange: how long the others wait for it, and what ends that."""
-    place = start_processes(get_backend("cpu"), read_launch(), MeshShape(dp_shard=2, ulysses=2), timeout_s)
-    group, x = place.context.ulysses, torch.zeros(4)
+    place = start_processes(backend(), read_launch(), MeshShape(dp_shard=2, ulysses=2), timeout_s)
+    group, x = place.context.ulysses, torch.zeros(4, device=device())
     group.all_to_all(x, [2, 2], [2, 2])()
     if place.launch.rank == place.launch.world - 1:
         time.sleep(3 * timeout_s)
@@ -345,12 +350,12 @@ def waiting_in_vain(timeout_s: float) -> tuple[float, str]:
 
 def counted() -> dict[str, tuple[int, int]]:
     """Bytes that this rank sent and should have, by scheme."""
-    return count_all(SMALL)
+    return count_all(SMALL, backend())
 
 
 def sharded_in_bfloat16() -> dict[str, float | bool]:
     """A step of a sharded model that computes in bfloat16: its loss beside float32's, what its gradients are."""
-    place, ops = processes(None), bind(get_backend("cpu"))
+    place, ops = processes(None), bind(backend())
     model, _ = build_sharded(place, place.context.operators(ops), torch.bfloat16)
     inputs = clips(64, 1)
     loss = place.context.summed(backward(model, inputs, 0, place.context))
@@ -367,7 +372,7 @@ def clipped(steps: int = 2) -> dict[str, float | bool]:
     """Gradients of a sharded model, clipped by the norm of all of them, beside one process's; and whether the expert
     that no step trains was ever gathered, and whether all of this needs fewer rows than there are.
     """
-    place, ops = processes(None), bind(get_backend("cpu"))
+    place, ops = processes(None), bind(backend())
     model, shards = build_sharded(place, place.context.operators(ops), offload=True)
     gathered = []
     model.video_dit_2.blocks[0].register_forward_pre_hook(lambda *_: gathered.append(1))
@@ -392,7 +397,7 @@ def trained(data: str, out: str, steps: int, batch: int, context_parallel: int) 
         "nano",
         data=Path(data),
         out=Path(out),
-        device="cpu",
+        device=backend().name,
         steps=steps,
         checkpointing="selective",
         loader={"batch": batch, "fit": 4},

@@ -10,13 +10,13 @@ from mova_engine.data.bounce import generate
 
 
 @pytest.fixture(scope="session")
-def worlds() -> Iterator[Callable[[int], World]]:
+def worlds(request) -> Iterator[Callable[[int], World]]:
     """`worlds(4)`: a World of four processes, started anew where an error ended it."""
     running: dict[int, World] = {}
 
     def get(size: int) -> World:
         if size not in running or not running[size].alive:
-            running[size] = World(size)
+            running[size] = World(size, request.config.getoption("--worlds"))
         return running[size]
 
     yield get

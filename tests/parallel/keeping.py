@@ -3,8 +3,8 @@
 import gc
 
 import torch
+from parallel.device import backend, device
 
-from mova_engine.backend import get_backend
 from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
 from mova_engine.models.sharding import WHOLE
@@ -17,26 +17,27 @@ from mova_engine.parallel.processes import read_launch, start_processes
 
 def kept_bytes(checkpointing: str, ulysses: int) -> int:
     """Bytes of results that a forward of the small model has put aside in this rank, in float32."""
-    backend, launch = get_backend("cpu"), read_launch()
+    launch = read_launch()
     shape = choose_mesh(launch.world, SMALL.video.num_heads, context_parallel=launch.world, ulysses=ulysses)
-    place = start_processes(backend, launch, shape)
-    return count(checkpointing, place.sharding, place.operators(bind(backend)))
+    place = start_processes(backend(), launch, shape)
+    return count(checkpointing, place.sharding, place.operators(bind(backend())))
 
 
 def count(checkpointing: str, sharding=WHOLE, ops=None) -> int:
     config = SMALL
-    model = Mova(config, ops or bind(get_backend("cpu")))
+    model = Mova(config, ops or bind(backend()))
     model.init_weights(torch.Generator().manual_seed(0))
+    model.to(device())
     frames, height, width = config.clip.latent_shape
     outputs = dual_tower_forward(
         model.expert(0),
         model.audio_dit,
         model.dual_tower_bridge,
-        torch.randn(1, config.video.in_dim, frames, height, width),
-        torch.randn(1, config.audio.in_dim, config.clip.audio_tokens),
-        torch.randn(1, config.text_tokens, config.video.text_dim),
-        torch.full((1,), 500.0),
-        torch.full((1,), 500.0),
+        torch.randn(1, config.video.in_dim, frames, height, width, device=device()),
+        torch.randn(1, config.audio.in_dim, config.clip.audio_tokens, device=device()),
+        torch.randn(1, config.text_tokens, config.video.text_dim, device=device()),
+        torch.full((1,), 500.0, device=device()),
+        torch.full((1,), 500.0, device=device()),
         checkpointing=checkpointing,
         sharding=sharding,
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from parallel.device import backend
 from rich.console import Console
 
-from mova_engine.backend import get_backend
 from mova_engine.config import get_preset
 from mova_engine.data.cache import LatentCache
 from mova_engine.data.dataset import open_dataset
@@ -37,7 +37,7 @@ def configured(clips: str, out: str, steps: int, batch: int, every: int = 100, r
         data=Path(clips),
         out=Path(out),
         steps=steps,
-        device="cpu",
+        device=backend().name,
         resume=resume,
         loader={"batch": batch, "fit": 4, **settings.pop("loader", {})},
         optim={"warmup": 2, "ema": 0.9, **settings.pop("optim", {})},
@@ -152,7 +152,7 @@ def encoded_in_rounds(clips: str, cache: str, batches: int) -> tuple[list[str], 
 
 def _group() -> Processes:
     launch = read_launch()
-    return start_processes(get_backend("cpu"), launch, choose_mesh(launch.world, 4, context_parallel=launch.world))
+    return start_processes(backend(), launch, choose_mesh(launch.world, 4, context_parallel=launch.world))
 
 
 def watched(case: str) -> tuple[str | None, int | None]:

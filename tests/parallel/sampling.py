@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
+from parallel.device import backend, device
 from torch import Tensor, nn
 
 from mova_engine.backend import get_backend
@@ -56,7 +57,7 @@ def place(cfg: int, context_parallel: int, ulysses: int | None) -> Processes:
     torch.set_num_threads(1)
     launch = read_launch()
     shape = choose_mesh(launch.world, 2, context_parallel=context_parallel, ulysses=ulysses, cfg=cfg)
-    return start_processes(get_backend("cpu"), launch, shape, timeout_s=120, sampling=True)
+    return start_processes(backend(), launch, shape, timeout_s=120, sampling=True)
 
 
 def fill(model: Mova) -> Mova:
@@ -96,12 +97,12 @@ def errors_of_sampling(
     """How far the latents that all ranks make together are from one process's, by form of guidance: video and audio,
     relative to the maximum; and whether this rank's are rank 0's to the last bit.
     """
-    group, ops = place(cfg, context_parallel, ulysses), bind(get_backend("cpu"), training=False)
-    table, alone = group.operators(ops), fill(Mova(MODEL, ops))
-    model = fill(Mova(MODEL, table))
+    group, ops = place(cfg, context_parallel, ulysses), bind(backend(), training=False)
+    table, alone = group.operators(ops), fill(Mova(MODEL, ops)).to(device())
+    model = fill(Mova(MODEL, table)).to(device())
     if fsdp:
         weights, model = dict(model.named_parameters()), Mova(MODEL, table, "meta")
-        shards = shard_model(model, group, torch.device("cpu"))
+        shards = shard_model(model, group, device())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 shards.piece(parameter).take(weights[name])
@@ -123,10 +124,11 @@ def _denoised(model: Mova, guidance: Guidance, batch_guidance: bool, processes: 
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(2, 16, *MODEL.clip.latent_shape, generator=generator)
     text, empty = torch.randn(2, 2, 12, 16, generator=generator)
+    image, text, empty = (x.to(device()) for x in (image, text, empty))
     return denoise(
         model,
         Conditions(first_frame_condition(image), text, empty),
-        draw_noise(MODEL, (3, 4), MODEL.clip),
+        draw_noise(MODEL, (3, 4), MODEL.clip, device()),
         Schedule().inference(4),
         guidance,
         Prediction(),
@@ -170,8 +172,9 @@ def _zeros_beyond(rows: SharedRows, x: Tensor) -> Tensor:
 @torch.no_grad()
 def error_of_rows(total: int, mutation: bool = False) -> tuple[int, float]:
     """How many rows this rank decodes, and how far they are from one process's, at most."""
-    group, module = place(1, read_launch().world, 1), _Upsampling()
-    rows, x = group.rows(total), torch.randn(1, 4, 3, total, 5, generator=torch.Generator().manual_seed(2))
+    group, module = place(1, read_launch().world, 1), _Upsampling().to(device())
+    x = torch.randn(1, 4, 3, total, 5, generator=torch.Generator().manual_seed(2)).to(device())
+    rows = group.rows(total)
     if not rows.own:
         return 0, 0.0
     truth = module(x).narrow(-2, 2 * sum(rows.lengths[: group.clip.rank]), 2 * rows.own)
@@ -188,10 +191,10 @@ def error_of_wan_rows(heights: tuple[int, ...], mutation: bool = False) -> list[
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
-    codec = WanVideoCodec(AutoencoderKLWan(base_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1))
+    codec = WanVideoCodec(AutoencoderKLWan(base_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1).to(device()))
     group, errors = place(1, read_launch().world, 1), []
     for height in heights:
-        latents = torch.randn(1, 16, 3, height, 4, generator=torch.Generator().manual_seed(height))
+        latents = torch.randn(1, 16, 3, height, 4, generator=torch.Generator().manual_seed(height)).to(device())
         rows = group.rows(height)
         truth = codec.decode(latents)
         with ExitStack() as stack:
@@ -218,15 +221,14 @@ def errors_of_clips(
     group, settings = place(cfg, context_parallel, None), SampleSettings(3, Guidance("dual", 3.0, 2.0))
     frame = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
     requests = [Request(CAPTIONS[i % 3], i, frame if i % 2 else None) for i in range(count)]
-    backend = get_backend("cpu")
-    together = load_pipeline(checkpoint, backend, processes=group, shard=shard)
+    together = load_pipeline(checkpoint, backend(), processes=group, shard=shard)
     clips = list(together.generate(requests, settings, batch=batch))
     assert len(clips) == count
     loaded = tuple(codec is not None for codec in together.codecs)
     found = [clip for clip in clips if clip is not None]
     if not found:
         return 0, [], loaded
-    alone: Pipeline = load_pipeline(checkpoint, backend)
+    alone: Pipeline = load_pipeline(checkpoint, backend())
     errors = []
     for clip, truth in zip(found, alone.generate(requests, settings, batch=batch), strict=True):
         levels = np.abs(clip.video.astype(int) - truth.video).max()
@@ -238,6 +240,6 @@ def commanded(arguments: list[str], run: str) -> str | int:
     """`python -m mova_engine.sample` in this process; its status, or what it says."""
     os.environ["TORCHELASTIC_RUN_ID"] = run
     try:
-        return main(arguments)
+        return main([*arguments, "--device", backend().name])
     except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from parallel.device import backend, device
 from torch import Tensor
 
 from mova_engine.backend import get_backend
@@ -34,11 +35,11 @@ def config(heads: int = HEADS) -> MovaConfig:
 
 def processes(ulysses: int | None, context_parallel: int | None = None) -> Processes:
     """The world as a mesh; None: the whole world shares one clip."""
-    backend, launch = get_backend("cpu"), read_launch()
+    launch = read_launch()
     torch.set_num_threads(1)
     heads = max(HEADS, ulysses or 0)
     shape = choose_mesh(launch.world, heads, context_parallel=context_parallel or launch.world, ulysses=ulysses)
-    return start_processes(backend, launch, shape, timeout_s=120)
+    return start_processes(backend(), launch, shape, timeout_s=120)
 
 
 @functools.cache
@@ -56,7 +57,8 @@ def _weights(heads: int) -> dict[str, Tensor]:
 def build(ops: OpTable, heads: int = HEADS) -> Mova:
     """The same model everywhere."""
     model = Mova(config(heads), ops, device="meta")
-    model.load_state_dict({name: weight.clone() for name, weight in _weights(heads).items()}, assign=True)
+    copies = {name: weight.to(device(), copy=True) for name, weight in _weights(heads).items()}
+    model.load_state_dict(copies, assign=True)
     return model
 
 
@@ -66,7 +68,7 @@ def build_sharded(
 ) -> tuple[Mova, Shards]:
     """The same model, of which every rank has its rows."""
     model = Mova(config(heads), ops, device="meta")
-    shards = shard_model(model, place, torch.device("cpu"), dtype, offload)
+    shards = shard_model(model, place, device(), dtype, offload)
     for name, parameter in model.named_parameters():
         shards.piece(parameter).take(_weights(heads)[name])
     return model, shards
@@ -86,7 +88,7 @@ def clips(tokens: int, batch: int, seed: int = 11) -> dict[str, Tensor]:
     tensors = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
     tensors["video_timestep"] = torch.rand(batch, generator=g) * 1000
     tensors["audio_timestep"] = torch.rand(batch, generator=g) * 1000
-    return tensors
+    return {name: x.to(device()) for name, x in tensors.items()}
 
 
 def backward(model: Mova, inputs: dict[str, Tensor], expert: int, sharding: Sharding = WHOLE, **options) -> Tensor:

@@ -136,14 +136,14 @@ def test_clips_are_one_processs_and_come_in_order(worlds, checkpoint, world, cfg
 
 
 def command(checkpoint: Path, out: Path, *options: str) -> list[str]:
-    common = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", "--steps", "2", "--threads", "1"]
+    common = ["--checkpoint", str(checkpoint), "--out", str(out), "--steps", "2", "--threads", "1"]
     return [*common, "--prompt", "rain", "--guidance", "text", "--text-scale", "3", *options]
 
 
 def test_the_command_writes_once_what_one_process_writes(worlds, checkpoint, tmp_path):
     shared = ["--parallel.cfg", "2"]
     assert worlds(2).run("commanded", arguments=command(checkpoint, tmp_path / "two", *shared), run="two") == [0, 0]
-    assert main(command(checkpoint, tmp_path / "one")) == 0
+    assert main(command(checkpoint, tmp_path / "one", "--device", "cpu")) == 0
     names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("one", "two")]
     assert names[0] == names[1] == ["000.mp4", "contact_sheet.png", "metadata.jsonl"]
     rows = [json.loads((tmp_path / folder / "metadata.jsonl").read_text()) for folder in ("one", "two")]
@@ -191,7 +191,7 @@ def test_as_a_user_starts_it(checkpoint, tmp_path):
 
     def start(out: Path, *options: str, several: bool = True) -> subprocess.CompletedProcess:
         program = [sys.executable, "-m", *(launcher if several else []), "mova_engine.sample"]
-        line = [*program, *command(checkpoint, out, *options)]
+        line = [*program, *command(checkpoint, out, "--device", "cpu", *options)]
         return subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=tmp_path)
 
     assert start(tmp_path / "one", several=False).returncode == 0
@@ -213,6 +213,7 @@ def test_as_a_user_starts_it(checkpoint, tmp_path):
 def test_a_process_that_is_killed_is_named_in_one_line(checkpoint, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4", "--master-port"]
     options = "--steps", "100000", "--parallel.cfg", "2", "--parallel.context-parallel", "2", "--parallel.timeout", "30"
+    options += "--device", "cpu"
     line = [*launcher, str(free_port()), "-m", "mova_engine.sample", *command(checkpoint, tmp_path / "out", *options)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
         sampling = Path(f"/proc/{started.pid}/task/{started.pid}/children")

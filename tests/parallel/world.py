@@ -22,6 +22,8 @@ from types import ModuleType
 import torch.distributed as dist
 
 KEY = b"parallel tests"
+# The environment variable that tells a world's processes their device.
+DEVICE = "MOVA_WORLD_DEVICE"
 # A step of these sizes takes seconds, in eight processes on a busy core many; a rank that waits longer waits in vain.
 PATIENCE = 150
 
@@ -38,11 +40,13 @@ class World:
     returned, by rank. An error in one is raised here, and the processes end.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: str = "cpu") -> None:
+        """device: what the processes compute on; "standin" puts them under the guard (`parallel.guard`)."""
         self.size, self.connections = size, []
         environment = {
             **os.environ,
             "WORLD_SIZE": str(size),
+            DEVICE: device,
             "MASTER_ADDR": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
             # What fourteen processes would keep for their next step does not fit in a small machine.
@@ -124,6 +128,8 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     # The script's own folder would hide the package of its name.
     sys.path.remove(str(Path(__file__).resolve().parent))
+    if os.environ[DEVICE] == "standin":
+        importlib.import_module("parallel.guard").install()
     checks = importlib.import_module("parallel.checks")
     # Which optimizers and checkpoints would import in every process on their first use.
     importlib.import_module("torch._dynamo")
