@@ -55,6 +55,8 @@ class LatentDataset(Dataset):
         self._tensors: dict[str, Tensor] | None = None
         # Why clips that were found unusable on the way are; they are told once and not tried again.
         self._unusable: dict[int, str] = {}
+        # And those that were found before, by name.
+        self._left_out: dict[str, str] = {}
         if preload is None:
             size = sum(x.numel() * x.element_size() for x in self._read(0)[1].values())
             preload = size * len(entries) <= PRELOAD_BYTES
@@ -93,6 +95,16 @@ class LatentDataset(Dataset):
     def marks(self) -> str:
         """By which a later run tells what has become of these clips, see `data.changes`."""
         return marks(self.entries, self.cache.content if self._files_read else None)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The names of the clips that are handed out, by index."""
+        return tuple(self._ids)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why clips of the folder that cannot be used cannot, by name, as far as is known."""
+        return {**self._left_out, **{self.entries[index].id: reason for index, reason in self._unusable.items()}}
 
     @property
     def in_memory(self) -> bool:
@@ -167,4 +179,6 @@ def open_dataset(
             shown = "; ".join(reasons[entry.id] for entry in bad[:SHOWN_REASONS])
             raise MovaError(f"{summary}: {shown}{'; ...' if len(bad) > SHOWN_REASONS else ''}")
         log.warning("%s and are left out", summary)
-    return LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload, read=True)
+    dataset = LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload, read=True)
+    dataset._left_out = reasons
+    return dataset

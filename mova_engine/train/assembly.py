@@ -24,6 +24,7 @@ from mova_engine.ops.registry import REFERENCE, OpTable
 from mova_engine.parallel.background import Background
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch, Processes, start_processes
+from mova_engine.train.agreement import agree_on_data
 from mova_engine.train.checkpoints import TrainingState, differences, load_checkpoint
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.data import (
@@ -150,6 +151,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         heldout = None
         if held_folder is not None:
             heldout = open_clips(config, sizes, codecs, held_folder, report, processes)
+    agree_on_data(codecs, clips, heldout, processes)
     build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
     loader = build_loader(
         clips,

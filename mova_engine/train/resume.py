@@ -5,6 +5,7 @@ from pathlib import Path
 from mova_engine.data.written import Written
 from mova_engine.errors import MovaError
 from mova_engine.parallel.processes import Processes
+from mova_engine.train.agreement import agree_on_checkpoint
 from mova_engine.train.checkpoints import FOLDER, STATE, TRAINING, checkpoint_step, checkpoints_of, read_state
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.folder import BY
@@ -18,6 +19,7 @@ def find_resume(config: TrainConfig, processes: Processes) -> Path | None:
     are gone, and for a new start where checkpoints would be overwritten.
     """
     folder = _wanted(config)
+    agree_on_checkpoint(folder, processes)
     if folder is None:
         return None
     wrong = _damage(folder, processes)

@@ -13,6 +13,7 @@ from mova_engine.errors import MovaError
 from mova_engine.parallel.processes import Processes, read_launch, said_by_first
 from mova_engine.parallel.storage import reserve_tensors
 from mova_engine.parallel.watch import Watch
+from mova_engine.train.agreement import agree_on_settings
 from mova_engine.train.assembly import Run, assemble, join_processes
 from mova_engine.train.checkpoints import checkpoints_of, retain, save_checkpoint, sharded_save
 from mova_engine.train.config import TrainConfig
@@ -73,6 +74,7 @@ class Trainer:
         config, first = self.config, processes.is_first
         try:
             with stop.at_once(), watch.guard():
+                agree_on_settings(config, processes)
                 with processes.first_alone():
                     if first:
                         self.held = RunFolder(config)

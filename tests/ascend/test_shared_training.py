@@ -43,6 +43,12 @@ def test_ring_and_sharded_weights_train_as_one_process_does_and_go_on_alone(loss
     assert losses("ring", 1, "--steps", 3, "--loader.batch", 2) == pytest.approx(alone, rel=1e-5)
 
 
+def test_offloaded_weights_train_as_one_process_does(losses, alone):
+    """Gradients, norms and the optimizer on the host, exchanges on the device."""
+    options = ("--parallel.context-parallel", 2, "--parallel.shard", "--parallel.offload", "--loader.batch", 2)
+    assert losses("offloaded", 2, "--steps", 2, *options) == pytest.approx(alone[:2], rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from parallel.device import backend, device
 from parallel.keeping import kept_bytes  # noqa: F401 (called by name)
 from parallel.runs import (  # noqa: F401 (called by name)
@@ -160,8 +161,16 @@ def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 
 
 def whole(x: Tensor) -> Tensor:
-    """A tensor of which each rank may have a shard, which may be on the host."""
-    return x.to(device()).full_tensor() if isinstance(x, DTensor) else x
+    """A tensor of which each rank may have rows, which may be on the host."""
+    if not isinstance(x, DTensor):
+        return x
+    group, own = x.device_mesh.get_group("shard"), x.to_local().detach()
+    rows = -(-x.shape[0] // dist.get_world_size(group))
+    padded = own.new_zeros(rows, *x.shape[1:], device=device())
+    padded[: len(own)] = own.to(device())
+    every = padded.new_empty(rows * dist.get_world_size(group), *x.shape[1:])
+    dist.all_gather_into_tensor(every, padded, group=group)
+    return every[: x.shape[0]]
 
 
 def _train(

@@ -5,6 +5,9 @@ import io
 import os
 import signal
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,15 +16,16 @@ from parallel.device import backend
 from rich.console import Console
 
 from mova_engine.config import get_preset
-from mova_engine.data.cache import LatentCache
+from mova_engine.data.cache import LatentCache, Problem
 from mova_engine.data.dataset import open_dataset
 from mova_engine.data.loader import Loader, build_loader
+from mova_engine.data.metadata import Entry
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec
 from mova_engine.parallel import storage, watch
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch, Processes, read_launch, start_processes
-from mova_engine.train import update
+from mova_engine.train import data, resume, update
 from mova_engine.train.assembly import assemble, join_processes
 from mova_engine.train.checkpoints import save_checkpoint, sharded_save
 from mova_engine.train.model import export_model, outline
@@ -57,36 +61,78 @@ def run_shared(fault: str | None = None, **settings) -> tuple[int | str, str]:
     """Train; returns the exit status, or what was raised, and what the first process said. fault: of rank 1."""
     said = io.StringIO()
     guilty = fault is not None and read_launch().rank == 1
-    before = storage._write_at, update.micro_losses
-    if guilty:
-        _FAULTS[fault]()
-    try:
-        trainer = Trainer(configured(**settings), Console(file=said, highlight=False, markup=False, soft_wrap=True))
-        return trainer.run(), said.getvalue()
-    except (MovaError, SystemExit) as error:
-        return f"{type(error).__name__}: {error}", said.getvalue()
-    finally:
-        storage._write_at, update.micro_losses = before
+    with _FAULTS[fault]() if guilty else nullcontext():
+        config = configured(**settings)
+        if fault == "another setting" and guilty:
+            config = replace(config, optim=replace(config.optim, lr=0.5))
+        try:
+            runner = Trainer(config, Console(file=said, highlight=False, markup=False, soft_wrap=True))
+            return runner.run(), said.getvalue()
+        except (MovaError, SystemExit) as error:
+            return f"{type(error).__name__}: {error}", said.getvalue()
 
 
-def _full_disk() -> None:
+def _full_disk():
     def write(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    storage._write_at = write
+    return patch.object(storage, "_write_at", write)
 
 
-def _not_finite() -> None:
+def _not_finite():
     right = update.micro_losses
 
     def losses(*arguments):
         found = right(*arguments)
         return type(found)(found.total * torch.nan, found.video, found.audio)
 
-    update.micro_losses = losses
+    return patch.object(update, "micro_losses", losses)
 
 
-_FAULTS = {"full disk": _full_disk, "not finite": _not_finite}
+def _unreadable_on_opening():
+    """While the cache is filled."""
+    right = LatentCache.fill
+
+    def fill(cache: LatentCache, entries: list, progress: Callable) -> list:
+        return [*right(cache, entries, progress), Problem(sorted(entries, key=lambda e: e.id)[2], "Input/output error")]
+
+    return patch.object(LatentCache, "fill", fill)
+
+
+def _unreadable_on_preloading():
+    """When the clips are taken into memory."""
+    right = LatentCache.get
+
+    def get(cache: LatentCache, entry: Entry) -> dict:
+        if entry.id.endswith("2.mp4"):
+            raise MovaError(f"{entry.path}: Stale file handle")
+        return right(cache, entry)
+
+    return patch.object(LatentCache, "get", get)
+
+
+def _unreadable_on_fitting():
+    """When the codecs are fitted to the clips."""
+    right, failed = data.read_clip, []
+
+    def read_clip(*arguments, **settings):
+        if not failed:
+            failed.append(1)
+            raise MovaError("Input/output error")
+        return right(*arguments, **settings)
+
+    return patch.object(data, "read_clip", read_clip)
+
+
+_FAULTS = {
+    "full disk": _full_disk,
+    "not finite": _not_finite,
+    "unreadable on opening": _unreadable_on_opening,
+    "unreadable on preloading": _unreadable_on_preloading,
+    "unreadable on fitting": _unreadable_on_fitting,
+    "another setting": nullcontext,
+    "another checkpoint": lambda: patch.object(resume, "_wanted", lambda config: None),
+}
 
 
 def clips_taken(**settings) -> list[list[str]]:

@@ -52,10 +52,14 @@ class _Stream:
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def _nothing(self, *args: object) -> "_Stream":
+    def _nothing(self, *args: object) -> None:
+        pass
+
+    def record(self, *args: object) -> "_Stream":
         return self
 
-    record = record_event = wait = wait_event = wait_stream = synchronize = _nothing
+    wait = wait_event = wait_stream = synchronize = __enter__ = __exit__ = _nothing
+    record_event = record
 
 
 class _Module:
@@ -248,6 +252,7 @@ def install() -> None:
     _kept.extend((library, copies))
     _patch_storages()
     _patch_pinning()
+    _patch_streams()
     module = ModuleType(f"mova_engine.backend.{NAME}")
     module.BACKEND = StandinBackend()
     sys.modules[module.__name__] = module
@@ -294,3 +299,10 @@ def _patch_pinning() -> None:
     torch.empty = empty_pinned
     torch.Tensor.pin_memory = pin_memory
     torch.Tensor.is_pinned = lambda x, *device: x.untyped_storage().data_ptr() in _pinned
+
+
+def _patch_streams() -> None:
+    """torch's own would be the CPU's where a device is written in Python."""
+    torch.Stream = torch.Event = _Stream
+    torch.accelerator.current_stream = lambda device=None: _Stream()
+    torch.Tensor.record_stream = lambda x, stream: None

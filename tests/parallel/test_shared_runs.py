@@ -69,6 +69,38 @@ def test_a_process_whose_loss_is_not_finite_is_named(clips, worlds, tmp_path):
     assert "2 steps in a row were not finite" in status and other == "SystemExit: 2"
 
 
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("another setting", "rank 1 was started with other settings than rank 0: optim.lr: 0.002 -> 0.5; give all"),
+        (
+            "unreadable on opening",
+            r"the clips: 'train_00002.mp4' only in rank 0 \(rank 1: Input/output error\); ",
+        ),
+        (
+            "unreadable on preloading",
+            r"the clips: 'train_00002.mp4' only in rank 0 \(rank 1: \S+: Stale file handle\)",
+        ),
+        ("unreadable on fitting", "rank 1 fitted or read other codecs than rank 0: start again if a file"),
+    ],
+)
+def test_processes_that_would_not_train_on_the_same_find_out_at_the_start(clips, worlds, tmp_path, fault, told):
+    """Which clips can be used, how they are encoded and with what settings is each process's own finding."""
+    found = run(worlds(2), clips, tmp_path / "run", fault=fault, parallel={"context_parallel": 2})
+    (said, _), (other, _) = found
+    first = said if said != "SystemExit: 2" else other
+    assert re.search(told, first) and "\n" not in first, found
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_processes_that_would_go_on_from_different_checkpoints_find_out(clips, worlds, shared, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(shared, out)
+    (said, _), (other, _) = run(worlds(2), clips, out, steps=6, fault="another checkpoint")
+    first = said if said != "SystemExit: 2" else other
+    assert "would not start alike: rank 0 from step-000004 and rank 1 anew; all of them must see" in first
+
+
 def test_what_all_processes_meet_is_told_once(worlds):
     assert worlds(2).run("both_fail") == ["MovaError: the disk is full", "SystemExit: 2"]
 
