@@ -88,6 +88,32 @@ def test_kernels_know_nothing_of_the_engine():
     assert not found, "\n".join(found)
 
 
+# What exchanges tensors or values between processes, or makes a group that does, in torch.distributed.
+_EXCHANGE = re.compile(
+    r"(i?send|i?recv|batch_isend_irecv|P2POp|barrier|monitored_barrier|new_(sub)?group\w*|"
+    r"(all_)?(gather|reduce|to_all)\w*|reduce_scatter\w*|scatter\w*|broadcast\w*|\w+_object(_list)?)"
+)
+
+
+def exchanges(source: ast.Module) -> list[str]:
+    """Uses of torch.distributed that exchange something."""
+    return [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(source)
+        if isinstance(node, ast.Attribute)
+        and _EXCHANGE.fullmatch(node.attr)
+        and ast.unparse(node.value) in ("dist", "torch.distributed", "distributed")
+    ]
+
+
+def test_processes_exchange_through_groups_that_know_their_device():
+    """Elsewhere a tensor could meet a collective library that is not its device's, and no test on a CPU would tell."""
+    own = "mova_engine/parallel/collectives.py"
+    found = [f"{p}, {text}" for p in python_files(PACKAGE) if relative(p) != own for text in exchanges(tree(p))]
+    assert not found, "\n".join(found)
+    assert len(exchanges(tree(ROOT / own))) > 8, "the rule no longer sees what it looks for"
+
+
 @pytest.mark.parametrize(
     "module, source",
     [

@@ -143,8 +143,7 @@ class Processes:
 
     def total(self, number: float) -> float:
         """The sum of the numbers that all processes gave; waits for all of them."""
-        device = "cpu" if self.device_mesh is None else self.device_mesh.device_type
-        return float(self.everyone.all_reduce(torch.tensor([float(number)], device=device)))
+        return float(self.everyone.all_reduce(torch.tensor([float(number)])))
 
     def wait_for_first(self, number: int = 0) -> int:
         """`most`, but as long as it takes: while the first process encodes, saves or samples."""
