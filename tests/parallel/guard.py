@@ -53,8 +53,8 @@ class GuardGroup(ProcessGroup):
         self._store, self._number, self._ranks = store, rank, size
         self._gloo = ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, timeout)
         self._met, self._step = size == 1, 0
-        # Headers on their way.
-        self._sent: deque[Work] = deque(maxlen=256)
+        # Messages on their way.
+        self._sent: deque[Work] = deque(maxlen=512)
 
     def getBackendName(self) -> str:
         return NAME
@@ -112,21 +112,23 @@ class GuardGroup(ProcessGroup):
     def send(self, tensors: list[Tensor], to: int, tag: int = 0) -> Work:
         (x,) = tensors
         self._check_message("send", x)
-        self._sent.append(self._gloo.send([self._header(x)], to, 2 * tag + 1))
-        return self._gloo.send([on_cpu(x)], to, 2 * tag)
+        # The libraries put a message in a queue; gloo waits until it is taken, which both of two ranks would do.
+        for message, odd in ((self._header(x), 1), (on_cpu(x).clone(), 0)):
+            self._sent.append(self._gloo.send([message], to, 2 * tag + odd))
+        return _Checked(lambda: None)
 
     def recv(self, tensors: list[Tensor], source: int, tag: int = 0) -> Work:
         (x,) = tensors
         self._check_message("recv", x)
         expected, said = self._header(x), torch.zeros(2, dtype=torch.int64)
-        told, taken = (self._gloo.recv([y], source, 2 * tag + odd) for y, odd in ((said, 1), (on_cpu(x), 0)))
+        told = self._gloo.recv([said], source, 2 * tag + 1)
 
         def wait() -> None:
             told.wait()
             if not torch.equal(said, expected):
                 pair = f"rank {source} sends {_message(said)}, rank {self._number} waits for {_message(expected)}"
                 raise GuardError(f"recv: {pair}")
-            taken.wait()
+            self._gloo.recv([on_cpu(x)], source, 2 * tag).wait()
 
         return _Checked(wait)
 

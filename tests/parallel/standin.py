@@ -235,6 +235,15 @@ def _to_copy(x: Tensor, *, device: torch.device | None = None, non_blocking: boo
     return copy if device is not None and device.type == "cpu" else on_device(copy)
 
 
+def _by(operator: Any) -> Callable:
+    """What computes an operator of the CPU for tensors of the device, one with another name there."""
+
+    def call(*args: Any) -> Any:
+        return _Call(operator._schema.name, _Plan(operator), args, {}).run(operator)
+
+    return call
+
+
 _SPECIAL: dict[str, Callable] = {
     "aten::_local_scalar_dense": lambda x: on_cpu(x).item(),
     "aten::_copy_from": _copy_from,
@@ -247,9 +256,10 @@ def install() -> None:
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(_kernel, "PrivateUse1")
-    copies = torch.library.Library("aten", "IMPL")
-    copies.impl("_to_copy", _to_copy, "PrivateUse1")
-    _kept.extend((library, copies))
+    own = torch.library.Library("aten", "IMPL")
+    own.impl("_to_copy", _to_copy, "PrivateUse1")
+    own.impl("convolution_overrideable", _by(torch.ops.aten.convolution.default), "PrivateUse1")
+    _kept.extend((library, own))
     _patch_storages()
     _patch_pinning()
     _patch_streams()
