@@ -26,12 +26,9 @@ from torch.futures import Future
 
 from mova_engine.errors import MovaError
 from mova_engine.models.exchange import unfinished
+from mova_engine.models.integrity import Range, Ranges
 from mova_engine.models.weights import stored_tensors
 from mova_engine.parallel.shard import Piece
-
-# Offset, length and CRC-32 of a range of a file's bytes, and the ranges written, by file.
-Range = tuple[int, int, str]
-Ranges = dict[str, list[Range]]
 
 _NAMES = {
     torch.float64: "F64",

@@ -32,14 +32,14 @@ from mova_engine.backend import Backend
 from mova_engine.data.files import set_aside
 from mova_engine.errors import MovaError
 from mova_engine.models.exchange import remove_folder, remove_unfinished, replaced, replaced_folder
+from mova_engine.models.integrity import Ranges, is_own, write_checksums
 from mova_engine.models.locate import CHECKPOINTS as FOLDER
 from mova_engine.models.locate import STATE, TRAINING
 from mova_engine.models.lora import ADAPTERS
 from mova_engine.models.weights import read_json, read_tensors, tensors_of_file, write_json, write_tensors
 from mova_engine.parallel.shard import Piece
-from mova_engine.parallel.storage import Ranges, reserve_tensors, save_pieces
+from mova_engine.parallel.storage import reserve_tensors, save_pieces
 from mova_engine.train.config import CheckpointSettings
-from mova_engine.train.integrity import is_own, write_checksums
 from mova_engine.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mova_engine.train.weights import Weights
 

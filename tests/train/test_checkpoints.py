@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
 from mova_engine.models.exchange import UNFINISHED
+from mova_engine.models.integrity import CHECKSUMS, damage, is_own, write_checksums
+from mova_engine.sample.load import load_pipeline
 from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain
 from mova_engine.train.config import CheckpointSettings
-from mova_engine.train.integrity import CHECKSUMS, damage, is_own, write_checksums
 
 # Bytes of a range of the file in `written`.
 RANGE_OF_TEST = 4
@@ -167,6 +169,8 @@ def test_a_flipped_byte_is_found_and_the_way_back_named(small, ran):
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
+    with pytest.raises(MovaError, match=r"step-000002 is damaged: audio_dit/.* other bytes .*: copy it again"):
+        load_pipeline(folder / "step-000002", get_backend("cpu"))
     rows = (config.folder / "metrics.jsonl").read_bytes()
     with pytest.raises(MovaError, match=r"step-000002 is damaged: audio_dit/.* other bytes .*--resume .*step-000001"):
         ran(small(steps=3))

@@ -7,6 +7,7 @@ from one share the reading.
 """
 
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,17 @@ from pathlib import Path
 from mova_engine.errors import MovaError
 from mova_engine.models.exchange import UNFINISHED
 from mova_engine.models.weights import read_json, tensors_of_file, write_json
-from mova_engine.parallel.storage import Range
 
 CHECKSUMS = "training/checksums.json"
+_TRAINING = re.compile("training/")
 # Bytes of a range, where one process writes a whole file.
 RANGE = 64 << 20
 # Files up to this size are compared by content when a folder's owner is in question, larger ones by size.
 SMALL = 1 << 20
+
+# Offset, length and CRC-32 of a range of a file's bytes, and the ranges known of files, by name.
+Range = tuple[int, int, str]
+Ranges = dict[str, list[Range]]
 
 
 def write_checksums(folder: Path, known: Mapping[str, Sequence[Range]]) -> None:
@@ -42,16 +47,16 @@ def has_checksums(folder: Path) -> bool:
     return (folder / CHECKSUMS).is_file()
 
 
-def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+def damage(folder: Path, part: int = 0, parts: int = 1, training: bool = True) -> str | None:
     """What is wrong with a checkpoint's files, in words; None where nothing is. Of `parts` processes that share the
-    reading, each reads another part.
+    reading, each reads another part. training=False: the model's files alone.
     """
     try:
         if not has_checksums(folder):  # of an earlier version: headers tell a file that was cut off
             for path in sorted(folder.rglob("*.safetensors")):
                 tensors_of_file(path)
             return None
-        listed = _listed(folder)
+        listed = {name: ranges for name, ranges in _listed(folder).items() if training or not _TRAINING.match(name)}
     except MovaError as error:
         return str(error)
     ranges = [(name, each) for name, every in listed.items() for each in every]
