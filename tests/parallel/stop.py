@@ -90,11 +90,18 @@ def stop_once(world: World, pids: list[int], clips: Path, out: Path, shared: boo
 
 
 def stop_launched(clips: Path, out: Path, processes: int, chance: random.Random) -> str:
-    """The same with torchrun, which hands SIGTERM and SIGINT on to the processes."""
+    """The same with torchrun, which hands SIGTERM and SIGINT on: in start-up, or after the first step."""
     number, before = chance.choice((signal.SIGTERM, signal.SIGINT)), steps_done(out)
     launcher = start(clips, out, processes, ENDLESS)
-    delay = chance.uniform(1, 25)
-    time.sleep(delay)
+    began = time.monotonic()
+    if chance.random() < 0.7:
+        until = began + PATIENCE
+        while steps_done(out) <= before and time.monotonic() < until:
+            time.sleep(LOOK)
+        time.sleep(chance.uniform(0, 1))
+    else:
+        time.sleep(chance.uniform(1, 10))
+    delay = time.monotonic() - began
     launcher.send_signal(number)
     said, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode != 0, said
@@ -135,8 +142,8 @@ def main(argv: list[str] | None = None) -> int:
                 world.close()
             took = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - began
             sys.stdout.write(
-                f"{processes} processes: {args.times} stops, all obeyed, each left a checkpoint of its last step; "
-                f"{took / args.times:.1f} s of CPU time each\n"
+                f"{processes} processes: {args.times} stops, all obeyed, each left a checkpoint of its last step, "
+                f"where it took one; {took / args.times:.1f} s of CPU time each\n"
             )
     return 0
 
