@@ -87,8 +87,10 @@ class _Server:
     def run(self, function: Callable, path: Any, args: tuple, kwargs: dict) -> Any:
         self.usable = False  # until the answer is there
         limits = (CPU_SECONDS, WALL_SECONDS, MEMORY)
+        call = (function.__module__, function.__qualname__, (path, *args), kwargs)
         try:
-            self._socket.send((function.__module__, function.__qualname__, (path, *args), kwargs, limits))
+            # Names may be relative to a folder that is not the one in which the server was started.
+            self._socket.send((*call, os.getcwd(), limits))
             outcome, said, records = self._socket.recv()
         except (EOFError, OSError):
             raise FatalFileError(path, "the process that reads it has gone (out of memory?)") from None
@@ -245,12 +247,13 @@ def _work(server: Connection, memory: int, space: int) -> None:
     logging.getLogger().addHandler(handler)
     while True:
         try:
-            (module, name, args, kwargs), cpu = server.recv()
+            (module, name, args, kwargs, folder), cpu = server.recv()
         except EOFError:
             os._exit(0)
         records.clear()
         signal.setitimer(signal.ITIMER_PROF, cpu)
         try:
+            os.chdir(folder)
             function = getattr(importlib.import_module(module), name).__wrapped__
             answer, spoilt = ("result", _stored(function(*args, **kwargs), memory)), False
         except MemoryError:

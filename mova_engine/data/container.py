@@ -35,6 +35,8 @@ FORMATS = (
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # Formats that may be cut anywhere: their first packets may belong to a frame whose beginning is missing.
 CUT_ANYWHERE = ("mpeg", "mpegts")
+# What decoders look for: checksums, impossible values, data that end too early; errors are not concealed.
+CHECKS = "crccheck+bitstream+buffer+explode"
 # How far to go back, in seconds, until a frame is found that is early enough.
 STEPS_BACK = (PREROLL, Fraction(8), Fraction(60))
 
@@ -137,12 +139,17 @@ class Reader:
     ) -> None:
         self.container, self.stream, self.path = container, stream, path
         self._decoder = decoder or stream.codec_context
+        # Decoders rather fail than show what they have made up.
+        self._decoder.options = {**self._decoder.options, "err_detect": CHECKS}
         self.begin: Fraction | None = None
+        self.second: Fraction | None = None
         self._indexed = container.format.name in INDEXED
         self.states_durations = self._indexed
         self._cut = container.format.name in CUT_ANYWHERE
         self._moving = stream.type == "video"
-        self._packets: Iterator[Packet] = container.demux(stream)
+        # Pictures of program streams are stamped a frame or two off, see `timeline`.
+        self._jitter = Fraction(1, 5) if self._moving and container.format.name == "mpeg" else 0
+        self._packets = self._demuxed()
         self._fed: list[Packet] = []
         self._clear()
 
@@ -150,19 +157,22 @@ class Reader:
         """Forget what is known of the frames so far: the next come from another place."""
         self.restart: Fraction | None = None
         self._last: Fraction | None = None
+        self._expected: Fraction | None = None
         self._damage: Fraction | None = None
         # Until a frame that stands alone, the first ones may show what they refer to and do not have.
         self._waits = self._moving and self._cut
 
     def first(self) -> tuple[Fraction, Frame] | None:
-        """The file's first frame; `frames` gives it again."""
+        """The file's first frame; `frames` gives it again. `second` is then the time of the next, if there is one."""
+        found = []
         for packet in self._packets:
             self._fed.append(packet)
-            for frame in self._decoded(packet):
-                if (checked := self._checked(frame)) is not None:
-                    self._decoder.flush_buffers()
-                    return checked
-        return None
+            found += [checked for frame in self._decoded(packet) if (checked := self._checked(frame)) is not None]
+            if len(found) > 1 or (found and self.restart is not None):
+                break
+        self._decoder.flush_buffers()
+        self.second = found[1][0] if len(found) > 1 else None
+        return found[0] if found else None
 
     def frames(self, begin: Fraction, *, search: bool = True) -> Iterator[tuple[Fraction, Frame]]:
         """Frames from one that is not later than `begin` on, if there is such a one.
@@ -187,16 +197,25 @@ class Reader:
 
     def _sought(self, time: Fraction) -> Iterator[Packet]:
         self.container.seek(int(time / self.stream.time_base), stream=self.stream)
-        return self.container.demux(self.stream)
+        self._decoder.flush_buffers()
+        return self._demuxed()
+
+    def _demuxed(self) -> Iterator[Packet]:
+        try:
+            yield from self.container.demux(self.stream)
+        except IndexError:
+            # PyAV's way of saying that a stream has turned up which was not there when the file was opened.
+            raise MovaError(f"{self.path}: damaged: it has a stream that its beginning does not name") from None
 
     def _skipped(self, packets: Iterator[Packet], begin: Fraction) -> Iterator[Packet]:
         """Packets without those that the frames around `begin` do not need."""
         held: list[Packet] = []
         latest, falls = None, False
-        enough = begin - (0 if self._moving else PREROLL)
+        # Pictures of a program stream are counted, see `timeline`; sound has to settle.
+        enough = begin - (PREROLL if not self._moving or self.container.format.name == "mpeg" else 0)
         for packet in packets:
             decoded, shown = self._time(packet.dts), self._time(packet.pts)
-            if decoded is not None and latest is not None and decoded < latest:
+            if decoded is not None and latest is not None and decoded < latest - self._jitter:
                 falls = True
                 break
             latest = decoded if decoded is not None else latest
@@ -250,10 +269,15 @@ class Reader:
 
     def _checked(self, frame: Frame) -> tuple[Fraction, Frame] | None:
         """The frame with its time; None where it is not to be shown or the clock restarts."""
-        if frame.pts is None:
+        if frame.pts is not None:
+            time = frame.pts * frame.time_base
+        elif self._expected is not None:
+            time = self._expected  # of a packet with several frames of sound
+        else:
             raise MovaError(f"{self.path}: its {self.stream.type} carries no timestamps")
-        time = frame.pts * frame.time_base
-        if self._last is not None and time < self._last:
+        if not self._moving and frame.sample_rate:
+            self._expected = time + Fraction(frame.samples, frame.sample_rate)
+        if self._last is not None and time < self._last - self._jitter:
             self.restart = self._last
             return None
         alone = self._moving and frame.key_frame and not frame.is_corrupt

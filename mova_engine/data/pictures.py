@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,13 +11,13 @@ from av.codec import CodecContext
 from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.stream import Stream
-from av.video.frame import VideoFrame
 from PIL import Image
 
 from mova_engine.config import ClipConfig
 from mova_engine.data.container import PREROLL, Reader, open_media, video_stream
 from mova_engine.data.fields import deinterlace
 from mova_engine.data.frames import NAMES_PROFILES, frame_pixels
+from mova_engine.data.timeline import Timeline, known_times
 from mova_engine.data.warn import warn
 from mova_engine.errors import MovaError
 
@@ -47,7 +46,8 @@ def read_pictures(
         raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
     origin = first[0]
     begin = origin + start
-    frames = deinterlace(reader.frames(begin, search=start > PREROLL), path, stream.codec_context.name)
+    frames = known_times(reader.frames(begin, search=start > PREROLL), container, stream, path)
+    frames = deinterlace(frames, path, stream.codec_context.name)
     timeline = Timeline(frames, stream, stated=reader.states_durations)
 
     rate = exact_rate(clip.fps)
@@ -72,7 +72,7 @@ def read_pictures(
             why = f"cut short (it declares {float(declared):.3f} s)"
         given = f"{count} of the clip's {clip.frames} frames ({clip.duration:.3f} s at {clip.fps:g} fps)"
         raise MovaError(f"{path}: {why}: it gives {given}" + (f" after {float(start):g} s" if start else ""))
-    hole = timeline.hole(wanted[0], wanted[-1])
+    hole = timeline.hole(wanted[0], wanted[-1], (origin, reader.second))
     if hole is not None:
         missing = f"{float(hole[1] - hole[0]):.3f} s without a picture from {float(hole[0] - origin):.3f} s on"
         raise MovaError(f"{path}: damaged video: {missing}, in a file of constant frame rate")
@@ -130,58 +130,3 @@ def pick_frames(
         if shown is None:
             return
         yield shown
-
-
-class Timeline:
-    """Frames with their times, as they are read, and at last the time at which the last one leaves the display.
-
-    stated: whether the container says of each frame how long it stays. Otherwise that is guessed from a declared rate,
-    and the distance of the frames before says more.
-    """
-
-    def __init__(self, frames: Iterator[tuple[Fraction, VideoFrame]], stream: Stream, stated: bool) -> None:
-        self._frames, self._stream, self._stated = frames, stream, stated
-        self._times: list[Fraction] = []
-        self._durations: list[Fraction] = []
-
-    def __iter__(self) -> Iterator[tuple[Fraction, VideoFrame | None]]:
-        for time, frame in self._frames:
-            self._times.append(time)
-            self._durations.append(frame.duration * frame.time_base)
-            yield time, frame
-        if not self._times:
-            yield Fraction(0), None
-            return
-        stays = self._durations[-1]
-        if len(self._times) > 1 and not (self._stated and stays):
-            stays = self._typical()
-        elif not stays and self._stream.average_rate:
-            stays = 1 / self._stream.average_rate
-        self._times.append(self._times[-1] + stays)
-        yield self._times[-1], None
-
-    def hole(self, begin: Fraction, end: Fraction) -> tuple[Fraction, Fraction] | None:
-        """From when to when, between `begin` and `end`, pictures are missing from a file of constant frame rate.
-
-        The rate is constant where nine of ten distances are the same, or the file's mean and base rates and the usual
-        distance agree. A picture of which the container says that it stays so long is no hole in the first case.
-        """
-        typical = self._typical()
-        if not typical:
-            return None
-        gaps = list(pairwise(self._times))
-        rounding = Fraction(2, 1000)
-        even = sum(abs(b - a - typical) <= typical / 10 + rounding for a, b in gaps) >= len(gaps) * Fraction(9, 10)
-        rates = (self._stream.average_rate, self._stream.base_rate)
-        constant = all(rate and abs(rate * typical - 1) < Fraction(1, 20) for rate in rates)
-        for (a, b), stays in zip(gaps, self._durations, strict=False):
-            stated = self._stated and stays >= (b - a) * Fraction(3, 4)
-            within = a < end and b > begin and b - a > typical * Fraction(3, 2) + rounding
-            if within and (constant or (even and not stated)):
-                return a, b
-        return None
-
-    def _typical(self) -> Fraction:
-        """The usual distance of two frames."""
-        distances = sorted(b - a for a, b in pairwise(self._times))
-        return distances[len(distances) // 2] if distances else Fraction(0)
