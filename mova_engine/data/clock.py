@@ -94,13 +94,15 @@ def _curve(times: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarr
     knots, values = ends, np.full(2, offsets[kept].mean())
     if len(times) > 2:
         line, error = _line(starts, offsets, kept)
-        if abs(line[1]) * end > DRIFT and abs(line[1]) > 5 * error:
+        if abs(line[1]) * end > DRIFT and abs(line[1]) > error:
             values = line[0] + line[1] * ends
         departure = (offsets - np.interp(starts, knots, values))[kept]
         departure = _neighbours(departure).mean(axis=1)
         count = min(int(end / KNOTS), len(times) // 4) + 1
         if count > 2 and np.abs(departure).max() > DRIFT + 4 * _noise(offsets) / np.sqrt(WITNESSES):
-            knots = np.linspace(0, end, count)
+            # Each with timestamps of its own to either side.
+            inner = np.quantile(starts[kept], np.linspace(0, 1, count)[1:-1])
+            knots = np.unique(np.concatenate([[0.0], inner, [end]]))
             values = _corners(starts, offsets, kept, knots)
     slope = np.diff(values) / np.diff(knots)
     if np.abs(slope).max() > SLOWEST:
@@ -121,15 +123,17 @@ def _agreeing(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _line(x: np.ndarray, y: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, float]:
-    """Constant and slope by least squares, and the slope's standard error."""
+    """Constant and slope by least squares, and by how much the slope may be wrong."""
     x, y = x[kept], y[kept]
     if len(x) < 3 or np.ptp(x) == 0:
         return np.array([np.median(y), 0.0]), 0.0
     middle = x - x.mean()
     slope = (middle @ y) / (middle @ middle)
     rest = y - y.mean() - slope * middle
-    error = np.sqrt((rest @ rest) / (len(x) - 2) / (middle @ middle))
-    return np.array([y.mean() - slope * x.mean(), slope]), float(error)
+    freedom = len(x) - 2
+    error = np.sqrt((rest @ rest) / freedom / (middle @ middle))
+    # Five standard errors; of few points more, as Student's distribution has it.
+    return np.array([y.mean() - slope * x.mean(), slope]), float(error) * (5 + 100 / freedom**2)
 
 
 def _corners(x: np.ndarray, y: np.ndarray, kept: np.ndarray, knots: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 What a file's timestamps mean is found by `clock`, what its channels weigh by `downmix`.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,9 +18,8 @@ from mova_engine.config import ClipConfig
 from mova_engine.data.clock import Run, find_runs
 from mova_engine.data.container import PREROLL, Reader, audio_stream, channel_order
 from mova_engine.data.downmix import mono_weights, pairs
+from mova_engine.data.warn import warn
 from mova_engine.errors import MovaError
-
-log = logging.getLogger(__name__)
 
 # Below this peak (-80 dB) a channel holds no sound: digital silence, or its dither.
 SILENCE_PEAK = 1e-4
@@ -153,7 +151,7 @@ def _weights(
         loudest = max(loudest, float(np.abs(heard[own != 0]).max(initial=0)))
         for left, right in pairs(channels):
             if _are_opposite(heard[left], heard[right]):
-                log.warning("%s: left and right are in opposite phase: one of them is taken inverted", path)
+                warn(path, "left and right are in opposite phase, and one of them is taken inverted")
                 own[right] *= -1
         weights[channels] = own
     return weights, loudest
