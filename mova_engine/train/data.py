@@ -80,7 +80,7 @@ def build_codecs(
             video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0) for clip in clips
         )
     audio = build_audio_codec(model.audio_codec, device=device).fitted(
-        torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips if clip.heard
+        torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips
     )
     text = build_text_encoder(model.text_encoder, tokens=model.text_tokens, dim=model.video.text_dim, device=device)
     return Codecs(video, audio, text)
@@ -96,25 +96,27 @@ def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
 
 
 def _to_fit(folder: Path, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
-    """The clips to fit codecs to. MovaError where there are none, with the first reasons, and where none has sound."""
+    """The clips to fit codecs to, all of them with sound. MovaError where there are none, with the first reasons."""
     entries, count = _spread(read_metadata(folder), settings.fit)
     reasons: list[str] = []
     clips = list(islice(_readable(entries, clip, settings, pictures, reasons), count))
     if not clips:
         shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
         raise MovaError(f"{folder}: none of {len(entries)} clips can be read to fit the codecs to: {shown}")
-    if not any(each.heard for each in clips):
-        raise MovaError(f"{folder}: none of {len(clips)} clips has sound to fit the audio codec to")
     return clips
 
 
 def _readable(
     entries: list[Entry], clip: ClipConfig, settings: LoaderSettings, pictures: bool, reasons: list[str]
 ) -> Iterator[Clip]:
-    """The clips that can be read; why each other one cannot goes to `reasons`."""
+    """The clips that can be read and have sound; why each other one is not among them goes to `reasons`."""
     for entry in entries:
         try:
-            yield read_clip(entry.path, clip, start=entry.start, silent=settings.silent, pictures=pictures)
+            found = read_clip(entry.path, clip, start=entry.start, silent=settings.silent, pictures=pictures)
+            if found.heard:
+                yield found
+            else:
+                reasons.append(f"{entry.path}: has no sound, from which the audio codec takes its scale")
         except MovaError as error:
             reasons.append(str(error))
 
