@@ -12,7 +12,7 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano test test-npu test-isa sanitize check-triton-kernels check-ascend-kernels lint clean
+.PHONY: help setup setup-dev setup-npu native cuda nano test test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
@@ -21,6 +21,7 @@ help:
 	@echo "make setup      only the virtual environment $(VENV), with pinned dependencies and the engine in it"
 	@echo "make native     build the C++ library mova_kernels._C, or say why not"
 	@echo "make cuda       build the CUDA library mova_kernels._cuda (CMake and nvcc; no GPU needed)"
+	@echo "make mutants    mutants of the operators, made by rule, which the operators' judgement must find (hours; ARGS='--share 0.1')"
 	@echo "make sanitize   the tests of the C++ kernels under AddressSanitizer and UBSan (CMake and GCC; some minutes)"
 	@echo "make check-triton-kernels   the Triton kernels in Triton's interpreter, and compiled for absent NVIDIA GPUs (some minutes)"
 	@echo "make check-ascend-kernels   lower the Triton kernels for an Ascend 910B, without one, in an environment of its own"
@@ -84,6 +85,10 @@ test-npu: setup-npu
 # The whole default suite on some settings: make test-isa ARGS="--whole sse41 avx torch-default own-baseline -- -n 2"
 test-isa: setup-dev
 	$(PY) tests/isa.py $(ARGS)
+
+# Every mutant of every operator: hours on two cores; ARGS='--share 0.1 --op attention' tries a part.
+mutants: setup-dev
+	$(PY) tests/ops/mutants.py $(ARGS)
 
 sanitize: setup-dev
 	$(PY) tests/sanitize.py

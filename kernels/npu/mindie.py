@@ -1,6 +1,7 @@
 """Inference by MindIE-SD (`mindiesd` on PyPI): its fused modulation of a LayerNorm, which has no gradient.
 
-Shapes as in `norms`. The operator wants shift and scale in x's dtype, and so rounds them.
+Shapes as in `norms`. The operator wants shift and scale in x's dtype, and half precision would round them: so it is
+given all in float32.
 """
 
 import torch
@@ -20,7 +21,7 @@ def unavailable() -> str | None:
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
     """`layer_norm(x) * (1 + scale) + shift` by one kernel."""
-    return torch.ops.mindiesd.adaln(x.detach(), scale.to(x.dtype), shift.to(x.dtype), None, None, eps)
+    return torch.ops.mindiesd.adaln(x.detach().float(), scale.float(), shift.float(), None, None, eps).to(x.dtype)
 
 
 def gate_residual_norm_modulate(

@@ -20,24 +20,50 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
 def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float, interleaved: bool) -> Tensor:
     """RMSNorm over all heads by `npu_rms_norm`, then rotary embedding of each by `npu_rotary_mul`.
 
-    cos and sin [s, e/2], rounded to x's dtype as the operator demands. ValueError beyond the operator's limits.
+    cos and sin [s, e/2]. In float32: both operators round what they return to the dtype of what they take, and the
+    second demands its tables in that dtype. ValueError beyond the operator's limits.
     """
-    b, s, d = x.shape
     head_dim = 2 * cos.shape[-1]
-    heads = d // head_dim
+    heads = x.shape[-1] // head_dim
     if head_dim >= ROTARY_HEAD_DIM or heads >= ROTARY_ROWS:
         raise ValueError(
             f"npu_rotary_mul takes head dims below {ROTARY_HEAD_DIM} and fewer than {ROTARY_ROWS} heads, got "
             f"{heads} heads of {head_dim}; the reference takes them"
         )
-    y = rms_norm(x, weight, eps=eps)
-    cos, sin = (_both_of_a_pair(table.to(x.dtype), interleaved) for table in (cos, sin))
+    return _RmsNormRope.apply(x, weight, cos, sin, eps, interleaved)
+
+
+class _RmsNormRope(torch.autograd.Function):
+    """Keeps x as it came and a statistic a row. A rotation's gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, interleaved: bool) -> Tensor:
+        y, rstd = torch.ops.npu.npu_rms_norm(x.float(), weight.float(), eps)
+        ctx.save_for_backward(x, weight, rstd, cos, sin)
+        ctx.interleaved = interleaved
+        return _rotated(y, cos.float(), sin.float(), interleaved).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rstd, cos, sin = ctx.saved_tensors
+        grad = _rotated(grad.float(), cos.float(), -sin.float(), ctx.interleaved)
+        dx, dweight = torch.ops.npu.npu_rms_norm_backward(grad, x.float(), weight.float(), rstd)
+        return dx.to(x.dtype), dweight.to(weight.dtype), None, None, None, None
+
+
+def _rotated(y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Each head of y [b, s, h*e] turned by the angles of cos and sin [s, e/2], all float32."""
+    b, s, d = y.shape
+    head_dim = 2 * cos.shape[-1]
+    heads = d // head_dim
+    cos, sin = (_both_of_a_pair(table, interleaved) for table in (cos, sin))
     # The layout [b, s, h, e] with tables [1, s, 1, e]. Samples beyond the operator's limit become tokens.
     if b * heads >= ROTARY_ROWS:
         cos, sin = cos.repeat(b, 1), sin.repeat(b, 1)
-    y = y.view(-1, cos.shape[0], heads, head_dim)
     tables = (table.view(1, -1, 1, head_dim) for table in (cos, sin))
     mode = "interleave" if interleaved else "half"
+    y = y.reshape(-1, cos.shape[0], heads, head_dim)
     return torch.ops.npu.npu_rotary_mul(y, *tables, mode).view(b, s, d)
 
 

@@ -1,4 +1,9 @@
-"""Inputs on which operators are tested and measured: MOVA's own shapes, then awkward ones."""
+"""Inputs on which operators are tested and measured: MOVA's own shapes, awkward ones, and inputs that tell.
+
+The last are such that a mistake shows above the rounding of half precision: rows so small that eps matters, rows of
+zeros where it must be there at all, modulations whose own rounding is not lost in the result's, GELU where its two
+forms differ most, scores that overflow without the maximum taken off.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +62,17 @@ def _case(name: str, build: Build, shape: tuple[int, int, int, int], size: str =
     return Case(name, lambda generator, device, dtype: build(Maker(generator, device, dtype), *shape), size, elements)
 
 
+# A row of every kind: (factor of a normal draw, offset). Constants have few digits, so that their mean is exact.
+_KINDS = ((0, 0), (0, 0.5), (1e-3, 0), (1e-4, 0), (1, 512), (1e3, 0), (1, 0), (0.1, -2))
+
+
+def _every_kind(make: Maker, b: int, s: int, d: int, offsets: bool = True) -> torch.Tensor:
+    """[b, s, d]: rows of zeros, of a constant, tiny ones, with a large mean, large ones; without offsets about zero."""
+    kinds = torch.tensor([_KINDS[i % len(_KINDS)] for i in range(s)], dtype=torch.float64)
+    scale, offset = kinds[:, :1], kinds[:, 1:] * offsets
+    return (make(b, s, d, dtype=torch.float64).cpu() * scale + offset).to(make.device, make.dtype)
+
+
 def row_cases(build: Build) -> tuple[Case, ...]:
     """Cases of an operator on rows of activations; `build(maker, b, s, d, e)` returns its keyword arguments."""
 
@@ -64,9 +80,19 @@ def row_cases(build: Build) -> tuple[Case, ...]:
         inputs = build(make, b, s, d, e)
         return {name: make.strided(b, s, d) if name in ("x", "y") else value for name, value in inputs.items()}
 
+    def every_kind(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        inputs = build(make, b, s, d, e)
+        return inputs | {name: _every_kind(make, b, s, d, name == "x") for name in ("x", "y") if name in inputs}
+
+    def strong_vectors(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        strong = ("shift", "scale", "gate", "bias")
+        return {k: x * 8 if k in strong and x is not None else x for k, x in build(make, b, s, d, e).items()}
+
     return (
         *(_case(name, build, shape) for name, shape in _ROWS.items()),
         _case("non-contiguous", non_contiguous, (2, 5, 256, 128)),
+        _case("every-kind", every_kind, (2, 16, 192, 48)),
+        _case("strong-vectors", strong_vectors, (2, 9, 128, 64)),
         *(_case(name, build, shape, "bench") for name, shape in _BENCH_ROWS.items()),
     )
 
@@ -116,6 +142,21 @@ def bias_gelu(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
     return {"x": make(b, s, d, scale=2.0), "bias": make(d, scale=0.5)}
 
 
+# Where GELU's tanh form and its definition by the normal distribution differ most, and beyond either side.
+_GELU_ROWS = (-3.0, -1.5, -4.0, 0.0, 10.0, -10.0)
+
+
+def gelu_cases() -> tuple[Case, ...]:
+    """Cases of bias and GELU, with rows of the function's tails."""
+
+    def tails(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        offsets = torch.tensor([_GELU_ROWS[i % len(_GELU_ROWS)] for i in range(s)], dtype=torch.float64)
+        x = make(b, s, d, scale=0.5, dtype=torch.float64).cpu() + offsets[:, None]
+        return {"x": x.to(make.device, make.dtype), "bias": make(d, scale=0.1)}
+
+    return (*row_cases(bias_gelu), _case("tails", tails, (2, 18, 96, 48)))
+
+
 def quantize_rows(factor: bool) -> Build:
     """Rows of very different size, among them one of zeros; with `factor` also one scale for each channel."""
 
@@ -153,8 +194,23 @@ _BENCH_GEMMS = {
 def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
     """Cases of a linear layer; with `lora` also its low-rank factors."""
     build = _lora if lora else _linear
+
+    def other_bias(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        # An adapter's layer without a bias; GELU's negative tail.
+        inputs = build(make, b, s, i, o)
+        return inputs | ({"bias": None} if lora else {"weight": inputs["weight"] / 2, "bias": inputs["bias"] - 3})
+
+    def exact(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        inputs = build(make, b, s, i, o)
+        sizes = {"x": (1, 1), "weight": (4, 8), "bias": (4, 8), "lora_a": (1, 2), "lora_b": (1, 4)}
+        few = {k: inputs[k].mul(n).round().clamp(-n, n) / of for k, (n, of) in sizes.items() if k in inputs}
+        return inputs | few
+
     return (
         *(_case(name, build, shape) for name, shape in _GEMMS.items()),
+        _case("no-bias" if lora else "tail", other_bias, (2, 17, 48, 64)),
+        # Of numbers with few digits, whose products and sums no dtype rounds: what is left is GELU and its derivative.
+        _case("exact", exact, (2, 40, 16, 48)),
         *(_case(name, build, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
     )
 
@@ -206,15 +262,24 @@ _BENCH_ATTENTIONS = {
 }
 
 
-def _qkv(make: Maker, b: int, s: int, n: int, h: int, e: int) -> dict[str, Any]:
-    return {"q": make(b, s, h, e), "k": make(b, n, h, e), "v": make(b, n, h, e)}
+# Scores of deviation 4, which a wrong scale moves; scores about 100, which overflow unless the maximum is taken off,
+# and whose log-sum-exp no half precision holds. Both with values about 2: what is missing of the weights' sum shows.
+_SCORES = {"sharp": (1, 33, 65, 2, 64), "large-scores": (2, 17, 40, 1, 64)}
 
 
-def _backward(make: Maker, b: int, s: int, n: int, h: int, e: int) -> dict[str, Any]:
+def _qkv(make: Maker, b: int, s: int, n: int, h: int, e: int, kind: str = "") -> dict[str, Any]:
+    if kind not in _SCORES:
+        return {"q": make(b, s, h, e), "k": make(b, n, h, e), "v": make(b, n, h, e)}
+    scale, offset = {"sharp": (4.0, 0.0), "large-scores": (1.0, 3.5)}[kind]
+    q, k = make(b, s, h, e, scale=scale, offset=offset), make(b, n, h, e, offset=offset)
+    return {"q": q, "k": k, "v": make(b, n, h, e, offset=2.0)}
+
+
+def _backward(make: Maker, b: int, s: int, n: int, h: int, e: int, kind: str = "") -> dict[str, Any]:
     # The shard's own keys are the first half of all keys: out and lse are those of the whole.
     from mova_engine.ops.reference import attention_lse_reference
 
-    q, k, v = _qkv(make, b, s, 2 * n, h, e).values()
+    q, k, v = _qkv(make, b, s, 2 * n, h, e, kind).values()
     out, lse = attention_lse_reference(q.double(), k.double(), v.double())
     shard = {"q": q, "k": k[:, :n], "v": v[:, :n]}
     return {"dout": make(b, s, h, e), **shard, "out": out.to(q.dtype), "lse": lse.to(make.wide)}
@@ -224,9 +289,10 @@ def attention_cases(backward: bool = False, empty: bool = False) -> tuple[Case, 
     """Cases of attention; `backward` adds dout and a global out and lse; `empty` shards without keys or queries."""
     build = _backward if backward else _qkv
     nothing = {"no-keys": (1, 5, 0, 2, 64), "no-queries": (1, 0, 5, 2, 64)}
-    shapes = _ATTENTIONS | (nothing if empty else {})
+    shapes = _ATTENTIONS | _SCORES | (nothing if empty else {})
     cases = [
-        Case(name, lambda g, dev, dt, shape=shape: build(Maker(g, dev, dt), *shape)) for name, shape in shapes.items()
+        Case(name, lambda g, dev, dt, name=name, shape=shape: build(Maker(g, dev, dt), *shape, name))
+        for name, shape in shapes.items()
     ]
     if not backward:
         cases.append(Case("non-contiguous", _packed_qkv))
@@ -248,39 +314,68 @@ def _packed_qkv(generator: torch.Generator, device: torch.device, dtype: torch.d
     return dict(zip(("q", "k", "v"), packed.unbind(2), strict=True))
 
 
-def _merge(empty_shard: bool) -> Callable[..., dict[str, Any]]:
+def _merge(shards: int, scale: float = 3.0, offset: float = 0.0, empty: bool = False) -> Callable[..., dict[str, Any]]:
     def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         make = Maker(generator, device, dtype)
-        outs, lses = make(3, 2, 11, 2, 64), make(3, 2, 2, 11, scale=3.0, dtype=make.wide)
-        if empty_shard:
+        outs = make(shards, 2, 11, 2, 64, offset=1.0)
+        lses = make(shards, 2, 2, 11, scale=scale, offset=offset, dtype=make.wide)
+        if empty:
             outs[1], lses[1] = torch.nan, -torch.inf
         return {"outs": outs, "lses": lses}
 
     return make_case
 
 
-MERGE_CASES = (Case("three-shards", _merge(False)), Case("empty-shard", _merge(True)))
+MERGE_CASES = (
+    Case("three-shards", _merge(3)),
+    Case("empty-shard", _merge(3, empty=True)),
+    # exp of such sums overflows, and half precision does not hold them.
+    Case("large-sums", _merge(5, scale=1.0, offset=200.0)),
+)
+
+_SHAPES = ((33, 17), (101,), (1, 6, 96))
 
 
-def _gradients(scale: float) -> Callable[..., dict[str, Any]]:
+def _gradients(scale: float, max_norm: float = 1.0, infinite: bool = False) -> Callable[..., dict[str, Any]]:
     def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         make = Maker(generator, device, dtype)
-        return {"grads": [make(*shape, scale=scale) for shape in ((33, 17), (5,), (1, 6, 96))], "max_norm": 1.0}
+        grads = [make(*shape, scale=scale) for shape in _SHAPES]
+        if infinite:
+            grads[0][3, 4] = torch.inf
+        return {"grads": grads, "max_norm": max_norm}
 
     return make_case
 
 
-CLIP_CASES = (Case("clipped", _gradients(3.0)), Case("within", _gradients(0.001)))
+CLIP_CASES = (
+    Case("clipped", _gradients(3.0)),
+    Case("within", _gradients(0.001)),
+    Case("zeros", _gradients(0.0)),
+    # As small as what is added to the norm; so large that float16 does not hold the squares.
+    Case("tiny", _gradients(1e-7, max_norm=1e-6)),
+    Case("large", _gradients(600.0)),
+    Case("infinite", _gradients(1.0, infinite=True)),
+)
 
 
-def _parameters(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    make = Maker(generator, device, dtype)
-    shapes = ((33, 17), (5,), (1, 6, 96))
-    return {
-        "params": [make(*shape) for shape in shapes],
-        "grads": [[make(*shape, scale=0.1) for shape in shapes] for _ in range(3)],
-        "options": {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1},
-    }
+def _parameters(
+    start: float = 1.0, size: float = 0.1, eps: float = 1e-8, weight_decay: float = 0.1
+) -> Callable[..., dict[str, Any]]:
+    def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        make = Maker(generator, device, dtype)
+        return {
+            "params": [make(*shape, scale=start) for shape in _SHAPES],
+            "grads": [[make(*shape, scale=size) for shape in _SHAPES] for _ in range(3)],
+            "options": {"lr": 1e-2, "betas": (0.9, 0.98), "eps": eps, "weight_decay": weight_decay},
+        }
+
+    return make_case
 
 
-ADAMW_CASES = (Case("three-steps", _parameters),)
+ADAMW_CASES = (
+    Case("three-steps", _parameters()),
+    # Nothing but the updates; gradients as small as eps; nothing but eps and the decay.
+    Case("from-zero", _parameters(start=0.0)),
+    Case("tiny-gradients", _parameters(start=0.01, size=1e-3, eps=1e-3)),
+    Case("no-gradients", _parameters(size=0.0, weight_decay=2.0)),
+)

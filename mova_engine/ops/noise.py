@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 EPS32 = torch.finfo(torch.float32).eps
-FLOAT32 = 8.0
+FLOAT32 = 32.0
 # Below this share of the largest number a row is nothing but rounding of what cancelled (softmax over one key).
 _VANISHED = 1e-10
 _SHORTEST = 8
@@ -23,14 +23,15 @@ class Noise:
     """Of one tensor, all in its shape (at least one axis) and float64.
 
     weight: 0 where the truth is not finite, else 1. variance: of an element's error. moved: what float32 may lose.
-    forms: errors of the reference, and of its form with the roundings that it permits.
+    forms: errors of the reference, and of its forms with the roundings that it permits, each with the variance that is
+    expected from the others: how large it is in units of that tells how far apart right implementations are.
     """
 
     truth: Tensor
     weight: Tensor
     variance: Tensor
     moved: Tensor
-    forms: tuple[Tensor, ...]
+    forms: tuple[tuple[Tensor, Tensor], ...]
 
     @staticmethod
     def of(truth: Tensor, nudged: Tensor, made: list[Tensor], largest: float) -> "Noise":
@@ -44,16 +45,15 @@ class Noise:
         value = truth.where(weight.bool(), 0)
         size = EPS32 * value.square().where(keep, 0).mean(-1, keepdim=True).sqrt()
         moved = FLOAT32 * torch.hypot((nudged - truth).where(keep, 0), size)
-        errors = tuple((x - truth).where(keep, 0) for x in others)
+        errors = [(x - truth).where(keep, 0) for x in others]
         info = torch.finfo(dtype)
         step = torch.exp2(value.abs().clamp(min=info.tiny).log2().floor()) * info.eps
-        last = step.square() / 12
-        rest = torch.stack([_row_mean(e.square() - last, weight) for e in errors]).amax(0).clamp(min=0)
-        rest = rest.clamp(min=float(rest.median()) if rest.numel() else 0)
-        variance = last + rest + _row_mean(moved.square(), weight)
+        least = step.square() / 12
+        rest = [_row_mean(e.square() - least, weight) for e in errors]
         vanished = _row_mean(value.square(), weight) <= (_VANISHED * largest) ** 2
-        variance = variance + vanished * (4 * EPS32 * largest) ** 2
-        return Noise(truth, weight, variance, moved, errors)
+        least = least + _row_mean(moved.square(), weight) + vanished * (4 * EPS32 * largest) ** 2
+        parts = [least + _typical([*rest[:i], *rest[i + 1 :]] or rest) for i in range(len(rest))]
+        return Noise(truth, weight, least + _typical(rest), moved, tuple(zip(errors, parts, strict=True)))
 
     @property
     def row(self) -> int:
@@ -63,40 +63,52 @@ class Noise:
         """found - truth where that is a number."""
         return (_lined(found.detach().to(self.truth.device, torch.float64)) - self.truth).where(self.weight.bool(), 0)
 
-    def rows(self, error: Tensor) -> Tensor:
-        """Mean squares of whole rows, in units of their noise."""
-        return _row_mean(error.square(), self.weight) / _row_mean(self.variance, self.weight).clamp(min=1e-300)
+    def rows(self, error: Tensor, variance: Tensor | None = None) -> Tensor:
+        """Root mean squares of whole rows, in units of their noise."""
+        variance = self.variance if variance is None else variance
+        return (_row_mean(error.square(), self.weight) / _row_mean(variance, self.weight).clamp(min=1e-300)).sqrt()
 
     def worst(self, error: Tensor) -> float:
         """The largest error of an element, in units of its noise; where the reference's own is larger, of that."""
-        usual = self.variance + self.forms[0].square()
+        usual = self.variance + self.forms[0][0].square()
         return float((error.square() / usual).max()) ** 0.5
+
+    def apart(self) -> tuple[float, float]:
+        """The largest row and the largest element that one form shows to the others."""
+        rows = max(float(self.rows(e, variance).max()) for e, variance in self.forms)
+        return rows, max(float((e.square() / variance).max()) ** 0.5 for e, variance in self.forms[1:] or self.forms)
 
     def lines(self, error: Tensor) -> dict[str, tuple[Tensor, float, float]]:
         """What the errors along each axis, and of the whole, have in common, in units of what chance gives.
 
-        {"slope or mean along axis": (z of every line, root mean square and largest z of the reference's own errors)}
+        {"slope or mean along axis": (z of every line, root mean square and largest z that one form shows the others)}
         """
-        truth = self.truth.where(self.weight.bool(), 0)
-        inverse = self.weight / self.variance
+        axes = [(f"axis {i}", (i,)) for i, n in enumerate(self.truth.shape) if _SHORTEST <= n < self.truth.numel()]
         found = {}
-        axes = [(f"axis {axis}", (axis,)) for axis, n in enumerate(truth.shape) if n >= _SHORTEST and n < truth.numel()]
-        for name, dims in (*axes, ("all", tuple(range(truth.dim())))):
-            count = self.weight.sum(dims).clamp(min=1)
-            power, moved = truth.square().sum(dims), self.moved.square().sum(dims)
-            pull = (truth.square() * inverse).sum(dims)
-            slope_noise = (1 / pull.clamp(min=1e-300) + moved / power.clamp(min=1e-300)).sqrt()
-            mean_noise = ((self.variance * self.weight).sum(dims) / count**2 + moved / count).sqrt()
-            scores: dict[str, list[Tensor]] = {f"slope along {name}": [], f"mean along {name}": []}
-            slope, mean = scores.values()
-            for e in (error, *self.forms):
-                along = (e * truth * inverse).sum(dims) / pull.clamp(min=1e-300)
-                slope.append((along / slope_noise).where(power > 0, 0))
-                mean.append(e.sum(dims) / count / mean_noise.clamp(min=1e-300))
-            for key, (ours, *theirs) in scores.items():
+        for name, dims in (*axes, ("all", tuple(range(self.truth.dim())))):
+            ours = self._line(error, self.variance, dims)
+            forms = [self._line(e, variance, dims) for e, variance in self.forms]
+            for i, kind in enumerate(("slope", "mean")):
+                theirs = [z[i] for z in forms]
                 usual = max(float(z.square().mean()) ** 0.5 for z in theirs)
-                found[key] = ours, usual, max(float(z.abs().max()) for z in theirs)
+                found[f"{kind} along {name}"] = ours[i], usual, max(float(z.abs().max()) for z in theirs)
         return found
+
+    def _line(self, error: Tensor, variance: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """(slope against the truth, mean) of the errors along `dims`, in units of what chance gives."""
+        truth, inverse = self.truth.where(self.weight.bool(), 0), self.weight / variance
+        count, moved = self.weight.sum(dims).clamp(min=1), self.moved.square().sum(dims)
+        power = truth.square().sum(dims)
+        pull = (truth.square() * inverse).sum(dims).clamp(min=1e-300)
+        slope = (error * truth * inverse).sum(dims) / pull / (1 / pull + moved / power.clamp(min=1e-300)).sqrt()
+        chance = ((variance * self.weight).sum(dims) / count**2 + moved / count).sqrt().clamp(min=1e-300)
+        return slope.where(power > 0, 0), error.sum(dims) / count / chance
+
+
+def _typical(rest: list[Tensor]) -> Tensor:
+    """The largest of several rows' excess variance, at least that of half of all rows."""
+    largest = torch.stack(rest).amax(0).clamp(min=0)
+    return largest.clamp(min=float(largest.median()) if largest.numel() else 0)
 
 
 def _lined(x: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ modulations are computed in float32 (float64 for float64 inputs) and rounded onc
 (shift, scale, gate) are [b, d] and may be of higher precision than x.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -154,8 +156,8 @@ def attention_backward_reference(
     return dq.transpose(1, 2).to(q.dtype), dk.transpose(1, 2).to(k.dtype), dv.transpose(1, 2).to(v.dtype)
 
 
-# Kernels multiply in the inputs' dtype: what such a product takes from another is rounded to it. The references round
-# nothing; these are what they may become by that, which the judgement of implementations allows (`Operator.rounded`).
+# Kernels multiply in the inputs' dtype: what such a product takes from another is rounded to it. These forms are what
+# the references may become by that, which the judgement of implementations allows (`Operator.rounded`).
 
 
 def linear_gelu_rounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -163,43 +165,59 @@ def linear_gelu_rounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return bias_gelu_reference(F.linear(x, weight), bias)
 
 
-def attention_lse_rounded(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+# Factors of numbers that are rounded: softmax weights are rounded relative to the largest of a tile, which no two
+# kernels choose alike. None: not rounded at all.
+_GRIDS = (1.0, 1.3, 1.7, None)
+
+
+def on_grids(form: Callable) -> tuple[Callable, ...]:
+    """A rounded form on each of several grids."""
+    return tuple(functools.partial(form, grid=grid) for grid in _GRIDS)
+
+
+def _round(x: Tensor, dtype: torch.dtype, grid: float | None) -> Tensor:
+    return x if grid is None else (x * grid).to(dtype).to(x.dtype) / grid
+
+
+def attention_lse_rounded(q: Tensor, k: Tensor, v: Tensor, grid: float | None) -> tuple[Tensor, Tensor]:
     """`attention_lse_reference` with the softmax's numerator rounded before its product with v, not in its sum."""
     scores = _scores(q, k)
     lse = torch.logsumexp(scores, -1)
-    largest = scores.amax(-1, keepdim=True) if k.shape[1] else 0.0
-    weights = torch.exp(scores - largest)
-    out = weights.to(q.dtype).to(weights.dtype) @ _heads_first(v) / weights.sum(-1, keepdim=True)
-    return (out if k.shape[1] else torch.zeros_like(out)).transpose(1, 2).to(q.dtype), lse
+    if k.shape[1] == 0:
+        return torch.zeros_like(q), lse
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+    out = _round(weights, q.dtype, grid) @ _heads_first(v) / weights.sum(-1, keepdim=True)
+    return out.transpose(1, 2).to(q.dtype), lse
 
 
 def attention_backward_rounded(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grid: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_backward_reference` with p rounded before its product with dout, and ds before those with k and q."""
     p = torch.exp(_scores(q, k) - lse.unsqueeze(-1))
     g = _heads_first(dout)
     ds = p * (g @ _heads_first(v).transpose(-1, -2) - (g * _heads_first(out)).sum(-1, keepdim=True))
-    p, ds = p.to(q.dtype).to(g.dtype), ds.to(q.dtype).to(g.dtype) / math.sqrt(q.shape[-1])
+    p, ds = _round(p, q.dtype, grid), _round(ds, q.dtype, grid) / math.sqrt(q.shape[-1])
     dq, dk, dv = ds @ _heads_first(k), ds.transpose(-1, -2) @ _heads_first(q), p.transpose(-1, -2) @ g
     return dq.transpose(1, 2).to(q.dtype), dk.transpose(1, 2).to(k.dtype), dv.transpose(1, 2).to(v.dtype)
 
 
 class _RoundedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, lse = attention_lse_rounded(q, k, v)
+    def forward(ctx, grid: float | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = attention_lse_rounded(q, k, v, grid)
         ctx.save_for_backward(q, k, v, out, lse)
+        ctx.grid = grid
         return out
 
     @staticmethod
-    def backward(ctx, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return attention_backward_rounded(dout, *ctx.saved_tensors)
+    def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *attention_backward_rounded(dout, *ctx.saved_tensors, ctx.grid)
 
 
-def attention_rounded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention_rounded(q: Tensor, k: Tensor, v: Tensor, grid: float | None) -> Tensor:
     """`attention_reference` with the roundings of `attention_lse_rounded` and `attention_backward_rounded`."""
-    return _RoundedAttention.apply(q, k, v)
+    return _RoundedAttention.apply(grid, q, k, v)
 
 
 def quantize_rows_reference(x: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -93,8 +93,8 @@ class Operator:
     """An operator's declaration. `kind` is "function" (values and gradients judged), "optimizer" (a factory) or
     "inplace" (changes its arguments).
 
-    rounded: the reference with those roundings of intermediate results that fused kernels cannot avoid, where there
-    are any; the judgement allows them.
+    rounded: forms of the reference with those roundings of intermediate results that fused kernels cannot avoid, where
+    there are any; the judgement allows them.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Operator:
     implementations: tuple[Implementation, ...] = ()
     differentiable: tuple[str, ...] = ()
     kind: str = "function"
-    rounded: Callable[..., Any] | None = None
+    rounded: tuple[Callable[..., Any], ...] = ()
 
     def refusal(
         self,

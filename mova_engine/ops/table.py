@@ -144,7 +144,7 @@ def _rows(
     return Operator(
         name,
         getattr(reference, f"{name}_reference"),
-        cases.row_cases(build) + extra,
+        (cases.gelu_cases() if name == "bias_gelu" else cases.row_cases(build)) + extra,
         _SLACK,
         (_native(name), *inference, _npu("norms", name), _triton(name), *implementations, _compile(name)),
         tuple(differentiable.split()),
@@ -222,7 +222,7 @@ OPERATORS: dict[str, Operator] = {
                 _compile("linear_gelu"),
             ),
             ("x", "weight", "bias"),
-            rounded=reference.linear_gelu_rounded,
+            rounded=(reference.linear_gelu_rounded,),
         ),
         Operator(
             "lora_linear",
@@ -306,7 +306,7 @@ OPERATORS: dict[str, Operator] = {
                 _npu("attention", "attention"),
             ),
             ("q", "k", "v"),
-            rounded=reference.attention_rounded,
+            rounded=reference.on_grids(reference.attention_rounded),
         ),
         Operator(
             "attention_lse",
@@ -319,7 +319,7 @@ OPERATORS: dict[str, Operator] = {
                 *(_flash_attn(version, "_lse") for version in (3, 4, 2)),
                 _npu("attention", "attention_lse"),
             ),
-            rounded=reference.attention_lse_rounded,
+            rounded=reference.on_grids(reference.attention_lse_rounded),
         ),
         Operator(
             "attention_backward",
@@ -332,7 +332,7 @@ OPERATORS: dict[str, Operator] = {
                 *(_flash_attn(version, "_backward") for version in (3, 4, 2)),
                 _npu("attention", "attention_backward"),
             ),
-            rounded=reference.attention_backward_rounded,
+            rounded=reference.on_grids(reference.attention_backward_rounded),
         ),
         Operator(
             "merge_lse",
@@ -347,8 +347,11 @@ OPERATORS: dict[str, Operator] = {
             cases.ADAMW_CASES,
             _SLACK,
             (
-                Implementation("fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu")),
-                replace(_npu("optim", "fused_adamw"), name="npu-fused", dtypes=("float32", "float16")),
+                # Not in float16, which does not hold squares of gradients.
+                Implementation(
+                    "fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu"), dtypes=("float32", "bfloat16")
+                ),
+                replace(_npu("optim", "fused_adamw"), name="npu-fused", dtypes=("float32",)),
                 # In half precision each of its operations rounds.
                 Implementation("foreach", "mova_engine.ops.optim:adamw_foreach", dtypes=("float32",)),
                 _apex("ApexAdamW", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),

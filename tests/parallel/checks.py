@@ -260,7 +260,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None, ctx.sharding.whole.all_reduce(grad.contiguous())
+        return None, ctx.sharding.whole.all_reduce(grad.float().contiguous()).to(grad.dtype)
 
 
 def _joined(sharding: ContextParallel, x: Tensor, total: int) -> Tensor:

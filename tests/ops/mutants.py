@@ -1,0 +1,281 @@
+"""Mutants of the operators' references, made by rule, for the judgement that must find each of them wrong.
+
+    python tests/ops/mutants.py [--op NAME ...] [--dtype NAME ...] [--share 1.0] [--seed 0]
+
+prints for each operator and dtype how many mutants there are, how many are killed, how many change nothing, and
+those that live. Rules act in three places: on the operator's arguments, on each of PyTorch's operations beneath the
+reference, forward and in the backward (composite ones taken apart), and on results and gradients as such.
+
+A mutant that passes is excused only where a check shows that there is nothing to find: its bits are the reference's in
+every case; in float64 it computes the truth to 1e-9, so that it is the same mathematics in another order; in float64 no
+row of any result moves by more than an eighth of the dtype's epsilon; or it rounds an intermediate result, and in no
+tensor of any case is its error more than the operator's slack times the reference's.
+"""
+
+import argparse
+import math
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ops.mutation_rules import ARGUMENT_RULES, OPERATION_RULES, RESULT_RULES, Place
+
+from mova_engine.ops import OPERATORS, Case, Operator
+from mova_engine.ops.verify import Trial, judge, results, trials
+
+CPU = torch.device("cpu")
+_aten = torch.ops.aten
+_TAKEN_APART = get_decompositions(
+    [
+        _aten.native_layer_norm,
+        _aten.native_layer_norm_backward,
+        _aten.gelu,
+        _aten.gelu_backward,
+        _aten._softmax,
+        _aten._softmax_backward_data,
+        _aten.logsumexp,
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`rule` applied at a place: ("argument" or "result", name) or ("forward" or "backward", operation, occurrence)."""
+
+    where: tuple
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{' '.join(map(str, self.where))}: {self.rule}"
+
+
+@dataclass
+class Operations(TorchDispatchMode):
+    """Numbers PyTorch's operations while the reference or its backward runs, and changes the result of one."""
+
+    dtype: torch.dtype
+    mutant: Mutant | None = None
+    counts: Counter = field(default_factory=Counter)
+    seen: dict[tuple, Place] = field(default_factory=dict)
+    forward: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        backward = torch._C._current_autograd_node() is not None
+        if not (backward or self.forward):
+            return function(*args, **kwargs)
+        where = ("backward" if backward else "forward", str(function), self.counts[backward, function])
+        self.counts[backward, function] += 1
+        place = Place(function, args, kwargs, self.dtype)
+        if self.mutant and self.mutant.where == where:
+            return place.changed(OPERATION_RULES[self.mutant.rule])
+        if function in _TAKEN_APART:
+            with self:
+                made = _TAKEN_APART[function](*args, **kwargs)
+        else:
+            made = function(*args, **kwargs)
+        if self.mutant is None and Place.wide(made):
+            self.seen[where] = place
+        return made
+
+    def watching(self, operator: Operator) -> Callable[..., Any]:
+        """The operator's reference, whose operations count."""
+
+        def reference(*args: Any, **kwargs: Any) -> Any:
+            self.counts.clear()
+            self.forward = True
+            try:
+                made = operator.reference(*args, **kwargs)
+            finally:
+                self.forward = False
+            if operator.kind == "optimizer":
+                step = made.step
+
+                def watched() -> None:
+                    self.forward = True
+                    step()
+                    self.forward = False
+
+                made.step = watched
+            return made
+
+        return reference
+
+
+def mutants_of(operator: Operator, dtype: torch.dtype, cases: list[Case]) -> list[Mutant]:
+    """Every mutant that a rule makes at a place which some case reaches."""
+    found: dict[Mutant, None] = {}
+    for case in cases:
+        inputs = case.make(torch.Generator().manual_seed(0), CPU, dtype)
+        for name in inputs:
+            for rule, (fits, _) in ARGUMENT_RULES.items():
+                if fits(inputs, name, dtype, operator):
+                    found[Mutant(("argument", name), rule)] = None
+        trial = next(trials(operator, case, CPU, dtype))
+        with Operations(dtype) as mode:
+            made = results(operator, mode.watching(operator), trial)
+        for where, place in mode.seen.items():
+            found |= {Mutant(where, rule): None for rule, (fits, _) in OPERATION_RULES.items() if fits(place)}
+        for name, x in made.items():
+            found |= {Mutant(("result", name), rule): None for rule, (fits, _) in RESULT_RULES.items() if fits(x)}
+    return list(found)
+
+
+def run(operator: Operator, mutant: Mutant, trial: Trial, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the mutant makes of a trial."""
+    kind, *where = mutant.where
+    if kind == "argument":
+        _, change = ARGUMENT_RULES[mutant.rule]
+
+        def changed(**inputs: Any) -> Any:
+            return operator.reference(**(inputs | change(inputs, where[0], dtype)))
+
+        if operator.kind != "function":
+            made = change(trial.inputs, where[0], dtype)
+            return results(operator, operator.reference, replace(trial, inputs=trial.inputs | made))
+        return results(operator, changed, trial)
+    if kind == "result":
+        made = results(operator, operator.reference, trial)
+        if where[0] in made:
+            made[where[0]] = RESULT_RULES[mutant.rule][1](made[where[0]])
+        return made
+    with Operations(dtype, mutant) as mode:
+        return results(operator, mode.watching(operator), trial)
+
+
+@dataclass
+class Bench:
+    """The cases of an operator in one dtype, made once for all its mutants; small ones first."""
+
+    operator: Operator
+    dtype: torch.dtype
+    errors: dict[Mutant, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cases = [case for case in self.operator.cases if case.size == "test"]
+        self.made = {case: list(trials(self.operator, case, CPU, self.dtype)) for case in cases}
+        size = {c: sum(x.truth.numel() for x in t[0].noise.values()) for c, t in self.made.items()}
+        self.cases = sorted(cases, key=size.get)
+
+    def kills(self, mutant: Mutant, case: Case) -> bool:
+        """Whether the judgement finds the mutant wrong on a case."""
+        pairs = [(trial, run(self.operator, mutant, trial, self.dtype)) for trial in self.made[case]]
+        return any(not finding.passed for finding in judge(self.operator, pairs))
+
+    def verdict(self, mutant: Mutant) -> str:
+        """ "killed", why it need not be, "does not run" or "LIVES"."""
+        try:
+            if any(self.kills(mutant, case) for case in self.cases):
+                return "killed"
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            self.errors[mutant] = str(error).splitlines()[0]
+            return "does not run"
+        made = [(t, run(self.operator, mutant, t, self.dtype)) for case in self.cases for t in self.made[case]]
+        if all(_same_bits(x, t.expected[name]) for t, found in made for name, x in found.items()):
+            return "same bits"
+        moved = self._moved(mutant)
+        if moved <= 1e-9:
+            return "same mathematics"
+        if moved <= torch.finfo(self.dtype).eps / 8:
+            return "below rounding"
+        if "rounded" in mutant.rule and all(self._harmless(case, mutant) for case in self.cases):
+            return "harmless rounding"
+        return "LIVES"
+
+    def _moved(self, mutant: Mutant) -> float:
+        """By how much the mutant in float64 moves the row that it moves most, relative to that row."""
+        most = 0.0
+        for case in self.cases:
+            exact = next(trials(self.operator, case, CPU, torch.float64))
+            for name, x in run(self.operator, mutant, exact, torch.float64).items():
+                truth = exact.expected[name].double().reshape(1) if x.dim() == 0 else exact.expected[name].double()
+                error = (x.double().view_as(truth) - truth).where(truth.isfinite(), 0).norm(dim=-1)
+                size = truth.where(truth.isfinite(), 0).norm(dim=-1)
+                if x.numel():
+                    most = max(most, float((error / size.clamp(min=1e-12 * max(1e-30, float(size.max())))).max()))
+        return math.inf if math.isnan(most) else most
+
+    def _harmless(self, case: Case, mutant: Mutant) -> bool:
+        squares: dict[str, list[float]] = {}
+        for trial in self.made[case]:
+            for name, x in run(self.operator, mutant, trial, self.dtype).items():
+                noise = trial.noise[name]
+                own = max(float(e.square().sum()) for e, _ in noise.forms)
+                ours, usual = float(noise.error(x).square().sum()), float((noise.variance * noise.weight).sum())
+                sums = squares.setdefault(name, [0.0, 0.0])
+                sums[0], sums[1] = sums[0] + ours, sums[1] + max(own, usual)
+        return all(ours <= self.operator.slack**2 * usual for ours, usual in squares.values())
+
+
+def _same_bits(x: Tensor | None, y: Tensor | None) -> bool:
+    if x is None or y is None:
+        return x is y
+    return x.dtype == y.dtype and torch.equal(*(z.reshape(-1).view(torch.uint8) for z in (x, y)))
+
+
+def dtypes_of(operator: Operator) -> list[torch.dtype]:
+    """In which an implementation may exist."""
+    names = {name for entry in operator.implementations for name in entry.dtypes}
+    return [getattr(torch, name) for name in ("float32", "bfloat16", "float16") if name in names]
+
+
+def campaign(
+    operator: Operator, dtype: torch.dtype, share: float, seed: int, bench: Bench | None = None
+) -> Iterator[tuple[Mutant, str]]:
+    """Mutants of an operator, a random share of them, and what becomes of each."""
+    bench = bench or Bench(operator, dtype)
+    mutants = mutants_of(operator, dtype, bench.cases)
+    chosen = random.Random(f"{seed} {operator.name} {dtype}").sample(mutants, math.ceil(share * len(mutants)))
+    for mutant in chosen:
+        yield mutant, bench.verdict(mutant)
+
+
+def main() -> int:
+    """Print the table; the exit status says whether a mutant lives."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--op", nargs="*", default=list(OPERATORS))
+    parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16", "float16"])
+    parser.add_argument("--share", type=float, default=1.0, help="of the mutants, drawn at random (default all)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lives = 0
+    excuses = ("same bits", "same mathematics", "below rounding", "harmless rounding", "does not run")
+    print(
+        f"{'operator':28} {'dtype':9} {'mutants':>7} {'killed':>7} " + " ".join(f"{e:>17}" for e in excuses), "  live"
+    )
+    for operator in (OPERATORS[name] for name in args.op):
+        for dtype in dtypes_of(operator):
+            name = str(dtype).removeprefix("torch.")
+            if name not in args.dtype:
+                continue
+            bench = Bench(operator, dtype)
+            verdicts = list(campaign(operator, dtype, args.share, args.seed, bench))
+            count = Counter(verdict for _, verdict in verdicts)
+            columns = " ".join(f"{count[e]:17}" for e in excuses)
+            row = f"{operator.name:28} {name:9} {len(verdicts):7} {count['killed']:7} {columns} {count['LIVES']:6}"
+            print(row, flush=True)
+            lives += count["LIVES"]
+            for mutant, verdict in verdicts:
+                if verdict in ("LIVES", "does not run"):
+                    print(f"    {verdict.lower()}: {mutant} {bench.errors.get(mutant, '')}", flush=True)
+    return int(lives > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

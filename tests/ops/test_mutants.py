@@ -1,0 +1,49 @@
+"""The judgement finds mutants of the operators wrong; `python tests/ops/mutants.py` tries all and prints a table."""
+
+import pytest
+import torch
+from ops.mutants import Bench, campaign, dtypes_of, mutants_of
+
+from mova_engine.ops import OPERATORS
+from mova_engine.ops.verify import judge
+
+# A few mutants of small operators belong to every test run.
+QUICK = ("rms_norm", "norm_modulate", "gate_residual", "bias_gelu", "merge_lse")
+SMALL = ("nano", "every-kind", "tails", "one-token", "three-shards", "nano-no-gate")
+ALL = [(name, dtype) for name, operator in OPERATORS.items() for dtype in dtypes_of(operator)]
+
+
+def _lives(operator, dtype, share):
+    verdicts = list(campaign(operator, dtype, share, seed=2026))
+    assert sum(verdict == "killed" for _, verdict in verdicts) > 0.7 * len(verdicts)
+    return [str(mutant) for mutant, verdict in verdicts if verdict == "LIVES"]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_sample_of_mutants_is_killed_in_bfloat16(name):
+    operator = OPERATORS[name]
+    few = type(operator)(**operator.__dict__ | {"cases": tuple(c for c in operator.cases if c.name in SMALL)})
+    assert _lives(few, torch.bfloat16, 0.02) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("name", "dtype"), ALL, ids=[f"{name}-{str(dtype)[6:]}" for name, dtype in ALL])
+def test_every_mutant_is_killed(name, dtype):
+    assert _lives(OPERATORS[name], dtype, 1.0) == []
+
+
+def test_mutants_are_made_at_every_kind_of_place():
+    operator = OPERATORS["norm_modulate"]
+    case = [c for c in operator.cases if c.name == "one-token"]
+    kinds = {mutant.where[0] for mutant in mutants_of(operator, torch.bfloat16, case)}
+    assert kinds == {"argument", "result", "forward", "backward"}
+
+
+def test_the_reference_is_no_mutant():
+    """A judgement that finds everything wrong would kill all mutants too."""
+    for name in QUICK:
+        operator = OPERATORS[name]
+        bench = Bench(type(operator)(**operator.__dict__ | {"cases": operator.cases[-3:]}), torch.bfloat16)
+        for made in bench.made.values():
+            assert all(f.passed for f in judge(operator, ((trial, trial.expected) for trial in made)))
