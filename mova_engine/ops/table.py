@@ -100,7 +100,7 @@ def _cuda_cpp(name: str) -> Implementation:
 # What an operator calls of torch_npu, or of PyTorch where that has the device's own kernel.
 _NPU_CALLS = {
     "rms_norm": ("npu_rms_norm",),
-    "rms_norm_rope": ("npu_rms_norm", "npu_rotary_mul"),
+    "rms_norm_rope": ("npu_rms_norm", "npu_rms_norm_backward", "npu_rotary_mul"),
     "layer_norm": ("native_layer_norm",),
     "norm_modulate": ("native_layer_norm",),
     "gate_residual": ("addcmul",),
