@@ -180,6 +180,8 @@ class Reader:
         search=False reads from the file's first frame on, for a `begin` that is near.
         """
         self.begin = begin
+        if self.container.format.name == "ogg":
+            self._refuse_jumps(begin)
         packets = chain(self._fed, self._packets)
         if not search:
             yield from self._from(packets)
@@ -194,6 +196,18 @@ class Reader:
             # The index leads astray: everything is read.
             packets = self._sought(Fraction(-10))
         yield from self._from(self._skipped(packets, begin))
+
+    def _refuse_jumps(self, begin: Fraction) -> None:
+        """Ogg stamps pages, not packets: after a lost page times are counted on, wrongly, until they jump."""
+        with open_media(self.path) as container:
+            expected = None
+            for packet in container.demux(container.streams[self.stream.index]):
+                if packet.pts is None:
+                    continue
+                time = packet.pts * packet.time_base
+                if expected is not None and time >= begin and abs(time - expected) > Fraction(5, 1000):
+                    raise self._error(time)
+                expected = time + packet.duration * packet.time_base if packet.duration else None
 
     def _sought(self, time: Fraction) -> Iterator[Packet]:
         self.container.seek(int(time / self.stream.time_base), stream=self.stream)
