@@ -22,7 +22,7 @@ from mova_engine.models.lora import add_lora, save_lora
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 
-TRAIN = ["--device", "cpu", "--steps", "2", "--loader.batch", "1", "--loader.fit", "2", "--checkpoint.every", "1"]
+TRAIN = ["--device", "cpu", "--steps", "1", "--loader.batch", "1", "--loader.fit", "2", "--checkpoint.every", "1"]
 TRAIN += ["--validation.every", "0", "--optim.ema", "0", "--log.every", "1"]
 
 
