@@ -99,7 +99,7 @@ def load_pipeline(
     loads the codecs that it needs; shard: its part of the weights too, of which with offload none stays on the device.
     Raises MovaError for whatever is missing or damaged.
     """
-    place = processes or Processes()
+    folder, place = Path(folder), processes or Processes()
     _check_whole(folder, place)
     facts, device = trained(folder), backend.device(place.launch.local_rank)
     ops = place.operators(bind(backend, training=False, dtypes=(dtype,) if dtype else COMPUTE_DTYPES))
