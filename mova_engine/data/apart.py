@@ -29,6 +29,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from mova_engine.data.signals import stop_signals_held
 from mova_engine.errors import MovaError
 
@@ -39,6 +41,8 @@ R = TypeVar("R")
 CPU_SECONDS = 300
 WALL_SECONDS = 3600
 MEMORY = 8 << 30
+# Bytes of shared memory that stay with a server: to be given new pages for each clip takes longer than the copy.
+KEPT = 256 << 20
 
 _SERVE = "import sys; from mova_engine.data.apart import serve; serve(*map(int, sys.argv[1:]))"
 
@@ -104,15 +108,16 @@ class _Server:
             raise said
         raise FatalFileError(path, said)
 
-    def _buffers(self, sizes: list[int]) -> list[bytearray]:
+    def _buffers(self, sizes: list[int]) -> list[np.ndarray]:
         buffers, place = [], 0
         for size in sizes:
-            buffer, done = bytearray(size), 0
+            buffer, done = np.empty(size, np.uint8), 0
             while done < size:
                 done += os.preadv(self._memory, [memoryview(buffer)[done:]], place + done)
             buffers.append(buffer)
             place += size
-        os.ftruncate(self._memory, 0)
+        if place > KEPT:
+            os.ftruncate(self._memory, 0)
         return buffers
 
     def close(self, ends: bool = True) -> None:

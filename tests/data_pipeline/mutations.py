@@ -121,8 +121,8 @@ Packets = list[av.Packet]
 
 def _remuxed(path: Path, out: Path, change: Callable[[Packets], Packets | None]) -> bool | None:
     """Write the file's packets, as `change` leaves them, into a new one."""
-    if path.suffix in (".avi", ".mxf"):
-        return None  # packets have no stamps there: what is taken out leaves no trace
+    if path.suffix in (".avi", ".mxf", ".gif", ".apng"):
+        return None  # packets have no stamps there, or only durations: what is changed leaves no trace
     with av.open(str(path)) as source:
         muxer = source.format.name.split(",")[0]
         muxer = {"mov": "mp4", "mpeg": "mpeg", "gif": "gif"}.get(muxer, muxer)
