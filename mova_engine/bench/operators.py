@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,6 @@ from mova_engine.ops.verify import SEED, verify
 # Elements of the largest activation that a device measures in reasonable time.
 _LARGEST = {"cpu": 1 << 24}
 _ANY = 1 << 40
-# The published formulation rounds after each of its operations, and on a CPU torch's LayerNorm sums the gradients of
-# bfloat16 weights in bfloat16: 10% off at 8192 rows. So the baseline is held to this slack, on the cases of few rows.
-_BASELINE_SLACK = 4.0
 _ROUNDS = 200
 
 
@@ -46,7 +42,7 @@ def run(args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[
     rows = []
     for operator in (OPERATORS[name] for name in args.op):
         if operator.name in baseline:
-            _check_baseline(operator, baseline[operator.name], backend, dtype)
+            _check_baseline(operator, baseline[operator.name], backend)
         for case in operator.cases:
             if case.size != "bench":
                 continue
@@ -108,11 +104,13 @@ def _require_right(
         raise MovaError(f"{operator.name} '{name}' is wrong on {case.name} ({', '.join(wrong)}): no speed is reported")
 
 
-def _check_baseline(operator: Operator, function: Callable, backend: Backend, dtype: torch.dtype) -> None:
-    lenient = replace(operator, slack=_BASELINE_SLACK)
+def _check_baseline(operator: Operator, function: Callable, backend: Backend) -> None:
+    """In float32: the published formulation rounds after each of its operations, which in half precision is not within
+    the bounds of operators. That it is the same function is seen all the same.
+    """
     for case in operator.cases:
         if case.size == "test":
-            _require_right(lenient, function, NAME, case, backend, dtype)
+            _require_right(operator, function, NAME, case, backend, torch.float32)
 
 
 def _case_rows(
