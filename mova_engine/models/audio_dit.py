@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn as nn
+from einops import rearrange
 from torch import Tensor
 
 from mova_engine.config import AudioDiTConfig
@@ -34,11 +35,11 @@ class AudioDiT(Tower):
         (patch,) = self.config.patch_size
         if latents.shape[2] % patch:
             raise MovaError(f"{latents.shape[2]} audio latents are not a multiple of the patch {patch}")
-        return latents.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2), (latents.shape[2] // patch,)
+        return rearrange(latents, "b c (s p) -> b s (c p)", p=patch), (latents.shape[2] // patch,)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[b, s, (patch c)] -> [b, c, s * patch]."""
-        return patches.unflatten(2, (-1, self.config.out_dim)).flatten(1, 2).transpose(1, 2)
+        return rearrange(patches, "b s (p c) -> b c (s p)", c=self.config.out_dim)
 
     def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
         return self.tables.get(audio_rope, grid[0], self.config.head_dim, device)

@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn as nn
+from einops import rearrange
 from torch import Tensor
 
 from mova_engine.config import VideoDiTConfig
@@ -36,20 +37,20 @@ class VideoDiT(Tower):
                 f"video input must be [batch, {self.config.in_dim}, frames, height, width], got {list(latents.shape)}"
             )
         pt, ph, pw = self.config.patch_size
-        b, c, *sizes = latents.shape
+        sizes = list(latents.shape[2:])
         if any(size % patch for size, patch in zip(sizes, (pt, ph, pw), strict=True)):
             raise MovaError(
                 f"video latents of {sizes} (frames, height, width) are not a multiple of the patch {[pt, ph, pw]}"
             )
         t, h, w = sizes[0] // pt, sizes[1] // ph, sizes[2] // pw
-        patches = latents.view(b, c, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return patches.reshape(b, t * h * w, -1), (t, h, w)
+        patches = rearrange(latents, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+        return patches, (t, h, w)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[b, (t h w), (pt ph pw c)] -> [b, c, t, h, w]; the channel runs fastest within a patch."""
-        b, (t, h, w), (pt, ph, pw) = patches.shape[0], grid, self.config.patch_size
-        x = patches.view(b, t, h, w, pt, ph, pw, self.config.out_dim).permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return x.reshape(b, self.config.out_dim, t * pt, h * ph, w * pw)
+        (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
+        sizes = {"t": t, "h": h, "w": w, "pt": pt, "ph": ph, "pw": pw}
+        return rearrange(patches, "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)", **sizes)
 
     def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
         return self.tables.get(video_rope, grid, self.config.head_dim, device)

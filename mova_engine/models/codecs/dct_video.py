@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from mova_engine.models.codecs.base import check_latents, check_video, fingerprint
@@ -154,11 +155,11 @@ class DctVideoCodec:
         return fingerprint("dct-video", {"version": 1, "kept": [_FIRST, _MOVING], "state": self.state()})
 
     def _analyse(self, video: Tensor, frames: int) -> Tensor:
-        b, c, f, h, w = video.shape
-        blocks = video.reshape(b, c, f // frames, frames, h // 8, 8, w // 8, 8).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return (blocks.reshape(-1, c * frames * 64) @ self._encode[frames]).view(*blocks.shape[:4], -1).movedim(-1, 1)
+        b, _, f, h, w = video.shape
+        blocks = rearrange(video, "b c (t f) (h i) (w j) -> (b t h w) (c f i j)", f=frames, i=8, j=8)
+        sizes = {"b": b, "t": f // frames, "h": h // 8, "w": w // 8}
+        return rearrange(blocks @ self._encode[frames], "(b t h w) k -> b k t h w", **sizes)
 
     def _synthesise(self, latents: Tensor, frames: int) -> Tensor:
-        b, _, t, h, w = latents.shape
-        blocks = (latents.movedim(1, -1) @ self._decode[frames]).view(b, t, h, w, 3, frames, 8, 8)
-        return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(b, 3, t * frames, h * 8, w * 8)
+        blocks = latents.movedim(1, -1) @ self._decode[frames]
+        return rearrange(blocks, "b t h w (c f i j) -> b c (t f) (h i) (w j)", f=frames, i=8, j=8, c=3)
