@@ -35,16 +35,31 @@ def heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.transpose(1, 2) for x in adjacent(*tensors))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """F.scaled_dot_product_attention of [b, s, h, e], in float32 where a CPU takes gradients in half precision.
+class _FlashCpu(torch.autograd.Function):
+    """Attention by torch's CPU flash kernel, of which the backward computes in float32.
 
-    There torch's flash kernel adds up the gradients of its tiles in the inputs' dtype: in bfloat16 their error grows
+    In half precision that kernel adds up the gradients of its tiles in the inputs' dtype: in bfloat16 their error grows
     with the number of tokens (at 2048 it is 1.7 times that of a kernel which adds up in float32).
     """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*heads_first(q, k, v))
+        out = out.transpose(1, 2)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return flash_cpu_backward(dout, *ctx.saved_tensors)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, flash: bool = True) -> Tensor:
+    """Attention of [b, s, h, e] by the kernel that torch chooses among those that are allowed; flash: it is one."""
     gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    wide = gradient and q.device.type == "cpu" and q.dtype in checks.HALVES
-    tensors = (x.float() for x in (q, k, v)) if wide else (q, k, v)
-    return F.scaled_dot_product_attention(*heads_first(*tensors)).transpose(1, 2).to(q.dtype)
+    if gradient and flash and q.numel() and k.shape[1] and q.device.type == "cpu" and q.dtype in checks.HALVES:
+        return _FlashCpu.apply(q, k, v)
+    return F.scaled_dot_product_attention(*heads_first(q, k, v)).transpose(1, 2)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -58,7 +73,7 @@ def _sdpa_by(kernel: SDPBackend, dtypes: tuple[torch.dtype, ...]) -> Attention:
         checks.attention("attention", q, k, v, dtypes)
         try:
             with sdpa_kernel(kernel):
-                return _attend(q, k, v)
+                return _attend(q, k, v, flash=kernel is SDPBackend.FLASH_ATTENTION)
         except RuntimeError as error:
             # torch's words for "none that was allowed can serve".
             if "No available kernel" not in str(error) and "No viable backend" not in str(error):
@@ -123,7 +138,7 @@ def flash_cpu_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def flash_cpu_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attention_backward` by torch's CPU flash kernel, which takes a global out and lse. In float32: see `_attend`."""
+    """`attention_backward` by torch's CPU flash kernel, with a global out and lse. In float32: see `_FlashCpu`."""
     checks.attention_gradient("attention_backward", dout, q, k, v, out, lse)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
