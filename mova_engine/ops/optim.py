@@ -4,7 +4,9 @@
 `(param_groups, *, lr, betas, eps, weight_decay) -> torch.optim.Optimizer`.
 """
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,18 +48,37 @@ class AdamWReference(torch.optim.Optimizer):
                 state["exp_avg_sq"].copy_(v)
 
 
+class _AdamW(torch.optim.AdamW):
+    """torch's AdamW without torch's compiler: what it wraps for `torch.compile` imports that, for seconds, when called.
+
+    The wrappers keep the compiler from following into the function; outside of it they change nothing.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _unwrapped(super().add_param_group)(self, param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        return _unwrapped(super().step)(self, closure)
+
+
+def _unwrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The function beneath a method's decorators; itself where it has none."""
+    return inspect.unwrap(method.__func__)
+
+
 def adamw_fused(
     params: Iterable, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """torch's AdamW with its fused step; also for DTensor parameters."""
-    return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+    return _AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def adamw_foreach(
     params: Iterable, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """torch's AdamW with multi-tensor steps."""
-    return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
+    return _AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
 
 
 def clip_grad_norm_reference(grads: list[Tensor], max_norm: float) -> Tensor:
