@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.config import BridgeConfig
-from mova_engine.models.layers import Linear, Normed, NormParameters, Rope, Stream, project
+from mova_engine.models.layers import Linear, Normed, NormParameters, Rope, Stream, project, scaled_normal
 from mova_engine.models.rope import RopeTables, aligned_audio_rope, aligned_video_rope
 from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
@@ -60,7 +60,7 @@ class FramePooling(nn.Module):
 
     def __init__(self, dim: int, heads: int, **factory) -> None:
         super().__init__()
-        self.probe = nn.Parameter(torch.randn(1, 1, dim, **factory) / dim**0.5)
+        self.probe = scaled_normal(1, 1, dim, **factory)
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True, **factory)
         self.layernorm = nn.LayerNorm(dim, eps=EPS, **factory)
 

@@ -128,6 +128,14 @@ def time_mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
+def scaled_normal(*shape: int, **factory) -> nn.Parameter:
+    """A parameter of normal values with deviation 1 / sqrt(last size); on the meta device none are drawn, since torch
+    would import its compiler for them.
+    """
+    x = torch.empty(shape, **factory)
+    return nn.Parameter(x if x.is_meta else x.normal_() / shape[-1] ** 0.5)
+
+
 class SelfAttention(nn.Module):
     """q, k with RMSNorm over all heads and rotary embedding; attention; output projection."""
 
@@ -191,7 +199,7 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(dim, heads, self.eps, ops, ops.attention, **factory)
         self.norm3 = NormParameters(dim, bias=True, **factory)
         self.ffn = FeedForward(dim, config.ffn_dim, ops, **factory)
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim, **factory) / dim**0.5)
+        self.modulation = scaled_normal(1, 6, dim, **factory)
 
     def forward(self, stream: Stream, t_mod: Tensor, context: Tensor, rope: Rope, trace=None) -> Stream:
         """stream of [b, s, d], t_mod [b, 6, d] float32, context [b, n, d], rope (cos, sin) -> stream with a pending
@@ -222,7 +230,7 @@ class Head(nn.Module):
         super().__init__()
         self.eps, self.ops = config.eps, ops
         self.head = nn.Linear(config.dim, config.out_dim * patch_volume, **factory)
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim, **factory) / config.dim**0.5)
+        self.modulation = scaled_normal(1, 2, config.dim, **factory)
 
     def forward(self, stream: Stream, t: Tensor) -> Tensor:
         """stream of [b, s, d], t [b, d] float32 (per sample) -> [b, s, out_dim * patch volume]."""

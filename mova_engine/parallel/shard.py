@@ -20,13 +20,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
 from torch.utils import _pytree as pytree
 
 from mova_engine.errors import MovaError
@@ -87,6 +80,15 @@ def shard_model(
     Gradients come out summed over the ranks that share a clip and averaged over those with different clips. Raises
     MovaError for a model that cannot be sharded.
     """
+    # Imported where it is used: it takes a second.
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     _show_tower_inputs()
     bridge = model.dual_tower_bridge
     if bridge is not None and bridge.config.pooled_adaln:

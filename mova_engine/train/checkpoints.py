@@ -37,8 +37,8 @@ from mova_engine.models.locate import CHECKPOINTS as FOLDER
 from mova_engine.models.locate import STATE, TRAINING
 from mova_engine.models.lora import ADAPTERS
 from mova_engine.models.weights import read_json, read_tensors, tensors_of_file, write_json, write_tensors
+from mova_engine.parallel.reserve import reserve_tensors
 from mova_engine.parallel.shard import Piece
-from mova_engine.parallel.storage import reserve_tensors, save_pieces
 from mova_engine.train.config import CheckpointSettings
 from mova_engine.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mova_engine.train.weights import Weights
@@ -119,6 +119,9 @@ def sharded_save(
             reserve_tensors(fresh / f"{file}.safetensors", files[file])
         write_tensors(fresh / TRAINING / "rng.safetensors", generators)
         write_json(fresh / TRAINING / STATE, described)
+
+    # Imported where it is used: see `parallel.reserve`.
+    from mova_engine.parallel.storage import save_pieces
 
     def save() -> Path:
         save_pieces(folder, pieces, partial(_opened, folder), prepare, group)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mova_engine.errors import MovaError
 from mova_engine.parallel.processes import Processes, read_launch, said_by_first
-from mova_engine.parallel.storage import reserve_tensors
+from mova_engine.parallel.reserve import reserve_tensors
 from mova_engine.parallel.watch import Watch
 from mova_engine.train.agreement import agree_on_settings
 from mova_engine.train.assembly import Run, assemble, join_processes
