@@ -113,3 +113,26 @@ def test_import_is_light(module, tmp_path):
 def test_no_cuda_companion_beside_a_cpu_torch(name):
     # Their public builds are for CUDA; beside a CPU torch they break diffusers, transformers and peft at import.
     assert importlib.util.find_spec(name) is None, f"uninstall {name}: nothing here needs it"
+
+
+def test_a_run_in_one_process_starts_without_torchs_compiler_and_sharding():
+    """They take longer to import than torch itself: what a recipe binds, builds and steps must not need them."""
+    code = """
+import sys, torch
+import mova_engine.sample.__main__, mova_engine.train.__main__
+from mova_engine.backend import get_backend
+from mova_engine.config import get_preset
+from mova_engine.models.mova import Mova
+from mova_engine.ops import bind
+ops = bind(get_backend("cpu"))
+bind(get_backend("cpu"), training=False)
+Mova(get_preset("nano"), ops, "meta")
+weight = torch.ones(2, requires_grad=True)
+optimizer = ops.adamw([weight], lr=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
+weight.grad = torch.ones(2)
+optimizer.step()
+heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.checkpoint", "torch.distributed.fsdp")
+print([name for name in heavy if name in sys.modules])
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (child.returncode, child.stdout.strip()) == (0, "[]"), child.stderr[-2000:]

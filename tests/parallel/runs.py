@@ -22,7 +22,7 @@ from mova_engine.data.loader import Loader, build_loader
 from mova_engine.data.metadata import Entry
 from mova_engine.errors import MovaError
 from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec
-from mova_engine.parallel import storage, watch
+from mova_engine.parallel import reserve, storage, watch
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch, Processes, read_launch, start_processes
 from mova_engine.train import data, resume, update
@@ -171,7 +171,7 @@ def resaved(source: str, **settings) -> None:
         bare = outline(parts.model, dtype)
 
         def export(folder: Path) -> None:
-            export_model(bare, parts.codecs, config, folder, write=storage.reserve_tensors)
+            export_model(bare, parts.codecs, config, folder, write=reserve.reserve_tensors)
 
         sharded_save(config.folder, step, parts.state, progress, {}, export, dtype, parts.saver.group)()
     processes.close()
