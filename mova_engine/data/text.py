@@ -18,13 +18,13 @@ def read_text(path: str | Path) -> str:
     except OSError as error:
         raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise MovaError(f"{path}: is UTF-16, must be UTF-8: save it anew with that encoding")
+        raise MovaError(f"{path}: is UTF-16, must be UTF-8: save it anew as that")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         byte = data[error.start]
-        raise MovaError(f"{path}: line {line}: not UTF-8 (byte 0x{byte:02x}): save it with that encoding") from None
+        raise MovaError(f"{path}: line {line}: not UTF-8 (byte 0x{byte:02x}): save the file as UTF-8") from None
 
 
 def flaw(text: str, *, name: bool = False) -> str | None:
