@@ -2,7 +2,7 @@
 
 from mova_engine.backend import NAMES, describe_backend
 from mova_engine.errors import CommandParser, run_cli
-from mova_engine.ops import OPERATORS, REFERENCE, bind_operator
+from mova_engine.ops import OPERATORS, REFERENCE, Implementation, bind_operator
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,7 +20,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{operator.name:28} -> {chosen}")
         for implementation in operator.implementations:
             if implementation.name != choice.implementation:
-                reason = operator.refusal(implementation, backend, training=not args.inference)
+                # What is used only when named is tried when it is.
+                ask = operator.refusal if implementation.automatic else Implementation.refusal
+                reason = ask(implementation, backend, training=not args.inference)
                 also = f"also {implementation.label}{'' if implementation.automatic else ' (when named)'}"
                 print(f"{'':31}{f'not {implementation.label}: {reason}' if reason else also}")
     return 0

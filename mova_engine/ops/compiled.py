@@ -28,18 +28,24 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def check(backend: Backend) -> str | None:
-    """On the CPU whether a compiler makes a program that runs, tried once; other devices need triton."""
+    """The CPU needs a C++ compiler, other devices triton."""
     absent = backend.unavailable()
     if absent is not None:
         return absent
     if backend.device().type == "cpu":
-        return _compiles_here()
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            get_cpp_compiler()
+        except Exception as error:  # torch raises one of several, by version
+            return f"torch.compile finds no C++ compiler: {str(error).splitlines()[0]}"
+        return None
     return None if importlib.util.find_spec("triton") else "the package triton is not installed"
 
 
 @functools.cache
-def _compiles_here() -> str | None:
-    """Why torch.compile fails on this CPU: no C++ compiler, or one that does not take what torch writes for it."""
+def compiles_here() -> str | None:
+    """Why torch.compile fails on this CPU, tried once: a compiler that does not take what torch writes for it."""
     with torch.no_grad():
         try:
             torch.compile(_trial, fullgraph=True)(torch.ones(2, 64), torch.ones(64))

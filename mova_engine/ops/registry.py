@@ -54,7 +54,8 @@ class Implementation:
     dtypes: names of the dtypes that it takes; others raise at the call.
     automatic: False for what is used only when a caller names it.
     calls: the functions of PyTorch or a vendor that do the work, where the name does not say it.
-    tried: False for what takes too long to be tried on a CPU before it is chosen; its `check` must tell instead.
+    trial: "module:attribute" of a function `() -> reason | None` that tries it on a CPU, instead of a case of its
+    operator; for what takes seconds.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Implementation:
     differentiable: bool = True
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     automatic: bool = True
-    tried: bool = True
+    trial: str | None = None
     calls: tuple[str, ...] = ()
 
     @property
@@ -118,8 +119,10 @@ class Operator:
         On a CPU it is tried: it must run in each of `dtypes` that it declares.
         """
         reason = implementation.refusal(backend, training)
-        if reason is not None or backend.name != "cpu" or not implementation.tried or backend.unavailable():
+        if reason is not None or backend.name != "cpu" or backend.unavailable():
             return reason
+        if implementation.trial:
+            return resolve(implementation.trial)()
         from mova_engine.ops.trial import failure
 
         for dtype in dtypes:

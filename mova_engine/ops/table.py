@@ -47,7 +47,7 @@ def _compile(name: str) -> Implementation:
         ("cpu", "cuda"),
         check=f"{_COMPILED}:check",
         automatic=False,
-        tried=False,
+        trial=f"{_COMPILED}:compiles_here",
     )
 
 

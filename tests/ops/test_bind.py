@@ -142,7 +142,7 @@ def test_a_compiler_that_fails_is_a_refusal(monkeypatch):
     monkeypatch.setattr(torch, "compile", compile)
     from mova_engine.ops import compiled
 
-    reason = compiled._compiles_here.__wrapped__()
+    reason = compiled.compiles_here.__wrapped__()
     assert reason == "torch.compile fails on this CPU: 'at::vec' has not been declared"
 
 
