@@ -347,12 +347,11 @@ OPERATORS: dict[str, Operator] = {
             cases.ADAMW_CASES,
             _SLACK,
             (
-                # Not in float16, which does not hold squares of gradients.
+                # Masters and moments are float32: in half precision nothing is promised.
                 Implementation(
-                    "fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu"), dtypes=("float32", "bfloat16")
+                    "fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu"), dtypes=("float32",)
                 ),
                 replace(_npu("optim", "fused_adamw"), name="npu-fused", dtypes=("float32",)),
-                # In half precision each of its operations rounds.
                 Implementation("foreach", "mova_engine.ops.optim:adamw_foreach", dtypes=("float32",)),
                 _apex("ApexAdamW", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
             ),

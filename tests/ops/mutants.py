@@ -8,8 +8,8 @@ reference, forward and in the backward (composite ones taken apart), and on resu
 
 A mutant that passes is excused only where a check shows that there is nothing to find: its bits are the reference's in
 every case; in float64 it computes the truth to 1e-9, so that it is the same mathematics in another order; in float64
-no row of any result moves by more than a quarter of the noise that the reference makes there; or it rounds an
-intermediate result, and in no tensor of any case is its error more than the operator's slack times the reference's.
+no row of any result moves by more than the noise that the reference makes there; or it rounds an intermediate result,
+and in no tensor of any case is its error more than HARMLESS times the reference's.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from mova_engine.ops import OPERATORS, Case, Operator
 from mova_engine.ops.verify import Trial, judge, results, trials
 
 CPU = torch.device("cpu")
+HARMLESS = 1.5
 _aten = torch.ops.aten
 _TAKEN_APART = get_decompositions(
     [
@@ -141,6 +142,8 @@ def run(operator: Operator, mutant: Mutant, trial: Trial, dtype: torch.dtype) ->
     kind, *where = mutant.where
     if kind == "argument":
         _, change = ARGUMENT_RULES[mutant.rule]
+        if trial.inputs[where[0]] is None:
+            return results(operator, operator.reference, trial)
 
         def changed(**inputs: Any) -> Any:
             return operator.reference(**(inputs | change(inputs, where[0], dtype)))
@@ -191,7 +194,7 @@ class Bench:
         moved, of_noise = self._moved(mutant)
         if moved <= 1e-9:
             return "same mathematics"
-        if of_noise <= 0.25:
+        if of_noise <= 1:
             return "below the noise"
         if "rounded" in mutant.rule and all(self._harmless(case, mutant) for case in self.cases):
             return "harmless rounding"
@@ -220,8 +223,8 @@ class Bench:
                 own = max(float(e.square().sum()) for e, _ in noise.forms)
                 ours, usual = float(noise.error(x).square().sum()), float((noise.variance * noise.weight).sum())
                 sums = squares.setdefault(name, [0.0, 0.0])
-                sums[0], sums[1] = sums[0] + ours, sums[1] + max(own, usual)
-        return all(ours <= self.operator.slack**2 * usual for ours, usual in squares.values())
+                squares[name] = [a + b for a, b in zip(sums, (ours, max(own, usual)), strict=True)]
+        return all(ours <= HARMLESS**2 * usual for ours, usual in squares.values())
 
 
 def _same_bits(x: Tensor | None, y: Tensor | None) -> bool:
