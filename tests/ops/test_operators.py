@@ -17,7 +17,7 @@ FAST = ("gate_residual", "float32")
 
 def _marks(operator, implementation, dtype):
     # float16 is judged in full by the slow ones: no model is trained in it.
-    fast = dtype != "float16" and implementation != COMPILE or (operator.name, dtype) == FAST
+    fast = (dtype != "float16" and implementation != COMPILE) or (operator.name, dtype) == FAST
     return [] if fast else [pytest.mark.slow]
 
 
