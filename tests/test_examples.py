@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mova_engine.ops import OPERATORS
+from mova_engine.ops.verify import verify
 from source_tree import ROOT, tree
 
 EXAMPLE = ROOT / "examples" / "downstream_trainer.py"
@@ -49,15 +50,9 @@ def test_its_operator_is_the_one_that_runs(example, monkeypatch):
 
 @pytest.mark.parametrize("case", [c for c in OPERATOR.cases if c.size == "test"], ids=lambda case: case.name)
 def test_its_operator_is_right(example, case):
-    results = []
-    for dtype, function in ((torch.float64, OPERATOR.reference), (torch.float32, example.gate_norm_addcmul)):
-        inputs = case.make(torch.Generator().manual_seed(0), torch.device("cpu"), dtype)
-        leaves = [inputs[name].requires_grad_() for name in OPERATOR.differentiable if inputs[name] is not None]
-        outs = function(**inputs)
-        torch.autograd.backward(outs, [1 + out.detach() for out in outs])
-        results.append([*(out.detach() for out in outs), *(leaf.grad for leaf in leaves)])
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5 * expected.abs().max().item())
+    findings = verify(OPERATOR, example.gate_norm_addcmul, case, torch.device("cpu"), torch.float32)
+    assert not [finding for finding in findings if not finding.passed]
+
 
 
 def test_it_stands_on_its_own_loop():

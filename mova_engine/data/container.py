@@ -199,7 +199,7 @@ class Reader:
 
     def _refuse_jumps(self, begin: Fraction) -> None:
         """Ogg stamps pages, not packets: after a lost page times are counted on, wrongly, until they jump."""
-        with open_media(self.path) as container:
+        with open_media(self.path, pictures=self._moving) as container:
             expected = None
             for packet in container.demux(container.streams[self.stream.index]):
                 if packet.pts is None:
