@@ -1,5 +1,6 @@
 """What every test gets: fixed seeds, one thread, poisoned memory; and the reasons why a test cannot run here."""
 
+import functools
 import importlib.util
 import os
 import random
@@ -69,6 +70,27 @@ def backend(request):
     from mova_engine.backend import get_backend
 
     return get_backend(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def reference_towers_once():
+    """What the reference operators make of the built-in towers is computed once for all tests."""
+    from mova_engine.parity import builtin
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtin, "reference_towers", functools.cache(builtin.reference_towers))
+        yield
+
+
+@pytest.fixture
+def few_operators(request, monkeypatch):
+    """The built-in parity looks at some operators: `tests/ops` judges all of them. With --slow at all."""
+    from mova_engine.ops import OPERATORS
+    from mova_engine.parity import builtin
+
+    if not request.config.getoption("--slow"):
+        few = ("rms_norm", "gate_residual_norm", "merge_lse", "adamw", "clip_grad_norm")
+        monkeypatch.setattr(builtin, "OPERATORS", {name: OPERATORS[name] for name in few})
 
 
 @pytest.fixture(scope="session")

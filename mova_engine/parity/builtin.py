@@ -47,10 +47,7 @@ def tower_rows(backend: Backend, ops: OpTable, dtype: torch.dtype) -> list[Row]:
     Differences are root mean squares relative to the truth's; the bound of each is SLACK times what the reference
     operators differ on the CPU in the same dtype.
     """
-    cpu = get_backend("cpu").device()
-    plain = bind(get_backend("cpu"), REFERENCE)
-    truth = _run(plain, cpu, torch.float64, rounded=dtype)
-    expected = _run(plain, cpu, dtype, rounded=dtype)
+    truth, expected = reference_towers(dtype)
     found = _run(ops, backend.device(), dtype, rounded=dtype)
     name = f"nano {str(dtype).removeprefix('torch.')}"
     rows = []
@@ -59,6 +56,13 @@ def tower_rows(backend: Backend, ops: OpTable, dtype: torch.dtype) -> list[Row]:
         finite = bool(found[tensor].isfinite().all())
         rows.append(Row(name, tensor, error if finite else None, SLACK * usual, "" if finite else "not finite"))
     return rows
+
+
+def reference_towers(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs and gradients by the reference operators on the CPU: in float64, and in `dtype`."""
+    cpu = get_backend("cpu")
+    plain = bind(cpu, REFERENCE)
+    return tuple(_run(plain, cpu.device(), own, rounded=dtype) for own in (torch.float64, dtype))
 
 
 def _run(ops: OpTable, device: torch.device, dtype: torch.dtype, rounded: torch.dtype) -> dict[str, Tensor]:

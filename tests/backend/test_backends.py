@@ -103,9 +103,9 @@ import resource, torch
 from mova_engine.backend import get_backend
 get_backend("cpu")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(48):
+for _ in range(16):
     torch.ones(1 << 24)  # 64 MB: above the 32 MB up to which glibc keeps a block of itself
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (48 << 26))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (16 << 26))
 """
 
 

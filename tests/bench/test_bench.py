@@ -1,5 +1,6 @@
 """The measuring commands: what they write, and that a wrong operator gets no figure."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -7,20 +8,33 @@ import types
 import pytest
 import torch
 
-from mova_engine.bench import bandwidth, operators
+from mova_engine.bench import bandwidth, breakdown, timing
 from mova_engine.bench.__main__ import main
+from mova_engine.config import PRESETS, ClipConfig
 from mova_engine.errors import MovaError
-from mova_engine.ops import OPERATORS, Implementation
+from mova_engine.ops import OPERATORS, Implementation, cases
 from mova_kernels.cpu import unavailable
 
-QUICK = ["--pairs", "5", "--seconds", "0.01", "--one-process"]
+QUICK = ["--pairs", "2", "--seconds", "0.01", "--one-process"]
 APART = QUICK[:-1]
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setitem(operators._LARGEST, "cpu", 1 << 20)
     monkeypatch.setitem(bandwidth._BYTES, "cpu", 1 << 20)
+    clip = ClipConfig(frames=9, height=48, width=48)
+    monkeypatch.setattr(timing, "LEAST", 2)
+    monkeypatch.setattr(breakdown, "_RUNS", 1)
+    monkeypatch.setitem(PRESETS, "nano", dataclasses.replace(PRESETS["nano"], clip=clip))
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """RMSNorm with one case to be measured, so small that its check costs little."""
+    case = cases._case("64x768", cases.rms_norm, (1, 64, 768, 128), "bench")
+    usual = OPERATORS["rms_norm"]
+    tested = [other for other in usual.cases if other.size == "test"]
+    monkeypatch.setitem(OPERATORS, "rms_norm", dataclasses.replace(usual, cases=(*tested, case)))
 
 
 def halved(x, weight, *, eps):
@@ -33,7 +47,7 @@ def _measured(tmp_path, *arguments):
     return json.loads(path.read_text())
 
 
-def test_operators_are_measured_and_written(tmp_path, capsys):
+def test_operators_are_measured_and_written(few_rows, tmp_path, capsys):
     result = _measured(tmp_path, "operators", "--op", "rms_norm", "--seconds", "0.01")
     assert result["kind"] == "operators"
     found = result["circumstances"]
@@ -44,18 +58,18 @@ def test_operators_are_measured_and_written(tmp_path, capsys):
     assert rows["reference"]["forward_speedup"] == 1
     for row in rows.values():
         assert row["forward_backward_s"] > 0 < row["forward_s"]
-        # 1280 x 768 float32 read and written once forward; twice read, once written backward.
-        assert row["forward_bytes_per_s"] * row["forward_s"] == pytest.approx(2 * 1280 * 768 * 4)
-        assert row["forward_backward_bytes_per_s"] * row["forward_backward_s"] == pytest.approx(5 * 1280 * 768 * 4)
+        # 64 x 768 float32 read and written once forward; twice read, once written backward.
+        assert row["forward_bytes_per_s"] * row["forward_s"] == pytest.approx(2 * 64 * 768 * 4)
+        assert row["forward_backward_bytes_per_s"] * row["forward_backward_s"] == pytest.approx(5 * 64 * 768 * 4)
     assert "rms_norm" in capsys.readouterr().out
 
 
-def test_a_wrong_implementation_gets_no_figure(monkeypatch, tmp_path):
+def test_a_wrong_implementation_gets_no_figure(few_rows, monkeypatch, tmp_path):
     entry = Implementation("halved", "tests_bench_halved:halved")
     monkeypatch.setitem(OPERATORS, "rms_norm", OPERATORS["rms_norm"].with_implementation(entry))
     monkeypatch.setitem(sys.modules, "tests_bench_halved", types.SimpleNamespace(halved=halved))
     path = tmp_path / "result.json"
-    with pytest.raises(MovaError, match="rms_norm 'halved' is wrong on 1280x768 .*no speed is reported"):
+    with pytest.raises(MovaError, match="rms_norm 'halved' is wrong on 64x768 .*no speed is reported"):
         main(["operators", "--op", "rms_norm", "--seconds", "0.01", "--json", str(path)])
     assert not path.exists()
 
@@ -84,8 +98,19 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+# Every job by default, in one dtype; the chain of kernels in both.
+_SLOW = {("bfloat16", job) for job in ("block", "bridge", "stack", "denoise")} | {
+    ("float32", "audio-block"),
+    ("float32", "step"),
+}
+RUNS = [
+    pytest.param(dtype, job, marks=pytest.mark.slow if (dtype, job) in _SLOW else ())
+    for dtype in ("float32", "bfloat16")
+    for job in JOBS
+]
+
+
+@pytest.mark.parametrize(("dtype", "job"), RUNS)
 def test_every_job_is_measured_beside_the_baseline(tmp_path, capsys, job, dtype):
     result = _measured(tmp_path, job, *JOBS[job], *QUICK, "--dtype", dtype)
     (row,) = result["rows"]
@@ -109,6 +134,9 @@ def test_every_job_is_measured_beside_the_baseline(tmp_path, capsys, job, dtype)
     assert ratio["low"] <= ratio["value"] <= ratio["high"]
     assert "as fast as baseline" in capsys.readouterr().out
     assert "scaled" not in row
+    if job == "step":
+        assert sum(row["breakdown"].values()) == pytest.approx(1.0)
+        assert {"matrix products", "attention"} <= row["breakdown"].keys()
 
 
 def test_the_baseline_has_a_process_of_its_own_and_is_checked_there(monkeypatch, tmp_path):
@@ -134,13 +162,10 @@ def test_a_baseline_whose_process_dies_ends_with_one_line(monkeypatch, tmp_path)
         main(["chain", "--rows", "8", "--width", "128", *APART, "--baseline", "tests_bench_dying:TABLE"])
 
 
-def test_a_step_says_where_its_time_goes(tmp_path):
-    result = _measured(tmp_path, "step", "--model", "nano", *QUICK, "--baseline", "none")
-    (row,) = result["rows"]
+def test_the_engine_is_measured_without_a_baseline(tmp_path):
+    (row,) = _measured(tmp_path, "audio-block", "--model", "nano", *QUICK, "--baseline", "none")["rows"]
     assert row["sides"].keys() == {"engine"}
     assert row["ratios"] == {}
-    assert sum(row["breakdown"].values()) == pytest.approx(1.0)
-    assert {"matrix products", "attention"} <= row["breakdown"].keys()
 
 
 def test_the_baseline_may_have_another_dtype(tmp_path):
@@ -174,6 +199,6 @@ def test_wrong_arguments(arguments, message):
 
 def test_every_measured_case_says_how_large_it_is():
     """A case of size nought would be run on a device that cannot hold it."""
-    cases = [case for operator in OPERATORS.values() for case in operator.cases if case.size == "bench"]
-    assert cases
-    assert all(case.elements > 0 for case in cases)
+    measured = [case for operator in OPERATORS.values() for case in operator.cases if case.size == "bench"]
+    assert measured
+    assert all(case.elements > 0 for case in measured)

@@ -14,7 +14,7 @@ from mova_engine.models.dual_tower import dual_tower_forward
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 
-TOKENS, WIDTH = 5 * 16 * 16, 512
+TOKENS, WIDTH = 5 * 8 * 8, 512
 P = TOKENS * WIDTH
 # Smaller tensors (audio states, rotary tables, statistics) are a fraction of a percent at MOVA's sizes.
 SMALLEST = P // 4
@@ -24,10 +24,10 @@ def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype):
     video = VideoDiTConfig(dim=WIDTH, ffn_dim=1024, num_heads=4, num_layers=layers, text_dim=24, freq_dim=16)
     audio = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=layers, text_dim=24, freq_dim=16)
     bridge = BridgeConfig(layers, layers, WIDTH, 128, head_dim=128)
-    clip = ClipConfig(frames=17, height=256, width=256)
+    clip = ClipConfig(frames=17, height=128, width=128)
     mova = Mova(MovaConfig("passes", video, audio, bridge, clip, experts=1), ops, dtype=dtype)
     mova.init_weights(torch.Generator().manual_seed(0))
-    latents = torch.randn(1, 36, 5, 32, 32), torch.randn(1, 128, 35), torch.randn(1, 5, 24)
+    latents = torch.randn(1, 36, 5, 16, 16), torch.randn(1, 128, 35), torch.randn(1, 5, 24)
     times = torch.tensor([500.0]), torch.tensor([500.0])
     layer = mova.dual_tower_bridge if bridged else None
     return lambda: dual_tower_forward(mova.video_dit, mova.audio_dit, layer, *latents, *times)

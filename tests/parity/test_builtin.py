@@ -6,6 +6,8 @@ import torch
 from mova_engine.ops import bind
 from mova_engine.parity import builtin
 
+pytestmark = pytest.mark.usefixtures("reference_towers_once", "few_operators")
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_this_device_agrees_with_the_reference(backend, dtype):

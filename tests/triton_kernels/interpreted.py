@@ -1,7 +1,8 @@
 """Checks of the Triton kernels that run in Triton's interpreter, on CPU tensors in float32.
 
 Run as a program, with TRITON_INTERPRET=1 set before Triton is imported: that is why the tests start it as a process of
-its own. Prints JSON: {check: what failed, or ""}.
+its own; its arguments are the target whose tiles are used and the draws of each case. Prints JSON: {check: what failed,
+or ""}.
 """
 
 import json
@@ -210,8 +211,11 @@ def checks() -> dict[str, Callable[[], None]]:
     return found | {edge.__name__: edge for edge in (*edges, all_shards_empty)}
 
 
-def main(target: str) -> None:
+def main(target: str, draws: str) -> None:
+    from mova_engine.ops import verify as judgement
     from mova_kernels import triton_tiles
+
+    judgement.DRAWS = int(draws)
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)

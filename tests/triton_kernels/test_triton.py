@@ -14,6 +14,7 @@ import pytest
 from triton_kernels.interpreted import checks
 
 from mova_engine.ops import OPERATORS
+from mova_engine.ops.verify import DRAWS
 from source_tree import ROOT, relative
 
 PROGRAM = Path(__file__).with_name("interpreted.py")
@@ -27,11 +28,15 @@ def _run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(child, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module", params=["nvidia", pytest.param("ascend", marks=pytest.mark.slow)])
+# (tiles, draws of each case). Every case of every kernel runs by default, with one draw.
+RUNS = [("nvidia", 1), *(pytest.param((tiles, DRAWS), marks=pytest.mark.slow) for tiles in ("nvidia", "ascend"))]
+
+
+@pytest.fixture(scope="module", params=RUNS, ids=lambda run: "{}-{}".format(*run))
 def interpreted(request) -> dict[str, str]:
     """What each check found with a target's tiles, from one process: Triton decides at import whether it interprets."""
     path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
-    child = _run(str(PROGRAM), request.param, TRITON_INTERPRET="1", PYTHONPATH=path)
+    child = _run(str(PROGRAM), *map(str, request.param), TRITON_INTERPRET="1", PYTHONPATH=path)
     assert child.returncode == 0, child.stderr[-3000:]
     return json.loads(child.stdout.splitlines()[-1])
 
@@ -54,19 +59,18 @@ def test_every_kernel_compiles_without_spilling(capability):
 
 
 @needs_triton
-def test_a_spill_is_reported():
+def test_a_spill_is_reported(monkeypatch, capsys):
     """A tile far too large for the registers: the report must say so, and the exit status too."""
-    code = """
-import sys
-from mova_kernels import check_triton, triton_tiles, triton_variants
+    from mova_kernels import check_triton, triton_tiles, triton_variants
 
-triton_tiles.TILES["nvidia"][""] = triton_tiles.TILES["nvidia"][""]._replace(rows=16, cols=1024)
-calls = triton_variants.calls
-triton_variants.calls = lambda d, dtype: [call for call in calls(d, dtype) if call[0] == "layer_norm"]
-sys.exit(check_triton.main(["--capability", "90"]))
-"""
-    child = _run("-c", code, TRITON_INTERPRET="0")
-    assert child.returncode == 1 and "spill" in child.stdout.splitlines()[-1], child.stdout + child.stderr[-3000:]
+    tiles, calls = triton_tiles.TILES["nvidia"], triton_variants.calls
+    monkeypatch.setitem(tiles, "", tiles[""]._replace(rows=16, cols=1024))
+    monkeypatch.setattr(check_triton, "WIDTHS", (5120,))
+    monkeypatch.setattr(
+        triton_variants, "calls", lambda d, t: [call for call in calls(d, t) if call[0] == "layer_norm"]
+    )
+    assert check_triton.main(["--capability", "90"]) == 1
+    assert "spill" in capsys.readouterr().out.splitlines()[-1]
 
 
 def _operators_with_triton() -> list[str]:
