@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
+# What torch says, on the host and on devices; its error on the host has no type of its own.
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 _HOMES = re.compile(r"(?:/root|/(?:home|Users)/[^/\s:'\")]+)(?=[/\s:'\")]|$)")
 
@@ -56,6 +58,12 @@ def redact(text: str) -> str:
 class CommandParser(argparse.ArgumentParser):
     """Reports a wrong option in one line, as every other error is, with the nearest known option."""
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> object:
+        # Path("") is the current folder: an unset variable in a script must not write there.
+        if action.type is Path and not arg_string.strip():
+            self.error(f"{'/'.join(action.option_strings) or action.dest} is empty: a path is wanted")
+        return super()._get_value(action, arg_string)
+
     def error(self, message: str) -> NoReturn:
         """Raise MovaError where argparse would print its usage and exit."""
         hint = ""
@@ -87,7 +95,8 @@ def show_warnings(write: Callable[[str], None]) -> None:
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run `main` as a program: exit with its status; a MovaError becomes one line on stderr and status 2.
 
-    Warnings go to stderr, a line each. Ctrl-C ends it with status 130; a reader that closes the pipe, quietly with 0.
+    So does memory that is not enough. Warnings go to stderr, a line each. Ctrl-C ends it with status 130; a reader that
+    closes the pipe, quietly with 0.
     """
     show_warnings(lambda line: print(line, file=sys.stderr))
     try:
@@ -99,6 +108,12 @@ def run_cli(main: Callable[[], int | None]) -> None:
         sys.exit(status)
     except MovaError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        reason = (str(error).splitlines() or ["out of memory"])[0]
+        print(f"error: not enough memory: {reason}; ask for less at a time (batch, frames, size)", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         # Whoever read the output (head, less) has enough; what Python still holds back must not raise again at exit.

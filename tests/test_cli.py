@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from mova_engine import __version__, cli, errors
 from mova_engine.errors import MovaError
@@ -77,6 +78,64 @@ def test_a_wrong_option_is_one_line_that_names_it(name):
     with pytest.raises(MovaError) as caught:
         cli.main([name, "--devise", "cpu"])
     assert "\n" not in str(caught.value) and "usage" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv, option",
+    [
+        (["sample", "--checkpoint", "", "--prompt", "x"], "--checkpoint"),
+        (["sample", "--checkpoint", "m", "--prompt", "x", "--out", ""], "--out"),
+        (["merge", "--checkpoint", "m", "--lora", "l", "--out", " "], "--out"),
+        (["bounce", ""], "out"),
+        (["train", "--out", ""], "--out"),
+        (["train", "--data", ""], "--data"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(argv, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MovaError, match=f"{option} is empty"):
+        cli.main(argv)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["parallel", "--count", "-4"], "--count must lie between 1 and"),
+        (["parallel", "--count", "0"], "--count must lie between 1 and"),
+        (["bounce", "balls", "--clips", "1", "--seed", "-1"], "seed must be at least 0"),
+        (["bounce", "file", "--clips", "1"], "file is a file, not a folder"),
+        (["train", "--seed", str(2**32)], "seed must lie between 0 and"),
+        (["train", "--threads", "100000000"], "threads must lie between 1 and"),
+        (["train", "--threads", "0"], "threads must lie between 1 and"),
+    ],
+)
+def test_numbers_that_no_run_can_use_are_one_line(argv, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(MovaError, match=words) as caught:
+        cli.main(argv)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_memory_that_is_not_enough_is_one_line(capsys):
+    def main():
+        torch.empty(2**60)
+
+    with pytest.raises(SystemExit) as caught:
+        errors.run_cli(main)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: not enough memory: ") and "can't allocate memory" in line
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    def main():
+        raise RuntimeError("a shape is wrong")
+
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        errors.run_cli(main)
 
 
 def test_warnings_are_single_lines_however_long(capsys):

@@ -100,7 +100,7 @@ def check_result(path: Path) -> None:
     """Before anything is measured: MovaError where `path` cannot be written, or where something lies that is no result
     file as it was written, which is not replaced.
     """
-    check_writable(path.parent, "--json, in folder")
+    check_writable(path.parent, "--json")
     if os.path.lexists(path) and not _is_own(path):
         raise MovaError(
             f"{path} was not written by this command, or was changed since; it is not replaced: give another --json, "

@@ -22,6 +22,7 @@ from mova_engine.data.encode import encode_mp4
 from mova_engine.data.metadata import FILES
 from mova_engine.data.written import Written
 from mova_engine.errors import CommandParser, MovaError, counted, run_cli
+from mova_engine.writable import check_writable
 
 WAY_OUT = "give another folder"
 
@@ -173,6 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of delays and places (default 0)")
     parser.add_argument("--split", choices=tuple(SPLITS), default="train", help="colour-tempo pairs (default train)")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise MovaError(f"seed must be at least 0, got {args.seed}")
+    check_writable(args.out, "OUT")
     rows = generate(args.out, args.clips, args.seed, args.split)
     print(f"wrote {counted(len(rows), 'clip')} ({args.split}) to {args.out}")
     return 0

@@ -33,6 +33,7 @@ from typing import get_args
 import av
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -398,7 +399,7 @@ def main(argv: list[str] | None = None) -> int:
     if (otherwise := cache.stored_otherwise(entries)) is not None:
         log.warning("%s", otherwise.replace("--loader.", "--"))
     with Progress(console=Console(stderr=True, quiet=launch.rank > 0)) as bar:
-        task = bar.add_task(f"encoding {args.data}", total=len(entries))
+        task = bar.add_task(escape(f"encoding {args.data}"), total=len(entries))
         problems = cache.fill(entries, lambda done: bar.update(task, completed=done))
     for problem in problems:
         sys.stdout.write(f"cannot be used: {problem.reason}\n")

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--alpha", type=float, metavar="X", help="the adapters' alpha, where their file does not say it")
     add("--dtype", choices=_DTYPES, help="of all weights (default: each as the checkpoint has it)")
     args = parser.parse_args(argv)
-    check_writable(args.out.absolute().parent, "--out, in folder")
+    check_writable(args.out.absolute().parent, "--out")
     check_replaceable(args.out)
     folder, config = open_model(args.checkpoint, args.size)
     mova = load_mova(folder, bind(get_backend("cpu")), device="cpu", config=config)

@@ -8,12 +8,14 @@ import socket
 import torch.multiprocessing
 
 from mova_engine.config import PRESETS, get_preset
-from mova_engine.errors import CommandParser, run_cli
+from mova_engine.errors import CommandParser, MovaError, run_cli
 from mova_engine.parallel.counted import SMALL, count_as_rank
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.traffic import Traffic, reference_shape, reference_traffic, training_traffic
 
 SIZES = (2, 4, 8)
+# The model that is counted has 105 video tokens; more processes would have none.
+MOST_COUNTED = 64
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mova-360p", help=f"one of {', '.join(PRESETS)} (default mova-360p)")
     parser.add_argument("--count", type=int, metavar="N", help="start N processes and count at small size")
     args = parser.parse_args(argv)
+    if args.count is not None and not 1 <= args.count <= MOST_COUNTED:
+        raise MovaError(f"--count must lie between 1 and {MOST_COUNTED}, got {args.count}")
     config = get_preset(args.model)
     print(f"{config.name}, bf16, one clip: GB sent per rank and training step by context parallelism (formula)")
     print(f"{'ranks':>6} {'checkpointing':14} {'mesh':22} {'forward':>9} {'repeated':>9} {'backward':>9} {'in all':>9}")
@@ -31,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         for policy in ("selective", "out", "full"):
             _print(size, policy, str(shape), training_traffic(config, shape, policy), reference)
         _print(size, "reference", str(theirs), reference, reference)
-    return _count(args.count) if args.count else 0
+    return _count(args.count) if args.count is not None else 0
 
 
 def _print(size: int, what: str, mesh: str, traffic: Traffic, reference: Traffic) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
+from mova_engine.backend.base import check_threads
 from mova_engine.config import GUIDANCE_FORMS, PRESETS, ClipConfig, MovaConfig
 from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
@@ -87,13 +89,15 @@ def _read(argv: Sequence[str] | None, launch: Launch) -> _Job:
     backend = get_backend(args.device) if args.device else default_backend()
     console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
     folder, config = open_model(args.checkpoint, args.size, console.print)
+    if args.lora is None and args.lora_alpha is not None:
+        raise MovaError("--lora-alpha has no effect without --lora")
     if args.lora is not None:
         args.lora = find_adapters(args.lora, console.print)
     shape = _shape(args, config.clip)
     settings = _settings(args, default_settings(config))
-    for name in ("batch", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise MovaError(f"{name} must be at least 1, got {getattr(args, name)}")
+    if args.batch is not None and args.batch < 1:
+        raise MovaError(f"batch must be at least 1, got {args.batch}")
+    check_threads(args.threads)
     work, parallel = _work(args, shape), read_options(args)
     mesh = choose_shape(parallel, launch, config, settings.guidance, len(work))
     return _Job(args, backend, folder, config, shape, settings, work, parallel, mesh)
@@ -102,13 +106,13 @@ def _read(argv: Sequence[str] | None, launch: Launch) -> _Job:
 def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
     args, folder, backend, first = job.args, job.folder, job.backend, processes.is_first
     out = SampleFolder(args.out, job.shape, len(job.work), args.overwrite) if first else None
-    console = Console(stderr=True, quiet=not first)
+    console = Console(stderr=True, quiet=not first, soft_wrap=True, markup=False, highlight=False)
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models are, by velocity")
     if diffusion_settings(folder).get("skip_first_frame") and any(p.first_frame is None for p, _ in job.work):
         console.print("warning: this model goes on from a given first frame; without --image it gets a white one")
     watch.at("loading", watched=False)
-    with console.status(f"loading {folder}"):
+    with console.status(Text(f"loading {folder}")):
         pipeline = load_pipeline(
             folder,
             backend,

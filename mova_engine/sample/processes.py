@@ -1,6 +1,7 @@
 """Sampling in several processes: options, mesh, what cannot be."""
 
 import argparse
+import math
 from dataclasses import dataclass, fields
 
 from mova_engine.backend import Backend
@@ -29,7 +30,7 @@ class ParallelOptions:
     def __post_init__(self) -> None:
         for name in ("context_parallel", "ulysses", "cfg", "replicate", "timeout"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not 1 <= value < math.inf:
                 raise MovaError(f"{PREFIX}{name} must be at least 1, got {value}")
         if self.replicate > 1 and not self.shard:
             raise MovaError("parallel.replicate concerns sharded weights: give --parallel.shard too")

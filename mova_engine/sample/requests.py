@@ -16,6 +16,8 @@ from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError, counted
 from mova_engine.sample.pipeline import Request
 
+# More are a slip of the keyboard, and the list of them would take the host's memory.
+MOST_REQUESTS = 1_000_000
 log = logging.getLogger(__name__)
 
 
@@ -84,8 +86,8 @@ def make_requests(
     for prompt in prompts:
         if reason := flaw(prompt.caption):
             raise MovaError(f"prompt '{shown(prompt.caption)}' {reason}")
-    if count < 1:
-        raise MovaError(f"count must be at least 1, got {count}")
+    if not 1 <= count <= MOST_REQUESTS:
+        raise MovaError(f"count must lie between 1 and {MOST_REQUESTS}, got {count}")
     return [
         (prompt, Request(prompt.caption, seed + i, prompt.first_frame, last_frame))
         for i, prompt in enumerate(islice(cycle(prompts), count))

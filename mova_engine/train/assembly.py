@@ -233,7 +233,7 @@ def _progress(console: Console) -> Iterator[Report]:
     if not console.is_terminal:
         yield lambda done, total, what: console.print(f"{what}: {counted(total, 'clip')}") if done == total else None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, int] = {}
 

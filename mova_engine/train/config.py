@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mova_engine.backend.base import check_threads
 from mova_engine.config import get_preset
 from mova_engine.diffusion.loss import LossWeights
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import COMPONENTS
+
+# NumPy's global generator takes 32 bits.
+MAX_SEED = 2**32 - 1
 
 
 def _check(condition: bool, message: str) -> None:
@@ -328,7 +332,9 @@ class TrainConfig:
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
 
     def __post_init__(self) -> None:
-        _check_least(self, "", steps=1, seed=0, threads=1)
+        _check_least(self, "", steps=1)
+        check_threads(self.threads)
+        _check(0 <= self.seed <= MAX_SEED, f"seed must lie between 0 and {MAX_SEED}, got {self.seed}")
         _check(
             self.task == "joint" or (self.model.bridge and self.model.aligned_rope),
             "model.bridge and model.aligned_rope concern joint training; the audio task has no bridge",

@@ -4,6 +4,7 @@ A recipe is a name in mova_engine/recipes or the path of a YAML file, such as th
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -54,6 +55,10 @@ def parse_command_line(argv: Sequence[str]) -> tuple[TrainConfig | None, bool]:
 
     The configuration is None where the command line asked for help, which has then been printed.
     """
+    for option, value in itertools.pairwise(argv):
+        # A path that is empty, as by an unset variable in a script, would be the current folder.
+        if not value.strip():
+            raise MovaError(f"{option} is empty: give it a value, or leave it out")
     recipe = _wanted_recipe(argv)
     settings = {"name": Path(recipe).stem, **read_recipe(recipe)}
     shown = []

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, counted
 from mova_engine.parallel.processes import Processes, read_launch, said_by_first
 from mova_engine.parallel.reserve import reserve_tensors
 from mova_engine.parallel.watch import Watch
@@ -159,7 +159,7 @@ class Trainer:
             where = f"the same command goes on from {folder}" if folder else "nothing new was to be saved"
             reporter.say(f"stopped by request after step {self.step} ({took}); {where}")
             return stop.exit_code
-        reporter.say(f"done: {self.step} steps in {took}; {folder}")
+        reporter.say(f"done: {counted(self.step, 'step')} in {took}; {folder}")
         return 0
 
     @staticmethod

@@ -1,6 +1,7 @@
 """`python -m mova_engine.sample`: files that a player and the measure read, and one line for every mistake."""
 
 import json
+import shutil
 import sys
 from fractions import Fraction
 
@@ -71,6 +72,16 @@ def test_a_prompt_becomes_an_mp4_with_sound_and_picture_in_step(sample, picture,
     assert (row["video_shift"], row["audio_shift"]) == (3.0, 2.0)
 
 
+def test_brackets_in_the_models_name_are_no_markup_and_warnings_are_single_lines(sample, run_folder, tmp_path, capsys):
+    folder = tmp_path / "[red]run[" / "x]"
+    shutil.copytree(run_folder, folder)
+    sample("--prompt", "rain", "--checkpoint", folder)
+    lines = capsys.readouterr().err.splitlines()
+    (warning,) = [line for line in lines if line.startswith("warning: this model")]
+    assert warning.endswith("it gets a white one")
+    assert rows(tmp_path / "out")[0]["checkpoint"].startswith(str(folder))
+
+
 def test_heldout_clips_become_a_folder_that_the_measure_reads(sample, tmp_path):
     generate(tmp_path / "heldout", 5, seed=1, split="heldout")
     entries = read_metadata(tmp_path / "heldout")
@@ -130,8 +141,12 @@ def test_overwrite_removes_nothing_that_the_sampler_did_not_write(sample, tmp_pa
         (["--steps", "-1"], "steps must be at least 1, got -1"),
         (["--steps", "many"], "invalid int value: 'many'"),
         (["--batch", "0"], "batch must be at least 1, got 0"),
-        (["--threads", "0"], "threads must be at least 1, got 0"),
-        (["--count", "0"], "count must be at least 1, got 0"),
+        (["--threads", "0"], "threads must lie between 1 and 1024, got 0"),
+        (["--threads", "100000000"], "threads must lie between 1 and 1024, got 100000000"),
+        (["--count", "0"], "count must lie between 1 and 1000000, got 0"),
+        (["--count", "99999999999"], "count must lie between 1 and 1000000, got 99999999999"),
+        (["--lora-alpha", "3"], "--lora-alpha has no effect without --lora"),
+        (["--parallel.timeout", "nan"], "parallel.timeout must be at least 1, got nan"),
         (["--seed", "-3"], "seed must lie between 0 and"),
         (["--height", "40"], "height and width must be positive multiples of 16 and 16, got 40x48"),
         (["--frames", "10"], "frames must be 4n+1, got 10"),
