@@ -21,9 +21,16 @@ from mova_engine.models.codecs import build_audio_codec, build_video_codec
 from mova_engine.models.lora import add_lora, save_lora
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
+from mova_engine.train import trainer
 
 TRAIN = ["--device", "cpu", "--steps", "1", "--loader.batch", "1", "--loader.fit", "2", "--checkpoint.every", "1"]
 TRAIN += ["--validation.every", "0", "--optim.ema", "0", "--log.every", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    """The file of the losses is written by its usual way, but nothing is drawn: that takes as long as a short run."""
+    monkeypatch.setattr(trainer, "loss_curve", lambda metrics: b"a picture")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from parallel.runs import (  # noqa: F401 (called by name)
     resaved,
     run_shared,
     watched,
+    without_a_picture,
 )
 from parallel.sampling import (  # noqa: F401 (called by name)
     commanded,
@@ -414,7 +415,8 @@ def trained(data: str, out: str, steps: int, batch: int, context_parallel: int) 
         validation={"every": steps, "data": Path(data), "samples": 0},
         parallel={"context_parallel": context_parallel},
     )
-    return Trainer(config, Console(quiet=True)).run()
+    with without_a_picture():
+        return Trainer(config, Console(quiet=True)).run()
 
 
 def refused_training(data: str, out: str, context_parallel: int) -> str | int:

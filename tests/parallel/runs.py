@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -25,7 +25,7 @@ from mova_engine.models.codecs import build_audio_codec, build_text_encoder, bui
 from mova_engine.parallel import reserve, storage, watch
 from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Launch, Processes, read_launch, start_processes
-from mova_engine.train import data, resume, update
+from mova_engine.train import data, resume, trainer, update
 from mova_engine.train.assembly import assemble, join_processes
 from mova_engine.train.checkpoints import save_checkpoint, sharded_save
 from mova_engine.train.model import export_model, outline
@@ -52,6 +52,11 @@ def configured(clips: str, out: str, steps: int, batch: int, every: int = 100, r
     )
 
 
+def without_a_picture() -> AbstractContextManager:
+    """Runs do not draw their losses, which takes as long as a few steps do."""
+    return patch.object(trainer, "loss_curve", lambda metrics: b"a picture")
+
+
 def process_id() -> int:
     """Of this process, for those who send it signals."""
     return os.getpid()
@@ -61,7 +66,7 @@ def run_shared(fault: str | None = None, **settings) -> tuple[int | str, str]:
     """Train; returns the exit status, or what was raised, and what the first process said. fault: of rank 1."""
     said = io.StringIO()
     guilty = fault is not None and read_launch().rank == 1
-    with _FAULTS[fault]() if guilty else nullcontext():
+    with without_a_picture(), _FAULTS[fault]() if guilty else nullcontext():
         config = configured(**settings)
         if fault == "another setting" and guilty:
             config = replace(config, optim=replace(config.optim, lr=0.5))

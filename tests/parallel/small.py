@@ -16,8 +16,10 @@ from mova_engine.parallel.mesh import choose_mesh
 from mova_engine.parallel.processes import Processes, read_launch, start_processes
 from mova_engine.parallel.shard import Shards, shard_model
 
-# Video heads of 128; as many ranks can exchange them. Twice as many where eight do.
+# Video heads; as many ranks can exchange them. Twice as many where eight do.
 HEADS = 4
+# A quarter of MOVA's: of heads of 128, a model is so large that filling its memory takes most of a check's time.
+HEAD_DIM = 32
 # Tokens of the video and a grid (frames, rows, columns) that has so many.
 GRIDS = {3: (3, 1, 1), 7: (7, 1, 1), 64: (4, 4, 4), 403: (13, 31, 1), 1001: (13, 11, 7)}
 AUDIO_TOKENS = 13
@@ -27,9 +29,9 @@ def config(heads: int = HEADS) -> MovaConfig:
     """Two experts of two layers, or of one where the video tower has more heads than `HEADS`."""
     layers = 2 if heads == HEADS else 1
     sizes = {"num_layers": layers, "text_dim": 32, "freq_dim": 16}
-    video = VideoDiTConfig(dim=128 * heads, ffn_dim=64 * heads, num_heads=heads, **sizes)
-    audio = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, **sizes)
-    bridge = BridgeConfig(layers, layers, video.dim, audio.dim, head_dim=128)
+    video = VideoDiTConfig(dim=HEAD_DIM * heads, ffn_dim=64 * heads, num_heads=heads, **sizes)
+    audio = AudioDiTConfig(dim=HEAD_DIM, ffn_dim=128, num_heads=1, **sizes)
+    bridge = BridgeConfig(layers, layers, video.dim, audio.dim, head_dim=HEAD_DIM)
     return MovaConfig("narrow", video, audio, bridge, ClipConfig(frames=5, height=32, width=48), experts=2)
 
 

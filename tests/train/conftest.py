@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from mova_engine.data.bounce import generate
+from mova_engine.train import trainer
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.metrics import read_metrics
 from mova_engine.train.recipes import load_config
@@ -59,6 +60,13 @@ class Ran:
 
 
 @pytest.fixture
-def ran():
-    """Train: `ran(config)` returns a `Ran`."""
+def ran(monkeypatch):
+    """Train: `ran(config)` returns a `Ran`. The losses are not drawn, which takes as long as such a run."""
+    monkeypatch.setattr(trainer, "loss_curve", lambda metrics: b"a picture")
+    return Ran
+
+
+@pytest.fixture
+def ran_and_drawn():
+    """Train, and draw the losses."""
     return Ran

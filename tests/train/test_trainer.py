@@ -64,9 +64,9 @@ def break_losses(monkeypatch, *steps: int) -> None:
     monkeypatch.setattr(update.Updater, "step", stepping)
 
 
-def test_a_run_leaves_what_it_promises(small, ran):
+def test_a_run_leaves_what_it_promises(small, ran_and_drawn):
     config = small(steps=3, log={"tensorboard": True, "every": 2})
-    done = ran(config)
+    done = ran_and_drawn(config)
     assert done.status == 0 and [row["step"] for row in done.rows] == [2, 3]
     assert (config.folder / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     assert list((config.folder / "tensorboard").glob("events*"))
