@@ -7,6 +7,8 @@ and as many of every input, so that a difference of large numbers is allowed wha
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,6 +75,7 @@ class Noise:
         usual = self.variance + self.forms[0][0].square()
         return float((error.square() / usual).max()) ** 0.5
 
+    @cached_property
     def apart(self) -> tuple[float, float]:
         """The largest row and the largest element that one form shows to the others."""
         rows = max(float(self.rows(e, variance).max()) for e, variance in self.forms)
@@ -83,26 +86,50 @@ class Noise:
 
         {"slope or mean along axis": (z of every line, root mean square and largest z that one form shows the others)}
         """
-        axes = [(f"axis {i}", (i,)) for i, n in enumerate(self.truth.shape) if _SHORTEST <= n < self.truth.numel()]
         found = {}
-        for name, dims in (*axes, ("all", tuple(range(self.truth.dim())))):
-            ours = self._line(error, self.variance, dims)
-            forms = [self._line(e, variance, dims) for e, variance in self.forms]
-            for i, kind in enumerate(("slope", "mean")):
-                theirs = [z[i] for z in forms]
-                usual = max(float(z.square().mean()) ** 0.5 for z in theirs)
-                found[f"{kind} along {name}"] = ours[i], usual, max(float(z.abs().max()) for z in theirs)
+        for name, line, apart in self._lines:
+            for kind, z, usual in zip(("slope", "mean"), line.of(error), apart, strict=True):
+                found[f"{kind} along {name}"] = z, *usual
         return found
 
-    def _line(self, error: Tensor, variance: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """(slope against the truth, mean) of the errors along `dims`, in units of what chance gives."""
+    @cached_property
+    def _lines(self) -> list[tuple[str, "_Lines", list[tuple[float, float]]]]:
+        """The lines along each axis, and what one form shows the others along them: the same for every error."""
+        axes = [(f"axis {i}", (i,)) for i, n in enumerate(self.truth.shape) if _SHORTEST <= n < self.truth.numel()]
+        found = []
+        for name, dims in (*axes, ("all", tuple(range(self.truth.dim())))):
+            apart = []
+            for theirs in zip(*(self._along(variance, dims).of(e) for e, variance in self.forms), strict=True):
+                usual = max(float(z.square().mean()) ** 0.5 for z in theirs)
+                apart.append((usual, max(float(z.abs().max()) for z in theirs)))
+            found.append((name, self._along(self.variance, dims), apart))
+        return found
+
+    def _along(self, variance: Tensor, dims: tuple[int, ...]) -> "_Lines":
         truth, inverse = self.truth.where(self.weight.bool(), 0), self.weight / variance
         count, moved = self.weight.sum(dims).clamp(min=1), self.moved.square().sum(dims)
-        power = truth.square().sum(dims)
-        pull = (truth.square() * inverse).sum(dims).clamp(min=1e-300)
-        slope = (error * truth * inverse).sum(dims) / pull / (1 / pull + moved / power.clamp(min=1e-300)).sqrt()
+        power, weighted = truth.square().sum(dims), truth * inverse
+        pull = (truth * weighted).sum(dims).clamp(min=1e-300)
+        slope = pull * (1 / pull + moved / power.clamp(min=1e-300)).sqrt()
         chance = ((variance * self.weight).sum(dims) / count**2 + moved / count).sqrt().clamp(min=1e-300)
-        return slope.where(power > 0, 0), error.sum(dims) / count / chance
+        return _Lines(dims, weighted, slope, count * chance, power > 0)
+
+
+class _Lines(NamedTuple):
+    """Lines of a tensor along `dims`. weighted: the truth over the variance; slope, mean: what chance gives of the sums
+    of an error with and without `weighted`; sloped: which lines have a truth other than zero.
+    """
+
+    dims: tuple[int, ...]
+    weighted: Tensor
+    slope: Tensor
+    mean: Tensor
+    sloped: Tensor
+
+    def of(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        """(slope against the truth, mean) of the errors along `dims`, in units of what chance gives."""
+        slope = (error * self.weighted).sum(self.dims) / self.slope
+        return slope.where(self.sloped, 0), error.sum(self.dims) / self.mean
 
 
 def _typical(rest: list[Tensor]) -> Tensor:

@@ -227,7 +227,7 @@ class _Seen:
         self.elements, self.row = self.elements + int(noise.weight.sum()), noise.row
         self.rows.append(noise.rows(error).flatten())
         self.worst = max(self.worst, noise.worst(error))
-        self.apart = tuple(map(max, self.apart, noise.apart()))
+        self.apart = tuple(map(max, self.apart, noise.apart))
         for name, line in noise.lines(error).items():
             self.lines.setdefault(name, []).append(line)
 

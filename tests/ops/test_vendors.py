@@ -38,22 +38,32 @@ def _anywhere(entry):
     return dataclasses.replace(entry, devices=(), check=None)
 
 
-def _judge(operator, entry, dtype=torch.bfloat16):
-    """Small cases through the stand-in: an argument that went wrong shows in the values."""
-    cases = [case for case in OPERATORS[operator].cases if case.size == "test" and case.name != "few-queries"]
-    assert cases
-    for case in cases:
-        findings = verify(OPERATORS[operator], resolve(entry.target), case, CPU, dtype)
-        assert findings and all(f.passed for f in findings), [str(f) for f in findings if not f.passed]
+# Larger cases, which would show no other argument: only with --slow.
+LARGE = ("few-queries", "self", "video-to-audio", "text", "large-scores")
+
+
+@pytest.fixture
+def judge(request):
+    def run(operator, entry, dtype=torch.bfloat16):
+        """Small cases through the stand-in: an argument that went wrong shows in the values."""
+        every = request.config.getoption("--slow")
+        tested = [case for case in OPERATORS[operator].cases if case.size == "test"]
+        cases = [case for case in tested if every or case.name not in LARGE]
+        assert cases
+        for case in cases:
+            findings = verify(OPERATORS[operator], resolve(entry.target), case, CPU, dtype)
+            assert findings and all(f.passed for f in findings), [str(f) for f in findings if not f.passed]
+
+    return run
 
 
 @pytest.mark.parametrize("operator", ["attention", "attention_lse", "attention_backward"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_flash_attn_is_spoken_to_as_it_documents(install, version, operator):
+def test_flash_attn_is_spoken_to_as_it_documents(install, judge, version, operator):
     install(vendors.FLASH[version]())
     entry = _entry(operator, f"flash-attn-{version}")
     assert _anywhere(entry).refusal(get_backend("cpu"), training=True) is None
-    _judge(operator, entry)
+    judge(operator, entry)
 
 
 @pytest.mark.parametrize("present", [(), *((version,) for version in VERSIONS)])
@@ -96,11 +106,11 @@ def test_flash_attn_refuses_head_dims_that_it_has_not(e):
     [("layer_norm", torch.bfloat16), ("rms_norm", torch.bfloat16), ("adamw", torch.float32),
      ("clip_grad_norm", torch.float32)],
 )  # fmt: skip
-def test_apex_is_spoken_to_as_it_documents(install, operator, dtype):
+def test_apex_is_spoken_to_as_it_documents(install, judge, operator, dtype):
     install(vendors.apex())
     entry = _entry(operator, "apex")
     assert _anywhere(entry).refusal(get_backend("cpu"), training=True) is None
-    _judge(operator, entry, dtype)
+    judge(operator, entry, dtype)
 
 
 def test_another_package_named_apex_is_not_nvidias(install):
