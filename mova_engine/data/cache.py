@@ -105,6 +105,8 @@ class LatentCache:
     ) -> None:
         if dtype not in DTYPES:
             raise MovaError(f"unknown cache dtype '{dtype}'.{suggest(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise MovaError(f"{folder}: a file, not a folder for encoded clips; --loader.cache FOLDER names one")
         self.folder, self.clip, self.silent = Path(folder), clip, silent
         self.video_codec, self.audio_codec, self.text_encoder = video_codec, audio_codec, text_encoder
         self.dtype = DTYPES[dtype]

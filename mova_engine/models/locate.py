@@ -52,13 +52,13 @@ def open_model(path: str | Path, size: str | None = None, say: Say = log.warning
     Raises MovaError that says what `path` is instead and what to name, and as `mova_config_from_folder`.
     """
     folder = find_model(path, say)
-    config = mova_config_from_folder(folder, size)
-    if size is None and stated_clip(folder) is None:
-        clip = config.clip
-        say(
-            f"{folder} does not say the size of its clips: by its name, {released_name(folder)}, {clip.frames} frames "
-            f"of {clip.height}x{clip.width}"
-        )
+    config, stated = mova_config_from_folder(folder, size), stated_clip(folder)
+    shape = f"{config.clip.frames} frames of {config.clip.height}x{config.clip.width}"
+    if size is None and stated is None:
+        say(f"{folder} does not say the size of its clips: by its name, {released_name(folder)}, {shape}")
+    elif size is not None and stated not in (None, config.clip):
+        own = f"{stated.frames} frames of {stated.height}x{stated.width}"
+        say(f"{folder} states clips of {own}; as --size {size} asks, they are {shape}")
     return Located(folder, config)
 
 

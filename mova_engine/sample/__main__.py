@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", help=f"{' or '.join(DTYPES)}, what the towers compute in (default: as stored)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: one for narrow models, else PyTorch's choice)")
     add("--lora", type=Path, metavar="PATH", help="adapters to add to the model: a LoRA run, its checkpoint, or a file")
-    add("--lora-alpha", type=float, metavar="X", help="their alpha, where the file does not say it")
+    add("--lora-alpha", type=float, metavar="X", help="their alpha instead of the file's own")
     add("--offload", action="store_true", help="keep the expert that is not in use on the CPU, to save memory")
     add("--sequential-guidance", action="store_true", help="one evaluation at a time, to save memory")
     add_options(parser)

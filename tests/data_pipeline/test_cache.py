@@ -177,6 +177,12 @@ def test_memory_for_text_is_bounded(make_cache, monkeypatch):
     assert all(torch.equal(cache.text(f"caption {index}"), text) for index, text in enumerate(found))
 
 
+def test_a_file_is_no_cache(make_cache, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MovaError, match="file: a file, not a folder for encoded clips; --loader.cache"):
+        make_cache(folder=tmp_path / "file")
+
+
 def test_a_full_disk_while_filling_is_one_clear_error(clips, make_cache, monkeypatch):
     entries = read_metadata(clips)
     make_cache().get(entries[0])

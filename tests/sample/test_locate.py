@@ -319,7 +319,10 @@ def test_a_folder_of_another_name_asks_for_the_size(released, places):
     assert model_config(config).clip == get_preset("mova-720p").clip
     with pytest.raises(MovaError, match="give --size"):
         model_config(load_config("nano", model={"checkpoint": folder}))
-    # What states its clip is not asked, whatever its name.
+    # What states its clip is not asked, whatever its name; who asks for another is told.
+    said: list[str] = []
+    assert open_model(places / "model", "mova-720p", said.append).config.clip == get_preset("mova-720p").clip
+    assert len(said) == 1 and "states clips of" in said[0] and "--size mova-720p" in said[0]
     assert open_model(places / "model").config.clip.height == 32
 
 
