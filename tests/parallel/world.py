@@ -147,8 +147,10 @@ def main() -> None:
             serve(connection, checks)
         # Threads of the process group may outlive it for a moment; nothing here waits for them.
         os._exit(0)
-    for child in children:
-        os.waitpid(child, 0)
+    for rank, child in enumerate(children):
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status:
+            sys.stderr.write(f"rank {rank} of {len(children)} ended with {status} (below 0: by that signal)\n")
     # Without tidying up what was imported, which takes seconds.
     os._exit(0)
 
