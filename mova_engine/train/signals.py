@@ -36,7 +36,8 @@ class StopRequest:
         self.save = False
         self._save_wanted = self._save_told = False
         self._at_once = self._over = False
-        self._since = 0.0
+        # When this process itself was asked first; it may learn from the others, before, that it is to stop.
+        self._asked_at: float | None = None
         self._before: dict[int, object] = {}
 
     def __bool__(self) -> bool:
@@ -107,11 +108,12 @@ class StopRequest:
             self._save_wanted = True
             return
         now = time.monotonic()
-        if self.signal is None:
-            self.signal, self._since = number, now
+        if self._asked_at is None:
+            self._asked_at = now
+            self.signal = self.signal or number
             if self._at_once:
                 raise Stopped(self.exit_code)
-        elif now - self._since >= SAME_REQUEST_S:
+        elif now - self._asked_at >= SAME_REQUEST_S:
             self._restore()
             signal.raise_signal(number)
 

@@ -55,6 +55,26 @@ def test_a_signal_while_processes_agree_is_kept_for_the_next_step():
         assert Trainer._asked_to_stop(stop, Others()) and stop.exit_code == 143
 
 
+@pytest.mark.parametrize("later", [0.0, 1.5 * SAME_REQUEST_S])
+def test_a_signal_that_reaches_this_process_after_all_have_agreed_is_the_same_request(monkeypatch, later):
+    """A signal to all processes does not reach them at once: some learn of it from the others first."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Others:
+        def most(self, number: int) -> int:
+            return 1 + signal.SIGINT
+
+    with StopRequest() as stop:
+        assert Trainer._asked_to_stop(stop, Others())
+        now[0] += later
+        send(signal.SIGINT)  # as ever it would raise KeyboardInterrupt
+        assert stop.exit_code == 130
+        now[0] += 1.5 * SAME_REQUEST_S
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
 def test_a_save_asked_for_while_processes_agree_is_kept_too():
     class Others:
         def most(self, number: int) -> int:
