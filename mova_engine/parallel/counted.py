@@ -19,7 +19,7 @@ from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable, bind
 from mova_engine.parallel.collectives import lengths_of, total_sent
 from mova_engine.parallel.context import ContextParallel
-from mova_engine.parallel.mesh import choose_mesh
+from mova_engine.parallel.mesh import MeshShape, choose_mesh
 from mova_engine.parallel.processes import read_launch, start_processes
 from mova_engine.parallel.ring import ring
 from mova_engine.parallel.traffic import reference_shape, reference_traffic, training_traffic
@@ -119,16 +119,34 @@ def count_as_rank(rank: int, size: int, port: int, results) -> None:
 
 def count_all(config: MovaConfig, backend: Backend) -> dict[str, tuple[int, int]]:
     """In one process of a started world: what this rank sends and should send, by scheme."""
+    found = {}
+    for scheme in range(count_schemes(config, read_launch().world)):
+        found |= count_scheme(config, backend, scheme)
+    return found
+
+
+def count_schemes(config: MovaConfig, size: int) -> int:
+    """How many schemes there are for `size` processes: meshes, and the reference's."""
+    return len(_shapes(config, size)) + 1
+
+
+def count_scheme(config: MovaConfig, backend: Backend, scheme: int) -> dict[str, tuple[int, int]]:
+    """`count_all` of one scheme by its number. Each makes process groups of its own."""
     launch = read_launch()
     ops, size = bind(backend), launch.world
-    meshes = {choose_mesh(size, config.video.num_heads, context_parallel=size, ulysses=u) for u in (1, 2, size)}
-    found = {}
-    for shape in sorted(meshes, key=dataclasses.astuple):
-        context = start_processes(backend, launch, shape).context
-        for policy in ("none", "selective", "out", "full"):
-            formula = training_traffic(config, shape, policy, rank=context.rank, element=4)
-            found[f"{shape}, {policy}"] = count_step(config, ops, context, policy), formula.total
-    context = start_processes(backend, launch, reference_shape(config, size)).context
-    formula = reference_traffic(config, size, rank=context.rank, element=4)
-    found["reference"] = count_reference(config, ops, context), formula.total
+    shapes = _shapes(config, size)
+    if scheme == len(shapes):
+        context = start_processes(backend, launch, reference_shape(config, size)).context
+        formula = reference_traffic(config, size, rank=context.rank, element=4)
+        return {"reference": (count_reference(config, ops, context), formula.total)}
+    shape, found = shapes[scheme], {}
+    context = start_processes(backend, launch, shape).context
+    for policy in ("none", "selective", "out", "full"):
+        formula = training_traffic(config, shape, policy, rank=context.rank, element=4)
+        found[f"{shape}, {policy}"] = count_step(config, ops, context, policy), formula.total
     return found
+
+
+def _shapes(config: MovaConfig, size: int) -> list[MeshShape]:
+    meshes = {choose_mesh(size, config.video.num_heads, context_parallel=size, ulysses=u) for u in (1, 2, size)}
+    return sorted(meshes, key=dataclasses.astuple)

@@ -43,7 +43,7 @@ from mova_engine.ops import OPERATORS, OpTable, bind
 from mova_engine.ops.verify import verify
 from mova_engine.parallel.collectives import Group
 from mova_engine.parallel.context import ContextParallel
-from mova_engine.parallel.counted import SMALL, count_all
+from mova_engine.parallel.counted import SMALL, count_scheme
 from mova_engine.parallel.gradients import sum_gradients
 from mova_engine.parallel.mesh import MeshShape
 from mova_engine.parallel.processes import read_launch, start_processes
@@ -358,9 +358,9 @@ def waiting_in_vain(timeout_s: float) -> tuple[float, str]:
     return time.monotonic() - began, said
 
 
-def counted() -> dict[str, tuple[int, int]]:
-    """Bytes that this rank sent and should have, by scheme."""
-    return count_all(SMALL, backend())
+def counted(scheme: int) -> dict[str, tuple[int, int]]:
+    """Bytes that this rank sent and should have, by one scheme."""
+    return count_scheme(SMALL, backend(), scheme)
 
 
 def sharded_in_bfloat16() -> dict[str, float | bool]:
