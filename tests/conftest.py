@@ -55,11 +55,12 @@ def _reproducible():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
+    threads, scheduling = torch.get_num_threads(), os.sched_getscheduler(0)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
+    assert os.sched_getscheduler(0) == scheduling, "the test left this process with another scheduling policy"
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
 

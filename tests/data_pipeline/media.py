@@ -1,6 +1,8 @@
 """Real media files, made on the spot: every picture shows its own number, every sound is a click at a known time."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +11,18 @@ import numpy as np
 
 CLOCK = Fraction(1, 120_000)  # seconds; divides the periods of 24, 30 and 24000/1001 frames a second
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+
+
+@contextmanager
+def usual_scheduling() -> Iterator[None]:
+    """Around an encoder that raises its caller's priority: SVT-AV1, run by root, makes the thread a real-time one, and
+    whatever is started later inherits that; a process that polls then starves the machine.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def every(rate: Fraction | int, count: int, start: Fraction | int = 0) -> list[Fraction]:

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
+from data_pipeline.media import usual_scheduling
 
 from mova_engine.config import ClipConfig
 from mova_engine.data import colour, warn
@@ -301,7 +302,7 @@ def test_tags_are_honoured_through_containers(tmp_path, container, codec, matrix
     frame = frame.reformat(width=frame.width * 8, height=frame.height * 8, format=form, interpolation=SCALER)
     path = tmp_path / f"clip.{container}"
     options = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"preset": "12"}}.get(codec, {})
-    with av.open(str(path), "w") as file:
+    with usual_scheduling(), av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=24, options=options | {"crf": "4"})
         stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, form
         context = stream.codec_context
