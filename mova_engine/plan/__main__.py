@@ -16,6 +16,7 @@ from mova_engine.plan.published import measured_here
 from mova_engine.plan.search import CHOICES, Plan, best, leanest, plan, rescue, smallest_change
 
 RESULTS = Path("benchmarks/results")
+MOST = 10_000_000
 _OTHERS = 4
 
 
@@ -27,12 +28,11 @@ def main(argv: list[str] | None = None) -> int:
         found = validate.validation(measured_here(here) if here else ())
         _put(args, found, lambda: validate.report(found))
         return 0
-    job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
-    fixed = _policy(args.policy, hardware)
     layout = _mesh(args.mesh) if args.mesh else None
     devices = args.devices if args.devices is not None else layout.world if layout else 1
-    if devices < 1:
-        raise MovaError(f"--devices must be at least 1, got {devices}")
+    _check_sizes(vars(args) | {"devices": devices})
+    job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
+    fixed = _policy(args.policy, hardware)
     if layout:
         _check(job, layout, fixed, implementation, devices)
     plans = best(job, devices, hardware, implementation, layout, fixed)
@@ -111,6 +111,14 @@ def _policy(text: str, hardware: Hardware) -> dict[str, str]:
             raise MovaError(f"{hardware.name} is the host itself: {name}=host has no meaning there")
         fixed[name] = value
     return fixed
+
+
+def _check_sizes(given: dict) -> None:
+    """MovaError for a whole number that no plan is made for: the search would not end, the figures overflow."""
+    for name in ("devices", "clips", "frames", "height", "width", "lora_rank"):
+        option = "--" + name.replace("_", "-")
+        if given[name] is not None and not 1 <= given[name] <= MOST:
+            raise MovaError(f"{option} must be between 1 and {MOST}, got {given[name]}")
 
 
 def _mesh(text: str) -> Layout:

@@ -1,13 +1,14 @@
 """Which mesh and which policy: every sensible one is predicted, and the fastest that fits is recommended.
 
 Meshes: Ulysses over as many ranks as divide the video heads, a ring above that; weights sharded over whole nodes or all
-devices. Policies: every combination of checkpointing, dtype of frozen weights, and what waits on the host. A change
-against the plain policy must be worth 1% of the step, so that nothing is recommended for nothing; a bus that is busy
-all the time, as much.
+devices. Where there are very many of them, one stands for its neighbours (`thinned`). Policies: every combination of
+checkpointing, dtype of frozen weights, and what waits on the host. A change against the plain policy must be worth 1%
+of the step, so that nothing is recommended for nothing; a bus that is busy all the time, as much.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
@@ -28,6 +29,8 @@ CHOICES = {
 }
 _WORTH = 0.01
 _MOST_DEVICES, _FEWEST_FRAMES = 1024, 17
+# Meshes of one search: each is judged with some twenty policies, in about 8 ms.
+MOST_MESHES = 128
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,41 @@ def plan(run: Run, hardware: Hardware) -> Plan:
     return Plan(run, hardware, memory(run), predict(run, hardware))
 
 
-def layouts(job: Job, devices: int, node: int, implementation: Implementation) -> Iterator[Layout]:
-    """Meshes of so many devices that can run the job."""
+def layouts(job: Job, devices: int, node: int, implementation: Implementation) -> list[Layout]:
+    """Meshes of so many devices that can run the job, at most MOST_MESHES."""
+    found, factor = list(_possible_layouts(job, devices, node, implementation)), 1
+    chosen = found
+    while len(chosen) > MOST_MESHES:
+        factor *= 2
+        chosen = thinned(found, factor)
+    return chosen
+
+
+def thinned(found: list[Layout], factor: int) -> list[Layout]:
+    """Of meshes those whose context-parallel size, and among equals of that the number of copies of the weights, is at
+    least `factor` times the next smaller one kept; the smallest and the largest stay.
+    """
+
+    def spread(sizes: set[int]) -> set[int]:
+        kept = [min(sizes)]
+        for size in sorted(sizes):
+            if size >= factor * kept[-1]:
+                kept.append(size)
+        return {*kept, max(sizes)}
+
+    groups: dict[tuple[int, int], list[Layout]] = {}
+    for layout in found:
+        groups.setdefault((layout.cfg, layout.context_parallel), []).append(layout)
+    chosen = []
+    for cfg in sorted({cfg for cfg, _ in groups}):
+        for cp in sorted(spread({cp for other, cp in groups if other == cfg})):
+            group = groups[cfg, cp]
+            copies = spread({layout.dp_replicate for layout in group})
+            chosen += [layout for layout in group if layout.dp_replicate in copies]
+    return chosen
+
+
+def _possible_layouts(job: Job, devices: int, node: int, implementation: Implementation) -> Iterator[Layout]:
     heads = job.model.video.num_heads
     if implementation.traffic == "symmetric":
         heads = math.gcd(heads, job.model.audio.num_heads)
@@ -177,12 +213,16 @@ def rescue(job: Job, devices: int, hardware: Hardware, implementation: Implement
         more *= 2
     clip = job.model.clip
     step = clip.video_stride[0]
-    for frames in range(clip.frames - step, _FEWEST_FRAMES - 1, -4 * step):
-        shorter = replace(job, model=replace(job.model, clip=replace(clip, frames=frames)))
-        plans = best(shorter, devices, hardware, implementation)
-        if plans:
-            found.append(plans[0])
-            break
+    lengths = range(clip.frames - step, _FEWEST_FRAMES - 1, -4 * step)
+
+    def shorter(frames: int) -> list[Plan]:
+        job_then = replace(job, model=replace(job.model, clip=replace(clip, frames=frames)))
+        return best(job_then, devices, hardware, implementation)
+
+    # Memory grows with the frames, so that all after the first length that fits do.
+    first = bisect_left(lengths, True, key=lambda frames: bool(shorter(frames)))
+    if first < len(lengths):
+        found.append(shorter(lengths[first])[0])
     return found
 
 
@@ -191,8 +231,9 @@ def _rank(plan: Plan) -> float:
     return plan.seconds_per_clip * (1 + _WORTH * (len(plan.changes) + busy))
 
 
-def _divisors(number: int) -> Iterable[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
 
 
 def _possible(job: Job, layout: Layout) -> bool:

@@ -1,5 +1,6 @@
 """What is recommended fits, beats its rivals, and changes no more than it must."""
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -10,6 +11,7 @@ from mova_engine.plan.job import IMPLEMENTATIONS, Job, Layout, Policy
 from mova_engine.plan.memory import memory
 from mova_engine.plan.search import (
     CHOICES,
+    MOST_MESHES,
     best,
     changes,
     fitting,
@@ -19,6 +21,7 @@ from mova_engine.plan.search import (
     policies,
     rescue,
     smallest_change,
+    thinned,
 )
 
 M360, M720 = get_preset("mova-360p"), get_preset("mova-720p")
@@ -73,6 +76,37 @@ def test_the_meshes():
     assert Layout(ulysses=2, cfg=2) in list(layouts(Job(M360, "inference"), 4, 8, OURS))
     copies = [one for one in layouts(Job(M360, "full"), 16, 8, OURS) if one.dp_replicate > 1]
     assert copies and all(one.dp_shard * one.context_parallel % 8 == 0 for one in copies)
+
+
+# The number of up to ten million with the most divisors, a prime, and a clip for each of few groups.
+@pytest.mark.parametrize("devices, clips", [(8_648_640, None), (9_999_991, None), (8_648_640, 12), (100_000, None)])
+def test_any_number_of_devices_has_few_meshes(devices, clips):
+    found = layouts(Job(M360, "full", clips=clips), devices, 8, OURS)
+    assert 1 < len(found) <= MOST_MESHES and len(set(found)) == len(found)
+    assert all(one.world == devices for one in found)
+    assert all(clips is None or clips % one.data_parallel == 0 for one in found)
+    shared = {one.context_parallel for one in found}
+    assert max(shared) == devices
+    assert min(shared) == devices // (clips or devices)
+
+
+def test_thinned_meshes_keep_the_ends_and_represent_the_rest():
+    everything = list(layouts(Job(M360, "full"), 72, 1, OURS))
+    found = thinned(everything, 2)
+    assert thinned(everything, 1) == everything and len(found) < len(everything)
+    for one in everything:
+        near = [other for other in found if other.context_parallel <= one.context_parallel < 2 * other.context_parallel]
+        assert near or one.context_parallel == max(other.context_parallel for other in found)
+    assert {one.dp_replicate for one in found if one.context_parallel == 1} == {1, 2, 4, 8, 18, 36, 72}
+
+
+def test_the_longest_clip_that_fits_is_found_however_long_the_one_asked_for():
+    hardware = calibrated("rtx4090")
+    _, short = rescue(Job(M720, "lora"), 1, hardware, OURS)
+    clip = M720.clip
+    longer = replace(M720, clip=replace(clip, frames=clip.frames + 160_000))
+    found = rescue(Job(longer, "lora"), 1, hardware, OURS)[-1]
+    assert found.run.job.model.clip.frames == short.run.job.model.clip.frames
 
 
 def test_policies_leave_out_what_has_no_meaning():
