@@ -101,8 +101,8 @@ def test_an_empty_path_is_not_the_current_folder(argv, option, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["parallel", "--count", "-4"], "--count must lie between 1 and"),
-        (["parallel", "--count", "0"], "--count must lie between 1 and"),
+        (["parallel", "--count", "-4"], "--count must lie between 2 and"),
+        (["parallel", "--count", "1"], "--count must lie between 2 and"),
         (["bounce", "balls", "--clips", "1", "--seed", "-1"], "seed must be at least 0"),
         (["bounce", "file", "--clips", "1"], "file is a file, not a folder"),
         (["train", "--seed", str(2**32)], "seed must lie between 0 and"),

@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mova-360p", help=f"one of {', '.join(PRESETS)} (default mova-360p)")
     parser.add_argument("--count", type=int, metavar="N", help="start N processes and count at small size")
     args = parser.parse_args(argv)
-    if args.count is not None and not 1 <= args.count <= MOST_COUNTED:
-        raise MovaError(f"--count must lie between 1 and {MOST_COUNTED}, got {args.count}")
+    if args.count is not None and not 2 <= args.count <= MOST_COUNTED:
+        raise MovaError(f"--count must lie between 2 and {MOST_COUNTED}, got {args.count}")
     config = get_preset(args.model)
     print(f"{config.name}, bf16, one clip: GB sent per rank and training step by context parallelism (formula)")
     print(f"{'ranks':>6} {'checkpointing':14} {'mesh':22} {'forward':>9} {'repeated':>9} {'backward':>9} {'in all':>9}")

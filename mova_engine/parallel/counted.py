@@ -103,7 +103,9 @@ def _sharded(ops: OpTable, context: ContextParallel, queries: tuple[int, ...], k
 
 
 def count_as_rank(rank: int, size: int, port: int, results) -> None:
-    """Be one of `size` new processes on this machine: count at small size, put what `count_all` returns."""
+    """Be one of `size` new processes on this machine: count all schemes at small size, put what `count_scheme` returns
+    of each, merged.
+    """
     torch.set_num_threads(1)
     environment = {
         "RANK": rank,
@@ -113,16 +115,15 @@ def count_as_rank(rank: int, size: int, port: int, results) -> None:
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in environment.items()})
-    results.put(count_all(SMALL, get_backend("cpu")))
-    dist.destroy_process_group()
-
-
-def count_all(config: MovaConfig, backend: Backend) -> dict[str, tuple[int, int]]:
-    """In one process of a started world: what this rank sends and should send, by scheme."""
-    found = {}
-    for scheme in range(count_schemes(config, read_launch().world)):
-        found |= count_scheme(config, backend, scheme)
-    return found
+    backend, found = get_backend("cpu"), {}
+    store = dist.TCPStore("127.0.0.1", port, size, rank == 0)
+    for scheme in range(count_schemes(SMALL, size)):
+        # A mesh has some nine groups, and gloo gives each three threads: those of one scheme end before the next.
+        own = dist.PrefixStore(str(scheme), store)
+        dist.init_process_group(backend.collectives, store=own, rank=rank, world_size=size)
+        found |= count_scheme(SMALL, backend, scheme)
+        dist.destroy_process_group()
+    results.put(found)
 
 
 def count_schemes(config: MovaConfig, size: int) -> int:
@@ -131,7 +132,9 @@ def count_schemes(config: MovaConfig, size: int) -> int:
 
 
 def count_scheme(config: MovaConfig, backend: Backend, scheme: int) -> dict[str, tuple[int, int]]:
-    """`count_all` of one scheme by its number. Each makes process groups of its own."""
+    """In one process of a started world: what this rank sends and should send, by name. scheme: its number. Each makes
+    process groups of its own.
+    """
     launch = read_launch()
     ops, size = bind(backend), launch.world
     shapes = _shapes(config, size)

@@ -50,3 +50,10 @@ def test_the_table_is_printed(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert printed.count("selective") == 3 and "45.0% of the reference" in printed
+
+
+@pytest.mark.slow
+def test_the_command_counts_in_processes_of_its_own(capsys):
+    assert main(["--count", "2"]) == 0
+    counted = [line for line in capsys.readouterr().out.splitlines() if line.endswith("equal")]
+    assert len(counted) == 9 and counted[-1].startswith("reference")
