@@ -97,6 +97,30 @@ def row_cases(build: Build) -> tuple[Case, ...]:
     )
 
 
+def short_rows(build: Build) -> tuple[Case, ...]:
+    """A case of a norm whose rows have three channels: its gradient has one direction left, so that what it takes off
+    again is most of it. They are so small that in the gradient of x + gate * y the norm's part outweighs the other.
+    """
+
+    def short(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        return {k: x / 16 if k in ("x", "y") else x for k, x in build(make, b, s, d, e).items()}
+
+    return (_case("short-rows", short, (2, 96, 3, 1)),)
+
+
+def exact_sums(build: Build) -> tuple[Case, ...]:
+    """A case of a norm of x + gate * y whose numbers have so few digits that no dtype rounds the sum: what is left is
+    the rounding of the norm.
+    """
+
+    def exact(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        inputs = build(make, b, s, d, e)
+        sizes = {"x": (8, 2), "y": (1, 1), "gate": (8, 1)}
+        return inputs | {k: inputs[k].mul(of).round().div(of).clamp(-n, n) for k, (of, n) in sizes.items()}
+
+    return (_case("exact-sums", exact, (2, 24, 64, 32)),)
+
+
 def _weight(make: Maker, d: int) -> torch.Tensor:
     return make(d, scale=0.2, offset=1.0)
 
@@ -206,11 +230,18 @@ def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
         few = {k: inputs[k].mul(n).round().clamp(-n, n) / of for k, (n, of) in sizes.items() if k in inputs}
         return inputs | few
 
+    def exact_tail(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        # Where the two terms of GELU's derivative nearly cancel, and where the cubic term is much of it.
+        inputs = exact(make, b, s, i, o)
+        bias = torch.where(torch.arange(o) % 2 == 0, -0.625, -2.0).to(inputs["bias"])
+        return inputs | {"weight": inputs["weight"] / 8, "bias": bias}
+
     return (
         *(_case(name, build, shape) for name, shape in _GEMMS.items()),
         _case("no-bias" if lora else "tail", other_bias, (2, 17, 48, 64)),
         # Of numbers with few digits, whose products and sums no dtype rounds: what is left is GELU and its derivative.
         _case("exact", exact, (2, 40, 16, 48)),
+        *(() if lora else (_case("exact-tail", exact_tail, (2, 40, 16, 48)),)),
         *(_case(name, build, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
     )
 

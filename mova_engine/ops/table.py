@@ -176,8 +176,15 @@ OPERATORS: dict[str, Operator] = {
             "x weight",
             Implementation("torch", f"{_TORCH}:rms_norm", ("cpu", "cuda")),
             _apex_norm("rms_norm"),
+            extra=cases.short_rows(cases.rms_norm),
         ),
-        _rows("norm_modulate", cases.norm_modulate, "x shift scale", _cuda_cpp("norm_modulate")),
+        _rows(
+            "norm_modulate",
+            cases.norm_modulate,
+            "x shift scale",
+            _cuda_cpp("norm_modulate"),
+            extra=cases.short_rows(cases.norm_modulate),
+        ),
         _rows(
             "layer_norm",
             cases.layer_norm,
@@ -185,19 +192,24 @@ OPERATORS: dict[str, Operator] = {
             # Not on the CPU: there torch adds up a bfloat16 bias's gradient in bfloat16.
             Implementation("torch", f"{_TORCH}:layer_norm", ("cuda",)),
             _apex_norm("layer_norm"),
+            extra=cases.short_rows(cases.layer_norm),
         ),
         _rows("gate_residual", cases.gate_residual, "x y gate", extra=_renamed(cases.no_gate(cases.gate_residual))),
         _rows(
             "gate_residual_norm",
             cases.gate_residual_norm,
             "x y gate weight bias",
-            extra=_renamed(cases.no_gate(cases.gate_residual_norm)),
+            extra=_renamed(cases.no_gate(cases.gate_residual_norm))
+            + cases.short_rows(cases.gate_residual_norm)
+            + cases.exact_sums(cases.gate_residual_norm),
         ),
         _rows(
             "gate_residual_norm_modulate",
             cases.gate_residual_norm_modulate,
             "x y gate shift scale",
-            extra=_renamed(cases.no_gate(cases.gate_residual_norm_modulate)),
+            extra=_renamed(cases.no_gate(cases.gate_residual_norm_modulate))
+            + cases.short_rows(cases.gate_residual_norm_modulate)
+            + cases.exact_sums(cases.gate_residual_norm_modulate),
         ),
         _rows("bias_gelu", cases.bias_gelu, "x bias"),
         Operator(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.mutants import Bench, campaign, dtypes_of, mutants_of
+from ops.mutants import Bench, campaign, dtypes_of, mutants_of, not_offered
 
 from mova_engine.ops import OPERATORS
 from mova_engine.ops.verify import judge
@@ -31,6 +31,11 @@ def test_a_sample_of_mutants_is_killed_in_bfloat16(name):
 @pytest.mark.parametrize(("name", "dtype"), ALL, ids=[f"{name}-{str(dtype)[6:]}" for name, dtype in ALL])
 def test_every_mutant_is_killed(name, dtype):
     assert _lives(OPERATORS[name], dtype, 1.0) == []
+
+
+def test_what_has_no_mutants_is_what_no_implementation_is_made_for():
+    """Weights and moments of an optimizer are float32, and products of fp8 numbers are given in bfloat16."""
+    assert not_offered() == {"adamw": ["bfloat16", "float16"], "fp8_linear": ["float32", "float16"]}
 
 
 def test_mutants_are_made_at_every_kind_of_place():
