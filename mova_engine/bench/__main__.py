@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mova_engine.backend import NAMES, get_backend
+from mova_engine.backend.base import check_threads
 from mova_engine.bench import campaigns, compare, report
 from mova_engine.bench.results import check_result, write_result
 from mova_engine.bench.sides import DTYPES, parse_dtype
@@ -46,7 +47,8 @@ def _measure(args: argparse.Namespace) -> int:
     dtype, backend = parse_dtype(args.dtype), get_backend(args.device)
     if args.json:
         check_result(args.json)
-    if args.threads:
+    check_threads(args.threads)
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     load = os.getloadavg()[0]
     print(f"{backend.describe()}; torch {torch.__version__}; {args.dtype}; load average {load:.2f}")

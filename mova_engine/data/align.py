@@ -6,6 +6,7 @@ envelope, and the lag at which the best cells correlate most is the answer. No f
 Signs are those of ITU-R BT.1359: positive where the sound is ahead of the picture, negative where it is late.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,22 +108,25 @@ def _score(envelope: np.ndarray, cells: np.ndarray, lag: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the lag of each file. Status 1 when one could not be measured."""
+    """Print the lag of each file. Status 2 when one could not be measured, after the others."""
     parser = CommandParser(prog="python -m mova_engine.data.align", description=__doc__)
     parser.add_argument("files", nargs="+", help="video files with speech and a visible mouth")
     parser.add_argument("--fps", type=float, default=24.0, help="frame rate in which lags are counted (default 24)")
     parser.add_argument("--max-lag", type=int, default=12, help="largest lag looked for, in frames (default 12)")
     args = parser.parse_args(argv)
+    if not 0 < args.fps < math.inf or args.max_lag < 0:
+        raise MovaError(f"--fps must be above 0, --max-lag at least 0; got {args.fps} and {args.max_lag}")
     failed = False
     for file in args.files:
         try:
             lag = measure_file(file, args.fps, args.max_lag)
             milliseconds = 1000 * lag.frames / args.fps
             line = f"{file}: lag {lag.frames} frames ({milliseconds:.0f} ms), correlation {lag.score:.2f}"
+            sys.stdout.write(line + "\n")
         except MovaError as error:
-            failed, line = True, f"error: {error}"
-        sys.stdout.write(line + "\n")
-    return int(failed)
+            failed = True
+            sys.stderr.write(f"error: {error}\n")
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

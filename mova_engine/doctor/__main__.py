@@ -10,7 +10,7 @@ from mova_engine.backend.health import Finding, Surroundings
 from mova_engine.doctor.checks import CHECKS, SELF_TEST
 from mova_engine.doctor.examination import Check, Examination, Listener, Report, choose_device, examine
 from mova_engine.doctor.report import as_json, finding_text, verdict, wants_colours
-from mova_engine.errors import CommandParser, run_cli
+from mova_engine.errors import CommandParser, MovaError, run_cli
 
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 
@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--trace", action="store_true", help="print the stack of checks that fail unexpectedly")
     args = parser.parse_args(argv)
+    if args.golden is not None and not args.golden.is_dir():
+        raise MovaError(f"--golden {args.golden}: no such folder; it takes a folder of recorded cases")
     around = Surroundings(environ=environ, folder=args.folder)
     backend = describe_backend(args.device) if args.device else choose_device(around)
     golden = args.golden or (_GOLDEN if _GOLDEN.is_dir() else None)

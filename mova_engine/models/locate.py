@@ -172,6 +172,8 @@ def _no_folder(path: Path, wanted: Collection[str]) -> str:
         return f"{path} is a file: a {_words(wanted)} is a folder{here}"
     if path.is_symlink():
         return f"{path} is a link to {path.readlink()}, which is not there"
+    if path.exists():
+        return f"{path} is no folder: a {_words(wanted)} is wanted"
     near = next((parent for parent in path.parents if parent.is_dir()), None)
     where = "" if near in (None, path.parent, Path()) else f" (of its path, {near} is there)"
     return f"{path}: no such folder{where}"

@@ -21,6 +21,8 @@ from mova_engine.parallel.processes import Processes
 from mova_engine.train.config import LoaderSettings, TrainConfig
 from mova_engine.train.step import LatentBatch
 
+# In the folder of clips, unless loader.cache names another.
+CACHE = "cache"
 # Told (how many are done, of how many, what is being done).
 Progress = Callable[[int, int, str], None]
 
@@ -132,7 +134,7 @@ def open_clips(
 ) -> LatentDataset:
     """Encode what the cache of `folder` lacks, unless it is to be done online, and return its usable clips."""
     settings = config.loader
-    place = settings.cache or folder / "cache"
+    place = settings.cache or folder / CACHE
     cache = LatentCache(place, model.clip, *codecs, dtype=settings.dtype, silent=settings.silent)
     total = len(read_metadata(folder))
     return open_dataset(

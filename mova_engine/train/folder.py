@@ -12,7 +12,9 @@ from mova_engine.train.metrics import METRICS, REPLACED, TENSORBOARD, check_metr
 from mova_engine.train.recipes import to_yaml
 from mova_engine.writable import check_writable
 
-CONFIG = "config.yaml"
+CONFIG, SAMPLES = "config.yaml", "samples"
+# The folders that a run writes into, those of its own clips aside.
+FOLDERS = (FOLDER, TENSORBOARD, SAMPLES)
 # As whose the run's files are recorded.
 BY = "train"
 WAY_OUT = "move it away, or give another --out"
@@ -53,7 +55,7 @@ class RunFolder:
         self._lock.release()
 
     def _claim(self, config: bytes) -> None:
-        for name in (FOLDER, TENSORBOARD, "samples"):
+        for name in FOLDERS:
             if (self.folder / name).exists() and not (self.folder / name).is_dir():
                 raise MovaError(f"{self.folder / name} is a file, where the run has a folder: {WAY_OUT}")
         check_metrics(self.folder / METRICS)

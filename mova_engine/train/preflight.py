@@ -18,20 +18,40 @@ from mova_engine.train import validation
 from mova_engine.train.adapters import check_output, initial_adapters
 from mova_engine.train.checkpoints import check_resumable
 from mova_engine.train.config import TrainConfig
+from mova_engine.train.data import CACHE
+from mova_engine.train.folder import FOLDERS
 from mova_engine.train.model import outline
 from mova_engine.train.weights import DTYPES
 
 
+def check_folders(config: TrainConfig) -> None:
+    """Before anything is written: MovaError for lists of clips that cannot be read, and where the run's files would lie
+    among the user's clips.
+    """
+    out = config.folder.resolve()
+    heldout = config.validation.data if config.validation.every else None
+    for option, folder in (("--data", config.data), ("--validation.data", heldout)):
+        if folder is None:
+            continue
+        clips = read_metadata(folder)
+        if (data := folder.resolve()) == out:
+            raise MovaError(f"--out and {option} are the same folder, {folder}: give the run a folder of its own")
+        for part in (out / name for name in FOLDERS):
+            if data.is_relative_to(part):
+                raise MovaError(f"{option} {folder} lies where the run writes its {part.name}: give another --out")
+        if out.is_relative_to(data / CACHE):
+            raise MovaError(f"--out {config.folder} lies in the clips' cache, {folder / CACHE}: give another --out")
+        if out.is_relative_to(data) and any(clip.path.resolve().is_relative_to(out) for clip in clips):
+            raise MovaError(f"--out {config.folder} holds clips of {option} {folder}: give the run a folder of its own")
+
+
 def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resume: Path | None) -> None:
-    """Raise MovaError for packages that are not installed, lists of clips that cannot be read, a sampler that cannot be
-    imported, adapters, a checkpoint to start from or one to go on from that do not fit the run.
+    """Raise MovaError for packages that are not installed, a sampler that cannot be imported, adapters, a checkpoint to
+    start from or one to go on from that do not fit the run.
     """
     if config.log.tensorboard:
         require_package("tensorboard", "log.tensorboard", ", or give --log.no-tensorboard")
     require_package("matplotlib", "the loss curve")
-    for folder in (config.data, config.validation.data if config.validation.every else None):
-        if folder is not None:
-            read_metadata(folder)
     if config.validation.every and config.validation.sampler is not None:
         validation.resolve_sampler(config.validation.sampler)
     start = config.model.checkpoint

@@ -12,6 +12,14 @@ from mova_engine.train.config import TrainConfig
 from mova_engine.train.folder import BY
 
 
+def check_named(config: TrainConfig) -> None:
+    """MovaError where --resume names a folder that is not there."""
+    if config.resume not in ("auto", "none") and not Path(config.resume).is_dir():
+        raise MovaError(
+            f"--resume {config.resume}: no such folder; it takes auto, none, or the folder of a checkpoint or run"
+        )
+
+
 def find_resume(config: TrainConfig, processes: Processes) -> Path | None:
     """The checkpoint to go on from, read through by all processes together; None to start anew.
 
@@ -43,8 +51,6 @@ def _wanted(config: TrainConfig) -> Path | None:
     if config.resume == "auto":
         return _newest(config.folder)
     wanted = Path(config.resume)
-    if not wanted.is_dir():
-        raise MovaError(f"--resume {wanted}: no such folder; it takes auto, none, or the folder of a checkpoint or run")
     folder = wanted if (wanted / TRAINING).is_dir() else _newest(wanted) or wanted
     read_state(folder)
     return folder

@@ -18,12 +18,13 @@ from mova_engine.train.assembly import Run, assemble, join_processes
 from mova_engine.train.checkpoints import checkpoints_of, retain, save_checkpoint, sharded_save
 from mova_engine.train.config import TrainConfig
 from mova_engine.train.curve import PICTURE, loss_curve
-from mova_engine.train.folder import WAY_OUT, RunFolder
+from mova_engine.train.folder import SAMPLES, WAY_OUT, RunFolder
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
 from mova_engine.train.model import export_model, outline, with_folders
 from mova_engine.train.optimizer import lr_factor, peak_lr
+from mova_engine.train.preflight import check_folders
 from mova_engine.train.recipes import to_dict
-from mova_engine.train.resume import find_resume
+from mova_engine.train.resume import check_named, find_resume
 from mova_engine.train.signals import Stopped, StopRequest
 from mova_engine.train.update import StepResult, Updater
 from mova_engine.train.weights import DTYPES
@@ -57,6 +58,8 @@ class Trainer:
             try:
                 with stop.at_once():
                     with said_by_first(self.launch):
+                        check_named(self.config)
+                        check_folders(self.config)
                         self.config = with_folders(self.config, self.console.print)
                         processes = join_processes(self.config, self.launch)
                     watch = Watch(self.launch, self.config.parallel.timeout)
@@ -85,7 +88,8 @@ class Trainer:
         except Stopped:
             return self._stopped_early(stop)
         if self.step >= config.steps:
-            self.console.print(f"{self.folder} is done: {self.step} of {config.steps} steps; --steps would train on")
+            asked = "all" if self.step == config.steps else f"more than the {config.steps} asked for"
+            self.console.print(f"{self.folder} is done: {counted(self.step, 'step')}, {asked}; --steps would train on")
             return 0
         log = MetricsLog(self.folder, config.log, self.step) if first else NoLog()
         try:
@@ -218,7 +222,7 @@ class Trainer:
                 if parts.processes.is_first:
                     # Where it is this process's work alone, it can break it off.
                     with nullcontext() if sharded else stop.at_once():
-                        out = self.folder / "samples" / f"step-{self.step:06d}"
+                        out = self.folder / SAMPLES / f"step-{self.step:06d}"
                         parts.validator.sample(parts.model, parts.codecs, out)
                 elif sharded:
                     # A block's weights are gathered from everybody: all sample, and one keeps what comes out.

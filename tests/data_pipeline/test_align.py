@@ -99,6 +99,6 @@ def test_shared_clips(shared_dir, tmp_path, name, frames):
 def test_the_command(tmp_path, capsys):
     assert main([str(TALKING)]) == 0
     assert f"{TALKING}: lag 0 frames (0 ms), correlation 0." in capsys.readouterr().out
-    assert main([str(tmp_path / "none.mp4"), str(TALKING)]) == 1
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"error: {tmp_path / 'none.mp4'}: no such file" and "lag 0 frames" in out[1]
+    assert main([str(tmp_path / "none.mp4"), str(TALKING)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {tmp_path / 'none.mp4'}: no such file\n" and "lag 0 frames" in printed.out

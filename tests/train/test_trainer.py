@@ -131,7 +131,9 @@ def test_ctrl_c_saves_and_leaves_with_its_own_status(small, ran, monkeypatch):
 def test_a_finished_run_says_so_and_more_steps_go_on(small, ran):
     ran(small(steps=2))
     again = ran(small(steps=2))
-    assert again.status == 0 and "is done: 2 of 2" in again.said
+    assert again.status == 0 and "is done: 2 steps, all; --steps would train on" in again.said
+    fewer = ran(small(steps=1))
+    assert fewer.status == 0 and "is done: 2 steps, more than the 1 asked for" in fewer.said
     longer = ran(small(steps=3))
     assert [row["step"] for row in longer.rows] == [1, 2, 3]
     assert "note: not as in step-000002: steps: 2 -> 3" in longer.said

@@ -1,0 +1,126 @@
+"""Every command, given a file, folder or number that it cannot use: one line that begins with `error:`, status 2.
+
+Nothing is written.
+"""
+
+import json
+import sys
+
+import pytest
+
+from mova_engine import cli
+
+# By command; in the folder where they run lie `text.txt`, an empty `folder`, and `clips` whose only file is no clip;
+# the same lie among a run's samples.
+WRONG = {
+    "train": [
+        "--data nowhere",
+        "--data clips --validation.data nowhere",
+        "--data text.txt",
+        "--data folder",
+        "--data clips --out clips",
+        "--data clips --out clips/cache/run",
+        "--data clips --validation.data clips --out clips/.",
+        "--data run/samples/clips --out run",
+        "--data clips --out clips/media",
+        "--data clips --out text.txt",
+        "--data clips --out text.txt/run",
+        "--recipe nowhere.yaml",
+        "--recipe text.txt",
+        "--steps -1",
+        "--steps abc",
+        "--steps 1e400",
+        "--optim.lr nan",
+        "--loader.batch 0",
+        "--device abacus",
+        "--resume nowhere",
+        "--model.checkpoint nowhere",
+        "--model.checkpoint /dev/null",
+    ],
+    "sample": [
+        "--checkpoint nowhere --prompt ball",
+        "--checkpoint text.txt --prompt ball",
+        "--checkpoint /dev/null --prompt ball",
+        "--checkpoint folder --prompt ball",
+        "--checkpoint folder --prompts nowhere",
+        "--checkpoint folder",
+        "--checkpoint folder --prompt ball --steps 0",
+        "--checkpoint folder --prompt ball --steps abc",
+    ],
+    "merge": [
+        "--checkpoint nowhere --lora nowhere --out merged",
+        "--checkpoint /dev/null --lora text.txt --out merged",
+        "--checkpoint folder --lora /dev/null --out merged",
+    ],
+    "cache": [
+        "--data nowhere --model nano",
+        "--data text.txt --model nano",
+        "--data folder --model nano",
+        "--data clips --checkpoint nowhere",
+        "--data clips --checkpoint /dev/null",
+        "--data clips --model giant",
+        "--data clips --model nano --shard 9/3",
+        "--data clips --model nano --device abacus",
+    ],
+    "bounce": ["text.txt --clips 1", "clips --clips 1", "new --clips 0", "new --clips -1", "new --clips abc"],
+    "bounce-sync": ["nowhere", "text.txt", "folder", "clips", "clips --seed abc", "clips --seed -1"],
+    "align": [
+        "nowhere.mp4",
+        "text.txt",
+        "folder",
+        "clips/media/0.mp4",
+        "/dev/null",
+        "talking.mp4 --fps 0",
+        "talking.mp4 --fps -24",
+        "talking.mp4 --fps nan",
+        "talking.mp4 --fps inf",
+        "talking.mp4 --fps abc",
+        "talking.mp4 --max-lag -1",
+        "talking.mp4 --max-lag 100000",
+    ],
+    "parity": ["nowhere", "text.txt", "folder", "folder --device abacus", "folder --dtype int8"],
+    # A folder that cannot be written to is a finding of the doctor's, status 1.
+    "doctor": ["--device abacus", "--golden nowhere"],
+    "describe": ["nowhere", "text.txt", "folder", "/dev/null", "nano --frames 0", "nano --frames abc"],
+    "plan": ["nowhere", "nano --devices 0", "nano --hardware text.txt", "nano --devices abc", "nano --fps nan"],
+    "bench": [
+        "nowhere",
+        "step --dtype int8",
+        "step --device abacus",
+        "step --threads 0",
+        "step --json text.txt/result.json",
+        "chain --rows 0",
+        "chain --rows abc",
+        "report nowhere.json",
+        "report text.txt",
+        "report folder",
+    ],
+    "parallel": ["--count 0", "--count 1000", "--count abc", "--model giant"],
+    "ops": ["--device abacus"],
+}
+
+
+def test_every_command_is_here():
+    assert WRONG.keys() == cli.COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command, arguments", [(name, each) for name, cases in WRONG.items() for each in cases])
+def test_what_cannot_be_used_is_one_line_and_status_2(command, arguments, tmp_path, monkeypatch, capsys, repo_root):
+    (tmp_path / "text.txt").write_text("no clip, no model, no recipe\n")
+    (tmp_path / "folder").mkdir()
+    for clips in (tmp_path / "clips", tmp_path / "run" / "samples" / "clips"):
+        (clips / "media").mkdir(parents=True)
+        (clips / "media" / "0.mp4").write_bytes(b"no clip")
+        listed = {"video_path": "media/0.mp4", "caption": "a ball"}
+        (clips / "metadata.jsonl").write_text(json.dumps(listed) + "\n")
+    (tmp_path / "talking.mp4").symlink_to(repo_root / "tests" / "data" / "talking.mp4")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mova", command, *arguments.split()])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2, printed
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ") and len(line) > len("error: ") + 10
+    assert sorted(tmp_path.rglob("*")) == before
