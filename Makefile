@@ -63,8 +63,8 @@ cuda: $(VENV)/.mova-core
 # The recipe writes the clips, 96 held-out ones too: fewer would leave the measure of sync to chance.
 nano: setup
 	$(PY) -m mova_engine.train --recipe nano --out $(RUN) $(ARGS)
-	$(PY) -m mova_engine.sample --checkpoint $(RUN) --prompts $(RUN)/heldout --out $(RUN)/generated --overwrite
-	$(PY) -m mova_engine.bench.bounce_sync $(RUN)/generated --json $(RUN)/sync.json
+	$(PY) -m mova_engine.inference --checkpoint $(RUN) --prompts $(RUN)/heldout --out $(RUN)/generated --overwrite
+	$(PY) -m mova_engine.scores.bounce_sync $(RUN)/generated --json $(RUN)/sync.json
 
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -8,7 +8,7 @@ import torch
 
 from mova_engine.backend import get_backend
 from mova_engine.bench.baseline import DEFAULT
-from mova_engine.bench.sides import make_sides
+from mova_engine.bench.candidates import make_sides
 
 if importlib.util.find_spec("pytest_benchmark") is None:
 

@@ -2,11 +2,11 @@
 
 import pytest
 
+from mova_engine.bench.candidate import Here, drawn_once
+from mova_engine.bench.candidates import check_sides
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, step_job
-from mova_engine.bench.side import Here, drawn_once
-from mova_engine.bench.sides import check_sides
 from mova_engine.bench.suites import small_config
-from mova_engine.config import get_preset
+from mova_engine.config.model import get_preset
 
 CONFIG = get_preset("bench-mid")
 SMALL = small_config(CONFIG)

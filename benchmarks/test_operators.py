@@ -6,7 +6,7 @@ import torch
 from mova_engine.bench.operators import candidates, forward_backward
 from mova_engine.bench.passes import bytes_moved
 from mova_engine.ops import OPERATORS
-from mova_engine.ops.verify import SEED
+from mova_engine.ops.testing.verify import SEED
 
 CASE = "1280x768"
 

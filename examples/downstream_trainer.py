@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from mova_engine.backend import get_backend
-from mova_engine.config import get_preset
-from mova_engine.data.bounce import TRAINED, draw, render_audio, render_video
-from mova_engine.diffusion.condition import first_frame_condition, video_input
-from mova_engine.diffusion.loss import LossWeights, velocity_loss
+from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
+from mova_engine.config.diffusion import LossWeights
+from mova_engine.config.model import get_preset
+from mova_engine.data.synthetic.bounce import TRAINED, draw, render_audio, render_video
+from mova_engine.diffusion.conditioning import first_frame_condition, video_input
+from mova_engine.diffusion.loss import velocity_loss
 from mova_engine.diffusion.schedule import Schedule, add_noise, velocity_target
-from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.mova import Mova
+from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, Implementation, OpTable, bind
 
 

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mova_kernels.triton_rows import Launch
+from mova_kernels.triton_rows import KernelLaunch
 from mova_kernels.triton_variants import DTYPES, WIDTHS, needs_fp8, specialise, variants
 
 CAPABILITIES = (80, 90, 100)
@@ -36,7 +36,7 @@ class Usage(NamedTuple):
     shared: int
 
 
-def source(launch: Launch) -> ASTSource:
+def source(launch: KernelLaunch) -> ASTSource:
     """The launch as Triton's compiler takes it from version 3.3 on."""
     signature, constants, divisible = specialise(launch)
     signature |= dict.fromkeys(constants, "constexpr")
@@ -45,7 +45,7 @@ def source(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, signature, {place[k]: v for k, v in constants.items()}, attributes)
 
 
-def compile_for(launch: Launch, capability: int) -> Usage:
+def compile_for(launch: KernelLaunch, capability: int) -> Usage:
     """Compile for one compute capability (90: sm_90) down to the cubin; raises what Triton raises if it cannot."""
     compiled = triton.compile(
         source(launch), target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.warps}

@@ -31,7 +31,7 @@ class Grid(NamedTuple):
     warps: int
 
 
-class Launch(NamedTuple):
+class KernelLaunch(NamedTuple):
     """One launch: the kernel, its positional arguments, its compile-time ones, and its warps."""
 
     kernel: Any
@@ -40,13 +40,13 @@ class Launch(NamedTuple):
     warps: int
 
 
-_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
+_recorded: ContextVar[list[KernelLaunch] | None] = ContextVar("recorded", default=None)
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Launch]]:
+def recording() -> Iterator[list[KernelLaunch]]:
     """Collect launches instead of making them; results stay uninitialised. For shapes alone, and for compile checks."""
-    launches: list[Launch] = []
+    launches: list[KernelLaunch] = []
     token = _recorded.set(launches)
     try:
         yield launches
@@ -58,7 +58,7 @@ def launch(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
     """Run `kernel` over `grid` on the device of its first argument, a tensor."""
     launches, constants = _recorded.get(), {**constants, **grid.constants}
     if launches is not None:
-        launches.append(Launch(kernel, args, constants, grid.warps))
+        launches.append(KernelLaunch(kernel, args, constants, grid.warps))
     elif 0 not in grid.programs:
         device = args[0].device
         # CPU tensors are there for Triton's interpreter.

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from mova_kernels.check_triton import FP8, compile_for
-from mova_kernels.triton_rows import Launch
+from mova_kernels.triton_rows import KernelLaunch
 from mova_kernels.triton_tiles import Key, Tile, built_in, compiling_for, key_of, tuned
 from mova_kernels.triton_variants import backward, calls, forward, launches, needs_fp8
 
@@ -36,7 +36,7 @@ class Form(NamedTuple):
         return next(itertools.islice(calls(self.d, self.dtype, *size), self.index, None))
 
 
-class Work(NamedTuple):
+class TuningTask(NamedTuple):
     """A form with values: what is measured, and its results and their gradients."""
 
     operator: str
@@ -52,7 +52,7 @@ class Work(NamedTuple):
         return backward(self.outputs, self.arguments, *self.grads)
 
 
-class Choice(NamedTuple):
+class TileChoice(NamedTuple):
     """The tile for a key, its time and that of the built-in one in ms, and what became of the candidates."""
 
     tile: Tile
@@ -74,7 +74,7 @@ def keys(widths: tuple[int, ...], dtype: torch.dtype, capability: int) -> dict[K
     return found
 
 
-def _key(launch: Launch) -> Key:
+def _key(launch: KernelLaunch) -> Key:
     # The first argument is an activation: see `triton_rows.launch`.
     return key_of(launch.kernel, launch.args[0])
 
@@ -113,7 +113,7 @@ def fits(key: Key, forms: list[Form], tile: Tile, capability: int) -> bool:
     return all(not usage.local and usage.shared <= _SHARED.get(capability, 99) * 1024 for usage in usages)
 
 
-def prepare(form: Form, rows: int, device: torch.device) -> Work:
+def prepare(form: Form, rows: int, device: torch.device) -> TuningTask:
     """A form with normally distributed values, seeded."""
     generator = torch.Generator(device).manual_seed(0)
     operator, arguments = form.call(1, rows, device)
@@ -123,7 +123,7 @@ def prepare(form: Form, rows: int, device: torch.device) -> Work:
                 value.normal_(generator=generator)
     outputs = forward(operator, arguments)
     grads = (torch.empty_like(out).normal_(generator=generator) for out in outputs if out.requires_grad)
-    return Work(operator, arguments, outputs, tuple(grads))
+    return TuningTask(operator, arguments, outputs, tuple(grads))
 
 
 def agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
@@ -145,7 +145,7 @@ def choose(
     rows: int,
     device: torch.device,
     time: Callable[[Callable[[], Any]], float],
-) -> Choice:
+) -> TileChoice:
     """The tile with which a kernel serves all its forms in the least time, with `rows` rows each on `device`.
 
     time: milliseconds that a call of its argument takes.
@@ -169,4 +169,4 @@ def choose(
     best = min(times, key=times.__getitem__)
     best = best if times[best] < (1 - _GAIN) * times[usual] else usual
     unfit = sum(tile[:3] not in fitting for tile in others)
-    return Choice(best, times[best], times[usual], len(others), unfit, wrong)
+    return TileChoice(best, times[best], times[usual], len(others), unfit, wrong)

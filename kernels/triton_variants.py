@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from mova_kernels.triton_rows import Launch
+    from mova_kernels.triton_rows import KernelLaunch
+
 
 DTYPES = ("bfloat16", "float32", "float16")
 WIDTHS = (1536, 5120)
@@ -87,7 +88,7 @@ def backward(outputs: tuple[Tensor, ...], arguments: dict[str, Any], *grads: Ten
     return torch.autograd.grad(outputs, leaves, grads, retain_graph=True) if outputs else ()
 
 
-def launches(name: str, arguments: dict[str, Any]) -> "list[Launch]":
+def launches(name: str, arguments: dict[str, Any]) -> "list[KernelLaunch]":
     """What one call of an operator launches, forward and backward."""
     from mova_kernels.triton_rows import recording
 
@@ -96,7 +97,7 @@ def launches(name: str, arguments: dict[str, Any]) -> "list[Launch]":
     return launched
 
 
-def specialise(launch: "Launch") -> Specialisation:
+def specialise(launch: "KernelLaunch") -> Specialisation:
     """The launch specialised as Triton's own launcher does: by types, None, the number 1 and divisibility by 16."""
     signature, constants, divisible = {}, {}, []
     for name, value in zip(launch.kernel.arg_names, launch.args, strict=False):
@@ -115,12 +116,14 @@ def specialise(launch: "Launch") -> Specialisation:
     return Specialisation(signature, {**constants, **launch.constants}, tuple(divisible))
 
 
-def needs_fp8(launch: "Launch") -> bool:
+def needs_fp8(launch: "KernelLaunch") -> bool:
     """Whether the kernel reads or writes 8-bit floating point, which not every target has."""
     return any(isinstance(x, Tensor) and x.dtype == torch.float8_e4m3fn for x in launch.args)
 
 
-def variants(dtype: torch.dtype, widths: tuple[int, ...] = WIDTHS, arch: str | None = None) -> "dict[str, Launch]":
+def variants(
+    dtype: torch.dtype, widths: tuple[int, ...] = WIDTHS, arch: str | None = None
+) -> "dict[str, KernelLaunch]":
     """Distinct specialisations at the given widths, by a readable name: operator, kernel, and what of it is fixed.
 
     arch: whose measured tiles are used ("sm_90"), where there are some; None: the built-in ones.

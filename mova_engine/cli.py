@@ -9,18 +9,18 @@ from mova_engine.errors import MovaError, run_cli, suggest
 # Command -> (module with `main(argv) -> int`, what it does). Imported only when asked for, so that help is instant.
 COMMANDS = {
     "train": ("mova_engine.train.__main__", "train or fine-tune a model by a recipe"),
-    "sample": ("mova_engine.sample.__main__", "generate clips with sound from a caption and a first frame"),
-    "merge": ("mova_engine.models.merge", "write a checkpoint with a file of adapters merged into its weights"),
-    "cache": ("mova_engine.data.cache", "encode a folder of clips ahead of training"),
-    "bounce": ("mova_engine.data.bounce", "write the embedded dataset of bouncing balls that click"),
-    "bounce-sync": ("mova_engine.bench.bounce_sync", "measure how well clicks and bounces of generated clips agree"),
-    "align": ("mova_engine.data.align", "measure the lag between voice and mouth in talking clips"),
+    "sample": ("mova_engine.inference.__main__", "generate clips with sound from a caption and a first frame"),
+    "merge": ("mova_engine.adapters.merge", "write a checkpoint with a file of adapters merged into its weights"),
+    "cache": ("mova_engine.data.latent_cache", "encode a folder of clips ahead of training"),
+    "bounce": ("mova_engine.data.synthetic.bounce", "write the embedded dataset of bouncing balls that click"),
+    "bounce-sync": ("mova_engine.scores.bounce_sync", "measure how well clicks and bounces of generated clips agree"),
+    "align": ("mova_engine.scores.speech_lag", "measure the lag between voice and mouth in talking clips"),
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
     "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),
     "describe": ("mova_engine.describe", "print a model's parameters and FLOPs per component"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
     "bench": ("mova_engine.bench.__main__", "measure operators, blocks or a training step, checked first; tables"),
-    "parallel": ("mova_engine.parallel.__main__", "show what processes that share a clip send, by formula and counted"),
+    "parallel": ("mova_engine.distributed.__main__", "what processes that share a clip send, by formula and counted"),
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
 }
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch.nn as nn
 
 from mova_engine.backend import get_backend
-from mova_engine.config import PRESETS, MovaConfig, get_preset
+from mova_engine.checkpoints.locate import open_model
+from mova_engine.config.model import PRESETS, MovaConfig, get_preset
 from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
-from mova_engine.flops import active_parameters, forward_flops, parameter_counts, training_flops
-from mova_engine.models.locate import open_model
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
+from mova_engine.predict.flops import active_parameters, forward_flops, parameter_counts, training_flops
 
 LORA_RANK = 16
 UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))

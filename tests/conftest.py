@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
-    parser.addoption("--worlds", default="cpu", help="the device of the processes of tests/parallel: cpu, standin, npu")
+    parser.addoption("--worlds", default="cpu", help="the device of tests/distributed's processes: cpu, standin, npu")
     parser.addoption("--device", default="cpu", help="run the operator and model suites on cpu, cuda or npu")
 
 

@@ -44,7 +44,7 @@ _SELECTION = (
     "tests/ops/test_operators.py",
     "tests/ops/test_bad_input.py",
     "tests/train/test_trainer.py::test_bf16_trains_and_resumes_exactly",
-    "tests/sample/test_pipeline.py::test_clips_do_not_depend_on_their_batch",
+    "tests/inference/test_pipeline.py::test_clips_do_not_depend_on_their_batch",
     *("-k", "(odd or text or merge or adamw or clip or forced or bf16) and not compile"),
 )
 

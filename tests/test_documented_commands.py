@@ -9,14 +9,14 @@ import pytest
 
 from mova_engine import cli
 from mova_engine.backend import get_backend
-from mova_engine.config import PRESETS, get_preset
+from mova_engine.config.mesh import choose_mesh
+from mova_engine.config.model import PRESETS, get_preset
+from mova_engine.config.recipes import parse_command_line
+from mova_engine.distributed.processes import Launch
 from mova_engine.errors import CommandParser, MovaError
-from mova_engine.parallel.mesh import choose_mesh
-from mova_engine.parallel.processes import Launch
-from mova_engine.train.recipes import parse_command_line
 from source_tree import ROOT
 
-RECIPES = sorted((ROOT / "mova_engine" / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "mova_engine" / "config" / "recipes").glob("*.yaml"))
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
@@ -112,7 +112,7 @@ def _train(shown: Shown) -> None:
 
 def _sample(shown: Shown, monkeypatch) -> None:
     """Everything that is checked before a model is loaded, on a model of the size that the folder's name tells."""
-    main = importlib.import_module("mova_engine.sample.__main__")
+    main = importlib.import_module("mova_engine.inference.__main__")
     monkeypatch.setattr(main, "open_model", lambda folder, *_: (folder, get_preset(_preset(str(folder)))))
     monkeypatch.setattr(main, "find_adapters", lambda path, *_: path)
     monkeypatch.setattr(main, "get_backend", lambda name: get_backend("cpu"))
@@ -168,6 +168,6 @@ ADVISED = [(recipe.stem, words) for recipe in RECIPES for words in _options(reci
 @pytest.mark.parametrize("recipe, words", ADVISED, ids=lambda x: x if isinstance(x, str) else " ".join(x))
 def test_options_that_a_recipe_advises_are_understood(recipe, words):
     """By the trainer with this recipe, or by the sampler."""
-    sampler = importlib.import_module("mova_engine.sample.__main__")._parser()._option_string_actions
+    sampler = importlib.import_module("mova_engine.inference.__main__")._parser()._option_string_actions
     if not {word for word in words if word.startswith("--")} <= sampler.keys():
         parse_command_line(["--recipe", recipe, *words])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mova_engine.ops import OPERATORS
-from mova_engine.ops.verify import verify
+from mova_engine.ops.testing.verify import verify
 from source_tree import ROOT, tree
 
 EXAMPLE = ROOT / "examples" / "downstream_trainer.py"
@@ -54,7 +54,6 @@ def test_its_operator_is_right(example, case):
     assert not [finding for finding in findings if not finding.passed]
 
 
-
 def test_it_stands_on_its_own_loop():
     modules = {node.module for node in ast.walk(tree(EXAMPLE)) if isinstance(node, ast.ImportFrom)}
-    assert not any(module.startswith(("mova_engine.train", "mova_engine.sample")) for module in modules)
+    assert not any(module.startswith(("mova_engine.train", "mova_engine.inference")) for module in modules)

@@ -103,7 +103,10 @@ else:
     _run(code, tmp_path)
 
 
-@pytest.mark.parametrize("module", ["mova_engine", "mova_engine.config", "mova_engine.flops", "mova_engine.cli"])
+LIGHT = ("mova_engine", "mova_engine.config.train", "mova_engine.predict.search", "mova_engine.cli")
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_import_is_light(module, tmp_path):
     _run(f"import sys, {module}\nassert not {{'torch', 'numpy'}} & set(sys.modules)", tmp_path)
 
@@ -119,9 +122,9 @@ def test_a_run_in_one_process_starts_without_torchs_compiler_and_sharding():
     """They take longer to import than torch itself: what a recipe binds, builds and steps must not need them."""
     code = """
 import sys, torch
-import mova_engine.sample.__main__, mova_engine.train.__main__
+import mova_engine.inference.__main__, mova_engine.train.__main__
 from mova_engine.backend import get_backend
-from mova_engine.config import get_preset
+from mova_engine.config.model import get_preset
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 ops = bind(get_backend("cpu"))

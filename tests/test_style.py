@@ -23,7 +23,7 @@ _MACHINE_PATH = re.compile(r"(?<![\w.$}])/(home|root|opt|mnt|srv|work|Users)/\w"
 def _text_files() -> list[Path]:
     others = [ROOT / name for name in ("README.md", "Makefile", "CMakeLists.txt", "pyproject.toml", ".ci/run")]
     others += [*(ROOT / "docs").rglob("*.md"), *(ROOT / "requirements").glob("*.txt")]
-    others += (ROOT / "mova_engine" / "recipes").glob("*.yaml")
+    others += (ROOT / "mova_engine" / "config" / "recipes").glob("*.yaml")
     return [*code_files(), *others]
 
 

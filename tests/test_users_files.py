@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mova_engine.adapters.lora import add_lora, save_lora
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import save_mova
 from mova_engine.cli import main
-from mova_engine.config import get_preset
-from mova_engine.data.bounce import generate
+from mova_engine.codecs import build_audio_codec, build_video_codec
+from mova_engine.config.model import get_preset
+from mova_engine.data.synthetic.bounce import generate
 from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import save_mova
-from mova_engine.models.codecs import build_audio_codec, build_video_codec
-from mova_engine.models.lora import add_lora, save_lora
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.train import trainer

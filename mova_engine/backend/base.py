@@ -7,16 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from mova_engine.backend.health import Finding, Surroundings, Variable
-from mova_engine.errors import MovaError
-
-# OpenMP ends the process, without a word, where the system cannot start as many threads as it is told to.
-MOST_THREADS = 1024
-
-
-def check_threads(wanted: int | None) -> None:
-    """MovaError for a number of CPU threads that no run can use; None is the backend's own choice."""
-    if wanted is not None and not 1 <= wanted <= MOST_THREADS:
-        raise MovaError(f"threads must lie between 1 and {MOST_THREADS}, got {wanted}")
 
 
 @dataclass(frozen=True)

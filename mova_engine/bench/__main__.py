@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 
 from mova_engine.backend import NAMES, get_backend
-from mova_engine.backend.base import check_threads
-from mova_engine.bench import campaigns, compare, report
-from mova_engine.bench.results import check_result, write_result
-from mova_engine.bench.sides import DTYPES, parse_dtype
+from mova_engine.backend.circumstances import circumstances
+from mova_engine.bench import campaigns, compare, result_tables
+from mova_engine.bench.candidates import DTYPES, parse_dtype
 from mova_engine.bench.suites import SUITES
+from mova_engine.config.limits import check_threads
 from mova_engine.errors import CommandParser, run_cli
+from mova_engine.files.results import check_result, write_result
 
 # Commands that read result files instead of measuring.
-READERS = {"report": report, "compare": compare}
+READERS = {"report": result_tables, "compare": compare}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,10 +60,8 @@ def _measure(args: argparse.Namespace) -> int:
         processes = max((row.get("processes", 1) for row in rows), default=1)
         write_result(
             args.json,
-            backend,
             args.command,
-            load_at_start=load,
-            processes=processes,
+            circumstances(backend, load, processes),
             dtype=args.dtype,
             rows=rows,
         )

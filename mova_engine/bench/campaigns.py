@@ -17,12 +17,13 @@ from typing import Any, Protocol
 import torch
 
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
-from mova_engine.bench.results import check_result, write_result
+from mova_engine.backend.circumstances import circumstances
 from mova_engine.errors import CommandParser, MovaError, redact, suggest
+from mova_engine.files.results import check_result, write_result
 from mova_engine.ops import OPERATORS, bind
 from mova_engine.parity.builtin import operator_rows, tower_rows
 from mova_engine.parity.case import Machine
-from mova_engine.parity.judge import Row
+from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
 
 EMULATED = "emulated: not a measurement"
@@ -104,8 +105,8 @@ def run(argv: list[str], commands: Mapping[str, Command]) -> int:
     small = args.small or backend.emulated() or backend.name == NAMES[0]
     for measurement in measurements if passed else ():
         content["measurements"].append(_measure(measurement, commands[measurement.command], backend, small))
-        write_result(path, backend, f"suite {args.suite}", **content)
-    write_result(path, backend, f"suite {args.suite}", **content)
+        write_result(path, f"suite {args.suite}", circumstances(backend), **content)
+    write_result(path, f"suite {args.suite}", circumstances(backend), **content)
     failed = [f"{m['command']} ({m['dtype']})" for m in content["measurements"] if "failed" in m]
     print(
         f"written to {path}; please send it back" + (f"; failed, and said why: {', '.join(failed)}" if failed else "")
@@ -115,7 +116,7 @@ def run(argv: list[str], commands: Mapping[str, Command]) -> int:
 
 def _parity(backend: Backend, golden: Path | None) -> tuple[dict[str, Any], bool]:
     """The verdict and its worst rows, under float32 that means float32."""
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[ParityRow]] = {}
     with backend.full_precision():
         table = bind(backend)
         if golden is not None:

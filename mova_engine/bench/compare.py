@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mova_engine.bench.report import is_busy
-from mova_engine.bench.results import read_result
+from mova_engine.bench.result_tables import is_busy
 from mova_engine.errors import MovaError
+from mova_engine.files.results import read_result
 
 # Facts of a row that make it the same measurement in both files.
 _IDENTITY = (

@@ -9,22 +9,22 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mova_engine.adapters.lora import add_lora
 from mova_engine.backend import get_backend
-from mova_engine.bench.work import Job, Tensors, Work, draw_parameters, remakable, with_parameters
-from mova_engine.config import MovaConfig
+from mova_engine.bench.workloads import PreparedWork, Tensors, Workload, draw_parameters, remakable, with_parameters
+from mova_engine.config.model import MovaConfig
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
-from mova_engine.flops import Attention, forward_flops, operations, training_flops
+from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise
+from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.bridge import Bridge
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.layers import Block, Stream
-from mova_engine.models.lora import add_lora
-from mova_engine.models.mova import Mova
+from mova_engine.models.layers import Block, ResidualStream
+from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.models.rope import audio_rope, video_rope
 from mova_engine.ops import REFERENCE, OpTable, bind
-from mova_engine.sample.sampler import Conditions, Latents, LoopOptions, denoise
+from mova_engine.predict.flops import Attention, forward_flops, operations, training_flops
 
 _WIDE = torch.float32
 LORA_TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")
@@ -42,7 +42,7 @@ class _Draw:
 
 
 @remakable
-def chain_job(rows: int, width: int, head_dim: int = 128, dtype: torch.dtype = torch.float32) -> Job:
+def chain_job(rows: int, width: int, head_dim: int = 128, dtype: torch.dtype = torch.float32) -> Workload:
     """The operators on rows of one block, in its order, without the matrix products and attention between them.
 
     Previous gate + residual + norm1 + modulate; RMSNorm + RoPE of q and of k; gate + residual + norm3; RMSNorm of the
@@ -63,7 +63,7 @@ def chain_job(rows: int, width: int, head_dim: int = 128, dtype: torch.dtype = t
         angles = make(rows, head_dim // 2, scale=10.0, dtype=torch.float32)
         return tensors | {"cos": angles.cos(), "sin": angles.sin()}
 
-    def work(ops: OpTable, tensors: Tensors) -> Work:
+    def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         inputs = {name: x for name, x in tensors.items() if name not in ("cos", "sin")}
         rope, eps = (tensors["cos"], tensors["sin"]), 1e-6
 
@@ -76,15 +76,15 @@ def chain_job(rows: int, width: int, head_dim: int = 128, dtype: torch.dtype = t
             x, h3 = ops.gate_residual_norm_modulate(x, t["y2"], None, t["shift2"], t["scale2"], eps=eps)
             return x, h1, q, k, h2, c, h3
 
-        return Work(forward, inputs)
+        return PreparedWork(forward, inputs)
 
     # Backward: two gated norms 6 each, one without a gate 4, three RMSNorms 3 each.
     moved = (18 + 25) * rows * width * dtype.itemsize
-    return Job("chain", draw, work, moved=moved, facts={"rows": rows, "width": width})
+    return Workload("chain", draw, work, moved=moved, facts={"rows": rows, "width": width})
 
 
 @remakable
-def block_job(config: MovaConfig, tower: str) -> Job:
+def block_job(config: MovaConfig, tower: str) -> Workload:
     """One block of the "video" or the "audio" tower in the middle of a stack: an update pending before and after it."""
     sizes = config.video if tower == "video" else config.audio
     tokens = config.clip.video_tokens if tower == "video" else config.clip.audio_tokens
@@ -102,7 +102,7 @@ def block_job(config: MovaConfig, tower: str) -> Job:
         tensors["in.t_mod"] = make(1, 6, sizes.dim, scale=0.5, dtype=_WIDE)
         return tensors
 
-    def work(ops: OpTable, tensors: Tensors) -> Work:
+    def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         block = module(ops)
         parameters = with_parameters(block, tensors)
         grid, device = _grid(config), tensors["in.x"].device
@@ -111,20 +111,20 @@ def block_job(config: MovaConfig, tower: str) -> Job:
         )
 
         def forward(t: Tensors) -> tuple[Tensor, ...]:
-            stream = Stream(t["in.x"], t["in.y"], t["in.gate"])
+            stream = ResidualStream(t["in.x"], t["in.y"], t["in.gate"])
             return tuple(block(stream, t["in.t_mod"], t["in.context"], rope))
 
-        return Work(forward, _inputs(tensors), parameters)
+        return PreparedWork(forward, _inputs(tensors), parameters)
 
     one = replace(sizes, num_layers=1)
     layers = {"video": one} if tower == "video" else {"audio": one}
     model, hardware = _layer_flops(with_towers(config, **layers), f"{tower}_dit")
     name = "block" if tower == "video" else "audio-block"
-    return Job(name, draw, work, model, hardware, facts=_facts(config, tower))
+    return Workload(name, draw, work, model, hardware, facts=_facts(config, tower))
 
 
 @remakable
-def bridge_job(config: MovaConfig) -> Job:
+def bridge_job(config: MovaConfig) -> Workload:
     """One layer of the bridge, both directions, with an update pending on both streams."""
     only = replace(config.bridge, interaction_strategy="custom", interaction_layers=(0,))
     clip = config.clip
@@ -141,20 +141,20 @@ def bridge_job(config: MovaConfig) -> Job:
             tensors[f"in.{name}.gate"] = make(1, shape[-1], scale=0.5, dtype=_WIDE)
         return tensors
 
-    def work(ops: OpTable, tensors: Tensors) -> Work:
+    def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         bridge = Bridge(only, ops, device="meta")
         parameters = with_parameters(bridge, tensors)
         grid = _grid(config)
         rope = bridge.rope(grid, clip.audio_tokens, clip.fps, tensors["in.video.x"].device)
 
         def forward(t: Tensors) -> tuple[Tensor, ...]:
-            streams = (Stream(*(t[f"in.{name}.{part}"] for part in ("x", "y", "gate"))) for name in shapes)
+            streams = (ResidualStream(*(t[f"in.{name}.{part}"] for part in ("x", "y", "gate"))) for name in shapes)
             return tuple(x for stream in bridge(0, *streams, rope, grid) for x in stream if x is not None)
 
-        return Work(forward, _inputs(tensors), parameters)
+        return PreparedWork(forward, _inputs(tensors), parameters)
 
     model, hardware = _layer_flops(replace(config, bridge=only), "dual_tower_bridge")
-    return Job("bridge", draw, work, model, hardware, facts=_facts(config, "video") | _facts(config, "audio"))
+    return Workload("bridge", draw, work, model, hardware, facts=_facts(config, "video") | _facts(config, "audio"))
 
 
 def stack_config(config: MovaConfig) -> MovaConfig:
@@ -166,7 +166,7 @@ def stack_config(config: MovaConfig) -> MovaConfig:
 
 
 @remakable
-def stack_job(config: MovaConfig, checkpointing: str) -> Job:
+def stack_job(config: MovaConfig, checkpointing: str) -> Workload:
     """Every video block of the configuration, each with its own weights, forward and backward, without the bridge.
 
     The gradients of a block's weights go to one buffer that all blocks share, so that the gradients of all need not fit
@@ -175,7 +175,7 @@ def stack_job(config: MovaConfig, checkpointing: str) -> Job:
     config = stack_config(config)
     job = step_job(config, checkpointing, bridge=False)
 
-    def work(ops: OpTable, tensors: Tensors) -> Work:
+    def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         inner = job.work(ops, tensors)
         blocks: dict[str, dict[str, nn.Parameter]] = {}
         for name, p in inner.parameters.items():
@@ -211,7 +211,7 @@ def step_job(
     batch: int = 1,
     lora_rank: int | None = None,
     bridge: bool = True,
-) -> Job:
+) -> Workload:
     """Forward and backward of a training step on random latents; with `lora_rank` only adapters are trained."""
     config = replace(config, experts=1)
 
@@ -227,7 +227,7 @@ def step_job(
             config, _Draw(generator, device, dtype), batch, config.video.in_dim
         )
 
-    def work(ops: OpTable, tensors: Tensors) -> Work:
+    def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         mova = module(ops)
         parameters = with_parameters(mova, tensors)
         if not bridge:
@@ -238,20 +238,21 @@ def step_job(
         towers = (mova.video_dit, mova.audio_dit, mova.dual_tower_bridge if bridge else None)
 
         def forward(_: Tensors) -> tuple[Tensor, ...]:
-            return dual_tower_forward(*towers, *latents, *times, fps=config.clip.fps, checkpointing=checkpointing)
+            runner = layer_runner(checkpointing)
+            return dual_tower_forward(*towers, *latents, *times, fps=config.clip.fps, runner=runner)
 
-        return Work(forward, parameters={name: p for name, p in parameters.items() if p.requires_grad})
+        return PreparedWork(forward, parameters={name: p for name, p in parameters.items() if p.requires_grad})
 
     components = ("video_dit", "audio_dit") + (("dual_tower_bridge",) if bridge else ())
     counted = training_flops(config, components=components, lora_rank=lora_rank)
     hardware = {"none": counted.hardware, "selective": counted.hardware_selective, "full": counted.hardware_full}
     facts = _facts(config, "video") | _facts(config, "audio")
     facts |= {"batch": batch, "checkpointing": checkpointing, "lora_rank": lora_rank}
-    return Job("step", draw, work, counted.model * batch, hardware[checkpointing] * batch, facts=facts)
+    return Workload("step", draw, work, counted.model * batch, hardware[checkpointing] * batch, facts=facts)
 
 
 @remakable
-def denoise_job(config: MovaConfig) -> Job:
+def denoise_job(config: MovaConfig) -> Workload:
     """One denoising step with text guidance: two evaluations in one forward, no gradient."""
     config = replace(config, experts=1)
     guidance, steps = Guidance("text"), Schedule().inference(1)
@@ -265,7 +266,7 @@ def denoise_job(config: MovaConfig) -> Job:
         tensors["in.text"], tensors["in.empty"] = (make(*tensors["in.text"].shape) for _ in range(2))
         return tensors
 
-    def work(ops: OpTable, tensors: Tensors) -> Work:
+    def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         mova = Mova(config, ops, device="meta")
         with_parameters(mova, tensors)
         conditions = Conditions(*(tensors[f"in.{name}"] for name in ("condition", "text", "empty")))
@@ -276,11 +277,11 @@ def denoise_job(config: MovaConfig) -> Job:
             fps = config.clip.fps
             return tuple(denoise(mova, conditions, noise, steps, guidance, Prediction(), fps=fps, options=options))
 
-        return Work(forward)
+        return PreparedWork(forward)
 
     model = guidance.evaluations * forward_flops(config).total
     facts = _facts(config, "video") | _facts(config, "audio") | {"evaluations": guidance.evaluations}
-    return Job("denoise", draw, work, model, model, facts=facts)
+    return Workload("denoise", draw, work, model, model, facts=facts)
 
 
 @cache

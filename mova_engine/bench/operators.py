@@ -14,7 +14,7 @@ from mova_engine.bench.passes import bytes_moved, flops
 from mova_engine.bench.timing import Timing, interleave, stopwatch
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops import OPERATORS, REFERENCE, Case, Operator, bind_operator
-from mova_engine.ops.verify import SEED, verify
+from mova_engine.ops.testing.verify import SEED, verify
 
 # Elements of the largest activation that a device measures in reasonable time.
 _LARGEST = {"cpu": 1 << 24}

@@ -31,8 +31,8 @@ def bytes_moved(operator: str, inputs: dict[str, Any]) -> tuple[int, int]:
 def flops(operator: str, inputs: dict[str, Any]) -> tuple[int, int]:
     """(forward, backward) FLOPs of the matrix products in one call; (0, 0) for operators without any.
 
-    By `mova_engine.flops`: a backward is twice the forward (attention's recomputed scores are not model FLOPs), and
-    three times the adapter's forward stands for all of its work.
+    By `mova_engine.predict.flops`: a backward is twice the forward (attention's recomputed scores are not model FLOPs),
+    and three times the adapter's forward stands for all of its work.
     """
     if operator in ("linear_gelu", "lora_linear"):
         rows, (o, i) = inputs["x"].numel() // inputs["x"].shape[-1], inputs["weight"].shape

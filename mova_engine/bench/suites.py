@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from mova_engine.backend import Backend
-from mova_engine.bench import encode, operators
+from mova_engine.bench import encoding, operators
 from mova_engine.bench.breakdown import time_by_group
+from mova_engine.bench.candidates import add_side_arguments, make_sides, measure_job, scaled_down
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, denoise_job, stack_job, step_job, with_towers
-from mova_engine.bench.sides import add_side_arguments, make_sides, measure_job, scaled_down
-from mova_engine.bench.work import SEED, Job
-from mova_engine.config import PRESETS, ClipConfig, MovaConfig, get_preset
+from mova_engine.bench.workloads import SEED, Workload
+from mova_engine.config.memory import CHECKPOINTING
+from mova_engine.config.model import PRESETS, ClipConfig, MovaConfig, get_preset
 from mova_engine.errors import MovaError
-from mova_engine.models.dual_tower import CHECKPOINTING
 
 Rows = list[dict[str, Any]]
 # What a device is measured with by default, and what takes its place on a CPU.
@@ -73,7 +73,7 @@ def _checkpointing_argument(parser: argparse.ArgumentParser, default: str) -> No
 
 def _stack_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
-    _checkpointing_argument(parser, "selective" if "selective" in CHECKPOINTING else "full")
+    _checkpointing_argument(parser, "selective")
     parser.add_argument("--blocks", type=int, help="how many (default: as many as the model has)")
 
 
@@ -91,7 +91,7 @@ def _chain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_model(
-    make: Callable[[MovaConfig, argparse.Namespace], Job],
+    make: Callable[[MovaConfig, argparse.Namespace], Workload],
     args: argparse.Namespace,
     backend: Backend,
     dtype: torch.dtype,
@@ -119,7 +119,7 @@ def _run_model(
     return [row]
 
 
-def _breakdown(job: Job, engine: Any, backend: Backend) -> dict[str, float]:
+def _breakdown(job: Workload, engine: Any, backend: Backend) -> dict[str, float]:
     generator = torch.Generator(backend.device()).manual_seed(SEED)
     work = engine.work(job, job.draw(generator, backend.device(), engine.dtype), engine.dtype)
     shares = time_by_group(work.run, backend)
@@ -145,17 +145,17 @@ def _run_chain(args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -
     return rows
 
 
-def _chain_row(width: int, small: Job, sides: list, args: argparse.Namespace, backend, dtype, tokens: int) -> dict:
+def _chain_row(width: int, small: Workload, sides: list, args: argparse.Namespace, backend, dtype, tokens: int) -> dict:
     return measure_job(chain_job(tokens, width, dtype=dtype), small, sides, args, backend)
 
 
-def _stack(config: MovaConfig, args: argparse.Namespace) -> Job:
+def _stack(config: MovaConfig, args: argparse.Namespace) -> Workload:
     blocks = min(args.blocks or config.video.num_layers, config.video.num_layers)
     video = replace(config.video, num_layers=blocks)
     return stack_job(with_towers(config, video=video), args.checkpointing)
 
 
-def _step(config: MovaConfig, args: argparse.Namespace) -> Job:
+def _step(config: MovaConfig, args: argparse.Namespace) -> Workload:
     return step_job(config, args.checkpointing, batch=args.batch, lora_rank=args.lora_rank)
 
 
@@ -167,7 +167,9 @@ SUITES: dict[str, Suite] = {
     "operators": Suite(
         "every implementation of every operator that the device can run", operators.add_arguments, operators.run
     ),
-    "encode": Suite("a training step of processes that share a clip, by who encodes", encode.add_arguments, encode.run),
+    "encode": Suite(
+        "a training step of processes that share a clip, by who encodes", encoding.add_arguments, encoding.run
+    ),
     "chain": Suite("the norms, rotations and gates of one block", _chain_arguments, _run_chain),
     "block": _suite("one video block", _model_arguments, lambda config, args: block_job(config, "video")),
     "audio-block": _suite("one audio block", _model_arguments, lambda config, args: block_job(config, "audio")),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mova_engine.data.cache import LatentCache
-from mova_engine.data.changes import marks
+from mova_engine.data.clip_changes import marks
+from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.errors import MovaError
 

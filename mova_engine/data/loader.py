@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mova_engine.data.changes import Changes, compare
+from mova_engine.data.clip_changes import Changes, compare
 from mova_engine.data.dataset import LatentDataset
-from mova_engine.data.signals import stop_signals_held
+from mova_engine.data.helper_signals import stop_signals_held
+from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
-from mova_engine.parallel.rounds import Rounds
 
 # Batches that each worker prepares ahead.
 PREFETCH = 2

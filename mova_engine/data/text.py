@@ -3,8 +3,8 @@
 import unicodedata
 from pathlib import Path
 
-from mova_engine.data.files import require_file
 from mova_engine.errors import MovaError
+from mova_engine.files.atomic import require_file
 
 # Characters of a value that an error repeats.
 SHOWN = 80

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mova_engine.config import GUIDANCE_FORMS
+from mova_engine.config.model import GUIDANCE_FORMS
 from mova_engine.errors import MovaError, suggest
 
 Velocities = tuple[Tensor, Tensor]

@@ -5,18 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mova_engine.config.diffusion import LossWeights
 from mova_engine.errors import MovaError
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """`total = video * video_loss + audio * audio_loss`. skip_first_frame: latent frame 0 (given as condition) does
-    not count.
-    """
-
-    video: float = 1.0
-    audio: float = 1.0
-    skip_first_frame: bool = False
 
 
 @dataclass(frozen=True)

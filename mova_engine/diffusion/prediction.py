@@ -5,30 +5,22 @@ A network narrower than its latents' channels cannot pass the noise through, whi
 predicting x0 spares it that (compare Salimans & Ho, 2022).
 """
 
-import math
-from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
-from mova_engine.errors import MovaError, suggest
+from mova_engine.config.diffusion import PredictionConfig
+from mova_engine.config.train import DiffusionSettings
+from mova_engine.errors import MovaError
 
-KINDS = ("velocity", "x0")
 
+class Prediction(PredictionConfig):
+    """How to read the network's output, and what its loss compares."""
 
-@dataclass(frozen=True)
-class Prediction:
-    """kind: what the network's output means. sigma_floor bounds the x0 loss's weight 1/sigma^2; it concerns the loss
-    alone, since an integrator that divided by more than sigma would follow another equation and leave noise behind.
-    """
-
-    kind: str = "velocity"
-    sigma_floor: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise MovaError(f"unknown prediction '{self.kind}'.{suggest(self.kind, KINDS)} Known: {', '.join(KINDS)}")
-        if not 0 < self.sigma_floor < math.inf:
-            raise MovaError(f"sigma_floor must be positive, got {self.sigma_floor}")
+    @classmethod
+    def of(cls, settings: DiffusionSettings) -> Self:
+        """The run's."""
+        return cls(settings.prediction, settings.sigma_floor)
 
     def velocity(self, output: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
         """The network's output as the velocity to integrate: itself, or `(x_t - x0) / sigma`. sigma [b] or [1].

@@ -4,17 +4,17 @@ Flow matching (Lipman et al., 2023): `x_t = (1 - sigma) x + sigma noise`, timest
 becomes `sigma = shift * s / (1 + (shift - 1) * s)` (Esser et al., 2024), with a shift per modality.
 """
 
-import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from mova_engine.config.diffusion import ScheduleConfig
+from mova_engine.config.train import DiffusionSettings
 from mova_engine.errors import MovaError
 
 HIGH_NOISE, LOW_NOISE = 0, 1
-# The smallest time of the released model's schedules.
-MIN_TIME = 0.003 / 1.002
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,13 @@ class TrainingTimes:
     audio_timestep: Tensor
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """video_shift, audio_shift: sigma shift per modality. boundary: the high-noise expert serves timesteps >=
-    1000*boundary.
-    """
+class Schedule(ScheduleConfig):
+    """The noise levels of a training or sampling run."""
 
-    video_shift: float = 5.0
-    audio_shift: float = 5.0
-    boundary: float = 0.9
-    num_train_timesteps: int = 1000
-    min_time: float = MIN_TIME
-
-    def __post_init__(self) -> None:
-        for name in ("video_shift", "audio_shift"):
-            # So written that nan, which is neither, is refused too.
-            if not 0 < getattr(self, name) < math.inf:
-                raise MovaError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 < self.boundary < 1:
-            raise MovaError(f"expert boundary must lie between 0 and 1, got {self.boundary}")
-        if not 0 < self.min_time < 1:
-            raise MovaError(f"min_time must lie between 0 and 1, got {self.min_time}")
+    @classmethod
+    def of(cls, settings: DiffusionSettings) -> Self:
+        """The schedule that trainer and sampler share."""
+        return cls(settings.video_shift, settings.audio_shift, settings.boundary)
 
     def expert(self, video_timestep: float) -> int:
         """0 (high noise) or 1 (low noise) for a video timestep on the 0..1000 scale."""

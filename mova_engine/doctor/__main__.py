@@ -9,7 +9,7 @@ from mova_engine.backend import NAMES, describe_backend
 from mova_engine.backend.health import Finding, Surroundings
 from mova_engine.doctor.checks import CHECKS, SELF_TEST
 from mova_engine.doctor.examination import Check, Examination, Listener, Report, choose_device, examine
-from mova_engine.doctor.report import as_json, finding_text, verdict, wants_colours
+from mova_engine.doctor.findings import as_json, finding_text, verdict, wants_colours
 from mova_engine.errors import CommandParser, MovaError, run_cli
 
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from mova_engine.backend.health import OK, PROBLEM, Finding
-from mova_engine.config import ClipConfig
-from mova_engine.data.decode import read_clip
-from mova_engine.data.encode import write_mp4
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.write import write_mp4
 from mova_engine.doctor.examination import Examination
 from mova_engine.ops import bind
 from mova_engine.parity.builtin import operator_rows, tower_rows
 from mova_engine.parity.case import Machine
-from mova_engine.parity.judge import Row
+from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -25,7 +25,7 @@ _TINY_CLIP = ClipConfig(frames=9, height=64, width=96)
 _PIXEL_ERROR, _SOUND_ERROR = 4.0, 0.05
 
 
-def _verdict(rows: Iterable[Row], passed: str, do: str) -> list[Finding]:
+def _verdict(rows: Iterable[ParityRow], passed: str, do: str) -> list[Finding]:
     """A problem for each miss; one line with the worst row where there is none."""
     rows = list(rows)
     if not rows:
@@ -41,7 +41,7 @@ def _verdict(rows: Iterable[Row], passed: str, do: str) -> list[Finding]:
     return found
 
 
-def _share(row: Row) -> float:
+def _share(row: ParityRow) -> float:
     return row.difference / row.bound if row.bound else float(row.difference > 0)
 
 

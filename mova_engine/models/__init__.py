@@ -1,1 +1,1 @@
-"""MOVA's parts as modules: rotary tables, towers, bridge, the one forward, codecs, checkpoint folders, adapters."""
+"""MOVA's parts as modules: rotary tables, towers, bridge, the one forward."""

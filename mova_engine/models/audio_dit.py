@@ -5,7 +5,7 @@ import torch.nn as nn
 from einops import rearrange
 from torch import Tensor
 
-from mova_engine.config import AudioDiTConfig
+from mova_engine.config.model import AudioDiTConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.layers import Rope
 from mova_engine.models.rope import audio_rope

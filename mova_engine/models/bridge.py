@@ -10,10 +10,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mova_engine.config import BridgeConfig
-from mova_engine.models.layers import Linear, Normed, NormParameters, Rope, Stream, project, scaled_normal
+from mova_engine.config.model import BridgeConfig
+from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.layers import Linear, NormOutput, NormParameters, ResidualStream, Rope, project, scaled_normal
 from mova_engine.models.rope import RopeTables, aligned_audio_rope, aligned_video_rope
-from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
 
 # LayerNorm of the other tower's states and RMSNorm of q and k.
@@ -40,9 +40,9 @@ class InnerAttention(nn.Module):
             return self.ops.rms_norm(x, norm.weight, eps=EPS)
         return self.ops.rms_norm_rope(x, norm.weight, *rope, eps=EPS, interleaved=False)
 
-    def forward(self, x: Tensor, y: Normed, rope_x: Rope | None, rope_y: Rope | None, trace=None) -> Tensor:
+    def forward(self, x: Tensor, y: NormOutput, rope_x: Rope | None, rope_y: Rope | None, trace=None) -> Tensor:
         """x [b, s, d], y of [b, n, other] -> [b, s, d]."""
-        (q,) = project(self.ops, Normed(x), self.q)
+        (q,) = project(self.ops, NormOutput(x), self.q)
         k, v = project(self.ops, y, self.k, self.v)
         q = self._normed(q, self.norm_q, rope_x)
         k = self._normed(k, self.norm_k, rope_y)
@@ -159,13 +159,13 @@ class Bridge(nn.Module):
     def forward(
         self,
         layer: int,
-        video: Stream,
-        audio: Stream,
+        video: ResidualStream,
+        audio: ResidualStream,
         rope: tuple[Rope, Rope] | None,
         grid: tuple[int, int, int],
         scale: tuple[float, float] = (1.0, 1.0),
         trace=None,
-    ) -> tuple[Stream, Stream]:
+    ) -> tuple[ResidualStream, ResidualStream]:
         """Layer `layer` on both streams; scale = (audio to video, video to audio). Returns streams with pending
         updates.
         """
@@ -173,8 +173,8 @@ class Bridge(nn.Module):
         to_audio = self.video_to_audio_conditioners[str(layer)]
         rope_v, rope_a = rope or (None, None)
         # Each norm belongs to the *other* direction's conditioner: it normalises what that one reads.
-        x_v, normed_v = video.settle_and_norm(self.ops, to_audio.y_norm, EPS)
-        x_a, normed_a = audio.settle_and_norm(self.ops, to_video.y_norm, EPS)
+        x_v, normed_v = video.add_norm(self.ops, to_audio.y_norm, EPS)
+        x_a, normed_a = audio.add_norm(self.ops, to_video.y_norm, EPS)
         scoped = (
             (lambda prefix: None) if trace is None else (lambda prefix: lambda name, x: trace(f"{prefix}_{name}", x))
         )
@@ -187,8 +187,8 @@ class Bridge(nn.Module):
         if trace:
             trace("a2v_features", update_v), trace("v2a_features", update_a)
         return (
-            Stream(x_v, update_v, self._gate(x_v, scale[0])),
-            Stream(x_a, update_a, self._gate(x_a, scale[1])),
+            ResidualStream(x_v, update_v, self._gate(x_v, scale[0])),
+            ResidualStream(x_a, update_a, self._gate(x_a, scale[1])),
         )
 
     def _gate(self, x: Tensor, scale: float) -> Tensor | None:

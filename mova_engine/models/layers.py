@@ -1,7 +1,7 @@
 """What both towers share: linear layers, attention, time and text embeddings, the transformer block, the head.
 
 Sub-module names give the checkpoint's parameter names; the few classes that only exist for a name say so.
-Blocks pass a `Stream`: the residual and an update not yet added to it, so that the addition and the norm that
+Blocks pass a `ResidualStream`: the residual and an update not yet added to it, so that the addition and the norm that
 follows can be one operator.
 """
 
@@ -12,14 +12,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mova_engine.config import TowerConfig
+from mova_engine.config.model import TowerConfig
 from mova_engine.ops import OpTable
-from mova_engine.ops.forms import Again
+from mova_engine.ops.fused_linear import Recompute
 
 Rope = tuple[Tensor, Tensor]
 
 
-class Stream(NamedTuple):
+class ResidualStream(NamedTuple):
     """A residual stream: x [b, s, d] and a pending update, so that its value is `x + gate * y` (y None: just x)."""
 
     x: Tensor
@@ -30,28 +30,28 @@ class Stream(NamedTuple):
         """The stream's value."""
         return self.x if self.y is None else ops.gate_residual(self.x, self.y, self.gate)
 
-    def settle_and_modulate(self, ops: OpTable, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, "Normed"]:
+    def add_norm_modulate(self, ops: OpTable, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, "NormOutput"]:
         """(value, its modulated LayerNorm)."""
         if self.y is None:
             value, h = self.x, ops.norm_modulate(self.x, shift, scale, eps=eps)
         else:
             value, h = ops.gate_residual_norm_modulate(self.x, self.y, self.gate, shift, scale, eps=eps)
-        return value, Normed(h, Again(ops.norm_modulate, (value, shift, scale), {"eps": eps}))
+        return value, NormOutput(h, Recompute(ops.norm_modulate, (value, shift, scale), {"eps": eps}))
 
-    def settle_and_norm(self, ops: OpTable, norm: "NormParameters", eps: float) -> tuple[Tensor, "Normed"]:
+    def add_norm(self, ops: OpTable, norm: "NormParameters", eps: float) -> tuple[Tensor, "NormOutput"]:
         """(value, its affine LayerNorm)."""
         if self.y is None:
             value, h = self.x, ops.layer_norm(self.x, norm.weight, norm.bias, eps=eps)
         else:
             value, h = ops.gate_residual_norm(self.x, self.y, self.gate, norm.weight, norm.bias, eps=eps)
-        return value, Normed(h, Again(ops.layer_norm, (value, norm.weight, norm.bias), {"eps": eps}))
+        return value, NormOutput(h, Recompute(ops.layer_norm, (value, norm.weight, norm.bias), {"eps": eps}))
 
 
-class Normed(NamedTuple):
+class NormOutput(NamedTuple):
     """A norm's output x [b, s, d], and how a backward gets it from what the norm keeps anyway (None: it is kept)."""
 
     x: Tensor
-    again: Again | None = None
+    again: Recompute | None = None
 
 
 class NormParameters(nn.Module):
@@ -101,7 +101,7 @@ class Linear(nn.Linear):
         return self.ops.lora_linear(x, self.weight, bias, a, b, scale=self.lora_scale)
 
 
-def project(ops: OpTable, inputs: Normed, *layers: Linear) -> tuple[Tensor, ...]:
+def project(ops: OpTable, inputs: NormOutput, *layers: Linear) -> tuple[Tensor, ...]:
     """Several linear layers of one input [b, s, d]."""
     if all(layer.plain for layer in layers):
         weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)
@@ -146,7 +146,7 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (Linear(dim, dim, ops, **factory) for _ in range(4))
         self.norm_q, self.norm_k = (NormParameters(dim, bias=False, **factory) for _ in range(2))
 
-    def forward(self, inputs: Normed, rope: Rope, trace=None) -> Tensor:
+    def forward(self, inputs: NormOutput, rope: Rope, trace=None) -> Tensor:
         """inputs of [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]."""
         q, k, v = project(self.ops, inputs, self.q, self.k, self.v)
         norm_rope = self.ops.rms_norm_rope
@@ -161,10 +161,10 @@ class SelfAttention(nn.Module):
 class CrossAttention(SelfAttention):
     """Attention to the text: q and k are normalised, nothing is rotated."""
 
-    def forward(self, inputs: Normed, context: Tensor) -> Tensor:
+    def forward(self, inputs: NormOutput, context: Tensor) -> Tensor:
         """inputs of [b, s, d], context [b, n, d] -> [b, s, d]."""
         (q,) = project(self.ops, inputs, self.q)
-        k, v = project(self.ops, Normed(context), self.k, self.v)
+        k, v = project(self.ops, NormOutput(context), self.k, self.v)
         q = self.ops.rms_norm(q, self.norm_q.weight, eps=self.eps)
         k = self.ops.rms_norm(k, self.norm_k.weight, eps=self.eps)
         heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
@@ -180,7 +180,7 @@ class FeedForward(nn.Sequential):
         )
         self.ops = ops
 
-    def forward(self, inputs: Normed) -> Tensor:
+    def forward(self, inputs: NormOutput) -> Tensor:
         up, _, down = self
         if torch.is_grad_enabled() and up.plain and down.plain:
             return self.ops.feed_forward(inputs.x, up.weight, up.bias, down.weight, down.bias, inputs.again)
@@ -201,26 +201,26 @@ class Block(nn.Module):
         self.ffn = FeedForward(dim, config.ffn_dim, ops, **factory)
         self.modulation = scaled_normal(1, 6, dim, **factory)
 
-    def forward(self, stream: Stream, t_mod: Tensor, context: Tensor, rope: Rope, trace=None) -> Stream:
+    def forward(self, stream: ResidualStream, t_mod: Tensor, context: Tensor, rope: Rope, trace=None) -> ResidualStream:
         """stream of [b, s, d], t_mod [b, 6, d] float32, context [b, n, d], rope (cos, sin) -> stream with a pending
         update.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + t_mod).unbind(1)
-        x, h = stream.settle_and_modulate(self.ops, shift1, scale1, self.eps)
+        x, h = stream.add_norm_modulate(self.ops, shift1, scale1, self.eps)
         if trace:
             trace("self_attn_in", h.x)
         h = self.self_attn(h, rope, trace)
         if trace:
             trace("self_attn", h)
-        x, h = Stream(x, h, gate1).settle_and_norm(self.ops, self.norm3, self.eps)
+        x, h = ResidualStream(x, h, gate1).add_norm(self.ops, self.norm3, self.eps)
         h = self.cross_attn(h, context)
         if trace:
             trace("cross_attn", h)
-        x, h = Stream(x, h).settle_and_modulate(self.ops, shift2, scale2, self.eps)
+        x, h = ResidualStream(x, h).add_norm_modulate(self.ops, shift2, scale2, self.eps)
         h = self.ffn(h)
         if trace:
             trace("ffn", h)
-        return Stream(x, h, gate2)
+        return ResidualStream(x, h, gate2)
 
 
 class Head(nn.Module):
@@ -232,7 +232,7 @@ class Head(nn.Module):
         self.head = nn.Linear(config.dim, config.out_dim * patch_volume, **factory)
         self.modulation = scaled_normal(1, 2, config.dim, **factory)
 
-    def forward(self, stream: Stream, t: Tensor) -> Tensor:
+    def forward(self, stream: ResidualStream, t: Tensor) -> Tensor:
         """stream of [b, s, d], t [b, d] float32 (per sample) -> [b, s, out_dim * patch volume]."""
         shift, scale = (self.modulation.float() + t.unsqueeze(1)).unbind(1)
-        return self.head(stream.settle_and_modulate(self.ops, shift, scale, self.eps)[1].x)
+        return self.head(stream.add_norm_modulate(self.ops, shift, scale, self.eps)[1].x)

@@ -1,21 +1,53 @@
-"""The whole model: experts, audio tower and bridge, under the checkpoint's component names."""
+"""The whole model: experts, audio tower and bridge, under the checkpoint's component names, and their one forward.
+
+Layer i of the forward: bridge i where there is one, then block i of the video tower and block i of the audio tower;
+the longer tower's remaining blocks follow alone. Training and sampling run the same one.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mova_engine.config import MovaConfig
+from mova_engine.config.model import MovaConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.bridge import Bridge
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.layers import NormParameters
+from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.layers import NormParameters, ResidualStream, Rope
+from mova_engine.models.tower import Tower, TowerInputs
 from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OpTable
 
-COMPONENTS = ("video_dit", "video_dit_2", "audio_dit", "dual_tower_bridge")
+Trace = Callable[[str, Tensor], None]
+
+
+class LayerRunner(Protocol):
+    """How the layers of one forward are run: at once, or recomputed in the backward, or with weights that come and go.
+
+    The model declares it; implementations that place tensors are in `memory`. An instance serves one forward.
+    """
+
+    def run(
+        self, layers: "DualTowerLayers", layer: int, video: ResidualStream, audio: ResidualStream
+    ) -> tuple[ResidualStream, ResidualStream]:
+        """Run layer `layer` (from 0) on the streams of [b, s, d], whatever has to happen before and after it."""
+        ...
+
+
+class DirectRunner:
+    """Runs every layer as it is; autograd keeps what the layers save."""
+
+    def run(
+        self, layers: "DualTowerLayers", layer: int, video: ResidualStream, audio: ResidualStream
+    ) -> tuple[ResidualStream, ResidualStream]:
+        return layers.run(layer, video, audio)
+
+
+DIRECT = DirectRunner()
 
 
 class Mova(nn.Module):
@@ -81,3 +113,100 @@ class Mova(nn.Module):
                 put(parameter, value)
             elif name.endswith("condition_scale"):
                 put(parameter, value.fill_(1.0))
+
+
+def dual_tower_forward(
+    video_dit: VideoDiT,
+    audio_dit: AudioDiT,
+    bridge: Bridge | None,
+    video_input: Tensor,
+    audio_latents: Tensor,
+    context: Tensor,
+    video_timestep: Tensor,
+    audio_timestep: Tensor,
+    *,
+    fps: float = 24.0,
+    audio_context: Tensor | None = None,
+    bridge_scale: tuple[float, float] = (1.0, 1.0),
+    runner: LayerRunner = DIRECT,
+    sharding: Sharding = WHOLE,
+    trace: Trace | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Predict both velocities (or what the network was trained to predict).
+
+    video_input [b, 36, t, h, w]: noisy latents, mask and condition; audio_latents [b, 128, l]; context [b, n, text_dim]
+    (audio_context: another text for the audio tower). Timesteps [b] or [1], float32, on the 0..1000 scale, best on
+    the CPU: their embedding starts there in float64, which not every device has.
+    bridge None: no bridge layer in either direction. bridge_scale: (audio to video, video to audio).
+    runner: how the layers are run, such as recomputed in the backward (`memory.checkpointing.layer_runner`).
+    sharding: which video tokens are this process's own; all inputs are whole. trace(name, tensor) receives states.
+    Returns ([b, 16, t, h, w], [b, 128, l]) in the towers' dtype. Raises MovaError for shapes that do not fit.
+    """
+    if video_input.shape[0] != audio_latents.shape[0]:
+        raise MovaError(f"video has batch {video_input.shape[0]} but audio has batch {audio_latents.shape[0]}")
+    if sharding.size > 1 and bridge is not None and bridge.config.pooled_adaln:
+        raise MovaError("the bridge's pooled variant needs all video tokens in one process: context_parallel must be 1")
+    video, video_in = video_dit.embed(video_input, video_timestep, context, sharding)
+    audio, audio_in = audio_dit.embed(
+        audio_latents, audio_timestep, context if audio_context is None else audio_context
+    )
+    rope = None
+    if bridge is not None:
+        rope = bridge.rope(video_in.grid, audio_in.grid[0], fps, video_input.device, sharding)
+    layers = DualTowerLayers(video_dit, audio_dit, bridge, video_in, audio_in, rope, bridge_scale, trace)
+    for layer in range(max(len(video_dit.blocks), len(audio_dit.blocks))):
+        video, audio = runner.run(layers, layer, video, audio)
+    return video_dit.finish(video, video_in), audio_dit.finish(audio, audio_in)
+
+
+@dataclass(frozen=True)
+class DualTowerLayers:
+    """All layers of one forward, with what each needs beside the two streams."""
+
+    video_dit: VideoDiT
+    audio_dit: AudioDiT
+    bridge: Bridge | None
+    video_in: TowerInputs
+    audio_in: TowerInputs
+    rope: tuple[Rope, Rope] | None
+    bridge_scale: tuple[float, float]
+    trace: Trace | None
+
+    def run(self, layer: int, video: ResidualStream, audio: ResidualStream) -> tuple[ResidualStream, ResidualStream]:
+        """Bridge, video block, audio block: whichever of them this layer has."""
+        with self.video_in.sharding.running(self.video_in.tokens):
+            if self.bridge is not None and layer in self.bridge.config.layers:
+                video, audio = self._bridge(layer, video, audio)
+            if layer < len(self.video_dit.blocks):
+                video = self._block("visual", self.video_dit, layer, video, self.video_in)
+            if layer < len(self.audio_dit.blocks):
+                audio = self._block("audio", self.audio_dit, layer, audio, self.audio_in)
+        return video, audio
+
+    def settle(self, video: ResidualStream, audio: ResidualStream) -> tuple[Tensor, Tensor]:
+        """The streams' values [b, s, d]: their pending updates added."""
+        return video.settle(self.video_dit.ops), audio.settle(self.audio_dit.ops)
+
+    def _bridge(
+        self, layer: int, video: ResidualStream, audio: ResidualStream
+    ) -> tuple[ResidualStream, ResidualStream]:
+        trace = _scoped(self.trace, f"bridge{layer}.")
+        video, audio = self.bridge(layer, video, audio, self.rope, self.video_in.grid, self.bridge_scale, trace)
+        if trace is not None:
+            video, audio = map(ResidualStream, self.settle(video, audio))
+            trace("visual", video.x), trace("audio", audio.x)
+        return video, audio
+
+    def _block(
+        self, name: str, tower: Tower, layer: int, stream: ResidualStream, inputs: TowerInputs
+    ) -> ResidualStream:
+        trace = _scoped(self.trace, f"{name}.block{layer}.")
+        stream = tower.blocks[layer](stream, inputs.t_mod, inputs.context, inputs.rope, trace)
+        if trace is not None:
+            stream = ResidualStream(stream.settle(tower.ops))
+            trace("out", stream.x)
+        return stream
+
+
+def _scoped(trace: Trace | None, prefix: str) -> Trace | None:
+    return None if trace is None else lambda name, x: trace(prefix + name, x)

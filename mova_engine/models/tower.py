@@ -9,11 +9,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mova_engine.config import TowerConfig
+from mova_engine.config.model import TowerConfig
 from mova_engine.errors import MovaError
-from mova_engine.models.layers import Block, Head, Rope, Stream, sinusoid, time_mlp
+from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.layers import Block, Head, ResidualStream, Rope, sinusoid, time_mlp
 from mova_engine.models.rope import RopeTables
-from mova_engine.models.sharding import WHOLE, Sharding
 from mova_engine.ops import OpTable
 
 
@@ -99,7 +99,7 @@ class Tower(nn.Module):
 
     def embed(
         self, latents: Tensor, timestep: Tensor, context: Tensor, sharding: Sharding = WHOLE
-    ) -> tuple[Stream, TowerInputs]:
+    ) -> tuple[ResidualStream, TowerInputs]:
         """Everything before the first block; the stream holds the sharding's own tokens."""
         if context.shape[0] != latents.shape[0]:
             raise MovaError(f"text has batch {context.shape[0]} but the latents have batch {latents.shape[0]}")
@@ -110,19 +110,15 @@ class Tower(nn.Module):
         t, t_mod = self.embed_time(timestep, latents.shape[0])
         cos, sin = self.rope(grid, latents.device)
         rope = sharding.take(cos, 0), sharding.take(sin, 0)
-        return Stream(tokens), TowerInputs(t, t_mod, self.embed_text(context), rope, grid, sharding)
+        return ResidualStream(tokens), TowerInputs(t, t_mod, self.embed_text(context), rope, grid, sharding)
 
-    def run_block(self, index: int, stream: Stream, inputs: TowerInputs, trace=None) -> Stream:
-        """Block `index` on a stream."""
-        return self.blocks[index](stream, inputs.t_mod, inputs.context, inputs.rope, trace)
-
-    def finish(self, stream: Stream, inputs: TowerInputs) -> Tensor:
+    def finish(self, stream: ResidualStream, inputs: TowerInputs) -> Tensor:
         """Everything after the last block: the tower's output in latent shape, of own tokens where it is sharded."""
         return self.unpatchify(inputs.sharding.put(self.head(stream, inputs.t), inputs.tokens), inputs.grid)
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """The tower alone: latents, timestep [b] or [1], text features [b, n, text_dim] -> output latents."""
         stream, inputs = self.embed(latents, timestep, context)
-        for index in range(len(self.blocks)):
-            stream = self.run_block(index, stream, inputs)
+        for block in self.blocks:
+            stream = block(stream, inputs.t_mod, inputs.context, inputs.rope)
         return self.finish(stream, inputs)

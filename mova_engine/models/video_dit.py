@@ -7,11 +7,11 @@ import torch.nn as nn
 from einops import rearrange
 from torch import Tensor
 
-from mova_engine.config import VideoDiTConfig
+from mova_engine.config.model import VideoDiTConfig
 from mova_engine.errors import MovaError
+from mova_engine.models.context_parallel import Sharding
 from mova_engine.models.layers import Rope
 from mova_engine.models.rope import video_rope
-from mova_engine.models.sharding import Sharding
 from mova_engine.models.tower import Tower
 from mova_engine.ops import OpTable
 

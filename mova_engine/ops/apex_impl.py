@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from mova_engine.errors import MovaError
-from mova_engine.ops import checks
+from mova_engine.ops import requirements
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """`layer_norm` by apex."""
     from apex.normalization.fused_layer_norm import fused_layer_norm_affine
 
-    checks.norm("layer_norm", x, weight=weight, bias=bias)
+    requirements.norm("layer_norm", x, weight=weight, bias=bias)
     return fused_layer_norm_affine(x, weight.to(x.dtype), bias.to(x.dtype), list(x.shape[-1:]), eps)
 
 
@@ -24,7 +24,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     """`rms_norm` by apex."""
     from apex.normalization.fused_layer_norm import fused_rms_norm_affine
 
-    checks.norm("rms_norm", x, weight=weight)
+    requirements.norm("rms_norm", x, weight=weight)
     return fused_rms_norm_affine(x, weight.to(x.dtype), list(x.shape[-1:]), eps)
 
 
@@ -80,8 +80,8 @@ def clip_grad_norm(grads: list[Tensor], max_norm: float) -> Tensor:
 
     if not grads:
         return torch.zeros(())
-    checks.same_device("clip_grad_norm", **{f"gradient {i}": g for i, g in enumerate(grads)})
-    checks.same_dtype("clip_grad_norm", (torch.float32,), **{f"gradient {i}": g for i, g in enumerate(grads)})
+    requirements.same_device("clip_grad_norm", **{f"gradient {i}": g for i, g in enumerate(grads)})
+    requirements.same_dtype("clip_grad_norm", (torch.float32,), **{f"gradient {i}": g for i, g in enumerate(grads)})
     overflow = torch.zeros(1, dtype=torch.int32, device=grads[0].device)
     norm = multi_tensor_applier(amp_C.multi_tensor_l2norm, overflow, [grads], False)[0].reshape(())
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
-from mova_engine.ops import checks
+from mova_engine.ops import requirements
 
 _aten = torch.ops.aten
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -57,20 +57,20 @@ class _FlashCpu(torch.autograd.Function):
 def _attend(q: Tensor, k: Tensor, v: Tensor, flash: bool = True) -> Tensor:
     """Attention of [b, s, h, e] by the kernel that torch chooses among those that are allowed; flash: it is one."""
     gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if gradient and flash and q.numel() and k.shape[1] and q.device.type == "cpu" and q.dtype in checks.HALVES:
+    if gradient and flash and q.numel() and k.shape[1] and q.device.type == "cpu" and q.dtype in requirements.HALVES:
         return _FlashCpu.apply(q, k, v)
     return F.scaled_dot_product_attention(*heads_first(q, k, v)).transpose(1, 2)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`attention` by F.scaled_dot_product_attention, which picks flash, cuDNN or memory-efficient kernels itself."""
-    checks.attention("attention", q, k, v)
+    requirements.attention("attention", q, k, v)
     return _attend(q, k, v)
 
 
 def _sdpa_by(kernel: SDPBackend, dtypes: tuple[torch.dtype, ...]) -> Attention:
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        checks.attention("attention", q, k, v, dtypes)
+        requirements.attention("attention", q, k, v, dtypes)
         try:
             with sdpa_kernel(kernel):
                 return _attend(q, k, v, flash=kernel is SDPBackend.FLASH_ATTENTION)
@@ -105,10 +105,10 @@ def _availability(kernel: SDPBackend) -> Callable[[Backend], str | None]:
     return check
 
 
-sdpa_cudnn = _sdpa_by(SDPBackend.CUDNN_ATTENTION, checks.HALVES)
-sdpa_flash = _sdpa_by(SDPBackend.FLASH_ATTENTION, checks.FLOATS)
-sdpa_efficient = _sdpa_by(SDPBackend.EFFICIENT_ATTENTION, checks.FLOATS)
-sdpa_math = _sdpa_by(SDPBackend.MATH, checks.FLOATS)
+sdpa_cudnn = _sdpa_by(SDPBackend.CUDNN_ATTENTION, requirements.HALVES)
+sdpa_flash = _sdpa_by(SDPBackend.FLASH_ATTENTION, requirements.FLOATS)
+sdpa_efficient = _sdpa_by(SDPBackend.EFFICIENT_ATTENTION, requirements.FLOATS)
+sdpa_math = _sdpa_by(SDPBackend.MATH, requirements.FLOATS)
 cudnn_check = _availability(SDPBackend.CUDNN_ATTENTION)
 flash_check = _availability(SDPBackend.FLASH_ATTENTION)
 efficient_check = _availability(SDPBackend.EFFICIENT_ATTENTION)
@@ -127,7 +127,7 @@ def no_gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def flash_cpu_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`attention_lse` by torch's CPU flash kernel, in float32: in bf16 its exponentials are good to 1e-5 only."""
-    checks.attention("attention_lse", q, k, v)
+    requirements.attention("attention_lse", q, k, v)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_keys(q)
     whole = (x.detach().float() for x in heads_first(q, k, v))
@@ -139,7 +139,7 @@ def flash_cpu_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_backward` by torch's CPU flash kernel, with a global out and lse. In float32: see `_FlashCpu`."""
-    checks.attention_gradient("attention_backward", dout, q, k, v, out, lse)
+    requirements.attention_gradient("attention_backward", dout, q, k, v, out, lse)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
     tensors = (x.float() for x in heads_first(dout, q, k, v, out))
@@ -149,12 +149,12 @@ def flash_cpu_backward(
 
 def flash_cuda_check(backend: Backend) -> str | None:
     """torch's CUDA flash kernels exist from Ampere on."""
-    return checks.capability(backend, "torch's flash attention", (8, 0))
+    return requirements.capability(backend, "torch's flash attention", (8, 0))
 
 
 def flash_cuda_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`attention_lse` by torch's CUDA flash kernel; fp16 and bf16 only."""
-    checks.attention("attention_lse", q, k, v, checks.HALVES)
+    requirements.attention("attention_lse", q, k, v, requirements.HALVES)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_keys(q)
     out, lse, *_ = _aten._scaled_dot_product_flash_attention(*heads_first(q.detach(), k.detach(), v.detach()))
@@ -165,7 +165,7 @@ def flash_cuda_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_backward` by torch's CUDA flash kernel; fp16 and bf16 only."""
-    checks.attention_gradient("attention_backward", dout, q, k, v, out, lse, checks.HALVES)
+    requirements.attention_gradient("attention_backward", dout, q, k, v, out, lse, requirements.HALVES)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
     none = torch.zeros((), dtype=torch.int64)
@@ -177,7 +177,7 @@ def flash_cuda_backward(
 
 def cudnn_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`attention_lse` by cuDNN; fp16 and bf16 only."""
-    checks.attention("attention_lse", q, k, v, checks.HALVES)
+    requirements.attention("attention_lse", q, k, v, requirements.HALVES)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_keys(q)
     tensors = heads_first(q.detach(), k.detach(), v.detach())
@@ -190,7 +190,7 @@ def cudnn_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_backward` by cuDNN; fp16 and bf16 only."""
-    checks.attention_gradient("attention_backward", dout, q, k, v, out, lse, checks.HALVES)
+    requirements.attention_gradient("attention_backward", dout, q, k, v, out, lse, requirements.HALVES)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
     # The state of a dropout that is not there.
@@ -212,7 +212,7 @@ _ALIGNED = 32
 
 def efficient_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`attention_lse` by torch's memory-efficient CUDA kernel, which takes float32 too."""
-    checks.attention("attention_lse", q, k, v)
+    requirements.attention("attention_lse", q, k, v)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_keys(q)
     tensors = heads_first(q.detach(), k.detach(), v.detach())
@@ -224,7 +224,7 @@ def efficient_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_backward` by torch's memory-efficient CUDA kernel, which takes float32 too."""
-    checks.attention_gradient("attention_backward", dout, q, k, v, out, lse)
+    requirements.attention_gradient("attention_backward", dout, q, k, v, out, lse)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
     # A row beyond the last has no weight: exp(score - inf) = 0.

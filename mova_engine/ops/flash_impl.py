@@ -12,22 +12,22 @@ from torch import Tensor
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
-from mova_engine.ops import checks
+from mova_engine.ops import requirements
 from mova_engine.ops.attention_impl import adjacent, no_gradients, no_keys
 
 FLASH2, FLASH3, FLASH4 = "flash_attn.flash_attn_interface", "flash_attn_interface", "flash_attn.cute.interface"
 
 
 def flash2_check(backend: Backend) -> str | None:
-    return checks.capability(backend, "flash-attn 2", (8, 0))
+    return requirements.capability(backend, "flash-attn 2", (8, 0))
 
 
 def flash3_check(backend: Backend) -> str | None:
-    return checks.capability(backend, "flash-attn 3", (9, 0), last=9)
+    return requirements.capability(backend, "flash-attn 3", (9, 0), last=9)
 
 
 def flash4_check(backend: Backend) -> str | None:
-    return checks.capability(backend, "flash-attn 4", (9, 0))
+    return requirements.capability(backend, "flash-attn 4", (9, 0))
 
 
 def _function(module: str, name: str) -> Any:
@@ -35,7 +35,7 @@ def _function(module: str, name: str) -> Any:
 
 
 def _check(operator: str, q: Tensor, k: Tensor, v: Tensor) -> None:
-    checks.attention(operator, q, k, v, checks.HALVES)
+    requirements.attention(operator, q, k, v, requirements.HALVES)
     if q.shape[-1] % 8 or q.shape[-1] > 256:
         raise MovaError(
             f"{operator}: flash-attn takes head dims that are multiples of 8 up to 256, got {q.shape[-1]}; "
@@ -92,7 +92,7 @@ def flash4_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-    checks.attention_gradient("attention_backward", *tensors, known=checks.HALVES)
+    requirements.attention_gradient("attention_backward", *tensors, known=requirements.HALVES)
     dout, q, k, v, out, lse = tensors
     _check("attention_backward", q, k, v)
     return (*adjacent(dout, q, k, v, out), lse.contiguous())

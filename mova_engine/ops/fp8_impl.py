@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
-from mova_engine.ops import checks
+from mova_engine.ops import requirements
 from mova_engine.ops.linear_impl import adapter_gradients
 from mova_engine.ops.reference import quantize_rows_reference
 
@@ -37,7 +37,7 @@ def scaled_mm_check(backend: Backend) -> str | None:
 
 def fp8_check(backend: Backend) -> str | None:
     """GPUs convert to fp8 from Ada on."""
-    return checks.capability(backend, "fp8", (8, 9))
+    return requirements.capability(backend, "fp8", (8, 9))
 
 
 class _Fp8Linear(torch.autograd.Function):
@@ -91,9 +91,9 @@ def _product(
 
 
 def _checked(quantize: Quantize, x, weight, weight_scale, bias, lora_a, lora_b, scale: float) -> Tensor:
-    checks.linear("fp8_linear", x, weight, bias)
-    checks.same_dtype("fp8_linear", (torch.bfloat16,), x=x, bias=bias)
-    checks.same_device("fp8_linear", x=x, weight_scale=weight_scale)
+    requirements.linear("fp8_linear", x, weight, bias)
+    requirements.same_dtype("fp8_linear", (torch.bfloat16,), x=x, bias=bias)
+    requirements.same_device("fp8_linear", x=x, weight_scale=weight_scale)
     if weight.dtype != _FP8 or weight_scale.shape != weight.shape[:1] or weight_scale.dtype != torch.float32:
         found = f"{weight.dtype}, {list(weight_scale.shape)} {weight_scale.dtype}"
         raise MovaError(
@@ -107,7 +107,7 @@ def _checked(quantize: Quantize, x, weight, weight_scale, bias, lora_a, lora_b, 
     if (lora_a is None) != (lora_b is None):
         raise MovaError("fp8_linear: lora_a and lora_b go together")
     if lora_a is not None:
-        checks.adapter("fp8_linear", x, weight, lora_a, lora_b)
+        requirements.adapter("fp8_linear", x, weight, lora_a, lora_b)
     return _Fp8Linear.apply(quantize, x, weight, weight_scale, bias, lora_a, lora_b, scale)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.backend import Backend
-from mova_engine.ops import checks
+from mova_engine.ops import requirements
 
 # Channels to a multiple of which an augmented product is filled up: 16 bytes of half precision, so that rows begin
 # where tensor cores' loads want them.
@@ -17,16 +17,16 @@ def epilogue_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     For inference: nothing is kept of the sum before GELU, which a gradient needs and which would take a second product.
     """
-    checks.linear("linear_gelu", x, weight, bias)
-    checks.same_dtype("linear_gelu", checks.FLOATS, x=x, weight=weight, bias=bias)
+    requirements.linear("linear_gelu", x, weight, bias)
+    requirements.same_dtype("linear_gelu", requirements.FLOATS, x=x, weight=weight, bias=bias)
     rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
     return rows.unflatten(0, x.shape[:-1])
 
 
 def onednn_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`linear_gelu` in one oneDNN product with the tanh form of GELU behind it. For inference, as `epilogue_gelu`."""
-    checks.linear("linear_gelu", x, weight, bias)
-    checks.same_dtype("linear_gelu", checks.FLOATS, x=x, weight=weight, bias=bias)
+    requirements.linear("linear_gelu", x, weight, bias)
+    requirements.same_dtype("linear_gelu", requirements.FLOATS, x=x, weight=weight, bias=bias)
     if x.numel() == 0:
         return x.new_zeros(*x.shape[:-1], len(weight))
     return torch.ops.mkldnn._linear_pointwise(
@@ -145,6 +145,6 @@ def augmented_lora(
 
 
 def _check_lora(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor) -> None:
-    checks.linear("lora_linear", x, weight, bias)
-    checks.adapter("lora_linear", x, weight, lora_a, lora_b)
-    checks.same_dtype("lora_linear", checks.FLOATS, x=x, weight=weight, bias=bias)
+    requirements.linear("lora_linear", x, weight, bias)
+    requirements.adapter("lora_linear", x, weight, lora_a, lora_b)
+    requirements.same_dtype("lora_linear", requirements.FLOATS, x=x, weight=weight, bias=bias)

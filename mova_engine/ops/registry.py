@@ -17,8 +17,8 @@ import torch
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError, suggest
-from mova_engine.ops.forms import forms, shared_linear
-from mova_engine.ops.recall import keeping
+from mova_engine.ops.fused_linear import forms, shared_linear
+from mova_engine.ops.saved_outputs import keeping
 
 REFERENCE = "reference"
 # What models compute in, unless a caller of `bind` says otherwise.

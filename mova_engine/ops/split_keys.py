@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mova_engine.ops import attention_impl, checks
+from mova_engine.ops import attention_impl, requirements
 from mova_engine.ops.reference import merge_lse_reference
 
 # Split where there are so many keys for each query, into at most so many chunks of at least so many keys.
@@ -58,7 +58,7 @@ def split_keys(otherwise: attention_impl.Attention, lse: Lse, backward: Backward
     """An `attention` that takes the split path where queries are few, and `otherwise` elsewhere."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        checks.attention("attention", q, k, v)
+        requirements.attention("attention", q, k, v)
         if q.numel() == 0 or chunks_for(q.shape[1], k.shape[1]) == 1:
             return otherwise(q, k, v)
         return _SplitKeys.apply(lse, backward, q, k, v)

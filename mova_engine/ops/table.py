@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from mova_engine.ops import cases, optim, reference
+from mova_engine.ops import optimizer_impl, reference
 from mova_engine.ops.registry import Implementation, Operator
+from mova_engine.ops.testing import cases
 
 _TORCH = "mova_engine.ops.torch_impl"
 _LINEAR = "mova_engine.ops.linear_impl"
@@ -355,27 +356,27 @@ OPERATORS: dict[str, Operator] = {
         ),
         Operator(
             "adamw",
-            optim.AdamWReference,
+            optimizer_impl.AdamWReference,
             cases.ADAMW_CASES,
             _SLACK,
             (
                 # Masters and moments are float32: in half precision nothing is promised.
                 Implementation(
-                    "fused", "mova_engine.ops.optim:adamw_fused", ("cpu", "cuda", "npu"), dtypes=("float32",)
+                    "fused", "mova_engine.ops.optimizer_impl:adamw_fused", ("cpu", "cuda", "npu"), dtypes=("float32",)
                 ),
                 replace(_npu("optim", "fused_adamw"), name="npu-fused", dtypes=("float32",)),
-                Implementation("foreach", "mova_engine.ops.optim:adamw_foreach", dtypes=("float32",)),
+                Implementation("foreach", "mova_engine.ops.optimizer_impl:adamw_foreach", dtypes=("float32",)),
                 _apex("ApexAdamW", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
             ),
             kind="optimizer",
         ),
         Operator(
             "clip_grad_norm",
-            optim.clip_grad_norm_reference,
+            optimizer_impl.clip_grad_norm_reference,
             cases.CLIP_CASES,
             _SLACK,
             (
-                Implementation("foreach", "mova_engine.ops.optim:clip_grad_norm_foreach"),
+                Implementation("foreach", "mova_engine.ops.optimizer_impl:clip_grad_norm_foreach"),
                 _apex("clip_grad_norm", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
             ),
             kind="inplace",

@@ -11,7 +11,7 @@ from mova_engine.backend import NAMES, Backend, PrecisionReport, get_backend
 from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.ops import REFERENCE, bind
 from mova_engine.parity.case import Machine
-from mova_engine.parity.judge import Row
+from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -88,11 +88,11 @@ def _run(folder: Path, machine: Machine, quiet: bool) -> int:
     return missed
 
 
-def _badness(row: Row) -> float:
+def _badness(row: ParityRow) -> float:
     return float("inf") if row.difference is None else row.difference / max(row.bound, 1e-30)
 
 
-def _line(row: Row) -> str:
+def _line(row: ParityRow) -> str:
     worst = "-" if row.difference is None else f"{row.difference:.1e}"
     note = f"  {row.note}" if row.note else ""
     return f"{row.case:28} {row.tensor:76} {worst:>9} {row.bound:7.0e}  {'ok' if row.passed else 'MISS'}{note}"

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.lora import load_lora, merged_lora
-from mova_engine.models.mova import COMPONENTS, Mova
+from mova_engine.adapters.lora import load_lora, merged_lora
+from mova_engine.config.model import COMPONENTS
+from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
 from mova_engine.parity.sampling import build_mova

@@ -6,10 +6,10 @@ import re
 import torch
 from torch import Tensor
 
-from mova_engine.config import BridgeConfig
+from mova_engine.config.model import BridgeConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.bridge import Bridge
-from mova_engine.models.layers import Rope, Stream
+from mova_engine.models.layers import ResidualStream, Rope
 from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
 from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
@@ -93,7 +93,7 @@ def _apply(
     video, audio = inputs or (machine.put(case.tensors[f"in.{key}"]) * factor for key in ("visual", "audio"))
     grid, fps = _grid(case), case.parameter("fps")[0]
     tables = bridge.rope(grid, audio.shape[1], fps, machine.device) if rope else None
-    streams = bridge(layer, Stream(video), Stream(audio), tables, grid, scale, trace)
+    streams = bridge(layer, ResidualStream(video), ResidualStream(audio), tables, grid, scale, trace)
     return tuple(stream.settle(machine.ops) for stream in streams)
 
 

@@ -1,8 +1,8 @@
 """Parity without recorded numbers: what the chosen operators compute on a device, against the reference operators.
 
-The rule for operators is that of their tests (`mova_engine.ops.verify`). For towers truth is the reference in float64
-(here on the CPU); the reference in the run's own dtype makes some error against it, and the device may make `SLACK`
-times as much.
+The rule for operators is that of their tests (`mova_engine.ops.testing.verify`). For towers truth is the reference in
+float64 (here on the CPU); the reference in the run's own dtype makes some error against it, and the device may make
+`SLACK` times as much.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from mova_engine.backend import Backend, get_backend
-from mova_engine.config import get_preset
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.mova import Mova
+from mova_engine.config.model import get_preset
+from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, REFERENCE, OpTable, bind, bind_operator
-from mova_engine.ops.verify import verify
-from mova_engine.parity.judge import Row
+from mova_engine.ops.testing.verify import verify
+from mova_engine.parity.judge import ParityRow
 
 SLACK = 2.0
 SEED = 2026
 
 
-def operator_rows(backend: Backend, dtype: torch.dtype) -> Iterator[Row]:
+def operator_rows(backend: Backend, dtype: torch.dtype) -> Iterator[ParityRow]:
     """A row for each operator that has a chosen implementation: its worst tensor of all small cases.
 
     Differences are shares of what is allowed, so that every bound is 1.
@@ -37,11 +36,13 @@ def operator_rows(backend: Backend, dtype: torch.dtype) -> Iterator[Row]:
             if case.size == "test":
                 for finding in verify(operator, function, case, backend.device(), dtype):
                     name = f"{choice.implementation}, {case.name}, {finding.tensor}"
-                    rows.append(Row(operator.name, name, None if finding.note else finding.share, 1.0, finding.note))
+                    rows.append(
+                        ParityRow(operator.name, name, None if finding.note else finding.share, 1.0, finding.note)
+                    )
         yield max(rows, key=lambda row: float("inf") if row.difference is None else row.difference)
 
 
-def tower_rows(backend: Backend, ops: OpTable, dtype: torch.dtype) -> list[Row]:
+def tower_rows(backend: Backend, ops: OpTable, dtype: torch.dtype) -> list[ParityRow]:
     """Forward and backward of the nano model with random weights: outputs, and all gradients of each component.
 
     Differences are root mean squares relative to the truth's; the bound of each is SLACK times what the reference
@@ -54,7 +55,7 @@ def tower_rows(backend: Backend, ops: OpTable, dtype: torch.dtype) -> list[Row]:
     for tensor, exact in truth.items():
         error, usual = (float((x[tensor] - exact).norm() / exact.norm()) for x in (found, expected))
         finite = bool(found[tensor].isfinite().all())
-        rows.append(Row(name, tensor, error if finite else None, SLACK * usual, "" if finite else "not finite"))
+        rows.append(ParityRow(name, tensor, error if finite else None, SLACK * usual, "" if finite else "not finite"))
     return rows
 
 

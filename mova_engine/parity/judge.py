@@ -17,7 +17,7 @@ GRADIENT_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
-class Row:
+class ParityRow:
     """One tensor's comparison. difference None: the case was not able to produce it, `note` says why."""
 
     case: str
@@ -62,7 +62,7 @@ def judge(
     produced: Mapping[str, Tensor],
     dtype: torch.dtype,
     left_out: Mapping[str, str],
-) -> list[Row]:
+) -> list[ParityRow]:
     """One row for every recorded tensor that is not an input.
 
     left_out: {pattern: reason} for tensors that a run in this dtype does not judge; they get no row here.
@@ -75,9 +75,11 @@ def judge(
             continue
         bound = bound_of(name, tensor, dtype)
         if name not in produced:
-            rows.append(Row(case, name, None, bound, "no runner produces this tensor"))
+            rows.append(ParityRow(case, name, None, bound, "no runner produces this tensor"))
             continue
         ours = produced[name]
         note = "" if ours.shape == tensor.shape else f"shape {list(ours.shape)}, recorded {list(tensor.shape)}"
-        rows.append(Row(case, name, difference(ours, tensor, floor if name.startswith("grad.") else 0.0), bound, note))
+        rows.append(
+            ParityRow(case, name, difference(ours, tensor, floor if name.startswith("grad.") else 0.0), bound, note)
+        )
     return rows

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mova_engine.diffusion.condition import MASK_CHANNELS, first_frame_condition, video_input
-from mova_engine.models.codecs.dac import Dac, DacConfig
-from mova_engine.models.codecs.latent_stats import WAN_STATS, LatentStats
+from mova_engine.codecs.dac import Dac, DacConfig
+from mova_engine.codecs.toy.latent_stats import WAN_STATS, LatentStats
+from mova_engine.diffusion.conditioning import MASK_CHANNELS, first_frame_condition, video_input
 from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mova_engine.config import AudioDiTConfig, BridgeConfig, VideoDiTConfig
+from mova_engine.checkpoints.folder import BOUNDARY_RATIO, SCHEDULER_CONFIG, TOWER_OPTIONS
+from mova_engine.codecs.dac import DacConfig
+from mova_engine.config.model import AudioDiTConfig, BridgeConfig, VideoDiTConfig
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError, suggest
-from mova_engine.models.checkpoint import BOUNDARY_RATIO, SCHEDULER_CONFIG, TOWER_OPTIONS
-from mova_engine.models.codecs.dac import DacConfig
 from mova_engine.parity.case import GoldenCase
 
 # Entries that say where a case comes from and what its tensors are.

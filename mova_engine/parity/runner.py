@@ -9,7 +9,7 @@ from torch import Tensor
 from mova_engine.errors import MovaError, suggest
 from mova_engine.parity import adapters, bridges, latents, sampling, schedules, steps, towers
 from mova_engine.parity.case import GoldenCase, Machine, find_cases
-from mova_engine.parity.judge import Row, judge
+from mova_engine.parity.judge import ParityRow, judge
 from mova_engine.parity.parameters import check_case
 
 Runner = Callable[[GoldenCase, Machine], dict[str, Tensor]]
@@ -51,7 +51,7 @@ def find_runner(case: GoldenCase) -> Runner:
     return RUNNERS[case.kind]
 
 
-def run_case(case: GoldenCase, machine: Machine) -> list[Row]:
+def run_case(case: GoldenCase, machine: Machine) -> list[ParityRow]:
     """Run one case; one row per recorded tensor that is not an input."""
     runner = find_runner(case)
     if case.kind.startswith(_FLOAT32_ONLY):
@@ -66,10 +66,10 @@ def run_case(case: GoldenCase, machine: Machine) -> list[Row]:
         # Sizes that do not fit each other: torch's own words, and the case's name.
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MovaError(told if case.name in told else f"{case.path}: {told}") from error
-    return rows + [Row(case.name, "facts", None, 0.0, fact) for fact in facts]
+    return rows + [ParityRow(case.name, "facts", None, 0.0, fact) for fact in facts]
 
 
-def run_folder(folder: Path, machine: Machine) -> Iterator[tuple[GoldenCase, list[Row]]]:
+def run_folder(folder: Path, machine: Machine) -> Iterator[tuple[GoldenCase, list[ParityRow]]]:
     """Run every case of a folder. All cases are known before the first runs."""
     cases = find_cases(folder)
     for case in cases:

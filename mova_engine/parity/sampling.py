@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from mova_engine.diffusion.condition import first_frame_condition
+from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.reference_compat import Table
+from mova_engine.inference.denoising import Conditions, Latents, Step, denoise
 from mova_engine.models.mova import Mova
 from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
 from mova_engine.parity.latents import wan_stats
-from mova_engine.sample.sampler import Conditions, Latents, Step, denoise
 
 _WEIGHTS = {"video_dit": "video", "video_dit_2": "video_2", "audio_dit": "audio", "dual_tower_bridge": "bridge"}
 # The released models' scale.

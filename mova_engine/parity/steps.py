@@ -5,11 +5,12 @@ import re
 import torch
 from torch import Tensor, nn
 
-from mova_engine.diffusion.condition import first_frame_condition, video_input
-from mova_engine.diffusion.loss import LossWeights, velocity_loss
+from mova_engine.config.diffusion import LossWeights
+from mova_engine.diffusion.conditioning import first_frame_condition, video_input
+from mova_engine.diffusion.loss import velocity_loss
 from mova_engine.diffusion.reference_compat import Table
 from mova_engine.diffusion.schedule import add_noise, velocity_target
-from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.models.mova import dual_tower_forward
 from mova_engine.parity import parameters
 from mova_engine.parity.case import GoldenCase, Machine
 from mova_engine.parity.latents import wan_stats

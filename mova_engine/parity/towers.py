@@ -52,7 +52,8 @@ def _states(tower: Tower, batch: str, inputs: dict[str, Tensor], timestep: Tenso
         produced[prefix + "rope_cos"], produced[prefix + "rope_sin"] = tower_inputs.rope
         for index, block in enumerate(tower.blocks):
             seen = {}
-            stream = tower.run_block(index, stream, tower_inputs, seen.__setitem__)
+            inputs_of_block = (tower_inputs.t_mod, tower_inputs.context, tower_inputs.rope)
+            stream = block(stream, *inputs_of_block, seen.__setitem__)
             seen["out"] = stream.settle(tower.ops)
             attention = block.self_attn
             # The model computes norm and rotation as one operator: the state between them is made here.
@@ -86,8 +87,8 @@ def _as_reference_batch(tower: Tower, inputs: dict[str, Tensor], timestep: Tenso
     if tower.patch_embedding.weight.ndim == 3:
         return tower(inputs["x"], timestep, inputs["context"])
     stream, tower_inputs = tower.embed(inputs["x"], timestep, inputs["context"])
-    for index in range(len(tower.blocks)):
-        stream = tower.run_block(index, stream, tower_inputs)
+    for block in tower.blocks:
+        stream = block(stream, tower_inputs.t_mod, tower_inputs.context, tower_inputs.rope)
     head = tower.head
     shift, scale = (head.modulation.float() + tower_inputs.t).expand(2, 2, -1).unbind(1)
     normed = tower.ops.norm_modulate(stream.settle(tower.ops), shift, scale, eps=head.eps)

@@ -6,14 +6,23 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mova_engine.config import PRESETS, get_preset
+from mova_engine.config.model import PRESETS, get_preset
 from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
-from mova_engine.plan import report, validate
-from mova_engine.plan.calibrate import calibrated
-from mova_engine.plan.hardware import Hardware, hardware_names
-from mova_engine.plan.job import IMPLEMENTATIONS, TASKS, Implementation, Job, Layout, Policy, Run, get_implementation
-from mova_engine.plan.published import measured_here
-from mova_engine.plan.search import CHOICES, Plan, best, leanest, plan, rescue, smallest_change
+from mova_engine.plan import measured, report
+from mova_engine.predict.calibrate import calibrated
+from mova_engine.predict.hardware import Hardware, hardware_names
+from mova_engine.predict.job import (
+    IMPLEMENTATIONS,
+    TASKS,
+    ImplementationCost,
+    Job,
+    Layout,
+    PlannedRun,
+    Policy,
+    get_implementation,
+)
+from mova_engine.predict.published import measured_here
+from mova_engine.predict.search import CHOICES, Plan, best, leanest, plan, rescue, smallest_change
 
 RESULTS = Path("benchmarks/results")
 MOST = 10_000_000
@@ -25,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.validate:
         here = RESULTS if args.results is None and RESULTS.is_dir() else args.results
-        found = validate.validation(measured_here(here) if here else ())
-        _put(args, found, lambda: validate.report(found))
+        found = measured.validation(measured_here(here) if here else ())
+        _put(args, found, lambda: measured.report(found))
         return 0
     layout = _mesh(args.mesh) if args.mesh else None
     devices = args.devices if args.devices is not None else layout.world if layout else 1
@@ -83,7 +92,7 @@ def _job(args: argparse.Namespace) -> Job:
 
 
 def _from_recipe(recipe: str) -> Job:
-    from mova_engine.train.recipes import load_config  # needs torch; a plan by model does not
+    from mova_engine.config.recipes import load_config  # needs torch; a plan by model does not
 
     config = load_config(recipe)
     if config.model.checkpoint is not None:
@@ -129,11 +138,11 @@ def _mesh(text: str) -> Layout:
     return Layout(**dict(zip(names, map(int, sizes), strict=True)))
 
 
-def _check(job: Job, layout: Layout, fixed: dict[str, str], implementation: Implementation, devices: int) -> None:
+def _check(job: Job, layout: Layout, fixed: dict[str, str], implementation: ImplementationCost, devices: int) -> None:
     """MovaError where a mesh that was asked for cannot run."""
     if layout.world != devices:
         raise MovaError(f"the mesh {layout} has {layout.world} devices, not {devices}")
-    Run(job, layout, Policy(**{"checkpointing": implementation.checkpointing[-1], **fixed}), implementation)
+    PlannedRun(job, layout, Policy(**{"checkpointing": implementation.checkpointing[-1], **fixed}), implementation)
 
 
 def _show_plans(
@@ -173,7 +182,7 @@ def _show_misfit(
     head: list[str],
     job: Job,
     hardware: Hardware,
-    implementation: Implementation,
+    implementation: ImplementationCost,
     devices: int,
     layout: Layout | None,
     fixed: dict[str, str],

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mova_engine.plan.hardware import Hardware
-from mova_engine.plan.job import Job, Policy
-from mova_engine.plan.search import Plan, changes
-from mova_engine.plan.traffic import context_traffic, step_traffic
+from mova_engine.predict.hardware import Hardware
+from mova_engine.predict.job import Job, Policy
+from mova_engine.predict.search import Plan, changes
+from mova_engine.predict.step_traffic import context_traffic, step_traffic
 
 LABEL = "prediction of a cost model, not a measurement"
 _WIDTH = 112

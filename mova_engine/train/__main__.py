@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from mova_engine.config.recipes import parse_command_line, to_yaml
 from mova_engine.errors import run_cli, show_warnings
-from mova_engine.train.recipes import parse_command_line, to_yaml
 from mova_engine.train.trainer import Trainer
 
 

@@ -13,40 +13,40 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mova_engine.backend import Backend, default_backend, get_backend
-from mova_engine.config import MovaConfig
+from mova_engine.checkpoints.folder import Codecs
+from mova_engine.config.mesh import choose_mesh
+from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
+from mova_engine.config.recipes import to_dict, with_defaults
+from mova_engine.config.train import TrainConfig
 from mova_engine.data.loader import Loader, build_loader
+from mova_engine.distributed.background import Background
+from mova_engine.distributed.processes import Launch, Processes, start_processes
 from mova_engine.errors import MovaError, counted
-from mova_engine.flops import COMPONENTS, training_flops
-from mova_engine.models.checkpoint import Codecs
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.ops.registry import REFERENCE, OpTable
-from mova_engine.parallel.background import Background
-from mova_engine.parallel.mesh import choose_mesh
-from mova_engine.parallel.processes import Launch, Processes, start_processes
-from mova_engine.train.agreement import agree_on_data
-from mova_engine.train.checkpoints import TrainingState, differences, load_checkpoint
-from mova_engine.train.config import TrainConfig
-from mova_engine.train.data import (
-    BatchBuilder,
+from mova_engine.predict.flops import training_flops
+from mova_engine.train.batch import BatchBuilder
+from mova_engine.train.clip_data import (
+    Progress as Report,
+)
+from mova_engine.train.clip_data import (
     build_codecs,
     heldout_folder,
     open_clips,
     training_folder,
 )
-from mova_engine.train.data import (
-    Progress as Report,
-)
-from mova_engine.train.model import build_model, model_config
+from mova_engine.train.masters import DTYPES, Weights
+from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.preflight import check_before_work
-from mova_engine.train.recipes import to_dict, with_defaults
+from mova_engine.train.rank_agreement import agree_on_data
+from mova_engine.train.training_state import TrainingState, differences, load_checkpoint
 from mova_engine.train.validation import Validator
-from mova_engine.train.weights import DTYPES, Weights
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """Everything that a run works with."""
 
     config: TrainConfig
@@ -71,7 +71,7 @@ class Run:
     @property
     def flops_per_step(self) -> int:
         """Model FLOPs (forward, backward, no recomputation) of one optimizer step."""
-        parts = COMPONENTS if self.config.task == "joint" else ("audio_dit",)
+        parts = ACTIVE_COMPONENTS if self.config.task == "joint" else ("audio_dit",)
         if not self.config.model.bridge:
             parts = tuple(part for part in parts if part != "dual_tower_bridge")
         rank = self.config.lora.rank or None
@@ -120,7 +120,7 @@ def _backend(config: TrainConfig) -> Backend:
     return get_backend(config.device) if config.device else default_backend()
 
 
-def assemble(config: TrainConfig, resume: Path | None, console: Console, processes: Processes) -> Run:
+def assemble(config: TrainConfig, resume: Path | None, console: Console, processes: Processes) -> TrainingRun:
     """Build a run and restore `resume` into it. Says what it does on `console`."""
     backend = _backend(config)
     device = backend.device(processes.launch.local_rank)
@@ -166,7 +166,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     model.train()
     weights = Weights(model, DTYPES[config.precision], config.optim.ema, shards)
     state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops), backend)
-    run = Run(
+    run = TrainingRun(
         config=config,
         backend=backend,
         ops=ops,
@@ -198,7 +198,7 @@ def _say_precision(config: TrainConfig, backend: Backend, console: Console) -> N
             console.print(f"exact fp32: {found.switch} {'switched off' if found.was_on else 'was off'}")
 
 
-def _describe(run: Run, clips: int, console: Console) -> None:
+def _describe(run: TrainingRun, clips: int, console: Console) -> None:
     config, sizes = run.config, run.sizes
     counts: dict[str, int] = {}
     for weight in run.state.weights.masters:

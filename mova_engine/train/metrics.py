@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mova_engine.data.files import write_atomic
+from mova_engine.config.train import LogSettings
 from mova_engine.errors import MovaError
-from mova_engine.train.config import LogSettings
+from mova_engine.files.atomic import write_atomic
 
 METRICS = "metrics.jsonl"
 # Rows that the run, going on from an earlier checkpoint or beginning anew, takes out of the former.

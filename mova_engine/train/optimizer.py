@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mova_engine.config.train import OptimSettings
+from mova_engine.distributed.fsdp import LocalShard
 from mova_engine.ops import OpTable
-from mova_engine.parallel.shard import Piece
-from mova_engine.train.config import OptimSettings
 
 BRIDGE = "dual_tower_bridge"
 
@@ -20,7 +20,7 @@ class NamedWeight(NamedTuple):
     """
 
     name: str
-    piece: Piece
+    piece: LocalShard
 
     @property
     def tensor(self) -> Tensor:

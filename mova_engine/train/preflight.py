@@ -7,21 +7,21 @@ from pathlib import Path
 
 import torch
 
-from mova_engine.config import MovaConfig
+from mova_engine.adapters.lora import find_linears
+from mova_engine.config.model import COMPONENTS, MovaConfig
+from mova_engine.config.train import TrainConfig
 from mova_engine.data.metadata import read_metadata
 from mova_engine.errors import MovaError, require_package
-from mova_engine.models.lora import find_linears
-from mova_engine.models.mova import COMPONENTS, Mova
-from mova_engine.models.weights import check_component
+from mova_engine.files.tensors import check_component
+from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
 from mova_engine.train import validation
-from mova_engine.train.adapters import check_output, initial_adapters
-from mova_engine.train.checkpoints import check_resumable
-from mova_engine.train.config import TrainConfig
-from mova_engine.train.data import CACHE
-from mova_engine.train.folder import FOLDERS
-from mova_engine.train.model import outline
-from mova_engine.train.weights import DTYPES
+from mova_engine.train.clip_data import CACHE
+from mova_engine.train.lora_model import check_output, initial_adapters
+from mova_engine.train.masters import DTYPES
+from mova_engine.train.model_setup import outline
+from mova_engine.train.run_folder import FOLDERS
+from mova_engine.train.training_state import check_resumable
 
 
 def check_folders(config: TrainConfig) -> None:

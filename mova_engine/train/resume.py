@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from mova_engine.data.written import Written
+from mova_engine.checkpoints.integrity import damage
+from mova_engine.config.train import TrainConfig
+from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.models.integrity import damage
-from mova_engine.parallel.processes import Processes
-from mova_engine.train.agreement import agree_on_checkpoint
-from mova_engine.train.checkpoints import FOLDER, STATE, TRAINING, checkpoint_step, checkpoints_of, read_state
-from mova_engine.train.config import TrainConfig
-from mova_engine.train.folder import BY
+from mova_engine.files.written import Written
+from mova_engine.train.rank_agreement import agree_on_checkpoint
+from mova_engine.train.run_folder import BY
+from mova_engine.train.training_state import FOLDER, STATE, TRAINING, checkpoint_step, checkpoints_of, read_state
 
 
 def check_named(config: TrainConfig) -> None:

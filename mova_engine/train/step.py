@@ -1,46 +1,35 @@
-"""One micro-batch: noise the latents, run the towers, take the loss. What a trainer of one's own would call too."""
+"""One optimizer step: micro-batches, their losses, clipping, the update; skipped where something is not finite.
 
+`micro_losses` is what a trainer of one's own would call too.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from mova_engine.diffusion.condition import first_frame_condition, video_input
+from mova_engine.config.train import TrainConfig
+from mova_engine.diffusion.conditioning import first_frame_condition, video_input
 from mova_engine.diffusion.loss import Losses, Share, mse, velocity_loss
+from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import add_noise
+from mova_engine.distributed.collectives import Group
+from mova_engine.distributed.fsdp import clip_grad_norm, global_norm
+from mova_engine.distributed.gradients import sum_gradients
+from mova_engine.distributed.processes import Processes
+from mova_engine.memory.checkpointing import layer_runner
+from mova_engine.models.context_parallel import WHOLE, Sharding
 from mova_engine.models.mova import Mova
-from mova_engine.models.sharding import WHOLE, Sharding
-from mova_engine.train.config import TrainConfig
-from mova_engine.train.draws import StepDraw
-
-
-@dataclass(frozen=True)
-class LatentBatch:
-    """Clips as the towers see them, on the device, float32.
-
-    audio [b, 128, l]; text [b, n, d] and empty_text (the empty prompt's features) [1, n, d]; video and image (latents
-    of [first frame, zeros...]) [b, 16, t, h, w], None where only the audio tower is trained. ids: the clips' names.
-    audio_factors [b]: of each clip's audio loss, 0 where it has no sound that is to be learned; None: 1.
-    """
-
-    audio: Tensor
-    text: Tensor
-    empty_text: Tensor
-    video: Tensor | None = None
-    image: Tensor | None = None
-    ids: tuple[str, ...] = ()
-    audio_factors: Tensor | None = None
-
-    def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes, without the batch, of the noise that a step needs: audio, then video where there is one."""
-        latents = (self.audio,) if self.video is None else (self.audio, self.video)
-        return tuple(tuple(x.shape[1:]) for x in latents)
-
-    def context(self, drop: Tensor) -> Tensor:
-        """The text with the empty prompt's where `drop` [b] says so."""
-        if not drop.any():
-            return self.text
-        return torch.where(drop.to(self.text.device).view(-1, 1, 1), self.empty_text, self.text)
+from mova_engine.ops import OpTable
+from mova_engine.train.batch import BatchBuilder, LatentBatch
+from mova_engine.train.masters import Weights
+from mova_engine.train.metrics import EXPERTS
+from mova_engine.train.optimizer import lr_factor, set_lr
+from mova_engine.train.timestep_sampling import StepDraw, draw_noise, draw_step
 
 
 def micro_losses(
@@ -69,7 +58,7 @@ def _joint(
     config: TrainConfig,
     sharding: Sharding,
 ) -> Losses:
-    times, prediction, expert = draw.times, config.diffusion.output(), draw.expert or 0
+    times, prediction, expert = draw.times, Prediction.of(config.diffusion), draw.expert or 0
     audio_noise, video_noise = noise
     noisy_video = add_noise(batch.video, video_noise, times.video_sigma)
     noisy_audio = add_noise(batch.audio, audio_noise, times.audio_sigma)
@@ -82,8 +71,7 @@ def _joint(
         expert=expert,
         bridge=config.model.bridge,
         fps=mova.config.clip.fps,
-        checkpointing=config.checkpointing,
-        offload=config.offload,
+        runner=layer_runner(config.checkpointing, config.offload),
         sharding=sharding,
     )
     share = Share(mova.expert(expert).own_latents(batch.video.shape, sharding, batch.video.device), 1 / sharding.size)
@@ -98,8 +86,134 @@ def _joint(
 
 def _audio(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, ...], config: TrainConfig) -> Losses:
     """The audio tower alone, as in its pre-training; the video's loss is zero."""
-    sigma, prediction = draw.times.audio_sigma, config.diffusion.output()
+    sigma, prediction = draw.times.audio_sigma, Prediction.of(config.diffusion)
     noisy = add_noise(batch.audio, noise[0], sigma)
     output = mova.audio_dit(noisy, draw.times.audio_timestep, batch.context(draw.drop_text))
     loss = mse(*prediction.compared(output.float(), batch.audio, noise[0], noisy, sigma))
     return Losses(config.diffusion.audio_weight * loss, torch.zeros_like(loss), loss)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports: values to average into the metrics, the clips it saw, and whether the weights moved.
+
+    ranks: of several processes, those whose own loss was not finite; the clips are then theirs.
+    """
+
+    values: dict[str, float]
+    ids: tuple[str, ...]
+    taken: bool
+    ranks: tuple[int, ...] = ()
+
+
+class Updater:
+    """Runs optimizer steps of one model, in one process or in step with others."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Mova,
+        weights: Weights,
+        optimizer: torch.optim.Optimizer,
+        ops: OpTable,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config, self.model, self.weights, self.optimizer, self.ops = config, model, weights, optimizer, ops
+        self.processes = processes or Processes()
+        self.experts = 2 if model.video_dit_2 is not None else 1
+
+    def step(
+        self,
+        step: int,
+        batches: Iterator[dict],
+        build: BatchBuilder,
+        at: Callable[[str], None] = lambda stage: None,
+        detailed: bool = False,
+    ) -> StepResult:
+        """Take step number `step` (from 0) on the next micro-batches. detailed: also the gradients' norms per tower.
+        at: told what the step has come to.
+
+        The device is waited for once, to learn whether loss and gradients are finite; if not, the weights stay as they
+        are.
+        """
+        config, settings, processes = self.config, self.config.loader, self.processes
+        groups = processes.shape.data_parallel
+        draw = draw_step(config.diffusion, self.experts, config.seed, step, config.clips_per_step * groups)
+        self.weights.zero_grad()
+        losses, ids, waited = [], [], 0.0
+        stage = f"step {step + 1}: reading clips"
+        heard = None
+        if settings.silent == "mask":
+            at(stage)
+            asked = time.perf_counter()
+            # Of all clips of the step it must be known how many are heard, before any of them is learned from.
+            held = list(islice(batches, settings.accumulate))
+            heard = self._heard(held)
+            batches, waited = iter(held), time.perf_counter() - asked
+        for micro in range(settings.accumulate):
+            at(stage)
+            asked = time.perf_counter()
+            batch = self._built(next(batches), build, heard)
+            waited += time.perf_counter() - asked
+            at(f"step {step + 1}: forward and backward")
+            first = (micro * groups + processes.data_rank) * settings.batch
+            noise = draw_noise(batch.noise_shapes(), config.seed, step, first, settings.batch)
+            noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
+            part = draw.part(first, settings.batch)
+            result = micro_losses(self.model, batch, part, noise, config, processes.sharding)
+            (result.total / settings.accumulate).backward()
+            losses.append(torch.stack([result.total, result.video, result.audio]).detach())
+            ids += batch.ids
+        at(f"step {step + 1}: update")
+        gradients = self.weights.gradients()
+        losses = torch.stack(losses).mean(0)
+        own = losses.clone()
+        every, shards = [g for group in gradients.values() for g in group], self.weights.shards
+        # Those of sharded weights are summed as soon as a block has them.
+        sum_gradients([losses] if shards is not None else [losses, *every], processes.everyone, groups)
+        towers = self._norms(gradients) if detailed else {}
+        if shards is None:
+            norm = self.ops.clip_grad_norm(every, config.optim.clip)
+        else:
+            norm = clip_grad_norm(every, config.optim.clip, shards.group)
+        # With offloaded weights the gradients, and so their norm, are on the CPU.
+        total, video, audio, norm = torch.cat([losses, norm.to(losses.device).view(1)]).tolist()
+        values = {"seconds/data": waited}
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            return self._skipped(values, own, tuple(ids))
+        set_lr(self.optimizer, lr_factor(step, config.steps, config.optim))
+        self.optimizer.step()
+        self.weights.after_step()
+        modalities = {"video": video, "audio": audio} if config.task == "joint" else {"audio": audio}
+        if heard is not None:
+            values["heard"] = heard
+            modalities = modalities if heard else {"video": video}
+        values |= {"loss": total, **{f"loss/{name}": value for name, value in modalities.items()}, "skipped": 0.0}
+        if draw.expert is not None:
+            values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
+        return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True)
+
+    def _heard(self, held: list[dict]) -> float:
+        """The share of the step's clips, of all processes, that have sound. held: this one's."""
+        here = torch.cat([batch["heard"] for batch in held])
+        # Those that share clips count the same ones.
+        return self.processes.total(float(here.sum())) / self.processes.total(len(here))
+
+    @staticmethod
+    def _built(batch: dict, build: BatchBuilder, heard: float | None) -> LatentBatch:
+        """heard: as of `_heard`; the clips with sound count more, so that the audio loss is a mean over them."""
+        return build(batch) if heard is None else build(batch, batch["heard"][:, 0] / max(heard, 1e-9))
+
+    def _skipped(self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...]) -> StepResult:
+        """All processes come here together. own: this one's losses."""
+        found = self.processes.gathered(ids if not own.isfinite().all() else None)
+        ranks = tuple(rank for rank, theirs in enumerate(found) if theirs is not None)
+        clips = dict.fromkeys(name for rank in ranks for name in found[rank]) or ids
+        several = self.processes.launch.world > 1
+        return StepResult({**values, "skipped": 1.0}, tuple(clips), taken=False, ranks=ranks if several else ())
+
+    def _norms(self, gradients: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+        """2-norm of each component's gradients, before clipping."""
+        group = Group() if self.weights.shards is None else self.weights.shards.group
+        norms = {f"grad_norm/{name}": global_norm(part, group) for name, part in gradients.items()}
+        return {name: float(norm) for name, norm in norms.items()}

@@ -9,25 +9,25 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from mova_engine.config.recipes import to_dict
+from mova_engine.config.train import TrainConfig
+from mova_engine.distributed.processes import Processes, rank0_first, read_launch
+from mova_engine.distributed.reserve import reserve_tensors
+from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
-from mova_engine.parallel.processes import Processes, read_launch, said_by_first
-from mova_engine.parallel.reserve import reserve_tensors
-from mova_engine.parallel.watch import Watch
-from mova_engine.train.agreement import agree_on_settings
-from mova_engine.train.assembly import Run, assemble, join_processes
-from mova_engine.train.checkpoints import checkpoints_of, retain, save_checkpoint, sharded_save
-from mova_engine.train.config import TrainConfig
-from mova_engine.train.curve import PICTURE, loss_curve
-from mova_engine.train.folder import SAMPLES, WAY_OUT, RunFolder
+from mova_engine.train.assembly import TrainingRun, assemble, join_processes
+from mova_engine.train.loss_curve import PICTURE, loss_curve
+from mova_engine.train.masters import DTYPES
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
-from mova_engine.train.model import export_model, outline, with_folders
+from mova_engine.train.model_setup import export_model, outline, with_folders
 from mova_engine.train.optimizer import lr_factor, peak_lr
 from mova_engine.train.preflight import check_folders
-from mova_engine.train.recipes import to_dict
+from mova_engine.train.rank_agreement import agree_on_settings
 from mova_engine.train.resume import check_named, find_resume
-from mova_engine.train.signals import Stopped, StopRequest
-from mova_engine.train.update import StepResult, Updater
-from mova_engine.train.weights import DTYPES
+from mova_engine.train.run_folder import SAMPLES, WAY_OUT, RunFolder
+from mova_engine.train.step import StepResult, Updater
+from mova_engine.train.stop_signals import Stopped, StopRequest
+from mova_engine.train.training_state import checkpoints_of, retain, save_checkpoint, sharded_save
 
 
 class Trainer:
@@ -57,7 +57,7 @@ class Trainer:
         with StopRequest() as stop:
             try:
                 with stop.at_once():
-                    with said_by_first(self.launch):
+                    with rank0_first(self.launch):
                         check_named(self.config)
                         check_folders(self.config)
                         self.config = with_folders(self.config, self.console.print)
@@ -121,7 +121,7 @@ class Trainer:
             # Told, not raised: whatever ended the run matters more.
             self.console.print(f"warning: metrics or loss curve are incomplete: {error}")
 
-    def _restore(self, parts: Run, resume: Path) -> None:
+    def _restore(self, parts: TrainingRun, resume: Path) -> None:
         progress = parts.resumed["progress"]
         self.step, self.skipped_in_a_row = parts.resumed["step"], progress["skipped_in_a_row"]
         self.validation_due = progress.get("validation_due", False)
@@ -129,7 +129,9 @@ class Trainer:
         self.meter.load_state_dict(progress["meter"])
         self.console.print(f"going on from {resume} after step {self.step}")
 
-    def _train(self, parts: Run, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest, watch: Watch) -> int:
+    def _train(
+        self, parts: TrainingRun, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest, watch: Watch
+    ) -> int:
         config, began = self.config, time.monotonic()
         state, processes = parts.state, parts.processes
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
@@ -188,7 +190,7 @@ class Trainer:
                 f"--optim.lr or look at the clips named above; the last checkpoint is untouched"
             )
 
-    def _row(self, parts: Run) -> dict[str, float]:
+    def _row(self, parts: TrainingRun) -> dict[str, float]:
         """The metrics of the steps since the last row."""
         means, config = self.meter.take(), self.config
         factor = lr_factor(self.step - 1, config.steps, config.optim)
@@ -207,7 +209,7 @@ class Trainer:
         row["epoch"] = parts.loader.epoch
         return row
 
-    def _validate(self, parts: Run, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest) -> None:
+    def _validate(self, parts: TrainingRun, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest) -> None:
         settings = self.config.validation
         if parts.validator is None or self.step % settings.every:
             return
@@ -237,7 +239,7 @@ class Trainer:
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 
-    def _save_last(self, parts: Run, reporter: Reporter) -> Path | None:
+    def _save_last(self, parts: TrainingRun, reporter: Reporter) -> Path | None:
         """The checkpoint that a run ends with; returns its folder, None in processes that do not know it."""
         if self.saved_step != self.step:
             self._save(parts, reporter, last=True)
@@ -246,7 +248,7 @@ class Trainer:
         except MovaError as error:
             raise self._not_saved(error) from error
 
-    def _save(self, parts: Run, reporter: Reporter, last: bool = False) -> None:
+    def _save(self, parts: TrainingRun, reporter: Reporter, last: bool = False) -> None:
         """Save a checkpoint, drop old ones. Where it fails and the run may go on, that is said.
 
         All processes hold the same; the first saves it, and the others wait to learn whether it could. Where they share
@@ -285,7 +287,7 @@ class Trainer:
         self._tidy(folder)
         parts.processes.wait_for_first()
 
-    def _save_shards(self, parts: Run, progress: dict, reporter: Reporter, must: bool) -> None:
+    def _save_shards(self, parts: TrainingRun, progress: dict, reporter: Reporter, must: bool) -> None:
         config, dtype = self.config, DTYPES[self.config.precision]
         bare = outline(parts.model, dtype, config.lora)
 

@@ -17,18 +17,19 @@ from typing import Any
 
 import torch
 
+from mova_engine.checkpoints.folder import Codecs
+from mova_engine.config.train import TrainConfig
 from mova_engine.data.dataset import LatentDataset
-from mova_engine.data.decode import read_clip
-from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE
+from mova_engine.data.media.decode import read_clip
+from mova_engine.diffusion.prediction import Prediction
+from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule
 from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import Codecs
+from mova_engine.models.context_parallel import WHOLE, Sharding
 from mova_engine.models.mova import Mova
-from mova_engine.models.sharding import WHOLE, Sharding
-from mova_engine.train.config import TrainConfig
-from mova_engine.train.data import BatchBuilder
-from mova_engine.train.draws import draw_noise, draw_times, generator
+from mova_engine.train.batch import BatchBuilder, LatentBatch
 from mova_engine.train.metrics import EXPERTS
-from mova_engine.train.step import LatentBatch, StepDraw, micro_losses
+from mova_engine.train.step import StepDraw, micro_losses
+from mova_engine.train.timestep_sampling import draw_noise, draw_times, generator
 
 
 class Validator:
@@ -96,8 +97,8 @@ class Validator:
         self._make_samples(
             model=model,
             codecs=codecs,
-            schedule=diffusion.schedule(),
-            prediction=diffusion.output(),
+            schedule=Schedule.of(diffusion),
+            prediction=Prediction.of(diffusion),
             clean_first_frame=diffusion.skip_first_frame,
             bridge=self.config.model.bridge,
             clips=clips,

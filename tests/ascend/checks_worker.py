@@ -1,4 +1,4 @@
-"""One rank, with an NPU of its own, of checks that tests/parallel runs on CPUs; started by torchrun.
+"""One rank, with an NPU of its own, of checks that tests/distributed runs on CPUs; started by torchrun.
 
 Arguments: the folder where each rank writes what its checks returned, and a JSON list of [name, arguments].
 """
@@ -8,13 +8,13 @@ import os
 import sys
 from pathlib import Path
 
-from parallel.world import DEVICE
+from distributed.world import DEVICE
 
 
 def main(folder: Path, wanted: list) -> None:
     os.environ[DEVICE] = "npu"
     # Which looks at the device's name.
-    from parallel import checks
+    from distributed import checks
 
     # The processes meet once, in the first check.
     found = [getattr(checks, name)(**arguments) for name, arguments in wanted]

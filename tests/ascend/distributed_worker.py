@@ -12,11 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from mova_engine.backend import get_backend
-from mova_engine.config import VideoDiTConfig
+from mova_engine.config.model import VideoDiTConfig
+from mova_engine.distributed.collectives import Group
+from mova_engine.distributed.gradients import sum_gradients
 from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OPERATORS, bind, bind_operator
-from mova_engine.parallel.collectives import Group
-from mova_engine.parallel.gradients import sum_gradients
 
 RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 CONFIG = VideoDiTConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=16, freq_dim=16)

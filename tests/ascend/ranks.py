@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel.world import free_port
+from distributed.world import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

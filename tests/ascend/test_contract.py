@@ -14,12 +14,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ascend.limits import LimitError, Limits
-from mova_engine.config import get_preset
-from mova_engine.models.codecs import dac
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.mova import Mova
+from mova_engine.codecs import dac
+from mova_engine.config.model import get_preset
+from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, OpTable, bind, bind_operator
-from mova_engine.ops.verify import verify
+from mova_engine.ops.testing.verify import verify
 
 pytestmark = pytest.mark.npu
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mova_engine.ops import OPERATORS, bind, bind_operator
-from mova_engine.ops.optim import clip_grad_norm_reference
-from mova_engine.ops.verify import verify
+from mova_engine.ops.optimizer_impl import clip_grad_norm_reference
+from mova_engine.ops.testing.verify import verify
 from mova_kernels.npu import mindie, norms
 
 pytestmark = pytest.mark.npu

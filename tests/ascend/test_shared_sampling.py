@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ascend.ranks import ROOT, launch
-from mova_engine.data.decode import read_clip
+from mova_engine.data.media.decode import read_clip
 
 # One group, beside those of the other tests that start ranks.
 pytestmark = [pytest.mark.npu, pytest.mark.xdist_group("samplers")]
@@ -16,7 +16,7 @@ LATENTS, ROWS = 1e-5, 1e-6
 
 @pytest.fixture(scope="module")
 def checkpoint(npu, tmp_path_factory):
-    from parallel.sampling import save
+    from distributed.sampling import save
 
     folder = tmp_path_factory.mktemp("model") / "model"
     save(folder)
@@ -82,9 +82,9 @@ def test_shared_clips_are_one_processs(checkpoint, tmp_path, ranks):
 
 
 def test_the_command_writes_what_one_process_writes(checkpoint, tmp_path):
-    from parallel.sampling import MODEL
+    from distributed.sampling import MODEL
 
-    common = ("-m", "mova_engine.sample", "--checkpoint", checkpoint, "--device", "npu", "--steps", 2)
+    common = ("-m", "mova_engine.inference", "--checkpoint", checkpoint, "--device", "npu", "--steps", 2)
     common += ("--prompt", "rain", "--guidance", "text", "--text-scale", 3)
     launch(1, tmp_path, *common, "--out", tmp_path / "one")
     launch(2, tmp_path, *common, "--out", tmp_path / "two", "--parallel.cfg", 2)

@@ -3,7 +3,7 @@
 import pytest
 
 from ascend.ranks import launch
-from mova_engine.data.bounce import generate
+from mova_engine.data.synthetic.bounce import generate
 from mova_engine.train.metrics import read_metrics
 
 # One group, beside that of test_distributed: its runs follow one another in one of the runner's processes.

@@ -7,9 +7,9 @@ import av
 import pytest
 from rich.console import Console
 
-from mova_engine.data.bounce import generate
+from mova_engine.config.recipes import load_config
+from mova_engine.data.synthetic.bounce import generate
 from mova_engine.train.metrics import read_metrics
-from mova_engine.train.recipes import load_config
 from mova_engine.train.trainer import Trainer
 
 pytestmark = pytest.mark.npu
@@ -99,7 +99,7 @@ def test_commands_train_sample_and_check_parity(npu, clips, tmp_path, golden_dir
     said = _run(*train, *small)
     assert "attention=npu" in said and "adamw=fused" in said
     out = tmp_path / "out"
-    _run("mova_engine.sample", "--device", "npu", "--checkpoint", run, "--prompt", "red", "--steps", 2, "--out", out)
+    _run("mova_engine.inference", "--device", "npu", "--checkpoint", run, "--prompt", "red", "--steps", 2, "--out", out)
     (clip,) = out.glob("*.mp4")
     with av.open(clip) as container:
         assert {stream.type for stream in container.streams} == {"video", "audio"}

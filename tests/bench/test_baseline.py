@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mova_engine.bench.baseline import DEFAULT, bind_baseline, load_baseline
-from mova_engine.bench.memory import peak_above_gradients
+from mova_engine.bench.peak_memory import peak_above_gradients
 from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS
 from mova_engine.parity.case import Machine, find_cases

@@ -10,9 +10,10 @@ import torch
 
 from mova_engine.bench import bandwidth, breakdown, timing
 from mova_engine.bench.__main__ import main
-from mova_engine.config import PRESETS, ClipConfig
+from mova_engine.config.model import PRESETS, ClipConfig
 from mova_engine.errors import MovaError
-from mova_engine.ops import OPERATORS, Implementation, cases
+from mova_engine.ops import OPERATORS, Implementation
+from mova_engine.ops.testing import cases
 from mova_kernels.cpu import unavailable
 
 QUICK = ["--pairs", "2", "--seconds", "0.01", "--one-process"]

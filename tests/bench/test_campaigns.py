@@ -13,7 +13,7 @@ from mova_engine.bench.__main__ import main
 from mova_engine.bench.campaigns import CAMPAIGNS, Measurement
 from mova_engine.bench.suites import SUITES
 from mova_engine.errors import MovaError
-from mova_engine.parity.judge import Row
+from mova_engine.parity.judge import ParityRow
 
 
 class Product:
@@ -77,7 +77,7 @@ def test_an_emulated_device_marks_every_row(quick, tmp_path, monkeypatch, capsys
 
 
 def test_nothing_is_measured_where_parity_is_missed(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(campaigns, "tower_rows", lambda *_: [Row("nano", "out.video", 0.5, 0.1)])
+    monkeypatch.setattr(campaigns, "tower_rows", lambda *_: [ParityRow("nano", "out.video", 0.5, 0.1)])
     status, content = run(tmp_path / "r.json")
     assert status == 1 and content["measurements"] == []
     assert content["parity"]["towers, float32"]["missed"][0]["tensor"] == "out.video"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mova_engine.bench.__main__ import main
-from mova_engine.bench.report import page
+from mova_engine.bench.result_tables import page
 from mova_engine.errors import MovaError
 
 

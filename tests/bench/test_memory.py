@@ -4,7 +4,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mova_engine.bench.bandwidth import copy_bandwidth
-from mova_engine.bench.memory import LiveTensors, peak_above_gradients
+from mova_engine.bench.peak_memory import LiveTensors, peak_above_gradients
 
 N = 1 << 16
 ONE = N * 4  # bytes of a float32 tensor of N elements

@@ -7,9 +7,9 @@ import pytest
 
 from mova_engine.bench.__main__ import main
 from mova_engine.bench.plot import ratios_svg
-from mova_engine.bench.report import page
-from mova_engine.bench.results import read_result
+from mova_engine.bench.result_tables import page
 from mova_engine.errors import MovaError
+from mova_engine.files.results import read_result
 
 CIRCUMSTANCES = {
     "device": "cpu",

@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy.ndimage import uniform_filter
 
-from mova_engine.bench.bounce_events import find_bounces, find_clicks, find_pitch, nearest_colour, observe, track_ball
-from mova_engine.data.bounce import COLOURS, HELD_OUT, TRAINED, WALL, Bounce, draw, render_audio, render_video
-from mova_engine.data.encode import write_mp4
+from mova_engine.codecs import build_audio_codec, build_video_codec, video_from_uint8, video_to_uint8
+from mova_engine.data.media.write import write_mp4
+from mova_engine.data.synthetic.bounce import COLOURS, HELD_OUT, TRAINED, WALL, Bounce, draw, render_audio, render_video
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import build_audio_codec, build_video_codec, video_from_uint8, video_to_uint8
+from mova_engine.scores.bounce_events import find_bounces, find_clicks, find_pitch, nearest_colour, observe, track_ball
 
 CLIP = Bounce("yellow", "quick", delay=0.21, column=20.0)  # bounces at 0.51 and 1.11 s
 TIMES = np.arange(33) / 24

@@ -8,13 +8,13 @@ import av
 import numpy as np
 import pytest
 
-from mova_engine.config import get_preset
-from mova_engine.data import bounce
-from mova_engine.data.bounce import COLOURS, DURATION, HELD_OUT, SPLITS, TEMPI, TRAINED, Bounce, draw
-from mova_engine.data.decode import read_clip
+from mova_engine.codecs import build_text_encoder
+from mova_engine.config.model import get_preset
+from mova_engine.data.media.decode import read_clip
 from mova_engine.data.metadata import read_metadata
+from mova_engine.data.synthetic import bounce
+from mova_engine.data.synthetic.bounce import COLOURS, DURATION, HELD_OUT, SPLITS, TEMPI, TRAINED, Bounce, draw
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import build_text_encoder
 
 CLIP = Bounce("green", "quick", delay=0.3, column=20.0)
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from mova_engine.bench import bounce_sync
-from mova_engine.bench.bounce_events import Events, observe
-from mova_engine.bench.bounce_sync import agree, match, measure, named_colour, score
-from mova_engine.config import get_preset
-from mova_engine.data import bounce
-from mova_engine.data.decode import read_clip
-from mova_engine.data.encode import write_mp4
+from mova_engine.codecs import build_audio_codec, build_video_codec, video_from_uint8, video_to_uint8
+from mova_engine.config.model import get_preset
+from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.write import write_mp4
 from mova_engine.data.metadata import read_metadata
+from mova_engine.data.synthetic import bounce
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import build_audio_codec, build_video_codec, video_from_uint8, video_to_uint8
+from mova_engine.scores import bounce_sync
+from mova_engine.scores.bounce_events import Events, observe
+from mova_engine.scores.bounce_sync import agree, match, measure, named_colour, score
 
 LAST = 32 / 24
 

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mova_engine.config import PRESETS
-from mova_engine.errors import MovaError
-from mova_engine.models.codecs import (
+from mova_engine.codecs import (
     AUDIO_CODECS,
     TEXT_ENCODERS,
     VIDEO_CODECS,
@@ -16,7 +14,9 @@ from mova_engine.models.codecs import (
     build_text_encoder,
     build_video_codec,
 )
-from mova_engine.models.codecs.base import optional
+from mova_engine.codecs.interface import optional
+from mova_engine.config.model import PRESETS
+from mova_engine.errors import MovaError
 
 
 def test_unknown_kinds_name_the_nearest() -> None:

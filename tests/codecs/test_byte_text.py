@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mova_engine.codecs import ByteTextEncoder, TextEncoder, build_text_encoder
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import ByteTextEncoder, TextEncoder, build_text_encoder
 
 CAPTION = "a red ball bouncing on the floor at a slow tempo"
 

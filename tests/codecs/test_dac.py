@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mova_engine.codecs import AudioCodec, build_audio_codec
+from mova_engine.codecs.dac import Dac, DacCodec, DacConfig, load_dac
+from mova_engine.codecs.dac_layers import Conv1d, ConvTranspose1d, Snake
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import AudioCodec, build_audio_codec
-from mova_engine.models.codecs.dac import Dac, DacCodec, DacConfig, load_dac
-from mova_engine.models.codecs.dac_layers import Conv1d, ConvTranspose1d, Snake
 
 TINY = DacConfig(encoder_dim=2, encoder_rates=(2, 3), latent_dim=6, decoder_dim=8, decoder_rates=(3, 2))
 VARIANTS = ("fused", "weight_norm")

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from mova_engine.codecs import VideoCodec, build_video_codec, video_from_uint8, video_to_uint8
+from mova_engine.codecs.toy.dct_video import DctVideoCodec
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import VideoCodec, build_video_codec, video_from_uint8, video_to_uint8
-from mova_engine.models.codecs.dct_video import DctVideoCodec
 
 
 def ball_clip(frames: int = 33, size: int = 48) -> torch.Tensor:

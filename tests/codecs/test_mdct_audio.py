@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from mova_engine.codecs import AudioCodec, build_audio_codec
+from mova_engine.codecs.toy.mdct_audio import MdctAudioCodec, dct4_matrix
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import AudioCodec, build_audio_codec
-from mova_engine.models.codecs.mdct_audio import MdctAudioCodec, dct4_matrix
 
 RATE = 48000
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mova_engine.codecs import TextEncoder, build_text_encoder
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import TextEncoder, build_text_encoder
 
 WORDS = ["a", "red", "ball", "bouncing", "on", "the", "floor", "&", "'", '"', "café"]
 

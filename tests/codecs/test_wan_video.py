@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mova_engine.codecs import VideoCodec, build_video_codec
+from mova_engine.codecs.static_tail_cache import same_bits
+from mova_engine.codecs.toy.latent_stats import WAN_STATS, LatentStats
+from mova_engine.codecs.wan import WanVideoCodec
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import VideoCodec, build_video_codec
-from mova_engine.models.codecs.latent_stats import WAN_STATS, LatentStats
-from mova_engine.models.codecs.repeated_chunks import same_bits
-from mova_engine.models.codecs.wan_video import WanVideoCodec
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from cuda_kernels.host import build
 
-from mova_engine.ops import OPERATORS, Case, cases
-from mova_engine.ops.cases import Maker
-from mova_engine.ops.verify import verify
+from mova_engine.ops import OPERATORS, Case
+from mova_engine.ops.testing import cases
+from mova_engine.ops.testing.cases import Maker
+from mova_engine.ops.testing.verify import verify
 from mova_kernels.cuda import ops
 from mova_kernels.cuda.library import Library
 from source_tree import ROOT

@@ -19,8 +19,8 @@ import numpy as np
 from data_pipeline.mutations import MUTATIONS, mutate
 from data_pipeline.ruler import CLIP, KINDS, Kind, Truth, judge, write
 
-from mova_engine.data.apart import FatalFileError
-from mova_engine.data.decode import read_clip
+from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.reader_process import FatalFileError
 from mova_engine.errors import MovaError
 
 OUTCOMES = ("right", "refused", "crashed", "spoilt", "wrong")

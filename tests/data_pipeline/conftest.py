@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from data_pipeline.media import clicks
 
-from mova_engine.config import ClipConfig
-from mova_engine.data.cache import LatentCache
-from mova_engine.data.encode import write_mp4
-from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec
+from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.latent_cache import LatentCache
+from mova_engine.data.media.write import write_mp4
 
 CLIP = ClipConfig(frames=5, height=32, width=48)
 COUNT = 7

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from mova_engine.data.apart import apart
+from mova_engine.data.media.reader_process import apart
 from mova_engine.errors import MovaError
 
 

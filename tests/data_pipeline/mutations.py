@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mova_engine.data.apart import apart
+from mova_engine.data.media.reader_process import apart
 
 Rng = np.random.Generator
 # Blocks in which some containers store, and lose, their data.

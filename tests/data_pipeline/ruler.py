@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mova_engine.config import ClipConfig
-from mova_engine.data.decode import Clip
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.decode import Clip
 
 SIZE = 64
 SECONDS = 5

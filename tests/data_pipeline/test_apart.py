@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from data_pipeline import deadly
 
-from mova_engine.data import apart as apart_module
-from mova_engine.data import cache as cache_module
-from mova_engine.data.apart import FatalFileError
+from mova_engine.data import latent_cache as cache_module
+from mova_engine.data.media import reader_process as apart_module
+from mova_engine.data.media.reader_process import FatalFileError
 from mova_engine.data.metadata import read_metadata
 from mova_engine.errors import MovaError
 

@@ -9,19 +9,19 @@ import torch
 from data_pipeline.conftest import CLIP, COUNT
 from data_pipeline.test_encode import FullDisk
 
-from mova_engine.config import PRESETS, get_preset
-from mova_engine.data import cache as cache_module
-from mova_engine.data import digests
-from mova_engine.data.cache import main
+from mova_engine.checkpoints.folder import Codecs
+from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
+from mova_engine.config.model import PRESETS, get_preset
+from mova_engine.config.recipes import load_config
+from mova_engine.data import latent_cache as cache_module
 from mova_engine.data.dataset import open_dataset
-from mova_engine.data.decode import read_clip
+from mova_engine.data.latent_cache import main
+from mova_engine.data.media.decode import read_clip
 from mova_engine.data.metadata import Entry, read_metadata
+from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import Codecs
-from mova_engine.models.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
-from mova_engine.parallel.processes import Processes
-from mova_engine.train.data import open_clips
-from mova_engine.train.recipes import load_config
+from mova_engine.files import digests
+from mova_engine.train.clip_data import open_clips
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_full_disk_while_filling_is_one_clear_error(clips, make_cache, monkeyp
     entries = read_metadata(clips)
     make_cache().get(entries[0])
     before = {file: file.read_bytes() for file in make_cache().folder.rglob("*") if file.is_file()}
-    monkeypatch.setattr("mova_engine.data.files.open", FullDisk, raising=False)
+    monkeypatch.setattr("mova_engine.files.atomic.open", FullDisk, raising=False)
     with pytest.raises(MovaError, match="cannot write .*: No space left on device; --loader.cache FOLDER"):
         make_cache().fill(entries)
     assert {f: f.read_bytes() for f in make_cache().folder.rglob("*") if f.is_file()} == before
@@ -196,7 +196,7 @@ def test_a_full_disk_while_filling_is_one_clear_error(clips, make_cache, monkeyp
 def test_a_full_disk_while_training_is_reported_once_and_training_goes_on(clips, make_cache, monkeypatch, caplog):
     entries = read_metadata(clips)
     expected = [make_cache(folder=clips / "elsewhere").get(entry) for entry in entries]
-    monkeypatch.setattr("mova_engine.data.files.open", FullDisk, raising=False)
+    monkeypatch.setattr("mova_engine.files.atomic.open", FullDisk, raising=False)
     cache = make_cache()
     for entry, clip in zip(entries, expected, strict=True):
         assert all(torch.equal(x, clip[name]) for name, x in cache.get(entry).items())

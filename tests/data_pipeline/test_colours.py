@@ -15,12 +15,12 @@ import pytest
 from av.video.frame import VideoFrame
 from data_pipeline.media import usual_scheduling
 
-from mova_engine.config import ClipConfig
-from mova_engine.data import colour, warn
-from mova_engine.data.colour import PRIMARIES, hlg_light, pq_light, to_709, to_display, tone_map
-from mova_engine.data.decode import read_clip
-from mova_engine.data.frames import SCALER, frame_colours, frame_pixels
-from mova_engine.data.transform import crop_resize
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media import colour, warn
+from mova_engine.data.media.colour import PRIMARIES, hlg_light, pq_light, to_709, to_display, tone_map
+from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.frames import SCALER, frame_colours, frame_pixels
+from mova_engine.data.media.resize import crop_resize
 from mova_engine.errors import MovaError
 
 # Within the reach of all the primaries below.

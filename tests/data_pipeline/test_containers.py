@@ -11,8 +11,8 @@ from data_pipeline.campaign import run, try_one
 from data_pipeline.mutations import MUTATIONS
 from data_pipeline.ruler import CLIP, KINDS, SIZE, Kind, Truth, judge, noise, numbered, write
 
-from mova_engine.config import ClipConfig
-from mova_engine.data.decode import read_clip
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.decode import read_clip
 from mova_engine.errors import MovaError
 
 UNKNOWN = ("avi, bframes", "avi, h264")  # when their pictures are shown is a guess

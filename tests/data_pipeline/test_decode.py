@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from data_pipeline.media import barcode, click_time, clicks, every, read_barcode, write_media
 
-from mova_engine.config import ClipConfig
-from mova_engine.data.decode import probe, read_clip
-from mova_engine.data.pictures import exact_rate, pick_frames
-from mova_engine.data.stills import read_image
-from mova_engine.data.transform import crop_resize
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.decode import probe, read_clip
+from mova_engine.data.media.pictures import exact_rate, pick_frames
+from mova_engine.data.media.resize import crop_resize
+from mova_engine.data.media.stills import read_image
 from mova_engine.errors import MovaError
 
 CLIP = ClipConfig(frames=33, height=48, width=48)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from data_pipeline.media import barcode, click_time, clicks, read_barcode
 
-from mova_engine.config import ClipConfig
-from mova_engine.data.decode import read_clip
-from mova_engine.data.encode import write_mp4
-from mova_engine.data.files import write_atomic
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
+from mova_engine.files.atomic import write_atomic
 
 CLIP = ClipConfig(frames=33, height=48, width=48)
 NUMBERS = np.stack([barcode(k, 48, 48) for k in range(33)])
@@ -121,7 +121,7 @@ class FullDisk:
 def test_a_full_disk_leaves_the_old_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "clip.mp4"
     path.write_bytes(before := b"an old file")
-    monkeypatch.setattr("mova_engine.data.files.open", FullDisk, raising=False)
+    monkeypatch.setattr("mova_engine.files.atomic.open", FullDisk, raising=False)
     with pytest.raises(MovaError, match="cannot write .*clip.mp4: No space left on device"):
         write_atomic(path, b"a new file")
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]

@@ -8,11 +8,11 @@ import pytest
 from av.audio.layout import AudioLayout
 from data_pipeline.media import click_time, clicks
 
-from mova_engine.config import ClipConfig
-from mova_engine.data.clock import find_runs
-from mova_engine.data.decode import read_clip
-from mova_engine.data.downmix import mono_weights
-from mova_engine.data.sound import read_sound
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.clock import find_runs
+from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.downmix import mono_weights
+from mova_engine.data.media.sound import read_sound
 from mova_engine.errors import MovaError
 
 RATE = 48000

@@ -11,11 +11,11 @@ from data_pipeline.conftest import CLIP
 from data_pipeline.media import click_time, clicks, every, write_media
 from data_pipeline.test_sound import write
 
-from mova_engine.data.cache import LatentCache
+from mova_engine.codecs import build_audio_codec, build_text_encoder
 from mova_engine.data.dataset import open_dataset
-from mova_engine.data.decode import read_clip
+from mova_engine.data.latent_cache import LatentCache
+from mova_engine.data.media.decode import read_clip
 from mova_engine.errors import MovaError
-from mova_engine.models.codecs import build_audio_codec, build_text_encoder
 
 HEARD = (0.1, 0.24)
 SOUND = clicks(HEARD, 1.2)

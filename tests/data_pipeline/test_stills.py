@@ -10,10 +10,10 @@ from data_pipeline import icc
 from data_pipeline.test_colours import FROM_709, light_to_srgb, pq, srgb_to_light
 from PIL import Image, ImageCms
 
-from mova_engine.config import ClipConfig
-from mova_engine.data.stills import is_picture, read_image
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.stills import is_picture, read_image
 from mova_engine.errors import MovaError
-from mova_engine.sample.requests import read_frame
+from mova_engine.inference.requests import read_frame
 
 PATCHES = np.array([[230, 40, 40], [40, 200, 60], [40, 60, 210], [128, 128, 128], [255, 255, 255], [90, 120, 60]])
 TO_709 = {code: np.linalg.inv(matrix) for code, matrix in FROM_709.items()}

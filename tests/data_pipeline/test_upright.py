@@ -13,12 +13,12 @@ from data_pipeline import icc
 from data_pipeline.media import every, write_media
 from PIL import Image
 
-from mova_engine.config import ClipConfig
-from mova_engine.data.decode import read_clip
-from mova_engine.data.fields import deinterlace
-from mova_engine.data.orientation import from_matrix, swaps_sides, turn_upright
-from mova_engine.data.pictures import choose_decoder
-from mova_engine.data.stills import read_image
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.interlacing import deinterlace
+from mova_engine.data.media.orientation import from_matrix, swaps_sides, turn_upright
+from mova_engine.data.media.pictures import choose_decoder
+from mova_engine.data.media.stills import read_image
 from mova_engine.errors import MovaError
 
 # Red, green, blue, white from top left to bottom right, and wider than tall.

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from mova_engine.diffusion.condition import first_frame_condition, video_input
+from mova_engine.config.diffusion import LossWeights
+from mova_engine.diffusion.conditioning import first_frame_condition, video_input
 from mova_engine.diffusion.guidance import Guidance
-from mova_engine.diffusion.loss import LossWeights, velocity_loss
+from mova_engine.diffusion.loss import velocity_loss
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule, add_noise
 from mova_engine.errors import MovaError

@@ -13,8 +13,8 @@ from mova_engine.backend import describe_backend, get_backend
 from mova_engine.backend.health import NOTE, OK, PROBLEM, Finding, Surroundings
 from mova_engine.doctor import checks, self_test
 from mova_engine.doctor.examination import Check, Examination, Report, choose_device, examine
+from mova_engine.doctor.findings import as_json, as_text
 from mova_engine.doctor.packages import PITFALLS, examine_packages
-from mova_engine.doctor.report import as_json, as_text
 from mova_engine.errors import MovaError, redact
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mova_engine import describe
-from mova_engine.config import PRESETS, get_preset
+from mova_engine.config.model import PRESETS, get_preset
 from mova_engine.errors import MovaError
 
 

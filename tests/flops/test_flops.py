@@ -9,12 +9,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mova_engine.backend import get_backend
-from mova_engine.config import PRESETS, AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
+from mova_engine.config.model import (
+    PRESETS,
+    AudioDiTConfig,
+    BridgeConfig,
+    ClipConfig,
+    MovaConfig,
+    VideoDiTConfig,
+    get_preset,
+)
 from mova_engine.errors import MovaError
-from mova_engine.flops import active_parameters, forward_flops, parameter_counts, training_flops
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.mova import Mova
+from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import bind
+from mova_engine.predict.flops import active_parameters, forward_flops, parameter_counts, training_flops
 
 # What a model of MOVA's shapes costs, as published: (part, text of 360p, text of 720p), forward, TFLOP.
 FORWARD = [
@@ -143,7 +150,7 @@ def test_an_unknown_component_is_named():
 
 
 def test_flops_needs_the_standard_library_only():
-    code = "import sys, mova_engine.flops; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, mova_engine.predict.flops; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mova_engine.config import BridgeConfig, ClipConfig, VideoDiTConfig, get_preset
+from mova_engine.config.model import BridgeConfig, ClipConfig, VideoDiTConfig, get_preset
 from mova_engine.errors import MovaError
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from mova_engine.adapters.lora import add_lora, lora_parameters, merged_lora
 from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
-from mova_engine.models.fp8 import hold_in_fp8
-from mova_engine.models.layers import FeedForward, Normed
-from mova_engine.models.lora import add_lora, lora_parameters, merged_lora
-from mova_engine.models.weights import save_component
+from mova_engine.files.tensors import save_component
+from mova_engine.memory.fp8_weights import hold_in_fp8
+from mova_engine.models.layers import FeedForward, NormOutput
 from mova_engine.ops import bind
 
 X = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
@@ -40,7 +40,7 @@ def test_outputs_and_gradients_are_near_the_originals(change):
         if held:
             assert hold_in_fp8(ffn, ["0", "2"]) == ["0", "2"]
         x = X.clone().requires_grad_()
-        out = ffn(Normed(x))
+        out = ffn(NormOutput(x))
         wanted = [x, *lora_parameters(ffn).values()]
         results.append((out, *torch.autograd.grad(out.float().square().sum(), wanted)))
     for original, found in zip(*results, strict=True):
@@ -58,7 +58,7 @@ def test_the_weight_takes_one_byte_and_an_adapter_may_come_before_or_after():
         torch.manual_seed(4)
         for parameter in lora_parameters(ffn).values():
             torch.nn.init.normal_(parameter, std=0.02)
-        outputs.append(ffn(Normed(X)))
+        outputs.append(ffn(NormOutput(X)))
     assert torch.equal(*outputs)
 
 
@@ -79,7 +79,7 @@ def test_the_feed_forward_goes_through_the_table():
     ffn = FeedForward(64, 96, table.replaced(**{name: watch(table, name) for name in names}), dtype=torch.bfloat16)
     ffn.requires_grad_(False)
     with torch.no_grad():
-        ffn(Normed(X))
+        ffn(NormOutput(X))
     assert called == ["linear_gelu"]
     for change, expected in (
         (lambda: None, ["bias_gelu"]),
@@ -88,7 +88,7 @@ def test_the_feed_forward_goes_through_the_table():
     ):
         change()
         called.clear()
-        ffn(Normed(X))
+        ffn(NormOutput(X))
         assert called == expected
 
 

@@ -9,9 +9,8 @@ import torch
 from models.passes import PassCounter, allocated
 
 from mova_engine.backend import get_backend
-from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.mova import Mova
+from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import bind
 
 TOKENS, WIDTH = 5 * 8 * 8, 512

@@ -9,11 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mova_engine.backend import get_backend
-from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
+from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
 from mova_engine.errors import MovaError
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.mova import Mova
-from mova_engine.models.offload import HostCopies
+from mova_engine.memory.checkpointing import layer_runner
+from mova_engine.memory.host_offload import HostCopies
+from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.models.rope import RopeTables, audio_rope
 from mova_engine.ops import bind
 
@@ -73,7 +73,7 @@ def gradients_of(model, args, **options):
 def test_checkpointing_changes_neither_values_nor_gradients(ops, backend, policy, offload):
     model, args = build(ops, backend), inputs(backend)
     plain = gradients_of(model, args)
-    found = gradients_of(model, args, checkpointing=policy, offload=offload)
+    found = gradients_of(model, args, runner=layer_runner(policy, offload))
     assert plain.keys() == found.keys()
     # A checkpointed layer settles its streams first. A kernel's fused backward rounds once fewer than two kernels do,
     # and the gradient of a key's bias is what is left of terms that nearly cancel.
@@ -84,7 +84,7 @@ def test_checkpointing_changes_neither_values_nor_gradients(ops, backend, policy
 def test_recomputation_by_the_references_gives_equal_bits(backend):
     """Their fused forms are the same two steps as settling a stream first."""
     model, args = build(bind(backend, "reference"), backend), inputs(backend)
-    plain, found = gradients_of(model, args), gradients_of(model, args, checkpointing="full")
+    plain, found = gradients_of(model, args), gradients_of(model, args, runner=layer_runner("full"))
     assert plain.keys() == found.keys()
     assert not [name for name in plain if not torch.equal(plain[name], found[name])]
 
@@ -104,7 +104,7 @@ def test_selective_checkpointing_runs_video_attention_once(ops, backend, policy,
     table = ops.replaced(attention_lse=counted("attention_lse"))
     if policy in ("none", "full"):
         table = ops.replaced(video_attention=counted("attention"))
-    gradients_of(build(table, backend), inputs(backend), checkpointing=policy)
+    gradients_of(build(table, backend), inputs(backend), runner=layer_runner(policy))
     assert len(calls) == runs * VIDEO.num_layers
 
 
@@ -263,9 +263,9 @@ def test_wrong_shapes_are_named(ops, backend, change, message):
         forward(build(ops, backend), args)
 
 
-def test_an_unknown_checkpointing_policy_is_refused(ops, backend):
-    with pytest.raises(MovaError, match="checkpointing must be one of none, full, selective, out, got 'ful'"):
-        forward(build(ops, backend), inputs(backend), checkpointing="ful")
+def test_an_unknown_checkpointing_policy_is_refused():
+    with pytest.raises(MovaError, match="checkpointing must be one of none, selective, out, full, got 'ful'"):
+        layer_runner("ful")
 
 
 @pytest.mark.parametrize(

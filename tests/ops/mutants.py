@@ -35,7 +35,7 @@ if __name__ == "__main__":
 from ops.mutation_rules import ARGUMENT_RULES, OPERATION_RULES, RESULT_RULES, Place
 
 from mova_engine.ops import OPERATORS, Case, Operator
-from mova_engine.ops.verify import Trial, judge, results, trials
+from mova_engine.ops.testing.verify import Trial, judge, results, trials
 
 CPU = torch.device("cpu")
 _aten = torch.ops.aten

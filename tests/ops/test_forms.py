@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mova_engine.ops import bind
-from mova_engine.ops.forms import Again
+from mova_engine.ops.fused_linear import Recompute
 
 B, S, D, H = 2, 37, 48, 96
 
@@ -46,7 +46,7 @@ def test_layers_of_one_input_equal_the_plain_ones(reference, recipe, biases):
     leaves = [x, gamma, *weights, *(t for t in offsets if t is not None)]
     cotangents = [torch.randn(B, S, o, dtype=torch.float64) for o in (D, 32, 16)]
     normed = _norm(x, gamma, eps=1e-6)
-    again = Again(_norm, (x, gamma), {"eps": 1e-6}) if recipe else None
+    again = Recompute(_norm, (x, gamma), {"eps": 1e-6}) if recipe else None
     found = reference.shared_linear(normed, weights, offsets, again)
     expected = [F.linear(normed, w, b) for w, b in zip(weights, offsets, strict=True)]
     torch.testing.assert_close(list(found), expected, rtol=0, atol=0)
@@ -59,7 +59,7 @@ def test_feed_forward_equals_the_plain_one(reference, recipe):
     x, gamma = _leaf(B, S, D), _leaf(D)
     up, up_bias, down, down_bias = _leaf(H, D), _leaf(H), _leaf(D, H), _leaf(D)
     normed = _norm(x, gamma, eps=1e-6)
-    again = Again(_norm, (x, gamma), {"eps": 1e-6}) if recipe else None
+    again = Recompute(_norm, (x, gamma), {"eps": 1e-6}) if recipe else None
     found = reference.feed_forward(normed, up, up_bias, down, down_bias, again)
     expected = F.linear(F.gelu(F.linear(normed, up, up_bias), approximate="tanh"), down, down_bias)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -86,7 +86,7 @@ def test_neither_the_norms_output_nor_gelus_is_kept(reference):
     with torch.no_grad():
         normed = _norm(value, gamma, eps=1e-6)
     normed.requires_grad_()
-    again = Again(_norm, (value, gamma), {"eps": 1e-6})
+    again = Recompute(_norm, (value, gamma), {"eps": 1e-6})
     kept = _kept(
         lambda: reference.feed_forward(normed * 1, up, up_bias, down, down_bias, again), up, up_bias, down, gamma
     )

@@ -5,7 +5,7 @@ import torch
 from ops.mutants import Bench, campaign, dtypes_of, mutants_of, not_offered
 
 from mova_engine.ops import OPERATORS
-from mova_engine.ops.verify import judge
+from mova_engine.ops.testing.verify import judge
 
 # A few mutants of small operators belong to every test run.
 QUICK = ("rms_norm", "norm_modulate", "gate_residual", "bias_gelu", "merge_lse")

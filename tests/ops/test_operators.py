@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mova_engine.ops import OPERATORS, bind_operator
-from mova_engine.ops.verify import judge, results, trials
+from mova_engine.ops.testing.verify import judge, results, trials
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Compiling takes seconds for each: one run belongs to every test run, one of each operator to the slow ones.

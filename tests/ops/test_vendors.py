@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mova_engine.backend import Backend, get_backend
 from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS, apex_impl, attention_impl, flash_impl, fp8_impl, resolve
-from mova_engine.ops.verify import verify
+from mova_engine.ops.testing.verify import verify
 
 CPU = torch.device("cpu")
 VERSIONS = (2, 3, 4)

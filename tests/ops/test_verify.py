@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mova_engine.ops import OPERATORS
-from mova_engine.ops.verify import verify
+from mova_engine.ops.testing.verify import verify
 
 CPU = torch.device("cpu")
 

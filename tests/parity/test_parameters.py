@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
-from mova_engine.models.dual_tower import dual_tower_forward
+from mova_engine.models.mova import dual_tower_forward
 from mova_engine.ops import bind
 from mova_engine.parity.case import GoldenCase, Machine
 from mova_engine.parity.judge import difference

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mova_engine.data.bounce import generate
+from mova_engine.config.recipes import load_config
+from mova_engine.config.train import TrainConfig
+from mova_engine.data.synthetic.bounce import generate
 from mova_engine.train import trainer
-from mova_engine.train.config import TrainConfig
 from mova_engine.train.metrics import read_metrics
-from mova_engine.train.recipes import load_config
 from mova_engine.train.trainer import Trainer
 
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mova_engine.adapters.lora import read_lora
+from mova_engine.adapters.merge import main as merge
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import load_mova
+from mova_engine.checkpoints.locate import ADAPTERS, find_model
+from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import load_mova
-from mova_engine.models.locate import find_model
-from mova_engine.models.lora import ADAPTERS, read_lora
-from mova_engine.models.merge import main as merge
+from mova_engine.inference.loading import load_pipeline
 from mova_engine.ops import bind
-from mova_engine.sample.load import load_pipeline
-from mova_engine.train.recipes import load_config
 from mova_engine.train.trainer import Trainer
 
 LORA = {"rank": 4}

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints.integrity import CHECKSUMS, damage, is_own, write_checksums
+from mova_engine.config.train import CheckpointSettings
 from mova_engine.errors import MovaError
-from mova_engine.models.exchange import UNFINISHED
-from mova_engine.models.integrity import CHECKSUMS, damage, is_own, write_checksums
-from mova_engine.sample.load import load_pipeline
-from mova_engine.train.checkpoints import checkpoints_of, clean_up, retain
-from mova_engine.train.config import CheckpointSettings
+from mova_engine.files.folders import UNFINISHED
+from mova_engine.inference.loading import load_pipeline
+from mova_engine.train.training_state import checkpoints_of, clean_up, retain
 
 # Bytes of a range of the file in `written`.
 RANGE_OF_TEST = 4

@@ -10,13 +10,13 @@ import time
 import pytest
 
 from mova_engine.errors import MovaError
-from mova_engine.train import lock
-from mova_engine.train.folder import RunFolder
-from mova_engine.train.lock import LOCK, STALE_S, RunLock
+from mova_engine.files.writable import check_writable
+from mova_engine.train import run_lock
 from mova_engine.train.metrics import check_metrics
-from mova_engine.writable import check_writable
+from mova_engine.train.run_folder import RunFolder
+from mova_engine.train.run_lock import LOCK, STALE_S, RunLock
 
-HOLD = "import sys, time; from mova_engine.train.lock import RunLock; from pathlib import Path\n" + (
+HOLD = "import sys, time; from mova_engine.train.run_lock import RunLock; from pathlib import Path\n" + (
     "held = RunLock(Path(sys.argv[1]), time.time()); print('held', flush=True); time.sleep(60)"
 )
 
@@ -39,7 +39,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_leaves_it_free(tmp
 def test_a_run_on_another_machine_is_told_by_its_signs_of_life(tmp_path, monkeypatch, locks):
     """On a file system whose locks reach one machine only, or that has none."""
     if not locks:
-        monkeypatch.setattr(lock.fcntl, "lockf", _no_locks)
+        monkeypatch.setattr(run_lock.fcntl, "lockf", _no_locks)
     (tmp_path / LOCK).write_text('{"host": "elsewhere", "pid": 7, "since": "2026-11-28T00:00:00+00:00"}')
     now = (tmp_path / LOCK).stat().st_mtime
     with pytest.raises(MovaError, match=r"process 7 on elsewhere .*last sign of life 5 s ago"):
@@ -49,7 +49,7 @@ def test_a_run_on_another_machine_is_told_by_its_signs_of_life(tmp_path, monkeyp
 
 
 def test_without_locks_a_process_of_this_machine_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock.fcntl, "lockf", _no_locks)
+    monkeypatch.setattr(run_lock.fcntl, "lockf", _no_locks)
     first = RunLock(tmp_path, time.time())
     with pytest.raises(MovaError, match=f"process {os.getpid()} on "):
         RunLock(tmp_path, time.time())
@@ -58,11 +58,11 @@ def test_without_locks_a_process_of_this_machine_is_looked_for(tmp_path, monkeyp
 
 
 def _no_locks(*args) -> None:
-    raise OSError(lock.errno.ENOLCK, "No locks available")
+    raise OSError(run_lock.errno.ENOLCK, "No locks available")
 
 
 def test_a_lock_is_kept_alive(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT_S", 0.01)
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.01)
     held = RunLock(tmp_path, time.time())
     os.utime(tmp_path / LOCK, (0, 0))
     until = time.monotonic() + 5
@@ -105,7 +105,7 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(MovaError, match=r"cat.png is a file, not a folder"):
         check_writable(tmp_path / "cat.png" / "below", "--out")
     assert (tmp_path / "cat.png").read_text() == "a picture"
-    monkeypatch.setattr("mova_engine.writable.open", _read_only, raising=False)
+    monkeypatch.setattr("mova_engine.files.writable.open", _read_only, raising=False)
     with pytest.raises(MovaError, match="--out .* cannot be written to: Read-only file system; give another --out"):
         check_writable(tmp_path / "folder", "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from mova_engine.backend import get_backend
-from mova_engine.config import get_preset
+from mova_engine.config.model import get_preset
+from mova_engine.config.recipes import load_config
+from mova_engine.config.train import DiffusionSettings, OptimSettings
+from mova_engine.diffusion.schedule import Schedule
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
-from mova_engine.train.config import DiffusionSettings, OptimSettings
-from mova_engine.train.draws import draw_noise, draw_step, generator
+from mova_engine.train.batch import LatentBatch
+from mova_engine.train.masters import Weights
 from mova_engine.train.optimizer import build_optimizer, lr_factor, set_lr
-from mova_engine.train.recipes import load_config
-from mova_engine.train.step import LatentBatch, micro_losses
-from mova_engine.train.update import Updater
-from mova_engine.train.weights import Weights
+from mova_engine.train.step import Updater, micro_losses
+from mova_engine.train.timestep_sampling import draw_noise, draw_step, generator
 
 OPS = bind(get_backend("cpu"))
 
@@ -68,7 +69,7 @@ def test_experts_are_drawn_by_their_share_and_serve_their_interval():
     settings = DiffusionSettings()
     draws = [draw_step(settings, 2, 0, step, 2) for step in range(400)]
     share = sum(draw.expert == 0 for draw in draws) / len(draws)
-    assert share == pytest.approx(settings.schedule().expert_probability(0), abs=0.08)
+    assert share == pytest.approx(Schedule.of(settings).expert_probability(0), abs=0.08)
     for draw in draws:
         assert all((t >= 900) == (draw.expert == 0) for t in draw.times.video_timestep.tolist())
     assert draw_step(settings, 1, 0, 0, 2).expert is None

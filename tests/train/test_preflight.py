@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from mova_engine.config import PRESETS, get_preset
-from mova_engine.data import cache
+from mova_engine.config.model import PRESETS, get_preset
+from mova_engine.config.recipes import load_config
+from mova_engine.config.train import LogSettings
+from mova_engine.data import latent_cache
 from mova_engine.errors import MovaError
-from mova_engine.train.config import LogSettings
 from mova_engine.train.metrics import MetricsLog
-from mova_engine.train.recipes import load_config
 from mova_engine.train.trainer import Trainer
 
 
@@ -31,7 +31,7 @@ def nothing_decoded(monkeypatch):
     def decoded(path, *_, **__):
         raise AssertionError(f"{path} was decoded before the settings were checked")
 
-    for module in ("mova_engine.data.cache", "mova_engine.train.data"):
+    for module in ("mova_engine.data.latent_cache", "mova_engine.train.clip_data"):
         monkeypatch.setattr(f"{module}.read_clip", decoded)
 
 
@@ -152,14 +152,14 @@ def test_bad_clips_of_an_online_run_are_told_once(small, ran, clips, tmp_path, c
     (folder / "bad.mp4").write_bytes(b"nonsense")
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     read = []
-    original = cache.read_clip
+    original = latent_cache.read_clip
 
     def counted(path, *args, **kwargs):
         read.append(str(path))
         return original(path, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "read_clip", counted)
+        patch.setattr(latent_cache, "read_clip", counted)
         run = ran(small(steps=12, data=folder, loader={"encode": "online", "cache": tmp_path / "cache"}))
     assert run.status == 0 and run.trainer.step == 12
     assert sum(path.endswith("bad.mp4") for path in read) == 1

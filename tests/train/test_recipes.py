@@ -2,10 +2,7 @@
 
 import pytest
 
-from mova_engine.errors import MovaError
-from mova_engine.train.__main__ import main
-from mova_engine.train.checkpoints import differences
-from mova_engine.train.recipes import (
+from mova_engine.config.recipes import (
     load_config,
     parse_command_line,
     read_recipe,
@@ -14,6 +11,9 @@ from mova_engine.train.recipes import (
     to_yaml,
     with_defaults,
 )
+from mova_engine.errors import MovaError
+from mova_engine.train.__main__ import main
+from mova_engine.train.training_state import differences
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 
 from mova_engine.train import assembly, trainer
-from mova_engine.train.checkpoints import checkpoints_of
-from mova_engine.train.signals import SAME_REQUEST_S, STOPS, Stopped, StopRequest
+from mova_engine.train.stop_signals import SAME_REQUEST_S, STOPS, Stopped, StopRequest
 from mova_engine.train.trainer import Trainer
+from mova_engine.train.training_state import checkpoints_of
 from mova_engine.train.validation import Validator
 
 STEPS = 6

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import diffusion_settings, load_codecs, load_mova
+from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import diffusion_settings, load_codecs, load_mova
 from mova_engine.ops import bind
-from mova_engine.train import update
-from mova_engine.train.recipes import load_config
+from mova_engine.train import step as step_module
 from mova_engine.train.trainer import Trainer
 
 EXACT = {"loader": {"batch": 2, "accumulate": 2, "workers": 1, "preload": False}, "optim": {"ema": 0.9}}
@@ -37,7 +37,7 @@ def same_tensors(one: dict, other: dict) -> bool:
 
 def interrupt_after(monkeypatch, step: int, signal_number: int = signal.SIGTERM) -> None:
     """Send this process a signal while it takes step number `step` (from 1)."""
-    take = update.Updater.step
+    take = step_module.Updater.step
 
     def stepping(self, number, *args, **kwargs):
         result = take(self, number, *args, **kwargs)
@@ -45,12 +45,12 @@ def interrupt_after(monkeypatch, step: int, signal_number: int = signal.SIGTERM)
             os.kill(os.getpid(), signal_number)
         return result
 
-    monkeypatch.setattr(update.Updater, "step", stepping)
+    monkeypatch.setattr(step_module.Updater, "step", stepping)
 
 
 def break_losses(monkeypatch, *steps: int) -> None:
     """Make the loss NaN in the given steps (from 1)."""
-    true_losses, take, now = update.micro_losses, update.Updater.step, []
+    true_losses, take, now = step_module.micro_losses, step_module.Updater.step, []
 
     def losses(*args):
         result = true_losses(*args)
@@ -60,8 +60,8 @@ def break_losses(monkeypatch, *steps: int) -> None:
         now.append(number + 1)
         return take(self, number, *args, **kwargs)
 
-    monkeypatch.setattr(update, "micro_losses", losses)
-    monkeypatch.setattr(update.Updater, "step", stepping)
+    monkeypatch.setattr(step_module, "micro_losses", losses)
+    monkeypatch.setattr(step_module.Updater, "step", stepping)
 
 
 def test_a_run_leaves_what_it_promises(small, ran_and_drawn):
@@ -198,7 +198,7 @@ def test_the_audio_tower_trains_on_sound_files_without_a_video_codec(small, ran,
             file.writeframes((3000 * np.sin(np.arange(36000) * (0.1 + 0.1 * index))).astype("<i2").tobytes())
     rows = [{"video_path": f"{index}.wav", "caption": "a tone"} for index in range(3)]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr("mova_engine.train.data.build_video_codec", None)
+    monkeypatch.setattr("mova_engine.train.clip_data.build_video_codec", None)
     done = ran(small(steps=2, task="audio", data=tmp_path, validation={"every": 2, "data": tmp_path}))
     assert [row["step"] for row in done.rows if "heldout/audio" in row] == [2]
     assert all(np.isfinite(row["loss/audio"]) for row in done.rows if "loss" in row)

@@ -13,9 +13,10 @@ from functools import partial
 
 import torch
 
-from mova_engine.ops import OPERATORS, Case, Operator, cases, resolve
-from mova_engine.ops.cases import Maker
-from mova_engine.ops.verify import verify
+from mova_engine.ops import OPERATORS, Case, Operator, resolve
+from mova_engine.ops.testing import cases
+from mova_engine.ops.testing.cases import Maker
+from mova_engine.ops.testing.verify import verify
 
 CPU = torch.device("cpu")
 EPS = 1e-6
@@ -212,7 +213,7 @@ def checks() -> dict[str, Callable[[], None]]:
 
 
 def main(target: str, draws: str) -> None:
-    from mova_engine.ops import verify as judgement
+    from mova_engine.ops.testing import verify as judgement
     from mova_kernels import triton_tiles
 
     judgement.DRAWS = int(draws)

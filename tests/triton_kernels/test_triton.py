@@ -14,7 +14,7 @@ import pytest
 from triton_kernels.interpreted import checks
 
 from mova_engine.ops import OPERATORS
-from mova_engine.ops.verify import DRAWS
+from mova_engine.ops.testing.verify import DRAWS
 from source_tree import ROOT, relative
 
 PROGRAM = Path(__file__).with_name("interpreted.py")

@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from mova_engine.backend import get_backend
-from mova_engine.config import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
-from mova_engine.models.checkpoint import save_mova
+from mova_engine.checkpoints.folder import save_mova
+from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 

@@ -11,9 +11,8 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file
 
-from mova_engine.config import get_preset
-from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import (
+from mova_engine.adapters.lora import add_lora
+from mova_engine.checkpoints.folder import (
     boundary_ratio,
     component_configs,
     load_codecs,
@@ -21,9 +20,10 @@ from mova_engine.models.checkpoint import (
     mova_config_from_folder,
     save_mova,
 )
-from mova_engine.models.codecs import DctVideoCodec, MdctAudioCodec
-from mova_engine.models.lora import add_lora
-from mova_engine.models.mova import COMPONENTS, Mova
+from mova_engine.codecs import DctVideoCodec, MdctAudioCodec
+from mova_engine.config.model import COMPONENTS, get_preset
+from mova_engine.errors import MovaError
+from mova_engine.models.mova import Mova
 
 CPU = {"device": "cpu"}
 

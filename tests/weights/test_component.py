@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from mova_engine.errors import MovaError
-from mova_engine.models import weights
-from mova_engine.models.exchange import UNFINISHED, replaced_folder
-from mova_engine.models.weights import load_component, read_config, save_component, stored_tensors
+from mova_engine.files import tensors
+from mova_engine.files.folders import UNFINISHED, replaced_folder
+from mova_engine.files.tensors import load_component, read_config, save_component, stored_tensors
 
 STEM = "diffusion_pytorch_model"
 CPU = {"device": "cpu", "dtype": None}
@@ -228,7 +228,7 @@ def own(folder) -> bool:
 
 def replace(folder, net) -> None:
     with replaced_folder(folder, own) as fresh:
-        weights.write_component(net, {"dim": 9}, fresh, "Net")
+        tensors.write_component(net, {"dim": 9}, fresh, "Net")
 
 
 def test_what_the_engine_is_known_to_have_written_is_replaced(folder):
@@ -272,7 +272,7 @@ def test_a_full_disk_is_one_clear_line(folder, net, error, monkeypatch):
     def full(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(MovaError, match=r"^cannot write .*net: no space left on the disk; what was .* untouched$"):
         replace(folder, _net())
     monkeypatch.undo()
@@ -282,14 +282,14 @@ def test_a_full_disk_is_one_clear_line(folder, net, error, monkeypatch):
 
 
 def test_a_failure_while_exchanging_puts_the_old_folder_back(folder, net, monkeypatch):
-    rename = weights.Path.rename
+    rename = tensors.Path.rename
 
     def failing(self, target):
         if self.name.endswith(".new"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return rename(self, target)
 
-    monkeypatch.setattr(weights.Path, "rename", failing)
+    monkeypatch.setattr(tensors.Path, "rename", failing)
     with pytest.raises(MovaError, match="untouched"):
         replace(folder, _net())
     monkeypatch.undo()

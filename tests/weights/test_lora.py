@@ -5,10 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mova_engine.errors import MovaError
-from mova_engine.models.checkpoint import load_mova, save_mova
-from mova_engine.models.dual_tower import dual_tower_forward
-from mova_engine.models.lora import (
+from mova_engine.adapters.lora import (
     adapted_layers,
     add_lora,
     find_linears,
@@ -18,8 +15,11 @@ from mova_engine.models.lora import (
     remove_lora,
     save_lora,
 )
-from mova_engine.models.merge import main as merge
-from mova_engine.models.mova import COMPONENTS
+from mova_engine.adapters.merge import main as merge
+from mova_engine.checkpoints.folder import load_mova, save_mova
+from mova_engine.config.model import COMPONENTS
+from mova_engine.errors import MovaError
+from mova_engine.models.mova import dual_tower_forward
 
 ALPHA = 8.0
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mova_engine.models.checkpoint import load_codecs, load_mova, save_mova
-from mova_engine.models.codecs.dac import Dac, DacConfig
+from mova_engine.checkpoints.folder import load_codecs, load_mova, save_mova
+from mova_engine.codecs.dac import Dac, DacConfig
 
 
 @pytest.fixture

@@ -1,0 +1,414 @@
+"""A whole MOVA checkpoint folder, as released: `model_index.json` and a sub-folder per component (diffusers layout).
+
+What is downloaded loads without conversion, and what is saved loads there. The files of one component are
+`mova_engine.files.tensors`' business; here is what the folders mean.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mova_engine.codecs import (
+    AudioCodec,
+    TextEncoder,
+    VideoCodec,
+    build_audio_codec,
+    build_text_encoder,
+    build_video_codec,
+)
+from mova_engine.config.model import (
+    COMPONENTS,
+    PRESETS,
+    AudioDiTConfig,
+    BridgeConfig,
+    ClipConfig,
+    MovaConfig,
+    SamplingConfig,
+    VideoDiTConfig,
+    get_preset,
+)
+from mova_engine.errors import MovaError
+from mova_engine.files.folders import replaced_folder
+from mova_engine.files.tensors import (
+    CONFIG,
+    MAX_SHARD_BYTES,
+    load_component,
+    read_config,
+    read_json,
+    write_component,
+    write_json,
+)
+from mova_engine.models.mova import Mova
+from mova_engine.ops import OpTable
+
+INDEX = "model_index.json"
+# Our own entry of the index: name, text length, clip, sampling, diffusion. diffusers skips names with an underscore.
+OWN_ENTRY = "_mova_engine"
+BOUNDARY_RATIO = 0.9
+# What a released folder holds that does not state it.
+RELEASED = PRESETS["mova-360p"]
+# (library, class) of the released checkpoints' model_index.json.
+MODEL_CLASSES = {
+    "video_dit": ("mova.diffusion.models.wan_video_dit", "WanModel"),
+    "video_dit_2": ("mova.diffusion.models.wan_video_dit", "WanModel"),
+    "audio_dit": ("mova.diffusion.models.wan_audio_dit", "WanAudioModel"),
+    "dual_tower_bridge": ("mova.diffusion.models.interactionv2", "DualTowerConditionalBridge"),
+}
+EMBEDDED = "mova_engine.codecs"
+# By component, then by the kind that MovaConfig names.
+CODEC_CLASSES = {
+    "video_vae": {"wan": ("diffusers", "AutoencoderKLWan"), "dct": (EMBEDDED, "DctVideoCodec")},
+    "audio_vae": {"dac": ("mova.diffusion.models.dac_vae", "DAC"), "mdct": (EMBEDDED, "MdctAudioCodec")},
+    "text_encoder": {"umt5": ("transformers", "UMT5EncoderModel"), "bytes": (EMBEDDED, "ByteTextEncoder")},
+}
+SCHEDULER_CLASS = ("mova.diffusion.schedulers.flow_match_pair", "FlowMatchPairScheduler")
+ABSENT = (None, None)
+SCHEDULER_CONFIG = {
+    "_class_name": "FlowMatchPairScheduler",
+    "exponential_shift": False,
+    "exponential_shift_mu": None,
+    "extra_one_step": False,
+    "inverse_timesteps": False,
+    "num_inference_steps": 100,
+    "num_train_timesteps": 1000,
+    "reverse_sigmas": False,
+    "shift": 5.0,
+    "shift_terminal": None,
+    "sigma_max": 1.0,
+    "sigma_min": 0.003 / 1.002,
+}
+# Options of the towers' classes that change the network, and that the released models leave off: (key, value we have).
+TOWER_OPTIONS = {
+    "has_image_input": False,
+    "has_image_pos_emb": False,
+    "has_ref_conv": False,
+    "add_control_adapter": False,
+    "seperated_timestep": False,  # spelt so in the checkpoints
+    "require_clip_embedding": False,
+    "fuse_vae_embedding_in_latents": False,
+}
+
+
+class Codecs(NamedTuple):
+    """What a checkpoint's towers speak through. None: what a process of several leaves to others."""
+
+    video: VideoCodec | None
+    audio: AudioCodec | None
+    text: TextEncoder | None
+
+
+def codecs_of(task: str) -> tuple[str, ...]:
+    """The fields of `Codecs` that a training task needs: for "audio" all but the video's."""
+    return tuple(name for name in Codecs._fields if task != "audio" or name != "video")
+
+
+def mova_config_from_folder(folder: str | Path, size: str | None = None) -> MovaConfig:
+    """Return the model that a checkpoint folder holds; the components' config.json win over every default.
+
+    Its clip is that of the preset `size` where one is given, else what the folder states, as all that the engine saves
+    do. A released folder does not: then it is the clip of the release by whose name the folder goes, see
+    `released_name`. Raises MovaError where there is no such name, for what is missing, and by name for options of the
+    network that we do not have.
+    """
+    return _contents(Path(folder), _clip_of(Path(folder), size))
+
+
+def stated_clip(folder: str | Path) -> ClipConfig | None:
+    """The clip that a folder's index states; None where it does not."""
+    folder = Path(folder)
+    own = _own_entry(folder, read_json(folder / INDEX))
+    return _clip(own["clip"], folder) if "clip" in own else None
+
+
+def released_name(folder: str | Path) -> str:
+    """The name that a folder goes by: its own, or NAME of Hugging Face's `models--ORG--NAME/snapshots/COMMIT`."""
+    folder = Path(folder).resolve()
+    above = folder.parent.parent.name
+    return above.split("--")[-1] if folder.parent.name == "snapshots" and above.startswith("models--") else folder.name
+
+
+def _clip_of(folder: Path, size: str | None) -> ClipConfig:
+    if size is not None:
+        return get_preset(size).clip
+    stated, release = stated_clip(folder), PRESETS.get(released_name(folder).lower())
+    if stated is None and release is None:
+        raise MovaError(
+            f"{folder} does not say the size of its clips, and '{released_name(folder)}' is no released model's name: "
+            "give --size (in training --model.size) mova-360p or mova-720p"
+        )
+    return stated or release.clip
+
+
+def listed_components(folder: str | Path) -> tuple[str, ...]:
+    """The model's components that a folder's index lists."""
+    index = read_json(Path(folder) / INDEX)
+    return tuple(name for name in COMPONENTS if _class_of(index, name))
+
+
+def _own_entry(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    own = index.get(OWN_ENTRY, {})
+    if not isinstance(own, dict):
+        raise MovaError(f"{folder / INDEX}: {OWN_ENTRY} must be an object, got {own}")
+    return own
+
+
+def _contents(folder: Path, clip: ClipConfig) -> MovaConfig:
+    index = read_json(folder / INDEX)
+    own = _own_entry(folder, index)
+    present = [name for name in COMPONENTS if _class_of(index, name)]
+    for name in COMPONENTS:
+        if name not in present and name != "video_dit_2":
+            raise MovaError(f"{folder / INDEX} lists no {name}")
+    video = _tower(VideoDiTConfig, folder / "video_dit")
+    if "video_dit_2" in present and _tower(VideoDiTConfig, folder / "video_dit_2") != video:
+        raise MovaError(f"{folder}: video_dit and video_dit_2 have different sizes")
+    kinds = {name: _kind(folder, index, name) for name in CODEC_CLASSES}
+    if index.get("audio_vae_type", kinds["audio_vae"]) != kinds["audio_vae"]:
+        raise MovaError(f"{folder / INDEX}: audio_vae_type = {json.dumps(index['audio_vae_type'])} is not supported")
+    return MovaConfig(
+        name=own.get("name", released_name(folder)),
+        video=video,
+        audio=_tower(AudioDiTConfig, folder / "audio_dit"),
+        bridge=_config(BridgeConfig, folder / "dual_tower_bridge", optional=("interaction_layers", "aligned")),
+        clip=clip,
+        experts=2 if "video_dit_2" in present else 1,
+        text_tokens=own.get("text_tokens", RELEASED.text_tokens),
+        video_codec=kinds["video_vae"],
+        audio_codec=kinds["audio_vae"],
+        text_encoder=kinds["text_encoder"],
+        sampling=_sampling(own, folder),
+    )
+
+
+def boundary_ratio(folder: str | Path) -> float:
+    """Return the checkpoint's expert boundary: the high-noise expert serves timesteps >= 1000 * ratio."""
+    return float(read_json(Path(folder) / INDEX).get("boundary_ratio", BOUNDARY_RATIO))
+
+
+def diffusion_settings(folder: str | Path) -> dict[str, Any]:
+    """Return what `save_mova` was told of the model's diffusion; empty for a released folder."""
+    return dict(read_json(Path(folder) / INDEX).get(OWN_ENTRY, {}).get("diffusion", {}))
+
+
+def load_mova(
+    folder: str | Path,
+    ops: OpTable,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    config: MovaConfig | None = None,
+) -> Mova:
+    """Return the checkpoint's model on `device`, in `dtype` (None: as stored). Every tensor must match.
+
+    config: the model, where `mova_config_from_folder` has been asked already. Raises MovaError as it and
+    `load_component` do.
+    """
+    mova = Mova(config or mova_config_from_folder(folder), ops, device="meta")
+    for name in COMPONENTS:
+        if getattr(mova, name) is not None:
+            load_component(getattr(mova, name), Path(folder) / name, device=device, dtype=dtype)
+    return mova
+
+
+def load_codecs(
+    folder: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    parts: Collection[str] = Codecs._fields,
+) -> Codecs:
+    """Return the checkpoint's video codec, audio codec and text encoder, of which `parts` are loaded; pretrained ones
+    compute in `dtype`.
+    """
+    folder = Path(folder)
+    # No codec depends on the clip's size, which the folder need not state.
+    config = _contents(folder, RELEASED.clip)
+
+    def source(name: str, kind: str) -> dict[str, Any]:
+        if CODEC_CLASSES[name][kind][0] != EMBEDDED:
+            return {"folder": folder / name, "device": device, "dtype": dtype}
+        state = {key: value for key, value in read_config(folder / name).items() if not key.startswith("_")}
+        return {"state": state, "device": device}
+
+    embedded_text = CODEC_CLASSES["text_encoder"][config.text_encoder][0] == EMBEDDED
+    builders = {
+        "video": lambda: build_video_codec(config.video_codec, **source("video_vae", config.video_codec)),
+        "audio": lambda: build_audio_codec(config.audio_codec, **source("audio_vae", config.audio_codec)),
+        "text": lambda: build_text_encoder(
+            config.text_encoder,
+            None if embedded_text else folder,
+            tokens=config.text_tokens,
+            dim=config.video.text_dim,
+            device=device,
+            dtype=dtype,
+        ),
+    }
+    return Codecs(**{name: build() if name in parts else None for name, build in builders.items()})
+
+
+def save_mova(mova: Mova, folder: str | Path, **settings: Any) -> None:
+    """Write a complete checkpoint folder, which must be new or empty; it appears when it is complete.
+
+    settings: as of `write_mova`. Raises MovaError as that does, where the folder holds files, and when writing fails.
+    """
+    with replaced_folder(folder) as fresh:
+        write_mova(mova, fresh, **settings)
+
+
+def write_mova(
+    mova: Mova,
+    folder: Path,
+    *,
+    video_codec: VideoCodec | None = None,
+    audio_codec: AudioCodec | None = None,
+    base: str | Path | None = None,
+    boundary: float | None = None,
+    diffusion: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    write: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
+) -> None:
+    """`save_mova` into an empty folder, file by file: for use inside `replaced_folder`.
+
+    video_codec, audio_codec: needed where the model speaks through an embedded codec, whose fitted scale is stored.
+    base: a checkpoint folder from which the rest is taken over: pretrained codecs, text encoder, tokenizer, scheduler,
+    and entries of config files that we do not use. Without it pretrained components are listed as absent.
+    boundary: the expert boundary that the model was trained with. diffusion: what else its sampler must know of the
+    training, for `diffusion_settings`: video_shift, audio_shift, prediction, sigma_floor, skip_first_frame, bridge.
+    write: as of `write_component`.
+    Raises MovaError as `write_component` does, and for an embedded codec that is needed but not given.
+    """
+    config = mova.config
+    old = read_json(Path(base) / INDEX) if base is not None else {}
+    codecs = {"video_vae": video_codec, "audio_vae": audio_codec}
+    index: dict[str, Any] = {"_class_name": "MOVA", "boundary_ratio": BOUNDARY_RATIO, **old}
+    for name, values in component_configs(config).items():
+        kept = read_config(Path(base) / name) if _class_of(old, name) else {}
+        write_component(
+            getattr(mova, name), {**kept, **values}, folder / name, MODEL_CLASSES[name][1], max_shard_bytes, write
+        )
+        index[name] = old[name] if kept else MODEL_CLASSES[name]
+    if config.experts == 1:
+        index["video_dit_2"] = ABSENT
+    for name, kind in _kinds(config).items():
+        index[name] = _write_codec(name, kind, folder, codecs.get(name), base, old)
+    for name in ("tokenizer", "scheduler"):
+        index[name] = _copy(name, folder, base, old)
+    if index["scheduler"] == ABSENT:
+        (folder / "scheduler").mkdir()
+        write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+        index["scheduler"] = SCHEDULER_CLASS
+    index["audio_vae_type"] = config.audio_codec
+    own = ("clip", asdict(config.clip)), ("sampling", asdict(config.sampling))
+    index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, **dict(own)}
+    if boundary is not None:
+        index["boundary_ratio"] = boundary
+    known = old.get(OWN_ENTRY, {}).get("diffusion") if diffusion is None else dict(diffusion)
+    if known:
+        index[OWN_ENTRY]["diffusion"] = known
+    write_json(folder / INDEX, index)
+
+
+def component_configs(config: MovaConfig) -> dict[str, dict[str, Any]]:
+    """Return each model component's config.json values, with the options that the reference's classes ask for."""
+    video = {**asdict(config.video), **TOWER_OPTIONS, "require_vae_embedding": True}
+    audio = {**asdict(config.audio), **TOWER_OPTIONS, "require_vae_embedding": False, "vae_type": config.audio_codec}
+    bridge = asdict(config.bridge)
+    if config.bridge.interaction_layers is None:
+        del bridge["interaction_layers"]  # our own key: the reference's "custom" has one fixed list
+    if config.bridge.aligned:
+        del bridge["aligned"]  # our own key, for ablations
+    experts = {"video_dit": video, "video_dit_2": video} if config.experts == 2 else {"video_dit": video}
+    return {**experts, "audio_dit": audio, "dual_tower_bridge": bridge}
+
+
+def _class_of(index: Mapping[str, Any], name: str) -> str | None:
+    """Class name of an entry of model_index.json; None where the component is absent."""
+    entry = index.get(name) or ABSENT
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        raise MovaError(f"{INDEX}: {name} must be [library, class], got {entry}")
+    return entry[1]
+
+
+def _kinds(config: MovaConfig) -> dict[str, str]:
+    return {"video_vae": config.video_codec, "audio_vae": config.audio_codec, "text_encoder": config.text_encoder}
+
+
+def _kind(folder: Path, index: Mapping[str, Any], name: str) -> str:
+    """Kind of a codec or text encoder by its class; the released one where the folder was saved without it."""
+    known = {entry[1]: kind for kind, entry in CODEC_CLASSES[name].items()}
+    found = _class_of(index, name)
+    if found is None:
+        return next(iter(known.values()))
+    if found not in known:
+        raise MovaError(f"{folder / INDEX}: {name} is of class {found}; known are {', '.join(known)}")
+    return known[found]
+
+
+def _config(kind: type, folder: Path, optional: tuple[str, ...] = ()) -> Any:
+    """A configuration dataclass from a component's config.json; keys that it does not have are ignored."""
+    stored = read_config(folder)
+    missing = [field.name for field in fields(kind) if field.name not in stored and field.name not in optional]
+    if missing:
+        raise MovaError(f"{folder / CONFIG} lacks {', '.join(missing)}")
+    values = {field.name: stored[field.name] for field in fields(kind) if field.name in stored}
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except (MovaError, TypeError) as error:
+        raise MovaError(f"{folder / CONFIG}: {error}") from error
+
+
+def _tower(kind: type, folder: Path) -> Any:
+    stored = read_config(folder)
+    for key, ours in TOWER_OPTIONS.items():
+        if stored.get(key, ours) != ours:
+            raise MovaError(f"{folder / CONFIG}: {key} = {json.dumps(stored[key])} is not supported")
+    if stored.get("vae_type") == "oobleck":
+        raise MovaError(f'{folder / CONFIG}: vae_type = "oobleck" is not supported; our audio codecs are dac and mdct')
+    return _config(kind, folder)
+
+
+def _clip(values: Mapping[str, Any], folder: Path) -> ClipConfig:
+    try:
+        return ClipConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except (MovaError, TypeError) as error:
+        raise MovaError(f"{folder / INDEX}: {OWN_ENTRY}.clip: {error}") from error
+
+
+def _sampling(own: Mapping[str, Any], folder: Path) -> SamplingConfig:
+    """How the model is sampled unless told otherwise; folders of older versions: by the model's name."""
+    if "sampling" not in own:
+        return PRESETS.get(own.get("name"), RELEASED).sampling
+    try:
+        return SamplingConfig(**own["sampling"])
+    except (MovaError, TypeError) as error:
+        raise MovaError(f"{folder / INDEX}: {OWN_ENTRY}.sampling: {error}") from error
+
+
+def _copy(name: str, fresh: Path, base: str | Path | None, old: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Take a component over from `base`; returns its entry in the index."""
+    if _class_of(old, name) is None:
+        return ABSENT
+    shutil.copytree(Path(base) / name, fresh / name)
+    return old[name]
+
+
+def _write_codec(name, kind, fresh, codec, base, old) -> tuple[str | None, str | None]:
+    """Write an embedded codec's config.json, or take a pretrained one over; returns its entry in the index."""
+    library, class_name = CODEC_CLASSES[name][kind]
+    if library != EMBEDDED:
+        return _copy(name, fresh, base, old) if _class_of(old, name) == class_name else ABSENT
+    if codec is not None and type(codec).__name__ != class_name:
+        raise MovaError(f"the model's {name} is a {class_name}, got a {type(codec).__name__}")
+    if codec is None and name != "text_encoder":
+        if _class_of(old, name) != class_name:
+            raise MovaError(f"saving this model needs its {name} ({class_name}): its fitted scale belongs to the model")
+        return _copy(name, fresh, base, old)
+    (fresh / name).mkdir()
+    write_json(fresh / name / CONFIG, {"_class_name": class_name, **(codec.state() if codec is not None else {})})
+    return library, class_name

@@ -1,0 +1,1 @@
+"""Embedded codecs and text encoder, fitted to the clips: what the laptop's default uses."""

@@ -1,0 +1,103 @@
+"""The released models' video codec: diffusers' AutoencoderKLWan (Wan 2.1), behind the VideoCodec protocol."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mova_engine.codecs.interface import check_latents, check_video, fingerprint, optional
+from mova_engine.codecs.row_sharding import ALL_ROWS, Rows, convolutions_on
+from mova_engine.codecs.static_tail_cache import is_still_somewhere, reused
+from mova_engine.codecs.toy.latent_stats import LatentStats
+from mova_engine.files.tensors import load_component, read_config
+
+
+class WanVideoCodec:
+    """VideoCodec by an AutoencoderKLWan: posterior mode, normalised with the mean and std of its configuration.
+
+    Takes the module over (frozen, eval). It computes in the module's dtype; latents and video are float32.
+    """
+
+    name = "wan"
+
+    def __init__(self, vae: nn.Module) -> None:
+        self.vae = vae.requires_grad_(False).eval()
+        for module in vae.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                module.register_forward_pre_hook(_contiguous)
+        config = vae.config
+        self.channels = config.z_dim
+        self.stride = (config.scale_factor_temporal, config.scale_factor_spatial, config.scale_factor_spatial)
+        self.stats = LatentStats(tuple(config.latents_mean), tuple(config.latents_std))
+        self._fingerprint: str | None = None
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Video [b, 3, 4n+1, h, w] in [-1, 1] -> latents [b, 16, n+1, h/8, w/8], float32. MovaError on other shapes.
+
+        Where frames repeat, as in the first-frame condition, what would come out the same to the bit is not computed.
+        """
+        check_video(video, self.stride)
+        placed = self._place(video)
+        with reused(self.vae.encoder) if is_still_somewhere(placed, self.stride[0]) else nullcontext():
+            encoded = self.vae.encode(placed)
+        return self.stats.normalise(encoded.latent_dist.mode().float())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+        """Latents [b, 16, n+1, h, w] -> video [b, 3, 4n+1, 8h, 8w], float32 in [-1, 1]. MovaError on other shapes."""
+        check_latents(latents, self.channels, "t h w")
+        with nullcontext() if rows.size == 1 else self._sharing(rows):
+            return self.vae.decode(self._place(self.stats.denormalise(latents.float()))).sample.float()
+
+    def state(self) -> dict[str, Any]:
+        """Empty: the statistics are part of the checkpoint's configuration."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Changes with the weights, their dtype and the statistics."""
+        if self._fingerprint is None:
+            facts = {"version": 1, "stats": self.stats.state()}
+            self._fingerprint = fingerprint("wan-video", facts, self.vae.state_dict().items())
+        return self._fingerprint
+
+    @contextmanager
+    def _sharing(self, rows: Rows) -> Iterator[None]:
+        """Within the block the decoder's upper part, which does nearly all of its work, computes on own rows.
+
+        The middle block attends to whole pictures; with what precedes it, it takes 2% of the products, and every
+        process computes it.
+        """
+        decoder = self.vae.decoder
+        hook = decoder.mid_block.register_forward_hook(lambda module, inputs, output: rows.take(output))
+        try:
+            with convolutions_on(rows, decoder.up_blocks, decoder.conv_out):
+                yield
+        finally:
+            hook.remove()
+
+    def _place(self, x: Tensor) -> Tensor:
+        return x.to(self.vae.device, self.vae.dtype)
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A clip's pixels, and what attention gives back, have their channels last, on which NPUs' convolutions fail."""
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def load_wan(
+    folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Load an AutoencoderKLWan from its folder (`config.json` and safetensors).
+
+    Raises MovaError without diffusers, and one that names missing, unexpected or mis-shaped tensors.
+    """
+    autoencoder = optional("diffusers", "AutoencoderKLWan", "video codec 'wan'")
+    config = read_config(folder)
+    with torch.device("meta"):
+        vae = autoencoder.from_config(config)
+    load_component(vae, folder, device=device or "cpu", dtype=dtype)
+    return vae

@@ -1,0 +1,137 @@
+"""The mesh of processes: `cfg x dp_replicate x dp_shard x ring x ulysses`, the last running fastest.
+
+Ranks that differ in ring and Ulysses coordinate alone share a clip (context parallelism); they are neighbours, so that
+they sit on one machine where it is large enough. `cfg` gives the branches of guidance to different ranks in sampling.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from mova_engine.errors import MovaError
+
+DIMENSIONS = ("cfg", "dp_replicate", "dp_shard", "ring", "ulysses")
+# How many other meshes a refusal proposes.
+PROPOSALS = 3
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Ranks along each dimension."""
+
+    cfg: int = 1
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    ring: int = 1
+    ulysses: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(getattr(self, name) for name in DIMENSIONS)
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return math.prod(self.sizes)
+
+    @property
+    def context_parallel(self) -> int:
+        """Ranks that share a clip."""
+        return self.ring * self.ulysses
+
+    @property
+    def clip_ranks(self) -> int:
+        """Ranks that work on the same clip, guidance's branches counted."""
+        return self.cfg * self.context_parallel
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups that work on different clips."""
+        return self.dp_replicate * self.dp_shard
+
+    def __str__(self) -> str:
+        return (
+            " x ".join(f"{name} {size}" for name, size in zip(DIMENSIONS, self.sizes, strict=True) if size > 1) or "1"
+        )
+
+
+def choose_mesh(
+    world: int,
+    heads: int,
+    *,
+    context_parallel: int = 1,
+    ulysses: int | None = None,
+    dp_replicate: int = 1,
+    cfg: int = 1,
+    branches: int | None = None,
+) -> MeshShape:
+    """The mesh of `world` processes for a video tower of `heads` heads; branches: guidance's evaluations of a step.
+
+    ulysses None: the largest divisor of context_parallel that divides the heads; what remains of that is a ring.
+    What other dimensions leave of the world shards the model (dp_shard). Raises MovaError that names the number which
+    does not divide, and proposes the nearest meshes.
+    """
+    for name, value in (("context_parallel", context_parallel), ("dp_replicate", dp_replicate), ("cfg", cfg)):
+        if value < 1:
+            raise MovaError(f"mesh: {name} must be at least 1, got {value}")
+    width = largest_ulysses(context_parallel, heads) if ulysses is None else ulysses
+    wanted = MeshShape(cfg, dp_replicate, 1, max(context_parallel // max(width, 1), 1), width)
+
+    def refusal(reason: str) -> MovaError:
+        return _refusal(reason, world, heads, wanted, branches)
+
+    if width < 1 or context_parallel % width:
+        raise refusal(f"ulysses {width} does not divide context_parallel {context_parallel}")
+    if heads % width:
+        raise refusal(f"ulysses {width} does not divide the video tower's {heads} heads")
+    if branches is not None and cfg > branches:
+        evaluations = f"{branches} evaluation{'s' if branches > 1 else ''}"
+        raise refusal(f"cfg {cfg} is more than guidance's {evaluations} a step")
+    fixed = cfg * dp_replicate * context_parallel
+    if world % fixed:
+        parts = " x ".join(
+            f"{name} {size}"
+            for name, size in (("cfg", cfg), ("dp_replicate", dp_replicate), ("context_parallel", context_parallel))
+            if size > 1
+        )
+        raise refusal(f"{parts} does not divide the {world} processes")
+    return replace(wanted, dp_shard=world // fixed)
+
+
+def largest_ulysses(context_parallel: int, heads: int) -> int:
+    """The largest divisor of context_parallel that divides the heads."""
+    return math.gcd(context_parallel, heads)
+
+
+def lengths_of(total: int, parts: int) -> tuple[int, ...]:
+    """`total` tokens over `parts` ranks as evenly as whole tokens allow: the first ranks have one more."""
+    return tuple(total // parts + (rank < total % parts) for rank in range(parts))
+
+
+def _refusal(reason: str, world: int, heads: int, wanted: MeshShape, branches: int | None) -> MovaError:
+    def distance(mesh: MeshShape) -> tuple[float, ...]:
+        # The context-parallel size is what a user cares about most; dp_shard is whatever is left.
+        names = ("context_parallel", "cfg", "dp_replicate", "ulysses")
+        return tuple(abs(math.log2(getattr(mesh, name) / max(getattr(wanted, name), 1))) for name in names)
+
+    nearest = sorted(_meshes(world, heads, wanted, branches), key=lambda mesh: (distance(mesh), mesh.sizes))[:PROPOSALS]
+    return MovaError(f"mesh: {reason}. Nearest that fit: {'; '.join(map(str, nearest))}")
+
+
+def _meshes(world: int, heads: int, wanted: MeshShape, branches: int | None) -> Iterator[MeshShape]:
+    """Meshes of `world` processes, with cfg as wanted, 1 or as many as there are branches, dp_replicate as wanted or 1,
+    and as many Ulysses ranks as can be.
+    """
+    most = wanted.cfg if branches is None else branches
+    branchings = {1, min(wanted.cfg, most), most}
+    for context_parallel in _divisors(world):
+        rest = world // context_parallel
+        width = largest_ulysses(context_parallel, heads)
+        for cfg in branchings & set(_divisors(rest)):
+            for dp_replicate in {1, wanted.dp_replicate} & set(_divisors(rest // cfg)):
+                shard = rest // cfg // dp_replicate
+                yield MeshShape(cfg, dp_replicate, shard, context_parallel // width, width)
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]

@@ -1,0 +1,345 @@
+"""What a training run is made of, as typed and validated settings. Recipes and the command line fill them in.
+
+Every field is an option of the command line under its dotted name: `--optim.lr 1e-3`, `--model.no-bridge`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mova_engine.config.diffusion import LossWeights, PredictionConfig, ScheduleConfig
+from mova_engine.config.limits import check, check_least, check_seed, check_threads
+from mova_engine.config.model import COMPONENTS, get_preset
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained."""
+
+    preset: str = "nano"
+    """Size of a model trained from scratch: nano, bench-mid, mova-360p, mova-720p."""
+    checkpoint: Path | None = None
+    """What to start from: a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder; its
+    sizes win over the preset's.
+    """
+    size: str | None = None
+    """Name of a preset whose clip is trained on; needed where the checkpoint's folder does not state its clip."""
+    new: tuple[str, ...] = ()
+    """Components that the checkpoint lacks and that start from scratch, e.g. dual_tower_bridge; sizes: the preset's."""
+    codecs: Path | None = None
+    """Model folder, or run, whose codecs and text encoder are used; default: the checkpoint's."""
+    bridge: bool = True
+    """Train with the bridge; without it neither direction exists (an ablation)."""
+    aligned_rope: bool = True
+    """Put video frames on the audio's time axis in the bridge; without it frame i sits at position i (an ablation)."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None:
+            get_preset(self.preset)
+        else:
+            check(self.bridge, "model.bridge can be left out only of a model that is trained from scratch")
+        if self.size is not None:
+            get_preset(self.size)
+        for name in self.new:
+            check(name in COMPONENTS, f"model.new: unknown component '{name}'. Known: {', '.join(COMPONENTS)}")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters on a frozen model, instead of training its weights."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: none, all weights are trained."""
+    alpha: float | None = None
+    """Their output counts alpha / rank; default: the rank, or what the file says that `init` names."""
+    init: Path | None = None
+    """Adapters to start from, to train them on other clips: a file, or a run of adapters. Its rank and layers must be
+    those asked for; its alpha is kept.
+    """
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+    """The adapted layers, by the last parts of their names: all products of blocks and bridge by default."""
+    base: Literal["precision", "fp8"] = "precision"
+    """How the frozen weights of these layers are held: as the model computes, or in fp8, at half the memory of bf16."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "lora.", rank=0)
+        usable = self.alpha is None or (self.alpha > 0 and math.isfinite(self.alpha))
+        check(usable, f"lora.alpha must be a positive number, got {self.alpha}")
+        check(len(self.targets) > 0, "lora.targets names no layer")
+        check(self.init is None or self.rank > 0, "lora.init needs lora.rank: give it, or a recipe such as lora")
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How clips reach the model."""
+
+    batch: int = 1
+    """Clips per micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step."""
+    workers: int = 0
+    """Processes that read and decode; 0 reads in the trainer's own."""
+    cache: Path | None = None
+    """Folder that keeps latents and text features, by content; default: `cache` beside the clips."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the cache stores them, as `mova cache --dtype`: bfloat16 takes half the space and rounds."""
+    bad_clips: Literal["skip", "stop"] = "skip"
+    """What to do with a clip that is broken or too short: leave it out and say so, or refuse to start."""
+    changed: Literal["stop", "go-on"] = "stop"
+    """Where a run goes on and clips were added or are gone: stop, or go on with the next epoch of those there are."""
+    silent: Literal["refuse", "zeros", "mask"] = "refuse"
+    """A clip without sound (no track, a silent one, or for less than half of the clip): refuse it, learn its silence
+    (zeros), or learn its pictures alone (mask).
+    """
+    preload: bool | None = None
+    """Keep all latents in memory; default: where they take less than 2 GiB. Workers then have nothing to do."""
+    encode: Literal["ahead", "online"] = "ahead"
+    """Encode all clips before the first step, or each when it is first wanted."""
+    fit: int = 256
+    """From how many clips a new model's embedded codecs take the scale of their latents."""
+    generate: int = 0
+    """Without --data: write so many bouncing-ball clips into `OUT/data` and train on them; 0: none."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "loader.", batch=1, accumulate=1, workers=0, fit=1, generate=0)
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Noise levels, output, loss."""
+
+    video_shift: float = 5.0
+    """Sigma shift of the video."""
+    audio_shift: float = 5.0
+    """Sigma shift of the audio."""
+    boundary: float = 0.9
+    """Video noise level from which on the high-noise expert serves."""
+    times: Literal["paired", "independent"] = "independent"
+    """Whether both modalities of a clip share the time from which their noise levels follow."""
+    stratified: bool = False
+    """Spread the times of an optimizer step evenly over the interval."""
+    prediction: Literal["velocity", "x0"] = "velocity"
+    """What the networks put out; x0 is converted to a velocity."""
+    sigma_floor: float = 0.25
+    """Noise level below which the x0 loss's weight, 1/sigma^2, grows no further; sampling divides by sigma itself."""
+    video_weight: float = 1.0
+    """Factor of the video's loss."""
+    audio_weight: float = 1.0
+    """Factor of the audio's loss."""
+    skip_first_frame: bool = False
+    """Leave latent frame 0, which is given as condition, out of the loss."""
+    text_dropout: float = 0.0
+    """Share of clips whose text is replaced by the empty prompt's."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "diffusion.", video_weight=0, audio_weight=0)
+        check(0 <= self.text_dropout <= 1, f"diffusion.text_dropout must lie in 0..1, got {self.text_dropout}")
+        ScheduleConfig(self.video_shift, self.audio_shift, self.boundary)
+        PredictionConfig(self.prediction, self.sigma_floor)
+
+    def weights(self) -> LossWeights:
+        """The loss's weights."""
+        return LossWeights(self.video_weight, self.audio_weight, self.skip_first_frame)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW, its learning rates and their course, clipping, moving average."""
+
+    lr: float = 1e-5
+    """Peak learning rate of the towers."""
+    bridge_lr: float | None = None
+    """Peak learning rate of the bridge; default: the towers'."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the moments."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly."""
+    hold: float = 1.0
+    """Share of all steps after which the cosine decay begins; 1: none, the rate stays constant."""
+    final_lr: float = 0.0
+    """Where the cosine decay ends, as a share of the peak."""
+    clip: float = 1.0
+    """Greatest 2-norm of all gradients together."""
+    ema: float = 0.0
+    """Decay per step of the weights' moving average, which checkpoints offer to the sampler; 0: none."""
+    max_nonfinite: int = 10
+    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "optim.", lr=0, bridge_lr=0, eps=0, weight_decay=0, warmup=0, max_nonfinite=1)
+        for name in ("hold", "final_lr"):
+            check(0 <= getattr(self, name) <= 1, f"optim.{name} must lie in 0..1, got {getattr(self, name)}")
+        check(0 <= self.ema < 1, f"optim.ema must lie in 0..1 (1 excluded), got {self.ema}")
+        check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must lie in 0..1, got {self.betas}")
+        check(self.clip > 0, f"optim.clip must be positive, got {self.clip}")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When to save, and what to keep."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is saved too."""
+    keep_last: int = 2
+    """How many of the newest to keep."""
+    keep_every: int = 0
+    """Keep those of every so many steps for good; 0: none."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """When one cannot be written (full disk): stop, or train on; the last good one stays either way."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "checkpoint.", every=1, keep_last=1, keep_every=0)
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Held-out loss and samples along the way."""
+
+    every: int = 0
+    """Steps between validations; 0: none."""
+    data: Path | None = None
+    """Folder of held-out clips."""
+    generate: int = 0
+    """Without --validation.data: write so many held-out bouncing-ball clips into `OUT/heldout`."""
+    clips: int = 32
+    """How many clips the held-out loss is taken over."""
+    samples: int = 4
+    """How many clips to sample."""
+    sampler: str | None = None
+    """Who samples: "module:function", imported at the first validation; see mova_engine.train.validation."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "validation.", every=0, generate=0, clips=1, samples=0)
+        check(
+            self.sampler is None or ":" in self.sampler,
+            f"validation.sampler must be 'module:function', got '{self.sampler}'",
+        )
+        wanted = not self.every or self.data is not None or self.generate > 0
+        check(wanted, "validation.every asks for validation: give --validation.data, a folder of held-out clips")
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is reported."""
+
+    every: int = 10
+    """Steps between rows of metrics.jsonl, each a mean over them."""
+    tensorboard: bool = True
+    """Also write TensorBoard's event files."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "log.", every=1)
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """How the processes that torchrun starts share the work."""
+
+    context_parallel: int = 1
+    """Processes over which a clip's video tokens are split; the rest of them works on other clips."""
+    ulysses: int | None = None
+    """Of context_parallel, how many exchange attention heads; the others pass keys round in a ring. Default: as many
+    as divide the heads.
+    """
+    shard: bool = False
+    """Divide the weights, their gradients and the optimizer's state among the processes (FSDP2); else each has all."""
+    replicate: int = 1
+    """With shard: so many groups of processes hold a whole copy each, so that gathering stays within a group."""
+    offload: bool = False
+    """With shard: keep weights, gradients and the optimizer's state in the host's memory while they are not needed."""
+    timeout: float = 600.0
+    """Seconds after which a process that waits for another in vain gives up."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "parallel.", context_parallel=1, ulysses=1, replicate=1, timeout=1)
+        for name, value in (("replicate", self.replicate > 1), ("offload", self.offload)):
+            check(self.shard or not value, f"parallel.{name} concerns sharded weights: give --parallel.shard too")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    name: str = "custom"
+    """Name of the run; default: the recipe's."""
+    data: Path | None = None
+    """Folder of clips with metadata.jsonl or metadata.json."""
+    out: Path | None = None
+    """Folder of the run; default: `runs/NAME`."""
+    device: str | None = None
+    """cpu, cuda or npu; default: the first of npu, cuda, cpu that works."""
+    threads: int | None = None
+    """CPU threads; default: one for models too narrow to share their work, else PyTorch's choice."""
+    resume: str = "auto"
+    """auto: from OUT's newest checkpoint where there is one. none: start anew. Or the folder of a checkpoint."""
+    seed: int = 0
+    """From which all randomness follows: weights, order of clips, noise levels, noise, text dropout."""
+    steps: int = 1000
+    """Optimizer steps in all."""
+    task: Literal["joint", "audio"] = "joint"
+    """Both towers and the bridge, or the audio tower alone (its pre-training)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the model computes in bfloat16; weights, their moments and summed gradients stay float32."""
+    exact_fp32: bool = False
+    """Switch off reduced-precision shortcuts (TF32, HF32) of the device's float32 maths."""
+    checkpointing: Literal["none", "full", "selective", "out"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing; every layer; every layer without video
+    self-attention and without exchanges between processes; the same, but exchanging its queries, keys and values again.
+    """
+    offload: bool = False
+    """Keep the checkpointed layers' inputs in the host's memory until the backward pass."""
+    ops: dict[str, str] = field(default_factory=dict)
+    """Implementations that must be used, by operator: `--ops.attention reference`. See python -m mova_engine.ops."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+
+    def __post_init__(self) -> None:
+        check_least(self, "", steps=1)
+        check_threads(self.threads)
+        check_seed(self.seed)
+        check(
+            self.task == "joint" or (self.model.bridge and self.model.aligned_rope),
+            "model.bridge and model.aligned_rope concern joint training; the audio task has no bridge",
+        )
+        check(
+            self.task == "joint" or self.parallel.context_parallel == 1,
+            "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
+        )
+        check(
+            self.task == "joint" or self.loader.silent != "mask",
+            "loader.silent mask learns a silent clip's pictures alone, which the audio task has none of: use refuse",
+        )
+        check(
+            not self.lora.rank or (self.task == "joint" and not self.model.new),
+            "lora.rank adapts a whole trained model: task must be joint and model.new empty",
+        )
+        check(
+            self.lora.base == "precision" or (self.lora.rank > 0 and not self.parallel.shard),
+            "lora.base fp8 holds a frozen model whole in each process: it needs lora.rank, and no parallel.shard",
+        )
+        check(
+            not self.offload or self.checkpointing != "none",
+            "offload moves the inputs of checkpointed layers: choose --checkpointing full, selective or out",
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        return self.out if self.out is not None else Path("runs") / self.name
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips of one optimizer step."""
+        return self.loader.batch * self.loader.accumulate

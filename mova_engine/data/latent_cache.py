@@ -1,0 +1,436 @@
+"""Latents and text features on disk, addressed by content: encode once, train many times.
+
+A clip's key is a hash of everything that its latents depend on: the file's content, where the clip begins, its shape,
+the codecs' fingerprints, the precision. Nothing is ever out of date, and folders may be shared between runs. Entries
+are safetensors files, written whole or not at all, with a checksum: a damaged one is reported and encoded anew.
+
+    FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents, heard
+    FOLDER/text/ab/abcd....safetensors      text
+    FOLDER/forms/abcd....json               what decides keys beside the clips themselves, see `data.forms`
+    FOLDER/files/ab/abcd....json            digests of large media files, valid while size and time of change stay
+    FOLDER/fatal/ab/abcd....json            why a file cannot be read without ending the process that does
+
+The trainer fills its cache itself. To do it ahead, on another machine, or on several cards or machines at once:
+
+    python -m mova_engine.data.latent_cache --data CLIPS --checkpoint MOVA-360p --device DEVICE
+    torchrun --nproc-per-node 8 -m mova_engine.data.latent_cache --data CLIPS --checkpoint MOVA-360p --device DEVICE
+    python -m mova_engine.data.latent_cache --data CLIPS --checkpoint MOVA-360p --device DEVICE --shard 3/8
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+import av
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mova_engine.backend import NAMES, get_backend
+from mova_engine.checkpoints.folder import Codecs, codecs_of, load_codecs
+from mova_engine.checkpoints.locate import open_model
+from mova_engine.codecs import (
+    AudioCodec,
+    TextEncoder,
+    VideoCodec,
+    build_audio_codec,
+    build_text_encoder,
+    build_video_codec,
+    video_from_uint8,
+)
+from mova_engine.config.model import PRESETS, ClipConfig, MovaConfig, get_preset
+from mova_engine.data.cache_forms import Form, as_json, as_stored, difference, form_path, other_forms
+from mova_engine.data.media.decode import Clip, Silent, read_clip
+from mova_engine.data.media.reader_process import FatalFileError
+from mova_engine.data.metadata import Entry, read_metadata
+from mova_engine.distributed.processes import Launch, read_launch
+from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
+from mova_engine.files.atomic import set_aside, write_atomic
+from mova_engine.files.digests import Digests
+
+log = logging.getLogger(__name__)
+
+# Part of every key: raised whenever decoding or the layout of entries changes.
+VERSION = 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Bytes of text features kept in memory, as captions recur.
+TEXT_MEMORY = 64 << 20
+# Clips of which is asked whether they are stored in another form.
+LOOKED_FOR = 16
+# Clips decoded ahead of the encoder.
+READ_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A clip that cannot be used, and why, in one line that names the file."""
+
+    entry: Entry
+    reason: str
+
+
+class LatentCache:
+    """The cache in `folder` for clips of one shape, one set of codecs and one precision.
+
+    dtype: "float32" or "bfloat16" (half the space; values are rounded); tensors are always handed out as float32.
+    silent: what to do with clips without sound, see `read_clip`.
+    video_codec: None for a cache of sound alone, which takes files without pictures and decodes none.
+    Everything is encoded one clip at a time, so that an entry does not depend on its neighbours.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        clip: ClipConfig,
+        video_codec: VideoCodec | None,
+        audio_codec: AudioCodec,
+        text_encoder: TextEncoder,
+        *,
+        dtype: str = "float32",
+        silent: Silent = "refuse",
+    ) -> None:
+        if dtype not in DTYPES:
+            raise MovaError(f"unknown cache dtype '{dtype}'.{suggest(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise MovaError(f"{folder}: a file, not a folder for encoded clips; --loader.cache FOLDER names one")
+        self.folder, self.clip, self.silent = Path(folder), clip, silent
+        self.video_codec, self.audio_codec, self.text_encoder = video_codec, audio_codec, text_encoder
+        self.dtype = DTYPES[dtype]
+        common = {"version": VERSION, "dtype": dtype}
+        shown = {"sound": [clip.audio_samples, clip.sample_rate]}
+        if video_codec is not None:
+            shown = {"video": video_codec.fingerprint(), "clip": asdict(clip)}
+        self._clip_facts = as_stored({**common, **shown, "audio": audio_codec.fingerprint(), "silent": silent})
+        self._text_facts = {**common, "encoder": text_encoder.fingerprint()}
+        self._digests = Digests(self.folder / "files", self._try_write)
+        self._texts: dict[str, Tensor] = {}
+        self._writable = True
+        self._form_is_known = False
+
+    def get(self, entry: Entry) -> dict[str, Tensor]:
+        """A clip's tensors, float32: video_latents, image_latents [16, t, h, w], audio_latents [128, l], text [n, d],
+        and heard [1]: 1, or 0 for a clip without sound.
+
+        image_latents encode [first frame, zeros ...] (zero is mid-grey), the condition of image-to-video. Sound alone
+        has neither these nor video_latents. What is not in the cache is encoded and stored; where it cannot be stored,
+        that is reported and training goes on.
+        Raises MovaError, naming the file, for a clip that cannot be used.
+        """
+        path = self._clip_path(entry)
+        latents = self._load(path)
+        if latents is None:
+            latents = self._encode(entry, self._decode(entry))
+            self._try_write(path, _serialise(latents))
+            self._write_form()
+        return {**_floats(latents), "text": self.text(entry.caption)}
+
+    def read(self, entry: Entry) -> dict[str, Tensor] | None:
+        """What `get` gives, or None where that takes more than reading: for processes that must not run the codecs."""
+        try:
+            latents = self._load(self._clip_path(entry))
+        except MovaError:
+            return None
+        text = self._stored_text(entry.caption)
+        return None if latents is None or text is None else {**_floats(latents), "text": text}
+
+    def content(self, entry: Entry) -> str:
+        """The digest of a clip's file. MovaError where it cannot be read."""
+        return self._digests.of(entry.path)
+
+    def text(self, caption: str) -> Tensor:
+        """Features float32 [n, d] of a caption."""
+        stored = self._stored_text(caption)
+        if stored is None:
+            features = self._encode_text(caption)
+            self._try_write(self._text_path(caption), _serialise({"text": features}))
+            stored = self._keep_text(caption, features)
+        return stored
+
+    def empty_text(self) -> Tensor:
+        """Features float32 [n, d] of the empty caption: what text dropout and guidance put in a caption's place."""
+        return self.text("")
+
+    def fill(self, entries: Sequence[Entry], progress: Callable[[int], None] = lambda done: None) -> list[Problem]:
+        """Encode and store what is missing; return the clips that cannot be used. `progress` is told how many are done.
+
+        Files are decoded ahead in threads, while this one encodes. Raises MovaError when the cache cannot be written.
+        """
+        problems = []
+        self._store_text("")
+        for done, (entry, outcome) in enumerate(self._read_ahead(entries), start=1):
+            try:
+                latents = self._encode(entry, outcome) if isinstance(outcome, Clip) else None
+            except MovaError as error:
+                outcome = error
+            if isinstance(outcome, MovaError):
+                problems.append(Problem(entry, str(outcome)))
+            else:
+                if latents is not None:
+                    self._store(self._clip_path(entry), latents)
+                    self._write_form()
+                self._store_text(entry.caption)
+            progress(done)
+        return problems
+
+    def stored_otherwise(self, entries: Sequence[Entry]) -> str | None:
+        """Whether clips that are not in the cache lie there in another form (precision, shape, ...): one line that says
+        in which; None where they do not. A few of the clips are looked for.
+        """
+        others = other_forms(self.folder, self._clip_facts)
+        for entry in entries[:: max(1, len(entries) // LOOKED_FOR)] if others else ():
+            try:
+                if self._clip_path(entry).is_file():
+                    continue
+                for form in others:
+                    if self._clip_path(entry, form).is_file():
+                        return f"{self.folder} holds these clips in another form: {difference(form, self._clip_facts)}"
+            except MovaError:
+                continue  # named when it is to be encoded
+        return None
+
+    def _write_form(self) -> None:
+        if not self._form_is_known:
+            path = form_path(self.folder, self._clip_facts)
+            if not path.is_file():
+                self._try_write(path, as_json(self._clip_facts))
+            self._form_is_known = True
+
+    def _read_ahead(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Clip | MovaError | None]]:
+        """Each entry with its clip, why there is none, or None where the cache holds it already."""
+
+        def read(entry: Entry) -> Clip | MovaError | None:
+            try:
+                # Looked for, not read: damage is found, and mended, by whoever reads it.
+                if self._clip_path(entry).is_file():
+                    return None
+                return self._decode(entry)
+            except MovaError as error:
+                return error
+
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            pending: list[tuple[Entry, Future]] = []
+            upcoming = iter(entries)
+            while True:
+                # Few at a time: decoded clips are large.
+                for entry in islice(upcoming, READ_AHEAD + 1 - len(pending)):
+                    pending.append((entry, pool.submit(read, entry)))
+                if not pending:
+                    return
+                entry, future = pending.pop(0)
+                yield entry, future.result()
+
+    def _decode(self, entry: Entry) -> Clip:
+        """The clip. That a file ends the process which reads it is kept, so that not each start pays for it again."""
+        pictures = self.video_codec is not None
+        content = self._digests.of(entry.path)
+        facts = {"content": content, "start": entry.start, "pictures": pictures, "av": av.__version__}
+        known = self._path("fatal", facts).with_suffix(".json")
+        try:
+            reason = json.loads(known.read_bytes())["reason"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        else:
+            raise MovaError(f"{entry.path}: {reason} (so an earlier run found; to try again delete {known})")
+        try:
+            return read_clip(entry.path, self.clip, start=entry.start, silent=self.silent, pictures=pictures)
+        except FatalFileError as error:
+            self._try_write(known, json.dumps({"reason": error.reason}).encode())
+            raise
+
+    def _encode(self, entry: Entry, clip: Clip) -> dict[str, Tensor]:
+        latents = {"audio_latents": self.audio_codec.encode(torch.from_numpy(clip.audio).view(1, 1, -1))}
+        if self.video_codec is not None:
+            video = video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0)
+            first_frame = torch.zeros_like(video)
+            first_frame[:, :, 0] = video[:, :, 0]
+            latents["video_latents"] = self.video_codec.encode(video)
+            latents["image_latents"] = self.video_codec.encode(first_frame)
+        for name, x in latents.items():
+            if not x.isfinite().all():
+                raise MovaError(f"{entry.path}: its {name} come out not finite")
+        latents["heard"] = torch.tensor([[float(clip.heard)]])
+        return {name: x[0].to("cpu", self.dtype).contiguous() for name, x in latents.items()}
+
+    def _encode_text(self, caption: str) -> Tensor:
+        features = self.text_encoder.encode([caption])[0].to("cpu", self.dtype)
+        # Rows past the text are zero, and most rows are: they are not stored.
+        rows = int(features.ne(0).any(dim=1).nonzero().max()) + 1 if features.any() else 0
+        return features[:rows].contiguous()
+
+    def _stored_text(self, caption: str) -> Tensor | None:
+        if caption in self._texts:
+            return self._texts[caption]
+        stored = self._load(self._text_path(caption))
+        return None if stored is None else self._keep_text(caption, stored["text"])
+
+    def _keep_text(self, caption: str, features: Tensor) -> Tensor:
+        """Fill up with the zero rows that are not stored; keep the features in memory while few are."""
+        text = pad(features.float(), (0, 0, 0, self.text_encoder.max_tokens - len(features)))
+        if len(self._texts) * text.numel() * text.element_size() < TEXT_MEMORY:
+            self._texts[caption] = text
+        return text
+
+    def _store_text(self, caption: str) -> None:
+        path = self._text_path(caption)
+        if caption not in self._texts and not path.is_file():
+            self._store(path, {"text": self._encode_text(caption)})
+
+    def _clip_path(self, entry: Entry, form: Form | None = None) -> Path:
+        facts = self._clip_facts if form is None else form
+        return self._path("clips", {**facts, "content": self._digests.of(entry.path), "start": entry.start})
+
+    def _text_path(self, caption: str) -> Path:
+        return self._path("text", {**self._text_facts, "caption": caption})
+
+    def _path(self, kind: str, facts: Mapping[str, object]) -> Path:
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return self.folder / kind / key[:2] / f"{key}.safetensors"
+
+    def _load(self, path: Path) -> dict[str, Tensor] | None:
+        """An entry's tensors; None where there is none, or a damaged one, which is reported."""
+        if not path.is_file():
+            return None
+        tensors, reason = _read_entry(path)
+        if tensors is None:
+            log.warning("cache entry %s is damaged (%s): encoding it anew", path, reason)
+        return tensors
+
+    def _store(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        # An entry that a loss of power spoils is found by its checksum.
+        try:
+            self._put(path, _serialise(tensors))
+        except MovaError as error:
+            raise MovaError(f"{error}; --loader.cache FOLDER (mova cache: --cache) keeps clips elsewhere") from None
+
+    def _try_write(self, path: Path, data: bytes) -> None:
+        """Store what can be had again; the first failure is reported."""
+        try:
+            self._put(path, data)
+        except MovaError as error:
+            if self._writable:
+                log.warning("%s; going on without storing what is missing from the cache", error)
+            self._writable = False
+
+    def _put(self, path: Path, data: bytes) -> None:
+        """Write a file of the cache. What is there and is none is not lost: it gets another name."""
+        try:
+            if os.path.lexists(path) and not _is_entry(path):
+                log.warning("%s is no entry of a cache, and is now %s", path, set_aside(path).name)
+        except OSError as error:
+            raise MovaError(f"cannot write {path}: {error.strerror or error}") from None
+        write_atomic(path, data, sync=False)
+
+
+def _read_entry(path: Path) -> tuple[dict[str, Tensor] | None, str]:
+    """An entry's tensors, or None and why not."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if (file.metadata() or {}).get("crc32") == _checksum(tensors):
+                return tensors, ""
+        return None, "its checksum is wrong"
+    except (SafetensorError, OSError) as error:
+        return None, str(error)
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether a file is one of a cache's, whole."""
+    if path.suffix == ".safetensors":
+        return _read_entry(path)[0] is not None
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict | list)
+    except (OSError, ValueError):
+        return False
+
+
+def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.float() for name, x in tensors.items()}
+
+
+def _serialise(tensors: dict[str, Tensor]) -> bytes:
+    return save(tensors, metadata={"crc32": _checksum(tensors)})
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    value = 0
+    for name in sorted(tensors):
+        x = tensors[name].contiguous()
+        value = zlib.crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), value)
+        value = zlib.crc32(x.view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Encode a folder of clips, or a share of them. Status 1 when some of them cannot be used; they are named."""
+    what = "Encode a folder of clips ahead of training."
+    parser = CommandParser(prog="python -m mova_engine.data.latent_cache", description=what)
+    parser.add_argument("--data", type=Path, required=True, help="folder with metadata.jsonl or metadata.json")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", type=Path, help="model folder or training run: its clip, codecs, text encoder")
+    model.add_argument("--model", choices=PRESETS, help="model size, with embedded codecs that are fitted to no data")
+    parser.add_argument("--size", help="the clip's, as mova-720p, where the checkpoint's folder states none")
+    parser.add_argument("--cache", type=Path, help="folder to fill (default DATA/cache)")
+    parser.add_argument("--device", choices=NAMES, default="cpu", help="where the codecs run (default cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of what is stored")
+    parser.add_argument("--silent", choices=get_args(Silent), default="refuse", help="clips without sound")
+    parser.add_argument("--task", choices=["joint", "audio"], default="joint", help="audio: sound alone, of any file")
+    parser.add_argument("--shard", metavar="I/N", help="of N equal shares the I-th, from 1 (default: torchrun's rank)")
+    args = parser.parse_args(argv)
+    launch = read_launch()
+    share, shares = (launch.rank + 1, launch.world) if args.shard is None else _share(args.shard, launch)
+    entries = read_metadata(args.data)[share - 1 :: shares]
+    which = f"share {share} of {shares}: " if shares > 1 else ""
+    device = get_backend(args.device).device(launch.local_rank)
+    config, codecs = _model(args.model, args.checkpoint, args.size, args.task, device)
+    folder = args.cache or args.data / "cache"
+    cache = LatentCache(folder, config.clip, *codecs, dtype=args.dtype, silent=args.silent)
+    if (otherwise := cache.stored_otherwise(entries)) is not None:
+        log.warning("%s", otherwise.replace("--loader.", "--"))
+    with Progress(console=Console(stderr=True, quiet=launch.rank > 0)) as bar:
+        task = bar.add_task(escape(f"encoding {args.data}"), total=len(entries))
+        problems = cache.fill(entries, lambda done: bar.update(task, completed=done))
+    for problem in problems:
+        sys.stdout.write(f"cannot be used: {problem.reason}\n")
+    sys.stdout.write(f"{which}{len(entries) - len(problems)} of {len(entries)} clips are in {folder}\n")
+    return int(bool(problems))
+
+
+def _share(text: str, launch: Launch) -> tuple[int, int]:
+    share, _, shares = text.partition("/")
+    if launch.world > 1:
+        raise MovaError("--shard and torchrun both divide the clips: leave --shard out, or start one process")
+    if not (share.isdecimal() and shares.isdecimal() and 1 <= int(share) <= int(shares)):
+        raise MovaError(f"--shard takes I/N, the I-th of N shares from 1, as 3/8; got '{text}'")
+    return int(share), int(shares)
+
+
+def _model(
+    preset: str | None, checkpoint: Path | None, size: str | None, task: str, device: torch.device
+) -> tuple[MovaConfig, Codecs]:
+    if checkpoint is not None:
+        folder, config = open_model(checkpoint, size)
+        return config, load_codecs(folder, device=device, parts=codecs_of(task))
+    config = get_preset(preset)
+    return config, Codecs(
+        build_video_codec(config.video_codec, device=device) if task == "joint" else None,
+        build_audio_codec(config.audio_codec, device=device),
+        build_text_encoder(config.text_encoder, tokens=config.text_tokens, dim=config.video.text_dim, device=device),
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

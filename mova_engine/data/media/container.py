@@ -1,0 +1,318 @@
+"""A media file opened: which of its streams count, and their frames in order of presentation, from any place on.
+
+What a container says of time and place is checked, not believed. `Reader` gives frames whose times never fall, after
+no damage that could have changed them, and not later than what was asked for; or it says why it cannot.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+from av.codec import CodecContext
+from av.container import InputContainer
+from av.frame import Frame
+from av.packet import Packet
+from av.stream import Disposition, Stream
+
+from mova_engine.errors import MovaError
+from mova_engine.files.atomic import require_file
+
+# Decoding begins this many seconds ahead of the wanted time, for decoder and resampler to settle.
+PREROLL = Fraction(1)
+# Sound this many seconds after a damaged packet is decoded from whole packets alone.
+SOUND_RECOVERS = Fraction(1, 10)
+# Formats whose files are what they seem: playlists, which open other files or addresses, and text shown as pictures
+# are not among them.
+FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif,apng,mxf,nut,rm,ivf,dv,yuv4mpegpipe,webp_pipe,h264,hevc,m4v,"
+    "mpegvideo,mjpeg,av1,obu,wtv,gxf,mpegtsraw,wav,w64,mp3,flac,aac,ac3,eac3,aiff,caf,au,amr,voc,tta,wv,ape"
+)
+# Formats with an index of exact times. In the others a time is searched for among stamps that may come twice.
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# Formats that may be cut anywhere: their first packets may belong to a frame whose beginning is missing.
+CUT_ANYWHERE = ("mpeg", "mpegts")
+# What decoders look for: checksums, impossible values, data that end too early; errors are not concealed.
+CHECKS = "crccheck+bitstream+buffer+explode"
+# How far to go back, in seconds, until a frame is found that is early enough.
+STEPS_BACK = (PREROLL, Fraction(8), Fraction(60))
+
+STILLS = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+
+# Layouts kept for ever: see `channel_order`.
+_kept: list = []
+
+
+@contextmanager
+def open_media(path: str | Path, *, pictures: bool = True) -> Iterator[InputContainer]:
+    """Open a local media file with video (pictures=False: with sound, whatever else).
+
+    A failure of the media library inside becomes one line that names the file. Whatever the name
+    looks like, it is a file's; nothing else is opened, whatever the file's content asks for.
+    """
+    require_file(path)
+    # Without a folder in front a name such as 12:30.mp4 reads as a protocol's.
+    url = f"file:{Path(path).absolute()}"
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    try:
+        container = av.open(url, container_options=options, metadata_errors="replace")
+    except av.ArgumentError:
+        raise MovaError(f"{path}: not a media file of a known format (playlists are not read)") from None
+    except (av.FFmpegError, MemoryError) as error:
+        raise MovaError(_damaged(path, error)) from None
+    try:
+        with container:
+            sound = audio_stream(container)
+            if not pictures and sound is None:
+                raise MovaError(f"{path}: has no sound track")
+            for stream in (video_stream(container, path) if pictures else None, sound):
+                if stream is not None and stream.codec_context is None:
+                    raise MovaError(f"{path}: damaged, or its {stream.type} is of an unknown kind")
+            yield container
+    except (av.FFmpegError, MemoryError) as error:
+        raise MovaError(_damaged(path, error)) from None
+
+
+def _damaged(path: str | Path, error: Exception) -> str:
+    # Decoders report bad data as -1 too, which the system calls "Operation not permitted".
+    told = getattr(error, "errno", errno.ENOMEM) != errno.EPERM
+    reason = f" ({getattr(error, 'strerror', None) or 'not enough memory'})" if told else ""
+    return f"{path}: damaged or cut short: cannot be decoded{reason}"
+
+
+def video_stream(container: InputContainer, path: str | Path) -> Stream:
+    """The stream of moving pictures: the one marked as default, or the first; covers and thumbnails do not count."""
+    moving = [s for s in container.streams.video if not s.disposition & STILLS]
+    if not moving:
+        cover = ", only a cover picture" if len(container.streams.video) else ""
+        alone = " (sound alone serves to train the audio tower: --task audio)" if len(container.streams.audio) else ""
+        raise MovaError(f"{path}: has no video{cover}{alone}")
+    return _default(moving)
+
+
+def audio_stream(container: InputContainer) -> Stream | None:
+    """The sound's stream: the one marked as default, or the first; None where there is none."""
+    streams = list(container.streams.audio)
+    if len(streams) > 1 and container.format.name == "mpegts":
+        # A transport stream may carry several programs: the sound of the pictures' own.
+        moving = [s for s in container.streams.video if not s.disposition & STILLS]
+        return container.streams.best("audio", related=_default(moving) if moving else None)
+    return _default(streams) if streams else None
+
+
+def _default(streams: list[Stream]) -> Stream:
+    return next((s for s in streams if s.disposition & Disposition.default), streams[0])
+
+
+def channel_order(stream: Stream) -> tuple[str, ...]:
+    """Names of the channels of a sound stream in the order of the file ("FL", "FC", ...). To be called before decoding.
+
+    A layout with an order of its own (film order in QuickTime) owns memory, which PyAV 17.1 to 18.1 frees once with
+    each Python object that stands for it: the process dies of it. The object is therefore kept for ever, and the
+    decoder is given an ordinary layout of as many channels, so that its frames own nothing.
+    """
+    layout = stream.codec_context.layout
+    _kept.append(layout)
+    names = tuple(channel.name for channel in layout.channels)
+    if "+" in layout.name or "(" in layout.name or "@" in layout.name:
+        ordinary = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+        stream.codec_context.layout = ordinary.get(len(names), f"{len(names)}C")
+    else:
+        _kept.pop()
+    return names
+
+
+class Reader:
+    """One stream's frames as (time in seconds on the container's clock, frame), in order of presentation.
+
+    `begin`: damage that does not reach frames from this time on does not count; None: all damage counts.
+    `decoder` takes the place of the stream's own.
+    `restart`: the time after which the stream's clock goes back, if that was met: there the frames end, for what
+    follows is another recording.
+    """
+
+    def __init__(
+        self, container: InputContainer, stream: Stream, path: str | Path, decoder: CodecContext | None = None
+    ) -> None:
+        self.container, self.stream, self.path = container, stream, path
+        self._decoder = decoder or stream.codec_context
+        # Decoders rather fail than show what they have made up.
+        self._decoder.options = {**self._decoder.options, "err_detect": CHECKS}
+        self.begin: Fraction | None = None
+        self.second: Fraction | None = None
+        self._indexed = container.format.name in INDEXED
+        self.states_durations = self._indexed
+        self._cut = container.format.name in CUT_ANYWHERE
+        self._moving = stream.type == "video"
+        # Pictures of program streams are stamped a frame or two off, see `timeline`.
+        self._jitter = Fraction(1, 5) if self._moving and container.format.name == "mpeg" else 0
+        self._packets = self._demuxed()
+        self._fed: list[Packet] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget what is known of the frames so far: the next come from another place."""
+        self.restart: Fraction | None = None
+        self._last: Fraction | None = None
+        self._expected: Fraction | None = None
+        self._damage: Fraction | None = None
+        # Until a frame that stands alone, the first ones may show what they refer to and do not have.
+        self._waits = self._moving and self._cut
+
+    def first(self) -> tuple[Fraction, Frame] | None:
+        """The file's first frame; `frames` gives it again. `second` is then the time of the next, if there is one."""
+        found = []
+        for packet in self._packets:
+            self._fed.append(packet)
+            found += [checked for frame in self._decoded(packet) if (checked := self._checked(frame)) is not None]
+            if len(found) > 1 or (found and self.restart is not None):
+                break
+        self._decoder.flush_buffers()
+        self.second = found[1][0] if len(found) > 1 else None
+        return found[0] if found else None
+
+    def frames(self, begin: Fraction, *, search: bool = True) -> Iterator[tuple[Fraction, Frame]]:
+        """Frames from one that is not later than `begin` on, if there is such a one.
+
+        search=False reads from the file's first frame on, for a `begin` that is near.
+        """
+        self.begin = begin
+        if self.container.format.name == "ogg":
+            self._refuse_jumps(begin)
+        packets = chain(self._fed, self._packets)
+        if not search:
+            yield from self._from(packets)
+            return
+        if self._indexed:
+            for back in STEPS_BACK:
+                frames = self._from(self._sought(begin - back), alone=True)
+                early = next(frames, None)
+                if early is not None and early[0] <= begin:
+                    yield from chain([early], frames)
+                    return
+            # The index leads astray: everything is read.
+            packets = self._sought(Fraction(-10))
+        yield from self._from(self._skipped(packets, begin))
+
+    def _refuse_jumps(self, begin: Fraction) -> None:
+        """Ogg stamps pages, not packets: after a lost page times are counted on, wrongly, until they jump."""
+        with open_media(self.path, pictures=self._moving) as container:
+            expected = None
+            for packet in container.demux(container.streams[self.stream.index]):
+                if packet.pts is None:
+                    continue
+                time = packet.pts * packet.time_base
+                if expected is not None and time >= begin and abs(time - expected) > Fraction(5, 1000):
+                    raise self._error(time)
+                expected = time + packet.duration * packet.time_base if packet.duration else None
+
+    def _sought(self, time: Fraction) -> Iterator[Packet]:
+        self.container.seek(int(time / self.stream.time_base), stream=self.stream)
+        self._decoder.flush_buffers()
+        return self._demuxed()
+
+    def _demuxed(self) -> Iterator[Packet]:
+        try:
+            yield from self.container.demux(self.stream)
+        except IndexError:
+            # PyAV's way of saying that a stream has turned up which was not there when the file was opened.
+            raise MovaError(f"{self.path}: damaged: it has a stream that its beginning does not name") from None
+
+    def _skipped(self, packets: Iterator[Packet], begin: Fraction) -> Iterator[Packet]:
+        """Packets without those that the frames around `begin` do not need."""
+        held: list[Packet] = []
+        latest, falls = None, False
+        # Pictures of a program stream are counted, see `timeline`; sound has to settle.
+        enough = begin - (PREROLL if not self._moving or self.container.format.name == "mpeg" else 0)
+        for packet in packets:
+            decoded, shown = self._time(packet.dts), self._time(packet.pts)
+            if decoded is not None and latest is not None and decoded < latest - self._jitter:
+                falls = True
+                break
+            latest = decoded if decoded is not None else latest
+            if packet.is_keyframe and shown is not None and shown <= enough and not packet.is_corrupt:
+                held.clear()
+                self._waits = self._moving
+            held.append(packet)
+            if decoded is None or decoded > begin:
+                break
+        yield from held
+        if falls:
+            self.restart = latest
+        else:
+            yield from packets
+
+    def _from(self, packets: Iterator[Packet], alone: bool = False) -> Iterator[tuple[Fraction, Frame]]:
+        self._clear()
+        self._waits |= alone and self._moving
+        for packet in packets:
+            for frame in self._decoded(packet):
+                checked = self._checked(frame)
+                if self.restart is not None:
+                    return
+                if checked is not None:
+                    yield checked
+        if self._damage is not None and (self.begin is None or self._damage >= self.begin):
+            raise self._error(self._damage)
+
+    def _decoded(self, packet: Packet) -> list[Frame]:
+        if packet.size == 0 and packet.pts is not None:
+            return []  # the last picture stays; to the decoder it would mean the end
+        if packet.is_corrupt:
+            self._spoilt(packet)
+        try:
+            return self._decoder.decode(packet)
+        except av.FFmpegError as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise
+            self._spoilt(packet)
+            return []
+
+    def _spoilt(self, packet: Packet) -> None:
+        """Note that frames from this packet's decoding time on may be wrong."""
+        if self._last is None and self._cut:
+            return
+        time = self._time(packet.dts if packet.dts is not None else packet.pts)
+        self._note(time if time is not None else self._last or Fraction(0))
+
+    def _note(self, time: Fraction) -> None:
+        self._damage = time if self._damage is None else min(self._damage, time)
+
+    def _checked(self, frame: Frame) -> tuple[Fraction, Frame] | None:
+        """The frame with its time; None where it is not to be shown or the clock restarts."""
+        if frame.pts is not None:
+            time = frame.pts * frame.time_base
+        elif self._expected is not None:
+            time = self._expected  # of a packet with several frames of sound
+        else:
+            raise MovaError(f"{self.path}: its {self.stream.type} carries no timestamps")
+        if not self._moving and frame.sample_rate:
+            self._expected = time + Fraction(frame.samples, frame.sample_rate)
+        if self._last is not None and time < self._last - self._jitter:
+            self.restart = self._last
+            return None
+        alone = self._moving and frame.key_frame and not frame.is_corrupt
+        if self._waits:
+            if not alone:
+                return None
+            self._waits = False
+        if frame.is_corrupt:
+            self._note(time)
+        if self._damage is not None and time >= self._damage:
+            healed = alone and time > self._damage if self._moving else time >= self._damage + SOUND_RECOVERS
+            if self.begin is None or (time > self.begin if healed else time >= self.begin):
+                raise self._error(self._damage)
+            if not healed:
+                return None
+            self._damage = None
+        self._last = time
+        return time, frame
+
+    def _time(self, stamp: int | None) -> Fraction | None:
+        return None if stamp is None else stamp * self.stream.time_base
+
+    def _error(self, time: Fraction) -> MovaError:
+        return MovaError(f"{self.path}: damaged {self.stream.type} at {float(time):.3f} s")

@@ -1,0 +1,132 @@
+"""The pictures of a clip: for each instant the source picture on display then, as RGB of the clip's size."""
+
+import io
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from av.codec import CodecContext
+from av.codec.codec import UnknownCodecError
+from av.container import InputContainer
+from av.stream import Stream
+from PIL import Image
+
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.container import PREROLL, Reader, open_media, video_stream
+from mova_engine.data.media.frames import NAMES_PROFILES, frame_pixels
+from mova_engine.data.media.interlacing import deinterlace
+from mova_engine.data.media.timeline import Timeline, known_times
+from mova_engine.data.media.warn import warn
+from mova_engine.errors import MovaError
+
+T = TypeVar("T")
+
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+
+def exact_rate(fps: float) -> Fraction:
+    """A frame rate as the fraction it stands for (23.976023976 is 24000/1001)."""
+    return Fraction(fps).limit_denominator(1001)
+
+
+def read_pictures(
+    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction
+) -> tuple[Fraction, np.ndarray]:
+    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
+    stream = video_stream(container, path)
+    decoder = choose_decoder(stream, path)
+    # A decoder with threads of its own may not be freed in another process, which forked workers can come to do; and
+    # most of the time goes to what follows it.
+    decoder.thread_count = 1
+    reader = Reader(container, stream, path, decoder)
+    first = reader.first()
+    if first is None:
+        raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
+    origin = first[0]
+    begin = origin + start
+    frames = known_times(reader.frames(begin, search=start > PREROLL), container, stream, path)
+    frames = deinterlace(frames, path, stream.codec_context.name)
+    timeline = Timeline(frames, stream, stated=reader.states_durations)
+
+    rate = exact_rate(clip.fps)
+    wanted = [begin + k / rate for k in range(clip.frames)]
+    aspect, codec = float(stream.sample_aspect_ratio or 1), stream.codec_context.name
+    profile = _png_profile(path) if codec in NAMES_PROFILES else None
+    video = np.empty((clip.frames, clip.height, clip.width, 3), np.uint8)
+    count, last = 0, None
+    for frame in pick_frames(iter(timeline), wanted, reach=1 / (2 * rate)):
+        if frame is last:
+            video[count] = video[count - 1]
+        else:
+            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect, codec, profile)
+        count, last = count + 1, frame
+    if count < clip.frames:
+        needed = start + Fraction(clip.frames) / rate
+        declared = stream.duration * stream.time_base if stream.duration else Fraction(0)
+        why = "too short"
+        if reader.restart is not None:
+            why = f"its clock restarts {float(reader.restart - origin):.3f} s after its first picture (joined files?)"
+        elif declared >= needed:
+            why = f"cut short (it declares {float(declared):.3f} s)"
+        given = f"{count} of the clip's {clip.frames} frames ({clip.duration:.3f} s at {clip.fps:g} fps)"
+        raise MovaError(f"{path}: {why}: it gives {given}" + (f" after {float(start):g} s" if start else ""))
+    hole = timeline.hole(wanted[0], wanted[-1], (origin, reader.second))
+    if hole is not None:
+        missing = f"{float(hole[1] - hole[0]):.3f} s without a picture from {float(hole[0] - origin):.3f} s on"
+        raise MovaError(f"{path}: damaged video: {missing}, in a file of constant frame rate")
+    return origin, video
+
+
+def _png_profile(path: str | Path) -> bytes | None:
+    """The ICC profile of a video of PNG pictures, by its first picture: PyAV cannot give it."""
+    with open_media(path) as container:
+        packet = next(container.demux(video_stream(container, path)))
+        whole = container.format.name == "apng"
+        try:
+            with Image.open(path if whole else io.BytesIO(bytes(packet))) as image:
+                return image.info.get("icc_profile")
+        except Exception:
+            return None  # damage, on which the decoder has the word
+
+
+def choose_decoder(stream: Stream, path: str | Path) -> CodecContext:
+    """The stream's own, or libvpx's for transparent VP8 and VP9: FFmpeg's pass over the alpha that WebM keeps aside."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1":
+        return own
+    try:
+        decoder = CodecContext.create(ALPHA_DECODERS[own.name], "r")
+    except (KeyError, UnknownCodecError):
+        warn(path, f"states transparency, which cannot be read of {own.name}, and is shown without")
+        return own
+    decoder.extradata = own.extradata
+    for fact in ("colorspace", "color_range", "color_trc", "color_primaries"):
+        setattr(decoder, fact, getattr(own, fact))
+    return decoder
+
+
+def pick_frames(
+    frames: Iterator[tuple[Fraction, T | None]], wanted: Sequence[Fraction], reach: Fraction
+) -> Iterator[T]:
+    """For each of the ascending `wanted` times, yield the frame whose own time is nearest (the earlier of two).
+
+    A frame whose time is yet to come is taken only if it does within `reach`: where a picture stands for long, as with
+    a variable frame rate, the one on display is right however near the next one is. `frames` ends with (time, None):
+    the time at which the last frame leaves the display; from there on nothing is yielded, and nothing at all where the
+    first wanted time lies more than `reach` before the first frame.
+    """
+    shown_time, shown = next(frames)
+    if shown_time - wanted[0] > reach:
+        return
+    following_time, following = next(frames, (None, None))
+    for time in wanted:
+        while following_time is not None and (
+            following_time <= time or (following is not None and following_time - time < min(time - shown_time, reach))
+        ):
+            shown_time, shown = following_time, following
+            following_time, following = next(frames, (None, None))
+        if shown is None:
+            return
+        yield shown

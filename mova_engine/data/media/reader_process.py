@@ -1,0 +1,285 @@
+"""Functions that read unknown files, run in a process of their own, so that no file can end the caller's.
+
+Media libraries are native code: a file can crash them, have them take all memory, or never come back. A function
+marked `@apart` is run by a worker process. Whatever becomes of the worker, the caller gets a result or a MovaError that
+names the file.
+
+    caller --socket--> server (imports little, never decodes) --fork--> worker (decodes one file after the other)
+
+The server is started when it is first needed, once for each thread that reads at the same time, and ends with the
+caller. It forks another worker where one has died, or has met a file that cannot be read and so may be spoilt itself.
+Arrays come back through shared memory. Log records of the worker are logged again by the caller.
+"""
+
+import atexit
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from mova_engine.data.helper_signals import stop_signals_held
+from mova_engine.errors import MovaError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# What reading one file may take. Processor time, because a busy machine or a slow disk is not the file's fault.
+CPU_SECONDS = 300
+WALL_SECONDS = 3600
+MEMORY = 8 << 30
+# Bytes of shared memory that stay with a server: to be given new pages for each clip takes longer than the copy.
+KEPT = 256 << 20
+
+_SERVE = "import sys; from mova_engine.data.media.reader_process import serve; serve(*map(int, sys.argv[1:]))"
+
+
+class FatalFileError(MovaError):
+    """The process that read a file died of it, or took too long or too much memory: `reason`, without the path."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+def apart(function: Callable[P, R]) -> Callable[P, R]:
+    """Have `function(path, ...)`, of a module's top level, run in a worker process; `__wrapped__` is the bare one.
+
+    Arguments and results are pickled. Raises what `function` raises, and FatalFileError, which names `path`, where the
+    worker dies, or takes more than CPU_SECONDS, WALL_SECONDS or MEMORY.
+    """
+
+    @functools.wraps(function)
+    def run(path, *args, **kwargs):
+        if _in_worker:
+            return function(path, *args, **kwargs)
+        with _pool.taken() as server:
+            return server.run(function, path, args, kwargs)
+
+    return run
+
+
+class _Server:
+    """The caller's end of one server process."""
+
+    def __init__(self) -> None:
+        self._memory = _shared_memory()
+        self._socket, theirs = Pipe()
+        with theirs, stop_signals_held():
+            fds = (theirs.fileno(), self._memory)
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, *map(str, fds)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self.usable = True
+
+    def run(self, function: Callable, path: Any, args: tuple, kwargs: dict) -> Any:
+        self.usable = False  # until the answer is there
+        limits = (CPU_SECONDS, WALL_SECONDS, MEMORY)
+        call = (function.__module__, function.__qualname__, (path, *args), kwargs)
+        try:
+            # Names may be relative to a folder that is not the one in which the server was started.
+            self._socket.send((*call, os.getcwd(), limits))
+            outcome, said, records = self._socket.recv()
+        except (EOFError, OSError):
+            raise FatalFileError(path, "the process that reads it has gone (out of memory?)") from None
+        self.usable = True
+        for name, level, text in records:
+            logging.getLogger(name).log(level, "%s", text)
+        if outcome == "result":
+            body, sizes = said
+            return pickle.loads(body, buffers=self._buffers(sizes))
+        if outcome == "raised":
+            raise said
+        raise FatalFileError(path, said)
+
+    def _buffers(self, sizes: list[int]) -> list[np.ndarray]:
+        buffers, place = [], 0
+        for size in sizes:
+            buffer, done = np.empty(size, np.uint8), 0
+            while done < size:
+                done += os.preadv(self._memory, [memoryview(buffer)[done:]], place + done)
+            buffers.append(buffer)
+            place += size
+        if place > KEPT:
+            os.ftruncate(self._memory, 0)
+        return buffers
+
+    def close(self, ends: bool = True) -> None:
+        """Let go of the server, which then ends; ends=False in a forked process, whose parent goes on using it."""
+        self._socket.close()
+        os.close(self._memory)
+        if ends:
+            self._process.wait()
+        else:
+            self._process.returncode = 0  # not this process's child
+
+
+def _shared_memory() -> int:
+    """Descriptor of a file without a name."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("clips", 0)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class _Pool:
+    """Servers that wait for work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Server] = []
+        self._all: list[_Server] = []
+
+    @contextlib.contextmanager
+    def taken(self):
+        with self._lock:
+            server = self._idle.pop() if self._idle else None
+        if server is None:
+            server = _Server()
+            self._all.append(server)
+        try:
+            yield server
+        finally:
+            if server.usable:
+                self._idle.append(server)
+            else:
+                self._all.remove(server)
+                server.close()
+
+    def close(self, ends: bool = True) -> None:
+        self._lock = threading.Lock()  # a thread that held it may not exist any more
+        for server in self._all:
+            server.close(ends)
+        self._idle, self._all = [], []
+
+
+_pool = _Pool()
+_in_worker = False
+os.register_at_fork(after_in_child=lambda: _pool.close(ends=False))
+atexit.register(_pool.close)
+
+
+def serve(socket: int, memory: int) -> None:
+    """The server: hand requests to a worker, and say what became of it, until the caller closes the socket."""
+    global _in_worker
+    _in_worker = True
+    caller = Connection(socket)
+    worker = pid = None
+    while True:
+        try:
+            request = caller.recv()
+        except EOFError:
+            break
+        module, *_, (cpu, wall, space) = request
+        importlib.import_module(module)  # once, for all workers to come
+        if worker is None:
+            worker, pid = _fork(caller, memory, space)
+        with contextlib.suppress(OSError):
+            worker.send((request[:-1], cpu))
+        ready = wait([caller, worker], timeout=wall)
+        if worker in ready:
+            try:
+                answer, spoilt = worker.recv()
+            except (EOFError, OSError):
+                answer, spoilt = ("died", _cause(os.waitpid(pid, 0)[1], cpu), []), True
+                pid = None
+        else:  # the caller has gone, or the time is over
+            answer, spoilt = ("died", f"reading it takes more than {wall} s", []), True
+        if spoilt:
+            worker.close()
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            worker = None
+        try:
+            caller.send(answer)
+        except OSError:
+            break
+    if worker is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _cause(status: int, cpu: int) -> str:
+    if not os.WIFSIGNALED(status):
+        return f"reading it ends the process that does, with status {os.waitstatus_to_exitcode(status)}"
+    number = os.WTERMSIG(status)
+    if number in (signal.SIGPROF, signal.SIGXCPU):
+        return f"reading it takes more than {cpu} s of processor time"
+    killed = " (out of memory?)" if number == signal.SIGKILL else ""
+    return f"reading it crashes the media library ({signal.Signals(number).name}{killed})"
+
+
+def _fork(caller: Connection, memory: int, space: int) -> tuple[Connection, int]:
+    ours, theirs = Pipe()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return ours, pid
+    # A worker that goes on, whatever happens, must not become a second server.
+    try:
+        ours.close()
+        caller.close()
+        # The C library's last words would stand on the terminal without the file's name.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (space if most < 0 else min(space, most), most))
+        _work(theirs, memory, space)
+    finally:
+        os._exit(1)
+
+
+def _work(server: Connection, memory: int, space: int) -> None:
+    records: list[tuple[str, int, str]] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append((record.name, record.levelno, record.getMessage()))
+    logging.getLogger().addHandler(handler)
+    while True:
+        try:
+            (module, name, args, kwargs, folder), cpu = server.recv()
+        except EOFError:
+            os._exit(0)
+        records.clear()
+        signal.setitimer(signal.ITIMER_PROF, cpu)
+        try:
+            os.chdir(folder)
+            function = getattr(importlib.import_module(module), name).__wrapped__
+            answer, spoilt = ("result", _stored(function(*args, **kwargs), memory)), False
+        except MemoryError:
+            answer, spoilt = ("died", f"reading it takes more than {space >> 30} GiB of memory"), True
+        except Exception as error:
+            if not isinstance(error, MovaError):
+                error.add_note(traceback.format_exc())
+            answer, spoilt = ("raised", error), True
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        server.send(((*answer, list(records)), spoilt))
+
+
+def _stored(result: Any, memory: int) -> tuple[bytes, list[int]]:
+    """Put the arrays of a result into the shared memory; the rest of it is returned, and the arrays' sizes."""
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
+    sizes, place = [], 0
+    for buffer in buffers:
+        view, done = buffer.raw(), 0
+        while done < len(view):
+            done += os.pwrite(memory, view[done:], place + done)
+        sizes.append(len(view))
+        place += len(view)
+    return body, sizes

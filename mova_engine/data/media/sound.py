@@ -1,0 +1,237 @@
+"""The sound of a clip: placed by its timestamps, resampled, mixed down to one channel.
+
+What a file's timestamps mean is found by `clock`, what its channels weigh by `downmix`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.container import InputContainer
+from av.filter import Graph
+
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.clock import PacketRun, find_runs
+from mova_engine.data.media.container import PREROLL, Reader, audio_stream, channel_order
+from mova_engine.data.media.downmix import mono_weights, pairs
+from mova_engine.data.media.warn import warn
+from mova_engine.errors import MovaError
+
+# Below this peak (-80 dB) a channel holds no sound: digital silence, or its dither.
+SILENCE_PEAK = 1e-4
+# A left and a right channel that correlate by less are one sound, inverted in one of them: a lead connected wrongly.
+OPPOSITE = -0.95
+# A downmix this far below its loudest channel is one that has cancelled out.
+CANCELLED = 1e-2
+# Seconds over which sound fades where it begins or ends in the clip, and where parts overlap from one to the other.
+FADE = 2e-3
+
+
+@dataclass(frozen=True)
+class Sound:
+    """`mono` float32 [n], at most 1 in size. covered: for how many of its samples the file has sound. silent: none of
+    the channels that count in a downmix sounds in it.
+    """
+
+    mono: np.ndarray
+    covered: int
+    silent: bool
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A frame: when it starts and how long it lasts, seconds on the clip's clock, and its channels float32 [c, n]."""
+
+    time: Fraction
+    length: Fraction
+    rate: int
+    channels: tuple[str, ...]
+    samples: np.ndarray
+
+
+def first_sound(container: InputContainer, path: str | Path) -> Fraction:
+    """When the file's first sample sounds, in seconds on the container's clock."""
+    stream = audio_stream(container)
+    channel_order(stream)
+    first = Reader(container, stream, path).first()
+    if first is None:
+        raise MovaError(f"{path}: damaged or cut short: no sound can be decoded")
+    return first[0]
+
+
+def read_sound(
+    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, origin: Fraction
+) -> Sound:
+    """The clip's sound from `start` seconds after `origin`.
+
+    Where the file has none there are zeros, with a short fade to either side. Sound that exceeds
+    full scale in the clip, as a downmix of loud channels may, is scaled down to it as a whole. Raises MovaError for
+    sound that cannot be placed or mixed.
+    """
+    stream = audio_stream(container)
+    order = channel_order(stream)
+    begin, margin = origin + start, Fraction(1, 10)
+    end = begin + Fraction(clip.audio_samples, clip.sample_rate)
+    reader = Reader(container, stream, path)
+    frames = reader.frames(begin - margin, search=start > PREROLL)
+    pieces = list(_pieces(frames, order, begin, margin, end, path))
+    if reader.restart is not None and reader.restart < end - margin:
+        where = f"{float(reader.restart - origin):.3f} s from the start"
+        raise MovaError(f"{path}: the clock of its sound restarts {where} (joined files?)")
+    weights, loudest = _weights(pieces, end - begin, path)
+    audio, covered = np.zeros(clip.audio_samples, np.float32), np.zeros(clip.audio_samples, bool)
+    try:
+        runs = [each for part in _same_rate(pieces) for each in _runs(part)]
+    except MovaError as error:
+        raise MovaError(f"{path}: {error}") from None
+    for run, part in runs:
+        mono = np.concatenate([weights[x.channels] @ x.samples for x in part]).astype(np.float32)
+        first, samples = _placed(mono, part[0].rate, run, clip.sample_rate)
+        _lay(audio, covered, first, samples, round(FADE * clip.sample_rate))
+    peak = float(np.abs(audio).max(initial=0))
+    silent = loudest < SILENCE_PEAK
+    if not silent and peak < CANCELLED * loudest:
+        raise MovaError(f"{path}: its channels cancel each other in the downmix to one; mix its sound down first")
+    return Sound(audio / peak if peak > 1 else audio, int(covered.sum()), silent)
+
+
+def _pieces(
+    frames: Iterator[tuple[Fraction, AudioFrame]],
+    order: tuple[str, ...],
+    begin: Fraction,
+    margin: Fraction,
+    end: Fraction,
+    path: str | Path,
+) -> Iterator[_Piece]:
+    """Frames that touch the clip or the margin around it. order: the stream's channels, as of `channel_order`."""
+    floats = _Floats()
+    for time, frame in frames:
+        if time >= end + margin:
+            return
+        length = Fraction(frame.samples, frame.sample_rate)
+        if time + length <= begin - margin or not frame.samples:
+            continue
+        samples = floats(frame)
+        if not np.isfinite(samples).all():
+            raise MovaError(f"{path}: its sound holds values that are not finite at {float(time):.3f} s")
+        known = len(order) == frame.layout.nb_channels
+        channels = order if known else tuple(channel.name for channel in frame.layout.channels)
+        yield _Piece(time - begin, length, frame.sample_rate, channels, samples)
+
+
+class _Floats:
+    """Makes samples float32 [channels, n], full scale 1, of frames of any format."""
+
+    def __init__(self) -> None:
+        self._converters: dict[tuple[str, str, int], av.AudioResampler] = {}
+
+    def __call__(self, frame: AudioFrame) -> np.ndarray:
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        # Packed: of planar sound with 8 channels or more PyAV reads memory that is not the frame's.
+        converter = self._converters.setdefault(kind, av.AudioResampler(format="flt"))
+        found = [part.to_ndarray().reshape(-1, frame.layout.nb_channels).T for part in converter.resample(frame)]
+        return np.concatenate(found, axis=1)
+
+
+def _weights(
+    pieces: list[_Piece], duration: Fraction, path: str | Path
+) -> tuple[dict[tuple[str, ...], np.ndarray], float]:
+    """The weights of each layout's channels, float32, and the peak within the clip of the channels that count."""
+    weights, loudest = {}, 0.0
+    for channels in dict.fromkeys(piece.channels for piece in pieces):
+        try:
+            own = mono_weights(channels).astype(np.float32)
+        except MovaError as error:
+            raise MovaError(f"{path}: {error}") from None
+        heard = np.concatenate([_within(x, duration) for x in pieces if x.channels == channels], axis=1)
+        loudest = max(loudest, float(np.abs(heard[own != 0]).max(initial=0)))
+        for left, right in pairs(channels):
+            if _are_opposite(heard[left], heard[right]):
+                warn(path, "left and right are in opposite phase, and one of them is taken inverted")
+                own[right] *= -1
+        weights[channels] = own
+    return weights, loudest
+
+
+def _within(piece: _Piece, duration: Fraction) -> np.ndarray:
+    """The piece's samples that lie within the clip."""
+    first, last = -piece.time * piece.rate, (duration - piece.time) * piece.rate
+    return piece.samples[:, max(0, int(first)) : max(0, int(last))]
+
+
+def _are_opposite(left: np.ndarray, right: np.ndarray) -> bool:
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    energy = np.sqrt((left @ left) * (right @ right))
+    return bool(energy) and left @ right < OPPOSITE * energy
+
+
+def _same_rate(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    """Divide pieces where the sample rate changes."""
+    part: list[_Piece] = []
+    for piece in pieces:
+        if part and piece.rate != part[0].rate:
+            yield part
+            part = []
+        part.append(piece)
+    if part:
+        yield part
+
+
+def _runs(part: list[_Piece]) -> Iterator[tuple[PacketRun, list[_Piece]]]:
+    times, lengths = (np.array([float(getattr(x, name)) for x in part]) for name in ("time", "length"))
+    for run in find_runs(times, lengths):
+        yield run, part[run.first : run.last]
+
+
+def _placed(mono: np.ndarray, rate: int, run: PacketRun, sample_rate: int) -> tuple[int, np.ndarray]:
+    """A run at `sample_rate`: the place in the clip of its first sample, which may lie before it, and its samples."""
+    if not run.stretched:
+        return round(run.times[0] * sample_rate), _resample(mono, rate, sample_rate)
+    from scipy.ndimage import map_coordinates
+
+    # Twice the rate, so that a spline of degree 5 between samples is as good as exact.
+    fine = _resample(mono, rate, 2 * sample_rate)
+    first, last = int(np.ceil(run.times[0] * sample_rate)), int(run.times[-1] * sample_rate)
+    nominal = np.interp(np.arange(first, last + 1) / sample_rate, run.times, run.nominal)
+    return first, map_coordinates(fine, nominal[None] * (2 * sample_rate), order=5, mode="nearest")
+
+
+def _lay(audio: np.ndarray, covered: np.ndarray, first: int, samples: np.ndarray, fade: int) -> None:
+    """Put a run into the clip, over what was there. Where it begins or ends within the clip, it fades in or out."""
+    ramp = np.sin(np.linspace(0, np.pi / 2, min(fade, len(samples)) + 2)[1:-1]).astype(np.float32) ** 2
+    over = np.ones(len(samples), np.float32)
+    if first > 0:
+        over[: len(ramp)] = ramp
+    if first + len(samples) < len(audio):
+        samples = samples.copy()
+        samples[len(samples) - len(ramp) :] *= ramp[::-1]
+    heard = slice(max(first, 0), max(min(first + len(samples), len(audio)), 0))
+    own = slice(heard.start - first, max(heard.stop - first, 0))
+    audio[heard] += over[own] * (samples[own] - audio[heard])
+    covered[heard] = True
+
+
+def _resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """Sound float32 [n] at another rate."""
+    if rate == sample_rate:
+        return mono
+    graph = Graph()
+    source = graph.add_abuffer(sample_rate=rate, format="flt", layout="mono", time_base=Fraction(1, rate))
+    convert = graph.add("aresample", f"{sample_rate}:out_sample_fmt=flt")
+    sink = graph.add("abuffersink")
+    graph.link_nodes(source, convert, sink).configure()
+    frame = av.AudioFrame.from_ndarray(mono[None], format="flt", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+    graph.push(frame)
+    graph.push(None)
+    found = []
+    while True:
+        try:
+            found.append(graph.pull().to_ndarray()[0])
+        except (av.error.BlockingIOError, av.error.EOFError):
+            break
+    return np.concatenate(found) if found else np.zeros(0, np.float32)

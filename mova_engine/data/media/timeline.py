@@ -1,0 +1,130 @@
+"""When pictures are on display: the true times where a container's are not, the last one's end, pictures missing."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Stream
+from av.video.frame import PictureType, VideoFrame
+
+from mova_engine.errors import MovaError
+
+# Frames by which to tell whether a rate is constant.
+ENOUGH = 60
+
+
+def known_times(
+    frames: Iterator[tuple[Fraction, VideoFrame]], container: InputContainer, stream: Stream, path: str | Path
+) -> Iterator[tuple[Fraction, VideoFrame]]:
+    """The frames with their true times where the container does not give these, or MovaError where they are a guess.
+
+    An AVI with B frames gives times of decoding; where the sound starts against them is a frame or two in doubt.
+    """
+    if container.format.name == "mpeg" and stream.average_rate:
+        frames = _counted(frames, 1 / stream.average_rate)
+    guessed = container.format.name == "avi" and container.streams.audio
+    for time, frame in frames:
+        if guessed and frame.pict_type == PictureType.B:
+            raise MovaError(f"{path}: an AVI with B frames does not say when they are shown; convert it to mp4 or mkv")
+        yield time, frame
+
+
+def _counted(frames: Iterator[tuple[Fraction, VideoFrame]], period: Fraction) -> Iterator[tuple[Fraction, VideoFrame]]:
+    """Frames of a constant rate, some of which are stamped a period or two off: those get the time that counting gives.
+
+    In program streams a stamp stands where a packet of 2 kB begins and goes to the frame that is next found there,
+    now and then to another. Later stamps agree with the count again; where they do not within a second, a frame is
+    missing and all times stay.
+    """
+    last, odd = None, []
+    for time, frame in frames:
+        off = 0 if last is None else abs(time - last - period)
+        if last is None or not (odd or period / 10 < off < period * Fraction(5, 2)):
+            yield time, frame
+            last = time
+            continue
+        odd.append((time, frame))
+        agrees = abs(time - last - len(odd) * period) <= period / 10
+        if agrees or len(odd) * period > 1:
+            yield from ((last + (i + 1) * period, x) for i, (_, x) in enumerate(odd)) if agrees else odd
+            last, odd = time, []
+    yield from odd
+
+
+class Timeline:
+    """Frames with their times, as they are read, and at last the time at which the last one leaves the display.
+
+    stated: whether the container says of each frame how long it stays. Otherwise that is guessed from a declared rate,
+    and the distance of the frames before says more.
+    """
+
+    def __init__(self, frames: Iterator[tuple[Fraction, VideoFrame]], stream: Stream, stated: bool) -> None:
+        self._frames, self._stream, self._stated = frames, stream, stated
+        self._times: list[Fraction] = []
+        self._stays = Fraction(0)
+
+    def __iter__(self) -> Iterator[tuple[Fraction, VideoFrame | None]]:
+        for time, frame in self._frames:
+            self._times.append(time)
+            self._stays = frame.duration * frame.time_base
+            yield time, frame
+        if not self._times:
+            yield Fraction(0), None
+            return
+        stays = self._stays
+        if len(self._times) > 1 and not (self._stated and stays):
+            stays = self._typical()
+        elif not stays and self._stream.average_rate:
+            stays = 1 / self._stream.average_rate
+        self._times.append(self._times[-1] + stays)
+        yield self._times[-1], None
+
+    def hole(
+        self, begin: Fraction, end: Fraction, opening: tuple[Fraction, Fraction | None]
+    ) -> tuple[Fraction, Fraction] | None:
+        """From when to when, between `begin` and `end`, pictures are missing from a file of constant frame rate.
+
+        Also between the file's first two pictures, at `opening`: a wrong time of the first would move everything.
+        The rate is constant where nine of ten distances are the same, or the file's mean and base rates and the usual
+        distance agree. That a container says of a picture that it stays so long proves nothing: whoever writes a file
+        from which packets are missing lets it say so.
+        """
+        if self._widest(opening) > self._typical() * Fraction(3, 2):
+            self._see_more()
+        typical = self._typical()
+        if not typical:
+            return None
+        gaps = list(pairwise(self._times))
+        rounding = Fraction(2, 1000)
+        even = sum(abs(b - a - typical) <= typical / 10 + rounding for a, b in gaps) >= len(gaps) * Fraction(9, 10)
+        rates = (self._stream.average_rate, self._stream.base_rate)
+        constant = all(rate is not None and abs(rate * typical - 1) < Fraction(1, 20) for rate in rates)
+        within = [(a, b) for a, b in gaps if a < end and b > begin]
+        if opening[1] is not None:
+            within.append(opening)
+        for a, b in within if constant or even else ():
+            if b - a > typical * Fraction(3, 2) + rounding:
+                return a, b
+        return None
+
+    def _see_more(self) -> None:
+        """Read on where there are few distances to tell by what is usual; damage there is none of the clip's."""
+        with suppress(MovaError, av.FFmpegError):
+            for time, _ in self._frames:
+                self._times.append(time)
+                if len(self._times) > ENOUGH:
+                    return
+
+    def _typical(self) -> Fraction:
+        """The usual distance of two frames."""
+        distances = sorted(b - a for a, b in pairwise(self._times))
+        return distances[(len(distances) - 1) // 2] if distances else Fraction(0)
+
+    def _widest(self, opening: tuple[Fraction, Fraction | None]) -> Fraction:
+        first, second = opening
+        widest = max((b - a for a, b in pairwise(self._times)), default=Fraction(0))
+        return max(widest, second - first) if second is not None else widest

@@ -1,0 +1,1 @@
+"""Clips that the engine makes itself."""

@@ -1,0 +1,186 @@
+"""The embedded dataset: real mp4 files of a bouncing ball that clicks, in which only timing ties sound to picture.
+
+A ball rests at the top, is released after a hidden random delay, falls, and bounces with the tempo that the caption
+names; each bounce is one click whose pitch follows the ball's colour. Caption and first frame tell colour, tempo and
+place but not the delay: a model can put the click on the bounce only by letting picture and sound inform each other.
+
+    python -m mova_engine.data.synthetic.bounce OUT --clips 768 --seed 0 --split train
+
+writes `OUT/*.mp4` and `OUT/metadata.jsonl` (video_path, caption, and the truth: colour, tempo, delay, column, bounces).
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mova_engine.data.media.write import encode_mp4
+from mova_engine.data.metadata import FILES
+from mova_engine.errors import CommandParser, MovaError, counted, run_cli
+from mova_engine.files.writable import check_writable
+from mova_engine.files.written import Written
+
+WAY_OUT = "give another folder"
+
+FRAMES, SIZE, FPS, SAMPLE_RATE = 33, 48, 24.0, 48000
+DURATION = FRAMES / FPS
+
+# Colour name -> RGB of the ball, Hz of its click. All carriers are multiples of 50 Hz, so that with the phase locked to
+# absolute time a click's waveform repeats in every 20 ms audio latent, whenever it starts.
+COLOURS: dict[str, tuple[tuple[int, int, int], float]] = {
+    "red": ((255, 70, 60), 500.0),
+    "yellow": ((245, 215, 40), 850.0),
+    "green": ((60, 225, 80), 1200.0),
+    "blue": ((70, 140, 255), 1550.0),
+    "purple": ((215, 90, 250), 1900.0),
+    "white": ((250, 250, 250), 2250.0),
+}
+# Tempo name -> seconds from bounce to bounce.
+TEMPI: dict[str, float] = {"frantic": 0.5, "quick": 0.6, "moderate": 0.7, "slow": 0.8, "lazy": 0.9}
+
+# Every colour and every tempo is seen in training; these pairs of them are not.
+HELD_OUT: tuple[tuple[str, str], ...] = tuple((c, list(TEMPI)[i % len(TEMPI)]) for i, c in enumerate(COLOURS))
+TRAINED: tuple[tuple[str, str], ...] = tuple((c, t) for c in COLOURS for t in TEMPI if (c, t) not in HELD_OUT)
+SPLITS = {"train": TRAINED, "heldout": HELD_OUT}
+
+LATEST_FIRST_BOUNCE = 1.1  # seconds: every clip shows its first bounce and the rise after it
+CLICK_DECAY, CLICK_ATTACK, CLICK_LEVEL = 0.035, 0.001, 0.6  # seconds, seconds, of full scale
+WALL, FLOOR = (28, 30, 34), (92, 76, 70)
+FLOOR_TOP = 42  # row
+RADIUS = 5.0  # pixels, as are all below
+REST_HEIGHT = 8.0  # row of the ball's centre at rest
+# Middles of the embedded codec's 8-pixel blocks: between two of them it would lose half as much again of the ball.
+COLUMNS = (12.0, 20.0, 28.0, 36.0)
+
+
+@dataclass(frozen=True)
+class Bounce:
+    """What happens in one clip. `delay`: seconds at rest before release; `column`: x of the ball's centre in pixels."""
+
+    colour: str
+    tempo: str
+    delay: float
+    column: float
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.colour} ball bouncing on the floor at a {self.tempo} tempo"
+
+    @property
+    def period(self) -> float:
+        """Seconds from bounce to bounce; the first fall takes half of it."""
+        return TEMPI[self.tempo]
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Seconds at which the ball touches the floor, within the clip."""
+        first = self.delay + self.period / 2
+        return tuple(np.arange(first, DURATION, self.period).tolist())
+
+    def height(self, t: np.ndarray) -> np.ndarray:
+        """Fraction (1 at rest, 0 on the floor) of the ball's height at times `t` in seconds.
+
+        Free fall and loss-free bounces: the parabola 4 u (1 - u) in the phase u of the period; u = 1/2 is the top.
+        """
+        phase = np.mod(np.maximum(t - self.delay, 0.0) / self.period + 0.5, 1.0)
+        return 4 * phase * (1 - phase)
+
+
+def draw(rng: np.random.Generator, colour: str, tempo: str) -> Bounce:
+    """A clip of the given colour and tempo; delay ~ U(0, min(T, 1.1 - T/2)) seconds, T the period; a random column."""
+    period = TEMPI[tempo]
+    delay = rng.uniform(0, min(period, LATEST_FIRST_BOUNCE - period / 2))
+    return Bounce(colour, tempo, float(delay), float(rng.choice(COLUMNS)))
+
+
+def render_video(clip: Bounce) -> np.ndarray:
+    """The picture, uint8 [f, h, w, 3]: frame k shows the instant k / 24 s, the ball with a two-pixel soft edge."""
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE] + 0.5
+    scene = np.where((rows >= FLOOR_TOP)[..., None], np.array(FLOOR, float), np.array(WALL, float))
+    heights = clip.height(np.arange(FRAMES) / FPS)
+    centres = (FLOOR_TOP - RADIUS) + heights * (REST_HEIGHT - (FLOOR_TOP - RADIUS))
+    distance = np.hypot(rows - centres[:, None, None], columns - clip.column)
+    cover = np.clip((RADIUS + 1 - distance) / 2, 0, 1)[..., None]
+    ball = np.array(COLOURS[clip.colour][0], float)
+    return np.round(scene + cover * (ball - scene)).astype(np.uint8)
+
+
+def render_audio(clip: Bounce) -> np.ndarray:
+    """The sound, float32 [n] at 48 kHz: at each bounce a sinusoid of the colour's carrier, decaying in 35 ms."""
+    t = np.arange(round(DURATION * SAMPLE_RATE)) / SAMPLE_RATE
+    carrier = np.sin(2 * np.pi * COLOURS[clip.colour][1] * t)
+    envelope = np.zeros_like(t)
+    for bounce in clip.times:
+        since = np.maximum(t - bounce, 0.0)
+        envelope += np.minimum(since / CLICK_ATTACK, 1.0) * np.exp(-since / CLICK_DECAY)
+    return (CLICK_LEVEL * envelope * carrier).astype(np.float32)
+
+
+def generate(
+    folder: str | Path,
+    clips: int,
+    seed: int = 0,
+    split: str = "train",
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[dict]:
+    """Write `clips` clips of a split and their metadata.jsonl into `folder`; return the metadata rows.
+
+    Colour-tempo pairs take turns, so that any multiple of their number (24 train, 6 heldout) holds each equally often.
+    Clip i depends on (seed, split, i) alone. metadata.jsonl is written last: a folder that has one is complete.
+    progress: called with the number of clips written so far.
+    Raises MovaError for an unknown split, a count below 1, a folder that already holds clips, and for files under the
+    clips' names that were not written here.
+    """
+    folder = Path(folder)
+    if split not in SPLITS:
+        raise MovaError(f"unknown split '{split}'. Known: {', '.join(SPLITS)}")
+    if clips < 1:
+        raise MovaError(f"clips must be at least 1, got {clips}")
+    names = [f"{split}_{index:05d}.mp4" for index in range(clips)]
+    for listing in FILES:
+        if os.path.lexists(folder / listing):
+            raise MovaError(f"{folder} already holds clips ({listing}); give another folder")
+    record = Written(folder, "bounce")
+    record.check(names, WAY_OUT)
+
+    def make(index: int) -> dict:
+        rng = np.random.default_rng((seed, list(SPLITS).index(split), index))
+        clip = draw(rng, *SPLITS[split][index % len(SPLITS[split])])
+        name = names[index]
+        # Lossless pictures: a lossy encoder spends bits on a frame by what follows, and the first would tell the delay.
+        data = encode_mp4(name, render_video(clip), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
+        record.write(name, data, WAY_OUT, sync=False)
+        return {"video_path": name, "caption": clip.caption, **asdict(clip), "bounces": clip.times}
+
+    rows = []
+    # Threads: nearly all the time goes to the encoders, which release Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for row in pool.map(make, range(clips)):
+            rows.append(row)
+            progress(len(rows))
+    record.write(FILES[0], "".join(json.dumps(row) + "\n" for row in rows).encode(), WAY_OUT)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a folder of clips."""
+    parser = CommandParser(prog="python -m mova_engine.data.synthetic.bounce", description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="folder to write, new or without clips")
+    parser.add_argument("--clips", type=int, default=768, help="how many (default 768)")
+    parser.add_argument("--seed", type=int, default=0, help="of delays and places (default 0)")
+    parser.add_argument("--split", choices=tuple(SPLITS), default="train", help="colour-tempo pairs (default train)")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise MovaError(f"seed must be at least 0, got {args.seed}")
+    check_writable(args.out, "OUT")
+    rows = generate(args.out, args.clips, args.seed, args.split)
+    print(f"wrote {counted(len(rows), 'clip')} ({args.split}) to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,155 @@
+"""Traffic counted on the process groups: a real training step of a model, and the published reference's scheme.
+
+The reference (see `reference_traffic`) is run as what its exchanges are made of: every attention of a forward on random
+q, k and v through the same collectives, under full checkpointing, with its backward.
+"""
+
+import dataclasses
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mova_engine.backend import Backend, get_backend
+from mova_engine.config.mesh import MeshShape, choose_mesh, lengths_of
+from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.distributed.collectives import total_sent
+from mova_engine.distributed.context import ContextParallel
+from mova_engine.distributed.processes import read_launch, start_processes
+from mova_engine.distributed.ring import ring
+from mova_engine.distributed.ulysses import Lengths, ulysses
+from mova_engine.memory.checkpointing import layer_runner
+from mova_engine.models.mova import Mova, dual_tower_forward
+from mova_engine.ops import OpTable, bind
+from mova_engine.predict.context_traffic import reference_shape, reference_traffic, training_traffic
+
+# For --count: MOVA's proportions of heads (40 and 12 become 8 and 4), 105 video tokens, 5 seconds / 24 of sound.
+SMALL = MovaConfig(
+    "small",
+    VideoDiTConfig(dim=128, ffn_dim=32, num_heads=8, num_layers=4, text_dim=16, freq_dim=16),
+    AudioDiTConfig(dim=64, ffn_dim=32, num_heads=4, num_layers=3, text_dim=16, freq_dim=16),
+    BridgeConfig(4, 3, 128, 64, head_dim=16),
+    ClipConfig(frames=9, height=80, width=112),
+    experts=1,
+    text_tokens=4,
+)
+
+
+def count_step(config: MovaConfig, ops: OpTable, context: ContextParallel, checkpointing: str, batch: int = 1) -> int:
+    """Bytes that this rank sends in one forward and backward of a float32 model on noise of its clip's shape."""
+    model = Mova(config, context.operators(ops))
+    model.init_weights(torch.Generator().manual_seed(0))
+    device = context.whole.device
+    model.to(device)
+    frames, height, width = config.clip.latent_shape
+    before = total_sent(context.groups)
+    video, audio = dual_tower_forward(
+        model.expert(0),
+        model.audio_dit,
+        model.dual_tower_bridge,
+        torch.randn(batch, config.video.in_dim, frames, height, width, device=device),
+        torch.randn(batch, config.audio.in_dim, config.clip.audio_tokens, device=device),
+        torch.randn(batch, config.text_tokens, config.video.text_dim, device=device),
+        torch.full((batch,), 500.0, device=device),
+        torch.full((batch,), 500.0, device=device),
+        runner=layer_runner(checkpointing),
+        sharding=context,
+    )
+    (video.square().mean() + audio.square().mean()).backward()
+    return total_sent(context.groups) - before
+
+
+def count_reference(config: MovaConfig, ops: OpTable, context: ContextParallel, batch: int = 1) -> int:
+    """Bytes that this rank sends in a step of the reference's scheme; the context's mesh is to be `reference_shape`."""
+    size = context.size
+    video, audio = (
+        lengths_of(-(-tokens // size) * size, size) for tokens in (config.clip.video_tokens, config.clip.audio_tokens)
+    )
+    before = total_sent(context.groups)
+    for queries, keys, tower, head_dim, layers in (
+        (video, video, config.video, config.video.head_dim, config.video.num_layers),
+        (audio, audio, config.audio, config.audio.head_dim, config.audio.num_layers),
+        (video, audio, config.video, config.bridge.head_dim, len(config.bridge.layers)),
+        (audio, video, config.audio, config.bridge.head_dim, len(config.bridge.layers)),
+    ):
+        attention = _sharded(ops, context, queries, keys)
+        for _ in range(layers):
+            shapes = ((batch, n[context.rank], tower.dim // head_dim, head_dim) for n in (queries, keys, keys))
+            q, k, v = (torch.randn(shape, device=context.whole.device, requires_grad=True) for shape in shapes)
+            checkpoint(_then_something, attention, q, k, v, use_reentrant=False).sum().backward()
+    return total_sent(context.groups) - before
+
+
+def _then_something(attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # What follows saves attention's output for its backward, so that all of it is recomputed, as in a block.
+    return attention(q, k, v).square()
+
+
+def _sharded(ops: OpTable, context: ContextParallel, queries: tuple[int, ...], keys: tuple[int, ...]):
+    width, place = context.ulysses.size, context.ring.rank
+
+    def within_block(lengths: tuple[int, ...]) -> Lengths:
+        return lambda: lengths[place * width : (place + 1) * width]
+
+    def blocks() -> tuple[int, ...]:
+        return tuple(sum(keys[i : i + width]) for i in range(0, context.size, width))
+
+    inner = ops.attention
+    if context.ring.size > 1:
+        inner = ring(ops.attention_lse, ops.attention_backward, ops.merge_lse, context.ring, blocks)
+    return ulysses(inner, context.ulysses, within_block(queries), within_block(keys))
+
+
+def count_as_rank(rank: int, size: int, port: int, results) -> None:
+    """Be one of `size` new processes on this machine: count all schemes at small size, put what `count_scheme` returns
+    of each, merged.
+    """
+    torch.set_num_threads(1)
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    backend, found = get_backend("cpu"), {}
+    store = dist.TCPStore("127.0.0.1", port, size, rank == 0)
+    for scheme in range(count_schemes(SMALL, size)):
+        # A mesh has some nine groups, and gloo gives each three threads: those of one scheme end before the next.
+        own = dist.PrefixStore(str(scheme), store)
+        dist.init_process_group(backend.collectives, store=own, rank=rank, world_size=size)
+        found |= count_scheme(SMALL, backend, scheme)
+        dist.destroy_process_group()
+    results.put(found)
+
+
+def count_schemes(config: MovaConfig, size: int) -> int:
+    """How many schemes there are for `size` processes: meshes, and the reference's."""
+    return len(_shapes(config, size)) + 1
+
+
+def count_scheme(config: MovaConfig, backend: Backend, scheme: int) -> dict[str, tuple[int, int]]:
+    """In one process of a started world: what this rank sends and should send, by name. scheme: its number. Each makes
+    process groups of its own.
+    """
+    launch = read_launch()
+    ops, size = bind(backend), launch.world
+    shapes = _shapes(config, size)
+    if scheme == len(shapes):
+        context = start_processes(backend, launch, reference_shape(config, size)).context
+        formula = reference_traffic(config, size, rank=context.rank, element=4)
+        return {"reference": (count_reference(config, ops, context), formula.total)}
+    shape, found = shapes[scheme], {}
+    context = start_processes(backend, launch, shape).context
+    for policy in ("none", "selective", "out", "full"):
+        formula = training_traffic(config, shape, policy, rank=context.rank, element=4)
+        found[f"{shape}, {policy}"] = count_step(config, ops, context, policy), formula.total
+    return found
+
+
+def _shapes(config: MovaConfig, size: int) -> list[MeshShape]:
+    meshes = {choose_mesh(size, config.video.num_heads, context_parallel=size, ulysses=u) for u in (1, 2, size)}
+    return sorted(meshes, key=dataclasses.astuple)

@@ -1,0 +1,205 @@
+"""The denoising loop: from noise to latents of picture and sound, both at once.
+
+Euler steps along the learned velocity (Lipman et al., 2023). States, guidance and steps are float32 whatever the
+towers' dtype; noise levels are the schedule's own, exact.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mova_engine.config.model import ClipConfig, MovaConfig
+from mova_engine.diffusion.conditioning import video_input
+from mova_engine.diffusion.guidance import Branch, Guidance, Velocities
+from mova_engine.diffusion.prediction import Prediction
+from mova_engine.diffusion.schedule import Steps, add_noise, euler_step
+from mova_engine.distributed.branches import all_branches, own_branches
+from mova_engine.distributed.processes import Processes
+from mova_engine.errors import MovaError
+from mova_engine.models.context_parallel import Sharding
+from mova_engine.models.mova import Mova
+
+
+class Latents(NamedTuple):
+    """One state of both modalities, float32: video [b, 16, t, h, w] and audio [b, 128, l]."""
+
+    video: Tensor
+    audio: Tensor
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the clips of a batch are to show.
+
+    condition [b, 20, t, h, w] (mask and image latents); text and empty_text [b, n, d]: features of the prompts and of
+    what guidance steers away from (the empty string, or a negative prompt).
+    """
+
+    condition: Tensor
+    text: Tensor
+    empty_text: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step taken: its index, the expert that served it, the state after it, the guided velocity that led there."""
+
+    index: int
+    expert: int
+    state: Latents
+    velocity: Latents
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop runs. The first two must be as in training; the others only trade speed for memory.
+
+    clean_first_frame: latent frame 0 follows the noise levels of the given image instead of the network, for networks
+    whose loss left that frame out; it ends as the image itself.
+    bridge: False for a model that was trained without it.
+    batch_guidance: evaluations that differ in text alone share one forward of twice the batch; False halves the memory.
+    offload: the expert that is not in use waits on the CPU.
+    """
+
+    clean_first_frame: bool = False
+    bridge: bool = True
+    batch_guidance: bool = True
+    offload: bool = False
+
+
+def draw_noise(
+    config: MovaConfig, seeds: Sequence[int], clip: ClipConfig, device: torch.device | str | None = None
+) -> Latents:
+    """Standard normal latents of one clip per seed, float32.
+
+    Each clip has a generator of its own, on the CPU: its noise depends neither on its neighbours nor on the device.
+    """
+    video_shape, audio_shape = (config.video.out_dim, *clip.latent_shape), (config.audio.out_dim, clip.audio_tokens)
+    pairs = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        pairs.append((torch.randn(video_shape, generator=generator), torch.randn(audio_shape, generator=generator)))
+    video, audio = zip(*pairs, strict=True)
+    return Latents(torch.stack(video).to(device), torch.stack(audio).to(device))
+
+
+# Not inference mode: the tables that the towers keep for their next forward could not be kept.
+@torch.no_grad()
+def denoise(
+    mova: Mova,
+    conditions: Conditions,
+    noise: Latents,
+    steps: Steps,
+    guidance: Guidance,
+    prediction: Prediction,
+    *,
+    fps: float = 24.0,
+    options: LoopOptions | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    processes: Processes | None = None,
+) -> Latents:
+    """Take all `steps` from `noise` and return the clean latents, float32, on the noise's device.
+
+    fps: pictures per second of the clip, for the bridge's alignment of the two clocks. on_step is told of every step.
+    processes: those that make the clips together, of which all are given the same and return the same, to the bit; each
+    computes its branches of guidance on its tokens.
+    Raises MovaError for shapes that do not fit, and when the latents come out not finite.
+    """
+    options, place = options or LoopOptions(), processes or Processes()
+    experts = _Experts(mova, noise.video.device, options.offload)
+    model = _Model(mova, conditions, prediction, fps, options, place.sharding)
+    own = own_branches(guidance.branches, place.branches)
+    state = start = Latents(noise.video.float(), noise.audio.float())
+    image = conditions.condition[:, -noise.video.shape[1] :, 0].float()
+    video_sigmas, audio_sigmas = steps.video_sigmas.tolist(), steps.audio_sigmas.tolist()
+    for index, expert in enumerate(steps.experts):
+        experts.use(expert)
+        found = all_branches(guidance.branches, model.evaluate(own, state, steps, index), place.branches)
+        velocity = Latents(*guidance.combine(lambda *branch, found=found: found[branch]))
+        # Gathered pictures are the same everywhere; the sound was computed in each process that shares the clip.
+        velocity = velocity._replace(audio=place.sharding.agreed(velocity.audio))
+        state = Latents(
+            euler_step(state.video, velocity.video, *video_sigmas[index : index + 2]),
+            euler_step(state.audio, velocity.audio, *audio_sigmas[index : index + 2]),
+        )
+        if options.clean_first_frame:
+            sigma = steps.video_sigmas[index + 1].expand(len(image))
+            state.video[:, :, 0] = add_noise(image, start.video[:, :, 0], sigma)
+        if on_step is not None:
+            on_step(Step(index, expert, state, velocity))
+    for name, latents in state._asdict().items():
+        if not latents.isfinite().all():
+            raise MovaError(f"sampling gave {name} latents that are not finite; try --dtype float32 or a smaller scale")
+    return state
+
+
+class _Experts:
+    """The two video experts, of which only the one in use needs to lie on the device."""
+
+    def __init__(self, mova: Mova, device: torch.device, offload: bool) -> None:
+        self.mova, self.device, self.offload = mova, device, offload and mova.video_dit_2 is not None
+
+    def use(self, index: int) -> None:
+        """See to it that expert `index` is on the device."""
+        if self.offload:
+            # The other leaves first: they may not fit together.
+            self.mova.expert(1 - index).to("cpu")
+            self.mova.expert(index).to(self.device)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The model under one batch's conditions."""
+
+    mova: Mova
+    conditions: Conditions
+    prediction: Prediction
+    fps: float
+    options: LoopOptions
+    sharding: Sharding
+
+    def evaluate(
+        self, branches: Sequence[Branch], state: Latents, steps: Steps, index: int
+    ) -> dict[Branch, Velocities]:
+        """Velocities, float32, of each branch in `state` at the noise level of step `index`.
+
+        Branches that differ in text alone share a forward, where the options allow it.
+        """
+        forwards = [[branch] for branch in branches]
+        if self.options.batch_guidance:
+            forwards = [[b for b in branches if b[1] == bridge] for bridge in {bridge: None for _, bridge in branches}]
+        found: dict[Branch, Velocities] = {}
+        for together in forwards:
+            texts = tuple(text for text, _ in together)
+            found.update(zip(together, self._forward(texts, together[0][1], state, steps, index), strict=True))
+        return found
+
+    def _forward(
+        self, with_text: tuple[bool, ...], with_bridge: bool, state: Latents, steps: Steps, index: int
+    ) -> list[Velocities]:
+        """A pair for each entry of `with_text`: copies of the batch, each of which sees the text or the empty text."""
+        n, here = len(with_text), slice(index, index + 1)
+        texts = [self.conditions.text if text else self.conditions.empty_text for text in with_text]
+        outputs = self.mova(
+            torch.cat([video_input(state.video, self.conditions.condition)] * n),
+            torch.cat([state.audio] * n),
+            torch.cat(texts),
+            steps.video_timesteps[here],
+            steps.audio_timesteps[here],
+            expert=steps.experts[index],
+            bridge=with_bridge and self.options.bridge,
+            fps=self.fps,
+            sharding=self.sharding,
+        )
+        pairs = zip(*(output.float().chunk(n) for output in outputs), strict=True)
+        video_sigma, audio_sigma = steps.video_sigmas[here], steps.audio_sigmas[here]
+        return [
+            (
+                self.prediction.velocity(video, state.video, video_sigma),
+                self.prediction.velocity(audio, state.audio, audio_sigma),
+            )
+            for video, audio in pairs
+        ]

@@ -1,0 +1,94 @@
+"""What to make: from prompts, pictures and folders of clips to requests for the pipeline."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.decode import probe, read_clip
+from mova_engine.data.media.stills import is_picture, read_image
+from mova_engine.data.metadata import FILES, read_metadata
+from mova_engine.data.text import flaw, read_text, shown
+from mova_engine.errors import MovaError, counted
+from mova_engine.inference.pipeline import Request
+
+# More are a slip of the keyboard, and the list of them would take the host's memory.
+MOST_REQUESTS = 1_000_000
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption, the first frame (uint8 [h, w, 3], None: white) and where that came from, for the record."""
+
+    caption: str
+    first_frame: np.ndarray | None = None
+    source: str | None = None
+
+
+def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
+    """A picture file, or the picture of a video `start` seconds after its first, as uint8 [height, width, 3] of `clip`.
+
+    Its content tells which of the two a file is; what has a `start` is a video. MovaError names a file that is missing
+    or cannot be read.
+    """
+    if not start and is_picture(path):
+        return read_image(path, clip.height, clip.width)
+    try:
+        probe(path)
+    except MovaError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise MovaError(f"{path}: not a readable picture, nor a video: {reason}") from None
+    return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").video[0]
+
+
+def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
+    """Prompts of a folder of clips (caption and first frame of each), or the lines of a .txt file (white first frame).
+
+    MovaError names what is missing, empty or unreadable.
+    """
+    path = Path(path)
+    if path.name in FILES:
+        path = path.parent
+    if path.is_dir():
+        return _prompts_of_clips(path, clip)
+    if path.suffix.lower() != ".txt":
+        raise MovaError(f"{path}: prompts are a folder with {FILES[0]}, or a .txt file with one prompt a line")
+    # Lines end at a line feed only: a prompt may hold other separators.
+    prompts = [Prompt(line.strip()) for line in read_text(path).split("\n") if line.strip()]
+    if not prompts:
+        raise MovaError(f"{path}: holds no prompts")
+    return prompts
+
+
+def _prompts_of_clips(folder: Path, clip: ClipConfig) -> list[Prompt]:
+    """Caption and first frame of each clip that can be read; the others are named by warnings, as in training."""
+    prompts, entries = [], read_metadata(folder)
+    for entry in entries:
+        try:
+            prompts.append(Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id))
+        except MovaError as error:
+            log.warning("clip '%s' gives no prompt: %s", entry.id, error)
+            reason = str(error)
+    if not prompts:
+        raise MovaError(f"{folder}: none of {counted(len(entries), 'clip')} can be read: {reason}")
+    return prompts
+
+
+def make_requests(
+    prompts: Sequence[Prompt], count: int, seed: int, last_frame: np.ndarray | None = None
+) -> list[tuple[Prompt, Request]]:
+    """`count` requests that take the prompts in turn, over and over; request i has seed `seed + i`."""
+    for prompt in prompts:
+        if reason := flaw(prompt.caption):
+            raise MovaError(f"prompt '{shown(prompt.caption)}' {reason}")
+    if not 1 <= count <= MOST_REQUESTS:
+        raise MovaError(f"count must lie between 1 and {MOST_REQUESTS}, got {count}")
+    return [
+        (prompt, Request(prompt.caption, seed + i, prompt.first_frame, last_frame))
+        for i, prompt in enumerate(islice(cycle(prompts), count))
+    ]

@@ -1,0 +1,1 @@
+"""Where tensors live: activation checkpointing, activations on the host, quantised weights."""

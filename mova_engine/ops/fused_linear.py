@@ -1,0 +1,133 @@
+"""Linear layers that keep little for the backward: what is cheap to compute again is not kept.
+
+A norm's output and GELU's are passes over memory to compute, next to nothing beside the matrix products around them,
+but kept they are a third of what a block holds for its backward. `shared_linear` takes several layers of one input,
+computes that input again from what the norm keeps anyway, and adds up the input's gradient inside the products;
+`feed_forward` does the same and keeps the product before GELU, not its result. (Recomputation by kind of operation:
+Korthikanti et al., "Reducing activation recomputation in large transformer models", 2022.)
+
+They are forms of operators, not operators: bound with the table, from the `bias_gelu` that it has chosen.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
+
+
+class Recompute(NamedTuple):
+    """How a tensor is computed once more: `function(*tensors, **options)`."""
+
+    function: Callable[..., Tensor]
+    tensors: tuple[Tensor, ...]
+    options: Mapping[str, Any]
+
+
+def shared_linear(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], again: Recompute | None = None
+) -> tuple[Tensor, ...]:
+    """`x W_i^T + b_i` for each layer i. x [b, s, d], weights [o_i, d], biases [o_i] or None -> [b, s, o_i] each.
+
+    again: gives x in the backward; without it x itself is kept. A gradient of a gradient raises RuntimeError.
+    """
+    return _SharedLinear.apply(x, again, len(weights), *weights, *biases)
+
+
+def feed_forward_of(bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The form `feed_forward`, with GELU by the given operator."""
+
+    def feed_forward(
+        x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, again: Recompute | None = None
+    ) -> Tensor:
+        """`gelu(x U^T + u) D^T + d`, tanh-GELU. x [b, s, i], up [h, i], up_bias [h], down [o, h], down_bias [o] ->
+        [b, s, o]. Keeps the first product alone, [b, s, h], and x where `again` does not give it.
+        """
+        return _FeedForward.apply(x, again, bias_gelu, up, up_bias, down, down_bias)
+
+    return feed_forward
+
+
+def forms(functions: Mapping[str, Callable]) -> dict[str, Callable]:
+    """The forms that are made of a table's operators."""
+    return {"feed_forward": feed_forward_of(functions["bias_gelu"])}
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.flatten(0, -2)
+
+
+class _Input:
+    """How a backward gets x: kept, computed again, or not needed since no weight is trained."""
+
+    def __init__(self, x: Tensor, again: Recompute | None, needed: bool) -> None:
+        self.recipe = again._replace(tensors=()) if again is not None and needed else None
+        self.keep = () if not needed else (x,) if again is None else again.tensors
+
+    def get(self, kept: tuple[Tensor, ...]) -> Tensor:
+        if self.recipe is None:
+            return kept[0]
+        return self.recipe.function(*(t.detach() for t in kept), **self.recipe.options)
+
+
+class _SharedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, again, count, *parameters):
+        weights, biases = parameters[:count], parameters[count:]
+        ctx.count, ctx.input = count, _Input(x, again, any(ctx.needs_input_grad[3 : 3 + count]))
+        ctx.save_for_backward(*weights, *ctx.input.keep)
+        return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        saved = ctx.saved_tensors  # asked for once: what checkpointing recomputes is handed out once
+        weights, kept = saved[: ctx.count], saved[ctx.count :]
+        wanted = ctx.needs_input_grad
+        dx = None
+        if wanted[0]:
+            dx = _rows(grads[0]) @ weights[0]
+            for grad, weight in zip(grads[1:], weights[1:], strict=True):
+                torch.addmm(dx, _rows(grad), weight, out=dx)  # the product adds: no pass over the sum
+            dx = dx.view(*grads[0].shape[:-1], weights[0].shape[1])
+        x = _rows(ctx.input.get(kept)) if any(wanted[3 : 3 + ctx.count]) else None
+        per_layer = [(_rows(grad), *flags) for grad, flags in zip(grads, _pairs(wanted[3:], ctx.count), strict=True)]
+        dweights = (grad.t() @ x if weight else None for grad, weight, _ in per_layer)
+        dbiases = (grad.sum(0) if bias else None for grad, _, bias in per_layer)
+        return dx, None, None, *dweights, *dbiases
+
+
+def _pairs(flags: Sequence[bool], count: int) -> list[tuple[bool, bool]]:
+    return list(zip(flags[:count], flags[count:], strict=True))
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, again, bias_gelu, up, up_bias, down, down_bias):
+        product = F.linear(x, up)
+        ctx.bias_gelu, ctx.input = bias_gelu, _Input(x, again, ctx.needs_input_grad[3])
+        ctx.save_for_backward(product, up, up_bias, down, *ctx.input.keep)
+        return F.linear(bias_gelu(product, up_bias), down, down_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        product, up, up_bias, down, *kept = ctx.saved_tensors
+        wanted, grad_rows = ctx.needs_input_grad, _rows(grad)
+        with torch.enable_grad():
+            product = product.detach().requires_grad_()
+            up_bias = up_bias.detach().requires_grad_()
+            hidden = ctx.bias_gelu(product, up_bias)
+        ddown = grad_rows.t() @ _rows(hidden.detach()) if wanted[5] else None
+        # Its values have served: what is left of it is the way back through GELU.
+        edge, shape = get_gradient_edge(hidden), hidden.shape
+        del hidden
+        dproduct, dup_bias = torch.autograd.grad((edge,), (product, up_bias), ((grad_rows @ down).view(shape),))
+        dproduct = _rows(dproduct)
+        dx = (dproduct @ up).view(*shape[:-1], up.shape[1]) if wanted[0] else None
+        dup = dproduct.t() @ _rows(ctx.input.get(tuple(kept))) if wanted[3] else None
+        ddown_bias = grad_rows.sum(0) if wanted[6] else None
+        return dx, None, None, dup, dup_bias if wanted[4] else None, ddown, ddown_bias

@@ -1,0 +1,80 @@
+"""What the released codecs and text encoder cost: FLOPs of encoding a clip, bytes of weights and of their work.
+
+Wan's video encoder (arXiv 2503.20314): causal 3-D convolutions, 96 channels times 1, 2, 4, 4, two residual units each,
+halving height and width thrice and frames twice. DAC's (arXiv 2306.06546): 128 channels doubled at strides 2, 3, 4, 5
+and 8. UMT5-XXL's encoder (arXiv 2304.09151): 5.68 billion weights.
+"""
+
+from dataclasses import dataclass
+
+from mova_engine.config.model import ClipConfig, MovaConfig
+
+_WAN_WEIGHTS, _DAC_WEIGHTS, _UMT5_WEIGHTS = 0.127e9, 0.372e9, 5.68e9
+_WAN_CHANNELS, _WAN_MULTIPLES, _WAN_UNITS = 96, (1, 2, 4, 4), 2
+_DAC_CHANNELS, _DAC_STRIDES = 128, (2, 3, 4, 5, 8)
+# Full-resolution activations alive at once while four frames are encoded (assumed).
+_WAN_ALIVE = 10
+
+
+@dataclass(frozen=True)
+class EncodeCost:
+    """Of one clip. video_flops: one encode of all frames. text_bytes and bytes: weights resident on the device."""
+
+    video_flops: float
+    audio_flops: float
+    text_flops: float
+    video_bytes: float
+    audio_bytes: float
+    text_bytes: float
+    working_bytes: float
+
+
+def encode_cost(model: MovaConfig) -> EncodeCost:
+    """Zero for the embedded codecs, whose transforms cost next to nothing."""
+    if model.video_codec != "wan":
+        return EncodeCost(0, 0, 0, 0, 0, 0, 0)
+    clip = model.clip
+    return EncodeCost(
+        video_flops=wan_encoder_flops(clip),
+        audio_flops=dac_encoder_flops(clip),
+        text_flops=2 * _UMT5_WEIGHTS * model.text_tokens,
+        video_bytes=2 * _WAN_WEIGHTS,
+        audio_bytes=4 * _DAC_WEIGHTS,
+        text_bytes=2 * _UMT5_WEIGHTS,
+        working_bytes=_WAN_ALIVE * 4 * clip.height * clip.width * _WAN_CHANNELS * 2,
+    )
+
+
+def wan_encoder_flops(clip: ClipConfig) -> float:
+    """One pass of Wan's video encoder over a clip."""
+    frames, height, width = clip.frames, clip.height, clip.width
+    channels = _WAN_CHANNELS
+    flops = 2 * 27 * 3 * channels * frames * height * width
+    for level, multiple in enumerate(_WAN_MULTIPLES):
+        voxels = frames * height * width
+        for _ in range(_WAN_UNITS):
+            out = _WAN_CHANNELS * multiple
+            shortcut = channels * out if channels != out else 0
+            flops += 2 * voxels * (27 * channels * out + 27 * out * out + shortcut)
+            channels = out
+        if level < len(_WAN_MULTIPLES) - 1:
+            height, width = height // 2, width // 2
+            flops += 2 * 9 * channels**2 * frames * height * width
+            if level > 0:  # frames too, from the second halving on
+                frames = (frames - 1) // 2 + 1
+                flops += 2 * 3 * channels**2 * frames * height * width
+    # Two residual units, one attention within each frame, the last convolution to 32 channels.
+    products = (4 * 27 + 4) * channels**2 + 2 * channels * height * width + 27 * channels * 32
+    return flops + 2 * products * frames * height * width
+
+
+def dac_encoder_flops(clip: ClipConfig) -> float:
+    """One pass of MOVA's audio encoder over a clip's samples."""
+    rate, channels = float(clip.audio_samples), _DAC_CHANNELS
+    flops = 2 * 7 * channels * rate
+    for stride in _DAC_STRIDES:
+        flops += 2 * rate * 3 * (7 + 1) * channels**2  # three units of a k7 and a k1 convolution
+        rate /= stride
+        flops += 2 * rate * 2 * stride * channels * 2 * channels  # kernel 2 x stride, channels doubled
+        channels *= 2
+    return flops

@@ -1,0 +1,178 @@
+"""Descriptions of devices as data: `hardware.yaml`, or a YAML or JSON file of the user's own."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mova_engine.errors import MovaError, suggest
+
+LINK_KINDS = ("switch", "mesh")
+# Share of the host bus's nominal rate that pinned copies reach (assumed).
+_PINNED = 0.8
+
+
+@dataclass(frozen=True)
+class Link:
+    """Between the devices of one node. kind "switch": `bandwidth` bytes/s each way per device; "mesh": per pair."""
+
+    kind: str
+    bandwidth: float
+    devices: int
+
+    def all_to_all(self, group: int) -> float:
+        """Bytes/s that one of `group` devices can send when it talks to all others at once."""
+        return self.bandwidth if self.kind == "switch" else self.bandwidth * max(group - 1, 1)
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """What real kernels reach: gemm and conv of the peak, bandwidth and link of theirs; attention in FLOP/s at bf16.
+
+    attention: (kernel, forward, backward), the preferred one first.
+    """
+
+    gemm: float
+    attention: tuple[tuple[str, float, float], ...]
+    bandwidth: float
+    link: float
+    conv: float
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device and how it is connected; the fields are explained at the head of hardware.yaml. SI units."""
+
+    name: str
+    title: str
+    memory: float
+    usable: float
+    peak: dict[str, float]
+    bandwidth: float
+    host_bandwidth: float | None
+    link: Link
+    network: float
+    latency: float
+    gelu_epilogue: bool
+    achieved: Achieved
+    source: str
+
+    @property
+    def budget(self) -> float:
+        """Bytes that a run may fill."""
+        return self.memory * self.usable
+
+    def peak_flops(self, dtype: str) -> float:
+        """Dense FLOP/s. MovaError where the device has no units for the dtype."""
+        if dtype not in self.peak:
+            raise MovaError(f"{self.name} has no {dtype} arithmetic; it has {', '.join(self.peak)}")
+        return self.peak[dtype]
+
+    @property
+    def host_rate(self) -> float:
+        """Bytes/s that pinned copies to or from the host reach. MovaError where the device is the host."""
+        if self.host_bandwidth is None:
+            raise MovaError(f"{self.name} is the host itself: nothing can be offloaded to it")
+        return self.host_bandwidth * _PINNED
+
+    def attention_rates(self, dtype: str, kernel: str | None = None) -> tuple[float, float]:
+        """FLOP/s (forward, backward) of a named attention kernel, or of the preferred one where it has no such one."""
+        chosen = next((row for row in self.achieved.attention if row[0] == kernel), self.achieved.attention[0])
+        ratio = self.peak_flops(dtype) / self.peak_flops("bf16")
+        return chosen[1] * ratio, chosen[2] * ratio
+
+    def with_achieved(self, **factors: float) -> "Hardware":
+        """The same device with achieved rates multiplied: gemm, attention (both directions), bandwidth, link."""
+        now = self.achieved
+        attention = factors.pop("attention", 1.0)
+        kernels = tuple((name, f * attention, b * attention) for name, f, b in now.attention)
+        scaled = {name: getattr(now, name) * factor for name, factor in factors.items()}
+        return replace(self, achieved=replace(now, attention=kernels, **scaled))
+
+
+def hardware_names() -> tuple[str, ...]:
+    """Names of the devices that are described here."""
+    return tuple(_entries())
+
+
+def get_hardware(name: str) -> Hardware:
+    """A described device by name, or the one of a YAML or JSON file. MovaError says what is wrong with it."""
+    if name in _entries():
+        return _hardware(name, _entries()[name], "hardware.yaml")
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        known = hardware_names()
+        raise MovaError(
+            f"unknown hardware '{name}'.{suggest(name, known)} Known: {', '.join(known)}, or a .yaml or .json file"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise MovaError(f"hardware file {name} cannot be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise MovaError(f"hardware file {name} is not valid: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
+        raise MovaError(f"hardware file {name} must hold one entry, NAME: {{fields}}, as hardware.yaml does")
+    (key, entry), *_ = content.items()
+    return _hardware(str(key), entry, name)
+
+
+@cache
+def _entries() -> dict[str, Any]:
+    return yaml.safe_load(resources.files("mova_engine.predict").joinpath("hardware.yaml").read_text(encoding="utf-8"))
+
+
+def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
+    def number(mapping: dict[str, Any], field: str) -> float:
+        value = mapping.get(field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise MovaError(f"{where}, {name}: {field} must be a positive number, got {value!r}")
+        return float(value)
+
+    def share(mapping: dict[str, Any], field: str) -> float:
+        value = number(mapping, field)
+        if value > 1:
+            raise MovaError(f"{where}, {name}: {field} is a share and must lie in 0..1, got {value:g}")
+        return value
+
+    def mapping(outer: dict[str, Any], field: str) -> dict[str, Any]:
+        value = outer.get(field)
+        if not isinstance(value, dict) or not value:
+            raise MovaError(f"{where}, {name}: {field} must be a mapping, got {value!r}")
+        return value
+
+    fields = set(Hardware.__dataclass_fields__) - {"name"}
+    for field in entry:
+        if field not in fields:
+            raise MovaError(f"{where}, {name}: unknown field '{field}'.{suggest(str(field), fields)}")
+    link, achieved, peak = mapping(entry, "link"), mapping(entry, "achieved"), mapping(entry, "peak")
+    if link.get("kind") not in LINK_KINDS:
+        raise MovaError(f"{where}, {name}: link.kind must be switch or mesh, got {link.get('kind')!r}")
+    number(peak, "bf16")
+    kernels = []
+    for kernel, rates in mapping(achieved, "attention").items():
+        if not isinstance(rates, list) or len(rates) != 2:
+            raise MovaError(f"{where}, {name}: attention.{kernel} must be [forward, backward] FLOP/s, got {rates!r}")
+        pair = dict(zip(("forward", "backward"), rates, strict=True))
+        kernels.append((str(kernel), number(pair, "forward"), number(pair, "backward")))
+    shares = {field: share(achieved, field) for field in ("gemm", "bandwidth", "link", "conv")}
+    return Hardware(
+        name=name,
+        title=str(entry.get("title", name)),
+        memory=number(entry, "memory"),
+        usable=share(entry, "usable"),
+        peak={str(dtype): number(peak, dtype) for dtype in peak},
+        bandwidth=number(entry, "bandwidth"),
+        host_bandwidth=number(entry, "host_bandwidth") if "host_bandwidth" in entry else None,
+        link=Link(link["kind"], number(link, "bandwidth"), int(number(link, "devices"))),
+        network=number(entry, "network"),
+        latency=number(entry, "latency"),
+        gelu_epilogue=bool(entry.get("gelu_epilogue", False)),
+        achieved=Achieved(attention=tuple(kernels), **shares),
+        source=str(entry.get("source", "not given")),
+    )

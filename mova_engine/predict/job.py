@@ -1,0 +1,296 @@
+"""What is planned: a job, how devices share it, by which policy memory is saved, and whose implementation runs."""
+
+import math
+from dataclasses import dataclass, field
+
+from mova_engine.config.memory import CHECKPOINTING
+from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
+from mova_engine.errors import MovaError, suggest
+
+TASKS = ("full", "lora", "inference")
+WIDTHS = {"fp8": 1, "bf16": 2, "fp32": 4}
+
+
+def choose(value: str, known: tuple[str, ...], what: str) -> str:
+    """`value`, which must be one of `known`. MovaError with the nearest one where not."""
+    if value not in known:
+        raise MovaError(f"unknown {what} '{value}'.{suggest(value, known)} Known: {', '.join(known)}")
+    return value
+
+
+@dataclass(frozen=True)
+class Job:
+    """Training all weights ("full") or adapters ("lora"), or one denoising step ("inference") of `evaluations` passes.
+
+    precision: in which activations flow, bf16 or fp32. ema: a moving average of the trained weights is kept. online:
+    clips are encoded while training, not read from a cache of latents. clips: of one optimizer step over all devices,
+    by micro-batches of one clip; None: one for each group of devices that shares a clip.
+    """
+
+    model: MovaConfig
+    task: str = "full"
+    precision: str = "bf16"
+    components: tuple[str, ...] = ACTIVE_COMPONENTS
+    lora_rank: int = 16
+    ema: bool = False
+    online: bool = False
+    clips: int | None = None
+    evaluations: int = 2
+
+    def __post_init__(self) -> None:
+        choose(self.task, TASKS, "task")
+        choose(self.precision, ("bf16", "fp32"), "precision")
+        for name, value in (("lora_rank", self.lora_rank), ("clips", self.clips), ("evaluations", self.evaluations)):
+            if value is not None and value < 1:
+                raise MovaError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def training(self) -> bool:
+        return self.task != "inference"
+
+    @property
+    def adapters(self) -> int | None:
+        """The adapters' rank, None where there are none."""
+        return self.lora_rank if self.task == "lora" else None
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation."""
+        return WIDTHS[self.precision]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How devices are arranged. A clip is shared by ring x ulysses of them (context parallel), weights are sharded over
+    dp_shard x ring x ulysses (FSDP), and there are `dp_replicate` copies of that. cfg: guidance branches side by side.
+    """
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    ring: int = 1
+    ulysses: int = 1
+    cfg: int = 1
+
+    @property
+    def context_parallel(self) -> int:
+        """Devices that share a clip."""
+        return self.ring * self.ulysses
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of devices that each work on a clip of their own."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def world(self) -> int:
+        """Devices in all."""
+        return self.data_parallel * self.context_parallel * self.cfg
+
+    def __str__(self) -> str:
+        names = ("dp_replicate", "dp_shard", "ring", "ulysses")
+        text = " x ".join(f"{name} {getattr(self, name)}" for name in names)
+        return f"{text} x cfg {self.cfg}" if self.cfg > 1 else text
+
+
+def sharded(layout: Layout) -> int:
+    """Devices over which one copy of the weights is spread."""
+    return layout.dp_shard * layout.context_parallel
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How memory is saved.
+
+    checkpointing: keep all activations ("none"), the outputs of video self-attention ("selective" and "out"), or only
+    what enters a block ("full"). Under context parallelism "selective" also keeps q, k and v head-sharded and repeats
+    no exchange in recomputation, "out" repeats those of q, k and v. frozen: dtype in which weights that are not
+    trained are held, that of the activations or "fp8". inputs, weights: "host" keeps saved block inputs, or weights
+    that are not trained, there (streamed in layer by layer). optimizer: "host" keeps the masters of trained weights,
+    their gradients and moments there. expert: where the video expert waits that the step does not use.
+    """
+
+    checkpointing: str = "selective"
+    frozen: str = "activations"
+    inputs: str = "device"
+    weights: str = "device"
+    optimizer: str = "device"
+    expert: str = "device"
+
+    def __post_init__(self) -> None:
+        choose(self.checkpointing, CHECKPOINTING, "checkpointing")
+        choose(self.frozen, ("activations", "fp8"), "dtype of frozen weights")
+        for name in ("inputs", "weights", "optimizer", "expert"):
+            choose(getattr(self, name), ("device", "host"), f"place of {name}")
+
+
+@dataclass(frozen=True)
+class ImplementationCost:
+    """What distinguishes one implementation of MOVA from another, as far as cost is concerned.
+
+    Passes are counted in P, one read or write of all tokens of a tower. Where two numbers are given they are for
+    (forward, backward), but for:
+
+    block, bridge: passes of memory-bound operations in a block, and in addition in one with a bridge.
+    gelu: in addition where a GEMM has no epilogue for it.
+    adapters: factor on all passes when low-rank adapters are trained.
+    accumulated: in addition for adapters beside fp8 weights (a second, accumulating GEMM).
+    working: P alive inside (a block while it is differentiated, in addition one with a bridge).
+    streaming: P alive in inference.
+    checkpointing: which settings it has.
+    inputs_per_bridge: whether a bridge is a checkpointed unit of its own, whose input is saved.
+    attention: kernel used in (inference and on one device, training with context parallelism); None: the device's best.
+    traffic: "asymmetric" exchanges video self-attention only (the audio tower is replicated), "symmetric" all
+        attentions of both towers and the bridge.
+    encodes: video encodes per clip. encode_on: by "every" rank of a group, or each a different clip in "rounds".
+    text_encoder_resident: it stays on the device.
+    """
+
+    name: str
+    block: tuple[float, float]
+    bridge: tuple[float, float]
+    gelu: tuple[float, float]
+    adapters: float
+    accumulated: tuple[float, float]
+    working: tuple[float, float]
+    streaming: float
+    checkpointing: tuple[str, ...]
+    inputs_per_bridge: bool
+    attention: tuple[str | None, str | None]
+    traffic: str
+    encodes: float
+    encode_on: str
+    text_encoder_resident: bool
+
+
+IMPLEMENTATIONS = {
+    row.name: row
+    for row in (
+        # Passes: the goals of the fused kernels. gelu: reads and writes of the feed-forward's 2.7-fold width.
+        # accumulated: each of a block's 9.7 P of GEMM outputs is written, and read again, once more.
+        # encodes: of the first-frame condition only what does not repeat itself (codecs/static_tail_cache.py).
+        ImplementationCost(
+            name="ours",
+            block=(18, 28),
+            bridge=(6.6, 10.3),
+            gelu=(5.4, 8.1),
+            adapters=1.0,
+            accumulated=(19.4, 19.4),
+            working=(16, 6),
+            streaming=8,
+            checkpointing=CHECKPOINTING,
+            inputs_per_bridge=False,
+            attention=(None, None),
+            traffic="asymmetric",
+            encodes=1.136,
+            encode_on="rounds",
+            text_encoder_resident=False,
+        ),
+        # The public implementation: 70 and 85 passes counted in a whole block (float64 rotary embedding alone 36);
+        # adapters beside each layer are half of all passes of a training step. Bridge: our bridge's share, scaled.
+        # working: ours and the float64 copies of q and k (assumed).
+        ImplementationCost(
+            name="reference",
+            block=(70, 85),
+            bridge=(25.7, 31.3),
+            gelu=(0, 0),
+            adapters=2.0,
+            accumulated=(0, 0),
+            working=(40, 15),
+            streaming=24,
+            checkpointing=("full", "none"),
+            inputs_per_bridge=True,
+            attention=(None, "fa2"),
+            traffic="symmetric",
+            encodes=2,
+            encode_on="every",
+            text_encoder_resident=True,
+        ),
+    )
+}
+
+
+def get_implementation(name: str) -> ImplementationCost:
+    """By name; MovaError for an unknown one."""
+    return IMPLEMENTATIONS[choose(name, tuple(IMPLEMENTATIONS), "implementation")]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A job, laid out on devices, by a policy, in an implementation. MovaError where these do not go together."""
+
+    job: Job
+    layout: Layout = field(default_factory=Layout)
+    policy: Policy = field(default_factory=Policy)
+    implementation: ImplementationCost = field(default_factory=lambda: IMPLEMENTATIONS["ours"])
+
+    def __post_init__(self) -> None:
+        reason = self.misfit()
+        if reason:
+            raise MovaError(reason)
+
+    def misfit(self) -> str | None:
+        """Why these cannot run together, in words; None when they can."""
+        layout, heads = self.layout, self.job.model.video.num_heads
+        sizes = (layout.dp_replicate, layout.dp_shard, layout.ring, layout.ulysses, layout.cfg)
+        if min(sizes) < 1:
+            return f"every size of a mesh must be at least 1, got {'x'.join(map(str, sizes))}"
+        if heads % layout.ulysses:
+            divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            return f"ulysses {layout.ulysses} does not divide the {heads} video heads (divisors: {divisors})"
+        if self.implementation.traffic == "symmetric" and self.job.model.audio.num_heads % layout.ulysses:
+            heads = self.job.model.audio.num_heads
+            return (
+                f"ulysses {layout.ulysses} does not divide the {heads} audio heads, which the reference shares out too"
+            )
+        if layout.cfg not in (1, self.job.evaluations):
+            return f"cfg {layout.cfg} must be 1 or the number of evaluations, {self.job.evaluations}"
+        if layout.cfg > 1 and self.job.training:
+            return "cfg puts guidance branches side by side: inference only"
+        if self.job.training and self.job.clips and self.job.clips % layout.data_parallel:
+            return f"{self.job.clips} clips a step cannot be split over {layout.data_parallel} groups of devices"
+        if self.job.task == "full" and self.policy.frozen == "fp8":
+            return "fp8 holds frozen weights; full training freezes none"
+        if self.job.task == "full" and self.policy.weights == "host":
+            return "trained weights go to the host with the optimizer: use optimizer=host"
+        if self.job.task == "lora" and self.policy.optimizer == "host":
+            return "adapters are too small to be worth the host: optimizer=host is for full training"
+        if self.policy.checkpointing not in self.implementation.checkpointing:
+            known = ", ".join(self.implementation.checkpointing)
+            return f"the implementation '{self.implementation.name}' has no such checkpointing; it has {known}"
+        if "video_dit" not in self.job.components and layout.context_parallel > 1:
+            return "without the video tower there is no sequence to share: ring and ulysses must be 1"
+        return None
+
+    @property
+    def micro_batches(self) -> int:
+        """Clips that one group works through in an optimizer step."""
+        return 1 if self.job.clips is None or not self.job.training else self.job.clips // self.layout.data_parallel
+
+    @property
+    def frozen_width(self) -> int:
+        """Bytes of a weight that is not trained."""
+        return WIDTHS["fp8"] if self.policy.frozen == "fp8" else self.job.width
+
+    @property
+    def clips(self) -> int:
+        """Clips of one step over all devices."""
+        return self.layout.data_parallel * self.micro_batches
+
+    @property
+    def local_video(self) -> float:
+        """P: bytes of one pass over a rank's video activations."""
+        model = self.job.model
+        return model.clip.video_tokens * model.video.dim * self.job.width / self.layout.context_parallel
+
+    @property
+    def audio_tokens(self) -> int:
+        """On one rank: all of them, or a padded share."""
+        tokens = self.job.model.clip.audio_tokens
+        return (
+            tokens if self.implementation.traffic == "asymmetric" else math.ceil(tokens / self.layout.context_parallel)
+        )
+
+    @property
+    def local_audio(self) -> float:
+        """Bytes of one pass over a rank's audio activations."""
+        return self.audio_tokens * self.job.model.audio.dim * self.job.width

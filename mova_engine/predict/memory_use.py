@@ -1,0 +1,131 @@
+"""Bytes on one device by part, and what the host holds for it."""
+
+from dataclasses import dataclass
+
+from mova_engine.predict.codec_cost import encode_cost
+from mova_engine.predict.flops import parameter_counts
+from mova_engine.predict.job import WIDTHS, PlannedRun, sharded
+from mova_engine.predict.step_traffic import adapter_parameters, parameters, saved_inputs, trained_parameters
+
+_FP32 = WIDTHS["fp32"]
+# Layers whose weights are on the device at once where they are gathered or streamed: in use, and the next.
+_BUFFERS = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device by part, and by part on the host for that device."""
+
+    device: dict[str, float]
+    host: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """On the device."""
+        return sum(self.device.values())
+
+
+def memory(run: PlannedRun) -> Memory:
+    """Predict. Parts that a run does not have are left out."""
+    device: dict[str, float] = {}
+    host: dict[str, float] = {}
+    _weights(run, device, host)
+    if run.job.training:
+        _training_state(run, device, host)
+        _saved_activations(run, device, host)
+    device["working set of a layer"] = _working(run)
+    _codecs(run, device)
+    return Memory(*({name: value for name, value in parts.items() if value > 0} for parts in (device, host)))
+
+
+def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
+    job, layout, policy = run.job, run.layout, run.policy
+    used, everything = parameters(run, used=True), parameters(run, used=False)
+    shards = sharded(layout) if job.training else 1
+    trained = job.task == "full"
+    width = _FP32 if trained else run.frozen_width
+    away = "host" in (policy.weights, policy.optimizer)
+    (host if away else device)["weights"] = used * width / shards
+    (host if away or policy.expert == "host" else device)["second video expert"] = (everything - used) * width / shards
+    if trained and shards == 1 and job.width != _FP32:
+        device["weights' copies to compute with"] = used * job.width
+    elif shards > 1 or policy.weights == "host":
+        layers = _BUFFERS * _layer_parameters(run)
+        device["weights gathered for the layers at work"] = layers * (job.width if trained else width)
+    device["adapters"] = adapter_parameters(run, used=False) * _FP32 / shards
+
+
+def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
+    job, shards = run.job, sharded(run.layout)
+    place = host if run.policy.optimizer == "host" else device
+    place["gradients"] = trained_parameters(run, used=True) * _FP32 / shards
+    if job.task == "full" and (shards > 1 or place is host):
+        device["gradients of the layers at work"] = _BUFFERS * _layer_parameters(run) * job.width
+    moments = trained_parameters(run, used=False) * _FP32 / shards
+    place["optimizer's moments"] = 2 * moments
+    if job.ema:
+        place["moving average"] = moments
+
+
+def _saved_activations(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
+    job, policy, model = run.job, run.policy, run.job.model
+    layers = model.video.num_layers
+    inputs = saved_inputs(run)
+    if policy.inputs == "host":
+        host["block inputs"] = inputs
+        inputs = _BUFFERS * run.local_video
+    device["block inputs"] = inputs
+    if "video_dit" not in job.components or policy.checkpointing == "full":
+        return
+    if policy.checkpointing == "none":
+        block, bridge = run.implementation.working
+        bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
+        device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
+        return
+    # What operators offer to `ops.recall`: q, k and v as exchanged, output and log-sum-exp, the output as returned.
+    exchanged = run.layout.ulysses > 1
+    tensors = 4 if exchanged and policy.checkpointing == "selective" else 1
+    lse = model.clip.video_tokens * model.video.num_heads * _FP32 / run.layout.context_parallel
+    names = "q, k, v, out and LSE" if tensors == 4 else "out and LSE"
+    where = ", head-sharded" if exchanged else ""
+    saved = layers * (tensors * run.local_video + lse)
+    if run.layout.context_parallel > 1 and "dual_tower_bridge" in job.components:
+        saved += len(model.bridge.layers) * _merged_attention(run)
+    device[f"saved attention ({names}{where})"] = saved
+    if exchanged:
+        device["attention's output, exchanged back"] = layers * run.local_video
+
+
+def _merged_attention(run: PlannedRun) -> float:
+    """Output and log-sum-exp of one video-to-audio attention, which all ranks of a clip have whole."""
+    bridge, queries = run.job.model.bridge, run.job.model.clip.audio_tokens
+    return queries * (bridge.audio_hidden_dim * run.job.width + bridge.audio_hidden_dim // bridge.head_dim * _FP32)
+
+
+def _working(run: PlannedRun) -> float:
+    """What one layer of both towers keeps alive: all of its activations while it is differentiated."""
+    implementation, chosen = run.implementation, run.job.components
+    passes = implementation.working[0] if run.job.training else implementation.streaming
+    tokens = run.local_video * ("video_dit" in chosen) + run.local_audio * ("audio_dit" in chosen)
+    return passes * tokens
+
+
+def _layer_parameters(run: PlannedRun) -> float:
+    """Of one layer of everything that runs: a video block, an audio block, a bridge layer."""
+    model, counts = run.job.model, parameter_counts(run.job.model)
+    layers = {
+        "video_dit": counts["video_dit"]["blocks"] / model.video.num_layers,
+        "audio_dit": counts["audio_dit"]["blocks"] / model.audio.num_layers,
+        "dual_tower_bridge": sum(counts["dual_tower_bridge"].values()) / max(len(model.bridge.layers), 1),
+    }
+    return sum(layers[name] for name in run.job.components)
+
+
+def _codecs(run: PlannedRun, device: dict[str, float]) -> None:
+    if not run.job.training or not run.job.online:
+        return
+    cost = encode_cost(run.job.model)
+    video, audio = "video_dit" in run.job.components, "audio_dit" in run.job.components
+    device["codecs"] = cost.video_bytes * video + cost.audio_bytes * audio
+    device["codecs"] += cost.text_bytes * run.implementation.text_encoder_resident
+    device["codecs' working set"] = cost.working_bytes * video

@@ -1,0 +1,264 @@
+"""Which mesh and which policy: every sensible one is predicted, and the fastest that fits is recommended.
+
+Meshes: Ulysses over as many ranks as divide the video heads, a ring above that; weights sharded over whole nodes or all
+devices. Where there are very many of them, one stands for its neighbours (`thinned`). Policies: every combination of
+checkpointing, dtype of frozen weights, and what waits on the host. A change against the plain policy must be worth 1%
+of the step, so that nothing is recommended for nothing; a bus that is busy all the time, as much.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+from mova_engine.predict.hardware import Hardware
+from mova_engine.predict.job import (
+    IMPLEMENTATIONS,
+    ImplementationCost,
+    Job,
+    Layout,
+    PlannedRun,
+    Policy,
+    sharded,
+)
+from mova_engine.predict.memory_use import Memory, memory
+from mova_engine.predict.step_time import StepPrediction, predict
+
+PLAIN = Policy()
+# In which order and how the fields of a policy may be changed to save memory.
+CHOICES = {
+    "checkpointing": ("selective", "out", "full", "none"),
+    "frozen": ("activations", "fp8"),
+    "inputs": ("device", "host"),
+    "weights": ("device", "host"),
+    "optimizer": ("device", "host"),
+    "expert": ("device", "host"),
+}
+_WORTH = 0.01
+_MOST_DEVICES, _FEWEST_FRAMES = 1024, 17
+# Meshes of one search: each is judged with some twenty policies, in about 8 ms.
+MOST_MESHES = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on a device, with what is predicted for it."""
+
+    run: PlannedRun
+    hardware: Hardware
+    memory: Memory
+    prediction: StepPrediction
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.hardware.budget
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """What differs from the plain policy."""
+        return changes(self.run.policy)
+
+    @property
+    def seconds_per_clip(self) -> float:
+        return self.prediction.seconds / self.prediction.clips
+
+
+def changes(policy: Policy) -> dict[str, str]:
+    """Fields in which a policy differs from the plain one."""
+    return {
+        f.name: getattr(policy, f.name) for f in fields(Policy) if getattr(policy, f.name) != getattr(PLAIN, f.name)
+    }
+
+
+def plan(run: PlannedRun, hardware: Hardware) -> Plan:
+    """Predict one run as it is."""
+    return Plan(run, hardware, memory(run), predict(run, hardware))
+
+
+def layouts(job: Job, devices: int, node: int, implementation: ImplementationCost) -> list[Layout]:
+    """Meshes of so many devices that can run the job, at most MOST_MESHES."""
+    found, factor = list(_possible_layouts(job, devices, node, implementation)), 1
+    chosen = found
+    while len(chosen) > MOST_MESHES:
+        factor *= 2
+        chosen = thinned(found, factor)
+    return chosen
+
+
+def thinned(found: list[Layout], factor: int) -> list[Layout]:
+    """Of meshes those whose context-parallel size, and among equals of that the number of copies of the weights, is at
+    least `factor` times the next smaller one kept; the smallest and the largest stay.
+    """
+
+    def spread(sizes: set[int]) -> set[int]:
+        kept = [min(sizes)]
+        for size in sorted(sizes):
+            if size >= factor * kept[-1]:
+                kept.append(size)
+        return {*kept, max(sizes)}
+
+    groups: dict[tuple[int, int], list[Layout]] = {}
+    for layout in found:
+        groups.setdefault((layout.cfg, layout.context_parallel), []).append(layout)
+    chosen = []
+    for cfg in sorted({cfg for cfg, _ in groups}):
+        for cp in sorted(spread({cp for other, cp in groups if other == cfg})):
+            group = groups[cfg, cp]
+            copies = spread({layout.dp_replicate for layout in group})
+            chosen += [layout for layout in group if layout.dp_replicate in copies]
+    return chosen
+
+
+def _possible_layouts(job: Job, devices: int, node: int, implementation: ImplementationCost) -> Iterator[Layout]:
+    heads = job.model.video.num_heads
+    if implementation.traffic == "symmetric":
+        heads = math.gcd(heads, job.model.audio.num_heads)
+    for cfg in (1,) if job.training else sorted({1, job.evaluations}):
+        if devices % cfg:
+            continue
+        for cp in _divisors(devices // cfg):
+            groups = devices // cfg // cp
+            ulysses = math.gcd(cp, heads)
+            for replicate in _divisors(groups):
+                layout = Layout(
+                    dp_replicate=replicate, dp_shard=groups // replicate, ring=cp // ulysses, ulysses=ulysses, cfg=cfg
+                )
+                # Copies of the weights between nodes, not within one; a denoising step shards none.
+                whole = replicate == 1 or sharded(layout) % node == 0
+                if whole and _possible(job, layout):
+                    yield layout
+
+
+def policies(
+    job: Job,
+    layout: Layout,
+    hardware: Hardware,
+    implementation: ImplementationCost,
+    fixed: dict[str, str] | None = None,
+) -> Iterator[Policy]:
+    """Policies that make sense; `fixed` fields stay as they are."""
+    fixed = fixed or {}
+    useless = {"full": {"frozen", "weights"}, "lora": {"optimizer"}, "inference": {"inputs", "optimizer"}}[job.task]
+    if hardware.host_bandwidth is None or implementation.traffic == "symmetric":
+        useless = useless | {"inputs", "weights", "optimizer", "expert"}
+    if "fp8" not in hardware.peak or implementation.traffic == "symmetric":
+        useless = useless | {"frozen"}
+    if job.model.experts == 1:
+        useless = useless | {"expert"}
+    allowed = {name: values[:1] if name in useless else values for name, values in CHOICES.items()}
+    allowed["checkpointing"] = [x for x in allowed["checkpointing"] if x in implementation.checkpointing]
+    if not job.training:
+        allowed["checkpointing"] = allowed["checkpointing"][:1]
+    allowed |= {name: (value,) for name, value in fixed.items()}
+    for values in product(*allowed.values()):
+        policy = Policy(**dict(zip(allowed, values, strict=True)))
+        pointless = policy.inputs == "host" and policy.checkpointing == "none"
+        # The expert at work goes to the host only after the one that waits.
+        away = "host" in (policy.weights, policy.optimizer)
+        pointless |= away and policy.expert == "device" and job.model.experts == 2
+        pointless |= policy.checkpointing == "out" and layout.context_parallel == 1
+        if fixed or not pointless:
+            yield policy
+
+
+def best(
+    job: Job,
+    devices: int,
+    hardware: Hardware,
+    implementation: ImplementationCost | None = None,
+    layout: Layout | None = None,
+    fixed: dict[str, str] | None = None,
+) -> list[Plan]:
+    """The best plan of each mesh that has one, by seconds per clip, best first. Empty: nothing fits."""
+    implementation = implementation or IMPLEMENTATIONS["ours"]
+    chosen = [layout] if layout else layouts(job, devices, hardware.link.devices, implementation)
+    found = [plans[0] for one in chosen if (plans := fitting(job, one, hardware, implementation, fixed))]
+    return sorted(found, key=_rank)
+
+
+def fitting(
+    job: Job,
+    layout: Layout,
+    hardware: Hardware,
+    implementation: ImplementationCost,
+    fixed: dict[str, str] | None = None,
+) -> list[Plan]:
+    """All policies with which a mesh fits, best first."""
+    chosen = policies(job, layout, hardware, implementation, fixed)
+    runs = (PlannedRun(job, layout, policy, implementation) for policy in chosen)
+    fits = (run for run in runs if memory(run).total <= hardware.budget)
+    return sorted((plan(run, hardware) for run in fits), key=_rank)
+
+
+def smallest_change(
+    job: Job,
+    layout: Layout,
+    hardware: Hardware,
+    implementation: ImplementationCost,
+    fixed: dict[str, str] | None = None,
+) -> Plan | None:
+    """The fitting plan that differs least from the plain policy, the fastest of those; None where none fits."""
+    found = fitting(job, layout, hardware, implementation, fixed)
+    return min(found, key=lambda p: (len(p.changes), p.seconds_per_clip), default=None)
+
+
+def leanest(
+    job: Job,
+    devices: int,
+    hardware: Hardware,
+    implementation: ImplementationCost,
+    layout: Layout | None = None,
+    fixed: dict[str, str] | None = None,
+) -> Plan | None:
+    """The plan that needs least memory, whether it fits or not; None where no mesh can run the job."""
+    chosen = [layout] if layout else layouts(job, devices, hardware.link.devices, implementation)
+    runs = [
+        PlannedRun(job, one, policy, implementation)
+        for one in chosen
+        for policy in policies(job, one, hardware, implementation, fixed)
+    ]
+    return plan(min(runs, key=lambda run: memory(run).total), hardware) if runs else None
+
+
+def rescue(job: Job, devices: int, hardware: Hardware, implementation: ImplementationCost) -> list[Plan]:
+    """What would fit where nothing does: more devices (doubling), and the longest shorter clip. At most one of each."""
+    found = []
+    more = devices * 2
+    while more <= _MOST_DEVICES:
+        plans = best(replace(job, clips=None), more, hardware, implementation)
+        if plans:
+            found.append(plans[0])
+            break
+        more *= 2
+    clip = job.model.clip
+    step = clip.video_stride[0]
+    lengths = range(clip.frames - step, _FEWEST_FRAMES - 1, -4 * step)
+
+    def shorter(frames: int) -> list[Plan]:
+        job_then = replace(job, model=replace(job.model, clip=replace(clip, frames=frames)))
+        return best(job_then, devices, hardware, implementation)
+
+    # Memory grows with the frames, so that all after the first length that fits do.
+    first = bisect_left(lengths, True, key=lambda frames: bool(shorter(frames)))
+    if first < len(lengths):
+        found.append(shorter(lengths[first])[0])
+    return found
+
+
+def _rank(plan: Plan) -> float:
+    busy = plan.prediction.hidden.get("offload", 0.0) / plan.prediction.seconds
+    return plan.seconds_per_clip * (1 + _WORTH * (len(plan.changes) + busy))
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
+
+
+def _possible(job: Job, layout: Layout) -> bool:
+    if not job.training and (layout.dp_replicate > 1 or layout.dp_shard != (job.clips or 1)):
+        return False  # all devices work on the clips asked for
+    if job.training and job.clips and job.clips % layout.data_parallel:
+        return False
+    return "video_dit" in job.components or layout.context_parallel == 1

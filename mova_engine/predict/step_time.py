@@ -1,0 +1,205 @@
+"""Seconds of one step by part.
+
+Each matrix product takes the longer of its FLOPs at the achieved GEMM rate and its bytes at the achieved bandwidth; so
+does each attention. Memory-bound operations are counted in passes. Collectives take bytes over the achieved link rate
+and a latency each. What runs beside computation counts only where it takes longer: ring exchanges beside the attention,
+FSDP's gathers and scatters and offload beside everything.
+"""
+
+from dataclasses import dataclass
+
+from mova_engine.predict.codec_cost import encode_cost
+from mova_engine.predict.flops import Attention, MatrixProduct, operations, training_flops
+from mova_engine.predict.hardware import Hardware
+from mova_engine.predict.job import PlannedRun, sharded
+from mova_engine.predict.step_traffic import StepTraffic, step_traffic, trained_parameters
+
+# Bytes that a fused AdamW moves per weight: weight, two moments and gradient in float32 read, the first three written,
+# a bf16 copy; clipping reads the gradient once more. The moving average reads two and writes one.
+_ADAMW, _EMA = 34, 12
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """Of one optimizer step or denoising step. parts: seconds; they add up to `seconds`.
+
+    model_flops, hardware_flops: of the step, over all devices. hidden: seconds of traffic behind computation.
+    """
+
+    parts: dict[str, float]
+    hidden: dict[str, float]
+    model_flops: float
+    hardware_flops: float
+    mfu: float
+    hfu: float
+    clips: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
+
+
+def predict(run: PlannedRun, hardware: Hardware) -> StepPrediction:
+    """Predict a run's step on a device."""
+    job, layout = run.job, run.layout
+    rounds = run.micro_batches if job.training else job.evaluations // layout.cfg
+    linears, attentions = matrix_seconds(run, hardware)
+    passes = pass_bytes(run, hardware) / (hardware.bandwidth * hardware.achieved.bandwidth)
+    parts = {"GEMM": rounds * linears, "attention": rounds * attentions, "memory-bound passes": rounds * passes}
+    hidden: dict[str, float] = {}
+    _communication(run, hardware, step_traffic(run), parts, hidden)
+    if job.training:
+        parts["encode"] = run.micro_batches * encode_seconds(run, hardware)
+        parts["optimizer"] = _optimizer_seconds(run, hardware)
+    flops, recomputed = step_flops(run)
+    seconds = sum(parts.values())
+    rate = seconds * layout.world * hardware.peak_flops(job.precision)
+    return StepPrediction(parts, hidden, flops, recomputed, flops / rate, recomputed / rate, run.clips)
+
+
+def step_flops(run: PlannedRun) -> tuple[float, float]:
+    """(model FLOPs, hardware FLOPs) of a step over all devices, by the conventions of mova_engine.predict.flops."""
+    job = run.job
+    if not job.training:
+        flops = sum(op.flops for op in operations(job.model, job.components)) * job.evaluations
+        return flops * run.layout.data_parallel, flops * run.layout.data_parallel
+    cost = training_flops(job.model, components=job.components, lora_rank=job.adapters)
+    hardware = {
+        "none": cost.hardware,
+        "selective": cost.hardware_selective,
+        "out": cost.hardware_selective,
+        "full": cost.hardware_full,
+    }
+    return cost.model * run.clips, hardware[run.policy.checkpointing] * run.clips
+
+
+def executed(op: MatrixProduct | Attention, run: PlannedRun) -> tuple[float, float, float]:
+    """How often one clip's forward FLOPs of an operation are spent: (forward, recomputed, backward)."""
+    job, policy = run.job, run.policy
+    if not job.training:
+        return 1, 0, 0
+    if isinstance(op, Attention):
+        recomputed = policy.checkpointing == "full" or (policy.checkpointing != "none" and not op.kept)
+        return 1, recomputed, 2.5
+    full = job.task == "full"
+    dgrad = {"input": False, "condition": full, "hidden": True}[op.source]
+    return 1, policy.checkpointing != "none" and op.in_block, dgrad + full
+
+
+def rank_share(op: MatrixProduct | Attention, run: PlannedRun) -> float:
+    """Share of an operation's rows that one rank works on: video tokens are split over the group, the audio tower and
+    the text are replicated in it (ours), or audio is split too (the reference).
+    """
+    clip, cp = run.job.model.clip, run.layout.context_parallel
+    rows = (op.nq, op.nk) if isinstance(op, Attention) else (op.rows,)
+    if op.component != "audio_dit" and clip.video_tokens in rows:
+        return 1 / cp
+    if clip.audio_tokens in rows:
+        return run.audio_tokens / clip.audio_tokens
+    return 1.0
+
+
+def matrix_seconds(run: PlannedRun, hardware: Hardware) -> tuple[float, float]:
+    """(matrix products, attention) of one clip on one rank, forward and backward, or of one evaluation."""
+    job, achieved = run.job, hardware.achieved
+    gemm = hardware.peak_flops(job.precision) * achieved.gemm
+    bandwidth = hardware.bandwidth * achieved.bandwidth
+    in_training = job.training and run.layout.context_parallel > 1
+    kernel = run.implementation.attention[in_training]
+    forward_rate, backward_rate = hardware.attention_rates(job.precision, kernel)
+    weight = run.frozen_width if job.task != "full" else job.width
+    linears = attentions = 0.0
+    for op in operations(job.model, job.components):
+        forward, recomputed, backward = executed(op, run)
+        share = rank_share(op, run)
+        flops = op.flops * share
+        if isinstance(op, Attention):
+            traffic = op.layers * op.width * 2 * (op.nq + op.nk) * share * job.width
+            attentions += (forward + recomputed) * max(flops / forward_rate, traffic / bandwidth)
+            attentions += backward * max(flops / backward_rate, traffic / bandwidth)
+            continue
+        traffic = op.layers * (op.k * op.n * weight + op.rows * share * (op.k + op.n) * job.width)
+        linears += (forward + recomputed + backward) * max(flops / gemm, traffic / bandwidth)
+        adapter = op.adapter_flops(job.adapters) * share
+        linears += adapter * (3 + recomputed) / gemm
+    return linears, attentions
+
+
+def pass_bytes(run: PlannedRun, hardware: Hardware) -> float:
+    """Bytes that memory-bound operations move for one clip on one rank, forward and backward, or for one evaluation."""
+    job, implementation, model = run.job, run.implementation, run.job.model
+    forwards, backwards = 1, 0
+    if job.training:
+        forwards, backwards = 1 + (run.policy.checkpointing != "none"), 1
+
+    def passes(kind: tuple[float, float]) -> float:
+        return forwards * kind[0] + backwards * kind[1]
+
+    block, bridge = passes(implementation.block), passes(implementation.bridge)
+    if not hardware.gelu_epilogue:
+        block += passes(implementation.gelu)
+    if job.task == "lora":
+        block, bridge = block * implementation.adapters, bridge * implementation.adapters
+        if run.policy.frozen == "fp8":
+            block += passes(implementation.accumulated)
+    bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
+    video = (block * model.video.num_layers + bridge * bridges) * run.local_video
+    audio = (block * model.audio.num_layers + bridge * bridges) * run.local_audio
+    return video * ("video_dit" in job.components) + audio * ("audio_dit" in job.components)
+
+
+def encode_seconds(run: PlannedRun, hardware: Hardware) -> float:
+    """Encoding one clip, as one rank of its group sees it; 0 with cached latents."""
+    if not run.job.online:
+        return 0.0
+    cost, achieved, implementation = encode_cost(run.job.model), hardware.achieved, run.implementation
+    conv = hardware.peak_flops("bf16") * achieved.conv
+    seconds = cost.text_flops / (hardware.peak_flops("bf16") * achieved.gemm)
+    if "video_dit" in run.job.components:
+        seconds += implementation.encodes * cost.video_flops / conv
+    if "audio_dit" in run.job.components:
+        seconds += cost.audio_flops / (hardware.peak_flops("fp32") * achieved.conv)
+    return seconds / (run.layout.context_parallel if implementation.encode_on == "rounds" else 1)
+
+
+def _optimizer_seconds(run: PlannedRun, hardware: Hardware) -> float:
+    """The update of a rank's share of the weights trained in this step; a moving average follows all of them."""
+    moved = _ADAMW * trained_parameters(run, used=True) / sharded(run.layout)
+    if run.job.ema:
+        moved += _EMA * trained_parameters(run, used=False) / sharded(run.layout)
+    if run.policy.optimizer == "host":
+        return moved / hardware.host_rate
+    return moved / (hardware.bandwidth * hardware.achieved.bandwidth)
+
+
+def _rate(hardware: Hardware, group: int, span: int, neighbours: bool = False) -> float:
+    """Bytes/s at which a rank sends within a group of `group` ranks that lie within `span` consecutive devices.
+
+    neighbours: to one other rank only (a ring), else to all at once.
+    """
+    if span > hardware.link.devices:
+        return hardware.network * hardware.achieved.link
+    return hardware.link.all_to_all(2 if neighbours else group) * hardware.achieved.link
+
+
+def _communication(
+    run: PlannedRun, hardware: Hardware, traffic: StepTraffic, parts: dict[str, float], hidden: dict[str, float]
+) -> None:
+    """Add communication and offload to `parts`, and what is hidden behind computation to `hidden`."""
+    layout = run.layout
+    everything = sharded(layout) * layout.dp_replicate
+    exchange = traffic.all_to_all / _rate(hardware, layout.ulysses, layout.ulysses)
+    exchange += traffic.reduce / _rate(hardware, layout.context_parallel, layout.context_parallel)
+    exchange += traffic.replicas / _rate(hardware, layout.dp_replicate, everything)
+    exchange += traffic.collectives * hardware.latency
+    ring = traffic.ring / _rate(hardware, layout.ring, layout.context_parallel, neighbours=True)
+    beside = parts["attention"] * (layout.ring - 1) / layout.ring
+    shards = (traffic.gather + traffic.scatter) / _rate(hardware, sharded(layout), sharded(layout))
+    offloaded = max(traffic.to_host, traffic.from_host)
+    bus = offloaded / hardware.host_rate if offloaded else 0.0
+    computing = parts["GEMM"] + parts["attention"] + parts["memory-bound passes"]
+    parts["communication"] = exchange + max(0.0, ring - beside) + max(0.0, shards - computing)
+    parts["offload"] = max(0.0, bus - computing)
+    for name, seconds, cover in (("ring", ring, beside), ("FSDP", shards, computing), ("offload", bus, computing)):
+        if min(seconds, cover) > 0:
+            hidden[name] = min(seconds, cover)

@@ -1,4 +1,0 @@
-"""Sampling: the denoising loop, the pipeline from words and a first frame to an mp4, contact sheets.
-
-`python -m mova_engine.sample --checkpoint DIR --prompt TEXT`.
-"""

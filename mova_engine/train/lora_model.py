@@ -1,0 +1,142 @@
+"""Low-rank adapters on a frozen checkpoint: the model that a LoRA run trains."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mova_engine.adapters.lora import adapted_layers, add_lora, check_fit, draw_a, find_linears, read_lora
+from mova_engine.checkpoints.folder import diffusion_settings
+from mova_engine.checkpoints.locate import find_adapters
+from mova_engine.config.model import COMPONENTS, MovaConfig
+from mova_engine.config.train import LoraSettings, TrainConfig
+from mova_engine.distributed.fsdp import Shards, shard_model
+from mova_engine.distributed.processes import Processes
+from mova_engine.errors import MovaError
+from mova_engine.files.tensors import load_component, read_rows
+from mova_engine.memory.fp8_weights import hold_in_fp8
+from mova_engine.models.mova import Mova
+from mova_engine.ops import OpTable
+from mova_engine.train.masters import DTYPES
+from mova_engine.train.timestep_sampling import generator
+
+
+def add_adapters(model: Mova, lora: LoraSettings, source: torch.Generator | None = None) -> list[str]:
+    """`add_lora` as the settings say; returns the layers' names."""
+    return add_lora(model, lora.targets, lora.rank, _alpha(lora), source)
+
+
+def build_adapted(
+    config: TrainConfig, sizes: MovaConfig, ops: OpTable, device: torch.device, processes: Processes
+) -> tuple[Mova, Shards | None]:
+    """The checkpoint's model on `device`, frozen, with new adapters, which alone are trained; where the processes share
+    its weights, also how.
+
+    Frozen weights are held in what the model computes with, or in fp8; sharded adapters are float32. Raises MovaError
+    for a checkpoint that does not fit or was trained for another kind of output.
+    """
+    folder, dtype = config.model.checkpoint, DTYPES[config.precision]
+    check_output(config, folder)
+    model = Mova(sizes, ops, "meta").requires_grad_(False)
+    if config.parallel.shard:
+        return model, _sharded(model, config, folder, device, processes)
+    targets = find_linears(model, config.lora.targets)
+    for name, component in _components(model):
+        load_component(component, folder / name, device=device, dtype=dtype)
+        own = [target.removeprefix(f"{name}.") for target in targets if target.startswith(f"{name}.")]
+        if own and config.lora.base == "fp8":
+            # One component after the other: only one at a time is on the device in full.
+            hold_in_fp8(component, own)
+    add_adapters(model, config.lora, generator(config.seed, "adapters"))
+    layers = adapted_layers(model)
+    for name, (a, b) in initial_adapters(model, config.lora).items():
+        layers[name].lora_A.weight.data.copy_(a)
+        layers[name].lora_B.weight.data.copy_(b)
+    return model, None
+
+
+def initial_adapters(model: Mova, lora: LoraSettings) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of each layer, by its name, that `lora.init` starts from; none where it does not. MovaError where they
+    are not those of the settings' rank and targets.
+    """
+    if lora.init is None:
+        return {}
+    pairs, _ = read_lora(lora.init)
+    check_fit(model, lora.init, pairs)
+    ranks = sorted({len(a) for a, _ in pairs.values()})
+    if len(ranks) > 1:
+        raise MovaError(f"{lora.init} has adapters of ranks {', '.join(map(str, ranks))}: only one rank can be trained")
+    if ranks != [lora.rank]:
+        raise MovaError(
+            f"{lora.init} has adapters of rank {ranks[0]}, and lora.rank is {lora.rank}: give --lora.rank {ranks[0]}"
+        )
+    wanted = find_linears(model, lora.targets)
+    for names, says in (
+        ([name for name in pairs if name not in set(wanted)], "adapts layers that lora.targets does not name"),
+        ([name for name in wanted if name not in pairs], "does not adapt layers that lora.targets names"),
+    ):
+        if names:
+            raise MovaError(f"{lora.init} {says}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+    return pairs
+
+
+def with_initial_adapters(lora: LoraSettings, say: Callable[[str], object]) -> LoraSettings:
+    """The settings with the file that `init` means, and with its alpha. MovaError where its alpha is another one than
+    the settings', or neither says one.
+    """
+    if lora.init is None:
+        return lora
+    path = find_adapters(lora.init, say)
+    _, stored = read_lora(path)
+    if stored is None and lora.alpha is None:
+        raise MovaError(
+            f"{path} does not say its alpha (the reference's files never do; its default is 16): --lora.alpha"
+        )
+    if lora.alpha is not None and stored not in (None, lora.alpha):
+        raise MovaError(f"{path} has alpha {stored:g}, and lora.alpha is {lora.alpha:g}: leave --lora.alpha out")
+    return replace(lora, init=path, alpha=lora.alpha if stored is None else stored)
+
+
+def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.device, processes: Processes) -> Shards:
+    names, dtype = add_adapters(model, config.lora), DTYPES[config.precision]
+    start = initial_adapters(model, config.lora)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    shards = shard_model(model, processes, device, dtype, config.parallel.offload)
+    for name, component in _components(model):
+        pieces = {
+            key: shards.piece(parameter) for key, parameter in component.named_parameters() if ".lora_" not in key
+        }
+        read_rows(folder / name, {key: (piece.shape, piece.rows, piece.tensor) for key, piece in pieces.items()})
+    layers, source = adapted_layers(model), generator(config.seed, "adapters")
+    for name in names:
+        a, b = layers[name].lora_A.weight, layers[name].lora_B.weight
+        # Drawn in any case: what is random does not depend on where adapters start from.
+        drawn = draw_a(config.lora.rank, a.shape[1], source)
+        shards.piece(a).take(start[name][0] if name in start else drawn)
+        shards.piece(b).take(start[name][1]) if name in start else shards.piece(b).tensor.zero_()
+    return shards
+
+
+def _components(model: Mova) -> list[tuple[str, torch.nn.Module]]:
+    return [(name, getattr(model, name)) for name in COMPONENTS if getattr(model, name) is not None]
+
+
+def _alpha(lora: LoraSettings) -> float:
+    return float(lora.rank if lora.alpha is None else lora.alpha)
+
+
+def check_output(config: TrainConfig, folder: Path) -> None:
+    """An adapted model is sampled as its base is: what its output means cannot change."""
+    told, diffusion = diffusion_settings(folder), config.diffusion
+    wanted = {"prediction": diffusion.prediction, "skip_first_frame": diffusion.skip_first_frame}
+    for name, value in wanted.items():
+        base = told.get(name, {"prediction": "velocity", "skip_first_frame": False}[name])
+        if base != value:
+            raise MovaError(
+                f"diffusion.{name} is {value}, but {folder} was trained with {base}, and adapters cannot change it: "
+                f"set it to {base}"
+            )

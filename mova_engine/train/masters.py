@@ -1,0 +1,140 @@
+"""The weights that are trained: float32 masters, what the model computes with, and their moving average.
+
+In fp32 the model's parameters are the masters. In bf16 the model holds bfloat16 copies: every gradient is added in
+float32 to its master as soon as the backward pass has made it, and the copies are renewed after each step. That is what
+FSDP2's mixed precision does; unlike autocast it keeps the towers' own choices (float32 time embedding, norms and
+rotation) and costs no casts in the forward.
+
+Where processes share the weights (`parallel.shard`), the masters are plain tensors that are a process's own rows of the
+model's parameters, and so are average, gradients and moments: optimizers need not know.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mova_engine.distributed.fsdp import LocalShard, Shards
+from mova_engine.train.optimizer import NamedWeight
+
+# What the model computes in.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Weights:
+    """All trained weights of a model in order of its parameters."""
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, ema_decay: float = 0.0, shards: Shards | None = None
+    ) -> None:
+        """model: on its device, in float32; it computes in `dtype` from here on. ema_decay 0: no moving average.
+
+        shards: of a model whose weights are sharded, which then computes in the dtype that it was sharded for.
+        """
+        names, self.parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+        self.shards = shards
+        self.copies = dtype != torch.float32 and shards is None
+        if self.copies:
+            masters = [p.detach().float().clone() for p in self.parameters]
+            if any(p.dtype != dtype for p in self.parameters):
+                # Not where adapters are trained: their model is in `dtype` already, or holds some weights in fp8.
+                model.to(dtype)
+            for parameter, master in zip(self.parameters, masters, strict=True):
+                parameter.register_post_accumulate_grad_hook(_adding_to(master))
+        else:
+            masters = list(self.parameters)
+        pieces = [LocalShard(x, tuple(x.shape)) if shards is None else shards.piece(x) for x in masters]
+        self.masters = [NamedWeight(*each) for each in zip(names, pieces, strict=True)]
+        self.ema_decay = ema_decay
+        self.ema = [tensor.detach().clone() for tensor in self.tensors()] if ema_decay else None
+
+    def tensors(self) -> list[Tensor]:
+        """The masters."""
+        return [weight.tensor for weight in self.masters]
+
+    def gradients(self) -> dict[str, list[Tensor]]:
+        """Gradients of the masters by component; those of weights that took no part in the step are left out."""
+        grads: dict[str, list[Tensor]] = {}
+        for weight, parameter in zip(self.masters, self.parameters, strict=True):
+            if self.shards is not None:
+                weight.tensor.grad = None if parameter.grad is None else parameter.grad.to_local()
+            if weight.tensor.grad is not None:
+                grads.setdefault(weight.component, []).append(weight.tensor.grad)
+        return grads
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for weight, parameter in zip(self.masters, self.parameters, strict=True):
+            weight.tensor.grad = parameter.grad = None
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Follow the masters after an optimizer step: renew the model's copies, move the average."""
+        if self.copies:
+            torch._foreach_copy_(self.parameters, self.tensors())
+        if self.ema is not None:
+            torch._foreach_lerp_(self.ema, [tensor.detach() for tensor in self.tensors()], 1 - self.ema_decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the model computes with the moving average, where there is one; no training step may run."""
+        if self.ema is None:
+            yield
+            return
+        if self.shards is not None:
+            self._exchange()
+            try:
+                yield
+            finally:
+                self._exchange()
+            return
+        if self.copies:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.ema)
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    torch._foreach_copy_(self.parameters, self.tensors())
+            return
+        kept = [parameter.data for parameter in self.parameters]
+        _point(self.parameters, self.ema)
+        try:
+            yield
+        finally:
+            _point(self.parameters, kept)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """Masters and average, in place: the sharded model knows its rows by their memory."""
+        for master, average in zip(self.tensors(), self.ema, strict=True):
+            kept = master.clone()
+            master.copy_(average)
+            average.copy_(kept)
+
+    @torch.no_grad()
+    def load(self, masters: Sequence[Tensor], ema: Sequence[Tensor] | None) -> None:
+        """Take over saved masters and, where there is one, their moving average."""
+        torch._foreach_copy_([tensor.detach() for tensor in self.tensors()], list(masters))
+        if self.ema is not None:
+            torch._foreach_copy_(self.ema, list(masters if ema is None else ema))
+        if self.copies:
+            torch._foreach_copy_(self.parameters, self.tensors())
+
+
+def _adding_to(master: Tensor):
+    def hook(parameter: Tensor) -> None:
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    return hook
+
+
+def _point(parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> None:
+    for parameter, tensor in zip(parameters, tensors, strict=True):
+        parameter.data = tensor

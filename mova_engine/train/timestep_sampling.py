@@ -1,0 +1,74 @@
+"""All randomness of a training step, as a function of (seed, step) and nothing else.
+
+Resuming needs no generator states, and neither the device nor the split into micro-batches or ranks changes what is
+drawn: the expert and the noise levels belong to the step, the noise to a clip's place in the step. Every generator runs
+on the CPU, so that loss curves of different devices can be laid over each other; for a 360p clip drawing its 2.8
+million normals costs about 20 ms on one core.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mova_engine.config.train import DiffusionSettings
+from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule, TrainingTimes
+
+
+def generator(seed: int, *key: object) -> torch.Generator:
+    """A CPU generator for the purpose that `key` names, independent of every other purpose's."""
+    text = "/".join(str(part) for part in (seed, *key))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@dataclass(frozen=True)
+class StepDraw:
+    """What an optimizer step draws for its n clips: the video expert that it trains (None: the model has one), noise
+    levels [n], and which clips lose their text, bool [n].
+    """
+
+    expert: int | None
+    times: TrainingTimes
+    drop_text: Tensor
+
+    def part(self, first: int, count: int) -> "StepDraw":
+        """The draw of clips `first` to `first + count - 1`: a micro-batch's."""
+        here = slice(first, first + count)
+        times = TrainingTimes(*(getattr(self.times, name)[here] for name in TrainingTimes.__dataclass_fields__))
+        return StepDraw(self.expert, times, self.drop_text[here])
+
+
+def draw_step(settings: DiffusionSettings, experts: int, seed: int, step: int, clips: int) -> StepDraw:
+    """Draw for optimizer step `step` of `clips` clips over all ranks.
+
+    With two experts one of them serves the whole step, drawn with the probability of its interval of times.
+    """
+    source = generator(seed, "step", step)
+    expert = None
+    if experts == 2:
+        high = torch.rand((), generator=source) < Schedule.of(settings).expert_probability(HIGH_NOISE)
+        expert = HIGH_NOISE if high else LOW_NOISE
+    times = draw_times(settings, source, expert, clips)
+    return StepDraw(expert, times, torch.rand(clips, generator=source) < settings.text_dropout)
+
+
+def draw_times(settings: DiffusionSettings, source: torch.Generator, expert: int | None, clips: int) -> TrainingTimes:
+    """Noise levels of `clips` clips within an expert's interval."""
+    paired = settings.times == "paired"
+    return Schedule.of(settings).draw(source, clips, expert, paired=paired, stratified=settings.stratified)
+
+
+def draw_noise(
+    shapes: tuple[tuple[int, ...], ...], seed: int, step: int | str, first: int, count: int
+) -> tuple[Tensor, ...]:
+    """Standard normal noise, float32 on the CPU: for each shape a tensor [count, *shape], for clips `first`,
+    `first + 1`, ... of the step.
+    """
+    tensors = tuple(torch.empty(count, *shape) for shape in shapes)
+    for index in range(count):
+        source = generator(seed, "noise", step, first + index)
+        for tensor in tensors:
+            torch.randn(tensor.shape[1:], generator=source, out=tensor[index])
+    return tensors

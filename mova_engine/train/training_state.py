@@ -1,0 +1,364 @@
+"""Checkpoints: a model folder that the sampler can load, and beside it all that an exact continuation needs.
+
+    RUN/checkpoints/step-001000/
+        model_index.json, video_dit/, ...    MOVA's layout; the averaged weights where there is an average
+        training/state.json                  step, configuration, position in the data, counters, Python's RNGs
+        training/{master,ema,optimizer,rng}.safetensors
+        training/checksums.json              of all other files
+
+A checkpoint is written beside its place, flushed to disk and renamed: at every moment a folder named step-* is whole.
+Nothing is pickled. Processes that share the weights write the very same files together (`parallel.storage`), so that
+any number of them goes on from what any number has written.
+"""
+
+import json
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mova_engine import __version__
+from mova_engine.backend import Backend
+from mova_engine.checkpoints.integrity import Ranges, is_own, write_checksums
+from mova_engine.checkpoints.locate import ADAPTERS, STATE, TRAINING
+from mova_engine.checkpoints.locate import CHECKPOINTS as FOLDER
+from mova_engine.config.train import CheckpointSettings
+from mova_engine.distributed.fsdp import LocalShard
+from mova_engine.distributed.reserve import reserve_tensors
+from mova_engine.errors import MovaError
+from mova_engine.files.atomic import set_aside
+from mova_engine.files.folders import remove_folder, remove_unfinished, replaced, replaced_folder
+from mova_engine.files.tensors import read_json, read_tensors, tensors_of_file, write_json, write_tensors
+from mova_engine.train.masters import Weights
+from mova_engine.train.optimizer import load_optimizer_tensors, optimizer_tensors
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What is trained, and with what; a checkpoint captures it and restores it in place."""
+
+    weights: Weights
+    optimizer: torch.optim.Optimizer
+    backend: Backend
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    state: TrainingState,
+    progress: Mapping[str, Any],
+    config: Mapping[str, Any],
+    export: Callable[[Path], None],
+) -> Path:
+    """Write RUN/checkpoints/step-NNNNNN and return it; `step` steps are done.
+
+    progress: JSON-able position of all that is neither weights nor optimizer. config: the run's, as plain values.
+    export: writes the model folder into the empty folder that it is given.
+    Raises MovaError when it cannot be written; what was there stays, nothing partial is left.
+    """
+    folder = run / FOLDER / f"step-{step:06d}"
+    with _opened(folder, {}) as fresh:
+        export(fresh)
+        training = fresh / TRAINING
+        training.mkdir()
+        weights = state.weights
+        names = [weight.name for weight in weights.masters]
+        write_tensors(training / "master.safetensors", dict(zip(names, weights.tensors(), strict=True)))
+        if weights.ema is not None:
+            write_tensors(training / "ema.safetensors", dict(zip(names, weights.ema, strict=True)))
+        write_tensors(training / "optimizer.safetensors", optimizer_tensors(state.optimizer, weights.masters))
+        write_tensors(training / "rng.safetensors", _generators(state))
+        write_json(training / STATE, _described(step, state, progress, config))
+    return folder
+
+
+def sharded_save(
+    run: Path,
+    step: int,
+    state: TrainingState,
+    progress: Mapping[str, Any],
+    config: Mapping[str, Any],
+    export: Callable[[Path], None],
+    dtype: torch.dtype,
+    group: dist.ProcessGroup,
+) -> Callable[[], Path]:
+    """`save_checkpoint` by all processes that share the weights: copies what is to be saved, and returns the function
+    that writes it, from any thread, while training goes on.
+
+    export: writes the model folder without its weights' data (`reserve_tensors`). dtype: of that folder's weights.
+    group: of all processes, on the CPU, for this purpose alone.
+    """
+    pieces = _copies(state, dtype)
+    generators, described = _generators(state), _described(step, state, progress, config)
+    folder = run / FOLDER / f"step-{step:06d}"
+
+    def prepare(fresh: Path) -> None:
+        export(fresh)
+        (fresh / TRAINING).mkdir()
+        files: dict[str, dict[str, torch.Tensor]] = {}
+        for key, piece in pieces.items():
+            file, name = key.split(":", 1)
+            files.setdefault(file, {})[name] = torch.empty(piece.shape, dtype=piece.tensor.dtype, device="meta")
+        for file in (file for file in files if file.startswith(TRAINING)):
+            reserve_tensors(fresh / f"{file}.safetensors", files[file])
+        write_tensors(fresh / TRAINING / "rng.safetensors", generators)
+        write_json(fresh / TRAINING / STATE, described)
+
+    # Imported where it is used: see `parallel.reserve`.
+    from mova_engine.distributed.dcp import save_pieces
+
+    def save() -> Path:
+        save_pieces(folder, pieces, partial(_opened, folder), prepare, group)
+        return folder
+
+    return save
+
+
+@contextmanager
+def _opened(folder: Path, written: Ranges) -> Iterator[Path]:
+    """Give the folder in which a checkpoint is to be written; at the end it gets its checksums, then its name.
+
+    written: ranges of its files whose checksums are known by then.
+    """
+    _make_room(folder)
+    with replaced_folder(folder, is_own) as fresh:
+        yield fresh
+        write_checksums(fresh, written)
+
+
+def _make_room(folder: Path) -> None:
+    """Give what lies in a checkpoint's place, and is not as a run wrote it, another name: saving must go on."""
+    if not os.path.lexists(folder) or is_own(folder):
+        return
+    log.warning("%s was not as a run writes it, and is now %s", folder, set_aside(folder).name)
+
+
+def _copies(state: TrainingState, dtype: torch.dtype) -> dict[str, LocalShard]:
+    """What a checkpoint holds of the weights, on the CPU, by the names of `save_pieces`: own rows."""
+    weights, pieces = state.weights, {}
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to("cpu", copy=True)
+
+    averages = weights.ema or [None] * len(weights.masters)
+    for weight, average in zip(weights.masters, averages, strict=True):
+        piece = replace(weight.piece, tensor=copied(weight.tensor))
+        pieces[f"{TRAINING}/master:{weight.name}"] = piece
+        if average is not None:
+            piece = replace(piece, tensor=copied(average))
+            pieces[f"{TRAINING}/ema:{weight.name}"] = piece
+        part, name = weight.name.split(".", 1)
+        if name.endswith((".lora_A.weight", ".lora_B.weight")):
+            part, name = Path(ADAPTERS).stem, weight.name
+        pieces[f"{part}:{name}"] = replace(piece, tensor=piece.tensor.to(dtype))
+    by_name = {weight.name: weight.piece for weight in weights.masters}
+    for key, value in optimizer_tensors(state.optimizer, weights.masters).items():
+        piece = by_name[key.rpartition(":")[0]]
+        own = replace(piece, tensor=copied(value)) if value.ndim else LocalShard(copied(value), ())
+        pieces[f"{TRAINING}/optimizer:{key}"] = own
+    return pieces
+
+
+def _generators(state: TrainingState) -> dict[str, torch.Tensor]:
+    return {"torch": torch.get_rng_state(), "device": state.backend.rng_state()}
+
+
+def _described(
+    step: int, state: TrainingState, progress: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "mova_engine": __version__,
+        "torch": torch.__version__,
+        "device": state.backend.describe(),
+        "step": step,
+        "config": config,
+        "progress": progress,
+        "python_rng": random.getstate(),
+        "numpy_rng": _numpy_state(),
+    }
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's state.json. MovaError where the folder is no training checkpoint of this version."""
+    if not (folder / TRAINING / STATE).is_file():
+        raise MovaError(f"{folder} is not a checkpoint of a training run: it has no {TRAINING}/{STATE}")
+    described = read_json(folder / TRAINING / STATE)
+    if described.get("format") != FORMAT:
+        raise MovaError(f"{folder} has checkpoint format {described.get('format')}; this version reads {FORMAT}")
+    return described
+
+
+def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
+    """Restore weights, average, optimizer and generators in place; return the checkpoint's state.json.
+
+    Raises MovaError for a damaged checkpoint and for one of another model.
+    """
+    described, training = read_state(folder), folder / TRAINING
+    weights = state.weights
+    device = weights.masters[0].tensor.device
+    masters = _in_order(training / "master.safetensors", weights, device)
+    ema = training / "ema.safetensors"
+    # A run that begins to average takes the weights as the average so far.
+    weights.load(masters, _in_order(ema, weights, device) if weights.ema is not None and ema.is_file() else None)
+    moments = _moments(training / "optimizer.safetensors", weights)
+    load_optimizer_tensors(state.optimizer, weights.masters, moments)
+    rng, _ = read_tensors(training / "rng.safetensors")
+    torch.set_rng_state(rng["torch"])
+    if len(rng["device"]) == len(state.backend.rng_state()):
+        # Generators of different device types have states of different length; the engine itself draws from neither.
+        state.backend.set_rng_state(rng["device"])
+    version, internal, gauss = described["python_rng"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = described["numpy_rng"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    return described
+
+
+def check_resumable(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """Raise MovaError where a run with weights of these `shapes` cannot go on from a checkpoint. Reads headers only."""
+    described = read_state(folder)
+    path = folder / TRAINING / "master.safetensors"
+    found = {name: list(tensor.shape) for name, tensor in tensors_of_file(path).items()}
+    _check_same(path, found, {name: list(shape) for name, shape in shapes.items()})
+    saved = described["config"].get("seed", seed)
+    if saved != seed:
+        raise MovaError(
+            f"{folder} was trained with seed {saved}, and its order of clips cannot go on with seed {seed}: give "
+            f"--seed {saved}, or another --out for a new run"
+        )
+
+
+def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
+    """All complete checkpoints of a run as (step, folder), oldest first."""
+    found = []
+    for path in (run / FOLDER).glob("step-*"):
+        step = checkpoint_step(path)
+        if step is not None and (path / TRAINING / STATE).is_file():
+            found.append((step, path))
+    return sorted(found)
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """The step that a checkpoint's name tells; None for another name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def clean_up(run: Path) -> None:
+    """Remove what a killed run left half-written or half-removed; nothing else. Only for the run that owns the folder.
+
+    A checkpoint that was about to be replaced when the kill came is put back. Raises OSError.
+    """
+    for path in sorted((run / FOLDER).glob(".step-*.new")):
+        remove_unfinished(path)
+    for path in sorted((run / FOLDER).glob(".step-*.old")):
+        remove_unfinished(path)
+        home = path.with_name(path.name[1 : -len(".old")])
+        if path.is_dir() and not os.path.lexists(home):
+            path.rename(home)
+        elif path.is_dir() and is_own(path):
+            remove_folder(path)
+
+
+def retain(run: Path, settings: CheckpointSettings) -> list[Path]:
+    """Remove checkpoints beyond the newest `keep_last` and those of every `keep_every` steps; return the removed.
+
+    Checkpoints saved while steps were not finite do not count as newest: they must not take the place of the last good
+    ones. A folder that holds anything that the run did not write stays. Raises OSError.
+    """
+    every = [(step, path, _amid_failures(path)) for step, path in checkpoints_of(run)]
+    good = [step for step, _, bad in every if not bad]
+    newest = set(good[-settings.keep_last :]) | {step for step, _, bad in every[-settings.keep_last :] if bad}
+    removed = []
+    for step, path, _ in every:
+        rest = settings.keep_every and step % settings.keep_every == 0
+        if step in newest or rest or not is_own(path):
+            continue
+        # Renamed first: a kill while files are being removed must not leave something that looks like a checkpoint.
+        doomed = replaced(path)
+        path.rename(doomed)
+        remove_folder(doomed)
+        removed.append(path)
+    return removed
+
+
+def _amid_failures(folder: Path) -> bool:
+    """Whether the step before a checkpoint was skipped, its loss or gradient not being finite."""
+    try:
+        return read_json(folder / TRAINING / STATE)["progress"]["skipped_in_a_row"] > 0
+    except (MovaError, KeyError, TypeError):
+        return False
+
+
+def _numpy_state() -> list[Any]:
+    name, keys, *rest = np.random.get_state()
+    return [name, keys.tolist(), *rest]
+
+
+def _in_order(path: Path, weights: Weights, device: torch.device) -> list[torch.Tensor]:
+    pieces = {weight.name: weight.piece for weight in weights.masters}
+    expected = {name: list(piece.shape) for name, piece in pieces.items()}
+    found: dict[str, list[int]] = {}
+
+    def own(name: str, shape: tuple[int, ...]) -> slice | None:
+        found[name] = list(shape)
+        return pieces[name].rows if found[name] == expected.get(name) and shape else None
+
+    tensors, _ = read_tensors(path, device, own)
+    _check_same(path, found, expected)
+    return [tensors[name] for name in expected]
+
+
+def _check_same(path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
+    if found == expected:
+        return
+    odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    raise MovaError(
+        f"{path} belongs to another model: {odd[0]} is {found.get(odd[0], 'absent')} there, "
+        f"{expected.get(odd[0], 'absent')} in this run ({len(odd)} differ)"
+    )
+
+
+def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:
+    """The optimizer's state: own rows of what has the shape of its weight, all of anything else."""
+    pieces = {weight.name: weight.piece for weight in weights.masters}
+
+    def own(key: str, shape: tuple[int, ...]) -> slice | None:
+        piece = pieces.get(key.rpartition(":")[0])
+        return piece.rows if shape and piece is not None and shape == piece.shape else None
+
+    return read_tensors(path, rows=own)[0]
+
+
+# Settings, or groups of them, that do not change what is trained.
+_WITHOUT_EFFECT = re.compile(
+    r"out|resume|data|device|loader\.(workers|cache|generate|preload|changed)|checkpoint\..*|validation\..*|log\..*"
+)
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, as "optim.lr: 0.001 -> 0.002"; those that cannot change results are left out."""
+    found = []
+    for name in sorted(saved.keys() | now.keys()):
+        old, new = saved.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new and not _WITHOUT_EFFECT.fullmatch(f"{prefix}{name}"):
+            found.append(f"{prefix}{name}: {json.dumps(old)} -> {json.dumps(new)}")
+    return found

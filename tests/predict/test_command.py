@@ -1,0 +1,171 @@
+"""`mova plan` as it is typed: tables, JSON, hardware files, errors, and the page that shows it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from plan_page import PAGE, blocks, output
+
+from mova_engine.errors import MovaError
+from mova_engine.plan.__main__ import main
+from mova_engine.plan.report import LABEL
+from mova_engine.predict.hardware import get_hardware, hardware_names
+from mova_engine.predict.published import measured_here
+
+_HARDWARE = """
+card:
+  memory: 40.0e+9
+  usable: 0.9
+  peak: {bf16: 100.0e+12, fp32: 50.0e+12}
+  bandwidth: 1.0e+12
+  host_bandwidth: 30.0e+9
+  link: {kind: switch, bandwidth: 50.0e+9, devices: 4}
+  network: 10.0e+9
+  latency: 20.0e-6
+  achieved: {gemm: 0.8, attention: {flash: [60.0e+12, 50.0e+12]}, bandwidth: 0.8, link: 0.7, conv: 0.2}
+"""
+
+
+def _plan(command: str) -> int:
+    return main(command.split())
+
+
+@pytest.mark.parametrize("arguments, shown, _start, _end", list(blocks(PAGE.read_text(encoding="utf-8"))))
+def test_the_page_shows_what_the_commands_print(arguments, shown, _start, _end):
+    assert shown == output(arguments), "renew it: python tests/plan_page.py"
+
+
+def test_the_page_shows_what_was_asked():
+    commands = {arguments for arguments, *_ in blocks(PAGE.read_text(encoding="utf-8"))}
+    assert {
+        "--validate",
+        "mova-360p --task lora --hardware h100-80gb",
+        "mova-360p --task lora --hardware 910a2 --mesh 1x2x1x4",
+        "mova-720p --hardware h100-80gb --devices 16 --clips 1",
+        "mova-360p --task lora --hardware rtx4090",
+    } <= commands
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["mova-360p --task lora", "mova-720p --task lora --hardware rtx4090", "--validate", "nano --hardware cpu"],
+)
+def test_every_output_calls_itself_a_prediction(command, capsys):
+    _plan(command)
+    assert LABEL in capsys.readouterr().out
+    _plan(f"{command} --json")
+    assert LABEL in capsys.readouterr().out
+
+
+def test_json_says_what_the_table_says(capsys):
+    assert _plan("mova-360p --task lora --hardware 910a2 --mesh 1x2x1x4 --json") == 0
+    found = json.loads(capsys.readouterr().out)["recommended"]
+    assert found["mesh"] == {"dp_replicate": 1, "dp_shard": 2, "ring": 1, "ulysses": 4, "cfg": 1}
+    assert found["fits"] and found["memory_bytes"]["in all"] < found["usable_bytes"]
+    context = sum(found["traffic_bytes"][name] for name in ("all_to_all", "ring", "reduce"))
+    assert f"{context / 1e9:.1f}" == "26.7"
+    assert sum(v for k, v in found["seconds"].items() if k != "in all") == pytest.approx(found["seconds"]["in all"])
+
+
+def test_nothing_fits_is_status_one(capsys):
+    assert _plan("mova-720p --task lora --hardware rtx4090") == 1
+    assert "nothing fits: the leanest needs" in capsys.readouterr().out
+    fixed = "mova-360p --task lora --policy checkpointing=none,frozen=activations,inputs=device,weights=device"
+    assert _plan(fixed) == 1
+    assert "would fit: " in capsys.readouterr().out
+
+
+def test_a_recipe_brings_its_settings(capsys):
+    assert _plan("--recipe joint-phase3 --devices 1024 --mesh 1x64x2x8 --json") == 0
+    found = json.loads(capsys.readouterr().out)["recommended"]
+    assert found["clips"] == 64
+    assert _plan("--recipe audio-pretrain --devices 8 --json") == 0
+    found = json.loads(capsys.readouterr().out)["recommended"]
+    assert found["clips"] == 128 and "moving average" in found["memory_bytes"]
+    assert found["mesh"]["ulysses"] == found["mesh"]["ring"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_a_hardware_file(tmp_path, suffix, capsys):
+    file = tmp_path / f"card{suffix}"
+    file.write_text(_HARDWARE if suffix == ".yaml" else json.dumps(yaml.safe_load(_HARDWARE)))
+    hardware = get_hardware(str(file))
+    assert hardware.name == "card" and hardware.attention_rates("fp32") == (30e12, 25e12)
+    assert main(["mova-360p", "--task", "lora", "--hardware", str(file), "--devices", "2"]) == 0
+    assert "2 x card, 36.0 of 40.0 GB usable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("memory: 40.0e+9", "memory: -1"), "memory must be a positive number"),
+        (("memory: 40.0e+9", "memory: much"), "memory must be a positive number, got 'much'"),
+        (("usable: 0.9", "usable: 1.5"), "usable is a share"),
+        (("network:", "netwrk:"), "unknown field 'netwrk'. Did you mean 'network'"),
+        (("switch", "bus"), "link.kind must be switch or mesh, got 'bus'"),
+        (("[60.0e+12, 50.0e+12]", "60.0e+12"), "must be \\[forward, backward\\]"),
+        (("bf16: 100.0e+12, ", ""), "bf16 must be a positive number"),
+        (("card:", "card: ["), "is not valid"),
+        ((_HARDWARE, "- 1"), "must hold one entry"),
+    ],
+)
+def test_a_bad_hardware_file_is_one_line(tmp_path, change, message):
+    file = tmp_path / "card.yaml"
+    file.write_text(_HARDWARE.replace(*change))
+    with pytest.raises(MovaError, match=message) as refused:
+        get_hardware(str(file))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("", "name a model"),
+        ("mova-360p --recipe nano", "one of the two"),
+        ("mova-270p", "Did you mean 'mova-"),
+        ("mova-360p --hardware h10", "Did you mean 'h"),
+        ("mova-360p --hardware none.yaml", "cannot be read: No such file"),
+        ("mova-360p --task loar", "Did you mean 'lora'"),
+        ("mova-360p --devices 0", "--devices must be between 1 and 10000000, got 0"),
+        ("mova-360p --devices 99999999999999999999", "--devices must be between 1 and"),
+        ("mova-360p --mesh 99999999x1x1x1", "--devices must be between 1 and 10000000, got 99999999"),
+        ("mova-360p --frames 99999999999999999999", "--frames must be between 1 and"),
+        ("mova-360p --clips 0", "--clips must be between 1 and"),
+        ("mova-360p --mesh 1x2", "takes four sizes"),
+        ("mova-360p --mesh 1x1x1x3", "divisors: 1, 2, 4, 5, 8, 10, 20, 40"),
+        ("mova-360p --mesh 1x1x1x8 --devices 4", "has 8 devices, not 4"),
+        ("mova-360p --policy check=full", "Did you mean 'checkpointing'"),
+        ("mova-360p --policy inputs=hots", "Did you mean 'host'"),
+        ("mova-360p --task lora --hardware 910a2 --policy frozen=fp8", "has no fp8 arithmetic"),
+        ("nano --hardware cpu --policy inputs=host", "is the host itself"),
+        ("mova-360p --height 7", "positive multiples of 16"),
+        ("mova-360p --precision fp16", "Did you mean 'bf16'"),
+        ("mova-360p --implementation theirs", "Known: ours, reference"),
+        ("--recipe nope", "unknown recipe"),
+        ("--validate --results nowhere", "there is no folder nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(command, message):
+    with pytest.raises(MovaError, match=message) as refused:
+        _plan(command)
+    assert "\n" not in str(refused.value)
+
+
+def test_broken_result_files_are_named(tmp_path):
+    (tmp_path / "step.json").write_text('{"kind": "step"}')
+    with pytest.raises(MovaError, match="cannot be read: KeyError"):
+        measured_here(tmp_path)
+
+
+def test_every_device_says_where_its_figures_come_from():
+    for name in hardware_names():
+        assert len(get_hardware(name).source) > 30
+
+
+def test_planning_by_model_needs_no_torch():
+    code = "import sys; from mova_engine.plan.__main__ import main; main(['mova-360p']); main(['--validate'])"
+    code += "; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr

@@ -1,0 +1,143 @@
+"""The cost model obeys its device's limits; the fit learns from its rows alone and recovers what made them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from mova_engine.config.memory import CHECKPOINTING
+from mova_engine.config.model import get_preset
+from mova_engine.predict.calibrate import PRIOR, calibrated, fit, leave_one_out, predicted_seconds, solve
+from mova_engine.predict.hardware import get_hardware, hardware_names
+from mova_engine.predict.job import IMPLEMENTATIONS, TASKS, Job, Layout, PlannedRun, Policy
+from mova_engine.predict.published import CALIBRATED, ROWS
+from mova_engine.predict.step_time import encode_seconds, predict
+from mova_engine.predict.step_traffic import step_traffic
+
+M360, M720 = get_preset("mova-360p"), get_preset("mova-720p")
+H100 = get_hardware("h100-80gb")
+FITTED = [row for row in ROWS if row.fitted]
+
+
+@pytest.mark.parametrize("name", hardware_names())
+@pytest.mark.parametrize("task", TASKS)
+def test_no_step_beats_the_peak(name, task):
+    hardware = get_hardware(name)
+    for model in (M360, M720, get_preset("bench-mid")):
+        prediction = predict(PlannedRun(Job(model, task)), hardware)
+        assert prediction.hfu < 1 and prediction.mfu <= prediction.hfu
+        assert prediction.hardware_flops / hardware.peak_flops("bf16") < prediction.seconds
+
+
+@pytest.mark.parametrize("factor", ["gemm", "attention", "bandwidth", "link"])
+def test_a_better_device_is_never_slower(factor):
+    run = PlannedRun(Job(M720, "full", online=True), Layout(dp_shard=2, ring=2, ulysses=8))
+    slow, fast = (predict(run, H100.with_achieved(**{factor: value})).seconds for value in (0.5, 1.0))
+    assert fast < slow
+
+
+def test_checkpointing_costs_time_in_its_order():
+    seconds = {
+        name: predict(PlannedRun(Job(M360, "full"), Layout(ulysses=4), Policy(checkpointing=name)), H100).seconds
+        for name in CHECKPOINTING
+    }
+    assert seconds["none"] < seconds["selective"] < seconds["out"] < seconds["full"]
+
+
+def test_parts_add_up_and_what_is_hidden_is_no_part():
+    run = PlannedRun(Job(M720, "lora"), Layout(ring=2, ulysses=8), Policy(inputs="host"))
+    prediction = predict(run, H100)
+    assert prediction.seconds == sum(prediction.parts.values())
+    assert set(prediction.hidden) == {"ring", "FSDP", "offload"} and prediction.parts["offload"] == 0
+    starved = replace(H100, host_bandwidth=1e6)
+    slow = predict(run, starved)
+    bus = max(step_traffic(run).to_host, step_traffic(run).from_host) / starved.host_rate
+    assert slow.parts["offload"] + slow.hidden["offload"] == pytest.approx(bus)
+
+
+def test_a_ring_is_paid_for_only_where_attention_does_not_cover_it():
+    run = PlannedRun(Job(M720, "inference", evaluations=1), Layout(ring=2, ulysses=4))
+    traffic, link = step_traffic(run), H100.link.bandwidth * H100.achieved.link
+    others = (traffic.all_to_all + traffic.reduce) / link + traffic.collectives * H100.latency
+    covered = predict(run, H100)
+    assert covered.parts["communication"] == pytest.approx(others)
+    assert covered.hidden["ring"] == pytest.approx(traffic.ring / link)
+    quick = predict(run, H100.with_achieved(attention=1e3))
+    assert quick.parts["communication"] == pytest.approx(others + traffic.ring / link - quick.hidden["ring"])
+    assert quick.hidden["ring"] == pytest.approx(quick.parts["attention"] / 2)
+
+
+def test_a_switch_gives_a_device_its_rate_and_a_mesh_each_pair():
+    switch, mesh = H100.link, get_hardware("910a2").link
+    assert switch.all_to_all(2) == switch.all_to_all(8) == 450e9
+    assert mesh.all_to_all(4) == 3 * mesh.bandwidth and mesh.all_to_all(2) == mesh.bandwidth
+
+
+def test_a_group_beyond_a_node_pays_the_network():
+    inside = predict(PlannedRun(Job(M720, "full"), Layout(ulysses=8)), H100).parts["communication"]
+    outside = predict(
+        PlannedRun(Job(M720, "full"), Layout(ulysses=8)), replace(H100, link=replace(H100.link, devices=4))
+    )
+    assert outside.parts["communication"] > 4 * inside
+
+
+def test_reference_encodes_on_every_rank_and_ours_in_rounds():
+    layout, job = Layout(ulysses=4), Job(M360, "lora", online=True)
+    theirs = PlannedRun(job, layout, Policy(checkpointing="full"), IMPLEMENTATIONS["reference"])
+    ours = PlannedRun(job, layout)
+    # Ours computes of the first-frame condition only what does not repeat itself.
+    once = PlannedRun(job, layout, implementation=replace(ours.implementation, encodes=2))
+    assert encode_seconds(theirs, H100) == pytest.approx(4 * encode_seconds(once, H100))
+    assert 1.6 * encode_seconds(ours, H100) < encode_seconds(once, H100) < 2 * encode_seconds(ours, H100)
+    assert encode_seconds(PlannedRun(Job(M360, "lora"), layout), H100) == 0
+
+
+def test_adapters_double_the_references_passes_and_not_ours():
+    reference = IMPLEMENTATIONS["reference"]
+    for implementation, factor in ((reference, 2), (IMPLEMENTATIONS["ours"], 1)):
+        passes = [
+            predict(
+                PlannedRun(Job(M360, task), policy=Policy(checkpointing="full"), implementation=implementation), H100
+            )
+            for task in ("lora", "full")
+        ]
+        lora, full = (prediction.parts["memory-bound passes"] for prediction in passes)
+        assert lora == pytest.approx(factor * full)
+
+
+def test_only_the_named_rows_are_fitted():
+    assert [row.name for row in FITTED] == ["inference 360p, 1 x 910B", "inference 360p, 4 x 910B"]
+    assert {row.hardware for row in FITTED} == {CALIBRATED}
+    for name in hardware_names():
+        assert (calibrated(name) == get_hardware(name)) == (name != CALIBRATED)
+
+
+def test_the_fit_meets_its_rows_and_recovers_what_made_them():
+    start = get_hardware(CALIBRATED)
+    found = fit(start, FITTED)
+    for row in FITTED:
+        assert predicted_seconds(row, found.hardware) == pytest.approx(row.seconds, rel=0.03)
+    assert all(abs(math.log(factor)) < 2 * PRIOR[name] for name, factor in found.factors.items())
+    # Rows made by known factors: the time they predict comes back, and the link's factor, which one row isolates.
+    truth = start.with_achieved(attention=0.9, link=0.5)
+    made = [replace(row, seconds=predicted_seconds(row, truth)) for row in FITTED]
+    again = fit(start, made)
+    for row in made:
+        assert predicted_seconds(row, again.hardware) == pytest.approx(row.seconds, rel=0.01)
+    assert again.factors["link"] == pytest.approx(0.5, rel=0.1)
+
+
+def test_without_rows_the_prior_stays_and_a_row_left_out_is_not_used():
+    start = get_hardware(CALIBRATED)
+    assert set(fit(start, []).factors.values()) == {1.0}
+    left_out = leave_one_out(start, FITTED)
+    doubled = [replace(FITTED[0], seconds=2 * FITTED[0].seconds), FITTED[1]]
+    assert leave_one_out(start, doubled)[FITTED[0].name] == left_out[FITTED[0].name]
+    # One card says nothing of links.
+    assert fit(start, FITTED[:1]).factors["link"] == pytest.approx(1, abs=1e-6)
+
+
+def test_solve():
+    matrix, x = [[4.0, 1.0, 0.5], [1.0, 3.0, 0.2], [0.5, 0.2, 2.0]], [1.0, -2.0, 3.0]
+    right = [sum(a * b for a, b in zip(row, x, strict=True)) for row in matrix]
+    assert solve(matrix, right) == pytest.approx(x)

@@ -1,0 +1,234 @@
+"""Traffic, memory and FLOPs of runs equal the published figures and each other's arithmetic."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mova_engine.adapters.lora import add_lora, lora_parameters
+from mova_engine.backend import get_backend
+from mova_engine.codecs.dac import Dac, DacConfig
+from mova_engine.codecs.wan import WanVideoCodec
+from mova_engine.config.memory import CHECKPOINTING
+from mova_engine.config.model import ClipConfig, get_preset
+from mova_engine.errors import MovaError
+from mova_engine.models.mova import Mova
+from mova_engine.ops import bind
+from mova_engine.predict.codec_cost import dac_encoder_flops, wan_encoder_flops
+from mova_engine.predict.flops import Attention, operations, training_flops
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, Policy
+from mova_engine.predict.memory_use import memory
+from mova_engine.predict.published import ROWS
+from mova_engine.predict.step_time import executed, rank_share, step_flops
+from mova_engine.predict.step_traffic import adapter_parameters, context_traffic, parameters, step_traffic
+
+M360, M720 = get_preset("mova-360p"), get_preset("mova-720p")
+REFERENCE = IMPLEMENTATIONS["reference"]
+
+
+def _lora(layout: Layout, **policy: str) -> PlannedRun:
+    return PlannedRun(Job(M360, "lora"), layout, Policy(**policy))
+
+
+def _reference(layout: Layout) -> PlannedRun:
+    return PlannedRun(Job(M360, "lora"), layout, Policy(checkpointing="full"), REFERENCE)
+
+
+@pytest.mark.parametrize(
+    "run, counted",
+    [
+        (_lora(Layout(ulysses=4)), "26.7"),
+        (_lora(Layout(ulysses=8)), "15.7"),
+        (_lora(Layout(ulysses=4), checkpointing="out"), "36.7"),
+        (_reference(Layout(ulysses=4)), "59.4"),
+        (_reference(Layout(ulysses=4, ring=2)), "51.5"),
+    ],
+)
+def test_context_parallel_traffic_is_what_the_runtime_counts(run, counted):
+    assert f"{context_traffic(run).context / 1e9:.1f}" == counted
+
+
+def test_traffic_by_policy():
+    none, selective, full = (
+        context_traffic(_lora(Layout(ulysses=4), checkpointing=name)).all_to_all
+        for name in ("none", "selective", "full")
+    )
+    assert none == selective == pytest.approx(full * 8 / 12)
+    inference = context_traffic(PlannedRun(Job(M360, "inference"), Layout(ulysses=4)))
+    assert inference.all_to_all == none / 2
+    ratio = context_traffic(_lora(Layout(ulysses=4))).context / context_traffic(_reference(Layout(ulysses=4))).context
+    assert ratio <= 0.46
+    assert context_traffic(_lora(Layout(dp_shard=8))).context == 0
+
+
+@pytest.mark.parametrize("ring, tensors", [(2, 6), (4, 8)])
+def test_a_ring_passes_keys_values_and_their_gradients(ring, tensors):
+    """Forward k and v, backward both again with their gradients, float32 (twice as wide) where sums travel."""
+    run = PlannedRun(Job(M360, "lora"), Layout(ring=ring, ulysses=4))
+    shard = 43120 * 5120 * 2 / (4 * ring)
+    assert context_traffic(run).ring == pytest.approx(40 * tensors * (ring - 1) * shard)
+    again = PlannedRun(Job(M360, "lora"), Layout(ring=ring, ulysses=4), Policy(checkpointing="full"))
+    assert context_traffic(again).ring == pytest.approx(40 * (tensors + 2) * (ring - 1) * shard)
+
+
+def test_sharded_weights_are_gathered_twice_and_gradients_scattered_once():
+    run = PlannedRun(Job(M360, "full", clips=4), Layout(dp_shard=2, ulysses=4))
+    count, share = parameters(run, used=True), 7 / 8
+    traffic = step_traffic(run)
+    assert traffic.gather == pytest.approx(2 * 2 * count * share * 2)  # two micro-batches, twice each, bf16
+    assert traffic.scatter == pytest.approx(2 * count * share * 4)
+    copies = step_traffic(PlannedRun(Job(M360, "full"), Layout(dp_replicate=2, dp_shard=8)))
+    assert copies.replicas == pytest.approx(count * 4 / 8)
+
+
+def test_memory_of_the_one_card_lora_is_the_designs():
+    plain = memory(_lora(Layout(), expert="host"))
+    small = memory(_lora(Layout(), expert="host", frozen="fp8"))
+    gb = {name: value / 1e9 for name, value in plain.device.items()}
+    assert f"{gb['weights']:.1f}" == "36.7"
+    assert gb["block inputs"] == pytest.approx(17.7, abs=0.05)
+    assert gb["saved attention (out and LSE)"] == pytest.approx(17.7 + 0.3, abs=0.1)
+    assert gb["working set of a layer"] == pytest.approx(7, abs=0.2)
+    assert plain.total / 1e9 == pytest.approx(81, abs=1.5) and small.total / 1e9 == pytest.approx(62.7, abs=1.5)
+    assert plain.host["second video expert"] / 1e9 == pytest.approx(28.6, abs=0.05)
+
+
+@pytest.mark.parametrize("ulysses, published", [(4, 17.7), (8, 8.8)])
+def test_saved_attention_is_head_sharded(ulysses, published):
+    device = memory(_lora(Layout(ulysses=ulysses))).device
+    lse = 40 * 43120 * 40 * 4 / ulysses + 30 * 403 * (1536 * 2 + 12 * 4)  # and the bridge's merged attention
+    saved = device["saved attention (q, k, v, out and LSE, head-sharded)"]
+    assert (saved - lse) / 1e9 == pytest.approx(published, abs=0.05)
+
+
+def test_full_training_holds_sixteen_bytes_a_weight_over_its_shards():
+    run = PlannedRun(Job(M720, "full", ema=True), Layout(ring=2, ulysses=8))
+    device = memory(run).device
+    used, all_of_it = parameters(run, used=True), parameters(run, used=False)
+    assert all_of_it - used == pytest.approx(14.289e9, rel=1e-3)
+    assert device["weights"] + device["second video expert"] == 4 * all_of_it / 16
+    assert device["optimizer's moments"] == 8 * all_of_it / 16 and device["moving average"] == 4 * all_of_it / 16
+    assert device["gradients"] == 4 * used / 16
+
+
+def test_what_is_moved_to_the_host_leaves_the_device():
+    job = Job(M360, "lora")
+    here, there = (
+        memory(PlannedRun(job)),
+        memory(PlannedRun(job, policy=Policy(inputs="host", weights="host", expert="host"))),
+    )
+    assert there.total < here.total
+    assert there.host["weights"] == here.device["weights"]
+    assert there.host["block inputs"] == here.device["block inputs"]
+    assert step_traffic(PlannedRun(job)).from_host == 0
+    assert (
+        step_traffic(PlannedRun(job, policy=Policy(weights="host", expert="host"))).from_host
+        == 2 * here.device["weights"]
+    )
+
+
+@pytest.mark.parametrize("task", ["full", "lora"])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_executed_flops_are_the_hardware_flops(task, checkpointing):
+    run = PlannedRun(Job(M360, task), policy=Policy(checkpointing=checkpointing))
+    total = 0.0
+    for op in operations(M360):
+        forward, recomputed, backward = executed(op, run)
+        total += op.flops * (forward + recomputed + backward)
+        if not isinstance(op, Attention):
+            total += op.adapter_flops(run.job.adapters) * (3 + recomputed)
+    assert total == pytest.approx(step_flops(run)[1], rel=1e-12)
+    assert step_flops(run)[0] == training_flops(M360, lora_rank=16 if task == "lora" else None).model
+
+
+def test_ranks_share_the_video_and_repeat_the_audio():
+    ours = PlannedRun(Job(M360, "lora"), Layout(ulysses=4))
+    theirs = _reference(Layout(ulysses=4))
+    shares = {run: {op.part: rank_share(op, run) for op in operations(M360)} for run in (ours, theirs)}
+    assert shares[ours]["video self-attention"] == shares[ours]["bridge v2a attention"] == 0.25
+    assert shares[ours]["audio tower"] == 1 and shares[theirs]["video FFN"] == 0.25
+    audio = next(op for op in operations(M360) if op.component == "audio_dit")
+    assert rank_share(audio, theirs) == 101 / 403  # padded: 4 x 101
+
+
+@pytest.mark.parametrize(
+    "name, mfu, hfu",
+    [
+        ("inference 360p, 1 x 910B", 40, 40),
+        ("inference 360p, 4 x 910B", 30, 30),
+        ("inference 360p, 8 x 910B", 24, 24),
+        ("inference 720p, 8 x 910B", 34, 34),
+        ("inference 360p, 1 x H100", 62, 62),
+        ("LoRA 360p, 8 x H100", 8.1, 12.1),
+        ("LoRA 360p, 8 x 910A2", 13.9, 20.8),
+    ],
+)
+def test_utilisation_of_the_published_steps_is_the_published_one(name, mfu, hfu):
+    row = next(row for row in ROWS if row.name == name)
+    peak = {"910a2": 376e12, "h100-80gb": 989.4e12}[row.hardware]
+    rate = row.seconds * row.run.layout.world * peak / 100
+    model, hardware = step_flops(row.run)
+    assert model / rate == pytest.approx(mfu, abs=0.51 if mfu > 20 else 0.051)
+    assert hardware / rate == pytest.approx(hfu, abs=0.51 if mfu > 20 else 0.051)
+
+
+def test_adapters_are_counted_as_they_are_built():
+    config = get_preset("nano")
+    model = Mova(config, bind(get_backend("cpu"), "reference"), device="cpu")
+    add_lora(model, ("q", "k", "v", "o", "ffn.0", "ffn.2"), rank=16, alpha=16)
+    built = sum(p.numel() for p in lora_parameters(model).values())
+    assert adapter_parameters(PlannedRun(Job(config, "lora")), used=False) == built
+
+
+def test_encoders_cost_what_they_multiply():
+    clip = ClipConfig(17, 64, 96)
+    dac = Dac(DacConfig(), device="meta")
+    with FlopCounterMode(display=False) as counter:
+        dac.encoder(torch.randn(1, 1, clip.audio_samples, device="meta"))
+    assert counter.get_total_flops() == pytest.approx(dac_encoder_flops(clip), rel=0.01)
+
+
+def test_the_video_encoder_costs_what_it_multiplies():
+    diffusers = pytest.importorskip("diffusers", reason="the released video autoencoder comes from diffusers")
+    clip = ClipConfig(17, 64, 96)
+    with torch.device("meta"):
+        vae = diffusers.AutoencoderKLWan()
+        video = torch.randn(1, 3, 17, 64, 96)
+    with FlopCounterMode(display=False) as counter:
+        vae._encode(video)
+    assert counter.get_total_flops() == pytest.approx(wan_encoder_flops(clip), rel=0.01)
+
+
+def test_the_first_frame_condition_costs_what_the_planner_says():
+    """At 193 frames, with the released autoencoder's layers at a twelfth of its width."""
+    diffusers = pytest.importorskip("diffusers", reason="the released video autoencoder comes from diffusers")
+    codec = WanVideoCodec(diffusers.AutoencoderKLWan(base_dim=8))
+    video = torch.rand(1, 3, 193, 16, 16)
+    with FlopCounterMode(display=False) as whole:
+        codec.encode(video)
+    video[:, :, 1:] = 0
+    with FlopCounterMode(display=False) as condition:
+        codec.encode(video)
+    share = condition.get_total_flops() / whole.get_total_flops()
+    assert 1 + share == pytest.approx(IMPLEMENTATIONS["ours"].encodes, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"layout": Layout(ulysses=3)}, "ulysses 3 does not divide the 40 video heads"),
+        ({"layout": Layout(ulysses=8), "implementation": REFERENCE}, "ulysses 8 does not divide the 12 audio heads"),
+        ({"layout": Layout(dp_shard=0)}, "must be at least 1"),
+        ({"layout": Layout(cfg=2)}, "inference only"),
+        ({"layout": Layout(dp_shard=3), "job": Job(M360, "lora", clips=4)}, "4 clips a step cannot be split over 3"),
+        ({"job": Job(M360, "full"), "policy": Policy(frozen="fp8")}, "full training freezes none"),
+        ({"job": Job(M360, "full"), "policy": Policy(weights="host")}, "use optimizer=host"),
+        ({"policy": Policy(optimizer="host")}, "for full training"),
+        ({"implementation": REFERENCE}, "no such checkpointing"),
+        ({"job": Job(M360, components=("audio_dit",)), "layout": Layout(ulysses=2)}, "no sequence to share"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change, message):
+    with pytest.raises(MovaError, match=message):
+        replace(PlannedRun(Job(M360, "lora")), **change)
