@@ -59,7 +59,10 @@ setup(
         *(f"mova_kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"mova_kernels": "kernels"},
-    package_data={"mova_engine": ["config/recipes/*.yaml", "predict/*.yaml"], "mova_kernels": ["tiles/*.json"]},
+    package_data={
+        "mova_engine": ["py.typed", "config/recipes/*.yaml", "predict/*.yaml"],
+        "mova_kernels": ["tiles/*.json"],
+    },
     ext_modules=extensions(),
     cmdclass={"build_ext": CMakeBuild},
 )

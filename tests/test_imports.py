@@ -111,6 +111,20 @@ def test_import_is_light(module, tmp_path):
     _run(f"import sys, {module}\nassert not {{'torch', 'numpy'}} & set(sys.modules)", tmp_path)
 
 
+def test_public_names_are_imported_when_they_are_asked_for(tmp_path):
+    code = """
+import sys, mova_engine
+assert set(mova_engine.__all__) <= set(dir(mova_engine))
+mova_engine.load_config, mova_engine.MovaConfig
+assert not {"torch", "numpy"} & set(sys.modules)
+from mova_engine import *
+for name in mova_engine.__all__:
+    assert callable(globals()[name]), name
+assert not hasattr(mova_engine, "Pipelines")
+"""
+    _run(code, tmp_path)
+
+
 @pytest.mark.skipif(torch.version.cuda is not None, reason="with a CUDA build of torch they may be there and work")
 @pytest.mark.parametrize("name", ["torchvision", "torchaudio"])
 def test_no_cuda_companion_beside_a_cpu_torch(name):

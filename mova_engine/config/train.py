@@ -208,17 +208,11 @@ class ValidationSettings:
     """Without --validation.data: write so many held-out bouncing-ball clips into `OUT/heldout`."""
     clips: int = 32
     """How many clips the held-out loss is taken over."""
-    samples: int = 4
-    """How many clips to sample."""
-    sampler: str | None = None
-    """Who samples: "module:function", imported at the first validation; see mova_engine.train.validation."""
+    samples: int = 0
+    """How many held-out clips to sample at each validation; 0: none. The audio task samples none."""
 
     def __post_init__(self) -> None:
         check_least(self, "validation.", every=0, generate=0, clips=1, samples=0)
-        check(
-            self.sampler is None or ":" in self.sampler,
-            f"validation.sampler must be 'module:function', got '{self.sampler}'",
-        )
         wanted = not self.every or self.data is not None or self.generate > 0
         check(wanted, "validation.every asks for validation: give --validation.data, a folder of held-out clips")
 

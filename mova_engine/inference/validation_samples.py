@@ -1,6 +1,4 @@
-"""Samples during training. The trainer finds `make_samples` by its name, `validation.sampler`, and calls it with what
-it has in memory: it knows nothing of sampling.
-"""
+"""Samples during training, of the model that the trainer has in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -15,7 +15,6 @@ from mova_engine.errors import MovaError, require_package
 from mova_engine.files.tensors import check_component
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
-from mova_engine.train import validation
 from mova_engine.train.clip_data import CACHE
 from mova_engine.train.lora_model import check_output, initial_adapters
 from mova_engine.train.masters import DTYPES
@@ -46,14 +45,12 @@ def check_folders(config: TrainConfig) -> None:
 
 
 def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resume: Path | None) -> None:
-    """Raise MovaError for packages that are not installed, a sampler that cannot be imported, adapters, a checkpoint to
-    start from or one to go on from that do not fit the run.
+    """Raise MovaError for packages that are not installed, and for adapters, a checkpoint to start from or one to go on
+    from that do not fit the run.
     """
     if config.log.tensorboard:
         require_package("tensorboard", "log.tensorboard", ", or give --log.no-tensorboard")
     require_package("matplotlib", "the loss curve")
-    if config.validation.every and config.validation.sampler is not None:
-        validation.resolve_sampler(config.validation.sampler)
     start = config.model.checkpoint
     if start is None and config.model.new:
         raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")

@@ -1,19 +1,10 @@
 """Held-out loss, and samples along the way.
 
 The loss is taken with the averaged weights on fixed clips, noise levels and noise, so that its course shows the model
-alone. Samples come from `validation.sampler`, a "module:function" that is imported when the run starts: training knows
-nothing of sampling. It is called with keyword arguments
-
-    model: Mova, codecs: Codecs, schedule: Schedule, prediction: Prediction, clean_first_frame: bool, bridge: bool,
-    clips: list of (caption, first frame uint8 [h, w, 3]), seed: int, out: Path (a folder to write)
-
-and should return when the files are written.
+alone. Samples are what `mova sample` would make of held-out captions and first frames.
 """
 
-import importlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +14,7 @@ from mova_engine.data.dataset import LatentDataset
 from mova_engine.data.media.decode import read_clip
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule
-from mova_engine.errors import MovaError
+from mova_engine.inference.validation_samples import make_samples
 from mova_engine.models.context_parallel import WHOLE, Sharding
 from mova_engine.models.mova import Mova
 from mova_engine.train.batch import BatchBuilder, LatentBatch
@@ -40,8 +31,6 @@ class Validator:
     ) -> None:
         self.config, self.clips, self.build, self.sharding = config, clips, build, sharding
         self.count = min(config.validation.clips, len(clips))
-        sampling = config.validation.sampler is not None and config.validation.samples > 0 and config.task == "joint"
-        self._make_samples = resolve_sampler(config.validation.sampler) if sampling else None
 
     @torch.no_grad()
     def losses(self, model: Mova) -> dict[str, float]:
@@ -85,8 +74,8 @@ class Validator:
         return {f"heldout/{name}{suffix}": float(value) for name, value in values.items()}
 
     def sample(self, model: Mova, codecs: Codecs, out: Path) -> None:
-        """Have the sampler, where there is one, make clips of held-out captions and first frames into `out`."""
-        if self._make_samples is None:
+        """Sample clips of held-out captions and first frames into the folder `out`; none in the audio task."""
+        if not self.config.validation.samples or self.config.task != "joint":
             return
         diffusion = self.config.diffusion
         entries = self.clips.entries[: self.config.validation.samples]
@@ -94,7 +83,7 @@ class Validator:
             (entry.caption, read_clip(entry.path, model.config.clip, start=entry.start, silent="zeros").video[0])
             for entry in entries
         ]
-        self._make_samples(
+        make_samples(
             model=model,
             codecs=codecs,
             schedule=Schedule.of(diffusion),
@@ -105,12 +94,3 @@ class Validator:
             seed=self.config.seed,
             out=out,
         )
-
-
-def resolve_sampler(target: str) -> Callable[..., Any]:
-    """Import "module:function"; MovaError where there is none."""
-    module, _, name = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise MovaError(f"validation.sampler '{target}' cannot be imported: {error}") from error

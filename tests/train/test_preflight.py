@@ -56,10 +56,6 @@ WRONG = {
     "new components without the others": ({"model": {"new": ["dual_tower_bridge"]}}, "give --model.checkpoint"),
     "no such held-out clips": ({"validation": {"every": 1, "data": "nowhere"}}, "nowhere: no such folder"),
     "no such clips": ({"data": "nowhere"}, "nowhere: no such folder"),
-    "no such sampler": (
-        {"validation": {"every": 1, "data": "CLIPS", "sampler": "nonsense:function"}},
-        "'nonsense:function' cannot be imported",
-    ),
     "another seed": ({"resume": "TRAINED", "seed": 7}, "was trained with seed 0.*give --seed 0"),
     "a checkpoint of adapters": (
         {"resume": "TRAINED", "lora": {"rank": 4}, "model": {"checkpoint": "TRAINED"}},

@@ -148,7 +148,7 @@ def test_a_stop_in_the_validation_breaks_its_samples_off(small, ran, clips, monk
 
 
 def test_a_validation_put_off_by_a_stop_is_made_up_for(small, ran, clips, monkeypatch):
-    config = {"validation": {"every": 2, "data": clips, "clips": 2, "sampler": None}}
+    config = {"validation": {"every": 2, "data": clips, "clips": 2, "samples": 0}}
     whole = ran(small("whole", steps=3, **config))
     at(monkeypatch, trainer.Updater, "step", call=2, before=False)
     assert ran(small("broken", steps=3, **config)).status == 143

@@ -16,6 +16,7 @@ from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
 from mova_engine.ops import bind
 from mova_engine.train import step as step_module
+from mova_engine.train import validation
 from mova_engine.train.trainer import Trainer
 
 EXACT = {"loader": {"batch": 2, "accumulate": 2, "workers": 1, "preload": False}, "optim": {"ema": 0.9}}
@@ -232,29 +233,23 @@ def test_a_run_starts_from_a_checkpoints_weights(small, ran):
 
 
 def sample_stub(**arguments) -> None:
-    """Stands in for a sampler: writes down what it was given."""
+    """Stands in for `make_samples`: writes down what it was given."""
     arguments["out"].mkdir(parents=True)
     facts = {"clips": [(caption, list(frame.shape)) for caption, frame in arguments["clips"]]}
     facts |= {"prediction": arguments["prediction"].kind, "clean": arguments["clean_first_frame"]}
     (arguments["out"] / "facts.json").write_text(json.dumps(facts))
 
 
-def test_validation_reports_the_held_out_loss_and_calls_the_sampler(small, ran, clips, monkeypatch):
-    monkeypatch.setattr("mova_engine.train.validation.resolve_sampler", lambda target: sample_stub)
-    validation = {"every": 2, "data": str(clips), "clips": 3, "samples": 2, "sampler": "some.module:function"}
-    done = ran(small(steps=4, validation=validation))
+def test_validation_reports_the_held_out_loss_and_samples_clips(small, ran, clips, monkeypatch):
+    monkeypatch.setattr(validation, "make_samples", sample_stub)
+    settings = {"every": 2, "data": str(clips), "clips": 3, "samples": 2}
+    done = ran(small(steps=4, validation=settings))
     held = [row for row in done.rows if "heldout/video" in row]
     assert [row["step"] for row in held] == [2, 4] and held[0]["heldout/audio"] != held[1]["heldout/audio"]
     facts = json.loads((done.config.folder / "samples" / "step-000004" / "facts.json").read_text())
     assert facts["prediction"] == "x0" and facts["clean"] and [f[1] for f in facts["clips"]] == [[48, 48, 3]] * 2
     plain = ran(small("plain", steps=4))
     assert plain.losses == done.losses  # looking changes nothing
-
-
-def test_a_sampler_that_cannot_be_imported_is_named(small, ran, clips):
-    validation = {"every": 1, "data": str(clips), "clips": 1, "sampler": "no_such_module:make"}
-    with pytest.raises(MovaError, match="no_such_module"):
-        ran(small(steps=1, validation=validation))
 
 
 def test_clips_are_generated_where_none_are_given(tmp_path):
@@ -269,7 +264,7 @@ def test_samples_that_fail_do_not_end_the_run(small, ran, clips, monkeypatch):
     def failing(**arguments):
         raise MovaError("no luck")
 
-    monkeypatch.setattr("mova_engine.train.validation.resolve_sampler", lambda target: failing)
-    validation = {"every": 1, "data": str(clips), "clips": 1, "samples": 1, "sampler": "some.module:function"}
-    done = ran(small(steps=2, validation=validation))
+    monkeypatch.setattr(validation, "make_samples", failing)
+    settings = {"every": 1, "data": str(clips), "clips": 1, "samples": 1}
+    done = ran(small(steps=2, validation=settings))
     assert done.status == 0 and "no samples at step 1: no luck" in done.said
