@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mova_engine.ops import OPERATORS
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 from source_tree import ROOT, tree
 
@@ -48,7 +49,7 @@ def test_its_operator_is_the_one_that_runs(example, monkeypatch):
     assert calls
 
 
-@pytest.mark.parametrize("case", [c for c in OPERATOR.cases if c.size == "test"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in cases_of(OPERATOR) if c.size == "test"], ids=lambda case: case.name)
 def test_its_operator_is_right(example, case):
     findings = verify(OPERATOR, example.gate_norm_addcmul, case, torch.device("cpu"), torch.float32)
     assert not [finding for finding in findings if not finding.passed]

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 
@@ -105,6 +106,39 @@ def test_kernels_know_nothing_of_the_engine():
             names = imported_modules("mova_kernels.x", False, node)
             found += [f"{relative(path)}: line {node.lineno}" for name in names if name.split(".")[0] == PACKAGE]
     assert not found, "\n".join(found)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Every module of the engine and those of the engine that it imports anywhere, inside functions too."""
+    modules = {module_name(path): path for path in python_files(PACKAGE)}
+    names, graph = {name for name, _ in modules}, {}
+    for (name, is_package), path in modules.items():
+        found = graph.setdefault(name, set())
+        for node in ast.walk(tree(path)):
+            for base in imported_modules(name, is_package, node):
+                inside = {f"{base}.{alias.name}" for alias in getattr(node, "names", ())} & names
+                # `from package import module` needs the module; the package is being imported already.
+                found |= inside or ({base} & names)
+        found.discard(name)
+    return graph
+
+
+def test_no_import_cycles():
+    graph = import_graph()
+    assert sum(map(len, graph.values())) > 500
+    TopologicalSorter(graph).prepare()
+
+
+def test_operators_cases_and_verdicts_are_for_tests_and_reports():
+    """Importing them would make product code depend on how it is judged."""
+    reports = ("parity", "bench", "doctor")
+    found = [
+        name
+        for name, imported in import_graph().items()
+        if any(x.startswith(f"{PACKAGE}.ops.testing") for x in imported)
+        and not name.startswith((f"{PACKAGE}.ops.testing", *(f"{PACKAGE}.{part}" for part in reports)))
+    ]
+    assert not found
 
 
 # What exchanges tensors or values between processes, or makes a group that does, in torch.distributed.

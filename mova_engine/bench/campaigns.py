@@ -21,6 +21,7 @@ from mova_engine.backend.circumstances import circumstances
 from mova_engine.errors import CommandParser, MovaError, redact, suggest
 from mova_engine.files.results import check_result, write_result
 from mova_engine.ops import OPERATORS, bind
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.parity.builtin import operator_rows, tower_rows
 from mova_engine.parity.case import Machine
 from mova_engine.parity.judge import ParityRow
@@ -72,7 +73,7 @@ CAMPAIGNS: dict[str, tuple[Measurement, ...]] = {
         *(
             Measurement("operators", ("--op", name, "--seconds", "1"), rehearsed=False)
             for name, operator in OPERATORS.items()
-            if any(case.size == "bench" for case in operator.cases)
+            if any(case.size == "bench" for case in cases_of(operator))
         ),
     ),
 }

@@ -13,7 +13,8 @@ from mova_engine.bench.baseline import DEFAULT, NAME, load_baseline
 from mova_engine.bench.passes import bytes_moved, flops
 from mova_engine.bench.timing import Timing, interleave, stopwatch
 from mova_engine.errors import MovaError, suggest
-from mova_engine.ops import OPERATORS, REFERENCE, Case, Operator, bind_operator
+from mova_engine.ops import OPERATORS, REFERENCE, Operator, bind_operator, refusal
+from mova_engine.ops.testing.cases import Case, cases_of
 from mova_engine.ops.testing.verify import SEED, verify
 
 # Elements of the largest activation that a device measures in reasonable time.
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[
     for operator in (OPERATORS[name] for name in args.op):
         if operator.name in baseline:
             _check_baseline(operator, baseline[operator.name], backend)
-        for case in operator.cases:
+        for case in cases_of(operator):
             if case.size != "bench":
                 continue
             if case.elements > largest:
@@ -68,7 +69,7 @@ def candidates(
         entry = next((i for i in operator.implementations if i.name == name), None)
         if entry and dtype not in entry.torch_dtypes():
             continue
-        if entry and operator.refusal(entry, backend, entry.differentiable, (dtype,)):
+        if entry and refusal(operator, entry, backend, entry.differentiable, (dtype,)):
             continue
         if entry and not entry.automatic:
             if not compiled:
@@ -108,7 +109,7 @@ def _check_baseline(operator: Operator, function: Callable, backend: Backend) ->
     """In float32: the published formulation rounds after each of its operations, which in half precision is not within
     the bounds of operators. That it is the same function is seen all the same.
     """
-    for case in operator.cases:
+    for case in cases_of(operator):
         if case.size == "test":
             _require_right(operator, function, NAME, case, backend, torch.float32)
 

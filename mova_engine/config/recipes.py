@@ -115,11 +115,7 @@ def _read(recipe: str) -> dict[str, Any]:
             raise MovaError(f"there is no recipe file {recipe}")
         text = path.read_text(encoding="utf-8")
     elif recipe in recipe_names():
-        text = (
-            resources.files("mova_engine.config")
-            .joinpath("recipes", f"{recipe}.yaml")
-            .read_text(encoding="utf-8")
-        )
+        text = resources.files("mova_engine.config").joinpath("recipes", f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
         names = recipe_names()
         raise MovaError(

@@ -12,31 +12,21 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from mova_engine.backend import Backend
-from mova_engine.ops.registry import (
-    COMPUTE_DTYPES,
-    REFERENCE,
-    Case,
-    Choice,
-    Implementation,
-    Operator,
-    OpTable,
-    bind_operator,
-    bind_operators,
-    resolve,
-)
+from mova_engine.ops.declarations import COMPUTE_DTYPES, REFERENCE, Implementation, Operator, resolve
+from mova_engine.ops.registry import Choice, OpTable, bind_operator, bind_operators, refusal
 from mova_engine.ops.table import OPERATORS
 
 __all__ = [
     "OPERATORS",
     "COMPUTE_DTYPES",
     "REFERENCE",
-    "Case",
     "Choice",
     "Implementation",
     "OpTable",
     "Operator",
     "bind",
     "bind_operator",
+    "refusal",
     "resolve",
 ]
 

@@ -2,7 +2,7 @@
 
 from mova_engine.backend import NAMES, describe_backend
 from mova_engine.errors import CommandParser, run_cli
-from mova_engine.ops import OPERATORS, REFERENCE, Implementation, bind_operator
+from mova_engine.ops import OPERATORS, REFERENCE, bind_operator, refusal
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,8 +21,11 @@ def main(argv: list[str] | None = None) -> int:
         for implementation in operator.implementations:
             if implementation.name != choice.implementation:
                 # What is used only when named is tried when it is.
-                ask = operator.refusal if implementation.automatic else Implementation.refusal
-                reason = ask(implementation, backend, training=not args.inference)
+                training = not args.inference
+                if implementation.automatic:
+                    reason = refusal(operator, implementation, backend, training)
+                else:
+                    reason = implementation.refusal(backend, training)
                 also = f"also {implementation.label}{'' if implementation.automatic else ' (when named)'}"
                 print(f"{'':31}{f'not {implementation.label}: {reason}' if reason else also}")
     return 0

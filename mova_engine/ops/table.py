@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from mova_engine.ops import optimizer_impl, reference
-from mova_engine.ops.registry import Implementation, Operator
-from mova_engine.ops.testing import cases
+from mova_engine.ops import inputs, optimizer_impl, reference
+from mova_engine.ops.declarations import Implementation, Operator
 
 _TORCH = "mova_engine.ops.torch_impl"
 _LINEAR = "mova_engine.ops.linear_impl"
@@ -16,6 +15,8 @@ _COMPILED = "mova_engine.ops.compiled"
 # Allowed error: this multiple of the noise of the reference in the same dtype, see noise.py.
 _SLACK = 1.25
 _HALF = ("bfloat16", "float16")
+# Sizes of the examples: (batch, tokens, channels, head dim), (batch, tokens, in, out), (batch, q, k, heads, head dim).
+_EXAMPLE_ROWS, _EXAMPLE_GEMM, _EXAMPLE_ATTENTION = (2, 81, 96, 48), (2, 69, 96, 288), (1, 33, 12, 2, 128)
 
 
 def _native(name: str) -> Implementation:
@@ -138,85 +139,64 @@ _MINDIE = {
 }
 
 
-def _rows(
-    name: str, build: cases.Build, differentiable: str, *implementations: Implementation, extra: tuple = ()
-) -> Operator:
+def _rows(name: str, build: inputs.Build, differentiable: str, *implementations: Implementation) -> Operator:
     inference = (_MINDIE[name],) if name in _MINDIE else ()
     return Operator(
         name,
         getattr(reference, f"{name}_reference"),
-        (cases.gelu_cases() if name == "bias_gelu" else cases.row_cases(build)) + extra,
+        inputs.sized(build, *_EXAMPLE_ROWS),
         _SLACK,
         (_native(name), *inference, _npu("norms", name), _triton(name), *implementations, _compile(name)),
         tuple(differentiable.split()),
     )
 
 
-def _renamed(build: cases.Build, suffix: str = "no-gate") -> tuple:
-    """The first cases once more in another form."""
-    return tuple(replace(case, name=f"{case.name}-{suffix}") for case in cases.row_cases(build)[:3])
-
-
-_half_rope = tuple(
-    replace(case, name=f"{case.name}-half") for case in cases.row_cases(cases.rms_norm_rope(interleaved=False))
-)
-
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
         _rows(
             "rms_norm_rope",
-            cases.rms_norm_rope(interleaved=True),
+            inputs.rms_norm_rope(interleaved=True),
             "x weight",
             _cuda_cpp("rms_norm_rope"),
-            extra=_half_rope,
         ),
         _rows(
             "rms_norm",
-            cases.rms_norm,
+            inputs.rms_norm,
             "x weight",
             Implementation("torch", f"{_TORCH}:rms_norm", ("cpu", "cuda")),
             _apex_norm("rms_norm"),
-            extra=cases.short_rows(cases.rms_norm),
         ),
         _rows(
             "norm_modulate",
-            cases.norm_modulate,
+            inputs.norm_modulate,
             "x shift scale",
             _cuda_cpp("norm_modulate"),
-            extra=cases.short_rows(cases.norm_modulate),
         ),
         _rows(
             "layer_norm",
-            cases.layer_norm,
+            inputs.layer_norm,
             "x weight bias",
             # Not on the CPU: there torch adds up a bfloat16 bias's gradient in bfloat16.
             Implementation("torch", f"{_TORCH}:layer_norm", ("cuda",)),
             _apex_norm("layer_norm"),
-            extra=cases.short_rows(cases.layer_norm),
         ),
-        _rows("gate_residual", cases.gate_residual, "x y gate", extra=_renamed(cases.no_gate(cases.gate_residual))),
+        _rows("gate_residual", inputs.gate_residual, "x y gate"),
         _rows(
             "gate_residual_norm",
-            cases.gate_residual_norm,
+            inputs.gate_residual_norm,
             "x y gate weight bias",
-            extra=_renamed(cases.no_gate(cases.gate_residual_norm))
-            + cases.short_rows(cases.gate_residual_norm)
-            + cases.exact_sums(cases.gate_residual_norm),
         ),
         _rows(
             "gate_residual_norm_modulate",
-            cases.gate_residual_norm_modulate,
+            inputs.gate_residual_norm_modulate,
             "x y gate shift scale",
-            extra=_renamed(cases.no_gate(cases.gate_residual_norm_modulate))
-            + cases.short_rows(cases.gate_residual_norm_modulate)
-            + cases.exact_sums(cases.gate_residual_norm_modulate),
         ),
-        _rows("bias_gelu", cases.bias_gelu, "x bias"),
+        _rows("bias_gelu", inputs.bias_gelu, "x bias"),
         Operator(
             "linear_gelu",
             reference.linear_gelu_reference,
-            cases.gemm_cases(),
+            inputs.sized(inputs.linear, *_EXAMPLE_GEMM),
             _SLACK,
             (
                 # Without a gradient, but where none is needed nothing is as short.
@@ -240,7 +220,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "lora_linear",
             reference.lora_linear_reference,
-            cases.gemm_cases(lora=True),
+            inputs.sized(inputs.lora_linear, *_EXAMPLE_GEMM),
             _SLACK,
             (
                 Implementation("accumulate", f"{_LINEAR}:accumulating_lora"),
@@ -252,7 +232,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "quantize_rows",
             reference.quantize_rows_reference,
-            cases.row_cases(cases.quantize_rows(factor=False)) + _renamed(cases.quantize_rows(factor=True), "factor"),
+            inputs.sized(inputs.quantize_rows(factor=False), *_EXAMPLE_ROWS),
             _SLACK,
             (
                 # The 910B series has no fp8.
@@ -263,7 +243,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "fp8_linear",
             reference.fp8_linear_reference,
-            cases.fp8_cases(),
+            inputs.sized(inputs.fp8_linear(adapter=True), *_EXAMPLE_GEMM),
             _SLACK,
             (
                 Implementation(
@@ -287,7 +267,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "attention",
             reference.attention_reference,
-            cases.attention_cases(),
+            inputs.sized(inputs.attention, *_EXAMPLE_ATTENTION),
             _SLACK,
             (
                 Implementation("sdpa", f"{_ATTENTION}:sdpa", ("cpu", "cuda")),
@@ -324,7 +304,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "attention_lse",
             reference.attention_lse_reference,
-            cases.attention_cases(empty=True),
+            inputs.sized(inputs.attention, *_EXAMPLE_ATTENTION),
             _SLACK,
             (
                 Implementation("flash", f"{_ATTENTION}:flash_cpu_lse", ("cpu",)),
@@ -337,7 +317,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "attention_backward",
             reference.attention_backward_reference,
-            cases.attention_cases(backward=True, empty=True),
+            inputs.sized(inputs.attention_backward, *_EXAMPLE_ATTENTION),
             _SLACK,
             (
                 Implementation("flash", f"{_ATTENTION}:flash_cpu_backward", ("cpu",)),
@@ -350,14 +330,14 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "merge_lse",
             reference.merge_lse_reference,
-            cases.MERGE_CASES,
+            inputs.merge_lse(shards=3),
             _SLACK,
             (_npu("attention", "merge_lse"), _triton("merge_lse"), _compile("merge_lse")),
         ),
         Operator(
             "adamw",
             optimizer_impl.AdamWReference,
-            cases.ADAMW_CASES,
+            inputs.adamw(),
             _SLACK,
             (
                 # Masters and moments are float32: in half precision nothing is promised.
@@ -373,7 +353,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "clip_grad_norm",
             optimizer_impl.clip_grad_norm_reference,
-            cases.CLIP_CASES,
+            inputs.gradients(scale=3.0),
             _SLACK,
             (
                 Implementation("foreach", "mova_engine.ops.optimizer_impl:clip_grad_norm_foreach"),

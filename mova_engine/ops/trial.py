@@ -1,4 +1,4 @@
-"""Whether this CPU runs an implementation: tried once on a small case of its operator.
+"""Whether this CPU runs an implementation: tried once on its operator's example.
 
 Instruction sets and their limits (`ONEDNN_MAX_CPU_ISA`, `ATEN_CPU_CAPABILITY`) decide within PyTorch and oneDNN which
 kernels there are, by rules that change with their versions. So the implementation itself is asked.
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from mova_engine.errors import MovaError
-from mova_engine.ops.registry import Case, Implementation, Operator, resolve
+from mova_engine.ops.declarations import Implementation, Operator, resolve
 
-# Cases of several tokens that take a millisecond; an operator with neither is tried on its first case.
-_SMALL = ("nano", "text")
 _SEED = 2026
 
 
@@ -25,19 +23,13 @@ def failure(operator: Operator, implementation: Implementation, dtype: torch.dty
 
     training: its gradients are computed too. The result is kept for the life of the process.
     """
-    case = _small_case(operator)
-    inputs = case.make(torch.Generator().manual_seed(_SEED), torch.device("cpu"), dtype)
+    inputs = operator.example(torch.Generator().manual_seed(_SEED), torch.device("cpu"), dtype)
     try:
         _RUNS[operator.kind](operator, resolve(implementation.target), inputs, training)
     except (RuntimeError, MovaError) as error:
         # What torch advises on its own variables, after the first sentence, is of no use here.
         return str(error).splitlines()[0].split(". ")[0]
     return None
-
-
-def _small_case(operator: Operator) -> Case:
-    cases = [case for case in operator.cases if case.size == "test"]
-    return next((case for name in _SMALL for case in cases if case.name == name), cases[0])
 
 
 def _run_function(operator: Operator, function: Callable[..., Any], inputs: dict[str, Any], training: bool) -> None:

@@ -14,6 +14,7 @@ from mova_engine.backend import Backend, get_backend
 from mova_engine.config.model import get_preset
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, REFERENCE, OpTable, bind, bind_operator
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 from mova_engine.parity.judge import ParityRow
 
@@ -32,7 +33,7 @@ def operator_rows(backend: Backend, dtype: torch.dtype) -> Iterator[ParityRow]:
         if entry is None or dtype not in entry.torch_dtypes():
             continue
         rows = []
-        for case in operator.cases:
+        for case in cases_of(operator):
             if case.size == "test":
                 for finding in verify(operator, function, case, backend.device(), dtype):
                     name = f"{choice.implementation}, {case.name}, {finding.tensor}"

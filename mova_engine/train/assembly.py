@@ -23,8 +23,7 @@ from mova_engine.distributed.background import Background
 from mova_engine.distributed.processes import Launch, Processes, start_processes
 from mova_engine.errors import MovaError, counted
 from mova_engine.models.mova import Mova
-from mova_engine.ops import bind
-from mova_engine.ops.registry import REFERENCE, OpTable
+from mova_engine.ops import REFERENCE, OpTable, bind
 from mova_engine.predict.flops import training_flops
 from mova_engine.train.batch import BatchBuilder
 from mova_engine.train.clip_data import (

@@ -18,6 +18,7 @@ from mova_engine.codecs import dac
 from mova_engine.config.model import get_preset
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, OpTable, bind, bind_operator
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 
 pytestmark = pytest.mark.npu
@@ -242,7 +243,7 @@ def _missed(npu, name: str, implementation) -> bool:
     operator = OPERATORS[name]
     return any(
         not finding.passed
-        for case in operator.cases
+        for case in cases_of(operator)
         if case.size == "test"
         for finding in verify(operator, implementation, case, npu.device(), torch.float32)
     )

@@ -12,8 +12,9 @@ from mova_engine.bench import bandwidth, breakdown, timing
 from mova_engine.bench.__main__ import main
 from mova_engine.config.model import PRESETS, ClipConfig
 from mova_engine.errors import MovaError
-from mova_engine.ops import OPERATORS, Implementation
+from mova_engine.ops import OPERATORS, Implementation, inputs
 from mova_engine.ops.testing import cases
+from mova_engine.ops.testing.cases import cases_of
 from mova_kernels.cpu import unavailable
 
 QUICK = ["--pairs", "2", "--seconds", "0.01", "--one-process"]
@@ -32,10 +33,9 @@ def _small(monkeypatch):
 @pytest.fixture
 def few_rows(monkeypatch):
     """RMSNorm with one case to be measured, so small that its check costs little."""
-    case = cases._case("64x768", cases.rms_norm, (1, 64, 768, 128), "bench")
-    usual = OPERATORS["rms_norm"]
-    tested = [other for other in usual.cases if other.size == "test"]
-    monkeypatch.setitem(OPERATORS, "rms_norm", dataclasses.replace(usual, cases=(*tested, case)))
+    case = cases._case("64x768", inputs.rms_norm, (1, 64, 768, 128), "bench")
+    tested = [other for other in cases_of("rms_norm") if other.size == "test"]
+    monkeypatch.setitem(cases.CASES, "rms_norm", (*tested, case))
 
 
 def halved(x, weight, *, eps):
@@ -200,6 +200,6 @@ def test_wrong_arguments(arguments, message):
 
 def test_every_measured_case_says_how_large_it_is():
     """A case of size nought would be run on a device that cannot hold it."""
-    measured = [case for operator in OPERATORS.values() for case in operator.cases if case.size == "bench"]
+    measured = [case for operator in OPERATORS.values() for case in cases_of(operator) if case.size == "bench"]
     assert measured
     assert all(case.elements > 0 for case in measured)

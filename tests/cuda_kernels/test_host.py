@@ -10,9 +10,9 @@ import pytest
 import torch
 from cuda_kernels.host import build
 
-from mova_engine.ops import OPERATORS, Case
-from mova_engine.ops.testing import cases
-from mova_engine.ops.testing.cases import Maker
+from mova_engine.ops import OPERATORS, Case, inputs
+from mova_engine.ops.inputs import Maker
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 from mova_kernels.cuda import ops
 from mova_kernels.cuda.library import Library
@@ -46,7 +46,7 @@ def _judge(name: str, case: Case, dtype: torch.dtype) -> None:
 
 
 def _case(name: str, shape: tuple[int, int, int, int], interleaved: bool = True) -> Case:
-    build_inputs = cases.rms_norm_rope(interleaved) if name == "rms_norm_rope" else cases.norm_modulate
+    build_inputs = inputs.rms_norm_rope(interleaved) if name == "rms_norm_rope" else inputs.norm_modulate
     return Case("extra", lambda generator, device, dtype: build_inputs(Maker(generator, device, dtype), *shape))
 
 
@@ -66,7 +66,7 @@ def _inputs(name: str, case: Case, dtype: torch.dtype = torch.float32) -> dict:
 CASES = [
     pytest.param(name, case, id=f"{name}-{case.name}")
     for name in FUNCTIONS
-    for case in OPERATORS[name].cases
+    for case in cases_of(OPERATORS[name])
     if case.size == "test"
 ]
 

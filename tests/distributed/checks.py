@@ -50,6 +50,7 @@ from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.context_parallel import WHOLE, Sharding
 from mova_engine.models.mova import dual_tower_forward
 from mova_engine.ops import OPERATORS, OpTable, bind
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 from mova_engine.train.trainer import Trainer
 
@@ -288,7 +289,7 @@ def findings_of_operator(role: str, ulysses: int | None, dtype: str, cases: tupl
 
     wrapped = {"video_attention": video_attention, "video_to_audio_attention": video_to_audio_attention}[role]
     wrong = []
-    for case in (c for c in operator.cases if c.size == "test" and c.name in cases):
+    for case in (c for c in cases_of(operator) if c.size == "test" and c.name in cases):
         for finding in verify(operator, wrapped, case, device(), getattr(torch, dtype)):
             if not finding.passed:
                 wrong.append(f"{case.name}: {finding}")

@@ -34,7 +34,8 @@ if __name__ == "__main__":
 
 from ops.mutation_rules import ARGUMENT_RULES, OPERATION_RULES, RESULT_RULES, Place
 
-from mova_engine.ops import OPERATORS, Case, Operator
+from mova_engine.ops import OPERATORS, Operator
+from mova_engine.ops.testing.cases import Case, cases_of
 from mova_engine.ops.testing.verify import Trial, judge, results, trials
 
 CPU = torch.device("cpu")
@@ -175,11 +176,14 @@ class Bench:
 
     operator: Operator
     dtype: torch.dtype
+    # Default: all of the operator's small ones.
+    of: tuple[Case, ...] | None = None
     errors: dict[Mutant, str] = field(default_factory=dict)
     plain: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        cases = [case for case in self.operator.cases if case.size == "test"]
+        chosen = cases_of(self.operator) if self.of is None else self.of
+        cases = [case for case in chosen if case.size == "test"]
         self.made = {case: list(trials(self.operator, case, CPU, self.dtype)) for case in cases}
         size = {c: sum(x.truth.numel() for x in t[0].noise.values()) for c, t in self.made.items()}
         self.cases = sorted(cases, key=size.get)

@@ -8,7 +8,8 @@ import torch
 
 from mova_engine.backend import describe_backend, get_backend
 from mova_engine.errors import MovaError
-from mova_engine.ops import OPERATORS, REFERENCE, Implementation, bind, bind_operator
+from mova_engine.ops import OPERATORS, REFERENCE, bind, bind_operator, refusal
+from mova_engine.ops.testing.cases import cases_of
 
 CPU = get_backend("cpu")
 REFUSALS = (MovaError, TypeError, ValueError)
@@ -20,7 +21,7 @@ def _runnable():
         for entry in operator.implementations:
             if operator.kind != "function" or not entry.automatic:
                 continue
-            if not operator.refusal(entry, CPU, training=False, dtypes=entry.torch_dtypes()[:1]):
+            if not refusal(operator, entry, CPU, training=False, dtypes=entry.torch_dtypes()[:1]):
                 yield pytest.param(operator, entry, id=f"{operator.name}-{entry.name}")
 
 
@@ -28,7 +29,7 @@ RUNNABLE = list(_runnable())
 
 
 def _inputs(operator, entry):
-    case = next(case for case in operator.cases if case.name == "nano" or case.name == "odd-length")
+    case = next(case for case in cases_of(operator) if case.name == "nano" or case.name == "odd-length")
     return case.make(torch.Generator().manual_seed(0), torch.device("cpu"), entry.torch_dtypes()[0])
 
 
@@ -117,7 +118,7 @@ def test_no_tokens_give_empty_results_and_gradients(operator, entry):
 @pytest.mark.parametrize("name", [e.name for e in OPERATORS["attention"].implementations])
 def test_an_odd_head_dimension_works_or_is_refused(name):
     entry = next(e for e in OPERATORS["attention"].implementations if e.name == name)
-    reason = OPERATORS["attention"].refusal(entry, CPU, training=True)
+    reason = refusal(OPERATORS["attention"], entry, CPU, training=True)
     if reason:
         pytest.skip(f"{name}: {reason}")
     q, k, v = (torch.randn(2, n, 3, 33) for n in (5, 7, 7))
@@ -131,8 +132,8 @@ def test_a_forced_implementation_that_cannot_serve_says_why(device):
     refused = 0
     for operator in OPERATORS.values():
         for entry in operator.implementations:
-            ask = operator.refusal if entry.automatic else Implementation.refusal
-            reason = ask(entry, backend, training=True)
+            automatic = entry.automatic
+            reason = refusal(operator, entry, backend, True) if automatic else entry.refusal(backend, True)
             if reason is None:
                 continue
             refused += 1

@@ -12,12 +12,13 @@ from mova_engine.ops import OPERATORS, bind, bind_operator
 from mova_engine.ops.fp8_impl import scaled_mm, scaled_mm_check
 from mova_engine.ops.linear_impl import accumulating_lora, augmented_lora, epilogue_gelu
 from mova_engine.ops.reference import quantize_rows_reference
+from mova_engine.ops.testing.cases import cases_of
 
 CPU = get_backend("cpu")
 
 
 def _case(operator, name="nano", dtype=torch.float32):
-    case = next(case for case in OPERATORS[operator].cases if case.name == name)
+    case = next(case for case in cases_of(OPERATORS[operator]) if case.name == name)
     return case.make(torch.Generator().manual_seed(1), torch.device("cpu"), dtype)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mova_engine.ops import OPERATORS
+from mova_engine.ops.testing.cases import cases_of
 from mova_kernels.cpu import isa, isas, unavailable, use_isa
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -38,7 +39,7 @@ def _same_kernels_afterwards():
 
 def _inputs(name, case="odd-length", dtype=torch.float32):
     operator = OPERATORS[name]
-    made = next(c for c in operator.cases if c.name == case)
+    made = next(c for c in cases_of(operator) if c.name == case)
     inputs = made.make(torch.Generator().manual_seed(3), torch.device("cpu"), dtype)
     for key in operator.differentiable:
         if inputs[key] is not None:

@@ -6,7 +6,8 @@ import functools
 import pytest
 import torch
 
-from mova_engine.ops import OPERATORS, bind_operator
+from mova_engine.ops import OPERATORS, bind_operator, refusal
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import judge, results, trials
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,11 +32,11 @@ RUNS = [
         marks=_marks(operator, implementation, dtype),
     )
     for operator in OPERATORS.values()
-    for case in operator.cases
+    for case in cases_of(operator)
     if case.size == "test"
     for dtype in DTYPES
     for implementation in operator.choices()
-    if implementation != COMPILE or case == operator.cases[0]
+    if implementation != COMPILE or case == cases_of(operator)[0]
 ]
 
 
@@ -53,7 +54,7 @@ def test_implementation_against_float64(backend, operator, implementation, case,
             continue
         if DTYPES[dtype] not in entry.torch_dtypes():
             pytest.skip(f"{implementation} is not made for {dtype}")
-        reason = operator.refusal(entry, backend, entry.differentiable, (DTYPES[dtype],))
+        reason = refusal(operator, entry, backend, entry.differentiable, (DTYPES[dtype],))
         if reason:
             pytest.skip(f"{implementation} on {backend.name}: {reason}")
     if implementation == COMPILE:

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mova_engine.backend import Backend, get_backend
 from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS, apex_impl, attention_impl, flash_impl, fp8_impl, resolve
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def judge(request):
     def run(operator, entry, dtype=torch.bfloat16):
         """Small cases through the stand-in: an argument that went wrong shows in the values."""
         every = request.config.getoption("--slow")
-        tested = [case for case in OPERATORS[operator].cases if case.size == "test"]
+        tested = [case for case in cases_of(OPERATORS[operator]) if case.size == "test"]
         cases = [case for case in tested if every or case.name not in LARGE]
         assert cases
         for case in cases:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mova_engine.ops import OPERATORS
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 
 CPU = torch.device("cpu")
@@ -12,7 +13,7 @@ CPU = torch.device("cpu")
 
 def _case(name, case):
     operator = OPERATORS[name]
-    return operator, next(c for c in operator.cases if c.name == case)
+    return operator, next(c for c in cases_of(operator) if c.name == case)
 
 
 def _failed(operator, function, case, dtype=torch.float32):
@@ -159,6 +160,6 @@ def _tiled_attention(q, k, v):
 @pytest.mark.parametrize("dtype", [torch.float32, HALF, torch.float16], ids=str)
 def test_a_kernel_that_rounds_where_it_must_passes(dtype):
     operator = OPERATORS["attention_lse"]
-    for case in operator.cases:
+    for case in cases_of(operator):
         if case.size == "test" and not case.name.startswith("no-"):
             assert not _failed(operator, _tiled_attention, case, dtype), case.name

@@ -13,9 +13,9 @@ from functools import partial
 
 import torch
 
-from mova_engine.ops import OPERATORS, Case, Operator, resolve
-from mova_engine.ops.testing import cases
-from mova_engine.ops.testing.cases import Maker
+from mova_engine.ops import OPERATORS, Operator, inputs, resolve
+from mova_engine.ops.inputs import Maker
+from mova_engine.ops.testing.cases import Case, cases_of
 from mova_engine.ops.testing.verify import verify
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def all_shards_empty() -> None:
 
 def bfloat16(name: str) -> None:
     """Dtypes are the reference's; values nearly, for the interpreter cuts bfloat16 off where a device rounds."""
-    case = next(case for case in OPERATORS[name].cases if case.name in ("odd-length", "three-shards"))
+    case = next(case for case in cases_of(OPERATORS[name]) if case.name in ("odd-length", "three-shards"))
     results = []
     for function in (OPERATORS[name].reference, resolve(_kernels()[name])):
         inputs = case.make(torch.Generator().manual_seed(0), CPU, torch.bfloat16)
@@ -133,7 +133,7 @@ def registered(name: str) -> None:
     """PyTorch's own judgement of a custom operator: schema, fake implementation, autograd registration, tracing."""
     target = _kernels()[name]
     module = sys.modules[resolve(target).__module__]
-    case = next(case for case in OPERATORS[name].cases if case.name in ("one-token", "three-shards"))
+    case = next(case for case in cases_of(OPERATORS[name]) if case.name in ("one-token", "three-shards"))
     inputs = case.make(torch.Generator().manual_seed(0), CPU, torch.float32)
     inputs |= {key: inputs[key].requires_grad_() for key in OPERATORS[name].differentiable}
     torch.library.opcheck(getattr(module, f"{name}_fwd"), (), inputs)
@@ -156,7 +156,7 @@ def quantized(case: Case) -> None:
 
 
 def refuses(name: str, changed: dict, message: str) -> None:
-    case = next(case for case in OPERATORS[name].cases if case.name in ("odd-length", "odd", "three-shards"))
+    case = next(case for case in cases_of(OPERATORS[name]) if case.name in ("odd-length", "odd", "three-shards"))
     inputs = case.make(torch.Generator().manual_seed(0), CPU, torch.float32)
     try:
         resolve(_kernels()[name])(**inputs | {key: change(inputs[key]) for key, change in changed.items()})
@@ -188,7 +188,7 @@ _REFUSALS = (
 
 def heads_of_48_channels(interleaved: bool) -> None:
     """Nano's head dim, which is no power of two, with few tokens."""
-    build = cases.rms_norm_rope(interleaved)
+    build = inputs.rms_norm_rope(interleaved)
     case = Case("heads-of-48", lambda generator, device, dtype: build(Maker(generator, device, dtype), 2, 9, 96, 48))
     _judge(OPERATORS["rms_norm_rope"], _kernels()["rms_norm_rope"], case)
 
@@ -198,10 +198,10 @@ def checks() -> dict[str, Callable[[], None]]:
     found = {
         f"{name}-{case.name}": partial(_judge, OPERATORS[name], target, case)
         for name, target in _kernels().items()
-        for case in OPERATORS[name].cases
+        for case in cases_of(OPERATORS[name])
         if case.size == "test" and not case.name.startswith("nano") and name != "quantize_rows"
     }
-    for case in OPERATORS["quantize_rows"].cases:
+    for case in cases_of(OPERATORS["quantize_rows"]):
         if case.size == "test" and not case.name.startswith("nano"):
             found[f"quantize_rows-{case.name}"] = partial(quantized, case)
     found |= {f"registered-{name}": partial(registered, name) for name in _of_their_own()}

@@ -5,12 +5,15 @@ zeros where it must be there at all, modulations whose own rounding is not lost 
 forms differ most, scores that overflow without the maximum taken off.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from mova_engine.ops.registry import Case
+from mova_engine.errors import MovaError
+from mova_engine.ops import inputs as inputs_of
+from mova_engine.ops.declarations import Operator
+from mova_engine.ops.inputs import Build, Make, Maker
 
 # (batch, tokens, channels, head dim): MOVA's two widths with few tokens, the laptop's width, then odd lengths and
 # one token.
@@ -30,29 +33,19 @@ _BENCH_ROWS = _CPU_ROWS | {
 }
 
 
-class Maker:
-    """Draws tensors from one generator, on the CPU so that every device gets the same values."""
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs: `make(generator, device, dtype)` returns keyword arguments of the operator.
 
-    def __init__(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
-        self.generator, self.device, self.dtype = generator, device, dtype
+    Floating tensors that the operator differentiates are those named in `Operator.differentiable`.
+    `size` is "test" (fast everywhere) or "bench" (MOVA's real shapes). `elements`: of the largest activation, by
+    which a benchmark leaves out what a device cannot hold or finish.
+    """
 
-    def __call__(
-        self, *shape: int, scale: float = 1.0, offset: float = 0.0, dtype: torch.dtype | None = None
-    ) -> torch.Tensor:
-        x = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale + offset
-        return x.to(self.device, dtype or self.dtype)
-
-    def strided(self, *shape: int) -> torch.Tensor:
-        """A tensor whose last axis is contiguous and whose rows are not adjacent."""
-        return self(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
-
-    @property
-    def wide(self) -> torch.dtype:
-        """The precision of tables, modulations and statistics."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-
-Build = Callable[[Maker, int, int, int, int], dict[str, Any]]
+    name: str
+    make: Make
+    size: str = "test"
+    elements: int = 0
 
 
 def _case(name: str, build: Build, shape: tuple[int, int, int, int], size: str = "test") -> Case:
@@ -121,51 +114,6 @@ def exact_sums(build: Build) -> tuple[Case, ...]:
     return (_case("exact-sums", exact, (2, 24, 64, 32)),)
 
 
-def _weight(make: Maker, d: int) -> torch.Tensor:
-    return make(d, scale=0.2, offset=1.0)
-
-
-def _vector(make: Maker, b: int, d: int) -> torch.Tensor:
-    return make(b, d, scale=0.5, dtype=make.wide)
-
-
-def rms_norm(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-    return {"x": make(b, s, d), "weight": _weight(make, d), "eps": 1e-6}
-
-
-def rms_norm_rope(interleaved: bool) -> Build:
-    def build(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-        angles = make(s, e // 2, scale=10.0, dtype=torch.float64)
-        tables = {"cos": angles.cos().to(make.wide), "sin": angles.sin().to(make.wide)}
-        return rms_norm(make, b, s, d, e) | tables | {"interleaved": interleaved}
-
-    return build
-
-
-def norm_modulate(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-    return {"x": make(b, s, d, offset=0.5), "shift": _vector(make, b, d), "scale": _vector(make, b, d), "eps": 1e-6}
-
-
-def layer_norm(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-    return {"x": make(b, s, d, offset=0.5), "weight": _weight(make, d), "bias": make(d, scale=0.2), "eps": 1e-6}
-
-
-def gate_residual(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-    return {"x": make(b, s, d), "y": make(b, s, d), "gate": _vector(make, b, d)}
-
-
-def gate_residual_norm(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-    return gate_residual(make, b, s, d, e) | {k: v for k, v in layer_norm(make, b, s, d, e).items() if k != "x"}
-
-
-def gate_residual_norm_modulate(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-    return gate_residual(make, b, s, d, e) | {k: v for k, v in norm_modulate(make, b, s, d, e).items() if k != "x"}
-
-
-def bias_gelu(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-    return {"x": make(b, s, d, scale=2.0), "bias": make(d, scale=0.5)}
-
-
 # Where GELU's tanh form and its definition by the normal distribution differ most, and beyond either side.
 _GELU_ROWS = (-3.0, -1.5, -4.0, 0.0, 10.0, -10.0)
 
@@ -178,32 +126,7 @@ def gelu_cases() -> tuple[Case, ...]:
         x = make(b, s, d, scale=0.5, dtype=torch.float64).cpu() + offsets[:, None]
         return {"x": x.to(make.device, make.dtype), "bias": make(d, scale=0.1)}
 
-    return (*row_cases(bias_gelu), _case("tails", tails, (2, 18, 96, 48)))
-
-
-def quantize_rows(factor: bool) -> Build:
-    """Rows of very different size, among them one of zeros; with `factor` also one scale for each channel."""
-
-    def build(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
-        x = make(b, s, d) * torch.logspace(-6, 2, s, device=make.device)[:, None].to(make.dtype)
-        x[:, s // 2] *= 0 if s > 1 else 1
-        return {"x": x, "factor": _weight(make, d) if factor else None}
-
-    return build
-
-
-def no_gate(build: Build) -> Build:
-    """The same inputs with gate None: the plain residual after text cross-attention."""
-    return lambda make, b, s, d, e: build(make, b, s, d, e) | {"gate": None}
-
-
-def _linear(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
-    return {"x": make(b, s, i), "weight": make(o, i, scale=i**-0.5), "bias": make(o, scale=0.2)}
-
-
-def _lora(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
-    factors = {"lora_a": make(16, i, scale=i**-0.5), "lora_b": make(o, 16, scale=0.1), "scale": 2.0}
-    return _linear(make, b, s, i, o) | factors
+    return (*row_cases(inputs_of.bias_gelu), _case("tails", tails, (2, 18, 96, 48)))
 
 
 # (batch, tokens, in, out)
@@ -217,7 +140,7 @@ _BENCH_GEMMS = {
 
 def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
     """Cases of a linear layer; with `lora` also its low-rank factors."""
-    build = _lora if lora else _linear
+    build = inputs_of.lora_linear if lora else inputs_of.linear
 
     def other_bias(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
         # An adapter's layer without a bias; GELU's negative tail.
@@ -246,19 +169,6 @@ def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
     )
 
 
-def _fp8_linear(adapter: bool) -> Build:
-    # The quantised weight is an input, not a part of what is judged.
-    from mova_engine.ops.reference import quantize_rows_reference
-
-    def build(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
-        inputs = _lora(make, b, s, i, o)
-        values, scale = quantize_rows_reference(inputs["weight"])
-        inputs |= {"weight": values, "weight_scale": scale.squeeze(1)}
-        return inputs if adapter else inputs | {"lora_a": None, "lora_b": None}
-
-    return build
-
-
 # Sizes that are multiples of 16: see `mova_engine.ops.fp8_impl`.
 _FP8_GEMMS = {"nano": (2, 69, 96, 288), "wide": (1, 5, 1536, 512), "one-token": (1, 1, 128, 64)}
 
@@ -266,9 +176,9 @@ _FP8_GEMMS = {"nano": (2, 69, 96, 288), "wide": (1, 5, 1536, 512), "one-token": 
 def fp8_cases() -> tuple[Case, ...]:
     """Cases of a linear layer whose weight is held in fp8, with an adapter and without."""
     return (
-        *(_case(name, _fp8_linear(True), shape) for name, shape in _FP8_GEMMS.items()),
-        *(_case(f"{name}-no-adapter", _fp8_linear(False), shape) for name, shape in _FP8_GEMMS.items()),
-        *(_case(name, _fp8_linear(True), shape, "bench") for name, shape in _BENCH_GEMMS.items()),
+        *(_case(name, inputs_of.fp8_linear(True), shape) for name, shape in _FP8_GEMMS.items()),
+        *(_case(f"{name}-no-adapter", inputs_of.fp8_linear(False), shape) for name, shape in _FP8_GEMMS.items()),
+        *(_case(name, inputs_of.fp8_linear(True), shape, "bench") for name, shape in _BENCH_GEMMS.items()),
     )
 
 
@@ -296,33 +206,19 @@ _BENCH_ATTENTIONS = {
 # Scores of deviation 4, which a wrong scale moves; scores about 100, which overflow unless the maximum is taken off,
 # and whose log-sum-exp no half precision holds. Both with values about 2: what is missing of the weights' sum shows.
 _SCORES = {"sharp": (1, 33, 65, 2, 64), "large-scores": (2, 17, 40, 1, 64)}
-
-
-def _qkv(make: Maker, b: int, s: int, n: int, h: int, e: int, kind: str = "") -> dict[str, Any]:
-    if kind not in _SCORES:
-        return {"q": make(b, s, h, e), "k": make(b, n, h, e), "v": make(b, n, h, e)}
-    scale, offset = {"sharp": (4.0, 0.0), "large-scores": (1.0, 3.5)}[kind]
-    q, k = make(b, s, h, e, scale=scale, offset=offset), make(b, n, h, e, offset=offset)
-    return {"q": q, "k": k, "v": make(b, n, h, e, offset=2.0)}
-
-
-def _backward(make: Maker, b: int, s: int, n: int, h: int, e: int, kind: str = "") -> dict[str, Any]:
-    # The shard's own keys are the first half of all keys: out and lse are those of the whole.
-    from mova_engine.ops.reference import attention_lse_reference
-
-    q, k, v = _qkv(make, b, s, 2 * n, h, e, kind).values()
-    out, lse = attention_lse_reference(q.double(), k.double(), v.double())
-    shard = {"q": q, "k": k[:, :n], "v": v[:, :n]}
-    return {"dout": make(b, s, h, e), **shard, "out": out.to(q.dtype), "lse": lse.to(make.wide)}
+_DRAWS = {
+    "sharp": {"q_scale": 4.0, "v_offset": 2.0},
+    "large-scores": {"q_offset": 3.5, "k_offset": 3.5, "v_offset": 2.0},
+}
 
 
 def attention_cases(backward: bool = False, empty: bool = False) -> tuple[Case, ...]:
     """Cases of attention; `backward` adds dout and a global out and lse; `empty` shards without keys or queries."""
-    build = _backward if backward else _qkv
+    build = inputs_of.attention_backward if backward else inputs_of.attention
     nothing = {"no-keys": (1, 5, 0, 2, 64), "no-queries": (1, 0, 5, 2, 64)}
     shapes = _ATTENTIONS | _SCORES | (nothing if empty else {})
     cases = [
-        Case(name, lambda g, dev, dt, name=name, shape=shape: build(Maker(g, dev, dt), *shape, name))
+        Case(name, lambda g, dev, dt, name=name, shape=shape: build(Maker(g, dev, dt), *shape, **_DRAWS.get(name, {})))
         for name, shape in shapes.items()
     ]
     if not backward:
@@ -345,68 +241,76 @@ def _packed_qkv(generator: torch.Generator, device: torch.device, dtype: torch.d
     return dict(zip(("q", "k", "v"), packed.unbind(2), strict=True))
 
 
-def _merge(shards: int, scale: float = 3.0, offset: float = 0.0, empty: bool = False) -> Callable[..., dict[str, Any]]:
-    def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        make = Maker(generator, device, dtype)
-        outs = make(shards, 2, 11, 2, 64, offset=1.0)
-        lses = make(shards, 2, 2, 11, scale=scale, offset=offset, dtype=make.wide)
-        if empty:
-            outs[1], lses[1] = torch.nan, -torch.inf
-        return {"outs": outs, "lses": lses}
-
-    return make_case
-
-
 MERGE_CASES = (
-    Case("three-shards", _merge(3)),
-    Case("empty-shard", _merge(3, empty=True)),
+    Case("three-shards", inputs_of.merge_lse(3)),
+    Case("empty-shard", inputs_of.merge_lse(3, empty=True)),
     # exp of such sums overflows, and half precision does not hold them.
-    Case("large-sums", _merge(5, scale=1.0, offset=200.0)),
+    Case("large-sums", inputs_of.merge_lse(5, scale=1.0, offset=200.0)),
 )
-
-_SHAPES = ((33, 17), (101,), (1, 6, 96))
-
-
-def _gradients(scale: float, max_norm: float = 1.0, infinite: bool = False) -> Callable[..., dict[str, Any]]:
-    def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        make = Maker(generator, device, dtype)
-        grads = [make(*shape, scale=scale) for shape in _SHAPES]
-        if infinite:
-            grads[0][3, 4] = torch.inf
-        return {"grads": grads, "max_norm": max_norm}
-
-    return make_case
-
 
 CLIP_CASES = (
-    Case("clipped", _gradients(3.0)),
-    Case("within", _gradients(0.001)),
-    Case("zeros", _gradients(0.0)),
+    Case("clipped", inputs_of.gradients(3.0)),
+    Case("within", inputs_of.gradients(0.001)),
+    Case("zeros", inputs_of.gradients(0.0)),
     # As small as what is added to the norm; so large that float16 does not hold the squares.
-    Case("tiny", _gradients(1e-7, max_norm=1e-6)),
-    Case("large", _gradients(600.0)),
-    Case("infinite", _gradients(1.0, infinite=True)),
+    Case("tiny", inputs_of.gradients(1e-7, max_norm=1e-6)),
+    Case("large", inputs_of.gradients(600.0)),
+    Case("infinite", inputs_of.gradients(1.0, infinite=True)),
 )
-
-
-def _parameters(
-    start: float = 1.0, size: float = 0.1, eps: float = 1e-8, weight_decay: float = 0.1
-) -> Callable[..., dict[str, Any]]:
-    def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        make = Maker(generator, device, dtype)
-        return {
-            "params": [make(*shape, scale=start) for shape in _SHAPES],
-            "grads": [[make(*shape, scale=size) for shape in _SHAPES] for _ in range(3)],
-            "options": {"lr": 1e-2, "betas": (0.9, 0.98), "eps": eps, "weight_decay": weight_decay},
-        }
-
-    return make_case
 
 
 ADAMW_CASES = (
-    Case("three-steps", _parameters()),
+    Case("three-steps", inputs_of.adamw()),
     # Nothing but the updates; gradients as small as eps; nothing but eps and the decay.
-    Case("from-zero", _parameters(start=0.0)),
-    Case("tiny-gradients", _parameters(start=0.01, size=1e-3, eps=1e-3)),
-    Case("no-gradients", _parameters(size=0.0, weight_decay=2.0)),
+    Case("from-zero", inputs_of.adamw(start=0.0)),
+    Case("tiny-gradients", inputs_of.adamw(start=0.01, size=1e-3, eps=1e-3)),
+    Case("no-gradients", inputs_of.adamw(size=0.0, weight_decay=2.0)),
 )
+
+
+def _renamed(build: Build, suffix: str) -> tuple[Case, ...]:
+    """The first cases once more in another form."""
+    return tuple(replace(case, name=f"{case.name}-{suffix}") for case in row_cases(build)[:3])
+
+
+def _no_gate(build: Build) -> tuple[Case, ...]:
+    return _renamed(inputs_of.no_gate(build), "no-gate")
+
+
+_HALF_ROPE = tuple(
+    replace(case, name=f"{case.name}-half") for case in row_cases(inputs_of.rms_norm_rope(interleaved=False))
+)
+_GATED, _GATED_MODULATED = inputs_of.gate_residual_norm, inputs_of.gate_residual_norm_modulate
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "rms_norm_rope": row_cases(inputs_of.rms_norm_rope(interleaved=True)) + _HALF_ROPE,
+    "rms_norm": row_cases(inputs_of.rms_norm) + short_rows(inputs_of.rms_norm),
+    "norm_modulate": row_cases(inputs_of.norm_modulate) + short_rows(inputs_of.norm_modulate),
+    "layer_norm": row_cases(inputs_of.layer_norm) + short_rows(inputs_of.layer_norm),
+    "gate_residual": row_cases(inputs_of.gate_residual) + _no_gate(inputs_of.gate_residual),
+    "gate_residual_norm": row_cases(_GATED) + _no_gate(_GATED) + short_rows(_GATED) + exact_sums(_GATED),
+    "gate_residual_norm_modulate": row_cases(_GATED_MODULATED)
+    + _no_gate(_GATED_MODULATED)
+    + short_rows(_GATED_MODULATED)
+    + exact_sums(_GATED_MODULATED),
+    "bias_gelu": gelu_cases(),
+    "linear_gelu": gemm_cases(),
+    "lora_linear": gemm_cases(lora=True),
+    "quantize_rows": row_cases(inputs_of.quantize_rows(factor=False))
+    + _renamed(inputs_of.quantize_rows(factor=True), "factor"),
+    "fp8_linear": fp8_cases(),
+    "attention": attention_cases(),
+    "attention_lse": attention_cases(empty=True),
+    "attention_backward": attention_cases(backward=True, empty=True),
+    "merge_lse": MERGE_CASES,
+    "adamw": ADAMW_CASES,
+    "clip_grad_norm": CLIP_CASES,
+}
+
+
+def cases_of(operator: Operator | str) -> tuple[Case, ...]:
+    """The cases of an operator of the table. MovaError for one that has none: give `verify` cases of your own."""
+    name = operator if isinstance(operator, str) else operator.name
+    if name not in CASES:
+        raise MovaError(f"operator '{name}' has no cases here: judge it on `Case`s of its own")
+    return CASES[name]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from mova_engine.backend import describe_backend
-from mova_engine.ops.registry import Case, Operator
+from mova_engine.ops.declarations import Operator
+from mova_engine.ops.testing.cases import Case
 from mova_engine.ops.testing.noise import EPS32, Noise
 
 SEED = 2026
