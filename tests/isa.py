@@ -1,10 +1,12 @@
 """`make test-isa`: operators, a training run and a sampling run on lowered instruction sets of the CPU.
 
-Each setting limits PyTorch's kernels (ATEN_CPU_CAPABILITY), oneDNN's (ONEDNN_MAX_CPU_ISA) and the engine's own
-(MOVA_CPU_ISA), or one of them alone, and is read back from all three before tests run under it. Settings that this CPU
-does not have are named and left out. Exit status 1 if a limit has no effect or a test fails.
+Each setting limits PyTorch's kernels (ATEN_CPU_CAPABILITY) and with them its matrix products by MKL
+(MKL_ENABLE_INSTRUCTIONS), oneDNN's (ONEDNN_MAX_CPU_ISA) and the engine's own (MOVA_CPU_ISA), or one of these alone, and
+is read back from all of them before tests run under it. MKL heeds its limit on Intel's CPUs alone, and is not asked
+elsewhere. Settings that this CPU does not have are named and left out. Exit status 1 if a limit has no effect or a test
+fails.
 
-    python tests/isa.py                             # the selection of tests, on settings that limit all three
+    python tests/isa.py                             # the selection of tests, on settings that limit everything
     python tests/isa.py --whole sse41 avx -- -n 2   # the whole default suite on these settings
 """
 
@@ -18,19 +20,23 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCH, ONEDNN, OWN = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MOVA_CPU_ISA"
+TORCH, MKL, ONEDNN, OWN = "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "MOVA_CPU_ISA"
+# MKL has nothing between SSE4.2 and AVX2.
 SETTINGS = {
-    "sse41": {TORCH: "default", ONEDNN: "SSE41", OWN: "baseline"},
-    "avx": {TORCH: "default", ONEDNN: "AVX", OWN: "baseline"},
-    "avx2": {TORCH: "avx2", ONEDNN: "AVX2", OWN: "avx2"},
-    "avx512": {TORCH: "avx512", ONEDNN: "AVX512_CORE", OWN: "avx512"},
-    "torch-default": {TORCH: "default"},
+    "sse41": {TORCH: "default", MKL: "SSE4_2", ONEDNN: "SSE41", OWN: "baseline"},
+    "avx": {TORCH: "default", MKL: "SSE4_2", ONEDNN: "AVX", OWN: "baseline"},
+    "avx2": {TORCH: "avx2", MKL: "AVX2", ONEDNN: "AVX2", OWN: "avx2"},
+    "avx512": {TORCH: "avx512", MKL: "AVX512", ONEDNN: "AVX512_CORE", OWN: "avx512"},
+    "torch-default": {TORCH: "default", MKL: "SSE4_2"},
     "onednn-sse41": {ONEDNN: "SSE41"},
     "own-baseline": {OWN: "baseline"},
 }
-_USUAL = tuple(name for name, limits in SETTINGS.items() if len(limits) == 3)
-# oneDNN's words for the limits, in the first lines of its log.
-_ONEDNN_NAMES = {"SSE41": "SSE4.1", "AVX": "AVX", "AVX2": "AVX2", "AVX512_CORE": "AVX-512"}
+_USUAL = tuple(name for name, limits in SETTINGS.items() if len(limits) == 4)
+# Words for the limits in the first lines of the logs of oneDNN and MKL.
+_LOGGED = {
+    ONEDNN: {"SSE41": "SSE4.1", "AVX": "AVX", "AVX2": "AVX2", "AVX512_CORE": "AVX-512"},
+    MKL: {"SSE4_2": "SSE4.2", "AVX2": "AVX2", "AVX512": "AVX-512"},
+}
 # Prints one "name value" a line; oneDNN logs its own while it computes.
 _READ_BACK = f"""
 import torch, mova_kernels.cpu as own
@@ -38,6 +44,7 @@ print("{TORCH}", torch.backends.cpu.get_cpu_capability().lower())
 print("{OWN}", own.unavailable() or own.isa())
 x = torch.ones(4, 4)
 torch.ops.mkldnn._linear_pointwise(x, x, x[0].clone(), "gelu", [], "tanh")
+x @ x
 """
 # A case or two of every operator on every implementation; training in both precisions, and sampling.
 _SELECTION = (
@@ -50,19 +57,23 @@ _SELECTION = (
 
 
 def read_back(environment: dict[str, str]) -> dict[str, str]:
-    """What PyTorch, oneDNN and the engine's kernels use under an environment, by the limits' names."""
+    """What PyTorch, MKL, oneDNN and the engine's kernels use under an environment, by the limits' names; without MKL's
+    where it does not say.
+    """
     command = [sys.executable, "-c", _READ_BACK]
-    child = subprocess.run(command, env=environment | {"ONEDNN_VERBOSE": "1"}, capture_output=True, text=True, cwd=ROOT)
+    logging = environment | {"ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"}
+    child = subprocess.run(command, env=logging, capture_output=True, text=True, cwd=ROOT)
     if child.returncode:
         raise SystemExit(f"error: {(child.stderr.strip() or f'exit status {child.returncode}').splitlines()[-1]}")
     found = dict(line.split(" ", 1) for line in child.stdout.splitlines() if line.startswith((TORCH, OWN)))
     log = re.search(r"info,cpu,isa:(?:Intel )?(.+)", child.stdout)
-    return found | {ONEDNN: log[1] if log else "nothing"}
+    mkl = re.search(r"MKL_VERBOSE .* architecture .*?\(Intel\(R\) (SSE4\.2|AVX2|AVX-512)\)", child.stdout)
+    return found | {ONEDNN: log[1] if log else "nothing"} | ({MKL: mkl[1]} if mkl else {})
 
 
 def heeded(setting: dict[str, str], found: dict[str, str]) -> list[str]:
     """The limits that have no effect, described; empty when all have."""
-    wanted = setting | ({ONEDNN: _ONEDNN_NAMES[setting[ONEDNN]]} if ONEDNN in setting else {})
+    wanted = {name: _LOGGED.get(name, {}).get(value, value) for name, value in setting.items() if name in found}
     return [f"{name} is {setting[name]}, in use is {found[name]}" for name in wanted if found[name] != wanted[name]]
 
 
@@ -88,7 +99,7 @@ def main() -> int:
     failed = []
     # torch.compile would take from its cache what it made for better instructions.
     caches = tempfile.TemporaryDirectory()
-    clean = {name: value for name, value in os.environ.items() if name not in (TORCH, ONEDNN, OWN)}
+    clean = {name: value for name, value in os.environ.items() if name not in (TORCH, MKL, ONEDNN, OWN)}
     for name in args.settings or _USUAL:
         setting = SETTINGS[name]
         if absent(setting):
@@ -96,7 +107,8 @@ def main() -> int:
             continue
         environment = clean | setting | {"TORCHINDUCTOR_CACHE_DIR": str(Path(caches.name) / name)}
         found = read_back(environment)
-        print(f"{name}: PyTorch {found[TORCH]}, oneDNN {found[ONEDNN]}, own kernels {found[OWN]}", flush=True)
+        libraries = f"PyTorch {found[TORCH]}, MKL {found.get(MKL, 'as it likes')}, oneDNN {found[ONEDNN]}"
+        print(f"{name}: {libraries}, own kernels {found[OWN]}", flush=True)
         wrong = heeded(setting, found)
         print("".join(f"error: {line}\n" for line in wrong), end="")
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -229,6 +229,7 @@ def test_the_table_names_the_vendors_functions_behind_an_implementation(capsys):
 
 def test_without_the_native_library_its_reason_is_kept_and_the_next_serves(monkeypatch):
     monkeypatch.setattr("mova_kernels.cpu.unavailable", lambda: "mova_kernels._C is not built")
+    monkeypatch.delenv("MOVA_CPU_ISA", raising=False)  # who asks for an instruction set is refused another kernel
     table = bind(CPU)
     chosen = {choice.operator: choice for choice in table.choices}
     assert chosen["rms_norm"].implementation == "torch"

@@ -18,6 +18,16 @@ from mova_engine.train.validation import Validator
 STEPS = 6
 
 
+@pytest.fixture(autouse=True)
+def _as_at_a_terminal():
+    """A suite that runs in the background or under nohup inherits signals that are set aside."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def send(number: int = signal.SIGTERM) -> None:
     """To this process; Python runs the handler before the next line."""
     os.kill(os.getpid(), number)
