@@ -4,6 +4,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,71 @@ def test_nothing_claims_hardware_that_it_has_not_run_on():
 def test_every_module_says_what_it_is_for():
     silent = [relative(path) for path in python_files() if ast.get_docstring(tree(path)) is None]
     assert not silent, "no docstring: " + ", ".join(silent)
+
+
+# A line of prose that ends in mid-sentence, and one that goes on with it.
+_MARGIN = re.compile(r"\s*(?:# *)?")
+_OPEN, _GOES_ON = re.compile(r"[\w,)`]$"), re.compile(r"[a-z0-9(`]")
+SHORT, FULL = 100, 120
+
+
+def ragged(lines: list[str]) -> list[int]:
+    """Numbers of lines of a docstring or comment that end early: the next line's first word would have fitted.
+
+    Code, tables and hanging indents are deeper than the text around them, or have columns, and are left alone; so are
+    lines above SHORT columns, where an author may have kept words together. Two lines whose break parts "[b, s," from
+    "d]" are ragged however long.
+    """
+    found, margins = [], [len(_MARGIN.match(line)[0]) for line in lines]
+    usual = min(margin for margin, line in zip(margins, lines, strict=True) if line.strip())
+    for number, (line, following) in enumerate(pairwise(lines)):
+        text, rest = line[margins[number] :], following[margins[number + 1] :]
+        level = margins[number] == margins[number + 1] == usual
+        if not level or "  " in text or not _GOES_ON.match(rest) or not _OPEN.search(text):
+            continue
+        fits = len(line) + 1 + len(rest.split()[0]) <= FULL
+        if (len(line) < SHORT and fits) or re.search(r"\[[a-z\d, ]*$", text):
+            found.append(number)
+    return found
+
+
+def prose_of(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Docstrings and comments of a module: their first line's number, and their lines."""
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in ast.walk(tree(path)):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node) is not None:
+            yield node.body[0].lineno, lines[node.body[0].lineno - 1 : node.body[0].end_lineno]
+    comments = [number for number, line in enumerate(lines, 1) if line.lstrip().startswith("# ")]
+    for _, group in groupby(enumerate(comments), lambda pair: pair[1] - pair[0]):
+        block = [number for _, number in group]
+        yield block[0], [lines[number - 1] for number in block]
+
+
+def test_prose_fills_its_lines():
+    found = [
+        f"{relative(path)}:{first + number}"
+        for path in python_files()
+        for first, lines in prose_of(path)
+        for number in ragged(lines)
+    ]
+    assert not found, "wrap anew: " + ", ".join(found)
+
+
+@pytest.mark.parametrize(
+    "text, lines",
+    [
+        ('    """Pictures are placed by\n    their timestamps.\n    """', [0]),
+        ("# The first\n# and the second, which\n# follows it.", [0, 1]),
+        (f"# {'words ' * 18}of [b, s,\n# d].", [0]),
+        ("# A sentence.\n# another that begins\n#     deeper, as code does", []),
+        (f"# {'words ' * 17}\n# that go on", []),
+        ("# one    of a table\n# two    of it", []),
+    ],
+)
+def test_a_ragged_line_would_be_seen(text, lines):
+    assert ragged(text.splitlines()) == lines
 
 
 def test_ruff_is_content():

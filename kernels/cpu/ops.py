@@ -28,8 +28,9 @@ _bias_gelu_bwd = _ops.bias_gelu_bwd.default
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """RMSNorm over the last axis: `x / sqrt(mean(x^2) + eps) * weight` (Zhang & Sennrich, 2019). x [b, s, d], weight
-    [d].
+    """RMSNorm over the last axis: `x / sqrt(mean(x^2) + eps) * weight` (Zhang & Sennrich, 2019).
+
+    x [b, s, d], weight [d].
     """
     _check_device(x=x, weight=weight)
     return _rms_norm_rope_fwd(x, weight, None, None, eps, False)[0]
@@ -46,8 +47,9 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: f
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
-    """Adaptive LayerNorm (Peebles & Xie, 2023): `layer_norm(x) * (1 + scale) + shift`. x [b, s, d]; shift, scale [b,
-    d].
+    """Adaptive LayerNorm (Peebles & Xie, 2023): `layer_norm(x) * (1 + scale) + shift`.
+
+    x [b, s, d]; shift, scale [b, d].
     """
     _check_device(x=x, shift=shift, scale=scale)
     _check_axes(2, scale=scale)
@@ -80,8 +82,7 @@ def gate_residual_norm(
 def gate_residual_norm_modulate(
     x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`r = x + gate * y` and its modulated LayerNorm: returns (r, layer_norm(r) * (1 + scale) + shift), both [b, s,
-    d].
+    """`r = x + gate * y` and its modulated LayerNorm: (r, layer_norm(r) * (1 + scale) + shift), both [b, s, d].
     """
     _check_device(x=x, y=y, gate=gate, shift=shift, scale=scale)
     _check_axes(2, scale=scale)

@@ -1,11 +1,11 @@
 """Fused operators on NVIDIA GPUs in CUDA C++, forward and backward: float32, bfloat16 and float16.
 
-x is [b, s, d]; all maths is in float32, rounded once; only statistics of the rows are saved beside the inputs. Rows
-may lie anywhere; those aligned to 16 bytes are moved 16 bytes at a time, others value by value. Gradients of vectors
-are summed in two stages without atomics: the same in every run on a device. Each is an operator
-`torch.ops.mova_cuda.*` with a fake implementation and autograd, so that torch.compile and checkpointing see it. The
-library is loaded at the first call; ImportError says why where it is absent. Each function raises ValueError for a
-wrong shape or device, TypeError for a wrong dtype, and RuntimeError when a gradient of a gradient is asked for.
+x is [b, s, d]; all maths is in float32, rounded once; only statistics of the rows are saved beside the inputs. Rows may
+lie anywhere; those aligned to 16 bytes are moved 16 bytes at a time, others value by value. Gradients of vectors are
+summed in two stages without atomics: the same in every run on a device. Each is an operator `torch.ops.mova_cuda.*`
+with a fake implementation and autograd, so that torch.compile and checkpointing see it. The library is loaded at the
+first call; ImportError says why where it is absent. Each function raises ValueError for a wrong shape or device,
+TypeError for a wrong dtype, and RuntimeError when a gradient of a gradient is asked for.
 """
 
 from collections.abc import Callable

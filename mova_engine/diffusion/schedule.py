@@ -91,9 +91,9 @@ class Schedule(ScheduleConfig):
     ) -> TrainingTimes:
         """Draw continuous training times, uniform in s within the expert's interval (None: the whole interval).
 
-        paired: both modalities of a clip share the time s (their sigmas differ by their shifts); otherwise the
-        audio's time is
-        drawn on its own over the whole interval. stratified: one draw from each of `batch` equal parts of the interval.
+        paired: both modalities of a clip share the time s (their sigmas differ by their shifts); otherwise the audio's
+        time is drawn on its own over the whole interval. stratified: one draw from each of `batch` equal parts of the
+        interval.
         """
         low, high = self._interval(expert)
         video = low + (high - low) * _uniform(generator, batch, stratified)

@@ -1,10 +1,10 @@
 """Operators: one table of declarations, bound once per model to the device's implementations.
 
-from mova_engine.backend import get_backend
-from mova_engine.ops import bind
+    from mova_engine.backend import get_backend
+    from mova_engine.ops import bind
 
-ops = bind(get_backend("cpu"))                                   # the best that this machine can serve
-ops = bind(get_backend("cpu"), {"attention": "reference"})       # an explicit choice, or an error with the reason
+    ops = bind(get_backend("cpu"))                                # the best that this machine can serve
+    ops = bind(get_backend("cpu"), {"attention": "reference"})    # an explicit choice, or an error with the reason
 """
 
 from collections.abc import Iterable, Mapping

@@ -29,8 +29,9 @@ def _layer_norm(x: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """RMSNorm over the last axis: `x / sqrt(mean(x^2) + eps) * weight` (Zhang & Sennrich, 2019). x [b, s, d], weight
-    [d].
+    """RMSNorm over the last axis: `x / sqrt(mean(x^2) + eps) * weight` (Zhang & Sennrich, 2019).
+
+    x [b, s, d], weight [d].
     """
     return _rms(x, weight, eps).to(x.dtype)
 
@@ -54,8 +55,9 @@ def rms_norm_rope_reference(
 
 
 def norm_modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
-    """Adaptive LayerNorm (Peebles & Xie, 2023): `layer_norm(x) * (1 + scale) + shift`. x [b, s, d]; shift, scale [b,
-    d].
+    """Adaptive LayerNorm (Peebles & Xie, 2023): `layer_norm(x) * (1 + scale) + shift`.
+
+    x [b, s, d]; shift, scale [b, d].
     """
     y = _layer_norm(x, eps)
     return (y * (1 + scale.to(y.dtype).unsqueeze(1)) + shift.to(y.dtype).unsqueeze(1)).to(x.dtype)
@@ -85,8 +87,7 @@ def gate_residual_norm_reference(
 def gate_residual_norm_modulate_reference(
     x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`r = x + gate * y` and its modulated LayerNorm: returns (r, layer_norm(r) * (1 + scale) + shift), both [b, s,
-    d].
+    """`r = x + gate * y` and its modulated LayerNorm: (r, layer_norm(r) * (1 + scale) + shift), both [b, s, d].
     """
     r = gate_residual_reference(x, y, gate)
     return r, norm_modulate_reference(r, shift, scale, eps=eps)
@@ -98,8 +99,9 @@ def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def linear_gelu_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`gelu(x W^T + b)` with the tanh approximation (Hendrycks & Gimpel, 2016). x [b, s, i], weight [o, i], bias
-    [o].
+    """`gelu(x W^T + b)` with the tanh approximation (Hendrycks & Gimpel, 2016).
+
+    x [b, s, i], weight [o, i], bias [o].
     """
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
@@ -121,8 +123,9 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`softmax(q k^T / sqrt(e)) v`, every query attends to every key. q [b, s, h, e], k and v [b, n, h, e] -> [b, s,
-    h, e].
+    """`softmax(q k^T / sqrt(e)) v`, every query attends to every key.
+
+    q [b, s, h, e], k and v [b, n, h, e] -> [b, s, h, e].
     """
     out = torch.softmax(_scores(q, k), -1) @ _heads_first(v)
     return out.transpose(1, 2).to(q.dtype)
@@ -145,8 +148,8 @@ def attention_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients (dq, dk, dv) for one shard of keys, given the *global* out [b, s, h, e] and lse [b, h, s].
 
-    With p = exp(q k^T / sqrt(e) - lse): dv = p^T dout, ds = p * (dout v^T - rowsum(dout * out)),
-    dq = ds k / sqrt(e), dk = ds^T q / sqrt(e) (Dao et al., 2022). Summed over shards dq is the whole gradient.
+    With p = exp(q k^T / sqrt(e) - lse): dv = p^T dout, ds = p * (dout v^T - rowsum(dout * out)), dq = ds k / sqrt(e),
+    dk = ds^T q / sqrt(e) (Dao et al., 2022). Summed over shards dq is the whole gradient.
     """
     p = torch.exp(_scores(q, k) - lse.unsqueeze(-1))
     g = _heads_first(dout)
@@ -271,9 +274,9 @@ def fp8_linear_reference(
 
 
 def merge_lse_reference(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-    """Combine attentions over disjoint sets of keys: outs [n, b, s, h, e], lses [n, b, h, s] -> ([b, s, h, e], [b,
-    h, s]).
+    """Combine attentions over disjoint sets of keys.
 
+    outs [n, b, s, h, e], lses [n, b, h, s] -> ([b, s, h, e], [b, h, s]).
     `lse = logsumexp_i(lse_i)`, `out = sum_i exp(lse_i - lse) out_i`. A shard without keys has lse = -inf and weight 0.
     Forward only.
     """

@@ -80,9 +80,9 @@ def _output_and_gradients(
 def _as_reference_batch(tower: Tower, inputs: dict[str, Tensor], timestep: Tensor) -> Tensor:
     """The reference's batch of two with two timesteps.
 
-    Its video head adds t [2, d] to the modulation [1, 2, d], so that both samples get the shift of sample 0's t and
-    the scale of
-    sample 1's. Ours is per sample; the mixture is reproduced here, outside the model. The audio head does not mix.
+    Its video head adds t [2, d] to the modulation [1, 2, d], so that both samples get the shift of sample 0's t and the
+    scale of sample 1's. Ours is per sample; the mixture is reproduced here, outside the model. The audio head does not
+    mix.
     """
     if tower.patch_embedding.weight.ndim == 3:
         return tower(inputs["x"], timestep, inputs["context"])

@@ -1,10 +1,9 @@
 """What Ascend's documentation demands of the operators that we call, as a table, and a mode that holds calls to it.
 
-Source: the documentation in torch_npu 2.13.0 (`torch_npu/_op_plugin_docs.py`), and CANN's of aclnnAttentionUpdate
-and aclnnAdaLayerNorm. The
-package's own schemas and shape functions judge the rest when calls are made on fake tensors. Of torch's own operators
-the mode holds to what users ran into: float64 and complex numbers, which an NPU computes slowly or not at all, and
-convolutions of memory whose channels come last.
+Source: the documentation in torch_npu 2.13.0 (`torch_npu/_op_plugin_docs.py`), and CANN's of aclnnAttentionUpdate and
+aclnnAdaLayerNorm. The package's own schemas and shape functions judge the rest when calls are made on fake tensors. Of
+torch's own operators the mode holds to what users ran into: float64 and complex numbers, which an NPU computes slowly
+or not at all, and convolutions of memory whose channels come last.
 """
 
 import math

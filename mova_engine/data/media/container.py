@@ -50,8 +50,8 @@ _kept: list = []
 def open_media(path: str | Path, *, pictures: bool = True) -> Iterator[InputContainer]:
     """Open a local media file with video (pictures=False: with sound, whatever else).
 
-    A failure of the media library inside becomes one line that names the file. Whatever the name
-    looks like, it is a file's; nothing else is opened, whatever the file's content asks for.
+    A failure of the media library inside becomes one line that names the file. Whatever the name looks like, it is a
+    file's; nothing else is opened, whatever the file's content asks for.
     """
     require_file(path)
     # Without a folder in front a name such as 12:30.mp4 reads as a protocol's.

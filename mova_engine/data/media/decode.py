@@ -1,9 +1,8 @@
 """Real files to clips: pictures at the model's frame rate, sound at its sample rate, both on one clock.
 
 The clock starts at the presentation time of the first picture (plus `start`); where no pictures are wanted, at that of
-the first sample. Pictures and sound are placed on it by
-their timestamps, never by counting, so that a file of any frame rate, constant or variable, whose streams start at
-different times, comes out in step.
+the first sample. Pictures and sound are placed on it by their timestamps, never by counting, so that a file of any
+frame rate, constant or variable, whose streams start at different times, comes out in step.
 """
 
 from dataclasses import dataclass

@@ -68,9 +68,9 @@ def read_sound(
 ) -> Sound:
     """The clip's sound from `start` seconds after `origin`.
 
-    Where the file has none there are zeros, with a short fade to either side. Sound that exceeds
-    full scale in the clip, as a downmix of loud channels may, is scaled down to it as a whole. Raises MovaError for
-    sound that cannot be placed or mixed.
+    Where the file has none there are zeros, with a short fade to either side. Sound that exceeds full scale in the
+    clip, as a downmix of loud channels may, is scaled down to it as a whole. Raises MovaError for sound that cannot be
+    placed or mixed.
     """
     stream = audio_stream(container)
     order = channel_order(stream)
