@@ -10,9 +10,9 @@ import pytest
 import torch
 from cuda_kernels.host import build
 
-from mova_engine.ops import OPERATORS, Case, inputs
+from mova_engine.ops import OPERATORS, inputs
 from mova_engine.ops.inputs import Maker
-from mova_engine.ops.testing.cases import cases_of
+from mova_engine.ops.testing.cases import Case, cases_of
 from mova_engine.ops.testing.verify import verify
 from mova_kernels.cuda import ops
 from mova_kernels.cuda.library import Library
