@@ -61,7 +61,7 @@ def test_an_adapter_makes_no_activation_of_its_own(dtype):
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **kwargs or {})
-            made.extend(x.data_ptr() for x in (out,) if isinstance(x, torch.Tensor) and x.numel() >= 200 * 512)
+            made.extend(x.data_ptr() for x in (out,) if isinstance(x, torch.Tensor) and x.numel() >= 200 * 160)
             return out
 
     known = {x.data_ptr() for x in inputs.values() if isinstance(x, torch.Tensor)}
@@ -120,12 +120,15 @@ def test_an_augmented_adapter_smaller_than_the_weights_steps_is_not_lost():
     update = inputs["scale"] * (inputs["lora_b"].double() @ inputs["lora_a"].double())
     merged = (weight + update).bfloat16()
     assert (merged == inputs["weight"]).double().mean() > 0.9
-    # Two channels of the input whose products with the weight cancel: what is left is the adapter's.
-    first, second = weight[0, :2]
+    # Two channels of the input whose products with the weight cancel: what is left is the adapter's, here where that is
+    # largest.
+    left = update[:, 0] * weight[:, 1] - update[:, 1] * weight[:, 0]
+    row = left.abs().argmax()
+    first, second = weight[row, :2]
     inputs["x"] = torch.zeros_like(inputs["x"])
     inputs["x"][0, 0, 0], inputs["x"][0, 0, 1] = second, -first
-    expected = update[0, 0] * second - update[0, 1] * first
-    found = augmented_lora(**inputs)[0, 0, 0].double()
+    expected = left[row]
+    found = augmented_lora(**inputs)[0, 0, row].double()
     assert abs(found - expected) < 0.02 * abs(expected)
 
 
