@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mova_engine.config.model import PRESETS, get_preset
-from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
+from mova_engine.errors import CommandParser, MovaError, counted, run_cli, suggest
 from mova_engine.plan import measured, report
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import Hardware, hardware_names
@@ -20,7 +20,9 @@ from mova_engine.predict.job import (
     PlannedRun,
     Policy,
     get_implementation,
+    unsharded,
 )
+from mova_engine.predict.options import OPTIONS, PLAIN
 from mova_engine.predict.published import measured_here
 from mova_engine.predict.search import CHOICES, Plan, best, leanest, plan, rescue, smallest_change
 
@@ -41,11 +43,17 @@ def main(argv: list[str] | None = None) -> int:
     devices = args.devices if args.devices is not None else layout.world if layout else 1
     _check_sizes(vars(args) | {"devices": devices})
     job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
-    fixed = _policy(args.policy, hardware)
+    fixed = _policy(args.policy, hardware, job.task, implementation)
+    if layout and not job.training:
+        layout = unsharded(layout)
     if layout:
         _check(job, layout, fixed, implementation, devices)
     plans = best(job, devices, hardware, implementation, layout, fixed)
     head = [*report.headline(job, hardware, devices, implementation.name), ""]
+    if args.recipe and job.training and implementation.name == "ours":
+        from mova_engine.plan.recipe import recipe_as_it_stands
+
+        head += [recipe_as_it_stands(args.recipe, job, devices, hardware), ""]
     if plans:
         _show_plans(args, head, plans, layout, fixed)
         return 0
@@ -69,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     settings = "; ".join(f"{name}: {', '.join(values)}" for name, values in CHOICES.items())
     parser.add_argument("--policy", default="", help=f"fix settings, e.g. checkpointing=full,inputs=host. {settings}")
     parser.add_argument("--precision", help="bf16 or fp32 (default bf16)")
-    parser.add_argument("--lora-rank", type=int, default=16, help="default 16")
+    parser.add_argument("--lora-rank", type=int, help="default: the recipe's, else 16")
     parser.add_argument("--online", action="store_true", help="clips are encoded while training, not read from a cache")
     parser.add_argument("--implementation", default="ours", help=f"{', '.join(IMPLEMENTATIONS)} (default ours)")
     parser.add_argument("--json", action="store_true", help="plain values, SI units")
@@ -81,33 +89,27 @@ def _parser() -> argparse.ArgumentParser:
 def _job(args: argparse.Namespace) -> Job:
     if (args.model is None) == (args.recipe is None):
         raise MovaError(f"name a model ({', '.join(PRESETS)}) or a recipe (--recipe), one of the two")
-    job = _from_recipe(args.recipe) if args.recipe else Job(get_preset(args.model))
+    job = _job_of(args.recipe) if args.recipe else Job(get_preset(args.model))
     given = {name: getattr(args, name) for name in ("task", "precision", "clips") if getattr(args, name) is not None}
     other = {name: getattr(args, name) for name in ("frames", "height", "width", "fps")}
     clip = replace(job.model.clip, **{name: value for name, value in other.items() if value is not None})
     if given.get("task") == "inference" and args.recipe:
         given.setdefault("clips", None)
     model = replace(job.model, clip=clip)
-    return replace(job, model=model, lora_rank=args.lora_rank, online=args.online, **given)
+    if args.lora_rank is not None:
+        given["lora_rank"] = args.lora_rank
+    return replace(job, model=model, online=args.online or job.online, **given)
 
 
-def _from_recipe(recipe: str) -> Job:
-    from mova_engine.config.recipes import load_config  # needs torch; a plan by model does not
+def _job_of(recipe: str) -> Job:
+    # Reading recipes takes as long as planning: a plan by model does without.
+    from mova_engine.plan.recipe import job_of
 
-    config = load_config(recipe)
-    if config.model.checkpoint is not None:
-        raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
-    job = Job(get_preset(config.model.preset), precision=config.precision, ema=config.optim.ema > 0)
-    job = replace(job, clips=config.clips_per_step)
-    if config.lora.rank:
-        job = replace(job, task="lora", lora_rank=config.lora.rank)
-    if config.task == "audio":
-        return replace(job, components=("audio_dit",))
-    return job if config.model.bridge else replace(job, components=("video_dit", "audio_dit"))
+    return job_of(recipe)
 
 
-def _policy(text: str, hardware: Hardware) -> dict[str, str]:
-    """`name=value,...` as settings. MovaError for an unknown one."""
+def _policy(text: str, hardware: Hardware, task: str, implementation: ImplementationCost) -> dict[str, str]:
+    """`name=value,...` as settings. MovaError for an unknown one, and for one that no option turns on."""
     fixed = {}
     for setting in filter(None, text.split(",")):
         name, _, value = (part.strip() for part in setting.partition("="))
@@ -118,6 +120,9 @@ def _policy(text: str, hardware: Hardware) -> dict[str, str]:
             raise MovaError(f"{hardware.name} has no fp8 arithmetic; leave frozen=fp8 out")
         if value == "host" and hardware.host_bandwidth is None:
             raise MovaError(f"{hardware.name} is the host itself: {name}=host has no meaning there")
+        if implementation.name == "ours" and value != getattr(PLAIN, name) and (name, value) not in OPTIONS[task]:
+            known = ", ".join(f"{field}={setting}" for field, setting in OPTIONS[task])
+            raise MovaError(f"no option turns on {name}={value} for task {task}; there are options for {known}")
         fixed[name] = value
     return fixed
 
@@ -166,12 +171,13 @@ def _show_plans(
         )
     rest = plans[1 : 1 + _OTHERS]
     found = {
-        "recommended": report.facts(chosen),
-        "plain": report.facts(plain),
-        "smallest_change": report.facts(least),
-        "others": [report.facts(one) for one in rest],
+        "recommended": report.facts(chosen, args.recipe),
+        "plain": report.facts(plain, args.recipe),
+        "smallest_change": report.facts(least, args.recipe),
+        "others": [report.facts(one, args.recipe) for one in rest],
     }
     parts = [*head, *lines, "", "planned:" if layout else "recommended:", *report.summary(chosen)]
+    parts += report.how_to_run(chosen, args.recipe)
     for table in [*report.tables(chosen), *([report.others(rest)] if rest else [])]:
         parts += ["", table]
     _put(args, found, lambda: parts)
@@ -189,6 +195,12 @@ def _show_misfit(
 ) -> int:
     closest = leanest(job, devices, hardware, implementation, layout, fixed)
     if closest is None:
+        if fixed and leanest(job, devices, hardware, implementation, layout):
+            settings = ", ".join(f"{name}={value}" for name, value in fixed.items())
+            raise MovaError(
+                f"no option turns on {settings} on {counted(devices, 'device')}: weights shared among devices "
+                "cannot be in fp8, and only those can be streamed; leave a setting out or change --devices"
+            )
         raise MovaError(f"no mesh of {devices} devices can run this: {job.clips} clips do not divide over any")
     # First what was asked for and could be left free, then other devices and clips.
     freed = best(job, devices, hardware, implementation)[:1] if fixed or layout else []
@@ -197,13 +209,24 @@ def _show_misfit(
         f"nothing fits: the leanest needs {report.gb(closest.memory.total)} GB of {report.gb(hardware.budget)} "
         f"({report.words(closest.changes)}; {closest.run.layout})",
     ]
+    planned = leanest(job, devices, hardware, implementation, layout, fixed, planned=True)
+    if planned.fits:
+        lines.append(
+            f"would fit, but cannot be run yet, since no option turns it on: {report.words(planned.changes)} "
+            f"({report.gb(planned.memory.total)} GB)"
+        )
     for one in found:
         clip = one.run.job.model.clip
         what = f"{one.run.layout.world} devices" if one.run.layout.world != devices else f"{clip.frames} frames"
         what = "with a free choice of mesh and policy" if freed else what
         what += f", {report.words(one.changes)}"
-        lines += [f"would fit: {what}", *report.summary(one)]
-    facts = {"fits": False, "leanest": report.facts(closest), "would_fit": [report.facts(one) for one in found]}
+        lines += [f"would fit: {what}", *report.summary(one), *report.how_to_run(one, args.recipe)]
+    facts = {
+        "fits": False,
+        "leanest": report.facts(closest, args.recipe),
+        "planned": report.facts(planned) if planned.fits else None,
+        "would_fit": [report.facts(one, args.recipe) for one in found],
+    }
     _put(args, facts, lambda: [*head, *lines])
     return 1
 

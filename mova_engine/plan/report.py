@@ -10,9 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mova_engine.plan.command import command, lines, unavailable
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import Job, Policy
-from mova_engine.predict.search import Plan, changes
+from mova_engine.predict.options import changes
+from mova_engine.predict.search import Plan
 from mova_engine.predict.step_traffic import context_traffic, step_traffic
 
 LABEL = "prediction of a cost model, not a measurement"
@@ -26,7 +28,7 @@ _WORDS = {
     ("checkpointing", "full"): "full checkpointing",
     ("frozen", "fp8"): "frozen weights in fp8",
     ("inputs", "host"): "block inputs on the host",
-    ("weights", "host"): "weights streamed from the host",
+    ("weights", "host"): "weights on the host",
     ("optimizer", "host"): "masters, gradients and moments on the host",
     ("expert", "host"): "the waiting video expert on the host",
 }
@@ -118,6 +120,14 @@ def summary(plan: Plan) -> list[str]:
     ]
 
 
+def how_to_run(plan: Plan, recipe: str | None = None) -> list[str]:
+    """The command that runs a plan, or why there is none, in lines."""
+    found = command(plan, recipe)
+    if found is None:
+        return [f"  cannot be run: {unavailable(plan.run)}"]
+    return ["  run it with:", *lines(found)]
+
+
 def others(plans: Iterable[Plan]) -> Table:
     """Other meshes, the best policy of each."""
     table = _table("other meshes (predicted)", "s a step", "clips", "GB", "MFU")
@@ -134,11 +144,12 @@ def others(plans: Iterable[Plan]) -> Table:
     return table
 
 
-def facts(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values, SI units."""
+def facts(plan: Plan, recipe: str | None = None) -> dict[str, Any]:
+    """A plan as plain values, SI units; command: its words, None where nothing runs it."""
     prediction = plan.prediction
     return {
         "label": LABEL,
+        "command": command(plan, recipe),
         "mesh": asdict(plan.run.layout),
         "policy": asdict(plan.run.policy),
         "fits": plan.fits,
@@ -167,7 +178,7 @@ def show(parts: Iterable[str | Table]) -> None:
 
 def _print(console: Console, parts: Iterable[str | Table]) -> None:
     for part in parts:
-        if isinstance(part, str):
+        if isinstance(part, str) and len(part) > console.width:
             indent = " " * (len(part) - len(part.lstrip()) + 4)
             part = textwrap.fill(part, console.width, subsequent_indent=indent, break_on_hyphens=False)
         console.print(part, markup=False)

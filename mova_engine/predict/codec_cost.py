@@ -38,7 +38,7 @@ def encode_cost(model: MovaConfig) -> EncodeCost:
         video_flops=wan_encoder_flops(clip),
         audio_flops=dac_encoder_flops(clip),
         text_flops=2 * _UMT5_WEIGHTS * model.text_tokens,
-        video_bytes=2 * _WAN_WEIGHTS,
+        video_bytes=4 * _WAN_WEIGHTS,
         audio_bytes=4 * _DAC_WEIGHTS,
         text_bytes=2 * _UMT5_WEIGHTS,
         working_bytes=_WAN_ALIVE * 4 * clip.height * clip.width * _WAN_CHANNELS * 2,

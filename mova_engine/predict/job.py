@@ -1,9 +1,10 @@
 """What is planned: a job, how devices share it, by which policy memory is saved, and whose implementation runs."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mova_engine.config.memory import CHECKPOINTING
+from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
 from mova_engine.errors import MovaError, suggest
 
@@ -23,8 +24,8 @@ class Job:
     """Training all weights ("full") or adapters ("lora"), or one denoising step ("inference") of `evaluations` passes.
 
     precision: in which activations flow, bf16 or fp32. ema: a moving average of the trained weights is kept. online:
-    clips are encoded while training, not read from a cache of latents. clips: of one optimizer step over all devices,
-    by micro-batches of one clip; None: one for each group of devices that shares a clip.
+    clips are encoded while training, not read from a cache of latents. clips: of one optimizer step over all devices;
+    None: one for each group of devices that shares a clip. batch: clips of a micro-batch, which counts in memory alone.
     """
 
     model: MovaConfig
@@ -35,6 +36,7 @@ class Job:
     ema: bool = False
     online: bool = False
     clips: int | None = None
+    batch: int = 1
     evaluations: int = 2
 
     def __post_init__(self) -> None:
@@ -63,6 +65,7 @@ class Job:
 class Layout:
     """How devices are arranged. A clip is shared by ring x ulysses of them (context parallel), weights are sharded over
     dp_shard x ring x ulysses (FSDP), and there are `dp_replicate` copies of that. cfg: guidance branches side by side.
+    shard: False where every device holds all weights; groups that work on different clips are then `dp_replicate`.
     """
 
     dp_replicate: int = 1
@@ -70,6 +73,7 @@ class Layout:
     ring: int = 1
     ulysses: int = 1
     cfg: int = 1
+    shard: bool = True
 
     @property
     def context_parallel(self) -> int:
@@ -89,12 +93,31 @@ class Layout:
     def __str__(self) -> str:
         names = ("dp_replicate", "dp_shard", "ring", "ulysses")
         text = " x ".join(f"{name} {getattr(self, name)}" for name in names)
-        return f"{text} x cfg {self.cfg}" if self.cfg > 1 else text
+        text += f" x cfg {self.cfg}" if self.cfg > 1 else ""
+        if self.world == 1:
+            return text
+        return text + (f", weights in {sharded(self)} parts" if sharded(self) > 1 else ", all weights on each")
 
 
 def sharded(layout: Layout) -> int:
     """Devices over which one copy of the weights is spread."""
-    return layout.dp_shard * layout.context_parallel
+    return layout.dp_shard * layout.context_parallel if layout.shard else 1
+
+
+def copies(layout: Layout) -> int:
+    """Copies of the weights whose gradients are summed."""
+    return layout.data_parallel * layout.context_parallel // sharded(layout)
+
+
+def unsharded(layout: Layout) -> Layout:
+    """The same groups of devices, each of which holds all weights."""
+    return replace(layout, dp_replicate=layout.data_parallel, dp_shard=1, shard=False)
+
+
+def layout_of(shape: MeshShape, shard: bool) -> Layout:
+    """What a mesh of processes means for weights that are shared among them, or are not."""
+    layout = Layout(shape.dp_replicate, shape.dp_shard, shape.ring, shape.ulysses, shape.cfg)
+    return layout if shard and sharded(layout) > 1 else unsharded(layout)
 
 
 @dataclass(frozen=True)
@@ -104,9 +127,12 @@ class Policy:
     checkpointing: keep all activations ("none"), the outputs of video self-attention ("selective" and "out"), or only
     what enters a block ("full"). Under context parallelism "selective" also keeps q, k and v head-sharded and repeats
     no exchange in recomputation, "out" repeats those of q, k and v. frozen: dtype in which weights that are not
-    trained are held, that of the activations or "fp8". inputs, weights: "host" keeps saved block inputs, or weights
-    that are not trained, there (streamed in layer by layer). optimizer: "host" keeps the masters of trained weights,
-    their gradients and moments there. expert: where the video expert waits that the step does not use.
+    trained are held, that of the activations or "fp8". inputs: "host" keeps saved block inputs there. weights: "host"
+    keeps those that are not trained there (streamed in layer by layer), and adapters with all that belongs to them.
+    optimizer: "host" keeps the masters of trained weights, their gradients and moments there. expert: where the video
+    expert waits that the step does not use; with weights or optimizer on the host it waits there too.
+
+    Not every combination can be run: `predict/options.py` says which option turns what on.
     """
 
     checkpointing: str = "selective"
@@ -115,6 +141,11 @@ class Policy:
     weights: str = "device"
     optimizer: str = "device"
     expert: str = "device"
+
+    @property
+    def away(self) -> bool:
+        """Whether the weights themselves lie on the host."""
+        return "host" in (self.weights, self.optimizer)
 
     def __post_init__(self) -> None:
         choose(self.checkpointing, CHECKPOINTING, "checkpointing")
@@ -142,7 +173,7 @@ class ImplementationCost:
     traffic: "asymmetric" exchanges video self-attention only (the audio tower is replicated), "symmetric" all
         attentions of both towers and the bridge.
     encodes: video encodes per clip. encode_on: by "every" rank of a group, or each a different clip in "rounds".
-    text_encoder_resident: it stays on the device.
+    codecs_resident: codecs and text encoder stay on the device for the whole run, though latents are cached.
     """
 
     name: str
@@ -159,7 +190,7 @@ class ImplementationCost:
     traffic: str
     encodes: float
     encode_on: str
-    text_encoder_resident: bool
+    codecs_resident: bool
 
 
 IMPLEMENTATIONS = {
@@ -183,7 +214,7 @@ IMPLEMENTATIONS = {
             traffic="asymmetric",
             encodes=1.136,
             encode_on="rounds",
-            text_encoder_resident=False,
+            codecs_resident=True,
         ),
         # The public implementation: 70 and 85 passes counted in a whole block (float64 rotary embedding alone 36);
         # adapters beside each layer are half of all passes of a training step. Bridge: our bridge's share, scaled.
@@ -203,7 +234,7 @@ IMPLEMENTATIONS = {
             traffic="symmetric",
             encodes=2,
             encode_on="every",
-            text_encoder_resident=True,
+            codecs_resident=True,
         ),
     )
 }
@@ -250,6 +281,8 @@ class PlannedRun:
             return f"{self.job.clips} clips a step cannot be split over {layout.data_parallel} groups of devices"
         if self.job.task == "full" and self.policy.frozen == "fp8":
             return "fp8 holds frozen weights; full training freezes none"
+        if self.policy.frozen == "fp8" and self.job.precision != "bf16":
+            return "weights in fp8 compute in bf16: precision must be bf16"
         if self.job.task == "full" and self.policy.weights == "host":
             return "trained weights go to the host with the optimizer: use optimizer=host"
         if self.job.task == "lora" and self.policy.optimizer == "host":

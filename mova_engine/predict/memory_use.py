@@ -32,8 +32,9 @@ def memory(run: PlannedRun) -> Memory:
     _weights(run, device, host)
     if run.job.training:
         _training_state(run, device, host)
-        _saved_activations(run, device, host)
-    device["working set of a layer"] = _working(run)
+        for parts, saved in zip((device, host), _saved_activations(run), strict=True):
+            parts |= {name: value * run.job.batch for name, value in saved.items()}
+    device["working set of a layer"] = _working(run) * run.job.batch
     _codecs(run, device)
     return Memory(*({name: value for name, value in parts.items() if value > 0} for parts in (device, host)))
 
@@ -41,23 +42,24 @@ def memory(run: PlannedRun) -> Memory:
 def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
     job, layout, policy = run.job, run.layout, run.policy
     used, everything = parameters(run, used=True), parameters(run, used=False)
-    shards = sharded(layout) if job.training else 1
+    shards = sharded(layout)
     trained = job.task == "full"
     width = _FP32 if trained else run.frozen_width
-    away = "host" in (policy.weights, policy.optimizer)
-    (host if away else device)["weights"] = used * width / shards
-    (host if away or policy.expert == "host" else device)["second video expert"] = (everything - used) * width / shards
+    place = host if policy.away else device
+    place["weights"] = used * width / shards
+    waiting = host if policy.expert == "host" else place
+    waiting["second video expert"] = (everything - used) * width / shards
     if trained and shards == 1 and job.width != _FP32:
         device["weights' copies to compute with"] = used * job.width
     elif shards > 1 or policy.weights == "host":
         layers = _BUFFERS * _layer_parameters(run)
         device["weights gathered for the layers at work"] = layers * (job.width if trained else width)
-    device["adapters"] = adapter_parameters(run, used=False) * _FP32 / shards
+    place["adapters"] = adapter_parameters(run, used=False) * _FP32 / shards
 
 
 def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
     job, shards = run.job, sharded(run.layout)
-    place = host if run.policy.optimizer == "host" else device
+    place = host if run.policy.away else device
     place["gradients"] = trained_parameters(run, used=True) * _FP32 / shards
     if job.task == "full" and (shards > 1 or place is host):
         device["gradients of the layers at work"] = _BUFFERS * _layer_parameters(run) * job.width
@@ -67,7 +69,10 @@ def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, f
         place["moving average"] = moments
 
 
-def _saved_activations(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
+def _saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, float]]:
+    """For one clip: bytes on the device, on the host."""
+    device: dict[str, float] = {}
+    host: dict[str, float] = {}
     job, policy, model = run.job, run.policy, run.job.model
     layers = model.video.num_layers
     inputs = saved_inputs(run)
@@ -76,12 +81,12 @@ def _saved_activations(run: PlannedRun, device: dict[str, float], host: dict[str
         inputs = _BUFFERS * run.local_video
     device["block inputs"] = inputs
     if "video_dit" not in job.components or policy.checkpointing == "full":
-        return
+        return device, host
     if policy.checkpointing == "none":
         block, bridge = run.implementation.working
         bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
         device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
-        return
+        return device, host
     # What operators offer to `ops.recall`: q, k and v as exchanged, output and log-sum-exp, the output as returned.
     exchanged = run.layout.ulysses > 1
     tensors = 4 if exchanged and policy.checkpointing == "selective" else 1
@@ -94,6 +99,7 @@ def _saved_activations(run: PlannedRun, device: dict[str, float], host: dict[str
     device[f"saved attention ({names}{where})"] = saved
     if exchanged:
         device["attention's output, exchanged back"] = layers * run.local_video
+    return device, host
 
 
 def _merged_attention(run: PlannedRun) -> float:
@@ -122,10 +128,17 @@ def _layer_parameters(run: PlannedRun) -> float:
 
 
 def _codecs(run: PlannedRun, device: dict[str, float]) -> None:
-    if not run.job.training or not run.job.online:
-        return
-    cost = encode_cost(run.job.model)
-    video, audio = "video_dit" in run.job.components, "audio_dit" in run.job.components
-    device["codecs"] = cost.video_bytes * video + cost.audio_bytes * audio
-    device["codecs"] += cost.text_bytes * run.implementation.text_encoder_resident
-    device["codecs' working set"] = cost.working_bytes * video
+    """Of the device that has most of them: of those that sample a clip together one has the text encoder, another one
+    the audio codec.
+    """
+    job, layout = run.job, run.layout
+    cost, resident, online = encode_cost(job.model), run.implementation.codecs_resident, job.training and job.online
+    video, audio = "video_dit" in job.components, "audio_dit" in job.components
+    if not job.training and layout.cfg * layout.context_parallel > 1:
+        audio = False
+    if resident or online:
+        device["codecs"] = cost.video_bytes * video + cost.audio_bytes * audio
+    if resident:
+        device["text encoder"] = cost.text_bytes
+    if online:
+        device["codecs' working set"] = cost.working_bytes * video

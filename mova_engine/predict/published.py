@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mova_engine.config.model import get_preset
 from mova_engine.errors import MovaError
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, Policy
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, Policy, unsharded
 
 CALIBRATED = "910a2"
 
@@ -30,6 +30,7 @@ class PublishedRow:
 def _row(name: str, hardware: str, preset: str, task: str, layout: Layout, seconds: float, **more) -> PublishedRow:
     job = Job(get_preset(preset), task, online=True)
     policy = Policy(checkpointing="full", expert="host" if task == "inference" else "device")
+    layout = layout if task == "lora" else unsharded(layout)
     return PublishedRow(name, hardware, PlannedRun(job, layout, policy, IMPLEMENTATIONS["reference"]), seconds, **more)
 
 

@@ -1,15 +1,16 @@
 """Which mesh and which policy: every sensible one is predicted, and the fastest that fits is recommended.
 
 Meshes: Ulysses over as many ranks as divide the video heads, a ring above that; weights sharded over whole nodes or all
-devices. Where there are very many of them, one stands for its neighbours (`thinned`). Policies: every combination of
-checkpointing, dtype of frozen weights, and what waits on the host. A change against the plain policy must be worth 1%
-of the step, so that nothing is recommended for nothing; a bus that is busy all the time, as much.
+devices, or whole on each. Where there are very many of them, one stands for its neighbours (`thinned`). Policies: every
+combination of checkpointing, dtype of frozen weights, and what waits on the host, that options of the trainer or the
+sampler turn on (`predict/options.py`). A change against the plain policy must be worth 1% of the step, so that nothing
+is recommended for nothing; a bus that is busy all the time, as much.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 from mova_engine.predict.hardware import Hardware
@@ -21,11 +22,12 @@ from mova_engine.predict.job import (
     PlannedRun,
     Policy,
     sharded,
+    unsharded,
 )
 from mova_engine.predict.memory_use import Memory, memory
+from mova_engine.predict.options import PLAIN, can_resize, changes, missing
 from mova_engine.predict.step_time import StepPrediction, predict
 
-PLAIN = Policy()
 # In which order and how the fields of a policy may be changed to save memory.
 CHOICES = {
     "checkpointing": ("selective", "out", "full", "none"),
@@ -62,13 +64,6 @@ class Plan:
     @property
     def seconds_per_clip(self) -> float:
         return self.prediction.seconds / self.prediction.clips
-
-
-def changes(policy: Policy) -> dict[str, str]:
-    """Fields in which a policy differs from the plain one."""
-    return {
-        f.name: getattr(policy, f.name) for f in fields(Policy) if getattr(policy, f.name) != getattr(PLAIN, f.name)
-    }
 
 
 def plan(run: PlannedRun, hardware: Hardware) -> Plan:
@@ -111,9 +106,10 @@ def thinned(found: list[Layout], factor: int) -> list[Layout]:
 
 
 def _possible_layouts(job: Job, devices: int, node: int, implementation: ImplementationCost) -> Iterator[Layout]:
-    heads = job.model.video.num_heads
+    heads, shares, whole = job.model.video.num_heads, True, True
     if implementation.traffic == "symmetric":
-        heads = math.gcd(heads, job.model.audio.num_heads)
+        # The reference shares weights in training, and only there.
+        heads, shares, whole = math.gcd(heads, job.model.audio.num_heads), job.training, not job.training
     for cfg in (1,) if job.training else sorted({1, job.evaluations}):
         if devices % cfg:
             continue
@@ -124,10 +120,13 @@ def _possible_layouts(job: Job, devices: int, node: int, implementation: Impleme
                 layout = Layout(
                     dp_replicate=replicate, dp_shard=groups // replicate, ring=cp // ulysses, ulysses=ulysses, cfg=cfg
                 )
-                # Copies of the weights between nodes, not within one; a denoising step shards none.
-                whole = replicate == 1 or sharded(layout) % node == 0
-                if whole and _possible(job, layout):
+                # Copies of the weights between nodes, not within one.
+                between = replicate == 1 or sharded(layout) % node == 0
+                if shares and sharded(layout) > 1 and between and _possible(job, layout):
                     yield layout
+            layout = unsharded(Layout(dp_shard=groups, ring=cp // ulysses, ulysses=ulysses, cfg=cfg))
+            if (whole or devices == 1) and _possible(job, layout):
+                yield layout
 
 
 def policies(
@@ -136,13 +135,16 @@ def policies(
     hardware: Hardware,
     implementation: ImplementationCost,
     fixed: dict[str, str] | None = None,
+    planned: bool = False,
 ) -> Iterator[Policy]:
-    """Policies that make sense; `fixed` fields stay as they are."""
+    """Policies that make sense and can be run; `fixed` fields stay as they are. planned: also those that no option
+    turns on yet.
+    """
     fixed = fixed or {}
     useless = {"full": {"frozen", "weights"}, "lora": {"optimizer"}, "inference": {"inputs", "optimizer"}}[job.task]
     if hardware.host_bandwidth is None or implementation.traffic == "symmetric":
         useless = useless | {"inputs", "weights", "optimizer", "expert"}
-    if "fp8" not in hardware.peak or implementation.traffic == "symmetric":
+    if "fp8" not in hardware.peak or implementation.traffic == "symmetric" or job.precision != "bf16":
         useless = useless | {"frozen"}
     if job.model.experts == 1:
         useless = useless | {"expert"}
@@ -154,11 +156,10 @@ def policies(
     for values in product(*allowed.values()):
         policy = Policy(**dict(zip(allowed, values, strict=True)))
         pointless = policy.inputs == "host" and policy.checkpointing == "none"
-        # The expert at work goes to the host only after the one that waits.
-        away = "host" in (policy.weights, policy.optimizer)
-        pointless |= away and policy.expert == "device" and job.model.experts == 2
+        # Where the expert at work lies on the host, the one that waits does.
+        pointless |= policy.away and policy.expert == "host"
         pointless |= policy.checkpointing == "out" and layout.context_parallel == 1
-        if fixed or not pointless:
+        if (fixed or not pointless) and (planned or not missing(job, layout, policy)):
             yield policy
 
 
@@ -197,10 +198,11 @@ def smallest_change(
     hardware: Hardware,
     implementation: ImplementationCost,
     fixed: dict[str, str] | None = None,
+    base: Policy = PLAIN,
 ) -> Plan | None:
-    """The fitting plan that differs least from the plain policy, the fastest of those; None where none fits."""
+    """The fitting plan that differs least from the policy `base`, the fastest of those; None where none fits."""
     found = fitting(job, layout, hardware, implementation, fixed)
-    return min(found, key=lambda p: (len(p.changes), p.seconds_per_clip), default=None)
+    return min(found, key=lambda p: (len(changes(p.run.policy, base)), p.seconds_per_clip), default=None)
 
 
 def leanest(
@@ -210,19 +212,24 @@ def leanest(
     implementation: ImplementationCost,
     layout: Layout | None = None,
     fixed: dict[str, str] | None = None,
+    planned: bool = False,
 ) -> Plan | None:
-    """The plan that needs least memory, whether it fits or not; None where no mesh can run the job."""
+    """The plan that needs least memory, whether it fits or not; None where no mesh can run the job. planned: as of
+    `policies`.
+    """
     chosen = [layout] if layout else layouts(job, devices, hardware.link.devices, implementation)
     runs = [
         PlannedRun(job, one, policy, implementation)
         for one in chosen
-        for policy in policies(job, one, hardware, implementation, fixed)
+        for policy in policies(job, one, hardware, implementation, fixed, planned)
     ]
     return plan(min(runs, key=lambda run: memory(run).total), hardware) if runs else None
 
 
 def rescue(job: Job, devices: int, hardware: Hardware, implementation: ImplementationCost) -> list[Plan]:
-    """What would fit where nothing does: more devices (doubling), and the longest shorter clip. At most one of each."""
+    """What would fit where nothing does: more devices (doubling), and the longest shorter clip, where a run can be told
+    one. At most one of each.
+    """
     found = []
     more = devices * 2
     while more <= _MOST_DEVICES:
@@ -231,6 +238,8 @@ def rescue(job: Job, devices: int, hardware: Hardware, implementation: Implement
             found.append(plans[0])
             break
         more *= 2
+    if not can_resize(job.task, {"frames"}):
+        return found
     clip = job.model.clip
     step = clip.video_stride[0]
     lengths = range(clip.frames - step, _FEWEST_FRAMES - 1, -4 * step)
@@ -257,7 +266,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _possible(job: Job, layout: Layout) -> bool:
-    if not job.training and (layout.dp_replicate > 1 or layout.dp_shard != (job.clips or 1)):
+    if not job.training and layout.data_parallel != (job.clips or 1):
         return False  # all devices work on the clips asked for
     if job.training and job.clips and job.clips % layout.data_parallel:
         return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mova_engine.predict.codec_cost import encode_cost
 from mova_engine.predict.flops import Attention, MatrixProduct, operations, training_flops
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import PlannedRun, sharded
+from mova_engine.predict.job import PlannedRun, copies, sharded
 from mova_engine.predict.step_traffic import StepTraffic, step_traffic, trained_parameters
 
 # Bytes that a fused AdamW moves per weight: weight, two moments and gradient in float32 read, the first three written,
@@ -167,7 +167,7 @@ def _optimizer_seconds(run: PlannedRun, hardware: Hardware) -> float:
     moved = _ADAMW * trained_parameters(run, used=True) / sharded(run.layout)
     if run.job.ema:
         moved += _EMA * trained_parameters(run, used=False) / sharded(run.layout)
-    if run.policy.optimizer == "host":
+    if run.policy.away:
         return moved / hardware.host_rate
     return moved / (hardware.bandwidth * hardware.achieved.bandwidth)
 
@@ -187,10 +187,10 @@ def _communication(
 ) -> None:
     """Add communication and offload to `parts`, and what is hidden behind computation to `hidden`."""
     layout = run.layout
-    everything = sharded(layout) * layout.dp_replicate
+    everything = sharded(layout) * copies(layout)
     exchange = traffic.all_to_all / _rate(hardware, layout.ulysses, layout.ulysses)
     exchange += traffic.reduce / _rate(hardware, layout.context_parallel, layout.context_parallel)
-    exchange += traffic.replicas / _rate(hardware, layout.dp_replicate, everything)
+    exchange += traffic.replicas / _rate(hardware, copies(layout), everything)
     exchange += traffic.collectives * hardware.latency
     ring = traffic.ring / _rate(hardware, layout.ring, layout.context_parallel, neighbours=True)
     beside = parts["attention"] * (layout.ring - 1) / layout.ring

@@ -15,7 +15,7 @@ to the byte and hold against counts; a test compares the two.
 from dataclasses import dataclass, fields
 
 from mova_engine.predict.flops import parameter_counts
-from mova_engine.predict.job import WIDTHS, PlannedRun, sharded
+from mova_engine.predict.job import WIDTHS, PlannedRun, copies, sharded
 
 # How often a step takes another video expert than the one before: experts are drawn with the probability of their
 # interval, 358 of 1000 and the rest.
@@ -147,16 +147,16 @@ def micro_traffic(run: PlannedRun) -> StepTraffic:
     """Of one clip on its group of ranks: context parallelism, FSDP's gathers and scatters, offload."""
     job, layout, policy = run.job, run.layout, run.policy
     share = (sharded(layout) - 1) / sharded(layout)
-    sharding = job.training  # a denoising step holds its weights whole
     count, width = parameters(run, used=True), job.width if job.task == "full" else run.frozen_width
     weights = count * width
     passes = 1 + job.training
-    gather = passes * weights * share * sharding
+    gather = passes * weights * share
     scatter = trained_parameters(run, used=True) * WIDTHS["fp32"] * share
-    collectives = (passes + job.training) * _layers(run) if sharded(layout) > 1 and sharding else 0
+    collectives = (passes + job.training) * _layers(run) if sharded(layout) > 1 else 0
     down = up = saved_inputs(run) * (policy.inputs == "host")
     if policy.weights == "host":
-        up += passes * weights / (sharded(layout) if sharding else 1)
+        up += passes * weights / sharded(layout)
+        down += trained_parameters(run, used=True) * WIDTHS["fp32"] / sharded(layout)  # the adapters' gradients
     if policy.optimizer == "host" and sharded(layout) > 1:  # float32 shards come in, and go back as gradients
         up += passes * count * WIDTHS["fp32"] / sharded(layout)
         down += count * WIDTHS["fp32"] / sharded(layout)
@@ -178,10 +178,10 @@ def step_traffic(run: PlannedRun) -> StepTraffic:
         width = WIDTHS["fp32"] if run.job.task == "full" else run.frozen_width
         switched = _SWITCH * other * width / sharded(layout)
     once = StepTraffic(
-        replicas=2 * (layout.dp_replicate - 1) / layout.dp_replicate * gradients,
+        replicas=2 * (copies(layout) - 1) / copies(layout) * gradients,
         to_host=gradients * whole + (switched if run.job.task == "full" else 0),
         from_host=gradients * whole * run.job.width / WIDTHS["fp32"] + switched,
-        collectives=_layers(run) * (layout.dp_replicate > 1),
+        collectives=_layers(run) * (copies(layout) > 1),
     )
     return micro_traffic(run) * run.micro_batches + once
 

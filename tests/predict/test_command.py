@@ -1,18 +1,26 @@
 """`mova plan` as it is typed: tables, JSON, hardware files, errors, and the page that shows it."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 from plan_page import PAGE, blocks, output
 
+from mova_engine.config.recipes import parse_command_line
 from mova_engine.errors import MovaError
 from mova_engine.plan.__main__ import main
+from mova_engine.plan.recipe import job_of, layout_as_set, policy_as_set, recipe_as_it_stands
 from mova_engine.plan.report import LABEL
+from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import get_hardware, hardware_names
+from mova_engine.predict.job import PlannedRun, Policy
+from mova_engine.predict.memory_use import memory
 from mova_engine.predict.published import measured_here
+from mova_engine.predict.search import plan
 
 _HARDWARE = """
 card:
@@ -44,7 +52,7 @@ def test_the_page_shows_what_was_asked():
         "mova-360p --task lora --hardware h100-80gb",
         "mova-360p --task lora --hardware 910a2 --mesh 1x2x1x4",
         "mova-720p --hardware h100-80gb --devices 16 --clips 1",
-        "mova-360p --task lora --hardware rtx4090",
+        "mova-360p --task lora --hardware rtx4090 --devices 2",
     } <= commands
 
 
@@ -62,7 +70,7 @@ def test_every_output_calls_itself_a_prediction(command, capsys):
 def test_json_says_what_the_table_says(capsys):
     assert _plan("mova-360p --task lora --hardware 910a2 --mesh 1x2x1x4 --json") == 0
     found = json.loads(capsys.readouterr().out)["recommended"]
-    assert found["mesh"] == {"dp_replicate": 1, "dp_shard": 2, "ring": 1, "ulysses": 4, "cfg": 1}
+    assert found["mesh"] == {"dp_replicate": 1, "dp_shard": 2, "ring": 1, "ulysses": 4, "cfg": 1, "shard": True}
     assert found["fits"] and found["memory_bytes"]["in all"] < found["usable_bytes"]
     context = sum(found["traffic_bytes"][name] for name in ("all_to_all", "ring", "reduce"))
     assert f"{context / 1e9:.1f}" == "26.7"
@@ -72,7 +80,7 @@ def test_json_says_what_the_table_says(capsys):
 def test_nothing_fits_is_status_one(capsys):
     assert _plan("mova-720p --task lora --hardware rtx4090") == 1
     assert "nothing fits: the leanest needs" in capsys.readouterr().out
-    fixed = "mova-360p --task lora --policy checkpointing=none,frozen=activations,inputs=device,weights=device"
+    fixed = "mova-360p --task lora --policy checkpointing=none,frozen=activations,inputs=device"
     assert _plan(fixed) == 1
     assert "would fit: " in capsys.readouterr().out
 
@@ -85,6 +93,40 @@ def test_a_recipe_brings_its_settings(capsys):
     found = json.loads(capsys.readouterr().out)["recommended"]
     assert found["clips"] == 128 and "moving average" in found["memory_bytes"]
     assert found["mesh"]["ulysses"] == found["mesh"]["ring"] == 1
+
+
+@pytest.mark.parametrize(
+    "command, says",
+    [
+        ("--recipe lora", "does not fit: 124.3 GB of 79.5"),
+        ("--recipe lora --devices 8", "smallest change that fits: --parallel.shard ("),
+        ("--recipe joint-phase3 --devices 64", "joint-phase3 as it stands fits: "),
+        ("--recipe joint-phase3 --devices 1", "does not run on 1 device: parallel.shard divides"),
+        ("--recipe joint-phase3 --devices 24", "does not run on 24 devices: mesh: context_parallel 16 does not divide"),
+        ("--recipe audio-pretrain --hardware rtx4090", "no option makes it fit on this mesh"),
+    ],
+)
+def test_a_recipe_is_judged_as_it_stands(command, says, capsys):
+    _plan(command)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert says in shown and " as it stands " in shown
+
+
+def test_the_smallest_change_to_a_recipe_is_what_makes_it_fit():
+    hardware = calibrated("h100-80gb")
+    said = recipe_as_it_stands("lora", job_of("lora"), 1, hardware)
+    options = re.search(r"smallest change that fits: (.*) \([\d.]+ GB\)", said)[1]
+    config, _ = parse_command_line(["--recipe", "lora", *options.split()])
+    changed = PlannedRun(job_of("lora"), layout_as_set(config, 40, 1), policy_as_set(config))
+    assert plan(changed, hardware).fits and not plan(replace(changed, policy=Policy()), hardware).fits
+
+
+def test_micro_batches_count_in_memory():
+    job = job_of("audio-pretrain")
+    one, eight = (memory(PlannedRun(replace(job, batch=batch))).device for batch in (1, 8))
+    kept = {"block inputs", "working set of a layer"}
+    assert {name for name in one if one[name] != eight[name]} == kept
+    assert all(eight[name] == 8 * one[name] for name in kept)
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
@@ -140,6 +182,8 @@ def test_a_bad_hardware_file_is_one_line(tmp_path, change, message):
         ("mova-360p --policy inputs=hots", "Did you mean 'host'"),
         ("mova-360p --task lora --hardware 910a2 --policy frozen=fp8", "has no fp8 arithmetic"),
         ("nano --hardware cpu --policy inputs=host", "is the host itself"),
+        ("mova-360p --task lora --policy expert=host", "no option turns on expert=host for task lora"),
+        ("mova-360p --task lora --policy weights=host", "no option turns on weights=host on 1 device"),
         ("mova-360p --height 7", "positive multiples of 16"),
         ("mova-360p --precision fp16", "Did you mean 'bf16'"),
         ("mova-360p --implementation theirs", "Known: ours, reference"),

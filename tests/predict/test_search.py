@@ -9,11 +9,11 @@ from mova_engine.config.model import get_preset
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, Policy
 from mova_engine.predict.memory_use import memory
+from mova_engine.predict.options import changes, missing
 from mova_engine.predict.search import (
     CHOICES,
     MOST_MESHES,
     best,
-    changes,
     fitting,
     layouts,
     leanest,
@@ -30,7 +30,7 @@ RUNS = [
     (Job(M360, "lora"), 1, "h100-80gb"),
     (Job(M360, "lora", clips=2), 8, "910a2"),
     (Job(M720, "full", clips=1), 16, "h100-80gb"),
-    (Job(M360, "lora"), 1, "rtx4090"),
+    (Job(M360, "lora"), 2, "rtx4090"),
     (Job(M360, "inference"), 4, "h200"),
     (Job(M360, "full"), 8, "a100-80gb"),
     (Job(get_preset("bench-mid"), "full", "fp32"), 1, "cpu"),
@@ -58,23 +58,27 @@ def test_the_smallest_change_is_the_smallest(job, devices, name):
     assert not any(memory(type(plain.run)(job, layout, p, OURS)).total <= hardware.budget for p in fewer)
 
 
-def test_the_design_s_choices_for_one_card():
+def test_the_choices_for_one_card_are_those_that_the_trainer_has():
     hardware = calibrated("h100-80gb")
     fits = [changes(one.run.policy) for one in fitting(Job(M360, "lora"), Layout(), hardware, OURS)]
-    assert {"expert": "host"} not in fits  # 81 GB are too tight for 80
-    assert {"expert": "host", "frozen": "fp8"} in fits and {"expert": "host", "inputs": "host"} in fits
+    assert {"frozen": "fp8", "inputs": "host"} in fits
+    assert not any("expert" in one or "weights" in one for one in fits)
 
 
 def test_the_meshes():
     found = {str(one) for one in layouts(Job(M720, "full", clips=1), 16, 8, OURS)}
-    assert found == {"dp_replicate 1 x dp_shard 1 x ring 2 x ulysses 8"}
+    mesh = "dp_replicate 1 x dp_shard 1 x ring 2 x ulysses 8"
+    assert found == {f"{mesh}, weights in 16 parts", f"{mesh}, all weights on each"}
     paper = Layout(dp_shard=2, ulysses=4)
     assert paper in list(layouts(Job(M360, "lora", clips=2), 8, 8, OURS))
     assert best(Job(M360, "lora", clips=2), 8, calibrated("910a2"), layout=paper)
     theirs = list(layouts(Job(M360, "lora"), 8, 8, IMPLEMENTATIONS["reference"]))
     assert theirs and all(12 % one.ulysses == 0 for one in theirs)
-    assert Layout(ulysses=2, cfg=2) in list(layouts(Job(M360, "inference"), 4, 8, OURS))
-    copies = [one for one in layouts(Job(M360, "full"), 16, 8, OURS) if one.dp_replicate > 1]
+    sampled = layouts(Job(M360, "inference"), 4, 8, OURS)
+    assert Layout(ulysses=2, cfg=2) in sampled and Layout(ulysses=2, cfg=2, shard=False) in sampled
+    whole = layouts(Job(M360, "inference"), 4, 8, IMPLEMENTATIONS["reference"])
+    assert whole and not any(one.shard for one in whole)
+    copies = [one for one in layouts(Job(M360, "full"), 16, 8, OURS) if one.dp_replicate > 1 and one.shard]
     assert copies and all(one.dp_shard * one.context_parallel % 8 == 0 for one in copies)
 
 
@@ -102,10 +106,13 @@ def test_thinned_meshes_keep_the_ends_and_represent_the_rest():
 
 def test_the_longest_clip_that_fits_is_found_however_long_the_one_asked_for():
     hardware = calibrated("rtx4090")
-    _, short = rescue(Job(M720, "lora"), 1, hardware, OURS)
+    hardware = replace(hardware, memory=60e9)
+    # A clip of another length is asked for where the sampler is.
     clip = M720.clip
+    long = replace(M720, clip=replace(clip, frames=clip.frames + 4000))
+    short = rescue(Job(long, "inference"), 1, hardware, OURS)[-1]
     longer = replace(M720, clip=replace(clip, frames=clip.frames + 160_000))
-    found = rescue(Job(longer, "lora"), 1, hardware, OURS)[-1]
+    found = rescue(Job(longer, "inference"), 1, hardware, OURS)[-1]
     assert found.run.job.model.clip.frames == short.run.job.model.clip.frames
 
 
@@ -115,9 +122,12 @@ def test_policies_leave_out_what_has_no_meaning():
         found = list(policies(job, Layout(), hardware, OURS))
         assert found and len(set(found)) == len(found)
         fp8 = any(policy.frozen == "fp8" for policy in found)
-        assert fp8 == (name == "rtx4090" and job.task != "full")
+        assert fp8 == (name == "rtx4090" and job.task == "lora")
         away = any("host" in (p.inputs, p.weights, p.optimizer, p.expert) for p in found)
         assert away == (name != "cpu")
+        assert not any(missing(job, Layout(), policy) for policy in found)
+        planned = list(policies(job, Layout(), hardware, OURS, planned=True))
+        assert set(found) <= set(planned) and (len(planned) > len(found)) == (name != "cpu")
     assert all(set(values) >= {getattr(Policy(), name)} for name, values in CHOICES.items())
 
 
@@ -125,10 +135,12 @@ def test_where_nothing_fits_the_rescue_does():
     job, hardware = Job(M720, "lora"), calibrated("rtx4090")
     assert not best(job, 1, hardware)
     assert leanest(job, 1, hardware, OURS).memory.total > hardware.budget
-    more, shorter = rescue(job, 1, hardware, OURS)
-    assert more.fits and more.run.layout.world == 2
+    (more,) = rescue(job, 1, hardware, OURS)
+    assert more.fits and more.run.layout.world == 4
+    long = replace(M720, clip=replace(M720.clip, frames=2001))
+    _, shorter = rescue(Job(long, "inference"), 1, replace(hardware, memory=60e9), OURS)
     clip = shorter.run.job.model.clip
-    assert shorter.fits and shorter.run.layout.world == 1 and 17 <= clip.frames < 193 and clip.frames % 4 == 1
+    assert shorter.fits and shorter.run.layout.world == 1 and 17 <= clip.frames < 2001 and clip.frames % 4 == 1
 
 
 def test_a_clip_on_more_devices_is_quicker_and_needs_less_of_each():

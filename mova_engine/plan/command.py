@@ -1,0 +1,146 @@
+"""The command that runs a plan: words of the trainer's or the sampler's own command line.
+
+Words in capitals stand for what only the user knows: FOLDER a model folder, CLIPS a folder of clips, TEXT a prompt,
+PROMPTS a file or folder of them, HOST the first machine.
+"""
+
+import shlex
+
+from mova_engine.config.mesh import largest_ulysses
+from mova_engine.config.model import MovaConfig, get_preset
+from mova_engine.predict.hardware import Hardware
+from mova_engine.predict.job import Job, PlannedRun, Policy, sharded
+from mova_engine.predict.options import CLIP_OPTIONS, can_resize, missing, words
+from mova_engine.predict.search import Plan
+
+_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+_WIDTH, _INDENT = 108, 4
+
+
+def unavailable(run: PlannedRun) -> str | None:
+    """Why no command line runs this, in words; None where one does."""
+    if run.implementation.name != "ours":
+        return f"implementation '{run.implementation.name}' is predicted only"
+    if lacking := missing(run.job, run.layout, run.policy):
+        settings = ", ".join(f"{name}={value}" for name, value in lacking.items())
+        return f"no option turns on {settings} for this task and mesh yet"
+    changed = _other_sizes(run.job.model)
+    if not can_resize(run.job.task, changed):
+        return f"no option sets a clip's {', '.join(sorted(changed))} for this task yet: its clip is a preset's"
+    return None
+
+
+def command(plan: Plan, recipe: str | None = None) -> list[str] | None:
+    """The words of the command that runs a plan; None where none does. recipe: the training recipe it was made for."""
+    run = plan.run
+    if unavailable(run):
+        return None
+    device = ["--device", "cpu"] if plan.hardware.host_bandwidth is None else []
+    if run.job.training:
+        return [*_launcher(run, plan.hardware, "train"), *_training(run, recipe), *device]
+    return [*_launcher(run, plan.hardware, "inference"), *_sampling(run), *device]
+
+
+def lines(found: list[str]) -> list[str]:
+    """A command as a shell takes it, over several lines where it is long. An option stays beside its value."""
+    pieces: list[str] = []
+    for word in map(shlex.quote, found):
+        if pieces and not word.startswith("-") and pieces[-1].startswith("-") and " " not in pieces[-1]:
+            pieces[-1] += f" {word}"
+        else:
+            pieces.append(word)
+    out, line = [], ""
+    for piece in pieces:
+        if line and len(line) + 1 + len(piece) > _WIDTH - _INDENT:
+            out.append(line)
+            line = ""
+        line += f" {piece}" if line else piece
+    return [*(f"{' ' * _INDENT}{text} \\" for text in out), f"{' ' * _INDENT}{line}"]
+
+
+def _launcher(run: PlannedRun, hardware: Hardware, module: str) -> list[str]:
+    """torchrun, on as few machines as there need be, where several processes run; the same words on each machine."""
+    devices, each = run.layout.world, hardware.link.devices
+    if devices == 1:
+        return ["mova", {"train": "train", "inference": "sample"}[module]]
+    nodes = next(n for n in range(1, devices + 1) if devices % n == 0 and devices // n <= each)
+    several = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:29500"] if nodes > 1 else []
+    return ["torchrun", *several, "--nproc-per-node", str(devices // nodes), "-m", f"mova_engine.{module}"]
+
+
+def _recipe(job: Job) -> str:
+    """The recipe that comes nearest to a job."""
+    released = job.model.video_codec == "wan"
+    if job.task == "lora":
+        return "lora" if released else "lora-nano"
+    if job.components == ("audio_dit",):
+        return "audio-pretrain"
+    if not released or "dual_tower_bridge" not in job.components:
+        return "nano"
+    return "joint-phase3" if job.model.name == "mova-720p" else "joint-phase2"
+
+
+def _training(run: PlannedRun, recipe: str | None) -> list[str]:
+    job, layout, policy = run.job, run.layout, run.policy
+    found = ["--recipe", recipe or _recipe(job), *_weights(job), "--data", "CLIPS", "--precision", job.precision]
+    if job.task == "lora":
+        found += ["--lora.rank", str(job.lora_rank)]
+    elif recipe is None:
+        found += ["--optim.ema", "0"]
+    if job.online:
+        found += ["--loader.encode", "online"]
+    found += ["--loader.batch", "1", "--loader.accumulate", str(run.micro_batches)]
+    found += ["--checkpointing", policy.checkpointing]
+    found += words(job, layout, policy, Policy(policy.checkpointing))
+    # One process is what the recipes of adapters are for; others may ask for several.
+    if layout.world > 1 or recipe is not None or job.task == "full":
+        found += [*_shared(run), "--parallel.shard" if sharded(layout) > 1 else "--parallel.no-shard"]
+    return found + (["--parallel.replicate", str(layout.dp_replicate)] if _copied(run) else [])
+
+
+def _weights(job: Job) -> list[str]:
+    """Where weights, sizes and codecs come from."""
+    name = job.model.name
+    whole = "dual_tower_bridge" in job.components
+    if job.task == "lora" or (whole and job.model.video_codec == "wan"):
+        return ["--model.checkpoint", "FOLDER", "--model.size", name]
+    codecs = ["--model.codecs", "FOLDER"] if job.model.video_codec == "wan" else []
+    bridge = ["--model.no-bridge"] if job.components == ("video_dit", "audio_dit") else []
+    return ["--model.preset", name, *codecs, *bridge]
+
+
+def _sampling(run: PlannedRun) -> list[str]:
+    job, layout = run.job, run.layout
+    clips = layout.data_parallel
+    what = ["--prompt", "TEXT"] if clips == 1 else ["--prompts", "PROMPTS", "--count", str(clips)]
+    found = ["--checkpoint", "FOLDER", "--size", job.model.name, *what, "--dtype", _DTYPES[job.precision]]
+    prefix, _ = CLIP_OPTIONS["inference"]
+    for name in sorted(_other_sizes(job.model)):
+        found += [prefix + name, str(getattr(job.model.clip, name))]
+    found += ["--guidance", "text", *([] if layout.cfg > 1 else ["--sequential-guidance"])]
+    found += [*words(job, layout, run.policy), *_shared(run)]
+    found += ["--parallel.cfg", str(layout.cfg)] if layout.cfg > 1 else []
+    found += ["--parallel.shard"] if sharded(layout) > 1 else []
+    return found + (["--parallel.replicate", str(layout.dp_replicate)] if _copied(run) else [])
+
+
+def _copied(run: PlannedRun) -> bool:
+    """Whether there are several copies of weights that are shared."""
+    return run.layout.dp_replicate > 1 and sharded(run.layout) > 1
+
+
+def _shared(run: PlannedRun) -> list[str]:
+    """How clips are shared: said in training, whose recipe may say otherwise, and where they are."""
+    layout = run.layout
+    if layout.context_parallel == 1 and not run.job.training:
+        return []
+    found = ["--parallel.context-parallel", str(layout.context_parallel)]
+    usual = largest_ulysses(layout.context_parallel, run.job.model.video.num_heads)
+    return found + (["--parallel.ulysses", str(layout.ulysses)] if layout.ulysses != usual else [])
+
+
+def _other_sizes(model: MovaConfig) -> set[str]:
+    """Fields in which a model's clip differs from its preset's."""
+    usual = get_preset(model.name).clip
+    names = ("frames", "height", "width", "fps")
+    return {name for name in names if getattr(model.clip, name) != getattr(usual, name)}

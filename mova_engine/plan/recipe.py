@@ -1,0 +1,96 @@
+"""Training recipes: as jobs to plan for, and whether they run as they stand."""
+
+from dataclasses import replace
+
+from mova_engine.config.mesh import choose_mesh
+from mova_engine.config.model import get_preset
+from mova_engine.config.recipes import load_config
+from mova_engine.config.train import TrainConfig
+from mova_engine.errors import MovaError, counted
+from mova_engine.plan import report
+from mova_engine.predict.hardware import Hardware
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, Policy, layout_of
+from mova_engine.predict.options import changes, words
+from mova_engine.predict.search import plan, smallest_change
+
+
+def job_of(recipe: str) -> Job:
+    """What a recipe trains. MovaError where it starts from a folder, whose sizes a plan does not read."""
+    config = load_config(recipe)
+    if config.model.checkpoint is not None:
+        raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
+    job = Job(get_preset(config.model.preset), precision=config.precision, ema=config.optim.ema > 0)
+    job = replace(job, clips=config.clips_per_step, online=config.loader.encode == "online")
+    if config.lora.rank:
+        job = replace(job, task="lora", lora_rank=config.lora.rank)
+    if config.task == "audio":
+        return replace(job, components=("audio_dit",))
+    return job if config.model.bridge else replace(job, components=("video_dit", "audio_dit"))
+
+
+def layout_as_set(config: TrainConfig, heads: int, devices: int) -> Layout:
+    """The mesh that the trainer makes of so many processes. MovaError where it refuses them."""
+    settings = config.parallel
+    if devices == 1 and settings.shard:
+        raise MovaError("parallel.shard divides the weights among processes, and this is one")
+    shape = choose_mesh(
+        devices,
+        heads,
+        context_parallel=settings.context_parallel,
+        ulysses=settings.ulysses,
+        dp_replicate=settings.replicate,
+    )
+    return layout_of(shape, settings.shard)
+
+
+def policy_as_set(config: TrainConfig) -> Policy:
+    """What a configuration's own settings mean for the planner."""
+    away = "host" if config.parallel.offload else "device"
+    return Policy(
+        config.checkpointing,
+        frozen="fp8" if config.lora.base == "fp8" else "activations",
+        inputs="host" if config.offload else "device",
+        weights=away if config.lora.rank else "device",
+        optimizer="device" if config.lora.rank else away,
+    )
+
+
+def recipe_as_it_stands(recipe: str, job: Job, devices: int, hardware: Hardware) -> str:
+    """In a line: whether `recipe` runs on these devices without another option, and the smallest change where not."""
+    config, head = load_config(recipe), f"{recipe} as it stands"
+    try:
+        layout = layout_as_set(config, job.model.video.num_heads, devices)
+    except MovaError as error:
+        return f"{head} does not run on {counted(devices, 'device')}: {error}"
+    base = policy_as_set(config)
+    job = replace(job, batch=config.loader.batch, clips=config.clips_per_step * layout.data_parallel)
+    found = plan(PlannedRun(job, layout, base), hardware)
+    size = f"{report.gb(found.memory.total)} GB of {report.gb(hardware.budget)}"
+    if found.fits:
+        step = f"{report.seconds(found.prediction.seconds)} s for {counted(found.prediction.clips, 'clip')}"
+        return f"{head} fits: {size}, a step takes {step} ({layout})"
+    change = _change(config, job, devices, hardware, base) or "no option makes it fit on this mesh"
+    return f"{head} does not fit: {size} ({layout}); {change}"
+
+
+def _change(config: TrainConfig, job: Job, devices: int, hardware: Hardware, base: Policy) -> str | None:
+    """The fewest options that make a recipe fit: its micro-batches made single clips, its weights shared among the
+    same devices, another policy. None where these do not.
+    """
+    candidates = []
+    for batch in {job.batch, 1}:
+        smaller = ["--loader.batch", "1", "--loader.accumulate", str(config.clips_per_step)]
+        for shard in {config.parallel.shard, devices > 1}:
+            settings = replace(config, parallel=replace(config.parallel, shard=shard))
+            layout = layout_as_set(settings, job.model.video.num_heads, devices)
+            one = replace(job, batch=batch)
+            least = smallest_change(one, layout, hardware, IMPLEMENTATIONS["ours"], base=base)
+            if least is not None:
+                options = smaller if batch != job.batch else []
+                options = options + ["--parallel.shard"] * (shard != config.parallel.shard)
+                number = len(changes(least.run.policy, base)) + (batch != job.batch) + (shard != config.parallel.shard)
+                candidates.append((number, least, [*options, *words(one, layout, least.run.policy, base)]))
+    if not candidates:
+        return None
+    _, least, options = min(candidates, key=lambda found: (found[0], found[1].seconds_per_clip))
+    return f"smallest change that fits: {' '.join(options)} ({report.gb(least.memory.total)} GB)"

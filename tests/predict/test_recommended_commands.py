@@ -1,0 +1,155 @@
+"""Every recommendation can be run: trainer or sampler understand its command, and it means what was planned."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from mova_engine.backend import get_backend
+from mova_engine.config.model import get_preset
+from mova_engine.config.recipes import parse_command_line
+from mova_engine.distributed.processes import Launch
+from mova_engine.inference import __main__ as sampler
+from mova_engine.plan.command import command, lines, unavailable
+from mova_engine.plan.recipe import layout_as_set, policy_as_set
+from mova_engine.predict.calibrate import calibrated
+from mova_engine.predict.hardware import hardware_names
+from mova_engine.predict.job import IMPLEMENTATIONS, TASKS, Job, Layout, PlannedRun, Policy, layout_of
+from mova_engine.predict.options import OPTIONS, missing
+from mova_engine.predict.search import CHOICES, Plan, best, plan, rescue
+
+GRID = list(product(TASKS, ("mova-360p", "mova-720p"), hardware_names(), (1, 2, 8, 16, 64)))
+# With a step that shares no factor with the lengths of the grid's axes, which therefore all come in.
+USUAL = GRID[::13]
+OURS = IMPLEMENTATIONS["ours"]
+# How many plans one report shows.
+SHOWN = 5
+
+
+def _recommendations(task: str, model: str, name: str, devices: int) -> list[Plan]:
+    job, hardware = Job(get_preset(model), task), calibrated(name)
+    return best(job, devices, hardware)[:SHOWN] or rescue(job, devices, hardware, OURS)
+
+
+def _split(words: list[str]) -> tuple[int, list[str]]:
+    """Number of processes that a command starts, and the options of the engine's own command."""
+    if words[0] == "mova":
+        return 1, words[2:]
+    at = words.index("-m")
+    launcher = dict(zip(words[1:at:2], words[2:at:2], strict=True))
+    return int(launcher.get("--nnodes", 1)) * int(launcher["--nproc-per-node"]), words[at + 2 :]
+
+
+def _check_training(one: Plan, recipe: str | None = None) -> None:
+    run, (world, words) = one.run, _split(command(one, recipe))
+    config, _ = parse_command_line(words)
+    job, layout = run.job, layout_as_set(config, run.job.model.video.num_heads, world)
+    assert world == run.layout.world and str(layout) == str(run.layout)
+    assert policy_as_set(config) == run.policy
+    assert config.clips_per_step * layout.data_parallel == run.clips
+    assert config.precision == job.precision and config.lora.rank == (job.lora_rank if job.task == "lora" else 0)
+    assert (config.optim.ema > 0) == job.ema and (config.loader.encode == "online") == job.online
+    named = config.model.size if config.model.checkpoint else config.model.preset
+    assert named == job.model.name and config.model.bridge == (
+        "dual_tower_bridge" in job.components or config.task == "audio"
+    )
+    assert (config.task == "audio") == (job.components == ("audio_dit",))
+
+
+def _check_sampling(one: Plan, monkeypatch) -> None:
+    run, (world, words) = one.run, _split(command(one))
+    model = run.job.model
+    monkeypatch.setattr(sampler, "open_model", lambda folder, size, _: (folder, get_preset(size)))
+    monkeypatch.setattr(sampler, "get_backend", lambda name: get_backend("cpu"))
+    monkeypatch.setattr(sampler, "default_backend", lambda: get_backend("cpu"))
+    monkeypatch.setattr(sampler, "_work", lambda args, shape: [None] * (args.count or 1))
+    read = sampler._read(words, Launch(rank=0, world=world))
+    assert world == run.layout.world and str(layout_of(read.mesh, read.parallel.shard)) == str(run.layout)
+    place = "host" if read.args.offload else "device"
+    shared = read.parallel.shard
+    assert run.policy == Policy(weights=place if shared else "device", expert="device" if shared else place)
+    assert read.shape == model.clip and read.config.name == model.name and len(read.work) == run.clips
+    assert read.settings.guidance.evaluations == run.job.evaluations
+    assert read.args.sequential_guidance == (run.layout.cfg == 1)
+    assert read.args.dtype == {"bf16": "bfloat16", "fp32": "float32"}[run.job.precision]
+
+
+def _walk(points, monkeypatch) -> set[tuple]:
+    """Check all recommendations at these points; returns what came up: tasks, numbers of devices, policies."""
+    seen = set()
+    for task, model, name, devices in points:
+        for one in _recommendations(task, model, name, devices):
+            assert one.fits and not missing(one.run.job, one.run.layout, one.run.policy)
+            if one.run.job.training:
+                _check_training(one)
+            else:
+                _check_sampling(one, monkeypatch)
+            seen |= {("task", task), ("devices", one.run.layout.world)}
+            seen |= {(task, *setting) for setting in one.changes.items()}
+    return seen
+
+
+def test_recommendations_are_commands(monkeypatch):
+    for axis in range(4):
+        assert {point[axis] for point in USUAL} == {point[axis] for point in GRID}
+    seen = _walk(USUAL, monkeypatch)
+    assert {("task", task) for task in TASKS} <= seen and {("devices", n) for n in (1, 2, 8, 16, 64)} <= seen
+
+
+@pytest.mark.slow
+def test_recommendations_are_commands_everywhere(monkeypatch):
+    seen = _walk(GRID, monkeypatch)
+    assert ("full", "optimizer", "host") in seen and ("lora", "weights", "host") in seen
+    assert ("lora", "frozen", "fp8") in seen and ("inference", "weights", "host") in seen
+
+
+@pytest.mark.parametrize(
+    "job, layout, policy",
+    [
+        (Job(get_preset("nano"), "full", "fp32"), Layout(), Policy("none")),
+        (Job(get_preset("nano"), "lora", "fp32", lora_rank=4), Layout(dp_replicate=2, shard=False), Policy()),
+        (Job(get_preset("mova-360p"), components=("audio_dit",)), Layout(dp_shard=8), Policy("full", optimizer="host")),
+        (
+            Job(get_preset("mova-360p"), components=("video_dit", "audio_dit"), online=True),
+            Layout(dp_replicate=2, dp_shard=2, ring=2, ulysses=4),
+            Policy("out", inputs="host"),
+        ),
+        (Job(get_preset("mova-720p"), clips=12), Layout(dp_shard=3, ring=4, ulysses=2), Policy()),
+    ],
+)
+def test_other_jobs_are_commands_too(job, layout, policy):
+    _check_training(plan(PlannedRun(job, layout, policy), calibrated("h100-80gb")))
+
+
+def test_clips_of_another_size_are_sampled_and_not_trained_on(monkeypatch):
+    model = get_preset("mova-360p")
+    model = replace(model, clip=replace(model.clip, frames=49, height=320))
+    hardware = calibrated("h200")
+    _check_sampling(plan(PlannedRun(Job(model, "inference"), Layout(shard=False)), hardware), monkeypatch)
+    trained = plan(PlannedRun(Job(model, "lora")), hardware)
+    assert command(trained) is None and "frames, height" in unavailable(trained.run)
+
+
+def test_what_no_option_turns_on_has_no_command():
+    job, hardware = Job(get_preset("mova-360p"), "lora"), calibrated("h100-80gb")
+    for policy in (Policy(expert="host"), Policy(weights="host"), Policy("none", inputs="host")):
+        one = plan(PlannedRun(job, policy=policy), hardware)
+        assert command(one) is None and "no option turns on" in unavailable(one.run)
+    shared = PlannedRun(job, Layout(ulysses=2), Policy(frozen="fp8"))
+    assert missing(job, shared.layout, shared.policy) == {"frozen": "fp8"}
+    theirs = PlannedRun(job, policy=Policy("full"), implementation=IMPLEMENTATIONS["reference"])
+    assert "predicted only" in unavailable(theirs)
+
+
+def test_the_options_name_settings_that_there_are():
+    for task, options in OPTIONS.items():
+        assert task in TASKS
+        for name, value in options:
+            assert value in CHOICES[name]
+
+
+def test_a_long_command_is_one_for_the_shell():
+    words = ["mova", "train", "--data", "my clips", *(f"--option-{i} {i}" for i in range(30))]
+    shown = lines(words)
+    assert len(shown) > 2 and all(len(line) <= 112 for line in shown)
+    assert all(line.endswith(" \\") for line in shown[:-1]) and "--data 'my clips'" in shown[0]
