@@ -131,7 +131,7 @@ def _as_rank(rank: int, size: int, port: int, threads: int, folder: Path, settin
     times = interleave(runs, rounds=settings["pairs"])
     done = max(settings["pairs"], LEAST) + 1
     calls = [torch.tensor([bench.calls[name] for name in SCHEMES])]
-    bench.processes.everyone.all_reduce(calls[0])
+    bench.processes.world_group.all_reduce(calls[0])
     if not rank:
         seconds = {name: [t / size for t in times[name]] for name in SCHEMES}
         results.put((seconds, {n: c / done for n, c in zip(SCHEMES, calls[0].tolist(), strict=True)}))

@@ -142,7 +142,7 @@ class Group:
         dist.recv(x, self._global(source), group=self.process_group)
         return x
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Every rank's small, picklable value, by rank. On the CPU's groups."""
         if self.size == 1:
             return [value]

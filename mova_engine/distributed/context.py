@@ -43,11 +43,11 @@ class ContextParallel(Sharding):
         """All groups, for counting what they send."""
         return self.whole, self.ring, self.ulysses
 
-    def take(self, x: Tensor, dim: int = 1) -> Tensor:
+    def shard(self, x: Tensor, dim: int = 1) -> Tensor:
         lengths = lengths_of(x.shape[dim], self.size)
         return x.narrow(dim, sum(lengths[: self.rank]), lengths[self.rank])
 
-    def put(self, own: Tensor, total: int) -> Tensor:
+    def unshard(self, own: Tensor, total: int) -> Tensor:
         lengths = lengths_of(total, self.size)
         if self.gather:
             b, _, d = own.shape
@@ -60,11 +60,11 @@ class ContextParallel(Sharding):
     def summed(self, x: Tensor) -> Tensor:
         return self.whole.all_reduce(x.clone())
 
-    def agreed(self, x: Tensor) -> Tensor:
+    def broadcast(self, x: Tensor) -> Tensor:
         return self.whole.broadcast(x)
 
     @contextmanager
-    def running(self, total: int) -> Iterator[None]:
+    def activate(self, total: int) -> Iterator[None]:
         before = self._lengths.set(lengths_of(total, self.size))
         try:
             yield

@@ -21,7 +21,7 @@ from mova_engine.distributed.context import ContextParallel
 from mova_engine.distributed.decoder_rows import SharedRows
 from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
-from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.ops import OpTable
 
 # What torchrun sets on every machine, and what another launcher must set too.
@@ -112,14 +112,14 @@ class Processes:
     device_mesh: DeviceMesh | None = None
     context: ContextParallel | None = None
     data_rank: int = 0
-    everyone: Group = field(default_factory=Group)
+    world_group: Group = field(default_factory=Group)
     # Those of guidance's branches, which compute on the same tokens, and all that work on the same clip.
     branches: Group = field(default_factory=Group)
     clip: Group = field(default_factory=Group)
     # Of the ranks that share a clip, for handing batches on; None: each makes its own.
     rounds: Rounds | None = None
     # On the CPU and with time: for what one process does alone while the others wait.
-    patient: Group = field(default_factory=Group)
+    cpu_group: Group = field(default_factory=Group)
     # Whether the process group was joined here, not by the program before.
     joined: bool = False
 
@@ -131,27 +131,27 @@ class Processes:
     @property
     def sharding(self) -> Sharding:
         """Which tokens of a clip are this process's own."""
-        return WHOLE if self.context is None else self.context
+        return NO_CP if self.context is None else self.context
 
     def operators(self, ops: OpTable) -> OpTable:
         """The table to build a model with."""
         return ops if self.context is None else self.context.operators(ops)
 
-    def most(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest number that any process gave; waits for all of them."""
-        return int(self.everyone.all_reduce(torch.tensor([number]), maximum=True))
+        return int(self.world_group.all_reduce(torch.tensor([number]), maximum=True))
 
     def total(self, number: float) -> float:
         """The sum of the numbers that all processes gave; waits for all of them."""
-        return float(self.everyone.all_reduce(torch.tensor([float(number)])))
+        return float(self.world_group.all_reduce(torch.tensor([float(number)])))
 
     def wait_for_first(self, number: int = 0) -> int:
         """`most`, but as long as it takes: while the first process encodes, saves or samples."""
-        return int(self.patient.all_reduce(torch.tensor([number]), maximum=True))
+        return int(self.cpu_group.all_reduce(torch.tensor([number]), maximum=True))
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Every process's small value, by rank."""
-        return self.patient.gathered(value)
+        return self.cpu_group.all_gather_object(value)
 
     def rows(self, total: int) -> Rows:
         """This process's share in decoding a clip of `total` latent rows."""
@@ -160,13 +160,13 @@ class Processes:
     def send_to_first(self, *tensors: torch.Tensor) -> None:
         """Hand tensors to the first process, which waits for them with `received`; as long as it takes."""
         for x in tensors:
-            self.patient.send(x, 0)
+            self.cpu_group.send(x, 0)
 
     def received(self, group: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """In the first process: what the first of those that make the clips of data-parallel group `group` sends it, on
         the CPU.
         """
-        return self.patient.receive(shape, dtype, group * self.shape.context_parallel)
+        return self.cpu_group.receive(shape, dtype, group * self.shape.context_parallel)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -199,17 +199,17 @@ def start_processes(
     if joined:
         _join(backend, launch, timeout_s)
     mesh = init_device_mesh(backend.name, shape.sizes, mesh_dim_names=DIMENSIONS)
-    sharers = mesh["ring", "ulysses"]._flatten("context_parallel")
+    cp_group = mesh["ring", "ulysses"]._flatten("context_parallel")
     clips = mesh["dp_replicate", "dp_shard"]._flatten("data_parallel")
-    crew = mesh["cfg", "ring", "ulysses"]._flatten("clip") if shape.cfg > 1 else sharers
+    clip_group = mesh["cfg", "ring", "ulysses"]._flatten("clip") if shape.cfg > 1 else cp_group
     timeout = timedelta(seconds=timeout_s)
     if backend.changes_timeouts:
         # A group of some of the ranks does not take over the world's.
-        parts = (sharers, clips, crew, mesh["cfg"], mesh["ring"], mesh["ulysses"])
+        parts = (cp_group, clips, clip_group, mesh["cfg"], mesh["ring"], mesh["ulysses"])
         for part in {id(part): part for part in parts}.values():
             _set_pg_timeout(timeout, part.get_group())
     device = backend.device(launch.local_rank)
-    groups = [open_group(part.get_group(), device) for part in (sharers, mesh["ring"], mesh["ulysses"])]
+    groups = [open_group(part.get_group(), device) for part in (cp_group, mesh["ring"], mesh["ulysses"])]
     rounds = None
     if shape.clip_ranks > 1:
         crews = mesh.mesh.permute(1, 2, 0, 3, 4).reshape(-1, shape.clip_ranks).tolist()
@@ -220,11 +220,11 @@ def start_processes(
         mesh,
         context=ContextParallel(*groups, gather=sampling) if shape.context_parallel > 1 else None,
         data_rank=clips.get_local_rank(),
-        everyone=open_group(dist.group.WORLD, device),
+        world_group=open_group(dist.group.WORLD, device),
         branches=open_group(mesh["cfg"].get_group(), device),
-        clip=open_group(crew.get_group(), device),
+        clip=open_group(clip_group.get_group(), device),
         rounds=rounds,
-        patient=open_cpu_group(PATIENCE),
+        cpu_group=open_cpu_group(PATIENCE),
         joined=joined,
     )
 

@@ -120,7 +120,7 @@ def denoise(
         found = all_branches(guidance.branches, model.evaluate(own, state, steps, index), place.branches)
         velocity = Latents(*guidance.combine(lambda *branch, found=found: found[branch]))
         # Gathered pictures are the same everywhere; the sound was computed in each process that shares the clip.
-        velocity = velocity._replace(audio=place.sharding.agreed(velocity.audio))
+        velocity = velocity._replace(audio=place.sharding.broadcast(velocity.audio))
         state = Latents(
             euler_step(state.video, velocity.video, *video_sigmas[index : index + 2]),
             euler_step(state.audio, velocity.audio, *audio_sigmas[index : index + 2]),

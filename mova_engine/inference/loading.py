@@ -71,7 +71,7 @@ def trained(folder: str | Path) -> Trained:
 def _check_whole(folder: Path, place: Processes) -> None:
     """Read a training checkpoint's model through, each process a part: a flipped byte changes pictures, not headers."""
     if has_checksums(folder):
-        found = place.gathered(damage(folder, place.launch.rank, place.launch.world, training=False))
+        found = place.all_gather_object(damage(folder, place.launch.rank, place.launch.world, training=False))
         wrong = next((each for each in found if each is not None), None)
         if wrong is not None:
             raise MovaError(f"{folder} is damaged: {wrong}: copy it again, or take another checkpoint of its run")

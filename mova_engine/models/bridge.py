@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.config.model import BridgeConfig
-from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.layers import Linear, NormOutput, NormParameters, ResidualStream, Rope, project, scaled_normal
 from mova_engine.models.rope import RopeTables, aligned_audio_rope, aligned_video_rope
 from mova_engine.ops import OpTable
@@ -141,7 +141,7 @@ class Bridge(nn.Module):
         audio_tokens: int,
         fps: float,
         device: torch.device,
-        sharding: Sharding = WHOLE,
+        sharding: Sharding = NO_CP,
     ) -> tuple[Rope, Rope] | None:
         """(video, audio) rotary tables on the common time axis, the video's of the sharding's own tokens; None without
         cross RoPE.
@@ -153,7 +153,7 @@ class Bridge(nn.Module):
         # Four pictures a latent frame: with fps / 4 positions a second, frame i lands on position i.
         audio_fps = config.audio_fps if config.aligned else fps / 4
         cos, sin = self.tables.get(aligned_video_rope, grid, fps, audio_fps, bias, config.head_dim, device)
-        video = sharding.take(cos, 0), sharding.take(sin, 0)
+        video = sharding.shard(cos, 0), sharding.shard(sin, 0)
         return video, self.tables.get(aligned_audio_rope, audio_tokens, config.head_dim, device)
 
     def forward(

@@ -1,5 +1,5 @@
-"""Which of a clip's video tokens this process computes. Models ask a `Sharding`; here is the one that leaves nothing
-out, and a layer further down has the one that shares a clip among processes.
+"""Context-parallel interface seen by the model. `Sharding` is the single-rank no-op; `distributed.context` has the
+implementation for a group of ranks that share a clip.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 class Sharding:
-    """All tokens are this process's own. The video tower and the bridge compute on own tokens only; the audio tower on
-    all of its tokens in every process.
+    """Which of a clip's video tokens this rank computes: all. Video tower and bridge compute on the rank's own tokens,
+    the audio tower on all of its tokens in every rank.
     """
 
     # Processes that share a clip.
     size = 1
 
-    def take(self, x: Tensor, dim: int = 1) -> Tensor:
+    def shard(self, x: Tensor, dim: int = 1) -> Tensor:
         """Own tokens of a tensor that has all of them along `dim`."""
         return x
 
-    def put(self, own: Tensor, total: int) -> Tensor:
+    def unshard(self, own: Tensor, total: int) -> Tensor:
         """[b, own, d] -> [b, total, d] with own tokens in their places; what others' places hold is up to the sharding
         (zeros in training, where each process takes the loss on its own tokens).
         """
@@ -29,13 +29,13 @@ class Sharding:
         """The sum of all processes' shares of x."""
         return x
 
-    def agreed(self, x: Tensor) -> Tensor:
+    def broadcast(self, x: Tensor) -> Tensor:
         """x, which all processes computed, as one of them has it: equal to the last bit."""
         return x
 
-    def running(self, total: int) -> AbstractContextManager:
+    def activate(self, total: int) -> AbstractContextManager:
         """Around everything that works on a video of `total` tokens, also around its recomputation."""
         return nullcontext()
 
 
-WHOLE = Sharding()
+NO_CP = Sharding()

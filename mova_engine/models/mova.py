@@ -16,7 +16,7 @@ from mova_engine.config.model import MovaConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.bridge import Bridge
-from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.layers import NormParameters, ResidualStream, Rope
 from mova_engine.models.tower import Tower, TowerInputs
 from mova_engine.models.video_dit import VideoDiT
@@ -129,7 +129,7 @@ def dual_tower_forward(
     audio_context: Tensor | None = None,
     bridge_scale: tuple[float, float] = (1.0, 1.0),
     runner: LayerRunner = DIRECT,
-    sharding: Sharding = WHOLE,
+    sharding: Sharding = NO_CP,
     trace: Trace | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predict both velocities (or what the network was trained to predict).
@@ -174,7 +174,7 @@ class DualTowerLayers:
 
     def run(self, layer: int, video: ResidualStream, audio: ResidualStream) -> tuple[ResidualStream, ResidualStream]:
         """Bridge, video block, audio block: whichever of them this layer has."""
-        with self.video_in.sharding.running(self.video_in.tokens):
+        with self.video_in.sharding.activate(self.video_in.tokens):
             if self.bridge is not None and layer in self.bridge.config.layers:
                 video, audio = self._bridge(layer, video, audio)
             if layer < len(self.video_dit.blocks):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mova_engine.config.model import TowerConfig
 from mova_engine.errors import MovaError
-from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.layers import Block, Head, ResidualStream, Rope, sinusoid, time_mlp
 from mova_engine.models.rope import RopeTables
 from mova_engine.ops import OpTable
@@ -29,7 +29,7 @@ class TowerInputs:
     context: Tensor
     rope: Rope
     grid: tuple[int, ...]
-    sharding: Sharding = WHOLE
+    sharding: Sharding = NO_CP
 
     @property
     def tokens(self) -> int:
@@ -98,7 +98,7 @@ class Tower(nn.Module):
         raise NotImplementedError
 
     def embed(
-        self, latents: Tensor, timestep: Tensor, context: Tensor, sharding: Sharding = WHOLE
+        self, latents: Tensor, timestep: Tensor, context: Tensor, sharding: Sharding = NO_CP
     ) -> tuple[ResidualStream, TowerInputs]:
         """Everything before the first block; the stream holds the sharding's own tokens."""
         if context.shape[0] != latents.shape[0]:
@@ -106,15 +106,15 @@ class Tower(nn.Module):
         patches, grid = self.patchify(latents.to(self.dtype))
         # The convolution's stride is its kernel: a matrix product over patches, and much faster as one on CPUs.
         embedding = self.patch_embedding
-        tokens = F.linear(sharding.take(patches), embedding.weight.flatten(1), embedding.bias)
+        tokens = F.linear(sharding.shard(patches), embedding.weight.flatten(1), embedding.bias)
         t, t_mod = self.embed_time(timestep, latents.shape[0])
         cos, sin = self.rope(grid, latents.device)
-        rope = sharding.take(cos, 0), sharding.take(sin, 0)
+        rope = sharding.shard(cos, 0), sharding.shard(sin, 0)
         return ResidualStream(tokens), TowerInputs(t, t_mod, self.embed_text(context), rope, grid, sharding)
 
     def finish(self, stream: ResidualStream, inputs: TowerInputs) -> Tensor:
         """Everything after the last block: the tower's output in latent shape, of own tokens where it is sharded."""
-        return self.unpatchify(inputs.sharding.put(self.head(stream, inputs.t), inputs.tokens), inputs.grid)
+        return self.unpatchify(inputs.sharding.unshard(self.head(stream, inputs.t), inputs.tokens), inputs.grid)
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """The tower alone: latents, timestep [b] or [1], text features [b, n, text_dim] -> output latents."""

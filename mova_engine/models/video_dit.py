@@ -63,5 +63,5 @@ class VideoDiT(Tower):
             return None
         grid = tuple(size // patch for size, patch in zip(shape[2:], self.config.patch_size, strict=True))
         tokens = math.prod(grid)
-        own = sharding.put(sharding.take(torch.ones(1, tokens, 1, device=device)), tokens)
+        own = sharding.unshard(sharding.shard(torch.ones(1, tokens, 1, device=device)), tokens)
         return self.unpatchify(own.expand(1, tokens, self.head.head.out_features), grid)[:, :1]

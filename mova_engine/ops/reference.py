@@ -87,8 +87,7 @@ def gate_residual_norm_reference(
 def gate_residual_norm_modulate_reference(
     x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`r = x + gate * y` and its modulated LayerNorm: (r, layer_norm(r) * (1 + scale) + shift), both [b, s, d].
-    """
+    """`r = x + gate * y` and its modulated LayerNorm: (r, layer_norm(r) * (1 + scale) + shift), both [b, s, d]."""
     r = gate_residual_reference(x, y, gate)
     return r, norm_modulate_reference(r, shift, scale, eps=eps)
 

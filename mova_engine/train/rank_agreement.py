@@ -56,7 +56,10 @@ def _compare(processes: Processes, value: Any, told: Any, explain: Callable[[Seq
     if processes.launch.world == 1:
         return
     digest = hashlib.sha256(repr(value).encode()).hexdigest()
-    if len(set(processes.gathered(digest))) > 1 and (said := explain(processes.gathered(told))) is not None:
+    if (
+        len(set(processes.all_gather_object(digest))) > 1
+        and (said := explain(processes.all_gather_object(told))) is not None
+    ):
         raise MovaError(said)
 
 

@@ -83,4 +83,4 @@ def _damage(folder: Path, processes: Processes) -> str | None:
             read_state(folder)
         except MovaError as error:
             found = str(error)
-    return next((each for each in processes.gathered(found) if each is not None), None)
+    return next((each for each in processes.all_gather_object(found) if each is not None), None)

@@ -22,7 +22,7 @@ from mova_engine.distributed.fsdp import clip_grad_norm, global_norm
 from mova_engine.distributed.gradients import sum_gradients
 from mova_engine.distributed.processes import Processes
 from mova_engine.memory.checkpointing import layer_runner
-from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
 from mova_engine.train.batch import BatchBuilder, LatentBatch
@@ -38,7 +38,7 @@ def micro_losses(
     draw: StepDraw,
     noise: tuple[Tensor, ...],
     config: TrainConfig,
-    sharding: Sharding = WHOLE,
+    sharding: Sharding = NO_CP,
 ) -> Losses:
     """Losses on one micro-batch, float32 scalars; `draw` and `noise` (audio, video) are this micro-batch's part.
 
@@ -170,7 +170,7 @@ class Updater:
         own = losses.clone()
         every, shards = [g for group in gradients.values() for g in group], self.weights.shards
         # Those of sharded weights are summed as soon as a block has them.
-        sum_gradients([losses] if shards is not None else [losses, *every], processes.everyone, groups)
+        sum_gradients([losses] if shards is not None else [losses, *every], processes.world_group, groups)
         towers = self._norms(gradients) if detailed else {}
         if shards is None:
             norm = self.ops.clip_grad_norm(every, config.optim.clip)
@@ -206,7 +206,7 @@ class Updater:
 
     def _skipped(self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...]) -> StepResult:
         """All processes come here together. own: this one's losses."""
-        found = self.processes.gathered(ids if not own.isfinite().all() else None)
+        found = self.processes.all_gather_object(ids if not own.isfinite().all() else None)
         ranks = tuple(rank for rank, theirs in enumerate(found) if theirs is not None)
         clips = dict.fromkeys(name for rank in ranks for name in found[rank]) or ids
         several = self.processes.launch.world > 1

@@ -171,7 +171,7 @@ class Trainer:
     @staticmethod
     def _asked_to_stop(stop: StopRequest, processes: Processes) -> bool:
         """Whether any process was: all of them stop after the same step."""
-        return stop.agree(processes.most(stop.wanted()))
+        return stop.agree(processes.all_reduce_max(stop.wanted()))
 
     def _count(self, result: StepResult, reporter: Reporter, seconds: float) -> None:
         """Note a step's values; say so when it was skipped, and give up after too many of those."""

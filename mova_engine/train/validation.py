@@ -15,7 +15,7 @@ from mova_engine.data.media.decode import read_clip
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule
 from mova_engine.inference.validation_samples import make_samples
-from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.mova import Mova
 from mova_engine.train.batch import BatchBuilder, LatentBatch
 from mova_engine.train.metrics import EXPERTS
@@ -27,7 +27,7 @@ class Validator:
     """Held-out loss and samples of a run's model."""
 
     def __init__(
-        self, config: TrainConfig, clips: LatentDataset, build: BatchBuilder, sharding: Sharding = WHOLE
+        self, config: TrainConfig, clips: LatentDataset, build: BatchBuilder, sharding: Sharding = NO_CP
     ) -> None:
         self.config, self.clips, self.build, self.sharding = config, clips, build, sharding
         self.count = min(config.validation.clips, len(clips))

@@ -47,7 +47,7 @@ from mova_engine.distributed.processes import read_launch, start_processes
 from mova_engine.distributed.ring import shared_queries
 from mova_engine.errors import MovaError
 from mova_engine.memory.checkpointing import layer_runner
-from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.mova import dual_tower_forward
 from mova_engine.ops import OPERATORS, OpTable, bind
 from mova_engine.ops.testing.cases import cases_of
@@ -151,7 +151,7 @@ def _of_kind(moments: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 # Both optimizers' of one model and clip: what differs from one check to the next is often the mesh alone.
 @functools.lru_cache(maxsize=2)
 def _alone(heads: int, tokens: int, batch: int, expert: int, optimizer: str, steps: int) -> dict:
-    return _train(build(bind(backend()), heads), WHOLE, tokens, batch, expert, optimizer, steps)
+    return _train(build(bind(backend()), heads), NO_CP, tokens, batch, expert, optimizer, steps)
 
 
 def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
@@ -208,7 +208,7 @@ def _train(
         runner = layer_runner(checkpointing, offload)
         loss = backward(model, clips(tokens, batch, step), expert, sharding, runner=runner)
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        if sharding is not WHOLE:
+        if sharding is not NO_CP:
             summed = [] if fsdp else gradients.values()
             sum_gradients([loss.view(1), *summed], sharding.whole, sharding.size if divide else 1)
         if step == 0:
@@ -232,7 +232,7 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx, sharding, x):
         ctx.sharding, ctx.total = sharding, x.shape[1]
-        return sharding.take(x).contiguous()
+        return sharding.shard(x).contiguous()
 
     @staticmethod
     def backward(ctx, grad):
@@ -249,7 +249,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None, ctx.sharding.take(grad).contiguous(), None
+        return None, ctx.sharding.shard(grad).contiguous(), None
 
 
 class _Sum(torch.autograd.Function):
@@ -266,7 +266,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _joined(sharding: ContextParallel, x: Tensor, total: int) -> Tensor:
-    whole = sharding.put(x.flatten(2), total).unflatten(2, x.shape[2:])
+    whole = sharding.unshard(x.flatten(2), total).unflatten(2, x.shape[2:])
     return sharding.whole.all_reduce(whole.contiguous())
 
 
@@ -277,12 +277,12 @@ def findings_of_operator(role: str, ulysses: int | None, dtype: str, cases: tupl
     table, operator = sharding.operators(ops), OPERATORS["attention"]
 
     def video_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sharding.running(q.shape[1]):
+        with sharding.activate(q.shape[1]):
             own = table.video_attention(*(_Split.apply(sharding, x) for x in (q, k, v)))
         return _Join.apply(sharding, own, q.shape[1])
 
     def video_to_audio_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sharding.running(k.shape[1]):
+        with sharding.activate(k.shape[1]):
             out = table.video_to_audio_attention(_Sum.apply(sharding, q), *(_Split.apply(sharding, x) for x in (k, v)))
         # Every rank's loss is a share; here all of them are given the whole.
         return _Scaled.apply(out, 1 / sharding.size)
@@ -324,8 +324,8 @@ def sampled_and_local(ulysses: int | None, tokens: int) -> tuple[float, float]:
             model.expert(0), model.audio_dit, model.dual_tower_bridge, **inputs, sharding=sharding
         )
 
-    plain, table = outputs(ops, WHOLE), gathering.operators(ops)
-    found = (outputs(table, gathering), outputs(table, WHOLE))
+    plain, table = outputs(ops, NO_CP), gathering.operators(ops)
+    found = (outputs(table, gathering), outputs(table, NO_CP))
     return tuple(max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(x, plain, strict=True)) for x in found)
 
 
@@ -335,7 +335,7 @@ def refusals() -> list[str]:
     for ulysses, heads, tokens in ((None, 1, 4), (None, world, 5), (1, world, 5)):
         context = processes(ulysses).context
         q = torch.zeros(1, tokens, heads, 8, device=device())
-        with context.running(4 * world):
+        with context.activate(4 * world):
             try:
                 context.operators(bind(backend())).video_attention(q, q, q)
             except MovaError as error:

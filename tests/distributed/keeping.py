@@ -9,7 +9,7 @@ from mova_engine.config.mesh import choose_mesh
 from mova_engine.distributed.counted_traffic import SMALL
 from mova_engine.distributed.processes import read_launch, start_processes
 from mova_engine.memory.checkpointing import layer_runner
-from mova_engine.models.context_parallel import WHOLE
+from mova_engine.models.context_parallel import NO_CP
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import bind
 from mova_engine.ops.saved_outputs import SavedOps
@@ -23,7 +23,7 @@ def kept_bytes(checkpointing: str, ulysses: int) -> int:
     return count(checkpointing, place.sharding, place.operators(bind(backend())))
 
 
-def count(checkpointing: str, sharding=WHOLE, ops=None) -> int:
+def count(checkpointing: str, sharding=NO_CP, ops=None) -> int:
     config = SMALL
     model = Mova(config, ops or bind(backend()))
     model.init_weights(torch.Generator().manual_seed(0))

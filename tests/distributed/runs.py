@@ -231,7 +231,7 @@ def _watched(case: str, place: Processes) -> tuple[str | None, int | None]:
     if mine._verdict is not None and told is None:
         told = mine._verdict.text
     mine.close()
-    place.most(0)
+    place.all_reduce_max(0)
     return told, ended[0] if ended else None
 
 
@@ -240,7 +240,7 @@ def both_fail() -> str:
     place, said = _group(), ""
     with patch.object(watchdog, "HEARTBEAT_INTERVAL_S", 0.1 if place.is_first else 1.0):
         mine = watchdog.Watch(place.launch, 20.0)
-        place.most(0)
+        place.all_reduce_max(0)
         try:
             with mine.guard():
                 raise MovaError("the disk is full")

@@ -13,7 +13,7 @@ from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, M
 from mova_engine.diffusion.loss import Share, velocity_loss
 from mova_engine.distributed.fsdp import Shards, shard_model
 from mova_engine.distributed.processes import Processes, read_launch, start_processes
-from mova_engine.models.context_parallel import WHOLE, Sharding
+from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable, bind
 
@@ -94,7 +94,7 @@ def clips(tokens: int, batch: int, seed: int = 11) -> dict[str, Tensor]:
     return {name: x.to(device()) for name, x in tensors.items()}
 
 
-def backward(model: Mova, inputs: dict[str, Tensor], expert: int, sharding: Sharding = WHOLE, **options) -> Tensor:
+def backward(model: Mova, inputs: dict[str, Tensor], expert: int, sharding: Sharding = NO_CP, **options) -> Tensor:
     """Forward, loss and gradients of one step; returns this process's share of the loss."""
     targets = inputs["video_target"], inputs["audio_target"]
     given = {name: x for name, x in inputs.items() if not name.endswith("target")}
