@@ -10,6 +10,7 @@ from mova_engine.predict.step_traffic import adapter_parameters, parameters, sav
 _FP32 = WIDTHS["fp32"]
 # Layers whose weights are on the device at once where they are gathered or streamed: in use, and the next.
 _BUFFERS = 2
+_WORKING = "working set of a layer"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def memory(run: PlannedRun) -> Memory:
         _training_state(run, device, host)
         for parts, saved in zip((device, host), _saved_activations(run), strict=True):
             parts |= {name: value * run.job.batch for name, value in saved.items()}
-    device["working set of a layer"] = _working(run) * run.job.batch
+    device[_WORKING] = _working(run) * run.job.batch
     _codecs(run, device)
     return Memory(*({name: value for name, value in parts.items() if value > 0} for parts in (device, host)))
 
@@ -128,17 +129,25 @@ def _layer_parameters(run: PlannedRun) -> float:
 
 
 def _codecs(run: PlannedRun, device: dict[str, float]) -> None:
-    """Of the device that has most of them: of those that sample a clip together one has the text encoder, another one
-    the audio codec.
+    """Codecs and text encoder beside what else is on the device, `device` so far.
+
+    Of those that sample a clip together one has the text encoder, another one the audio codec: what counts is the
+    first. Where they are there for their stage alone, a run that encodes ahead has left them when it trains; sampling
+    encodes words when all weights but waiting experts' are there, and no activations.
     """
-    job, layout = run.job, run.layout
-    cost, resident, online = encode_cost(job.model), run.implementation.codecs_resident, job.training and job.online
+    job, layout, policy = run.job, run.layout, run.policy
+    cost, online = encode_cost(job.model), job.training and job.online
     video, audio = "video_dit" in job.components, "audio_dit" in job.components
     if not job.training and layout.cfg * layout.context_parallel > 1:
         audio = False
-    if resident or online:
+    if run.implementation.codecs_resident or online:
         device["codecs"] = cost.video_bytes * video + cost.audio_bytes * audio
-    if resident:
         device["text encoder"] = cost.text_bytes
+    elif not job.training:
+        absent = device[_WORKING]
+        if policy.expert == "host":
+            experts = parameter_counts(job.model)["video_dit"].values()
+            absent += sum(experts) * run.frozen_width / sharded(layout)
+        device["text encoder, beyond what is not there yet"] = cost.text_bytes - absent
     if online:
         device["codecs' working set"] = cost.working_bytes * video

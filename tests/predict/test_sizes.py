@@ -131,6 +131,27 @@ def test_what_is_moved_to_the_host_leaves_the_device():
     )
 
 
+def test_codecs_count_where_they_lie():
+    """Text encoder 11.36 GB, autoencoders 0.51 and 1.49: all the time, or in their stage alone."""
+    stays, leaves = (replace(IMPLEMENTATIONS["ours"], codecs_resident=resident) for resident in (True, False))
+
+    def gb(implementation, job, layout, **policy):
+        return memory(PlannedRun(job, layout, Policy(**policy), implementation)).total / 1e9
+
+    job, one = Job(M360, "lora"), Layout()
+    assert gb(stays, job, one) - gb(leaves, job, one) == pytest.approx(11.36 + 0.51 + 1.49, abs=0.01)
+    online = replace(job, online=True)
+    assert gb(stays, online, one) == gb(leaves, online, one)
+    # Of four that sample a clip the first has no audio codec, and more of the words than of a layer's work.
+    four, sampled = Layout(ulysses=4, shard=False), Job(M360, "inference")
+    working = memory(PlannedRun(sampled, four)).device["working set of a layer"] / 1e9
+    assert gb(stays, sampled, four) - gb(leaves, sampled, four) == pytest.approx(0.51 + working, abs=0.01)
+    # One expert's 28.6 GB are not there yet.
+    assert gb(stays, sampled, four, expert="host") - gb(leaves, sampled, four, expert="host") == pytest.approx(
+        11.36 + 0.51, abs=0.01
+    )
+
+
 @pytest.mark.parametrize("task", ["full", "lora"])
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 def test_executed_flops_are_the_hardware_flops(task, checkpointing):
