@@ -152,8 +152,10 @@ def _some(rng: Rng, packets: Packets, share: float = 0.1) -> list[int]:
 def dropped(rng: Rng, path: Path, out: Path) -> bool | None:
     """Packets are missing."""
 
-    def change(packets: Packets) -> Packets:
+    def change(packets: Packets) -> Packets | None:
         gone = set(_some(rng, packets))
+        if path.suffix == ".mov" and packets[min(gone)].stream.codec.name.startswith("pcm"):
+            return None  # samples are counted there: a gap cannot be written
         return [packet for k, packet in enumerate(packets) if k not in gone]
 
     return _remuxed(path, out, change) is not None or None

@@ -13,6 +13,8 @@ from data_pipeline.ruler import CLIP, KINDS, SIZE, Kind, Truth, judge, noise, nu
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.mxf import why_broken
+from mova_engine.data.media.numbered import ffv1_is_whole, flac_sample
 from mova_engine.errors import MovaError
 
 UNKNOWN = ("avi, bframes", "avi, h264")  # when their pictures are shown is a guess
@@ -208,6 +210,70 @@ def test_mutants_are_right_or_refused(files, tmp_path, kind, part):
     found = [finding for finding in found if finding is not None]
     assert [finding for finding in found if finding.outcome in ("wrong", "crashed")] == []
     assert len(found) > 5 and {finding.outcome for finding in found} >= {"right"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mutation", "seed"),
+    [
+        ("ogg, flac", "lost", 110_002_856),
+        ("ogg, flac", "dropped", 110_001_928),
+        ("mkv, ffv1", "spoilt", 110_001_113),
+        ("mkv, ffv1", "huge", 110_004_071),
+        ("mxf", "lost", 110_000_860),
+        ("mxf", "truncated", 50_000_219),
+        ("mp4, hevc", "moved_both", 110_000_034),
+        ("ts, hevc", "moved", 110_002_419),
+    ],
+)
+def test_what_a_campaign_found_is_refused(files, tmp_path, kind, mutation, seed):
+    finding = try_one(kind, mutation, files(kind), tmp_path / f"m.{KINDS[kind].suffix}", seed)
+    assert finding.outcome == "refused", finding
+
+
+def test_flac_says_where_its_frames_belong(files):
+    with av.open(str(files("ogg, flac"))) as container:
+        stream = container.streams.audio[0]
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        blocks = [flac_sample(packet, packets[0].duration) for packet in packets]
+    # From the 128th frame on the number takes two bytes.
+    assert blocks == [packet.pts for packet in packets] and len(blocks) > 30
+    for data, number in (
+        (b"\xff\xf8\xc9\x18\x7f", 127 * 4608),
+        (b"\xff\xf8\xc9\x18\xc2\x80", 128 * 4608),
+        (b"\xff\xf9\xc9\x18\xe1\x80\x80", 4096),
+        (b"\xff\xf9\xc9\x18\xfe\xbf\xbf\xbf\xbf\xbf\xbf", 2**36 - 1),
+        (b"\xff\xf8\xc9\x18\xc2\x00", None),
+        (b"\xff\xf8\xc9\x18\x80", None),
+        (b"\xfe\xf8\xc9\x18\x01", None),
+    ):
+        assert flac_sample(av.Packet(data.ljust(16, b"\0")), 4608) == number
+
+
+def test_ffv1_says_which_packets_are_whole(files):
+    with av.open(str(files("mkv, ffv1"))) as container:
+        packets = [bytes(packet) for packet in container.demux(container.streams.video[0]) if packet.size]
+    assert all(ffv1_is_whole(av.Packet(data)) for data in packets)
+    rng = np.random.default_rng(0)
+    for data in packets[:20]:
+        place = int(rng.integers(len(data)))
+        spoilt = data[:place] + bytes([data[place] ^ 1 << int(rng.integers(8))]) + data[place + 1 :]
+        assert not ffv1_is_whole(av.Packet(spoilt)) and not ffv1_is_whole(av.Packet(data[:-1]))
+
+
+def test_mxf_is_a_chain(files, tmp_path):
+    data, path = files("mxf").read_bytes(), tmp_path / "clip.mxf"
+    assert why_broken(files("mxf")) is None
+    for ahead in (b"", b"a run-in"):
+        path.write_bytes(ahead + data)
+        assert why_broken(path) is None
+    third = len(data) // 3
+    for changed in (data[:third] + data[third + 64 :], data[:third] + b"." * 64 + data[third:]):
+        path.write_bytes(changed)
+        assert "missing or wrong before byte" in why_broken(path)
+    path.write_bytes(data[: 2 * third])
+    assert "its index is missing" in why_broken(path)
+    path.write_bytes(b"")
+    assert why_broken(path)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Sound comes out at its time and at a defined level: drifting clocks, gaps, layouts, formats, opposite phase."""
 
+import re
 from fractions import Fraction
 
 import av
@@ -292,6 +293,17 @@ def test_stamps_of_any_frame_size_are_understood(frame, drift):
         found = np.interp(starts[own] - starts[run.first], run.nominal, run.times)
         assert np.abs(found - true[own]).max() < 7e-4
     assert drift != 1 or not any(run.stretched for run in runs)
+
+
+def test_a_step_there_and_back_is_refused():
+    """A gap moves all that follows it; stamps that return to the old line, to the millisecond, were wrong."""
+    starts = np.arange(100) * 1024 / 48000
+    lengths = np.full(100, 1024 / 48000)
+    for step in (0.02, -0.015, 0.3):
+        with pytest.raises(MovaError, match=re.escape(f"step by {1000 * step:+.0f} ms and back")):
+            find_runs(starts + step * ((starts > 0.8) & (starts < 1.3)), lengths)
+        again = starts + step * ((starts > 0.8) + (starts > 1.3))
+        assert len(find_runs(again, lengths)) == 3
 
 
 def test_a_coarse_clock_is_jitter():

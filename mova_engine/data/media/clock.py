@@ -19,6 +19,8 @@ from mova_engine.errors import MovaError
 
 # A move below this many seconds between two frames is jitter or drift.
 STEP = 5e-3
+# Steps whose sizes differ by fewer seconds are of one size.
+SAME = 2e-3
 # Frames on either side that say whether a move lasts.
 WITNESSES = 9
 # Sound is stretched where its timestamps depart by more than this many seconds from it as it is.
@@ -55,10 +57,16 @@ def find_runs(times: np.ndarray, lengths: np.ndarray) -> list[PacketRun]:
     """
     ends = np.cumsum(lengths)
     borders = [0, *_steps(times - (ends - lengths)), len(times)]
-    return [
+    runs = [
         PacketRun(first, last, *_curve(times[first:last], lengths[first:last]))
         for first, last in itertools.pairwise(borders)
     ]
+    # What is lost or comes twice stays so: one of the runs stands at a wrong place, and which one nothing says.
+    steps = [later.times[0] - earlier.times[-1] for earlier, later in itertools.pairwise(runs)]
+    for step, back in itertools.pairwise(steps):
+        if abs(step) > STEP and abs(step + back) < SAME:
+            raise MovaError(f"has sound whose timestamps step by {1000 * step:+.0f} ms and back: some are wrong")
+    return runs
 
 
 def _steps(offsets: np.ndarray) -> list[int]:

@@ -18,6 +18,8 @@ from av.frame import Frame
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
+from mova_engine.data.media.mxf import why_broken
+from mova_engine.data.media.numbered import ffv1_is_whole, flac_sample
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
 
@@ -37,6 +39,8 @@ INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 CUT_ANYWHERE = ("mpeg", "mpegts")
 # What decoders look for: checksums, impossible values, data that end too early; errors are not concealed.
 CHECKS = "crccheck+bitstream+buffer+explode"
+# Seconds by which a time in Ogg may be off against what came before.
+JUMP = Fraction(5, 1000)
 # How far to go back, in seconds, until a frame is found that is early enough.
 STEPS_BACK = (PREROLL, Fraction(8), Fraction(60))
 
@@ -63,6 +67,9 @@ def open_media(path: str | Path, *, pictures: bool = True) -> Iterator[InputCont
         raise MovaError(f"{path}: not a media file of a known format (playlists are not read)") from None
     except (av.FFmpegError, MemoryError) as error:
         raise MovaError(_damaged(path, error)) from None
+    if container.format.name == "mxf" and (reason := why_broken(path)) is not None:
+        container.close()
+        raise MovaError(f"{path}: damaged or cut short: {reason}")
     try:
         with container:
             sound = audio_stream(container)
@@ -149,6 +156,8 @@ class Reader:
         self._moving = stream.type == "video"
         # Pictures of program streams are stamped a frame or two off, see `timeline`.
         self._jitter = Fraction(1, 5) if self._moving and container.format.name == "mpeg" else 0
+        # Whether FFV1 has checksums: its first packet tells.
+        self._summed = None if self._decoder.name == "ffv1" else False
         self._packets = self._demuxed()
         self._fed: list[Packet] = []
         self._clear()
@@ -198,14 +207,25 @@ class Reader:
         yield from self._from(self._skipped(packets, begin))
 
     def _refuse_jumps(self, begin: Fraction) -> None:
-        """Ogg stamps pages, not packets: after a lost page times are counted on, wrongly, until they jump."""
+        """Ogg stamps pages, not packets: after a lost page times are counted on, wrongly, until they jump.
+
+        Those of FLAC never do, but its frames have numbers.
+        """
+        numbered = self._decoder.name == "flac"
         with open_media(self.path, pictures=self._moving) as container:
-            expected = None
+            expected = block = origin = None
             for packet in container.demux(container.streams[self.stream.index]):
                 if packet.pts is None:
                     continue
                 time = packet.pts * packet.time_base
-                if expected is not None and time >= begin and abs(time - expected) > Fraction(5, 1000):
+                jumps = expected is not None and abs(time - expected) > JUMP
+                if numbered:
+                    block = block or packet.duration
+                    sample = flac_sample(packet, block)
+                    zero = origin if sample is None else time - Fraction(sample, self._decoder.sample_rate)
+                    origin = zero if origin is None else origin
+                    jumps = jumps or (origin is not None and abs(zero - origin) > JUMP)
+                if jumps and time >= begin:
                     raise self._error(time)
                 expected = time + packet.duration * packet.time_base if packet.duration else None
 
@@ -261,7 +281,7 @@ class Reader:
     def _decoded(self, packet: Packet) -> list[Frame]:
         if packet.size == 0 and packet.pts is not None:
             return []  # the last picture stays; to the decoder it would mean the end
-        if packet.is_corrupt:
+        if packet.is_corrupt or self._is_known_to_be_spoilt(packet):
             self._spoilt(packet)
         try:
             return self._decoder.decode(packet)
@@ -270,6 +290,14 @@ class Reader:
                 raise
             self._spoilt(packet)
             return []
+
+    def _is_known_to_be_spoilt(self, packet: Packet) -> bool:
+        """Whether the packet says so itself where the decoder does not: FFV1's, in a file that has checksums."""
+        if self._summed is False or not packet.size:
+            return False
+        whole = ffv1_is_whole(packet)
+        self._summed = whole if self._summed is None else self._summed
+        return self._summed and not whole
 
     def _spoilt(self, packet: Packet) -> None:
         """Note that frames from this packet's decoding time on may be wrong."""

@@ -75,7 +75,7 @@ def read_pictures(
     hole = timeline.hole(wanted[0], wanted[-1], (origin, reader.second))
     if hole is not None:
         missing = f"{float(hole[1] - hole[0]):.3f} s without a picture from {float(hole[0] - origin):.3f} s on"
-        raise MovaError(f"{path}: damaged video: {missing}, in a file of constant frame rate")
+        raise MovaError(f"{path}: damaged video: {missing}")
     return origin, video
 
 

@@ -88,6 +88,8 @@ def read_sound(
         runs = [each for part in _same_rate(pieces) for each in _runs(part)]
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
+    if reader.restart is not None and any(run.times[0] > 0 for run, _ in runs[1:]):
+        raise MovaError(f"{path}: its sound has a gap before its clock goes back: some of its timestamps are wrong")
     for run, part in runs:
         mono = np.concatenate([weights[x.channels] @ x.samples for x in part]).astype(np.float32)
         first, samples = _placed(mono, part[0].rate, run, clip.sample_rate)

@@ -15,6 +15,8 @@ from mova_engine.errors import MovaError
 
 # Frames by which to tell whether a rate is constant.
 ENOUGH = 60
+# Seconds for which no picture stays: a day.
+LONGEST = Fraction(86_400)
 
 
 def known_times(
@@ -86,7 +88,8 @@ class Timeline:
     def hole(
         self, begin: Fraction, end: Fraction, opening: tuple[Fraction, Fraction | None]
     ) -> tuple[Fraction, Fraction] | None:
-        """From when to when, between `begin` and `end`, pictures are missing from a file of constant frame rate.
+        """From when to when, between `begin` and `end`, pictures are missing: from a file of constant
+        frame rate, or for longer than any stays.
 
         Also between the file's first two pictures, at `opening`: a wrong time of the first would move everything.
         The rate is constant where nine of ten distances are the same, or the file's mean and base rates and the usual
@@ -106,10 +109,8 @@ class Timeline:
         within = [(a, b) for a, b in gaps if a < end and b > begin]
         if opening[1] is not None:
             within.append(opening)
-        for a, b in within if constant or even else ():
-            if b - a > typical * Fraction(3, 2) + rounding:
-                return a, b
-        return None
+        longest = typical * Fraction(3, 2) + rounding if constant or even else LONGEST
+        return next(((a, b) for a, b in within if b - a > longest), None)
 
     def _see_more(self) -> None:
         """Read on where there are few distances to tell by what is usual; damage there is none of the clip's."""
