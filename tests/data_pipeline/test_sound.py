@@ -302,7 +302,7 @@ def test_a_step_there_and_back_is_refused():
     for step in (0.02, -0.015, 0.3):
         with pytest.raises(MovaError, match=re.escape(f"step by {1000 * step:+.0f} ms and back")):
             find_runs(starts + step * ((starts > 0.8) & (starts < 1.3)), lengths)
-        again = starts + step * ((starts > 0.8) + (starts > 1.3))
+        again = starts + step * (starts > 0.8) + step * (starts > 1.3)
         assert len(find_runs(again, lengths)) == 3
 
 
