@@ -44,16 +44,20 @@ def main(argv: list[str] | None = None) -> int:
     _check_sizes(vars(args) | {"devices": devices})
     job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
     fixed = _policy(args.policy, hardware, job.task, implementation)
-    if layout and not job.training:
+    # A mesh does not say whether weights are shared: in training they are, in sampling they are not, unless the policy
+    # wants it otherwise.
+    if layout and (fixed.get("frozen") == "fp8" if job.training else fixed.get("weights") != "host"):
         layout = unsharded(layout)
     if layout:
         _check(job, layout, fixed, implementation, devices)
     plans = best(job, devices, hardware, implementation, layout, fixed)
     head = [*report.headline(job, hardware, devices, implementation.name), ""]
+    args.standing = None
     if args.recipe and job.training and implementation.name == "ours":
         from mova_engine.plan.recipe import recipe_as_it_stands
 
-        head += [recipe_as_it_stands(args.recipe, job, devices, hardware), ""]
+        args.standing = recipe_as_it_stands(args.recipe, devices, hardware)
+        head += [args.standing, ""]
     if plans:
         _show_plans(args, head, plans, layout, fixed)
         return 0
@@ -175,6 +179,7 @@ def _show_plans(
         "plain": report.facts(plain, args.recipe),
         "smallest_change": report.facts(least, args.recipe),
         "others": [report.facts(one, args.recipe) for one in rest],
+        "recipe_as_it_stands": args.standing,
     }
     parts = [*head, *lines, "", "planned:" if layout else "recommended:", *report.summary(chosen)]
     parts += report.how_to_run(chosen, args.recipe)
@@ -226,6 +231,7 @@ def _show_misfit(
         "leanest": report.facts(closest, args.recipe),
         "planned": report.facts(planned) if planned.fits else None,
         "would_fit": [report.facts(one, args.recipe) for one in found],
+        "recipe_as_it_stands": args.standing,
     }
     _put(args, facts, lambda: [*head, *lines])
     return 1

@@ -55,9 +55,9 @@ def policy_as_set(config: TrainConfig) -> Policy:
     )
 
 
-def recipe_as_it_stands(recipe: str, job: Job, devices: int, hardware: Hardware) -> str:
+def recipe_as_it_stands(recipe: str, devices: int, hardware: Hardware) -> str:
     """In a line: whether `recipe` runs on these devices without another option, and the smallest change where not."""
-    config, head = load_config(recipe), f"{recipe} as it stands"
+    config, job, head = load_config(recipe), job_of(recipe), f"{recipe} as it stands"
     try:
         layout = layout_as_set(config, job.model.video.num_heads, devices)
     except MovaError as error:

@@ -110,11 +110,28 @@ def test_a_recipe_is_judged_as_it_stands(command, says, capsys):
     _plan(command)
     shown = " ".join(capsys.readouterr().out.split())
     assert says in shown and " as it stands " in shown
+    _plan(f"{command} --json")
+    assert says in json.loads(capsys.readouterr().out)["recipe_as_it_stands"]
+
+
+@pytest.mark.parametrize(
+    "command, shard",
+    [
+        ("--task inference --mesh 1x1x1x4", False),
+        ("--task inference --mesh 1x1x1x4 --policy weights=host", True),
+        ("--task lora --mesh 1x1x1x8", True),
+        ("--task lora --mesh 1x1x1x8 --policy frozen=fp8", False),
+    ],
+)
+def test_weights_of_a_given_mesh_are_shared_as_its_policy_needs(command, shard, capsys):
+    assert _plan(f"mova-360p --hardware h200 {command} --json") == 0
+    found = json.loads(capsys.readouterr().out)["recommended"]
+    assert found["mesh"]["shard"] == shard == ("--parallel.shard" in found["command"])
 
 
 def test_the_smallest_change_to_a_recipe_is_what_makes_it_fit():
     hardware = calibrated("h100-80gb")
-    said = recipe_as_it_stands("lora", job_of("lora"), 1, hardware)
+    said = recipe_as_it_stands("lora", 1, hardware)
     options = re.search(r"smallest change that fits: (.*) \([\d.]+ GB\)", said)[1]
     config, _ = parse_command_line(["--recipe", "lora", *options.split()])
     changed = PlannedRun(job_of("lora"), layout_as_set(config, 40, 1), policy_as_set(config))
