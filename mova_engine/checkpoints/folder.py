@@ -221,18 +221,21 @@ def load_codecs(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    on_host: bool = False,
     parts: Collection[str] = Codecs._fields,
 ) -> Codecs:
     """Return the checkpoint's video codec, audio codec and text encoder, of which `parts` are loaded; pretrained ones
-    compute in `dtype`.
+    compute in `dtype`. on_host: these are loaded into the host's memory, for a `Residency` to move.
     """
     folder = Path(folder)
     # No codec depends on the clip's size, which the folder need not state.
     config = _contents(folder, RELEASED.clip)
 
+    pretrained_on = "cpu" if on_host else device
+
     def source(name: str, kind: str) -> dict[str, Any]:
         if CODEC_CLASSES[name][kind][0] != EMBEDDED:
-            return {"folder": folder / name, "device": device, "dtype": dtype}
+            return {"folder": folder / name, "device": pretrained_on, "dtype": dtype}
         state = {key: value for key, value in read_config(folder / name).items() if not key.startswith("_")}
         return {"state": state, "device": device}
 
@@ -245,7 +248,7 @@ def load_codecs(
             None if embedded_text else folder,
             tokens=config.text_tokens,
             dim=config.video.text_dim,
-            device=device,
+            device=device if embedded_text else pretrained_on,
             dtype=dtype,
         ),
     }

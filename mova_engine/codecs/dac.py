@@ -135,6 +135,11 @@ class DacCodec:
         self.hop = dac.config.hop
         self._fingerprint: str | None = None
 
+    @property
+    def weights(self) -> nn.Module:
+        """The autoencoder, which may be moved."""
+        return self.dac
+
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
         """Audio [b, 1, n] in [-1, 1] -> latents [b, 128, ceil(n/960)], float32. MovaError on other shapes."""

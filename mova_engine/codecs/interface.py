@@ -3,6 +3,7 @@
 Three small protocols hide what stands behind them: a pretrained autoencoder, or a fixed transform that needs no
 download. All of them normalise their latents (about zero mean, unit scale per channel), move their input to their own
 device, run without gradients, and give a `fingerprint` that changes whenever the same input could give another output.
+`weights` is the module that `memory.residency` moves between host and device; None: constants of a few kB, which stay.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mova_engine.codecs.row_sharding import ALL_ROWS, Rows
 from mova_engine.errors import MovaError
@@ -23,6 +24,7 @@ class VideoCodec(Protocol):
     """Video <-> latents at stride (4, 8, 8). The first frame alone forms latent frame 0: f = 4n+1 frames give n+1."""
 
     name: str
+    weights: nn.Module | None
     channels: int
     stride: tuple[int, int, int]
 
@@ -47,6 +49,7 @@ class AudioCodec(Protocol):
     """Mono sound <-> latents, `hop` samples each."""
 
     name: str
+    weights: nn.Module | None
     channels: int
     sample_rate: int
     hop: int
@@ -72,6 +75,7 @@ class TextEncoder(Protocol):
     """Prompts -> features that the towers attend to without a mask: rows after a prompt's end are zero."""
 
     name: str
+    weights: nn.Module | None
     dim: int
     max_tokens: int
 

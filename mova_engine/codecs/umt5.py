@@ -35,7 +35,8 @@ class Umt5TextEncoder:
     name = "umt5"
 
     def __init__(self, encoder: nn.Module, tokenizer: Any, max_tokens: int) -> None:
-        self.encoder = encoder.requires_grad_(False).eval()
+        # None while the weights are dropped; they may be moved.
+        self.weights: nn.Module | None = encoder.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.dim = encoder.config.d_model
@@ -54,8 +55,8 @@ class Umt5TextEncoder:
         mask = tokens.attention_mask
         for text in (text for text, row in zip(texts, mask, strict=True) if row.all()):
             self._warn_if_cut(text)
-        device = self.encoder.device
-        features = self.encoder(tokens.input_ids.to(device), mask.to(device)).last_hidden_state
+        device = self.weights.device
+        features = self.weights(tokens.input_ids.to(device), mask.to(device)).last_hidden_state
         return features.masked_fill(mask.to(device)[..., None] == 0, 0)
 
     def fingerprint(self) -> str:
@@ -63,7 +64,7 @@ class Umt5TextEncoder:
         if self._fingerprint is None:
             vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
             facts = {"version": 1, "tokens": self.max_tokens, "vocab": hashlib.sha256(vocabulary.encode()).hexdigest()}
-            self._fingerprint = fingerprint("umt5-text", facts, self.encoder.state_dict().items())
+            self._fingerprint = fingerprint("umt5-text", facts, self.weights.state_dict().items())
         return self._fingerprint
 
     def _warn_if_cut(self, text: str) -> None:

@@ -34,6 +34,11 @@ class WanVideoCodec:
         self.stats = LatentStats(tuple(config.latents_mean), tuple(config.latents_std))
         self._fingerprint: str | None = None
 
+    @property
+    def weights(self) -> nn.Module:
+        """The autoencoder, which may be moved."""
+        return self.vae
+
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Video [b, 3, 4n+1, h, w] in [-1, 1] -> latents [b, 16, n+1, h/8, w/8], float32. MovaError on other shapes.

@@ -22,9 +22,9 @@ import json
 import logging
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,8 +35,6 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -53,6 +51,7 @@ from mova_engine.codecs import (
     video_from_uint8,
 )
 from mova_engine.config.model import PRESETS, ClipConfig, MovaConfig, get_preset
+from mova_engine.data.cache_entries import floats, is_entry, read_entry, serialise
 from mova_engine.data.cache_forms import Form, as_json, as_stored, difference, form_path, other_forms
 from mova_engine.data.media.decode import Clip, Silent, read_clip
 from mova_engine.data.media.reader_process import FatalFileError
@@ -61,6 +60,8 @@ from mova_engine.distributed.processes import Launch, read_launch
 from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.files.atomic import set_aside, write_atomic
 from mova_engine.files.digests import Digests
+from mova_engine.memory.codec_parts import AUDIO_VAE, TEXT_ENCODER, VIDEO_VAE, codec_parts
+from mova_engine.memory.residency import Residency, stage
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ TEXT_MEMORY = 64 << 20
 LOOKED_FOR = 16
 # Clips decoded ahead of the encoder.
 READ_AHEAD = 2
+# What a clip is encoded with.
+CODECS = (VIDEO_VAE, AUDIO_VAE)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class LatentCache:
     dtype: "float32" or "bfloat16" (half the space; values are rounded); tensors are always handed out as float32.
     silent: what to do with clips without sound, see `read_clip`.
     video_codec: None for a cache of sound alone, which takes files without pictures and decodes none.
+    residency: brings the codecs, its parts, to the device to encode; None: they are where they compute.
     Everything is encoded one clip at a time, so that an entry does not depend on its neighbours.
     """
 
@@ -102,6 +106,7 @@ class LatentCache:
         *,
         dtype: str = "float32",
         silent: Silent = "refuse",
+        residency: Residency | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise MovaError(f"unknown cache dtype '{dtype}'.{suggest(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
@@ -109,7 +114,7 @@ class LatentCache:
             raise MovaError(f"{folder}: a file, not a folder for encoded clips; --loader.cache FOLDER names one")
         self.folder, self.clip, self.silent = Path(folder), clip, silent
         self.video_codec, self.audio_codec, self.text_encoder = video_codec, audio_codec, text_encoder
-        self.dtype = DTYPES[dtype]
+        self.dtype, self.residency = DTYPES[dtype], residency
         common = {"version": VERSION, "dtype": dtype}
         shown = {"sound": [clip.audio_samples, clip.sample_rate]}
         if video_codec is not None:
@@ -133,10 +138,12 @@ class LatentCache:
         path = self._clip_path(entry)
         latents = self._load(path)
         if latents is None:
-            latents = self._encode(entry, self._decode(entry))
-            self._try_write(path, _serialise(latents))
+            clip = self._decode(entry)
+            with stage(self.residency, *CODECS):
+                latents = self._encode(entry, clip)
+            self._try_write(path, serialise(latents))
             self._write_form()
-        return {**_floats(latents), "text": self.text(entry.caption)}
+        return {**floats(latents), "text": self.text(entry.caption)}
 
     def read(self, entry: Entry) -> dict[str, Tensor] | None:
         """What `get` gives, or None where that takes more than reading: for processes that must not run the codecs."""
@@ -145,7 +152,7 @@ class LatentCache:
         except MovaError:
             return None
         text = self._stored_text(entry.caption)
-        return None if latents is None or text is None else {**_floats(latents), "text": text}
+        return None if latents is None or text is None else {**floats(latents), "text": text}
 
     def content(self, entry: Entry) -> str:
         """The digest of a clip's file. MovaError where it cannot be read."""
@@ -155,8 +162,9 @@ class LatentCache:
         """Features float32 [n, d] of a caption."""
         stored = self._stored_text(caption)
         if stored is None:
-            features = self._encode_text(caption)
-            self._try_write(self._text_path(caption), _serialise({"text": features}))
+            with stage(self.residency, TEXT_ENCODER):
+                features = self._encode_text(caption)
+            self._try_write(self._text_path(caption), serialise({"text": features}))
             stored = self._keep_text(caption, features)
         return stored
 
@@ -167,23 +175,32 @@ class LatentCache:
     def fill(self, entries: Sequence[Entry], progress: Callable[[int], None] = lambda done: None) -> list[Problem]:
         """Encode and store what is missing; return the clips that cannot be used. `progress` is told how many are done.
 
-        Files are decoded ahead in threads, while this one encodes. Raises MovaError when the cache cannot be written.
+        Files are decoded ahead in threads, while this one encodes; the captions follow when all clips are done. Raises
+        MovaError when the cache cannot be written.
         """
-        problems = []
-        self._store_text("")
-        for done, (entry, outcome) in enumerate(self._read_ahead(entries), start=1):
-            try:
-                latents = self._encode(entry, outcome) if isinstance(outcome, Clip) else None
-            except MovaError as error:
-                outcome = error
-            if isinstance(outcome, MovaError):
-                problems.append(Problem(entry, str(outcome)))
-            else:
-                if latents is not None:
-                    self._store(self._clip_path(entry), latents)
-                    self._write_form()
-                self._store_text(entry.caption)
-            progress(done)
+        problems, captions = [], [""]
+        with ExitStack() as encoding:
+            began = False
+            for done, (entry, outcome) in enumerate(self._read_ahead(entries), start=1):
+                if isinstance(outcome, Clip) and not began:
+                    encoding.enter_context(stage(self.residency, *CODECS))
+                    began = True
+                try:
+                    latents = self._encode(entry, outcome) if isinstance(outcome, Clip) else None
+                except MovaError as error:
+                    outcome = error
+                if isinstance(outcome, MovaError):
+                    problems.append(Problem(entry, str(outcome)))
+                else:
+                    if latents is not None:
+                        self._store(self._clip_path(entry), latents)
+                        self._write_form()
+                    captions.append(entry.caption)
+                progress(done)
+        if missing := [text for text in dict.fromkeys(captions) if not self._has_text(text)]:
+            with stage(self.residency, TEXT_ENCODER):
+                for caption in missing:
+                    self._store(self._text_path(caption), {"text": self._encode_text(caption)})
         return problems
 
     def stored_otherwise(self, entries: Sequence[Entry]) -> str | None:
@@ -284,10 +301,8 @@ class LatentCache:
             self._texts[caption] = text
         return text
 
-    def _store_text(self, caption: str) -> None:
-        path = self._text_path(caption)
-        if caption not in self._texts and not path.is_file():
-            self._store(path, {"text": self._encode_text(caption)})
+    def _has_text(self, caption: str) -> bool:
+        return caption in self._texts or self._text_path(caption).is_file()
 
     def _clip_path(self, entry: Entry, form: Form | None = None) -> Path:
         facts = self._clip_facts if form is None else form
@@ -304,7 +319,7 @@ class LatentCache:
         """An entry's tensors; None where there is none, or a damaged one, which is reported."""
         if not path.is_file():
             return None
-        tensors, reason = _read_entry(path)
+        tensors, reason = read_entry(path)
         if tensors is None:
             log.warning("cache entry %s is damaged (%s): encoding it anew", path, reason)
         return tensors
@@ -312,7 +327,7 @@ class LatentCache:
     def _store(self, path: Path, tensors: dict[str, Tensor]) -> None:
         # An entry that a loss of power spoils is found by its checksum.
         try:
-            self._put(path, _serialise(tensors))
+            self._put(path, serialise(tensors))
         except MovaError as error:
             raise MovaError(f"{error}; --loader.cache FOLDER (mova cache: --cache) keeps clips elsewhere") from None
 
@@ -328,50 +343,11 @@ class LatentCache:
     def _put(self, path: Path, data: bytes) -> None:
         """Write a file of the cache. What is there and is none is not lost: it gets another name."""
         try:
-            if os.path.lexists(path) and not _is_entry(path):
+            if os.path.lexists(path) and not is_entry(path):
                 log.warning("%s is no entry of a cache, and is now %s", path, set_aside(path).name)
         except OSError as error:
             raise MovaError(f"cannot write {path}: {error.strerror or error}") from None
         write_atomic(path, data, sync=False)
-
-
-def _read_entry(path: Path) -> tuple[dict[str, Tensor] | None, str]:
-    """An entry's tensors, or None and why not."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if (file.metadata() or {}).get("crc32") == _checksum(tensors):
-                return tensors, ""
-        return None, "its checksum is wrong"
-    except (SafetensorError, OSError) as error:
-        return None, str(error)
-
-
-def _is_entry(path: Path) -> bool:
-    """Whether a file is one of a cache's, whole."""
-    if path.suffix == ".safetensors":
-        return _read_entry(path)[0] is not None
-    try:
-        return isinstance(json.loads(path.read_bytes()), dict | list)
-    except (OSError, ValueError):
-        return False
-
-
-def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.float() for name, x in tensors.items()}
-
-
-def _serialise(tensors: dict[str, Tensor]) -> bytes:
-    return save(tensors, metadata={"crc32": _checksum(tensors)})
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    value = 0
-    for name in sorted(tensors):
-        x = tensors[name].contiguous()
-        value = zlib.crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), value)
-        value = zlib.crc32(x.view(torch.uint8).numpy(), value)
-    return f"{value:08x}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -395,9 +371,11 @@ def main(argv: list[str] | None = None) -> int:
     entries = read_metadata(args.data)[share - 1 :: shares]
     which = f"share {share} of {shares}: " if shares > 1 else ""
     device = get_backend(args.device).device(launch.local_rank)
-    config, codecs = _model(args.model, args.checkpoint, args.size, args.task, device)
+    config, codecs, source = _model(args.model, args.checkpoint, args.size, args.task, device)
+    residency = Residency(device, codec_parts(codecs, source))
     folder = args.cache or args.data / "cache"
-    cache = LatentCache(folder, config.clip, *codecs, dtype=args.dtype, silent=args.silent)
+    options = {"dtype": args.dtype, "silent": args.silent, "residency": residency}
+    cache = LatentCache(folder, config.clip, *codecs, **options)
     if (otherwise := cache.stored_otherwise(entries)) is not None:
         log.warning("%s", otherwise.replace("--loader.", "--"))
     with Progress(console=Console(stderr=True, quiet=launch.rank > 0)) as bar:
@@ -420,16 +398,18 @@ def _share(text: str, launch: Launch) -> tuple[int, int]:
 
 def _model(
     preset: str | None, checkpoint: Path | None, size: str | None, task: str, device: torch.device
-) -> tuple[MovaConfig, Codecs]:
+) -> tuple[MovaConfig, Codecs, Path | None]:
+    """The model, its codecs on the host (embedded ones where they compute), and the folder that they are from."""
     if checkpoint is not None:
         folder, config = open_model(checkpoint, size)
-        return config, load_codecs(folder, device=device, parts=codecs_of(task))
+        return config, load_codecs(folder, device=device, on_host=True, parts=codecs_of(task)), folder
     config = get_preset(preset)
-    return config, Codecs(
+    codecs = Codecs(
         build_video_codec(config.video_codec, device=device) if task == "joint" else None,
         build_audio_codec(config.audio_codec, device=device),
         build_text_encoder(config.text_encoder, tokens=config.text_tokens, dim=config.video.text_dim, device=device),
     )
+    return config, codecs, None
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Launch, Processes, rank0_first, read_launch
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import CommandParser, MovaError, counted, run_cli, suggest
-from mova_engine.inference.loading import load_pipeline
 from mova_engine.inference.parallel_options import (
     ParallelOptions,
     add_options,
@@ -33,18 +32,18 @@ from mova_engine.inference.parallel_options import (
     read_options,
 )
 from mova_engine.inference.pipeline import (
+    MOST_CLIPS,
     REFERENCE_NEGATIVE_PROMPT,
     Pipeline,
-    Request,
     SampleSettings,
+    default_batch,
     default_settings,
+    load_pipeline,
 )
-from mova_engine.inference.requests import Prompt, make_requests, read_frame, read_prompts
+from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_prompts
 from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Without --batch: clips that keep a device busy at small sizes, one at the released ones.
-BATCH_TOKENS, MOST_CLIPS = 4096, 16
 # The word for the reference's own negative prompt.
 REFERENCE = "default"
 # What to do when a process has died.
@@ -134,9 +133,8 @@ def _sample(job: _Job, processes: Processes, watch: Watch) -> int:
         processes.wait_for_first()
     pipeline.schedule = _schedule(args, pipeline.schedule)
     pipeline.options = replace(pipeline.options, batch_guidance=not args.sequential_guidance)
-    # As many clips at a time as there are, spread over the groups of processes that make different ones.
-    each = -(-len(job.work) // job.mesh.data_parallel)
-    batch = args.batch or max(1, min(MOST_CLIPS, BATCH_TOKENS // job.shape.video_tokens, each))
+    # Spread over the groups of processes that make different ones.
+    batch = args.batch or default_batch(job.shape, -(-len(job.work) // job.mesh.data_parallel))
     facts = _facts(folder, job.settings, pipeline.schedule)
     backend.use_threads(args.threads, job.config.video.dim)
     started = time.perf_counter()

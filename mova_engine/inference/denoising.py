@@ -6,6 +6,7 @@ towers' dtype; noise levels are the schedule's own, exact.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,12 @@ from mova_engine.diffusion.schedule import Steps, add_noise, euler_step
 from mova_engine.distributed.branches import all_branches, own_branches
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.memory.residency import Residency, stage
 from mova_engine.models.context_parallel import Sharding
 from mova_engine.models.mova import Mova
+
+# The video experts' components, by index; they serve every step of a model that has one expert alone.
+EXPERTS = ("video_dit", "video_dit_2")
 
 
 class Latents(NamedTuple):
@@ -55,19 +60,17 @@ class Step:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How the loop runs. The first two must be as in training; the others only trade speed for memory.
+    """How the loop runs. The first two must be as in training; the last only trades speed for memory.
 
     clean_first_frame: latent frame 0 follows the noise levels of the given image instead of the network, for networks
     whose loss left that frame out; it ends as the image itself.
     bridge: False for a model that was trained without it.
     batch_guidance: evaluations that differ in text alone share one forward of twice the batch; False halves the memory.
-    offload: the expert that is not in use waits on the CPU.
     """
 
     clean_first_frame: bool = False
     bridge: bool = True
     batch_guidance: bool = True
-    offload: bool = False
 
 
 def draw_noise(
@@ -100,54 +103,42 @@ def denoise(
     options: LoopOptions | None = None,
     on_step: Callable[[Step], None] | None = None,
     processes: Processes | None = None,
+    residency: Residency | None = None,
 ) -> Latents:
     """Take all `steps` from `noise` and return the clean latents, float32, on the noise's device.
 
     fps: pictures per second of the clip, for the bridge's alignment of the two clocks. on_step is told of every step.
     processes: those that make the clips together, of which all are given the same and return the same, to the bit; each
-    computes its branches of guidance on its tokens.
+    computes its branches of guidance on its tokens. residency: brings each expert, where it is one of its parts, to the
+    device for the steps that it serves.
     Raises MovaError for shapes that do not fit, and when the latents come out not finite.
     """
     options, place = options or LoopOptions(), processes or Processes()
-    experts = _Experts(mova, noise.video.device, options.offload)
     model = _Model(mova, conditions, prediction, fps, options, place.sharding)
     own = own_branches(guidance.branches, place.branches)
     state = start = Latents(noise.video.float(), noise.audio.float())
     image = conditions.condition[:, -noise.video.shape[1] :, 0].float()
     video_sigmas, audio_sigmas = steps.video_sigmas.tolist(), steps.audio_sigmas.tolist()
-    for index, expert in enumerate(steps.experts):
-        experts.use(expert)
-        found = all_branches(guidance.branches, model.evaluate(own, state, steps, index), place.branches)
-        velocity = Latents(*guidance.combine(lambda *branch, found=found: found[branch]))
-        # Gathered pictures are the same everywhere; the sound was computed in each process that shares the clip.
-        velocity = velocity._replace(audio=place.sharding.broadcast(velocity.audio))
-        state = Latents(
-            euler_step(state.video, velocity.video, *video_sigmas[index : index + 2]),
-            euler_step(state.audio, velocity.audio, *audio_sigmas[index : index + 2]),
-        )
-        if options.clean_first_frame:
-            sigma = steps.video_sigmas[index + 1].expand(len(image))
-            state.video[:, :, 0] = add_noise(image, start.video[:, :, 0], sigma)
-        if on_step is not None:
-            on_step(Step(index, expert, state, velocity))
+    for expert, served in groupby(range(len(steps.experts)), steps.experts.__getitem__):
+        with stage(residency, EXPERTS[expert]):
+            for index in served:
+                found = all_branches(guidance.branches, model.evaluate(own, state, steps, index), place.branches)
+                velocity = Latents(*guidance.combine(lambda *branch, found=found: found[branch]))
+                # Gathered pictures are the same everywhere; each process that shares the clip computed the sound.
+                velocity = velocity._replace(audio=place.sharding.broadcast(velocity.audio))
+                state = Latents(
+                    euler_step(state.video, velocity.video, *video_sigmas[index : index + 2]),
+                    euler_step(state.audio, velocity.audio, *audio_sigmas[index : index + 2]),
+                )
+                if options.clean_first_frame:
+                    sigma = steps.video_sigmas[index + 1].expand(len(image))
+                    state.video[:, :, 0] = add_noise(image, start.video[:, :, 0], sigma)
+                if on_step is not None:
+                    on_step(Step(index, expert, state, velocity))
     for name, latents in state._asdict().items():
         if not latents.isfinite().all():
             raise MovaError(f"sampling gave {name} latents that are not finite; try --dtype float32 or a smaller scale")
     return state
-
-
-class _Experts:
-    """The two video experts, of which only the one in use needs to lie on the device."""
-
-    def __init__(self, mova: Mova, device: torch.device, offload: bool) -> None:
-        self.mova, self.device, self.offload = mova, device, offload and mova.video_dit_2 is not None
-
-    def use(self, index: int) -> None:
-        """See to it that expert `index` is on the device."""
-        if self.offload:
-            # The other leaves first: they may not fit together.
-            self.mova.expert(1 - index).to("cpu")
-            self.mova.expert(index).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a model folder to a pipeline on a device."""
+"""From a model folder to what a pipeline needs, on a device."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,7 @@ from mova_engine.adapters.lora import load_lora
 from mova_engine.backend import Backend
 from mova_engine.checkpoints.folder import (
     INDEX,
+    Codecs,
     boundary_ratio,
     diffusion_settings,
     load_codecs,
@@ -23,8 +24,9 @@ from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import read_json, stored_tensors
-from mova_engine.inference.denoising import LoopOptions
-from mova_engine.inference.pipeline import Pipeline, own_codecs
+from mova_engine.inference.denoising import EXPERTS, LoopOptions
+from mova_engine.memory.codec_parts import codec_parts
+from mova_engine.memory.residency import Part, Residency
 from mova_engine.models.mova import Mova
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 
@@ -77,7 +79,31 @@ def _check_whole(folder: Path, place: Processes) -> None:
             raise MovaError(f"{folder} is damaged: {wrong}: copy it again, or take another checkpoint of its run")
 
 
-def load_pipeline(
+def own_codecs(processes: Processes) -> tuple[str, ...]:
+    """Names of the codecs that this process needs: of those that make clips together, the first encodes words, all
+    decode pictures, the last encodes pictures and decodes sound.
+    """
+    rank, size = processes.clip.rank, processes.clip.size
+    return ("video", *(("text",) if rank == 0 else ()), *(("audio",) if rank == size - 1 else ()))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with all that a pipeline takes, under the names of its fields."""
+
+    mova: Mova
+    codecs: Codecs
+    schedule: Schedule
+    prediction: Prediction
+    options: LoopOptions
+    clip: ClipConfig | None
+    processes: Processes
+    sharded: bool
+    device: torch.device
+    residency: Residency
+
+
+def load_model(
     folder: str | Path,
     backend: Backend,
     *,
@@ -89,7 +115,7 @@ def load_pipeline(
     processes: Processes | None = None,
     shard: bool = False,
     config: MovaConfig | None = None,
-) -> Pipeline:
+) -> LoadedModel:
     """Load a model folder (see `models.locate.find_model`) with its codecs onto the backend's device.
 
     dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
@@ -119,9 +145,18 @@ def load_pipeline(
             staying = [mova.audio_dit, mova.dual_tower_bridge, *([] if mova.video_dit_2 else [mova.video_dit])]
             for component in staying:
                 component.to(device)
-    options = LoopOptions(facts.clean_first_frame, facts.bridge, offload=offload and not shard)
-    codecs = load_codecs(folder, device=device, dtype=dtype, parts=own_codecs(place))
-    return Pipeline(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device)
+    options = LoopOptions(facts.clean_first_frame, facts.bridge)
+    codecs = load_codecs(folder, device=device, dtype=dtype, on_host=True, parts=own_codecs(place))
+    parts = [*codec_parts(codecs, folder, dtype), *_tower_parts(mova, offload and not shard)]
+    residency = Residency(device, parts)
+    return LoadedModel(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device, residency)
+
+
+def _tower_parts(mova: Mova, offload: bool) -> list[Part]:
+    """The towers as parts of a residency: with `offload` two experts come and go, the rest is on the device already."""
+    modules = {name: getattr(mova, name) for name in COMPONENTS}
+    moving = EXPERTS if offload and mova.video_dit_2 is not None else ()
+    return [Part(name, x, stays=name not in moving) for name, x in modules.items() if x is not None]
 
 
 def _load_sharded(

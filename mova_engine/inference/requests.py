@@ -14,11 +14,29 @@ from mova_engine.data.media.stills import is_picture, read_image
 from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError, counted
-from mova_engine.inference.pipeline import Request
 
 # More are a slip of the keyboard, and the list of them would take the host's memory.
 MOST_REQUESTS = 1_000_000
+# torch.Generator takes 64 bits.
+MAX_SEED = 2**63 - 1
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip to make. first_frame, last_frame: uint8 [h, w, 3], cropped and resized as clips are.
+
+    Without a first frame the model is given a white one, its sign for "text only". The seed alone decides the noise.
+    """
+
+    caption: str
+    seed: int = 0
+    first_frame: np.ndarray | None = None
+    last_frame: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise MovaError(f"seed must lie between 0 and {MAX_SEED}, got {self.seed}")
 
 
 @dataclass(frozen=True)

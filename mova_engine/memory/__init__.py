@@ -1,1 +1,1 @@
-"""Where tensors live: activation checkpointing, activations on the host, quantised weights."""
+"""Where tensors live: residency by stages, activation checkpointing, activations on the host, quantised weights."""

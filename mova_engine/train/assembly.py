@@ -22,6 +22,7 @@ from mova_engine.data.loader import Loader, build_loader
 from mova_engine.distributed.background import Background
 from mova_engine.distributed.processes import Launch, Processes, start_processes
 from mova_engine.errors import MovaError, counted
+from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 from mova_engine.ops import REFERENCE, OpTable, bind
 from mova_engine.predict.flops import training_flops
@@ -53,6 +54,8 @@ class TrainingRun:
     ops: OpTable
     model: Mova
     codecs: Codecs
+    # When the codecs, which lie on the host, are on the device.
+    residency: Residency
     loader: Loader
     build: BatchBuilder
     validator: Validator | None
@@ -139,18 +142,22 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         # A checkpoint of adapters or of the audio tower alone holds no codecs.
         whole = config.task == "joint" and not config.lora.rank
         source = resume if whole and resume is not None else config.model.checkpoint
-        codecs = build_codecs(config, sizes, source, folder, device)
+        codecs, residency = build_codecs(config, sizes, source, folder, device)
         held_folder = heldout_folder(config, report)
     if held_folder is None and config.validation.every:
         console.print("note: no validation, no samples on the way: --validation.data names a folder of held-out clips")
     # All processes encode: each begins at another place.
     with _progress(console) as report:
         ahead = config.loader.encode == "ahead"
-        clips = open_clips(config, sizes, codecs, folder, report, processes, ahead)
+        clips = open_clips(config, sizes, codecs, residency, folder, report, processes, ahead)
         heldout = None
         if held_folder is not None:
-            heldout = open_clips(config, sizes, codecs, held_folder, report, processes)
+            heldout = open_clips(config, sizes, codecs, residency, held_folder, report, processes)
     agree_on_data(codecs, clips, heldout, processes)
+    if ahead:
+        residency.drop_unused()
+    elif any(codec is not None and codec.weights is not None for codec in codecs):
+        console.print("note: loader.encode online keeps text encoder and codecs on the device")
     build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
     loader = build_loader(
         clips,
@@ -171,6 +178,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         ops=ops,
         model=model,
         codecs=codecs,
+        residency=residency,
         loader=loader,
         build=build,
         validator=Validator(config, heldout, build, processes.sharding) if heldout is not None else None,

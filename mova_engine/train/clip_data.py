@@ -18,6 +18,8 @@ from mova_engine.data.metadata import FILES, Entry, read_metadata
 from mova_engine.data.synthetic.bounce import generate
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.memory.codec_parts import codec_parts
+from mova_engine.memory.residency import Residency
 
 # In the folder of clips, unless loader.cache names another.
 CACHE = "cache"
@@ -56,16 +58,18 @@ def _generated(folder: Path, clips: int, seed: int, split: str, progress: Progre
 
 def build_codecs(
     config: TrainConfig, model: MovaConfig, source: Path | None, folder: Path, device: torch.device
-) -> Codecs:
+) -> tuple[Codecs, Residency]:
     """The model's codecs and text encoder: those of the checkpoint `source`, or embedded ones fitted to the clips.
 
-    The audio task has no video codec, and needs none. Raises MovaError where the model needs pretrained ones and there
-    is no folder to take them from.
+    Pretrained ones lie on the host: the residency brings them to the device while they work, and keeps them there where
+    clips are encoded online. The audio task has no video codec, and needs none. Raises MovaError where the model needs
+    pretrained ones and there is no folder to take them from.
     """
     pictures = config.task == "joint"
-    source = config.model.codecs or source
+    source, keep = config.model.codecs or source, config.loader.encode == "online"
     if source is not None:
-        return load_codecs(source, device=device, parts=codecs_of(config.task))
+        codecs = load_codecs(source, device=device, on_host=True, parts=codecs_of(config.task))
+        return codecs, Residency(device, codec_parts(codecs, source), keep)
     kinds = ([model.video_codec] if pictures else []) + [model.audio_codec, model.text_encoder]
     pretrained = [kind for kind in kinds if kind not in ("dct", "mdct", "bytes")]
     if pretrained:
@@ -83,7 +87,8 @@ def build_codecs(
         torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips
     )
     text = build_text_encoder(model.text_encoder, tokens=model.text_tokens, dim=model.video.text_dim, device=device)
-    return Codecs(video, audio, text)
+    codecs = Codecs(video, audio, text)
+    return codecs, Residency(device, codec_parts(codecs), keep)
 
 
 def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
@@ -125,6 +130,7 @@ def open_clips(
     config: TrainConfig,
     model: MovaConfig,
     codecs: Codecs,
+    residency: Residency | None,
     folder: Path,
     progress: Progress,
     processes: Processes,
@@ -133,7 +139,8 @@ def open_clips(
     """Encode what the cache of `folder` lacks, unless it is to be done online, and return its usable clips."""
     settings = config.loader
     place = settings.cache or folder / CACHE
-    cache = LatentCache(place, model.clip, *codecs, dtype=settings.dtype, silent=settings.silent)
+    options = {"dtype": settings.dtype, "silent": settings.silent, "residency": residency}
+    cache = LatentCache(place, model.clip, *codecs, **options)
     total = len(read_metadata(folder))
     return open_dataset(
         folder,

@@ -225,11 +225,12 @@ class Trainer:
                     # Where it is this process's work alone, it can break it off.
                     with nullcontext() if sharded else stop.at_once():
                         out = self.folder / SAMPLES / f"step-{self.step:06d}"
-                        parts.validator.sample(parts.model, parts.codecs, out)
+                        parts.validator.sample(parts.model, parts.codecs, parts.residency, out)
                 elif sharded:
                     # A block's weights are gathered from everybody: all sample, and one keeps what comes out.
                     with TemporaryDirectory() as unwanted:
-                        parts.validator.sample(parts.model, parts.codecs, Path(unwanted) / "samples")
+                        out = Path(unwanted) / "samples"
+                        parts.validator.sample(parts.model, parts.codecs, parts.residency, out)
             except MovaError as error:
                 # A look at the model is not worth the run.
                 reporter.say(f"warning: no samples at step {self.step}: {error}")

@@ -15,6 +15,7 @@ from mova_engine.data.media.decode import read_clip
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule
 from mova_engine.inference.validation_samples import make_samples
+from mova_engine.memory.residency import Residency
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.mova import Mova
 from mova_engine.train.batch import BatchBuilder, LatentBatch
@@ -73,8 +74,11 @@ class Validator:
             del values["video"]
         return {f"heldout/{name}{suffix}": float(value) for name, value in values.items()}
 
-    def sample(self, model: Mova, codecs: Codecs, out: Path) -> None:
-        """Sample clips of held-out captions and first frames into the folder `out`; none in the audio task."""
+    def sample(self, model: Mova, codecs: Codecs, residency: Residency, out: Path) -> None:
+        """Sample clips of held-out captions and first frames into the folder `out`; none in the audio task.
+
+        The codecs, parts of `residency`, are on the device while they encode and decode.
+        """
         if not self.config.validation.samples or self.config.task != "joint":
             return
         diffusion = self.config.diffusion
@@ -93,4 +97,5 @@ class Validator:
             clips=clips,
             seed=self.config.seed,
             out=out,
+            residency=residency,
         )

@@ -279,7 +279,7 @@ def test_shares_fill_one_cache_that_the_trainer_finds(clips, tmp_path, tiny_pres
     text = build_text_encoder("bytes", tokens=tiny_preset.text_tokens, dim=tiny_preset.video.text_dim)
 
     def opened(config):
-        return open_clips(config, tiny_preset, Codecs(*codecs, text), clips, lambda *_: None, Processes())
+        return open_clips(config, tiny_preset, Codecs(*codecs, text), None, clips, lambda *_: None, Processes())
 
     encodings.clear()
     assert len(opened(config)) == COUNT and not encodings and not caplog.records

@@ -31,8 +31,8 @@ from mova_engine.distributed.processes import Processes, read_launch, start_proc
 from mova_engine.inference import denoising
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise, draw_noise
-from mova_engine.inference.loading import load_pipeline
-from mova_engine.inference.pipeline import Pipeline, Request, SampleSettings
+from mova_engine.inference.pipeline import Pipeline, SampleSettings, load_pipeline
+from mova_engine.inference.requests import Request
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 

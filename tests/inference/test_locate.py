@@ -15,7 +15,7 @@ from mova_engine.cli import main
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
-from mova_engine.inference.loading import load_pipeline
+from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.train.model_setup import model_config
 from mova_engine.train.trainer import Trainer
 

@@ -19,8 +19,9 @@ from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import LoopOptions
-from mova_engine.inference.loading import load_pipeline, trained
-from mova_engine.inference.pipeline import Request, SampleSettings, default_settings
+from mova_engine.inference.loading import trained
+from mova_engine.inference.pipeline import Pipeline, SampleSettings, default_settings, load_pipeline
+from mova_engine.inference.requests import Request
 from mova_engine.inference.validation_samples import make_samples
 
 SETTINGS = SampleSettings(4, Guidance("text", 2.0))
@@ -172,6 +173,27 @@ def test_what_is_loaded_samples_like_what_was_saved(pipeline, run_folder, offloa
     bfloat16 = load_pipeline(find_model(run_folder), get_backend("cpu"), dtype=torch.bfloat16)
     assert bfloat16.mova.audio_dit.dtype == torch.bfloat16
     assert only(bfloat16, Request("rain")).video.shape == ours.video.shape
+
+
+def test_a_pipeline_from_a_folder_makes_clips_when_called(pipeline, run_folder, frame, tmp_path):
+    loaded = Pipeline.from_pretrained(run_folder, "cpu")
+    options = {"steps": 3, "guidance": Guidance("none")}
+    clips = loaded(["rain", "a red ball"], image=frame, seed=7, batch=1, **options)
+    alone = loaded("a red ball", image=frame, seed=8, **options)
+    assert np.array_equal(clips[1].frames, alone.frames) and np.array_equal(clips[1].audio, alone.audio)
+    settings = SampleSettings(3, Guidance("none"))
+    expected = only(load_pipeline(find_model(run_folder), get_backend("cpu")), Request("rain", 7, frame), settings)
+    first = clips[0]
+    assert np.array_equal(first.frames, expected.video) and np.array_equal(first.audio[0], expected.audio)
+    assert (first.frames.dtype, first.audio.dtype, first.audio.shape[0]) == (np.uint8, np.float32, 1)
+    shape = pipeline.mova.config.clip
+    assert (first.fps, first.sample_rate, first.seed, first.prompt) == (shape.fps, shape.sample_rate, 7, "rain")
+    path = alone.save(tmp_path / "ball.mp4")
+    assert read_clip(path, shape).video.shape == alone.frames.shape
+    with pytest.raises(MovaError, match="exists and is not replaced"):
+        alone.save(path)
+    # A picture of a file is read as the command reads it.
+    assert loaded("rain", image=path, **options).frames.shape == alone.frames.shape
 
 
 def test_the_trainers_hook_writes_comparable_samples(pipeline, frame, tmp_path):

@@ -14,8 +14,8 @@ from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
-from mova_engine.inference import denoising
-from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise, draw_noise
+from mova_engine.inference.denoising import EXPERTS, Conditions, Latents, LoopOptions, denoise, draw_noise
+from mova_engine.memory.residency import Part, Residency
 from mova_engine.models.mova import dual_tower_forward
 
 STEPS = Schedule().inference(6)
@@ -127,20 +127,21 @@ def test_experts_switch_at_the_boundary(mova, monkeypatch, count):
 
 def test_one_expert_serves_all_steps_and_offloading_changes_nothing(mova):
     base = sample(mova)
-    assert_same(sample(mova, options=LoopOptions(offload=True)), base, 0.0)
+    assert_same(sample(mova, residency=experts(mova)), base, 0.0)
     mova.video_dit_2 = None
-    single = sample(mova, options=LoopOptions(offload=True))
-    assert differ(single, base)
+    assert differ(sample(mova), base)
 
 
-def test_offload_keeps_one_expert_on_the_device(mova, monkeypatch):
-    moves = []
-    for name in ("video_dit", "video_dit_2"):
-        expert = getattr(mova, name)
-        monkeypatch.setattr(expert, "to", lambda device, name=name: moves.append((name, str(device))))
-    experts = denoising._Experts(mova, torch.device("meta"), offload=True)
-    experts.use(0), experts.use(1)
-    assert moves == [("video_dit_2", "cpu"), ("video_dit", "meta"), ("video_dit", "cpu"), ("video_dit_2", "meta")]
+def experts(mova) -> Residency:
+    return Residency("cpu", [Part(name, getattr(mova, name).requires_grad_(False)) for name in EXPERTS])
+
+
+def test_a_residency_holds_one_expert_at_a_time(mova):
+    residency = experts(mova)
+    sample(mova, residency=residency)
+    moves = [(event.part, event.what) for event in residency.report().events]
+    assert moves == [(name, what) for name in EXPERTS for what in ("loaded", "evicted")]
+    assert len(residency.report().peak) == 1
 
 
 def test_a_clean_first_frame_follows_its_noise_level(mova):

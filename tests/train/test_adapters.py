@@ -13,7 +13,7 @@ from mova_engine.checkpoints.folder import load_mova
 from mova_engine.checkpoints.locate import ADAPTERS, find_model
 from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
-from mova_engine.inference.loading import load_pipeline
+from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.ops import bind
 from mova_engine.train.trainer import Trainer
 

@@ -15,7 +15,7 @@ from mova_engine.checkpoints.integrity import CHECKSUMS, damage, is_own, write_c
 from mova_engine.config.train import CheckpointSettings
 from mova_engine.errors import MovaError
 from mova_engine.files.folders import UNFINISHED
-from mova_engine.inference.loading import load_pipeline
+from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.train.training_state import checkpoints_of, clean_up, retain
 
 # Bytes of a range of the file in `written`.

@@ -16,7 +16,7 @@ from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
 from mova_engine.ops import bind
 from mova_engine.train import step as step_module
-from mova_engine.train import validation
+from mova_engine.train import trainer, validation
 from mova_engine.train.trainer import Trainer
 
 EXACT = {"loader": {"batch": 2, "accumulate": 2, "workers": 1, "preload": False}, "optim": {"ema": 0.9}}
@@ -250,6 +250,24 @@ def test_validation_reports_the_held_out_loss_and_samples_clips(small, ran, clip
     assert facts["prediction"] == "x0" and facts["clean"] and [f[1] for f in facts["clips"]] == [[48, 48, 3]] * 2
     plain = ran(small("plain", steps=4))
     assert plain.losses == done.losses  # looking changes nothing
+
+
+@pytest.mark.parametrize("encode", ["ahead", "online"])
+def test_codecs_are_on_the_device_for_their_stages_alone(small, ran, clips, monkeypatch, tmp_path, encode):
+    runs, assemble = [], trainer.assemble
+    monkeypatch.setattr(trainer, "assemble", lambda *given: runs.append(assemble(*given)) or runs[-1])
+    settings = {"every": 1, "data": str(clips), "clips": 2, "samples": 1}
+    ran(small(steps=1, validation=settings, loader={"cache": tmp_path / "cache", "encode": encode}))
+    report = runs[0].residency.report()
+    moves = [(event.part, event.what) for event in report.events]
+    if encode == "online":
+        assert all(part.resident and part.loaded == 1 for part in report.parts.values()) and len(moves) == 3
+        return
+    codecs = [("video_vae", "loaded"), ("audio_vae", "loaded"), ("audio_vae", "evicted"), ("video_vae", "evicted")]
+    text, frames = ([(name, what) for what in ("loaded", "evicted")] for name in ("text_encoder", "video_vae"))
+    # Clips and captions ahead; for the samples words, first frames, and what was made.
+    assert moves == codecs + text + text + frames + codecs
+    assert not any(part.resident for part in report.parts.values())
 
 
 def test_clips_are_generated_where_none_are_given(tmp_path):

@@ -2,14 +2,19 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import load_codecs, load_mova, save_mova
 from mova_engine.codecs.dac import Dac, DacConfig
+from mova_engine.inference.denoising import EXPERTS
+from mova_engine.inference.pipeline import SampleSettings, load_pipeline
+from mova_engine.inference.requests import Request
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def complete(tiny_folder):
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
     AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(tiny_folder / "video_vae")
-    dac = Dac(DacConfig(encoder_dim=2, encoder_rates=(2, 3), latent_dim=6, decoder_dim=8, decoder_rates=(3, 2)))
+    dac = Dac(DacConfig(encoder_dim=2, encoder_rates=(2, 3), latent_dim=128, decoder_dim=8, decoder_rates=(3, 2)))
     (tiny_folder / "audio_vae").mkdir()
     (tiny_folder / "audio_vae" / "config.json").write_text(json.dumps({"_class_name": "DAC", **asdict(dac.config)}))
     save_file(dac.state_dict(), tiny_folder / "audio_vae" / "diffusion_pytorch_model.safetensors")
@@ -57,3 +62,29 @@ def test_a_fine_tuned_model_keeps_its_codecs(complete, tmp_path, ops):
     index = json.loads((tmp_path / "tuned" / "model_index.json").read_text())
     assert index["tokenizer"] == ["transformers", "T5TokenizerFast"]
     assert after.text.encode(["ball"]).shape == (1, mova.config.text_tokens, 32)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_codecs_that_come_and_go_change_no_bit_of_a_clip(complete, offload):
+    backend = get_backend("cpu")
+    staged = load_pipeline(complete, backend, offload=offload)
+    staying = replace(load_pipeline(complete, backend), codecs=load_codecs(complete), residency=None)
+    requests = [Request(caption, seed) for seed, caption in enumerate(["ball", "", "ball"])]
+    settings = SampleSettings(2)
+    for ours, theirs in zip(
+        staged.generate(requests, settings, batch=2), staying.generate(requests, settings, batch=2), strict=True
+    ):
+        assert np.array_equal(ours.video, theirs.video) and np.array_equal(ours.audio, theirs.audio)
+    report = staged.residency.report()
+    moves = [(event.part, event.what) for event in report.events]
+    experts = [(name, what) for name in EXPERTS for what in ("loaded", "evicted")] if offload else []
+    decoding = [("video_vae", "loaded"), ("audio_vae", "loaded"), ("audio_vae", "evicted"), ("video_vae", "evicted")]
+    encoding = [(name, what) for name in ("text_encoder", "video_vae") for what in ("loaded", "evicted")]
+    encoding[1] = ("text_encoder", "dropped")
+    assert moves == encoding + (experts + decoding) * 2, "words of both batches are encoded at once"
+    assert staged.codecs.text.weights is None
+    assert not {"text_encoder", "video_vae", "audio_vae"} & {name for name, x in report.parts.items() if x.resident}
+    # Once more: what was dropped is loaded from the folder.
+    (again,) = staged.generate(requests[:1], settings)
+    (expected,) = staying.generate(requests[:1], settings)
+    assert np.array_equal(again.video, expected.video) and np.array_equal(again.audio, expected.audio)

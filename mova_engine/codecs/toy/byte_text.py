@@ -49,6 +49,7 @@ class ByteTextEncoder:
     """
 
     name = "bytes"
+    weights = None
 
     def __init__(
         self, max_tokens: int, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None

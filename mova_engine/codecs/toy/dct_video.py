@@ -104,6 +104,7 @@ class DctVideoCodec:
     """
 
     name = "dct"
+    weights = None
     channels = 16
     stride = (4, 8, 8)
 

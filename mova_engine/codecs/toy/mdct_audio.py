@@ -38,6 +38,7 @@ class MdctAudioCodec:
     """
 
     name = "mdct"
+    weights = None
     channels = 128
     sample_rate = 48000
     hop = 960
