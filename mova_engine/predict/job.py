@@ -214,7 +214,7 @@ IMPLEMENTATIONS = {
             traffic="asymmetric",
             encodes=1.136,
             encode_on="rounds",
-            codecs_resident=True,
+            codecs_resident=False,
         ),
         # The public implementation: 70 and 85 passes counted in a whole block (float64 rotary embedding alone 36);
         # adapters beside each layer are half of all passes of a training step. Bridge: our bridge's share, scaled.

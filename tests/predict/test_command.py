@@ -98,7 +98,7 @@ def test_a_recipe_brings_its_settings(capsys):
 @pytest.mark.parametrize(
     "command, says",
     [
-        ("--recipe lora", "does not fit: 124.3 GB of 79.5"),
+        ("--recipe lora", "does not fit: 110.9 GB of 79.5"),
         ("--recipe lora --devices 8", "smallest change that fits: --parallel.shard ("),
         ("--recipe joint-phase3 --devices 64", "joint-phase3 as it stands fits: "),
         ("--recipe joint-phase3 --devices 1", "does not run on 1 device: parallel.shard divides"),

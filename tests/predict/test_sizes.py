@@ -90,10 +90,7 @@ def test_memory_of_the_one_card_lora_is_the_designs():
     assert gb["block inputs"] == pytest.approx(17.7, abs=0.05)
     assert gb["saved attention (out and LSE)"] == pytest.approx(17.7 + 0.3, abs=0.1)
     assert gb["working set of a layer"] == pytest.approx(7, abs=0.2)
-    codecs = gb["codecs"] + gb["text encoder"]
-    assert codecs == pytest.approx(13.4, abs=0.1)
-    assert plain.total / 1e9 - codecs == pytest.approx(81, abs=1.5)
-    assert small.total / 1e9 - codecs == pytest.approx(62.7, abs=1.5)
+    assert plain.total / 1e9 == pytest.approx(81, abs=1.5) and small.total / 1e9 == pytest.approx(62.7, abs=1.5)
     assert plain.host["second video expert"] / 1e9 == pytest.approx(28.6, abs=0.05)
 
 
