@@ -12,6 +12,7 @@ import torch.nn as nn
 
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.locate import open_model
+from mova_engine.config.clip import ClipSettings, add_clip_options, given_clip
 from mova_engine.config.model import PRESETS, MovaConfig, get_preset
 from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.models.mova import Mova
@@ -94,29 +95,23 @@ def _training_rows(config: MovaConfig) -> Iterable[str]:
         yield f"  {name:38}" + "".join(f"{value:>14.{1 if value >= 20 else 2}f}" for value in values)
 
 
-def _model(name: str, size: str | None) -> MovaConfig:
+def _model(name: str, clip: ClipSettings) -> MovaConfig:
     # A preset's name is one even where a folder has it too; what looks like a path is meant as one.
     if name in PRESETS:
-        return get_preset(name)
+        return replace(get_preset(name), clip=clip.over(get_preset(name).clip))
     if not (Path(name).exists() or os.sep in name):
         known = f"{', '.join(PRESETS)}, or the path of a model folder or run"
         raise MovaError(f"unknown model '{name}'.{suggest(name, PRESETS)} Known: {known}")
-    return open_model(name, size).config
+    return open_model(name, clip).config
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables of a preset or a checkpoint folder, for its own clip or another one."""
     parser = CommandParser(prog="python -m mova_engine.describe", description=__doc__)
     parser.add_argument("model", help=f"{', '.join(PRESETS)}, a model folder or a training run")
-    parser.add_argument("--size", help="the clip's, as mova-720p, where the model's folder states none")
-    for name in ("frames", "height", "width"):
-        parser.add_argument(f"--{name}", type=int, help=f"another clip's {name}")
-    parser.add_argument("--fps", type=float, help="another clip's frame rate")
+    add_clip_options(parser)
     args = parser.parse_args(argv)
-    config = _model(args.model, args.size)
-    other = {name: getattr(args, name) for name in ("frames", "height", "width", "fps")}
-    config = replace(config, clip=replace(config.clip, **{k: v for k, v in other.items() if v is not None}))
-    sys.stdout.write(describe(config) + "\n")
+    sys.stdout.write(describe(_model(args.model, given_clip(args))) + "\n")
     return 0
 
 

@@ -81,7 +81,7 @@ WRONG = {
     "parity": ["nowhere", "text.txt", "folder", "folder --device abacus", "folder --dtype int8"],
     # A folder that cannot be written to is a finding of the doctor's, status 1.
     "doctor": ["--device abacus", "--golden nowhere"],
-    "describe": ["nowhere", "text.txt", "folder", "/dev/null", "nano --frames 0", "nano --frames abc"],
+    "describe": ["nowhere", "text.txt", "folder", "/dev/null", "nano --clip.frames 0", "nano --clip.frames abc"],
     "plan": ["nowhere", "nano --devices 0", "nano --hardware text.txt", "nano --devices abc", "nano --fps nan"],
     "bench": [
         "nowhere",

@@ -14,6 +14,7 @@ from mova_engine.adapters.lora import load_lora, merged_lora
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import load_mova, save_mova
 from mova_engine.checkpoints.locate import find_adapters, open_model
+from mova_engine.config.clip import add_clip_options, given_clip
 from mova_engine.errors import CommandParser, run_cli
 from mova_engine.files.folders import check_replaceable
 from mova_engine.files.writable import check_writable
@@ -30,14 +31,14 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint", type=Path, required=True, metavar="DIR", help="the model folder that the adapters were made for"
     )
     add("--lora", type=Path, required=True, metavar="PATH", help="the adapters: a LoRA run, its checkpoint, or a file")
-    add("--size", metavar="NAME", help="the clip's, as mova-720p, where the model's folder states none")
+    add_clip_options(parser)
     add("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     add("--alpha", type=float, metavar="X", help="the adapters' alpha, where their file does not say it")
     add("--dtype", choices=_DTYPES, help="of all weights (default: each as the checkpoint has it)")
     args = parser.parse_args(argv)
     check_writable(args.out.absolute().parent, "--out")
     check_replaceable(args.out)
-    folder, config = open_model(args.checkpoint, args.size)
+    folder, config = open_model(args.checkpoint, given_clip(args))
     mova = load_mova(folder, bind(get_backend("cpu")), device="cpu", config=config)
     layers = load_lora(mova, find_adapters(args.lora), args.alpha)
     dtype = _DTYPES.get(args.dtype)

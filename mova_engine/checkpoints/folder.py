@@ -22,6 +22,7 @@ from mova_engine.codecs import (
     build_text_encoder,
     build_video_codec,
 )
+from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import (
     COMPONENTS,
     PRESETS,
@@ -31,7 +32,6 @@ from mova_engine.config.model import (
     MovaConfig,
     SamplingConfig,
     VideoDiTConfig,
-    get_preset,
 )
 from mova_engine.errors import MovaError
 from mova_engine.files.folders import replaced_folder
@@ -108,15 +108,20 @@ def codecs_of(task: str) -> tuple[str, ...]:
     return tuple(name for name in Codecs._fields if task != "audio" or name != "video")
 
 
-def mova_config_from_folder(folder: str | Path, size: str | None = None) -> MovaConfig:
+def mova_config_from_folder(folder: str | Path, clip: ClipSettings = ClipSettings()) -> MovaConfig:  # noqa: B008
     """Return the model that a checkpoint folder holds; the components' config.json win over every default.
 
-    Its clip is that of the preset `size` where one is given, else what the folder states, as all that the engine saves
-    do. A released folder does not: then it is the clip of the release by whose name the folder goes, see
-    `released_name`. Raises MovaError where there is no such name, for what is missing, and by name for options of the
-    network that we do not have.
+    Its clip is what `clip` states, over the folder's own (`own_clip`). Raises MovaError where the folder has none and
+    `clip` states no height and width, for what is missing, and by name for options of the network that we do not have.
     """
-    return _contents(Path(folder), _clip_of(Path(folder), size))
+    folder = Path(folder)
+    own = own_clip(folder)
+    if own is None and not clip.states_picture:
+        raise MovaError(
+            f"{folder} does not say the size of its clips, and '{released_name(folder)}' is no released model's name: "
+            "give --clip.height 352 --clip.width 640, or 720 and 1280"
+        )
+    return _contents(folder, clip.over(own or RELEASED.clip))
 
 
 def stated_clip(folder: str | Path) -> ClipConfig | None:
@@ -133,16 +138,12 @@ def released_name(folder: str | Path) -> str:
     return above.split("--")[-1] if folder.parent.name == "snapshots" and above.startswith("models--") else folder.name
 
 
-def _clip_of(folder: Path, size: str | None) -> ClipConfig:
-    if size is not None:
-        return get_preset(size).clip
-    stated, release = stated_clip(folder), PRESETS.get(released_name(folder).lower())
-    if stated is None and release is None:
-        raise MovaError(
-            f"{folder} does not say the size of its clips, and '{released_name(folder)}' is no released model's name: "
-            "give --size (in training --model.size) mova-360p or mova-720p"
-        )
-    return stated or release.clip
+def own_clip(folder: str | Path) -> ClipConfig | None:
+    """The clip that a folder was made for: what its index states, as in all that the engine saves. A released folder
+    states none: the clip of the release by whose name it goes, see `released_name`; None for any other name.
+    """
+    release = PRESETS.get(released_name(folder).lower())
+    return stated_clip(folder) or (release.clip if release is not None else None)
 
 
 def listed_components(folder: str | Path) -> tuple[str, ...]:

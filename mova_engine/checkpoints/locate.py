@@ -17,8 +17,16 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from mova_engine.checkpoints.folder import INDEX, listed_components, mova_config_from_folder, released_name, stated_clip
-from mova_engine.config.model import COMPONENTS, MovaConfig
+from mova_engine.checkpoints.folder import (
+    INDEX,
+    listed_components,
+    mova_config_from_folder,
+    own_clip,
+    released_name,
+    stated_clip,
+)
+from mova_engine.config.clip import ClipSettings, clip_words
+from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import CONFIG, read_json, stored_tensors, tensors_of_file
 
@@ -45,21 +53,27 @@ class Located(NamedTuple):
     config: MovaConfig
 
 
-def open_model(path: str | Path, size: str | None = None, say: Say = log.warning) -> Located:
-    """The model that `path` means, see above. size: as of `mova_config_from_folder`.
+def open_model(path: str | Path, clip: ClipSettings = ClipSettings(), say: Say = log.warning) -> Located:  # noqa: B008
+    """The model that `path` means, see above. clip: as of `mova_config_from_folder`.
 
-    say: told in a line of each choice that was not the user's: an older checkpoint, a clip's size by the folder's name.
+    say: told in a line of each choice that was not the user's: an older checkpoint, a clip's size by the folder's name;
+    and of a clip that is not the folder's own.
     Raises MovaError that says what `path` is instead and what to name, and as `mova_config_from_folder`.
     """
     folder = find_model(path, say)
-    config, stated = mova_config_from_folder(folder, size), stated_clip(folder)
-    shape = f"{config.clip.frames} frames of {config.clip.height}x{config.clip.width}"
-    if size is None and stated is None:
+    config = mova_config_from_folder(folder, clip)
+    if clip == ClipSettings() and stated_clip(folder) is None:
+        shape = clip_words(config.clip)
         say(f"{folder} does not say the size of its clips: by its name, {released_name(folder)}, {shape}")
-    elif size is not None and stated not in (None, config.clip):
-        own = f"{stated.frames} frames of {stated.height}x{stated.width}"
-        say(f"{folder} states clips of {own}; as --size {size} asks, they are {shape}")
+    say_other_clip(folder, config.clip, say)
     return Located(folder, config)
+
+
+def say_other_clip(folder: Path, clip: ClipConfig, say: Say) -> None:
+    """Tell `say` where a model folder was made for clips of another size than `clip`."""
+    own = own_clip(folder)
+    if own not in (None, clip):
+        say(f"{folder} was made for {clip_words(own)}; this run takes {clip_words(clip)}")
 
 
 def find_model(path: str | Path, say: Say = log.warning) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mova_engine.config.clip import ClipSettings
 from mova_engine.config.diffusion import LossWeights, PredictionConfig, ScheduleConfig
 from mova_engine.config.limits import check, check_least, check_seed, check_threads
 from mova_engine.config.model import COMPONENTS, get_preset
@@ -21,10 +22,8 @@ class ModelSettings:
     """Size of a model trained from scratch: nano, bench-mid, mova-360p, mova-720p."""
     checkpoint: Path | None = None
     """What to start from: a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder; its
-    sizes win over the preset's.
+    towers' sizes win over the preset's.
     """
-    size: str | None = None
-    """Name of a preset whose clip is trained on; needed where the checkpoint's folder does not state its clip."""
     new: tuple[str, ...] = ()
     """Components that the checkpoint lacks and that start from scratch, e.g. dual_tower_bridge; sizes: the preset's."""
     codecs: Path | None = None
@@ -39,8 +38,6 @@ class ModelSettings:
             get_preset(self.preset)
         else:
             check(self.bridge, "model.bridge can be left out only of a model that is trained from scratch")
-        if self.size is not None:
-            get_preset(self.size)
         for name in self.new:
             check(name in COMPONENTS, f"model.new: unknown component '{name}'. Known: {', '.join(COMPONENTS)}")
 
@@ -290,6 +287,7 @@ class TrainConfig:
     ops: dict[str, str] = field(default_factory=dict)
     """Implementations that must be used, by operator: `--ops.attention reference`. See python -m mova_engine.ops."""
     model: ModelSettings = field(default_factory=ModelSettings)
+    clip: ClipSettings = field(default_factory=ClipSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)

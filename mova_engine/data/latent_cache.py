@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import get_args
@@ -50,6 +50,7 @@ from mova_engine.codecs import (
     build_video_codec,
     video_from_uint8,
 )
+from mova_engine.config.clip import ClipSettings, add_clip_options, given_clip
 from mova_engine.config.model import PRESETS, ClipConfig, MovaConfig, get_preset
 from mova_engine.data.cache_entries import floats, is_entry, read_entry, serialise
 from mova_engine.data.cache_forms import Form, as_json, as_stored, difference, form_path, other_forms
@@ -358,7 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--checkpoint", type=Path, help="model folder or training run: its clip, codecs, text encoder")
     model.add_argument("--model", choices=PRESETS, help="model size, with embedded codecs that are fitted to no data")
-    parser.add_argument("--size", help="the clip's, as mova-720p, where the checkpoint's folder states none")
+    add_clip_options(parser)
     parser.add_argument("--cache", type=Path, help="folder to fill (default DATA/cache)")
     parser.add_argument("--device", choices=NAMES, default="cpu", help="where the codecs run (default cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of what is stored")
@@ -371,7 +372,7 @@ def main(argv: list[str] | None = None) -> int:
     entries = read_metadata(args.data)[share - 1 :: shares]
     which = f"share {share} of {shares}: " if shares > 1 else ""
     device = get_backend(args.device).device(launch.local_rank)
-    config, codecs, source = _model(args.model, args.checkpoint, args.size, args.task, device)
+    config, codecs, source = _model(args.model, args.checkpoint, given_clip(args), args.task, device)
     residency = Residency(device, codec_parts(codecs, source))
     folder = args.cache or args.data / "cache"
     options = {"dtype": args.dtype, "silent": args.silent, "residency": residency}
@@ -397,13 +398,14 @@ def _share(text: str, launch: Launch) -> tuple[int, int]:
 
 
 def _model(
-    preset: str | None, checkpoint: Path | None, size: str | None, task: str, device: torch.device
+    preset: str | None, checkpoint: Path | None, clip: ClipSettings, task: str, device: torch.device
 ) -> tuple[MovaConfig, Codecs, Path | None]:
     """The model, its codecs on the host (embedded ones where they compute), and the folder that they are from."""
     if checkpoint is not None:
-        folder, config = open_model(checkpoint, size)
+        folder, config = open_model(checkpoint, clip)
         return config, load_codecs(folder, device=device, on_host=True, parts=codecs_of(task)), folder
     config = get_preset(preset)
+    config = replace(config, clip=clip.over(config.clip))
     codecs = Codecs(
         build_video_codec(config.video_codec, device=device) if task == "joint" else None,
         build_audio_codec(config.audio_codec, device=device),

@@ -15,9 +15,10 @@ from rich.text import Text
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import diffusion_settings
 from mova_engine.checkpoints.locate import find_adapters, open_model
+from mova_engine.config.clip import add_clip_options, given_clip
 from mova_engine.config.limits import check_threads
 from mova_engine.config.mesh import MeshShape
-from mova_engine.config.model import GUIDANCE_FORMS, PRESETS, ClipConfig, MovaConfig
+from mova_engine.config.model import GUIDANCE_FORMS, ClipConfig, MovaConfig
 from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
@@ -93,12 +94,12 @@ def _read(argv: Sequence[str] | None, launch: Launch) -> _Job:
         raise MovaError(f"unknown dtype '{args.dtype}'.{suggest(args.dtype, DTYPES)} Known: {', '.join(DTYPES)}")
     backend = get_backend(args.device) if args.device else default_backend()
     console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
-    folder, config = open_model(args.checkpoint, args.size, console.print)
+    folder, config = open_model(args.checkpoint, given_clip(args), console.print)
     if args.lora is None and args.lora_alpha is not None:
         raise MovaError("--lora-alpha has no effect without --lora")
     if args.lora is not None:
         args.lora = find_adapters(args.lora, console.print)
-    shape = _shape(args, config.clip)
+    shape = config.clip
     settings = _settings(args, default_settings(config))
     if args.batch is not None and args.batch < 1:
         raise MovaError(f"batch must be at least 1, got {args.batch}")
@@ -176,9 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--negative-prompt", metavar="TEXT", help=negative)
     add("--video-shift", type=float, metavar="X", help="sigma shift of the video (default: the training's)")
     add("--audio-shift", type=float, metavar="X", help="sigma shift of the sound (default: the training's)")
-    add("--size", metavar="NAME", help=f"{', '.join(PRESETS)}: the clip's, where the model's folder states none")
-    for name in ("frames", "height", "width"):
-        add(f"--{name}", type=int, metavar="N", help="default: the model's")
+    add_clip_options(parser)
     add("--batch", type=int, metavar="N", help=f"clips at a time (default: up to {MOST_CLIPS} small ones, one large)")
     add("--device", help=f"{', '.join(NAMES)} (default: the first of npu, cuda, cpu that works)")
     add("--dtype", help=f"{' or '.join(DTYPES)}, what the towers compute in (default: as stored)")
@@ -194,10 +193,6 @@ def _parser() -> argparse.ArgumentParser:
 def _given(args: argparse.Namespace, *names: str) -> dict:
     """Those of the named options that the command line gives."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def _shape(args: argparse.Namespace, clip: ClipConfig) -> ClipConfig:
-    return replace(clip, **_given(args, "frames", "height", "width"))
 
 
 def _schedule(args: argparse.Namespace, schedule: Schedule) -> Schedule:

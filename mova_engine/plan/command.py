@@ -10,11 +10,13 @@ from mova_engine.config.mesh import largest_ulysses
 from mova_engine.config.model import MovaConfig, get_preset
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import Job, PlannedRun, Policy, sharded
-from mova_engine.predict.options import CLIP_OPTIONS, can_resize, missing, words
+from mova_engine.predict.options import can_resize, missing, words
 from mova_engine.predict.search import Plan
 
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 _WIDTH, _INDENT = 108, 4
+# Of all released models and recipes.
+_FPS = 24
 
 
 def unavailable(run: PlannedRun) -> str | None:
@@ -103,20 +105,25 @@ def _weights(job: Job) -> list[str]:
     name = job.model.name
     whole = "dual_tower_bridge" in job.components
     if job.task == "lora" or (whole and job.model.video_codec == "wan"):
-        return ["--model.checkpoint", "FOLDER", "--model.size", name]
+        return ["--model.checkpoint", "FOLDER", *_clip(job.model)]
     codecs = ["--model.codecs", "FOLDER"] if job.model.video_codec == "wan" else []
     bridge = ["--model.no-bridge"] if job.components == ("video_dit", "audio_dit") else []
-    return ["--model.preset", name, *codecs, *bridge]
+    return ["--model.preset", name, *_clip(job.model), *codecs, *bridge]
+
+
+def _clip(model: MovaConfig) -> list[str]:
+    """A clip's size in full: neither a recipe's nor a folder's own is left to count."""
+    clip = model.clip
+    sizes = {"frames": clip.frames, "height": clip.height, "width": clip.width}
+    sizes |= {"fps": f"{clip.fps:g}"} if clip.fps != _FPS else {}
+    return [word for name, value in sizes.items() for word in (f"--clip.{name}", str(value))]
 
 
 def _sampling(run: PlannedRun) -> list[str]:
     job, layout = run.job, run.layout
     clips = layout.data_parallel
     what = ["--prompt", "TEXT"] if clips == 1 else ["--prompts", "PROMPTS", "--count", str(clips)]
-    found = ["--checkpoint", "FOLDER", "--size", job.model.name, *what, "--dtype", _DTYPES[job.precision]]
-    prefix, _ = CLIP_OPTIONS["inference"]
-    for name in sorted(_other_sizes(job.model)):
-        found += [prefix + name, str(getattr(job.model.clip, name))]
+    found = ["--checkpoint", "FOLDER", *_clip(job.model), *what, "--dtype", _DTYPES[job.precision]]
     found += ["--guidance", "text", *([] if layout.cfg > 1 else ["--sequential-guidance"])]
     found += [*words(job, layout, run.policy), *_shared(run)]
     found += ["--parallel.cfg", str(layout.cfg)] if layout.cfg > 1 else []

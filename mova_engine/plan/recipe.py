@@ -19,7 +19,8 @@ def job_of(recipe: str) -> Job:
     config = load_config(recipe)
     if config.model.checkpoint is not None:
         raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
-    job = Job(get_preset(config.model.preset), precision=config.precision, ema=config.optim.ema > 0)
+    model = get_preset(config.model.preset)
+    job = Job(replace(model, clip=config.clip.over(model.clip)), precision=config.precision, ema=config.optim.ema > 0)
     job = replace(job, clips=config.clips_per_step, online=config.loader.encode == "online")
     if config.lora.rank:
         job = replace(job, task="lora", lora_rank=config.lora.rank)

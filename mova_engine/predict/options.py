@@ -35,9 +35,8 @@ OPTIONS: dict[str, dict[tuple[str, str], Option]] = {
         ("weights", "host"): Option(("--offload",), sharded=True),
     },
 }
-# How a clip's size is given where it is not a preset's: what stands before the names of its fields, and these. A task
-# that is missing here takes the clips of presets only.
-CLIP_OPTIONS = {"inference": ("--", ("frames", "height", "width"))}
+# Tasks that are planned for clips of other sizes than a preset's.
+RESIZABLE = ("inference",)
 
 
 def changes(policy: Policy, base: Policy = PLAIN) -> dict[str, str]:
@@ -66,5 +65,5 @@ def words(job: Job, layout: Layout, policy: Policy, base: Policy = PLAIN) -> lis
 
 
 def can_resize(task: str, changed: set[str]) -> bool:
-    """Whether these fields of a clip can be given apart from a preset's."""
-    return not changed or (task in CLIP_OPTIONS and changed <= set(CLIP_OPTIONS[task][1]))
+    """Whether a task is planned with these fields of a clip other than a preset's."""
+    return not changed or task in RESIZABLE

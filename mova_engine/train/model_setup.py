@@ -8,13 +8,14 @@ import torch
 
 from mova_engine.adapters.lora import save_lora
 from mova_engine.checkpoints.folder import (
+    INDEX,
     MODEL_CLASSES,
     Codecs,
     component_configs,
     mova_config_from_folder,
     write_mova,
 )
-from mova_engine.checkpoints.locate import ADAPTERS, find_components, find_model, open_model
+from mova_engine.checkpoints.locate import ADAPTERS, find_components, find_model, open_model, say_other_clip
 from mova_engine.config.model import COMPONENTS, MovaConfig, SamplingConfig, get_preset
 from mova_engine.config.train import LoraSettings, TrainConfig
 from mova_engine.distributed.fsdp import Shards, shard_model
@@ -39,9 +40,11 @@ def with_folders(config: TrainConfig, say: Callable[[str], object]) -> TrainConf
     model = config.model
     checkpoint, codecs = model.checkpoint, model.codecs
     if checkpoint is not None and _from_folder(config):
-        checkpoint = open_model(checkpoint, model.size, say).folder
+        checkpoint = open_model(checkpoint, config.clip, say).folder
     elif checkpoint is not None:
         checkpoint = find_components(checkpoint, say)
+        if (checkpoint / INDEX).is_file():
+            say_other_clip(checkpoint, config.clip.over(get_preset(model.preset).clip), say)
     if codecs is not None:
         codecs = find_model(codecs, say)
     lora = with_initial_adapters(config.lora, say)
@@ -49,15 +52,15 @@ def with_folders(config: TrainConfig, say: Callable[[str], object]) -> TrainConf
 
 
 def model_config(config: TrainConfig) -> MovaConfig:
-    """Sizes of the model: the checkpoint's, or the preset's where a component is new or there is no checkpoint; and
-    what it is to be sampled with.
+    """Sizes of the model: the checkpoint's, or the preset's where a component is new or there is no checkpoint; the
+    clip that the run states; and what it is to be sampled with.
     """
     settings = config.model
     if _from_folder(config):
-        model = mova_config_from_folder(settings.checkpoint, settings.size)
+        model = mova_config_from_folder(settings.checkpoint, config.clip)
     else:
         model = get_preset(settings.preset)
-        model = model if settings.size is None else replace(model, clip=get_preset(settings.size).clip)
+        model = replace(model, clip=config.clip.over(model.clip))
     if config.task == "joint" and config.diffusion.skip_first_frame and model.clip.latent_shape[0] == 1:
         raise MovaError(
             f"diffusion.skip_first_frame leaves the first latent frame out of the loss, and clips of "

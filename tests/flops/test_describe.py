@@ -29,7 +29,7 @@ def test_the_released_model_prints_the_published_figures(capsys):
 
 
 def test_another_clip(capsys):
-    assert describe.main(["mova-360p", "--height", "720", "--width", "1280"]) == 0
+    assert describe.main(["mova-360p", "--clip.height", "720", "--clip.width", "1280"]) == 0
     rows = _rows(capsys.readouterr().out)
     assert rows["video self-attention"] == ["25491", "83%"] and rows["total, PFLOP"] == ["30.56"]
     assert rows["LoRA r16"] == ["86.8", "99.6", "104.7", "130.2"]
@@ -44,4 +44,4 @@ def test_wrong_arguments_are_one_line():
     with pytest.raises(MovaError, match="unknown model 'mova-270p'. Did you mean"):
         describe.main(["mova-270p"])
     with pytest.raises(MovaError, match="height and width must be"):
-        describe.main(["nano", "--height", "50"])
+        describe.main(["nano", "--clip.height", "50"])

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from mova_engine.adapters.lora import add_lora, save_lora
 from mova_engine.checkpoints.folder import load_codecs, mova_config_from_folder
 from mova_engine.checkpoints.locate import ADAPTERS, find_adapters, find_components, find_model, open_model
 from mova_engine.cli import main
+from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
@@ -21,6 +22,7 @@ from mova_engine.train.trainer import Trainer
 
 INDEX = "model_index.json"
 COMMIT = "9f1c0a7d3b"
+P360, P720 = ClipSettings(height=352, width=640), ClipSettings(height=720, width=1280)
 
 
 class Stopped(Exception):
@@ -91,11 +93,11 @@ def about_to_read(trains, monkeypatch, tmp_path):
     monkeypatch.setattr("mova_engine.describe.describe", lambda config: stop(config))
     monkeypatch.setattr("mova_engine.train.trainer.join_processes", lambda config, launch: stop(config.model))
 
-    def run(command: str, place: Path, size: str | None = None):
+    def run(command: str, place: Path, clip: ClipSettings = ClipSettings()):  # noqa: B008
         if command in trains:
             key = "codecs" if command == "train codecs" else "checkpoint"
-            model = replace(trains[command].model, **{key: place}, size=size)
-            config = replace(trains[command], out=tmp_path / "out", model=model)
+            model = replace(trains[command].model, **{key: place})
+            config = replace(trains[command], out=tmp_path / "out", model=model, clip=clip)
             with pytest.raises(Stopped) as stopped:
                 Trainer(config, Console(quiet=True)).run()
             return getattr(stopped.value.args[0], key)
@@ -108,7 +110,8 @@ def about_to_read(trains, monkeypatch, tmp_path):
         }[command]
         (tmp_path / "metadata.jsonl").write_text('{"video_path": "a.mp4", "caption": "a"}\n')
         with pytest.raises(Stopped) as stopped:
-            main([*words, str(place), *(["--size", size] if size else [])])
+            size = [f"--clip.{name}={value}" for name, value in asdict(clip).items() if value is not None]
+            main([*words, str(place), *size])
         return stopped.value.args[0]
 
     return run
@@ -302,36 +305,37 @@ def test_a_release_known_by_name_says_which_size_that_gives(released, name):
     assert found.config.clip == get_preset(size).clip
     assert len(said) == 1 and "by its name, " in said[0] and f"{found.config.clip.height}x" in said[0]
     assert found.config.name.lower() == size
-    assert open_model(folder, "mova-360p", said.append).config.clip == get_preset("mova-360p").clip
-    assert len(said) == 1
+    assert open_model(folder, P360, said.append).config.clip == get_preset("mova-360p").clip
+    assert len(said) == (1 if "360" in name else 2)
+    assert "360" in name or "was made for 193 frames of 720x1280 at 24 fps; this run takes" in said[1]
 
 
 def test_a_folder_of_another_name_asks_for_the_size(released, places):
     folder = released(COMMIT)
     for read in (open_model, mova_config_from_folder):
-        with pytest.raises(MovaError, match=f"'{COMMIT}' is no released model's name: give --size .*mova-720p"):
+        with pytest.raises(MovaError, match=f"'{COMMIT}' is no released model's name: give --clip.height .*720"):
             read(folder)
-        with pytest.raises(MovaError, match="unknown model '720p'"):
-            read(folder, "720p")
-    assert open_model(folder, "mova-720p").config.clip == get_preset("mova-720p").clip
+        with pytest.raises(MovaError, match="give --clip.height"):
+            read(folder, ClipSettings(frames=97, height=720))
+    assert open_model(folder, P720).config.clip == get_preset("mova-720p").clip
     assert load_codecs(folder).text is not None, "codecs have no size"
-    config = load_config("nano", model={"checkpoint": folder, "size": "mova-720p"})
+    config = load_config("nano", model={"checkpoint": folder}, clip=asdict(P720))
     assert model_config(config).clip == get_preset("mova-720p").clip
-    with pytest.raises(MovaError, match="give --size"):
-        model_config(load_config("nano", model={"checkpoint": folder}))
+    with pytest.raises(MovaError, match="give --clip.height"):
+        model_config(load_config("lora", model={"checkpoint": folder}))
     # What states its clip is not asked, whatever its name; who asks for another is told.
     said: list[str] = []
-    assert open_model(places / "model", "mova-720p", said.append).config.clip == get_preset("mova-720p").clip
-    assert len(said) == 1 and "states clips of" in said[0] and "--size mova-720p" in said[0]
+    assert open_model(places / "model", P720, said.append).config.clip.height == 720
+    assert len(said) == 1 and "was made for" in said[0] and "720x1280" in said[0]
     assert open_model(places / "model").config.clip.height == 32
 
 
 @pytest.mark.parametrize("command", ["sample", "merge", "cache", "describe", "train"])
 def test_every_command_asks_for_the_size_and_takes_it(about_to_read, released, command):
     folder = released(COMMIT)
-    with pytest.raises(MovaError, match="give --size"):
+    with pytest.raises(MovaError, match="give --clip.height"):
         about_to_read(command, folder)
-    found = about_to_read(command, folder, "mova-720p")
+    found = about_to_read(command, folder, P720)
     assert found.clip == get_preset("mova-720p").clip if command == "describe" else found == folder
 
 

@@ -49,8 +49,10 @@ def _check_training(one: Plan, recipe: str | None = None) -> None:
     assert config.clips_per_step * layout.data_parallel == run.clips
     assert config.precision == job.precision and config.lora.rank == (job.lora_rank if job.task == "lora" else 0)
     assert (config.optim.ema > 0) == job.ema and (config.loader.encode == "online") == job.online
-    named = config.model.size if config.model.checkpoint else config.model.preset
-    assert named == job.model.name and config.model.bridge == (
+    # Whatever the folder was made for.
+    assert config.clip.over(get_preset("nano").clip) == job.model.clip
+    assert config.model.checkpoint is not None or config.model.preset == job.model.name
+    assert config.model.bridge == (
         "dual_tower_bridge" in job.components or config.task == "audio"
     )
     assert (config.task == "audio") == (job.components == ("audio_dit",))
@@ -59,7 +61,11 @@ def _check_training(one: Plan, recipe: str | None = None) -> None:
 def _check_sampling(one: Plan, monkeypatch) -> None:
     run, (world, words) = one.run, _split(command(one))
     model = run.job.model
-    monkeypatch.setattr(sampler, "open_model", lambda folder, size, _: (folder, get_preset(size)))
+
+    def opened(folder, clip, say):
+        return folder, replace(get_preset(model.name), clip=clip.over(get_preset("nano").clip))
+
+    monkeypatch.setattr(sampler, "open_model", opened)
     monkeypatch.setattr(sampler, "get_backend", lambda name: get_backend("cpu"))
     monkeypatch.setattr(sampler, "default_backend", lambda: get_backend("cpu"))
     monkeypatch.setattr(sampler, "_work", lambda args, shape: [None] * (args.count or 1))

@@ -2,11 +2,9 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 
-from mova_engine.config.model import PRESETS, get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.config.train import LogSettings
 from mova_engine.data import latent_cache
@@ -37,7 +35,7 @@ def nothing_decoded(monkeypatch):
 
 WRONG = {
     "clips of one latent frame, which does not count": (
-        {"model": {"size": "one-frame"}, "diffusion": {"skip_first_frame": True}},
+        {"clip": {"frames": 1}, "diffusion": {"skip_first_frame": True}},
         "clips of 1 frames have no other: train on longer clips, or set --diffusion.no-skip-first-frame",
     ),
     "a LoRA target that matches nothing": (
@@ -75,9 +73,7 @@ def _filled(value, places):
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_wrong_settings(what, small, trained, clips, nothing_decoded, monkeypatch):
-    nano = get_preset("nano")
-    monkeypatch.setitem(PRESETS, "one-frame", replace(nano, clip=replace(nano.clip, frames=1)))
+def test_wrong_settings(what, small, trained, clips, nothing_decoded):
     settings, words = WRONG[what]
     settings = _filled(settings, {"TRAINED": str(trained), "CLIPS": str(clips)})
     with pytest.raises(MovaError, match=words) as caught:

@@ -123,7 +123,7 @@ def test_a_run_without_clips_asks_for_them(tmp_path):
 def test_a_setting_that_came_after_a_checkpoint_differs_only_where_it_is_set():
     config = load_config("nano")
     old = to_dict(config)
-    del old["loader"]["dtype"], old["model"]["size"]
+    del old["loader"]["dtype"], old["checkpoint"]["on_error"]
     assert differences(with_defaults(old), to_dict(config)) == []
     chosen = load_config("nano", loader={"dtype": "bfloat16"})
     assert differences(with_defaults(old), to_dict(chosen)) == ['loader.dtype: "float32" -> "bfloat16"']

@@ -21,6 +21,7 @@ from mova_engine.checkpoints.folder import (
     save_mova,
 )
 from mova_engine.codecs import DctVideoCodec, MdctAudioCodec
+from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import COMPONENTS, get_preset
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
@@ -219,9 +220,9 @@ def test_diffusers_pipeline_loads_the_folder(tiny_folder, reference_classes, mon
 def test_a_release_says_its_sizes_itself(tiny_folder, tiny):
     """Without our own entry: sizes from the config files; the clip by name, or as it is asked for."""
     _edit(tiny_folder / "model_index.json", _mova_engine=...)
-    with pytest.raises(MovaError, match="'tiny' is no released model's name: give --size"):
+    with pytest.raises(MovaError, match="'tiny' is no released model's name: give --clip.height"):
         mova_config_from_folder(tiny_folder)
-    config = mova_config_from_folder(tiny_folder, "mova-360p")
+    config = mova_config_from_folder(tiny_folder, ClipSettings(height=352, width=640))
     assert config.video == tiny.config.video and config.clip == get_preset("mova-360p").clip
     assert config.text_tokens == 512 and config.name == "tiny"
     named = tiny_folder.rename(tiny_folder.with_name("MOVA-720p"))

@@ -1,0 +1,51 @@
+"""The size of a run's clips. It belongs to the run: a model takes clips of any size, and a model's own is a default."""
+
+import argparse
+from dataclasses import asdict, dataclass, replace
+
+from mova_engine.config.model import ClipConfig
+
+_OPTIONS = {"frames": int, "height": int, "width": int, "fps": float}
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """A clip's size; what is not stated is the model's own."""
+
+    frames: int | None = None
+    """Frames, 4n+1."""
+    height: int | None = None
+    """Pixels, a multiple of 16."""
+    width: int | None = None
+    """Pixels, a multiple of 16."""
+    fps: float | None = None
+    """Frames a second."""
+
+    def __post_init__(self) -> None:
+        # Whether a size is one that any model takes does not depend on what is left out.
+        self.over(ClipConfig(frames=1, height=16, width=16))
+
+    def over(self, clip: ClipConfig) -> ClipConfig:
+        """The clip `clip` with what is stated here in place of its own."""
+        return replace(clip, **{name: value for name, value in asdict(self).items() if value is not None})
+
+    @property
+    def states_picture(self) -> bool:
+        """Whether height and width are stated, the sizes in which the released models differ."""
+        return self.height is not None and self.width is not None
+
+
+def clip_words(clip: ClipConfig) -> str:
+    """A clip's size as errors and notes give it: "193 frames of 352x640 at 24 fps"."""
+    return f"{clip.frames} frames of {clip.height}x{clip.width} at {clip.fps:g} fps"
+
+
+def add_clip_options(parser: argparse.ArgumentParser) -> None:
+    """Add --clip.frames, --clip.height, --clip.width and --clip.fps, spelt as in training, to a command."""
+    for name, kind in _OPTIONS.items():
+        parser.add_argument(f"--clip.{name}", type=kind, metavar="N", help=f"the clip's {name} (default: the model's)")
+
+
+def given_clip(args: argparse.Namespace) -> ClipSettings:
+    """What a command line with `add_clip_options` states."""
+    return ClipSettings(**{name: getattr(args, f"clip.{name}") for name in _OPTIONS})
