@@ -98,6 +98,38 @@ def choose_mesh(
     return replace(wanted, dp_shard=world // fixed)
 
 
+def accumulation(mesh: MeshShape, clips: int | None, batch: int, *, replicate: int = 1, sharing: bool = True) -> int:
+    """How many micro-batches of `batch` clips each group of processes takes in a step of `clips` over all of them; one
+    where clips is None.
+
+    replicate: copies of the weights that every mesh must allow. sharing: whether clips can be shared. Raises MovaError
+    where the groups do not divide the clips, and names the nearest meshes, micro-batches and steps for which they do.
+    """
+    at_once = mesh.data_parallel * batch
+    if clips is None or clips % at_once == 0:
+        return 1 if clips is None else clips // at_once
+    fit = []
+    if sharing:
+        sizes = [
+            size
+            for size in _divisors(mesh.world)
+            if mesh.world // size % replicate == 0 and clips % (mesh.world // size * batch) == 0
+        ]
+        nearest = sorted(sizes, key=lambda size: abs(math.log2(size / mesh.context_parallel)))[:PROPOSALS]
+        fit += [f"--parallel.context-parallel {size}" for size in nearest]
+    if clips % mesh.data_parallel == 0:
+        each = clips // mesh.data_parallel
+        fit.append(f"--loader.batch {max(size for size in _divisors(each) if size < batch)}")
+    fit += [
+        f"--global-batch-size {size}" for size in (clips // at_once * at_once, -(-clips // at_once) * at_once) if size
+    ]
+    groups = f"{mesh.data_parallel} group{'s' if mesh.data_parallel > 1 else ''} of processes"
+    raise MovaError(
+        f"global_batch_size {clips} is no multiple of {at_once}, the clips of {groups} with loader.batch {batch}. "
+        f"Nearest that fit: {'; '.join(fit)}"
+    )
+
+
 def largest_ulysses(context_parallel: int, heads: int) -> int:
     """The largest divisor of context_parallel that divides the heads."""
     return math.gcd(context_parallel, heads)

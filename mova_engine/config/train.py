@@ -11,6 +11,7 @@ from typing import Literal
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.diffusion import LossWeights, PredictionConfig, ScheduleConfig
 from mova_engine.config.limits import check, check_least, check_seed, check_threads
+from mova_engine.config.mesh import MeshShape, accumulation
 from mova_engine.config.model import COMPONENTS, get_preset
 
 
@@ -72,9 +73,7 @@ class LoaderSettings:
     """How clips reach the model."""
 
     batch: int = 1
-    """Clips per micro-batch."""
-    accumulate: int = 1
-    """Micro-batches per optimizer step."""
+    """Clips that a group of processes works on at once: a micro-batch."""
     workers: int = 0
     """Processes that read and decode; 0 reads in the trainer's own."""
     cache: Path | None = None
@@ -99,7 +98,7 @@ class LoaderSettings:
     """Without --data: write so many bouncing-ball clips into `OUT/data` and train on them; 0: none."""
 
     def __post_init__(self) -> None:
-        check_least(self, "loader.", batch=1, accumulate=1, workers=0, fit=1, generate=0)
+        check_least(self, "loader.", batch=1, workers=0, fit=1, generate=0)
 
 
 @dataclass(frozen=True)
@@ -272,6 +271,10 @@ class TrainConfig:
     """From which all randomness follows: weights, order of clips, noise levels, noise, text dropout."""
     steps: int = 1000
     """Optimizer steps in all."""
+    global_batch_size: int | None = None
+    """Clips of one optimizer step over all processes; gradients are accumulated over as many micro-batches as that
+    takes. Default: one micro-batch, of loader.batch clips in each group of processes.
+    """
     task: Literal["joint", "audio"] = "joint"
     """Both towers and the bridge, or the audio tower alone (its pre-training)."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -298,7 +301,7 @@ class TrainConfig:
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
 
     def __post_init__(self) -> None:
-        check_least(self, "", steps=1)
+        check_least(self, "", steps=1, global_batch_size=1)
         check_threads(self.threads)
         check_seed(self.seed)
         check(
@@ -331,7 +334,18 @@ class TrainConfig:
         """Where the run's files go."""
         return self.out if self.out is not None else Path("runs") / self.name
 
-    @property
-    def clips_per_step(self) -> int:
-        """Clips of one optimizer step."""
-        return self.loader.batch * self.loader.accumulate
+    def micro_batches(self, mesh: MeshShape) -> int:
+        """Micro-batches of one optimizer step in each group of processes. MovaError for a mesh whose groups do not
+        divide global_batch_size; it names the nearest settings that do.
+        """
+        return accumulation(
+            mesh,
+            self.global_batch_size,
+            self.loader.batch,
+            replicate=self.parallel.replicate,
+            sharing=self.task == "joint",
+        )
+
+    def clips_per_step(self, mesh: MeshShape) -> int:
+        """Clips of one optimizer step, over all processes."""
+        return self.micro_batches(mesh) * self.loader.batch * mesh.data_parallel

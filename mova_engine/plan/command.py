@@ -91,7 +91,7 @@ def _training(run: PlannedRun, recipe: str | None) -> list[str]:
         found += ["--optim.ema", "0"]
     if job.online:
         found += ["--loader.encode", "online"]
-    found += ["--loader.batch", "1", "--loader.accumulate", str(run.micro_batches)]
+    found += ["--loader.batch", "1", "--global-batch-size", str(run.clips)]
     found += ["--checkpointing", policy.checkpointing]
     found += words(job, layout, policy, Policy(policy.checkpointing))
     # One process is what the recipes of adapters are for; others may ask for several.

@@ -21,7 +21,7 @@ def job_of(recipe: str) -> Job:
         raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
     model = get_preset(config.model.preset)
     job = Job(replace(model, clip=config.clip.over(model.clip)), precision=config.precision, ema=config.optim.ema > 0)
-    job = replace(job, clips=config.clips_per_step, online=config.loader.encode == "online")
+    job = replace(job, clips=config.global_batch_size or config.loader.batch, online=config.loader.encode == "online")
     if config.lora.rank:
         job = replace(job, task="lora", lora_rank=config.lora.rank)
     if config.task == "audio":
@@ -41,6 +41,7 @@ def layout_as_set(config: TrainConfig, heads: int, devices: int) -> Layout:
         ulysses=settings.ulysses,
         dp_replicate=settings.replicate,
     )
+    config.micro_batches(shape)
     return layout_of(shape, settings.shard)
 
 
@@ -64,7 +65,8 @@ def recipe_as_it_stands(recipe: str, devices: int, hardware: Hardware) -> str:
     except MovaError as error:
         return f"{head} does not run on {counted(devices, 'device')}: {error}"
     base = policy_as_set(config)
-    job = replace(job, batch=config.loader.batch, clips=config.clips_per_step * layout.data_parallel)
+    clips = config.global_batch_size or config.loader.batch * layout.data_parallel
+    job = replace(job, batch=config.loader.batch, clips=clips)
     found = plan(PlannedRun(job, layout, base), hardware)
     size = f"{report.gb(found.memory.total)} GB of {report.gb(hardware.budget)}"
     if found.fits:
@@ -80,7 +82,9 @@ def _change(config: TrainConfig, job: Job, devices: int, hardware: Hardware, bas
     """
     candidates = []
     for batch in {job.batch, 1}:
-        smaller = ["--loader.batch", "1", "--loader.accumulate", str(config.clips_per_step)]
+        smaller = ["--loader.batch", "1"]
+        if config.global_batch_size is None:
+            smaller += ["--global-batch-size", str(job.clips)]
         for shard in {config.parallel.shard, devices > 1}:
             settings = replace(config, parallel=replace(config.parallel, shard=shard))
             layout = layout_as_set(settings, job.model.video.num_heads, devices)

@@ -89,13 +89,14 @@ class TrainingRun:
     @property
     def clips_per_step(self) -> int:
         """Clips of one optimizer step, over all processes."""
-        return self.config.clips_per_step * self.processes.shape.data_parallel
+        return self.config.clips_per_step(self.processes.shape)
 
 
 def join_processes(config: TrainConfig, launch: Launch) -> Processes:
     """Meet the other processes of the run, where torchrun started several.
 
-    Raises MovaError for a mesh that their number does not allow, in the same words in each of them.
+    Raises MovaError for a mesh that their number or the clips of a step do not allow, in the same words in each of
+    them.
     """
     settings = config.parallel
     if launch.world == 1 and settings.context_parallel > 1:
@@ -115,6 +116,7 @@ def join_processes(config: TrainConfig, launch: Launch) -> Processes:
         ulysses=settings.ulysses,
         dp_replicate=settings.replicate,
     )
+    config.micro_batches(shape)
     return start_processes(_backend(config), launch, shape, settings.timeout)
 
 

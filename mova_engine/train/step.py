@@ -138,7 +138,9 @@ class Updater:
         """
         config, settings, processes = self.config, self.config.loader, self.processes
         groups = processes.shape.data_parallel
-        draw = draw_step(config.diffusion, self.experts, config.seed, step, config.clips_per_step * groups)
+        micro_batches = config.micro_batches(processes.shape)
+        clips = micro_batches * settings.batch * groups
+        draw = draw_step(config.diffusion, self.experts, config.seed, step, clips)
         self.weights.zero_grad()
         losses, ids, waited = [], [], 0.0
         stage = f"step {step + 1}: reading clips"
@@ -147,10 +149,10 @@ class Updater:
             at(stage)
             asked = time.perf_counter()
             # Of all clips of the step it must be known how many are heard, before any of them is learned from.
-            held = list(islice(batches, settings.accumulate))
+            held = list(islice(batches, micro_batches))
             heard = self._heard(held)
             batches, waited = iter(held), time.perf_counter() - asked
-        for micro in range(settings.accumulate):
+        for micro in range(micro_batches):
             at(stage)
             asked = time.perf_counter()
             batch = self._built(next(batches), build, heard)
@@ -161,7 +163,7 @@ class Updater:
             noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
             part = draw.part(first, settings.batch)
             result = micro_losses(self.model, batch, part, noise, config, processes.sharding)
-            (result.total / settings.accumulate).backward()
+            (result.total / micro_batches).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
             ids += batch.ids
         at(f"step {step + 1}: update")

@@ -78,7 +78,7 @@ def test_masked_clips_count_alike_however_the_clips_are_divided(worlds, clips, t
         return [[row[name] for name in names] for row in read_metrics(tmp_path / out / "metrics.jsonl")]
 
     alone = losses_of(1, "alone", batch=4)
-    together = losses_of(world, "together", batch=1, loader={"accumulate": 2}, parallel=parallel)
+    together = losses_of(world, "together", batch=1, global_batch_size=4, parallel=parallel)
     assert len(alone) == 2 and all(0 < row[-1] < 1 for row in alone)
     assert all(a == pytest.approx(b, rel=1e-5) for a, b in zip(together, alone, strict=True))
 

@@ -99,7 +99,8 @@ def test_a_recipe_brings_its_settings(capsys):
     "command, says",
     [
         ("--recipe lora", "does not fit: 110.9 GB of 79.5"),
-        ("--recipe lora --devices 8", "smallest change that fits: --parallel.shard ("),
+        ("--recipe lora --devices 4", "smallest change that fits: --parallel.shard ("),
+        ("--recipe lora --devices 8", "does not run on 8 devices: global_batch_size 4 is no multiple of 8"),
         ("--recipe joint-phase3 --devices 64", "joint-phase3 as it stands fits: "),
         ("--recipe joint-phase3 --devices 1", "does not run on 1 device: parallel.shard divides"),
         ("--recipe joint-phase3 --devices 24", "does not run on 24 devices: mesh: context_parallel 16 does not divide"),

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 
 from mova_engine.backend import get_backend
+from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import parse_command_line
 from mova_engine.distributed.processes import Launch
@@ -46,15 +47,14 @@ def _check_training(one: Plan, recipe: str | None = None) -> None:
     job, layout = run.job, layout_as_set(config, run.job.model.video.num_heads, world)
     assert world == run.layout.world and str(layout) == str(run.layout)
     assert policy_as_set(config) == run.policy
-    assert config.clips_per_step * layout.data_parallel == run.clips
+    mesh = MeshShape(dp_shard=layout.data_parallel, ulysses=layout.context_parallel)
+    assert config.clips_per_step(mesh) == run.clips
     assert config.precision == job.precision and config.lora.rank == (job.lora_rank if job.task == "lora" else 0)
     assert (config.optim.ema > 0) == job.ema and (config.loader.encode == "online") == job.online
     # Whatever the folder was made for.
     assert config.clip.over(get_preset("nano").clip) == job.model.clip
     assert config.model.checkpoint is not None or config.model.preset == job.model.name
-    assert config.model.bridge == (
-        "dual_tower_bridge" in job.components or config.task == "audio"
-    )
+    assert config.model.bridge == ("dual_tower_bridge" in job.components or config.task == "audio")
     assert (config.task == "audio") == (job.components == ("audio_dit",))
 
 

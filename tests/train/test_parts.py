@@ -150,9 +150,9 @@ def run_updates(model: Mova, steps: int = 1, **overrides) -> tuple[list[dict], d
 
 def test_accumulation_equals_the_big_batch(model):
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    whole, after_whole = run_updates(model, loader={"batch": 8, "accumulate": 1})
+    whole, after_whole = run_updates(model, loader={"batch": 8}, global_batch_size=8)
     model.load_state_dict(start)
-    split, after_split = run_updates(model, loader={"batch": 2, "accumulate": 4})
+    split, after_split = run_updates(model, loader={"batch": 2}, global_batch_size=8)
     assert split[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
     assert split[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-4)
     for name, tensor in after_whole.items():
@@ -171,7 +171,7 @@ def heard_batches(clips: LatentBatch, heard: list[int], size: int) -> list[dict]
 def masked_update(model: Mova, heard: list[int], size: int) -> tuple[dict, dict[str, torch.Tensor]]:
     """One step that learns the sound of some clips; returns its values and the gradients."""
     config = load_config(
-        "nano", loader={"batch": size, "accumulate": len(heard) // size, "silent": "mask"}, optim={"clip": 1e9}
+        "nano", loader={"batch": size, "silent": "mask"}, global_batch_size=len(heard), optim={"clip": 1e9}
     )
     weights = Weights(model, torch.float32)
     descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.0}], lr=0.0)

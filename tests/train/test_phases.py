@@ -7,12 +7,14 @@ import pytest
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import Codecs, stated_clip
 from mova_engine.config.clip import ClipSettings
+from mova_engine.config.mesh import MeshShape, accumulation, choose_mesh
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
+from mova_engine.train.__main__ import main
 from mova_engine.train.model_setup import export_model, model_config, with_folders
 
 OPS = bind(get_backend("cpu"))
@@ -68,3 +70,81 @@ def test_the_command_line_has_the_last_word_on_the_size(folders):
 def test_a_size_that_no_model_takes_is_refused_when_it_is_stated(wrong):
     with pytest.raises(MovaError, match=next(iter(wrong))):
         ClipSettings(**wrong)
+
+
+# The published runs, arXiv 2602.08794: clips a step, and the clips of one epoch (61,500 h, 16.8 million, 11,000 h).
+CLIP_HOURS = 8.05 / 3600
+PUBLISHED = {
+    "joint-phase1": (128, 61_500 / CLIP_HOURS),
+    "joint-phase2": (128, 16.8e6),
+    "joint-phase3": (64, 11_000 / CLIP_HOURS),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("devices", [1024, 16])
+def test_a_phase_takes_the_published_clips_over_any_number_of_devices(phase, devices):
+    config = load_config(phase)
+    parallel = config.parallel
+    mesh = choose_mesh(devices, 40, context_parallel=parallel.context_parallel, dp_replicate=parallel.replicate)
+    clips, epoch = PUBLISHED[phase]
+    assert config.clips_per_step(mesh) == clips
+    assert config.micro_batches(mesh) == (1 if devices == 1024 else 64)
+    assert config.micro_batches(mesh) * config.loader.batch * devices == clips * parallel.context_parallel
+    assert config.steps * clips == pytest.approx(epoch, rel=3e-3), "one epoch"
+
+
+def test_without_a_global_batch_a_step_is_one_micro_batch_of_each_group():
+    nano = load_config("nano")
+    assert nano.clips_per_step(MeshShape()) == 8 and nano.clips_per_step(MeshShape(dp_shard=3, ulysses=2)) == 24
+    assert nano.micro_batches(MeshShape(dp_shard=3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("mesh", "clips", "batch", "settings", "words"),
+    [
+        (
+            MeshShape(dp_shard=8, ulysses=8),
+            4,
+            1,
+            {},
+            "global_batch_size 4 is no multiple of 8, the clips of 8 groups of processes with loader.batch 1. Nearest "
+            "that fit: --parallel.context-parallel 16; --parallel.context-parallel 32; --parallel.context-parallel 64; "
+            "--global-batch-size 8",
+        ),
+        (
+            MeshShape(),
+            12,
+            8,
+            {},
+            "global_batch_size 12 is no multiple of 8, the clips of 1 group of processes with loader.batch 8. Nearest "
+            "that fit: --loader.batch 6; --global-batch-size 8; --global-batch-size 16",
+        ),
+        (
+            MeshShape(dp_replicate=2, dp_shard=2),
+            6,
+            1,
+            {"replicate": 2},
+            "global_batch_size 6 is no multiple of 4, the clips of 4 groups of processes with loader.batch 1. Nearest "
+            "that fit: --parallel.context-parallel 2; --global-batch-size 4; --global-batch-size 8",
+        ),
+        (
+            MeshShape(dp_shard=4),
+            6,
+            1,
+            {"sharing": False},
+            "global_batch_size 6 is no multiple of 4, the clips of 4 groups of processes with loader.batch 1. Nearest "
+            "that fit: --global-batch-size 4; --global-batch-size 8",
+        ),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_clips_names_the_nearest_that_do(mesh, clips, batch, settings, words):
+    with pytest.raises(MovaError) as error:
+        accumulation(mesh, clips, batch, **settings)
+    assert str(error.value) == words
+
+
+def test_a_run_is_refused_before_anything_is_encoded(tmp_path):
+    with pytest.raises(MovaError, match="global_batch_size 3 is no multiple of 2, .*--loader.batch 1"):
+        main(["--global-batch-size", "3", "--loader.batch", "2", "--device", "cpu", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

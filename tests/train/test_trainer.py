@@ -19,7 +19,7 @@ from mova_engine.train import step as step_module
 from mova_engine.train import trainer, validation
 from mova_engine.train.trainer import Trainer
 
-EXACT = {"loader": {"batch": 2, "accumulate": 2, "workers": 1, "preload": False}, "optim": {"ema": 0.9}}
+EXACT = {"global_batch_size": 4, "loader": {"batch": 2, "workers": 1, "preload": False}, "optim": {"ema": 0.9}}
 
 
 def training_tensors(run, step: int) -> dict:
