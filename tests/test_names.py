@@ -63,7 +63,7 @@ def test_a_training_step_reaches_a_matrix_product_through_six_files(tmp_path, mo
         return linear(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "linear", recorded)
-    options = "--device cpu --steps 1 --loader.generate 2 --loader.batch 2 --loader.fit 2"
+    options = "--device cpu --steps 1 --loader.synthetic-clips 2 --loader.batch 2 --loader.num-fit-clips 2"
     options += " --validation.every 0 --optim.ema 0 --log.no-tensorboard"
     monkeypatch.setattr(sys, "argv", ["train"])
     assert command.main([*options.split(), "--out", str(tmp_path / "run")]) == 0

@@ -23,7 +23,7 @@ from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.train import trainer
 
-TRAIN = ["--device", "cpu", "--steps", "1", "--loader.batch", "1", "--loader.fit", "2", "--checkpoint.every", "1"]
+TRAIN = ["--device=cpu", "--steps=1", "--loader.batch=1", "--loader.num-fit-clips=2", "--checkpoint.every=1"]
 TRAIN += ["--validation.every", "0", "--optim.ema", "0", "--log.every", "1"]
 
 
@@ -52,7 +52,7 @@ def inputs(tmp_path_factory) -> Path:
 # Arguments, with {in} for the inputs and {out} for the folder that is looked at.
 COMMANDS = {
     "train": ["train", "--data", "{in}/clips", "--out", "{out}", "--loader.cache", "{in}/cache", *TRAIN],
-    "generate": ["train", "--out", "{out}", "--loader.generate", "2", "--loader.cache", "{in}/generated", *TRAIN],
+    "generate": ["train", "--out", "{out}", "--loader.cache", "{in}/generated", "--loader.synthetic-clips=2", *TRAIN],
     "cache": ["cache", "--data", "{in}/clips", "--model", "nano", "--cache", "{out}"],
     "bounce": ["bounce", "{out}", "--clips", "2"],
     "merge": ["merge", "--checkpoint", "{in}/base", "--lora", "{in}/adapters.safetensors", "--out", "{out}"],

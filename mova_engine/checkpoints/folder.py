@@ -283,7 +283,8 @@ def write_mova(
     base: a checkpoint folder from which the rest is taken over: pretrained codecs, text encoder, tokenizer, scheduler,
     and entries of config files that we do not use. Without it pretrained components are listed as absent.
     boundary: the expert boundary that the model was trained with. diffusion: what else its sampler must know of the
-    training, for `diffusion_settings`: video_shift, audio_shift, prediction, sigma_floor, skip_first_frame, bridge.
+    training, for `diffusion_settings`: video_shift, audio_shift, prediction_type, sigma_floor, skip_first_frame,
+    bridge.
     write: as of `write_component`.
     Raises MovaError as `write_component` does, and for an embedded codec that is needed but not given.
     """

@@ -25,7 +25,7 @@ class ModelSettings:
     """What to start from: a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder; its
     towers' sizes win over the preset's.
     """
-    new: tuple[str, ...] = ()
+    init_from_scratch: tuple[str, ...] = ()
     """Components that the checkpoint lacks and that start from scratch, e.g. dual_tower_bridge; sizes: the preset's."""
     codecs: Path | None = None
     """Model folder, or run, whose codecs and text encoder are used; default: the checkpoint's."""
@@ -39,8 +39,9 @@ class ModelSettings:
             get_preset(self.preset)
         else:
             check(self.bridge, "model.bridge can be left out only of a model that is trained from scratch")
-        for name in self.new:
-            check(name in COMPONENTS, f"model.new: unknown component '{name}'. Known: {', '.join(COMPONENTS)}")
+        for name in self.init_from_scratch:
+            known = f"Known: {', '.join(COMPONENTS)}"
+            check(name in COMPONENTS, f"model.init_from_scratch: unknown component '{name}'. {known}")
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class LoaderSettings:
     """Folder that keeps latents and text features, by content; default: `cache` beside the clips."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the cache stores them, as `mova cache --dtype`: bfloat16 takes half the space and rounds."""
-    bad_clips: Literal["skip", "stop"] = "skip"
+    on_bad_clip: Literal["skip", "stop"] = "skip"
     """What to do with a clip that is broken or too short: leave it out and say so, or refuse to start."""
     changed: Literal["stop", "go-on"] = "stop"
     """Where a run goes on and clips were added or are gone: stop, or go on with the next epoch of those there are."""
-    silent: Literal["refuse", "zeros", "mask"] = "refuse"
+    silent_audio: Literal["refuse", "zeros", "mask"] = "refuse"
     """A clip without sound (no track, a silent one, or for less than half of the clip): refuse it, learn its silence
     (zeros), or learn its pictures alone (mask).
     """
@@ -92,13 +93,13 @@ class LoaderSettings:
     """Keep all latents in memory; default: where they take less than 2 GiB. Workers then have nothing to do."""
     encode: Literal["ahead", "online"] = "ahead"
     """Encode all clips before the first step, or each when it is first wanted."""
-    fit: int = 256
+    num_fit_clips: int = 256
     """From how many clips a new model's embedded codecs take the scale of their latents."""
-    generate: int = 0
+    synthetic_clips: int = 0
     """Without --data: write so many bouncing-ball clips into `OUT/data` and train on them; 0: none."""
 
     def __post_init__(self) -> None:
-        check_least(self, "loader.", batch=1, workers=0, fit=1, generate=0)
+        check_least(self, "loader.", batch=1, workers=0, num_fit_clips=1, synthetic_clips=0)
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ class DiffusionSettings:
     """Sigma shift of the audio."""
     boundary: float = 0.9
     """Video noise level from which on the high-noise expert serves."""
-    times: Literal["paired", "independent"] = "independent"
+    timestep_sampling: Literal["paired", "independent"] = "independent"
     """Whether both modalities of a clip share the time from which their noise levels follow."""
     stratified: bool = False
     """Spread the times of an optimizer step evenly over the interval."""
-    prediction: Literal["velocity", "x0"] = "velocity"
+    prediction_type: Literal["velocity", "x0"] = "velocity"
     """What the networks put out; x0 is converted to a velocity."""
     sigma_floor: float = 0.25
     """Noise level below which the x0 loss's weight, 1/sigma^2, grows no further; sampling divides by sigma itself."""
@@ -132,7 +133,7 @@ class DiffusionSettings:
         check_least(self, "diffusion.", video_weight=0, audio_weight=0)
         check(0 <= self.text_dropout <= 1, f"diffusion.text_dropout must lie in 0..1, got {self.text_dropout}")
         ScheduleConfig(self.video_shift, self.audio_shift, self.boundary)
-        PredictionConfig(self.prediction, self.sigma_floor)
+        PredictionConfig(self.prediction_type, self.sigma_floor)
 
     def weights(self) -> LossWeights:
         """The loss's weights."""
@@ -155,7 +156,7 @@ class OptimSettings:
     """AdamW's weight decay."""
     warmup: int = 0
     """Steps over which the learning rate rises linearly."""
-    hold: float = 1.0
+    decay_start: float = 1.0
     """Share of all steps after which the cosine decay begins; 1: none, the rate stays constant."""
     final_lr: float = 0.0
     """Where the cosine decay ends, as a share of the peak."""
@@ -168,7 +169,7 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         check_least(self, "optim.", lr=0, bridge_lr=0, eps=0, weight_decay=0, warmup=0, max_nonfinite=1)
-        for name in ("hold", "final_lr"):
+        for name in ("decay_start", "final_lr"):
             check(0 <= getattr(self, name) <= 1, f"optim.{name} must lie in 0..1, got {getattr(self, name)}")
         check(0 <= self.ema < 1, f"optim.ema must lie in 0..1 (1 excluded), got {self.ema}")
         check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must lie in 0..1, got {self.betas}")
@@ -200,7 +201,7 @@ class ValidationSettings:
     """Steps between validations; 0: none."""
     data: Path | None = None
     """Folder of held-out clips."""
-    generate: int = 0
+    synthetic_clips: int = 0
     """Without --validation.data: write so many held-out bouncing-ball clips into `OUT/heldout`."""
     clips: int = 32
     """How many clips the held-out loss is taken over."""
@@ -208,8 +209,8 @@ class ValidationSettings:
     """How many held-out clips to sample at each validation; 0: none. The audio task samples none."""
 
     def __post_init__(self) -> None:
-        check_least(self, "validation.", every=0, generate=0, clips=1, samples=0)
-        wanted = not self.every or self.data is not None or self.generate > 0
+        check_least(self, "validation.", every=0, synthetic_clips=0, clips=1, samples=0)
+        wanted = not self.every or self.data is not None or self.synthetic_clips > 0
         check(wanted, "validation.every asks for validation: give --validation.data, a folder of held-out clips")
 
 
@@ -313,12 +314,12 @@ class TrainConfig:
             "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
         )
         check(
-            self.task == "joint" or self.loader.silent != "mask",
-            "loader.silent mask learns a silent clip's pictures alone, which the audio task has none of: use refuse",
+            self.task == "joint" or self.loader.silent_audio != "mask",
+            "loader.silent_audio mask learns a silent clip's pictures alone; the audio task has none: use refuse",
         )
         check(
-            not self.lora.rank or (self.task == "joint" and not self.model.new),
-            "lora.rank adapts a whole trained model: task must be joint and model.new empty",
+            not self.lora.rank or (self.task == "joint" and not self.model.init_from_scratch),
+            "lora.rank adapts a whole trained model: task must be joint and model.init_from_scratch empty",
         )
         check(
             self.lora.base == "precision" or (self.lora.rank > 0 and not self.parallel.shard),

@@ -13,7 +13,7 @@ from typing import Any
 
 Form = Mapping[str, Any]
 # Options of the trainer that ask for another form, by what they change; `mova cache` has them without the group.
-_OPTIONS = {"dtype": "--loader.dtype", "silent": "--loader.silent"}
+_OPTIONS = {"dtype": "--loader.dtype", "silent": "--loader.silent-audio"}
 _WORDS = {"video": "another video codec", "audio": "another audio codec", "version": "an older or newer engine"}
 
 

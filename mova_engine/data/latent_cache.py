@@ -363,7 +363,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder to fill (default DATA/cache)")
     parser.add_argument("--device", choices=NAMES, default="cpu", help="where the codecs run (default cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of what is stored")
-    parser.add_argument("--silent", choices=get_args(Silent), default="refuse", help="clips without sound")
+    parser.add_argument("--silent-audio", choices=get_args(Silent), default="refuse", help="clips without sound")
     parser.add_argument("--task", choices=["joint", "audio"], default="joint", help="audio: sound alone, of any file")
     parser.add_argument("--shard", metavar="I/N", help="of N equal shares the I-th, from 1 (default: torchrun's rank)")
     args = parser.parse_args(argv)
@@ -375,7 +375,7 @@ def main(argv: list[str] | None = None) -> int:
     config, codecs, source = _model(args.model, args.checkpoint, given_clip(args), args.task, device)
     residency = Residency(device, codec_parts(codecs, source))
     folder = args.cache or args.data / "cache"
-    options = {"dtype": args.dtype, "silent": args.silent, "residency": residency}
+    options = {"dtype": args.dtype, "silent": args.silent_audio, "residency": residency}
     cache = LatentCache(folder, config.clip, *codecs, **options)
     if (otherwise := cache.stored_otherwise(entries)) is not None:
         log.warning("%s", otherwise.replace("--loader.", "--"))

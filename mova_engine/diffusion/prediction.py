@@ -20,7 +20,7 @@ class Prediction(PredictionConfig):
     @classmethod
     def of(cls, settings: DiffusionSettings) -> Self:
         """The run's."""
-        return cls(settings.prediction, settings.sigma_floor)
+        return cls(settings.prediction_type, settings.sigma_floor)
 
     def velocity(self, output: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
         """The network's output as the velocity to integrate: itself, or `(x_t - x0) / sigma`. sigma [b] or [1].

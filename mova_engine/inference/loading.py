@@ -62,7 +62,7 @@ def trained(folder: str | Path) -> Trained:
     try:
         return Trained(
             Schedule(told["video_shift"], told["audio_shift"], boundary),
-            Prediction(told["prediction"], told["sigma_floor"]),
+            Prediction(told["prediction_type"], told["sigma_floor"]),
             told["skip_first_frame"],
             told["bridge"],
         )

@@ -31,9 +31,9 @@ def training_folder(config: TrainConfig, progress: Progress) -> Path:
     """The folder of clips to train on; the embedded ones are written first where the recipe asks for them."""
     if config.data is not None:
         return config.data
-    if not config.loader.generate:
+    if not config.loader.synthetic_clips:
         raise MovaError("no clips to train on: give --data, a folder with metadata.jsonl")
-    return _generated(config.folder / "data", config.loader.generate, config.seed, "train", progress)
+    return _generated(config.folder / "data", config.loader.synthetic_clips, config.seed, "train", progress)
 
 
 def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
@@ -47,7 +47,7 @@ def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
         return config.validation.data
     if config.data is not None:
         return None
-    return _generated(config.folder / "heldout", config.validation.generate, config.seed, "heldout", progress)
+    return _generated(config.folder / "heldout", config.validation.synthetic_clips, config.seed, "heldout", progress)
 
 
 def _generated(folder: Path, clips: int, seed: int, split: str, progress: Progress) -> Path:
@@ -102,7 +102,7 @@ def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
 
 def _to_fit(folder: Path, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
     """The clips to fit codecs to, all of them with sound. MovaError where there are none, with the first reasons."""
-    entries, count = _spread(read_metadata(folder), settings.fit)
+    entries, count = _spread(read_metadata(folder), settings.num_fit_clips)
     reasons: list[str] = []
     clips = list(islice(_readable(entries, clip, settings, pictures, reasons), count))
     if not clips:
@@ -117,7 +117,7 @@ def _readable(
     """The clips that can be read and have sound; why each other one is not among them goes to `reasons`."""
     for entry in entries:
         try:
-            found = read_clip(entry.path, clip, start=entry.start, silent=settings.silent, pictures=pictures)
+            found = read_clip(entry.path, clip, start=entry.start, silent=settings.silent_audio, pictures=pictures)
             if found.heard:
                 yield found
             else:
@@ -139,13 +139,13 @@ def open_clips(
     """Encode what the cache of `folder` lacks, unless it is to be done online, and return its usable clips."""
     settings = config.loader
     place = settings.cache or folder / CACHE
-    options = {"dtype": settings.dtype, "silent": settings.silent, "residency": residency}
+    options = {"dtype": settings.dtype, "silent": settings.silent_audio, "residency": residency}
     cache = LatentCache(place, model.clip, *codecs, **options)
     total = len(read_metadata(folder))
     return open_dataset(
         folder,
         cache,
-        bad_clips=settings.bad_clips,
+        bad_clips=settings.on_bad_clip,
         preload=settings.preload,
         rank=processes.launch.rank,
         world=processes.launch.world,

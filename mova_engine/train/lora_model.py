@@ -132,9 +132,9 @@ def _alpha(lora: LoraSettings) -> float:
 def check_output(config: TrainConfig, folder: Path) -> None:
     """An adapted model is sampled as its base is: what its output means cannot change."""
     told, diffusion = diffusion_settings(folder), config.diffusion
-    wanted = {"prediction": diffusion.prediction, "skip_first_frame": diffusion.skip_first_frame}
+    wanted = {"prediction_type": diffusion.prediction_type, "skip_first_frame": diffusion.skip_first_frame}
     for name, value in wanted.items():
-        base = told.get(name, {"prediction": "velocity", "skip_first_frame": False}[name])
+        base = told.get(name, {"prediction_type": "velocity", "skip_first_frame": False}[name])
         if base != value:
             raise MovaError(
                 f"diffusion.{name} is {value}, but {folder} was trained with {base}, and adapters cannot change it: "

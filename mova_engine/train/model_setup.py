@@ -74,7 +74,7 @@ def model_config(config: TrainConfig) -> MovaConfig:
 
 def _from_folder(config: TrainConfig) -> bool:
     """Whether the checkpoint's folder decides the sizes."""
-    return config.model.checkpoint is not None and not config.model.new and config.task == "joint"
+    return config.model.checkpoint is not None and not config.model.init_from_scratch and config.task == "joint"
 
 
 def _sampling(config: TrainConfig, known: SamplingConfig) -> SamplingConfig:
@@ -117,7 +117,7 @@ def _sources(model: Mova, config: TrainConfig) -> tuple[bool, list[str]]:
     """Whether weights are to be drawn, and the components whose weights the checkpoint has."""
     start = config.model.checkpoint
     parts = [name for name in COMPONENTS if getattr(model, name) is not None]
-    loaded = [name for name in parts if start is not None and name not in config.model.new]
+    loaded = [name for name in parts if start is not None and name not in config.model.init_from_scratch]
     return bool(set(parts) - set(loaded)), loaded
 
 
@@ -173,7 +173,7 @@ def export_model(
         write_component(model.audio_dit, values, folder / AUDIO, kind, write=write)
         return
     diffusion = config.diffusion
-    told = ("video_shift", "audio_shift", "prediction", "sigma_floor", "skip_first_frame")
+    told = ("video_shift", "audio_shift", "prediction_type", "sigma_floor", "skip_first_frame")
     write_mova(
         model,
         folder,

@@ -54,10 +54,10 @@ def peak_lr(component: str, settings: OptimSettings) -> float:
 def lr_factor(step: int, steps: int, settings: OptimSettings) -> float:
     """The learning rate of step `step` (from 0) of `steps`, as a share of the peak.
 
-    Linear warm-up to 1, constant until the share `hold` of all steps, then half a cosine down to `final_lr`.
+    Linear warm-up to 1, constant until the share `decay_start` of all steps, then half a cosine down to `final_lr`.
     """
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
-    start = max(settings.hold * steps, settings.warmup)
+    start = max(settings.decay_start * steps, settings.warmup)
     if step < start or steps <= start:
         return warm
     progress = (step - start) / (steps - start)

@@ -52,7 +52,7 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
         require_package("tensorboard", "log.tensorboard", ", or give --log.no-tensorboard")
     require_package("matplotlib", "the loss curve")
     start = config.model.checkpoint
-    if start is None and config.model.new:
+    if start is None and config.model.init_from_scratch:
         raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")
     if start is None and config.lora.rank:
         raise MovaError(f"{config.name} adapts a trained model: give --model.checkpoint, its folder")
@@ -71,7 +71,11 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
     if start is not None:
         for name in COMPONENTS:
             component = getattr(model, name)
-            if component is not None and name not in config.model.new and (resume is None or config.lora.rank):
+            if (
+                component is not None
+                and name not in config.model.init_from_scratch
+                and (resume is None or config.lora.rank)
+            ):
                 check_component(component, start / name)
     if resume is not None:
         bare = outline(model, torch.float32, config.lora)

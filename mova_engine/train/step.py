@@ -145,7 +145,7 @@ class Updater:
         losses, ids, waited = [], [], 0.0
         stage = f"step {step + 1}: reading clips"
         heard = None
-        if settings.silent == "mask":
+        if settings.silent_audio == "mask":
             at(stage)
             asked = time.perf_counter()
             # Of all clips of the step it must be known how many are heard, before any of them is learned from.

@@ -56,7 +56,7 @@ def draw_step(settings: DiffusionSettings, experts: int, seed: int, step: int, c
 
 def draw_times(settings: DiffusionSettings, source: torch.Generator, expert: int | None, clips: int) -> TrainingTimes:
     """Noise levels of `clips` clips within an expert's interval."""
-    paired = settings.times == "paired"
+    paired = settings.timestep_sampling == "paired"
     return Schedule.of(settings).draw(source, clips, expert, paired=paired, stratified=settings.stratified)
 
 

@@ -348,7 +348,7 @@ def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:
 
 # Settings, or groups of them, that do not change what is trained.
 _WITHOUT_EFFECT = re.compile(
-    r"out|resume|data|device|loader\.(workers|cache|generate|preload|changed)|checkpoint\..*|validation\..*|log\..*"
+    r"out|resume|data|device|loader\.(workers|cache|synthetic_clips|preload|changed)|checkpoint\..*|validation\..*|log\..*"
 )
 
 

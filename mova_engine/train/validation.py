@@ -40,7 +40,7 @@ class Validator:
         In several processes, of those that share clips: each takes its share, and all of them return the sum.
         """
         sums: dict[str, float] = {}
-        masked, heard = self.config.loader.silent == "mask", 0.0
+        masked, heard = self.config.loader.silent_audio == "mask", 0.0
         for expert in self._experts(model):
             source = generator(self.config.seed, "heldout", expert)
             times = draw_times(self.config.diffusion, source, expert, self.count)

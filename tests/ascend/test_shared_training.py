@@ -8,7 +8,17 @@ from mova_engine.train.metrics import read_metrics
 
 # One group, beside that of test_distributed: its runs follow one another in one of the runner's processes.
 pytestmark = [pytest.mark.npu, pytest.mark.xdist_group("trainers")]
-SMALL = ("--loader.fit", 4, "--validation.every", 0, "--log.every", 1, "--log.no-tensorboard", "--optim.lr", 1e-3)
+SMALL = (
+    "--loader.num-fit-clips",
+    4,
+    "--validation.every",
+    0,
+    "--log.every",
+    1,
+    "--log.no-tensorboard",
+    "--optim.lr",
+    1e-3,
+)
 
 
 @pytest.fixture(scope="module")

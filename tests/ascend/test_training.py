@@ -32,7 +32,7 @@ def losses(clips, tmp_path):
         config = load_config(
             "nano",
             **{"data": clips, "out": tmp_path / (out or device), "device": device, **settings},
-            loader={"batch": 2, "fit": 4},
+            loader={"batch": 2, "num_fit_clips": 4},
             optim={"warmup": 2, "lr": 1e-3},
             log={"every": 1, "tensorboard": False},
             validation={"every": 0},
@@ -93,7 +93,7 @@ def _run(*arguments) -> str:
 
 def test_commands_train_sample_and_check_parity(npu, clips, tmp_path, golden_dir):
     """As a user types them."""
-    small = ("--loader.batch", 2, "--loader.fit", 4, "--validation.every", 0)
+    small = ("--loader.batch", 2, "--loader.num-fit-clips", 4, "--validation.every", 0)
     run = tmp_path / "run"
     train = "mova_engine.train", "--device", "npu", "--recipe", "nano", "--data", clips, "--out", run, "--steps", 2
     said = _run(*train, *small)

@@ -226,8 +226,8 @@ def test_the_command(clips, tmp_path, capsys, caplog):
 
 CHANGES = [
     ({"dtype": "bfloat16"}, "dtype bfloat16, not float32; --loader.dtype bfloat16 takes them"),
-    ({"silent": "zeros"}, "silent zeros, not refuse; --loader.silent zeros takes them"),
-    ({"dtype": "bfloat16", "silent": "zeros"}, "--loader.dtype bfloat16 --loader.silent zeros takes them"),
+    ({"silent": "zeros"}, "silent zeros, not refuse; --loader.silent-audio zeros takes them"),
+    ({"dtype": "bfloat16", "silent": "zeros"}, "--loader.dtype bfloat16 --loader.silent-audio zeros takes them"),
     ({"clip": replace(CLIP, height=16)}, "5 frames of 16x48 at 24.0 fps, not 5 frames of 32x48 at 24.0 fps"),
 ]
 

@@ -84,7 +84,9 @@ def test_what_has_no_sound_is_refused(sounds, tmp_path):
     with pytest.raises(MovaError, match="a.wav: too short: its sound ends before 9 s"):
         read_clip(sounds / "a.wav", CLIP, pictures=False, silent="zeros", start=9)
     quiet = write(tmp_path / "quiet.wav", 0 * SOUND)
-    with pytest.raises(MovaError, match=r"quiet.wav: its sound track is silent \(--loader.silent zeros accepts it\)"):
+    with pytest.raises(
+        MovaError, match=r"quiet.wav: its sound track is silent \(--loader.silent-audio zeros accepts it\)"
+    ):
         read_clip(quiet, CLIP, pictures=False)
 
 
@@ -104,7 +106,9 @@ def test_a_cache_of_sound_takes_films_and_sound_files_and_no_video_codec(sounds,
 def test_silent_clips_say_so(clips, make_cache, tmp_path):
     silent = write_media(clips / "0.mp4", every(24, 6), None, size=(32, 48))
     assert not read_clip(silent, CLIP, silent="mask").heard
-    with pytest.raises(MovaError, match=r"0.mp4: has no sound track \(--loader.silent zeros or mask accepts it\)"):
+    with pytest.raises(
+        MovaError, match=r"0.mp4: has no sound track \(--loader.silent-audio zeros or mask accepts it\)"
+    ):
         read_clip(silent, CLIP)
     data = open_dataset(clips, make_cache(silent="mask"), bad_clips="stop")
     np.testing.assert_array_equal(data.batch([0, 1, 2])["heard"], [[0], [1], [1]])

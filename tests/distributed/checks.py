@@ -411,7 +411,7 @@ def trained(data: str, out: str, steps: int, batch: int, context_parallel: int) 
         device=backend().name,
         steps=steps,
         checkpointing="selective",
-        loader={"batch": batch, "fit": 4},
+        loader={"batch": batch, "num_fit_clips": 4},
         log={"every": 1, "tensorboard": False},
         validation={"every": steps, "data": Path(data), "samples": 0},
         parallel={"context_parallel": context_parallel},

@@ -45,7 +45,7 @@ def start(clips: Path, out: Path, processes: int, steps: int) -> subprocess.Pope
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-port", str(port), "-m", "mova_engine.train", "--recipe", "nano", "--parallel.shard"]
     settings = {
-        "data": clips, "out": out, "device": "cpu", "steps": steps, "loader.batch": 1, "loader.fit": 4,
+        "data": clips, "out": out, "device": "cpu", "steps": steps, "loader.batch": 1, "loader.num-fit-clips": 4,
         "checkpoint.every": EVERY, "log.every": 1, "validation.every": 0, "optim.ema": 0.9,
         "parallel.context-parallel": 2, "parallel.timeout": 120,
     }  # fmt: skip

@@ -18,9 +18,8 @@ STEPS = 3
 def start(clips: Path, out: Path, processes: int, *settings: str) -> subprocess.CompletedProcess:
     launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port()), "-m"]
     command = [sys.executable, "-m", *(launcher if processes > 1 else []), "mova_engine.train", "--recipe", "nano"]
-    common = (
-        f"--data {clips} --out {out} --device cpu --steps {STEPS} --loader.fit 4 --log.every 1 --log.no-tensorboard"
-    )
+    common = f"--data {clips} --out {out} --device cpu --steps {STEPS} --loader.num-fit-clips 4"
+    common += " --log.every 1 --log.no-tensorboard"
     validation = ["--validation.every", "3", "--validation.data"] + [str(clips), "--validation.samples", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -69,7 +68,7 @@ def test_masked_clips_count_alike_however_the_clips_are_divided(worlds, clips, t
         without_sound(path)
 
     def losses_of(size: int, out: str, **settings) -> list[list[float]]:
-        settings["loader"] = {"silent": "mask", **settings.get("loader", {})}
+        settings["loader"] = {"silent_audio": "mask", **settings.get("loader", {})}
         found = worlds(size).run(
             "run_shared", clips=str(tmp_path / "clips"), out=str(tmp_path / out), steps=2, **settings
         )

@@ -72,7 +72,7 @@ def test_the_doctor_on_a_cpu_notes_what_breaks_other_programs(started, without_c
 
 
 def test_training_without_a_named_device_says_why_the_npu_is_not_used(started, without_cann, tmp_path):
-    recipe = ("--recipe", "nano", "--steps", "1", "--validation.every", "0", "--loader.generate", "2")
+    recipe = ("--recipe", "nano", "--steps", "1", "--validation.every", "0", "--loader.synthetic-clips", "2")
     child = started("-m", "mova_engine.train", *recipe, "--loader.batch", "1", "--out", str(tmp_path / "run"))
     assert child.returncode == 0, child.stderr
     (told,) = (line for line in child.stdout.splitlines() if "npu" in line)

@@ -150,7 +150,7 @@ def test_a_checkpoint_says_how_it_was_trained(run_folder):
     assert facts.clean_first_frame
     assert facts.bridge
     index = json.loads((folder / "model_index.json").read_text())
-    del index["_mova_engine"]["diffusion"]["prediction"]
+    del index["_mova_engine"]["diffusion"]["prediction_type"]
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(MovaError, match="does not say how the model was trained: KeyError"):
         trained(folder)

@@ -27,7 +27,7 @@ def small(clips, tmp_path, backend):
     """Configurations of runs of a few quick steps: `small(steps=4, optim={"lr": 1e-3})`."""
 
     def make(out: str = "run", **overrides) -> TrainConfig:
-        loader = {"batch": 2, "fit": 4, **overrides.pop("loader", {})}
+        loader = {"batch": 2, "num_fit_clips": 4, **overrides.pop("loader", {})}
         optim = {"warmup": 2, "ema": 0.9, **overrides.pop("optim", {})}
         log = {"every": 1, "tensorboard": False, **overrides.pop("log", {})}
         common = {"steps": 4, "data": clips, "out": tmp_path / out, "device": backend.name}

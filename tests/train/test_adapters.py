@@ -24,7 +24,7 @@ LORA = {"rank": 4}
 def base(tmp_path_factory, clips):
     """A nano model after three steps: its heads are zero no more."""
     out = tmp_path_factory.mktemp("base")
-    settings = {"loader": {"batch": 2, "fit": 4}, "validation": {"every": 0}, "log": {"tensorboard": False}}
+    settings = {"loader": {"batch": 2, "num_fit_clips": 4}, "validation": {"every": 0}, "log": {"tensorboard": False}}
     config = load_config("nano", data=clips, out=out, steps=3, device="cpu", optim={"ema": 0, "warmup": 0}, **settings)
     assert Trainer(config).run() == 0
     return out / "checkpoints" / "step-000003"
@@ -160,8 +160,8 @@ def test_bfloat16_keeps_float32_masters_and_the_base_as_it_is_held(adapted, ran,
 def test_what_cannot_be_adapted_is_refused(small, adapted, ran):
     with pytest.raises(MovaError, match="give --model.checkpoint, its folder"):
         ran(small(lora=LORA))
-    with pytest.raises(MovaError, match="diffusion.prediction is velocity, but .* was trained with x0"):
-        ran(adapted(diffusion={"prediction": "velocity"}))
+    with pytest.raises(MovaError, match="diffusion.prediction_type is velocity, but .* was trained with x0"):
+        ran(adapted(diffusion={"prediction_type": "velocity"}))
     with pytest.raises(MovaError, match="task must be joint"):
         small(lora=LORA, task="audio")
     with pytest.raises(MovaError, match="needs lora.rank"):

@@ -17,7 +17,7 @@ STEPS, EVERY = 24, 5
 
 def command(clips: Path, out: Path) -> list[str]:
     overrides = {
-        "steps": STEPS, "loader.batch": 2, "global-batch-size": 4, "loader.workers": 2, "loader.fit": 4,
+        "steps": STEPS, "loader.batch": 2, "global-batch-size": 4, "loader.workers": 2, "loader.num-fit-clips": 4,
         "optim.ema": 0.9, "checkpoint.every": EVERY, "log.every": 1, "data": clips, "out": out, "device": "cpu",
         "validation.every": 0,
     }  # fmt: skip

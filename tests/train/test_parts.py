@@ -84,13 +84,13 @@ def test_text_is_dropped_at_the_configured_rate():
 
 
 def test_the_learning_rate_warms_up_holds_and_falls_as_a_cosine():
-    settings = OptimSettings(warmup=10, hold=0.4, final_lr=0.1)
+    settings = OptimSettings(warmup=10, decay_start=0.4, final_lr=0.1)
     course = [lr_factor(step, 100, settings) for step in range(100)]
     assert course[0] == pytest.approx(0.1) and course[9] == 1.0
     assert set(course[9:40]) == {1.0}
     assert course[70] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert course[99] == pytest.approx(0.1, abs=1e-3) and all(a >= b for a, b in pairwise(course[40:]))
-    assert {lr_factor(step, 100, OptimSettings(hold=1.0)) for step in (0, 50, 99)} == {1.0}
+    assert {lr_factor(step, 100, OptimSettings(decay_start=1.0)) for step in (0, 50, 99)} == {1.0}
 
 
 def test_bridge_and_towers_have_their_own_learning_rates(model):
@@ -171,7 +171,7 @@ def heard_batches(clips: LatentBatch, heard: list[int], size: int) -> list[dict]
 def masked_update(model: Mova, heard: list[int], size: int) -> tuple[dict, dict[str, torch.Tensor]]:
     """One step that learns the sound of some clips; returns its values and the gradients."""
     config = load_config(
-        "nano", loader={"batch": size, "silent": "mask"}, global_batch_size=len(heard), optim={"clip": 1e9}
+        "nano", loader={"batch": size, "silent_audio": "mask"}, global_batch_size=len(heard), optim={"clip": 1e9}
     )
     weights = Weights(model, torch.float32)
     descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.0}], lr=0.0)
@@ -228,8 +228,8 @@ def test_a_perfect_x0_network_has_no_loss_where_a_velocity_network_has(model, mo
     monkeypatch.setattr(
         "mova_engine.models.mova.dual_tower_forward", lambda *args, **kwargs: (batch.video, batch.audio)
     )
-    perfect = losses_of(model, batch, diffusion={"prediction": "x0"})
-    wrong = losses_of(model, batch, diffusion={"prediction": "velocity"})
+    perfect = losses_of(model, batch, diffusion={"prediction_type": "x0"})
+    wrong = losses_of(model, batch, diffusion={"prediction_type": "velocity"})
     assert float(perfect.total) == 0.0 and float(wrong.video) > 0.1 and float(wrong.audio) > 0.1
 
 
@@ -238,7 +238,7 @@ def test_a_perfect_velocity_network_has_no_loss(model, monkeypatch):
     audio_noise, video_noise = draw_noise(batch.noise_shapes(), 0, 0, 0, 2)
     exact = (video_noise - batch.video, audio_noise - batch.audio)
     monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", lambda *args, **kwargs: exact)
-    assert float(losses_of(model, batch, diffusion={"prediction": "velocity"}).total) < 1e-10
+    assert float(losses_of(model, batch, diffusion={"prediction_type": "velocity"}).total) < 1e-10
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from mova_engine.train.trainer import Trainer
 def trained(tmp_path_factory, clips):
     """A run of one step."""
     out = tmp_path_factory.mktemp("trained")
-    settings = {"loader": {"batch": 2, "fit": 4}, "validation": {"every": 0}, "log": {"tensorboard": False}}
+    settings = {"loader": {"batch": 2, "num_fit_clips": 4}, "validation": {"every": 0}, "log": {"tensorboard": False}}
     assert Trainer(load_config("nano", data=clips, out=out, steps=1, device="cpu", **settings)).run() == 0
     return out / "checkpoints" / "step-000001"
 
@@ -48,10 +48,13 @@ WRONG = {
         "give --precision bf16",
     ),
     "another kind of output": (
-        {"lora": {"rank": 4}, "model": {"checkpoint": "TRAINED"}, "diffusion": {"prediction": "velocity"}},
+        {"lora": {"rank": 4}, "model": {"checkpoint": "TRAINED"}, "diffusion": {"prediction_type": "velocity"}},
         "adapters cannot change it",
     ),
-    "new components without the others": ({"model": {"new": ["dual_tower_bridge"]}}, "give --model.checkpoint"),
+    "new components without the others": (
+        {"model": {"init_from_scratch": ["dual_tower_bridge"]}},
+        "give --model.checkpoint",
+    ),
     "no such held-out clips": ({"validation": {"every": 1, "data": "nowhere"}}, "nowhere: no such folder"),
     "no such clips": ({"data": "nowhere"}, "nowhere: no such folder"),
     "another seed": ({"resume": "TRAINED", "seed": 7}, "was trained with seed 0.*give --seed 0"),
@@ -129,7 +132,7 @@ def test_the_reasons_are_told_where_no_clip_can_be_read(small, tmp_path):
 
 def test_own_clips_are_not_validated_on_bouncing_balls(small, ran, clips, tmp_path):
     """nano's recipe writes held-out balls; beside clips of the user's own they would tell nothing."""
-    run = ran(small(steps=1, validation={"every": 1, "generate": 96}))
+    run = ran(small(steps=1, validation={"every": 1, "synthetic_clips": 96}))
     assert run.status == 0 and "--validation.data names a folder of held-out clips" in run.said
     assert not (run.config.folder / "heldout").exists() and not any("heldout/video" in row for row in run.rows)
 

@@ -31,7 +31,7 @@ def test_the_papers_phases_differ_as_published():
     assert [c.diffusion.text_dropout for c in (one, two, three)] == [0.5, 0.2, 0.2]
     assert [c.parallel.context_parallel for c in (one, two, three)] == [8, 8, 16]
     assert [c.model.preset for c in (one, two, three)] == ["mova-360p", "mova-360p", "mova-720p"]
-    assert [c.model.new for c in (one, two, three)] == [("dual_tower_bridge",), (), ()]
+    assert [c.model.init_from_scratch for c in (one, two, three)] == [("dual_tower_bridge",), (), ()]
     assert {(c.optim.lr, c.optim.bridge_lr) for c in (one, two, three)} == {(1e-5, 2e-5)}
 
 
@@ -51,11 +51,11 @@ def test_the_command_line_overrides_the_recipe_which_overrides_the_defaults():
         (["--recipe", "nowhere.yaml"], ("no recipe file nowhere.yaml",)),
         (["--optim.lrr", "1"], ("--optim.lrr", "Did you mean --optim.lr")),
         (["--optim.lr", "fast"], ("--optim.lr", "fast")),
-        (["--diffusion.prediction", "x1"], ("x1", "x0")),
+        (["--diffusion.prediction-type", "x1"], ("x1", "x0")),
         (["--model.preset", "nanoo"], ("nanoo", "'nano'")),
         (["--loader.batch", "0"], ("loader.batch", "at least 1")),
         (["--optim.ema", "1.5"], ("optim.ema", "1.5")),
-        (["--validation.every", "5", "--validation.generate", "0"], ("validation.data",)),
+        (["--validation.every", "5", "--validation.synthetic-clips", "0"], ("validation.data",)),
         (["--task", "audio", "--model.no-bridge"], ("audio task",)),
         (["stray"], ("stray",)),
     ],
@@ -105,7 +105,7 @@ def test_one_of_several_processes_without_the_others_is_refused(clips, tmp_path,
     "extra, words",
     [
         ([], "starts from other components' weights|pretrained codecs"),
-        (["--model.empty-new"], "pretrained codecs"),
+        (["--model.empty-init-from-scratch"], "pretrained codecs"),
     ],
 )
 def test_phase_one_asks_for_the_weights_that_it_starts_from(clips, tmp_path, extra, words):
@@ -117,7 +117,7 @@ def test_phase_one_asks_for_the_weights_that_it_starts_from(clips, tmp_path, ext
 
 def test_a_run_without_clips_asks_for_them(tmp_path):
     with pytest.raises(MovaError, match="give --data"):
-        main(["--loader.generate", "0", "--device", "cpu", "--out", str(tmp_path)])
+        main(["--loader.synthetic-clips", "0", "--device", "cpu", "--out", str(tmp_path)])
 
 
 def test_a_setting_that_came_after_a_checkpoint_differs_only_where_it_is_set():

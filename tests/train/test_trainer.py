@@ -88,7 +88,7 @@ def test_a_checkpoint_is_a_model_folder_with_the_averaged_weights(small, ran):
     averaged = load_file(folder / "training" / "ema.safetensors")
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in mova.state_dict().items())
     assert not same_tensors(averaged, load_file(folder / "training" / "master.safetensors"))
-    assert diffusion_settings(folder)["prediction"] == "x0"
+    assert diffusion_settings(folder)["prediction_type"] == "x0"
     assert load_codecs(folder).audio.state()  # fitted to the clips
 
 
@@ -205,8 +205,8 @@ def test_the_audio_tower_trains_on_sound_files_without_a_video_codec(small, ran,
     assert all(np.isfinite(row["loss/audio"]) for row in done.rows if "loss" in row)
     with pytest.raises(MovaError, match=r"none of 3 clips .*: .*0.wav: has no video \(sound alone serves"):
         ran(small("joint", steps=1, data=tmp_path))
-    with pytest.raises(MovaError, match="loader.silent mask learns a silent clip's pictures alone"):
-        small(task="audio", loader={"silent": "mask"})
+    with pytest.raises(MovaError, match="loader.silent_audio mask learns a silent clip's pictures alone"):
+        small(task="audio", loader={"silent_audio": "mask"})
 
 
 @pytest.mark.parametrize("model", [{"bridge": False}, {"aligned_rope": False}])
@@ -220,7 +220,7 @@ def test_the_ablations_train_and_say_so_in_their_checkpoint(small, ran, model):
 
 def test_a_run_starts_from_a_checkpoints_weights(small, ran):
     start = ran(small("first", steps=3)).config.folder / "checkpoints" / "step-000003"
-    model = {"checkpoint": str(start), "new": ["dual_tower_bridge"]}
+    model = {"checkpoint": str(start), "init_from_scratch": ["dual_tower_bridge"]}
     done = ran(small("second", steps=1, model=model, optim={"lr": 0.0}))
     taken = training_tensors(done.config.folder, 1)
     for component in ("video_dit", "audio_dit"):
@@ -271,7 +271,10 @@ def test_codecs_are_on_the_device_for_their_stages_alone(small, ran, clips, monk
 
 
 def test_clips_are_generated_where_none_are_given(tmp_path):
-    loader, validation = {"batch": 2, "generate": 3, "fit": 2}, {"every": 1, "generate": 2, "samples": 1}
+    loader, validation = (
+        {"batch": 2, "synthetic_clips": 3, "num_fit_clips": 2},
+        {"every": 1, "synthetic_clips": 2, "samples": 1},
+    )
     run = tmp_path / "run"
     assert Trainer(load_config("nano", steps=1, out=run, device="cpu", loader=loader, validation=validation)).run() == 0
     assert len(list((run / "data").glob("*.mp4"))) == 3 and len(list((run / "heldout").glob("*.mp4"))) == 2

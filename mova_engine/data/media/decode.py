@@ -100,7 +100,7 @@ def read_clip(
     missing = _missing(sound, clip)
     if missing and silent == "refuse":
         also = " or mask" if pictures else ""
-        raise MovaError(f"{path}: {missing} (--loader.silent zeros{also} accepts it)")
+        raise MovaError(f"{path}: {missing} (--loader.silent-audio zeros{also} accepts it)")
     if not pictures and not sound.covered:
         raise MovaError(f"{path}: too short: its sound ends before {start:g} s")
     audio = np.zeros(clip.audio_samples, np.float32) if sound is None else sound.mono
