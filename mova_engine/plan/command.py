@@ -7,10 +7,10 @@ PROMPTS a file or folder of them, HOST the first machine.
 import shlex
 
 from mova_engine.config.mesh import largest_ulysses
-from mova_engine.config.model import MovaConfig, get_preset
+from mova_engine.config.model import MovaConfig
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import Job, PlannedRun, Policy, sharded
-from mova_engine.predict.options import can_resize, missing, words
+from mova_engine.predict.options import missing, words
 from mova_engine.predict.search import Plan
 
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -26,9 +26,6 @@ def unavailable(run: PlannedRun) -> str | None:
     if lacking := missing(run.job, run.layout, run.policy):
         settings = ", ".join(f"{name}={value}" for name, value in lacking.items())
         return f"no option turns on {settings} for this task and mesh yet"
-    changed = _other_sizes(run.job.model)
-    if not can_resize(run.job.task, changed):
-        return f"no option sets a clip's {', '.join(sorted(changed))} for this task yet: its clip is a preset's"
     return None
 
 
@@ -144,10 +141,3 @@ def _shared(run: PlannedRun) -> list[str]:
     found = ["--parallel.context-parallel", str(layout.context_parallel)]
     usual = largest_ulysses(layout.context_parallel, run.job.model.video.num_heads)
     return found + (["--parallel.ulysses", str(layout.ulysses)] if layout.ulysses != usual else [])
-
-
-def _other_sizes(model: MovaConfig) -> set[str]:
-    """Fields in which a model's clip differs from its preset's."""
-    usual = get_preset(model.name).clip
-    names = ("frames", "height", "width", "fps")
-    return {name for name in names if getattr(model.clip, name) != getattr(usual, name)}

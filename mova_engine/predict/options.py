@@ -35,8 +35,6 @@ OPTIONS: dict[str, dict[tuple[str, str], Option]] = {
         ("weights", "host"): Option(("--offload",), sharded=True),
     },
 }
-# Tasks that are planned for clips of other sizes than a preset's.
-RESIZABLE = ("inference",)
 
 
 def changes(policy: Policy, base: Policy = PLAIN) -> dict[str, str]:
@@ -62,8 +60,3 @@ def words(job: Job, layout: Layout, policy: Policy, base: Policy = PLAIN) -> lis
     """The options of a policy that can be run, as far as it differs from another."""
     found = [option(job.task, layout, name, value) for name, value in changes(policy, base).items()]
     return [word for one in found if one is not None for word in one.words]
-
-
-def can_resize(task: str, changed: set[str]) -> bool:
-    """Whether a task is planned with these fields of a clip other than a preset's."""
-    return not changed or task in RESIZABLE

@@ -25,7 +25,7 @@ from mova_engine.predict.job import (
     unsharded,
 )
 from mova_engine.predict.memory_use import Memory, memory
-from mova_engine.predict.options import PLAIN, can_resize, changes, missing
+from mova_engine.predict.options import PLAIN, changes, missing
 from mova_engine.predict.step_time import StepPrediction, predict
 
 # In which order and how the fields of a policy may be changed to save memory.
@@ -227,9 +227,7 @@ def leanest(
 
 
 def rescue(job: Job, devices: int, hardware: Hardware, implementation: ImplementationCost) -> list[Plan]:
-    """What would fit where nothing does: more devices (doubling), and the longest shorter clip, where a run can be told
-    one. At most one of each.
-    """
+    """What would fit where nothing does: more devices (doubling), and the longest shorter clip. At most one of each."""
     found = []
     more = devices * 2
     while more <= _MOST_DEVICES:
@@ -238,8 +236,6 @@ def rescue(job: Job, devices: int, hardware: Hardware, implementation: Implement
             found.append(plans[0])
             break
         more *= 2
-    if not can_resize(job.task, {"frames"}):
-        return found
     clip = job.model.clip
     step = clip.video_stride[0]
     lengths = range(clip.frames - step, _FEWEST_FRAMES - 1, -4 * step)

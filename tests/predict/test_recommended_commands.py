@@ -12,7 +12,7 @@ from mova_engine.config.recipes import parse_command_line
 from mova_engine.distributed.processes import Launch
 from mova_engine.inference import __main__ as sampler
 from mova_engine.plan.command import command, lines, unavailable
-from mova_engine.plan.recipe import layout_as_set, policy_as_set
+from mova_engine.plan.recipe import job_of, layout_as_set, policy_as_set
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import hardware_names
 from mova_engine.predict.job import IMPLEMENTATIONS, TASKS, Job, Layout, PlannedRun, Policy, layout_of
@@ -127,13 +127,21 @@ def test_other_jobs_are_commands_too(job, layout, policy):
     _check_training(plan(PlannedRun(job, layout, policy), calibrated("h100-80gb")))
 
 
-def test_clips_of_another_size_are_sampled_and_not_trained_on(monkeypatch):
+def test_clips_of_another_size_are_asked_for(monkeypatch):
     model = get_preset("mova-360p")
-    model = replace(model, clip=replace(model.clip, frames=49, height=320))
+    model = replace(model, clip=replace(model.clip, frames=49, height=320, fps=16.0))
     hardware = calibrated("h200")
     _check_sampling(plan(PlannedRun(Job(model, "inference"), Layout(shard=False)), hardware), monkeypatch)
-    trained = plan(PlannedRun(Job(model, "lora")), hardware)
-    assert command(trained) is None and "frames, height" in unavailable(trained.run)
+    _check_training(plan(PlannedRun(Job(model, "lora")), hardware))
+
+
+@pytest.mark.parametrize("recipe", ["joint-phase3", "lora", "nano", "audio-pretrain"])
+def test_a_plan_for_a_recipe_overrides_what_it_must(recipe):
+    job = job_of(recipe)
+    other = replace(job, model=replace(job.model, clip=replace(job.model.clip, frames=49, height=240)))
+    for one in (job, other):
+        layout = Layout(dp_replicate=2, shard=False)
+        _check_training(plan(PlannedRun(one, layout, Policy("full")), calibrated("h100-80gb")), recipe)
 
 
 def test_what_no_option_turns_on_has_no_command():
