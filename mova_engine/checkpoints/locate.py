@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mova_engine.checkpoints.folder import (
-    INDEX,
     listed_components,
     mova_config_from_folder,
     own_clip,
     released_name,
     stated_clip,
 )
+from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.clip import ClipSettings, clip_words
 from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
 from mova_engine.errors import MovaError

@@ -8,7 +8,6 @@ import torch
 from mova_engine.adapters.lora import load_lora
 from mova_engine.backend import Backend
 from mova_engine.checkpoints.folder import (
-    INDEX,
     Codecs,
     boundary_ratio,
     diffusion_settings,
@@ -17,6 +16,7 @@ from mova_engine.checkpoints.folder import (
     mova_config_from_folder,
 )
 from mova_engine.checkpoints.integrity import damage, has_checksums
+from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mova_engine.checkpoints.folder import BOUNDARY_RATIO, SCHEDULER_CONFIG, TOWER_OPTIONS
+from mova_engine.checkpoints.released import BOUNDARY_RATIO, SCHEDULER_CONFIG, TOWER_OPTIONS
 from mova_engine.codecs.dac import DacConfig
 from mova_engine.config.model import AudioDiTConfig, BridgeConfig, VideoDiTConfig
 from mova_engine.diffusion.schedule import Schedule

@@ -7,15 +7,9 @@ from pathlib import Path
 import torch
 
 from mova_engine.adapters.lora import save_lora
-from mova_engine.checkpoints.folder import (
-    INDEX,
-    MODEL_CLASSES,
-    Codecs,
-    component_configs,
-    mova_config_from_folder,
-    write_mova,
-)
+from mova_engine.checkpoints.folder import Codecs, component_configs, mova_config_from_folder, write_mova
 from mova_engine.checkpoints.locate import ADAPTERS, find_components, find_model, open_model, say_other_clip
+from mova_engine.checkpoints.released import INDEX, MODEL_CLASSES
 from mova_engine.config.model import COMPONENTS, MovaConfig, SamplingConfig, get_preset
 from mova_engine.config.train import LoraSettings, TrainConfig
 from mova_engine.distributed.fsdp import Shards, shard_model
