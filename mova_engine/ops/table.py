@@ -16,7 +16,7 @@ _COMPILED = "mova_engine.ops.compiled"
 _SLACK = 1.25
 _HALF = ("bfloat16", "float16")
 # Sizes of the examples: (batch, tokens, channels, head dim), (batch, tokens, in, out), (batch, q, k, heads, head dim).
-_EXAMPLE_ROWS, _EXAMPLE_GEMM, _EXAMPLE_ATTENTION = (2, 81, 96, 48), (2, 69, 96, 288), (1, 33, 12, 2, 128)
+_EXAMPLE_ROWS, _EXAMPLE_GEMM, _EXAMPLE_ATTENTION = (2, 81, 96, 48), (2, 69, 96, 288), (1, 97, 97, 2, 128)
 
 
 def _native(name: str) -> Implementation:
