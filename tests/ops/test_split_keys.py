@@ -72,5 +72,6 @@ def test_a_gradient_of_a_gradient_is_refused():
 
 
 def test_the_table_binds_it_by_name():
-    table = bind(get_backend("cpu"), {"attention": "split-keys"})
+    # In float32 alone: half precision is refused where instruction sets limit torch below oneDNN.
+    table = bind(get_backend("cpu"), {"attention": "split-keys"}, dtypes={torch.float32})
     assert table.attention is split_keys.cpu

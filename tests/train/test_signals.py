@@ -56,7 +56,7 @@ def steps_of(run) -> list[int]:
 
 def test_a_signal_while_processes_agree_is_kept_for_the_next_step():
     class Others:
-        def most(self, number: int) -> int:
+        def all_reduce_max(self, number: int) -> int:
             send()
             return number
 
@@ -72,7 +72,7 @@ def test_a_signal_that_reaches_this_process_after_all_have_agreed_is_the_same_re
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     class Others:
-        def most(self, number: int) -> int:
+        def all_reduce_max(self, number: int) -> int:
             return 1 + signal.SIGINT
 
     with StopRequest() as stop:
@@ -87,12 +87,12 @@ def test_a_signal_that_reaches_this_process_after_all_have_agreed_is_the_same_re
 
 def test_a_save_asked_for_while_processes_agree_is_kept_too():
     class Others:
-        def most(self, number: int) -> int:
+        def all_reduce_max(self, number: int) -> int:
             send(signal.SIGUSR1)
             return number
 
     class Quiet:
-        def most(self, number: int) -> int:
+        def all_reduce_max(self, number: int) -> int:
             return number
 
     with StopRequest() as stop:
@@ -103,7 +103,7 @@ def test_a_save_asked_for_while_processes_agree_is_kept_too():
 
 def test_what_any_process_was_asked_all_do():
     class Asked:
-        def most(self, number: int) -> int:
+        def all_reduce_max(self, number: int) -> int:
             return max(number, 1 + signal.SIGHUP)
 
     with StopRequest() as stop:
