@@ -13,6 +13,7 @@ from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.checkpoints.locate import find_adapters, open_model
 from mova_engine.codecs import video_from_uint8, video_to_uint8
+from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.data.media.decode import Clip
 from mova_engine.data.media.resize import crop_resize
@@ -107,19 +108,19 @@ class Pipeline:
         device: str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        size: str | None = None,
+        clip: ClipSettings | None = None,
         offload: bool = False,
         lora: str | Path | None = None,
     ) -> "Pipeline":
         """The pipeline of a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder.
 
         device: "cpu", "cuda" or "npu"; None: the first of npu, cuda, cpu that works. dtype: what the towers compute in;
-        None: as stored. size: the clip's, as "mova-360p", where the folder states none. offload: of two experts the one
-        in use alone is on the device. lora: adapters to add, a LoRA run, its checkpoint or a file.
+        None: as stored. clip: sizes other than the model's own, `ClipSettings(height=352, width=640)`. offload: of two
+        experts the one in use alone is on the device. lora: adapters to add, a LoRA run, its checkpoint or a file.
         Raises MovaError for whatever is missing or damaged.
         """
         backend = get_backend(device) if device else default_backend()
-        found, config = open_model(folder, size)
+        found, config = open_model(folder, clip or ClipSettings())
         lora = None if lora is None else find_adapters(lora)
         return load_pipeline(found, backend, dtype=dtype, clip=config.clip, offload=offload, lora=lora, config=config)
 
