@@ -34,7 +34,12 @@ SETTINGS = {
 _USUAL = tuple(name for name, limits in SETTINGS.items() if len(limits) == 4)
 # Words for the limits in the first lines of the logs of oneDNN and MKL.
 _LOGGED = {
-    ONEDNN: {"SSE41": "SSE4.1", "AVX": "AVX", "AVX2": "AVX2", "AVX512_CORE": "AVX-512"},
+    ONEDNN: {
+        "SSE41": "SSE4.1",
+        "AVX": "AVX",
+        "AVX2": "AVX2",
+        "AVX512_CORE": "AVX-512 with AVX512BW, AVX512VL, and AVX512DQ extensions",
+    },
     MKL: {"SSE4_2": "SSE4.2", "AVX2": "AVX2", "AVX512": "AVX-512"},
 }
 # Prints one "name value" a line; oneDNN logs its own while it computes.
