@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mova_engine.cli import COMMANDS
-from source_tree import ROOT
+from source_tree import ROOT, python_files, relative
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOP = ("mova_engine", "kernels", "csrc", "docs", "examples", "tests", "benchmarks", "requirements")
@@ -50,3 +50,33 @@ def test_the_two_commands_come_first():
     """A newcomer finds both in the first code block of the README."""
     first = re.search(r"(?:^    .+\n)+", (ROOT / "README.md").read_text(), re.M)[0]
     assert [line.split()[1] for line in first.splitlines()] == ["nano", "test"]
+
+
+# `room.module` and `room.module.name` in docstrings, comments and pages; names of files end otherwise.
+_REFERENCE = re.compile(r"`(?:mova_engine\.)?([a-z]\w*)((?:\.[A-Za-z_]\w*)+)`")
+_FILE_ENDINGS = ("py", "json", "yaml", "safetensors", "png", "svg", "md")
+
+
+def unresolved(text: str) -> list[str]:
+    """References to modules of the engine's rooms that do not exist."""
+    rooms, found = {path.name for path in (ROOT / "mova_engine").iterdir() if path.is_dir()}, []
+    for match in _REFERENCE.finditer(text):
+        place, names = ROOT / "mova_engine" / match[1], match[2][1:].split(".")
+        if match[1] not in rooms or names[-1] in _FILE_ENDINGS:
+            continue
+        while names and (place / names[0]).is_dir():
+            place /= names.pop(0)
+        inside = place / "__init__.py"
+        if names and not (place / f"{names[0]}.py").exists() and names[0] not in inside.read_text(encoding="utf-8"):
+            found.append(match[0])
+    return found
+
+
+def test_modules_named_in_prose_exist():
+    parts = ("mova_engine", "kernels", "tests", "examples")
+    sources = [path for part in parts for path in python_files(part) if path.name != Path(__file__).name]
+    found = {relative(path): names for path in sources if (names := unresolved(path.read_text(encoding="utf-8")))}
+    found |= {page.name: names for page in PAGES if (names := unresolved(page.read_text(encoding="utf-8")))}
+    # A setting of a tower's configuration, not a module of the room.
+    assert found == {"mova_engine/models/tower.py": ["`config.num_layers`"]}
+    assert unresolved("as `ops.recall` and `data.media.decode.read_clip` say") == ["`ops.recall`"]

@@ -93,7 +93,7 @@ class LatentDataset(Dataset):
 
     @cached_property
     def marks(self) -> str:
-        """By which a later run tells what has become of these clips, see `data.changes`."""
+        """By which a later run tells what has become of these clips, see `data.clip_changes`."""
         return marks(self.entries, self.cache.content if self._files_read else None)
 
     @property

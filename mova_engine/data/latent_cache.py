@@ -6,7 +6,7 @@ are safetensors files, written whole or not at all, with a checksum: a damaged o
 
     FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents, heard
     FOLDER/text/ab/abcd....safetensors      text
-    FOLDER/forms/abcd....json               what decides keys beside the clips themselves, see `data.forms`
+    FOLDER/forms/abcd....json               what decides keys beside the clips themselves, see `data.cache_forms`
     FOLDER/files/ab/abcd....json            digests of large media files, valid while size and time of change stay
     FOLDER/fatal/ab/abcd....json            why a file cannot be read without ending the process that does
 

@@ -116,7 +116,7 @@ def load_model(
     shard: bool = False,
     config: MovaConfig | None = None,
 ) -> LoadedModel:
-    """Load a model folder (see `models.locate.find_model`) with its codecs onto the backend's device.
+    """Load a model folder (see `checkpoints.locate.find_model`) with its codecs onto the backend's device.
 
     dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
     config: the model, where `open_model` has been asked already.

@@ -17,6 +17,7 @@ from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.data.media.decode import Clip
 from mova_engine.data.media.resize import crop_resize
+from mova_engine.data.text import flaw
 from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
@@ -58,10 +59,14 @@ class SampleSettings:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise MovaError(f"steps must be at least 1, got {self.steps}")
+        if self.negative_prompt and self.guidance.form == "none":
+            raise MovaError("a negative prompt has no effect with guidance 'none'")
+        if reason := flaw(self.negative_prompt):
+            raise MovaError(f"the negative prompt {reason}")
 
 
 def default_settings(config: MovaConfig) -> SampleSettings:
-    """What a model is sampled with unless told otherwise, as its folder states: see `train.model.model_config`."""
+    """What a model is sampled with unless told otherwise, as its folder states (`train.model_setup.model_config`)."""
     return SampleSettings(config.sampling.steps, Guidance(config.sampling.guidance))
 
 

@@ -37,6 +37,23 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
             raise MovaError(f"seed must lie between 0 and {MAX_SEED}, got {self.seed}")
+        if not isinstance(self.caption, str):
+            raise MovaError(f"a prompt must be a text, got {type(self.caption).__name__}")
+        if reason := flaw(self.caption):
+            raise MovaError(f"prompt '{shown(self.caption)}' {reason}")
+        for name in ("first_frame", "last_frame"):
+            frame = getattr(self, name)
+            if frame is not None and not _is_frame(frame):
+                # Other numbers, 0..1 for one, would be taken for a nearly black picture.
+                raise MovaError(f"{name} must be a picture as uint8 [height, width, 3], got {_kind(frame)}")
+
+
+def _is_frame(frame: object) -> bool:
+    return isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,) and frame.size > 0
+
+
+def _kind(frame: object) -> str:
+    return f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
 
 
 @dataclass(frozen=True)
@@ -101,9 +118,6 @@ def make_requests(
     prompts: Sequence[Prompt], count: int, seed: int, last_frame: np.ndarray | None = None
 ) -> list[tuple[Prompt, Request]]:
     """`count` requests that take the prompts in turn, over and over; request i has seed `seed + i`."""
-    for prompt in prompts:
-        if reason := flaw(prompt.caption):
-            raise MovaError(f"prompt '{shown(prompt.caption)}' {reason}")
     if not 1 <= count <= MOST_REQUESTS:
         raise MovaError(f"count must lie between 1 and {MOST_REQUESTS}, got {count}")
     return [

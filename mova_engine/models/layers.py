@@ -66,8 +66,8 @@ class NormParameters(nn.Module):
 class Linear(nn.Linear):
     """nn.Linear that can carry a low-rank adapter, `x W^T + b + scale * (x A^T) B^T`, and hold W in fp8.
 
-    weight_scale [o] float32: of a weight held in fp8 (`models.fp8`), else None. It is no part of the state: such a
-    weight cannot be saved.
+    weight_scale [o] float32: of a weight held in fp8 (`memory.fp8_weights`), else None. It is no part of the state:
+    such a weight cannot be saved.
     """
 
     def __init__(self, in_features: int, out_features: int, ops: OpTable, **factory) -> None:

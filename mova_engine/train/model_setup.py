@@ -27,7 +27,7 @@ AUDIO = "audio_dit"
 
 
 def with_folders(config: TrainConfig, say: Callable[[str], object]) -> TrainConfig:
-    """The configuration with the folders that its model's paths mean; `say` and errors as of `models.locate`.
+    """The configuration with the folders that its model's paths mean; `say` and errors as of `checkpoints.locate`.
 
     A run keeps to them: a checkpoint that is written later to a run that it starts from does not change it.
     """

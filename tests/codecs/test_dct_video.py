@@ -63,8 +63,8 @@ def test_the_first_frame_stands_alone_and_a_still_picture_keeps_its_latents() ->
     latents = codec.encode(clip)
     torch.testing.assert_close(codec.encode(clip[:, :, :1]), latents[:, :, :1])
     still = codec.encode(clip[:, :, :1].expand(-1, -1, 9, -1, -1))
-    # A latent sums the 4 x 64 pixels of a block, whose rounding in whatever order is at most one unit of each.
-    atol = 4 * 64 * 2**-24 * still.abs().max().item()
+    # Three times what the 4 x 64 additions of a latent are off by, each by half a unit of the result, at random.
+    atol = 3 * math.sqrt(4 * 64) * 2**-24 * still.abs().max().item()
     torch.testing.assert_close(still[:, :7, 1:], still[:, :7, :1].expand(-1, -1, 2, -1, -1), atol=atol, rtol=0)
     assert still[:, 7:, 1:].abs().max() < 1e-4, "nothing moves: the temporal channels are silent"
 

@@ -1,6 +1,7 @@
 """From words and a first frame to a clip; loading; the trainer's hook."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +195,36 @@ def test_a_pipeline_from_a_folder_makes_clips_when_called(pipeline, run_folder, 
         alone.save(path)
     # A picture of a file is read as the command reads it.
     assert loaded("rain", image=path, **options).frames.shape == alone.frames.shape
+
+
+NOT_FRAMES = {
+    "float64 [48, 48, 3]": np.zeros((48, 48, 3)),
+    "uint8 [48, 48]": np.zeros((48, 48), np.uint8),
+    "uint8 [48, 48, 4]": np.zeros((48, 48, 4), np.uint8),
+    "uint8 [0, 48, 3]": np.zeros((0, 48, 3), np.uint8),
+    "list": [[0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("what", NOT_FRAMES)
+@pytest.mark.parametrize("name", ["image", "last_image"])
+def test_what_is_no_picture_is_refused_before_any_work(pipeline, name, what):
+    field = {"image": "first_frame", "last_image": "last_frame"}[name]
+    with pytest.raises(
+        MovaError, match=re.escape(f"{field} must be a picture as uint8 [height, width, 3], got {what}")
+    ):
+        pipeline("rain", **{name: NOT_FRAMES[what]})
+
+
+def test_words_that_cannot_be_used_are_refused_by_the_pipeline_too(pipeline):
+    with pytest.raises(MovaError, match="holds half a surrogate pair"):
+        pipeline("\ud800")
+    with pytest.raises(MovaError, match="a prompt must be a text, got int"):
+        pipeline([3])
+    with pytest.raises(MovaError, match="a negative prompt has no effect with guidance 'none'"):
+        pipeline("rain", guidance=Guidance("none"), negative_prompt="noise")
+    with pytest.raises(MovaError, match="the negative prompt holds half a surrogate pair"):
+        pipeline("rain", guidance=Guidance("text"), negative_prompt="\ud800")
 
 
 def test_the_trainers_hook_writes_comparable_samples(pipeline, frame, tmp_path):
