@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mova_engine.config.diffusion import LossWeights
@@ -63,8 +62,3 @@ def velocity_loss(
     video_loss = mse(video, video_target, own)
     audio_loss = share.audio * mse(audio, audio_target, factors=audio_factors)
     return Losses(weights.video * video_loss + weights.audio * audio_loss, video_loss, audio_loss)
-
-
-def is_finite(losses: Losses) -> bool:
-    """Whether the step may be taken."""
-    return bool(torch.isfinite(losses.total))
