@@ -90,7 +90,8 @@ def _product(
     return torch._scaled_mm(values, weight, scale, columns, bias=bias, out_dtype=dtype)
 
 
-def _checked(quantize: Quantize, x, weight, weight_scale, bias, lora_a, lora_b, scale: float) -> Tensor:
+def checked(quantize: Quantize, x, weight, weight_scale, bias, lora_a, lora_b, scale: float) -> Tensor:
+    """`fp8_linear` with rows quantised by `quantize`, its inputs looked at."""
     requirements.linear("fp8_linear", x, weight, bias)
     requirements.same_dtype("fp8_linear", (torch.bfloat16,), x=x, bias=bias)
     requirements.same_device("fp8_linear", x=x, weight_scale=weight_scale)
@@ -122,7 +123,7 @@ def scaled_mm(
     scale: float,
 ) -> Tensor:
     """`fp8_linear` by torch's fp8 product, rows quantised by torch's own operations. x bfloat16."""
-    return _checked(quantize_rows_reference, x, weight, weight_scale, bias, lora_a, lora_b, scale)
+    return checked(quantize_rows_reference, x, weight, weight_scale, bias, lora_a, lora_b, scale)
 
 
 def scaled_mm_triton(
@@ -138,4 +139,4 @@ def scaled_mm_triton(
     """`fp8_linear` by torch's fp8 product, rows quantised by one Triton kernel. x bfloat16."""
     from mova_kernels.quantize_rows.triton import quantize_rows
 
-    return _checked(quantize_rows, x, weight, weight_scale, bias, lora_a, lora_b, scale)
+    return checked(quantize_rows, x, weight, weight_scale, bias, lora_a, lora_b, scale)

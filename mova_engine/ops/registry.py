@@ -159,5 +159,10 @@ def bind_operators(
     for name, operator in operators.items():
         functions[name], choice = bind_operator(operator, backend, choices.get(name), training, tuple(dtypes))
         chosen.append(choice)
-    functions |= {"shared_linear": shared_linear, **_made_of(functions, functions)}
-    return OpTable(backend.name, functions, tuple(chosen))
+    return table_of(backend.name, functions, tuple(chosen))
+
+
+def table_of(device: str, functions: Mapping[str, Callable[..., Any]], choices: tuple[Choice, ...]) -> OpTable:
+    """A table of these operators, and the forms that are made of them."""
+    forms_of_them = {"shared_linear": shared_linear, **_made_of(functions, functions)}
+    return OpTable(device, {**functions, **forms_of_them}, choices)
