@@ -9,9 +9,11 @@ import pytest
 
 from mova_engine import cli
 from mova_engine.backend import get_backend
+from mova_engine.config.command import Command
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import PRESETS, get_preset
-from mova_engine.config.recipes import parse_command_line
+from mova_engine.config.recipes import TRAIN
+from mova_engine.config.sample import SAMPLE
 from mova_engine.distributed.processes import Launch
 from mova_engine.errors import CommandParser, MovaError
 from source_tree import ROOT
@@ -31,6 +33,12 @@ _EMULATED = r"(?: \S+emulate\.py(?: --list)? python)?"
 _COMMAND = re.compile(
     rf"(?:mova (?P<name>[a-z][a-z-]*)|(?P<launcher>{_LAUNCHER}){_EMULATED} -m mova_engine\.(?P<module>[\w.]+))"
     r"(?P<rest>(?= |$).*)$"
+)
+
+
+# What commands say of an option without its value, and of one that must be given.
+_LACKING = re.compile(
+    "expected one argument|arguments are required|one of the arguments|requires an argument|give --prompt, a text"
 )
 
 
@@ -83,13 +91,16 @@ class Parsed(Exception):
 @pytest.fixture
 def only_parsed(monkeypatch):
     """Commands stop once their options are understood."""
-    parse = CommandParser.parse_args
+    for kind, name in ((CommandParser, "parse_args"), (Command, "parse")):
+        monkeypatch.setattr(kind, name, _stopping(getattr(kind, name)))
 
+
+def _stopping(parse):
     def stop(self, *args, **kwargs):
-        parse(self, *args, **kwargs)
-        raise Parsed
+        if parse(self, *args, **kwargs) is not None:
+            raise Parsed
 
-    monkeypatch.setattr(CommandParser, "parse_args", stop)
+    return stop
 
 
 def _preset(folder: str) -> str:
@@ -98,7 +109,9 @@ def _preset(folder: str) -> str:
 
 def _train(shown: Shown) -> None:
     """The options parse, and torchrun's processes make the mesh that is asked for."""
-    config, _ = parse_command_line(shown.words)
+    config = TRAIN.parse(shown.words)
+    if config is None:
+        return  # only shown
     preset = _preset(str(config.model.checkpoint)) if config.model.checkpoint else config.model.preset
     choose_mesh(
         shown.world,
@@ -112,12 +125,12 @@ def _train(shown: Shown) -> None:
 
 def _sample(shown: Shown, monkeypatch) -> None:
     """Everything that is checked before a model is loaded, on a model of the size that the folder's name tells."""
-    main = importlib.import_module("mova_engine.inference.__main__")
+    main = importlib.import_module("mova_engine.inference.sampling_run")
     monkeypatch.setattr(main, "open_model", lambda folder, *_: (folder, get_preset(_preset(str(folder)))))
     monkeypatch.setattr(main, "find_adapters", lambda path, *_: path)
     monkeypatch.setattr(main, "get_backend", lambda name: get_backend("cpu"))
-    monkeypatch.setattr(main, "_work", lambda args, shape: [None] * (args.count or (96 if args.prompts else 1)))
-    main._read(shown.words, Launch(rank=0, world=shown.world))
+    monkeypatch.setattr(main, "_work", lambda config, shape: [None] * (config.count or (96 if config.prompts else 1)))
+    main.read_job(SAMPLE.parse(shown.words), Launch(rank=0, world=shown.world))
 
 
 def test_commands_are_found():
@@ -133,6 +146,7 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch):
         return  # the name alone, in a sentence
     try:
         if shown.name == "train":
+            monkeypatch.undo()
             _train(shown)
         elif shown.name == "sample":
             monkeypatch.undo()
@@ -141,8 +155,7 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch):
             with pytest.raises(Parsed):
                 cli.main([shown.name, *shown.words])
     except MovaError as error:
-        lacking = re.search(r"expected one argument|arguments are required|one of the arguments", str(error))
-        if not (shown.mentioned and lacking):
+        if not (shown.mentioned and _LACKING.search(str(error))):
             raise
 
 
@@ -150,7 +163,7 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch):
 def test_a_shown_command_does_not_take_the_place_of_make_nano(shown):
     """`make nano` leaves its run in runs/nano: a shown command that trains nano otherwise names its own folder."""
     if shown.name == "train" and shown.words and "--print-config" not in shown.words:
-        config, _ = parse_command_line(shown.words)
+        config = TRAIN.parse(shown.words)
         assert config.name != "nano" or "--out" in shown.words, f"{shown.text}: give it an --out"
 
 
@@ -168,6 +181,6 @@ ADVISED = [(recipe.stem, words) for recipe in RECIPES for words in _options(reci
 @pytest.mark.parametrize("recipe, words", ADVISED, ids=lambda x: x if isinstance(x, str) else " ".join(x))
 def test_options_that_a_recipe_advises_are_understood(recipe, words):
     """By the trainer with this recipe, or by the sampler."""
-    sampler = importlib.import_module("mova_engine.inference.__main__")._parser()._option_string_actions
-    if not {word for word in words if word.startswith("--")} <= sampler.keys():
-        parse_command_line(["--recipe", recipe, *words])
+    sampler = SAMPLE.options()
+    if not {word for word in words if word.startswith("--")} <= sampler:
+        TRAIN.parse(["--recipe", recipe, *words])

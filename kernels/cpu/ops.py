@@ -82,8 +82,7 @@ def gate_residual_norm(
 def gate_residual_norm_modulate(
     x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`r = x + gate * y` and its modulated LayerNorm: (r, layer_norm(r) * (1 + scale) + shift), both [b, s, d].
-    """
+    """`r = x + gate * y` and its modulated LayerNorm: (r, layer_norm(r) * (1 + scale) + shift), both [b, s, d]."""
     _check_device(x=x, y=y, gate=gate, shift=shift, scale=scale)
     _check_axes(2, scale=scale)
     residual, out, _, _ = _gate_residual_norm_fwd(x, y, gate, scale, shift, eps)

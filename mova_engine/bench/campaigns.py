@@ -32,7 +32,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 
 
-class Command(Protocol):
+class Subcommand(Protocol):
     """What measures: a subcommand of `python -m mova_engine.bench`."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
@@ -79,7 +79,7 @@ CAMPAIGNS: dict[str, tuple[Measurement, ...]] = {
 }
 
 
-def run(argv: list[str], commands: Mapping[str, Command]) -> int:
+def run(argv: list[str], commands: Mapping[str, Subcommand]) -> int:
     """Run the campaign that `argv` names; 1 where parity is missed (nothing is measured then), else 0."""
     parser = CommandParser(prog="python -m mova_engine.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--suite", required=True, help=f"one of {', '.join(CAMPAIGNS)}")
@@ -136,7 +136,7 @@ def _parity(backend: Backend, golden: Path | None) -> tuple[dict[str, Any], bool
     return verdict, not any(part["missed"] for part in verdict.values())
 
 
-def _measure(measurement: Measurement, command: Command, backend: Backend, small: bool) -> dict[str, Any]:
+def _measure(measurement: Measurement, command: Subcommand, backend: Backend, small: bool) -> dict[str, Any]:
     """One entry of the file: rows, or why there are none."""
     options = measurement.small if small else measurement.full
     entry = {"command": measurement.command, "dtype": measurement.dtype, "small": small}

@@ -1,5 +1,127 @@
-"""Where tensors live and what is computed again: settings that trainer and planner share."""
+"""Where tensors live and what is computed again: the settings that training, sampling and the planner share."""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from mova_engine.errors import MovaError, suggest
 
 # What the backward pass computes again: nothing; every layer; every layer without video self-attention and without
 # exchanges between processes; the same, but exchanging queries, keys and values again. In order of memory taken.
 CHECKPOINTING = ("none", "selective", "out", "full")
+# Training of all weights, of low-rank adapters, and sampling.
+TASKS = ("full", "lora", "inference")
+
+Place = Literal["device", "host"]
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """How memory is saved. Each setting but the default costs time; `mova plan` says how much."""
+
+    checkpointing: Literal["none", "full", "selective", "out"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing; every layer; every layer without video
+    self-attention and without exchanges between processes; the same, but exchanging its queries, keys and values again.
+    """
+    inputs: Place = "device"
+    """Where checkpointed layers' inputs wait for the backward pass."""
+    frozen: Literal["activations", "fp8"] = "activations"
+    """How weights that are not trained are held: in the activations' dtype, or in fp8 at half the memory of bf16."""
+    weights: Place = "device"
+    """Where weights that are not trained, and adapters with all that belongs to them, are while not in use; with
+    parallel.shard.
+    """
+    optimizer: Place = "device"
+    """Where trained weights, their gradients and the optimizer's state are while not in use; with parallel.shard."""
+    expert: Place = "device"
+    """Where the video expert waits that a denoising step does not use."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, known = getattr(self, field.name), get_args(field.type)
+            if value not in known:
+                raise MovaError(
+                    f"memory.{field.name}: unknown value '{value}'.{suggest(str(value), known)} "
+                    f"Known: {', '.join(known)}"
+                )
+
+    @property
+    def weights_on_host(self) -> bool:
+        """Whether weights themselves lie in the host's memory."""
+        return "host" in (self.weights, self.optimizer)
+
+    def unavailable(self, task: str, sharded: bool) -> dict[str, str]:
+        """Settings that no run of `task` can obey, each with the reason. Empty: it can be run.
+
+        sharded: whether weights are divided among several processes. This is what trainer and sampler refuse, and what
+        the planner does not recommend.
+        """
+        lora, sampling = task == "lora", task == "inference"
+        rules = (
+            ("checkpointing", self.checkpointing != "none" and sampling, "sampling has no backward pass"),
+            ("inputs", self.inputs == "host" and sampling, "sampling has no backward pass"),
+            (
+                "inputs",
+                self.inputs == "host" and self.checkpointing == "none",
+                "only checkpointed layers' inputs wait: choose memory.checkpointing full, selective or out",
+            ),
+            ("frozen", self.frozen == "fp8" and not lora, "weights are held in fp8 beside adapters only: lora.rank"),
+            (
+                "frozen",
+                self.frozen == "fp8" and sharded,
+                "weights in fp8 are held whole in each process: leave parallel.shard out",
+            ),
+            (
+                "weights",
+                self.weights == "host" and task == "full",
+                "all weights are trained, and go to the host with the optimizer's state: memory.optimizer host",
+            ),
+            (
+                "weights",
+                self.weights == "host" and not sharded,
+                "weights come from the host in shards only: it needs parallel.shard and several processes",
+            ),
+            (
+                "optimizer",
+                self.optimizer == "host" and task != "full",
+                "nothing but adapters is trained, which go with the frozen weights: memory.weights host"
+                if lora
+                else "sampling has no optimizer",
+            ),
+            (
+                "optimizer",
+                self.optimizer == "host" and not sharded,
+                "its state comes from the host in shards only: it needs parallel.shard and several processes",
+            ),
+            (
+                "expert",
+                self.expert == "host" and not sampling,
+                "training draws an expert at each step: both stay; memory.weights or memory.optimizer concerns them",
+            ),
+            (
+                "expert",
+                self.expert == "host" and sharded,
+                "shards of both experts are held alike: memory.weights host concerns them",
+            ),
+        )
+        found: dict[str, str] = {}
+        for name, broken, reason in rules:
+            if broken:
+                found.setdefault(name, reason)
+        return found
+
+    def check(self, task: str, sharded: bool) -> None:
+        """MovaError that names the first setting which a run of `task` cannot obey (`unavailable`)."""
+        for name, reason in self.unavailable(task, sharded).items():
+            raise MovaError(f"memory.{name} {getattr(self, name)}: {reason}")
+
+    def changes(self, base: "MemoryConfig") -> dict[str, str]:
+        """Settings in which this differs from `base`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)}
+
+
+# What a run is compared with, by task: the plain settings, under which nothing is offloaded.
+PLAIN = {
+    "full": MemoryConfig(checkpointing="selective"),
+    "lora": MemoryConfig(checkpointing="selective"),
+    "inference": MemoryConfig(),
+}

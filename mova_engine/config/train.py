@@ -6,13 +6,16 @@ Every field is an option of the command line under its dotted name: `--optim.lr 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from mova_engine.config.clip import ClipSettings
+from mova_engine.config.command import section
 from mova_engine.config.diffusion import LossWeights, PredictionConfig, ScheduleConfig
 from mova_engine.config.limits import check, check_least, check_seed, check_threads
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape, accumulation
 from mova_engine.config.model import COMPONENTS, get_preset
+from mova_engine.config.parallel import ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,6 @@ class LoraSettings:
     """
     targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
     """The adapted layers, by the last parts of their names: all products of blocks and bridge by default."""
-    base: Literal["precision", "fp8"] = "precision"
-    """How the frozen weights of these layers are held: as the model computes, or in fp8, at half the memory of bf16."""
 
     def __post_init__(self) -> None:
         check_least(self, "lora.", rank=0)
@@ -227,32 +228,7 @@ class LogSettings:
         check_least(self, "log.", every=1)
 
 
-@dataclass(frozen=True)
-class ParallelSettings:
-    """How the processes that torchrun starts share the work."""
-
-    context_parallel: int = 1
-    """Processes over which a clip's video tokens are split; the rest of them works on other clips."""
-    ulysses: int | None = None
-    """Of context_parallel, how many exchange attention heads; the others pass keys round in a ring. Default: as many
-    as divide the heads.
-    """
-    shard: bool = False
-    """Divide the weights, their gradients and the optimizer's state among the processes (FSDP2); else each has all."""
-    replicate: int = 1
-    """With shard: so many groups of processes hold a whole copy each, so that gathering stays within a group."""
-    offload: bool = False
-    """With shard: keep weights, gradients and the optimizer's state in the host's memory while they are not needed."""
-    timeout: float = 600.0
-    """Seconds after which a process that waits for another in vain gives up."""
-
-    def __post_init__(self) -> None:
-        check_least(self, "parallel.", context_parallel=1, ulysses=1, replicate=1, timeout=1)
-        for name, value in (("replicate", self.replicate > 1), ("offload", self.offload)):
-            check(self.shard or not value, f"parallel.{name} concerns sharded weights: give --parallel.shard too")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run."""
 
@@ -278,28 +254,23 @@ class TrainConfig:
     """
     task: Literal["joint", "audio"] = "joint"
     """Both towers and the bridge, or the audio tower alone (its pre-training)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the model computes in bfloat16; weights, their moments and summed gradients stay float32."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; weights, their moments and summed gradients are float32 in either case."""
     exact_fp32: bool = False
     """Switch off reduced-precision shortcuts (TF32, HF32) of the device's float32 maths."""
-    checkpointing: Literal["none", "full", "selective", "out"] = "none"
-    """What the backward pass computes again instead of keeping it: nothing; every layer; every layer without video
-    self-attention and without exchanges between processes; the same, but exchanging its queries, keys and values again.
-    """
-    offload: bool = False
-    """Keep the checkpointed layers' inputs in the host's memory until the backward pass."""
     ops: dict[str, str] = field(default_factory=dict)
     """Implementations that must be used, by operator: `--ops.attention reference`. See python -m mova_engine.ops."""
-    model: ModelSettings = field(default_factory=ModelSettings)
-    clip: ClipSettings = field(default_factory=ClipSettings)
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    loader: LoaderSettings = field(default_factory=LoaderSettings)
-    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
-    optim: OptimSettings = field(default_factory=OptimSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    validation: ValidationSettings = field(default_factory=ValidationSettings)
-    log: LogSettings = field(default_factory=LogSettings)
-    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    model: Annotated[ModelSettings, section("Model")] = field(default_factory=ModelSettings)
+    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+    lora: Annotated[LoraSettings, section("Adapters")] = field(default_factory=LoraSettings)
+    loader: Annotated[LoaderSettings, section("Data")] = field(default_factory=LoaderSettings)
+    diffusion: Annotated[DiffusionSettings, section("Diffusion")] = field(default_factory=DiffusionSettings)
+    optim: Annotated[OptimSettings, section("Optimizer")] = field(default_factory=OptimSettings)
+    checkpoint: Annotated[CheckpointSettings, section("Checkpoints")] = field(default_factory=CheckpointSettings)
+    validation: Annotated[ValidationSettings, section("Validation")] = field(default_factory=ValidationSettings)
+    log: Annotated[LogSettings, section("Logs")] = field(default_factory=LogSettings)
+    parallel: Annotated[ParallelConfig, section("Several processes")] = field(default_factory=ParallelConfig)
+    memory: Annotated[MemoryConfig, section("Memory")] = field(default_factory=MemoryConfig)
 
     def __post_init__(self) -> None:
         check_least(self, "", steps=1, global_batch_size=1)
@@ -321,14 +292,8 @@ class TrainConfig:
             not self.lora.rank or (self.task == "joint" and not self.model.init_from_scratch),
             "lora.rank adapts a whole trained model: task must be joint and model.init_from_scratch empty",
         )
-        check(
-            self.lora.base == "precision" or (self.lora.rank > 0 and not self.parallel.shard),
-            "lora.base fp8 holds a frozen model whole in each process: it needs lora.rank, and no parallel.shard",
-        )
-        check(
-            not self.offload or self.checkpointing != "none",
-            "offload moves the inputs of checkpointed layers: choose --checkpointing full, selective or out",
-        )
+        check(self.parallel.cfg == 1, "parallel.cfg shares guidance's evaluations: it is for sampling alone")
+        self.memory.check("lora" if self.lora.rank else "full", self.parallel.shard)
 
     @property
     def folder(self) -> Path:

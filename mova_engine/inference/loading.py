@@ -17,6 +17,7 @@ from mova_engine.checkpoints.folder import (
 )
 from mova_engine.checkpoints.integrity import damage, has_checksums
 from mova_engine.checkpoints.released import INDEX
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
@@ -109,7 +110,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     clip: ClipConfig | None = None,
-    offload: bool = False,
+    memory: MemoryConfig | None = None,
     lora: Path | None = None,
     lora_alpha: float | None = None,
     processes: Processes | None = None,
@@ -121,11 +122,13 @@ def load_model(
     dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
     config: the model, where `open_model` has been asked already.
     lora: a file of adapters to add; lora_alpha: where the file has none, or another is wanted.
-    offload: of two experts only the one in use lies on the device. processes: this one's place among several, which
-    loads the codecs that it needs; shard: its part of the weights too, of which with offload none stays on the device.
+    memory: where weights wait; None: the plain settings. processes: this one's place among several, which loads the
+    codecs that it needs; shard: its part of the weights too.
     Raises MovaError for whatever is missing or damaged.
     """
-    folder, place = Path(folder), processes or Processes()
+    folder, place, memory = Path(folder), processes or Processes(), memory or MemoryConfig()
+    memory.check("inference", shard)
+    swapped = memory.expert == "host"
     _check_whole(folder, place)
     facts, device = trained(folder), backend.device(place.launch.local_rank)
     ops = place.operators(bind(backend, training=False, dtypes=(dtype,) if dtype else COMPUTE_DTYPES))
@@ -135,27 +138,27 @@ def load_model(
                 "shared weights take no adapters: merge them first (python -m mova_engine.adapters.merge), "
                 "or leave out parallel.shard"
             )
-        mova = _load_sharded(folder, config or mova_config_from_folder(folder), ops, device, dtype, offload, place)
+        mova = _load_sharded(folder, config or mova_config_from_folder(folder), ops, device, dtype, memory, place)
     else:
-        mova = load_mova(folder, ops, device="cpu" if offload else device, dtype=dtype, config=config)
+        mova = load_mova(folder, ops, device="cpu" if swapped else device, dtype=dtype, config=config)
         if lora is not None:
             load_lora(mova, lora, lora_alpha)
         mova.requires_grad_(False)
-        if offload:
+        if swapped:
             staying = [mova.audio_dit, mova.dual_tower_bridge, *([] if mova.video_dit_2 else [mova.video_dit])]
             for component in staying:
                 component.to(device)
     options = LoopOptions(facts.clean_first_frame, facts.bridge)
     codecs = load_codecs(folder, device=device, dtype=dtype, on_host=True, parts=own_codecs(place))
-    parts = [*codec_parts(codecs, folder, dtype), *_tower_parts(mova, offload and not shard)]
+    parts = [*codec_parts(codecs, folder, dtype), *_tower_parts(mova, swapped)]
     residency = Residency(device, parts)
     return LoadedModel(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device, residency)
 
 
-def _tower_parts(mova: Mova, offload: bool) -> list[Part]:
-    """The towers as parts of a residency: with `offload` two experts come and go, the rest is on the device already."""
+def _tower_parts(mova: Mova, swapped: bool) -> list[Part]:
+    """The towers as parts of a residency. swapped: two experts come and go; the rest is on the device already."""
     modules = {name: getattr(mova, name) for name in COMPONENTS}
-    moving = EXPERTS if offload and mova.video_dit_2 is not None else ()
+    moving = EXPERTS if swapped and mova.video_dit_2 is not None else ()
     return [Part(name, x, stays=name not in moving) for name, x in modules.items() if x is not None]
 
 
@@ -165,7 +168,7 @@ def _load_sharded(
     ops: OpTable,
     device: torch.device,
     dtype: torch.dtype | None,
-    offload: bool,
+    memory: MemoryConfig,
     place: Processes,
 ) -> Mova:
     """The model of which this process holds its rows; nothing else is read."""
@@ -176,7 +179,7 @@ def _load_sharded(
             raise MovaError(f"{folder} holds weights in {', '.join(sorted(stored))}: shared weights need --dtype")
         dtype = DTYPES[stored.pop()]
     mova = Mova(config, ops, "meta", dtype)
-    shards = shard_model(mova, place, device, dtype, offload)
+    shards = shard_model(mova, place, device, dtype, memory.weights_on_host)
     with torch.no_grad():
         for name in names:
             shards.load(getattr(mova, name), Path(folder) / name)

@@ -14,6 +14,7 @@ from mova_engine.checkpoints.folder import Codecs
 from mova_engine.checkpoints.locate import find_adapters, open_model
 from mova_engine.codecs import video_from_uint8, video_to_uint8
 from mova_engine.config.clip import ClipSettings
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.data.media.decode import Clip
 from mova_engine.data.media.resize import crop_resize
@@ -114,20 +115,21 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         *,
         clip: ClipSettings | None = None,
-        offload: bool = False,
+        memory: MemoryConfig | None = None,
         lora: str | Path | None = None,
     ) -> "Pipeline":
         """The pipeline of a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder.
 
         device: "cpu", "cuda" or "npu"; None: the first of npu, cuda, cpu that works. dtype: what the towers compute in;
-        None: as stored. clip: sizes other than the model's own, `ClipSettings(height=352, width=640)`. offload: of two
-        experts the one in use alone is on the device. lora: adapters to add, a LoRA run, its checkpoint or a file.
+        None: as stored. clip: sizes other than the model's own, `ClipSettings(height=352, width=640)`. memory: where
+        weights wait, `MemoryConfig(expert="host")`; None: all on the device.
+        lora: adapters to add, a LoRA run, its checkpoint or a file.
         Raises MovaError for whatever is missing or damaged.
         """
         backend = get_backend(device) if device else default_backend()
         found, config = open_model(folder, clip or ClipSettings())
         lora = None if lora is None else find_adapters(lora)
-        return load_pipeline(found, backend, dtype=dtype, clip=config.clip, offload=offload, lora=lora, config=config)
+        return load_pipeline(found, backend, dtype=dtype, clip=config.clip, memory=memory, lora=lora, config=config)
 
     @overload
     def __call__(self, prompt: str, image: Picture = None, seed: int = 0, **options: Any) -> GeneratedClip: ...
@@ -266,7 +268,7 @@ class Pipeline:
         on_step: Callable[[Step], None] | None,
         on_stage: Callable[[str], object],
     ) -> Latents:
-        # The tower in use during sampling: with offload the experts move, these stay.
+        # The tower in use during sampling: where experts wait on the host they move, these stay.
         device = self.device or self.mova.audio_dit.head.head.weight.device
         conditions = self._together(inputs, device)
 

@@ -24,7 +24,9 @@ def layer_runner(checkpointing: str = "none", offload: bool = False) -> LayerRun
         raise MovaError(f"checkpointing must be one of {', '.join(CHECKPOINTING)}, got '{checkpointing}'")
     if checkpointing == "none":
         if offload:
-            raise MovaError("offload moves inputs of checkpointed layers: choose checkpointing full, selective or out")
+            raise MovaError(
+                "inputs of checkpointed layers alone wait on the host: choose checkpointing full, selective or out"
+            )
         return DIRECT
     return CheckpointedLayers(checkpointing, offload)
 

@@ -1,28 +1,29 @@
-"""`python -m mova_engine.plan MODEL --task T --hardware H --devices N`: predict memory, time and traffic; recommend."""
+"""`mova plan MODEL --task T --hardware H --devices N`: predict memory, time and traffic, and recommend how to run."""
 
-import argparse
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
+from mova_engine.config.clip import ClipSettings
+from mova_engine.config.command import Command, section
+from mova_engine.config.memory import PLAIN, MemoryConfig
 from mova_engine.config.model import PRESETS, get_preset
-from mova_engine.errors import CommandParser, MovaError, counted, run_cli, suggest
+from mova_engine.errors import MovaError, counted, run_cli, suggest
 from mova_engine.plan import measured, report
+from mova_engine.plan.command_line import precision_of
 from mova_engine.predict.calibrate import calibrated
-from mova_engine.predict.hardware import Hardware, hardware_names
+from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import (
-    IMPLEMENTATIONS,
-    TASKS,
     ImplementationCost,
     Job,
     Layout,
     PlannedRun,
-    Policy,
     get_implementation,
     unsharded,
 )
-from mova_engine.predict.options import OPTIONS, PLAIN
 from mova_engine.predict.published import measured_here
 from mova_engine.predict.search import CHOICES, Plan, best, leanest, plan, rescue, smallest_change
 
@@ -31,9 +32,51 @@ MOST = 10_000_000
 _OTHERS = 4
 
 
-def main(argv: list[str] | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What to plan."""
+
+    model: str | None = field(default=None, kw_only=False)
+    """nano, bench-mid, mova-360p or mova-720p; or give a recipe."""
+    recipe: str | None = None
+    """A training recipe: its model, dtype, task, clips per step, average."""
+    task: Literal["full", "lora", "inference"] | None = None
+    """Training of all weights, of adapters, or a denoising step; default: full."""
+    hardware: str = "h100-80gb"
+    """A card of the engine's list, or a .yaml or .json file of that form."""
+    devices: int | None = None
+    """How many; default: the mesh's, else 1."""
+    clips: int | None = None
+    """Clips of an optimizer step, or sampled at once, over all devices."""
+    mesh: str | None = None
+    """dp_replicate x dp_shard x ring x ulysses, e.g. 1x2x1x4; default: recommended."""
+    memory: dict[str, str] = field(default_factory=dict)
+    """Settings to keep as they are, e.g. `--memory.checkpointing full --memory.inputs host`; default: recommended."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What the model computes in; default: the recipe's, else bfloat16."""
+    lora_rank: int | None = None
+    """Default: the recipe's, else 16."""
+    online: bool = False
+    """Clips are encoded while training, not read from a cache."""
+    implementation: Literal["ours", "reference"] = "ours"
+    """Whose implementation is planned for."""
+    json: bool = False
+    """Print plain values, in SI units."""
+    validate: bool = False
+    """Print predictions beside published and measured steps."""
+    results: Path | None = None
+    """For validate: a folder of result files; default: benchmarks/results."""
+    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+
+
+PLAN = Command("mova plan", PlanConfig, __doc__.split(": ", 1)[1].strip())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Print a plan, or with --validate how well the cost model does. Status 1 where nothing fits."""
-    args = _parser().parse_args(argv)
+    args = PLAN.parse(sys.argv[1:] if argv is None else argv)
+    if args is None:
+        return 0
     if args.validate:
         here = RESULTS if args.results is None and RESULTS.is_dir() else args.results
         found = measured.validation(measured_here(here) if here else ())
@@ -41,9 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     layout = _mesh(args.mesh) if args.mesh else None
     devices = args.devices if args.devices is not None else layout.world if layout else 1
-    _check_sizes(vars(args) | {"devices": devices})
+    _check_sizes(args, devices)
     job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
-    fixed = _policy(args.policy, hardware, job.task, implementation)
+    fixed = _memory(args.memory, hardware, job.task, implementation)
     # A mesh does not say whether weights are shared: in training they are, in sampling they are not, unless the policy
     # wants it otherwise.
     if layout and (fixed.get("frozen") == "fp8" if job.training else fixed.get("weights") != "host"):
@@ -52,51 +95,26 @@ def main(argv: list[str] | None = None) -> int:
         _check(job, layout, fixed, implementation, devices)
     plans = best(job, devices, hardware, implementation, layout, fixed)
     head = [*report.headline(job, hardware, devices, implementation.name), ""]
-    args.standing = None
+    standing = None
     if args.recipe and job.training and implementation.name == "ours":
         from mova_engine.plan.recipe import recipe_as_it_stands
 
-        args.standing = recipe_as_it_stands(args.recipe, devices, hardware)
-        head += [args.standing, ""]
+        standing = recipe_as_it_stands(args.recipe, devices, hardware)
+        head += [standing, ""]
     if plans:
-        _show_plans(args, head, plans, layout, fixed)
+        _show_plans(args, head, standing, plans, layout, fixed)
         return 0
-    return _show_misfit(args, head, job, hardware, implementation, devices, layout, fixed)
+    return _show_misfit(args, head, standing, job, hardware, implementation, devices, layout, fixed)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="python -m mova_engine.plan", description=__doc__)
-    parser.add_argument("model", nargs="?", help=f"{', '.join(PRESETS)}; or give --recipe")
-    parser.add_argument("--recipe", help="a training recipe: its model, precision, task, clips per step, average")
-    parser.add_argument("--task", help=f"{', '.join(TASKS)} (default full)")
-    for name in ("frames", "height", "width"):
-        parser.add_argument(f"--{name}", type=int, help=f"another clip's {name}")
-    parser.add_argument("--fps", type=float, help="another clip's frame rate")
-    parser.add_argument(
-        "--hardware", default="h100-80gb", help=f"{', '.join(hardware_names())}, or a .yaml or .json file of that form"
-    )
-    parser.add_argument("--devices", type=int, help="how many (default: the mesh's, else 1)")
-    parser.add_argument("--clips", type=int, help="clips of an optimizer step, or sampled at once, over all devices")
-    parser.add_argument("--mesh", help="dp_replicate x dp_shard x ring x ulysses, e.g. 1x2x1x4 (default: recommended)")
-    settings = "; ".join(f"{name}: {', '.join(values)}" for name, values in CHOICES.items())
-    parser.add_argument("--policy", default="", help=f"fix settings, e.g. checkpointing=full,inputs=host. {settings}")
-    parser.add_argument("--precision", help="bf16 or fp32 (default bf16)")
-    parser.add_argument("--lora-rank", type=int, help="default: the recipe's, else 16")
-    parser.add_argument("--online", action="store_true", help="clips are encoded while training, not read from a cache")
-    parser.add_argument("--implementation", default="ours", help=f"{', '.join(IMPLEMENTATIONS)} (default ours)")
-    parser.add_argument("--json", action="store_true", help="plain values, SI units")
-    parser.add_argument("--validate", action="store_true", help="predictions beside published and measured steps")
-    parser.add_argument("--results", type=Path, help=f"for --validate: a folder of result files (default {RESULTS})")
-    return parser
-
-
-def _job(args: argparse.Namespace) -> Job:
+def _job(args: PlanConfig) -> Job:
     if (args.model is None) == (args.recipe is None):
         raise MovaError(f"name a model ({', '.join(PRESETS)}) or a recipe (--recipe), one of the two")
     job = _job_of(args.recipe) if args.recipe else Job(get_preset(args.model))
-    given = {name: getattr(args, name) for name in ("task", "precision", "clips") if getattr(args, name) is not None}
-    other = {name: getattr(args, name) for name in ("frames", "height", "width", "fps")}
-    clip = replace(job.model.clip, **{name: value for name, value in other.items() if value is not None})
+    given = {name: getattr(args, name) for name in ("task", "clips") if getattr(args, name) is not None}
+    if args.dtype is not None:
+        given["precision"] = precision_of(args.dtype)
+    clip = args.clip.over(job.model.clip)
     if given.get("task") == "inference" and args.recipe:
         given.setdefault("clips", None)
     model = replace(job.model, clip=clip)
@@ -112,31 +130,36 @@ def _job_of(recipe: str) -> Job:
     return job_of(recipe)
 
 
-def _policy(text: str, hardware: Hardware, task: str, implementation: ImplementationCost) -> dict[str, str]:
-    """`name=value,...` as settings. MovaError for an unknown one, and for one that no option turns on."""
+def _memory(
+    settings: dict[str, str], hardware: Hardware, task: str, implementation: ImplementationCost
+) -> dict[str, str]:
+    """The memory settings that are not free. MovaError for an unknown one, and for one that cannot be run."""
     fixed = {}
-    for setting in filter(None, text.split(",")):
-        name, _, value = (part.strip() for part in setting.partition("="))
+    for name, value in settings.items():
         if name not in CHOICES:
-            raise MovaError(f"unknown policy '{name}'.{suggest(name, CHOICES)} Known: {', '.join(CHOICES)}")
-        Policy(**{name: value})
+            raise MovaError(f"unknown setting memory.{name}.{suggest(name, CHOICES)} Known: {', '.join(CHOICES)}")
+        MemoryConfig(**{name: value})
         if value == "fp8" and "fp8" not in hardware.peak:
-            raise MovaError(f"{hardware.name} has no fp8 arithmetic; leave frozen=fp8 out")
+            raise MovaError(f"{hardware.name} has no fp8 arithmetic; leave memory.frozen fp8 out")
         if value == "host" and hardware.host_bandwidth is None:
-            raise MovaError(f"{hardware.name} is the host itself: {name}=host has no meaning there")
-        if implementation.name == "ours" and value != getattr(PLAIN, name) and (name, value) not in OPTIONS[task]:
-            known = ", ".join(f"{field}={setting}" for field, setting in OPTIONS[task])
-            raise MovaError(f"no option turns on {name}={value} for task {task}; there are options for {known}")
+            raise MovaError(f"{hardware.name} is the host itself: memory.{name} host has no meaning there")
         fixed[name] = value
+    if implementation.name == "ours":
+        # Whether weights are sharded depends on the mesh, which is yet to be chosen: one of both must be possible.
+        chosen = replace(PLAIN[task], **fixed)
+        refused = [chosen.unavailable(task, sharded) for sharded in (False, True)]
+        for name in fixed:
+            if all(name in reasons for reasons in refused):
+                raise MovaError(f"memory.{name} {fixed[name]}: {refused[0][name]}")
     return fixed
 
 
-def _check_sizes(given: dict) -> None:
+def _check_sizes(args: PlanConfig, devices: int) -> None:
     """MovaError for a whole number that no plan is made for: the search would not end, the figures overflow."""
-    for name in ("devices", "clips", "frames", "height", "width", "lora_rank"):
-        option = "--" + name.replace("_", "-")
-        if given[name] is not None and not 1 <= given[name] <= MOST:
-            raise MovaError(f"{option} must be between 1 and {MOST}, got {given[name]}")
+    clip = {f"clip.{name}": getattr(args.clip, name) for name in ("frames", "height", "width")}
+    for name, value in {"devices": devices, "clips": args.clips, "lora-rank": args.lora_rank, **clip}.items():
+        if value is not None and not 1 <= value <= MOST:
+            raise MovaError(f"--{name} must be between 1 and {MOST}, got {value}")
 
 
 def _mesh(text: str) -> Layout:
@@ -151,17 +174,25 @@ def _check(job: Job, layout: Layout, fixed: dict[str, str], implementation: Impl
     """MovaError where a mesh that was asked for cannot run."""
     if layout.world != devices:
         raise MovaError(f"the mesh {layout} has {layout.world} devices, not {devices}")
-    PlannedRun(job, layout, Policy(**{"checkpointing": implementation.checkpointing[-1], **fixed}), implementation)
+    PlannedRun(
+        job, layout, MemoryConfig(**{"checkpointing": implementation.checkpointing[-1], **fixed}), implementation
+    )
 
 
 def _show_plans(
-    args: argparse.Namespace, head: list[str], plans: list[Plan], layout: Layout | None, fixed: dict[str, str]
+    args: PlanConfig,
+    head: list[str],
+    standing: str | None,
+    plans: list[Plan],
+    layout: Layout | None,
+    fixed: dict[str, str],
 ) -> None:
     chosen = plans[0]
     run, hardware = chosen.run, chosen.hardware
     checkpointing = run.implementation.checkpointing
-    default = "selective" if "selective" in checkpointing else checkpointing[0]
-    plain = plan(replace(run, policy=Policy(**{"checkpointing": default, **fixed})), hardware)
+    usual = PLAIN[run.job.task].checkpointing
+    default = usual if usual in checkpointing else checkpointing[0]
+    plain = plan(replace(run, policy=MemoryConfig(**{"checkpointing": default, **fixed})), hardware)
     least = smallest_change(run.job, run.layout, hardware, run.implementation, fixed)
     verdict = "fits" if plain.fits else "does not fit"
     lines = [
@@ -179,7 +210,7 @@ def _show_plans(
         "plain": report.facts(plain, args.recipe),
         "smallest_change": report.facts(least, args.recipe),
         "others": [report.facts(one, args.recipe) for one in rest],
-        "recipe_as_it_stands": args.standing,
+        "recipe_as_it_stands": standing,
     }
     parts = [*head, *lines, "", "planned:" if layout else "recommended:", *report.summary(chosen)]
     parts += report.how_to_run(chosen, args.recipe)
@@ -189,8 +220,9 @@ def _show_plans(
 
 
 def _show_misfit(
-    args: argparse.Namespace,
+    args: PlanConfig,
     head: list[str],
+    standing: str | None,
     job: Job,
     hardware: Hardware,
     implementation: ImplementationCost,
@@ -201,9 +233,9 @@ def _show_misfit(
     closest = leanest(job, devices, hardware, implementation, layout, fixed)
     if closest is None:
         if fixed and leanest(job, devices, hardware, implementation, layout):
-            settings = ", ".join(f"{name}={value}" for name, value in fixed.items())
+            settings = ", ".join(f"memory.{name} {value}" for name, value in fixed.items())
             raise MovaError(
-                f"no option turns on {settings} on {counted(devices, 'device')}: weights shared among devices "
+                f"{settings} cannot be run on {counted(devices, 'device')}: weights shared among devices "
                 "cannot be in fp8, and only those can be streamed; leave a setting out or change --devices"
             )
         raise MovaError(f"no mesh of {devices} devices can run this: {job.clips} clips do not divide over any")
@@ -217,7 +249,7 @@ def _show_misfit(
     planned = leanest(job, devices, hardware, implementation, layout, fixed, planned=True)
     if planned.fits:
         lines.append(
-            f"would fit, but cannot be run yet, since no option turns it on: {report.words(planned.changes)} "
+            f"would fit, but cannot be run yet: {report.words(planned.changes)} "
             f"({report.gb(planned.memory.total)} GB)"
         )
     for one in found:
@@ -231,13 +263,13 @@ def _show_misfit(
         "leanest": report.facts(closest, args.recipe),
         "planned": report.facts(planned) if planned.fits else None,
         "would_fit": [report.facts(one, args.recipe) for one in found],
-        "recipe_as_it_stands": args.standing,
+        "recipe_as_it_stands": standing,
     }
     _put(args, facts, lambda: [*head, *lines])
     return 1
 
 
-def _put(args: argparse.Namespace, found: dict, parts) -> None:
+def _put(args: PlanConfig, found: dict, parts) -> None:
     if args.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError, counted
 from mova_engine.plan import report
+from mova_engine.plan.command_line import memory_words, precision_of
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, Policy, layout_of
-from mova_engine.predict.options import changes, words
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, layout_of
 from mova_engine.predict.search import plan, smallest_change
 
 
@@ -20,7 +21,11 @@ def job_of(recipe: str) -> Job:
     if config.model.checkpoint is not None:
         raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
     model = get_preset(config.model.preset)
-    job = Job(replace(model, clip=config.clip.over(model.clip)), precision=config.precision, ema=config.optim.ema > 0)
+    job = Job(
+        replace(model, clip=config.clip.over(model.clip)),
+        precision=precision_of(config.dtype),
+        ema=config.optim.ema > 0,
+    )
     job = replace(job, clips=config.global_batch_size or config.loader.batch, online=config.loader.encode == "online")
     if config.lora.rank:
         job = replace(job, task="lora", lora_rank=config.lora.rank)
@@ -45,18 +50,6 @@ def layout_as_set(config: TrainConfig, heads: int, devices: int) -> Layout:
     return layout_of(shape, settings.shard)
 
 
-def policy_as_set(config: TrainConfig) -> Policy:
-    """What a configuration's own settings mean for the planner."""
-    away = "host" if config.parallel.offload else "device"
-    return Policy(
-        config.checkpointing,
-        frozen="fp8" if config.lora.base == "fp8" else "activations",
-        inputs="host" if config.offload else "device",
-        weights=away if config.lora.rank else "device",
-        optimizer="device" if config.lora.rank else away,
-    )
-
-
 def recipe_as_it_stands(recipe: str, devices: int, hardware: Hardware) -> str:
     """In a line: whether `recipe` runs on these devices without another option, and the smallest change where not."""
     config, job, head = load_config(recipe), job_of(recipe), f"{recipe} as it stands"
@@ -64,7 +57,7 @@ def recipe_as_it_stands(recipe: str, devices: int, hardware: Hardware) -> str:
         layout = layout_as_set(config, job.model.video.num_heads, devices)
     except MovaError as error:
         return f"{head} does not run on {counted(devices, 'device')}: {error}"
-    base = policy_as_set(config)
+    base = config.memory
     clips = config.global_batch_size or config.loader.batch * layout.data_parallel
     job = replace(job, batch=config.loader.batch, clips=clips)
     found = plan(PlannedRun(job, layout, base), hardware)
@@ -76,7 +69,7 @@ def recipe_as_it_stands(recipe: str, devices: int, hardware: Hardware) -> str:
     return f"{head} does not fit: {size} ({layout}); {change}"
 
 
-def _change(config: TrainConfig, job: Job, devices: int, hardware: Hardware, base: Policy) -> str | None:
+def _change(config: TrainConfig, job: Job, devices: int, hardware: Hardware, base: MemoryConfig) -> str | None:
     """The fewest options that make a recipe fit: its micro-batches made single clips, its weights shared among the
     same devices, another policy. None where these do not.
     """
@@ -93,8 +86,8 @@ def _change(config: TrainConfig, job: Job, devices: int, hardware: Hardware, bas
             if least is not None:
                 options = smaller if batch != job.batch else []
                 options = options + ["--parallel.shard"] * (shard != config.parallel.shard)
-                number = len(changes(least.run.policy, base)) + (batch != job.batch) + (shard != config.parallel.shard)
-                candidates.append((number, least, [*options, *words(one, layout, least.run.policy, base)]))
+                number = len(least.run.policy.changes(base)) + (batch != job.batch) + (shard != config.parallel.shard)
+                candidates.append((number, least, [*options, *memory_words(least.run.policy, base)]))
     if not candidates:
         return None
     _, least, options = min(candidates, key=lambda found: (found[0], found[1].seconds_per_clip))

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mova_engine.plan.command import command, lines, unavailable
+from mova_engine.config.memory import PLAIN, MemoryConfig
+from mova_engine.plan.command_line import command, lines, unavailable
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import Job, Policy
-from mova_engine.predict.options import changes
+from mova_engine.predict.job import Job
 from mova_engine.predict.search import Plan
 from mova_engine.predict.step_traffic import context_traffic, step_traffic
 
@@ -40,9 +40,9 @@ def words(changed: dict[str, str]) -> str:
     return "; ".join(_WORDS[item] for item in changed.items()) or "the plain policy"
 
 
-def policy_words(policy: Policy, job: Job) -> str:
+def policy_words(policy: MemoryConfig, job: Job) -> str:
     """A whole policy in words: what a reader needs to set."""
-    changed = changes(policy)
+    changed = policy.changes(PLAIN[job.task])
     parts = [_WORDS["checkpointing", policy.checkpointing]] if job.training else []
     precision = f"{job.precision} activations"
     if job.task == "full":

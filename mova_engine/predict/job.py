@@ -3,12 +3,11 @@
 import math
 from dataclasses import dataclass, field, replace
 
-from mova_engine.config.memory import CHECKPOINTING
+from mova_engine.config.memory import CHECKPOINTING, PLAIN, TASKS, MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
 from mova_engine.errors import MovaError, suggest
 
-TASKS = ("full", "lora", "inference")
 WIDTHS = {"fp8": 1, "bf16": 2, "fp32": 4}
 
 
@@ -121,40 +120,6 @@ def layout_of(shape: MeshShape, shard: bool) -> Layout:
 
 
 @dataclass(frozen=True)
-class Policy:
-    """How memory is saved.
-
-    checkpointing: keep all activations ("none"), the outputs of video self-attention ("selective" and "out"), or only
-    what enters a block ("full"). Under context parallelism "selective" also keeps q, k and v head-sharded and repeats
-    no exchange in recomputation, "out" repeats those of q, k and v. frozen: dtype in which weights that are not
-    trained are held, that of the activations or "fp8". inputs: "host" keeps saved block inputs there. weights: "host"
-    keeps those that are not trained there (streamed in layer by layer), and adapters with all that belongs to them.
-    optimizer: "host" keeps the masters of trained weights, their gradients and moments there. expert: where the video
-    expert waits that the step does not use; with weights or optimizer on the host it waits there too.
-
-    Not every combination can be run: `predict/options.py` says which option turns what on.
-    """
-
-    checkpointing: str = "selective"
-    frozen: str = "activations"
-    inputs: str = "device"
-    weights: str = "device"
-    optimizer: str = "device"
-    expert: str = "device"
-
-    @property
-    def away(self) -> bool:
-        """Whether the weights themselves lie on the host."""
-        return "host" in (self.weights, self.optimizer)
-
-    def __post_init__(self) -> None:
-        choose(self.checkpointing, CHECKPOINTING, "checkpointing")
-        choose(self.frozen, ("activations", "fp8"), "dtype of frozen weights")
-        for name in ("inputs", "weights", "optimizer", "expert"):
-            choose(getattr(self, name), ("device", "host"), f"place of {name}")
-
-
-@dataclass(frozen=True)
 class ImplementationCost:
     """What distinguishes one implementation of MOVA from another, as far as cost is concerned.
 
@@ -247,14 +212,18 @@ def get_implementation(name: str) -> ImplementationCost:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A job, laid out on devices, by a policy, in an implementation. MovaError where these do not go together."""
+    """A job, laid out on devices, by a policy (None: the task's plain one), in an implementation. MovaError where these
+    do not go together.
+    """
 
     job: Job
     layout: Layout = field(default_factory=Layout)
-    policy: Policy = field(default_factory=Policy)
+    policy: MemoryConfig | None = None
     implementation: ImplementationCost = field(default_factory=lambda: IMPLEMENTATIONS["ours"])
 
     def __post_init__(self) -> None:
+        if self.policy is None:
+            object.__setattr__(self, "policy", PLAIN[self.job.task])
         reason = self.misfit()
         if reason:
             raise MovaError(reason)

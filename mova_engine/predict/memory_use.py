@@ -46,7 +46,7 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     shards = sharded(layout)
     trained = job.task == "full"
     width = _FP32 if trained else run.frozen_width
-    place = host if policy.away else device
+    place = host if policy.weights_on_host else device
     place["weights"] = used * width / shards
     waiting = host if policy.expert == "host" else place
     waiting["second video expert"] = (everything - used) * width / shards
@@ -60,7 +60,7 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
 
 def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
     job, shards = run.job, sharded(run.layout)
-    place = host if run.policy.away else device
+    place = host if run.policy.weights_on_host else device
     place["gradients"] = trained_parameters(run, used=True) * _FP32 / shards
     if job.task == "full" and (shards > 1 or place is host):
         device["gradients of the layers at work"] = _BUFFERS * _layer_parameters(run) * job.width

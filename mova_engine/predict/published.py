@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import get_preset
 from mova_engine.errors import MovaError
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, Policy, unsharded
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, unsharded
 
 CALIBRATED = "910a2"
 
@@ -29,7 +30,7 @@ class PublishedRow:
 
 def _row(name: str, hardware: str, preset: str, task: str, layout: Layout, seconds: float, **more) -> PublishedRow:
     job = Job(get_preset(preset), task, online=True)
-    policy = Policy(checkpointing="full", expert="host" if task == "inference" else "device")
+    policy = MemoryConfig(expert="host") if task == "inference" else MemoryConfig(checkpointing="full")
     layout = layout if task == "lora" else unsharded(layout)
     return PublishedRow(name, hardware, PlannedRun(job, layout, policy, IMPLEMENTATIONS["reference"]), seconds, **more)
 
@@ -63,7 +64,7 @@ def measured_here(folder: Path) -> list[PublishedRow]:
             # A step measured in turns with a baseline shares the caches with it: those alone are comparable.
             for row in (row for row in result["rows"] if "sides" not in row):
                 job = Job(get_preset(row["model"]), "full", precision, clips=row["batch"])
-                run = PlannedRun(job, Layout(), Policy(checkpointing=row["checkpointing"]))
+                run = PlannedRun(job, Layout(), MemoryConfig(checkpointing=row["checkpointing"]))
                 name = f"{row['model']} {precision}, {result['circumstances']['threads']} CPU threads"
                 rows.append(PublishedRow(name, "cpu", run, row["step_s"], optimizer=False))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,7 @@
 Meshes: Ulysses over as many ranks as divide the video heads, a ring above that; weights sharded over whole nodes or all
 devices, or whole on each. Where there are very many of them, one stands for its neighbours (`thinned`). Policies: every
 combination of checkpointing, dtype of frozen weights, and what waits on the host, that options of the trainer or the
-sampler turn on (`predict/options.py`). A change against the plain policy must be worth 1% of the step, so that nothing
+sampler turn on (`config/memory.py`). A change against the plain policy must be worth 1% of the step, so that nothing
 is recommended for nothing; a bus that is busy all the time, as much.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+from mova_engine.config.memory import PLAIN, MemoryConfig
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import (
     IMPLEMENTATIONS,
@@ -20,12 +21,10 @@ from mova_engine.predict.job import (
     Job,
     Layout,
     PlannedRun,
-    Policy,
     sharded,
     unsharded,
 )
 from mova_engine.predict.memory_use import Memory, memory
-from mova_engine.predict.options import PLAIN, changes, missing
 from mova_engine.predict.step_time import StepPrediction, predict
 
 # In which order and how the fields of a policy may be changed to save memory.
@@ -59,7 +58,7 @@ class Plan:
     @property
     def changes(self) -> dict[str, str]:
         """What differs from the plain policy."""
-        return changes(self.run.policy)
+        return self.run.policy.changes(PLAIN[self.run.job.task])
 
     @property
     def seconds_per_clip(self) -> float:
@@ -136,7 +135,7 @@ def policies(
     implementation: ImplementationCost,
     fixed: dict[str, str] | None = None,
     planned: bool = False,
-) -> Iterator[Policy]:
+) -> Iterator[MemoryConfig]:
     """Policies that make sense and can be run; `fixed` fields stay as they are. planned: also those that no option
     turns on yet.
     """
@@ -151,15 +150,16 @@ def policies(
     allowed = {name: values[:1] if name in useless else values for name, values in CHOICES.items()}
     allowed["checkpointing"] = [x for x in allowed["checkpointing"] if x in implementation.checkpointing]
     if not job.training:
-        allowed["checkpointing"] = allowed["checkpointing"][:1]
+        allowed["checkpointing"] = [PLAIN[job.task].checkpointing]
     allowed |= {name: (value,) for name, value in fixed.items()}
     for values in product(*allowed.values()):
-        policy = Policy(**dict(zip(allowed, values, strict=True)))
+        policy = MemoryConfig(**dict(zip(allowed, values, strict=True)))
         pointless = policy.inputs == "host" and policy.checkpointing == "none"
         # Where the expert at work lies on the host, the one that waits does.
-        pointless |= policy.away and policy.expert == "host"
+        pointless |= policy.weights_on_host and policy.expert == "host"
         pointless |= policy.checkpointing == "out" and layout.context_parallel == 1
-        if (fixed or not pointless) and (planned or not missing(job, layout, policy)):
+        runs = planned or not policy.unavailable(job.task, sharded(layout) > 1)
+        if (fixed or not pointless) and runs:
             yield policy
 
 
@@ -198,11 +198,15 @@ def smallest_change(
     hardware: Hardware,
     implementation: ImplementationCost,
     fixed: dict[str, str] | None = None,
-    base: Policy = PLAIN,
+    base: MemoryConfig | None = None,
 ) -> Plan | None:
-    """The fitting plan that differs least from the policy `base`, the fastest of those; None where none fits."""
+    """The fitting plan that differs least from the policy `base` (None: the task's plain one), the fastest of those.
+
+    None where none fits.
+    """
+    base = base or PLAIN[job.task]
     found = fitting(job, layout, hardware, implementation, fixed)
-    return min(found, key=lambda p: (len(changes(p.run.policy, base)), p.seconds_per_clip), default=None)
+    return min(found, key=lambda p: (len(p.run.policy.changes(base)), p.seconds_per_clip), default=None)
 
 
 def leanest(

@@ -167,7 +167,7 @@ def _optimizer_seconds(run: PlannedRun, hardware: Hardware) -> float:
     moved = _ADAMW * trained_parameters(run, used=True) / sharded(run.layout)
     if run.job.ema:
         moved += _EMA * trained_parameters(run, used=False) / sharded(run.layout)
-    if run.policy.away:
+    if run.policy.weights_on_host:
         return moved / hardware.host_rate
     return moved / (hardware.bandwidth * hardware.achieved.bandwidth)
 

@@ -5,19 +5,18 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from mova_engine.config.recipes import parse_command_line, to_yaml
+from mova_engine.config.recipes import TRAIN
 from mova_engine.errors import run_cli, show_warnings
-from mova_engine.train.trainer import Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line asks; returns the exit status. MovaError for what the user can put right."""
-    config, only_print = parse_command_line(sys.argv[1:] if argv is None else argv)
+    config = TRAIN.parse(sys.argv[1:] if argv is None else argv)
     if config is None:
         return 0
-    if only_print:
-        print(to_yaml(config), end="")
-        return 0
+    # Imported late, so that help is instant.
+    from mova_engine.train.trainer import Trainer
+
     console = Console(highlight=False, markup=False, soft_wrap=True)
     # Through the console, which prints above a progress bar and elsewhere leaves a line whole.
     show_warnings(console.print)

@@ -14,9 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs
+from mova_engine.config.command import to_plain
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
-from mova_engine.config.recipes import to_dict, with_defaults
+from mova_engine.config.recipes import with_defaults
 from mova_engine.config.train import TrainConfig
 from mova_engine.data.loader import Loader, build_loader
 from mova_engine.distributed.background import Background
@@ -135,7 +136,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    ops = processes.operators(bind(backend, config.ops, dtypes={torch.float32, DTYPES[config.precision]}))
+    ops = processes.operators(bind(backend, config.ops, dtypes={torch.float32, DTYPES[config.dtype]}))
     sizes = model_config(config)
     check_before_work(config, sizes, ops, resume)
     backend.use_threads(config.threads, sizes.video.dim)
@@ -172,7 +173,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     )
     model, shards = build_model(config, sizes, ops, device, processes, fill=resume is None)
     model.train()
-    weights = Weights(model, DTYPES[config.precision], config.optim.ema, shards)
+    weights = Weights(model, DTYPES[config.dtype], config.optim.ema, shards)
     state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops), backend)
     run = TrainingRun(
         config=config,
@@ -193,15 +194,15 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         run.resumed = load_checkpoint(resume, state)
         for line in loader.load_state_dict(run.resumed["progress"]["loader"], config.loader.changed):
             console.print(f"note: {line}")
-        for line in differences(with_defaults(run.resumed["config"]), to_dict(config)):
+        for line in differences(with_defaults(run.resumed["config"]), to_plain(config)):
             console.print(f"note: not as in {resume.name}: {line}")
     _describe(run, len(clips), console)
     return run
 
 
 def _say_precision(config: TrainConfig, backend: Backend, console: Console) -> None:
-    if DTYPES[config.precision] in backend.slow_dtypes():
-        console.print(f"note: this {backend.name} has no arithmetic in {config.precision}: --precision fp32 is faster")
+    if DTYPES[config.dtype] in backend.slow_dtypes():
+        console.print(f"note: this {backend.name} has no arithmetic in {config.dtype}: --dtype float32 is faster")
     if config.exact_fp32:
         for found in backend.require_full_precision():
             console.print(f"exact fp32: {found.switch} {'switched off' if found.was_on else 'was off'}")
@@ -213,9 +214,9 @@ def _describe(run: TrainingRun, clips: int, console: Console) -> None:
     for weight in run.state.weights.masters:
         counts[weight.component] = counts.get(weight.component, 0) + math.prod(weight.piece.shape)
     parts = ", ".join(f"{name} {_millions(count)}" for name, count in counts.items())
-    console.print(f"{sizes.name}: {_millions(sum(counts.values()))} parameters ({parts}), {config.precision}")
+    console.print(f"{sizes.name}: {_millions(sum(counts.values()))} parameters ({parts}), {config.dtype}")
     if config.lora.rank:
-        kept = ", frozen weights in fp8" if config.lora.base == "fp8" else ""
+        kept = ", frozen weights in fp8" if config.memory.frozen == "fp8" else ""
         start = f", from {config.lora.init}" if config.lora.init else ""
         console.print(f"these are adapters of rank {config.lora.rank} on {config.model.checkpoint}{kept}{start}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")

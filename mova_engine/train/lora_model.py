@@ -37,7 +37,7 @@ def build_adapted(
     Frozen weights are held in what the model computes with, or in fp8; sharded adapters are float32. Raises MovaError
     for a checkpoint that does not fit or was trained for another kind of output.
     """
-    folder, dtype = config.model.checkpoint, DTYPES[config.precision]
+    folder, dtype = config.model.checkpoint, DTYPES[config.dtype]
     check_output(config, folder)
     model = Mova(sizes, ops, "meta").requires_grad_(False)
     if config.parallel.shard:
@@ -46,7 +46,7 @@ def build_adapted(
     for name, component in _components(model):
         load_component(component, folder / name, device=device, dtype=dtype)
         own = [target.removeprefix(f"{name}.") for target in targets if target.startswith(f"{name}.")]
-        if own and config.lora.base == "fp8":
+        if own and config.memory.frozen == "fp8":
             # One component after the other: only one at a time is on the device in full.
             hold_in_fp8(component, own)
     add_adapters(model, config.lora, generator(config.seed, "adapters"))
@@ -100,12 +100,12 @@ def with_initial_adapters(lora: LoraSettings, say: Callable[[str], object]) -> L
 
 
 def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.device, processes: Processes) -> Shards:
-    names, dtype = add_adapters(model, config.lora), DTYPES[config.precision]
+    names, dtype = add_adapters(model, config.lora), DTYPES[config.dtype]
     start = initial_adapters(model, config.lora)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    shards = shard_model(model, processes, device, dtype, config.parallel.offload)
+    shards = shard_model(model, processes, device, dtype, config.memory.weights_on_host)
     for name, component in _components(model):
         pieces = {
             key: shards.piece(parameter) for key, parameter in component.named_parameters() if ".lora_" not in key

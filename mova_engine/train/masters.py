@@ -20,7 +20,7 @@ from mova_engine.distributed.fsdp import LocalShard, Shards
 from mova_engine.train.optimizer import NamedWeight
 
 # What the model computes in.
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Weights:

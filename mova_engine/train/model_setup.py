@@ -98,7 +98,7 @@ def build_model(
     else:
         model = Mova(sizes, ops, place)
     if settings.shard:
-        shards = shard_model(model, processes, device, DTYPES[config.precision], settings.offload)
+        shards = shard_model(model, processes, device, DTYPES[config.dtype], config.memory.weights_on_host)
         if fill:
             _fill_shards(model, shards, config)
         return model, shards

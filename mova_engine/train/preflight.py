@@ -56,10 +56,10 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
         raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")
     if start is None and config.lora.rank:
         raise MovaError(f"{config.name} adapts a trained model: give --model.checkpoint, its folder")
-    if config.lora.base == "fp8" and DTYPES[config.precision] != torch.bfloat16:
+    if config.memory.frozen == "fp8" and DTYPES[config.dtype] != torch.bfloat16:
         raise MovaError(
-            f"lora.base fp8 computes in bfloat16, and precision is {config.precision}: give --precision bf16, or "
-            "--lora.base precision"
+            f"memory.frozen fp8 computes in bfloat16, and dtype is {config.dtype}: give --dtype bfloat16, or "
+            "--memory.frozen activations"
         )
     model = Mova(sizes, ops, "meta")
     if config.task == "audio":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mova_engine.checkpoints.folder import Codecs
-from mova_engine.config.recipes import to_dict
+from mova_engine.config.command import to_plain
 from mova_engine.config.train import TrainConfig
 from mova_engine.data.dataset import LatentDataset
 from mova_engine.distributed.processes import Processes
@@ -28,7 +28,7 @@ def agree_on_settings(config: TrainConfig, processes: Processes) -> None:
 
     Paths may differ.
     """
-    settings = to_dict(config)
+    settings = to_plain(config)
     _compare(processes, settings, settings, _different_settings)
 
 

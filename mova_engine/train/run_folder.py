@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mova_engine.config.recipes import to_yaml
+from mova_engine.config.command import to_yaml
 from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError
 from mova_engine.files.writable import check_writable

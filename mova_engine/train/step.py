@@ -71,7 +71,7 @@ def _joint(
         expert=expert,
         bridge=config.model.bridge,
         fps=mova.config.clip.fps,
-        runner=layer_runner(config.checkpointing, config.offload),
+        runner=layer_runner(config.memory.checkpointing, config.memory.inputs == "host"),
         sharding=sharding,
     )
     share = Share(mova.expert(expert).own_latents(batch.video.shape, sharding, batch.video.device), 1 / sharding.size)

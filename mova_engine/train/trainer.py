@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from mova_engine.config.recipes import to_dict
+from mova_engine.config.command import to_plain
 from mova_engine.config.train import TrainConfig
 from mova_engine.distributed.processes import Processes, rank0_first, read_launch
 from mova_engine.distributed.reserve import reserve_tensors
@@ -200,7 +200,7 @@ class Trainer:
         row = {**means, "lr": config.optim.lr * factor, **{f"lr/{name}": rate for name, rate in rates.items()}}
         row["tokens/second"] = parts.tokens_per_step / means["seconds/step"]
         row["tflops"] = parts.flops_per_step / means["seconds/step"] / 1e12
-        peak = parts.backend.peak_flops(DTYPES[config.precision])
+        peak = parts.backend.peak_flops(DTYPES[config.dtype])
         if peak is not None:
             row["mfu"] = row["tflops"] * 1e12 / (peak * parts.processes.launch.world)
         row["memory/gib"] = parts.backend.memory_allocated() / 2**30
@@ -277,7 +277,7 @@ class Trainer:
                 export_model(parts.model, parts.codecs, self.config, folder)
 
         try:
-            folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_dict(self.config), export)
+            folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_plain(self.config), export)
         except MovaError as error:
             parts.processes.wait_for_first(1)
             if must:
@@ -289,7 +289,7 @@ class Trainer:
         parts.processes.wait_for_first()
 
     def _save_shards(self, parts: TrainingRun, progress: dict, reporter: Reporter, must: bool) -> None:
-        config, dtype = self.config, DTYPES[self.config.precision]
+        config, dtype = self.config, DTYPES[self.config.dtype]
         bare = outline(parts.model, dtype, config.lora)
 
         def export(folder: Path) -> None:
@@ -308,7 +308,7 @@ class Trainer:
                 raise self._not_saved(error) from error
             reporter.say(f"warning: a checkpoint is missing, training goes on: {error}")
         save = sharded_save(
-            self.folder, self.step, parts.state, progress, to_dict(config), export, dtype, parts.saver.group
+            self.folder, self.step, parts.state, progress, to_plain(config), export, dtype, parts.saver.group
         )
         parts.saver.start(partial(saved, save))
         self.saved_step = self.step

@@ -55,7 +55,7 @@ def test_ring_and_sharded_weights_train_as_one_process_does_and_go_on_alone(loss
 
 def test_offloaded_weights_train_as_one_process_does(losses, alone):
     """Gradients, norms and the optimizer on the host, exchanges on the device."""
-    options = ("--parallel.context-parallel", 2, "--parallel.shard", "--parallel.offload", "--loader.batch", 2)
+    options = ("--parallel.context-parallel", 2, "--parallel.shard", "--memory.optimizer", "host", "--loader.batch", 2)
     assert losses("offloaded", 2, "--steps", 2, *options) == pytest.approx(alone[:2], rel=1e-5)
 
 

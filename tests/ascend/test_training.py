@@ -43,13 +43,13 @@ def losses(clips, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("steps", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_the_loss_is_the_cpu_s(npu, losses, steps, precision):
-    ours = losses("npu", steps=steps, precision=precision)
-    theirs = losses("cpu", steps=steps, precision=precision)
+def test_the_loss_is_the_cpu_s(npu, losses, steps, dtype):
+    ours = losses("npu", steps=steps, dtype=dtype)
+    theirs = losses("cpu", steps=steps, dtype=dtype)
     assert len(ours) == steps
-    assert ours == pytest.approx(theirs, rel=TOLERANCE[precision])
+    assert ours == pytest.approx(theirs, rel=TOLERANCE[dtype])
 
 
 def test_one_step_runs_the_operators_of_torch_npu(npu, losses, executed):
@@ -63,11 +63,11 @@ def test_one_step_runs_the_operators_of_torch_npu(npu, losses, executed):
     assert not {"aten::scaled_dot_product_attention", "aten::gelu", "npu::fast_gelu"} & executed.keys()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_that_was_interrupted_goes_on_exactly(npu, losses, precision):
-    through = losses("npu", out="through", steps=4, precision=precision)
-    losses("npu", out="stopped", steps=2, precision=precision)
-    assert losses("npu", out="stopped", steps=4, precision=precision) == through
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_was_interrupted_goes_on_exactly(npu, losses, dtype):
+    through = losses("npu", out="through", steps=4, dtype=dtype)
+    losses("npu", out="stopped", steps=2, dtype=dtype)
+    assert losses("npu", out="stopped", steps=4, dtype=dtype) == through
 
 
 def test_a_run_of_the_cpu_goes_on_here(npu, losses):

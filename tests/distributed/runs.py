@@ -173,7 +173,7 @@ def resaved(source: str, **settings) -> None:
 
         save_checkpoint(config.folder, step, parts.state, progress, {}, export_whole)
     else:
-        dtype = DTYPES[config.precision]
+        dtype = DTYPES[config.dtype]
         bare = outline(parts.model, dtype)
 
         def export(folder: Path) -> None:

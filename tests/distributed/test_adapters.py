@@ -62,7 +62,7 @@ def test_two_processes_train_adapters_as_one_does(clips, base, alone, pair, tmp_
 
 
 def test_in_bfloat16_shared_frozen_weights_are_bfloat16_and_adapters_float32(clips, base, pair, tmp_path):
-    mixed = {"batch": 4, "precision": "bf16", "checkpointing": "selective"}
+    mixed = {"batch": 4, "dtype": "bfloat16", "memory": {"checkpointing": "selective"}}
     given = settings(clips, base, tmp_path / "run", parallel=MESHES["clips and weights"], **mixed)
     found = pair.run("run_shared", **given)
     assert [status for status, _ in found] == [0, 0], found

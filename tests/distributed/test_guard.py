@@ -64,8 +64,9 @@ def test_offloaded_weights_train_as_others_do(guarded, clips, tmp_path):
     """The trainer's whole step, validation and checkpoints included."""
     settings = {"steps": 1, "batch": 2}
     assert run_shared(clips=str(clips), out=str(tmp_path / "alone"), **settings)[0] == 0
-    parallel = {"shard": True, "offload": True, "context_parallel": 2}
-    found = guarded().train(clips, tmp_path / "run", parallel=parallel, **settings)
+    parallel = {"shard": True, "context_parallel": 2}
+    memory = {"optimizer": "host"}
+    found = guarded().train(clips, tmp_path / "run", parallel=parallel, memory=memory, **settings)
     assert [status for status, _ in found] == [0, 0], found
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
 

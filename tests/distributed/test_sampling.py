@@ -15,12 +15,13 @@ from distributed.sampling import MODEL, save
 from distributed.world import free_port
 
 from mova_engine.config.mesh import MeshShape, choose_mesh
+from mova_engine.config.parallel import ParallelConfig
 from mova_engine.data.media.decode import read_clip
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.distributed.processes import Launch
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
-from mova_engine.inference.parallel_options import ParallelOptions, choose_shape
+from mova_engine.inference.process_mesh import choose_shape
 
 # Latents after four steps, relative to their maximum, in float32; sums in another order are all that may differ.
 LATENTS = 1e-5
@@ -168,12 +169,12 @@ def test_the_command_writes_once_what_one_process_writes(worlds, checkpoint, tmp
 )
 def test_a_mesh_that_cannot_sample_is_refused(options, world, form, reason):
     with pytest.raises(MovaError) as refusal:
-        choose_shape(ParallelOptions(**options), Launch(0, 0, world), MODEL, Guidance(form), 1)
+        choose_shape(ParallelConfig(**options), Launch(0, 0, world), MODEL, Guidance(form), 1)
     assert str(refusal.value).startswith(reason)
 
 
 def test_meshes_for_sampling():
-    options = ParallelOptions(cfg=2, context_parallel=2)
+    options = ParallelConfig(cfg=2, context_parallel=2)
     assert choose_shape(options, Launch(0, 0, 4), MODEL, Guidance("text"), 1) == MeshShape(cfg=2, ulysses=2)
     # Of proposals, one has as many branches as guidance allows.
     with pytest.raises(MovaError, match=r"Nearest that fit: .*cfg 3"):
@@ -183,7 +184,7 @@ def test_meshes_for_sampling():
         ({"replicate": 2}, "parallel.replicate concerns sharded weights"),
     ):
         with pytest.raises(MovaError, match=message):
-            ParallelOptions(**wrong)
+            ParallelConfig(**wrong)
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_ranks_that_share_clips_encode_each_once_in_rounds(worlds, clips, tmp_pa
     ("settings", "reason"),
     [
         ({"parallel": {"replicate": 2}}, "parallel.replicate concerns sharded weights"),
-        ({"parallel": {"offload": True}}, "parallel.offload concerns sharded weights"),
+        ({"memory": {"optimizer": "host"}}, "memory.optimizer host: its state comes from the host in shards only"),
     ],
 )
 def test_settings_that_need_sharding_say_so(clips, settings, reason):

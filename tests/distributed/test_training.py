@@ -105,7 +105,7 @@ def test_a_mesh_that_does_not_fit_is_refused_by_the_first_process(worlds, clips,
 def test_as_a_user_starts_it(clips, tmp_path):
     alone = start(clips, tmp_path / "alone", 1, "--loader.batch", "4")
     assert alone.returncode == 0, alone.stderr[-2000:]
-    settings = ["--loader.batch", "2", "--parallel.context-parallel", "2", "--checkpointing", "selective"]
+    settings = ["--loader.batch", "2", "--parallel.context-parallel", "2", "--memory.checkpointing", "selective"]
     together = start(clips, tmp_path / "together", 4, *settings)
     assert together.returncode == 0, together.stderr[-2000:]
     # The first process alone speaks.

@@ -87,7 +87,7 @@ def about_to_read(trains, monkeypatch, tmp_path):
     def stop(place, *args, **kwargs):
         raise Stopped(place)
 
-    monkeypatch.setattr("mova_engine.inference.__main__.load_pipeline", stop)
+    monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", stop)
     monkeypatch.setattr("mova_engine.adapters.merge.load_mova", stop)
     monkeypatch.setattr("mova_engine.data.latent_cache.load_codecs", stop)
     monkeypatch.setattr("mova_engine.describe.describe", lambda config: stop(config))
@@ -195,7 +195,7 @@ def test_adapters_are_a_run_a_checkpoint_or_a_file(places, monkeypatch, tmp_path
         raise Stopped(args[1] if command == "merge" else kwargs["lora"])
 
     monkeypatch.setattr("mova_engine.adapters.merge.load_lora", stop)
-    monkeypatch.setattr("mova_engine.inference.__main__.load_pipeline", stop)
+    monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", stop)
     more = ["--prompt", "rain", "--device", "cpu"] if command == "sample" else []
     words = [command, "--checkpoint", places / "model", "--lora", places / place, "--out", tmp_path / "out", *more]
     with pytest.raises(Stopped if (places / wanted).is_file() else MovaError) as caught:

@@ -11,6 +11,7 @@ import torch
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.locate import find_model
 from mova_engine.codecs import video_from_uint8
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import get_preset
 from mova_engine.data.media.decode import read_clip
 from mova_engine.data.metadata import read_metadata
@@ -163,11 +164,11 @@ def test_a_checkpoint_says_how_it_was_trained(run_folder):
     assert trained(folder).schedule == Schedule(8.0, 8.0)
 
 
-@pytest.mark.parametrize("offload", [False, True])
-def test_what_is_loaded_samples_like_what_was_saved(pipeline, run_folder, offload):
+@pytest.mark.parametrize("expert", ["device", "host"])
+def test_what_is_loaded_samples_like_what_was_saved(pipeline, run_folder, expert):
     pipeline.schedule, pipeline.prediction = Schedule(3.0, 2.0, 0.8), Prediction("x0", 0.25)
     pipeline.options = LoopOptions(clean_first_frame=True)
-    loaded = load_pipeline(find_model(run_folder), get_backend("cpu"), offload=offload)
+    loaded = load_pipeline(find_model(run_folder), get_backend("cpu"), memory=MemoryConfig(expert=expert))
     ours, theirs = only(pipeline, Request("rain")), only(loaded, Request("rain"))
     assert np.array_equal(ours.video, theirs.video)
     assert np.allclose(ours.audio, theirs.audio, atol=1e-6)

@@ -10,18 +10,20 @@ import pytest
 import yaml
 from plan_page import PAGE, blocks, output
 
-from mova_engine.config.recipes import parse_command_line
+from mova_engine.config.memory import PLAIN
+from mova_engine.config.recipes import TRAIN
 from mova_engine.errors import MovaError
 from mova_engine.plan.__main__ import main
-from mova_engine.plan.recipe import job_of, layout_as_set, policy_as_set, recipe_as_it_stands
+from mova_engine.plan.recipe import job_of, layout_as_set, recipe_as_it_stands
 from mova_engine.plan.report import LABEL
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import get_hardware, hardware_names
-from mova_engine.predict.job import PlannedRun, Policy
+from mova_engine.predict.job import PlannedRun
 from mova_engine.predict.memory_use import memory
 from mova_engine.predict.published import measured_here
 from mova_engine.predict.search import plan
 
+SELECTIVE = PLAIN["lora"]
 _HARDWARE = """
 card:
   memory: 40.0e+9
@@ -80,7 +82,7 @@ def test_json_says_what_the_table_says(capsys):
 def test_nothing_fits_is_status_one(capsys):
     assert _plan("mova-720p --task lora --hardware rtx4090") == 1
     assert "nothing fits: the leanest needs" in capsys.readouterr().out
-    fixed = "mova-360p --task lora --policy checkpointing=none,frozen=activations,inputs=device"
+    fixed = "mova-360p --task lora --memory.checkpointing none --memory.frozen activations --memory.inputs device"
     assert _plan(fixed) == 1
     assert "would fit: " in capsys.readouterr().out
 
@@ -119,9 +121,9 @@ def test_a_recipe_is_judged_as_it_stands(command, says, capsys):
     "command, shard",
     [
         ("--task inference --mesh 1x1x1x4", False),
-        ("--task inference --mesh 1x1x1x4 --policy weights=host", True),
+        ("--task inference --mesh 1x1x1x4 --memory.weights host", True),
         ("--task lora --mesh 1x1x1x8", True),
-        ("--task lora --mesh 1x1x1x8 --policy frozen=fp8", False),
+        ("--task lora --mesh 1x1x1x8 --memory.frozen fp8", False),
     ],
 )
 def test_weights_of_a_given_mesh_are_shared_as_its_policy_needs(command, shard, capsys):
@@ -134,9 +136,9 @@ def test_the_smallest_change_to_a_recipe_is_what_makes_it_fit():
     hardware = calibrated("h100-80gb")
     said = recipe_as_it_stands("lora", 1, hardware)
     options = re.search(r"smallest change that fits: (.*) \([\d.]+ GB\)", said)[1]
-    config, _ = parse_command_line(["--recipe", "lora", *options.split()])
-    changed = PlannedRun(job_of("lora"), layout_as_set(config, 40, 1), policy_as_set(config))
-    assert plan(changed, hardware).fits and not plan(replace(changed, policy=Policy()), hardware).fits
+    config = TRAIN.parse(["--recipe", "lora", *options.split()])
+    changed = PlannedRun(job_of("lora"), layout_as_set(config, 40, 1), config.memory)
+    assert plan(changed, hardware).fits and not plan(replace(changed, policy=SELECTIVE), hardware).fits
 
 
 def test_micro_batches_count_in_memory():
@@ -191,19 +193,19 @@ def test_a_bad_hardware_file_is_one_line(tmp_path, change, message):
         ("mova-360p --devices 0", "--devices must be between 1 and 10000000, got 0"),
         ("mova-360p --devices 99999999999999999999", "--devices must be between 1 and"),
         ("mova-360p --mesh 99999999x1x1x1", "--devices must be between 1 and 10000000, got 99999999"),
-        ("mova-360p --frames 99999999999999999999", "--frames must be between 1 and"),
+        ("mova-360p --clip.frames 9999999999999999997", "--clip.frames must be between 1 and"),
         ("mova-360p --clips 0", "--clips must be between 1 and"),
         ("mova-360p --mesh 1x2", "takes four sizes"),
         ("mova-360p --mesh 1x1x1x3", "divisors: 1, 2, 4, 5, 8, 10, 20, 40"),
         ("mova-360p --mesh 1x1x1x8 --devices 4", "has 8 devices, not 4"),
-        ("mova-360p --policy check=full", "Did you mean 'checkpointing'"),
-        ("mova-360p --policy inputs=hots", "Did you mean 'host'"),
-        ("mova-360p --task lora --hardware 910a2 --policy frozen=fp8", "has no fp8 arithmetic"),
-        ("nano --hardware cpu --policy inputs=host", "is the host itself"),
-        ("mova-360p --task lora --policy expert=host", "no option turns on expert=host for task lora"),
-        ("mova-360p --task lora --policy weights=host", "no option turns on weights=host on 1 device"),
-        ("mova-360p --height 7", "positive multiples of 16"),
-        ("mova-360p --precision fp16", "Did you mean 'bf16'"),
+        ("mova-360p --memory.check full", "Did you mean 'checkpointing'"),
+        ("mova-360p --memory.inputs hots", "Did you mean 'host'"),
+        ("mova-360p --task lora --hardware 910a2 --memory.frozen fp8", "has no fp8 arithmetic"),
+        ("nano --hardware cpu --memory.inputs host", "is the host itself"),
+        ("mova-360p --task lora --memory.expert host", "memory.expert host: training draws an expert"),
+        ("mova-360p --task lora --memory.weights host", "memory.weights host cannot be run on 1 device"),
+        ("mova-360p --clip.height 7", "positive multiples of 16"),
+        ("mova-360p --dtype float16", "Did you mean 'bfloat16'"),
         ("mova-360p --implementation theirs", "Known: ours, reference"),
         ("--recipe nope", "unknown recipe"),
         ("--validate --results nowhere", "there is no folder nowhere"),

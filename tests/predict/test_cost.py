@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from mova_engine.config.memory import CHECKPOINTING
+from mova_engine.config.memory import CHECKPOINTING, PLAIN, TASKS, MemoryConfig
 from mova_engine.config.model import get_preset
 from mova_engine.predict.calibrate import PRIOR, calibrated, fit, leave_one_out, predicted_seconds, solve
 from mova_engine.predict.hardware import get_hardware, hardware_names
-from mova_engine.predict.job import IMPLEMENTATIONS, TASKS, Job, Layout, PlannedRun, Policy
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
 from mova_engine.predict.published import CALIBRATED, ROWS
 from mova_engine.predict.step_time import encode_seconds, predict
 from mova_engine.predict.step_traffic import step_traffic
 
+SELECTIVE = PLAIN["lora"]
 M360, M720 = get_preset("mova-360p"), get_preset("mova-720p")
 H100 = get_hardware("h100-80gb")
 FITTED = [row for row in ROWS if row.fitted]
@@ -38,14 +39,14 @@ def test_a_better_device_is_never_slower(factor):
 
 def test_checkpointing_costs_time_in_its_order():
     seconds = {
-        name: predict(PlannedRun(Job(M360, "full"), Layout(ulysses=4), Policy(checkpointing=name)), H100).seconds
+        name: predict(PlannedRun(Job(M360, "full"), Layout(ulysses=4), MemoryConfig(checkpointing=name)), H100).seconds
         for name in CHECKPOINTING
     }
     assert seconds["none"] < seconds["selective"] < seconds["out"] < seconds["full"]
 
 
 def test_parts_add_up_and_what_is_hidden_is_no_part():
-    run = PlannedRun(Job(M720, "lora"), Layout(ring=2, ulysses=8), Policy(inputs="host"))
+    run = PlannedRun(Job(M720, "lora"), Layout(ring=2, ulysses=8), replace(SELECTIVE, inputs="host"))
     prediction = predict(run, H100)
     assert prediction.seconds == sum(prediction.parts.values())
     assert set(prediction.hidden) == {"ring", "FSDP", "offload"} and prediction.parts["offload"] == 0
@@ -83,7 +84,7 @@ def test_a_group_beyond_a_node_pays_the_network():
 
 def test_reference_encodes_on_every_rank_and_ours_in_rounds():
     layout, job = Layout(ulysses=4), Job(M360, "lora", online=True)
-    theirs = PlannedRun(job, layout, Policy(checkpointing="full"), IMPLEMENTATIONS["reference"])
+    theirs = PlannedRun(job, layout, MemoryConfig(checkpointing="full"), IMPLEMENTATIONS["reference"])
     ours = PlannedRun(job, layout)
     # Ours computes of the first-frame condition only what does not repeat itself.
     once = PlannedRun(job, layout, implementation=replace(ours.implementation, encodes=2))
@@ -97,7 +98,8 @@ def test_adapters_double_the_references_passes_and_not_ours():
     for implementation, factor in ((reference, 2), (IMPLEMENTATIONS["ours"], 1)):
         passes = [
             predict(
-                PlannedRun(Job(M360, task), policy=Policy(checkpointing="full"), implementation=implementation), H100
+                PlannedRun(Job(M360, task), policy=MemoryConfig(checkpointing="full"), implementation=implementation),
+                H100,
             )
             for task in ("lora", "full")
         ]

@@ -6,19 +6,21 @@ from itertools import product
 import pytest
 
 from mova_engine.backend import get_backend
+from mova_engine.config.memory import PLAIN, TASKS, MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import get_preset
-from mova_engine.config.recipes import parse_command_line
+from mova_engine.config.recipes import TRAIN
+from mova_engine.config.sample import SAMPLE
 from mova_engine.distributed.processes import Launch
-from mova_engine.inference import __main__ as sampler
-from mova_engine.plan.command import command, lines, unavailable
-from mova_engine.plan.recipe import job_of, layout_as_set, policy_as_set
+from mova_engine.inference import sampling_run as sampler
+from mova_engine.plan.command_line import command, lines, precision_of, unavailable
+from mova_engine.plan.recipe import job_of, layout_as_set
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import hardware_names
-from mova_engine.predict.job import IMPLEMENTATIONS, TASKS, Job, Layout, PlannedRun, Policy, layout_of
-from mova_engine.predict.options import OPTIONS, missing
-from mova_engine.predict.search import CHOICES, Plan, best, plan, rescue
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, layout_of
+from mova_engine.predict.search import Plan, best, plan, rescue
 
+SELECTIVE = PLAIN["lora"]
 GRID = list(product(TASKS, ("mova-360p", "mova-720p"), hardware_names(), (1, 2, 8, 16, 64)))
 # With a step that shares no factor with the lengths of the grid's axes, which therefore all come in.
 USUAL = GRID[::13]
@@ -43,13 +45,15 @@ def _split(words: list[str]) -> tuple[int, list[str]]:
 
 def _check_training(one: Plan, recipe: str | None = None) -> None:
     run, (world, words) = one.run, _split(command(one, recipe))
-    config, _ = parse_command_line(words)
+    config = TRAIN.parse(words)
     job, layout = run.job, layout_as_set(config, run.job.model.video.num_heads, world)
     assert world == run.layout.world and str(layout) == str(run.layout)
-    assert policy_as_set(config) == run.policy
+    assert config.memory == run.policy
     mesh = MeshShape(dp_shard=layout.data_parallel, ulysses=layout.context_parallel)
     assert config.clips_per_step(mesh) == run.clips
-    assert config.precision == job.precision and config.lora.rank == (job.lora_rank if job.task == "lora" else 0)
+    assert precision_of(config.dtype) == job.precision and config.lora.rank == (
+        job.lora_rank if job.task == "lora" else 0
+    )
     assert (config.optim.ema > 0) == job.ema and (config.loader.encode == "online") == job.online
     # Whatever the folder was made for.
     assert config.clip.over(get_preset("nano").clip) == job.model.clip
@@ -68,16 +72,15 @@ def _check_sampling(one: Plan, monkeypatch) -> None:
     monkeypatch.setattr(sampler, "open_model", opened)
     monkeypatch.setattr(sampler, "get_backend", lambda name: get_backend("cpu"))
     monkeypatch.setattr(sampler, "default_backend", lambda: get_backend("cpu"))
-    monkeypatch.setattr(sampler, "_work", lambda args, shape: [None] * (args.count or 1))
-    read = sampler._read(words, Launch(rank=0, world=world))
-    assert world == run.layout.world and str(layout_of(read.mesh, read.parallel.shard)) == str(run.layout)
-    place = "host" if read.args.offload else "device"
-    shared = read.parallel.shard
-    assert run.policy == Policy(weights=place if shared else "device", expert="device" if shared else place)
-    assert read.shape == model.clip and read.config.name == model.name and len(read.work) == run.clips
+    monkeypatch.setattr(sampler, "_work", lambda config, shape: [None] * (config.count or 1))
+    config = SAMPLE.parse(words)
+    read = sampler.read_job(config, Launch(rank=0, world=world))
+    assert world == run.layout.world and str(layout_of(read.mesh, config.parallel.shard)) == str(run.layout)
+    assert run.policy == config.memory
+    assert read.clip == model.clip and read.model.name == model.name and len(read.work) == run.clips
     assert read.settings.guidance.evaluations == run.job.evaluations
-    assert read.args.sequential_guidance == (run.layout.cfg == 1)
-    assert read.args.dtype == {"bf16": "bfloat16", "fp32": "float32"}[run.job.precision]
+    assert config.sequential_guidance == (run.layout.cfg == 1)
+    assert config.dtype == {"bf16": "bfloat16", "fp32": "float32"}[run.job.precision]
 
 
 def _walk(points, monkeypatch) -> set[tuple]:
@@ -85,7 +88,7 @@ def _walk(points, monkeypatch) -> set[tuple]:
     seen = set()
     for task, model, name, devices in points:
         for one in _recommendations(task, model, name, devices):
-            assert one.fits and not missing(one.run.job, one.run.layout, one.run.policy)
+            assert one.fits and not unavailable(one.run)
             if one.run.job.training:
                 _check_training(one)
             else:
@@ -112,15 +115,19 @@ def test_recommendations_are_commands_everywhere(monkeypatch):
 @pytest.mark.parametrize(
     "job, layout, policy",
     [
-        (Job(get_preset("nano"), "full", "fp32"), Layout(), Policy("none")),
-        (Job(get_preset("nano"), "lora", "fp32", lora_rank=4), Layout(dp_replicate=2, shard=False), Policy()),
-        (Job(get_preset("mova-360p"), components=("audio_dit",)), Layout(dp_shard=8), Policy("full", optimizer="host")),
+        (Job(get_preset("nano"), "full", "fp32"), Layout(), MemoryConfig("none")),
+        (Job(get_preset("nano"), "lora", "fp32", lora_rank=4), Layout(dp_replicate=2, shard=False), SELECTIVE),
+        (
+            Job(get_preset("mova-360p"), components=("audio_dit",)),
+            Layout(dp_shard=8),
+            MemoryConfig("full", optimizer="host"),
+        ),
         (
             Job(get_preset("mova-360p"), components=("video_dit", "audio_dit"), online=True),
             Layout(dp_replicate=2, dp_shard=2, ring=2, ulysses=4),
-            Policy("out", inputs="host"),
+            MemoryConfig("out", inputs="host"),
         ),
-        (Job(get_preset("mova-720p"), clips=12), Layout(dp_shard=3, ring=4, ulysses=2), Policy()),
+        (Job(get_preset("mova-720p"), clips=12), Layout(dp_shard=3, ring=4, ulysses=2), SELECTIVE),
     ],
 )
 def test_other_jobs_are_commands_too(job, layout, policy):
@@ -141,25 +148,22 @@ def test_a_plan_for_a_recipe_overrides_what_it_must(recipe):
     other = replace(job, model=replace(job.model, clip=replace(job.model.clip, frames=49, height=240)))
     for one in (job, other):
         layout = Layout(dp_replicate=2, shard=False)
-        _check_training(plan(PlannedRun(one, layout, Policy("full")), calibrated("h100-80gb")), recipe)
+        _check_training(plan(PlannedRun(one, layout, MemoryConfig("full")), calibrated("h100-80gb")), recipe)
 
 
 def test_what_no_option_turns_on_has_no_command():
     job, hardware = Job(get_preset("mova-360p"), "lora"), calibrated("h100-80gb")
-    for policy in (Policy(expert="host"), Policy(weights="host"), Policy("none", inputs="host")):
+    for policy in (
+        replace(SELECTIVE, expert="host"),
+        replace(SELECTIVE, weights="host"),
+        MemoryConfig("none", inputs="host"),
+    ):
         one = plan(PlannedRun(job, policy=policy), hardware)
-        assert command(one) is None and "no option turns on" in unavailable(one.run)
-    shared = PlannedRun(job, Layout(ulysses=2), Policy(frozen="fp8"))
-    assert missing(job, shared.layout, shared.policy) == {"frozen": "fp8"}
-    theirs = PlannedRun(job, policy=Policy("full"), implementation=IMPLEMENTATIONS["reference"])
+        assert command(one) is None and "cannot be run" in unavailable(one.run)
+    shared = PlannedRun(job, Layout(ulysses=2), replace(SELECTIVE, frozen="fp8"))
+    assert "memory.frozen fp8 cannot be run: weights in fp8 are held whole" in unavailable(shared)
+    theirs = PlannedRun(job, policy=MemoryConfig("full"), implementation=IMPLEMENTATIONS["reference"])
     assert "predicted only" in unavailable(theirs)
-
-
-def test_the_options_name_settings_that_there_are():
-    for task, options in OPTIONS.items():
-        assert task in TASKS
-        for name, value in options:
-            assert value in CHOICES[name]
 
 
 def test_a_long_command_is_one_for_the_shell():

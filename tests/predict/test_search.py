@@ -5,11 +5,11 @@ from itertools import pairwise, product
 
 import pytest
 
+from mova_engine.config.memory import PLAIN
 from mova_engine.config.model import get_preset
 from mova_engine.predict.calibrate import calibrated
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, Policy
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout
 from mova_engine.predict.memory_use import memory
-from mova_engine.predict.options import changes, missing
 from mova_engine.predict.search import (
     CHOICES,
     MOST_MESHES,
@@ -24,6 +24,7 @@ from mova_engine.predict.search import (
     thinned,
 )
 
+SELECTIVE = PLAIN["lora"]
 M360, M720 = get_preset("mova-360p"), get_preset("mova-720p")
 OURS = IMPLEMENTATIONS["ours"]
 RUNS = [
@@ -53,14 +54,14 @@ def test_the_smallest_change_is_the_smallest(job, devices, name):
     layout = best(job, devices, hardware)[0].run.layout
     least = smallest_change(job, layout, hardware, OURS)
     assert least.fits
-    fewer = [p for p in policies(job, layout, hardware, OURS) if len(changes(p)) < len(least.changes)]
+    fewer = [p for p in policies(job, layout, hardware, OURS) if len(p.changes(SELECTIVE)) < len(least.changes)]
     plain = plan(least.run, hardware)
     assert not any(memory(type(plain.run)(job, layout, p, OURS)).total <= hardware.budget for p in fewer)
 
 
 def test_the_choices_for_one_card_are_those_that_the_trainer_has():
     hardware = calibrated("h100-80gb")
-    fits = [changes(one.run.policy) for one in fitting(Job(M360, "lora"), Layout(), hardware, OURS)]
+    fits = [one.changes for one in fitting(Job(M360, "lora"), Layout(), hardware, OURS)]
     assert {"frozen": "fp8", "inputs": "host"} in fits
     assert not any("expert" in one or "weights" in one for one in fits)
 
@@ -125,10 +126,10 @@ def test_policies_leave_out_what_has_no_meaning():
         assert fp8 == (name == "rtx4090" and job.task == "lora")
         away = any("host" in (p.inputs, p.weights, p.optimizer, p.expert) for p in found)
         assert away == (name != "cpu")
-        assert not any(missing(job, Layout(), policy) for policy in found)
+        assert not any(policy.unavailable(job.task, sharded=False) for policy in found)
         planned = list(policies(job, Layout(), hardware, OURS, planned=True))
         assert set(found) <= set(planned) and (len(planned) > len(found)) == (name != "cpu")
-    assert all(set(values) >= {getattr(Policy(), name)} for name, values in CHOICES.items())
+    assert all(set(values) >= {getattr(SELECTIVE, name)} for name, values in CHOICES.items())
 
 
 def test_where_nothing_fits_the_rescue_does():

@@ -10,29 +10,30 @@ from mova_engine.adapters.lora import add_lora, lora_parameters
 from mova_engine.backend import get_backend
 from mova_engine.codecs.dac import Dac, DacConfig
 from mova_engine.codecs.wan import WanVideoCodec
-from mova_engine.config.memory import CHECKPOINTING
+from mova_engine.config.memory import CHECKPOINTING, PLAIN, MemoryConfig
 from mova_engine.config.model import ClipConfig, get_preset
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.predict.codec_cost import dac_encoder_flops, wan_encoder_flops
 from mova_engine.predict.flops import Attention, operations, training_flops
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, Policy
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
 from mova_engine.predict.memory_use import memory
 from mova_engine.predict.published import ROWS
 from mova_engine.predict.step_time import executed, rank_share, step_flops
 from mova_engine.predict.step_traffic import adapter_parameters, context_traffic, parameters, step_traffic
 
+SELECTIVE = PLAIN["lora"]
 M360, M720 = get_preset("mova-360p"), get_preset("mova-720p")
 REFERENCE = IMPLEMENTATIONS["reference"]
 
 
 def _lora(layout: Layout, **policy: str) -> PlannedRun:
-    return PlannedRun(Job(M360, "lora"), layout, Policy(**policy))
+    return PlannedRun(Job(M360, "lora"), layout, replace(SELECTIVE, **policy))
 
 
 def _reference(layout: Layout) -> PlannedRun:
-    return PlannedRun(Job(M360, "lora"), layout, Policy(checkpointing="full"), REFERENCE)
+    return PlannedRun(Job(M360, "lora"), layout, MemoryConfig(checkpointing="full"), REFERENCE)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_a_ring_passes_keys_values_and_their_gradients(ring, tensors):
     run = PlannedRun(Job(M360, "lora"), Layout(ring=ring, ulysses=4))
     shard = 43120 * 5120 * 2 / (4 * ring)
     assert context_traffic(run).ring == pytest.approx(40 * tensors * (ring - 1) * shard)
-    again = PlannedRun(Job(M360, "lora"), Layout(ring=ring, ulysses=4), Policy(checkpointing="full"))
+    again = PlannedRun(Job(M360, "lora"), Layout(ring=ring, ulysses=4), MemoryConfig(checkpointing="full"))
     assert context_traffic(again).ring == pytest.approx(40 * (tensors + 2) * (ring - 1) * shard)
 
 
@@ -116,14 +117,14 @@ def test_what_is_moved_to_the_host_leaves_the_device():
     job = Job(M360, "lora")
     here, there = (
         memory(PlannedRun(job)),
-        memory(PlannedRun(job, policy=Policy(inputs="host", weights="host", expert="host"))),
+        memory(PlannedRun(job, policy=replace(SELECTIVE, inputs="host", weights="host", expert="host"))),
     )
     assert there.total < here.total
     assert there.host["weights"] == here.device["weights"]
     assert there.host["block inputs"] == here.device["block inputs"]
     assert step_traffic(PlannedRun(job)).from_host == 0
     assert (
-        step_traffic(PlannedRun(job, policy=Policy(weights="host", expert="host"))).from_host
+        step_traffic(PlannedRun(job, policy=replace(SELECTIVE, weights="host", expert="host"))).from_host
         == 2 * here.device["weights"]
     )
 
@@ -133,7 +134,7 @@ def test_codecs_count_where_they_lie():
     stays, leaves = (replace(IMPLEMENTATIONS["ours"], codecs_resident=resident) for resident in (True, False))
 
     def gb(implementation, job, layout, **policy):
-        return memory(PlannedRun(job, layout, Policy(**policy), implementation)).total / 1e9
+        return memory(PlannedRun(job, layout, replace(SELECTIVE, **policy), implementation)).total / 1e9
 
     job, one = Job(M360, "lora"), Layout()
     assert gb(stays, job, one) - gb(leaves, job, one) == pytest.approx(11.36 + 0.51 + 1.49, abs=0.01)
@@ -152,7 +153,7 @@ def test_codecs_count_where_they_lie():
 @pytest.mark.parametrize("task", ["full", "lora"])
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 def test_executed_flops_are_the_hardware_flops(task, checkpointing):
-    run = PlannedRun(Job(M360, task), policy=Policy(checkpointing=checkpointing))
+    run = PlannedRun(Job(M360, task), policy=MemoryConfig(checkpointing=checkpointing))
     total = 0.0
     for op in operations(M360):
         forward, recomputed, backward = executed(op, run)
@@ -243,9 +244,9 @@ def test_the_first_frame_condition_costs_what_the_planner_says():
         ({"layout": Layout(dp_shard=0)}, "must be at least 1"),
         ({"layout": Layout(cfg=2)}, "inference only"),
         ({"layout": Layout(dp_shard=3), "job": Job(M360, "lora", clips=4)}, "4 clips a step cannot be split over 3"),
-        ({"job": Job(M360, "full"), "policy": Policy(frozen="fp8")}, "full training freezes none"),
-        ({"job": Job(M360, "full"), "policy": Policy(weights="host")}, "use optimizer=host"),
-        ({"policy": Policy(optimizer="host")}, "for full training"),
+        ({"job": Job(M360, "full"), "policy": replace(SELECTIVE, frozen="fp8")}, "full training freezes none"),
+        ({"job": Job(M360, "full"), "policy": replace(SELECTIVE, weights="host")}, "use optimizer=host"),
+        ({"policy": replace(SELECTIVE, optimizer="host")}, "for full training"),
         ({"implementation": REFERENCE}, "no such checkpointing"),
         ({"job": Job(M360, components=("audio_dit",)), "layout": Layout(ulysses=2)}, "no sequence to share"),
     ],

@@ -147,14 +147,14 @@ def test_adapters_that_do_not_fit_the_run_are_refused_before_the_work(adapted, r
         adapted(lora={"rank": 0, "init": file})
 
 
-@pytest.mark.parametrize("base_held", ["precision", "fp8"])
-def test_bfloat16_keeps_float32_masters_and_the_base_as_it_is_held(adapted, ran, base_held):
-    run = ran(adapted(precision="bf16", checkpointing="selective", steps=2, lora={"base": base_held}))
+@pytest.mark.parametrize("frozen", ["activations", "fp8"])
+def test_bfloat16_keeps_float32_masters_and_the_base_as_it_is_held(adapted, ran, frozen):
+    run = ran(adapted(dtype="bfloat16", memory={"checkpointing": "selective", "frozen": frozen}, steps=2))
     folder = run.config.folder / "checkpoints" / "step-000002"
     assert run.status == 0
     assert {x.dtype for x in load_file(folder / ADAPTERS).values()} == {torch.bfloat16}
     assert {x.dtype for x in load_file(folder / "training" / "master.safetensors").values()} == {torch.float32}
-    assert ("frozen weights in fp8" in run.said) == (base_held == "fp8")
+    assert ("frozen weights in fp8" in run.said) == (frozen == "fp8")
 
 
 def test_what_cannot_be_adapted_is_refused(small, adapted, ran):
@@ -164,7 +164,7 @@ def test_what_cannot_be_adapted_is_refused(small, adapted, ran):
         ran(adapted(diffusion={"prediction_type": "velocity"}))
     with pytest.raises(MovaError, match="task must be joint"):
         small(lora=LORA, task="audio")
-    with pytest.raises(MovaError, match="needs lora.rank"):
-        small(lora={"base": "fp8"})
+    with pytest.raises(MovaError, match="beside adapters only: lora.rank"):
+        small(memory={"frozen": "fp8"})
     with pytest.raises(MovaError, match="LoRA target 'nothing' matches no linear layer"):
         ran(adapted(lora={"targets": ("nothing",)}))

@@ -44,8 +44,8 @@ WRONG = {
     ),
     "adapters without a model": ({"lora": {"rank": 4}}, "give --model.checkpoint"),
     "fp8 in float32": (
-        {"lora": {"rank": 4, "base": "fp8"}, "model": {"checkpoint": "TRAINED"}},
-        "give --precision bf16",
+        {"lora": {"rank": 4}, "memory": {"frozen": "fp8"}, "model": {"checkpoint": "TRAINED"}},
+        "give --dtype bfloat16",
     ),
     "another kind of output": (
         {"lora": {"rank": 4}, "model": {"checkpoint": "TRAINED"}, "diffusion": {"prediction_type": "velocity"}},

@@ -2,15 +2,8 @@
 
 import pytest
 
-from mova_engine.config.recipes import (
-    load_config,
-    parse_command_line,
-    read_recipe,
-    recipe_names,
-    to_dict,
-    to_yaml,
-    with_defaults,
-)
+from mova_engine.config.command import to_plain, to_yaml
+from mova_engine.config.recipes import TRAIN, load_config, read_recipe, recipe_names, with_defaults
 from mova_engine.errors import MovaError
 from mova_engine.train.__main__ import main
 from mova_engine.train.training_state import differences
@@ -37,18 +30,18 @@ def test_the_papers_phases_differ_as_published():
 
 def test_the_command_line_overrides_the_recipe_which_overrides_the_defaults():
     argv = ["--optim.lr", "1e-3", "--model.no-bridge", "--steps=7", "--ops.attention=reference"]
-    config, shown = parse_command_line(argv)
+    config = TRAIN.parse(argv)
     assert (config.optim.lr, config.model.bridge, config.steps) == (1e-3, False, 7)
     assert config.ops == {"attention": "reference"}
     assert config.optim.betas == (0.9, 0.98) and config.optim.eps == 1e-8
-    assert config.name == "nano" and not shown
+    assert config.name == "nano"
 
 
 @pytest.mark.parametrize(
     "argv, words",
     [
         (["--recipe", "nan"], ("unknown recipe 'nan'", "'nano'")),
-        (["--recipe", "nowhere.yaml"], ("no recipe file nowhere.yaml",)),
+        (["--recipe", "nowhere.yaml"], ("no configuration file nowhere.yaml",)),
         (["--optim.lrr", "1"], ("--optim.lrr", "Did you mean --optim.lr")),
         (["--optim.lr", "fast"], ("--optim.lr", "fast")),
         (["--diffusion.prediction-type", "x1"], ("x1", "x0")),
@@ -62,7 +55,7 @@ def test_the_command_line_overrides_the_recipe_which_overrides_the_defaults():
 )
 def test_mistakes_are_one_line_that_names_them(argv, words):
     with pytest.raises(MovaError) as error:
-        parse_command_line(argv)
+        TRAIN.parse(argv)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
@@ -122,8 +115,8 @@ def test_a_run_without_clips_asks_for_them(tmp_path):
 
 def test_a_setting_that_came_after_a_checkpoint_differs_only_where_it_is_set():
     config = load_config("nano")
-    old = to_dict(config)
+    old = to_plain(config)
     del old["loader"]["dtype"], old["checkpoint"]["on_error"]
-    assert differences(with_defaults(old), to_dict(config)) == []
+    assert differences(with_defaults(old), to_plain(config)) == []
     chosen = load_config("nano", loader={"dtype": "bfloat16"})
-    assert differences(with_defaults(old), to_dict(chosen)) == ['loader.dtype: "float32" -> "bfloat16"']
+    assert differences(with_defaults(old), to_plain(chosen)) == ['loader.dtype: "float32" -> "bfloat16"']

@@ -175,11 +175,11 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(small, ran, monkeypatch
 
 
 def test_bf16_trains_and_resumes_exactly(small, ran, monkeypatch):
-    whole = ran(small("whole", steps=3, precision="bf16", checkpointing="full"))
+    whole = ran(small("whole", steps=3, dtype="bfloat16", memory={"checkpointing": "full"}))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 2)
-        ran(small("broken", steps=3, precision="bf16", checkpointing="full"))
-    second = ran(small("broken", steps=3, precision="bf16", checkpointing="full"))
+        ran(small("broken", steps=3, dtype="bfloat16", memory={"checkpointing": "full"}))
+    second = ran(small("broken", steps=3, dtype="bfloat16", memory={"checkpointing": "full"}))
     assert second.losses == whole.losses
     assert same_tensors(*(training_tensors(x.config.folder, 3) for x in (second, whole)))
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import load_codecs, load_mova, save_mova
 from mova_engine.codecs.dac import Dac, DacConfig
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.inference.denoising import EXPERTS
 from mova_engine.inference.pipeline import SampleSettings, load_pipeline
 from mova_engine.inference.requests import Request
@@ -64,10 +65,10 @@ def test_a_fine_tuned_model_keeps_its_codecs(complete, tmp_path, ops):
     assert after.text.encode(["ball"]).shape == (1, mova.config.text_tokens, 32)
 
 
-@pytest.mark.parametrize("offload", [False, True])
-def test_codecs_that_come_and_go_change_no_bit_of_a_clip(complete, offload):
+@pytest.mark.parametrize("expert", ["device", "host"])
+def test_codecs_that_come_and_go_change_no_bit_of_a_clip(complete, expert):
     backend = get_backend("cpu")
-    staged = load_pipeline(complete, backend, offload=offload)
+    staged = load_pipeline(complete, backend, memory=MemoryConfig(expert=expert))
     staying = replace(load_pipeline(complete, backend), codecs=load_codecs(complete), residency=None)
     requests = [Request(caption, seed) for seed, caption in enumerate(["ball", "", "ball"])]
     settings = SampleSettings(2)
@@ -77,7 +78,7 @@ def test_codecs_that_come_and_go_change_no_bit_of_a_clip(complete, offload):
         assert np.array_equal(ours.video, theirs.video) and np.array_equal(ours.audio, theirs.audio)
     report = staged.residency.report()
     moves = [(event.part, event.what) for event in report.events]
-    experts = [(name, what) for name in EXPERTS for what in ("loaded", "evicted")] if offload else []
+    experts = [(name, what) for name in EXPERTS for what in ("loaded", "evicted")] if expert == "host" else []
     decoding = [("video_vae", "loaded"), ("audio_vae", "loaded"), ("audio_vae", "evicted"), ("video_vae", "evicted")]
     encoding = [(name, what) for name in ("text_encoder", "video_vae") for what in ("loaded", "evicted")]
     encoding[1] = ("text_encoder", "dropped")

@@ -6,27 +6,40 @@ PROMPTS a file or folder of them, HOST the first machine.
 
 import shlex
 
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import largest_ulysses
 from mova_engine.config.model import MovaConfig
+from mova_engine.errors import MovaError, suggest
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import Job, PlannedRun, Policy, sharded
-from mova_engine.predict.options import missing, words
+from mova_engine.predict.job import Job, PlannedRun, sharded
 from mova_engine.predict.search import Plan
 
-_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 _WIDTH, _INDENT = 108, 4
 # Of all released models and recipes.
 _FPS = 24
+
+
+def precision_of(dtype: str) -> str:
+    """The planner's word for a dtype of the command line: "bf16" for "bfloat16". MovaError for another."""
+    known = {name: word for word, name in DTYPES.items()}
+    if dtype not in known:
+        raise MovaError(f"unknown dtype '{dtype}'.{suggest(dtype, known)} Known: {', '.join(known)}")
+    return known[dtype]
 
 
 def unavailable(run: PlannedRun) -> str | None:
     """Why no command line runs this, in words; None where one does."""
     if run.implementation.name != "ours":
         return f"implementation '{run.implementation.name}' is predicted only"
-    if lacking := missing(run.job, run.layout, run.policy):
-        settings = ", ".join(f"{name}={value}" for name, value in lacking.items())
-        return f"no option turns on {settings} for this task and mesh yet"
+    for name, reason in run.policy.unavailable(run.job.task, sharded(run.layout) > 1).items():
+        return f"memory.{name} {getattr(run.policy, name)} cannot be run: {reason}"
     return None
+
+
+def memory_words(policy: MemoryConfig, base: MemoryConfig) -> list[str]:
+    """The options that turn the settings `base` into `policy`."""
+    return [word for name, value in policy.changes(base).items() for word in (f"--memory.{name}", value)]
 
 
 def command(plan: Plan, recipe: str | None = None) -> list[str] | None:
@@ -81,7 +94,7 @@ def _recipe(job: Job) -> str:
 
 def _training(run: PlannedRun, recipe: str | None) -> list[str]:
     job, layout, policy = run.job, run.layout, run.policy
-    found = ["--recipe", recipe or _recipe(job), *_weights(job), "--data", "CLIPS", "--precision", job.precision]
+    found = ["--recipe", recipe or _recipe(job), *_weights(job), "--data", "CLIPS", "--dtype", DTYPES[job.precision]]
     if job.task == "lora":
         found += ["--lora.rank", str(job.lora_rank)]
     elif recipe is None:
@@ -89,8 +102,8 @@ def _training(run: PlannedRun, recipe: str | None) -> list[str]:
     if job.online:
         found += ["--loader.encode", "online"]
     found += ["--loader.batch", "1", "--global-batch-size", str(run.clips)]
-    found += ["--checkpointing", policy.checkpointing]
-    found += words(job, layout, policy, Policy(policy.checkpointing))
+    found += ["--memory.checkpointing", policy.checkpointing]
+    found += memory_words(policy, MemoryConfig(policy.checkpointing))
     # One process is what the recipes of adapters are for; others may ask for several.
     if layout.world > 1 or recipe is not None or job.task == "full":
         found += [*_shared(run), "--parallel.shard" if sharded(layout) > 1 else "--parallel.no-shard"]
@@ -120,9 +133,9 @@ def _sampling(run: PlannedRun) -> list[str]:
     job, layout = run.job, run.layout
     clips = layout.data_parallel
     what = ["--prompt", "TEXT"] if clips == 1 else ["--prompts", "PROMPTS", "--count", str(clips)]
-    found = ["--checkpoint", "FOLDER", *_clip(job.model), *what, "--dtype", _DTYPES[job.precision]]
+    found = ["--checkpoint", "FOLDER", *_clip(job.model), *what, "--dtype", DTYPES[job.precision]]
     found += ["--guidance", "text", *([] if layout.cfg > 1 else ["--sequential-guidance"])]
-    found += [*words(job, layout, run.policy), *_shared(run)]
+    found += [*memory_words(run.policy, MemoryConfig()), *_shared(run)]
     found += ["--parallel.cfg", str(layout.cfg)] if layout.cfg > 1 else []
     found += ["--parallel.shard"] if sharded(layout) > 1 else []
     return found + (["--parallel.replicate", str(layout.dp_replicate)] if _copied(run) else [])

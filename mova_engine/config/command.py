@@ -1,0 +1,314 @@
+"""Commands made of dataclasses: options, help, configuration files and errors are the same for all of them.
+
+A command's settings are one dataclass. Each field is an option under its dotted name, its docstring the help; a field
+that is a dataclass is a group of options, `--optim.lr`. Fields that are not keyword-only are positional arguments.
+Values come from, in rising order: the defaults, a recipe (`--recipe NAME`, for commands that have them), the user's own
+YAML file (`--config FILE`), the command line. Parsing is cyclopts'.
+"""
+
+import dataclasses
+import itertools
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar, get_args
+
+import yaml
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, RepeatArgumentError, UnknownOptionError
+from cyclopts import convert as converted
+from cyclopts.argument import ArgumentCollection
+from cyclopts.config import Dict
+from cyclopts.help import DefaultFormatter, HelpPanel
+
+from mova_engine.errors import MovaError, suggest
+
+Settings = TypeVar("Settings")
+
+_WHOLE = re.compile(r"[+-]?\d+(_\d+)*")
+# The group of the options that every command has.
+_GENERAL = Group("Configuration", sort_key=1)
+
+
+def section(title: str) -> Parameter:
+    """The heading of a nested dataclass's options in help: `Annotated[OptimSettings, section("Optimizer")]`."""
+    return Parameter(group=Group.create_ordered(title))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of settings in a YAML file. MovaError where there is none."""
+    if not path.is_file():
+        raise MovaError(f"there is no configuration file {path}")
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """The mapping of settings that YAML text holds. MovaError that names `source` for anything else."""
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise MovaError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise MovaError(f"{source} must hold a mapping of settings, got {type(settings).__name__}")
+    return settings
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid over one another; where both have a mapping, these are merged in turn."""
+    merged = dict(under)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def to_plain(value: Any) -> Any:
+    """Settings as values that YAML and JSON have: dataclasses and mappings as dicts, sequences as lists, paths as text.
+
+    None stands for "not given".
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {name: to_plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(settings: Any) -> str:
+    """A dataclass of settings as a file that `--config` takes."""
+    return yaml.safe_dump(to_plain(settings), sort_keys=False)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Where a command's recipes come from. read: name -> settings, MovaError for an unknown one. default: its name."""
+
+    read: Callable[[str], dict[str, Any]]
+    default: str
+
+
+@dataclass(frozen=True)
+class Command(Generic[Settings]):
+    """A command: its name as it is typed, the dataclass of its settings, what it does (the help's first lines)."""
+
+    name: str
+    settings: type[Settings]
+    about: str
+    recipes: Recipes | None = None
+
+    def parse(self, argv: Sequence[str]) -> Settings | None:
+        """The settings that a command line asks for; None where it asked for help or --print-config, now printed.
+
+        MovaError of one line for what is wrong, with the nearest option or value.
+        """
+        for option, value in itertools.pairwise(argv):
+            # A path that is empty, as by an unset variable in a script, would be the current folder.
+            if not value.strip():
+                name = option if option.startswith("-") else "an argument"
+                raise MovaError(f"{name} is empty: give it a value, or leave it out")
+        if argv and not argv[0].strip():
+            raise MovaError("the first argument is empty: give it a value, or leave it out")
+        under, source = self._under(argv)
+        app, shown = self._app(under, source), []
+        found = self._run(app, argv, shown)
+        if found is None or not shown[0]:
+            return found
+        sys.stdout.write(to_yaml(found))
+        return None
+
+    def fill(self, settings: Mapping[str, Any], source: str) -> Settings:
+        """The settings that nested mappings give. source: where they come from, for errors."""
+        found = self._run(self._app(settings, source), [], [])
+        assert found is not None
+        return found
+
+    def app(self) -> App:
+        """The command as cyclopts has it, for completion."""
+        app = self._app({}, "")
+        self._define(app, [])
+        return app
+
+    def options(self) -> set[str]:
+        """All names of options: "--optim.lr"."""
+        arguments = self.app().assemble_argument_collection()
+        return {name for argument in arguments for name in argument.names if name.startswith("--")}
+
+    def _under(self, argv: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """What lies under the command line, and where it comes from."""
+        settings: dict[str, Any] = {}
+        source = ""
+        if self.recipes is not None:
+            recipe = _value_of("--recipe", argv) or self.recipes.default
+            settings = {"name": Path(recipe).stem, **self.recipes.read(recipe)}
+            source = f"recipe {recipe}"
+        if path := _value_of("--config", argv):
+            own = read_yaml(Path(path)) if self.recipes is None else self.recipes.read(path)
+            named = {"name": Path(path).stem} if self.recipes is not None else {}
+            settings, source = merge(settings, named | own), f"{source} and {path}" if source else path
+        return settings, source
+
+    def _app(self, under: Mapping[str, Any], source: str) -> App:
+        values = to_plain(_without_none(under))
+        app = App(
+            name=self.name,
+            help=self.about,
+            config=Dict(values, source=source) if values else None,
+            default_parameter=Parameter(converter=_convert),
+            help_formatter=_Help(values),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+            version_flags=(),
+            help_format="markdown",
+        )
+        app["--help"].group = _GENERAL
+        return app
+
+    def _run(self, app: App, argv: Sequence[str], shown: list[bool]) -> Settings | None:
+        self._define(app, shown)
+        try:
+            return app(list(argv))
+        except UnknownOptionError as error:
+            raise MovaError(_unknown(error, app.assemble_argument_collection())) from error
+        except RepeatArgumentError as error:
+            name = error.token.keyword if error.token is not None else "an option"
+            raise MovaError(f"{name} is given more than once") from error
+        except CoercionError as error:
+            raise MovaError(_unfit(error)) from error
+        except CycloptsError as error:
+            raise MovaError(" ".join(str(error).split())) from error
+
+    def _define(self, app: App, shown: list[bool]) -> None:
+        kind, default = self.settings, self.recipes.default if self.recipes is not None else ""
+
+        def take(settings: Any, print_config: bool) -> Any:
+            shown.append(print_config)
+            # Nothing was given: what has no default is missing, and says so.
+            return kind() if settings is None else settings
+
+        general = Parameter(group=_GENERAL)
+        with_file = Annotated[Path | None, general]
+        flag = Annotated[bool, Parameter(group=_GENERAL, negative="")]
+        fields = Annotated[kind, Parameter(name="*")]
+        if self.recipes is None:
+
+            def run(settings: fields = None, *, config: with_file = None, print_config: flag = False) -> Any:  # type: ignore[valid-type]
+                """Run.
+
+                Parameters
+                ----------
+                config
+                    YAML file of settings, as --print-config prints them; options come before it.
+                print_config
+                    Print all settings as YAML and stop.
+                """
+                return take(settings, print_config)
+
+        else:
+
+            def run(  # type: ignore[misc]
+                settings: fields = None,  # type: ignore[valid-type]
+                *,
+                recipe: Annotated[str, general] = default,
+                config: with_file = None,
+                print_config: flag = False,
+            ) -> Any:
+                """Run.
+
+                Parameters
+                ----------
+                recipe
+                    The settings to start from: a name, or the path of a whole one.
+                config
+                    YAML file of settings that come before the recipe's; options come before both.
+                print_config
+                    Print all settings as YAML and stop.
+                """
+                return take(settings, print_config)
+
+        app.default(run)
+
+
+class _Help(DefaultFormatter):
+    """Help that shows the defaults of the recipe and file under the command line, not those of the dataclass."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.values = dict(_leaves(values))
+
+    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
+        """Print one group."""
+        entries = []
+        for entry in panel.entries:
+            names = [name.lstrip("-").replace("-", "_").lower() for name in entry.names]
+            value = next((self.values[name] for name in names if name in self.values), None)
+            entries.append(entry if value is None else entry.copy(default=_shown(value)))
+        super().__call__(console, options, panel.copy(entries=entries))
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        found += _leaves(value, f"{above}{name}.") if isinstance(value, Mapping) else [(f"{above}{name}", value)]
+    return found
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _value_of(option: str, argv: Sequence[str]) -> str | None:
+    """The value of an option that must be known before the rest can be parsed over it; the last one counts."""
+    found = None
+    for word, following in itertools.zip_longest(argv, argv[1:]):
+        if word == option and following is not None:
+            found = following
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """None stands for "not given", which a configuration source says by silence."""
+    return {
+        name: _without_none(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if value is not None
+    }
+
+
+def _convert(kind: Any, tokens: Any) -> Any:
+    """cyclopts' conversion, which rounds: here a fraction is refused where a whole number is wanted."""
+    kinds = {member for outer in (kind, *get_args(kind)) for member in (outer, *get_args(outer))}
+    if int in kinds and float not in kinds:
+        for token in tokens:
+            if not _WHOLE.fullmatch(token.value.strip()):
+                raise ValueError(f"a whole number is wanted, got '{token.value}'")
+    return converted(kind, tokens)
+
+
+def _unfit(error: CoercionError) -> str:
+    """A value that its option does not take, and the one that is meant."""
+    argument, token = error.argument, error.token
+    choices = argument.get_choices(force=True) if argument is not None else None
+    if argument is None or token is None or not choices:
+        return " ".join(str(error).split())
+    where = "" if token.source in ("", "cli") else f" in {token.source}"
+    known = f"Known: {', '.join(choices)}"
+    return f"{argument.name}{where}: unknown value '{token.value}'.{suggest(token.value, choices)} {known}"
+
+
+def _unknown(error: UnknownOptionError, arguments: ArgumentCollection) -> str:
+    """An unknown option, and the one that is meant: first by the last part of its name (--lr: --optim.lr)."""
+    word = error.token.keyword or error.token.value
+    known = [name for argument in arguments for name in argument.names if name.startswith("--")]
+    last = word.lstrip("-").rsplit(".", 1)[-1].replace("_", "-")
+    same = [name for name in known if name.lstrip("-").rsplit(".", 1)[-1].replace("_", "-") == last]
+    where = f" in {error.token.source}" if error.token.source not in ("", "cli") else ""
+    if same:
+        return f"unknown option {word}{where}. Did you mean {' or '.join(same)}?"
+    near = suggest(word, known) or suggest(last, [name.rsplit(".", 1)[-1].lstrip("-") for name in known])
+    return f"unknown option {word}{where}.{near.replace(chr(39), '')}"

@@ -1,0 +1,212 @@
+"""A run of the sampler: from settings to mp4 files, in one process or several."""
+
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from mova_engine.backend import Backend, default_backend, get_backend
+from mova_engine.checkpoints.folder import diffusion_settings
+from mova_engine.checkpoints.locate import find_adapters, open_model
+from mova_engine.config.mesh import MeshShape
+from mova_engine.config.model import ClipConfig, MovaConfig
+from mova_engine.config.sample import REFERENCE, SampleConfig
+from mova_engine.data.text import flaw
+from mova_engine.diffusion.guidance import Guidance
+from mova_engine.diffusion.schedule import Schedule
+from mova_engine.distributed.processes import Launch, Processes, rank0_first, read_launch
+from mova_engine.distributed.watchdog import Watch
+from mova_engine.errors import MovaError, counted
+from mova_engine.inference.pipeline import (
+    REFERENCE_NEGATIVE_PROMPT,
+    Pipeline,
+    SampleSettings,
+    default_batch,
+    default_settings,
+    load_pipeline,
+)
+from mova_engine.inference.process_mesh import choose_shape, join_processes
+from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_prompts
+from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What to do when a process has died.
+REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
+
+
+def run(config: SampleConfig) -> int:
+    """Sample clips as `config` asks; returns 0. Raises MovaError for whatever is wrong with it.
+
+    Of several processes, all of which run this, the first alone speaks and writes.
+    """
+    launch = read_launch()
+    with rank0_first(launch):
+        job = read_job(config, launch)
+        processes = join_processes(config.parallel, job.backend, launch, job.mesh)
+    watch = Watch(launch, config.parallel.timeout, remedy=REMEDY)
+    before = signal.signal(signal.SIGTERM, watch.stop) if launch.world > 1 else None
+    try:
+        with watch.guard():
+            return _sample(job, processes, watch)
+    finally:
+        watch.close()
+        processes.close()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class SamplingJob:
+    """What is known before anything is loaded."""
+
+    config: SampleConfig
+    backend: Backend
+    folder: Path
+    model: MovaConfig
+    lora: Path | None
+    settings: SampleSettings
+    work: list[tuple[Prompt, Request]]
+    mesh: MeshShape
+
+    @property
+    def clip(self) -> ClipConfig:
+        """The clips' shape."""
+        return self.model.clip
+
+
+def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
+    """Everything that can be wrong before anything is loaded."""
+    backend = get_backend(config.device) if config.device else default_backend()
+    console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
+    folder, model = open_model(config.checkpoint, config.clip, console.print)
+    lora = None if config.lora is None else find_adapters(config.lora, console.print)
+    settings = _settings(config, default_settings(model))
+    work = _work(config, model.clip)
+    mesh = choose_shape(config.parallel, launch, model, settings.guidance, len(work))
+    return SamplingJob(config, backend, folder, model, lora, settings, work, mesh)
+
+
+def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
+    config, folder, backend, first = job.config, job.folder, job.backend, processes.is_first
+    out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite) if first else None
+    console = Console(stderr=True, quiet=not first, soft_wrap=True, markup=False, highlight=False)
+    if not diffusion_settings(folder):
+        console.print(f"{folder} does not say how it was trained: sampling it as the released models are, by velocity")
+    if diffusion_settings(folder).get("skip_first_frame") and any(p.first_frame is None for p, _ in job.work):
+        console.print("warning: this model goes on from a given first frame; without --image it gets a white one")
+    watch.at("loading", watched=False)
+    with console.status(Text(f"loading {folder}")):
+        pipeline = load_pipeline(
+            folder,
+            backend,
+            dtype=DTYPES.get(config.dtype),
+            clip=job.clip,
+            memory=config.memory,
+            lora=job.lora,
+            lora_alpha=config.lora_alpha,
+            processes=processes,
+            shard=config.parallel.shard,
+            config=job.model,
+        )
+        # Not all of them have as much to load, or as fast a disk.
+        processes.wait_for_first()
+    pipeline.schedule = _schedule(config, pipeline.schedule)
+    pipeline.options = replace(pipeline.options, batch_guidance=not config.sequential_guidance)
+    # Spread over the groups of processes that make different ones.
+    batch = config.batch or default_batch(job.clip, -(-len(job.work) // job.mesh.data_parallel))
+    facts = _facts(folder, job.settings, pipeline.schedule)
+    backend.use_threads(config.threads, job.model.video.dim)
+    started = time.perf_counter()
+    _run(pipeline, job, batch, out, facts, console, watch)
+    if out is None:
+        return 0
+    sheet, seconds = out.finish(), time.perf_counter() - started
+    several = f", {processes.launch.world} processes: {job.mesh}" if processes.launch.world > 1 else ""
+    how = f"{backend.name}, batch {batch}{several}"
+    made, shown = len(job.work), f" (of the first {SHEET_CLIPS})" if len(job.work) > SHEET_CLIPS else ""
+    print(f"{counted(made, 'clip')} in {out.folder} in {seconds:.1f} s ({how}); to look at: {sheet}{shown}")
+    return 0
+
+
+def _given(config: SampleConfig, *names: str) -> dict:
+    """Those of the named settings that are not left to the model."""
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
+def _schedule(config: SampleConfig, schedule: Schedule) -> Schedule:
+    return replace(schedule, **_given(config, "video_shift", "audio_shift"))
+
+
+def _settings(config: SampleConfig, defaults: SampleSettings) -> SampleSettings:
+    guidance = Guidance(config.guidance) if config.guidance else defaults.guidance
+    config.check_guidance(guidance.form)
+    guidance = replace(guidance, **_given(config, "text_scale", "bridge_scale"))
+    settings = replace(defaults, guidance=guidance, **_given(config, "steps"))
+    if config.negative_prompt is None:
+        return settings
+    negative = REFERENCE_NEGATIVE_PROMPT if config.negative_prompt == REFERENCE else config.negative_prompt
+    if reason := flaw(negative):
+        raise MovaError(f"--negative-prompt {reason}")
+    return replace(settings, negative_prompt=negative)
+
+
+def _work(config: SampleConfig, shape: ClipConfig) -> list[tuple[Prompt, Request]]:
+    image = read_frame(config.image, shape) if config.image else None
+    source = str(config.image) if config.image else None
+    if config.prompts is None:
+        prompts = [Prompt(config.prompt or "", image, source)]
+    else:
+        prompts = read_prompts(config.prompts, shape)
+        if image is not None:
+            if any(prompt.first_frame is not None for prompt in prompts):
+                raise MovaError(f"--image and {config.prompts} both give first frames: leave --image out")
+            prompts = [Prompt(prompt.caption, image, source) for prompt in prompts]
+    last_frame = read_frame(config.last_image, shape) if config.last_image else None
+    count = len(prompts) if config.count is None else config.count
+    return make_requests(prompts, count, config.seed, last_frame)
+
+
+def _facts(folder: Path, settings: SampleSettings, schedule: Schedule) -> dict:
+    """What every row of the output's metadata says of how its clip was made."""
+    guidance = settings.guidance
+    return {
+        "checkpoint": str(folder),
+        "steps": settings.steps,
+        "guidance": guidance.form,
+        "text_scale": guidance.text_scale,
+        "bridge_scale": guidance.bridge_scale,
+        "negative_prompt": settings.negative_prompt,
+        "video_shift": schedule.video_shift,
+        "audio_shift": schedule.audio_shift,
+    }
+
+
+def _run(
+    pipeline: Pipeline,
+    job: SamplingJob,
+    batch: int,
+    out: SampleFolder | None,
+    facts: dict,
+    console: Console,
+    watch: Watch,
+) -> None:
+    """Make the clips; in the first process, write them to `out`."""
+    work, settings, groups = job.work, job.settings, job.mesh.data_parallel
+    turns = -(-len(work) // (batch * groups))
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
+        task = progress.add_task("sampling", total=turns * settings.steps)
+        requests = [request for _, request in work]
+        clips = pipeline.generate(
+            requests, settings, batch=batch, on_step=lambda _: progress.advance(task), on_stage=watch.at
+        )
+        for (prompt, request), clip in zip(work, clips, strict=True):
+            if out is None:
+                continue
+            out.add(clip, prompt.caption, {"seed": request.seed, "source": prompt.source, **facts})
+            progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")
