@@ -303,7 +303,8 @@ def _unfit(error: CoercionError) -> str:
 
 def _unknown(error: UnknownOptionError, arguments: ArgumentCollection) -> str:
     """An unknown option, and the one that is meant: first by the last part of its name (--lr: --optim.lr)."""
-    word = error.token.keyword or error.token.value
+    # A key of a file is given in brackets, one for each level.
+    word = (error.token.keyword or error.token.value).replace("][", ".").strip("[]")
     known = [name for argument in arguments for name in argument.names if name.startswith("--")]
     last = word.lstrip("-").rsplit(".", 1)[-1].replace("_", "-")
     same = [name for name in known if name.lstrip("-").rsplit(".", 1)[-1].replace("_", "-") == last]

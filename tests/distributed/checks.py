@@ -410,7 +410,7 @@ def trained(data: str, out: str, steps: int, batch: int, context_parallel: int) 
         out=Path(out),
         device=backend().name,
         steps=steps,
-        checkpointing="selective",
+        memory={"checkpointing": "selective"},
         loader={"batch": batch, "num_fit_clips": 4},
         log={"every": 1, "tensorboard": False},
         validation={"every": steps, "data": Path(data), "samples": 0},

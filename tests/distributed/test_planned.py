@@ -3,11 +3,12 @@
 import pytest
 from distributed.keeping import count
 
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import get_preset
 from mova_engine.distributed.counted_traffic import SMALL
 from mova_engine.predict.context_traffic import reference_shape, reference_traffic, training_traffic
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, Policy
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
 from mova_engine.predict.memory_use import memory
 from mova_engine.predict.step_traffic import context_traffic
 
@@ -16,7 +17,7 @@ from mova_engine.predict.step_traffic import context_traffic
 @pytest.mark.parametrize(("ring", "ulysses"), [(1, 2), (1, 4), (1, 8), (2, 4), (4, 2), (16, 1)])
 def test_the_planner_sends_what_the_runtime_sends(checkpointing, ring, ulysses):
     config = get_preset("mova-360p")
-    run = PlannedRun(Job(config, "lora"), Layout(ring=ring, ulysses=ulysses), Policy(checkpointing=checkpointing))
+    run = PlannedRun(Job(config, "lora"), Layout(ring=ring, ulysses=ulysses), MemoryConfig(checkpointing=checkpointing))
     exact = training_traffic(config, MeshShape(ring=ring, ulysses=ulysses), checkpointing).total
     assert context_traffic(run).context == pytest.approx(exact, rel=1e-3)
 
@@ -26,13 +27,13 @@ def test_the_planner_s_reference_sends_what_the_counted_baseline_sends(size):
     config = get_preset("mova-360p")
     shape = reference_shape(config, size)
     layout = Layout(ring=shape.ring, ulysses=shape.ulysses)
-    run = PlannedRun(Job(config, "lora"), layout, Policy(checkpointing="full"), IMPLEMENTATIONS["reference"])
+    run = PlannedRun(Job(config, "lora"), layout, MemoryConfig(checkpointing="full"), IMPLEMENTATIONS["reference"])
     assert context_traffic(run).context == pytest.approx(reference_traffic(config, size).total, rel=1e-3)
 
 
 def planned(checkpointing: str, layout: Layout) -> float:
     """Bytes that all ranks together keep beside the layers' inputs, as the planner has it."""
-    run = PlannedRun(Job(SMALL, "full", precision="fp32"), layout, Policy(checkpointing=checkpointing))
+    run = PlannedRun(Job(SMALL, "full", precision="fp32"), layout, MemoryConfig(checkpointing=checkpointing))
     parts = memory(run).device
     return layout.context_parallel * sum(
         v for k, v in parts.items() if k.startswith(("saved attention", "attention's"))
