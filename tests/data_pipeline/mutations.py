@@ -1,10 +1,11 @@
 """What can happen to a media file: its bytes, its packets and their stamps, the order and number of its streams.
 
-Each mutation takes (rng, the file, a place for the mutant) and returns whether the mutant may begin at a later picture
-than the file does, because its beginning is lost; None where this file has no such mutant.
+Each mutation takes (rng, the file, a place for the mutant) and returns what it has made; None where this file has no
+such mutant.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,19 @@ import numpy as np
 from mova_engine.data.media.reader_process import apart
 
 Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """later: whether it may begin at a later picture than the file does, because its beginning is lost.
+
+    untold: why nothing in the file tells that sound stands at a wrong place; None where something does.
+    """
+
+    later: bool = False
+    untold: str | None = None
+
+
 # Blocks in which some containers store, and lose, their data.
 BLOCKS = {".ts": 188, ".m2ts": 192, ".mpg": 2048, ".vob": 2048}
 
@@ -29,97 +43,97 @@ def _pieces(rng: Rng, path: Path) -> tuple[bytes, int, int]:
     return data, int(first), int(min(first + block * rng.integers(1, 40), len(data)))
 
 
-def flipped(rng: Rng, path: Path, out: Path) -> bool:
+def flipped(rng: Rng, path: Path, out: Path) -> Mutant:
     """Some bytes are others."""
     data = bytearray(path.read_bytes())
     for place in rng.integers(len(data), size=rng.choice([1, 3, 20, 100])):
         data[place] ^= 1 << rng.integers(8)
     out.write_bytes(data)
-    return True
+    return Mutant(later=True)
 
 
-def zeroed(rng: Rng, path: Path, out: Path) -> bool:
+def zeroed(rng: Rng, path: Path, out: Path) -> Mutant:
     """A part that was never written."""
     data, first, last = _pieces(rng, path)
     out.write_bytes(data[:first] + bytes(last - first) + data[last:])
-    return True
+    return Mutant(later=True)
 
 
-def lost(rng: Rng, path: Path, out: Path) -> bool:
+def lost(rng: Rng, path: Path, out: Path) -> Mutant:
     """A part is missing."""
     data, first, last = _pieces(rng, path)
     out.write_bytes(data[:first] + data[last:])
-    return True
+    return Mutant(later=True)
 
 
-def doubled(rng: Rng, path: Path, out: Path) -> bool:
+def doubled(rng: Rng, path: Path, out: Path) -> Mutant:
     """A part stands twice."""
     data, first, last = _pieces(rng, path)
     out.write_bytes(data[:last] + data[first:])
-    return True
+    return Mutant(later=True)
 
 
-def swapped(rng: Rng, path: Path, out: Path) -> bool:
+def swapped(rng: Rng, path: Path, out: Path) -> Mutant:
     """Two parts stand in each other's place."""
     data, first, last = _pieces(rng, path)
     half = first + (last - first) // 2 // _block(path) * _block(path)
     out.write_bytes(data[:first] + data[half:last] + data[first:half] + data[last:])
-    return True
+    return Mutant(later=True)
 
 
-def noisy(rng: Rng, path: Path, out: Path) -> bool:
+def noisy(rng: Rng, path: Path, out: Path) -> Mutant:
     """A part is noise."""
     data, first, last = _pieces(rng, path)
     out.write_bytes(data[:first] + rng.bytes(last - first) + data[last:])
-    return True
+    return Mutant(later=True)
 
 
-def inserted(rng: Rng, path: Path, out: Path) -> bool:
+def inserted(rng: Rng, path: Path, out: Path) -> Mutant:
     """Noise between two parts."""
     data, first, last = _pieces(rng, path)
     out.write_bytes(data[:first] + rng.bytes(last - first) + data[first:])
-    return True
+    return Mutant(later=True)
 
 
-def truncated(rng: Rng, path: Path, out: Path) -> bool:
+def truncated(rng: Rng, path: Path, out: Path) -> Mutant:
     """The end is missing."""
     data = path.read_bytes()
     out.write_bytes(data[: rng.integers(len(data))])
-    return False
+    return Mutant()
 
 
-def beheaded(rng: Rng, path: Path, out: Path) -> bool:
+def beheaded(rng: Rng, path: Path, out: Path) -> Mutant:
     """The beginning is missing."""
     data = path.read_bytes()
     out.write_bytes(data[rng.integers(1, len(data) // 2) // _block(path) * _block(path) :])
-    return True
+    return Mutant(later=True)
 
 
-def trailing(rng: Rng, path: Path, out: Path) -> bool:
+def trailing(rng: Rng, path: Path, out: Path) -> Mutant:
     """Something else follows."""
     out.write_bytes(path.read_bytes() + rng.bytes(rng.integers(1, 5000)))
-    return False
+    return Mutant()
 
 
-def joined(rng: Rng, path: Path, out: Path) -> bool:
+def joined(rng: Rng, path: Path, out: Path) -> Mutant:
     """The file twice: the clock restarts in the middle."""
     data = path.read_bytes()
     out.write_bytes(data + data)
-    return False
+    return Mutant()
 
 
-def joined_to_its_middle(rng: Rng, path: Path, out: Path) -> bool:
+def joined_to_its_middle(rng: Rng, path: Path, out: Path) -> Mutant:
     """The file, its end lost, and then the file from its middle on."""
     data, block = path.read_bytes(), _block(path)
     cut = len(data) * rng.integers(3, 9) // 10 // block * block
     out.write_bytes(data[:cut] + data[len(data) // 2 // block * block :])
-    return False
+    return Mutant()
 
 
 Packets = list[av.Packet]
 
 
-def _remuxed(path: Path, out: Path, change: Callable[[Packets], Packets | None]) -> bool | None:
+def _remuxed(path: Path, out: Path, change: Callable[[Packets], Packets | None], later: bool = False) -> Mutant | None:
     """Write the file's packets, as `change` leaves them, into a new one."""
     if path.suffix in (".avi", ".mxf", ".gif", ".apng"):
         return None  # packets have no stamps there, or only durations: what is changed leaves no trace
@@ -138,7 +152,7 @@ def _remuxed(path: Path, out: Path, change: Callable[[Packets], Packets | None])
                     sink.mux_one(packet)
         except (av.FFmpegError, ValueError, OverflowError):
             return None  # this container cannot be written so
-    return False
+    return Mutant(later)
 
 
 def _some(rng: Rng, packets: Packets, share: float = 0.1) -> list[int]:
@@ -149,7 +163,7 @@ def _some(rng: Rng, packets: Packets, share: float = 0.1) -> list[int]:
     return places[first : first + rng.integers(1, max(2, len(places) * share))]
 
 
-def dropped(rng: Rng, path: Path, out: Path) -> bool | None:
+def dropped(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """Packets are missing."""
 
     def change(packets: Packets) -> Packets | None:
@@ -158,10 +172,10 @@ def dropped(rng: Rng, path: Path, out: Path) -> bool | None:
             return None  # samples are counted there: a gap cannot be written
         return [packet for k, packet in enumerate(packets) if k not in gone]
 
-    return _remuxed(path, out, change) is not None or None
+    return _remuxed(path, out, change, later=True)
 
 
-def spoilt(rng: Rng, path: Path, out: Path) -> bool | None:
+def spoilt(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """The content of packets is spoilt."""
 
     def change(packets: Packets) -> Packets:
@@ -172,22 +186,30 @@ def spoilt(rng: Rng, path: Path, out: Path) -> bool | None:
             packets[k].update(bytes(data)) if hasattr(packets[k], "update") else None
         return packets
 
-    return _remuxed(path, out, change) is not None or None
+    return _remuxed(path, out, change, later=True)
 
 
-def _stamps(rng: Rng, path: Path, out: Path, change: Callable[[av.Packet], None], whole: bool = False) -> bool | None:
+def _stamps(rng: Rng, path: Path, out: Path, change: Callable[[av.Packet], None], whole: bool = False) -> Mutant | None:
+    untold = None
+
     def all_of(packets: Packets) -> Packets:
+        nonlocal untold
         stream = packets[rng.integers(len(packets))].stream_index
         chosen = [k for k, p in enumerate(packets) if whole or p.stream_index == stream]
         chosen = chosen if whole else _some(rng, packets)
         for k in chosen:
             change(packets[k])
+        stream = packets[chosen[0]].stream_index
+        own = [k for k, p in enumerate(packets) if p.stream_index == stream]
+        if not whole and (chosen[0] == own[0] or chosen[-1] == own[-1]):
+            untold = "stamps of a part that the stream begins or ends with are as those after or before a gap"
         return packets
 
-    return _remuxed(path, out, all_of)
+    made = _remuxed(path, out, all_of, later=whole)
+    return made and replace(made, untold=untold)
 
 
-def moved(rng: Rng, path: Path, out: Path) -> bool | None:
+def moved(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """Some presentation stamps are too early or too late."""
     by = Fraction(int(rng.integers(-300, 300)), 1000)
 
@@ -198,7 +220,7 @@ def moved(rng: Rng, path: Path, out: Path) -> bool | None:
     return _stamps(rng, path, out, change)
 
 
-def moved_both(rng: Rng, path: Path, out: Path) -> bool | None:
+def moved_both(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """Some stamps, of presentation and decoding, are too late."""
     by = Fraction(int(rng.choice([20, 33, 40, 100, 300, 5000])), 1000)
 
@@ -210,7 +232,7 @@ def moved_both(rng: Rng, path: Path, out: Path) -> bool | None:
     return _stamps(rng, path, out, change)
 
 
-def huge(rng: Rng, path: Path, out: Path) -> bool | None:
+def huge(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """A stamp beyond all others."""
 
     def change(packet: av.Packet) -> None:
@@ -219,7 +241,7 @@ def huge(rng: Rng, path: Path, out: Path) -> bool | None:
     return _stamps(rng, path, out, change)
 
 
-def unstamped(rng: Rng, path: Path, out: Path) -> bool | None:
+def unstamped(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """Stamps are missing."""
 
     def change(packet: av.Packet) -> None:
@@ -228,7 +250,7 @@ def unstamped(rng: Rng, path: Path, out: Path) -> bool | None:
     return _stamps(rng, path, out, change)
 
 
-def wrong_durations(rng: Rng, path: Path, out: Path) -> bool | None:
+def wrong_durations(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """Packets last too long or not at all."""
 
     def change(packet: av.Packet) -> None:
@@ -237,7 +259,7 @@ def wrong_durations(rng: Rng, path: Path, out: Path) -> bool | None:
     return _stamps(rng, path, out, change)
 
 
-def shifted(rng: Rng, path: Path, out: Path) -> bool | None:
+def shifted(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """The whole clock begins elsewhere, also below zero or shortly before the 33 bits of MPEG's are full."""
     by = Fraction(int(rng.choice([-2000, -40, 1400, 3_600_000, 95_442_000, 95_443_000])), 1000)
 
@@ -247,10 +269,10 @@ def shifted(rng: Rng, path: Path, out: Path) -> bool | None:
                 setattr(packet, name, getattr(packet, name) + round(by / packet.time_base))
 
     # A container without negative times may cut what would have them.
-    return _stamps(rng, path, out, change, whole=True) is not None or None
+    return _stamps(rng, path, out, change, whole=True)
 
 
-def exchanged(rng: Rng, path: Path, out: Path) -> bool | None:
+def exchanged(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """Two packets of a stream have each other's stamps."""
 
     def change(packets: Packets) -> Packets | None:
@@ -264,7 +286,7 @@ def exchanged(rng: Rng, path: Path, out: Path) -> bool | None:
     return _remuxed(path, out, change)
 
 
-def twice(rng: Rng, path: Path, out: Path) -> bool | None:
+def twice(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """A packet's presentation stamp is that of the one before."""
 
     def change(packets: Packets) -> Packets | None:
@@ -283,6 +305,6 @@ MUTATIONS = {mutation.__name__: mutation for mutation in (*BYTES, joined_to_its_
 
 
 @apart
-def mutate(path: Path, name: str, seed: int, out: Path) -> bool | None:
+def mutate(path: Path, name: str, seed: int, out: Path) -> Mutant | None:
     """Apply a mutation, in a process of its own: writing odd packets may end it as reading them may."""
     return MUTATIONS[name](np.random.default_rng(seed), path, out)

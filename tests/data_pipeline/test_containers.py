@@ -1,5 +1,6 @@
 """Clips of every container are right within half a frame and 1 ms, or refused by name, whatever happens to the file."""
 
+import json
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data_pipeline.campaign import run, try_one
-from data_pipeline.mutations import MUTATIONS
-from data_pipeline.ruler import CLIP, KINDS, SIZE, Kind, Truth, judge, noise, numbered, write
+from data_pipeline import campaign
+from data_pipeline.campaign import run, try_one, untold
+from data_pipeline.mutations import MUTATIONS, Mutant
+from data_pipeline.ruler import CLIP, KINDS, SIZE, Kind, Truth, judge, noise, numbered, read_numbers, write
 
 from mova_engine.config.model import ClipConfig
+from mova_engine.data.media import avi, gif
 from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.matroska import Clusters
 from mova_engine.data.media.mxf import why_broken
 from mova_engine.data.media.numbered import ffv1_is_whole, flac_sample
 from mova_engine.errors import MovaError
@@ -113,6 +117,13 @@ def test_cut_streams_begin_with_their_first_whole_picture(files, tmp_path):
         path = tmp_path / f"cut.{KINDS[kind].suffix}"
         path.write_bytes(data[len(data) // 3 // block * block :])
         assert judge(read_clip(path, CLIP), 0, Truth(KINDS[kind].fps, later=True)) is None
+
+
+def test_a_program_stream_cut_amid_a_picture_has_other_first_stamps(files, tmp_path):
+    """The first stamp is taken for the rest of the picture that it is cut in; what is counted from it is wrong."""
+    path = tmp_path / "m.mpg"
+    found = [try_one("mpg", "beheaded", files("mpg"), path, seed) for seed in (1000, 1003, 1019)]
+    assert [finding.outcome for finding in found] == ["right"] * 3
 
 
 def test_a_cover_is_no_video_and_the_default_streams_are_read(tmp_path):
@@ -223,6 +234,21 @@ def test_mutants_are_right_or_refused(files, tmp_path, kind, part):
         ("mxf", "truncated", 50_000_219),
         ("mp4, hevc", "moved_both", 110_000_034),
         ("ts, hevc", "moved", 110_002_419),
+        ("ts, hevc", "moved", 120_001_730),
+        ("ts, hevc", "moved", 5030),  # the first pictures' stamps
+        ("ts, mpeg2", "moved", 1039),
+        ("mkv", "moved", 310_000_105),
+        ("mkv, ffv1", "spoilt", 5057),  # the first packet
+        ("mpg", "dropped", 1008),
+        ("mpg", "dropped", 1026),
+        ("mpg", "exchanged", 410_004_545),
+        ("vob", "dropped", 310_003_548),
+        ("avi, mjpeg", "joined_to_its_middle", 1001),
+        ("avi", "lost", 310_004_924),
+        ("avi", "zeroed", 310_005_677),
+        ("gif", "inserted", 310_001_521),
+        ("gif", "inserted", 1023),
+        ("wmv, msmpeg4", "flipped", 410_002_907),
     ],
 )
 def test_what_a_campaign_found_is_refused(files, tmp_path, kind, mutation, seed):
@@ -258,6 +284,91 @@ def test_ffv1_says_which_packets_are_whole(files):
         place = int(rng.integers(len(data)))
         spoilt = data[:place] + bytes([data[place] ^ 1 << int(rng.integers(8))]) + data[place + 1 :]
         assert not ffv1_is_whole(av.Packet(spoilt)) and not ffv1_is_whole(av.Packet(data[:-1]))
+
+
+def test_the_campaign_counts_what_no_reader_can_see_by_rules():
+    assert "has checksums" in untold(KINDS["mov"], "noisy", Mutant(), "spoilt is picture 3")
+    for kind, mutation, wrong in (
+        ("mov", "moved", "spoilt is picture 3"),
+        ("mov", "noisy", "picture 3 is number 9, 0.2 s late"),
+        ("mkv, ffv1", "spoilt", "spoilt is picture 3"),
+        ("mkv", "noisy", "spoilt is picture 3"),
+        ("ogg, vp8", "noisy", "spoilt is the sound at 0.50 s"),
+        ("ts", "moved", "the sound at 0.50 s is that of +0.100 s"),
+    ):
+        assert untold(KINDS[kind], mutation, Mutant(), wrong) is None
+    edge = Mutant(untold="nothing follows")
+    assert untold(KINDS["ts"], "moved", edge, "the sound at 0.50 s is that of +0.100 s") == "nothing follows"
+    assert untold(KINDS["ts"], "moved", edge, "picture 3 is number 9, 0.2 s late") is None
+
+
+def test_a_table_of_the_campaign(tmp_path, monkeypatch, capsys):
+    found = [campaign.Finding("ts", "moved", 0, outcome, "why: because") for outcome in campaign.OUTCOMES]
+    found.append(campaign.Finding("mov", "lost", 0, "right", ""))
+    monkeypatch.setattr(campaign, "run", lambda *_: enumerate(found))
+    monkeypatch.setattr("sys.argv", ["campaign", "--json", str(tmp_path / "counts.json")])
+    assert campaign.main() == 1
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["kind", "inputs", *campaign.OUTCOMES] in rows and ["mov", "1", "1", "0", "0", "0", "0"] in rows
+    assert ["ts", "5", *"11111"] in rows and ["total", "6", *"21111"] in rows and ["1", "because"] in rows
+    said = json.loads((tmp_path / "counts.json").read_text())
+    assert said["kind"]["total"] == {"inputs": 6, **dict.fromkeys(campaign.OUTCOMES, 1), "right": 2}
+    assert [x["outcome"] for x in said["findings"]] == ["crashed", "undetectable", "wrong"]
+
+
+def test_a_number_made_up_by_spoilt_blocks_is_none():
+    pictures = np.stack([numbered(n) for n in range(8)])
+    pictures[5] = np.where(numbered(9) > 125, 210, 40)
+    assert read_numbers(pictures) == [0, 1, 2, 3, 4, None, 6, 7]
+    # Where no picture has its grain, a codec has taken it.
+    assert read_numbers(np.where(pictures > 125, 210, 40)) == [0, 1, 2, 3, 4, 9, 6, 7]
+
+
+def test_clusters_of_matroska_say_whether_they_are_whole(files, tmp_path):
+    data, path = files("mkv").read_bytes(), tmp_path / "clip.mkv"
+    with av.open(str(files("mkv"))) as container:
+        places = [packet.pos for packet in container.demux() if packet.size]
+    starts = [k for k in range(len(data)) if data.startswith(b"\x1f\x43\xb6\x75", k)]
+    assert len(starts) > 3
+
+    def spoilt(changed: bytes) -> list[bool]:
+        path.write_bytes(changed)
+        clusters = Clusters(path)
+        return [clusters.is_spoilt(place) for place in places]
+
+    third = [starts[2] <= place < starts[3] for place in places]
+    middle = (starts[2] + starts[3]) // 2
+    assert not any(spoilt(data))
+    assert spoilt(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]) == third
+    # Its size, its name, its checksum's name.
+    for place in (starts[2] + 4, starts[2] + 6, starts[2], starts[2] + 7):
+        assert spoilt(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]) == third
+    # Cut short within it: of its rest nothing is known.
+    assert not any(gone for gone, place in zip(spoilt(data[:middle]), places, strict=True) if place < middle)
+    webm = files("webm")
+    assert not Clusters(webm).is_spoilt(len(webm.read_bytes()) // 2)
+
+
+def test_avi_and_gif_are_chains(files, tmp_path):
+    for kind, why in (("avi, mjpeg", avi.why_broken), ("gif", gif.why_broken)):
+        data, path = files(kind).read_bytes(), tmp_path / "clip"
+        third = len(data) // 3
+        for whole in (data, data[: 2 * third], data + data, data + b"and more", b""):
+            path.write_bytes(whole)
+            assert why(path) is None
+        for changed in (data[:third] + data[third + 64 :], data[:third] + b"." * 64 + data[third:]):
+            path.write_bytes(changed)
+            assert "bytes are missing or wrong" in why(path)
+
+
+def test_chunks_of_avi_at_odd_places(files, tmp_path):
+    """Some programs do not pad them."""
+    data, path = files("avi, mjpeg").read_bytes(), tmp_path / "odd.avi"
+    at = data.index(b"movi") + 4
+    length = int.from_bytes(data[at + 4 : at + 8], "little")
+    assert length % 2 and data[at + 8 + length] == 0
+    path.write_bytes(data[: at + 8 + length] + data[at + 9 + length :])
+    assert avi.why_broken(path) is None
 
 
 def test_mxf_is_a_chain(files, tmp_path):

@@ -10,6 +10,7 @@ Timestamps and sample counts of one recording seldom agree exactly. Four things 
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,16 +58,21 @@ def find_runs(times: np.ndarray, lengths: np.ndarray) -> list[PacketRun]:
     """
     ends = np.cumsum(lengths)
     borders = [0, *_steps(times - (ends - lengths)), len(times)]
-    runs = [
+    return [
         PacketRun(first, last, *_curve(times[first:last], lengths[first:last]))
         for first, last in itertools.pairwise(borders)
     ]
-    # What is lost or comes twice stays so: one of the runs stands at a wrong place, and which one nothing says.
+
+
+def displaced(runs: list[PacketRun]) -> Iterator[tuple[float, PacketRun]]:
+    """Runs before which the timestamps step by so many seconds, and after which they return.
+
+    What is lost or comes twice stays so. Of such a run, or of both its neighbours, the timestamps are wrong.
+    """
     steps = [later.times[0] - earlier.times[-1] for earlier, later in itertools.pairwise(runs)]
-    for step, back in itertools.pairwise(steps):
+    for run, (step, back) in zip(runs[1:], itertools.pairwise(steps), strict=False):
         if abs(step) > STEP and abs(step + back) < SAME:
-            raise MovaError(f"has sound whose timestamps step by {1000 * step:+.0f} ms and back: some are wrong")
-    return runs
+            yield step, run
 
 
 def _steps(offsets: np.ndarray) -> list[int]:

@@ -8,7 +8,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import av
@@ -18,7 +18,8 @@ from av.frame import Frame
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
-from mova_engine.data.media.mxf import why_broken
+from mova_engine.data.media import avi, gif, mxf
+from mova_engine.data.media.matroska import Clusters
 from mova_engine.data.media.numbered import ffv1_is_whole, flac_sample
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
@@ -35,12 +36,16 @@ FORMATS = (
 )
 # Formats with an index of exact times. In the others a time is searched for among stamps that may come twice.
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# Formats without stamps or checksums, whose parts form a chain.
+CHAINED = {"avi": avi.why_broken, "gif": gif.why_broken, "mxf": mxf.why_broken}
 # Formats that may be cut anywhere: their first packets may belong to a frame whose beginning is missing.
 CUT_ANYWHERE = ("mpeg", "mpegts")
 # What decoders look for: checksums, impossible values, data that end too early; errors are not concealed.
 CHECKS = "crccheck+bitstream+buffer+explode"
 # Seconds by which a time in Ogg may be off against what came before.
 JUMP = Fraction(5, 1000)
+# Packets among which one that is whole shows what the stream is.
+FIRST_PACKETS = 32
 # How far to go back, in seconds, until a frame is found that is early enough.
 STEPS_BACK = (PREROLL, Fraction(8), Fraction(60))
 
@@ -67,7 +72,8 @@ def open_media(path: str | Path, *, pictures: bool = True) -> Iterator[InputCont
         raise MovaError(f"{path}: not a media file of a known format (playlists are not read)") from None
     except (av.FFmpegError, MemoryError) as error:
         raise MovaError(_damaged(path, error)) from None
-    if container.format.name == "mxf" and (reason := why_broken(path)) is not None:
+    why_broken = CHAINED.get(container.format.name)
+    if why_broken is not None and (reason := why_broken(path)) is not None:
         container.close()
         raise MovaError(f"{path}: damaged or cut short: {reason}")
     try:
@@ -114,6 +120,13 @@ def _default(streams: list[Stream]) -> Stream:
     return next((s for s in streams if s.disposition & Disposition.default), streams[0])
 
 
+def _has_checksums(path: str | Path, index: int) -> bool:
+    """Whether a stream of FFV1 has them: any of its first packets has a right one."""
+    with open_media(path) as container:
+        packets = islice(container.demux(container.streams[index]), FIRST_PACKETS)
+        return any(packet.size and ffv1_is_whole(packet) for packet in packets)
+
+
 def channel_order(stream: Stream) -> tuple[str, ...]:
     """Names of the channels of a sound stream in the order of the file ("FL", "FC", ...). To be called before decoding.
 
@@ -137,8 +150,8 @@ class Reader:
 
     `begin`: damage that does not reach frames from this time on does not count; None: all damage counts.
     `decoder` takes the place of the stream's own.
-    `restart`: the time after which the stream's clock goes back, if that was met: there the frames end, for what
-    follows is another recording.
+    `restart`: the time after which the stream's clock goes back, to `resumed` (None: not known), if that was met: there
+    the frames end, for what follows is another recording.
     """
 
     def __init__(
@@ -156,8 +169,9 @@ class Reader:
         self._moving = stream.type == "video"
         # Pictures of program streams are stamped a frame or two off, see `timeline`.
         self._jitter = Fraction(1, 5) if self._moving and container.format.name == "mpeg" else 0
-        # Whether FFV1 has checksums: its first packet tells.
-        self._summed = None if self._decoder.name == "ffv1" else False
+        # Whether FFV1 has checksums.
+        self._summed = self._decoder.name == "ffv1" and _has_checksums(path, stream.index)
+        self._clusters = Clusters(path) if container.format.name == "matroska,webm" else None
         self._packets = self._demuxed()
         self._fed: list[Packet] = []
         self._clear()
@@ -165,6 +179,7 @@ class Reader:
     def _clear(self) -> None:
         """Forget what is known of the frames so far: the next come from another place."""
         self.restart: Fraction | None = None
+        self.resumed: Fraction | None = None
         self._last: Fraction | None = None
         self._expected: Fraction | None = None
         self._damage: Fraction | None = None
@@ -235,8 +250,15 @@ class Reader:
         return self._demuxed()
 
     def _demuxed(self) -> Iterator[Packet]:
+        # A program stream cut amid a picture: its first stamp went to the rest of that, so that all that are counted
+        # from it are wrong. Those of later blocks are right.
+        stamps = 2 if self._moving and self.container.format.name == "mpeg" else 0
         try:
-            yield from self.container.demux(self.stream)
+            for k, packet in enumerate(self.container.demux(self.stream)):
+                stamps = 0 if k == 0 and packet.is_keyframe else stamps
+                stamps -= stamps > 0 and packet.pos is not None
+                if not stamps or not packet.size:
+                    yield packet
         except IndexError:
             # PyAV's way of saying that a stream has turned up which was not there when the file was opened.
             raise MovaError(f"{self.path}: damaged: it has a stream that its beginning does not name") from None
@@ -292,12 +314,12 @@ class Reader:
             return []
 
     def _is_known_to_be_spoilt(self, packet: Packet) -> bool:
-        """Whether the packet says so itself where the decoder does not: FFV1's, in a file that has checksums."""
-        if self._summed is False or not packet.size:
+        """Whether a checksum says so that the media library reads past: FFV1's own, or that of Matroska's cluster."""
+        if not packet.size:
             return False
-        whole = ffv1_is_whole(packet)
-        self._summed = whole if self._summed is None else self._summed
-        return self._summed and not whole
+        if self._clusters is not None and packet.pos is not None and self._clusters.is_spoilt(packet.pos):
+            return True
+        return self._summed and not ffv1_is_whole(packet)
 
     def _spoilt(self, packet: Packet) -> None:
         """Note that frames from this packet's decoding time on may be wrong."""
@@ -320,7 +342,7 @@ class Reader:
         if not self._moving and frame.sample_rate:
             self._expected = time + Fraction(frame.samples, frame.sample_rate)
         if self._last is not None and time < self._last - self._jitter:
-            self.restart = self._last
+            self.restart, self.resumed = self._last, time
             return None
         alone = self._moving and frame.key_frame and not frame.is_corrupt
         if self._waits:

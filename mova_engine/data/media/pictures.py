@@ -23,6 +23,11 @@ from mova_engine.errors import MovaError
 
 T = TypeVar("T")
 
+# Seconds from the first picture on in which all pictures have to agree on when that is shown.
+OPENING = Fraction(1)
+# Seconds for which a program stream may go without a stamp.
+LATE_STAMPS = Fraction(2)
+
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
@@ -46,7 +51,10 @@ def read_pictures(
         raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
     origin = first[0]
     begin = origin + start
-    frames = known_times(reader.frames(begin, search=start > PREROLL), container, stream, path)
+    search = start > PREROLL
+    if search:
+        _check_opening(path)
+    frames = known_times(reader.frames(begin, search=search), container, stream, path)
     frames = deinterlace(frames, path, stream.codec_context.name)
     timeline = Timeline(frames, stream, stated=reader.states_durations)
 
@@ -72,11 +80,45 @@ def read_pictures(
             why = f"cut short (it declares {float(declared):.3f} s)"
         given = f"{count} of the clip's {clip.frames} frames ({clip.duration:.3f} s at {clip.fps:g} fps)"
         raise MovaError(f"{path}: {why}: it gives {given}" + (f" after {float(start):g} s" if start else ""))
-    hole = timeline.hole(wanted[0], wanted[-1], (origin, reader.second))
+    end = wanted[-1]
+    if container.format.name == "mpeg":
+        # Pictures are counted from one stamp to the next: where some are missing the next one tells.
+        end += LATE_STAMPS
+        timeline.see_until(end)
+    hole = timeline.hole(wanted[0], end, (origin, reader.second))
+    if hole is None and reader.resumed is not None:
+        # The clock goes back to where a picture seems to have stayed: it is the next one's time that is wrong.
+        hole = timeline.gap_around(reader.resumed, wanted[0], end)
     if hole is not None:
         missing = f"{float(hole[1] - hole[0]):.3f} s without a picture from {float(hole[0] - origin):.3f} s on"
         raise MovaError(f"{path}: damaged video: {missing}")
     return origin, video
+
+
+def _check_opening(path: str | Path) -> None:
+    """MovaError where the first pictures' times are wrong, which all others' are counted from.
+
+    For clips that begin later: the others meet these pictures. Damage is left to the clips that it reaches into.
+    """
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        stream.codec_context.thread_count = 1
+        reader = Reader(container, stream, path)
+        first = reader.first()
+        if first is None:
+            return
+        frames = known_times(reader.frames(first[0], search=False), container, stream, path)
+        timeline = Timeline(frames, stream, stated=reader.states_durations)
+        end = first[0] + OPENING
+        timeline.see_until(end)
+        if reader.restart is not None and reader.restart < end:
+            after = float(reader.restart - first[0])
+            raise MovaError(f"{path}: its clock restarts {after:.3f} s after its first picture (joined files?)")
+        hole = timeline.hole(first[0], end, (first[0], reader.second))
+        # A loss leaves a multiple of a picture's time, and is none of the clip's.
+        if hole is not None and not timeline.is_whole(hole[1] - hole[0]):
+            step = f"{float(hole[1] - hole[0]):.3f} s at {float(hole[0] - first[0]):.3f} s"
+            raise MovaError(f"{path}: damaged video: the times of its first pictures step by {step}")
 
 
 def _png_profile(path: str | Path) -> bytes | None:

@@ -6,6 +6,7 @@ What a file's timestamps mean is found by `clock`, what its channels weigh by `d
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -15,8 +16,8 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from mova_engine.config.model import ClipConfig
-from mova_engine.data.media.clock import PacketRun, find_runs
-from mova_engine.data.media.container import PREROLL, Reader, audio_stream, channel_order
+from mova_engine.data.media.clock import STEP, PacketRun, displaced, find_runs
+from mova_engine.data.media.container import CUT_ANYWHERE, PREROLL, Reader, audio_stream, channel_order
 from mova_engine.data.media.downmix import mono_weights, pairs
 from mova_engine.data.media.warn import warn
 from mova_engine.errors import MovaError
@@ -27,6 +28,8 @@ SILENCE_PEAK = 1e-4
 OPPOSITE = -0.95
 # A downmix this far below its loudest channel is one that has cancelled out.
 CANCELLED = 1e-2
+# Seconds of sound to either side of a clip whose timestamps bear witness on those in it.
+AROUND = Fraction(1)
 # Seconds over which sound fades where it begins or ends in the clip, and where parts overlap from one to the other.
 FADE = 2e-3
 
@@ -78,7 +81,7 @@ def read_sound(
     end = begin + Fraction(clip.audio_samples, clip.sample_rate)
     reader = Reader(container, stream, path)
     frames = reader.frames(begin - margin, search=start > PREROLL)
-    pieces = list(_pieces(frames, order, begin, margin, end, path))
+    pieces = list(_pieces(frames, order, begin, end, margin, path))
     if reader.restart is not None and reader.restart < end - margin:
         where = f"{float(reader.restart - origin):.3f} s from the start"
         raise MovaError(f"{path}: the clock of its sound restarts {where} (joined files?)")
@@ -88,8 +91,9 @@ def read_sound(
         runs = [each for part in _same_rate(pieces) for each in _runs(part)]
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
-    if reader.restart is not None and any(run.times[0] > 0 for run, _ in runs[1:]):
-        raise MovaError(f"{path}: its sound has a gap before its clock goes back: some of its timestamps are wrong")
+    _refuse_displaced(
+        [run for run, _ in runs], float(end - begin), reader.restart, container.format.name in CUT_ANYWHERE, path
+    )
     for run, part in runs:
         mono = np.concatenate([weights[x.channels] @ x.samples for x in part]).astype(np.float32)
         first, samples = _placed(mono, part[0].rate, run, clip.sample_rate)
@@ -101,21 +105,56 @@ def read_sound(
     return Sound(audio / peak if peak > 1 else audio, int(covered.sum()), silent)
 
 
+def _refuse_displaced(
+    runs: list[PacketRun], duration: float, restart: Fraction | None, coarse: bool, path: str | Path
+) -> None:
+    """MovaError where sound of the clip, which lasts from 0 to `duration`, may stand at a wrong place.
+
+    coarse: the container stamps packets that hold several frames, so that sound just before a step is of after it.
+    """
+    for step, run in displaced(runs):
+        if run.times[0] < duration and run.times[-1] > 0:
+            raise MovaError(
+                f"{path}: has sound whose timestamps step by {1000 * step:+.0f} ms and back: some are wrong"
+            )
+    starts = [later.times[0] for earlier, later in pairwise(runs) if abs(later.times[0] - earlier.times[-1]) > STEP]
+    if restart is not None and any(start < duration for start in starts):
+        raise MovaError(f"{path}: its sound has a gap before its clock goes back: some of its timestamps are wrong")
+    if coarse and any(start > 0 for start in starts):
+        where = next(start for start in starts if start > 0)
+        raise MovaError(
+            f"{path}: damaged audio: a gap at {where:.3f} s of the clip or shortly before: program and transport "
+            "streams do not stamp every frame"
+        )
+
+
 def _pieces(
     frames: Iterator[tuple[Fraction, AudioFrame]],
     order: tuple[str, ...],
     begin: Fraction,
-    margin: Fraction,
     end: Fraction,
+    margin: Fraction,
     path: str | Path,
 ) -> Iterator[_Piece]:
-    """Frames that touch the clip or the margin around it. order: the stream's channels, as of `channel_order`."""
-    floats = _Floats()
-    for time, frame in frames:
-        if time >= end + margin:
+    """Frames that touch the clip or AROUND it. order: the stream's channels, as of `channel_order`.
+
+    Damage later than `margin` after the clip ends them, and is none of the clip's.
+    """
+    floats, last = _Floats(), begin
+    while True:
+        try:
+            time, frame = next(frames)
+        except StopIteration:
+            return
+        except (MovaError, av.FFmpegError):
+            if last >= end + margin:
+                return
+            raise
+        last = time
+        if time >= end + AROUND:
             return
         length = Fraction(frame.samples, frame.sample_rate)
-        if time + length <= begin - margin or not frame.samples:
+        if time + length <= begin - AROUND or not frame.samples:
             continue
         samples = floats(frame)
         if not np.isfinite(samples).all():

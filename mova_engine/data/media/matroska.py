@@ -1,0 +1,103 @@
+"""Which packets of a Matroska file are spoilt, by the checksums of its clusters (RFC 9559, 6.2), where it has any.
+
+The media library reads past them. A cluster holds the packets of some seconds.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_CLUSTER = bytes.fromhex("1f43b675")
+_HEADER, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
+# Head, facts, tracks, index, tags, chapters, attachments.
+_OTHERS = (
+    *(bytes.fromhex("114d9b74"), bytes.fromhex("1549a966"), bytes.fromhex("1654ae6b"), bytes.fromhex("1c53bb6b")),
+    *(bytes.fromhex("1254c367"), bytes.fromhex("1043a770"), bytes.fromhex("1941a469")),
+)
+_VOID, _SUM = b"\xec", b"\xbf\x84"
+_BLOCK = 1 << 20
+
+
+class Clusters:
+    """The clusters of a file, of which one is read when a packet of it is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._whole: dict[tuple[int, int], bool] = {}
+        with open(path, "rb") as file:
+            self._places = list(_places(file))
+            self._summed = any(_sum(file, begin) is not None for begin, _ in self._places)
+            self._cut = self._places[-1:] if self._places and self._places[-1][1] > file.seek(0, os.SEEK_END) else []
+
+    def is_spoilt(self, position: int) -> bool:
+        """Whether a packet that stands at a byte of the file belongs to no cluster, or to one that is not whole."""
+        if not self._summed:
+            return False
+        place = next(((begin, end) for begin, end in reversed(self._places) if begin <= position < end), None)
+        if place is None or place in self._cut:
+            return place is None  # of one whose end is missing nothing is known
+        if place not in self._whole:
+            self._whole[place] = self._is_whole(*place)
+        return not self._whole[place]
+
+    def _is_whole(self, begin: int, end: int) -> bool:
+        with open(self._path, "rb") as file:
+            stated = _sum(file, begin)
+            if stated is None:
+                return False
+            found, left = 0, end - file.tell()
+            while left > 0 and (data := file.read(min(left, _BLOCK))):
+                found, left = zlib.crc32(data, found), left - len(data)
+        return found == stated
+
+
+def _places(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """From where to where the content of each cluster stands by the sizes that are stated."""
+    size = file.seek(0, os.SEEK_END)
+    place = 0
+    while 0 <= place < size:
+        file.seek(place)
+        head = file.read(12)
+        name = _VOID if head[:1] == _VOID else head[:4]
+        length, data = _length(head[len(name) :]), place + len(name)
+        if name == _SEGMENT and length is not None:
+            place = data + length[1]
+        elif length is None or length[0] is None or name not in (_HEADER, _CLUSTER, _VOID, *_OTHERS):
+            place = _next(file, place + 1)
+        else:
+            begin, place = data + length[1], data + length[1] + length[0]
+            if name == _CLUSTER:
+                yield begin, place
+                file.seek(place)
+                if place != size and file.read(1) not in (_VOID, *(x[:1] for x in (_CLUSTER, *_OTHERS))):
+                    place = _next(file, begin)  # its size is wrong, or the file cut short
+
+
+def _length(data: bytes) -> tuple[int | None, int] | None:
+    """A size of EBML (None: unknown) and how many bytes say it; None where these are none."""
+    count = 9 - data[0].bit_length() if data else 9
+    if count > min(8, len(data)):
+        return None
+    value = int.from_bytes(data[:count]) & (1 << 7 * count) - 1
+    return (None if value == (1 << 7 * count) - 1 else value), count
+
+
+def _next(file: BinaryIO, place: int) -> int:
+    """Where the next cluster stands from `place` on; -1 where there is none."""
+    file.seek(place)
+    before = b""
+    while data := file.read(_BLOCK):
+        found = (before + data).find(_CLUSTER)
+        if found >= 0:
+            return place - len(before) + found
+        before, place = data[-3:], place + len(data)
+    return -1
+
+
+def _sum(file: BinaryIO, begin: int) -> int | None:
+    """The checksum that a cluster states at `begin` of its content; the file is then behind it."""
+    file.seek(begin)
+    head = file.read(6)
+    return int.from_bytes(head[2:], "little") if head.startswith(_SUM) and len(head) == 6 else None
