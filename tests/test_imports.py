@@ -103,7 +103,7 @@ else:
     _run(code, tmp_path)
 
 
-LIGHT = ("mova_engine", "mova_engine.config.train", "mova_engine.predict.search", "mova_engine.cli")
+LIGHT = ("mova_engine", "mova_engine.config.train", "mova_engine.predict.search", "mova_engine.cli", "mova_engine.ops")
 
 
 @pytest.mark.parametrize("module", LIGHT)

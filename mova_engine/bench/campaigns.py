@@ -23,7 +23,7 @@ from mova_engine.files.results import check_result, write_result
 from mova_engine.ops import OPERATORS, bind
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.parity.builtin import operator_rows, tower_rows
-from mova_engine.parity.case import Machine
+from mova_engine.parity.case import CaseDevice
 from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
 
@@ -121,7 +121,7 @@ def _parity(backend: Backend, golden: Path | None) -> tuple[dict[str, Any], bool
     with backend.full_precision():
         table = bind(backend)
         if golden is not None:
-            machine = Machine(table, backend.device())
+            machine = CaseDevice(table, backend.device())
             rows["recorded cases, float32"] = [row for _, found in run_folder(golden, machine) for row in found]
         for name, dtype in _DTYPES.items():
             rows[f"operators, {name}"] = list(operator_rows(backend, dtype))

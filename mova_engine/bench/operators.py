@@ -13,7 +13,7 @@ from mova_engine.bench.baseline import DEFAULT, NAME, load_baseline
 from mova_engine.bench.passes import bytes_moved, flops
 from mova_engine.bench.timing import Timing, interleave, stopwatch
 from mova_engine.errors import MovaError, suggest
-from mova_engine.ops import OPERATORS, REFERENCE, Operator, bind_operator, refusal
+from mova_engine.ops import OPERATORS, REFERENCE, Operator, bind_operator, refusal, torch_dtypes
 from mova_engine.ops.testing.cases import Case, cases_of
 from mova_engine.ops.testing.verify import SEED, verify
 
@@ -67,7 +67,7 @@ def candidates(
     functions: dict[str, Callable] = {}
     for name in reversed(operator.choices()):
         entry = next((i for i in operator.implementations if i.name == name), None)
-        if entry and dtype not in entry.torch_dtypes():
+        if entry and dtype not in torch_dtypes(entry):
             continue
         if entry and refusal(operator, entry, backend, entry.differentiable, (dtype,)):
             continue

@@ -4,28 +4,22 @@ from typing import Any
 
 from torch import Tensor
 
-# Passes over the activations (reads plus writes of a [b, s, d] tensor), forward and backward, with and without a gate.
-# The backward reads what the derivative needs and each cotangent once and writes each gradient once; where a gradient
-# is the cotangent itself, as the residual's is, it needs no pass.
-_PASSES = {
-    "rms_norm": ((2, 3), (2, 3)),
-    "rms_norm_rope": ((2, 3), (2, 3)),
-    "norm_modulate": ((2, 3), (2, 3)),
-    "layer_norm": ((2, 3), (2, 3)),
-    "gate_residual": ((3, 3), (3, 0)),  # dy = gate dout; y for the gate's gradient
-    "gate_residual_norm": ((4, 6), (4, 4)),  # without a gate dx and dy are one tensor
-    "gate_residual_norm_modulate": ((4, 6), (4, 4)),
-}
+from mova_engine.ops import OPERATORS
+
+_PRODUCTS = ("linear_gelu", "lora_linear")
 
 
 def bytes_moved(operator: str, inputs: dict[str, Any]) -> tuple[int, int]:
-    """(forward, backward) bytes of one call on activations `x`; (0, 0) for an operator that is not one on rows."""
-    if operator not in _PASSES:
+    """(forward, backward) bytes of one call on activations `x` by a fused kernel; (0, 0) for an operator that is not
+    one on rows.
+    """
+    least = OPERATORS[operator].least
+    if least is None or operator in _PRODUCTS:
         return 0, 0
     x = inputs["x"]
-    forward, backward = _PASSES[operator][inputs.get("gate", x) is None]
+    forward, backward = least.of(gate=inputs.get("gate", x) is not None)
     one = x.numel() * x.element_size()
-    return forward * one, backward * one
+    return int(forward * one), int(backward * one)
 
 
 def flops(operator: str, inputs: dict[str, Any]) -> tuple[int, int]:
@@ -34,7 +28,7 @@ def flops(operator: str, inputs: dict[str, Any]) -> tuple[int, int]:
     By `mova_engine.predict.flops`: a backward is twice the forward (attention's recomputed scores are not model FLOPs),
     and three times the adapter's forward stands for all of its work.
     """
-    if operator in ("linear_gelu", "lora_linear"):
+    if operator in _PRODUCTS:
         rows, (o, i) = inputs["x"].numel() // inputs["x"].shape[-1], inputs["weight"].shape
         adapter = 2 * rows * (i + o) * inputs["lora_a"].shape[0] if operator == "lora_linear" else 0
         forward = 2 * rows * i * o + adapter

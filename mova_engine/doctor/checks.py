@@ -214,7 +214,7 @@ def examine_memory(examination: Examination) -> list[Finding]:
 def examine_operator_table(examination: Examination) -> list[Finding]:
     """The operators that training would use, and those of this device that were refused."""
     backend = examination.backend
-    table = bind(backend)
+    table = bind(backend, dtypes=(torch.bfloat16,))
     found = [Finding(OK, ", ".join(f"{c.operator}={c.implementation}" for c in table.choices))]
     refused: dict[tuple[str, str], list[str]] = {}
     for choice in table.choices:

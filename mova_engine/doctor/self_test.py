@@ -15,7 +15,7 @@ from mova_engine.data.media.write import write_mp4
 from mova_engine.doctor.examination import Examination
 from mova_engine.ops import bind
 from mova_engine.parity.builtin import operator_rows, tower_rows
-from mova_engine.parity.case import Machine
+from mova_engine.parity.case import CaseDevice
 from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
 
@@ -90,7 +90,7 @@ def examine_golden(examination: Examination) -> list[Finding]:
         what = "no recorded cases at hand (they come with a checkout); the tests above stand for them"
         return [Finding(OK, what, "--golden FOLDER names some")]
     with backend.full_precision(), _one_thread():
-        machine = Machine(bind(backend), backend.device())
+        machine = CaseDevice(bind(backend), backend.device())
         rows = [row for _, rows in run_folder(folder, machine) for row in rows]
     return _verdict(
         rows, "recorded numbers of the reference model are reproduced", "run `mova parity`, and report this"

@@ -131,14 +131,16 @@ def load_model(
     swapped = memory.expert == "host"
     _check_whole(folder, place)
     facts, device = trained(folder), backend.device(place.launch.local_rank)
-    ops = place.operators(bind(backend, training=False, dtypes=(dtype,) if dtype else COMPUTE_DTYPES))
+    config = config or mova_config_from_folder(folder)
+    dtypes = (dtype,) if dtype else _stored_dtypes(folder, config) or COMPUTE_DTYPES
+    ops = place.operators(bind(backend, training=False, dtypes=dtypes))
     if shard:
         if lora is not None:
             raise MovaError(
                 "shared weights take no adapters: merge them first (python -m mova_engine.adapters.merge), "
                 "or leave out parallel.shard"
             )
-        mova = _load_sharded(folder, config or mova_config_from_folder(folder), ops, device, dtype, memory, place)
+        mova = _load_sharded(folder, config, ops, device, dtype, memory, place)
     else:
         mova = load_mova(folder, ops, device="cpu" if swapped else device, dtype=dtype, config=config)
         if lora is not None:
@@ -162,6 +164,22 @@ def _tower_parts(mova: Mova, swapped: bool) -> list[Part]:
     return [Part(name, x, stays=name not in moving) for name, x in modules.items() if x is not None]
 
 
+def _component_names(config: MovaConfig) -> list[str]:
+    return [name for name in COMPONENTS if name != "video_dit_2" or config.experts == 2]
+
+
+def _stored(folder: str | Path, config: MovaConfig) -> set[str]:
+    """The dtypes of a folder's weights, as safetensors spells them. Reads headers alone."""
+    names = _component_names(config)
+    return {tensor.dtype for name in names for tensor in stored_tensors(Path(folder) / name).values()}
+
+
+def _stored_dtypes(folder: Path, config: MovaConfig) -> tuple[torch.dtype, ...]:
+    """What a model computes in that is loaded as it is stored; () where a dtype is none that the operators know."""
+    stored = _stored(folder, config)
+    return tuple(DTYPES[name] for name in sorted(stored)) if stored <= DTYPES.keys() else ()
+
+
 def _load_sharded(
     folder: str | Path,
     config: MovaConfig,
@@ -172,15 +190,14 @@ def _load_sharded(
     place: Processes,
 ) -> Mova:
     """The model of which this process holds its rows; nothing else is read."""
-    names = [name for name in COMPONENTS if name != "video_dit_2" or config.experts == 2]
     if dtype is None:
-        stored = {tensor.dtype for name in names for tensor in stored_tensors(Path(folder) / name).values()}
+        stored = _stored(folder, config)
         if len(stored) > 1 or not stored <= DTYPES.keys():
             raise MovaError(f"{folder} holds weights in {', '.join(sorted(stored))}: shared weights need --dtype")
         dtype = DTYPES[stored.pop()]
     mova = Mova(config, ops, "meta", dtype)
     shards = shard_model(mova, place, device, dtype, memory.weights_on_host)
     with torch.no_grad():
-        for name in names:
+        for name in _component_names(config):
             shards.load(getattr(mova, name), Path(folder) / name)
     return mova.requires_grad_(False)

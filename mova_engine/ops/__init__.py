@@ -1,20 +1,25 @@
 """Operators: one table of declarations, bound once per model to the device's implementations.
 
     from mova_engine.backend import get_backend
-    from mova_engine.ops import bind
+    from mova_engine.ops import Machine, bind, choose
 
     ops = bind(get_backend("cpu"))                                # the best that this machine can serve
     ops = bind(get_backend("cpu"), {"attention": "reference"})    # an explicit choice, or an error with the reason
+    choose(Machine("cuda", (9, 0), frozenset({"flash-attn-3"})))  # what a machine would use that is not here
+
+Declarations, and choosing by them, import no torch; what binds is imported when it is asked for.
 """
 
-from collections.abc import Iterable, Mapping
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mova_engine.backend import Backend
-from mova_engine.ops.declarations import COMPUTE_DTYPES, REFERENCE, Implementation, Operator, resolve
-from mova_engine.ops.registry import Choice, OpTable, bind_operator, bind_operators, refusal
+from mova_engine.ops.choice import choose
+from mova_engine.ops.declarations import REFERENCE, Choice, Implementation, Operator, resolve
+from mova_engine.ops.machine import Machine
 from mova_engine.ops.table import OPERATORS
+
+if TYPE_CHECKING:
+    from mova_engine.ops.registry import COMPUTE_DTYPES, OpTable, bind, bind_operator, refusal, torch_dtypes
 
 __all__ = [
     "OPERATORS",
@@ -22,29 +27,20 @@ __all__ = [
     "REFERENCE",
     "Choice",
     "Implementation",
+    "Machine",
     "OpTable",
     "Operator",
     "bind",
     "bind_operator",
+    "choose",
     "refusal",
     "resolve",
+    "torch_dtypes",
 ]
+_BINDING = ("COMPUTE_DTYPES", "OpTable", "bind", "bind_operator", "refusal", "torch_dtypes")
 
 
-def bind(
-    backend: Backend,
-    choices: Mapping[str, str] | str | None = None,
-    *,
-    training: bool = True,
-    operators: Mapping[str, Operator] = OPERATORS,
-    dtypes: Iterable[torch.dtype] = COMPUTE_DTYPES,
-) -> OpTable:
-    """Bind every operator to a callable for `backend`.
-
-    choices: {operator: implementation} that must be met, or "reference" for all; the rest is chosen automatically,
-    first fit. training=False also admits kernels without a gradient. operators: the table, e.g. with your own
-    implementation added (`Operator.with_implementation`). dtypes: what the model computes in; on a CPU an
-    implementation must run in those of them that it declares. Raises MovaError with the reason when a choice cannot be
-    met.
-    """
-    return bind_operators(operators, backend, choices, training, dtypes)
+def __getattr__(name: str) -> Any:
+    if name not in _BINDING:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module("mova_engine.ops.registry"), name)

@@ -147,11 +147,6 @@ def flash_cpu_backward(
     return tuple(x.to(q.dtype) for x in heads_first(*grads))
 
 
-def flash_cuda_check(backend: Backend) -> str | None:
-    """torch's CUDA flash kernels exist from Ampere on."""
-    return requirements.capability(backend, "torch's flash attention", (8, 0))
-
-
 def flash_cuda_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`attention_lse` by torch's CUDA flash kernel; fp16 and bf16 only."""
     requirements.attention("attention_lse", q, k, v, requirements.HALVES)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from mova_engine.errors import MovaError
-from mova_engine.ops.declarations import REFERENCE, Operator, resolve
+from mova_engine.ops.declarations import REFERENCE, Choice, Operator, resolve
 from mova_engine.ops.fp8_impl import checked
-from mova_engine.ops.registry import Choice, OpTable, table_of
+from mova_engine.ops.registry import OpTable, table_of
 from mova_engine.ops.table import OPERATORS
 
 Arguments = Mapping[str, Any]
@@ -128,7 +128,7 @@ _WORKSPACE: dict[tuple[str, str], tuple[Workspace, Workspace]] = {
     },
     **{
         ("attention", name): (_nothing, _bytes_of("q"))
-        for name in ("sdpa", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "flash-attn-2", "flash-attn-3")
+        for name in ("sdpa", "sdpa-cudnn", "sdpa-flash-cuda", "sdpa-efficient", "flash-attn-2", "flash-attn-3")
     },
 }
 # Implementations of a `FakeForm`, by name; of all others those of attention are too, since on tensors without data

@@ -10,24 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
 from mova_engine.ops import requirements
 from mova_engine.ops.attention_impl import adjacent, no_gradients, no_keys
 
 FLASH2, FLASH3, FLASH4 = "flash_attn.flash_attn_interface", "flash_attn_interface", "flash_attn.cute.interface"
-
-
-def flash2_check(backend: Backend) -> str | None:
-    return requirements.capability(backend, "flash-attn 2", (8, 0))
-
-
-def flash3_check(backend: Backend) -> str | None:
-    return requirements.capability(backend, "flash-attn 3", (9, 0), last=9)
-
-
-def flash4_check(backend: Backend) -> str | None:
-    return requirements.capability(backend, "flash-attn 4", (9, 0))
 
 
 def _function(module: str, name: str) -> Any:

@@ -24,20 +24,16 @@ _MULTIPLE = 16
 
 def scaled_mm_check(backend: Backend) -> str | None:
     """Whether this torch and device multiply fp8 with a scale for each row."""
-    reason = fp8_check(backend)
-    if reason is None:
-        try:
-            one = torch.ones(_MULTIPLE, _MULTIPLE, device=backend.device()).to(_FP8)
-            scale = torch.ones(_MULTIPLE, 1, device=backend.device())
-            torch._scaled_mm(one, one.t(), scale, scale.t(), out_dtype=torch.bfloat16)
-        except RuntimeError as error:
-            reason = f"torch {torch.__version__} has no fp8 product here: {str(error).splitlines()[0]}"
-    return reason
-
-
-def fp8_check(backend: Backend) -> str | None:
-    """GPUs convert to fp8 from Ada on."""
-    return requirements.capability(backend, "fp8", (8, 9))
+    absent = backend.unavailable()
+    if absent is not None:
+        return absent
+    try:
+        one = torch.ones(_MULTIPLE, _MULTIPLE, device=backend.device()).to(_FP8)
+        scale = torch.ones(_MULTIPLE, 1, device=backend.device())
+        torch._scaled_mm(one, one.t(), scale, scale.t(), out_dtype=torch.bfloat16)
+    except RuntimeError as error:
+        return f"torch {torch.__version__} has no fp8 product here: {str(error).splitlines()[0]}"
+    return None
 
 
 class _Fp8Linear(torch.autograd.Function):

@@ -172,7 +172,7 @@ def linear_gelu_rounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 _GRIDS = (1.0, 1.3, 1.7, None)
 
 
-def on_grids(form: Callable) -> tuple[Callable, ...]:
+def _on_grids(form: Callable) -> tuple[Callable, ...]:
     """A rounded form on each of several grids."""
     return tuple(functools.partial(form, grid=grid) for grid in _GRIDS)
 
@@ -220,6 +220,12 @@ class _RoundedAttention(torch.autograd.Function):
 def attention_rounded(q: Tensor, k: Tensor, v: Tensor, grid: float | None) -> Tensor:
     """`attention_reference` with the roundings of `attention_lse_rounded` and `attention_backward_rounded`."""
     return _RoundedAttention.apply(grid, q, k, v)
+
+
+LINEAR_GELU_ROUNDED = (linear_gelu_rounded,)
+ATTENTION_ROUNDED = _on_grids(attention_rounded)
+ATTENTION_LSE_ROUNDED = _on_grids(attention_lse_rounded)
+ATTENTION_BACKWARD_ROUNDED = _on_grids(attention_backward_rounded)
 
 
 def quantize_rows_reference(x: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:

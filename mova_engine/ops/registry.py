@@ -1,4 +1,4 @@
-"""How an operator is declared, and how a table of operators is bound to a device.
+"""A table of operators bound to a device.
 
 An operator is declared once, as data: its reference (pure PyTorch, reads like the formula, its signature is the
 schema), its cases (inputs for tests and benchmarks), its slack (allowed error, as a multiple of the noise that the
@@ -7,6 +7,8 @@ reference makes in the same dtype against float64, see `noise.py`), and its impl
 no look-up per call.
 """
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,23 +17,19 @@ import torch
 
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError, suggest
-from mova_engine.ops.declarations import COMPUTE_DTYPES, REFERENCE, Implementation, Operator, resolve
+from mova_engine.ops import choice as choosing
+from mova_engine.ops.declarations import REFERENCE, Choice, Implementation, Operator, resolve
 from mova_engine.ops.fused_linear import forms, shared_linear
+from mova_engine.ops.machine import LIBRARIES, PRODUCTS, Machine, Version
 from mova_engine.ops.saved_outputs import keeping
+from mova_engine.ops.table import OPERATORS
 from mova_engine.ops.trial import failure
 
+# What models compute in, unless a caller of `bind` says otherwise.
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 # Attention under a second name, where its place in the model decides how it is computed by several processes or under
 # checkpointing: the video tower's self-attention, and the bridge's attention from audio to video tokens.
 ROLES = ("video_attention", "video_to_audio_attention")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What `bind` chose for one operator, and why each preferred implementation was passed over."""
-
-    operator: str
-    implementation: str
-    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,67 @@ def _made_of(functions: Mapping[str, Callable[..., Any]], changed: Iterable[str]
     return made
 
 
+class ThisMachine(Machine):
+    """The machine that this process runs on, with one of its devices: asked where another is assumed."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend.name, None if backend.unavailable() else _capability(backend))
+        object.__setattr__(self, "backend", backend)
+
+    def lacks(self, need: str) -> str | None:
+        return None if need in LIBRARIES else _lacking(need)
+
+    def outside(self, least: Version, last: Version | None) -> str | None:
+        return self.backend.unavailable() or super().outside(least, last)
+
+    def tried(
+        self, operator: Operator, implementation: Implementation, training: bool, dtypes: tuple[str, ...]
+    ) -> str | None:
+        reason = resolve(implementation.check)(self.backend) if implementation.check else None
+        if reason is not None or self.kind != "cpu" or self.backend.unavailable():
+            return reason
+        if implementation.trial:
+            return resolve(implementation.trial)()
+        for name in dtypes:
+            if name in implementation.dtypes:
+                failed = failure(operator, implementation, getattr(torch, name), training)
+                if failed is not None:
+                    return f"fails on this CPU in {name}: {failed}"
+        return None
+
+
+def _capability(backend: Backend) -> Version | str | None:
+    name = backend.describe()
+    product = next((product for product, begin in PRODUCTS.items() if name.startswith(begin)), None)
+    return product or backend.compute_capability()
+
+
+def _lacking(need: str) -> str | None:
+    """Why "package" or "package:attribute" is not there; None when it is."""
+    package, _, attribute = need.partition(":")
+    try:
+        # A dotted name is looked for by importing what stands before its last dot.
+        if importlib.util.find_spec(package) is None:
+            return f"the package {package} is not installed"
+        if attribute and not hasattr(importlib.import_module(package), attribute):
+            return f"the installed package {package} has no {attribute}"
+    except ModuleNotFoundError as error:
+        return f"the package {error.name} is not installed"
+    except ImportError as error:
+        return f"the installed package {package} does not load: {str(error).splitlines()[0]}"
+    return None
+
+
+def dtype_names(dtypes: Iterable[torch.dtype]) -> tuple[str, ...]:
+    """torch.bfloat16 -> "bfloat16", as declarations spell them."""
+    return tuple(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def torch_dtypes(implementation: Implementation) -> tuple[torch.dtype, ...]:
+    """The dtypes that an implementation takes."""
+    return tuple(getattr(torch, name) for name in implementation.dtypes)
+
+
 def refusal(
     operator: Operator,
     implementation: Implementation,
@@ -94,17 +153,13 @@ def refusal(
 
     On a CPU it is tried: it must run in each of `dtypes` that it declares.
     """
-    reason = implementation.refusal(backend, training)
-    if reason is not None or backend.name != "cpu" or backend.unavailable():
-        return reason
-    if implementation.trial:
-        return resolve(implementation.trial)()
-    for dtype in dtypes:
-        if dtype in implementation.torch_dtypes():
-            failed = failure(operator, implementation, dtype, training)
-            if failed is not None:
-                return f"fails on this CPU in {str(dtype).removeprefix('torch.')}: {failed}"
-    return None
+    return choosing.refusal(operator, implementation, ThisMachine(backend), training, dtype_names(dtypes))
+
+
+def _function(operator: Operator, choice: Choice) -> Callable[..., Any]:
+    if choice.implementation == REFERENCE:
+        return operator.reference
+    return resolve(next(i.target for i in operator.implementations if i.name == choice.implementation))
 
 
 def bind_operator(
@@ -115,54 +170,50 @@ def bind_operator(
     dtypes: Iterable[torch.dtype] = COMPUTE_DTYPES,
 ) -> tuple[Callable[..., Any], Choice]:
     """Resolve one operator: the wanted implementation or an error; without a wish, the first that can serve."""
-    if wanted is not None and wanted not in operator.choices():
-        raise MovaError(
-            f"operator {operator.name} has no implementation '{wanted}'.{suggest(wanted, operator.choices())} "
-            f"Known: {', '.join(operator.choices())}"
-        )
-    refused = []
-    for implementation in operator.implementations:
-        if wanted not in (None, implementation.name):
-            continue
-        if wanted is None and not implementation.automatic:
-            # Not asked whether it could serve: that would import a compiler.
-            refused.append((implementation.name, "is used only when named"))
-            continue
-        reason = refusal(operator, implementation, backend, training, dtypes)
-        if reason is None:
-            return resolve(implementation.target), Choice(operator.name, implementation.name, tuple(refused))
-        if wanted is not None:
-            raise MovaError(f"operator {operator.name}: implementation '{wanted}' cannot serve: {reason}")
-        refused.append((implementation.name, reason))
-    return operator.reference, Choice(operator.name, REFERENCE, tuple(refused))
+    choice = choosing.choose_operator(operator, ThisMachine(backend), wanted, training, dtype_names(dtypes))
+    return _function(operator, choice), choice
 
 
-def bind_operators(
-    operators: Mapping[str, Operator],
-    backend: Backend,
+def bind(
+    backend: Backend | None = None,
     choices: Mapping[str, str] | str | None = None,
+    *,
+    assume: Machine | None = None,
     training: bool = True,
+    operators: Mapping[str, Operator] = OPERATORS,
     dtypes: Iterable[torch.dtype] = COMPUTE_DTYPES,
 ) -> OpTable:
-    """Resolve all `operators` for `backend`. See `mova_engine.ops.bind`."""
-    if isinstance(choices, str):
-        if choices != REFERENCE:
-            raise MovaError(
-                f"one word for all operators can only be '{REFERENCE}', got '{choices}'; else name them: attention=sdpa"
-            )
-        choices = dict.fromkeys(operators, REFERENCE)
-    choices = choices or {}
-    for name in choices:
-        if name not in operators:
-            raise MovaError(f"unknown operator '{name}'.{suggest(name, operators)} Known: {', '.join(operators)}")
-    functions, chosen = {}, []
-    for name, operator in operators.items():
-        functions[name], choice = bind_operator(operator, backend, choices.get(name), training, tuple(dtypes))
-        chosen.append(choice)
-    return table_of(backend.name, functions, tuple(chosen))
+    """Bind every operator to a callable for `backend`, or for a machine that is not here.
+
+    choices: {operator: implementation} that must be met, or "reference" for all; the rest is chosen automatically,
+    first fit. assume: instead of `backend`; what is bound can be read (`table.choices`), and raises MovaError where it
+    is called. training=False also admits kernels without a gradient. operators: the table, e.g. with your own
+    implementation added (`Operator.with_implementation`). dtypes: what the model computes in; an implementation that
+    nobody named must take all of them, and on a CPU run in them. Raises MovaError with the reason when a choice cannot
+    be met.
+    """
+    if (backend is None) == (assume is None):
+        raise MovaError("bind takes a backend, or assume=Machine(...) for a machine that is not here: one of the two")
+    machine = assume or ThisMachine(backend)
+    chosen = choosing.choose(machine, choices, training=training, dtype=dtype_names(dtypes), operators=operators)
+    if assume is not None:
+        names = (*operators, *ROLES, "shared_linear", "feed_forward")
+        return OpTable(machine.kind, {name: _not_here(name, machine) for name in names}, chosen)
+    functions = {choice.operator: _function(operators[choice.operator], choice) for choice in chosen}
+    return table_of(backend.name, functions, chosen)
 
 
 def table_of(device: str, functions: Mapping[str, Callable[..., Any]], choices: tuple[Choice, ...]) -> OpTable:
     """A table of these operators, and the forms that are made of them."""
     forms_of_them = {"shared_linear": shared_linear, **_made_of(functions, functions)}
     return OpTable(device, {**functions, **forms_of_them}, choices)
+
+
+def _not_here(name: str, machine: Machine) -> Callable[..., Any]:
+    def absent(*args: Any, **kwargs: Any) -> Any:
+        raise MovaError(
+            f"operator {name} is bound for a machine that is not here ({machine}): such a table can be read, not "
+            "called; bind a backend of this machine"
+        )
+
+    return absent

@@ -5,24 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
 _REMEDY = "the reference implementation takes any floating dtype"
-
-
-def capability(backend: Backend, what: str, least: tuple[int, int], last: int | None = None) -> str | None:
-    """Why an NVIDIA GPU is too old (or, of a later generation than `last`, too new) for `what`; None if not."""
-    absent = backend.unavailable()
-    if absent is not None:
-        return absent
-    found = backend.compute_capability()
-    if found is None or (found >= least and (last is None or found[0] <= last)):
-        return None
-    need = f"{least[0]}.{least[1]}" + (" and later" if last is None else f" to {last}.x")
-    return f"{what} needs compute capability {need}, this GPU has {found[0]}.{found[1]}"
 
 
 def same_device(operator: str, **tensors: Tensor | None) -> None:

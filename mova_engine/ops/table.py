@@ -1,24 +1,23 @@
-"""The table: every operator that MOVA needs, with its implementations in order of preference."""
+"""The table: every operator that MOVA needs, with its implementations in order of preference. Data alone."""
 
 from dataclasses import replace
 
-from mova_engine.ops import inputs, optimizer_impl, reference
-from mova_engine.ops.declarations import Implementation, Operator
+from mova_engine.ops.attention_table import attention_operators
+from mova_engine.ops.declarations import Implementation, Operator, Passes
 
 _TORCH = "mova_engine.ops.torch_impl"
 _LINEAR = "mova_engine.ops.linear_impl"
 _FP8 = "mova_engine.ops.fp8_impl"
-_ATTENTION = "mova_engine.ops.attention_impl"
-_FLASH = "mova_engine.ops.flash_impl"
 _APEX = "mova_engine.ops.apex_impl"
 _COMPILED = "mova_engine.ops.compiled"
+_REFERENCE = "mova_engine.ops.reference"
+_OPTIMIZER = "mova_engine.ops.optimizer_impl"
 # Allowed error: this multiple of the noise of the reference in the same dtype, see noise.py.
 _SLACK = 1.25
-_HALF = ("bfloat16", "float16")
-# Sizes of the examples: (batch, tokens, channels, head dim), (batch, tokens, in, out), (batch, q, k, heads, head dim).
-# From 64 queries and keys on torch's attention on a CPU packs half precision for AMX, which fails where
-# ATEN_CPU_CAPABILITY limits torch alone.
-_EXAMPLE_ROWS, _EXAMPLE_GEMM, _EXAMPLE_ATTENTION = (2, 81, 96, 48), (2, 69, 96, 288), (1, 97, 97, 2, 128)
+# Ascend's products that triton-ascend and MindIE-SD serve.
+_ATLAS = ("910a2", "910a3")
+# GPUs convert to fp8 from Ada on.
+_FROM_ADA = ((8, 9), None)
 
 
 def _native(name: str) -> Implementation:
@@ -27,6 +26,7 @@ def _native(name: str) -> Implementation:
         "native",
         f"mova_kernels.cpu.ops:{name}",
         ("cpu",),
+        needs=("cpu-kernels",),
         check="mova_engine.ops.native_check:cpu",
         dtypes=("float32", "bfloat16"),
     )
@@ -39,6 +39,7 @@ def _triton(name: str, folder: str | None = None) -> Implementation:
         f"mova_kernels.{folder or name}.triton:{name}",
         ("cuda", "npu"),
         needs=("triton",),
+        products=_ATLAS,
         check="mova_engine.ops.triton_check:compiles_for",
     )
 
@@ -64,41 +65,10 @@ def _apex_norm(name: str) -> Implementation:
     return _apex(name, "fused_layer_norm_cuda", f"apex.normalization.fused_layer_norm:fused_{name}_affine")
 
 
-def _cuda_attention(kernel: str, form: str) -> Implementation:
-    """torch's kernels with a log-sum-exp: `form` is lse or backward."""
-    name, dtypes = ("flash-cuda", _HALF) if kernel == "flash_cuda" else (kernel, _HALF)
-    dtypes = ("float32", *_HALF) if kernel == "efficient" else dtypes
-    call = f"_scaled_dot_product_{kernel.removesuffix('_cuda')}_attention{'_backward' if form == 'backward' else ''}"
-    return Implementation(
-        name,
-        f"{_ATTENTION}:{kernel}_{form}",
-        ("cuda",),
-        check=f"{_ATTENTION}:{kernel}_check",
-        dtypes=dtypes,
-        calls=(call,),
-    )
-
-
-def _flash_attn(version: int, form: str = "") -> Implementation:
-    """A flash-attn package; `form` is "", "_lse" or "_backward"."""
-    module = {2: "flash_attn.flash_attn_interface", 3: "flash_attn_interface", 4: "flash_attn.cute.interface"}[version]
-    entry = {2: "_flash_attn_backward", 3: "_flash_attn_backward", 4: "_flash_attn_bwd"}[version]
-    call = entry if form == "_backward" else "flash_attn_func"
-    return Implementation(
-        f"flash-attn-{version}",
-        f"{_FLASH}:flash{version}{form}",
-        ("cuda",),
-        needs=(f"{module}:{call}",),
-        check=f"{_FLASH}:flash{version}_check",
-        dtypes=_HALF,
-        calls=(call,),
-    )
-
-
 def _cuda_cpp(name: str) -> Implementation:
     """The CUDA C++ kernel of an operator, where the library was built."""
-    check = "mova_engine.ops.native_check:cuda"
-    return Implementation("cuda-cpp", f"mova_kernels.cuda.ops:{name}", ("cuda",), check=check)
+    target, check = f"mova_kernels.cuda.ops:{name}", "mova_engine.ops.native_check:cuda"
+    return Implementation("cuda-cpp", target, ("cuda",), needs=("cuda-kernels",), check=check)
 
 
 # What an operator calls of torch_npu, or of PyTorch where that has the device's own kernel.
@@ -120,248 +90,210 @@ _NPU_CALLS = {
 }
 
 
+# Passes of what is composed of torch_npu's operators, in bfloat16, counted on the emulated NPU: they compute in float32
+# between a cast up and a cast down. What is not here is one kernel, and makes as few as can be.
+_NPU_PASSES = {
+    "rms_norm_rope": Passes(14, 19),
+    "norm_modulate": Passes(10, 15),
+    "layer_norm": Passes(10, 15),
+    "gate_residual": Passes(15, 21, ungated=(3, 0)),
+    "gate_residual_norm": Passes(25, 39, ungated=(13, 18)),
+    "gate_residual_norm_modulate": Passes(25, 39, ungated=(13, 18)),
+    "bias_gelu": Passes(14, 14),
+}
+# Passes of the references in bfloat16, counted on a CPU; those of the last by reading.
+_COMPOSED = {
+    "rms_norm_rope": Passes(38, 84),
+    "rms_norm": Passes(20, 56),
+    "norm_modulate": Passes(18, 26),
+    "layer_norm": Passes(18, 26),
+    "gate_residual": Passes(22, 21, ungated=(15, 9)),
+    "gate_residual_norm": Passes(40, 50, ungated=(33, 38)),
+    "gate_residual_norm_modulate": Passes(40, 50, ungated=(33, 38)),
+    "bias_gelu": Passes(17, 14),
+    "linear_gelu": Passes(2, 3),
+    "lora_linear": Passes(5, 5),  # the adapter's product scaled, then added
+}
+# Reads and writes of a fused kernel: the backward reads what the derivative needs and each cotangent once and writes
+# each gradient once; where a gradient is the cotangent itself, as the residual's is, it needs no pass.
+_LEAST = {
+    "rms_norm": Passes(2, 3),
+    "rms_norm_rope": Passes(2, 3),
+    "norm_modulate": Passes(2, 3),
+    "layer_norm": Passes(2, 3),
+    "gate_residual": Passes(3, 3, ungated=(3, 0)),  # dy = gate dout; y for the gate's gradient
+    "gate_residual_norm": Passes(4, 6, ungated=(4, 4)),  # without a gate dx and dy are one tensor
+    "gate_residual_norm_modulate": Passes(4, 6, ungated=(4, 4)),
+    "bias_gelu": Passes(2, 3),
+    "linear_gelu": Passes(2, 3),
+    # The adapter's product reads and writes the layer's output once more, its gradient the input's.
+    "lora_linear": Passes(2, 2),
+}
+
+
 def _npu(module: str, name: str) -> Implementation:
-    """The operator by torch_npu's fused kernels."""
-    target, needs, check = f"mova_kernels.npu.{module}:{name}", ("torch_npu",), "mova_engine.ops.native_check:npu"
-    return Implementation("npu", target, ("npu",), needs, check, calls=_NPU_CALLS[name])
+    """The operator by torch_npu's kernels."""
+    return Implementation(
+        "npu",
+        f"mova_kernels.npu.{module}:{name}",
+        ("npu",),
+        ("torch_npu",),
+        check="mova_engine.ops.native_check:npu",
+        calls=_NPU_CALLS[name],
+        passes=_NPU_PASSES.get(name),
+    )
 
 
-# Ascend's inference library, without gradients, where it is installed.
+# Ascend's inference library, without gradients, where it is installed. Passes counted like torch_npu's.
 _MINDIE = {
     name: Implementation(
         "mindie",
         f"mova_kernels.npu.mindie:{name}",
         ("npu",),
         ("mindiesd",),
+        products=_ATLAS,
         check="mova_engine.ops.native_check:mindie",
         differentiable=False,
         calls=("mindiesd.adaln",),
+        passes=passes,
     )
-    for name in ("norm_modulate", "gate_residual_norm_modulate")
+    for name, passes in {
+        "norm_modulate": Passes(10, 0),
+        "gate_residual_norm_modulate": Passes(25, 0, ungated=(13, 0)),
+    }.items()
 }
+# On Ascend one fused kernel of torch_npu with a gradient comes first where there is one. The other operators are made
+# there of several, in float32: Triton's kernels, where they compile, pass over memory far less.
+_FUSED_ON_NPU = ("rms_norm",)
 
 
-def _rows(name: str, build: inputs.Build, differentiable: str, *implementations: Implementation) -> Operator:
-    inference = (_MINDIE[name],) if name in _MINDIE else ()
+def _operator(name: str, *implementations: Implementation, differentiable: str = "", **fields) -> Operator:
+    """An operator whose reference and example are under its name."""
+    formula = fields.pop("formula", f"{_REFERENCE}:{name}_reference")
     return Operator(
         name,
-        getattr(reference, f"{name}_reference"),
-        inputs.sized(build, *_EXAMPLE_ROWS),
+        formula,
+        f"mova_engine.ops.examples:{name}",
         _SLACK,
-        (_native(name), *inference, _npu("norms", name), _triton(name), *implementations, _compile(name)),
+        implementations,
         tuple(differentiable.split()),
+        least=_LEAST.get(name),
+        composed=_COMPOSED.get(name),
+        **fields,
     )
+
+
+def _rows(name: str, differentiable: str, *implementations: Implementation) -> Operator:
+    """An operator on rows of activations."""
+    inference = (_MINDIE[name],) if name in _MINDIE else ()
+    npu, triton = _npu("norms", name), _triton(name)
+    ascend = (npu, triton) if name in _FUSED_ON_NPU else (triton, *inference, npu)
+    return _operator(name, _native(name), *ascend, *implementations, _compile(name), differentiable=differentiable)
 
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
-        _rows(
-            "rms_norm_rope",
-            inputs.rms_norm_rope(interleaved=True),
-            "x weight",
-            _cuda_cpp("rms_norm_rope"),
-        ),
+        _rows("rms_norm_rope", "x weight", _cuda_cpp("rms_norm_rope")),
         _rows(
             "rms_norm",
-            inputs.rms_norm,
             "x weight",
             Implementation("torch", f"{_TORCH}:rms_norm", ("cpu", "cuda")),
             _apex_norm("rms_norm"),
         ),
-        _rows(
-            "norm_modulate",
-            inputs.norm_modulate,
-            "x shift scale",
-            _cuda_cpp("norm_modulate"),
-        ),
+        _rows("norm_modulate", "x shift scale", _cuda_cpp("norm_modulate")),
         _rows(
             "layer_norm",
-            inputs.layer_norm,
             "x weight bias",
             # Not on the CPU: there torch adds up a bfloat16 bias's gradient in bfloat16.
             Implementation("torch", f"{_TORCH}:layer_norm", ("cuda",)),
             _apex_norm("layer_norm"),
         ),
-        _rows("gate_residual", inputs.gate_residual, "x y gate"),
-        _rows(
-            "gate_residual_norm",
-            inputs.gate_residual_norm,
-            "x y gate weight bias",
-        ),
-        _rows(
-            "gate_residual_norm_modulate",
-            inputs.gate_residual_norm_modulate,
-            "x y gate shift scale",
-        ),
-        _rows("bias_gelu", inputs.bias_gelu, "x bias"),
-        Operator(
+        _rows("gate_residual", "x y gate"),
+        _rows("gate_residual_norm", "x y gate weight bias"),
+        _rows("gate_residual_norm_modulate", "x y gate shift scale"),
+        _rows("bias_gelu", "x bias"),
+        _operator(
             "linear_gelu",
-            reference.linear_gelu_reference,
-            inputs.sized(inputs.linear, *_EXAMPLE_GEMM),
-            _SLACK,
-            (
-                # Without a gradient, but where none is needed nothing is as short.
-                Implementation("epilogue", f"{_LINEAR}:epilogue_gelu", ("cuda",), differentiable=False),
-                _native("linear_gelu"),
-                _npu("linear", "linear_gelu"),
-                _triton("linear_gelu", "bias_gelu"),
-                Implementation(
-                    "onednn",
-                    f"{_LINEAR}:onednn_gelu",
-                    ("cpu",),
-                    check=f"{_LINEAR}:onednn_check",
-                    differentiable=False,
-                    dtypes=("float32", "bfloat16"),
-                ),
-                _compile("linear_gelu"),
+            # Without a gradient, but where none is needed nothing is as short.
+            Implementation(
+                "epilogue", f"{_LINEAR}:epilogue_gelu", ("cuda",), differentiable=False, passes=Passes(0, 0)
             ),
-            ("x", "weight", "bias"),
-            rounded=(reference.linear_gelu_rounded,),
+            _native("linear_gelu"),
+            _npu("linear", "linear_gelu"),
+            _triton("linear_gelu", "bias_gelu"),
+            Implementation(
+                "onednn",
+                f"{_LINEAR}:onednn_gelu",
+                ("cpu",),
+                check=f"{_LINEAR}:onednn_check",
+                differentiable=False,
+                dtypes=("float32", "bfloat16"),
+                passes=Passes(0, 0),
+            ),
+            _compile("linear_gelu"),
+            differentiable="x weight bias",
+            rounding=f"{_REFERENCE}:LINEAR_GELU_ROUNDED",
         ),
-        Operator(
+        _operator(
             "lora_linear",
-            reference.lora_linear_reference,
-            inputs.sized(inputs.lora_linear, *_EXAMPLE_GEMM),
-            _SLACK,
-            (
-                Implementation("accumulate", f"{_LINEAR}:accumulating_lora"),
-                Implementation("augmented", f"{_LINEAR}:augmented_lora"),
-                _compile("lora_linear"),
-            ),
-            ("x", "weight", "bias", "lora_a", "lora_b"),
+            Implementation("accumulate", f"{_LINEAR}:accumulating_lora"),
+            Implementation("augmented", f"{_LINEAR}:augmented_lora"),
+            _compile("lora_linear"),
+            differentiable="x weight bias lora_a lora_b",
         ),
-        Operator(
+        _operator(
             "quantize_rows",
-            reference.quantize_rows_reference,
-            inputs.sized(inputs.quantize_rows(factor=False), *_EXAMPLE_ROWS),
-            _SLACK,
-            (
-                # The 910B series has no fp8.
-                replace(_triton("quantize_rows"), devices=("cuda",), check=f"{_FP8}:fp8_check"),
-                _compile("quantize_rows"),
-            ),
+            # The 910B series has no fp8.
+            replace(_triton("quantize_rows"), devices=("cuda",), generations=_FROM_ADA),
+            _compile("quantize_rows"),
         ),
-        Operator(
+        _operator(
             "fp8_linear",
-            reference.fp8_linear_reference,
-            inputs.sized(inputs.fp8_linear(adapter=True), *_EXAMPLE_GEMM),
-            _SLACK,
-            (
-                Implementation(
-                    "scaled-mm-triton",
-                    f"{_FP8}:scaled_mm_triton",
-                    ("cuda",),
-                    needs=("triton",),
-                    check=f"{_FP8}:scaled_mm_check",
-                    dtypes=("bfloat16",),
-                ),
-                Implementation(
-                    "scaled-mm",
-                    f"{_FP8}:scaled_mm",
-                    ("cpu", "cuda"),
-                    check=f"{_FP8}:scaled_mm_check",
-                    dtypes=("bfloat16",),
-                ),
+            Implementation(
+                "scaled-mm-triton",
+                f"{_FP8}:scaled_mm_triton",
+                ("cuda",),
+                needs=("triton",),
+                generations=_FROM_ADA,
+                check=f"{_FP8}:scaled_mm_check",
+                dtypes=("bfloat16",),
+                passes=Passes(1.5, 1.5),  # by reading: rows are read, and written in half the bytes
             ),
-            ("x", "bias", "lora_a", "lora_b"),
-        ),
-        Operator(
-            "attention",
-            reference.attention_reference,
-            inputs.sized(inputs.attention, *_EXAMPLE_ATTENTION),
-            _SLACK,
-            (
-                Implementation("sdpa", f"{_ATTENTION}:sdpa", ("cpu", "cuda")),
-                _flash_attn(3),
-                _flash_attn(4),
-                _flash_attn(2),
-                Implementation(
-                    "sdpa-cudnn",
-                    f"{_ATTENTION}:sdpa_cudnn",
-                    ("cuda",),
-                    check=f"{_ATTENTION}:cudnn_check",
-                    dtypes=_HALF,
-                ),
-                Implementation(
-                    "sdpa-flash", f"{_ATTENTION}:sdpa_flash", ("cpu", "cuda"), check=f"{_ATTENTION}:flash_check"
-                ),
-                Implementation(
-                    "sdpa-efficient", f"{_ATTENTION}:sdpa_efficient", ("cuda",), check=f"{_ATTENTION}:efficient_check"
-                ),
-                Implementation("split-keys", "mova_engine.ops.split_keys:cpu", ("cpu",)),
-                Implementation(
-                    "split-keys-cuda",
-                    "mova_engine.ops.split_keys:cuda",
-                    ("cuda",),
-                    check=f"{_ATTENTION}:flash_cuda_check",
-                    dtypes=_HALF,
-                ),
-                Implementation("sdpa-math", f"{_ATTENTION}:sdpa_math", ("cpu", "cuda")),
-                _npu("attention", "attention"),
+            Implementation(
+                "scaled-mm",
+                f"{_FP8}:scaled_mm",
+                ("cpu", "cuda"),
+                generations=_FROM_ADA,
+                check=f"{_FP8}:scaled_mm_check",
+                dtypes=("bfloat16",),
+                passes=Passes(15.5, 19.5),  # counted of `quantize_rows_reference`
             ),
-            ("q", "k", "v"),
-            rounded=reference.on_grids(reference.attention_rounded),
+            differentiable="x bias lora_a lora_b",
+            called_in=("bfloat16",),
         ),
-        Operator(
-            "attention_lse",
-            reference.attention_lse_reference,
-            inputs.sized(inputs.attention, *_EXAMPLE_ATTENTION),
-            _SLACK,
-            (
-                Implementation("flash", f"{_ATTENTION}:flash_cpu_lse", ("cpu",)),
-                *(_cuda_attention(kernel, "lse") for kernel in ("flash_cuda", "cudnn", "efficient")),
-                *(_flash_attn(version, "_lse") for version in (3, 4, 2)),
-                _npu("attention", "attention_lse"),
-            ),
-            rounded=reference.on_grids(reference.attention_lse_rounded),
+        *attention_operators(
+            {name: _npu("attention", name) for name in ("attention", "attention_lse", "attention_backward")}
         ),
-        Operator(
-            "attention_backward",
-            reference.attention_backward_reference,
-            inputs.sized(inputs.attention_backward, *_EXAMPLE_ATTENTION),
-            _SLACK,
-            (
-                Implementation("flash", f"{_ATTENTION}:flash_cpu_backward", ("cpu",)),
-                *(_cuda_attention(kernel, "backward") for kernel in ("flash_cuda", "cudnn", "efficient")),
-                *(_flash_attn(version, "_backward") for version in (3, 4, 2)),
-                _npu("attention", "attention_backward"),
-            ),
-            rounded=reference.on_grids(reference.attention_backward_rounded),
-        ),
-        Operator(
-            "merge_lse",
-            reference.merge_lse_reference,
-            inputs.merge_lse(shards=3),
-            _SLACK,
-            (_npu("attention", "merge_lse"), _triton("merge_lse"), _compile("merge_lse")),
-        ),
-        Operator(
+        _operator("merge_lse", _npu("attention", "merge_lse"), _triton("merge_lse"), _compile("merge_lse")),
+        _operator(
             "adamw",
-            optimizer_impl.AdamWReference,
-            inputs.adamw(),
-            _SLACK,
-            (
-                # Masters and moments are float32: in half precision nothing is promised.
-                Implementation(
-                    "fused", "mova_engine.ops.optimizer_impl:adamw_fused", ("cpu", "cuda", "npu"), dtypes=("float32",)
-                ),
-                replace(_npu("optim", "fused_adamw"), name="npu-fused", dtypes=("float32",)),
-                Implementation("foreach", "mova_engine.ops.optimizer_impl:adamw_foreach", dtypes=("float32",)),
-                _apex("ApexAdamW", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
-            ),
+            # Masters and moments are float32: in half precision nothing is promised.
+            Implementation("fused", f"{_OPTIMIZER}:adamw_fused", ("cpu", "cuda", "npu"), dtypes=("float32",)),
+            replace(_npu("optim", "fused_adamw"), name="npu-fused", dtypes=("float32",)),
+            Implementation("foreach", f"{_OPTIMIZER}:adamw_foreach", dtypes=("float32",)),
+            _apex("ApexAdamW", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
+            formula=f"{_OPTIMIZER}:AdamWReference",
             kind="optimizer",
+            called_in=("float32",),
         ),
-        Operator(
+        _operator(
             "clip_grad_norm",
-            optimizer_impl.clip_grad_norm_reference,
-            inputs.gradients(scale=3.0),
-            _SLACK,
-            (
-                Implementation("foreach", "mova_engine.ops.optimizer_impl:clip_grad_norm_foreach"),
-                _apex("clip_grad_norm", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
-            ),
+            Implementation("foreach", f"{_OPTIMIZER}:clip_grad_norm_foreach"),
+            _apex("clip_grad_norm", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
+            formula=f"{_OPTIMIZER}:clip_grad_norm_reference",
             kind="inplace",
+            called_in=("float32",),
         ),
     )
 }

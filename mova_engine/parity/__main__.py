@@ -10,7 +10,7 @@ import torch
 from mova_engine.backend import NAMES, Backend, PrecisionReport, get_backend
 from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
 from mova_engine.ops import REFERENCE, bind
-from mova_engine.parity.case import Machine
+from mova_engine.parity.case import CaseDevice
 from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     ops = bind(backend, _choices(args.ops))
     print(f"device {backend.name}: {backend.describe()}; torch {torch.__version__}; {args.dtype}")
     print("operators: " + ", ".join(f"{c.operator}={c.implementation}" for c in ops.choices))
-    machine = Machine(ops, backend.device(), _DTYPES[args.dtype])
+    machine = CaseDevice(ops, backend.device(), _DTYPES[args.dtype])
     with _precision(backend, args.keep_reduced_precision) as still_on:
         missed = _run(args.folder, machine, args.quiet)
     if still_on:
@@ -75,7 +75,7 @@ def _names(found: list[PrecisionReport]) -> str:
     )
 
 
-def _run(folder: Path, machine: Machine, quiet: bool) -> int:
+def _run(folder: Path, machine: CaseDevice, quiet: bool) -> int:
     print(f"{'case':28} {'tensor':76} {'max rel':>9} {'bound':>7}  verdict")
     missed = compared = 0
     for _, rows in run_folder(folder, machine):

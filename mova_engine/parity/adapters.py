@@ -7,20 +7,20 @@ from mova_engine.adapters.lora import load_lora, merged_lora
 from mova_engine.config.model import COMPONENTS
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.parity import parameters
-from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.case import CaseDevice, GoldenCase
 from mova_engine.parity.sampling import build_mova
 from mova_engine.parity.steps import gradients
 
 
 def _forward(
-    case: GoldenCase, mova: Mova, expert: int, machine: Machine, leaves: dict[str, Tensor]
+    case: GoldenCase, mova: Mova, expert: int, machine: CaseDevice, leaves: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     timestep = case.tensors["in.timestep"].to(machine.device)
     towers = (mova.expert(expert), mova.audio_dit, mova.dual_tower_bridge)
     return dual_tower_forward(*towers, *leaves.values(), timestep, timestep, fps=parameters.number(case, "fps"))
 
 
-def run_lora(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_lora(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """Adapters on both experts, their gradients, and the output after merging."""
     mova = build_mova(case, machine)
     for name, factor in case.weights("lora").items():

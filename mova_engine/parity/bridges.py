@@ -12,14 +12,14 @@ from mova_engine.models.bridge import Bridge
 from mova_engine.models.layers import ResidualStream, Rope
 from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
 from mova_engine.parity import parameters
-from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.case import CaseDevice, GoldenCase
 
 # The recorded scales (audio to video, video to audio).
 _SCALES = (0.5, 1.5)
 _NO_ROPE_SCALES = (0.75, 0.75)
 
 
-def run_full(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_full(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """The full bridge."""
     _check_sizes(case)
     bridge = case.bridge(machine)
@@ -34,7 +34,7 @@ def run_full(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
     return produced
 
 
-def run_pooled(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_pooled(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """The pooled variant of the video-to-audio direction."""
     _check_sizes(case)
     bridge = case.bridge(machine)
@@ -80,7 +80,7 @@ def _outputs(prefix: str, video: Tensor, audio: Tensor) -> dict[str, Tensor]:
 
 def _apply(
     case: GoldenCase,
-    machine: Machine,
+    machine: CaseDevice,
     bridge: Bridge,
     layer: int,
     *,
@@ -97,7 +97,7 @@ def _apply(
     return tuple(stream.settle(machine.ops) for stream in streams)
 
 
-def _layer(case: GoldenCase, machine: Machine, bridge: Bridge, out: str, mid: str, grad: str) -> dict[str, Tensor]:
+def _layer(case: GoldenCase, machine: CaseDevice, bridge: Bridge, out: str, mid: str, grad: str) -> dict[str, Tensor]:
     leaves = {key: machine.put(case.tensors[f"in.{key}"]).requires_grad_() for key in ("visual", "audio")}
     states = {}
     outputs = _apply(

@@ -13,7 +13,7 @@ from torch import Tensor
 from mova_engine.backend import Backend, get_backend
 from mova_engine.config.model import get_preset
 from mova_engine.models.mova import Mova, dual_tower_forward
-from mova_engine.ops import OPERATORS, REFERENCE, OpTable, bind, bind_operator
+from mova_engine.ops import OPERATORS, REFERENCE, OpTable, bind, bind_operator, torch_dtypes
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 from mova_engine.parity.judge import ParityRow
@@ -30,7 +30,7 @@ def operator_rows(backend: Backend, dtype: torch.dtype) -> Iterator[ParityRow]:
     for operator in OPERATORS.values():
         function, choice = bind_operator(operator, backend)
         entry = next((i for i in operator.implementations if i.name == choice.implementation), None)
-        if entry is None or dtype not in entry.torch_dtypes():
+        if entry is None or dtype not in torch_dtypes(entry):
             continue
         rows = []
         for case in cases_of(operator):

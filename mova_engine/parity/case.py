@@ -24,7 +24,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Machine:
+class CaseDevice:
     """Where and how cases run: the bound operators, the device and the dtype of weights and activations."""
 
     ops: OpTable
@@ -92,15 +92,15 @@ class GoldenCase:
             )
         return read_tensors(self.folder / names[component])
 
-    def video_dit(self, machine: Machine, weights: str = "video", config: dict[str, Any] | None = None) -> VideoDiT:
+    def video_dit(self, machine: CaseDevice, weights: str = "video", config: dict[str, Any] | None = None) -> VideoDiT:
         """The video tower with the recorded weights."""
         return self.load(VideoDiT(tower_config(VideoDiTConfig, config or self.config), machine.ops), weights, machine)
 
-    def audio_dit(self, machine: Machine, config: dict[str, Any] | None = None) -> AudioDiT:
+    def audio_dit(self, machine: CaseDevice, config: dict[str, Any] | None = None) -> AudioDiT:
         """The audio tower with the recorded weights."""
         return self.load(AudioDiT(tower_config(AudioDiTConfig, config or self.config), machine.ops), "audio", machine)
 
-    def bridge(self, machine: Machine, config: dict[str, Any] | None = None) -> Bridge:
+    def bridge(self, machine: CaseDevice, config: dict[str, Any] | None = None) -> Bridge:
         """The bridge with the recorded weights."""
         return self.load(Bridge(tower_config(BridgeConfig, config or self.config), machine.ops), "bridge", machine)
 
@@ -114,7 +114,7 @@ class GoldenCase:
             ClipConfig(frames=1, height=16, width=16),
         )
 
-    def load(self, module: Module, weights: str, machine: Machine) -> Module:
+    def load(self, module: Module, weights: str, machine: CaseDevice) -> Module:
         """`module` with the weights recorded for a component, on the machine in its dtype."""
         try:
             module.load_state_dict(self.weights(weights), strict=True)

@@ -9,7 +9,7 @@ from mova_engine.codecs.dac import Dac, DacConfig
 from mova_engine.codecs.toy.latent_stats import WAN_STATS, LatentStats
 from mova_engine.diffusion.conditioning import MASK_CHANNELS, first_frame_condition, video_input
 from mova_engine.parity import parameters
-from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.case import CaseDevice, GoldenCase
 
 
 def wan_stats(config: dict[str, Any]) -> LatentStats:
@@ -19,7 +19,7 @@ def wan_stats(config: dict[str, Any]) -> LatentStats:
     return WAN_STATS
 
 
-def run_condition(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_condition(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """The condition's layout with a first frame, and with a last one as well."""
     _check_sizes(case)
     stats = wan_stats(case.config)
@@ -49,7 +49,7 @@ def _check_sizes(case: GoldenCase) -> None:
 
 
 @torch.no_grad()
-def run_audio_vae(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_audio_vae(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """The audio VAE: posterior, decoded waveforms, states inside both halves."""
     dac = case.load(Dac(DacConfig.from_dict(case.config)), "dac", machine)
     states = {}

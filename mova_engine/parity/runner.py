@@ -8,11 +8,11 @@ from torch import Tensor
 
 from mova_engine.errors import MovaError, suggest
 from mova_engine.parity import adapters, bridges, latents, sampling, schedules, steps, towers
-from mova_engine.parity.case import GoldenCase, Machine, find_cases
+from mova_engine.parity.case import CaseDevice, GoldenCase, find_cases
 from mova_engine.parity.judge import ParityRow, judge
 from mova_engine.parity.parameters import check_case
 
-Runner = Callable[[GoldenCase, Machine], dict[str, Tensor]]
+Runner = Callable[[GoldenCase, CaseDevice], dict[str, Tensor]]
 
 RUNNERS: dict[str, Runner] = {
     "case1_video_dit": towers.run_video,
@@ -51,11 +51,11 @@ def find_runner(case: GoldenCase) -> Runner:
     return RUNNERS[case.kind]
 
 
-def run_case(case: GoldenCase, machine: Machine) -> list[ParityRow]:
+def run_case(case: GoldenCase, machine: CaseDevice) -> list[ParityRow]:
     """Run one case; one row per recorded tensor that is not an input."""
     runner = find_runner(case)
     if case.kind.startswith(_FLOAT32_ONLY):
-        machine = Machine(machine.ops, machine.device, torch.float32)
+        machine = CaseDevice(machine.ops, machine.device, torch.float32)
     left_out = {} if machine.dtype == torch.float32 else _LEFT_OUT_BELOW_FLOAT32
     try:
         rows = judge(case.name, case.tensors, runner(case, machine), machine.dtype, left_out)
@@ -69,7 +69,7 @@ def run_case(case: GoldenCase, machine: Machine) -> list[ParityRow]:
     return rows + [ParityRow(case.name, "facts", None, 0.0, fact) for fact in facts]
 
 
-def run_folder(folder: Path, machine: Machine) -> Iterator[tuple[GoldenCase, list[ParityRow]]]:
+def run_folder(folder: Path, machine: CaseDevice) -> Iterator[tuple[GoldenCase, list[ParityRow]]]:
     """Run every case of a folder. All cases are known before the first runs."""
     cases = find_cases(folder)
     for case in cases:

@@ -10,7 +10,7 @@ from mova_engine.diffusion.reference_compat import Table
 from mova_engine.inference.denoising import Conditions, Latents, Step, denoise
 from mova_engine.models.mova import Mova
 from mova_engine.parity import parameters
-from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.case import CaseDevice, GoldenCase
 from mova_engine.parity.latents import wan_stats
 
 _WEIGHTS = {"video_dit": "video", "video_dit_2": "video_2", "audio_dit": "audio", "dual_tower_bridge": "bridge"}
@@ -18,7 +18,7 @@ _WEIGHTS = {"video_dit": "video", "video_dit_2": "video_2", "audio_dit": "audio"
 _GUIDANCE = 5.0
 
 
-def build_mova(case: GoldenCase, machine: Machine) -> Mova:
+def build_mova(case: GoldenCase, machine: CaseDevice) -> Mova:
     """The whole two-expert model of a case."""
     mova = Mova(case.model_config(), machine.ops)
     for component, weights in _WEIGHTS.items():
@@ -26,7 +26,7 @@ def build_mova(case: GoldenCase, machine: Machine) -> Mova:
     return mova.to(machine.device, machine.dtype)
 
 
-def run_sampling(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_sampling(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """The trajectory with equal shifts, and the one in which the audio has its own."""
     mova = build_mova(case, machine)
     stats = wan_stats(case.config)

@@ -9,14 +9,14 @@ from mova_engine.diffusion.reference_compat import Table
 from mova_engine.diffusion.schedule import Schedule, Steps, add_noise, euler_step, velocity_target
 from mova_engine.errors import MovaError
 from mova_engine.parity import parameters
-from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.case import CaseDevice, GoldenCase
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _SAMPLING = re.compile(rf"n(\d+)_shift({_NUMBER})\.")
 _DUAL = re.compile(rf"dual_v({_NUMBER})_a({_NUMBER})\.")
 
 
-def run_schedule(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_schedule(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """Every schedule of the case."""
     produced = {}
     for n, shift in _steps(case):
@@ -97,7 +97,7 @@ def _sampling(case: GoldenCase, n: int, shift: float) -> dict[str, Tensor]:
     return produced
 
 
-def _trajectory(name: str, case: GoldenCase, machine: Machine, schedule: Schedule) -> dict[str, Tensor]:
+def _trajectory(name: str, case: GoldenCase, machine: CaseDevice, schedule: Schedule) -> dict[str, Tensor]:
     recorded = case.tensors
     exact = schedule.inference(parameters.number(case, "traj_steps", whole=True))
     steps = _table(case, schedule, "train.timesteps").snapped(exact)
@@ -113,7 +113,7 @@ def _trajectory(name: str, case: GoldenCase, machine: Machine, schedule: Schedul
     return produced
 
 
-def _training(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def _training(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     recorded = case.tensors
     table = _table(case, parameters.schedule(case), "train.timesteps")
     sigmas, timesteps, weights = table.sigmas, table.timesteps, table.weights

@@ -12,14 +12,14 @@ from mova_engine.diffusion.reference_compat import Table
 from mova_engine.diffusion.schedule import add_noise, velocity_target
 from mova_engine.models.mova import dual_tower_forward
 from mova_engine.parity import parameters
-from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.case import CaseDevice, GoldenCase
 from mova_engine.parity.latents import wan_stats
 
 # A state's name in our trace -> in the recording.
 _STATES = {r"(visual|audio)\.block(\d+)\.out": r"\1_block\2", r"(bridge\d+\.(?:visual|audio))": r"\1"}
 
 
-def components(case: GoldenCase, machine: Machine, video_weights: str = "video") -> dict[str, nn.Module]:
+def components(case: GoldenCase, machine: CaseDevice, video_weights: str = "video") -> dict[str, nn.Module]:
     """The models of a dual-tower case, by their component names."""
     case.model_config()  # sizes that do not fit each other are refused
     return {
@@ -39,7 +39,7 @@ def gradients(models: dict[str, nn.Module]) -> dict[str, Tensor]:
     }
 
 
-def run_step(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_step(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """The dual-tower step: outputs, states and gradients; and the outputs of a bfloat16 copy."""
     recorded, produced = case.tensors, {}
     models = components(case, machine)
@@ -60,7 +60,7 @@ def run_step(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
             dual_tower_forward(
                 *models.values(), *leaves.values(), *times, **options, trace=_Recorder(f"mid.{batch}.", produced)
             )
-    half = Machine(machine.ops, machine.device, torch.bfloat16)
+    half = CaseDevice(machine.ops, machine.device, torch.bfloat16)
     for model in models.values():
         model.to(torch.bfloat16)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def _pair(prefix: str, outputs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     return {prefix + "visual": outputs[0], prefix + "audio": outputs[1]}
 
 
-def run_training(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_training(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """Two training steps: even steps train the high-noise expert, odd ones the low-noise expert, at table timesteps."""
     recorded, produced = case.tensors, {}
     schedule, stats = parameters.schedule(case), wan_stats(case.config)

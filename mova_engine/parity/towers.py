@@ -8,20 +8,20 @@ from torch import Tensor
 from mova_engine.models.layers import sinusoid
 from mova_engine.models.rope import audio_angles, axis_dims, video_angles
 from mova_engine.models.tower import Tower
-from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.case import CaseDevice, GoldenCase
 
 
-def run_video(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_video(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """Case 1."""
     return _run(case, machine, case.video_dit(machine))
 
 
-def run_audio(case: GoldenCase, machine: Machine) -> dict[str, Tensor]:
+def run_audio(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
     """Case 2."""
     return _run(case, machine, case.audio_dit(machine))
 
 
-def _run(case: GoldenCase, machine: Machine, tower: Tower) -> dict[str, Tensor]:
+def _run(case: GoldenCase, machine: CaseDevice, tower: Tower) -> dict[str, Tensor]:
     recorded, produced = case.tensors, {}
     for batch in sorted({m[1] for name in recorded if (m := re.match(r"in\.(b\d+)\.x$", name))}):
         inputs = {key: machine.put(recorded[f"in.{batch}.{key}"]) for key in ("x", "context")}

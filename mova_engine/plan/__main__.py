@@ -249,8 +249,7 @@ def _show_misfit(
     planned = leanest(job, devices, hardware, implementation, layout, fixed, planned=True)
     if planned.fits:
         lines.append(
-            f"would fit, but cannot be run yet: {report.words(planned.changes)} "
-            f"({report.gb(planned.memory.total)} GB)"
+            f"would fit, but cannot be run yet: {report.words(planned.changes)} ({report.gb(planned.memory.total)} GB)"
         )
     for one in found:
         clip = one.run.job.model.clip

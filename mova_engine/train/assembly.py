@@ -136,7 +136,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    ops = processes.operators(bind(backend, config.ops, dtypes={torch.float32, DTYPES[config.dtype]}))
+    ops = processes.operators(bind(backend, config.ops, dtypes=(DTYPES[config.dtype],)))
     sizes = model_config(config)
     check_before_work(config, sizes, ops, resume)
     backend.use_threads(config.threads, sizes.video.dim)

@@ -9,7 +9,7 @@ from mova_engine.bench.baseline import DEFAULT, bind_baseline, load_baseline
 from mova_engine.bench.peak_memory import peak_above_gradients
 from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS
-from mova_engine.parity.case import Machine, find_cases
+from mova_engine.parity.case import CaseDevice, find_cases
 from mova_engine.parity.runner import RUNNERS, run_case
 
 
@@ -18,7 +18,7 @@ from mova_engine.parity.runner import RUNNERS, run_case
 def test_the_baseline_gives_the_recorded_numbers(golden_dir, backend, name, dtype):
     case = next(case for case in find_cases(golden_dir) if case.name == name)
     with backend.full_precision():
-        rows = run_case(case, Machine(bind_baseline(backend), backend.device(), dtype))
+        rows = run_case(case, CaseDevice(bind_baseline(backend), backend.device(), dtype))
     assert rows
     assert not [f"{row.tensor}: {row.difference} > {row.bound} {row.note}" for row in rows if not row.passed]
 

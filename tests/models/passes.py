@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mova_engine.ops import Operator, inputs
+
 # What a matrix unit computes: its operands are the product's own traffic.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_scaled_dot_product", "mkldnn_linear")
 _GELU = ("gelu", "bias_gelu")
@@ -19,7 +21,7 @@ _GELU = ("gelu", "bias_gelu")
 
 @dataclass
 class PassCounter(TorchDispatchMode):
-    """Sums, over every operator run under it, the elements of tensors of at least `smallest` elements.
+    """Sums, over every operator run under it, the bytes of tensors of at least `smallest` elements.
 
     `moved` read and written outside products, attention and GELU, by operator; `gelu` those of GELU; `outputs` bytes
     of the fresh outputs of all but products and attention, to be compared with what was allocated.
@@ -53,15 +55,43 @@ class PassCounter(TorchDispatchMode):
         if not made and not written:
             return result  # a view
         self.outputs += sum(t.numel() * t.element_size() for t in fresh)
-        elements = sum(t.numel() for t in (*inputs.values(), *fresh, *written))
+        moved = sum(t.numel() * t.element_size() for t in (*inputs.values(), *fresh, *written))
         if name.startswith(_GELU):
-            self.gelu += elements
-        elif elements:
-            self.moved[name] = self.moved.get(name, 0) + elements
+            self.gelu += moved
+        elif moved:
+            self.moved[name] = self.moved.get(name, 0) + moved
         return result
 
     def _counts(self, value) -> bool:
         return isinstance(value, Tensor) and value.numel() >= self.smallest
+
+
+def operator_passes(
+    operator: Operator, function: Callable, device: torch.device, gate: bool = True, training: bool = True
+) -> tuple[float, float]:
+    """(forward, backward) passes over its activations that one call of an operator on rows makes in bfloat16.
+
+    Vectors and tables count as nothing: at MOVA's sizes they are far smaller than activations.
+    """
+    build = (
+        inputs.rms_norm_rope(interleaved=True) if operator.name == "rms_norm_rope" else getattr(inputs, operator.name)
+    )
+    arguments = build(inputs.Maker(torch.Generator().manual_seed(0), device, torch.bfloat16), 1, 96, 256, 64)
+    if not gate:
+        arguments["gate"] = None
+    x = arguments["x"]
+    leaves = [arguments[name] for name in operator.differentiable if arguments[name] is not None]
+    for leaf in leaves if training else ():
+        leaf.requires_grad_()
+    with PassCounter(x.numel() // 2) as forward:
+        outputs = function(**arguments)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    cotangents = [torch.ones_like(y) for y in outputs]
+    with PassCounter(x.numel() // 2) as backward:
+        if training:
+            torch.autograd.grad(outputs, leaves, cotangents)
+    one = x.numel() * x.element_size()
+    return tuple((sum(counter.moved.values()) + counter.gelu) / one for counter in (forward, backward))
 
 
 def allocated(run: Callable[[], object], smallest: int) -> int:

@@ -6,13 +6,14 @@ pending updates between blocks are there to need about 18 (24.6 with a bridge la
 
 import pytest
 import torch
-from models.passes import PassCounter, allocated
+from models.passes import PassCounter, allocated, operator_passes
 
 from mova_engine.backend import get_backend
 from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.models.mova import Mova, dual_tower_forward
-from mova_engine.ops import bind
+from mova_engine.ops import OPERATORS, REFERENCE, bind, refusal, resolve
 
+CPU = torch.device("cpu")
 TOKENS, WIDTH = 5 * 8 * 8, 512
 P = TOKENS * WIDTH
 # Smaller tensors (audio states, rotary tables, statistics) are a fraction of a percent at MOVA's sizes.
@@ -40,7 +41,8 @@ def _one_block(bridged: bool, ops, dtype: torch.dtype) -> dict[str, float]:
         with PassCounter(SMALLEST) as counter:
             run()
         bytes_made = allocated(run, SMALLEST * dtype.itemsize)
-        totals.append((sum(counter.moved.values()) / P, counter.gelu / P, counter.outputs, bytes_made))
+        one = P * dtype.itemsize
+        totals.append((sum(counter.moved.values()) / one, counter.gelu / one, counter.outputs, bytes_made))
     differences = (more - less for less, more in zip(*totals, strict=True))
     return dict(zip(("moved", "gelu", "outputs", "allocated"), differences, strict=True))
 
@@ -60,6 +62,23 @@ def test_a_block_of_fused_operators_makes_few_passes(dtype, bridged, limit):
     assert block["allocated"] == block["outputs"]
 
 
+ON_ROWS = [name for name, operator in OPERATORS.items() if operator.least and not name.startswith(("linear", "lora"))]
+
+
+@pytest.mark.parametrize("name", ON_ROWS)
+@pytest.mark.parametrize("gate", [True, False])
+def test_declared_passes_are_those_that_are_counted(name, gate):
+    """Of the reference, and of the CPU's fused kernels."""
+    operator = OPERATORS[name]
+    if not gate and not name.startswith("gate"):
+        pytest.skip("has no gate")
+    counted = {REFERENCE: operator_passes(operator, operator.reference, CPU, gate)}
+    (native,) = (entry for entry in operator.implementations if entry.name == "native")
+    if refusal(operator, native, get_backend("cpu"), training=True) is None:
+        counted["native"] = operator_passes(operator, resolve(native.target), CPU, gate)
+    assert counted == {implementation: operator.passes(implementation).of(gate) for implementation in counted}
+
+
 def test_the_count_sees_unfused_operators():
     block = _one_block(False, bind(get_backend("cpu"), "reference"), torch.bfloat16)
     assert block["moved"] > 40
@@ -76,5 +95,5 @@ def test_the_allocator_shows_a_copy_hidden_in_an_operator():
 
     with PassCounter(SMALLEST) as counter:
         run()
-    assert counter.moved == {"hidden": 2 * SMALLEST}
+    assert counter.moved == {"hidden": 2 * 4 * SMALLEST}
     assert allocated(run, 4 * SMALLEST) == 2 * counter.outputs

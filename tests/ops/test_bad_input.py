@@ -8,7 +8,8 @@ import torch
 
 from mova_engine.backend import describe_backend, get_backend
 from mova_engine.errors import MovaError
-from mova_engine.ops import OPERATORS, REFERENCE, bind, bind_operator, refusal
+from mova_engine.ops import OPERATORS, REFERENCE, bind, bind_operator, refusal, torch_dtypes
+from mova_engine.ops.registry import ThisMachine
 from mova_engine.ops.testing.cases import cases_of
 
 CPU = get_backend("cpu")
@@ -21,7 +22,7 @@ def _runnable():
         for entry in operator.implementations:
             if operator.kind != "function" or not entry.automatic:
                 continue
-            if not refusal(operator, entry, CPU, training=False, dtypes=entry.torch_dtypes()[:1]):
+            if not refusal(operator, entry, CPU, training=False, dtypes=torch_dtypes(entry)[:1]):
                 yield pytest.param(operator, entry, id=f"{operator.name}-{entry.name}")
 
 
@@ -30,11 +31,11 @@ RUNNABLE = list(_runnable())
 
 def _inputs(operator, entry):
     case = next(case for case in cases_of(operator) if case.name == "nano" or case.name == "odd-length")
-    return case.make(torch.Generator().manual_seed(0), torch.device("cpu"), entry.torch_dtypes()[0])
+    return case.make(torch.Generator().manual_seed(0), torch.device("cpu"), torch_dtypes(entry)[0])
 
 
 def _function(operator, entry):
-    return bind_operator(operator, CPU, entry.name, training=False, dtypes=entry.torch_dtypes()[:1])[0]
+    return bind_operator(operator, CPU, entry.name, training=False, dtypes=torch_dtypes(entry)[:1])[0]
 
 
 def _tensors(inputs):
@@ -133,7 +134,7 @@ def test_a_forced_implementation_that_cannot_serve_says_why(device):
     for operator in OPERATORS.values():
         for entry in operator.implementations:
             automatic = entry.automatic
-            reason = refusal(operator, entry, backend, True) if automatic else entry.refusal(backend, True)
+            reason = refusal(operator, entry, backend, True) if automatic else entry.refusal(ThisMachine(backend), True)
             if reason is None:
                 continue
             refused += 1

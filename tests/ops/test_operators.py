@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from mova_engine.ops import OPERATORS, bind_operator, refusal
+from mova_engine.ops import OPERATORS, bind_operator, refusal, torch_dtypes
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import judge, results, trials
 
@@ -52,7 +52,7 @@ def test_implementation_against_float64(backend, operator, implementation, case,
     for entry in operator.implementations:
         if entry.name != implementation:
             continue
-        if DTYPES[dtype] not in entry.torch_dtypes():
+        if DTYPES[dtype] not in torch_dtypes(entry):
             pytest.skip(f"{implementation} is not made for {dtype}")
         reason = refusal(operator, entry, backend, entry.differentiable, (DTYPES[dtype],))
         if reason:

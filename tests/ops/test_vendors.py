@@ -9,14 +9,16 @@ import torch
 from ops import vendors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mova_engine.backend import Backend, get_backend
+from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
-from mova_engine.ops import OPERATORS, apex_impl, attention_impl, flash_impl, fp8_impl, resolve
+from mova_engine.ops import OPERATORS, apex_impl, attention_impl, flash_impl, resolve
+from mova_engine.ops.registry import ThisMachine
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 
 CPU = torch.device("cpu")
 VERSIONS = (2, 3, 4)
+HERE = ThisMachine(get_backend("cpu"))
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def judge(request):
 def test_flash_attn_is_spoken_to_as_it_documents(install, judge, version, operator):
     install(vendors.FLASH[version]())
     entry = _entry(operator, f"flash-attn-{version}")
-    assert _anywhere(entry).refusal(get_backend("cpu"), training=True) is None
+    assert _anywhere(entry).refusal(HERE, training=True) is None
     judge(operator, entry)
 
 
@@ -73,7 +75,7 @@ def test_each_flash_attn_is_known_by_its_own_names(install, present):
     for version in present:
         install(vendors.FLASH[version]())
     for version in VERSIONS:
-        reason = _anywhere(_entry("attention_backward", f"flash-attn-{version}")).refusal(get_backend("cpu"), True)
+        reason = _anywhere(_entry("attention_backward", f"flash-attn-{version}")).refusal(HERE, True)
         assert (reason is None) == (version in present), reason
 
 
@@ -81,15 +83,15 @@ def test_a_forward_only_build_serves_no_backward(install):
     modules = vendors.flash3()
     del modules["flash_attn_interface"]._flash_attn_backward
     install(modules)
-    assert _anywhere(_entry("attention", "flash-attn-3")).refusal(get_backend("cpu"), True) is None
-    reason = _anywhere(_entry("attention_backward", "flash-attn-3")).refusal(get_backend("cpu"), True)
+    assert _anywhere(_entry("attention", "flash-attn-3")).refusal(HERE, True) is None
+    reason = _anywhere(_entry("attention_backward", "flash-attn-3")).refusal(HERE, True)
     assert reason == "the installed package flash_attn_interface has no _flash_attn_backward"
 
 
 def test_a_package_that_does_not_load_is_a_reason(monkeypatch, tmp_path):
     (tmp_path / "flash_attn_interface.py").write_text("raise ImportError('libcudart.so.12: cannot open')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    reason = _anywhere(_entry("attention", "flash-attn-3")).refusal(get_backend("cpu"), True)
+    reason = _anywhere(_entry("attention", "flash-attn-3")).refusal(HERE, True)
     assert reason == "the installed package flash_attn_interface does not load: libcudart.so.12: cannot open"
 
 
@@ -110,14 +112,14 @@ def test_flash_attn_refuses_head_dims_that_it_has_not(e):
 def test_apex_is_spoken_to_as_it_documents(install, judge, operator, dtype):
     install(vendors.apex())
     entry = _entry(operator, "apex")
-    assert _anywhere(entry).refusal(get_backend("cpu"), training=True) is None
+    assert _anywhere(entry).refusal(HERE, training=True) is None
     judge(operator, entry, dtype)
 
 
 def test_another_package_named_apex_is_not_nvidias(install):
     install({"apex": types.ModuleType("apex")})
     for operator in ("layer_norm", "rms_norm", "adamw", "clip_grad_norm"):
-        reason = _anywhere(_entry(operator, "apex")).refusal(get_backend("cpu"), training=True)
+        reason = _anywhere(_entry(operator, "apex")).refusal(HERE, training=True)
         assert reason == "the package amp_C is not installed"
 
 
@@ -156,38 +158,6 @@ def test_torchs_cuda_kernels_are_called_by_their_schemas(kernel):
         assert (out.shape, out.dtype, lse.shape, lse.dtype) == (q.shape, q.dtype, (2, 3, 37), torch.float32)
         gradients = backward_of(q, q, k, k, out, lse)
     assert [x.shape for x in gradients] == [q.shape, k.shape, k.shape]
-
-
-class Gpu(Backend):
-    """A GPU of a given generation, as far as a check of its generation looks."""
-
-    name = "gpu"
-
-    def __init__(self, *capability):
-        self.capability = capability
-
-    def unavailable(self):
-        return None
-
-    def compute_capability(self):
-        return self.capability
-
-
-@pytest.mark.parametrize(
-    ("check", "serves", "refuses"),
-    [
-        (flash_impl.flash2_check, [(8, 0), (9, 0), (12, 0)], [(7, 5)]),
-        (flash_impl.flash3_check, [(9, 0)], [(8, 9), (10, 0)]),
-        (flash_impl.flash4_check, [(9, 0), (10, 0)], [(8, 0)]),
-        (attention_impl.flash_cuda_check, [(8, 0), (9, 0)], [(7, 5)]),
-        (fp8_impl.fp8_check, [(8, 9), (9, 0)], [(8, 0), (8, 6)]),
-    ],
-)
-def test_generations_of_gpus(check, serves, refuses):
-    assert [check(Gpu(*capability)) for capability in serves] == [None] * len(serves)
-    for capability in refuses:
-        assert f"this GPU has {capability[0]}.{capability[1]}" in check(Gpu(*capability))
-    assert get_backend("cpu").compute_capability() is None
 
 
 def test_torchs_kernels_without_keys_are_not_called():

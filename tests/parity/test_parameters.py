@@ -12,7 +12,7 @@ from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import dual_tower_forward
 from mova_engine.ops import bind
-from mova_engine.parity.case import GoldenCase, Machine
+from mova_engine.parity.case import CaseDevice, GoldenCase
 from mova_engine.parity.judge import difference
 from mova_engine.parity.latents import wan_stats
 from mova_engine.parity.parameters import ACCEPTED, SCHEDULE
@@ -34,7 +34,7 @@ OTHER = {
 
 @pytest.fixture(scope="module")
 def machine():
-    return Machine(bind(get_backend("cpu")), torch.device("cpu"))
+    return CaseDevice(bind(get_backend("cpu")), torch.device("cpu"))
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def test_a_wrong_shift_is_seen(golden_dir, machine, tmp_path):
 @torch.no_grad()
 def _sampled(case, scheduler, audio, guidance, steps):
     """Case 7 in float64: guided Euler steps between the table's sigmas, the network at the exact timesteps."""
-    exact = Machine(bind(get_backend("cpu"), "reference"), torch.device("cpu"), torch.float64)
+    exact = CaseDevice(bind(get_backend("cpu"), "reference"), torch.device("cpu"), torch.float64)
     mova, stats = build_mova(case, exact), wan_stats(case.config)
     inputs = {name[3:]: x.double() for name, x in case.tensors.items() if name.startswith("in.")}
     image = stats.normalise(inputs["image_latent_raw"])

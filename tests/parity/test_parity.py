@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from mova_engine.errors import MovaError
 from mova_engine.ops import bind
 from mova_engine.parity.__main__ import main
-from mova_engine.parity.case import Machine, find_cases
+from mova_engine.parity.case import CaseDevice, find_cases
 from mova_engine.parity.judge import judge
 from mova_engine.parity.runner import RUNNERS, run_case, run_folder
 
@@ -25,7 +25,7 @@ def _case(folder, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recorded_case(golden_dir, backend, name, dtype):
     with backend.full_precision():
-        rows = run_case(_case(golden_dir, name), Machine(bind(backend), backend.device(), dtype))
+        rows = run_case(_case(golden_dir, name), CaseDevice(bind(backend), backend.device(), dtype))
     assert rows
     missed = [f"{row.tensor}: {row.difference} > {row.bound} {row.note}" for row in rows if not row.passed]
     assert not missed, "; ".join(missed)
@@ -34,7 +34,7 @@ def test_recorded_case(golden_dir, backend, name, dtype):
 @GOLDEN
 def test_recorded_case_on_references_alone(golden_dir, backend, name):
     with backend.full_precision():
-        rows = run_case(_case(golden_dir, name), Machine(bind(backend, "reference"), backend.device()))
+        rows = run_case(_case(golden_dir, name), CaseDevice(bind(backend, "reference"), backend.device()))
     assert all(row.passed for row in rows)
 
 
@@ -71,7 +71,7 @@ def test_a_tensor_that_nobody_produces_is_a_miss(golden_dir, backend, tmp_path):
     _copy(golden_dir, tmp_path, "case8_first_frame_condition")
     path = tmp_path / "case8_first_frame_condition.safetensors"
     save_file(load_file(path) | {"out.extra": torch.ones(1)}, path)
-    rows = run_case(find_cases(tmp_path)[0], Machine(bind(backend), backend.device()))
+    rows = run_case(find_cases(tmp_path)[0], CaseDevice(bind(backend), backend.device()))
     assert [row.tensor for row in rows if not row.passed] == ["out.extra"]
 
 
@@ -94,7 +94,7 @@ def test_an_unknown_case_is_an_error_before_anything_runs(golden_dir, backend, t
     _copy(golden_dir, tmp_path, "case8_first_frame_condition")
     (tmp_path / "case10_lip_sync.json").write_text(json.dumps({"case": "case10_lip_sync"}))
     with pytest.raises(MovaError, match="unknown case 'case10_lip_sync'"):
-        list(run_folder(tmp_path, Machine(bind(backend), backend.device())))
+        list(run_folder(tmp_path, CaseDevice(bind(backend), backend.device())))
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_damaged_folders_are_named(golden_dir, backend, tmp_path, spoil, message
     _copy(golden_dir, tmp_path, "case8_first_frame_condition")
     spoil(tmp_path)
     with pytest.raises(MovaError, match=message):
-        list(run_folder(tmp_path, Machine(bind(backend), backend.device())))
+        list(run_folder(tmp_path, CaseDevice(bind(backend), backend.device())))
 
 
 def test_missing_weights_are_named(golden_dir, backend, tmp_path):
     _copy(golden_dir, tmp_path, "case1_video_dit")
     with pytest.raises(MovaError, match=r"cannot read .*weights_video_dit.safetensors"):
-        list(run_folder(tmp_path, Machine(bind(backend), backend.device())))
+        list(run_folder(tmp_path, CaseDevice(bind(backend), backend.device())))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mova_engine.backend import describe_backend
-from mova_engine.ops import OPERATORS
+from mova_engine.ops import OPERATORS, resolve
 from mova_kernels import check_ascend, triton_variants
 from source_tree import ROOT
 
@@ -72,7 +72,7 @@ def test_anything_else_fails_with_the_compilers_words(message, linalg, reason):
 @needs_triton
 def test_a_triton_of_another_vendor_is_refused_with_the_remedy():
     (entry,) = (entry for entry in OPERATORS["rms_norm"].implementations if entry.name == "triton")
-    reasons = {name: entry.refusal(describe_backend(name), training=True) for name in ("cuda", "npu")}
+    reasons = {name: resolve(entry.check)(describe_backend(name)) for name in ("cuda", "npu")}
     ascend = importlib.util.find_spec("triton.backends.ascend") is not None
     assert reasons["npu" if ascend else "cuda"] is None
     assert "install the build of the device's vendor" in reasons["cuda" if ascend else "npu"]

@@ -1,0 +1,275 @@
+"""What is chosen for machines that are not here: by generation and packages, for every operator and role."""
+
+import subprocess
+import sys
+from itertools import chain, combinations, pairwise
+
+import pytest
+import torch
+
+from mova_engine.backend import NAMES, Backend, describe_backend, get_backend
+from mova_engine.errors import MovaError
+from mova_engine.ops import OPERATORS, REFERENCE, Implementation, Machine, bind, choose, registry
+from mova_engine.ops.__main__ import main
+from mova_engine.ops.declarations import Choice
+from mova_engine.ops.machine import BROUGHT, KINDS, PACKAGES, assumed_machine
+from mova_engine.ops.registry import ROLES, ThisMachine
+
+FLASH = ("flash-attn-2", "flash-attn-3", "flash-attn-4")
+# torch's kernels by the names that they have as `attention`, and with a log-sum-exp.
+FAMILY = {"sdpa-cudnn": "cudnn", "sdpa-flash-cuda": "flash-cuda", "sdpa-efficient": "efficient"}
+ATTENTION = ("attention", "attention_lse", "attention_backward")
+# By generation: the kernels that may serve, the fastest first, as they were published.
+FASTEST = {
+    "sm80": ("flash-attn-2", "sdpa-flash-cuda"),
+    "sm86": ("flash-attn-2", "sdpa-flash-cuda"),
+    "sm89": ("flash-attn-2", "sdpa-flash-cuda"),
+    "sm90": ("flash-attn-3", "sdpa-cudnn"),
+    "sm100": ("flash-attn-4", "sdpa-cudnn"),
+    "sm103": ("flash-attn-4", "sdpa-cudnn"),
+    "sm120": ("flash-attn-2", "sdpa-flash-cuda"),
+}
+ROWS = (
+    *("rms_norm_rope", "norm_modulate", "layer_norm", "gate_residual", "gate_residual_norm"),
+    *("gate_residual_norm_modulate", "bias_gelu"),
+)
+
+
+def subsets(packages):
+    return list(chain.from_iterable(combinations(packages, n) for n in range(len(packages) + 1)))
+
+
+def chosen(machine, **options) -> dict[str, str]:
+    return {choice.operator: choice.implementation for choice in choose(machine, **options)}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("generation", FASTEST)
+def test_the_fastest_attention_of_each_generation(generation, training):
+    """Of every set of packages: the first that is installed, and one family for output, log-sum-exp and gradient."""
+    for installed in subsets(FLASH):
+        machine = assumed_machine("cuda", generation, installed)
+        expected = next(name for name in FASTEST[generation] if name in installed or name.startswith("sdpa"))
+        found = chosen(machine, training=training)
+        family = FAMILY.get(expected, expected)
+        assert [found[name] for name in ATTENTION] == [expected, family, family], (installed, found)
+
+
+def test_orders_are_those_of_the_rates():
+    for name in ATTENTION:
+        operator = OPERATORS[name]
+        entries = {entry.name: entry for entry in operator.implementations}
+        for order in operator.orders:
+            machine = Machine("cuda", order.generations[0], frozenset(PACKAGES))
+            known = [entries[n].rate(machine) for n in order.names if entries[n].refusal(machine, True) is None]
+            assert len(known) >= 3
+            for faster, slower in pairwise(known):
+                assert faster.forward >= slower.forward and faster.backward >= slower.backward
+
+
+@pytest.mark.parametrize("generation", [*FASTEST, "sm75"])
+def test_float32_is_never_given_to_a_kernel_of_half_precision(generation):
+    machine = assumed_machine("cuda", generation, FLASH)
+    for dtype in ("float32", ("bfloat16", "float32")):
+        found = chosen(machine, dtype=dtype)
+        assert [found[name] for name in ATTENTION] == ["sdpa", "efficient", "efficient"]
+    (refused,) = [c.refused for c in choose(machine, dtype="float32") if c.operator == "attention_lse"]
+    assert dict(refused)["cudnn"] == "takes bfloat16 and float16, not float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "serves", "refuses"),
+    [
+        ("flash-attn-2", ["sm80", "sm90", "sm120"], ["sm75"]),
+        ("flash-attn-3", ["sm90"], ["sm89", "sm100"]),
+        ("flash-attn-4", ["sm90", "sm100", "sm110"], ["sm80", "sm120"]),
+        ("flash-cuda", ["sm80", "sm90"], ["sm75"]),
+        ("cudnn", ["sm80", "sm120"], ["sm75"]),
+    ],
+)
+def test_generations_of_gpus(name, serves, refuses):
+    entry = next(e for e in OPERATORS["attention_lse"].implementations if e.name == name)
+    for text in serves:
+        assert entry.refusal(assumed_machine("cuda", text, FLASH), training=True) is None
+    for text in refuses:
+        machine = assumed_machine("cuda", text, FLASH)
+        reason = entry.refusal(machine, training=True)
+        assert reason.endswith("this GPU has {}.{}".format(*machine.capability))
+
+
+@pytest.mark.parametrize(("generation", "quantised"), [("sm80", REFERENCE), ("sm89", "triton"), ("sm90", "triton")])
+def test_the_other_operators_on_gpus(generation, quantised):
+    bare = chosen(Machine("cuda", assumed_machine("cuda", generation).capability))
+    assert bare["norm_modulate"] == bare["gate_residual_norm"] == REFERENCE
+    assert bare["rms_norm"] == bare["layer_norm"] == "torch"
+    for training in (True, False):
+        found = chosen(assumed_machine("cuda", generation, ["apex", "cuda-kernels"]), training=training)
+        assert {found[name] for name in (*ROWS, "rms_norm", "merge_lse")} == {"triton"}
+        assert found["linear_gelu"] == ("triton" if training else "epilogue")
+        assert found["quantize_rows"] == quantised
+        assert found["fp8_linear"] == (REFERENCE if quantised == REFERENCE else "scaled-mm-triton")
+        assert (found["lora_linear"], found["adamw"], found["clip_grad_norm"]) == ("accumulate", "fused", "foreach")
+
+
+@pytest.mark.parametrize("packages", subsets(("mindiesd", "triton")))
+@pytest.mark.parametrize("product", ["910a2", "910a3", "310p"])
+@pytest.mark.parametrize("training", [True, False])
+def test_ascend_takes_one_fused_operator_then_triton_then_compositions(product, packages, training):
+    """What torch_npu has as one operator with a gradient; Triton's kernels; MindIE-SD without gradients; the rest."""
+    packages = packages if product != "310p" else ()  # neither serves it
+    found = chosen(assumed_machine("npu", product, packages), training=training)
+    for name in (*ATTENTION, "rms_norm", "linear_gelu", "merge_lse"):
+        assert found[name] == "npu"
+    for name in ROWS:
+        mindie = "mindiesd" in packages and not training and name.endswith("norm_modulate") and "triton" not in packages
+        mindie |= name == "norm_modulate" and "mindiesd" in packages and not training and "triton" not in packages
+        assert found[name] == ("triton" if "triton" in packages else "mindie" if mindie else "npu"), name
+    assert (found["adamw"], found["fp8_linear"]) == ("fused", REFERENCE)
+
+
+def test_products_of_ascend_that_a_package_does_not_serve():
+    entries = {e.name: e for e in OPERATORS["norm_modulate"].implementations}
+    machine = assumed_machine("npu", "310p", ["triton", "mindiesd"])
+    for name in ("triton", "mindie"):
+        reason = entries[name].refusal(machine, training=False)
+        assert reason == "runs on Ascend 910a2 or 910a3, not on 310p"
+
+
+def test_a_cpu():
+    found = chosen(assumed_machine("cpu", "avx512_bf16"))
+    assert {found[name] for name in (*ROWS, "rms_norm", "linear_gelu")} == {"native"}
+    assert [found[name] for name in ATTENTION] == ["sdpa", "flash", "flash"]
+    unbuilt = {c.operator: c for c in choose(Machine("cpu"))}
+    assert dict(unbuilt["norm_modulate"].refused)["native"] == "the engine's cpu-kernels were not built"
+
+
+class Gpu(Backend):
+    """A GPU of a given generation, with what is asked of one to choose for it."""
+
+    name = "cuda"
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def unavailable(self):
+        return None
+
+    def compute_capability(self):
+        return self.capability
+
+    def describe(self):
+        return "a GPU"
+
+
+@pytest.mark.parametrize("installed", subsets(FLASH))
+@pytest.mark.parametrize("generation", FASTEST)
+def test_a_real_machine_and_one_assumed_to_be_like_it_choose_alike(generation, installed, monkeypatch):
+    """One path for both: here packages are looked for and checks are asked, which let everything pass."""
+    machine = assumed_machine("cuda", generation, installed)
+    monkeypatch.setattr(registry, "_lacking", machine.lacks)
+    monkeypatch.setattr(registry, "resolve", lambda target: lambda *_: None)
+    backend = Gpu(machine.capability)
+    dtypes = (torch.bfloat16,)
+    with_libraries = Machine("cuda", machine.capability, machine.packages | {"cuda-kernels"})
+    for training in (True, False):
+        table = bind(backend, training=training, dtypes=dtypes)
+        assert table.choices == bind(assume=with_libraries, training=training, dtypes=dtypes).choices
+
+
+def test_this_cpu_and_one_assumed_to_be_like_it_choose_alike():
+    here = ThisMachine(get_backend("cpu"))
+    built = here.tried(OPERATORS["rms_norm"], OPERATORS["rms_norm"].implementations[0], True, ()) is None
+    assumed = Machine("cpu", packages=frozenset(BROUGHT["cpu"] if built else ()))
+    assert chosen(here) == chosen(assumed)
+
+
+def test_an_ascend_device_is_known_by_its_name():
+    class Npu(Gpu):
+        name = "npu"
+
+        def compute_capability(self):
+            return None
+
+        def describe(self):
+            return self.capability
+
+    products = {name: ThisMachine(Npu(name)).capability for name in ("Ascend910B2", "Ascend910_9392", "Ascend1")}
+    assert products == {"Ascend910B2": "910a2", "Ascend910_9392": "910a3", "Ascend1": None}
+
+
+def test_a_table_of_an_absent_machine_can_be_read_and_not_called():
+    table = bind(assume=assumed_machine("cuda", "sm90", ["flash-attn-3"]), dtypes=(torch.bfloat16,))
+    assert Choice("attention", "flash-attn-3") in table.choices and table.device == "cuda"
+    for name in (*OPERATORS, *ROLES, "shared_linear", "feed_forward"):
+        with pytest.raises(MovaError) as caught:
+            getattr(table, name)(1, x=2)
+        assert str(caught.value) == (
+            f"operator {name} is bound for a machine that is not here (cuda sm90 with flash-attn-3): such a table can "
+            "be read, not called; bind a backend of this machine"
+        )
+    assert set(table.functions) == set(bind(get_backend("cpu")).functions)
+    for arguments in ({}, {"backend": get_backend("cpu"), "assume": Machine("cpu")}):
+        with pytest.raises(MovaError, match="one of the two"):
+            bind(**arguments)
+
+
+def test_choices_are_met_or_refused_there_too():
+    machine = assumed_machine("cuda", "sm80", ["flash-attn-3"])
+    assert chosen(machine, choices={"attention": "sdpa-cudnn"})["attention"] == "sdpa-cudnn"
+    assert set(chosen(machine, choices="reference").values()) == {REFERENCE}
+    with pytest.raises(MovaError, match="'flash-attn-3' cannot serve: needs compute capability 9.0 to 9.x, this GPU"):
+        choose(machine, {"attention": "flash-attn-3"})
+
+
+def test_a_caller_s_implementation_stays_in_front():
+    mine = Implementation("mine", "my_package:attention", needs=("my_package",))
+    operators = OPERATORS | {"attention": OPERATORS["attention"].with_implementation(mine)}
+    machine = Machine("cuda", (9, 0), frozenset({"flash-attn-3", "my_package"}))
+    assert chosen(machine, operators=operators)["attention"] == "mine"
+
+
+def test_the_kinds_are_the_backends():
+    assert KINDS == NAMES and all(describe_backend(kind).name == kind for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--device cuda --assume sm9x", "unknown cuda machine 'sm9x'. Did you mean 'sm90'"),
+        ("--device npu --assume 910b", "unknown npu machine '910b'."),
+        (
+            "--device cuda --assume sm90 --with flash-attn3",
+            "unknown package 'flash-attn3'. Did you mean 'flash-attn-3'",
+        ),
+        ("--device cuda --with flash-attn-3", "give --assume too"),
+        ("--device cuda --assume sm90 --dtype bf16", "unknown dtype 'bf16'."),
+        ("--device cdua --assume sm90", "unknown device 'cdua'. Did you mean 'cuda'"),
+    ],
+)
+def test_words_that_name_no_machine(words, message):
+    with pytest.raises(MovaError) as caught:
+        main(words.split())
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_command_answers_for_an_absent_machine_without_torch():
+    code = (
+        "import sys, time\n"
+        "from mova_engine.ops.__main__ import main\n"
+        "main('--device cuda --assume sm90 --with flash-attn-3'.split())\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+        "assert time.process_time() < 0.3, time.process_time()\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (child.returncode, child.stderr) == (0, "")
+    lines = child.stdout.splitlines()
+    assert lines[0] == "device cuda sm90 with flash-attn-3: assumed, not asked"
+    assert "attention                    -> flash-attn-3 (flash_attn_func)" in lines
+    assert "attention_backward           -> flash-attn-3 (_flash_attn_backward)" in lines
+
+
+def test_what_is_assumed_can_be_spelled_in_capitals(capsys):
+    main(["--device", "npu", "--assume", "910A2", "--with", "mindiesd,triton", "--inference"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("device npu 910a2 with mindiesd, triton: assumed, not asked\n")
+    assert "norm_modulate                -> triton" in shown
