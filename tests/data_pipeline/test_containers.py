@@ -249,11 +249,18 @@ def test_mutants_are_right_or_refused(files, tmp_path, kind, part):
         ("gif", "inserted", 310_001_521),
         ("gif", "inserted", 1023),
         ("wmv, msmpeg4", "flipped", 410_002_907),
+        ("wmv, msmpeg4", "moved_both", 120_001_455),
+        ("ogg, vp8", "moved", 310_005_159),
     ],
 )
 def test_what_a_campaign_found_is_refused(files, tmp_path, kind, mutation, seed):
     finding = try_one(kind, mutation, files(kind), tmp_path / f"m.{KINDS[kind].suffix}", seed)
     assert finding.outcome == "refused", finding
+
+
+def test_sound_decoded_with_what_is_lost_is_silent(files, tmp_path):
+    finding = try_one("wmv", "dropped", files("wmv"), tmp_path / "m.wmv", 120_000_492)
+    assert finding.outcome == "right", finding
 
 
 def test_flac_says_where_its_frames_belong(files):

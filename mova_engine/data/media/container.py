@@ -224,11 +224,13 @@ class Reader:
     def _refuse_jumps(self, begin: Fraction) -> None:
         """Ogg stamps pages, not packets: after a lost page times are counted on, wrongly, until they jump.
 
-        Those of FLAC never do, but its frames have numbers.
+        Those of FLAC never do, but its frames have numbers. Where packets are left over at the end of the sound, it is
+        times after a jump that are wrong.
         """
         numbered = self._decoder.name == "flac"
         with open_media(self.path, pictures=self._moving) as container:
-            expected = block = origin = None
+            expected = block = origin = jumped = None
+            over = 0
             for packet in container.demux(container.streams[self.stream.index]):
                 if packet.pts is None:
                     continue
@@ -242,7 +244,11 @@ class Reader:
                     jumps = jumps or (origin is not None and abs(zero - origin) > JUMP)
                 if jumps and time >= begin:
                     raise self._error(time)
+                jumped = time if jumps else jumped
+                over += not self._moving and (packet.duration or 0) <= 1
                 expected = time + packet.duration * packet.time_base if packet.duration else None
+        if jumped is not None and over > 1:
+            raise self._error(jumped)
 
     def _sought(self, time: Fraction) -> Iterator[Packet]:
         self.container.seek(int(time / self.stream.time_base), stream=self.stream)

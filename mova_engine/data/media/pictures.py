@@ -81,6 +81,9 @@ def read_pictures(
         given = f"{count} of the clip's {clip.frames} frames ({clip.duration:.3f} s at {clip.fps:g} fps)"
         raise MovaError(f"{path}: {why}: it gives {given}" + (f" after {float(start):g} s" if start else ""))
     end = wanted[-1]
+    if not search:
+        timeline.see_until(origin + OPENING)
+    _refuse_crowded(timeline, origin, end if search else max(end, origin + OPENING), path)
     if container.format.name == "mpeg":
         # Pictures are counted from one stamp to the next: where some are missing the next one tells.
         end += LATE_STAMPS
@@ -119,6 +122,15 @@ def _check_opening(path: str | Path) -> None:
         if hole is not None and not timeline.is_whole(hole[1] - hole[0]):
             step = f"{float(hole[1] - hole[0]):.3f} s at {float(hole[0] - first[0]):.3f} s"
             raise MovaError(f"{path}: damaged video: the times of its first pictures step by {step}")
+        _refuse_crowded(timeline, first[0], end, path)
+
+
+def _refuse_crowded(timeline: Timeline, origin: Fraction, end: Fraction, path: str | Path) -> None:
+    crowded = timeline.crowded(end)
+    if crowded is not None:
+        raise MovaError(
+            f"{path}: damaged video: {float(crowded - origin):.3f} s after its first picture two share a time"
+        )
 
 
 def _png_profile(path: str | Path) -> bytes | None:

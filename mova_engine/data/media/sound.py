@@ -30,6 +30,10 @@ OPPOSITE = -0.95
 CANCELLED = 1e-2
 # Seconds of sound to either side of a clip whose timestamps bear witness on those in it.
 AROUND = Fraction(1)
+# Codecs whose frames are decoded with what the one before left.
+OVERLAPPING = ("aac", "ac3", "eac3", "mp3", "mp3float", "vorbis", "wmav1", "wmav2", "wmapro")
+# Most frames that a codec puts before the sound.
+PRIMING = 3
 # Seconds over which sound fades where it begins or ends in the clip, and where parts overlap from one to the other.
 FADE = 2e-3
 
@@ -94,7 +98,10 @@ def read_sound(
     _refuse_displaced(
         [run for run, _ in runs], float(end - begin), reader.restart, container.format.name in CUT_ANYWHERE, path
     )
-    for run, part in runs:
+    for number, (run, part) in enumerate(runs):
+        # A few frames alone are the codec's priming.
+        if number and len(runs[number - 1][1]) > PRIMING and stream.codec_context.name in OVERLAPPING:
+            _silence_first(part, run.times[0] - runs[number - 1][0].times[-1])
         mono = np.concatenate([weights[x.channels] @ x.samples for x in part]).astype(np.float32)
         first, samples = _placed(mono, part[0].rate, run, clip.sample_rate)
         _lay(audio, covered, first, samples, round(FADE * clip.sample_rate))
@@ -226,6 +233,12 @@ def _runs(part: list[_Piece]) -> Iterator[tuple[PacketRun, list[_Piece]]]:
     times, lengths = (np.array([float(getattr(x, name)) for x in part]) for name in ("time", "length"))
     for run in find_runs(times, lengths):
         yield run, part[run.first : run.last]
+
+
+def _silence_first(part: list[_Piece], gap: float) -> None:
+    """Silence the first frame after a gap in which a frame is lost: it is decoded with what an earlier one left."""
+    if gap > 0.9 * part[0].length:
+        part[0].samples[:] = 0
 
 
 def _placed(mono: np.ndarray, rate: int, run: PacketRun, sample_rate: int) -> tuple[int, np.ndarray]:

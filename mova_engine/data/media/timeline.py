@@ -117,15 +117,23 @@ class Timeline:
         if not typical:
             return None
         begin = max((time for time in self._alone if time <= begin), default=begin)
-        gaps = list(pairwise(self._times))
-        even = sum(abs(b - a - typical) <= typical / 10 + ROUNDING for a, b in gaps) >= len(gaps) * Fraction(9, 10)
-        rates = (self._stream.average_rate, self._stream.base_rate)
-        constant = all(rate is not None and abs(rate * typical - 1) < Fraction(1, 20) for rate in rates)
-        within = [(a, b) for a, b in gaps if a < end and b > begin]
+        within = [(a, b) for a, b in pairwise(self._times) if a < end and b > begin]
         if opening[1] is not None:
             within.append(opening)
-        longest = typical * Fraction(3, 2) + ROUNDING if constant or even else LONGEST
+        longest = typical * Fraction(3, 2) + ROUNDING if self._is_constant() else LONGEST
         return next(((a, b) for a, b in within if b - a > longest), None)
+
+    def crowded(self, end: Fraction) -> Fraction | None:
+        """When, up to `end`, a file of constant rate shows two pictures all but at once."""
+        least = self._typical() / 4 if self._is_constant() else 0
+        return next((a for a, b in pairwise(self._times) if b - a < least and a < end), None)
+
+    def _is_constant(self) -> bool:
+        """Whether the frame rate is, see `hole`."""
+        typical, gaps = self._typical(), [b - a for a, b in pairwise(self._times)]
+        even = sum(abs(gap - typical) <= typical / 10 + ROUNDING for gap in gaps) >= len(gaps) * Fraction(9, 10)
+        rates = (self._stream.average_rate, self._stream.base_rate)
+        return even or all(rate is not None and abs(rate * typical - 1) < Fraction(1, 20) for rate in rates)
 
     def gap_around(self, time: Fraction, begin: Fraction, end: Fraction) -> tuple[Fraction, Fraction] | None:
         """From when to when, between `begin` and `end`, a picture stays that is on display at `time`."""
