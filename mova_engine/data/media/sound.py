@@ -99,8 +99,7 @@ def read_sound(
         [run for run, _ in runs], float(end - begin), reader.restart, container.format.name in CUT_ANYWHERE, path
     )
     for number, (run, part) in enumerate(runs):
-        # A few frames alone are the codec's priming.
-        if number and len(runs[number - 1][1]) > PRIMING and stream.codec_context.name in OVERLAPPING:
+        if number and stream.codec_context.name in OVERLAPPING and not _is_priming(*runs[number - 1]):
             _silence_first(part, run.times[0] - runs[number - 1][0].times[-1])
         mono = np.concatenate([weights[x.channels] @ x.samples for x in part]).astype(np.float32)
         first, samples = _placed(mono, part[0].rate, run, clip.sample_rate)
@@ -233,6 +232,11 @@ def _runs(part: list[_Piece]) -> Iterator[tuple[PacketRun, list[_Piece]]]:
     times, lengths = (np.array([float(getattr(x, name)) for x in part]) for name in ("time", "length"))
     for run in find_runs(times, lengths):
         yield run, part[run.first : run.last]
+
+
+def _is_priming(run: PacketRun, part: list[_Piece]) -> bool:
+    """Whether a run before the clip is what a codec puts before its sound, for which some containers leave a gap."""
+    return run.times[-1] <= 0 and len(part) <= PRIMING
 
 
 def _silence_first(part: list[_Piece], gap: float) -> None:
