@@ -44,6 +44,8 @@ class PlanConfig:
     """Training of all weights, of adapters, or a denoising step; default: full."""
     hardware: str = "h100-80gb"
     """A card of the engine's list, or a .yaml or .json file of that form."""
+    packages: str | None = None
+    """What is installed there to serve operators, as flash-attn-2,apex; default: what hardware.yaml says."""
     devices: int | None = None
     """How many; default: the mesh's, else 1."""
     clips: int | None = None
@@ -86,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices = args.devices if args.devices is not None else layout.world if layout else 1
     _check_sizes(args, devices)
     job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
+    if args.packages is not None:
+        hardware = hardware.with_packages(filter(None, args.packages.split(",")))
     fixed = _memory(args.memory, hardware, job.task, implementation)
     # A mesh does not say whether weights are shared: in training they are, in sampling they are not, unless the policy
     # wants it otherwise.

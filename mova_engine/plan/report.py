@@ -13,7 +13,9 @@ from rich.table import Table
 from mova_engine.config.memory import PLAIN, MemoryConfig
 from mova_engine.plan.command_line import command, lines, unavailable
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import Job
+from mova_engine.predict.job import OURS, Job
+from mova_engine.predict.operator_cost import bound
+from mova_engine.predict.operator_cost import words as operator_words
 from mova_engine.predict.search import Plan
 from mova_engine.predict.step_traffic import context_traffic, step_traffic
 
@@ -66,6 +68,7 @@ def headline(job: Job, hardware: Hardware, devices: int, implementation: str) ->
         f"{clip.video_tokens} video and {clip.audio_tokens} audio tokens",
         f"{devices} x {hardware.title}, {gb(hardware.budget)} of {gb(hardware.memory)} GB usable; "
         f"implementation: {implementation}",
+        *([f"{operator_words(hardware, job)} ({hardware.machine})"] if implementation == OURS else []),
         f"Every figure below is a {LABEL}.",
     ]
 
@@ -152,6 +155,7 @@ def facts(plan: Plan, recipe: str | None = None) -> dict[str, Any]:
         "command": command(plan, recipe),
         "mesh": asdict(plan.run.layout),
         "policy": asdict(plan.run.policy),
+        "operators": bound(plan.hardware.machine, plan.run.job.training, plan.run.job.precision),
         "fits": plan.fits,
         "memory_bytes": {**plan.memory.device, "in all": plan.memory.total},
         "host_bytes": plan.memory.host,

@@ -1,6 +1,7 @@
 """Descriptions of devices as data: `hardware.yaml`, or a YAML or JSON file of the user's own."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -10,6 +11,8 @@ from typing import Any
 import yaml
 
 from mova_engine.errors import MovaError, suggest
+from mova_engine.ops.machine import Machine, assumed_machine
+from mova_engine.ops.table import OPERATORS
 
 LINK_KINDS = ("switch", "mesh")
 # Share of the host bus's nominal rate that pinned copies reach (assumed).
@@ -31,16 +34,18 @@ class Link:
 
 @dataclass(frozen=True)
 class Achieved:
-    """What real kernels reach: gemm and conv of the peak, bandwidth and link of theirs; attention in FLOP/s at bf16.
+    """What real kernels reach: gemm and conv of the peak, bandwidth and link of theirs.
 
-    attention: (kernel, forward, backward), the preferred one first.
+    kernels: of attentions by name the shares of the peak, forward and backward, that were measured on this device;
+    others have what their implementations declare. attention: a factor on all of them.
     """
 
     gemm: float
-    attention: tuple[tuple[str, float, float], ...]
     bandwidth: float
     link: float
     conv: float
+    kernels: dict[str, tuple[float, float]]
+    attention: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Hardware:
 
     name: str
     title: str
+    machine: Machine
     memory: float
     usable: float
     peak: dict[str, float]
@@ -57,7 +63,6 @@ class Hardware:
     link: Link
     network: float
     latency: float
-    gelu_epilogue: bool
     achieved: Achieved
     source: str
 
@@ -79,19 +84,15 @@ class Hardware:
             raise MovaError(f"{self.name} is the host itself: nothing can be offloaded to it")
         return self.host_bandwidth * _PINNED
 
-    def attention_rates(self, dtype: str, kernel: str | None = None) -> tuple[float, float]:
-        """FLOP/s (forward, backward) of a named attention kernel, or of the preferred one where it has no such one."""
-        chosen = next((row for row in self.achieved.attention if row[0] == kernel), self.achieved.attention[0])
-        ratio = self.peak_flops(dtype) / self.peak_flops("bf16")
-        return chosen[1] * ratio, chosen[2] * ratio
-
     def with_achieved(self, **factors: float) -> "Hardware":
         """The same device with achieved rates multiplied: gemm, attention (both directions), bandwidth, link."""
-        now = self.achieved
-        attention = factors.pop("attention", 1.0)
-        kernels = tuple((name, f * attention, b * attention) for name, f, b in now.attention)
-        scaled = {name: getattr(now, name) * factor for name, factor in factors.items()}
-        return replace(self, achieved=replace(now, attention=kernels, **scaled))
+        scaled = {name: getattr(self.achieved, name) * factor for name, factor in factors.items()}
+        return replace(self, achieved=replace(self.achieved, **scaled))
+
+    def with_packages(self, packages: Iterable[str]) -> "Hardware":
+        """The same device with other packages installed, by their names in `mova ops --with`."""
+        assumed = assumed_machine(self.machine.kind, None, packages)
+        return replace(self, machine=replace(assumed, capability=self.machine.capability))
 
 
 def hardware_names() -> tuple[str, ...]:
@@ -146,7 +147,7 @@ def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
             raise MovaError(f"{where}, {name}: {field} must be a mapping, got {value!r}")
         return value
 
-    fields = set(Hardware.__dataclass_fields__) - {"name"}
+    fields = set(Hardware.__dataclass_fields__) - {"name", "machine"} | {"operators"}
     for field in entry:
         if field not in fields:
             raise MovaError(f"{where}, {name}: unknown field '{field}'.{suggest(str(field), fields)}")
@@ -154,16 +155,22 @@ def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
     if link.get("kind") not in LINK_KINDS:
         raise MovaError(f"{where}, {name}: link.kind must be switch or mesh, got {link.get('kind')!r}")
     number(peak, "bf16")
-    kernels = []
-    for kernel, rates in mapping(achieved, "attention").items():
+    kernels = {}
+    known = {entry.name for n in ("attention", "attention_lse") for entry in OPERATORS[n].implementations}
+    for kernel, rates in mapping(achieved, "attention").items() if "attention" in achieved else ():
+        if kernel not in known:
+            raise MovaError(
+                f"{where}, {name}: attention has no implementation '{kernel}'.{suggest(str(kernel), known)}"
+            )
         if not isinstance(rates, list) or len(rates) != 2:
             raise MovaError(f"{where}, {name}: attention.{kernel} must be [forward, backward] FLOP/s, got {rates!r}")
         pair = dict(zip(("forward", "backward"), rates, strict=True))
-        kernels.append((str(kernel), number(pair, "forward"), number(pair, "backward")))
+        kernels[kernel] = tuple(number(pair, direction) / number(peak, "bf16") for direction in pair)
     shares = {field: share(achieved, field) for field in ("gemm", "bandwidth", "link", "conv")}
     return Hardware(
         name=name,
         title=str(entry.get("title", name)),
+        machine=_machine(mapping(entry, "operators"), f"{where}, {name}"),
         memory=number(entry, "memory"),
         usable=share(entry, "usable"),
         peak={str(dtype): number(peak, dtype) for dtype in peak},
@@ -172,7 +179,22 @@ def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
         link=Link(link["kind"], number(link, "bandwidth"), int(number(link, "devices"))),
         network=number(entry, "network"),
         latency=number(entry, "latency"),
-        gelu_epilogue=bool(entry.get("gelu_epilogue", False)),
-        achieved=Achieved(attention=tuple(kernels), **shares),
+        achieved=Achieved(kernels=kernels, **shares),
         source=str(entry.get("source", "not given")),
     )
+
+
+def _machine(entry: dict[str, Any], where: str) -> Machine:
+    """The machine that a device's operators are chosen for."""
+    fields = ("device", "assume", "with")
+    for field in entry:
+        if field not in fields:
+            raise MovaError(f"{where}: operators: unknown field '{field}'.{suggest(str(field), fields)}")
+    packages = entry.get("with", [])
+    if not isinstance(packages, list):
+        raise MovaError(f"{where}: operators.with must be a list of packages, got {packages!r}")
+    capability = entry.get("assume")
+    try:
+        return assumed_machine(str(entry.get("device")), None if capability is None else str(capability), packages)
+    except MovaError as error:
+        raise MovaError(f"{where}: operators: {error}") from error

@@ -126,15 +126,15 @@ class ImplementationCost:
     Passes are counted in P, one read or write of all tokens of a tower. Where two numbers are given they are for
     (forward, backward), but for:
 
-    block, bridge: passes of memory-bound operations in a block, and in addition in one with a bridge.
-    gelu: in addition where a GEMM has no epilogue for it.
-    adapters: factor on all passes when low-rank adapters are trained.
-    accumulated: in addition for adapters beside fp8 weights (a second, accumulating GEMM).
+    block, bridge: passes of memory-bound operations in a block, and in addition in one with a bridge; None: those of
+        the operators that the machine binds (`predict/operator_cost.py`).
+    adapters: factor on all of them when low-rank adapters are trained.
     working: P alive inside (a block while it is differentiated, in addition one with a bridge).
     streaming: P alive in inference.
     checkpointing: which settings it has.
     inputs_per_bridge: whether a bridge is a checkpointed unit of its own, whose input is saved.
-    attention: kernel used in (inference and on one device, training with context parallelism); None: the device's best.
+    attention: implementation used in (inference and on one device, training with context parallelism); None: the one
+        that the machine binds.
     traffic: "asymmetric" exchanges video self-attention only (the audio tower is replicated), "symmetric" all
         attentions of both towers and the bridge.
     encodes: video encodes per clip. encode_on: by "every" rank of a group, or each a different clip in "rounds".
@@ -142,11 +142,9 @@ class ImplementationCost:
     """
 
     name: str
-    block: tuple[float, float]
-    bridge: tuple[float, float]
-    gelu: tuple[float, float]
+    block: tuple[float, float] | None
+    bridge: tuple[float, float] | None
     adapters: float
-    accumulated: tuple[float, float]
     working: tuple[float, float]
     streaming: float
     checkpointing: tuple[str, ...]
@@ -158,19 +156,16 @@ class ImplementationCost:
     codecs_resident: bool
 
 
+OURS = "ours"
 IMPLEMENTATIONS = {
     row.name: row
     for row in (
-        # Passes: the goals of the fused kernels. gelu: reads and writes of the feed-forward's 2.7-fold width.
-        # accumulated: each of a block's 9.7 P of GEMM outputs is written, and read again, once more.
         # encodes: of the first-frame condition only what does not repeat itself (codecs/static_tail_cache.py).
         ImplementationCost(
-            name="ours",
-            block=(18, 28),
-            bridge=(6.6, 10.3),
-            gelu=(5.4, 8.1),
+            name=OURS,
+            block=None,
+            bridge=None,
             adapters=1.0,
-            accumulated=(19.4, 19.4),
             working=(16, 6),
             streaming=8,
             checkpointing=CHECKPOINTING,
@@ -188,14 +183,12 @@ IMPLEMENTATIONS = {
             name="reference",
             block=(70, 85),
             bridge=(25.7, 31.3),
-            gelu=(0, 0),
             adapters=2.0,
-            accumulated=(0, 0),
             working=(40, 15),
             streaming=24,
             checkpointing=("full", "none"),
             inputs_per_bridge=True,
-            attention=(None, "fa2"),
+            attention=(None, "flash-attn-2"),
             traffic="symmetric",
             encodes=2,
             encode_on="every",
@@ -219,7 +212,7 @@ class PlannedRun:
     job: Job
     layout: Layout = field(default_factory=Layout)
     policy: MemoryConfig | None = None
-    implementation: ImplementationCost = field(default_factory=lambda: IMPLEMENTATIONS["ours"])
+    implementation: ImplementationCost = field(default_factory=lambda: IMPLEMENTATIONS[OURS])
 
     def __post_init__(self) -> None:
         if self.policy is None:

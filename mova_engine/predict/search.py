@@ -17,6 +17,7 @@ from mova_engine.config.memory import PLAIN, MemoryConfig
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import (
     IMPLEMENTATIONS,
+    OURS,
     ImplementationCost,
     Job,
     Layout,
@@ -172,7 +173,7 @@ def best(
     fixed: dict[str, str] | None = None,
 ) -> list[Plan]:
     """The best plan of each mesh that has one, by seconds per clip, best first. Empty: nothing fits."""
-    implementation = implementation or IMPLEMENTATIONS["ours"]
+    implementation = implementation or IMPLEMENTATIONS[OURS]
     chosen = [layout] if layout else layouts(job, devices, hardware.link.devices, implementation)
     found = [plans[0] for one in chosen if (plans := fitting(job, one, hardware, implementation, fixed))]
     return sorted(found, key=_rank)

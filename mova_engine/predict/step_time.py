@@ -8,10 +8,12 @@ FSDP's gathers and scatters and offload beside everything.
 
 from dataclasses import dataclass
 
+from mova_engine.config.model import TowerConfig
 from mova_engine.predict.codec_cost import encode_cost
 from mova_engine.predict.flops import Attention, MatrixProduct, operations, training_flops
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import PlannedRun, copies, sharded
+from mova_engine.predict.job import OURS, PlannedRun, copies, sharded
+from mova_engine.predict.operator_cost import OperatorCost, attention_rates
 from mova_engine.predict.step_traffic import StepTraffic, step_traffic, trained_parameters
 
 # Bytes that a fused AdamW moves per weight: weight, two moments and gradient in float32 read, the first three written,
@@ -106,7 +108,8 @@ def matrix_seconds(run: PlannedRun, hardware: Hardware) -> tuple[float, float]:
     bandwidth = hardware.bandwidth * achieved.bandwidth
     in_training = job.training and run.layout.context_parallel > 1
     kernel = run.implementation.attention[in_training]
-    forward_rate, backward_rate = hardware.attention_rates(job.precision, kernel)
+    saved = run.implementation.name == OURS and job.training and run.policy.checkpointing in ("selective", "out")
+    rates = {kept: attention_rates(hardware, job, kept and saved, kernel) for kept in (False, True)}
     weight = run.frozen_width if job.task != "full" else job.width
     linears = attentions = 0.0
     for op in operations(job.model, job.components):
@@ -114,6 +117,7 @@ def matrix_seconds(run: PlannedRun, hardware: Hardware) -> tuple[float, float]:
         share = rank_share(op, run)
         flops = op.flops * share
         if isinstance(op, Attention):
+            forward_rate, backward_rate = rates[op.kept]
             traffic = op.layers * op.width * 2 * (op.nq + op.nk) * share * job.width
             attentions += (forward + recomputed) * max(flops / forward_rate, traffic / bandwidth)
             attentions += backward * max(flops / backward_rate, traffic / bandwidth)
@@ -133,19 +137,18 @@ def pass_bytes(run: PlannedRun, hardware: Hardware) -> float:
         forwards, backwards = 1 + (run.policy.checkpointing != "none"), 1
 
     def passes(kind: tuple[float, float]) -> float:
-        return forwards * kind[0] + backwards * kind[1]
+        return (forwards * kind[0] + backwards * kind[1]) * (implementation.adapters if job.task == "lora" else 1)
 
-    block, bridge = passes(implementation.block), passes(implementation.bridge)
-    if not hardware.gelu_epilogue:
-        block += passes(implementation.gelu)
-    if job.task == "lora":
-        block, bridge = block * implementation.adapters, bridge * implementation.adapters
-        if run.policy.frozen == "fp8":
-            block += passes(implementation.accumulated)
+    def tower(dims: TowerConfig, other: TowerConfig, bytes_a_pass: float) -> float:
+        block, bridge = implementation.block, implementation.bridge
+        if block is None:
+            block, bridge = cost.block(dims), cost.bridge(dims.dim, other.dim)
+        return (passes(block) * dims.num_layers + passes(bridge) * bridges) * bytes_a_pass
+
+    cost = OperatorCost(hardware.machine, job, run.policy.frozen == "fp8")
     bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
-    video = (block * model.video.num_layers + bridge * bridges) * run.local_video
-    audio = (block * model.audio.num_layers + bridge * bridges) * run.local_audio
-    return video * ("video_dit" in job.components) + audio * ("audio_dit" in job.components)
+    video = tower(model.video, model.audio, run.local_video) * ("video_dit" in job.components)
+    return video + tower(model.audio, model.video, run.local_audio) * ("audio_dit" in job.components)
 
 
 def encode_seconds(run: PlannedRun, hardware: Hardware) -> float:

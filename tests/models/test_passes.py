@@ -4,14 +4,20 @@ P is one pass over the video activations. A block of the eager formulation takes
 pending updates between blocks are there to need about 18 (24.6 with a bridge layer).
 """
 
+from itertools import product
+
 import pytest
 import torch
 from models.passes import PassCounter, allocated, operator_passes
 
+from mova_engine.adapters.lora import add_lora
 from mova_engine.backend import get_backend
-from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, REFERENCE, bind, refusal, resolve
+from mova_engine.ops.machine import assumed_machine
+from mova_engine.predict.job import Job
+from mova_engine.predict.operator_cost import OperatorCost
 
 CPU = torch.device("cpu")
 TOKENS, WIDTH = 5 * 8 * 8, 512
@@ -20,13 +26,17 @@ P = TOKENS * WIDTH
 SMALLEST = P // 4
 
 
-def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype):
+def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype, task: str = "full"):
     video = VideoDiTConfig(dim=WIDTH, ffn_dim=1024, num_heads=4, num_layers=layers, text_dim=24, freq_dim=16)
     audio = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=layers, text_dim=24, freq_dim=16)
     bridge = BridgeConfig(layers, layers, WIDTH, 128, head_dim=128)
     clip = ClipConfig(frames=17, height=128, width=128)
     mova = Mova(MovaConfig("passes", video, audio, bridge, clip, experts=1), ops, dtype=dtype)
     mova.init_weights(torch.Generator().manual_seed(0))
+    if task == "lora":
+        mova.requires_grad_(False)
+        add_lora(mova, ("q", "k", "v", "o", "ffn.0", "ffn.2"), 16, 16.0, torch.Generator().manual_seed(0))
+        mova.to(dtype)
     latents = torch.randn(1, 36, 5, 16, 16), torch.randn(1, 128, 35), torch.randn(1, 5, 24)
     times = torch.tensor([500.0]), torch.tensor([500.0])
     layer = mova.dual_tower_bridge if bridged else None
@@ -60,6 +70,39 @@ def test_a_block_of_fused_operators_makes_few_passes(dtype, bridged, limit):
     assert 0 < block["moved"] <= limit
     # Nothing hides inside an operator: all that was allocated came out of one.
     assert block["allocated"] == block["outputs"]
+
+
+@pytest.mark.parametrize("task", ["full", "lora"])
+def test_the_planner_counts_what_a_block_and_a_bridge_do(task):
+    """Forward and backward, by one more layer of each; attention's own casts on a CPU are part of its rate."""
+    ops = bind(get_backend("cpu"))
+    chosen = {choice.operator: choice.implementation for choice in ops.choices}
+    if chosen["gate_residual_norm"] != "native" or chosen["attention"] != "sdpa":
+        pytest.skip("the native library is not built, or no fused attention runs on this CPU; mova ops says why")
+    dtype, totals = torch.bfloat16, []
+    for layers, bridged in product((2, 3), (False, True)):
+        run, found = _runner(layers, bridged, ops, dtype, task), []
+        with PassCounter(SMALLEST) as counter:
+            loss = sum(x.float().square().mean() for x in run())
+        found.append(counter)
+        with PassCounter(SMALLEST) as counter:
+            loss.backward()
+        found.append(counter)
+        moved = [sum(n for name, n in c.moved.items() if name != "_to_copy") + c.gelu for c in found]
+        totals.append([n / P / dtype.itemsize for n in moved])
+    block, bridged = ([b - a for a, b in zip(totals[i], totals[i + 2], strict=True)] for i in (0, 1))
+    job = Job(get_preset("nano"), task)
+    cost = OperatorCost(assumed_machine("cpu"), job, fp8=False)
+    video = VideoDiTConfig(dim=WIDTH, ffn_dim=1024, num_heads=4, num_layers=1)
+    # What an adapter's product adds to is part of the product here.
+    adapters = [cost.passes("lora_linear")[i] * (task == "lora") for i in (0, 1)]
+    beside = [7 + 1024 / WIDTH, 7 + 1024 / WIDTH], [2 + 2 * 128 / WIDTH, 4]
+    for counted, planned, widths in (
+        (block, cost.block(video), beside[0]),
+        ([b - a for a, b in zip(block, bridged, strict=True)], cost.bridge(WIDTH, 128), beside[1]),
+    ):
+        expected = [p - a * w for p, a, w in zip(planned, adapters, widths, strict=True)]
+        assert counted == pytest.approx(expected)
 
 
 ON_ROWS = [name for name, operator in OPERATORS.items() if operator.least and not name.startswith(("linear", "lora"))]

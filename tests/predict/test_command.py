@@ -11,6 +11,7 @@ import yaml
 from plan_page import PAGE, blocks, output
 
 from mova_engine.config.memory import PLAIN
+from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import TRAIN
 from mova_engine.errors import MovaError
 from mova_engine.plan.__main__ import main
@@ -18,14 +19,16 @@ from mova_engine.plan.recipe import job_of, layout_as_set, recipe_as_it_stands
 from mova_engine.plan.report import LABEL
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import get_hardware, hardware_names
-from mova_engine.predict.job import PlannedRun
+from mova_engine.predict.job import Job, PlannedRun
 from mova_engine.predict.memory_use import memory
+from mova_engine.predict.operator_cost import attention_rates
 from mova_engine.predict.published import measured_here
 from mova_engine.predict.search import plan
 
 SELECTIVE = PLAIN["lora"]
 _HARDWARE = """
 card:
+  operators: {device: cuda, assume: sm80}
   memory: 40.0e+9
   usable: 0.9
   peak: {bf16: 100.0e+12, fp32: 50.0e+12}
@@ -34,7 +37,7 @@ card:
   link: {kind: switch, bandwidth: 50.0e+9, devices: 4}
   network: 10.0e+9
   latency: 20.0e-6
-  achieved: {gemm: 0.8, attention: {flash: [60.0e+12, 50.0e+12]}, bandwidth: 0.8, link: 0.7, conv: 0.2}
+  achieved: {gemm: 0.8, attention: {sdpa: [60.0e+12, 50.0e+12]}, bandwidth: 0.8, link: 0.7, conv: 0.2}
 """
 
 
@@ -77,6 +80,18 @@ def test_json_says_what_the_table_says(capsys):
     context = sum(found["traffic_bytes"][name] for name in ("all_to_all", "ring", "reduce"))
     assert f"{context / 1e9:.1f}" == "26.7"
     assert sum(v for k, v in found["seconds"].items() if k != "in all") == pytest.approx(found["seconds"]["in all"])
+
+
+def test_a_plan_says_which_operators_it_counts_on(capsys):
+    _plan("mova-360p --task lora --hardware h200")
+    shown = capsys.readouterr().out
+    said = "operators: attention by flash-attn-3; norms, residuals and GELU by triton (cuda sm90 with flash-attn-3)"
+    assert said in shown.splitlines()
+    _plan("mova-360p --task lora --hardware h200 --packages flash-attn-2 --json")
+    other = json.loads(capsys.readouterr().out)["recommended"]
+    assert other["operators"]["attention"] == "sdpa-cudnn" and other["operators"]["attention_backward"] == "cudnn"
+    _plan("mova-360p --task inference --implementation reference")
+    assert "operators:" not in capsys.readouterr().out
 
 
 def test_nothing_fits_is_status_one(capsys):
@@ -154,7 +169,8 @@ def test_a_hardware_file(tmp_path, suffix, capsys):
     file = tmp_path / f"card{suffix}"
     file.write_text(_HARDWARE if suffix == ".yaml" else json.dumps(yaml.safe_load(_HARDWARE)))
     hardware = get_hardware(str(file))
-    assert hardware.name == "card" and hardware.attention_rates("fp32") == (30e12, 25e12)
+    rates = attention_rates(hardware, Job(get_preset("nano"), precision="fp32"))
+    assert hardware.name == "card" and rates == (30e12, 25e12)
     assert main(["mova-360p", "--task", "lora", "--hardware", str(file), "--devices", "2"]) == 0
     assert "2 x card, 36.0 of 40.0 GB usable" in capsys.readouterr().out
 
@@ -169,6 +185,11 @@ def test_a_hardware_file(tmp_path, suffix, capsys):
         (("switch", "bus"), "link.kind must be switch or mesh, got 'bus'"),
         (("[60.0e+12, 50.0e+12]", "60.0e+12"), "must be \\[forward, backward\\]"),
         (("bf16: 100.0e+12, ", ""), "bf16 must be a positive number"),
+        (("sdpa:", "sdpaa:"), "attention has no implementation 'sdpaa'. Did you mean 'sdpa'"),
+        (("operators: {device: cuda, assume: sm80}", "title: x"), "operators must be a mapping"),
+        (("device: cuda,", "device: cud,"), "operators: unknown device 'cud'. Did you mean 'cuda'"),
+        (("sm80}", "sm80, with: flash-attn-2}"), "operators.with must be a list of packages"),
+        (("sm80}", "sm80, wiht: []}"), "operators: unknown field 'wiht'. Did you mean 'with'"),
         (("card:", "card: ["), "is not valid"),
         ((_HARDWARE, "- 1"), "must hold one entry"),
     ],
@@ -204,6 +225,7 @@ def test_a_bad_hardware_file_is_one_line(tmp_path, change, message):
         ("nano --hardware cpu --memory.inputs host", "is the host itself"),
         ("mova-360p --task lora --memory.expert host", "memory.expert host: training draws an expert"),
         ("mova-360p --task lora --memory.weights host", "memory.weights host cannot be run on 1 device"),
+        ("mova-360p --packages flash-attn", "unknown package 'flash-attn'. Did you mean 'flash-attn-"),
         ("mova-360p --clip.height 7", "positive multiples of 16"),
         ("mova-360p --dtype float16", "Did you mean 'bfloat16'"),
         ("mova-360p --implementation theirs", "Known: ours, reference"),
