@@ -26,7 +26,7 @@ from mova_engine.errors import MovaError
 
 OUTCOMES = ("right", "refused", "crashed", "undetectable", "wrong")
 # Codecs and containers with checksums; mutations that spoil content but leave it in its place.
-CHECKED = ("ffv1", "flac", "apng")
+CHECKED = ("ffv1", "apng", "flac", "ac3")
 SUMMED = ("ogv", "mkv")
 SPOILING = (*(mutation.__name__ for mutation in BYTES), "joined_to_its_middle", "spoilt")
 STARTS = (0.0, 0.0, 0.4, 1.0, 1.3, 2.0, 2.7, 3.4)

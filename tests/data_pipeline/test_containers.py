@@ -299,6 +299,7 @@ def test_the_campaign_counts_what_no_reader_can_see_by_rules():
         ("mov", "moved", "spoilt is picture 3"),
         ("mov", "noisy", "picture 3 is number 9, 0.2 s late"),
         ("mkv, ffv1", "spoilt", "spoilt is picture 3"),
+        ("vob", "noisy", "spoilt is the sound at 0.50 s"),
         ("mkv", "noisy", "spoilt is picture 3"),
         ("ogg, vp8", "noisy", "spoilt is the sound at 0.50 s"),
         ("ts", "moved", "the sound at 0.50 s is that of +0.100 s"),
