@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_pipeline.media import clicks
+from data_pipeline.ruler import KINDS, write
 
 from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec
 from mova_engine.config.model import ClipConfig
@@ -14,6 +15,19 @@ from mova_engine.data.media.write import write_mp4
 
 CLIP = ClipConfig(frames=5, height=32, width=48)
 COUNT = 7
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Paths of whole clips by kind, written when first asked for."""
+    folder, made = tmp_path_factory.mktemp("kinds"), {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = write(folder / f"{kind}.{KINDS[kind].suffix}", KINDS[kind])
+        return made[kind]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -14,27 +14,10 @@ from data_pipeline.mutations import MUTATIONS, Mutant
 from data_pipeline.ruler import CLIP, KINDS, SIZE, Kind, Truth, judge, noise, numbered, read_numbers, write
 
 from mova_engine.config.model import ClipConfig
-from mova_engine.data.media import avi, gif
 from mova_engine.data.media.decode import read_clip
-from mova_engine.data.media.matroska import Clusters
-from mova_engine.data.media.mxf import why_broken
-from mova_engine.data.media.numbered import ffv1_is_whole, flac_sample
 from mova_engine.errors import MovaError
 
 UNKNOWN = ("avi, bframes", "avi, h264")  # when their pictures are shown is a guess
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Paths of whole clips by kind, written when first asked for."""
-    folder, made = tmp_path_factory.mktemp("kinds"), {}
-
-    def get(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = write(folder / f"{kind}.{KINDS[kind].suffix}", KINDS[kind])
-        return made[kind]
-
-    return get
 
 
 @pytest.mark.parametrize("kind", ["ts", "mkv, mpeg2", "mpg, mpeg1", "vob", "flv, flv1", "wmv", "mov", "webm", "gif"])
@@ -263,36 +246,6 @@ def test_sound_decoded_with_what_is_lost_is_silent(files, tmp_path):
     assert [finding.outcome for finding in found] == ["right"] * 2, found
 
 
-def test_flac_says_where_its_frames_belong(files):
-    with av.open(str(files("ogg, flac"))) as container:
-        stream = container.streams.audio[0]
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-        blocks = [flac_sample(packet, packets[0].duration) for packet in packets]
-    # From the 128th frame on the number takes two bytes.
-    assert blocks == [packet.pts for packet in packets] and len(blocks) > 30
-    for data, number in (
-        (b"\xff\xf8\xc9\x18\x7f", 127 * 4608),
-        (b"\xff\xf8\xc9\x18\xc2\x80", 128 * 4608),
-        (b"\xff\xf9\xc9\x18\xe1\x80\x80", 4096),
-        (b"\xff\xf9\xc9\x18\xfe\xbf\xbf\xbf\xbf\xbf\xbf", 2**36 - 1),
-        (b"\xff\xf8\xc9\x18\xc2\x00", None),
-        (b"\xff\xf8\xc9\x18\x80", None),
-        (b"\xfe\xf8\xc9\x18\x01", None),
-    ):
-        assert flac_sample(av.Packet(data.ljust(16, b"\0")), 4608) == number
-
-
-def test_ffv1_says_which_packets_are_whole(files):
-    with av.open(str(files("mkv, ffv1"))) as container:
-        packets = [bytes(packet) for packet in container.demux(container.streams.video[0]) if packet.size]
-    assert all(ffv1_is_whole(av.Packet(data)) for data in packets)
-    rng = np.random.default_rng(0)
-    for data in packets[:20]:
-        place = int(rng.integers(len(data)))
-        spoilt = data[:place] + bytes([data[place] ^ 1 << int(rng.integers(8))]) + data[place + 1 :]
-        assert not ffv1_is_whole(av.Packet(spoilt)) and not ffv1_is_whole(av.Packet(data[:-1]))
-
-
 def test_the_campaign_counts_what_no_reader_can_see_by_rules():
     assert "has checksums" in untold(KINDS["mov"], "noisy", Mutant(), "spoilt is picture 3")
     for kind, mutation, wrong in (
@@ -330,69 +283,6 @@ def test_a_number_made_up_by_spoilt_blocks_is_none():
     assert read_numbers(pictures) == [0, 1, 2, 3, 4, None, 6, 7]
     # Where no picture has its grain, a codec has taken it.
     assert read_numbers(np.where(pictures > 125, 210, 40)) == [0, 1, 2, 3, 4, 9, 6, 7]
-
-
-def test_clusters_of_matroska_say_whether_they_are_whole(files, tmp_path):
-    data, path = files("mkv").read_bytes(), tmp_path / "clip.mkv"
-    with av.open(str(files("mkv"))) as container:
-        places = [packet.pos for packet in container.demux() if packet.size]
-    starts = [k for k in range(len(data)) if data.startswith(b"\x1f\x43\xb6\x75", k)]
-    assert len(starts) > 3
-
-    def spoilt(changed: bytes) -> list[bool]:
-        path.write_bytes(changed)
-        clusters = Clusters(path)
-        return [clusters.is_spoilt(place) for place in places]
-
-    third = [starts[2] <= place < starts[3] for place in places]
-    middle = (starts[2] + starts[3]) // 2
-    assert not any(spoilt(data))
-    assert spoilt(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]) == third
-    # Its size, its name, its checksum's name.
-    for place in (starts[2] + 4, starts[2] + 6, starts[2], starts[2] + 7):
-        assert spoilt(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]) == third
-    # Cut short within it: of its rest nothing is known.
-    assert not any(gone for gone, place in zip(spoilt(data[:middle]), places, strict=True) if place < middle)
-    webm = files("webm")
-    assert not Clusters(webm).is_spoilt(len(webm.read_bytes()) // 2)
-
-
-def test_avi_and_gif_are_chains(files, tmp_path):
-    for kind, why in (("avi, mjpeg", avi.why_broken), ("gif", gif.why_broken)):
-        data, path = files(kind).read_bytes(), tmp_path / "clip"
-        third = len(data) // 3
-        for whole in (data, data[: 2 * third], data + data, data + b"and more", b""):
-            path.write_bytes(whole)
-            assert why(path) is None
-        for changed in (data[:third] + data[third + 64 :], data[:third] + b"." * 64 + data[third:]):
-            path.write_bytes(changed)
-            assert "bytes are missing or wrong" in why(path)
-
-
-def test_chunks_of_avi_at_odd_places(files, tmp_path):
-    """Some programs do not pad them."""
-    data, path = files("avi, mjpeg").read_bytes(), tmp_path / "odd.avi"
-    at = data.index(b"movi") + 4
-    length = int.from_bytes(data[at + 4 : at + 8], "little")
-    assert length % 2 and data[at + 8 + length] == 0
-    path.write_bytes(data[: at + 8 + length] + data[at + 9 + length :])
-    assert avi.why_broken(path) is None
-
-
-def test_mxf_is_a_chain(files, tmp_path):
-    data, path = files("mxf").read_bytes(), tmp_path / "clip.mxf"
-    assert why_broken(files("mxf")) is None
-    for ahead in (b"", b"a run-in"):
-        path.write_bytes(ahead + data)
-        assert why_broken(path) is None
-    third = len(data) // 3
-    for changed in (data[:third] + data[third + 64 :], data[:third] + b"." * 64 + data[third:]):
-        path.write_bytes(changed)
-        assert "missing or wrong before byte" in why_broken(path)
-    path.write_bytes(data[: 2 * third])
-    assert "its index is missing" in why_broken(path)
-    path.write_bytes(b"")
-    assert why_broken(path)
 
 
 @pytest.mark.slow
