@@ -64,7 +64,7 @@ cuda: $(VENV)/.mova-core
 nano: setup
 	$(PY) -m mova_engine.train --recipe nano --out $(RUN) $(ARGS)
 	$(PY) -m mova_engine.inference --checkpoint $(RUN) --prompts $(RUN)/heldout --out $(RUN)/generated --overwrite
-	$(PY) -m mova_engine.scores.bounce_sync $(RUN)/generated --json $(RUN)/sync.json
+	$(PY) -m mova_engine nano sync $(RUN)/generated --json $(RUN)/sync.json
 
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -1,7 +1,8 @@
-"""The console script `mova`: one name for the engine's commands. Also as modules: `python -m mova_engine.train`."""
+"""The console script `mova`: one name for the engine's commands. Also as modules: `mova train`."""
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from mova_engine import __version__, load_devices_when_asked
 from mova_engine.errors import MovaError, run_cli, suggest
@@ -10,40 +11,56 @@ from mova_engine.errors import MovaError, run_cli, suggest
 COMMANDS = {
     "train": ("mova_engine.train.__main__", "train or fine-tune a model by a recipe"),
     "sample": ("mova_engine.inference.__main__", "generate clips with sound from a caption and a first frame"),
-    "merge": ("mova_engine.adapters.merge", "write a checkpoint with a file of adapters merged into its weights"),
-    "cache": ("mova_engine.data.latent_cache", "encode a folder of clips ahead of training"),
-    "bounce": ("mova_engine.data.synthetic.bounce", "write the embedded dataset of bouncing balls that click"),
-    "bounce-sync": ("mova_engine.scores.bounce_sync", "measure how well clicks and bounces of generated clips agree"),
-    "align": ("mova_engine.scores.speech_lag", "measure the lag between voice and mouth in talking clips"),
-    "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
-    "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),
-    "describe": ("mova_engine.describe", "print a model's parameters and FLOPs per component"),
+    "lora merge": ("mova_engine.commands.lora_merge", "write a checkpoint with adapters merged into its weights"),
+    "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
+    "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),
+    "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
     "bench": ("mova_engine.bench.__main__", "measure operators, blocks or a training step, checked first; tables"),
-    "parallel": ("mova_engine.distributed.__main__", "what processes that share a clip send, by formula and counted"),
+    "bench traffic": ("mova_engine.commands.traffic", "what processes that share a clip send, by formula and counted"),
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
+    "describe": ("mova_engine.commands.describe", "print a model's parameters and FLOPs per component"),
+    "eval lag": ("mova_engine.commands.eval_lag", "measure the lag between voice and mouth in talking clips"),
+    "nano clips": ("mova_engine.commands.nano_clips", "write the embedded data set of bouncing balls that click"),
+    "nano sync": ("mova_engine.commands.nano_sync", "measure how well clicks and bounces of generated clips agree"),
+    "completion": (
+        "mova_engine.commands.completion",
+        "print the script that completes commands in a shell",
+    ),
 }
 
 
-def usage() -> str:
-    """What `mova` alone prints."""
-    lines = [f"  {name:12} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(("usage: mova COMMAND [options]      (mova COMMAND --help tells the options)", "", *lines))
+def usage(first: str = "") -> str:
+    """What `mova` alone prints; first: only the commands that begin with this word."""
+    shown = {name: text for name, (_, text) in COMMANDS.items() if not first or name.split()[0] == first}
+    lines = [f"  {name:14} {text}" for name, text in shown.items()]
+    command = f"{first} COMMAND" if first else "COMMAND"
+    return "\n".join((f"usage: mova {command} [options]      (mova COMMAND --help tells the options)", "", *lines))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the named command with the remaining arguments. MovaError with the nearest name for an unknown one."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if argv[0] in ("-V", "--version"):
+    if words[0] in ("-V", "--version"):
         print(f"mova_engine {__version__}")
         return 0
-    name, *rest = argv
-    if name not in COMMANDS:
-        raise MovaError(f"unknown command '{name}'.{suggest(name, COMMANDS)} Known: {', '.join(COMMANDS)}")
-    return importlib.import_module(COMMANDS[name][0]).main(rest)
+    # Of two words, or of one.
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            module, rest = importlib.import_module(COMMANDS[name][0]), words[length:]
+            return module.main(rest, COMMANDS) if name == "completion" else module.main(rest)
+    if any(name.startswith(f"{words[0]} ") for name in COMMANDS):
+        if len(words) == 1 or words[1].startswith("-") or words[1] == "help":
+            print(usage(words[0]))
+            return 0
+        name = " ".join(words[:2])
+    else:
+        name = words[0]
+    raise MovaError(f"unknown command '{name}'.{suggest(name, COMMANDS)} Known: {', '.join(COMMANDS)}")
 
 
 def run() -> None:

@@ -1,6 +1,5 @@
 """Errors that a user can act on, and how command lines report them."""
 
-import argparse
 import difflib
 import importlib.util
 import logging
@@ -11,7 +10,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
 
 # What torch says, on the host and on devices; its error on the host has no type of its own.
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
@@ -53,23 +51,6 @@ def redact(text: str) -> str:
     if len(host) > 3 and host != "localhost":
         text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "<host>", text)
     return text
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Reports a wrong option in one line, as every other error is, with the nearest known option."""
-
-    def _get_value(self, action: argparse.Action, arg_string: str) -> object:
-        # Path("") is the current folder: an unset variable in a script must not write there.
-        if action.type is Path and not arg_string.strip():
-            self.error(f"{'/'.join(action.option_strings) or action.dest} is empty: a path is wanted")
-        return super()._get_value(action, arg_string)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise MovaError where argparse would print its usage and exit."""
-        hint = ""
-        if message.startswith("unrecognized arguments: "):
-            hint = suggest(message.split()[2], self._option_string_actions)
-        raise MovaError(f"{message}.{hint}" if hint else message)
 
 
 class WarningLines(logging.Handler):

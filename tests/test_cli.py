@@ -66,7 +66,7 @@ def test_console_script_is_declared():
 
 
 def test_a_reader_that_has_enough_is_no_error(repo_root):
-    command = f"{sys.executable} -m mova_engine.describe mova-360p | head -1"
+    command = f"{sys.executable} -m mova_engine describe mova-360p | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=repo_root, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("mova-360p")
@@ -76,7 +76,7 @@ def test_a_reader_that_has_enough_is_no_error(repo_root):
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"train"}))
 def test_a_wrong_option_is_one_line_that_names_it(name):
     with pytest.raises(MovaError) as caught:
-        cli.main([name, "--devise", "cpu"])
+        cli.main([*name.split(), "--devise", "cpu"])
     assert "\n" not in str(caught.value) and "usage" not in str(caught.value)
 
 
@@ -85,8 +85,8 @@ def test_a_wrong_option_is_one_line_that_names_it(name):
     [
         (["sample", "--checkpoint", "", "--prompt", "x"], "--checkpoint"),
         (["sample", "--checkpoint", "m", "--prompt", "x", "--out", ""], "--out"),
-        (["merge", "--checkpoint", "m", "--lora", "l", "--out", " "], "--out"),
-        (["bounce", ""], "out"),
+        (["lora", "merge", "--checkpoint", "m", "--lora", "l", "--out", " "], "--out"),
+        (["nano", "clips", ""], "argument"),
         (["train", "--out", ""], "--out"),
         (["train", "--data", ""], "--data"),
     ],
@@ -101,10 +101,10 @@ def test_an_empty_path_is_not_the_current_folder(argv, option, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["parallel", "--count", "-4"], "--count must lie between 2 and"),
-        (["parallel", "--count", "1"], "--count must lie between 2 and"),
-        (["bounce", "balls", "--clips", "1", "--seed", "-1"], "seed must be at least 0"),
-        (["bounce", "file", "--clips", "1"], "file is a file, not a folder"),
+        (["bench", "traffic", "--count", "-4"], "--count must lie between 2 and"),
+        (["bench", "traffic", "--count", "1"], "--count must lie between 2 and"),
+        (["nano", "clips", "balls", "--clips", "1", "--seed", "-1"], "seed must be at least 0"),
+        (["nano", "clips", "file", "--clips", "1"], "file is a file, not a folder"),
         (["train", "--seed", str(2**32)], "seed must lie between 0 and"),
         (["train", "--threads", "100000000"], "threads must lie between 1 and"),
         (["train", "--threads", "0"], "threads must lie between 1 and"),

@@ -29,8 +29,10 @@ LAYERS = (
     ("inference",),
     ("train",),
     ("parity",),
-    ("plan", "doctor", "bench", "describe"),
+    ("plan", "doctor", "bench", "model_tables"),
+    ("commands",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 PACKAGE = "mova_engine"

@@ -47,12 +47,12 @@ WRONG = {
         "--checkpoint folder --prompt ball --steps 0",
         "--checkpoint folder --prompt ball --steps abc",
     ],
-    "merge": [
+    "lora merge": [
         "--checkpoint nowhere --lora nowhere --out merged",
         "--checkpoint /dev/null --lora text.txt --out merged",
         "--checkpoint folder --lora /dev/null --out merged",
     ],
-    "cache": [
+    "encode": [
         "--data nowhere --model nano",
         "--data text.txt --model nano",
         "--data folder --model nano",
@@ -62,9 +62,9 @@ WRONG = {
         "--data clips --model nano --shard 9/3",
         "--data clips --model nano --device abacus",
     ],
-    "bounce": ["text.txt --clips 1", "clips --clips 1", "new --clips 0", "new --clips -1", "new --clips abc"],
-    "bounce-sync": ["nowhere", "text.txt", "folder", "clips", "clips --seed abc", "clips --seed -1"],
-    "align": [
+    "nano clips": ["text.txt --clips 1", "clips --clips 1", "new --clips 0", "new --clips -1", "new --clips abc"],
+    "nano sync": ["nowhere", "text.txt", "folder", "clips", "clips --seed abc", "clips --seed -1"],
+    "eval lag": [
         "nowhere.mp4",
         "text.txt",
         "folder",
@@ -82,7 +82,7 @@ WRONG = {
     # A folder that cannot be written to is a finding of the doctor's, status 1.
     "doctor": ["--device abacus", "--golden nowhere"],
     "describe": ["nowhere", "text.txt", "folder", "/dev/null", "nano --clip.frames 0", "nano --clip.frames abc"],
-    "plan": ["nowhere", "nano --devices 0", "nano --hardware text.txt", "nano --devices abc", "nano --fps nan"],
+    "plan": ["nowhere", "nano --devices 0", "nano --hardware text.txt", "nano --devices abc", "nano --clip.fps nan"],
     "bench": [
         "nowhere",
         "step --dtype int8",
@@ -95,8 +95,9 @@ WRONG = {
         "report text.txt",
         "report folder",
     ],
-    "parallel": ["--count 0", "--count 1000", "--count abc", "--model giant"],
+    "bench traffic": ["--count 0", "--count 1000", "--count abc", "--model giant"],
     "ops": ["--device abacus"],
+    "completion": ["csh", "bash zsh"],
 }
 
 
@@ -116,7 +117,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(command, arguments, tmp_pa
     (tmp_path / "talking.mp4").symlink_to(repo_root / "tests" / "data" / "talking.mp4")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mova", command, *arguments.split()])
+    monkeypatch.setattr(sys, "argv", ["mova", *command.split(), *arguments.split()])
     with pytest.raises(SystemExit) as stopped:
         cli.run()
     printed = capsys.readouterr()

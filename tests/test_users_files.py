@@ -50,20 +50,21 @@ def inputs(tmp_path_factory) -> Path:
 
 
 # Arguments, with {in} for the inputs and {out} for the folder that is looked at.
+MERGE = ["lora", "merge", "--checkpoint", "{in}/base", "--lora", "{in}/adapters.safetensors"]
 COMMANDS = {
     "train": ["train", "--data", "{in}/clips", "--out", "{out}", "--loader.cache", "{in}/cache", *TRAIN],
     "generate": ["train", "--out", "{out}", "--loader.cache", "{in}/generated", "--loader.synthetic-clips=2", *TRAIN],
-    "cache": ["cache", "--data", "{in}/clips", "--model", "nano", "--cache", "{out}"],
-    "bounce": ["bounce", "{out}", "--clips", "2"],
-    "merge": ["merge", "--checkpoint", "{in}/base", "--lora", "{in}/adapters.safetensors", "--out", "{out}"],
+    "encode": ["encode", "--data", "{in}/clips", "--model", "nano", "--out", "{out}"],
+    "nano clips": ["nano", "clips", "{out}", "--clips", "2"],
+    "lora merge": [*MERGE, "--out", "{out}"],
     "sample": ["sample", "--checkpoint", "{in}/base", "--prompt", "a ball", "--out", "{out}", "--steps", "1"],
-    "bounce-sync": ["bounce-sync", "{in}/clips", "--json", "{out}/sync.json"],
+    "nano sync": ["nano", "sync", "{in}/clips", "--json", "{out}/sync.json"],
     "bench": ["bench", "chain", "--rows", "64", "--width", "128", "--json", "{out}/chain.json"],
     "report": ["bench", "report", "{in}/result.json", "--out", "{out}/page.md"],
 }  # fmt: skip
 COMMANDS["sample --overwrite"] = [*COMMANDS["sample"], "--overwrite"]
 # Of those that take seconds, one file of each depth below a folder stands for the others.
-FEW = {"train", "generate", "cache"}
+FEW = {"train", "generate", "encode"}
 SLOW = {"generate", "bench"}
 
 
@@ -108,7 +109,7 @@ def test_what_lies_under_a_name_that_a_command_writes_survives(name, inputs, tmp
         assert kept and ".kept-" in str(kept[0]), f"{each} is gone ({refused})"
 
 
-@pytest.mark.parametrize("name", cases(["sample --overwrite", "bounce-sync", "bench", "report", "train"]))
+@pytest.mark.parametrize("name", cases(["sample --overwrite", "nano sync", "bench", "report", "train"]))
 def test_what_the_command_wrote_and_the_user_then_changed_survives(name, inputs, tmp_path):
     """While what nobody touched makes room."""
     assert run(name, inputs, tmp_path) is None

@@ -12,18 +12,18 @@ from typing import Any
 
 import mova_engine
 from mova_engine.backend import Backend
+from mova_engine.bench.settings import BASELINE
 from mova_engine.errors import MovaError
 from mova_engine.ops import Choice, OpTable, bind
 
-DEFAULT = "benchmarks.reference_formulation:OPERATORS"
 NAME = "baseline"
 
 
-def load_baseline(target: str = DEFAULT) -> Mapping[str, Callable[..., Any]]:
+def load_baseline(target: str = BASELINE) -> Mapping[str, Callable[..., Any]]:
     """The functions at "module:attribute". MovaError, with what to do, where they are not found."""
     module, _, attribute = target.partition(":")
     checkout = Path(mova_engine.__file__).resolve().parents[1]
-    if target == DEFAULT and (checkout / "benchmarks").is_dir() and str(checkout) not in sys.path:
+    if target == BASELINE and (checkout / "benchmarks").is_dir() and str(checkout) not in sys.path:
         # First, not last: other projects too install a package of this name.
         sys.path.insert(0, str(checkout))
     try:
@@ -38,7 +38,7 @@ def load_baseline(target: str = DEFAULT) -> Mapping[str, Callable[..., Any]]:
     return found
 
 
-def bind_baseline(backend: Backend, target: str = DEFAULT, *, training: bool = True) -> OpTable:
+def bind_baseline(backend: Backend, target: str = BASELINE, *, training: bool = True) -> OpTable:
     """The engine's table for `backend` with the baseline's operators in it."""
     functions = load_baseline(target)
     table = bind(backend, training=training).replaced(**functions)

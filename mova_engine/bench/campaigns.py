@@ -6,19 +6,19 @@ not fit is written down with its reason, and the rest goes on. The file is writt
 is cut short leaves what it has.
 """
 
-import argparse
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
 from mova_engine.backend.circumstances import circumstances
-from mova_engine.errors import CommandParser, MovaError, redact, suggest
+from mova_engine.bench.settings import MEASUREMENTS, SuiteConfig
+from mova_engine.bench.suites import SUITES
+from mova_engine.errors import MovaError, redact, suggest
 from mova_engine.files.results import check_result, write_result
 from mova_engine.ops import OPERATORS, bind
 from mova_engine.ops.testing.cases import cases_of
@@ -30,14 +30,6 @@ from mova_engine.parity.runner import run_folder
 EMULATED = "emulated: not a measurement"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
-
-
-class Subcommand(Protocol):
-    """What measures: a subcommand of `python -m mova_engine.bench`."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-
-    def run(self, args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ CAMPAIGNS: dict[str, tuple[Measurement, ...]] = {
         Measurement("bridge", _360P, _SMALL),
         Measurement("denoise", _360P, _SMALL),
         Measurement("stack", _360P, _SMALL),
-        Measurement("step", (*_360P, "--checkpointing", "full"), _SMALL),
+        Measurement("step", (*_360P, "--memory.checkpointing", "full"), _SMALL),
         *(
             Measurement("operators", ("--op", name, "--seconds", "1"), rehearsed=False)
             for name, operator in OPERATORS.items()
@@ -79,35 +71,31 @@ CAMPAIGNS: dict[str, tuple[Measurement, ...]] = {
 }
 
 
-def run(argv: list[str], commands: Mapping[str, Subcommand]) -> int:
-    """Run the campaign that `argv` names; 1 where parity is missed (nothing is measured then), else 0."""
-    parser = CommandParser(prog="python -m mova_engine.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", required=True, help=f"one of {', '.join(CAMPAIGNS)}")
-    parser.add_argument("--device", help=f"one of {', '.join(NAMES)} (default: the best that is present)")
-    parser.add_argument("--json", type=Path, help="the result file (default: SUITE-DEVICE.json)")
-    parser.add_argument("--golden", type=Path, help="recorded cases to reproduce (default: the checkout's, if any)")
-    parser.add_argument("--small", action="store_true", help="small shapes, as on a CPU: to try the command out")
-    args = parser.parse_args(argv)
-    if args.suite not in CAMPAIGNS:
-        raise MovaError(f"unknown suite '{args.suite}'.{suggest(args.suite, CAMPAIGNS)} Known: {', '.join(CAMPAIGNS)}")
-    measurements = CAMPAIGNS[args.suite]
-    unknown = [m.command for m in measurements if m.command not in commands]
+def run_suite(settings: SuiteConfig) -> int:
+    """Run the campaign that `settings` name; returns 1 where parity is missed (nothing is measured then), else 0."""
+    if settings.suite not in CAMPAIGNS:
+        known = f"Known: {', '.join(CAMPAIGNS)}"
+        raise MovaError(f"unknown suite '{settings.suite}'.{suggest(settings.suite, CAMPAIGNS)} {known}")
+    measurements = CAMPAIGNS[settings.suite]
+    unknown = [m.command for m in measurements if m.command not in SUITES]
     if unknown:
-        raise MovaError(f"suite {args.suite} needs the command '{unknown[0]}', which this version of the engine lacks")
-    backend = get_backend(args.device) if args.device else default_backend()
-    path = args.json or Path(f"{args.suite}-{backend.name}.json")
+        raise MovaError(
+            f"suite {settings.suite} needs '{unknown[0]}', which this version of the engine lacks"
+        )
+    backend = get_backend(settings.device) if settings.device else default_backend()
+    path = settings.json or Path(f"{settings.suite}-{backend.name}.json")
     check_result(path)
     content: dict[str, Any] = {"load_at_start": os.getloadavg()[0], "emulated": backend.emulated(), "measurements": []}
     if backend.emulated():
         content["mark"] = EMULATED
         print(EMULATED)
-    golden = args.golden or (_GOLDEN if _GOLDEN.is_dir() else None)
+    golden = settings.golden or (_GOLDEN if _GOLDEN.is_dir() else None)
     content["parity"], passed = _parity(backend, golden)
-    small = args.small or backend.emulated() or backend.name == NAMES[0]
+    small = settings.small or backend.emulated() or backend.name == NAMES[0]
     for measurement in measurements if passed else ():
-        content["measurements"].append(_measure(measurement, commands[measurement.command], backend, small))
-        write_result(path, f"suite {args.suite}", circumstances(backend), **content)
-    write_result(path, f"suite {args.suite}", circumstances(backend), **content)
+        content["measurements"].append(_measure(measurement, backend, small))
+        write_result(path, f"suite {settings.suite}", circumstances(backend), **content)
+    write_result(path, f"suite {settings.suite}", circumstances(backend), **content)
     failed = [f"{m['command']} ({m['dtype']})" for m in content["measurements"] if "failed" in m]
     print(
         f"written to {path}; please send it back" + (f"; failed, and said why: {', '.join(failed)}" if failed else "")
@@ -136,19 +124,18 @@ def _parity(backend: Backend, golden: Path | None) -> tuple[dict[str, Any], bool
     return verdict, not any(part["missed"] for part in verdict.values())
 
 
-def _measure(measurement: Measurement, command: Subcommand, backend: Backend, small: bool) -> dict[str, Any]:
+def _measure(measurement: Measurement, backend: Backend, small: bool) -> dict[str, Any]:
     """One entry of the file: rows, or why there are none."""
     options = measurement.small if small else measurement.full
     entry = {"command": measurement.command, "dtype": measurement.dtype, "small": small}
     if small and not measurement.rehearsed:
         return entry | {"left_out": f"no small shapes: {' '.join(measurement.full)}"}
-    parser = CommandParser(prog=f"python -m mova_engine.bench {measurement.command}")
-    command.add_arguments(parser)
+    command = MEASUREMENTS[measurement.command]
     print(f"== {measurement.command} {measurement.dtype} {' '.join(options)}")
     start = time.monotonic()
     try:
         with backend.full_precision():
-            rows = command.run(parser.parse_args(list(options)), backend, _DTYPES[measurement.dtype])
+            rows = SUITES[measurement.command](command.parse(options), backend, _DTYPES[measurement.dtype])
     except Exception as error:  # of a device that nobody here has: all its failures are worth knowing
         lines = str(error).strip().splitlines() or [""]
         entry["failed"] = redact(f"{type(error).__name__}: {lines[0]}")

@@ -1,6 +1,5 @@
 """Measuring a job: the engine beside the baseline on the same tensors, checked first, then timed in turns."""
 
-import argparse
 import gc
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,12 +11,13 @@ import torch
 
 from mova_engine.backend import Backend, get_backend
 from mova_engine.bench.bandwidth import copy_bandwidth
-from mova_engine.bench.baseline import DEFAULT, NAME, bind_baseline
+from mova_engine.bench.baseline import NAME, bind_baseline
 from mova_engine.bench.candidate import Here, Side, drawn_once
+from mova_engine.bench.settings import ComparedConfig
 from mova_engine.bench.subprocess_runner import Apart
 from mova_engine.bench.timing import Timing, interleave, median_ratio
 from mova_engine.bench.workloads import AGREED, Tensors, Workload, convert, judge, relative_error, require_agreement
-from mova_engine.errors import MovaError, suggest
+from mova_engine.errors import MovaError
 from mova_engine.ops import REFERENCE, bind
 
 Workers = Mapping[str, Here | Apart]
@@ -37,37 +37,16 @@ _FUSIBLE = (
 )
 
 
-def add_side_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of every suite that compares."""
-    parser.add_argument("--pairs", type=int, default=30, help="interleaved runs of each side (default 30)")
-    parser.add_argument(
-        "--seconds", type=float, default=400.0, help="begin no further pair after this long, but run 5 (default 400)"
-    )
-    parser.add_argument("--baseline", default=DEFAULT, metavar="MODULE:ATTRIBUTE", help=f"or none (default {DEFAULT})")
-    parser.add_argument("--baseline-dtype", help=f"{' or '.join(DTYPES)} (default as --dtype)")
-    parser.add_argument(
-        "--one-process", action="store_true", help="the baseline in the engine's process and allocator, on a CPU too"
-    )
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of the references")
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """The dtype of a name on the command line."""
-    if name not in DTYPES:
-        raise MovaError(f"unknown dtype '{name}'.{suggest(name, DTYPES)} Known: {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def make_sides(args: argparse.Namespace, backend: Backend, dtype: torch.dtype, *, training: bool = True) -> list[Side]:
+def make_sides(settings: ComparedConfig, backend: Backend, dtype: torch.dtype, *, training: bool = True) -> list[Side]:
     """The engine first, then what it is compared with."""
     sides = [Side(ENGINE, bind(backend, training=training, dtypes=(dtype,)), dtype)]
-    if args.baseline != "none":
-        other = parse_dtype(args.baseline_dtype) if args.baseline_dtype else dtype
-        make = partial(_baseline_side, backend.name, args.baseline, other, training)
+    if settings.baseline != "none":
+        other = DTYPES[settings.baseline_dtype] if settings.baseline_dtype else dtype
+        make = partial(_baseline_side, backend.name, settings.baseline, other, training)
         # Two processes would share an accelerator by turns of its own, and hold its memory twice.
-        apart = backend.name == "cpu" and not args.one_process
+        apart = backend.name == "cpu" and not settings.one_process
         sides.append(replace(make(), remake=make if apart else None))
-    if args.compile:
+    if settings.compile:
         references = bind(backend, dict.fromkeys(_FUSIBLE, REFERENCE), training=training)
         sides.append(Side(COMPILED, references, dtype, compiled=True))
     return sides
@@ -78,7 +57,7 @@ def _baseline_side(device: str, target: str, dtype: torch.dtype, training: bool)
 
 
 def measure_job(
-    job: Workload, small: Workload, sides: list[Side], args: argparse.Namespace, backend: Backend
+    job: Workload, small: Workload, sides: list[Side], settings: ComparedConfig, backend: Backend
 ) -> dict[str, Any]:
     """Check every side on the `small` form of the job against float64, then time all of them on the job itself.
 
@@ -97,7 +76,7 @@ def measure_job(
         checks |= _compare_at_full_size(job, workers)
         bandwidth = copy_bandwidth(backend)
         runs = {name: worker.run for name, worker in workers.items()}
-        times = interleave(runs, rounds=args.pairs, seconds=args.seconds)
+        times = interleave(runs, rounds=settings.pairs, seconds=settings.seconds)
         figures = {side.name: _figures(side, job, Timing.of(times[side.name]), bandwidth, backend) for side in sides}
         for name, worker in workers.items():
             figures[name] |= worker.memory()

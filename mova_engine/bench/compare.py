@@ -1,6 +1,5 @@
 """`compare`: two result files side by side, with a mark where they cannot be compared."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,9 @@ _IDENTITY = (
 _SAME = ("device", "device_name", "threads", "native_kernels", "torch", "triton", "python", "environment")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this command."""
-    parser.add_argument("before", type=Path, help="a result file")
-    parser.add_argument("after", type=Path, help="another of the same kind")
-
-
-def run(args: argparse.Namespace) -> int:
+def print_comparison(first: Path, second: Path) -> int:
     """Print the ratios of all rows that both files have, and every difference in circumstances."""
-    before, after = read_result(args.before), read_result(args.after)
+    before, after = read_result(first), read_result(second)
     for line in differences(before, after):
         print(f"! {line}")
     for line in ratios(before, after):

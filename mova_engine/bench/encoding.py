@@ -10,7 +10,6 @@ the released one's architecture (diffusers' AutoencoderKLWan) with random weight
 the embedded codec costs next to nothing.
 """
 
-import argparse
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from mova_engine.backend import Backend, get_backend
+from mova_engine.bench.settings import EncodingConfig
 from mova_engine.bench.timing import LEAST, Timing, interleave, median_ratio, stopwatch
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.codecs import build_audio_codec, build_text_encoder
@@ -50,50 +50,41 @@ SCHEMES = ("each", "one", "rounds", "nobody")
 _CALLS = 2
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this command."""
-    add = parser.add_argument
-    add("--processes", type=int, nargs="+", default=[2, 4], metavar="N", help="that share a clip (default 2 4)")
-    add("--model", default="bench-mid", help="whose step is taken (default bench-mid)")
-    add("--codec-width", type=int, default=8, help="channels of the video encoder's first layer (default 8)")
-    add("--pairs", type=int, default=5, help=f"interleaved runs of each, of N steps, at least {LEAST} (default 5)")
-
-
-def run(args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
+def run(settings: EncodingConfig, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
     """A row for each number of processes."""
     if backend.name != "cpu" or dtype != torch.float32:
         raise MovaError("encode compares processes on the CPU in float32: leave --device and --dtype out")
-    if min(args.processes) < 2 or args.codec_width < 1:
+    if min(settings.processes) < 2 or settings.codec_width < 1:
         raise MovaError("--processes takes numbers of at least 2, --codec-width one of at least 1")
-    torch.set_num_threads(args.threads or 1)
+    torch.set_num_threads(settings.threads or 1)
     optional("diffusers", "AutoencoderKLWan", "the benchmark of encoding")
-    get_preset(args.model)
-    return [_measure(size, args) for size in args.processes]
+    get_preset(settings.model)
+    return [_measure(size, settings) for size in settings.processes]
 
 
-def _measure(size: int, args: argparse.Namespace) -> dict[str, Any]:
+def _measure(size: int, settings: EncodingConfig) -> dict[str, Any]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     results = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    settings = {"model": args.model, "width": args.codec_width, "pairs": args.pairs}
+    settings = {"model": settings.model, "width": settings.codec_width, "pairs": settings.pairs}
     with TemporaryDirectory() as folder:
         generate(Path(folder) / "clips", size, seed=0)
         arguments = (size, port, torch.get_num_threads(), Path(folder), settings, results)
         torch.multiprocessing.spawn(_as_rank, arguments, nprocs=size)
         times, calls = results.get()
-    model = get_preset(args.model)
+    model = get_preset(settings.model)
     row = {
         "job": "encode",
         "processes": size,
-        "model": args.model,
+        "model": settings.model,
         "video_tokens": model.clip.video_tokens,
-        "codec_width": args.codec_width,
+        "codec_width": settings.codec_width,
         "steps_per_run": size,
         "schemes": {},
         "ratios": {name: vars(median_ratio(times[name], times["rounds"])) for name in ("each", "one", "nobody")},
     }
-    print(f"{size} processes, {args.model}, seconds per step of one clip")
+    print(f"{size} processes, {settings.model}, seconds per step of one clip")
     for name in SCHEMES:
         timing, encodes = Timing.of(times[name]), calls[name] / (_CALLS * size)
         row["schemes"][name] = {

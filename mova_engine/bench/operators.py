@@ -1,6 +1,5 @@
 """The operators one by one: every implementation that the device can run, checked first, then timed in turns."""
 
-import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -9,8 +8,9 @@ import torch
 
 from mova_engine.backend import Backend
 from mova_engine.bench.bandwidth import copy_bandwidth
-from mova_engine.bench.baseline import DEFAULT, NAME, load_baseline
+from mova_engine.bench.baseline import NAME, load_baseline
 from mova_engine.bench.passes import bytes_moved, flops
+from mova_engine.bench.settings import OperatorsConfig
 from mova_engine.bench.timing import Timing, interleave, stopwatch
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops import OPERATORS, REFERENCE, Operator, bind_operator, refusal, torch_dtypes
@@ -23,25 +23,18 @@ _ANY = 1 << 40
 _ROUNDS = 200
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this suite."""
-    parser.add_argument("--op", nargs="*", default=list(OPERATORS), help="operators to measure (default all)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each case and direction (default 2)")
-    parser.add_argument("--baseline", default=DEFAULT, metavar="MODULE:ATTRIBUTE", help=f"or none (default {DEFAULT})")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of the references")
-
-
-def run(args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
+def run(settings: OperatorsConfig, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
     """One row per operator, case and implementation: forward and backward seconds, and the ratio to the reference."""
-    for name in args.op:
+    names = settings.op or tuple(OPERATORS)
+    for name in names:
         if name not in OPERATORS:
             raise MovaError(f"unknown operator '{name}'.{suggest(name, OPERATORS)}")
-    baseline = {} if args.baseline == "none" else load_baseline(args.baseline)
+    baseline = {} if settings.baseline == "none" else load_baseline(settings.baseline)
     bandwidth = copy_bandwidth(backend)
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s")
     largest = _LARGEST.get(backend.name, _ANY)
     rows = []
-    for operator in (OPERATORS[name] for name in args.op):
+    for operator in (OPERATORS[name] for name in names):
         if operator.name in baseline:
             _check_baseline(operator, baseline[operator.name], backend)
         for case in cases_of(operator):
@@ -50,8 +43,8 @@ def run(args: argparse.Namespace, backend: Backend, dtype: torch.dtype) -> list[
             if case.elements > largest:
                 print(f"{operator.name:28} {case.name:16} left out: too large for this device")
                 continue
-            functions = candidates(operator, case, backend, dtype, baseline, args.compile)
-            rows += _case_rows(operator, case, functions, backend, dtype, args.seconds, bandwidth)
+            functions = candidates(operator, case, backend, dtype, baseline, settings.compile)
+            rows += _case_rows(operator, case, functions, backend, dtype, settings.seconds, bandwidth)
     return rows
 
 

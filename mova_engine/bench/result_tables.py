@@ -1,6 +1,5 @@
 """`report`: the page of tables (and a plot of the ratios), made from result files alone."""
 
-import argparse
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ RESULTS = Path("benchmarks/results")
 Result = dict[str, Any]
 _HEAD = """# Benchmarks
 
-Made by `python -m mova_engine.bench report --out docs/benchmarks.md` from the files in `benchmarks/results`, and from
+Made by `mova bench report --out docs/benchmarks.md` from the files in `benchmarks/results`, and from
 nothing else; do not edit it by hand. What has no file there has not been measured.
 
 Every figure beside a baseline, and every operator's, stands behind a check in the same run: outputs and gradients of
@@ -31,33 +30,25 @@ buffer larger than any cache, which work that fits one may exceed.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this command."""
-    parser.add_argument("files", nargs="*", type=Path, help=f"result files (default {RESULTS}/*.json)")
-    parser.add_argument(
-        "--out", type=Path, help="write the page here, and the plot beside it (default: print the page)"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Make the page, print or write it."""
-    files = args.files or sorted(RESULTS.glob("*.json"))
+def write_report(files: Sequence[Path], out: Path | None = None) -> int:
+    """Make the page of result files (none: the checkout's); print it, or write it and its plot to `out`. Returns 0."""
+    files = files or sorted(RESULTS.glob("*.json"))
     if not files:
         raise MovaError(f"no result file: name some, or run from a checkout that has {RESULTS}/*.json")
     results = {path.name: read_result(path) for path in files}
     plot = ratios_svg(_ratios(results))
-    image = args.out.with_suffix(".svg").name if args.out and plot else None
+    image = out.with_suffix(".svg").name if out and plot else None
     text = page(results, image)
-    if args.out is None:
+    if out is None:
         print(text, end="")
         return 0
-    files = {args.out: text, **({args.out.with_name(image): plot} if image else {})}
+    files = {out: text, **({out.with_name(image): plot} if image else {})}
     for path in files:
         if os.path.lexists(path) and not _is_own(path):
             raise MovaError(f"{path} was not written by this command, or was changed since: give another --out")
     for path, content in files.items():
         write_atomic(path, signed(content).encode())
-    print(f"written to {args.out}")
+    print(f"written to {out}")
     return 0
 
 

@@ -1,11 +1,8 @@
 """The size of a run's clips. It belongs to the run: a model takes clips of any size, and a model's own is a default."""
 
-import argparse
 from dataclasses import asdict, dataclass, replace
 
 from mova_engine.config.model import ClipConfig
-
-_OPTIONS = {"frames": int, "height": int, "width": int, "fps": float}
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,3 @@ class ClipSettings:
 def clip_words(clip: ClipConfig) -> str:
     """A clip's size as errors and notes give it: "193 frames of 352x640 at 24 fps"."""
     return f"{clip.frames} frames of {clip.height}x{clip.width} at {clip.fps:g} fps"
-
-
-def add_clip_options(parser: argparse.ArgumentParser) -> None:
-    """Add --clip.frames, --clip.height, --clip.width and --clip.fps, spelt as in training, to a command."""
-    for name, kind in _OPTIONS.items():
-        parser.add_argument(f"--clip.{name}", type=kind, metavar="N", help=f"the clip's {name} (default: the model's)")
-
-
-def given_clip(args: argparse.Namespace) -> ClipSettings:
-    """What a command line with `add_clip_options` states."""
-    return ClipSettings(**{name: getattr(args, f"clip.{name}") for name in _OPTIONS})

@@ -11,7 +11,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args
 
@@ -25,6 +25,7 @@ from cyclopts.help import DefaultFormatter, HelpPanel
 from mova_engine.errors import MovaError, suggest
 
 Settings = TypeVar("Settings")
+Named = TypeVar("Named")
 
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*")
 # The group of the options that every command has.
@@ -125,9 +126,9 @@ class Command(Generic[Settings]):
         assert found is not None
         return found
 
-    def app(self) -> App:
-        """The command as cyclopts has it, for completion."""
-        app = self._app({}, "")
+    def app(self, name: str = "", about: str = "") -> App:
+        """The command as cyclopts has it, for completion. name, about: other ones than its own."""
+        app = replace(self, name=name or self.name, about=about or self.about)._app({}, "")
         self._define(app, [])
         return app
 
@@ -156,7 +157,7 @@ class Command(Generic[Settings]):
             name=self.name,
             help=self.about,
             config=Dict(values, source=source) if values else None,
-            default_parameter=Parameter(converter=_convert),
+            default_parameter=Parameter(converter=_convert, consume_multiple=True),
             help_formatter=_Help(values),
             exit_on_error=False,
             print_error=False,
@@ -186,7 +187,9 @@ class Command(Generic[Settings]):
 
         def take(settings: Any, print_config: bool) -> Any:
             shown.append(print_config)
-            # Nothing was given: what has no default is missing, and says so.
+            # None: nothing was given.
+            if settings is None and (missing := _without_default(kind)):
+                raise MovaError(f"missing: {', '.join(missing)} (--help tells the options)")
             return kind() if settings is None else settings
 
         general = Parameter(group=_GENERAL)
@@ -230,6 +233,19 @@ class Command(Generic[Settings]):
                 return take(settings, print_config)
 
         app.default(run)
+
+
+def is_help(argv: Sequence[str]) -> bool:
+    """Whether a command line asks for the list of commands: it is empty, or its first word asks for help."""
+    return not argv or argv[0] in ("-h", "--help", "help")
+
+
+def choose_command(argv: Sequence[str], commands: Mapping[str, Named], what: str) -> tuple[str, Named]:
+    """The named one of several commands, by the first word. MovaError with the nearest name for an unknown one."""
+    if argv[0] not in commands:
+        known = f"Known: {', '.join(commands)}"
+        raise MovaError(f"unknown {what} '{argv[0]}'.{suggest(argv[0], commands)} {known}")
+    return argv[0], commands[argv[0]]
 
 
 class _Help(DefaultFormatter):
@@ -288,6 +304,16 @@ def _convert(kind: Any, tokens: Any) -> Any:
             if not _WHOLE.fullmatch(token.value.strip()):
                 raise ValueError(f"a whole number is wanted, got '{token.value}'")
     return converted(kind, tokens)
+
+
+def _without_default(kind: type) -> list[str]:
+    """What must be given, as it is typed."""
+    wanted = [
+        field
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    return [f"--{field.name.replace('_', '-')}" if field.kw_only else field.name.upper() for field in wanted]
 
 
 def _unfit(error: CoercionError) -> str:

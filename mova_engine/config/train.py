@@ -81,7 +81,7 @@ class LoaderSettings:
     cache: Path | None = None
     """Folder that keeps latents and text features, by content; default: `cache` beside the clips."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision in which the cache stores them, as `mova cache --dtype`: bfloat16 takes half the space and rounds."""
+    """Precision in which the cache stores them, as `mova encode --dtype`: bfloat16 takes half the space and rounds."""
     on_bad_clip: Literal["skip", "stop"] = "skip"
     """What to do with a clip that is broken or too short: leave it out and say so, or refuse to start."""
     changed: Literal["stop", "go-on"] = "stop"
@@ -259,7 +259,7 @@ class TrainConfig:
     exact_fp32: bool = False
     """Switch off reduced-precision shortcuts (TF32, HF32) of the device's float32 maths."""
     ops: dict[str, str] = field(default_factory=dict)
-    """Implementations that must be used, by operator: `--ops.attention reference`. See python -m mova_engine.ops."""
+    """Implementations that must be used, by operator: `--ops.attention reference`. See mova ops."""
     model: Annotated[ModelSettings, section("Model")] = field(default_factory=ModelSettings)
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
     lora: Annotated[LoraSettings, section("Adapters")] = field(default_factory=LoraSettings)

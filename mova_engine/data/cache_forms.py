@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Form = Mapping[str, Any]
-# Options of the trainer that ask for another form, by what they change; `mova cache` has them without the group.
+# Options of the trainer that ask for another form, by what they change; `mova encode` has them without the group.
 _OPTIONS = {"dtype": "--loader.dtype", "silent": "--loader.silent-audio"}
 _WORDS = {"video": "another video codec", "audio": "another audio codec", "version": "an older or newer engine"}
 

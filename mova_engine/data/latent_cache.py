@@ -12,56 +12,43 @@ are safetensors files, written whole or not at all, with a checksum: a damaged o
 
 The trainer fills its cache itself. To do it ahead, on another machine, or on several cards or machines at once:
 
-    python -m mova_engine.data.latent_cache --data CLIPS --checkpoint MOVA-360p --device DEVICE
-    torchrun --nproc-per-node 8 -m mova_engine.data.latent_cache --data CLIPS --checkpoint MOVA-360p --device DEVICE
-    python -m mova_engine.data.latent_cache --data CLIPS --checkpoint MOVA-360p --device DEVICE --shard 3/8
+    mova encode --data CLIPS --checkpoint MOVA-360p --device DEVICE
+    torchrun --nproc-per-node 8 -m mova_engine encode --data CLIPS --checkpoint MOVA-360p --device DEVICE
+    mova encode --data CLIPS --checkpoint MOVA-360p --device DEVICE --shard 3/8
 """
 
 import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import get_args
 
 import av
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mova_engine.backend import NAMES, get_backend
-from mova_engine.checkpoints.folder import Codecs, codecs_of, load_codecs
-from mova_engine.checkpoints.locate import open_model
 from mova_engine.codecs import (
     AudioCodec,
     TextEncoder,
     VideoCodec,
-    build_audio_codec,
-    build_text_encoder,
-    build_video_codec,
     video_from_uint8,
 )
-from mova_engine.config.clip import ClipSettings, add_clip_options, given_clip
-from mova_engine.config.model import PRESETS, ClipConfig, MovaConfig, get_preset
+from mova_engine.config.model import ClipConfig
 from mova_engine.data.cache_entries import floats, is_entry, read_entry, serialise
 from mova_engine.data.cache_forms import Form, as_json, as_stored, difference, form_path, other_forms
 from mova_engine.data.media.decode import Clip, Silent, read_clip
 from mova_engine.data.media.reader_process import FatalFileError
-from mova_engine.data.metadata import Entry, read_metadata
-from mova_engine.distributed.processes import Launch, read_launch
-from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
+from mova_engine.data.metadata import Entry
+from mova_engine.errors import MovaError, suggest
 from mova_engine.files.atomic import set_aside, write_atomic
 from mova_engine.files.digests import Digests
-from mova_engine.memory.codec_parts import AUDIO_VAE, TEXT_ENCODER, VIDEO_VAE, codec_parts
+from mova_engine.memory.codec_parts import AUDIO_VAE, TEXT_ENCODER, VIDEO_VAE
 from mova_engine.memory.residency import Residency, stage
 
 log = logging.getLogger(__name__)
@@ -330,7 +317,7 @@ class LatentCache:
         try:
             self._put(path, serialise(tensors))
         except MovaError as error:
-            raise MovaError(f"{error}; --loader.cache FOLDER (mova cache: --cache) keeps clips elsewhere") from None
+            raise MovaError(f"{error}; --loader.cache FOLDER (mova encode: --out) keeps clips elsewhere") from None
 
     def _try_write(self, path: Path, data: bytes) -> None:
         """Store what can be had again; the first failure is reported."""
@@ -349,70 +336,3 @@ class LatentCache:
         except OSError as error:
             raise MovaError(f"cannot write {path}: {error.strerror or error}") from None
         write_atomic(path, data, sync=False)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Encode a folder of clips, or a share of them. Status 1 when some of them cannot be used; they are named."""
-    what = "Encode a folder of clips ahead of training."
-    parser = CommandParser(prog="python -m mova_engine.data.latent_cache", description=what)
-    parser.add_argument("--data", type=Path, required=True, help="folder with metadata.jsonl or metadata.json")
-    model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", type=Path, help="model folder or training run: its clip, codecs, text encoder")
-    model.add_argument("--model", choices=PRESETS, help="model size, with embedded codecs that are fitted to no data")
-    add_clip_options(parser)
-    parser.add_argument("--cache", type=Path, help="folder to fill (default DATA/cache)")
-    parser.add_argument("--device", choices=NAMES, default="cpu", help="where the codecs run (default cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of what is stored")
-    parser.add_argument("--silent-audio", choices=get_args(Silent), default="refuse", help="clips without sound")
-    parser.add_argument("--task", choices=["joint", "audio"], default="joint", help="audio: sound alone, of any file")
-    parser.add_argument("--shard", metavar="I/N", help="of N equal shares the I-th, from 1 (default: torchrun's rank)")
-    args = parser.parse_args(argv)
-    launch = read_launch()
-    share, shares = (launch.rank + 1, launch.world) if args.shard is None else _share(args.shard, launch)
-    entries = read_metadata(args.data)[share - 1 :: shares]
-    which = f"share {share} of {shares}: " if shares > 1 else ""
-    device = get_backend(args.device).device(launch.local_rank)
-    config, codecs, source = _model(args.model, args.checkpoint, given_clip(args), args.task, device)
-    residency = Residency(device, codec_parts(codecs, source))
-    folder = args.cache or args.data / "cache"
-    options = {"dtype": args.dtype, "silent": args.silent_audio, "residency": residency}
-    cache = LatentCache(folder, config.clip, *codecs, **options)
-    if (otherwise := cache.stored_otherwise(entries)) is not None:
-        log.warning("%s", otherwise.replace("--loader.", "--"))
-    with Progress(console=Console(stderr=True, quiet=launch.rank > 0)) as bar:
-        task = bar.add_task(escape(f"encoding {args.data}"), total=len(entries))
-        problems = cache.fill(entries, lambda done: bar.update(task, completed=done))
-    for problem in problems:
-        sys.stdout.write(f"cannot be used: {problem.reason}\n")
-    sys.stdout.write(f"{which}{len(entries) - len(problems)} of {len(entries)} clips are in {folder}\n")
-    return int(bool(problems))
-
-
-def _share(text: str, launch: Launch) -> tuple[int, int]:
-    share, _, shares = text.partition("/")
-    if launch.world > 1:
-        raise MovaError("--shard and torchrun both divide the clips: leave --shard out, or start one process")
-    if not (share.isdecimal() and shares.isdecimal() and 1 <= int(share) <= int(shares)):
-        raise MovaError(f"--shard takes I/N, the I-th of N shares from 1, as 3/8; got '{text}'")
-    return int(share), int(shares)
-
-
-def _model(
-    preset: str | None, checkpoint: Path | None, clip: ClipSettings, task: str, device: torch.device
-) -> tuple[MovaConfig, Codecs, Path | None]:
-    """The model, its codecs on the host (embedded ones where they compute), and the folder that they are from."""
-    if checkpoint is not None:
-        folder, config = open_model(checkpoint, clip)
-        return config, load_codecs(folder, device=device, on_host=True, parts=codecs_of(task)), folder
-    config = get_preset(preset)
-    config = replace(config, clip=clip.over(config.clip))
-    codecs = Codecs(
-        build_video_codec(config.video_codec, device=device) if task == "joint" else None,
-        build_audio_codec(config.audio_codec, device=device),
-        build_text_encoder(config.text_encoder, tokens=config.text_tokens, dim=config.video.text_dim, device=device),
-    )
-    return config, codecs, None
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,1 +1,1 @@
-"""What is wrong with this machine, and what to do about it: `python -m mova_engine.doctor`."""
+"""What is wrong with this machine, and what to do about it: `mova doctor`."""

@@ -62,5 +62,5 @@ def read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise MovaError(f"cannot read {path}: {error}") from None
     if not isinstance(content, dict) or not {"kind", "circumstances"} <= content.keys():
-        raise MovaError(f"{path} is no result file of `python -m mova_engine.bench` (no 'kind' and 'circumstances')")
+        raise MovaError(f"{path} is no result file of `mova bench` (no 'kind' and 'circumstances')")
     return content

@@ -1,41 +1,69 @@
-"""`python -m mova_engine.ops --device cpu`: what each operator would use on a device, and why not the others.
+"""`mova ops --device cpu`: what each operator would use on a device, and why not the others."""
 
-With --assume, on a machine that is not here: `--device cuda --assume sm90 --with flash-attn-3`.
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from mova_engine.config.command import Command
+from mova_engine.errors import MovaError, run_cli
+
+ABOUT = """Show which implementation each operator would use on a device, and why not the others.
+
+The device itself need not be present; that is said in the first line. With --assume, on a machine that is not here:
+mova ops --device cuda --assume sm90 --with flash-attn-3
 """
 
-import importlib
 
-from mova_engine.errors import CommandParser, MovaError, run_cli
-from mova_engine.ops.choice import describe_choices
-from mova_engine.ops.machine import KINDS, Machine, assumed_machine
+@dataclass(frozen=True, kw_only=True)
+class OpsConfig:
+    """Which machine, for what."""
+
+    device: str = "cpu"
+    """cpu, cuda or npu."""
+    inference: bool = False
+    """Also admit kernels without a gradient."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """What a model computes in."""
+    assume: str | None = None
+    """A machine that is not here: sm90, 910a2, avx512_bf16."""
+    packages: Annotated[str | None, Parameter(name="--with")] = None
+    """Packages that it has, e.g. flash-attn-3,apex."""
+
+    def __post_init__(self) -> None:
+        if self.packages is not None and self.assume is None:
+            raise MovaError("--with says what a machine has that is not here: give --assume too")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the operator table of a device. The device itself need not be present; that is said in the first line."""
-    parser = CommandParser(prog="python -m mova_engine.ops", description=__doc__)
-    parser.add_argument("--device", default="cpu", help=f"one of {', '.join(KINDS)} (default cpu)")
-    parser.add_argument("--inference", action="store_true", help="also admit kernels without a gradient")
-    parser.add_argument("--dtype", default="bfloat16", help="what a model computes in (default bfloat16)")
-    parser.add_argument("--assume", help="a machine that is not here: sm90, 910a2, avx512_bf16")
-    parser.add_argument("--with", dest="packages", help="packages that it has, e.g. flash-attn-3,apex")
-    args = parser.parse_args(argv)
-    machine, line = machine_asked_for(args.device, args.assume, args.packages)
-    print("\n".join([line, *describe_choices(machine, training=not args.inference, dtype=args.dtype)]))
+OPS = Command("mova ops", OpsConfig, ABOUT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the operator table of a device, or of a machine that is not here; returns 0."""
+    config = OPS.parse(sys.argv[1:] if argv is None else argv)
+    if config is None:
+        return 0
+    # Imported late, so that help is instant.
+    from mova_engine.ops.choice import describe_choices
+    from mova_engine.ops.machine import assumed_machine
+
+    if config.assume is not None:
+        machine = assumed_machine(config.device, config.assume, filter(None, (config.packages or "").split(",")))
+        line = f"device {machine}: assumed, not asked"
+    else:
+        # Asking this machine needs torch.
+        from mova_engine.backend import describe_backend
+        from mova_engine.ops.registry import ThisMachine
+
+        backend = describe_backend(config.device)
+        absent = backend.unavailable()
+        machine = ThisMachine(backend)
+        line = f"device {backend.name}: {f'NOT usable here: {absent}' if absent else backend.describe()}"
+    sys.stdout.write("\n".join([line, *describe_choices(machine, training=not config.inference, dtype=config.dtype)]))
+    sys.stdout.write("\n")
     return 0
-
-
-def machine_asked_for(device: str, assume: str | None, packages: str | None) -> tuple[Machine, str]:
-    """The machine that options name, and a line that says which it is."""
-    if assume is not None:
-        machine = assumed_machine(device, assume, filter(None, (packages or "").split(",")))
-        return machine, f"device {machine}: assumed, not asked"
-    if packages is not None:
-        raise MovaError("--with says what a machine has that is not here: give --assume too")
-    # Asking this machine needs torch.
-    backend = importlib.import_module("mova_engine.backend").describe_backend(device)
-    absent = backend.unavailable()
-    line = f"device {backend.name}: {f'NOT usable here: {absent}' if absent else backend.describe()}"
-    return importlib.import_module("mova_engine.ops.registry").ThisMachine(backend), line
 
 
 if __name__ == "__main__":

@@ -1,101 +1,52 @@
-"""`python -m mova_engine.parity DIR [--device D] [--dtype T]`: does this machine reproduce the reference model's
-numbers?
-"""
+"""`mova parity FOLDER [--device D] [--dtype T]`: does this machine reproduce the reference model's numbers?"""
 
-import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import torch
-
-from mova_engine.backend import NAMES, Backend, PrecisionReport, get_backend
-from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
-from mova_engine.ops import REFERENCE, bind
-from mova_engine.parity.case import CaseDevice
-from mova_engine.parity.judge import ParityRow
-from mova_engine.parity.runner import run_folder
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from mova_engine.config.command import Command
+from mova_engine.errors import run_cli
 
 
-def main(argv: list[str] | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ParityConfig:
+    """Which cases, on what."""
+
+    folder: Path = field(kw_only=False)
+    """Folder of recorded cases, e.g. tests/data/golden."""
+    device: str = "cpu"
+    """cpu, cuda or npu."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in."""
+    ops: tuple[str, ...] = ()
+    """Operator choices, OPERATOR=IMPLEMENTATION each, or `reference` for all."""
+    quiet: bool = False
+    """Print each case's worst tensor and every miss only."""
+    keep_reduced_precision: bool = False
+    """Leave TF32/HF32 as they are; reported, and a miss where one is on."""
+
+
+PARITY = Command("mova parity", ParityConfig, "Compare this machine's results with recorded cases of the reference.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run every case of a folder, print a row per tensor, return 1 on any miss."""
-    parser = CommandParser(prog="python -m mova_engine.parity", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of recorded cases, e.g. tests/data/golden")
-    parser.add_argument("--device", default="cpu", help=f"one of {', '.join(NAMES)} (default cpu)")
-    parser.add_argument("--dtype", default="float32", help=f"{' or '.join(_DTYPES)} (default float32)")
-    parser.add_argument(
-        "--ops", nargs="*", default=[], metavar="OP=IMPL", help=f"operator choices, or '{REFERENCE}' for all"
+    config = PARITY.parse(sys.argv[1:] if argv is None else argv)
+    if config is None:
+        return 0
+    # Imported late, so that help is instant.
+    from mova_engine.parity.comparison import compare_folder
+
+    return compare_folder(
+        config.folder,
+        config.device,
+        config.dtype,
+        config.ops,
+        quiet=config.quiet,
+        keep_reduced_precision=config.keep_reduced_precision,
     )
-    parser.add_argument("--quiet", action="store_true", help="print each case's worst tensor and every miss only")
-    parser.add_argument(
-        "--keep-reduced-precision",
-        action="store_true",
-        help="leave TF32/HF32 as they are; reported, and a miss where one is on",
-    )
-    args = parser.parse_args(argv)
-    if args.dtype not in _DTYPES:
-        raise MovaError(f"unknown dtype '{args.dtype}'.{suggest(args.dtype, _DTYPES)} Known: {', '.join(_DTYPES)}")
-    backend = get_backend(args.device)
-    ops = bind(backend, _choices(args.ops))
-    print(f"device {backend.name}: {backend.describe()}; torch {torch.__version__}; {args.dtype}")
-    print("operators: " + ", ".join(f"{c.operator}={c.implementation}" for c in ops.choices))
-    machine = CaseDevice(ops, backend.device(), _DTYPES[args.dtype])
-    with _precision(backend, args.keep_reduced_precision) as still_on:
-        missed = _run(args.folder, machine, args.quiet)
-    if still_on:
-        print(f"MISS: reduced precision was on for float32: {'; '.join(r.switch for r in still_on)}")
-    print(f"parity: {'FAILED' if missed or still_on else 'passed'}")
-    return 1 if missed or still_on else 0
-
-
-def _choices(words: list[str]) -> dict[str, str] | str | None:
-    if words == [REFERENCE]:
-        return REFERENCE
-    for word in words:
-        if "=" not in word:
-            raise MovaError(f"--ops takes OP=IMPL or the one word '{REFERENCE}', got '{word}'")
-    return dict(word.split("=", 1) for word in words) or None
-
-
-@contextlib.contextmanager
-def _precision(backend: Backend, keep: bool):
-    """Full float32 within the block; yields the shortcuts that stay on."""
-    if keep:
-        yield [r for r in backend.precision_report() if r.was_on]
-        return
-    with backend.full_precision() as found:
-        print(f"switched off for this run, restored after: {_names(found)}")
-        yield []
-
-
-def _names(found: list[PrecisionReport]) -> str:
-    return (
-        "; ".join(f"{r.switch} (was {'on' if r.was_on else 'off'})" for r in found)
-        or "nothing (this device has no switch)"
-    )
-
-
-def _run(folder: Path, machine: CaseDevice, quiet: bool) -> int:
-    print(f"{'case':28} {'tensor':76} {'max rel':>9} {'bound':>7}  verdict")
-    missed = compared = 0
-    for _, rows in run_folder(folder, machine):
-        missed += sum(not row.passed for row in rows)
-        compared += len(rows)
-        shown = sorted(rows, key=_badness)[-1:] if quiet else rows
-        for row in shown + [r for r in rows if not r.passed and r not in shown]:
-            print(_line(row))
-    print(f"{compared} tensors compared, {missed} missed")
-    return missed
-
-
-def _badness(row: ParityRow) -> float:
-    return float("inf") if row.difference is None else row.difference / max(row.bound, 1e-30)
-
-
-def _line(row: ParityRow) -> str:
-    worst = "-" if row.difference is None else f"{row.difference:.1e}"
-    note = f"  {row.note}" if row.note else ""
-    return f"{row.case:28} {row.tensor:76} {worst:>9} {row.bound:7.0e}  {'ok' if row.passed else 'MISS'}{note}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Bounces seen and clicks heard (`bounce_events`) are matched one to one; what finds no partner counts against precision
 (an extra click) or recall (a missing one). Beside each clip's own sound stand the sounds of other clips: chance.
 
-    python -m mova_engine.scores.bounce_sync DIR [--json FILE]
+    mova nano sync DIR [--json FILE]
 
 DIR holds *.mp4 and, for pitch and colour, a metadata.jsonl or .json with their captions.
 """
@@ -18,12 +18,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from mova_engine.backend import get_backend
-from mova_engine.backend.circumstances import circumstances
 from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.data.synthetic.bounce import COLOURS
-from mova_engine.errors import CommandParser, MovaError, counted, run_cli
-from mova_engine.files.results import check_result, write_result
+from mova_engine.errors import MovaError, counted
 from mova_engine.scores.bounce_events import Events, observe
 
 log = logging.getLogger(__name__)
@@ -227,23 +224,3 @@ def plain(item: object) -> object:
     if isinstance(item, dict):
         return {key: plain(value) for key, value in item.items()}
     return None if isinstance(item, float) and math.isnan(item) else item
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure a folder and print the report."""
-    parser = CommandParser(prog="python -m mova_engine.scores.bounce_sync", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="folder of mp4 files, with a metadata file for the captions")
-    parser.add_argument("--json", type=Path, help="also write the report to this result file")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffling and the bootstrap (default 0)")
-    args = parser.parse_args(argv)
-    if args.json:
-        check_result(args.json)
-    report = measure(args.folder, args.seed)
-    print(format_report(report))
-    if args.json:
-        write_result(args.json, "bounce-sync", circumstances(get_backend("cpu")), report=plain(report))
-    return 0
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,4 +1,4 @@
-"""How far the mouth of a talking clip lags behind its voice: `python -m mova_engine.scores.speech_lag FILE...`.
+"""How far the mouth of a talking clip lags behind its voice: `mova eval lag FILE...`.
 
 Somewhere in the picture brightness follows the loudness of the voice (an opening mouth is darker or brighter than a
 closed one). The picture is cut into cells; for every lag the brightness of each is correlated with the loudness
@@ -6,8 +6,6 @@ envelope, and the lag at which the best cells correlate most is the answer. No f
 Signs are those of ITU-R BT.1359: positive where the sound is ahead of the picture, negative where it is late.
 """
 
-import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import numpy as np
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import probe, read_clip
-from mova_engine.errors import CommandParser, MovaError, run_cli
+from mova_engine.errors import MovaError
 
 # Pixels of the picture that is measured, and of a cell's side in it.
 AREA, CELL = 144 * 256, 8
@@ -105,29 +103,3 @@ def _score(envelope: np.ndarray, cells: np.ndarray, lag: int) -> float:
     norm = np.sqrt((heard**2).sum(axis=0) * (seen**2).sum(axis=0))
     correlation = np.abs((heard * seen).sum(axis=0)) / np.maximum(norm, 1e-12)
     return float(np.sort(correlation)[-BEST_CELLS:].mean())
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the lag of each file. Status 2 when one could not be measured, after the others."""
-    parser = CommandParser(prog="python -m mova_engine.scores.speech_lag", description=__doc__)
-    parser.add_argument("files", nargs="+", help="video files with speech and a visible mouth")
-    parser.add_argument("--fps", type=float, default=24.0, help="frame rate in which lags are counted (default 24)")
-    parser.add_argument("--max-lag", type=int, default=12, help="largest lag looked for, in frames (default 12)")
-    args = parser.parse_args(argv)
-    if not 0 < args.fps < math.inf or args.max_lag < 0:
-        raise MovaError(f"--fps must be above 0, --max-lag at least 0; got {args.fps} and {args.max_lag}")
-    failed = False
-    for file in args.files:
-        try:
-            lag = measure_file(file, args.fps, args.max_lag)
-            milliseconds = 1000 * lag.frames / args.fps
-            line = f"{file}: lag {lag.frames} frames ({milliseconds:.0f} ms), correlation {lag.score:.2f}"
-            sys.stdout.write(line + "\n")
-        except MovaError as error:
-            failed = True
-            sys.stderr.write(f"error: {error}\n")
-    return 2 if failed else 0
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,1 +1,1 @@
-"""Training: recipes, the step, the trainer, checkpoints and metrics. `python -m mova_engine.train --recipe nano`."""
+"""Training: recipes, the step, the trainer, checkpoints and metrics. `mova train --recipe nano`."""

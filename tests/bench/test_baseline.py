@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-from mova_engine.bench.baseline import DEFAULT, bind_baseline, load_baseline
+from mova_engine.bench.baseline import bind_baseline, load_baseline
 from mova_engine.bench.peak_memory import peak_above_gradients
+from mova_engine.bench.settings import BASELINE
 from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS
 from mova_engine.parity.case import CaseDevice, find_cases
@@ -64,5 +65,5 @@ def test_a_baseline_outside_a_checkout_is_one_clear_line(monkeypatch):
     monkeypatch.delitem(sys.modules, "benchmarks.reference_formulation", raising=False)
     monkeypatch.setitem(sys.modules, "benchmarks", None)
     with pytest.raises(MovaError, match=r"is not found .*run from a checkout .*--baseline none") as error:
-        load_baseline(DEFAULT)
+        load_baseline(BASELINE)
     assert "\n" not in str(error.value)

@@ -185,7 +185,7 @@ def test_the_baseline_may_have_another_dtype(tmp_path):
         (["step", "--model", "nanoo"], "unknown model 'nanoo'. Did you mean 'nano'"),
         (["step", "--dtype", "bfloat15"], "Did you mean 'bfloat16'"),
         (["step", "--model", "nano", "--baseline-dtype", "float31"], "Did you mean 'float32'"),
-        (["step", "--model", "nano", "--checkpointing", "some"], "checkpointing must be one of none, .*got 'some'"),
+        (["step", "--model", "nano", "--memory.checkpointing", "some"], "--memory.checkpointing: unknown value 'some'"),
         (["block", "--model", "nano", "--baseline", "nowhere:TABLE"], "'nowhere:TABLE' is not found .*--baseline none"),
         (["block", "--model", "nano", "--baseline", "json:nothing"], "'json:nothing' is not found"),
         (["block", "--model", "nano", "--baseline", "json:dumps"], "must map operators' names to functions"),

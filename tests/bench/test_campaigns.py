@@ -2,7 +2,7 @@
 
 import json
 import time
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,32 +11,32 @@ from mova_engine.backend import get_backend
 from mova_engine.bench import campaigns
 from mova_engine.bench.__main__ import main
 from mova_engine.bench.campaigns import CAMPAIGNS, Measurement
+from mova_engine.bench.settings import MEASUREMENTS as BENCH
 from mova_engine.bench.suites import SUITES
+from mova_engine.config.command import Command
 from mova_engine.errors import MovaError
 from mova_engine.parity.judge import ParityRow
 
 
-class Product:
-    """A small command: the time of a matrix product."""
+@dataclass(frozen=True, kw_only=True)
+class ProductConfig:
+    """The time of a matrix product."""
 
-    def add_arguments(self, parser):
-        parser.add_argument("--width", type=int, default=8)
-
-    def run(self, args, backend, dtype):
-        x = torch.ones(args.width, args.width, device=backend.device(), dtype=dtype)
-        start = time.perf_counter()
-        total = float((x @ x).sum())
-        return [{"width": args.width, "total": total, "seconds": time.perf_counter() - start}]
+    width: int = 8
+    """Of the matrices."""
 
 
-class Impossible(Product):
-    """A command that runs out of memory."""
+def product(settings, backend, dtype):
+    x = torch.ones(settings.width, settings.width, device=backend.device(), dtype=dtype)
+    start = time.perf_counter()
+    total = float((x @ x).sum())
+    return [{"width": settings.width, "total": total, "seconds": time.perf_counter() - start}]
 
-    def run(self, args, backend, dtype):
-        raise RuntimeError("out of memory at 10.1.2.3\nand a stack")
+
+def impossible(settings, backend, dtype):
+    raise RuntimeError("out of memory at 10.1.2.3\nand a stack")
 
 
-COMMANDS = {"product": Product(), "impossible": Impossible()}
 MEASUREMENTS = (
     Measurement("impossible"),
     Measurement("product", ("--width", "64"), ("--width", "16"), dtype="float32"),
@@ -48,12 +48,15 @@ MEASUREMENTS = (
 def quick(monkeypatch):
     """A campaign of small commands, and parity by the towers alone."""
     monkeypatch.setattr(campaigns, "CAMPAIGNS", {"tiny": MEASUREMENTS})
+    made = {name: Command(f"mova bench {name}", ProductConfig, "A product.") for name in ("product", "impossible")}
+    monkeypatch.setattr(campaigns, "MEASUREMENTS", made)
+    monkeypatch.setattr(campaigns, "SUITES", {"product": product, "impossible": impossible})
     monkeypatch.setattr(campaigns, "operator_rows", lambda backend, dtype: iter(()))
     monkeypatch.setattr(campaigns, "_GOLDEN", campaigns.Path("nowhere"))
 
 
 def run(path, *words):
-    status = campaigns.run(["--suite", "tiny", "--device", "cpu", "--json", str(path), *words], COMMANDS)
+    status = main(["--suite", "tiny", "--device", "cpu", "--json", str(path), *words])
     return status, json.loads(path.read_text())
 
 
@@ -88,11 +91,12 @@ def test_recorded_cases_take_part_where_they_are(quick, tmp_path, golden_dir):
     assert content["parity"]["recorded cases, float32"] == {"compared": 379, "missed": []}
 
 
-def test_unknown_names_are_refused_before_anything_runs(quick, tmp_path):
+def test_unknown_names_are_refused_before_anything_runs(quick, monkeypatch):
     with pytest.raises(MovaError, match="unknown suite 'tinny'. Did you mean 'tiny'"):
-        campaigns.run(["--suite", "tinny"], COMMANDS)
-    with pytest.raises(MovaError, match="needs the command 'product', which this version of the engine lacks"):
-        campaigns.run(["--suite", "tiny"], {"impossible": SimpleNamespace()})
+        main(["--suite", "tinny"])
+    monkeypatch.setattr(campaigns, "SUITES", {"impossible": impossible})
+    with pytest.raises(MovaError, match="needs 'product', which this version of the engine lacks"):
+        main(["--suite", "tiny"])
 
 
 def test_the_command_knows_suites():
@@ -104,6 +108,5 @@ def test_the_command_knows_suites():
 def test_every_measurement_is_a_command_whose_options_parse(name):
     for measurement in CAMPAIGNS[name]:
         for options in (measurement.full, measurement.small):
-            parser = campaigns.argparse.ArgumentParser(exit_on_error=False)
-            SUITES[measurement.command].add_arguments(parser)
-            parser.parse_args(list(options))
+            assert measurement.command in SUITES
+            BENCH[measurement.command].parse(list(options))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mova_engine.codecs import build_text_encoder
+from mova_engine.commands.nano_clips import main
 from mova_engine.config.model import get_preset
 from mova_engine.data.media.decode import read_clip
 from mova_engine.data.metadata import read_metadata
@@ -142,7 +143,7 @@ def test_a_clip_depends_on_seed_split_and_index_alone(folder, tmp_path):
 
 
 def test_the_command_writes_held_out_clips(tmp_path, capsys):
-    assert bounce.main([str(tmp_path), "--clips", "6", "--seed", "1", "--split", "heldout"]) == 0
+    assert main([str(tmp_path), "--clips", "6", "--seed", "1", "--split", "heldout"]) == 0
     assert "6 clips" in capsys.readouterr().out
     assert {(row["colour"], row["tempo"]) for row in truth(tmp_path)} == set(HELD_OUT)
 

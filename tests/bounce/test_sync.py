@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mova_engine.codecs import build_audio_codec, build_video_codec, video_from_uint8, video_to_uint8
+from mova_engine.commands.nano_sync import main
 from mova_engine.config.model import get_preset
 from mova_engine.data.media.decode import read_clip
 from mova_engine.data.media.write import write_mp4
@@ -195,7 +196,7 @@ def test_the_caption_names_one_colour(caption, colour):
 
 def test_the_command_prints_a_table_and_writes_json(folder, tmp_path, capsys):
     path = tmp_path / "report.json"
-    assert bounce_sync.main([str(folder), "--json", str(path)]) == 0
+    assert main([str(folder), "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "24 clips" in printed and "own sound" in printed and "shuffled sound" in printed
     written = json.loads(path.read_text())

@@ -11,11 +11,11 @@ from data_pipeline.test_encode import FullDisk
 
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
+from mova_engine.commands.encode import main
 from mova_engine.config.model import PRESETS, get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.data import latent_cache as cache_module
 from mova_engine.data.dataset import open_dataset
-from mova_engine.data.latent_cache import main
 from mova_engine.data.media.decode import read_clip
 from mova_engine.data.metadata import Entry, read_metadata
 from mova_engine.distributed.processes import Processes
@@ -217,7 +217,7 @@ def test_latents_that_are_not_finite_are_refused(clips, make_cache, monkeypatch)
 def test_the_command(clips, tmp_path, capsys, caplog):
     """The nano model's clips are longer than these: every one is named."""
     caplog.set_level(logging.ERROR)
-    assert main(["--data", str(clips), "--model", "nano", "--cache", str(tmp_path / "out")]) == 1
+    assert main(["--data", str(clips), "--model", "nano", "--out", str(tmp_path / "out")]) == 1
     out = capsys.readouterr().out
     assert f"{clips / '0.mp4'}: too short" in out and f"0 of {COUNT} clips are in {tmp_path / 'out'}" in out
     with pytest.raises(MovaError, match="nowhere: no such folder"):
@@ -288,7 +288,7 @@ def test_shares_fill_one_cache_that_the_trainer_finds(clips, tmp_path, tiny_pres
 
 
 def test_torchruns_ranks_are_shares(clips, tmp_path, tiny_preset, capsys, monkeypatch):
-    common = ["--data", str(clips), "--model", "tiny", "--cache", str(tmp_path / "out")]
+    common = ["--data", str(clips), "--model", "tiny", "--out", str(tmp_path / "out")]
     place = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)

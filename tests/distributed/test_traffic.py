@@ -2,9 +2,9 @@
 
 import pytest
 
+from mova_engine.commands.traffic import main
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import get_preset
-from mova_engine.distributed.__main__ import main
 from mova_engine.distributed.counted_traffic import SMALL, count_schemes
 from mova_engine.predict.context_traffic import reference_traffic, training_traffic
 

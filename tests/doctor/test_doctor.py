@@ -244,7 +244,7 @@ def test_findings_are_printed_as_they_are_made(capfd, monkeypatch):
         return [Finding(OK, "came back")]
 
     checklist = (Check("first", lambda _: [Finding(NOTE, "seen", "do")]), Check("second", hangs))
-    monkeypatch.setattr("mova_engine.doctor.__main__.CHECKS", checklist)
+    monkeypatch.setattr("mova_engine.doctor.visit.CHECKS", checklist)
     assert cli.main(["doctor", "--device", "cpu", "--no-self-test"]) == 0
     assert "first:" in printed[0] and "> do" in printed[0] and "second:" not in printed[0]
     assert "came back" in capfd.readouterr().out

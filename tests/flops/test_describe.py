@@ -2,9 +2,10 @@
 
 import pytest
 
-from mova_engine import describe
+from mova_engine.commands.describe import main
 from mova_engine.config.model import PRESETS, get_preset
 from mova_engine.errors import MovaError
+from mova_engine.model_tables import describe
 
 
 def _rows(text: str) -> dict[str, list[str]]:
@@ -14,7 +15,7 @@ def _rows(text: str) -> dict[str, list[str]]:
 
 
 def test_the_released_model_prints_the_published_figures(capsys):
-    assert describe.main(["mova-360p"]) == 0
+    assert main(["mova-360p"]) == 0
     rows = _rows(capsys.readouterr().out)
     assert rows["video_dit (and as many in video_dit_2)"] == ["14.289 B"]
     assert rows["audio_dit"] == ["1.419 B"] and rows["dual_tower_bridge"] == ["2.660 B"]
@@ -29,7 +30,7 @@ def test_the_released_model_prints_the_published_figures(capsys):
 
 
 def test_another_clip(capsys):
-    assert describe.main(["mova-360p", "--clip.height", "720", "--clip.width", "1280"]) == 0
+    assert main(["mova-360p", "--clip.height", "720", "--clip.width", "1280"]) == 0
     rows = _rows(capsys.readouterr().out)
     assert rows["video self-attention"] == ["25491", "83%"] and rows["total, PFLOP"] == ["30.56"]
     assert rows["LoRA r16"] == ["86.8", "99.6", "104.7", "130.2"]
@@ -37,11 +38,11 @@ def test_another_clip(capsys):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_described(name):
-    assert describe.describe(get_preset(name)).startswith(f"{name}: ")
+    assert describe(get_preset(name)).startswith(f"{name}: ")
 
 
 def test_wrong_arguments_are_one_line():
     with pytest.raises(MovaError, match="unknown model 'mova-270p'. Did you mean"):
-        describe.main(["mova-270p"])
+        main(["mova-270p"])
     with pytest.raises(MovaError, match="height and width must be"):
-        describe.main(["nano", "--clip.height", "50"])
+        main(["nano", "--clip.height", "50"])

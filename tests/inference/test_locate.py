@@ -89,8 +89,8 @@ def about_to_read(trains, monkeypatch, tmp_path):
 
     monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", stop)
     monkeypatch.setattr("mova_engine.adapters.merge.load_mova", stop)
-    monkeypatch.setattr("mova_engine.data.latent_cache.load_codecs", stop)
-    monkeypatch.setattr("mova_engine.describe.describe", lambda config: stop(config))
+    monkeypatch.setattr("mova_engine.data.encode_folder.load_codecs", stop)
+    monkeypatch.setattr("mova_engine.model_tables.describe", lambda config: stop(config))
     monkeypatch.setattr("mova_engine.train.trainer.join_processes", lambda config, launch: stop(config.model))
 
     def run(command: str, place: Path, clip: ClipSettings = ClipSettings()):  # noqa: B008
@@ -104,8 +104,8 @@ def about_to_read(trains, monkeypatch, tmp_path):
         out = str(tmp_path / "out")
         words = {
             "sample": ["sample", "--prompt", "rain", "--out", out, "--device", "cpu", "--checkpoint"],
-            "merge": ["merge", "--lora", "unused", "--out", out, "--checkpoint"],
-            "cache": ["cache", "--data", str(tmp_path), "--checkpoint"],
+            "lora merge": ["lora", "merge", "--lora", "unused", "--out", out, "--checkpoint"],
+            "encode": ["encode", "--data", str(tmp_path), "--checkpoint"],
             "describe": ["describe"],
         }[command]
         (tmp_path / "metadata.jsonl").write_text('{"video_path": "a.mp4", "caption": "a"}\n')
@@ -147,7 +147,7 @@ NO_MODEL = {
     "audio": "step-000005 holds an audio tower alone, which makes no clips",
     "component": "component holds an audio tower alone",
 }
-COMMANDS = ("sample", "merge", "cache", "describe", "train", "train lora", "train codecs", "train audio")
+COMMANDS = ("sample", "lora merge", "encode", "describe", "train", "train lora", "train codecs", "train audio")
 
 
 @pytest.mark.parametrize("place", MODELS)
@@ -173,7 +173,7 @@ LORA_STEP = f"lora/checkpoints/step-000002/{ADAPTERS}"
 DOWNLOADED = f"models--someone--adapters/snapshots/{COMMIT}"
 
 
-@pytest.mark.parametrize("command", ["sample", "merge"])
+@pytest.mark.parametrize("command", ["sample", "lora merge"])
 @pytest.mark.parametrize(
     ("place", "wanted"),
     [
@@ -192,12 +192,13 @@ DOWNLOADED = f"models--someone--adapters/snapshots/{COMMIT}"
 )
 def test_adapters_are_a_run_a_checkpoint_or_a_file(places, monkeypatch, tmp_path, command, place, wanted):
     def stop(*args, **kwargs):
-        raise Stopped(args[1] if command == "merge" else kwargs["lora"])
+        raise Stopped(args[1] if command == "lora merge" else kwargs["lora"])
 
     monkeypatch.setattr("mova_engine.adapters.merge.load_lora", stop)
     monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", stop)
     more = ["--prompt", "rain", "--device", "cpu"] if command == "sample" else []
-    words = [command, "--checkpoint", places / "model", "--lora", places / place, "--out", tmp_path / "out", *more]
+    words = [*command.split(), "--checkpoint", places / "model", "--lora", places / place]
+    words += ["--out", tmp_path / "out", *more]
     with pytest.raises(Stopped if (places / wanted).is_file() else MovaError) as caught:
         main([str(word) for word in words])
     if (places / wanted).is_file():
@@ -330,7 +331,7 @@ def test_a_folder_of_another_name_asks_for_the_size(released, places):
     assert open_model(places / "model").config.clip.height == 32
 
 
-@pytest.mark.parametrize("command", ["sample", "merge", "cache", "describe", "train"])
+@pytest.mark.parametrize("command", ["sample", "lora merge", "encode", "describe", "train"])
 def test_every_command_asks_for_the_size_and_takes_it(about_to_read, released, command):
     folder = released(COMMIT)
     with pytest.raises(MovaError, match="give --clip.height"):

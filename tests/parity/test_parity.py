@@ -122,7 +122,7 @@ def test_missing_weights_are_named(golden_dir, backend, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dtype", "float31"], "unknown dtype 'float31'. Did you mean 'float32'"),
+        (["--dtype", "float31"], "--dtype: unknown value 'float31'. Did you mean 'float32'"),
         (["--ops", "attention"], "takes OP=IMPL"),
         (["--ops", "attention=fast"], "no implementation 'fast'"),
         (["--device", "cdua"], "Did you mean 'cuda'"),

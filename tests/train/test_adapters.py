@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mova_engine.adapters.lora import read_lora
-from mova_engine.adapters.merge import main as merge
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import load_mova
 from mova_engine.checkpoints.locate import ADAPTERS, find_model
+from mova_engine.commands.lora_merge import main as merge
 from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
 from mova_engine.inference.pipeline import load_pipeline

@@ -15,8 +15,8 @@ from mova_engine.adapters.lora import (
     remove_lora,
     save_lora,
 )
-from mova_engine.adapters.merge import main as merge
 from mova_engine.checkpoints.folder import load_mova, save_mova
+from mova_engine.commands.lora_merge import main as merge
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import dual_tower_forward

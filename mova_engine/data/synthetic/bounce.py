@@ -4,14 +4,14 @@ A ball rests at the top, is released after a hidden random delay, falls, and bou
 names; each bounce is one click whose pitch follows the ball's colour. Caption and first frame tell colour, tempo and
 place but not the delay: a model can put the click on the bounce only by letting picture and sound inform each other.
 
-    python -m mova_engine.data.synthetic.bounce OUT --clips 768 --seed 0 --split train
+    mova nano clips OUT --clips 768 --seed 0 --split train
 
 writes `OUT/*.mp4` and `OUT/metadata.jsonl` (video_path, caption, and the truth: colour, tempo, delay, column, bounces).
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +20,7 @@ import numpy as np
 
 from mova_engine.data.media.write import encode_mp4
 from mova_engine.data.metadata import FILES
-from mova_engine.errors import CommandParser, MovaError, counted, run_cli
-from mova_engine.files.writable import check_writable
+from mova_engine.errors import MovaError
 from mova_engine.files.written import Written
 
 WAY_OUT = "give another folder"
@@ -164,23 +163,3 @@ def generate(
             progress(len(rows))
     record.write(FILES[0], "".join(json.dumps(row) + "\n" for row in rows).encode(), WAY_OUT)
     return rows
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write a folder of clips."""
-    parser = CommandParser(prog="python -m mova_engine.data.synthetic.bounce", description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, help="folder to write, new or without clips")
-    parser.add_argument("--clips", type=int, default=768, help="how many (default 768)")
-    parser.add_argument("--seed", type=int, default=0, help="of delays and places (default 0)")
-    parser.add_argument("--split", choices=tuple(SPLITS), default="train", help="colour-tempo pairs (default train)")
-    args = parser.parse_args(argv)
-    if args.seed < 0:
-        raise MovaError(f"seed must be at least 0, got {args.seed}")
-    check_writable(args.out, "OUT")
-    rows = generate(args.out, args.clips, args.seed, args.split)
-    print(f"wrote {counted(len(rows), 'clip')} ({args.split}) to {args.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    run_cli(main)

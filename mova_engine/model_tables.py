@@ -1,9 +1,8 @@
-"""`python -m mova_engine.describe MODEL`: a model's parameters and its FLOPs, without memory for its weights."""
+"""`mova describe MODEL`: a model's parameters and its FLOPs, without memory for its weights."""
 
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch.nn as nn
 
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.locate import open_model
-from mova_engine.config.clip import ClipSettings, add_clip_options, given_clip
+from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import PRESETS, MovaConfig, get_preset
-from mova_engine.errors import CommandParser, MovaError, run_cli, suggest
+from mova_engine.errors import MovaError, suggest
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.predict.flops import active_parameters, forward_flops, parameter_counts, training_flops
@@ -95,7 +94,7 @@ def _training_rows(config: MovaConfig) -> Iterable[str]:
         yield f"  {name:38}" + "".join(f"{value:>14.{1 if value >= 20 else 2}f}" for value in values)
 
 
-def _model(name: str, clip: ClipSettings) -> MovaConfig:
+def named_model(name: str, clip: ClipSettings) -> MovaConfig:
     # A preset's name is one even where a folder has it too; what looks like a path is meant as one.
     if name in PRESETS:
         return replace(get_preset(name), clip=clip.over(get_preset(name).clip))
@@ -103,17 +102,3 @@ def _model(name: str, clip: ClipSettings) -> MovaConfig:
         known = f"{', '.join(PRESETS)}, or the path of a model folder or run"
         raise MovaError(f"unknown model '{name}'.{suggest(name, PRESETS)} Known: {known}")
     return open_model(name, clip).config
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the tables of a preset or a checkpoint folder, for its own clip or another one."""
-    parser = CommandParser(prog="python -m mova_engine.describe", description=__doc__)
-    parser.add_argument("model", help=f"{', '.join(PRESETS)}, a model folder or a training run")
-    add_clip_options(parser)
-    args = parser.parse_args(argv)
-    sys.stdout.write(describe(_model(args.model, given_clip(args))) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    run_cli(main)

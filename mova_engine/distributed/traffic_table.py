@@ -1,32 +1,23 @@
-"""`mova parallel`: what context parallelism sends per rank and training step, beside the reference's.
-
-With --count N it also starts N processes on this machine, runs a small model and counts what they send.
-"""
+"""What context parallelism sends per rank and training step, beside the reference's: by formula, and counted."""
 
 import socket
 
 import torch.multiprocessing
 
 from mova_engine.config.mesh import choose_mesh
-from mova_engine.config.model import PRESETS, get_preset
+from mova_engine.config.model import get_preset
 from mova_engine.distributed.counted_traffic import SMALL, count_as_rank
-from mova_engine.errors import CommandParser, MovaError, run_cli
 from mova_engine.predict.context_traffic import ContextTraffic, reference_shape, reference_traffic, training_traffic
 
 SIZES = (2, 4, 8)
-# The model that is counted has 105 video tokens; more processes would have none.
-MOST_COUNTED = 64
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table; returns 1 where a count is not what its formula says."""
-    parser = CommandParser(prog="python -m mova_engine.distributed", description=__doc__)
-    parser.add_argument("--model", default="mova-360p", help=f"one of {', '.join(PRESETS)} (default mova-360p)")
-    parser.add_argument("--count", type=int, metavar="N", help="start N processes and count at small size")
-    args = parser.parse_args(argv)
-    if args.count is not None and not 2 <= args.count <= MOST_COUNTED:
-        raise MovaError(f"--count must lie between 2 and {MOST_COUNTED}, got {args.count}")
-    config = get_preset(args.model)
+def print_traffic(model: str, count: int | None = None) -> int:
+    """Print the bytes that ranks sharing a clip send, by formula; count: also what so many processes really send.
+
+    Returns 1 where a count is not what its formula says, else 0.
+    """
+    config = get_preset(model)
     print(f"{config.name}, bf16, one clip: GB sent per rank and training step by context parallelism (formula)")
     print(f"{'ranks':>6} {'checkpointing':14} {'mesh':22} {'forward':>9} {'repeated':>9} {'backward':>9} {'in all':>9}")
     for size in SIZES:
@@ -35,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         for policy in ("selective", "out", "full"):
             _print(size, policy, str(shape), training_traffic(config, shape, policy), reference)
         _print(size, "reference", str(theirs), reference, reference)
-    return _count(args.count) if args.count is not None else 0
+    return _count(count) if count is not None else 0
 
 
 def _print(size: int, what: str, mesh: str, traffic: ContextTraffic, reference: ContextTraffic) -> None:
@@ -64,7 +55,3 @@ def _count(size: int) -> int:
         wrong += counted != formula
         print(f"{what:32} {counted:12} {formula:12} {'equal' if counted == formula else 'NOT EQUAL'}")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    run_cli(main)

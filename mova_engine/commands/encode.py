@@ -1,0 +1,78 @@
+"""`mova encode`: encode a folder of clips ahead of training."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from mova_engine.config.clip import ClipSettings
+from mova_engine.config.command import Command, section
+from mova_engine.config.limits import check
+from mova_engine.errors import run_cli
+
+ABOUT = """Encode a folder of clips ahead of training, into the cache that training reads.
+
+Several processes, started by torchrun or each with its --shard, fill one folder. Status 1 where clips cannot be used;
+they are named.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """What to encode, with which codecs."""
+
+    data: Path
+    """Folder with metadata.jsonl or metadata.json."""
+    checkpoint: Path | None = None
+    """Model folder or training run: its clip, codecs and text encoder."""
+    model: str | None = None
+    """Or a model size, with embedded codecs that are fitted to no data: nano, bench-mid."""
+    out: Path | None = None
+    """Folder to fill; default: DATA/cache."""
+    device: str = "cpu"
+    """cpu, cuda or npu: where the codecs run."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of what is stored, as the trainer's loader.dtype."""
+    silent_audio: Literal["refuse", "zeros", "mask"] = "refuse"
+    """Clips without sound, as the trainer's loader.silent_audio."""
+    task: Literal["joint", "audio"] = "joint"
+    """Pictures and sound, or sound alone, of any file."""
+    shard: str | None = None
+    """Of N equal shares the I-th, from 1, as 3/8; default: torchrun's rank."""
+    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+
+    def __post_init__(self) -> None:
+        check(
+            (self.checkpoint is None) != (self.model is None),
+            "whose codecs: give --checkpoint, a model folder or run, or --model, a size; one of the two",
+        )
+
+
+ENCODE = Command("mova encode", EncodeConfig, ABOUT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Encode as the command line asks. Status 1 when some clips cannot be used."""
+    config = ENCODE.parse(sys.argv[1:] if argv is None else argv)
+    if config is None:
+        return 0
+    # Imported late, so that help is instant.
+    from mova_engine.data.encode_folder import encode_folder
+
+    return encode_folder(
+        config.data,
+        config.clip,
+        checkpoint=config.checkpoint,
+        model=config.model,
+        cache=config.out,
+        device=config.device,
+        dtype=config.dtype,
+        silent=config.silent_audio,
+        task=config.task,
+        shard=config.shard,
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,52 @@
+"""`mova nano clips`: write the embedded data set of bouncing balls that click."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mova_engine.config.command import Command
+from mova_engine.config.limits import check_least
+from mova_engine.errors import counted, run_cli
+
+ABOUT = "Write the embedded data set: videos of balls whose bounces click, with captions."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipsConfig:
+    """Which clips, and where."""
+
+    out: Path = field(kw_only=False)
+    """Folder to write, new or without clips."""
+    clips: int = 768
+    """How many."""
+    seed: int = 0
+    """Of delays and places."""
+    split: Literal["train", "heldout"] = "train"
+    """Which pairs of colour and tempo."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "", seed=0)
+
+
+CLIPS = Command("mova nano clips", ClipsConfig, ABOUT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a folder of clips."""
+    config = CLIPS.parse(sys.argv[1:] if argv is None else argv)
+    if config is None:
+        return 0
+    # Imported late, so that help is instant.
+    from mova_engine.data.synthetic.bounce import generate
+    from mova_engine.files.writable import check_writable
+
+    check_writable(config.out, "OUT")
+    rows = generate(config.out, config.clips, config.seed, config.split)
+    sys.stdout.write(f"wrote {counted(len(rows), 'clip')} ({config.split}) to {config.out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

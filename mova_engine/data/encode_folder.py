@@ -1,0 +1,91 @@
+"""Encoding a folder of clips, or a share of it, into the cache that training reads."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import Codecs, codecs_of, load_codecs
+from mova_engine.checkpoints.locate import open_model
+from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec
+from mova_engine.config.clip import ClipSettings
+from mova_engine.config.model import MovaConfig, get_preset
+from mova_engine.data.latent_cache import LatentCache
+from mova_engine.data.media.decode import Silent
+from mova_engine.data.metadata import read_metadata
+from mova_engine.distributed.processes import Launch, read_launch
+from mova_engine.errors import MovaError
+from mova_engine.memory.codec_parts import codec_parts
+from mova_engine.memory.residency import Residency
+
+log = logging.getLogger(__name__)
+
+
+def encode_folder(
+    data: Path,
+    clip: ClipSettings,
+    *,
+    checkpoint: Path | None = None,
+    model: str | None = None,
+    cache: Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    silent: Silent = "refuse",
+    task: str = "joint",
+    shard: str | None = None,
+) -> int:
+    """Encode the clips of `data` with the codecs of `checkpoint` or of a fresh `model`; says what cannot be used.
+
+    cache: the folder to fill; None: `data/cache`. shard: "I/N", the I-th of N shares from 1; None: torchrun's rank.
+    Returns 1 when some clips cannot be used, else 0. MovaError for whatever stops all of it.
+    """
+    launch = read_launch()
+    share, shares = (launch.rank + 1, launch.world) if shard is None else _share(shard, launch)
+    entries = read_metadata(data)[share - 1 :: shares]
+    which = f"share {share} of {shares}: " if shares > 1 else ""
+    place = get_backend(device).device(launch.local_rank)
+    config, codecs, source = _model(model, checkpoint, clip, task, place)
+    residency = Residency(place, codec_parts(codecs, source))
+    folder = cache or data / "cache"
+    store = LatentCache(folder, config.clip, *codecs, dtype=dtype, silent=silent, residency=residency)
+    if (otherwise := store.stored_otherwise(entries)) is not None:
+        log.warning("%s", otherwise.replace("--loader.", "--"))
+    with Progress(console=Console(stderr=True, quiet=launch.rank > 0)) as bar:
+        progress = bar.add_task(escape(f"encoding {data}"), total=len(entries))
+        problems = store.fill(entries, lambda done: bar.update(progress, completed=done))
+    for problem in problems:
+        sys.stdout.write(f"cannot be used: {problem.reason}\n")
+    sys.stdout.write(f"{which}{len(entries) - len(problems)} of {len(entries)} clips are in {folder}\n")
+    return int(bool(problems))
+
+
+def _share(text: str, launch: Launch) -> tuple[int, int]:
+    share, _, shares = text.partition("/")
+    if launch.world > 1:
+        raise MovaError("--shard and torchrun both divide the clips: leave --shard out, or start one process")
+    if not (share.isdecimal() and shares.isdecimal() and 1 <= int(share) <= int(shares)):
+        raise MovaError(f"--shard takes I/N, the I-th of N shares from 1, as 3/8; got '{text}'")
+    return int(share), int(shares)
+
+
+def _model(
+    preset: str | None, checkpoint: Path | None, clip: ClipSettings, task: str, device: torch.device
+) -> tuple[MovaConfig, Codecs, Path | None]:
+    """The model, its codecs on the host (embedded ones where they compute), and the folder that they are from."""
+    if checkpoint is not None:
+        folder, config = open_model(checkpoint, clip)
+        return config, load_codecs(folder, device=device, on_host=True, parts=codecs_of(task)), folder
+    config = get_preset(preset)
+    config = replace(config, clip=clip.over(config.clip))
+    codecs = Codecs(
+        build_video_codec(config.video_codec, device=device) if task == "joint" else None,
+        build_audio_codec(config.audio_codec, device=device),
+        build_text_encoder(config.text_encoder, tokens=config.text_tokens, dim=config.video.text_dim, device=device),
+    )
+    return config, codecs, None
