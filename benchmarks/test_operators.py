@@ -23,7 +23,7 @@ def _cases():
 def test_operator(benchmark, backend, dtype, operator, case, implementation):
     functions = candidates(operator, case, backend, dtype, {}, compiled=False)
     if implementation not in functions:
-        pytest.skip(f"{operator.name} has no '{implementation}' here: python -m mova_engine.ops says why")
+        pytest.skip(f"{operator.name} has no '{implementation}' here: mova ops says why")
     inputs = case.make(torch.Generator().manual_seed(SEED), backend.device(), dtype)
     benchmark.extra_info["bytes"] = sum(bytes_moved(operator.name, inputs))
     benchmark.pedantic(forward_backward(operator, functions[implementation], inputs), rounds=20, warmup_rounds=2)

@@ -21,6 +21,7 @@ from cyclopts import convert as converted
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter, HelpPanel
+from cyclopts.token import Token
 
 from mova_engine.errors import MovaError, suggest
 
@@ -35,6 +36,11 @@ _GENERAL = Group("Configuration", sort_key=1)
 def section(title: str) -> Parameter:
     """The heading of a nested dataclass's options in help: `Annotated[OptimSettings, section("Optimizer")]`."""
     return Parameter(group=Group.create_ordered(title))
+
+
+def spelled(option: str) -> Parameter:
+    """An option whose name is not its field's, such as a Python keyword: `Annotated[str, spelled("--with")]`."""
+    return Parameter(name=option)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -319,22 +325,30 @@ def _without_default(kind: type) -> list[str]:
 def _unfit(error: CoercionError) -> str:
     """A value that its option does not take, and the one that is meant."""
     argument, token = error.argument, error.token
-    choices = argument.get_choices(force=True) if argument is not None else None
-    if argument is None or token is None or not choices:
+    if argument is None or token is None:
         return " ".join(str(error).split())
-    where = "" if token.source in ("", "cli") else f" in {token.source}"
-    known = f"Known: {', '.join(choices)}"
-    return f"{argument.name}{where}: unknown value '{token.value}'.{suggest(token.value, choices)} {known}"
+    named = f"{argument.name}{_place(token)}"
+    choices = argument.get_choices(force=True)
+    if choices:
+        near = suggest(token.value, choices)
+        return f"{named}: unknown value '{token.value}'.{near} Known: {', '.join(choices)}"
+    return f"{named}: {error.msg}" if error.msg else " ".join(str(error).split())
+
+
+def _place(token: Token) -> str:
+    """Where a value was given, unless that is the command line."""
+    return "" if token.source in ("", "cli") else f" in {token.source}"
 
 
 def _unknown(error: UnknownOptionError, arguments: ArgumentCollection) -> str:
     """An unknown option, and the one that is meant: first by the last part of its name (--lr: --optim.lr)."""
-    # A key of a file is given in brackets, one for each level.
-    word = (error.token.keyword or error.token.value).replace("][", ".").strip("[]")
+    word = error.token.keyword or error.token.value
+    if word.startswith("["):  # a key of a file, one pair of brackets for each level
+        word = f"--{word.replace('][', '.').strip('[]')}"
     known = [name for argument in arguments for name in argument.names if name.startswith("--")]
     last = word.lstrip("-").rsplit(".", 1)[-1].replace("_", "-")
     same = [name for name in known if name.lstrip("-").rsplit(".", 1)[-1].replace("_", "-") == last]
-    where = f" in {error.token.source}" if error.token.source not in ("", "cli") else ""
+    where = _place(error.token)
     if same:
         return f"unknown option {word}{where}. Did you mean {' or '.join(same)}?"
     near = suggest(word, known) or suggest(last, [name.rsplit(".", 1)[-1].lstrip("-") for name in known])

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
-from mova_engine.config.command import Command
+from mova_engine.config.command import Command, spelled
 from mova_engine.errors import MovaError, run_cli
 
 ABOUT = """Show which implementation each operator would use on a device, and why not the others.
@@ -29,7 +27,7 @@ class OpsConfig:
     """What a model computes in."""
     assume: str | None = None
     """A machine that is not here: sm90, 910a2, avx512_bf16."""
-    packages: Annotated[str | None, Parameter(name="--with")] = None
+    packages: Annotated[str | None, spelled("--with")] = None
     """Packages that it has, e.g. flash-attn-3,apex."""
 
     def __post_init__(self) -> None:
