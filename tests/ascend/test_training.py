@@ -14,7 +14,7 @@ from mova_engine.train.trainer import Trainer
 
 pytestmark = pytest.mark.npu
 # The emulator computes in float32 and rounds once, as the device's kernels do; operators round in other places.
-TOLERANCE = {"fp32": 1e-5, "bf16": 0.01}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.01}
 
 
 @pytest.fixture(scope="module")
