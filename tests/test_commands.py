@@ -128,6 +128,17 @@ def test_help_shows_the_recipes_own_values(capsys):
     assert "betas: AdamW" not in shown and "over 1 process" not in shown
 
 
+def test_help_leaves_out_what_a_command_refuses(capsys):
+    for name, refused in (
+        ("sample", "--memory.checkpointing"),
+        ("train", "--parallel.cfg"),
+        ("train", "--memory.expert"),
+    ):
+        assert refused in COMMANDS[name].options()
+        COMMANDS[name].parse(["--help"])
+        assert refused not in capsys.readouterr().out
+
+
 def test_shared_options_are_spelled_alike():
     kinds: dict[str, set[object]] = {}
     for command in COMMANDS.values():

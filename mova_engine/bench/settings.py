@@ -185,7 +185,9 @@ _MEASURED: dict[str, tuple[type, str]] = {
 }
 # What reads result files instead.
 _READ: dict[str, tuple[type, str]] = {"report": (ReportConfig, ""), "compare": (CompareConfig, "")}
+# Settings of memory that need several devices or are no matter of speed.
+_UNMEASURED = tuple(f"--memory.{name}" for name in ("inputs", "frozen", "weights", "optimizer", "expert"))
 MEASUREMENTS: dict[str, Command] = {
-    name: Command(f"mova bench {name}", kind, about or kind.__doc__ or "")
+    name: Command(f"mova bench {name}", kind, about or kind.__doc__ or "", hidden=_UNMEASURED)
     for name, (kind, about) in (_MEASURED | _READ).items()
 }

@@ -20,7 +20,7 @@ from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Repeat
 from cyclopts import convert as converted
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
-from cyclopts.help import DefaultFormatter, HelpPanel
+from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 from cyclopts.token import Token
 
 from mova_engine.errors import MovaError, suggest
@@ -29,8 +29,8 @@ Settings = TypeVar("Settings")
 Named = TypeVar("Named")
 
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*")
-# The group of the options that every command has.
-_GENERAL = Group("Configuration", sort_key=1)
+# The group of a command's own options, and of those that every command has.
+_OPTIONS, _GENERAL = Group("Options", sort_key=0), Group("Configuration", sort_key=1)
 
 
 def section(title: str) -> Parameter:
@@ -99,12 +99,16 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Command(Generic[Settings]):
-    """A command: its name as it is typed, the dataclass of its settings, what it does (the help's first lines)."""
+    """A command: its name as it is typed, the dataclass of its settings, what it does (the help's first lines).
+
+    hidden: options of shared groups that it refuses, which its help leaves out.
+    """
 
     name: str
     settings: type[Settings]
     about: str
     recipes: Recipes | None = None
+    hidden: tuple[str, ...] = ()
 
     def parse(self, argv: Sequence[str]) -> Settings | None:
         """The settings that a command line asks for; None where it asked for help or --print-config, now printed.
@@ -164,7 +168,8 @@ class Command(Generic[Settings]):
             help=self.about,
             config=Dict(values, source=source) if values else None,
             default_parameter=Parameter(converter=_convert, consume_multiple=True),
-            help_formatter=_Help(values),
+            help_formatter=_Help(values, self.hidden),
+            group_parameters=_OPTIONS,
             exit_on_error=False,
             print_error=False,
             result_action="return_value",
@@ -210,7 +215,7 @@ class Command(Generic[Settings]):
                 Parameters
                 ----------
                 config
-                    YAML file of settings, as --print-config prints them; options come before it.
+                    YAML file of settings, as --print-config prints them; options win over it.
                 print_config
                     Print all settings as YAML and stop.
                 """
@@ -230,9 +235,9 @@ class Command(Generic[Settings]):
                 Parameters
                 ----------
                 recipe
-                    The settings to start from: a name, or the path of a whole one.
+                    Where the settings start from: a name, or a .yaml file.
                 config
-                    YAML file of settings that come before the recipe's; options come before both.
+                    YAML file of settings that win over the recipe's; options win over both.
                 print_config
                     Print all settings as YAML and stop.
                 """
@@ -255,20 +260,28 @@ def choose_command(argv: Sequence[str], commands: Mapping[str, Named], what: str
 
 
 class _Help(DefaultFormatter):
-    """Help that shows the defaults of the recipe and file under the command line, not those of the dataclass."""
+    """Help that shows the defaults of the recipe and file under the command line, not those of the dataclass.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    hidden: options that this command refuses; they are not shown. A flag that is off is shown by the word that turns it
+    on alone.
+    """
+
+    def __init__(self, values: Mapping[str, Any], hidden: Sequence[str] = ()) -> None:
         super().__init__()
-        self.values = dict(_leaves(values))
+        self.values, self.hidden = dict(_leaves(values)), hidden
 
     def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
         """Print one group."""
-        entries = []
-        for entry in panel.entries:
-            names = [name.lstrip("-").replace("-", "_").lower() for name in entry.names]
-            value = next((self.values[name] for name in names if name in self.values), None)
-            entries.append(entry if value is None else entry.copy(default=_shown(value)))
+        entries = [self._entry(entry) for entry in panel.entries if not set(entry.names) & set(self.hidden)]
         super().__call__(console, options, panel.copy(entries=entries))
+
+    def _entry(self, entry: HelpEntry) -> HelpEntry:
+        names = [name.lstrip("-").replace("-", "_").lower() for name in entry.names]
+        value = next((self.values[name] for name in names if name in self.values), None)
+        default = entry.default if value is None else _shown(value)
+        if default in ("False", "()", "{}", "None"):
+            return entry.copy(default=None, negative_names=())
+        return entry.copy(default=default)
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:

@@ -37,7 +37,13 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return _merged(recipe, ())
 
 
-TRAIN = Command("mova train", TrainConfig, ABOUT, Recipes(read_recipe, DEFAULT))
+TRAIN = Command(
+    "mova train",
+    TrainConfig,
+    ABOUT,
+    Recipes(read_recipe, DEFAULT),
+    hidden=("--parallel.cfg", "--memory.expert"),
+)
 
 
 def load_config(recipe: str = DEFAULT, **overrides: Any) -> TrainConfig:

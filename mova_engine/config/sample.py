@@ -95,4 +95,6 @@ class SampleConfig:
         check(not self.negative_prompt or form != "none", "--negative-prompt has no effect with guidance 'none'")
 
 
-SAMPLE = Command("mova sample", SampleConfig, ABOUT)
+# What `MemoryConfig.unavailable` says of sampling.
+_REFUSED = tuple(f"--memory.{name}" for name in ("checkpointing", "inputs", "frozen", "optimizer"))
+SAMPLE = Command("mova sample", SampleConfig, ABOUT, hidden=_REFUSED)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mova_engine.config.clip import ClipSettings
-from mova_engine.config.command import Command, section
+from mova_engine.config.command import Command, section, spelled
 from mova_engine.config.memory import PLAIN, MemoryConfig
 from mova_engine.config.model import PRESETS, get_preset
 from mova_engine.errors import MovaError, counted, run_cli, suggest
@@ -44,7 +44,7 @@ class PlanConfig:
     """Training of all weights, of adapters, or a denoising step; default: full."""
     hardware: str = "h100-80gb"
     """A card of the engine's list, or a .yaml or .json file of that form."""
-    packages: str | None = None
+    packages: Annotated[str | None, spelled("--with")] = None
     """What is installed there to serve operators, as flash-attn-2,apex; default: what hardware.yaml says."""
     devices: int | None = None
     """How many; default: the mesh's, else 1."""
@@ -71,7 +71,7 @@ class PlanConfig:
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
 
 
-PLAN = Command("mova plan", PlanConfig, __doc__.split(": ", 1)[1].strip())
+PLAN = Command("mova plan", PlanConfig, "Predict memory, time and traffic, and recommend how to run.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,7 +87,7 @@ def test_a_plan_says_which_operators_it_counts_on(capsys):
     shown = capsys.readouterr().out
     said = "operators: attention by flash-attn-3; norms, residuals and GELU by triton (cuda sm90 with flash-attn-3)"
     assert said in shown.splitlines()
-    _plan("mova-360p --task lora --hardware h200 --packages flash-attn-2 --json")
+    _plan("mova-360p --task lora --hardware h200 --with flash-attn-2 --json")
     other = json.loads(capsys.readouterr().out)["recommended"]
     assert other["operators"]["attention"] == "sdpa-cudnn" and other["operators"]["attention_backward"] == "cudnn"
     _plan("mova-360p --task inference --implementation reference")
@@ -225,7 +225,7 @@ def test_a_bad_hardware_file_is_one_line(tmp_path, change, message):
         ("nano --hardware cpu --memory.inputs host", "is the host itself"),
         ("mova-360p --task lora --memory.expert host", "memory.expert host: training draws an expert"),
         ("mova-360p --task lora --memory.weights host", "memory.weights host cannot be run on 1 device"),
-        ("mova-360p --packages flash-attn", "unknown package 'flash-attn'. Did you mean 'flash-attn-"),
+        ("mova-360p --with flash-attn", "unknown package 'flash-attn'. Did you mean 'flash-attn-"),
         ("mova-360p --clip.height 7", "positive multiples of 16"),
         ("mova-360p --dtype float16", "Did you mean 'bfloat16'"),
         ("mova-360p --implementation theirs", "Known: ours, reference"),
