@@ -18,10 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mova_engine.ops.custom_ops import Named
+
 CPU = torch.device("cpu")
 
 
-class Group:
+class Group(Named):
     """Ranks that exchange tensors; `rank` and `size` within it. A group of one sends nothing and calls nothing.
 
     device: where the library of the process group wants its tensors. sent: bytes by kind of exchange. calls: exchanges
@@ -31,6 +33,7 @@ class Group:
     calls = 0
 
     def __init__(self, process_group: dist.ProcessGroup | None = None, device: torch.device = CPU) -> None:
+        super().__init__()
         self.process_group, self.device = process_group, device
         self.rank = 0 if process_group is None else dist.get_rank(process_group)
         self.size = 1 if process_group is None else dist.get_world_size(process_group)

@@ -9,20 +9,17 @@ divided by the number of ranks. Then the gradient of every parameter, wherever i
 the ranks gives what one process would have computed.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.config.mesh import lengths_of
 from mova_engine.distributed.collectives import Group
-from mova_engine.distributed.ring import ring, shared_queries
-from mova_engine.distributed.ulysses import ulysses
+from mova_engine.distributed.ring import ring_attention, shared_query_attention
+from mova_engine.distributed.ulysses import ulysses_attention
 from mova_engine.models.context_parallel import Sharding
 from mova_engine.ops import OpTable
+from mova_engine.ops.custom_ops import AttentionKernels
 
 
 class ContextParallel(Sharding):
@@ -36,7 +33,6 @@ class ContextParallel(Sharding):
     def __init__(self, whole: Group, ring: Group, ulysses: Group, *, gather: bool = False) -> None:
         self.whole, self.ring, self.ulysses, self.gather = whole, ring, ulysses, gather
         self.size, self.rank = whole.size, whole.rank
-        self._lengths: ContextVar[tuple[int, ...] | None] = ContextVar("mova_shard_lengths", default=None)
 
     @property
     def groups(self) -> tuple[Group, Group, Group]:
@@ -63,37 +59,30 @@ class ContextParallel(Sharding):
     def broadcast(self, x: Tensor) -> Tensor:
         return self.whole.broadcast(x)
 
-    @contextmanager
-    def activate(self, total: int) -> Iterator[None]:
-        before = self._lengths.set(lengths_of(total, self.size))
-        try:
-            yield
-        finally:
-            self._lengths.reset(before)
-
     def operators(self, ops: OpTable) -> OpTable:
-        """`ops` with the roles of attention that this group shares. Where no forward runs under this sharding, they are
-        what they were.
+        """`ops` with the roles of attention that this group shares. Where they are given no `tokens`, those of the
+        whole clip, nothing is shared and they are what they were.
         """
-        parts = ops.attention_lse, ops.attention_backward
-        inner = ops.video_attention if self.ring.size == 1 else ring(*parts, ops.merge_lse, self.ring, self._blocks)
-        shared = ulysses(inner, self.ulysses, self._within_block)
-        from_audio = shared_queries(*parts, self.whole)
+        kernels = AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse)
 
-        def video_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return (ops.video_attention if self._lengths.get() is None else shared)(q, k, v)
+        def video_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> Tensor:
+            if tokens is None:
+                return ops.video_attention(q, k, v)
+            lengths, width = lengths_of(tokens, self.size), self.ulysses.size
+            first = self.ring.rank * width
 
-        def video_to_audio_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return (ops.video_to_audio_attention if self._lengths.get() is None else from_audio)(q, k, v)
+            def inner(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                if self.ring.size == 1:
+                    return ops.video_attention(q, k, v)
+                # A ring rank's block has the tokens of all its Ulysses ranks.
+                blocks = [sum(lengths[i : i + width]) for i in range(0, self.size, width)]
+                return ring_attention(kernels, self.ring, blocks, q, k, v)
+
+            return ulysses_attention(inner, self.ulysses, lengths[first : first + width], q, k, v)
+
+        def video_to_audio_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> Tensor:
+            if tokens is None:
+                return ops.video_to_audio_attention(q, k, v)
+            return shared_query_attention(kernels, self.whole, q, k, v)
 
         return ops.replaced(video_attention=video_attention, video_to_audio_attention=video_to_audio_attention)
-
-    def _blocks(self) -> tuple[int, ...]:
-        """Tokens of each ring rank's block: those of all its Ulysses ranks."""
-        lengths, width = self._lengths.get(), self.ulysses.size
-        return tuple(sum(lengths[i : i + width]) for i in range(0, self.size, width))
-
-    def _within_block(self) -> tuple[int, ...]:
-        """Tokens of each Ulysses rank in this ring rank's block."""
-        first = self.ring.rank * self.ulysses.size
-        return self._lengths.get()[first : first + self.ulysses.size]

@@ -18,11 +18,12 @@ from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, M
 from mova_engine.distributed.collectives import total_sent
 from mova_engine.distributed.context import ContextParallel
 from mova_engine.distributed.processes import read_launch, start_processes
-from mova_engine.distributed.ring import ring
-from mova_engine.distributed.ulysses import Lengths, ulysses
+from mova_engine.distributed.ring import ring_attention
+from mova_engine.distributed.ulysses import ulysses_attention
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OpTable, bind
+from mova_engine.ops.custom_ops import AttentionKernels
 from mova_engine.predict.context_traffic import reference_shape, reference_traffic, training_traffic
 
 # For --count: MOVA's proportions of heads (40 and 12 become 8 and 4), 105 video tokens, 5 seconds / 24 of sound.
@@ -89,17 +90,17 @@ def _then_something(attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _sharded(ops: OpTable, context: ContextParallel, queries: tuple[int, ...], keys: tuple[int, ...]):
     width, place = context.ulysses.size, context.ring.rank
+    kernels = AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse)
+    blocks = [sum(keys[i : i + width]) for i in range(0, context.size, width)]
+    own = slice(place * width, (place + 1) * width)
 
-    def within_block(lengths: tuple[int, ...]) -> Lengths:
-        return lambda: lengths[place * width : (place + 1) * width]
+    def inner(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ops.attention(q, k, v) if len(blocks) == 1 else ring_attention(kernels, context.ring, blocks, q, k, v)
 
-    def blocks() -> tuple[int, ...]:
-        return tuple(sum(keys[i : i + width]) for i in range(0, context.size, width))
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ulysses_attention(inner, context.ulysses, queries[own], q, k, v, keys[own])
 
-    inner = ops.attention
-    if context.ring.size > 1:
-        inner = ring(ops.attention_lse, ops.attention_backward, ops.merge_lse, context.ring, blocks)
-    return ulysses(inner, context.ulysses, within_block(queries), within_block(keys))
+    return attention
 
 
 def count_as_rank(rank: int, size: int, port: int, results) -> None:

@@ -1,7 +1,8 @@
 """Attention over shards of keys, exact through the log-sum-exp of each shard's scores.
 
-`ring` (Liu et al., 2023): queries, keys and values are all sharded; the keys go round. `shared_queries`: every rank has
-all queries and some keys, as in the bridge's attention from audio to video tokens.
+`ring_attention` (Liu et al., 2023): queries, keys and values are all sharded; the keys go round.
+`shared_query_attention`: every rank has all queries and some keys, as in the bridge's attention from audio to video
+tokens.
 
 The backward does not differentiate through the merge of partial results: with the global output and log-sum-exp each
 shard's gradients follow alone (`attention_backward`), and they are exact.
@@ -14,59 +15,40 @@ from torch import Tensor
 
 from mova_engine.distributed.collectives import Group, accumulating_dtype
 from mova_engine.distributed.ulysses import Lengths, check_shards
-from mova_engine.ops.saved_outputs import save_or_reuse
+from mova_engine.ops.custom_ops import AttentionKernels, implement_attention, named
 
 
-def ring(
-    attention_lse: Callable, attention_backward: Callable, merge_lse: Callable, group: Group, key_lengths: Lengths
-) -> Callable:
+def ring_attention(
+    kernels: AttentionKernels, group: Group, key_lengths: Lengths, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
     """Attention of sharded sequences: q [b, s_rank, h, e], k, v [b, n_rank, h, e] -> [b, s_rank, h, e], for any number
     of heads. key_lengths: n of all ranks.
 
     The next keys and values are on their way while the present ones are used.
     """
-
-    def ring_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        operators, lengths = (attention_lse, attention_backward, merge_lse), tuple(key_lengths())
-        check_shards(q, k, q.shape[1], lengths[group.rank])
-        return _Ring.apply(operators, group, lengths, q, k, v)
-
-    return ring_attention
+    check_shards(q, k, q.shape[1], key_lengths[group.rank])
+    return torch.ops.mova.ring_attention(q, k, v, key_lengths, group.name, kernels.name)[0]
 
 
-class _Ring(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, operators, group, lengths, q, k, v):
-        ctx.attention_backward, ctx.group, ctx.lengths = operators[1], group, lengths
-        out, lse = save_or_reuse("attention", lambda: _ring_forward(operators, group, lengths, q, k, v))
-        ctx.save_for_backward(q, k, v, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx, dout):
-        grads = _ring_backward(ctx.attention_backward, ctx.group, ctx.lengths, dout, *ctx.saved_tensors)
-        return (None, None, None, *grads)
-
-
-def _ring_forward(operators, group, lengths, q, k, v) -> tuple[Tensor, Tensor]:
-    attention_lse, _, merge_lse = operators
-    wide = accumulating_dtype(q.dtype)
+def _ring_forward(q, k, v, lengths, group: str, kernels: str) -> tuple[Tensor, Tensor]:
+    group, kernels, wide = named(group), named(kernels), accumulating_dtype(q.dtype)
     out = lse = None
     for step in range(group.size):
         coming = _send_on(group, lengths, step, k, v)
-        part, part_lse = attention_lse(q, k, v)
+        part, part_lse = kernels.lse(q, k, v)
         if out is None:
             out, lse = part.to(wide), part_lse
         else:
-            out, lse = merge_lse(torch.stack([out, part.to(wide)]), torch.stack([lse, part_lse]))
+            out, lse = kernels.merge(torch.stack([out, part.to(wide)]), torch.stack([lse, part_lse]))
         k, v = coming()
     return out.to(q.dtype), lse
 
 
-def _ring_backward(attention_backward, group, lengths, dout, q, k, v, out, lse) -> tuple[Tensor, Tensor, Tensor]:
+def _ring_backward(dout, q, k, v, out, lse, lengths, group: str, kernels: str) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values go round once more. The gradients of a shard's keys are summed on their way, from the rank after
     its owner round to the owner, who adds its own part.
     """
+    group, attention_backward = named(group), named(kernels).backward
     size, rank, wide = group.size, group.rank, accumulating_dtype(q.dtype)
     # With two ranks a travelling sum has one term, and rounding it as that term was rounded loses nothing.
     travelling = wide if size > 2 else q.dtype
@@ -105,33 +87,26 @@ def _shift(group: Group, lengths, shard: int, pair) -> Callable[[], tuple[Tensor
     return lambda: tuple(finish().view(2, b, coming, h, e).unbind(0))
 
 
-def shared_queries(attention_lse: Callable, attention_backward: Callable, group: Group) -> Callable:
+implement_attention("ring_attention", _ring_forward, _ring_backward)
+
+
+def shared_query_attention(kernels: AttentionKernels, group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of queries that every rank has to keys of which each has a shard: q [b, s, h, e] the same everywhere, k
     and v [b, n_rank, h, e] -> [b, s, h, e], the same everywhere.
 
     Forward: one maximum of the log-sum-exps and one float32 sum of weighted outputs and weights over the ranks.
     Backward: the output's gradient is a share on each rank, and one sum makes it whole; q's gradient is a share again.
     """
-
-    def shared_query_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _SharedQueries.apply(attention_lse, attention_backward, group, q, k, v)
-
-    return shared_query_attention
+    return torch.ops.mova.shared_query_attention(q, k, v, group.name, kernels.name)[0]
 
 
-class _SharedQueries(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, attention_lse, attention_backward, group, q, k, v):
-        ctx.attention_backward, ctx.group = attention_backward, group
-        out, lse = save_or_reuse("attention", lambda: _merged(group, q.dtype, *attention_lse(q, k, v)))
-        ctx.save_for_backward(q, k, v, out, lse)
-        return out
+def _shared_forward(q, k, v, group: str, kernels: str) -> tuple[Tensor, Tensor]:
+    return _merged(named(group), q.dtype, *named(kernels).lse(q, k, v))
 
-    @staticmethod
-    def backward(ctx, dout):
-        q, k, v, out, lse = ctx.saved_tensors
-        whole = ctx.group.all_reduce(dout.to(accumulating_dtype(q.dtype), copy=True)).to(q.dtype)
-        return None, None, None, *ctx.attention_backward(whole, q, k, v, out, lse)
+
+def _shared_backward(dout, q, k, v, out, lse, group: str, kernels: str) -> tuple[Tensor, Tensor, Tensor]:
+    whole = named(group).all_reduce(dout.to(accumulating_dtype(q.dtype), copy=True)).to(q.dtype)
+    return named(kernels).backward(whole, q, k, v, out, lse)
 
 
 def _merged(group: Group, dtype: torch.dtype, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,3 +117,6 @@ def _merged(group: Group, dtype: torch.dtype, out: Tensor, lse: Tensor) -> tuple
     total = group.all_reduce(torch.cat([weight * out.to(weight.dtype), weight], -1))
     out, weight = total[..., :-1] / total[..., -1:], total[..., -1]
     return out.to(dtype), most + torch.log(weight).transpose(1, 2)
+
+
+implement_attention("shared_query_attention", _shared_forward, _shared_backward)

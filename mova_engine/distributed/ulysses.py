@@ -1,7 +1,8 @@
 """Ulysses: attention over a sharded sequence by exchanging tokens for heads (Jacobs et al., 2023).
 
 Each rank holds some tokens with all heads; for the attention itself it holds all tokens with some heads. Lengths may
-differ between ranks: pieces of the exchange are as long as they are, and no token is made up.
+differ between ranks: pieces of the exchange are as long as they are, and no token is made up. Each of the two exchanges
+is an operator, and the other one's gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,31 +12,35 @@ from torch import Tensor
 
 from mova_engine.distributed.collectives import Group
 from mova_engine.errors import MovaError
-from mova_engine.ops.saved_outputs import save_or_reuse
+from mova_engine.ops.custom_ops import below_autograd, implement, named
 
-# The lengths of all ranks' shards of the sequence at hand, in order of ranks.
-Lengths = Callable[[], Sequence[int]]
+# Of a list of tensors the first one's lengths and the others': those of all ranks' shards, in order of ranks.
+Lengths = Sequence[int]
 
 
-def ulysses(attention: Callable, group: Group, lengths: Lengths, key_lengths: Lengths | None = None) -> Callable:
-    """`attention` for sharded sequences: the same signature, of q, k, v [b, s_rank, h, e] -> [b, s_rank, h, e].
+def ulysses_attention(
+    attention: Callable,
+    group: Group,
+    lengths: Lengths,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_lengths: Lengths | None = None,
+) -> Tensor:
+    """`attention` for sharded sequences: q, k, v [b, s_rank, h, e] -> [b, s_rank, h, e].
 
-    attention: is given all tokens and h / group.size heads. key_lengths: of k's and v's shards where they differ.
-    Raises MovaError where the ranks do not divide the heads.
+    attention: is given all tokens and h / group.size heads. lengths: s of all ranks; key_lengths: of k and v where they
+    differ. Raises MovaError where the ranks do not divide the heads.
     """
     if group.size == 1:
-        return attention
-
-    def ulysses_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads, own = q.shape[2], tuple(lengths())
-        theirs = own if key_lengths is None else tuple(key_lengths())
-        if heads % group.size:
-            raise MovaError(f"{heads} heads cannot be divided among {group.size} Ulysses ranks; use ring attention")
-        check_shards(q, k, own[group.rank], theirs[group.rank])
-        gathered = _TokensToHeads.apply(group, own, theirs, q, k, v)
-        return _HeadsToTokens.apply(group, own, attention(*gathered))
-
-    return ulysses_attention
+        return attention(q, k, v)
+    heads, theirs = q.shape[2], lengths if key_lengths is None else key_lengths
+    if heads % group.size:
+        raise MovaError(f"{heads} heads cannot be divided among {group.size} Ulysses ranks; use ring attention")
+    check_shards(q, k, lengths[group.rank], theirs[group.rank])
+    place = (lengths, theirs, group.rank, group.name)
+    out = attention(*torch.ops.mova.tokens_to_heads([q, k, v], *place))
+    return torch.ops.mova.heads_to_tokens([out], *place)[0]
 
 
 def check_shards(q: Tensor, k: Tensor, queries: int, keys: int) -> None:
@@ -47,40 +52,58 @@ def check_shards(q: Tensor, k: Tensor, queries: int, keys: int) -> None:
         )
 
 
-class _TokensToHeads(torch.autograd.Function):
-    """q, k, v [b, s_rank, h, e] -> [b, s, h / p, e]."""
-
-    @staticmethod
-    def forward(ctx, group, lengths, key_lengths, q, k, v):
-        ctx.group, ctx.lengths = group, (lengths, key_lengths, key_lengths)
-
-        def exchange() -> tuple[Tensor, ...]:
-            # All begun before any is waited for: the next is packed while one is on its way.
-            started = [to_heads(x, group, n) for x, n in zip((q, k, v), ctx.lengths, strict=True)]
-            return tuple(finish() for finish in started)
-
-        return save_or_reuse("exchange", exchange)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        started = [to_tokens(g, ctx.group, n) for g, n in zip(grads, ctx.lengths, strict=True)]
-        return (None, None, None, *(finish() for finish in started))
+def _per_tensor(tensors: Sequence[Tensor], lengths: Lengths, key_lengths: Lengths) -> list[tuple[Tensor, Lengths]]:
+    return [(x, key_lengths if i else lengths) for i, x in enumerate(tensors)]
 
 
-class _HeadsToTokens(torch.autograd.Function):
-    """out [b, s, h / p, e] -> [b, s_rank, h, e]."""
-
-    @staticmethod
-    def forward(ctx, group, lengths, out):
-        ctx.group, ctx.lengths = group, lengths
-        return save_or_reuse("return", lambda: (to_tokens(out, group, lengths)(),))[0]
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None, to_heads(grad, ctx.group, ctx.lengths)()
+def _tokens_to_heads(
+    tensors: list[Tensor], lengths: Lengths, key_lengths: Lengths, rank: int, group: str
+) -> list[Tensor]:
+    """Each [b, s_rank, h, e] -> [b, s, h / p, e]."""
+    # All begun before any is waited for: the next is packed while one is on its way.
+    started = [to_heads(x, named(group), n) for x, n in _per_tensor(tensors, lengths, key_lengths)]
+    return [finish() for finish in started]
 
 
-def to_heads(x: Tensor, group: Group, lengths: Sequence[int]) -> Callable[[], Tensor]:
+def _heads_to_tokens(
+    tensors: list[Tensor], lengths: Lengths, key_lengths: Lengths, rank: int, group: str
+) -> list[Tensor]:
+    """Each [b, s, h / p, e] -> [b, s_rank, h, e]."""
+    started = [to_tokens(x, named(group), n) for x, n in _per_tensor(tensors, lengths, key_lengths)]
+    return [finish() for finish in started]
+
+
+def _fake_tokens_to_heads(tensors, lengths, key_lengths, rank, group) -> list[Tensor]:
+    pairs = _per_tensor(tensors, lengths, key_lengths)
+    return [x.new_empty((x.shape[0], sum(n), x.shape[2] // len(n), x.shape[3])) for x, n in pairs]
+
+
+def _fake_heads_to_tokens(tensors, lengths, key_lengths, rank, group) -> list[Tensor]:
+    pairs = _per_tensor(tensors, lengths, key_lengths)
+    return [x.new_empty((x.shape[0], n[rank], x.shape[2] * len(n), x.shape[3])) for x, n in pairs]
+
+
+def _exchange(name: str, back: str) -> Callable[..., list[Tensor]]:
+    """The operator `name` under autograd, with the gradient `back`."""
+
+    class Exchange(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, place, *tensors):
+            ctx.place = place
+            return tuple(below_autograd(name, list(tensors), *place))
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return None, *getattr(torch.ops.mova, back).default(list(grads), *ctx.place)
+
+    return lambda tensors, *place: list(Exchange.apply(place, *tensors))
+
+
+implement("tokens_to_heads", _tokens_to_heads, _fake_tokens_to_heads, _exchange("tokens_to_heads", "heads_to_tokens"))
+implement("heads_to_tokens", _heads_to_tokens, _fake_heads_to_tokens, _exchange("heads_to_tokens", "tokens_to_heads"))
+
+
+def to_heads(x: Tensor, group: Group, lengths: Lengths) -> Callable[[], Tensor]:
     """Begin to exchange own tokens [b, s_rank, h, e] for own heads [b, s, h / p, e]; returns what waits for them."""
     b, s, h, e = x.shape
     share = h // group.size
@@ -95,7 +118,7 @@ def to_heads(x: Tensor, group: Group, lengths: Sequence[int]) -> Callable[[], Te
     return tokens
 
 
-def to_tokens(x: Tensor, group: Group, lengths: Sequence[int]) -> Callable[[], Tensor]:
+def to_tokens(x: Tensor, group: Group, lengths: Lengths) -> Callable[[], Tensor]:
     """The way back: own heads' [b, s, h / p, e] for own tokens' [b, s_rank, h, e]."""
     b, _, share, e = x.shape
     own = lengths[group.rank]

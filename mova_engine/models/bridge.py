@@ -12,7 +12,18 @@ from torch import Tensor
 
 from mova_engine.config.model import BridgeConfig
 from mova_engine.models.context_parallel import NO_CP, Sharding
-from mova_engine.models.layers import Linear, NormOutput, NormParameters, ResidualStream, Rope, project, scaled_normal
+from mova_engine.models.layers import (
+    WHOLE,
+    LayerOptions,
+    Linear,
+    NormOutput,
+    NormParameters,
+    ResidualStream,
+    Rope,
+    attend,
+    project,
+    scaled_normal,
+)
 from mova_engine.models.rope import RopeTables, aligned_audio_rope, aligned_video_rope
 from mova_engine.ops import OpTable
 
@@ -40,8 +51,16 @@ class InnerAttention(nn.Module):
             return self.ops.rms_norm(x, norm.weight, eps=EPS)
         return self.ops.rms_norm_rope(x, norm.weight, *rope, eps=EPS, interleaved=False)
 
-    def forward(self, x: Tensor, y: NormOutput, rope_x: Rope | None, rope_y: Rope | None, trace=None) -> Tensor:
-        """x [b, s, d], y of [b, n, other] -> [b, s, d]."""
+    def forward(
+        self,
+        x: Tensor,
+        y: NormOutput,
+        rope_x: Rope | None,
+        rope_y: Rope | None,
+        trace=None,
+        tokens: int | None = None,
+    ) -> Tensor:
+        """x [b, s, d], y of [b, n, other] -> [b, s, d]. tokens: see `LayerOptions`."""
         (q,) = project(self.ops, NormOutput(x), self.q)
         k, v = project(self.ops, y, self.k, self.v)
         q = self._normed(q, self.norm_q, rope_x)
@@ -49,7 +68,7 @@ class InnerAttention(nn.Module):
         if trace:
             trace("q_rope", q), trace("k_rope", k)
         heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return self.o(self.attention(*heads).flatten(-2))
+        return self.o(attend(self.attention, *heads, tokens=tokens).flatten(-2))
 
 
 class FramePooling(nn.Module):
@@ -165,6 +184,7 @@ class Bridge(nn.Module):
         grid: tuple[int, int, int],
         scale: tuple[float, float] = (1.0, 1.0),
         trace=None,
+        options: LayerOptions = WHOLE,
     ) -> tuple[ResidualStream, ResidualStream]:
         """Layer `layer` on both streams; scale = (audio to video, video to audio). Returns streams with pending
         updates.
@@ -173,8 +193,8 @@ class Bridge(nn.Module):
         to_audio = self.video_to_audio_conditioners[str(layer)]
         rope_v, rope_a = rope or (None, None)
         # Each norm belongs to the *other* direction's conditioner: it normalises what that one reads.
-        x_v, normed_v = video.add_norm(self.ops, to_audio.y_norm, EPS)
-        x_a, normed_a = audio.add_norm(self.ops, to_video.y_norm, EPS)
+        x_v, normed_v = video.add_norm(self.ops, to_audio.y_norm, EPS, options)
+        x_a, normed_a = audio.add_norm(self.ops, to_video.y_norm, EPS, options)
         scoped = (
             (lambda prefix: None) if trace is None else (lambda prefix: lambda name, x: trace(f"{prefix}_{name}", x))
         )
@@ -183,7 +203,7 @@ class Bridge(nn.Module):
         if to_audio.per_frame_pooling is not None:
             # The video's frames drive the query's norm; keys and values remain the video's tokens.
             query_a = self._pooled_query(to_audio, x_a, x_v, grid[0], trace)
-        update_a = to_audio.inner(query_a, normed_v, rope_a, rope_v, scoped("v2a"))
+        update_a = to_audio.inner(query_a, normed_v, rope_a, rope_v, scoped("v2a"), options.tokens)
         if trace:
             trace("a2v_features", update_v), trace("v2a_features", update_a)
         return (

@@ -2,8 +2,6 @@
 implementation for a group of ranks that share a clip.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 from torch import Tensor
 
 
@@ -32,10 +30,6 @@ class Sharding:
     def broadcast(self, x: Tensor) -> Tensor:
         """x, which all processes computed, as one of them has it: equal to the last bit."""
         return x
-
-    def activate(self, total: int) -> AbstractContextManager:
-        """Around everything that works on a video of `total` tokens, also around its recomputation."""
-        return nullcontext()
 
 
 NO_CP = Sharding()

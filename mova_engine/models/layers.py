@@ -6,6 +6,7 @@ follows can be one operator.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,19 @@ from mova_engine.ops.fused_linear import Recompute
 Rope = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class LayerOptions:
+    """How a layer is run. tokens: of the whole clip, where processes share it and the video stream has this one's part.
+    recomputed: the backward runs the layer again, so that nothing within it need be computed a third time.
+    """
+
+    tokens: int | None = None
+    recomputed: bool = False
+
+
+WHOLE = LayerOptions()
+
+
 class ResidualStream(NamedTuple):
     """A residual stream: x [b, s, d] and a pending update, so that its value is `x + gate * y` (y None: just x)."""
 
@@ -30,20 +44,28 @@ class ResidualStream(NamedTuple):
         """The stream's value."""
         return self.x if self.y is None else ops.gate_residual(self.x, self.y, self.gate)
 
-    def add_norm_modulate(self, ops: OpTable, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, "NormOutput"]:
+    def add_norm_modulate(
+        self, ops: OpTable, shift: Tensor, scale: Tensor, eps: float, options: LayerOptions = WHOLE
+    ) -> tuple[Tensor, "NormOutput"]:
         """(value, its modulated LayerNorm)."""
         if self.y is None:
             value, h = self.x, ops.norm_modulate(self.x, shift, scale, eps=eps)
         else:
             value, h = ops.gate_residual_norm_modulate(self.x, self.y, self.gate, shift, scale, eps=eps)
+        if options.recomputed:
+            return value, NormOutput(h)
         return value, NormOutput(h, Recompute(ops.norm_modulate, (value, shift, scale), {"eps": eps}))
 
-    def add_norm(self, ops: OpTable, norm: "NormParameters", eps: float) -> tuple[Tensor, "NormOutput"]:
+    def add_norm(
+        self, ops: OpTable, norm: "NormParameters", eps: float, options: LayerOptions = WHOLE
+    ) -> tuple[Tensor, "NormOutput"]:
         """(value, its affine LayerNorm)."""
         if self.y is None:
             value, h = self.x, ops.layer_norm(self.x, norm.weight, norm.bias, eps=eps)
         else:
             value, h = ops.gate_residual_norm(self.x, self.y, self.gate, norm.weight, norm.bias, eps=eps)
+        if options.recomputed:
+            return value, NormOutput(h)
         return value, NormOutput(h, Recompute(ops.layer_norm, (value, norm.weight, norm.bias), {"eps": eps}))
 
 
@@ -146,8 +168,8 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (Linear(dim, dim, ops, **factory) for _ in range(4))
         self.norm_q, self.norm_k = (NormParameters(dim, bias=False, **factory) for _ in range(2))
 
-    def forward(self, inputs: NormOutput, rope: Rope, trace=None) -> Tensor:
-        """inputs of [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]."""
+    def forward(self, inputs: NormOutput, rope: Rope, trace=None, tokens: int | None = None) -> Tensor:
+        """inputs of [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]. tokens: see `LayerOptions`."""
         q, k, v = project(self.ops, inputs, self.q, self.k, self.v)
         norm_rope = self.ops.rms_norm_rope
         q = norm_rope(q, self.norm_q.weight, *rope, eps=self.eps, interleaved=True)
@@ -155,7 +177,12 @@ class SelfAttention(nn.Module):
         if trace:
             trace("q_rope", q), trace("k_rope", k)
         heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return self.o(self.attention(*heads).flatten(-2))
+        return self.o(attend(self.attention, *heads, tokens=tokens).flatten(-2))
+
+
+def attend(attention: Callable, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> Tensor:
+    """An attention in its role. tokens: the whole clip's, where processes share it; only such roles are told."""
+    return attention(q, k, v) if tokens is None else attention(q, k, v, tokens)
 
 
 class CrossAttention(SelfAttention):
@@ -183,6 +210,11 @@ class FeedForward(nn.Sequential):
     def forward(self, inputs: NormOutput) -> Tensor:
         up, _, down = self
         if torch.is_grad_enabled() and up.plain and down.plain:
+            if inputs.again is None:
+                # Where the norm's output is kept, since the layer is recomputed, so is GELU's.
+                (product,) = self.ops.shared_linear(inputs.x, (up.weight,), (None,))
+                hidden = self.ops.bias_gelu(product, up.bias)
+                return self.ops.shared_linear(hidden, (down.weight,), (down.bias,))[0]
             return self.ops.feed_forward(inputs.x, up.weight, up.bias, down.weight, down.bias, inputs.again)
         return down(up.gelu(inputs.x))
 
@@ -201,22 +233,30 @@ class Block(nn.Module):
         self.ffn = FeedForward(dim, config.ffn_dim, ops, **factory)
         self.modulation = scaled_normal(1, 6, dim, **factory)
 
-    def forward(self, stream: ResidualStream, t_mod: Tensor, context: Tensor, rope: Rope, trace=None) -> ResidualStream:
+    def forward(
+        self,
+        stream: ResidualStream,
+        t_mod: Tensor,
+        context: Tensor,
+        rope: Rope,
+        trace=None,
+        options: LayerOptions = WHOLE,
+    ) -> ResidualStream:
         """stream of [b, s, d], t_mod [b, 6, d] float32, context [b, n, d], rope (cos, sin) -> stream with a pending
         update.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + t_mod).unbind(1)
-        x, h = stream.add_norm_modulate(self.ops, shift1, scale1, self.eps)
+        x, h = stream.add_norm_modulate(self.ops, shift1, scale1, self.eps, options)
         if trace:
             trace("self_attn_in", h.x)
-        h = self.self_attn(h, rope, trace)
+        h = self.self_attn(h, rope, trace, options.tokens)
         if trace:
             trace("self_attn", h)
-        x, h = ResidualStream(x, h, gate1).add_norm(self.ops, self.norm3, self.eps)
+        x, h = ResidualStream(x, h, gate1).add_norm(self.ops, self.norm3, self.eps, options)
         h = self.cross_attn(h, context)
         if trace:
             trace("cross_attn", h)
-        x, h = ResidualStream(x, h).add_norm_modulate(self.ops, shift2, scale2, self.eps)
+        x, h = ResidualStream(x, h).add_norm_modulate(self.ops, shift2, scale2, self.eps, options)
         h = self.ffn(h)
         if trace:
             trace("ffn", h)

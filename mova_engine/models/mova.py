@@ -17,7 +17,7 @@ from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.bridge import Bridge
 from mova_engine.models.context_parallel import NO_CP, Sharding
-from mova_engine.models.layers import NormParameters, ResidualStream, Rope
+from mova_engine.models.layers import LayerOptions, NormParameters, ResidualStream, Rope
 from mova_engine.models.tower import Tower, TowerInputs
 from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OpTable
@@ -172,15 +172,18 @@ class DualTowerLayers:
     bridge_scale: tuple[float, float]
     trace: Trace | None
 
-    def run(self, layer: int, video: ResidualStream, audio: ResidualStream) -> tuple[ResidualStream, ResidualStream]:
-        """Bridge, video block, audio block: whichever of them this layer has."""
-        with self.video_in.sharding.activate(self.video_in.tokens):
-            if self.bridge is not None and layer in self.bridge.config.layers:
-                video, audio = self._bridge(layer, video, audio)
-            if layer < len(self.video_dit.blocks):
-                video = self._block("visual", self.video_dit, layer, video, self.video_in)
-            if layer < len(self.audio_dit.blocks):
-                audio = self._block("audio", self.audio_dit, layer, audio, self.audio_in)
+    def run(
+        self, layer: int, video: ResidualStream, audio: ResidualStream, recomputed: bool = False
+    ) -> tuple[ResidualStream, ResidualStream]:
+        """Bridge, video block, audio block: whichever of them this layer has. recomputed: see `LayerOptions`."""
+        tokens = self.video_in.tokens if self.video_in.sharding.size > 1 else None
+        options = LayerOptions(tokens, recomputed)
+        if self.bridge is not None and layer in self.bridge.config.layers:
+            video, audio = self._bridge(layer, video, audio, options)
+        if layer < len(self.video_dit.blocks):
+            video = self._block("visual", self.video_dit, layer, video, self.video_in, options)
+        if layer < len(self.audio_dit.blocks):
+            audio = self._block("audio", self.audio_dit, layer, audio, self.audio_in, LayerOptions(None, recomputed))
         return video, audio
 
     def settle(self, video: ResidualStream, audio: ResidualStream) -> tuple[Tensor, Tensor]:
@@ -188,25 +191,34 @@ class DualTowerLayers:
         return video.settle(self.video_dit.ops), audio.settle(self.audio_dit.ops)
 
     def _bridge(
-        self, layer: int, video: ResidualStream, audio: ResidualStream
+        self, layer: int, video: ResidualStream, audio: ResidualStream, options: LayerOptions
     ) -> tuple[ResidualStream, ResidualStream]:
-        trace = _scoped(self.trace, f"bridge{layer}.")
-        video, audio = self.bridge(layer, video, audio, self.rope, self.video_in.grid, self.bridge_scale, trace)
+        trace = _scoped(self.trace, "bridge", layer, ".")
+        place = (self.rope, self.video_in.grid, self.bridge_scale)
+        video, audio = self.bridge(layer, video, audio, *place, trace, options)
         if trace is not None:
             video, audio = map(ResidualStream, self.settle(video, audio))
             trace("visual", video.x), trace("audio", audio.x)
         return video, audio
 
     def _block(
-        self, name: str, tower: Tower, layer: int, stream: ResidualStream, inputs: TowerInputs
+        self,
+        name: str,
+        tower: Tower,
+        layer: int,
+        stream: ResidualStream,
+        inputs: TowerInputs,
+        options: LayerOptions,
     ) -> ResidualStream:
-        trace = _scoped(self.trace, f"{name}.block{layer}.")
-        stream = tower.blocks[layer](stream, inputs.t_mod, inputs.context, inputs.rope, trace)
+        trace = _scoped(self.trace, name, ".block", layer, ".")
+        place = (inputs.t_mod, inputs.context, inputs.rope)
+        stream = tower.blocks[layer](stream, *place, trace, options)
         if trace is not None:
             stream = ResidualStream(stream.settle(tower.ops))
             trace("out", stream.x)
         return stream
 
 
-def _scoped(trace: Trace | None, prefix: str) -> Trace | None:
-    return None if trace is None else lambda name, x: trace(prefix + name, x)
+def _scoped(trace: Trace | None, *prefix: object) -> Trace | None:
+    # The name is put together where it is wanted: a compiler takes a layer's number for a variable.
+    return None if trace is None else lambda name, x: trace("".join(map(str, prefix)) + name, x)

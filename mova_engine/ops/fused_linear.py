@@ -60,25 +60,26 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(0, -2)
 
 
-class _Input:
-    """How a backward gets x: kept, computed again, or not needed since no weight is trained."""
+def _kept_input(x: Tensor, again: Recompute | None, needed: bool) -> tuple[Recompute | None, tuple[Tensor, ...]]:
+    """(how a backward gets x, what has to be kept for that): kept, computed again, or not needed since no weight is
+    trained. The first holds no tensor: what a function keeps outside of its saved tensors no checkpointing frees.
+    """
+    if not needed:
+        return None, ()
+    return (None, (x,)) if again is None else (again._replace(tensors=()), again.tensors)
 
-    def __init__(self, x: Tensor, again: Recompute | None, needed: bool) -> None:
-        self.recipe = again._replace(tensors=()) if again is not None and needed else None
-        self.keep = () if not needed else (x,) if again is None else again.tensors
 
-    def get(self, kept: tuple[Tensor, ...]) -> Tensor:
-        if self.recipe is None:
-            return kept[0]
-        return self.recipe.function(*(t.detach() for t in kept), **self.recipe.options)
+def _input(again: Recompute | None, kept: Sequence[Tensor]) -> Tensor:
+    return kept[0] if again is None else again.function(*(t.detach() for t in kept), **again.options)
 
 
 class _SharedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, again, count, *parameters):
         weights, biases = parameters[:count], parameters[count:]
-        ctx.count, ctx.input = count, _Input(x, again, any(ctx.needs_input_grad[3 : 3 + count]))
-        ctx.save_for_backward(*weights, *ctx.input.keep)
+        ctx.count = count
+        ctx.again, kept = _kept_input(x, again, any(ctx.needs_input_grad[3 : 3 + count]))
+        ctx.save_for_backward(*weights, *kept)
         return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
     @staticmethod
@@ -93,7 +94,7 @@ class _SharedLinear(torch.autograd.Function):
             for grad, weight in zip(grads[1:], weights[1:], strict=True):
                 torch.addmm(dx, _rows(grad), weight, out=dx)  # the product adds: no pass over the sum
             dx = dx.view(*grads[0].shape[:-1], weights[0].shape[1])
-        x = _rows(ctx.input.get(kept)) if any(wanted[3 : 3 + ctx.count]) else None
+        x = _rows(_input(ctx.again, kept)) if any(wanted[3 : 3 + ctx.count]) else None
         per_layer = [(_rows(grad), *flags) for grad, flags in zip(grads, _pairs(wanted[3:], ctx.count), strict=True)]
         dweights = (grad.t() @ x if weight else None for grad, weight, _ in per_layer)
         dbiases = (grad.sum(0) if bias else None for grad, _, bias in per_layer)
@@ -108,8 +109,9 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, again, bias_gelu, up, up_bias, down, down_bias):
         product = F.linear(x, up)
-        ctx.bias_gelu, ctx.input = bias_gelu, _Input(x, again, ctx.needs_input_grad[3])
-        ctx.save_for_backward(product, up, up_bias, down, *ctx.input.keep)
+        ctx.bias_gelu = bias_gelu
+        ctx.again, kept = _kept_input(x, again, ctx.needs_input_grad[3])
+        ctx.save_for_backward(product, up, up_bias, down, *kept)
         return F.linear(bias_gelu(product, up_bias), down, down_bias)
 
     @staticmethod
@@ -128,6 +130,6 @@ class _FeedForward(torch.autograd.Function):
         dproduct, dup_bias = torch.autograd.grad((edge,), (product, up_bias), ((grad_rows @ down).view(shape),))
         dproduct = _rows(dproduct)
         dx = (dproduct @ up).view(*shape[:-1], up.shape[1]) if wanted[0] else None
-        dup = dproduct.t() @ _rows(ctx.input.get(tuple(kept))) if wanted[3] else None
+        dup = dproduct.t() @ _rows(_input(ctx.again, kept)) if wanted[3] else None
         ddown_bias = grad_rows.sum(0) if wanted[6] else None
         return dx, None, None, dup, dup_bias if wanted[4] else None, ddown, ddown_bias

@@ -18,10 +18,10 @@ import torch
 from mova_engine.backend import Backend
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops import choice as choosing
+from mova_engine.ops.custom_ops import AttentionKernels, trained_attention
 from mova_engine.ops.declarations import REFERENCE, Choice, Implementation, Operator, resolve
 from mova_engine.ops.fused_linear import forms, shared_linear
 from mova_engine.ops.machine import LIBRARIES, PRODUCTS, Machine, Version
-from mova_engine.ops.saved_outputs import keeping
 from mova_engine.ops.table import OPERATORS
 from mova_engine.ops.trial import failure
 
@@ -61,8 +61,8 @@ class OpTable:
 def _roles(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """What the roles of attention are in one process."""
     attention = functions["attention"]
-    kept = keeping(attention, functions["attention_lse"], functions["attention_backward"])
-    return dict(zip(ROLES, (kept, attention), strict=True))
+    kernels = AttentionKernels(functions["attention_lse"], functions["attention_backward"])
+    return dict(zip(ROLES, (trained_attention(attention, kernels), attention), strict=True))
 
 
 # Forms: what models call that is made of operators, by the operators that it is made of.

@@ -88,7 +88,7 @@ def _saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, flo
         bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
         device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
         return device, host
-    # What selective checkpointing saves (`ops.saved_outputs`): q, k and v as exchanged, output and log-sum-exp, the
+    # What selective checkpointing saves (`memory.checkpointing`): q, k and v as exchanged, output and log-sum-exp, the
     # output as returned.
     exchanged = run.layout.ulysses > 1
     tensors = 4 if exchanged and policy.checkpointing == "selective" else 1

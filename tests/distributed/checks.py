@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from distributed.device import backend, device
-from distributed.keeping import kept_bytes  # noqa: F401 (called by name)
+from distributed.keeping import changed_by_checkpointing, kept_bytes  # noqa: F401 (called by name)
 from distributed.runs import (  # noqa: F401 (called by name)
     both_fail,
     clips_taken,
@@ -44,12 +44,13 @@ from mova_engine.distributed.counted_traffic import SMALL, count_scheme
 from mova_engine.distributed.fsdp import clip_grad_norm
 from mova_engine.distributed.gradients import sum_gradients
 from mova_engine.distributed.processes import read_launch, start_processes
-from mova_engine.distributed.ring import shared_queries
+from mova_engine.distributed.ring import shared_query_attention
 from mova_engine.errors import MovaError
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.mova import dual_tower_forward
 from mova_engine.ops import OPERATORS, OpTable, bind
+from mova_engine.ops.custom_ops import AttentionKernels
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
 from mova_engine.train.trainer import Trainer
@@ -69,8 +70,7 @@ def _averaged_merge(ops: OpTable, sharding: ContextParallel):
         out, lse = ops.attention_lse(q, k, v)
         return sharding.whole.all_reduce(out) / sharding.size, lse
 
-    attention = shared_queries(means, ops.attention_backward, Group())
-    return sharding.operators(ops).replaced(video_to_audio_attention=attention), sharding
+    return _from_audio(ops, sharding, AttentionKernels(means, ops.attention_backward), Group())
 
 
 def _padded_with_zeros(ops: OpTable, sharding: ContextParallel):
@@ -91,7 +91,13 @@ def _differentiated_merge(ops: OpTable, sharding: ContextParallel):
         weight = torch.exp(own_lse - lse).transpose(1, 2).unsqueeze(-1)
         return ops.attention_backward(dout * weight, q, k, v, own, own_lse)
 
-    attention = shared_queries(ops.attention_lse, backward, sharding.whole)
+    return _from_audio(ops, sharding, AttentionKernels(ops.attention_lse, backward), sharding.whole)
+
+
+def _from_audio(ops: OpTable, sharding: ContextParallel, kernels: AttentionKernels, group: Group):
+    def attention(q, k, v, tokens):
+        return shared_query_attention(kernels, group, q, k, v)
+
     return sharding.operators(ops).replaced(video_to_audio_attention=attention), sharding
 
 
@@ -277,13 +283,12 @@ def findings_of_operator(role: str, ulysses: int | None, dtype: str, cases: tupl
     table, operator = sharding.operators(ops), OPERATORS["attention"]
 
     def video_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sharding.activate(q.shape[1]):
-            own = table.video_attention(*(_Split.apply(sharding, x) for x in (q, k, v)))
+        own = table.video_attention(*(_Split.apply(sharding, x) for x in (q, k, v)), q.shape[1])
         return _Join.apply(sharding, own, q.shape[1])
 
     def video_to_audio_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sharding.activate(k.shape[1]):
-            out = table.video_to_audio_attention(_Sum.apply(sharding, q), *(_Split.apply(sharding, x) for x in (k, v)))
+        own = (_Split.apply(sharding, x) for x in (k, v))
+        out = table.video_to_audio_attention(_Sum.apply(sharding, q), *own, k.shape[1])
         # Every rank's loss is a share; here all of them are given the whole.
         return _Scaled.apply(out, 1 / sharding.size)
 
@@ -335,11 +340,10 @@ def refusals() -> list[str]:
     for ulysses, heads, tokens in ((None, 1, 4), (None, world, 5), (1, world, 5)):
         context = processes(ulysses).context
         q = torch.zeros(1, tokens, heads, 8, device=device())
-        with context.activate(4 * world):
-            try:
-                context.operators(bind(backend())).video_attention(q, q, q)
-            except MovaError as error:
-                said.append(str(error))
+        try:
+            context.operators(bind(backend())).video_attention(q, q, q, 4 * world)
+        except MovaError as error:
+            said.append(str(error))
     return said
 
 

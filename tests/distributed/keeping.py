@@ -1,9 +1,13 @@
-"""What checkpointing keeps for the backward, counted in the processes of a World."""
+"""What checkpointing keeps for the backward, and what it changes, in the processes of a World."""
 
 import gc
 
 import torch
 from distributed.device import backend, device
+from distributed.small import backward, build, build_sharded, clips, processes
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import _CachedTorchDispatchMode
 
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.distributed.counted_traffic import SMALL
@@ -12,7 +16,6 @@ from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.context_parallel import NO_CP
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import bind
-from mova_engine.ops.saved_outputs import SavedOps
 
 
 def kept_bytes(checkpointing: str, ulysses: int) -> int:
@@ -41,8 +44,34 @@ def count(checkpointing: str, sharding=NO_CP, ops=None) -> int:
         runner=layer_runner(checkpointing),
         sharding=sharding,
     )
-    found = [each for each in gc.get_objects() if type(each) is SavedOps]
-    total = sum(x.numel() * x.element_size() for each in found for result in each.results for x in result)
+    found = [each for each in gc.get_objects() if type(each) is _CachedTorchDispatchMode]
+    kept = [
+        x.val
+        for each in found
+        for calls in each.storage.values()
+        for x in tree_leaves(list(calls.values()))
+        if hasattr(x, "val")
+    ]
+    total = sum(x.numel() * x.element_size() for x in kept)
     # The graph, and with it what is kept, lives until here.
     del outputs
     return total
+
+
+def changed_by_checkpointing(ulysses: int | None, fsdp: bool, dtype: str = "float32") -> list[str]:
+    """In this rank: gradients that are not those without checkpointing, bit for bit, by policy; both experts, two
+    forwards between which gradients add up.
+    """
+    place, dtype = processes(ulysses), getattr(torch, dtype)
+    table, changed, expected = place.context.operators(bind(backend())), [], {}
+    model = build_sharded(place, table, dtype)[0] if fsdp else build(table).to(dtype)
+    for policy, offload in (("none", False), ("full", False), ("selective", True), ("out", False)):
+        model.zero_grad(set_to_none=True)
+        for expert in (0, 1):
+            runner = layer_runner(policy, offload)
+            backward(model, clips(64, 1, expert), expert, place.context, runner=runner)
+        found = {name: p.grad for name, p in model.named_parameters()}
+        found = {name: x.to_local() if isinstance(x, DTensor) else x for name, x in found.items()}
+        expected = expected or found
+        changed += [f"{policy}: {name}" for name, x in expected.items() if not torch.equal(x, found[name])]
+    return changed

@@ -66,12 +66,25 @@ def test_weights_and_moments_after_three_steps(worlds, world, ulysses, optimizer
     assert agree({**errors, "weights": errors["weights"] if optimizer == "sgd" else 0.0}), errors
 
 
-@pytest.mark.parametrize("checkpointing", ["full", "selective", "out"])
-@pytest.mark.parametrize(("world", "ulysses"), [(2, 2), (2, 1)])
-def test_checkpointing_changes_nothing(worlds, world, ulysses, checkpointing):
-    options = {"checkpointing": checkpointing, "offload": checkpointing == "selective"}
-    errors = train(worlds, world, ulysses, tokens=64, batch=1, expert=0, **options)
-    assert agree(errors), errors
+@pytest.mark.parametrize(
+    ("world", "ulysses", "fsdp", "dtype"),
+    [
+        (2, 2, False, "float32"),
+        (2, 1, True, "float32"),
+        (4, 2, False, "bfloat16"),
+        (4, 2, True, "float32"),
+        *(
+            pytest.param(world, ulysses, fsdp, dtype, marks=pytest.mark.slow)
+            for world, ulysses in ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
+            for fsdp in (False, True)
+            for dtype in ("float32", "bfloat16")
+        ),
+    ],
+)
+def test_checkpointing_changes_no_bit(worlds, world, ulysses, fsdp, dtype):
+    """Every policy, one of them with offload, in every rank."""
+    found = worlds(world).run("changed_by_checkpointing", ulysses=ulysses, fsdp=fsdp, dtype=dtype)
+    assert not any(found), found
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ from torch.utils._pytree import tree_leaves
 from mova_engine.ops import Operator, inputs
 
 # What a matrix unit computes: its operands are the product's own traffic.
-_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_scaled_dot_product", "mkldnn_linear")
+_PRODUCTS = (
+    *("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "mkldnn_linear"),
+    *("_scaled_dot_product", "attention"),
+)
 _GELU = ("gelu", "bias_gelu")
 
 
