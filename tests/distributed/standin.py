@@ -22,6 +22,7 @@ from torch.utils import backend_registration
 
 import mova_engine.backend
 from mova_engine.backend.cpu import CpuBackend
+from mova_engine.ops import machine
 
 NAME = "standin"
 CPU = torch.device("cpu")
@@ -267,6 +268,7 @@ def install() -> None:
     module.BACKEND = StandinBackend()
     sys.modules[module.__name__] = module
     mova_engine.backend.NAMES = (*mova_engine.backend.NAMES, NAME)
+    machine.KINDS = (*machine.KINDS, NAME)
 
 
 def _patch_storages() -> None:
