@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_to_uint8
+from mova_engine.commands.eval_lag import main
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.media.decode import Clip, probe, read_clip
 from mova_engine.data.media.write import write_mp4
 from mova_engine.data.metadata import Entry
 from mova_engine.errors import MovaError
-from mova_engine.scores.speech_lag import Lag, loudness, main, measure_file, measure_lag
+from mova_engine.scores.speech_lag import Lag, loudness, measure_file, measure_lag
 
 TALKING = Path(__file__).parents[1] / "data" / "talking.mp4"
 RATES = {"fps": 24, "sample_rate": 48000}

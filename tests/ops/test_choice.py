@@ -242,7 +242,7 @@ def test_the_kinds_are_the_backends():
             "unknown package 'flash-attn3'. Did you mean 'flash-attn-3'",
         ),
         ("--device cuda --with flash-attn-3", "give --assume too"),
-        ("--device cuda --assume sm90 --dtype bf16", "unknown dtype 'bf16'."),
+        ("--device cuda --assume sm90 --dtype bf16", "--dtype: unknown value 'bf16'."),
         ("--device cdua --assume sm90", "unknown device 'cdua'. Did you mean 'cuda'"),
     ],
 )
