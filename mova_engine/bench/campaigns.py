@@ -79,9 +79,7 @@ def run_suite(settings: SuiteConfig) -> int:
     measurements = CAMPAIGNS[settings.suite]
     unknown = [m.command for m in measurements if m.command not in SUITES]
     if unknown:
-        raise MovaError(
-            f"suite {settings.suite} needs '{unknown[0]}', which this version of the engine lacks"
-        )
+        raise MovaError(f"suite {settings.suite} needs '{unknown[0]}', which this version of the engine lacks")
     backend = get_backend(settings.device) if settings.device else default_backend()
     path = settings.json or Path(f"{settings.suite}-{backend.name}.json")
     check_result(path)

@@ -59,4 +59,3 @@ def main(argv: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int:
         return 0
     sys.stdout.write(completion_app(commands).generate_completion(prog_name="mova", shell=config.shell))
     return 0
-

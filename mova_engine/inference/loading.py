@@ -137,8 +137,7 @@ def load_model(
     if shard:
         if lora is not None:
             raise MovaError(
-                "shared weights take no adapters: merge them first (mova lora merge), "
-                "or leave out parallel.shard"
+                "shared weights take no adapters: merge them first (mova lora merge), or leave out parallel.shard"
             )
         mova = _load_sharded(folder, config, ops, device, dtype, memory, place)
     else:
