@@ -222,6 +222,7 @@ def test_mutants_are_right_or_refused(files, tmp_path, kind, part):
         ("ts, mpeg2", "moved", 1039),
         ("mkv", "moved", 310_000_105),
         ("mkv, ffv1", "spoilt", 5057),  # the first packet
+        ("mkv, ffv1", "spoilt", 130_009_220),  # a key frame too
         ("mpg", "dropped", 1008),
         ("mpg", "dropped", 1026),
         ("mpg", "exchanged", 410_004_545),

@@ -183,6 +183,7 @@ class Reader:
         self._last: Fraction | None = None
         self._expected: Fraction | None = None
         self._damage: Fraction | None = None
+        self._latest = Fraction(0)  # of the damage since then; a spoilt key frame mends nothing
         # Until a frame that stands alone, the first ones may show what they refer to and do not have.
         self._waits = self._moving and self._cut
 
@@ -332,9 +333,11 @@ class Reader:
         if self._last is None and self._cut:
             return
         time = self._time(packet.dts if packet.dts is not None else packet.pts)
-        self._note(time if time is not None else self._last or Fraction(0))
+        self._note(time if time is not None else self._last or Fraction(0), self._time(packet.pts))
 
-    def _note(self, time: Fraction) -> None:
+    def _note(self, time: Fraction, shown: Fraction | None = None) -> None:
+        shown = time if shown is None else shown
+        self._latest = shown if self._damage is None else max(self._latest, shown)
         self._damage = time if self._damage is None else min(self._damage, time)
 
     def _checked(self, frame: Frame) -> tuple[Fraction, Frame] | None:
@@ -358,7 +361,8 @@ class Reader:
         if frame.is_corrupt:
             self._note(time)
         if self._damage is not None and time >= self._damage:
-            healed = alone and time > self._damage if self._moving else time >= self._damage + SOUND_RECOVERS
+            latest = max(self._damage, self._latest)
+            healed = alone and time > latest if self._moving else time >= latest + SOUND_RECOVERS
             if self.begin is None or (time > self.begin if healed else time >= self.begin):
                 raise self._error(self._damage)
             if not healed:
