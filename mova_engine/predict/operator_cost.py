@@ -37,10 +37,12 @@ def bound(machine: Machine, training: bool, precision: str) -> dict[str, str]:
 class OperatorCost:
     """Passes of what a machine binds for a job: (forward, backward) in P."""
 
-    def __init__(self, machine: Machine, job: Job, fp8: bool) -> None:
-        """fp8: frozen weights are held in it."""
+    def __init__(self, machine: Machine, job: Job, fp8: bool, recomputed: bool) -> None:
+        """fp8: frozen weights are held in it. recomputed: layers are checkpointed; the forward that a backward repeats
+        is not counted here.
+        """
         self.bound = bound(machine, job.training, job.precision)
-        self.training, self.lora, self.fp8 = job.training, job.task == "lora", fp8
+        self.training, self.lora, self.fp8, self.recomputed = job.training, job.task == "lora", fp8, recomputed
 
     def passes(self, operator: str, gate: bool = True) -> Pair:
         """Of one call, in its own activations."""
@@ -58,6 +60,9 @@ class OperatorCost:
         )
         forward, backward = (sum(values) for values in zip(*calls, strict=True))
         backward += self._inputs(norms=("norm_modulate", "layer_norm", "norm_modulate"), shared=2)
+        if self.lora and self.recomputed:
+            # A pending update whose gate is frozen is added once more, for the sum alone to wait (`_lean`).
+            backward += self.passes("gate_residual")[0]
         ratio = tower.ffn_dim / tower.dim
         gelu, gelu_backward = self._gelu()
         # q, k, v, o, the text's q and o, both products of the feed-forward.
@@ -82,18 +87,21 @@ class OperatorCost:
         return forward + linear, backward + linear_backward
 
     def _inputs(self, norms: tuple[str, ...], shared: int) -> float:
-        """Of the backward of layers that share an input: plain ones compute it again from what the norms keep, and add
-        up its gradient inside their products; adapted ones keep it, and their gradients are summed one by one.
+        """Of the backward of layers that share an input: plain ones add up its gradient inside their products, and
+        compute it again from what the norms keep where no layer is recomputed as a whole; adapted ones keep it, and
+        their gradients are summed one by one.
         """
-        return shared * _SUM if self.lora else sum(self.passes(name)[0] for name in norms)
+        if self.lora:
+            return shared * _SUM
+        return 0.0 if self.recomputed else sum(self.passes(name)[0] for name in norms)
 
     def _gelu(self) -> Pair:
         """Of the feed-forward's width."""
         if not self.training:
             return self.passes("linear_gelu")[0], 0.0
         forward, backward = self.passes("bias_gelu")
-        # `feed_forward` computes it again in its backward.
-        return forward, backward if self.lora else forward + backward
+        # `feed_forward` computes it again in its backward, unless the layer is recomputed as a whole.
+        return forward, backward if self.lora or self.recomputed else forward + backward
 
     def _linears(self, outputs: float, inputs: float, biases: float) -> Pair:
         """Of layers, by the widths of their outputs and inputs: what is beside the base's product. biases: of the

@@ -145,7 +145,8 @@ def pass_bytes(run: PlannedRun, hardware: Hardware) -> float:
             block, bridge = cost.block(dims), cost.bridge(dims.dim, other.dim)
         return (passes(block) * dims.num_layers + passes(bridge) * bridges) * bytes_a_pass
 
-    cost = OperatorCost(hardware.machine, job, run.policy.frozen == "fp8")
+    recomputed = job.training and run.policy.checkpointing != "none"
+    cost = OperatorCost(hardware.machine, job, run.policy.frozen == "fp8", recomputed)
     bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
     video = tower(model.video, model.audio, run.local_video) * ("video_dit" in job.components)
     return video + tower(model.audio, model.video, run.local_audio) * ("audio_dit" in job.components)

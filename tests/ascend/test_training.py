@@ -73,13 +73,13 @@ def test_a_run_that_was_interrupted_goes_on_exactly(npu, losses, dtype):
 def test_a_run_of_the_cpu_goes_on_here(npu, losses):
     through = losses("cpu", out="through", steps=4)
     losses("cpu", out="moved", steps=2)
-    assert losses("npu", out="moved", steps=4) == pytest.approx(through, rel=TOLERANCE["fp32"])
+    assert losses("npu", out="moved", steps=4) == pytest.approx(through, rel=TOLERANCE["float32"])
 
 
 def test_fused_adamw_of_torch_npu_trains_and_resumes(npu, losses):
     fused = {"ops": {"adamw": "npu-fused"}}
     through = losses("npu", out="through", steps=4, **fused)
-    assert through == pytest.approx(losses("npu", out="torch", steps=4), rel=TOLERANCE["fp32"])
+    assert through == pytest.approx(losses("npu", out="torch", steps=4), rel=TOLERANCE["float32"])
     losses("npu", out="stopped", steps=2, **fused)
     assert losses("npu", out="stopped", steps=4, **fused) == pytest.approx(through, rel=1e-6)
 

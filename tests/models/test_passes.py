@@ -13,6 +13,7 @@ from models.passes import PassCounter, allocated, operator_passes
 from mova_engine.adapters.lora import add_lora
 from mova_engine.backend import get_backend
 from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
+from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, REFERENCE, bind, refusal, resolve
 from mova_engine.ops.machine import assumed_machine
@@ -26,7 +27,7 @@ P = TOKENS * WIDTH
 SMALLEST = P // 4
 
 
-def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype, task: str = "full"):
+def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype, task: str = "full", checkpointing: str = "none"):
     video = VideoDiTConfig(dim=WIDTH, ffn_dim=1024, num_heads=4, num_layers=layers, text_dim=24, freq_dim=16)
     audio = AudioDiTConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=layers, text_dim=24, freq_dim=16)
     bridge = BridgeConfig(layers, layers, WIDTH, 128, head_dim=128)
@@ -40,7 +41,8 @@ def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype, task: str = "fu
     latents = torch.randn(1, 36, 5, 16, 16), torch.randn(1, 128, 35), torch.randn(1, 5, 24)
     times = torch.tensor([500.0]), torch.tensor([500.0])
     layer = mova.dual_tower_bridge if bridged else None
-    return lambda: dual_tower_forward(mova.video_dit, mova.audio_dit, layer, *latents, *times)
+    runner = layer_runner(checkpointing)
+    return lambda: dual_tower_forward(mova.video_dit, mova.audio_dit, layer, *latents, *times, runner=runner)
 
 
 def _one_block(bridged: bool, ops, dtype: torch.dtype) -> dict[str, float]:
@@ -72,27 +74,33 @@ def test_a_block_of_fused_operators_makes_few_passes(dtype, bridged, limit):
     assert block["allocated"] == block["outputs"]
 
 
+# Casts are those of attention on a CPU, part of its rate; the others make an update of nothing, which has no memory.
+ASIDE = ("_to_copy", "new_zeros", "expand")
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize("task", ["full", "lora"])
-def test_the_planner_counts_what_a_block_and_a_bridge_do(task):
-    """Forward and backward, by one more layer of each; attention's own casts on a CPU are part of its rate."""
+def test_the_planner_counts_what_a_block_and_a_bridge_do(task, checkpointing):
+    """Forward and backward, by one more layer of each."""
     ops = bind(get_backend("cpu"))
     chosen = {choice.operator: choice.implementation for choice in ops.choices}
     if chosen["gate_residual_norm"] != "native" or chosen["attention"] != "sdpa":
         pytest.skip("the native library is not built, or no fused attention runs on this CPU; mova ops says why")
     dtype, totals = torch.bfloat16, []
     for layers, bridged in product((2, 3), (False, True)):
-        run, found = _runner(layers, bridged, ops, dtype, task), []
+        run, found = _runner(layers, bridged, ops, dtype, task, checkpointing), []
         with PassCounter(SMALLEST) as counter:
             loss = sum(x.float().square().mean() for x in run())
         found.append(counter)
         with PassCounter(SMALLEST) as counter:
             loss.backward()
         found.append(counter)
-        moved = [sum(n for name, n in c.moved.items() if name != "_to_copy") + c.gelu for c in found]
+        moved = [sum(n for name, n in c.moved.items() if name not in ASIDE) + c.gelu for c in found]
         totals.append([n / P / dtype.itemsize for n in moved])
     block, bridged = ([b - a for a, b in zip(totals[i], totals[i + 2], strict=True)] for i in (0, 1))
     job = Job(get_preset("nano"), task)
-    cost = OperatorCost(assumed_machine("cpu"), job, fp8=False)
+    recomputed = checkpointing == "full"
+    cost = OperatorCost(assumed_machine("cpu"), job, False, recomputed)
     video = VideoDiTConfig(dim=WIDTH, ffn_dim=1024, num_heads=4, num_layers=1)
     # What an adapter's product adds to is part of the product here.
     adapters = [cost.passes("lora_linear")[i] * (task == "lora") for i in (0, 1)]
@@ -102,7 +110,9 @@ def test_the_planner_counts_what_a_block_and_a_bridge_do(task):
         ([b - a for a, b in zip(block, bridged, strict=True)], cost.bridge(WIDTH, 128), beside[1]),
     ):
         expected = [p - a * w for p, a, w in zip(planned, adapters, widths, strict=True)]
-        assert counted == pytest.approx(expected)
+        if not recomputed:
+            assert counted == pytest.approx(expected)
+        assert sum(counted) == pytest.approx((1 + recomputed) * expected[0] + expected[1])
 
 
 ON_ROWS = [name for name, operator in OPERATORS.items() if operator.least and not name.startswith(("linear", "lora"))]

@@ -23,8 +23,8 @@ RATIO = VIDEO.ffn_dim / VIDEO.dim
 WIDTH = AUDIO.dim / VIDEO.dim
 
 
-def _cost(machine, task, fp8=False):
-    return OperatorCost(machine, Job(M360, task), fp8)
+def _cost(machine, task, fp8=False, recomputed=False):
+    return OperatorCost(machine, Job(M360, task), fp8, recomputed)
 
 
 @pytest.mark.parametrize("machine", [assumed_machine("cuda", "sm90"), assumed_machine("npu", "910a2", ["triton"])])
@@ -42,6 +42,10 @@ def test_passes_of_fused_kernels(machine):
     assert _cost(machine, "full").bridge(VIDEO.dim, AUDIO.dim) == pytest.approx(
         (4 + 2 + 2 * WIDTH, 4 + 3 + 3 * WIDTH + 3 + 2 + 2 + 2 * WIDTH)
     )
+    # Layers that are recomputed compute nothing a third time; with frozen gates they add an update once more.
+    assert _cost(machine, "full", recomputed=True).block(VIDEO)[1] == pytest.approx(25 + 3 * RATIO + 7)
+    lean = _cost(machine, "lora", recomputed=True).block(VIDEO)[1]
+    assert lean == pytest.approx(_cost(machine, "lora").block(VIDEO)[1] + 3)
     sampled = _cost(machine, "inference")
     gelu = 0 if machine.kind == "cuda" else 2
     assert sampled.block(VIDEO)[0] == pytest.approx(18 + gelu * RATIO)
