@@ -10,15 +10,35 @@ import sys
 
 __version__ = "0.1.0"
 
-# The public names, and the modules that hold them.
+# The public names by the module that holds them; __init__.pyi says the same to type checkers and editors.
 _PUBLIC = {
-    "MovaConfig": "config.model",
-    "Pipeline": "inference.pipeline",
-    "Trainer": "train.trainer",
-    "bind": "ops",
-    "load_config": "config.recipes",
+    name: module
+    for module, names in {
+        "adapters": "add_lora load_lora lora_parameters merge_folder merged_lora remove_lora save_lora",
+        "backend": "default_backend get_backend",
+        "codecs": "build_audio_codec build_text_encoder build_video_codec video_from_uint8 video_to_uint8",
+        "config.clip": "ClipSettings",
+        "config.diffusion": "LossWeights",
+        "config.memory": "MemoryConfig",
+        "config.model": "MovaConfig get_preset",
+        "config.parallel": "ParallelConfig",
+        "config.recipes": "load_config recipe_names",
+        "config.train": "TrainConfig",
+        "data.synthetic.bounce": "draw_clips",
+        "diffusion.conditioning": "first_frame_condition video_input",
+        "diffusion.guidance": "Guidance",
+        "diffusion.loss": "velocity_loss",
+        "diffusion.schedule": "Schedule add_noise velocity_target",
+        "errors": "MovaError",
+        "inference.generated_clip": "GeneratedClip",
+        "inference.pipeline": "Pipeline",
+        "models.mova": "Mova",
+        "ops": "OPERATORS Implementation Machine OpTable Operator bind choose",
+        "train.trainer": "Trainer",
+    }.items()
+    for name in names.split()
 }
-__all__ = ["MovaConfig", "Pipeline", "Trainer", "bind", "load_config"]
+__all__ = sorted(_PUBLIC)
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 # What the user asked of torch, before a command changes it: the doctor examines that.

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+import mova_engine
 from mova_engine.ops import OPERATORS
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
@@ -55,6 +56,13 @@ def test_its_operator_is_right(example, case):
     assert not [finding for finding in findings if not finding.passed]
 
 
-def test_it_stands_on_its_own_loop():
-    modules = {node.module for node in ast.walk(tree(EXAMPLE)) if isinstance(node, ast.ImportFrom)}
-    assert not any(module.startswith(("mova_engine.train", "mova_engine.inference")) for module in modules)
+def test_it_needs_the_public_names_only():
+    source = tree(EXAMPLE)
+    imported = {alias.name for node in ast.walk(source) if isinstance(node, ast.Import) for alias in node.names}
+    assert not any(isinstance(node, ast.ImportFrom) and "mova" in node.module for node in ast.walk(source))
+    assert {name for name in imported if name.startswith("mova")} == {"mova_engine"}
+    used = {
+        node.attr for node in ast.walk(source) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "me"
+    }
+    assert used <= set(mova_engine.__all__)
+    assert not used & {"Trainer", "Pipeline"}, "it stands on its own loop"

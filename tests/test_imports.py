@@ -1,13 +1,17 @@
 """Importing acts on nothing: no output, no torch until it is needed, no optional package ever."""
 
+import ast
 import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from packaging.requirements import Requirement
+
+import mova_engine
 
 # Optional packages, installed here or not. What is installed besides core dependencies is added to them.
 OPTIONAL = {
@@ -115,14 +119,26 @@ def test_public_names_are_imported_when_they_are_asked_for(tmp_path):
     code = """
 import sys, mova_engine
 assert set(mova_engine.__all__) <= set(dir(mova_engine))
-mova_engine.load_config, mova_engine.MovaConfig
+mova_engine.load_config, mova_engine.MovaConfig, mova_engine.MemoryConfig, mova_engine.choose, mova_engine.OPERATORS
 assert not {"torch", "numpy"} & set(sys.modules)
 from mova_engine import *
 for name in mova_engine.__all__:
-    assert callable(globals()[name]), name
+    assert callable(globals()[name]) or name == "OPERATORS", name
 assert not hasattr(mova_engine, "Pipelines")
 """
     _run(code, tmp_path)
+
+
+def test_type_checkers_are_told_the_same_names():
+    """The stub beside the package, which type checkers read in its place, has each public name from the same module."""
+    stub = ast.parse(Path(mova_engine.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    told = {
+        alias.asname: node.module.removeprefix("mova_engine.")
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == mova_engine._PUBLIC
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="with a CUDA build of torch they may be there and work")

@@ -119,6 +119,16 @@ def render_audio(clip: Bounce) -> np.ndarray:
     return (CLICK_LEVEL * envelope * carrier).astype(np.float32)
 
 
+def draw_clips(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Draw `count` clips in memory: frames uint8 [count, f, h, w, 3], sound float32 [count, n] at 48 kHz, captions.
+
+    Clip i depends on (seed, i) alone; the pairs of colour and tempo that nano trains on take turns.
+    """
+    clips = [draw(np.random.default_rng((seed, i)), *TRAINED[i % len(TRAINED)]) for i in range(count)]
+    frames, sound = np.stack([render_video(clip) for clip in clips]), np.stack([render_audio(clip) for clip in clips])
+    return frames, sound, [clip.caption for clip in clips]
+
+
 def generate(
     folder: str | Path,
     clips: int,
