@@ -142,15 +142,17 @@ class Bridge(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.condition_scale = nn.Parameter(torch.ones(1, **factory)) if config.trainable_condition_scale else None
         video, audio = config.visual_hidden_dim, config.audio_hidden_dim
+        # A layer's name among the parameters, made here: nothing is put together on the way of a forward.
+        self.names = {i: str(i) for i in config.layers}
         self.audio_to_video_conditioners = nn.ModuleDict(
-            {str(i): Conditioner(video, audio, config, ops, ops.attention, **factory) for i in config.layers}
+            {name: Conditioner(video, audio, config, ops, ops.attention, **factory) for name in self.names.values()}
         )
         self.video_to_audio_conditioners = nn.ModuleDict(
             {
-                str(i): Conditioner(
+                name: Conditioner(
                     audio, video, config, ops, ops.video_to_audio_attention, config.pooled_adaln, **factory
                 )
-                for i in config.layers
+                for name in self.names.values()
             }
         )
 
@@ -189,8 +191,8 @@ class Bridge(nn.Module):
         """Layer `layer` on both streams; scale = (audio to video, video to audio). Returns streams with pending
         updates.
         """
-        to_video = self.audio_to_video_conditioners[str(layer)]
-        to_audio = self.video_to_audio_conditioners[str(layer)]
+        name = self.names[layer]
+        to_video, to_audio = self.audio_to_video_conditioners[name], self.video_to_audio_conditioners[name]
         rope_v, rope_a = rope or (None, None)
         # Each norm belongs to the *other* direction's conditioner: it normalises what that one reads.
         x_v, normed_v = video.add_norm(self.ops, to_audio.y_norm, EPS, options)

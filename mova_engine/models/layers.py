@@ -6,7 +6,6 @@ follows can be one operator.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,8 +19,7 @@ from mova_engine.ops.fused_linear import Recompute
 Rope = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class LayerOptions:
+class LayerOptions(NamedTuple):
     """How a layer is run. tokens: of the whole clip, where processes share it and the video stream has this one's part.
     recomputed: the backward runs the layer again, so that nothing within it need be computed a third time.
     """

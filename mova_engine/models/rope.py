@@ -6,6 +6,7 @@ Rotary embedding: Su et al., 2021. The towers rotate interleaved pairs, the brid
 from collections.abc import Callable
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 THETA = 10000.0
@@ -57,30 +58,44 @@ def _table(angles: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
-class RopeTables:
-    """The rotary tables that a model has used last, for its next forward: they go where it goes and end with it.
+class RopeTables(nn.Module):
+    """The rotary tables that a model has used last, for its next forward: buffers that are no part of what is saved.
 
-    No buffers: they are of any size, depend on the clip, and are no part of what is saved.
+    They depend on the clip, of which a run may have several sizes, so they are made when they are first asked for. A
+    model that is moved, or cast to another dtype, drops them: tables stay float32 in models of any dtype.
     """
 
     def __init__(self, most: int = 4) -> None:
+        super().__init__()
         self.most = most
-        self._kept: dict[tuple, tuple[Tensor, Tensor]] = {}
+        # Names of the two buffers, by what they were made of, the oldest first.
+        self.kept: dict[tuple, tuple[str, str]] = {}
 
     def get(self, make: Callable[..., tuple[Tensor, Tensor]], *arguments: object) -> tuple[Tensor, Tensor]:
         """`make(*arguments)`, kept or made anew; beyond `most` the oldest is dropped. Compiled code makes its own."""
         if torch.compiler.is_compiling():
             return make(*arguments)
         key = (make.__name__, *arguments)
-        if key in self._kept:
-            return self._kept[key]
+        if key in self.kept:
+            return tuple(map(self.get_buffer, self.kept[key]))
         table = make(*arguments)
         # Tensors without data, and those made in inference mode, serve the forward that made them and no other.
         if type(table[0]) is Tensor and not torch.is_inference_mode_enabled():
-            if len(self._kept) >= self.most:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = table
+            self._keep(key, table)
         return table
+
+    def _keep(self, key: tuple, table: tuple[Tensor, Tensor]) -> None:
+        full = len(self.kept) >= self.most
+        names = self.kept.pop(next(iter(self.kept))) if full else (f"cos{len(self.kept)}", f"sin{len(self.kept)}")
+        for name, x in zip(names, table, strict=True):
+            self.register_buffer(name, x, persistent=False)
+        self.kept[key] = names
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "RopeTables":
+        # What torch calls to move or cast a module.
+        self.kept.clear()
+        self._buffers.clear()
+        return self
 
 
 def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
+from mova_engine.ops.custom_ops import Activation
+
 
 class Recompute(NamedTuple):
     """How a tensor is computed once more: `function(*tensors, **options)`."""
@@ -39,6 +41,7 @@ def shared_linear(
 
 def feed_forward_of(bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     """The form `feed_forward`, with GELU by the given operator."""
+    activation = Activation(bias_gelu)
 
     def feed_forward(
         x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, again: Recompute | None = None
@@ -46,7 +49,7 @@ def feed_forward_of(bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> Callable[.
         """`gelu(x U^T + u) D^T + d`, tanh-GELU. x [b, s, i], up [h, i], up_bias [h], down [o, h], down_bias [o] ->
         [b, s, o]. Keeps the first product alone, [b, s, h], and x where `again` does not give it.
         """
-        return _FeedForward.apply(x, again, bias_gelu, up, up_bias, down, down_bias)
+        return _FeedForward.apply(x, again, activation, up, up_bias, down, down_bias)
 
     return feed_forward
 
@@ -107,29 +110,47 @@ def _pairs(flags: Sequence[bool], count: int) -> list[tuple[bool, bool]]:
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, again, bias_gelu, up, up_bias, down, down_bias):
+    def forward(ctx, x, again, activation, up, up_bias, down, down_bias):
         product = F.linear(x, up)
-        ctx.bias_gelu = bias_gelu
+        ctx.activation = activation
         ctx.again, kept = _kept_input(x, again, ctx.needs_input_grad[3])
         ctx.save_for_backward(product, up, up_bias, down, *kept)
-        return F.linear(bias_gelu(product, up_bias), down, down_bias)
+        return F.linear(activation.function(product, up_bias), down, down_bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         product, up, up_bias, down, *kept = ctx.saved_tensors
-        wanted, grad_rows = ctx.needs_input_grad, _rows(grad)
-        with torch.enable_grad():
-            product = product.detach().requires_grad_()
-            up_bias = up_bias.detach().requires_grad_()
-            hidden = ctx.bias_gelu(product, up_bias)
-        ddown = grad_rows.t() @ _rows(hidden.detach()) if wanted[5] else None
-        # Its values have served: what is left of it is the way back through GELU.
-        edge, shape = get_gradient_edge(hidden), hidden.shape
-        del hidden
-        dproduct, dup_bias = torch.autograd.grad((edge,), (product, up_bias), ((grad_rows @ down).view(shape),))
+        wanted, shape = ctx.needs_input_grad, product.shape
+        through = _compiled_gelu if torch.compiler.is_compiling() else _gelu
+        ddown, dproduct, dup_bias = through(ctx.activation, product, up_bias, _rows(grad), down, wanted[5])
         dproduct = _rows(dproduct)
         dx = (dproduct @ up).view(*shape[:-1], up.shape[1]) if wanted[0] else None
         dup = dproduct.t() @ _rows(_input(ctx.again, kept)) if wanted[3] else None
-        ddown_bias = grad_rows.sum(0) if wanted[6] else None
+        ddown_bias = _rows(grad).sum(0) if wanted[6] else None
         return dx, None, None, dup, dup_bias if wanted[4] else None, ddown, ddown_bias
+
+
+def _gelu(
+    activation: Activation, product: Tensor, bias: Tensor, grad: Tensor, down: Tensor, trained: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(gradient of the second layer's weight, if trained, of the product, of the first layer's bias); grad [n, o]."""
+    with torch.enable_grad():
+        product = product.detach().requires_grad_()
+        bias = bias.detach().requires_grad_()
+        hidden = activation.function(product, bias)
+    ddown = grad.t() @ _rows(hidden.detach()) if trained else None
+    # Its values have served: what is left of it is the way back through GELU.
+    edge, shape = get_gradient_edge(hidden), hidden.shape
+    del hidden
+    dproduct, dbias = torch.autograd.grad((edge,), (product, bias), ((grad @ down).view(shape),))
+    return ddown, dproduct, dbias
+
+
+def _compiled_gelu(
+    activation: Activation, product: Tensor, bias: Tensor, grad: Tensor, down: Tensor, trained: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The same by operators alone, which computes GELU twice: compilers know no edge of a graph of gradients."""
+    ddown = grad.t() @ _rows(activation.function(product, bias)) if trained else None
+    dhidden = (grad @ down).view(product.shape)
+    return ddown, *torch.ops.mova.bias_gelu_backward(dhidden, product, bias, activation.name)

@@ -8,7 +8,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from distributed.device import backend, device
-from distributed.keeping import changed_by_checkpointing, kept_bytes  # noqa: F401 (called by name)
+from distributed.keeping import (  # noqa: F401 (called by name)
+    changed_by_checkpointing,
+    changed_by_compiling,
+    kept_bytes,
+)
 from distributed.runs import (  # noqa: F401 (called by name)
     both_fail,
     clips_taken,

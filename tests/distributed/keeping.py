@@ -75,3 +75,26 @@ def changed_by_checkpointing(ulysses: int | None, fsdp: bool, dtype: str = "floa
         expected = expected or found
         changed += [f"{policy}: {name}" for name, x in expected.items() if not torch.equal(x, found[name])]
     return changed
+
+
+def changed_by_compiling(ulysses: int | None) -> tuple[int, list[str]]:
+    """In this rank: graphs of a forward that is compiled with its exchanges, and gradients that are others then."""
+    place, graphs, found = processes(ulysses), [], []
+    model = build(place.context.operators(bind(backend())))
+
+    def count(module, example_inputs):
+        from torch._dynamo.backends.debugging import aot_eager
+
+        graphs.append(module)
+        return aot_eager(module, example_inputs)
+
+    for compiled in (False, True):
+        model.zero_grad(set_to_none=True)
+        if compiled:
+            model.compile(backend=count, fullgraph=True)
+        backward(model, clips(64, 1), 0, place.context)
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    expected, ours = found
+    floor = 1e-6 * max(float(x.abs().max()) for x in expected.values())
+    changed = [n for n, x in expected.items() if (ours[n] - x).abs().max() > 1e-4 * max(float(x.abs().max()), floor)]
+    return len(graphs), changed

@@ -87,6 +87,13 @@ def test_checkpointing_changes_no_bit(worlds, world, ulysses, fsdp, dtype):
     assert not any(found), found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "ulysses"), [(2, 2), (2, 1), (4, 2)])
+def test_exchanges_compile_into_one_graph(worlds, world, ulysses):
+    for graphs, changed in worlds(world).run("changed_by_compiling", ulysses=ulysses):
+        assert graphs == 1 and not changed
+
+
 @pytest.mark.parametrize(
     ("world", "ulysses", "expert", "checkpointing"),
     [

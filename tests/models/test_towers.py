@@ -175,22 +175,31 @@ def test_offload_serves_a_second_backward_and_a_derivative_of_the_gradient():
 
 
 def test_rotary_tables_are_the_models_own(ops, backend):
-    """Not the process's: they end with the model, are no part of its state, and nothing without data stays in them."""
+    """Not the process's: they end with the model, and are no part of its state; experts share them."""
     model, args = build(ops, backend), inputs(backend)
     names = list(model.state_dict())
     first = forward(model, args)
     tower = model.video_dit
-    (kept,) = tower.tables._kept.values()
-    assert model.video_dit_2 is None or model.video_dit_2.tables is tower.tables
+    kept = tower.tables.cos0
+    assert any(x is kept for x in model.buffers()) and model.video_dit_2.tables is tower.tables
     assert all(torch.equal(a, b) for a, b in zip(first, forward(model, args), strict=True))
-    assert next(iter(tower.tables._kept.values()))[0] is kept[0], "the second forward makes none"
+    assert tower.tables.cos0 is kept, "the second forward makes none"
     assert list(model.state_dict()) == names
-    gone = weakref.ref(kept[0])
-    other = build(ops, backend)
-    assert not other.video_dit.tables._kept
+    gone = weakref.ref(kept)
+    assert not list(build(ops, backend).video_dit.tables.buffers())
     del kept, tower, model, first
     gc.collect()
     assert gone() is None
+
+
+def test_rotary_tables_of_a_model_in_another_dtype_are_float32(ops, backend):
+    model, args = build(ops, backend), inputs(backend)
+    forward(model, args)
+    model.to(torch.bfloat16)
+    forward(model, args)
+    tables = model.video_dit.tables
+    assert len(list(tables.buffers())) == 2 and tables.cos0.dtype == torch.float32
+    assert not tables.cos0.equal(tables.cos0.bfloat16().float())
 
 
 @pytest.mark.parametrize("mode", [FakeTensorMode, torch.inference_mode])
@@ -202,7 +211,7 @@ def test_tables_without_data_or_gradients_are_not_kept(backend, mode):
     assert type(cos) is torch.Tensor and not cos.is_inference() and cos[0, 0] == 1
     for tokens in range(6, 12):
         tables.get(audio_rope, tokens, 8, torch.device("cpu"))
-    assert len(tables._kept) == tables.most
+    assert len(tables.kept) == tables.most and len(list(tables.buffers())) == 2 * tables.most
 
 
 def test_tables_do_not_break_a_compiled_graph(backend):
