@@ -111,7 +111,7 @@ class _ByOne(Rounds):
             yield self.broadcast(None if self.rank else next(made), 0)
 
 
-def _as_rank(rank: int, size: int, port: int, threads: int, folder: Path, settings: dict, results) -> None:
+def _as_rank(rank: int, size: int, port: int, threads: int, folder: Path, settings: dict, results: Any) -> None:
     torch.set_num_threads(threads)
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in places.items()})

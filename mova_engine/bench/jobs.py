@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -313,7 +314,7 @@ def _facts(config: MovaConfig, tower: str) -> dict:
     return {"model": config.name, "audio_tokens": config.clip.audio_tokens, "audio_dim": config.audio.dim}
 
 
-def with_towers(config: MovaConfig, **towers) -> MovaConfig:
+def with_towers(config: MovaConfig, **towers: Any) -> MovaConfig:
     """The configuration with other towers and a bridge that fits them."""
     video, audio = towers.get("video", config.video), towers.get("audio", config.audio)
     bridge = replace(config.bridge, visual_layers=video.num_layers, audio_layers=audio.num_layers)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -30,12 +31,12 @@ class _Boundary(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, name: str, slots: Tensors) -> Tensor:
+    def forward(ctx: Any, x: Tensor, name: str, slots: Tensors) -> Tensor:
         ctx.name, ctx.slots = name, slots
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
         ctx.slots[ctx.name] = gradient
         return None, None, None
 

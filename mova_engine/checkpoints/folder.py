@@ -369,7 +369,14 @@ def _copy(name: str, fresh: Path, base: str | Path | None, old: Mapping[str, Any
     return old[name]
 
 
-def _write_codec(name, kind, fresh, codec, base, old) -> tuple[str | None, str | None]:
+def _write_codec(
+    name: str,
+    kind: str,
+    fresh: Path,
+    codec: VideoCodec | AudioCodec | TextEncoder,
+    base: str | Path | None,
+    old: Mapping[str, Any],
+) -> tuple[str | None, str | None]:
     """Write an embedded codec's config.json, or take a pretrained one over; returns its entry in the index."""
     library, class_name = CODEC_CLASSES[name][kind]
     if library != EMBEDDED:

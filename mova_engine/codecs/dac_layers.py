@@ -6,6 +6,7 @@ Hartwig, Ueda, "Neural Networks Fail to Learn Periodic Functions and How to Fix 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Convolution(nn.Module):
     that first dimension is the input channels).
     """
 
-    def __init__(self, shape: tuple[int, int, int], outputs: int, weight_norm: bool, **factory) -> None:
+    def __init__(self, shape: tuple[int, int, int], outputs: int, weight_norm: bool, **factory: Any) -> None:
         super().__init__()
         kernel = nn.init.trunc_normal_(torch.empty(shape, **factory), std=0.02)
         if weight_norm:
@@ -48,7 +49,15 @@ class Conv1d(Convolution):
     """Convolution [b, in, n] -> [b, out, n'] whose padding keeps n (stride 1), or gives n / stride."""
 
     def __init__(
-        self, inputs: int, outputs: int, width: int, *, weight_norm: bool, stride: int = 1, dilation: int = 1, **factory
+        self,
+        inputs: int,
+        outputs: int,
+        width: int,
+        *,
+        weight_norm: bool,
+        stride: int = 1,
+        dilation: int = 1,
+        **factory: Any,
     ) -> None:
         super().__init__((outputs, inputs, width), outputs, weight_norm, **factory)
         self.stride, self.dilation = stride, dilation
@@ -61,7 +70,7 @@ class Conv1d(Convolution):
 class ConvTranspose1d(Convolution):
     """Transposed convolution [b, in, n] -> [b, out, n * stride], kernel 2 * stride."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int, weight_norm: bool, **factory) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int, weight_norm: bool, **factory: Any) -> None:
         super().__init__((inputs, outputs, 2 * stride), outputs, weight_norm, **factory)
         self.stride, self.padding = stride, math.ceil(stride / 2)
         # An odd stride would lose its last sample.
@@ -75,7 +84,7 @@ class ConvTranspose1d(Convolution):
 class Snake(nn.Module):
     """x + sin(alpha x)^2 / alpha, alpha per channel."""
 
-    def __init__(self, channels: int, **factory) -> None:
+    def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(1, channels, 1, **factory))
 
@@ -87,7 +96,7 @@ class Snake(nn.Module):
 class ResidualUnit(nn.Module):
     """x + conv1(snake(conv7(snake(x)))), the seven taps `dilation` samples apart."""
 
-    def __init__(self, channels: int, dilation: int, **options) -> None:
+    def __init__(self, channels: int, dilation: int, **options: Any) -> None:
         super().__init__()
         factory = {k: v for k, v in options.items() if k != "weight_norm"}
         self.block = nn.Sequential(
@@ -101,14 +110,14 @@ class ResidualUnit(nn.Module):
         return x + self.block(x)
 
 
-def _residual_units(channels: int, **options) -> list[nn.Module]:
+def _residual_units(channels: int, **options: Any) -> list[nn.Module]:
     return [ResidualUnit(channels, dilation, **options) for dilation in (1, 3, 9)]
 
 
 class EncoderBlock(nn.Module):
     """[b, inputs, n] -> [b, 2 * inputs, n / stride]."""
 
-    def __init__(self, inputs: int, stride: int, *, weight_norm: bool, **factory) -> None:
+    def __init__(self, inputs: int, stride: int, *, weight_norm: bool, **factory: Any) -> None:
         super().__init__()
         self.block = nn.Sequential(
             *_residual_units(inputs, weight_norm=weight_norm, **factory),
@@ -123,7 +132,7 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(nn.Module):
     """[b, inputs, n] -> [b, inputs / 2, n * stride]."""
 
-    def __init__(self, inputs: int, stride: int, *, weight_norm: bool, **factory) -> None:
+    def __init__(self, inputs: int, stride: int, *, weight_norm: bool, **factory: Any) -> None:
         super().__init__()
         self.block = nn.Sequential(
             Snake(inputs, **factory),
@@ -138,7 +147,7 @@ class DecoderBlock(nn.Module):
 class Encoder(nn.Module):
     """Waveform [b, 1, n] -> features [b, latent_dim, n / product of rates]; the width doubles with every rate."""
 
-    def __init__(self, dim: int, rates: Sequence[int], latent_dim: int, *, weight_norm: bool, **factory) -> None:
+    def __init__(self, dim: int, rates: Sequence[int], latent_dim: int, *, weight_norm: bool, **factory: Any) -> None:
         super().__init__()
         layers: list[nn.Module] = [Conv1d(1, dim, 7, weight_norm=weight_norm, **factory)]
         for rate in rates:
@@ -154,7 +163,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features [b, latent_dim, t] -> waveform [b, 1, t * product of rates] in (-1, 1); each rate halves the width."""
 
-    def __init__(self, latent_dim: int, dim: int, rates: Sequence[int], *, weight_norm: bool, **factory) -> None:
+    def __init__(self, latent_dim: int, dim: int, rates: Sequence[int], *, weight_norm: bool, **factory: Any) -> None:
         super().__init__()
         layers: list[nn.Module] = [Conv1d(latent_dim, dim, 7, weight_norm=weight_norm, **factory)]
         for rate in rates:

@@ -8,7 +8,7 @@ last ones after the encoder's whole causal receptive field. Each encode tests th
 whose convolutions do not repeat themselves never comes to rest and computes everything.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -58,10 +58,17 @@ class _Reusing:
     Convolutions are given their memory as an argument, blocks the list of all memories and their place in it.
     """
 
-    def __init__(self, forward) -> None:
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
         self.forward, self.given, self.out, self.at_rest, self.places = forward, None, None, False, 0
 
-    def __call__(self, x: Tensor, cache: Tensor | list | None = None, feat_idx=None, *, feat_cache=None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        cache: Tensor | list | None = None,
+        feat_idx: list[int] | None = None,
+        *,
+        feat_cache: list[Any] | None = None,
+    ) -> Tensor:
         if isinstance(cache, list):
             # As versions of diffusers before 0.36 call a block.
             cache, feat_cache = None, cache

@@ -5,6 +5,7 @@ Field names of the tower and bridge configurations are those of the released che
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mova_engine.errors import MovaError, suggest
 
@@ -235,7 +236,13 @@ class MovaConfig:
 
 
 def _model(
-    name: str, video: VideoDiTConfig, audio: AudioDiTConfig, clip: ClipConfig, *, bridge_head_dim: int = 128, **fields
+    name: str,
+    video: VideoDiTConfig,
+    audio: AudioDiTConfig,
+    clip: ClipConfig,
+    *,
+    bridge_head_dim: int = 128,
+    **fields: Any,
 ) -> MovaConfig:
     bridge = BridgeConfig(video.num_layers, audio.num_layers, video.dim, audio.dim, head_dim=bridge_head_dim)
     return MovaConfig(name, video, audio, bridge, clip, **fields)

@@ -6,6 +6,8 @@ q, k and v through the same collectives, under full checkpointing, with its back
 
 import dataclasses
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,12 +85,14 @@ def count_reference(config: MovaConfig, ops: OpTable, context: ContextParallel, 
     return total_sent(context.groups) - before
 
 
-def _then_something(attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _then_something(attention: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # What follows saves attention's output for its backward, so that all of it is recomputed, as in a block.
     return attention(q, k, v).square()
 
 
-def _sharded(ops: OpTable, context: ContextParallel, queries: tuple[int, ...], keys: tuple[int, ...]):
+def _sharded(
+    ops: OpTable, context: ContextParallel, queries: tuple[int, ...], keys: tuple[int, ...]
+) -> Callable[..., Tensor]:
     width, place = context.ulysses.size, context.ring.rank
     kernels = AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse)
     blocks = [sum(keys[i : i + width]) for i in range(0, context.size, width)]
@@ -103,7 +107,7 @@ def _sharded(ops: OpTable, context: ContextParallel, queries: tuple[int, ...], k
     return attention
 
 
-def count_as_rank(rank: int, size: int, port: int, results) -> None:
+def count_as_rank(rank: int, size: int, port: int, results: Any) -> None:
     """Be one of `size` new processes on this machine: count all schemes at small size, put what `count_scheme` returns
     of each, merged.
     """

@@ -8,7 +8,7 @@ The backward does not differentiate through the merge of partial results: with t
 shard's gradients follow alone (`attention_backward`), and they are exact.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def ring_attention(
     return torch.ops.mova.ring_attention(q, k, v, key_lengths, group.name, kernels.name)[0]
 
 
-def _ring_forward(q, k, v, lengths, group: str, kernels: str) -> tuple[Tensor, Tensor]:
+def _ring_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, group: str, kernels: str) -> tuple[Tensor, Tensor]:
     group, kernels, wide = named(group), named(kernels), accumulating_dtype(q.dtype)
     out = lse = None
     for step in range(group.size):
@@ -44,7 +44,9 @@ def _ring_forward(q, k, v, lengths, group: str, kernels: str) -> tuple[Tensor, T
     return out.to(q.dtype), lse
 
 
-def _ring_backward(dout, q, k, v, out, lse, lengths, group: str, kernels: str) -> tuple[Tensor, Tensor, Tensor]:
+def _ring_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: Lengths, group: str, kernels: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values go round once more. The gradients of a shard's keys are summed on their way, from the rank after
     its owner round to the owner, who adds its own part.
     """
@@ -72,14 +74,14 @@ def _ring_backward(dout, q, k, v, out, lse, lengths, group: str, kernels: str) -
     return dq.to(q.dtype), *(x.to(q.dtype) for x in own)
 
 
-def _send_on(group, lengths, step: int, k: Tensor, v: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+def _send_on(group: Group, lengths: Lengths, step: int, k: Tensor, v: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
     """Begin to pass keys and values to the next rank; after the last step everyone keeps what it has."""
     if step == group.size - 1:
         return lambda: (k, v)
     return _shift(group, lengths, (group.rank - step) % group.size, (k, v))
 
 
-def _shift(group: Group, lengths, shard: int, pair) -> Callable[[], tuple[Tensor, Tensor]]:
+def _shift(group: Group, lengths: Lengths, shard: int, pair: Sequence[Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
     """Pass a pair of tensors about rank `shard`'s tokens on; what comes is about those of the rank before it."""
     b, _, h, e = pair[0].shape
     coming = lengths[(shard - 1) % group.size]
@@ -100,11 +102,13 @@ def shared_query_attention(kernels: AttentionKernels, group: Group, q: Tensor, k
     return torch.ops.mova.shared_query_attention(q, k, v, group.name, kernels.name)[0]
 
 
-def _shared_forward(q, k, v, group: str, kernels: str) -> tuple[Tensor, Tensor]:
+def _shared_forward(q: Tensor, k: Tensor, v: Tensor, group: str, kernels: str) -> tuple[Tensor, Tensor]:
     return _merged(named(group), q.dtype, *named(kernels).lse(q, k, v))
 
 
-def _shared_backward(dout, q, k, v, out, lse, group: str, kernels: str) -> tuple[Tensor, Tensor, Tensor]:
+def _shared_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, group: str, kernels: str
+) -> tuple[Tensor, Tensor, Tensor]:
     whole = named(group).all_reduce(dout.to(accumulating_dtype(q.dtype), copy=True)).to(q.dtype)
     return named(kernels).backward(whole, q, k, v, out, lse)
 

@@ -6,6 +6,7 @@ is an operator, and the other one's gradient.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,12 +74,16 @@ def _heads_to_tokens(
     return [finish() for finish in started]
 
 
-def _fake_tokens_to_heads(tensors, lengths, key_lengths, rank, group) -> list[Tensor]:
+def _fake_tokens_to_heads(
+    tensors: list[Tensor], lengths: Lengths, key_lengths: Lengths, rank: int, group: str
+) -> list[Tensor]:
     pairs = _per_tensor(tensors, lengths, key_lengths)
     return [x.new_empty((x.shape[0], sum(n), x.shape[2] // len(n), x.shape[3])) for x, n in pairs]
 
 
-def _fake_heads_to_tokens(tensors, lengths, key_lengths, rank, group) -> list[Tensor]:
+def _fake_heads_to_tokens(
+    tensors: list[Tensor], lengths: Lengths, key_lengths: Lengths, rank: int, group: str
+) -> list[Tensor]:
     pairs = _per_tensor(tensors, lengths, key_lengths)
     return [x.new_empty((x.shape[0], n[rank], x.shape[2] * len(n), x.shape[3])) for x, n in pairs]
 
@@ -88,12 +93,12 @@ def _exchange(name: str, back: str) -> Callable[..., list[Tensor]]:
 
     class Exchange(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, place, *tensors):
+        def forward(ctx: Any, place: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
             ctx.place = place
             return tuple(below_autograd(name, list(tensors), *place))
 
         @staticmethod
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
             return None, *getattr(torch.ops.mova, back).default(list(grads), *ctx.place)
 
     return lambda tensors, *place: list(Exchange.apply(place, *tensors))

@@ -119,11 +119,11 @@ class _Added(torch.autograd.Function):
     """(x + gate * y, zeros for y). What comes back for them are the gradients of x and y themselves."""
 
     @staticmethod
-    def forward(ctx, gate_residual: Callable, x: Tensor, y: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, gate_residual: Callable, x: Tensor, y: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
         return gate_residual(x, y, gate), y.new_zeros(y.shape[-1]).expand_as(y)
 
     @staticmethod
-    def backward(ctx, dx: Tensor, dy: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    def backward(ctx: Any, dx: Tensor, dy: Tensor) -> tuple[None, Tensor, Tensor, None]:
         return None, dx, dy, None
 
 

@@ -4,6 +4,7 @@ Layer i runs before block i of both towers, and both directions read the states 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -20,6 +21,7 @@ from mova_engine.models.layers import (
     NormParameters,
     ResidualStream,
     Rope,
+    Trace,
     attend,
     project,
     scaled_normal,
@@ -38,7 +40,9 @@ class InnerAttention(nn.Module):
     given.
     """
 
-    def __init__(self, dim: int, other_dim: int, head_dim: int, ops: OpTable, attention: Callable, **factory) -> None:
+    def __init__(
+        self, dim: int, other_dim: int, head_dim: int, ops: OpTable, attention: Callable, **factory: Any
+    ) -> None:
         """attention: the operator in the role that it has in this direction."""
         super().__init__()
         self.num_heads, self.ops, self.attention = dim // head_dim, ops, attention
@@ -57,7 +61,7 @@ class InnerAttention(nn.Module):
         y: NormOutput,
         rope_x: Rope | None,
         rope_y: Rope | None,
-        trace=None,
+        trace: Trace | None = None,
         tokens: int | None = None,
     ) -> Tensor:
         """x [b, s, d], y of [b, n, other] -> [b, s, d]. tokens: see `LayerOptions`."""
@@ -77,7 +81,7 @@ class FramePooling(nn.Module):
     `attention` is a torch MultiheadAttention for its parameter names.
     """
 
-    def __init__(self, dim: int, heads: int, **factory) -> None:
+    def __init__(self, dim: int, heads: int, **factory: Any) -> None:
         super().__init__()
         self.probe = scaled_normal(1, 1, dim, **factory)
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True, **factory)
@@ -97,7 +101,7 @@ class AdaLayerNorm(nn.Module):
     linear(silu(condition)).
     """
 
-    def __init__(self, dim: int, condition_dim: int, **factory) -> None:
+    def __init__(self, dim: int, condition_dim: int, **factory: Any) -> None:
         super().__init__()
         self.linear = nn.Linear(condition_dim, 2 * dim, **factory)
 
@@ -118,7 +122,7 @@ class Conditioner(nn.Module):
         ops: OpTable,
         attention: Callable,
         pooled: bool = False,
-        **factory,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.y_norm = NormParameters(other_dim, bias=True, **factory)
@@ -185,7 +189,7 @@ class Bridge(nn.Module):
         rope: tuple[Rope, Rope] | None,
         grid: tuple[int, int, int],
         scale: tuple[float, float] = (1.0, 1.0),
-        trace=None,
+        trace: Trace | None = None,
         options: LayerOptions = WHOLE,
     ) -> tuple[ResidualStream, ResidualStream]:
         """Layer `layer` on both streams; scale = (audio to video, video to audio). Returns streams with pending
@@ -223,7 +227,7 @@ class Bridge(nn.Module):
         return factor.expand(x.shape[0], x.shape[-1])
 
     @staticmethod
-    def _pooled_query(conditioner: Conditioner, x_a: Tensor, x_v: Tensor, frames: int, trace) -> Tensor:
+    def _pooled_query(conditioner: Conditioner, x_a: Tensor, x_v: Tensor, frames: int, trace: Trace | None) -> Tensor:
         pooled = conditioner.per_frame_pooling(x_v, frames)
         frames_at_tokens = F.interpolate(pooled.transpose(1, 2), size=x_a.shape[1], mode="linear").transpose(1, 2)
         query = conditioner.adaln(x_a, frames_at_tokens)

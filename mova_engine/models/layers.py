@@ -6,7 +6,7 @@ follows can be one operator.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -17,6 +17,8 @@ from mova_engine.ops import OpTable
 from mova_engine.ops.fused_linear import Recompute
 
 Rope = tuple[Tensor, Tensor]
+# Receives the name and the value of a state inside the model.
+Trace = Callable[[str, Tensor], None]
 
 
 class LayerOptions(NamedTuple):
@@ -77,7 +79,7 @@ class NormOutput(NamedTuple):
 class NormParameters(nn.Module):
     """Weight (and bias) of a norm; the operators compute."""
 
-    def __init__(self, dim: int, bias: bool, **factory) -> None:
+    def __init__(self, dim: int, bias: bool, **factory: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim, **factory))
         self.bias = nn.Parameter(torch.zeros(dim, **factory)) if bias else None
@@ -90,7 +92,7 @@ class Linear(nn.Linear):
     such a weight cannot be saved.
     """
 
-    def __init__(self, in_features: int, out_features: int, ops: OpTable, **factory) -> None:
+    def __init__(self, in_features: int, out_features: int, ops: OpTable, **factory: Any) -> None:
         super().__init__(in_features, out_features, bias=True, **factory)
         self.ops = ops
         self.lora_A: nn.Linear | None = None
@@ -148,7 +150,7 @@ def time_mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-def scaled_normal(*shape: int, **factory) -> nn.Parameter:
+def scaled_normal(*shape: int, **factory: Any) -> nn.Parameter:
     """A parameter of normal values with deviation 1 / sqrt(last size); on the meta device none are drawn, since torch
     would import its compiler for them.
     """
@@ -159,14 +161,14 @@ def scaled_normal(*shape: int, **factory) -> nn.Parameter:
 class SelfAttention(nn.Module):
     """q, k with RMSNorm over all heads and rotary embedding; attention; output projection."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float, ops: OpTable, attention: Callable, **factory) -> None:
+    def __init__(self, dim: int, num_heads: int, eps: float, ops: OpTable, attention: Callable, **factory: Any) -> None:
         """attention: the operator in the role that it has here."""
         super().__init__()
         self.num_heads, self.eps, self.ops, self.attention = num_heads, eps, ops, attention
         self.q, self.k, self.v, self.o = (Linear(dim, dim, ops, **factory) for _ in range(4))
         self.norm_q, self.norm_k = (NormParameters(dim, bias=False, **factory) for _ in range(2))
 
-    def forward(self, inputs: NormOutput, rope: Rope, trace=None, tokens: int | None = None) -> Tensor:
+    def forward(self, inputs: NormOutput, rope: Rope, trace: Trace | None = None, tokens: int | None = None) -> Tensor:
         """inputs of [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]. tokens: see `LayerOptions`."""
         q, k, v = project(self.ops, inputs, self.q, self.k, self.v)
         norm_rope = self.ops.rms_norm_rope
@@ -199,7 +201,7 @@ class CrossAttention(SelfAttention):
 class FeedForward(nn.Sequential):
     """Linear, tanh-GELU, linear; a Sequential so that the parameters are called ffn.0 and ffn.2."""
 
-    def __init__(self, dim: int, ffn_dim: int, ops: OpTable, **factory) -> None:
+    def __init__(self, dim: int, ffn_dim: int, ops: OpTable, **factory: Any) -> None:
         super().__init__(
             Linear(dim, ffn_dim, ops, **factory), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim, ops, **factory)
         )
@@ -222,7 +224,7 @@ class Block(nn.Module):
     Xie).
     """
 
-    def __init__(self, config: TowerConfig, ops: OpTable, self_attention: Callable, **factory) -> None:
+    def __init__(self, config: TowerConfig, ops: OpTable, self_attention: Callable, **factory: Any) -> None:
         super().__init__()
         dim, heads, self.eps, self.ops = config.dim, config.num_heads, config.eps, ops
         self.self_attn = SelfAttention(dim, heads, self.eps, ops, self_attention, **factory)
@@ -237,7 +239,7 @@ class Block(nn.Module):
         t_mod: Tensor,
         context: Tensor,
         rope: Rope,
-        trace=None,
+        trace: Trace | None = None,
         options: LayerOptions = WHOLE,
     ) -> ResidualStream:
         """stream of [b, s, d], t_mod [b, 6, d] float32, context [b, n, d], rope (cos, sin) -> stream with a pending
@@ -264,7 +266,7 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Last norm, modulation by the time embedding itself, projection to patches."""
 
-    def __init__(self, config: TowerConfig, patch_volume: int, ops: OpTable, **factory) -> None:
+    def __init__(self, config: TowerConfig, patch_volume: int, ops: OpTable, **factory: Any) -> None:
         super().__init__()
         self.eps, self.ops = config.eps, ops
         self.head = nn.Linear(config.dim, config.out_dim * patch_volume, **factory)

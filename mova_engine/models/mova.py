@@ -6,7 +6,7 @@ the longer tower's remaining blocks follow alone. Training and sampling run the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -17,12 +17,10 @@ from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.bridge import Bridge
 from mova_engine.models.context_parallel import NO_CP, Sharding
-from mova_engine.models.layers import LayerOptions, NormParameters, ResidualStream, Rope
+from mova_engine.models.layers import LayerOptions, NormParameters, ResidualStream, Rope, Trace
 from mova_engine.models.tower import Tower, TowerInputs
 from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OpTable
-
-Trace = Callable[[str, Tensor], None]
 
 
 class LayerRunner(Protocol):
@@ -76,7 +74,7 @@ class Mova(nn.Module):
             raise MovaError(f"expert must be 0 (high noise) or 1 (low noise), got {index}")
         return self.video_dit if index == 0 or self.video_dit_2 is None else self.video_dit_2
 
-    def forward(self, *inputs: Tensor, expert: int = 0, bridge: bool = True, **options) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Tensor, expert: int = 0, bridge: bool = True, **options: Any) -> tuple[Tensor, Tensor]:
         """`dual_tower_forward` with one of the video experts, with the bridge or without; the rest is its."""
         connection = self.dual_tower_bridge if bridge else None
         return dual_tower_forward(self.expert(expert), self.audio_dit, connection, *inputs, **options)

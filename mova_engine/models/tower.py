@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -47,7 +48,7 @@ class Tower(nn.Module):
         self_attention: Callable,
         patch_embedding: nn.Module,
         patch_volume: int,
-        **factory,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.config, self.ops, self.tables = config, ops, RopeTables()

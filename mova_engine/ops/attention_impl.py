@@ -5,6 +5,7 @@ beneath it that also give, or take, the log-sum-exp.
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,14 +44,14 @@ class _FlashCpu(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*heads_first(q, k, v))
         out = out.transpose(1, 2)
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
     @staticmethod
-    def backward(ctx, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return flash_cpu_backward(dout, *ctx.saved_tensors)
 
 

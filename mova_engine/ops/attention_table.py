@@ -8,6 +8,7 @@ is assumed and said to be.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from mova_engine.ops.declarations import Generations, Implementation, Operator, Order, Rate
 
@@ -104,7 +105,7 @@ def _cuda_attention(kernel: str, form: str) -> Implementation:
     )
 
 
-def _sdpa(kernel: str, devices: tuple[str, ...], rates: tuple[Rate, ...], **fields) -> Implementation:
+def _sdpa(kernel: str, devices: tuple[str, ...], rates: tuple[Rate, ...], **fields: Any) -> Implementation:
     """torch's scaled-dot-product attention by one of its kernels."""
     target = f"{_ATTENTION}:sdpa_{kernel}"
     return Implementation(

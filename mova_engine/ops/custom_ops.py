@@ -97,7 +97,7 @@ def implement_attention(name: str, forward: Callable, backward: Callable) -> Non
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, q, k, v, *rest):
+        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
             out, lse = below_autograd(name, q, k, v, *rest)
             ctx.save_for_backward(q, k, v, out, lse)
             ctx.rest = rest
@@ -107,7 +107,7 @@ def implement_attention(name: str, forward: Callable, backward: Callable) -> Non
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx, dout, _):
+        def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
             none = (None,) * len(ctx.rest)
             if dout is None:
                 return (None, None, None, *none)
@@ -139,7 +139,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, kernels: str) -> tuple[Tensor, T
     return named(kernels).lse(q, k, v)
 
 
-def _attention_backward(dout, q, k, v, out, lse, kernels: str) -> tuple[Tensor, Tensor, Tensor]:
+def _attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernels: str
+) -> tuple[Tensor, Tensor, Tensor]:
     return named(kernels).backward(dout, q, k, v, out, lse)
 
 

@@ -143,7 +143,9 @@ _OF_TORCH = tuple(f"mova_engine.ops.{name}" for name in ("torch_impl", "linear_i
 
 class _Faked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, form: FakeForm, workspace: tuple[Workspace, Workspace], names: tuple[str, ...], *values: Any):
+    def forward(
+        ctx: Any, form: FakeForm, workspace: tuple[Workspace, Workspace], names: tuple[str, ...], *values: Any
+    ) -> Any:
         arguments = dict(zip(names, values, strict=True))
         outputs, own = form.outputs(arguments), form.own(arguments)
         _take(workspace[0](arguments), outputs[0])
@@ -159,7 +161,7 @@ class _Faked(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         _take(ctx.workspace, grads[0])
         found = []

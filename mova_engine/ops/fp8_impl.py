@@ -6,6 +6,7 @@ memory, which costs a passing copy of its bytes.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def scaled_mm_check(backend: Backend) -> str | None:
 class _Fp8Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         quantize: Quantize,
         x: Tensor,
         weight: Tensor,
@@ -61,7 +62,7 @@ class _Fp8Linear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         weight, weight_scale, *adapter = ctx.saved_tensors
         g = g.flatten(0, -2)
         dx = da = db = None
@@ -86,7 +87,16 @@ def _product(
     return torch._scaled_mm(values, weight, scale, columns, bias=bias, out_dtype=dtype)
 
 
-def checked(quantize: Quantize, x, weight, weight_scale, bias, lora_a, lora_b, scale: float) -> Tensor:
+def checked(
+    quantize: Quantize,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    scale: float,
+) -> Tensor:
     """`fp8_linear` with rows quantised by `quantize`, its inputs looked at."""
     requirements.linear("fp8_linear", x, weight, bias)
     requirements.same_dtype("fp8_linear", (torch.bfloat16,), x=x, bias=bias)

@@ -78,7 +78,7 @@ def _input(again: Recompute | None, kept: Sequence[Tensor]) -> Tensor:
 
 class _SharedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, again, count, *parameters):
+    def forward(ctx: Any, x: Tensor, again: Recompute | None, count: int, *parameters: Any) -> tuple[Tensor, ...]:
         weights, biases = parameters[:count], parameters[count:]
         ctx.count = count
         ctx.again, kept = _kept_input(x, again, any(ctx.needs_input_grad[3 : 3 + count]))
@@ -87,7 +87,7 @@ class _SharedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # asked for once: what checkpointing recomputes is handed out once
         weights, kept = saved[: ctx.count], saved[ctx.count :]
         wanted = ctx.needs_input_grad
@@ -110,7 +110,16 @@ def _pairs(flags: Sequence[bool], count: int) -> list[tuple[bool, bool]]:
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, again, activation, up, up_bias, down, down_bias):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        again: Recompute | None,
+        activation: Callable[[Tensor, Tensor], Tensor],
+        up: Tensor,
+        up_bias: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
+    ) -> Tensor:
         product = F.linear(x, up)
         ctx.activation = activation
         ctx.again, kept = _kept_input(x, again, ctx.needs_input_grad[3])
@@ -119,7 +128,7 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         product, up, up_bias, down, *kept = ctx.saved_tensors
         wanted, shape = ctx.needs_input_grad, product.shape
         through = _compiled_gelu if torch.compiler.is_compiling() else _gelu

@@ -1,6 +1,8 @@
 """Linear layers beyond F.linear: GELU in the product's epilogue, a low-rank adapter that adds into the product, or
 that is part of it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
     ) -> Tensor:
         rows = x.flatten(0, -2)
         u = rows @ lora_a.t()
@@ -61,7 +63,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, lora_a, lora_b, u = ctx.saved_tensors
         rows, g = x.flatten(0, -2), g.flatten(0, -2)
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
@@ -71,7 +73,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def adapter_gradients(
-    ctx, rows: Tensor, g: Tensor, lora_a: Tensor, lora_b: Tensor, u: Tensor, dx: Tensor | None
+    ctx: Any, rows: Tensor, g: Tensor, lora_a: Tensor, lora_b: Tensor, u: Tensor, dx: Tensor | None
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """(dx with the adapter's part added in place, dA, dB) from rows [n, i], g [n, o] and u [n, r]."""
     h = g @ lora_b
@@ -80,7 +82,7 @@ def adapter_gradients(
     return dx, *_factor_gradients(ctx, rows, g, h, u)
 
 
-def _factor_gradients(ctx, rows: Tensor, g: Tensor, h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def _factor_gradients(ctx: Any, rows: Tensor, g: Tensor, h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """(dA, dB) from rows [n, i], g [n, o], h = g B and u = x A^T [n, r]."""
     return (h.t() @ rows).mul_(ctx.scale), (g.t() @ u).mul_(ctx.scale)
 
@@ -96,7 +98,7 @@ class _AugmentedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
     ) -> Tensor:
         rows = x.flatten(0, -2)
         u = rows @ lora_a.t()
@@ -107,7 +109,7 @@ class _AugmentedLora(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, lora_a, lora_b, u = ctx.saved_tensors
         rows, g = x.flatten(0, -2), g.flatten(0, -2)
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad

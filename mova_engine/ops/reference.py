@@ -8,6 +8,7 @@ modulations are computed in float32 (float64 for float64 inputs) and rounded onc
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -206,14 +207,14 @@ def attention_backward_rounded(
 
 class _RoundedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, grid: float | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, grid: float | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out, lse = attention_lse_rounded(q, k, v, grid)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.grid = grid
         return out
 
     @staticmethod
-    def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         return None, *attention_backward_rounded(dout, *ctx.saved_tensors, ctx.grid)
 
 
@@ -244,13 +245,13 @@ class _Fp8Product(torch.autograd.Function):
     """x W^T with x quantised in rows; dx = g W with g quantised in rows, as if quantisation had derivative one."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, weight_scale)
         values, scale = (up(t).to(up(x).dtype) for t in quantize_rows_reference(x))
         return values @ weight.to(values.dtype).T * scale * weight_scale.to(values.dtype)
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         weight, weight_scale = ctx.saved_tensors
         # A scale of W's output rows cannot leave the sum over them: it goes into g before that is quantised.
         values, scale = (up(t).to(up(g).dtype) for t in quantize_rows_reference(g, weight_scale))

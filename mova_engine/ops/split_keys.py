@@ -7,6 +7,7 @@ kernels of the backward share out the keys as it is, and a gradient taken throug
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def merged_attention(lse: Lse, q: Tensor, k: Tensor, v: Tensor, chunks: int) -> 
 
 class _SplitKeys(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, lse: Lse, backward: Backward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, lse: Lse, backward: Backward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out, sums = merged_attention(lse, q, k, v, chunks_for(q.shape[1], k.shape[1]))
         ctx.save_for_backward(q, k, v, out, sums)
         ctx.gradients = backward
@@ -50,7 +51,7 @@ class _SplitKeys(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *ctx.gradients(dout, *ctx.saved_tensors)
 
 

@@ -1,6 +1,7 @@
 """The table: every operator that MOVA needs, with its implementations in order of preference. Data alone."""
 
 from dataclasses import replace
+from typing import Any
 
 from mova_engine.ops.attention_table import attention_operators
 from mova_engine.ops.declarations import Implementation, Operator, Passes
@@ -56,7 +57,7 @@ def _compile(name: str) -> Implementation:
     )
 
 
-def _apex(target: str, *needs: str, **fields) -> Implementation:
+def _apex(target: str, *needs: str, **fields: Any) -> Implementation:
     """NVIDIA apex, known by its compiled modules: another package has its name."""
     return Implementation("apex", f"{_APEX}:{target}", ("cuda",), needs=("amp_C", *needs), **fields)
 
@@ -167,7 +168,7 @@ _MINDIE = {
 _FUSED_ON_NPU = ("rms_norm",)
 
 
-def _operator(name: str, *implementations: Implementation, differentiable: str = "", **fields) -> Operator:
+def _operator(name: str, *implementations: Implementation, differentiable: str = "", **fields: Any) -> Operator:
     """An operator whose reference and example are under its name."""
     formula = fields.pop("formula", f"{_REFERENCE}:{name}_reference")
     return Operator(

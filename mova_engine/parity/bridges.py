@@ -9,7 +9,7 @@ from torch import Tensor
 from mova_engine.config.model import BridgeConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.bridge import Bridge
-from mova_engine.models.layers import ResidualStream, Rope
+from mova_engine.models.layers import ResidualStream, Rope, Trace
 from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
 from mova_engine.parity import parameters
 from mova_engine.parity.case import CaseDevice, GoldenCase
@@ -88,7 +88,7 @@ def _apply(
     rope: bool = True,
     scale: tuple[float, float] = (1.0, 1.0),
     factor: float = 1.0,
-    trace=None,
+    trace: Trace | None = None,
 ) -> tuple[Tensor, Tensor]:
     video, audio = inputs or (machine.put(case.tensors[f"in.{key}"]) * factor for key in ("visual", "audio"))
     grid, fps = _grid(case), case.parameter("fps")[0]

@@ -1,6 +1,7 @@
 """A folder of recorded cases run on this machine, and the verdict printed."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def _choices(words: tuple[str, ...]) -> dict[str, str] | str | None:
 
 
 @contextlib.contextmanager
-def _precision(backend: Backend, keep: bool):
+def _precision(backend: Backend, keep: bool) -> Iterator[list[PrecisionReport]]:
     """Full float32 within the block; yields the shortcuts that stay on."""
     if keep:
         yield [r for r in backend.precision_report() if r.was_on]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section, spelled
@@ -272,7 +272,7 @@ def _show_misfit(
     return 1
 
 
-def _put(args: PlanConfig, found: dict, parts) -> None:
+def _put(args: PlanConfig, found: dict, parts: Any) -> None:
     if args.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:

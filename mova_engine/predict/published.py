@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import get_preset
@@ -28,7 +29,7 @@ class PublishedRow:
     optimizer: bool = True
 
 
-def _row(name: str, hardware: str, preset: str, task: str, layout: Layout, seconds: float, **more) -> PublishedRow:
+def _row(name: str, hardware: str, preset: str, task: str, layout: Layout, seconds: float, **more: Any) -> PublishedRow:
     job = Job(get_preset(preset), task, online=True)
     policy = MemoryConfig(expert="host") if task == "inference" else MemoryConfig(checkpointing="full")
     layout = layout if task == "lora" else unsharded(layout)

@@ -9,7 +9,7 @@ Where processes share the weights (`parallel.shard`), the masters are plain tens
 model's parameters, and so are average, gradients and moments: optimizers need not know.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -124,8 +124,8 @@ class Weights:
             torch._foreach_copy_(self.parameters, self.tensors())
 
 
-def _adding_to(master: Tensor):
-    def hook(parameter: Tensor) -> None:
+def _adding_to(master: Tensor) -> Callable[[nn.Parameter], None]:
+    def hook(parameter: nn.Parameter) -> None:
         if master.grad is None:
             master.grad = parameter.grad.float()
         else:

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, ParamSpec, TypeVar
 
@@ -63,7 +63,7 @@ def apart(function: Callable[P, R]) -> Callable[P, R]:
     """
 
     @functools.wraps(function)
-    def run(path, *args, **kwargs):
+    def run(path: Any, *args: Any, **kwargs: Any) -> Any:
         if _in_worker:
             return function(path, *args, **kwargs)
         with _pool.taken() as server:
@@ -147,7 +147,7 @@ class _Pool:
         self._all: list[_Server] = []
 
     @contextlib.contextmanager
-    def taken(self):
+    def taken(self) -> Iterator["_Server"]:
         with self._lock:
             server = self._idle.pop() if self._idle else None
         if server is None:
