@@ -3,9 +3,10 @@
 `kernels/` is installed as `mova_kernels`. It has no `__init__.py` of its own: the folder would else be importable as
 `kernels` from the repository's root, and hide the public package of that name.
 
-MOVA_BUILD_NATIVE says whether `csrc/` is compiled with CMake into `mova_kernels._C`: `1` builds or fails, `auto` builds
-where CMake and a C++ compiler work and installs without it where not, unset or `0` does not try. MOVA_BUILD_CUDA says
-the same of `csrc/cuda/` and `mova_kernels._cuda`, which takes nvcc. Nothing here looks at the machine's devices.
+MOVA_BUILD_NATIVE says whether `csrc/` is compiled with CMake into `mova_kernels._C`, and `csrc/fake_cuda` into
+`mova_kernels._fake_cuda` (for rehearsals): `1` builds or fails, `auto` builds where CMake and a C++ compiler work and
+installs without it where not, unset or `0` does not try. MOVA_BUILD_CUDA says the same of `csrc/cuda/` and
+`mova_kernels._cuda`, which takes nvcc. Nothing here looks at the machine's devices.
 """
 
 import os
@@ -22,7 +23,10 @@ ROOT = Path(__file__).parent
 LIBRARIES = {
     "mova_kernels._C": ("MOVA_BUILD_NATIVE", ROOT),
     "mova_kernels._cuda": ("MOVA_BUILD_CUDA", ROOT / "csrc" / "cuda"),
+    "mova_kernels._fake_cuda": ("MOVA_BUILD_NATIVE", ROOT / "csrc" / "fake_cuda"),
 }
+# Made of torch's inner interfaces, which change between its versions: where it does not compile, all else is installed.
+OPTIONAL = {"mova_kernels._fake_cuda"}
 
 
 class CMakeBuild(build_ext):
@@ -48,7 +52,7 @@ def extensions() -> list[Extension]:
             sys.exit(f"error: {variable} is '{wish}'; it takes 0, 1 or auto")
         if wish != "0":
             # The limited API: one file serves every Python from 3.11 on.
-            wanted.append(Extension(name, sources=[], py_limited_api=True, optional=wish == "auto"))
+            wanted.append(Extension(name, sources=[], py_limited_api=True, optional=wish == "auto" or name in OPTIONAL))
     return wanted
 
 

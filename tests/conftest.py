@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--dry", action="store_true", help="also rehearse runs in processes of their own (make test-dry)")
     parser.addoption("--worlds", default="cpu", help="the device of tests/distributed's processes: cpu, standin, npu")
     parser.addoption("--device", default="cpu", help="run the operator and model suites on cpu, cuda or npu")
 
@@ -36,6 +37,7 @@ def _no_npu() -> str | None:
 def pytest_collection_modifyitems(config, items):
     reasons = {
         "slow": None if config.getoption("--slow") else "takes minutes; run with --slow",
+        "dry": None if config.getoption("--dry") else "rehearses a run in a process of its own; run with --dry",
         "gpu": _no_gpu(),
         "npu": _no_npu(),
     }

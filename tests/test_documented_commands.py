@@ -106,18 +106,19 @@ def _preset(folder: str) -> str:
 
 def _train(shown: Shown) -> None:
     """The options parse, and torchrun's processes make the mesh that is asked for."""
-    config = TRAIN.parse(shown.words)
+    config, rehearsal = TRAIN.parse_both(shown.words)
     if config is None:
         return  # only shown
+    world = rehearsal.world_size if rehearsal.dry_run else shown.world
     preset = _preset(str(config.model.checkpoint)) if config.model.checkpoint else config.model.preset
     choose_mesh(
-        shown.world,
+        world,
         get_preset(preset).video.num_heads,
         context_parallel=config.parallel.context_parallel,
         ulysses=config.parallel.ulysses,
         dp_replicate=config.parallel.replicate,
     )
-    assert shown.world > 1 or not config.parallel.shard
+    assert world > 1 or not config.parallel.shard
 
 
 def _sample(shown: Shown, monkeypatch) -> None:
@@ -159,7 +160,7 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch):
 @pytest.mark.parametrize("shown", COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_shown_command_does_not_take_the_place_of_make_nano(shown):
     """`make nano` leaves its run in runs/nano: a shown command that trains nano otherwise names its own folder."""
-    if shown.name == "train" and shown.words and "--print-config" not in shown.words:
+    if shown.name == "train" and shown.words and not {"--print-config", "--dry-run"} & {*shown.words}:
         config = TRAIN.parse(shown.words)
         assert config.name != "nano" or "--out" in shown.words, f"{shown.text}: give it an --out"
 

@@ -24,6 +24,7 @@ LAYERS = (
     ("adapters",),
     ("memory",),
     ("distributed",),
+    ("rehearsal",),
     ("data",),
     ("scores",),
     ("inference",),

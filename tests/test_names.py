@@ -11,7 +11,7 @@ import torch
 from source_tree import ROOT, python_files, relative, tree
 
 # Files of which there is one in every folder of their kind, under the same name on purpose.
-FAMILIES = {"__init__.py", "__main__.py", "triton.py", "ops.py"}
+FAMILIES = {"__init__.py", "__main__.py", "triton.py", "ops.py", "dry_run.py"}
 WAY = (
     "train/__main__.py",
     "train/trainer.py",

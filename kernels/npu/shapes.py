@@ -61,8 +61,9 @@ def _save_rms_norm(ctx, inputs, output) -> None:
 
 
 def _rms_norm_gradients(ctx, dy, _):
-    dx, dgamma = torch.ops.npu.npu_rms_norm_backward(dy, *ctx.saved_tensors)
-    return dx, dgamma.to(ctx.saved_tensors[1].dtype), None
+    x, gamma, rstd = ctx.saved_tensors  # asked for once: what checkpointing recomputes is handed out once
+    dx, dgamma = torch.ops.npu.npu_rms_norm_backward(dy, x, gamma, rstd)
+    return dx, dgamma.to(gamma.dtype), None
 
 
 def _save_gelu(ctx, inputs, keyword_only_inputs, output) -> None:

@@ -31,6 +31,12 @@ Named = TypeVar("Named")
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*")
 # The group of a command's own options, and of those that every command has.
 _OPTIONS, _GENERAL = Group("Options", sort_key=0), Group("Configuration", sort_key=1)
+_BESIDE = Group("How it is run", sort_key=2)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No options beside a command's settings."""
 
 
 def section(title: str) -> Parameter:
@@ -102,6 +108,7 @@ class Command(Generic[Settings]):
     """A command: its name as it is typed, the dataclass of its settings, what it does (the help's first lines).
 
     hidden: options of shared groups that it refuses, which its help leaves out.
+    beside: a dataclass of options that are no settings: they say how the command is run, and no file holds them.
     """
 
     name: str
@@ -109,12 +116,17 @@ class Command(Generic[Settings]):
     about: str
     recipes: Recipes | None = None
     hidden: tuple[str, ...] = ()
+    beside: type = Nothing
 
     def parse(self, argv: Sequence[str]) -> Settings | None:
         """The settings that a command line asks for; None where it asked for help or --print-config, now printed.
 
         MovaError of one line for what is wrong, with the nearest option or value.
         """
+        return self.parse_both(argv)[0]
+
+    def parse_both(self, argv: Sequence[str]) -> tuple[Settings | None, Any]:
+        """`parse`, and the options beside the settings."""
         for option, value in itertools.pairwise(argv):
             # A path that is empty, as by an unset variable in a script, would be the current folder.
             if not value.strip():
@@ -125,10 +137,13 @@ class Command(Generic[Settings]):
         under, source = self._under(argv)
         app, shown = self._app(under, source), []
         found = self._run(app, argv, shown)
-        if found is None or not shown[0]:
-            return found
+        if found is None:
+            return None, self.beside()
+        print_config, beside = shown[0]
+        if not print_config:
+            return found, beside
         sys.stdout.write(to_yaml(found))
-        return None
+        return None, beside
 
     def fill(self, settings: Mapping[str, Any], source: str) -> Settings:
         """The settings that nested mappings give. source: where they come from, for errors."""
@@ -179,7 +194,7 @@ class Command(Generic[Settings]):
         app["--help"].group = _GENERAL
         return app
 
-    def _run(self, app: App, argv: Sequence[str], shown: list[bool]) -> Settings | None:
+    def _run(self, app: App, argv: Sequence[str], shown: list[tuple[bool, Any]]) -> Settings | None:
         self._define(app, shown)
         try:
             return app(list(argv))
@@ -193,11 +208,11 @@ class Command(Generic[Settings]):
         except CycloptsError as error:
             raise MovaError(" ".join(str(error).split())) from error
 
-    def _define(self, app: App, shown: list[bool]) -> None:
+    def _define(self, app: App, shown: list[tuple[bool, Any]]) -> None:
         kind, default = self.settings, self.recipes.default if self.recipes is not None else ""
 
-        def take(settings: Any, print_config: bool) -> Any:
-            shown.append(print_config)
+        def take(settings: Any, print_config: bool, beside: Any) -> Any:
+            shown.append((print_config, self.beside() if beside is None else beside))
             # None: nothing was given.
             if settings is None and (missing := _without_default(kind)):
                 raise MovaError(f"missing: {', '.join(missing)} (--help tells the options)")
@@ -207,9 +222,16 @@ class Command(Generic[Settings]):
         with_file = Annotated[Path | None, general]
         flag = Annotated[bool, Parameter(group=_GENERAL, negative="")]
         fields = Annotated[kind, Parameter(name="*")]
+        more = Annotated[self.beside, Parameter(name="*", group=_BESIDE)]
         if self.recipes is None:
 
-            def run(settings: fields = None, *, config: with_file = None, print_config: flag = False) -> Any:  # type: ignore[valid-type]
+            def run(  # type: ignore[misc]
+                settings: fields = None,  # type: ignore[valid-type]
+                *,
+                beside: more = None,  # type: ignore[valid-type]
+                config: with_file = None,
+                print_config: flag = False,
+            ) -> Any:
                 """Run.
 
                 Parameters
@@ -219,13 +241,14 @@ class Command(Generic[Settings]):
                 print_config
                     Print all settings as YAML and stop.
                 """
-                return take(settings, print_config)
+                return take(settings, print_config, beside)
 
         else:
 
             def run(  # type: ignore[misc]
                 settings: fields = None,  # type: ignore[valid-type]
                 *,
+                beside: more = None,  # type: ignore[valid-type]
                 recipe: Annotated[str, general] = default,
                 config: with_file = None,
                 print_config: flag = False,
@@ -241,7 +264,7 @@ class Command(Generic[Settings]):
                 print_config
                     Print all settings as YAML and stop.
                 """
-                return take(settings, print_config)
+                return take(settings, print_config, beside)
 
         app.default(run)
 

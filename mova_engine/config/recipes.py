@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mova_engine.config.command import Command, Recipes, merge, parse_yaml, read_yaml, to_plain
+from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError, suggest
 
@@ -43,6 +44,7 @@ TRAIN = Command(
     ABOUT,
     Recipes(read_recipe, DEFAULT),
     hidden=("--parallel.cfg", "--memory.expert"),
+    beside=RehearsalOptions,
 )
 
 

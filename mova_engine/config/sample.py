@@ -9,6 +9,7 @@ from mova_engine.config.command import Command, section
 from mova_engine.config.limits import check, check_least, check_threads
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.parallel import ParallelConfig
+from mova_engine.config.rehearsal import RehearsalOptions
 
 # The word for the reference's own negative prompt.
 REFERENCE = "default"
@@ -97,4 +98,4 @@ class SampleConfig:
 
 # What `MemoryConfig.unavailable` says of sampling.
 _REFUSED = tuple(f"--memory.{name}" for name in ("checkpointing", "inputs", "frozen", "optimizer"))
-SAMPLE = Command("mova sample", SampleConfig, ABOUT, hidden=_REFUSED)
+SAMPLE = Command("mova sample", SampleConfig, ABOUT, hidden=_REFUSED, beside=RehearsalOptions)

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 
 from mova_engine.config.sample import SAMPLE
 from mova_engine.errors import run_cli
+from mova_engine.rehearsal.rehearse import dry_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample clips as the command line asks; returns 0. Raises MovaError for whatever is wrong with its arguments."""
-    config = SAMPLE.parse(sys.argv[1:] if argv is None else argv)
+    config, rehearsal = SAMPLE.parse_both(sys.argv[1:] if argv is None else argv)
     if config is None:
+        return 0
+    if rehearsal.dry_run:
+        print(dry_run("mova_engine.inference.dry_run:in_this_process", config, rehearsal))
         return 0
     # Imported late, so that help is instant.
     from mova_engine.inference.sampling_run import run

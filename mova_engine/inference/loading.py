@@ -151,12 +151,12 @@ def load_model(
                 component.to(device)
     options = LoopOptions(facts.clean_first_frame, facts.bridge)
     codecs = load_codecs(folder, device=device, dtype=dtype, on_host=True, parts=own_codecs(place))
-    parts = [*codec_parts(codecs, folder, dtype), *_tower_parts(mova, swapped)]
+    parts = [*codec_parts(codecs, folder, dtype), *tower_parts(mova, swapped)]
     residency = Residency(device, parts)
     return LoadedModel(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device, residency)
 
 
-def _tower_parts(mova: Mova, swapped: bool) -> list[Part]:
+def tower_parts(mova: Mova, swapped: bool) -> list[Part]:
     """The towers as parts of a residency. swapped: two experts come and go; the rest is on the device already."""
     modules = {name: getattr(mova, name) for name in COMPONENTS}
     moving = EXPERTS if swapped and mova.video_dit_2 is not None else ()

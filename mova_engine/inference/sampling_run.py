@@ -85,7 +85,7 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
     console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
     folder, model = open_model(config.checkpoint, config.clip, console.print)
     lora = None if config.lora is None else find_adapters(config.lora, console.print)
-    settings = _settings(config, default_settings(model))
+    settings = sample_settings(config, default_settings(model))
     work = _work(config, model.clip)
     mesh = choose_shape(config.parallel, launch, model, settings.guidance, len(work))
     return SamplingJob(config, backend, folder, model, lora, settings, work, mesh)
@@ -142,7 +142,8 @@ def _schedule(config: SampleConfig, schedule: Schedule) -> Schedule:
     return replace(schedule, **_given(config, "video_shift", "audio_shift"))
 
 
-def _settings(config: SampleConfig, defaults: SampleSettings) -> SampleSettings:
+def sample_settings(config: SampleConfig, defaults: SampleSettings) -> SampleSettings:
+    """A model's own settings with those that are given laid over them."""
     guidance = Guidance(config.guidance) if config.guidance else defaults.guidance
     config.check_guidance(guidance.form)
     guidance = replace(guidance, **_given(config, "text_scale", "bridge_scale"))

@@ -7,12 +7,16 @@ from rich.console import Console
 
 from mova_engine.config.recipes import TRAIN
 from mova_engine.errors import run_cli, show_warnings
+from mova_engine.rehearsal.rehearse import dry_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line asks; returns the exit status. MovaError for what the user can put right."""
-    config = TRAIN.parse(sys.argv[1:] if argv is None else argv)
+    config, rehearsal = TRAIN.parse_both(sys.argv[1:] if argv is None else argv)
     if config is None:
+        return 0
+    if rehearsal.dry_run:
+        print(dry_run("mova_engine.train.dry_run:in_this_process", config, rehearsal))
         return 0
     # Imported late, so that help is instant.
     from mova_engine.train.trainer import Trainer

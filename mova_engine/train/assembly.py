@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.config.command import to_plain
-from mova_engine.config.mesh import choose_mesh
+from mova_engine.config.mesh import MeshShape, choose_mesh
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
 from mova_engine.config.recipes import with_defaults
 from mova_engine.config.train import TrainConfig
@@ -99,26 +99,31 @@ def join_processes(config: TrainConfig, launch: Launch) -> Processes:
     Raises MovaError for a mesh that their number or the clips of a step do not allow, in the same words in each of
     them.
     """
+    return start_processes(_backend(config), launch, mesh_of(config, launch.world), config.parallel.timeout)
+
+
+def mesh_of(config: TrainConfig, world: int) -> MeshShape:
+    """The mesh that a run makes of `world` processes. MovaError as of `join_processes`."""
     settings = config.parallel
-    if launch.world == 1 and settings.context_parallel > 1:
+    if world == 1 and settings.context_parallel > 1:
         raise MovaError(
             f"parallel.context_parallel is {settings.context_parallel}, but this is one process: start so many with "
             f"torchrun --nproc-per-node {settings.context_parallel}, or set --parallel.context-parallel 1"
         )
-    if launch.world == 1 and settings.shard:
+    if world == 1 and settings.shard:
         raise MovaError(
             "parallel.shard divides the weights among processes, but this is one: start several with torchrun "
             "--nproc-per-node 2, or set --parallel.no-shard"
         )
     shape = choose_mesh(
-        launch.world,
+        world,
         model_config(config).video.num_heads,
         context_parallel=settings.context_parallel,
         ulysses=settings.ulysses,
         dp_replicate=settings.replicate,
     )
     config.micro_batches(shape)
-    return start_processes(_backend(config), launch, shape, settings.timeout)
+    return shape
 
 
 def _backend(config: TrainConfig) -> Backend:

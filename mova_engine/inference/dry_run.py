@@ -1,0 +1,146 @@
+"""A denoising step at full size, rehearsed: the sampler's own loop on tensors without data, as one of many ranks.
+
+Codecs and text encoder are left out: they have come and gone when the towers work, or come after them.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mova_engine.checkpoints.locate import open_model
+from mova_engine.config.model import COMPONENTS, PRESETS, MovaConfig
+from mova_engine.config.sample import SAMPLE, SampleConfig
+from mova_engine.diffusion.schedule import Steps
+from mova_engine.distributed.fsdp import shard_model
+from mova_engine.distributed.processes import Processes
+from mova_engine.errors import MovaError
+from mova_engine.inference.denoising import EXPERTS, Conditions, Latents, LoopOptions, denoise
+from mova_engine.inference.loading import Trained, tower_parts, trained
+from mova_engine.inference.pipeline import default_batch, default_settings
+from mova_engine.inference.process_mesh import choose_shape
+from mova_engine.inference.sampling_run import DTYPES, sample_settings
+from mova_engine.memory.residency import Residency
+from mova_engine.models.mova import Mova
+from mova_engine.ops import OpTable
+from mova_engine.ops.machine import Machine, assumed_machine
+from mova_engine.predict.job import Job, PlannedRun, layout_of
+from mova_engine.predict.memory_use import memory
+from mova_engine.rehearsal.memory_tracker import INPUTS, PARAMETERS
+from mova_engine.rehearsal.result import Rehearsal
+from mova_engine.rehearsal.stage import Stage
+from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
+
+
+def dry_run_sampling(
+    config: SampleConfig, machine: Machine, world_size: int = 1, layers: int | None = None
+) -> Rehearsal:
+    """Build the model on tensors without data as rank 0 of `world_size`, and take one denoising step with guidance.
+
+    config.checkpoint may be the name of a model size, where there is no folder of that name. Prompts are not read: one
+    clip for each group of processes, or config.count. machine: that is assumed. layers: of each tower, for a quick
+    look; None: all. In a process that is prepared for the machine's kind of device (`rehearsal.fake_devices`). Raises
+    MovaError as the run itself would.
+    """
+    if config.lora is not None:
+        raise MovaError("a rehearsal of sampling adds no adapters: leave --lora out, merged they take no memory")
+    model, facts = _model_of(config)
+    settings = sample_settings(config, default_settings(model))
+    model = with_layers(model, layers)
+    stage = Stage(machine, world_size)
+    wanted = config.count or (1 if config.prompts is None else world_size)
+    shape = choose_shape(config.parallel, stage.launch, model, settings.guidance, wanted)
+    batch = config.batch or default_batch(model.clip, -(-wanted // shape.data_parallel))
+    dtype = DTYPES[config.dtype or "bfloat16"]
+    table = stage.operators({}, (dtype,), training=False)
+    steps = facts.schedule.inference(settings.steps)
+    first = Steps(*(x[:2] for x in (steps.video_sigmas, steps.audio_sigmas)), *_first(steps))
+    with stage.world():
+        processes = stage.processes(shape, config.parallel.timeout, sampling=True)
+        with stage.play("build"):
+            mova, residency = _built(stage, config, model, processes.operators(table), processes, dtype)
+            inputs = _inputs(model, batch, stage)
+        with stage.play("step"):
+            stage.tracker.forget(), stage.log.forget()
+            options = LoopOptions(facts.clean_first_frame, facts.bridge, not config.sequential_guidance)
+            denoise(
+                mova,
+                *inputs,
+                first,
+                settings.guidance,
+                facts.prediction,
+                fps=model.clip.fps,
+                options=options,
+                processes=processes,
+                residency=residency,
+            )
+    job = Job(
+        model,
+        task="inference",
+        precision="fp32" if dtype == torch.float32 else "bf16",
+        batch=batch,
+        evaluations=settings.guidance.evaluations,
+    )
+    predicted = memory(PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory))
+    conditions, noise = inputs
+    return stage.report(
+        command="sample",
+        recipe=str(config.checkpoint),
+        model=mova,
+        shape=shape,
+        clips_per_step=batch * shape.data_parallel,
+        operators=table,
+        given={"video_latents": noise.video, "audio_latents": noise.audio, "text": conditions.text},
+        predicted=predicted.device,
+    )
+
+
+def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained]:
+    name = str(config.checkpoint)
+    if name in PRESETS and not config.checkpoint.exists():
+        preset = PRESETS[name]
+        return replace(preset, clip=config.clip.over(preset.clip)), Trained()
+    folder, model = open_model(config.checkpoint, config.clip)
+    return model, trained(folder)
+
+
+def _first(steps: Steps) -> tuple[Any, ...]:
+    return steps.video_timesteps[:1], steps.audio_timesteps[:1], steps.experts[:1]
+
+
+def _built(
+    stage: Stage, config: SampleConfig, sizes: MovaConfig, ops: OpTable, processes: Processes, dtype: torch.dtype
+) -> tuple[Mova, Residency | None]:
+    """The model as the sampler loads it (`inference.loading`), of which nothing is read."""
+    device, swapped = stage.backend.device(), config.memory.expert == "host"
+    mova = Mova(sizes, ops, "meta", dtype).requires_grad_(False)
+    residency = None
+    if config.parallel.shard:
+        shard_model(mova, processes, device, dtype, config.memory.weights_on_host)
+    else:
+        for name in COMPONENTS:
+            if (component := getattr(mova, name)) is not None:
+                away = swapped and name in EXPERTS and mova.video_dit_2 is not None
+                place_weights(component, torch.device("cpu") if away else device, dtype)
+        residency = Residency(device, tower_parts(mova, swapped))
+    stage.tracker.label(local_tensors(mova), PARAMETERS, known=True)
+    return mova, residency
+
+
+def _inputs(sizes: MovaConfig, batch: int, stage: Stage) -> tuple[Conditions, Latents]:
+    """What the loop is given, float32 on the device."""
+    device, latent = stage.backend.device(), sizes.clip.latent_shape
+    with stage.tracker.within(INPUTS):
+        text = torch.empty(batch, sizes.text_tokens, sizes.video.text_dim, device=device)
+        condition = torch.empty(batch, sizes.video.in_dim - sizes.video.out_dim, *latent, device=device)
+        video = torch.empty(batch, sizes.video.out_dim, *latent, device=device)
+        audio = torch.empty(batch, sizes.audio.in_dim, sizes.clip.audio_tokens, device=device)
+        return Conditions(condition, text, torch.empty_like(text)), Latents(video, audio)
+
+
+def in_this_process(
+    settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None
+) -> dict[str, Any]:
+    """`dry_run_sampling` of plain values, for a child."""
+    config = SAMPLE.fill(settings, "the rehearsal")
+    return dry_run_sampling(config, assumed_machine(**machine), world_size, layers).to_dict()

@@ -1,0 +1,121 @@
+"""Collectives of a step by kind and group: how many, and what this rank sends; refused where they cannot be right.
+
+Bytes by the rules of `distributed.collectives`: an all-gather, reduce-scatter or all-to-all over p ranks sends what
+goes to others, an all-reduce of n bytes 2 (p - 1) / p * n (a ring's), a message all of it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mova_engine.errors import MovaError
+from mova_engine.rehearsal.memory_tracker import is_wrapped
+from mova_engine.rehearsal.result import Collective
+
+# By the names of torch's operations.
+_KINDS = {
+    "_allgather_base_": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter",
+    "allreduce_": "all_reduce",
+    "alltoall_base_": "all_to_all",
+    "broadcast_": "broadcast",
+    "send": "send",
+    "recv_": "receive",
+}
+
+
+class CollectiveLog(TorchDispatchMode):
+    """Counts the exchanges that torch.distributed begins within the block. Raises MovaError for one whose tensors or
+    pieces do not fit its group, of which a real library would hang or mix up ranks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: Counter[tuple[str, str, int]] = Counter()
+        self._bytes: Counter[tuple[str, str, int]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
+        kwargs = kwargs or {}
+        if func.namespace == "c10d":
+            self._note(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def collectives(self) -> tuple[Collective, ...]:
+        """What was counted, by kind and group."""
+        return tuple(Collective(*key, self._calls[key], self._bytes[key]) for key in sorted(self._calls))
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self._calls.clear()
+        self._bytes.clear()
+
+    def _note(self, func: Any, args: tuple, kwargs: dict) -> None:
+        kind = _KINDS.get(func.overloadpacket.__name__)
+        if kind is None:
+            raise MovaError(
+                f"the collective {func.name()} is not one that a rehearsal knows: count it in collective_log"
+            )
+        values = dict(zip((x.name for x in func._schema.arguments), args, strict=False)) | kwargs
+        group = dist.ProcessGroup.unbox(values["process_group"])
+        size, name = group.size(), group_name(group)
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        check_fit(kind, name, size, tensors, values.get("output_split_sizes"), values.get("input_split_sizes"))
+        key = (kind, name, size)
+        self._calls[key] += 1
+        self._bytes[key] += _sent(kind, size, group.rank(), tensors, values)
+
+
+def group_name(group: dist.ProcessGroup) -> str:
+    """A group's dimension of the mesh, "world" for all ranks."""
+    described = group.group_desc.removeprefix("mesh_")
+    return "world" if described in ("default_pg", "undefined") else described
+
+
+def check_fit(
+    kind: str,
+    name: str,
+    size: int,
+    tensors: Sequence[Tensor],
+    out_pieces: Sequence[int] | None = None,
+    in_pieces: Sequence[int] | None = None,
+) -> None:
+    """MovaError for an exchange whose tensors (output, input) or pieces are not what a group of `size` ranks takes."""
+    head = f"{kind} in the group {name} of {size} ranks"
+    devices, dtypes = {x.device.type for x in tensors}, {x.dtype for x in tensors}
+    if len(devices) > 1 or len(dtypes) > 1:
+        found = ", ".join(f"{list(x.shape)} {x.dtype} on {x.device}" for x in tensors)
+        raise MovaError(f"{head} got tensors of different devices or dtypes: {found}")
+    if kind == "all_to_all":
+        for what, x, pieces in (("receives", tensors[0], out_pieces), ("sends", tensors[1], in_pieces)):
+            if pieces and len(pieces) != size:
+                raise MovaError(f"{head} {what} {len(pieces)} pieces: it is meant for another group")
+            if pieces and sum(pieces) != len(x):
+                raise MovaError(f"{head} {what} pieces of {sum(pieces)} elements in a tensor of {len(x)}")
+    if kind in ("all_gather", "reduce_scatter"):
+        whole, part = tensors if kind == "all_gather" else reversed(tensors)
+        if whole.numel() != part.numel() * size:
+            raise MovaError(f"{head} got {whole.numel()} elements for {part.numel()} of each rank")
+
+
+def _sent(kind: str, size: int, rank: int, tensors: Sequence[Tensor], values: dict[str, Any]) -> int:
+    sizes = [x.numel() * x.element_size() for x in tensors]
+    if kind == "all_reduce":
+        return 2 * (size - 1) * sum(sizes) // size
+    if kind == "all_gather":
+        return (size - 1) * min(sizes)
+    if kind == "reduce_scatter":
+        return (size - 1) * min(sizes)
+    if kind == "all_to_all":
+        pieces = values.get("input_split_sizes")
+        own = pieces[rank] * tensors[1].element_size() if pieces else sizes[1] // size
+        return sizes[1] - own
+    if kind == "broadcast":
+        return sum(sizes) if values.get("root_rank", 0) == rank else 0
+    return sum(sizes) if kind == "send" else 0

@@ -1,0 +1,233 @@
+"""Which bytes are on a device at which moment of a step, by what they are for: every storage once, until it is freed.
+
+A dispatch mode sees the tensors of every operation, forward and backward, also where autograd keeps them or a
+checkpointed region computes them again; with tensors without data (`FakeTensorMode` beneath it) as with real ones. What
+operations of torch take and return within themselves it does not see. Of a custom operator whose tensors have no data
+it runs the declared form itself, so that the operator's workspace counts.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+from weakref import finalize
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+PARAMETERS, GRADIENTS, MOMENTS, AVERAGE = "parameters", "gradients", "moments", "moving average"
+# What FSDP2 gathers, and what it is about to sum.
+GATHERED, REDUCED = "gathered weights", "gradients being summed"
+INPUTS, ACTIVATIONS = "inputs", "activations kept"
+EXCHANGED, WORKSPACE, WORKING = "exchange buffers", "workspaces", "working set"
+# Namespaces of torch's own operations, which are not run by their declared form here.
+_TORCH = {"aten", "prim", "prims", "profiler", "inductor", "c10d", "_c10d_functional", "fsdp"}
+_FORWARD, _BACKWARD, _UPDATE = "forward", "backward", "update"
+# The engine's own operators (`ops.custom_ops`).
+_OWN = "mova"
+# So many tensors of a peak are named.
+_LARGEST = 12
+_GATHERING = {"_allgather_base_", "allgather_into_tensor_coalesced_", "all_gather_into_tensor"}
+_REDUCING = {"_reduce_scatter_base_", "reduce_scatter_tensor"}
+
+
+@dataclass(eq=False)
+class _Record:
+    """A storage: its bytes, what it is for ("" where that is told by its life), the pass and the operation that made
+    it, and its shape there.
+    """
+
+    bytes: int
+    part: str
+    made_in: str
+    made_by: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The moment at which most bytes were alive: how many, by part; the largest tensors, in words."""
+
+    bytes: int
+    parts: dict[str, int]
+    largest: tuple[str, ...]
+
+
+def is_wrapped(types: Iterable[type]) -> bool:
+    """Whether an operation is on tensors that hold others (DTensor): a mode then waits for the operation on those."""
+    return any(hasattr(kind, "__tensor_flatten__") for kind in types)
+
+
+class MemoryTracker(TorchDispatchMode):
+    """Counts the storages of tensors on devices of one type. Use as a context, above a FakeTensorMode if there is one.
+
+    operations: how many were seen. in_update: set by the caller while weights are updated.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+        self.operations = 0
+        self._alive: dict[int, tuple[_Record, finalize]] = {}
+        self.in_update = False
+        # (record, bytes more or less); the events at which another pass began, and which.
+        self._events: list[tuple[_Record, int]] = []
+        self._passes: list[tuple[int, str]] = []
+        self._pass = _FORWARD
+        self._part = ""
+        self._nested = 0
+        self._resizing: Any = None
+
+    def __enter__(self) -> "MemoryTracker":
+        # FSDP2 frees and takes the memory of gathered weights without an operation.
+        if self._nested == 0:
+            self._resizing = patch.object(torch.UntypedStorage, "resize_", self._resized())
+            self._resizing.__enter__()
+        self._nested += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._nested -= 1
+        if self._nested == 0:
+            self._resizing.__exit__(None, None, None)
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
+        kwargs = kwargs or {}
+        self.operations += 1
+        self._follow_pass()
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        for x in given:
+            self._see(x, "an input")
+        name = func.overloadpacket.__name__
+        if name in _GATHERING or name in _REDUCING:
+            self.label(given, GATHERED if name in _GATHERING else REDUCED)
+        elif name == "chunk_cat":
+            # Whole gradients of a unit, on their way to be summed.
+            self.label(given, REDUCED)
+        result = self._run(func, given, args, kwargs)
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self._see(x, func.name())
+        return result
+
+    def _run(self, func: Any, given: list[Tensor], args: tuple, kwargs: dict) -> Any:
+        if not any(isinstance(x, FakeTensor) for x in given) or func.namespace in _TORCH:
+            return func(*args, **kwargs)
+        if func.namespace == _OWN:
+            # Made of torch's operations, exchanges and the operators that are bound: all of them are seen.
+            declared = partial(func._op_dk, torch.DispatchKey.CompositeExplicitAutograd)
+        else:
+            declared = torch._library.simple_registry.singleton.find(func.name()).fake_impl.kernel
+        if declared is None:
+            return func(*args, **kwargs)
+        with self, self.within(WORKSPACE):
+            result = declared(*args, **kwargs)
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata in self._alive:
+                self._alive[x.untyped_storage()._cdata][0].part = self._part
+        return result
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        """What comes to life within the block is for `part`."""
+        before, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self._part = before
+
+    def label(self, tensors: Iterable[Tensor], part: str, *, known: bool = False) -> None:
+        """Say what tensors that were seen are for; known: also of those of which it was said before."""
+        for x in tensors:
+            found = self._alive.get(x.untyped_storage()._cdata)
+            if found is not None and (known or not found[0].part):
+                found[0].part = part
+
+    def now(self) -> dict[str, int]:
+        """Bytes alive, by part."""
+        parts: Counter[str] = Counter()
+        for record, _ in self._alive.values():
+            parts[record.part or WORKING] += record.bytes
+        return dict(parts)
+
+    def forget(self) -> None:
+        """Begin a new interval of peaks with what is alive."""
+        self._events = [(record, record.bytes) for record, _ in self._alive.values()]
+        self._passes = [(0, self._pass)]
+
+    def peak(self) -> Peak:
+        """Since the start, or `forget`. What a forward left to its backward is kept activations."""
+        alive = most = 0
+        at = -1
+        for index, (_, change) in enumerate(self._events):
+            alive += change
+            if alive > most:
+                most, at = alive, index
+        held: dict[_Record, int] = defaultdict(int)
+        for record, change in self._events[: at + 1]:
+            held[record] += change
+        begun, now = next(((i, name) for i, name in reversed(self._passes) if i <= at), (0, _FORWARD))
+        kept = self._kept(begun if now == _BACKWARD else at + 1) if now != _UPDATE else set()
+        parts: Counter[str] = Counter()
+        for record, size in held.items():
+            if size:
+                parts[record.part or (ACTIVATIONS if record in kept else WORKING)] += size
+        largest = sorted((x for x, size in held.items() if size), key=lambda x: -x.bytes)[:_LARGEST]
+        words = tuple(f"{x.bytes / 1e9:.3f} GB {list(x.shape)} of {x.made_by} in {x.made_in}" for x in largest)
+        return Peak(most, dict(sorted(parts.items(), key=lambda item: -item[1])), words)
+
+    def _kept(self, end: int) -> set[_Record]:
+        """What a forward had made and not freed before event `end`."""
+        held: dict[_Record, int] = defaultdict(int)
+        for record, change in self._events[:end]:
+            held[record] += change
+        return {record for record, size in held.items() if size and record.made_in == _FORWARD}
+
+    def _follow_pass(self) -> None:
+        backward = torch._C._current_autograd_node() is not None
+        now = _BACKWARD if backward else _UPDATE if self.in_update else _FORWARD
+        if now != self._pass:
+            self._pass = now
+            self._passes.append((len(self._events), now))
+
+    def _see(self, x: Tensor, made_by: str) -> None:
+        if x.device.type != self.device:
+            return
+        storage = x.untyped_storage()
+        if storage._cdata not in self._alive and storage.nbytes():
+            self._born(storage, made_by, tuple(x.shape))
+
+    def _born(self, storage: torch.UntypedStorage, made_by: str, shape: tuple[int, ...]) -> None:
+        record = _Record(storage.nbytes(), self._part, self._pass, made_by, shape)
+        self._events.append((record, record.bytes))
+        self._alive[storage._cdata] = record, finalize(storage, partial(self._died, storage._cdata, record))
+
+    def _died(self, key: int, record: _Record) -> None:
+        del self._alive[key]
+        self._events.append((record, -record.bytes))
+
+    def _resized(self) -> Any:
+        original = torch.UntypedStorage.resize_
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            found = self._alive.get(storage._cdata)
+            result = original(storage, size)
+            if found is not None:
+                record = found[0]
+                self._events.append((record, size - record.bytes))
+                record.bytes = size
+                if not size:
+                    # Nothing but FSDP2 does this: to weights that it will gather again.
+                    record.part = record.part or GATHERED
+            return result
+
+        return resize_

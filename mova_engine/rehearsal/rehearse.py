@@ -1,0 +1,30 @@
+"""What trainer and sampler do with --dry-run: try the run in a child, print what it found."""
+
+import json
+from typing import Any
+
+from mova_engine.config.command import to_plain
+from mova_engine.config.rehearsal import RehearsalOptions
+from mova_engine.errors import MovaError
+from mova_engine.rehearsal.child import in_child
+from mova_engine.rehearsal.result import Rehearsal
+
+# What a kind of device is taken for where nobody says it.
+_USUAL = {"cuda": "sm90", "npu": "910a2"}
+
+
+def dry_run(target: str, config: Any, options: RehearsalOptions) -> str:
+    """The report of a rehearsal, as text or as a JSON object. MovaError for what the run would refuse."""
+    if config.device is None:
+        raise MovaError("--dry-run tries a device that need not be here: say which with --device cuda, npu or cpu")
+    values = rehearse(target, config, config.device, options)
+    return json.dumps(values) if options.json else str(Rehearsal.from_dict(values))
+
+
+def rehearse(
+    target: str, config: Any, device: str, options: RehearsalOptions, layers: int | None = None
+) -> dict[str, Any]:
+    """The plain values of a `Rehearsal` of `config` by `target`, in a child. layers: of each tower; None: all."""
+    machine = {"device": device, "capability": options.assume or _USUAL.get(device), "packages": list(options.packages)}
+    job = {"settings": to_plain(config), "machine": machine, "world_size": options.world_size, "layers": layers}
+    return in_child(target, device, job)

@@ -1,0 +1,97 @@
+"""What a rehearsal found: sizes, collectives, memory beside the prediction; as text and as plain values."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All exchanges of one kind in one group of ranks, and what this rank sends in them."""
+
+    kind: str
+    group: str
+    ranks: int
+    calls: int
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One step of one rank, tried on tensors without data. Bytes are of one device; seconds of this machine.
+
+    command: "train" or "sample". recipe: or the checkpoint sampled. mesh: in words. shapes and dtypes: of what the step
+    is given, and of the weights by component (their number). peak_memory_bytes: by part, at the moment when most was
+    there; largest_tensors: of that moment, in words. predicted_memory_bytes: by the cost model's parts.
+    """
+
+    command: str
+    recipe: str
+    device: str
+    machine: str
+    world_size: int
+    mesh: str
+    height: int
+    width: int
+    frames: int
+    video_tokens: int
+    audio_tokens: int
+    clips_per_step: int
+    operators: dict[str, str]
+    shapes: dict[str, list[int]]
+    dtypes: dict[str, str]
+    collectives: tuple[Collective, ...]
+    peak_memory_bytes: dict[str, int]
+    largest_tensors: tuple[str, ...]
+    predicted_memory_bytes: dict[str, int]
+    operations: int
+    seconds: dict[str, float]
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all."""
+        return sum(self.peak_memory_bytes.values())
+
+    @property
+    def predicted(self) -> int:
+        """Bytes in all."""
+        return sum(self.predicted_memory_bytes.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        found = tuple(Collective(**each) for each in values["collectives"])
+        tuples = {"collectives": found, "largest_tensors": tuple(values["largest_tensors"])}
+        return cls(**{f.name: values[f.name] for f in fields(cls)} | tuples)
+
+    def __str__(self) -> str:
+        """A page: what was tried, what it takes, what it sends."""
+        clip = f"{self.frames} frames of {self.height}x{self.width}, {self.video_tokens} + {self.audio_tokens} tokens"
+        lines = [
+            f"rehearsed, not measured: {self.command} {self.recipe} as rank 0 of {self.world_size} on {self.machine}",
+            f"mesh {self.mesh}; {clip}; clips a step {self.clips_per_step}",
+            f"{self.operations} operations in {sum(self.seconds.values()):.1f} s",
+            "",
+            f"{'peak memory by part':<40}{'GB':>9}",
+            *(f"  {name:<38}{size / 1e9:>9.3f}" for name, size in self.peak_memory_bytes.items()),
+            f"{'in all':<40}{self.peak / 1e9:>9.3f}",
+            f"{'predicted by the cost model':<40}{self.predicted / 1e9:>9.3f}  ({self._deviation()})",
+            *(f"  {name:<38}{size / 1e9:>9.3f}" for name, size in self.predicted_memory_bytes.items()),
+        ]
+        if self.collectives:
+            lines += ["", f"{'collective':<16}{'group':<20}{'ranks':>7}{'calls':>7}{'GB sent':>10}"]
+            lines += [
+                f"{x.kind:<16}{x.group:<20}{x.ranks:>7}{x.calls:>7}{x.bytes_sent / 1e9:>10.3f}"
+                for x in self.collectives
+            ]
+        lines += ["", "largest tensors at the peak", *(f"  {line}" for line in self.largest_tensors)]
+        lines += ["", "shapes"]
+        lines += [f"  {name:<38}{list(shape)} {self.dtypes[name]}" for name, shape in self.shapes.items()]
+        lines += ["", "operators: " + ", ".join(f"{name}={choice}" for name, choice in self.operators.items())]
+        return "\n".join(lines)
+
+    def _deviation(self) -> str:
+        return f"{(self.predicted / self.peak - 1) * 100:+.1f}% of what was counted" if self.peak else "nothing counted"

@@ -1,0 +1,139 @@
+"""The stage on which a step is rehearsed: fake mode, fake world, tracker and log, and what code is told of values."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mova_engine.backend import describe_backend
+from mova_engine.config.mesh import MeshShape
+from mova_engine.distributed.processes import Launch, Processes, start_processes
+from mova_engine.models.mova import Mova
+from mova_engine.ops import REFERENCE, OpTable, choose
+from mova_engine.ops.fakes import fake_table
+from mova_engine.ops.machine import Machine
+from mova_engine.rehearsal.collective_log import CollectiveLog
+from mova_engine.rehearsal.fake_processes import AbsentBackend, fake_world, join_fake_group
+from mova_engine.rehearsal.memory_tracker import MemoryTracker, is_wrapped
+from mova_engine.rehearsal.result import Rehearsal
+from mova_engine.rehearsal.weights import weights_by_dtype
+
+_swap = torch.utils.swap_tensors
+
+
+class Stage:
+    """One rank of `world_size` on a device that is not here.
+
+    `world()` is around what makes process groups, `play()` around what computes. The process must have been prepared
+    for the device (`fake_devices.prepare_device`).
+    """
+
+    def __init__(self, machine: Machine, world_size: int = 1) -> None:
+        device = machine.kind
+        self.machine = machine
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.backend = AbsentBackend(describe_backend(device))
+        self.launch = Launch(0, 0, world_size)
+        self.tracker, self.log = MemoryTracker(device), CollectiveLog()
+        self.seconds: dict[str, float] = {}
+
+    def operators(self, wanted: Mapping[str, str], dtypes: Iterable[torch.dtype], training: bool = True) -> OpTable:
+        """What the assumed machine would bind, for tensors without data. MovaError for an operator of which nothing is
+        declared.
+        """
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        chosen = choose(self.machine, wanted, training=training, dtype=names)
+        return fake_table(self.machine.kind, chosen)
+
+    def processes(self, shape: MeshShape, timeout_s: float, sampling: bool = False) -> Processes:
+        """This rank's place in the mesh, by the run's own way to it."""
+        return start_processes(self.backend, self.launch, shape, timeout_s, sampling)
+
+    @contextmanager
+    def world(self) -> Iterator[None]:
+        """Around everything: process groups are fake, the calling thread does the backward too."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            stack.enter_context(patch.object(torch.utils, "swap_tensors", _take_over))
+            if self.launch.world > 1:
+                join_fake_group(self.backend.name, self.launch)
+                stack.callback(torch.distributed.destroy_process_group)
+                stack.enter_context(fake_world(self.mode))
+            yield
+
+    @contextmanager
+    def play(self, part: str) -> Iterator[None]:
+        """Tensors made within the block have no data; what is done with them is counted, and timed as `part`."""
+        started = time.perf_counter()
+        with self.mode, _ToldValues(), self.log, self.tracker:
+            yield
+        self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - started, 2)
+
+    def report(
+        self,
+        *,
+        command: str,
+        recipe: str,
+        model: Mova,
+        shape: MeshShape,
+        clips_per_step: int,
+        operators: OpTable,
+        given: dict[str, Tensor],
+        predicted: dict[str, float],
+    ) -> Rehearsal:
+        """What was found. given: what a step is given, by name; predicted: bytes by part."""
+        clip = model.config.clip
+        shapes = {name: list(x.shape) for name, x in given.items()}
+        dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in given.items()}
+        for (component, dtype), count in weights_by_dtype(model).items():
+            shapes[f"{component}, weights in {dtype}"] = [count]
+            dtypes[f"{component}, weights in {dtype}"] = dtype
+        peak = self.tracker.peak()
+        return Rehearsal(
+            command=command,
+            recipe=recipe,
+            device=self.machine.kind,
+            machine=str(self.machine),
+            world_size=self.launch.world,
+            mesh=str(shape),
+            height=clip.height,
+            width=clip.width,
+            frames=clip.frames,
+            video_tokens=0 if model.video_dit is None else clip.video_tokens,
+            audio_tokens=clip.audio_tokens,
+            clips_per_step=clips_per_step,
+            operators={x.operator: x.implementation for x in operators.choices if x.implementation != REFERENCE},
+            shapes=shapes,
+            dtypes=dtypes,
+            collectives=self.log.collectives(),
+            peak_memory_bytes=peak.parts,
+            largest_tensors=peak.largest,
+            predicted_memory_bytes={name: round(size) for name, size in predicted.items()},
+            operations=self.tracker.operations,
+            seconds=self.seconds,
+        )
+
+
+def _take_over(old: Tensor, new: Tensor) -> None:
+    """What `Module.to` does to real weights. Those without data torch would swap, but not beside a weak reference."""
+    if is_wrapped((type(old),)) or new.device != old.device:
+        _swap(old, new)
+    else:
+        old.data = new.data
+
+
+class _ToldValues(TorchDispatchMode):
+    """What code is told that asks a tensor without data for its value: one, and true. Losses and norms are finite."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
+        return func(*args, **(kwargs or {}))

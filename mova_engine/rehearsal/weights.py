@@ -1,0 +1,41 @@
+"""Weights without data: fewer layers of them, where they lie, what they are."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mova_engine.config.model import MovaConfig
+
+
+def with_layers(sizes: MovaConfig, layers: int | None) -> MovaConfig:
+    """A model of at most so many layers in each tower; None: all."""
+    if layers is None:
+        return sizes
+    video, audio = (replace(tower, num_layers=min(layers, tower.num_layers)) for tower in (sizes.video, sizes.audio))
+    bridge = replace(sizes.bridge, visual_layers=video.num_layers, audio_layers=audio.num_layers)
+    return replace(sizes, video=video, audio=audio, bridge=bridge)
+
+
+def place_weights(component: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a component on the meta device undefined weights where it is to compute, as loading it would."""
+    for module in component.modules():
+        for name, old in module.named_parameters(recurse=False):
+            fresh = torch.empty(old.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
+
+
+def local_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """What this process holds of each parameter and buffer."""
+    for x in (*model.parameters(), *model.buffers()):
+        yield x.to_local() if hasattr(x, "to_local") else x.detach()
+
+
+def weights_by_dtype(model: nn.Module) -> dict[tuple[str, str], int]:
+    """How many weights there are, by component and dtype."""
+    counts: dict[tuple[str, str], int] = {}
+    for name, parameter in model.named_parameters():
+        key = name.split(".")[0], str(parameter.dtype).removeprefix("torch.")
+        counts[key] = counts.get(key, 0) + parameter.numel()
+    return counts

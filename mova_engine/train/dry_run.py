@@ -1,0 +1,178 @@
+"""A training step of a full-size run, rehearsed: its own wrappers on tensors without data, as one of many ranks."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from mova_engine.config.mesh import MeshShape
+from mova_engine.config.model import MovaConfig
+from mova_engine.config.recipes import TRAIN
+from mova_engine.config.train import TrainConfig
+from mova_engine.distributed.processes import Processes
+from mova_engine.ops import OpTable
+from mova_engine.ops.machine import Machine, assumed_machine
+from mova_engine.predict.job import Job, PlannedRun, layout_of
+from mova_engine.predict.memory_use import memory
+from mova_engine.rehearsal.memory_tracker import AVERAGE, GRADIENTS, INPUTS, MOMENTS, PARAMETERS
+from mova_engine.rehearsal.result import Rehearsal
+from mova_engine.rehearsal.stage import Stage
+from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
+from mova_engine.train import lora_model
+from mova_engine.train.assembly import mesh_of
+from mova_engine.train.batch import BatchBuilder
+from mova_engine.train.masters import DTYPES, Weights
+from mova_engine.train.model_setup import build_model, model_config
+from mova_engine.train.optimizer import build_optimizer
+from mova_engine.train.step import Updater
+
+# Two micro-batches: from the second on gradients are there beside activations.
+_MICRO_BATCHES = 2
+
+
+def dry_run_training(
+    config: TrainConfig, machine: Machine, world_size: int = 1, layers: int | None = None
+) -> Rehearsal:
+    """Build the run's model on tensors without data as rank 0 of `world_size`, and take one optimizer step.
+
+    It is a later step: the optimizer's moments are there. Of many micro-batches two are run. machine: that is assumed.
+    layers: of each tower, for a quick look; None: all. In a process that is prepared for the machine's kind of device
+    (`rehearsal.fake_devices`). Raises MovaError as the run itself would.
+    """
+    shape = mesh_of(config, world_size)
+    sizes = with_layers(model_config(config), layers)
+    micro_batches = config.micro_batches(shape)
+    batches = min(micro_batches, _MICRO_BATCHES) * config.loader.batch * shape.data_parallel
+    once = replace(config, global_batch_size=batches, model=replace(config.model, checkpoint=Path("nothing-is-read")))
+    stage = Stage(machine, world_size)
+    table = stage.operators(config.ops, (DTYPES[config.dtype],))
+    with stage.world(), _without_files():
+        processes = stage.processes(shape, config.parallel.timeout)
+        ops = processes.operators(table)
+        updater, batches, build = _built(stage, once, sizes, ops, processes)
+        with stage.play("step"):
+            stage.tracker.forget(), stage.log.forget()
+            updater.step(0, batches, build, partial(_follow, stage, updater.weights))
+    predicted = memory(planned(config, sizes, shape))
+    given = {name: torch.empty(size, device="meta") for name, size in clip_tensors(sizes, config).items()}
+    return stage.report(
+        command="train",
+        recipe=config.name,
+        model=updater.model,
+        shape=shape,
+        clips_per_step=config.clips_per_step(shape),
+        operators=table,
+        given=given,
+        predicted=predicted.device,
+    )
+
+
+def _built(stage: Stage, config: TrainConfig, sizes: MovaConfig, ops: OpTable, processes: Processes):
+    """Model, optimizer with moments, and an endless loader of one batch."""
+    device = stage.backend.device()
+    with stage.play("build"):
+        model, shards = build_model(config, sizes, ops, device, processes, fill=False)
+        model.train()
+        weights = Weights(model, DTYPES[config.dtype], config.optim.ema, shards)
+        optimizer = build_optimizer(weights.masters, config.optim, ops)
+        _take_moments(weights, optimizer)
+        stage.tracker.label(local_tensors(model), PARAMETERS, known=True)
+        stage.tracker.label(weights.tensors(), PARAMETERS, known=True)
+        stage.tracker.label(weights.ema or (), AVERAGE, known=True)
+        states = (x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor))
+        stage.tracker.label(states, MOMENTS, known=True)
+        clip = {name: torch.empty(shape) for name, shape in clip_tensors(sizes, config).items()}
+        empty_text = torch.empty(clip["text"].shape[1:])
+        build = BatchBuilder(empty_text, device, audio_only=config.task == "audio")
+        batch = {**clip, "id": ("clip",) * config.loader.batch, "heard": torch.ones(config.loader.batch, 1)}
+    updater = Updater(config, model, weights, optimizer, ops, processes)
+
+    def batches() -> Iterator[dict[str, Any]]:
+        while True:
+            yield batch
+
+    def built(given: dict, factors: Tensor | None = None):
+        with stage.tracker.within(INPUTS):
+            return build(given, factors)
+
+    return updater, batches(), built
+
+
+def _follow(stage: Stage, weights: Weights, at: str) -> None:
+    """Told by the step what it has come to."""
+    stage.tracker.in_update = at.endswith("update")
+    if stage.tracker.in_update:
+        gradients = weights.gradients().values()
+        stage.tracker.label((x for group in gradients for x in group), GRADIENTS, known=True)
+
+
+def _take_moments(weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+    """Bring the optimizer to where it is after a step of every expert."""
+    for tensor in weights.tensors():
+        tensor.grad = torch.zeros_like(tensor)
+    optimizer.step()
+    weights.zero_grad()
+
+
+def clip_tensors(sizes: MovaConfig, config: TrainConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a loader gives for a micro-batch, float32."""
+    batch, clip = config.loader.batch, sizes.clip
+    shapes = {
+        "audio_latents": (batch, sizes.audio.in_dim, clip.audio_tokens),
+        "text": (batch, sizes.text_tokens, sizes.video.text_dim),
+    }
+    if config.task == "joint":
+        video = (batch, sizes.video.out_dim, *clip.latent_shape)
+        shapes |= {"video_latents": video, "image_latents": video}
+    return shapes
+
+
+@contextmanager
+def _without_files() -> Iterator[None]:
+    """Within the block frozen weights come from nowhere: a checkpoint's sizes are the preset's."""
+
+    def load(component: nn.Module, folder: object, device: torch.device, dtype: torch.dtype) -> None:
+        place_weights(component, device, dtype)
+
+    with ExitStack() as patches:
+        for name, stand_in in (
+            ("load_component", load),
+            ("read_rows", lambda *_: None),
+            ("check_output", lambda *_: None),
+            ("initial_adapters", lambda *_: {}),
+        ):
+            patches.enter_context(patch.object(lora_model, name, stand_in))
+        yield
+
+
+def planned(config: TrainConfig, sizes: MovaConfig, shape: MeshShape) -> PlannedRun:
+    """The run as the cost model takes it."""
+    components = ("audio_dit",) if config.task == "audio" else ("video_dit", "audio_dit", "dual_tower_bridge")
+    if not config.model.bridge:
+        components = ("video_dit", "audio_dit")
+    job = Job(
+        sizes,
+        task="lora" if config.lora.rank else "full",
+        precision="fp32" if config.dtype == "float32" else "bf16",
+        components=components,
+        lora_rank=config.lora.rank or 16,
+        ema=config.optim.ema > 0,
+        online=config.loader.encode == "online",
+        clips=config.clips_per_step(shape),
+        batch=config.loader.batch,
+    )
+    return PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory)
+
+
+def in_this_process(
+    settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None
+) -> dict[str, Any]:
+    """`dry_run_training` of plain values, for a child."""
+    config = TRAIN.fill(settings, "the rehearsal")
+    return dry_run_training(config, assumed_machine(**machine), world_size, layers).to_dict()

@@ -1,0 +1,78 @@
+"""Rehearsals of the recipes: one at full size for each kind of device, the rest with two layers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mova_engine.config.recipes import load_config
+from mova_engine.config.rehearsal import RehearsalOptions
+from mova_engine.config.sample import SAMPLE
+from mova_engine.errors import MovaError
+from mova_engine.rehearsal.rehearse import rehearse
+from mova_engine.rehearsal.result import Rehearsal
+
+SAMPLING = "mova_engine.inference.dry_run:in_this_process"
+TRAINING = "mova_engine.train.dry_run:in_this_process"
+ANSWERS = ("recipe", "device", "world_size", "height", "width", "frames", "video_tokens", "clips_per_step")
+
+
+def _rehearse(recipe: str, device: str, world_size: int, layers: int | None = 2, **overrides) -> Rehearsal:
+    options = RehearsalOptions(dry_run=True, world_size=world_size)
+    return Rehearsal.from_dict(rehearse(TRAINING, load_config(recipe, **overrides), device, options, layers))
+
+
+@pytest.mark.dry
+def test_the_whole_model_at_720p_on_a_fake_npu():
+    command = "--recipe joint-phase3 --dry-run --json --device npu --world-size 1024"
+    done = subprocess.run([sys.executable, "-m", "mova_engine.train", *command.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    values = json.loads(done.stdout)
+    assert {name: values[name] for name in ANSWERS} == {
+        "recipe": "joint-phase3", "device": "npu", "world_size": 1024, "height": 720, "width": 1280, "frames": 193,
+        "video_tokens": 176400, "clips_per_step": 64,
+    }  # fmt: skip
+    found = Rehearsal.from_dict(values)
+    sent = {(x.kind, x.group): x for x in found.collectives}
+    # Forward and backward gather one expert's 40 blocks, the sound's 30 and 60 of the bridge, and what is beside them.
+    assert sent["all_gather", "world"].calls > 2 * (40 + 30 + 60)
+    assert sent["all_to_all", "ulysses"].ranks == 8 and sent["send", "ring"].ranks == 2
+    assert found.peak > found.predicted / 2
+
+
+@pytest.mark.dry
+@pytest.mark.parametrize("device", ["cuda", "npu"])
+@pytest.mark.parametrize(
+    "recipe, world_size", [("nano", 1), ("audio-pretrain", 16), ("joint-phase1", 8), ("joint-phase2", 64)]
+)
+def test_recipes_of_all_weights(recipe, world_size, device):
+    found = _rehearse(recipe, device, world_size)
+    assert found.device == device and found.peak_memory_bytes["parameters"] > 0
+    assert found.peak_memory_bytes["moments"] == pytest.approx(2 * found.peak_memory_bytes["parameters"], rel=1 / 2)
+
+
+@pytest.mark.dry
+@pytest.mark.parametrize("device", ["cuda", "npu"])
+def test_adapters(device):
+    found = _rehearse("lora", device, 1)
+    assert found.peak_memory_bytes["moments"] < found.peak_memory_bytes["parameters"] / 50
+
+
+@pytest.mark.parametrize(
+    "name, value", [("world_size", 8), ("assume", "sm90"), ("json", True), ("packages", ("apex",))]
+)
+def test_options_of_a_rehearsal_need_one(name, value):
+    with pytest.raises(MovaError, match="says what is tried by --dry-run"):
+        RehearsalOptions(**{name: value})
+
+
+@pytest.mark.dry
+@pytest.mark.parametrize("device, checkpoint", [("cuda", "mova-360p"), ("npu", "mova-720p")])
+def test_a_denoising_step(device, checkpoint):
+    words = f"--checkpoint {checkpoint} --prompt x --device {device} --parallel.context-parallel 2 --parallel.cfg 2"
+    options = RehearsalOptions(dry_run=True, world_size=4)
+    found = Rehearsal.from_dict(rehearse(SAMPLING, SAMPLE.parse(words.split()), device, options, 2))
+    assert found.command == "sample" and found.clips_per_step == 1
+    sent = {(x.kind, x.group) for x in found.collectives}
+    assert {("all_to_all", "ulysses"), ("broadcast", "context_parallel"), ("all_to_all", "cfg")} <= sent
