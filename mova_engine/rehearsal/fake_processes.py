@@ -4,7 +4,7 @@ Meshes and ranks are real numbers and made outside of the fake mode; exchanges o
 by `CollectiveLog`. Changes torch for the whole process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -35,7 +35,7 @@ def join_fake_group(device: str, launch: Launch) -> None:
 
 
 @contextmanager
-def fake_world(mode: FakeTensorMode):
+def fake_world(mode: FakeTensorMode) -> Iterator[None]:
     """Within the block groups for the host's tensors are fake too, and meshes are made outside of `mode`."""
     with ExitStack() as patches:
         for name in ("new_group", "new_subgroups_by_enumeration"):

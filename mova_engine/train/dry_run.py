@@ -1,6 +1,6 @@
 """A training step of a full-size run, rehearsed: its own wrappers on tensors without data, as one of many ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from mova_engine.rehearsal.stage import Stage
 from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
 from mova_engine.train import lora_model
 from mova_engine.train.assembly import mesh_of
-from mova_engine.train.batch import BatchBuilder
+from mova_engine.train.batch import BatchBuilder, LatentBatch
 from mova_engine.train.masters import DTYPES, Weights
 from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
@@ -73,7 +73,9 @@ def dry_run_training(
     )
 
 
-def _built(stage: Stage, config: TrainConfig, sizes: MovaConfig, ops: OpTable, processes: Processes):
+def _built(
+    stage: Stage, config: TrainConfig, sizes: MovaConfig, ops: OpTable, processes: Processes
+) -> tuple[Updater, Iterator[dict[str, Any]], Callable[..., LatentBatch]]:
     """Model, optimizer with moments, and an endless loader of one batch."""
     device = stage.backend.device()
     with stage.play("build"):
@@ -97,7 +99,7 @@ def _built(stage: Stage, config: TrainConfig, sizes: MovaConfig, ops: OpTable, p
         while True:
             yield batch
 
-    def built(given: dict, factors: Tensor | None = None):
+    def built(given: dict, factors: Tensor | None = None) -> LatentBatch:
         with stage.tracker.within(INPUTS):
             return build(given, factors)
 
