@@ -235,6 +235,7 @@ def test_mutants_are_right_or_refused(files, tmp_path, kind, part):
         ("wmv, msmpeg4", "flipped", 410_002_907),
         ("wmv, msmpeg4", "moved_both", 120_001_455),
         ("ogg, vp8", "moved", 310_005_159),
+        ("ogg, vp8", "dropped", 140_000_090),
     ],
 )
 def test_what_a_campaign_found_is_refused(files, tmp_path, kind, mutation, seed):

@@ -96,7 +96,7 @@ def read_sound(
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
     _refuse_displaced(
-        [run for run, _ in runs], float(end - begin), reader.restart, container.format.name in CUT_ANYWHERE, path
+        [run for run, _ in runs], float(end - begin), reader.restart, container.format.name, path
     )
     for number, (run, part) in enumerate(runs):
         if number and stream.codec_context.name in OVERLAPPING and not _is_priming(*runs[number - 1]):
@@ -112,11 +112,13 @@ def read_sound(
 
 
 def _refuse_displaced(
-    runs: list[PacketRun], duration: float, restart: Fraction | None, coarse: bool, path: str | Path
+    runs: list[PacketRun], duration: float, restart: Fraction | None, container: str, path: str | Path
 ) -> None:
     """MovaError where sound of the clip, which lasts from 0 to `duration`, may stand at a wrong place.
 
-    coarse: the container stamps packets that hold several frames, so that sound just before a step is of after it.
+    container: FFmpeg's name of it. Program and transport streams stamp packets that hold several frames, so that sound
+    just before a step is of after it; Ogg stamps the end of a page alone, so that sound just after a step, up to a page
+    of a second, is of before it.
     """
     for step, run in displaced(runs):
         if run.times[0] < duration and run.times[-1] > 0:
@@ -126,7 +128,13 @@ def _refuse_displaced(
     starts = [later.times[0] for earlier, later in pairwise(runs) if abs(later.times[0] - earlier.times[-1]) > STEP]
     if restart is not None and any(start < duration for start in starts):
         raise MovaError(f"{path}: its sound has a gap before its clock goes back: some of its timestamps are wrong")
-    if coarse and any(start > 0 for start in starts):
+    if container == "ogg" and any(-AROUND < start < duration for start in starts):
+        where = next(start for start in starts if -AROUND < start < duration)
+        raise MovaError(
+            f"{path}: damaged audio: a gap at {where:.3f} s of the clip: Ogg stamps the end of a page alone, so that the "
+            "lost sound may be anywhere on it"
+        )
+    if container in CUT_ANYWHERE and any(start > 0 for start in starts):
         where = next(start for start in starts if start > 0)
         raise MovaError(
             f"{path}: damaged audio: a gap at {where:.3f} s of the clip or shortly before: program and transport "
