@@ -95,9 +95,7 @@ def read_sound(
         runs = [each for part in _same_rate(pieces) for each in _runs(part)]
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
-    _refuse_displaced(
-        [run for run, _ in runs], float(end - begin), reader.restart, container.format.name, path
-    )
+    _refuse_displaced([run for run, _ in runs], float(end - begin), reader.restart, container.format.name, path)
     for number, (run, part) in enumerate(runs):
         if number and stream.codec_context.name in OVERLAPPING and not _is_priming(*runs[number - 1]):
             _silence_first(part, run.times[0] - runs[number - 1][0].times[-1])
@@ -131,8 +129,8 @@ def _refuse_displaced(
     if container == "ogg" and any(-AROUND < start < duration for start in starts):
         where = next(start for start in starts if -AROUND < start < duration)
         raise MovaError(
-            f"{path}: damaged audio: a gap at {where:.3f} s of the clip: Ogg stamps the end of a page alone, so that the "
-            "lost sound may be anywhere on it"
+            f"{path}: damaged audio: a gap at {where:.3f} s of the clip: Ogg stamps the end of a page alone, and "
+            "what is lost may be anywhere on it"
         )
     if container in CUT_ANYWHERE and any(start > 0 for start in starts):
         where = next(start for start in starts if start > 0)
