@@ -77,16 +77,19 @@ def load_lora(model: nn.Module, path: str | Path, alpha: float | None = None) ->
     alpha: overrides the file's own; needed where the file has none. Raises MovaError as `read_lora`, and for layers
     that the model does not have, has in another size, or has adapted already.
     """
-    pairs, alpha = read_lora(path, alpha)
-    if alpha is None:
-        raise MovaError(f"{path} does not say its alpha (the reference's files never do; its default is 16): give one")
+    pairs, alpha = read_scaled_lora(path, alpha)
     check_fit(model, path, pairs)
-    for name in pairs:
-        _free_layer(model, name)
-    known = dict(model.named_modules())
-    for name, (a, b) in pairs.items():
-        _attach(known[name], a, b, alpha)
+    attach_lora(model, pairs, alpha)
     return list(pairs)
+
+
+def attach_lora(model: nn.Module, pairs: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> None:
+    """Add the A [r, in] and B [out, r] of layers, by their names in `model`, where they and in what dtype these are.
+    MovaError, and nothing is added, where a layer is adapted already.
+    """
+    layers = {name: _free_layer(model, name) for name in pairs}
+    for name, (a, b) in pairs.items():
+        _attach(layers[name], a, b, alpha)
 
 
 def read_lora(path: str | Path, alpha: float | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], float | None]:
@@ -102,6 +105,14 @@ def read_lora(path: str | Path, alpha: float | None = None) -> tuple[dict[str, t
         raise MovaError(f"{path} is no LoRA file: it must hold lora_A, lora_B pairs{_listed(stray, '; see')}")
     alpha = _stored_alpha(path, metadata) if alpha is None else _check_alpha(float(alpha), "alpha")
     return {name: (tensors[name + _A], tensors[name + _B]) for name in layers}, alpha
+
+
+def read_scaled_lora(path: str | Path, alpha: float | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """`read_lora` of adapters that are to be used: MovaError too where the file states no alpha and none is given."""
+    pairs, alpha = read_lora(path, alpha)
+    if alpha is None:
+        raise MovaError(f"{path} does not say its alpha (the reference's files never do; its default is 16): give one")
+    return pairs, alpha
 
 
 def check_fit(model: nn.Module, path: str | Path, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:

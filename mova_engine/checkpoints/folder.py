@@ -188,17 +188,18 @@ def load_codecs(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    on_host: bool = False,
+    weights_on: torch.device | str | None = None,
     parts: Collection[str] = Codecs._fields,
 ) -> Codecs:
     """Return the checkpoint's video codec, audio codec and text encoder, of which `parts` are loaded; pretrained ones
-    compute in `dtype`. on_host: these are loaded into the host's memory, for a `Residency` to move.
+    compute in `dtype`. weights_on: where their weights lie, `device` by default: "cpu" for a `Residency` to move,
+    "meta" where they are yet to be read; what is missing is refused then too.
     """
     folder = Path(folder)
     # No codec depends on the clip's size, which the folder need not state.
     config = _contents(folder, RELEASED.clip)
 
-    pretrained_on = "cpu" if on_host else device
+    pretrained_on = device if weights_on is None else weights_on
 
     def source(name: str, kind: str) -> dict[str, Any]:
         if CODEC_CLASSES[name][kind][0] != EMBEDDED:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mova_engine.codecs.dac_layers import Conv1d, Convolution, Decoder, Encoder
-from mova_engine.codecs.interface import check_audio, check_latents, fingerprint
+from mova_engine.codecs.interface import check_audio, check_latents, fingerprint, is_meta
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import load_component, read_config, stored_tensors
+from mova_engine.files.tensors import check_component, load_component, read_config, stored_tensors
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,8 @@ class Dac(nn.Module):
 
 
 def load_dac(folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Dac:
-    """Load an audio VAE from its folder (`config.json` and safetensors), with or without weight norm, as it was stored.
+    """Load an audio VAE from its folder (`config.json` and safetensors), with or without weight norm, as it was stored;
+    on the meta device, read headers alone.
 
     Raises MovaError that names missing, unexpected or mis-shaped tensors.
     """
@@ -116,6 +117,9 @@ def load_dac(folder: str | Path, device: torch.device | str | None = None, dtype
     # Both forms give the same function, so the file decides, whatever the configuration says.
     weight_norm = any(name.endswith(".weight_g") for name in stored_tensors(folder))
     dac = Dac(replace(config, use_weight_norm=weight_norm), device="meta")
+    if is_meta(device):
+        check_component(dac, folder)
+        return dac
     load_component(dac, folder, device=device or "cpu", dtype=dtype)
     return dac
 
@@ -136,9 +140,13 @@ class DacCodec:
         self._fingerprint: str | None = None
 
     @property
-    def weights(self) -> nn.Module:
-        """The autoencoder, which may be moved."""
+    def weights(self) -> nn.Module | None:
+        """The autoencoder, which may be moved; None while it is dropped."""
         return self.dac
+
+    @weights.setter
+    def weights(self, dac: nn.Module | None) -> None:
+        self.dac = dac
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:

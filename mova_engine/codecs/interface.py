@@ -3,7 +3,8 @@
 Three small protocols hide what stands behind them: a pretrained autoencoder, or a fixed transform that needs no
 download. All of them normalise their latents (about zero mean, unit scale per channel), move their input to their own
 device, run without gradients, and give a `fingerprint` that changes whenever the same input could give another output.
-`weights` is the module that `memory.residency` moves between host and device; None: constants of a few kB, which stay.
+`weights` is the module that `memory.residency` moves between host and device, on the meta device or None while it is
+not read; always None: constants of a few kB, which stay.
 """
 
 import hashlib
@@ -133,6 +134,11 @@ def check_prompts(prompts: Sequence[str]) -> None:
 def _check_float(x: Tensor, what: str, advice: str) -> None:
     if not x.is_floating_point():
         raise MovaError(f"{what} must be floating point, got {x.dtype}" + (f"; {advice}" if advice else ""))
+
+
+def is_meta(device: torch.device | str | None) -> bool:
+    """Whether weights are not to be read yet."""
+    return device is not None and torch.device(device).type == "meta"
 
 
 def optional(package: str, attribute: str, what: str) -> Any:

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mova_engine.codecs.interface import check_prompts, fingerprint, optional
+from mova_engine.codecs.interface import check_prompts, fingerprint, is_meta, optional
 from mova_engine.errors import MovaError
+from mova_engine.files.tensors import stored_tensors
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ def load_umt5(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Umt5TextEncoder:
-    """Load the encoder (`config.json` and safetensors) and its tokenizer from their folders; nothing is downloaded.
+    """Load the encoder (`config.json` and safetensors) and its tokenizer from their folders; nothing is downloaded. On
+    the meta device the weights are not read.
 
     Raises MovaError for a missing package, folder or file, and for weights that do not fit.
     """
@@ -91,9 +93,14 @@ def load_umt5(
     tokenizer_class = optional("transformers", "AutoTokenizer", _WHAT)
     options = {"local_files_only": True}
     try:
-        encoder, info = encoder_class.from_pretrained(
-            encoder_folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
+        if is_meta(device):
+            stored_tensors(encoder_folder)
+            with torch.device("meta"):
+                encoder, info = encoder_class(encoder_class.config_class.from_pretrained(encoder_folder, **options)), {}
+        else:
+            encoder, info = encoder_class.from_pretrained(
+                encoder_folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            )
         tokenizer = tokenizer_class.from_pretrained(tokenizer_folder, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]

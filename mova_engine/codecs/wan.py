@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mova_engine.codecs.interface import check_latents, check_video, fingerprint, optional
+from mova_engine.codecs.interface import check_latents, check_video, fingerprint, is_meta, optional
 from mova_engine.codecs.row_sharding import ALL_ROWS, Rows, convolutions_on
 from mova_engine.codecs.static_tail_cache import is_still_somewhere, reused
 from mova_engine.codecs.toy.latent_stats import LatentStats
-from mova_engine.files.tensors import load_component, read_config
+from mova_engine.files.tensors import check_component, load_component, read_config
 
 
 class WanVideoCodec:
@@ -35,9 +35,13 @@ class WanVideoCodec:
         self._fingerprint: str | None = None
 
     @property
-    def weights(self) -> nn.Module:
-        """The autoencoder, which may be moved."""
+    def weights(self) -> nn.Module | None:
+        """The autoencoder, which may be moved; None while it is dropped."""
         return self.vae
+
+    @weights.setter
+    def weights(self, vae: nn.Module | None) -> None:
+        self.vae = vae
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def _contiguous(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def load_wan(
     folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """Load an AutoencoderKLWan from its folder (`config.json` and safetensors).
+    """Load an AutoencoderKLWan from its folder (`config.json` and safetensors); on the meta device, read headers alone.
 
     Raises MovaError without diffusers, and one that names missing, unexpected or mis-shaped tensors.
     """
@@ -104,5 +108,8 @@ def load_wan(
     config = read_config(folder)
     with torch.device("meta"):
         vae = autoencoder.from_config(config)
+    if is_meta(device):
+        check_component(vae, folder)
+        return vae
     load_component(vae, folder, device=device or "cpu", dtype=dtype)
     return vae

@@ -34,6 +34,10 @@ class MemoryConfig:
     """Where trained weights, their gradients and the optimizer's state are while not in use; with parallel.shard."""
     expert: Place = "device"
     """Where the video expert waits that a denoising step does not use."""
+    idle: Literal["host", "files", "device"] = "host"
+    """Where text encoder, codecs and towers wait while sampling does not use them: in the host's memory, in their
+    files, which are then read again, or on the device. Towers that parallel.shard divides stay on the device.
+    """
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -101,6 +105,11 @@ class MemoryConfig:
                 "expert",
                 self.expert == "host" and sharded,
                 "shards of both experts are held alike: memory.weights host concerns them",
+            ),
+            (
+                "idle",
+                self.idle != "host" and not sampling,
+                "training leaves text encoder and codecs when it has encoded; loader.encode online keeps them",
             ),
         )
         found: dict[str, str] = {}

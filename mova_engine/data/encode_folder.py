@@ -15,13 +15,15 @@ from mova_engine.checkpoints.folder import Codecs, codecs_of, load_codecs
 from mova_engine.checkpoints.locate import open_model
 from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec
 from mova_engine.config.clip import ClipSettings
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import MovaConfig, get_preset
+from mova_engine.config.stages import stages
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.media.decode import Silent
 from mova_engine.data.metadata import read_metadata
 from mova_engine.distributed.processes import Launch, read_launch
 from mova_engine.errors import MovaError
-from mova_engine.memory.codec_parts import codec_parts
+from mova_engine.memory.model_parts import codec_parts
 from mova_engine.memory.residency import Residency
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def encode_folder(
     which = f"share {share} of {shares}: " if shares > 1 else ""
     place = get_backend(device).device(launch.local_rank)
     config, codecs, source = _model(model, checkpoint, clip, task, place)
-    residency = Residency(place, codec_parts(codecs, source))
+    residency = Residency(place, codec_parts(codecs, source, text_waits="files"), stages(MemoryConfig()))
     folder = cache or data / "cache"
     store = LatentCache(folder, config.clip, *codecs, dtype=dtype, silent=silent, residency=residency)
     if (otherwise := store.stored_otherwise(entries)) is not None:
@@ -80,7 +82,7 @@ def _model(
     """The model, its codecs on the host (embedded ones where they compute), and the folder that they are from."""
     if checkpoint is not None:
         folder, config = open_model(checkpoint, clip)
-        return config, load_codecs(folder, device=device, on_host=True, parts=codecs_of(task)), folder
+        return config, load_codecs(folder, device=device, weights_on="cpu", parts=codecs_of(task)), folder
     config = get_preset(preset)
     config = replace(config, clip=clip.over(config.clip))
     codecs = Codecs(

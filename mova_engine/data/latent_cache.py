@@ -40,6 +40,7 @@ from mova_engine.codecs import (
     video_from_uint8,
 )
 from mova_engine.config.model import ClipConfig
+from mova_engine.config.stages import ENCODE_CLIPS, ENCODE_TEXT
 from mova_engine.data.cache_entries import floats, is_entry, read_entry, serialise
 from mova_engine.data.cache_forms import Form, as_json, as_stored, difference, form_path, other_forms
 from mova_engine.data.media.decode import Clip, Silent, read_clip
@@ -48,7 +49,6 @@ from mova_engine.data.metadata import Entry
 from mova_engine.errors import MovaError, suggest
 from mova_engine.files.atomic import set_aside, write_atomic
 from mova_engine.files.digests import Digests
-from mova_engine.memory.codec_parts import AUDIO_VAE, TEXT_ENCODER, VIDEO_VAE
 from mova_engine.memory.residency import Residency, stage
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,6 @@ TEXT_MEMORY = 64 << 20
 LOOKED_FOR = 16
 # Clips decoded ahead of the encoder.
 READ_AHEAD = 2
-# What a clip is encoded with.
-CODECS = (VIDEO_VAE, AUDIO_VAE)
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class LatentCache:
         latents = self._load(path)
         if latents is None:
             clip = self._decode(entry)
-            with stage(self.residency, *CODECS):
+            with stage(self.residency, ENCODE_CLIPS):
                 latents = self._encode(entry, clip)
             self._try_write(path, serialise(latents))
             self._write_form()
@@ -150,7 +148,7 @@ class LatentCache:
         """Features float32 [n, d] of a caption."""
         stored = self._stored_text(caption)
         if stored is None:
-            with stage(self.residency, TEXT_ENCODER):
+            with stage(self.residency, ENCODE_TEXT):
                 features = self._encode_text(caption)
             self._try_write(self._text_path(caption), serialise({"text": features}))
             stored = self._keep_text(caption, features)
@@ -171,7 +169,7 @@ class LatentCache:
             began = False
             for done, (entry, outcome) in enumerate(self._read_ahead(entries), start=1):
                 if isinstance(outcome, Clip) and not began:
-                    encoding.enter_context(stage(self.residency, *CODECS))
+                    encoding.enter_context(stage(self.residency, ENCODE_CLIPS))
                     began = True
                 try:
                     latents = self._encode(entry, outcome) if isinstance(outcome, Clip) else None
@@ -186,7 +184,7 @@ class LatentCache:
                     captions.append(entry.caption)
                 progress(done)
         if missing := [text for text in dict.fromkeys(captions) if not self._has_text(text)]:
-            with stage(self.residency, TEXT_ENCODER):
+            with stage(self.residency, ENCODE_TEXT):
                 for caption in missing:
                     self._store(self._text_path(caption), {"text": self._encode_text(caption)})
         return problems

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.config.model import ClipConfig, MovaConfig
+from mova_engine.config.stages import DENOISE
 from mova_engine.diffusion.conditioning import video_input
 from mova_engine.diffusion.guidance import Branch, Guidance, Velocities
 from mova_engine.diffusion.prediction import Prediction
@@ -23,9 +24,6 @@ from mova_engine.errors import MovaError
 from mova_engine.memory.residency import Residency, stage
 from mova_engine.models.context_parallel import Sharding
 from mova_engine.models.mova import Mova
-
-# The video experts' components, by index; they serve every step of a model that has one expert alone.
-EXPERTS = ("video_dit", "video_dit_2")
 
 
 class Latents(NamedTuple):
@@ -109,8 +107,8 @@ def denoise(
 
     fps: pictures per second of the clip, for the bridge's alignment of the two clocks. on_step is told of every step.
     processes: those that make the clips together, of which all are given the same and return the same, to the bit; each
-    computes its branches of guidance on its tokens. residency: brings each expert, where it is one of its parts, to the
-    device for the steps that it serves.
+    computes its branches of guidance on its tokens. residency: brings towers and bridge, where they are its parts, to
+    the device for the steps that they serve.
     Raises MovaError for shapes that do not fit, and when the latents come out not finite.
     """
     options, place = options or LoopOptions(), processes or Processes()
@@ -120,7 +118,7 @@ def denoise(
     image = conditions.condition[:, -noise.video.shape[1] :, 0].float()
     video_sigmas, audio_sigmas = steps.video_sigmas.tolist(), steps.audio_sigmas.tolist()
     for expert, served in groupby(range(len(steps.experts)), steps.experts.__getitem__):
-        with stage(residency, EXPERTS[expert]):
+        with stage(residency, DENOISE[expert]):
             for index in served:
                 found = all_branches(guidance.branches, model.evaluate(own, state, steps, index), place.branches)
                 velocity = Latents(*guidance.combine(lambda *branch, found=found: found[branch]))

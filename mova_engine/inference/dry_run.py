@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from mova_engine.checkpoints.locate import open_model
-from mova_engine.config.model import COMPONENTS, PRESETS, MovaConfig
+from mova_engine.config.model import PRESETS, MovaConfig
 from mova_engine.config.sample import SAMPLE, SampleConfig
+from mova_engine.config.stages import DENOISE, EXPERTS, stages
 from mova_engine.diffusion.schedule import Steps
 from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.inference.denoising import EXPERTS, Conditions, Latents, LoopOptions, denoise
-from mova_engine.inference.loading import Trained, tower_parts, trained
+from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise
+from mova_engine.inference.loading import Trained, trained
 from mova_engine.inference.pipeline import default_batch, default_settings
 from mova_engine.inference.process_mesh import choose_shape
 from mova_engine.inference.sampling_run import DTYPES, sample_settings
+from mova_engine.memory.model_parts import tower_parts
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
@@ -112,17 +114,19 @@ def _built(
     stage: Stage, config: SampleConfig, sizes: MovaConfig, ops: OpTable, processes: Processes, dtype: torch.dtype
 ) -> tuple[Mova, Residency | None]:
     """The model as the sampler loads it (`inference.loading`), of which nothing is read."""
-    device, swapped = stage.backend.device(), config.memory.expert == "host"
+    device = stage.backend.device()
     mova = Mova(sizes, ops, "meta", dtype).requires_grad_(False)
     residency = None
     if config.parallel.shard:
         shard_model(mova, processes, device, dtype, config.memory.weights_on_host)
     else:
-        for name in COMPONENTS:
-            if (component := getattr(mova, name)) is not None:
-                away = swapped and name in EXPERTS and mova.video_dit_2 is not None
-                place_weights(component, torch.device("cpu") if away else device, dtype)
-        residency = Residency(device, tower_parts(mova, swapped))
+        towers = tower_parts(mova, lambda name, place: place_weights(getattr(mova, name), place, dtype))
+        residency = Residency(device, towers, stages(config.memory, experts=sizes.experts))
+        # As late steps find them: each expert has come, and lies where it waits.
+        residency.read_ahead(*(name for name in EXPERTS if not residency.lingers(name)))
+        for name in DENOISE:
+            with residency.stage(name):
+                pass
     stage.tracker.label(local_tensors(mova), PARAMETERS, known=True)
     return mova, residency
 

@@ -1,33 +1,32 @@
 """From a model folder to what a pipeline needs, on a device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from mova_engine.adapters.lora import load_lora
+from mova_engine.adapters.lora import attach_lora, check_fit, read_scaled_lora, remove_lora
 from mova_engine.backend import Backend
 from mova_engine.checkpoints.folder import (
     Codecs,
     boundary_ratio,
     diffusion_settings,
     load_codecs,
-    load_mova,
-    mova_config_from_folder,
 )
 from mova_engine.checkpoints.integrity import damage, has_checksums
 from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.memory import MemoryConfig
-from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
+from mova_engine.config.model import COMPONENTS, MovaConfig
+from mova_engine.config.stages import stages
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import read_json, stored_tensors
-from mova_engine.inference.denoising import EXPERTS, LoopOptions
-from mova_engine.memory.codec_parts import codec_parts
-from mova_engine.memory.residency import Part, Residency
+from mova_engine.files.tensors import check_component, load_component, read_json, stored_tensors
+from mova_engine.memory.model_parts import codec_parts, tower_parts
+from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 
@@ -71,7 +70,7 @@ def trained(folder: str | Path) -> Trained:
         raise MovaError(f"{folder / INDEX} does not say how the model was trained: {error!r}") from None
 
 
-def _check_whole(folder: Path, place: Processes) -> None:
+def check_whole(folder: Path, place: Processes) -> None:
     """Read a training checkpoint's model through, each process a part: a flipped byte changes pictures, not headers."""
     if has_checksums(folder):
         found = place.all_gather_object(damage(folder, place.launch.rank, place.launch.world, training=False))
@@ -88,79 +87,64 @@ def own_codecs(processes: Processes) -> tuple[str, ...]:
     return ("video", *(("text",) if rank == 0 else ()), *(("audio",) if rank == size - 1 else ()))
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with all that a pipeline takes, under the names of its fields."""
-
-    mova: Mova
-    codecs: Codecs
-    schedule: Schedule
-    prediction: Prediction
-    options: LoopOptions
-    clip: ClipConfig | None
-    processes: Processes
-    sharded: bool
-    device: torch.device
-    residency: Residency
-
-
-def load_model(
-    folder: str | Path,
+def open_parts(
+    folder: Path,
+    config: MovaConfig,
     backend: Backend,
+    place: Processes,
     *,
-    dtype: torch.dtype | None = None,
-    clip: ClipConfig | None = None,
-    memory: MemoryConfig | None = None,
-    lora: Path | None = None,
-    lora_alpha: float | None = None,
-    processes: Processes | None = None,
-    shard: bool = False,
-    config: MovaConfig | None = None,
-) -> LoadedModel:
-    """Load a model folder (see `checkpoints.locate.find_model`) with its codecs onto the backend's device.
+    dtype: torch.dtype | None,
+    memory: MemoryConfig,
+    lora: Path | None,
+    lora_alpha: float | None,
+    shard: bool,
+) -> tuple[Mova, Codecs, Residency]:
+    """The model and the codecs that this process needs, with the residency that reads their weights from `folder` when
+    their stages come: until then they are on the meta device. Weights that are shared are read at once.
 
-    dtype: of towers and pretrained codecs; None: as stored. clip: shape of the clips instead of the model's own.
-    config: the model, where `open_model` has been asked already.
-    lora: a file of adapters to add; lora_alpha: where the file has none, or another is wanted.
-    memory: where weights wait; None: the plain settings. processes: this one's place among several, which loads the
-    codecs that it needs; shard: its part of the weights too.
-    Raises MovaError for whatever is missing or damaged.
+    dtype: of towers and pretrained codecs; None: as stored. Raises MovaError for whatever is missing, does not fit, or
+    is damaged as far as headers and checksums tell.
     """
-    folder, place, memory = Path(folder), processes or Processes(), memory or MemoryConfig()
     memory.check("inference", shard)
-    swapped = memory.expert == "host"
-    _check_whole(folder, place)
-    facts, device = trained(folder), backend.device(place.launch.local_rank)
-    config = config or mova_config_from_folder(folder)
+    check_whole(folder, place)
+    device = backend.device(place.launch.local_rank)
     dtypes = (dtype,) if dtype else _stored_dtypes(folder, config) or COMPUTE_DTYPES
     ops = place.operators(bind(backend, training=False, dtypes=dtypes))
+    waits = "files" if memory.idle == "files" else "host"
     if shard:
         if lora is not None:
             raise MovaError(
                 "shared weights take no adapters: merge them first (mova lora merge), or leave out parallel.shard"
             )
         mova = _load_sharded(folder, config, ops, device, dtype, memory, place)
+        towers = tower_parts(mova, None)
     else:
-        mova = load_mova(folder, ops, device="cpu" if swapped else device, dtype=dtype, config=config)
-        if lora is not None:
-            load_lora(mova, lora, lora_alpha)
-        mova.requires_grad_(False)
-        if swapped:
-            staying = [mova.audio_dit, mova.dual_tower_bridge, *([] if mova.video_dit_2 else [mova.video_dit])]
-            for component in staying:
-                component.to(device)
-    options = LoopOptions(facts.clean_first_frame, facts.bridge)
-    codecs = load_codecs(folder, device=device, dtype=dtype, on_host=True, parts=own_codecs(place))
-    parts = [*codec_parts(codecs, folder, dtype), *tower_parts(mova, swapped)]
-    residency = Residency(device, parts)
-    return LoadedModel(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device, residency)
+        mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
+        towers = tower_parts(mova, _reader(mova, folder, dtype, lora, lora_alpha), waits)
+    codecs = load_codecs(folder, device=device, dtype=dtype, weights_on="meta", parts=own_codecs(place))
+    parts = [*codec_parts(codecs, folder, dtype, text_waits=waits, vaes_wait=waits), *towers]
+    return mova, codecs, Residency(device, parts, stages(memory, experts=config.experts, sharded=shard))
 
 
-def tower_parts(mova: Mova, swapped: bool) -> list[Part]:
-    """The towers as parts of a residency. swapped: two experts come and go; the rest is on the device already."""
-    modules = {name: getattr(mova, name) for name in COMPONENTS}
-    moving = EXPERTS if swapped and mova.video_dit_2 is not None else ()
-    return [Part(name, x, stays=name not in moving) for name, x in modules.items() if x is not None]
+def _reader(
+    mova: Mova, folder: Path, dtype: torch.dtype | None, lora: Path | None, lora_alpha: float | None
+) -> Callable[[str, torch.device], None]:
+    """What reads a component of the model onto a device, with its adapters. What does not fit is refused now."""
+    for name in _component_names(mova.config):
+        check_component(getattr(mova, name), folder / name)
+    pairs, alpha = ({}, 1.0) if lora is None else read_scaled_lora(lora, lora_alpha)
+    if lora is not None:
+        check_fit(mova, lora, pairs)
+
+    def read(name: str, device: torch.device) -> None:
+        component = getattr(mova, name)
+        remove_lora(component)
+        load_component(component, folder / name, device=device, dtype=dtype)
+        own = {key.removeprefix(f"{name}."): pair for key, pair in pairs.items() if key.startswith(f"{name}.")}
+        attach_lora(component, own, alpha)
+        component.requires_grad_(False)
+
+    return read
 
 
 def _component_names(config: MovaConfig) -> list[str]:

@@ -7,33 +7,29 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mova_engine.backend import Backend, default_backend, get_backend
-from mova_engine.checkpoints.folder import Codecs
+from mova_engine.checkpoints.folder import Codecs, mova_config_from_folder
 from mova_engine.checkpoints.locate import find_adapters, open_model
-from mova_engine.codecs import video_from_uint8, video_to_uint8
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig
-from mova_engine.config.model import ClipConfig, MovaConfig
+from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
+from mova_engine.config.stages import CODEC_PARTS, DENOISE, EXPERTS
 from mova_engine.data.media.decode import Clip
-from mova_engine.data.media.resize import crop_resize
 from mova_engine.data.text import flaw
-from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
 from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, Step, denoise, draw_noise
 from mova_engine.inference.generated_clip import GeneratedClip
-from mova_engine.inference.loading import load_model
+from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import Request, read_frame
-from mova_engine.memory.codec_parts import AUDIO_VAE, TEXT_ENCODER, VIDEO_VAE
-from mova_engine.memory.residency import Residency, stage
+from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 
-WHITE = 255
 # What MOVA's own inference scripts steer away from unless told otherwise. The words are the Wan project's (Wan 2.1,
 # Apache-2.0): garish, overexposed, static, blurred, subtitles, low quality, JPEG artefacts, deformed hands and faces.
 REFERENCE_NEGATIVE_PROMPT = (
@@ -45,6 +41,8 @@ REFERENCE_NEGATIVE_PROMPT = (
 BATCH_TOKENS, MOST_CLIPS = 4096, 16
 # Clips whose words and pictures are encoded before the first of them is made; at 360p 18 MB of host memory each.
 ENCODED_AHEAD = 256
+# The stage, as told to `on_stage`, that takes as long as the disk does.
+LOADING = "loading towers"
 # A file, or pixels uint8 [h, w, 3].
 Picture = str | Path | np.ndarray | None
 
@@ -76,14 +74,9 @@ def default_batch(clip: ClipConfig, count: int) -> int:
     return max(1, min(MOST_CLIPS, BATCH_TOKENS // clip.video_tokens, count))
 
 
-@dataclass
-class _Encoded:
-    """What one process encoded of a batch, on the host: words (text [b, n, d], empty [1, n, d]) or None; a condition
-    [1, 20, t, h, w] for each clip, or none.
-    """
-
-    words: dict[str, Tensor] | None = None
-    pictures: list[Tensor] = field(default_factory=list)
+def batched(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
+    """Requests in batches of `size`, the last of which may have fewer."""
+    return [requests[start : start + size] for start in range(0, len(requests), size)]
 
 
 @dataclass
@@ -92,8 +85,8 @@ class Pipeline:
 
     schedule, prediction, options.clean_first_frame and options.bridge must be those of the training. processes: each of
     them has a pipeline, with the codecs that `loading.own_codecs` names. sharded: they hold parts of the weights each.
-    device: where the towers compute; None: where they are. residency: brings the codecs, and experts that are its
-    parts, to the device for their stages; None: they are where they compute.
+    device: where the towers compute; None: where they are. residency: brings its parts to the device for their stages,
+    and has read no file of theirs before; None: all are where they compute.
     """
 
     mova: Mova
@@ -106,6 +99,14 @@ class Pipeline:
     sharded: bool = False
     device: torch.device | None = None
     residency: Residency | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("mova", Mova), ("codecs", Codecs)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise MovaError(
+                    f"Pipeline: {name} must be a {kind.__name__}, got {type(value).__name__}: "
+                    "Pipeline.from_pretrained(FOLDER) loads a model folder"
+                )
 
     @classmethod
     def from_pretrained(
@@ -120,12 +121,34 @@ class Pipeline:
     ) -> "Pipeline":
         """The pipeline of a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder.
 
-        device: "cpu", "cuda" or "npu"; None: the first of npu, cuda, cpu that works. dtype: what the towers compute in;
-        None: as stored. clip: sizes other than the model's own, `ClipSettings(height=352, width=640)`. memory: where
-        weights wait, `MemoryConfig(expert="host")`; None: all on the device.
+        device: "cpu", "cuda" or "npu"; None: the first of npu, cuda, cpu that works. dtype: what the towers compute in,
+        `torch.bfloat16`; None: as stored. clip: sizes other than the model's own, `ClipSettings(height=352,
+        width=640)`.
         lora: adapters to add, a LoRA run, its checkpoint or a file.
-        Raises MovaError for whatever is missing or damaged.
+        memory: where weights wait while they are not used, `mova_engine.config.memory.MemoryConfig(idle=...)`: "host",
+        the default: in the host's memory, so that the device holds the largest stage and not the sum; "files": nowhere,
+        they are read again; "device": they stay. `expert="host"`: one video expert at a time.
+        Weights are read when the first call needs them; text encoder, video experts and codecs are not on the device
+        together. Later calls read no file again, but for idle="files".
+        Raises MovaError for whatever is missing or damaged, and for arguments of another kind.
+
+            from mova_engine import Pipeline
+
+            pipeline = Pipeline.from_pretrained("runs/nano")
+            clip = pipeline("a red ball bounces", image="first.png", seed=0)
+            clip.save("ball.mp4")
         """
+        for name, value, kinds in (
+            ("folder", folder, (str, Path)),
+            ("device", device, (str, type(None))),
+            ("dtype", dtype, (torch.dtype, type(None))),
+            ("clip", clip, (ClipSettings, type(None))),
+            ("memory", memory, (MemoryConfig, type(None))),
+            ("lora", lora, (str, Path, type(None))),
+        ):
+            if not isinstance(value, kinds):
+                wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+                raise MovaError(f"Pipeline.from_pretrained: {name} must be {wanted}, got {value!r}")
         backend = get_backend(device) if device else default_backend()
         found, config = open_model(folder, clip or ClipSettings())
         lora = None if lora is None else find_adapters(lora)
@@ -175,15 +198,17 @@ class Pipeline:
     def _frame(self, picture: Picture) -> np.ndarray | None:
         return read_frame(picture, self.shape) if isinstance(picture, str | Path) else picture
 
+    def read_weights(self) -> None:
+        """Read all weights from their files now, into the host's memory, which the first call would do as it goes; not
+        those that `MemoryConfig(idle="files")` leaves there. For a server that is to be ready, or for `mova` itself.
+        """
+        if self.residency is not None:
+            self.residency.read_ahead(*CODEC_PARTS, *COMPONENTS)
+
     @property
     def shape(self) -> ClipConfig:
         """The shape of the clips made."""
         return self.clip or self.mova.config.clip
-
-    @property
-    def samples(self) -> int:
-        """Samples of a clip's sound: whole latents outlast the pictures."""
-        return round(self.shape.duration * self.shape.sample_rate)
 
     def generate(
         self,
@@ -191,6 +216,7 @@ class Pipeline:
         settings: SampleSettings,
         *,
         batch: int = 1,
+        encoded: Sequence[Encoded] | None = None,
         on_step: Callable[[Step], None] | None = None,
         on_stage: Callable[[str], object] = lambda _: None,
     ) -> Iterator[Clip | None]:
@@ -198,21 +224,35 @@ class Pipeline:
 
         A clip does not depend on its neighbours in the batch. on_step is told of every denoising step, on_stage of what
         comes next, in words. Of several processes, which all are given the same requests, the first gets the clips; the
-        others yield None for each. Their data-parallel groups take a batch each at a time.
+        others yield None for each. Their data-parallel groups take a batch each at a time. encoded: what
+        `ClipCodecs.encode` has made of each batch, in one process; None: it is made now.
         Raises MovaError when latents come out not finite.
         """
         if batch < 1:
             raise MovaError(f"batch must be at least 1, got {batch}")
-        batches = [requests[start : start + batch] for start in range(0, len(requests), batch)]
+        batches = batched(requests, batch)
         groups = self.processes.shape.data_parallel
         turns = [batches[start : start + groups] for start in range(0, len(batches), groups)]
         ahead = max(1, ENCODED_AHEAD // batch)
         for start in range(0, len(turns), ahead):
             some = turns[start : start + ahead]
-            on_stage("encoding words and first frames")
-            encoded = self._encode([self._part(turn) for turn in some], settings.negative_prompt)
-            for turn, inputs in zip(some, encoded, strict=True):
+            if encoded is None:
+                on_stage("encoding words and first frames")
+                ready = self._clip_codecs.encode([self._part(turn) for turn in some], settings.negative_prompt)
+            else:
+                ready = encoded[start : start + ahead]
+            self._load_towers(on_stage)
+            for turn, inputs in zip(some, ready, strict=True):
                 yield from self._turn(turn, inputs, settings, on_step, on_stage)
+
+    def _load_towers(self, on_stage: Callable[[str], object]) -> None:
+        """Bring the towers that stay while clips are made; not all processes have as fast a disk, so all wait."""
+        if self.residency is not None:
+            on_stage(LOADING)
+            # An expert that waits on the host is read to there, and comes for its steps.
+            self.residency.read_ahead(*(name for name in EXPERTS if not self.residency.lingers(name)))
+            with self.residency.stage(DENOISE[0]):
+                self.processes.wait_for_first()
 
     def _part(self, turn: Sequence[Sequence[Request]]) -> Sequence[Request]:
         """The batch of a turn that this process works on, empty where there is none; the last turn may have too few.
@@ -225,7 +265,7 @@ class Pipeline:
     def _turn(
         self,
         turn: Sequence[Sequence[Request]],
-        inputs: _Encoded,
+        inputs: Encoded,
         settings: SampleSettings,
         on_step: Callable[[Step], None] | None,
         on_stage: Callable[[str], object],
@@ -236,7 +276,7 @@ class Pipeline:
         if part:
             latents = self._denoise(part, inputs, settings, on_step, on_stage)
             if place.data_rank < len(turn):
-                made = self._decode_each(latents, on_stage)
+                made = self._clip_codecs.decode(latents, on_stage)
         if place.is_first:
             yield from made
             on_stage("collecting clips of other groups")
@@ -252,25 +292,21 @@ class Pipeline:
     def _received(self, group: int) -> Clip:
         clip = self.shape
         pictures = self.processes.received(group, (clip.frames, clip.height, clip.width, 3), torch.uint8)
-        return Clip(pictures.numpy(), self.processes.received(group, (self.samples,), torch.float32).numpy())
-
-    def _decode_each(self, latents: Latents, on_stage: Callable[[str], object]) -> Iterator[Clip | None]:
-        """Clips one at a time: a pretrained decoder needs far more memory than the towers."""
-        with stage(self.residency, VIDEO_VAE, AUDIO_VAE):
-            for pair in zip(latents.video.split(1), latents.audio.split(1), strict=True):
-                yield self.decode(*pair, on_stage)
+        return Clip(
+            pictures.numpy(), self.processes.received(group, (self._clip_codecs.samples,), torch.float32).numpy()
+        )
 
     def _denoise(
         self,
         requests: Sequence[Request],
-        inputs: _Encoded,
+        inputs: Encoded,
         settings: SampleSettings,
         on_step: Callable[[Step], None] | None,
         on_stage: Callable[[str], object],
     ) -> Latents:
         # The tower in use during sampling: where experts wait on the host they move, these stay.
         device = self.device or self.mova.audio_dit.head.head.weight.device
-        conditions = self._together(inputs, device)
+        conditions = self._clip_codecs.together(inputs, device)
 
         def stepped(step: Step) -> None:
             on_stage(f"step {step.index + 1} of {settings.steps} done")
@@ -296,80 +332,42 @@ class Pipeline:
         """Encode what a batch of clips is to show; tensors on `device`. Processes that make the clips together encode
         once: the first of them the words, the last one the pictures.
         """
-        (inputs,) = self._encode([requests], negative_prompt)
-        return self._together(inputs, device)
+        codecs = self._clip_codecs
+        (inputs,) = codecs.encode([requests], negative_prompt)
+        return codecs.together(inputs, device)
 
-    def _encode(self, batches: Sequence[Sequence[Request]], negative_prompt: str) -> list[_Encoded]:
-        """What this process encodes of each batch, on the host: words of all batches, then pictures of all of them."""
-        clip = self.processes.clip
-        found = [_Encoded() for _ in batches]
-        if clip.rank == 0 and any(batches):
-            with stage(self.residency, TEXT_ENCODER):
-                empty = self.codecs.text.encode([negative_prompt]).cpu()
-                for inputs, requests in zip(found, batches, strict=True):
-                    if requests:
-                        text = self.codecs.text.encode([request.caption for request in requests]).cpu()
-                        inputs.words = {"text": text, "empty": empty}
-        if clip.rank == clip.size - 1 and any(batches):
-            encoded: dict[tuple[int, int], Tensor] = {}
-            with stage(self.residency, VIDEO_VAE):
-                for inputs, requests in zip(found, batches, strict=True):
-                    for request in requests:
-                        key = id(request.first_frame), id(request.last_frame)
-                        if key not in encoded:
-                            encoded[key] = self._encode_frames(request).cpu()
-                        inputs.pictures.append(encoded[key])
-        return found
-
-    def _together(self, inputs: _Encoded, device: torch.device) -> Conditions:
-        """What the processes that make the clips together have encoded, on the device of each."""
-        clip, rounds = self.processes.clip, self.processes.rounds
-        words = inputs.words
-        pictures = {"condition": torch.cat(inputs.pictures)} if clip.rank == clip.size - 1 else None
-        if rounds is not None:
-            words, pictures = rounds.broadcast(words, 0), rounds.broadcast(pictures, clip.size - 1)
-        text, empty = words["text"].to(device), words["empty"].to(device)
-        return Conditions(pictures["condition"].to(device), text, empty.expand_as(text))
-
-    def decode(self, video: Tensor, audio: Tensor, on_stage: Callable[[str], object] = lambda _: None) -> Clip | None:
-        """Latents [1, 16, t, h, w] and [1, 128, l] of one clip -> its pictures and sound.
-
-        Processes that made it together decode rows of its pictures each, the last one its sound; the first gets the
-        clip, the others None.
-        """
-        on_stage("decoding")
-        place, clip, size = self.processes, self.shape, self.processes.clip.size
-        rows = place.rows(video.shape[-2])
-        pictures = torch.empty(clip.frames, 0, clip.width, 3, dtype=torch.uint8)
-        if rows.take(video).shape[-2]:
-            pictures = video_to_uint8(self.codecs.video.decode(video, rows)[0]).cpu()
-        sound = torch.empty(0)
-        if place.clip.rank == size - 1:
-            sound = self.codecs.audio.decode(audio)[0, 0, : self.samples].float().cpu()
-        if place.rounds is not None:
-            height = clip.height // video.shape[-2]
-            shapes = [(clip.frames, height * own, clip.width, 3) for own in rows.lengths]
-            parts = place.rounds.collected(pictures, shapes)
-            sounds = place.rounds.collected(sound, [(0,)] * (size - 1) + [(self.samples,)])
-            if parts is None:
-                return None
-            pictures, sound = torch.cat(parts, 1), sounds[-1]
-        return Clip(pictures.numpy(), sound.numpy())
-
-    def _encode_frames(self, request: Request) -> Tensor:
-        """Condition [1, 20, t, h, w]: the latents of [first frame, zeros, (last frame)] and their mask."""
-        clip = self.shape
-        volume = torch.zeros(1, 3, clip.frames, clip.height, clip.width)
-        first = request.first_frame
-        if first is None:
-            first = np.full((clip.height, clip.width, 3), WHITE, np.uint8)
-        for index, frame in ((0, first), (-1, request.last_frame)):
-            if frame is not None:
-                fitted = np.ascontiguousarray(crop_resize(frame, clip.height, clip.width))
-                volume[0, :, index] = video_from_uint8(torch.from_numpy(fitted)[None])[:, 0]
-        return first_frame_condition(self.codecs.video.encode(volume), last_frame=request.last_frame is not None)
+    @property
+    def _clip_codecs(self) -> ClipCodecs:
+        return ClipCodecs(self.codecs, self.shape, self.processes, self.residency)
 
 
-def load_pipeline(folder: str | Path, backend: Backend, **options: Any) -> Pipeline:
-    """The pipeline of a model folder on the backend's device; options and errors are those of `load_model`."""
-    return Pipeline(**vars(load_model(folder, backend, **options)))
+def load_pipeline(
+    folder: str | Path,
+    backend: Backend,
+    *,
+    dtype: torch.dtype | None = None,
+    clip: ClipConfig | None = None,
+    memory: MemoryConfig | None = None,
+    lora: Path | None = None,
+    lora_alpha: float | None = None,
+    processes: Processes | None = None,
+    shard: bool = False,
+    config: MovaConfig | None = None,
+) -> Pipeline:
+    """The pipeline of a model folder on the backend's device, which reads weights when their stages come.
+
+    dtype, clip, memory, lora: as of `Pipeline.from_pretrained`; lora_alpha: where the adapters have none, or another is
+    wanted. processes: this one's place among several; it has the codecs that it needs. shard: and its part of the
+    weights. config: the model, where `open_model` has been asked already.
+    Raises MovaError for whatever is missing or damaged.
+    """
+    folder, place, memory = Path(folder), processes or Processes(), memory or MemoryConfig()
+    facts = trained(folder)
+    config = config or mova_config_from_folder(folder)
+    adapters = {"lora": lora, "lora_alpha": lora_alpha}
+    mova, codecs, residency = open_parts(
+        folder, config, backend, place, dtype=dtype, memory=memory, shard=shard, **adapters
+    )
+    options = LoopOptions(facts.clean_first_frame, facts.bridge)
+    device = residency.device
+    return Pipeline(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device, residency)

@@ -23,6 +23,7 @@ from mova_engine.distributed.processes import Launch, Processes, rank0_first, re
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
 from mova_engine.inference.pipeline import (
+    LOADING,
     REFERENCE_NEGATIVE_PROMPT,
     Pipeline,
     SampleSettings,
@@ -113,7 +114,7 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
             shard=config.parallel.shard,
             config=job.model,
         )
-        # Not all of them have as much to load, or as fast a disk.
+        # Not all of them have as much to read, or as fast a disk.
         processes.wait_for_first()
     pipeline.schedule = _schedule(config, pipeline.schedule)
     pipeline.options = replace(pipeline.options, batch_guidance=not config.sequential_guidance)
@@ -204,7 +205,11 @@ def _run(
         task = progress.add_task("sampling", total=turns * settings.steps)
         requests = [request for _, request in work]
         clips = pipeline.generate(
-            requests, settings, batch=batch, on_step=lambda _: progress.advance(task), on_stage=watch.at
+            requests,
+            settings,
+            batch=batch,
+            on_step=lambda _: progress.advance(task),
+            on_stage=lambda stage: watch.at(stage, watched=stage != LOADING),
         )
         for (prompt, request), clip in zip(work, clips, strict=True):
             if out is None:

@@ -1,19 +1,49 @@
 """Samples during training, of the model that the trainer has in memory."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mova_engine.checkpoints.folder import Codecs
+from mova_engine.config.model import ClipConfig
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
+from mova_engine.distributed.processes import Processes
+from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
 from mova_engine.inference.denoising import LoopOptions
-from mova_engine.inference.pipeline import Pipeline, default_settings
+from mova_engine.inference.pipeline import Pipeline, batched, default_settings
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_folder import SampleFolder
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
+
+# Clips at a time.
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """What the samples of a run are made of: requests, and their words and first frames as encoded, on the host."""
+
+    requests: tuple[Request, ...]
+    encoded: tuple[Encoded, ...]
+
+
+def encode_samples(
+    codecs: Codecs,
+    shape: ClipConfig,
+    residency: Residency | None,
+    clips: Sequence[tuple[str, np.ndarray]],
+    seed: int,
+) -> SampleInputs:
+    """Encode (caption, first frame uint8 [h, w, 3]) of each clip, of which clip i has the seed `seed + i`: once, before
+    there is a model, so that no text encoder comes to lie beside it.
+    """
+    requests = [Request(caption, seed + i, frame) for i, (caption, frame) in enumerate(clips)]
+    encoded = ClipCodecs(codecs, shape, Processes(), residency).encode(batched(requests, BATCH), "")
+    return SampleInputs(tuple(requests), tuple(encoded))
 
 
 def make_samples(
@@ -23,26 +53,22 @@ def make_samples(
     schedule: Schedule,
     prediction: Prediction,
     clean_first_frame: bool,
-    clips: Sequence[tuple[str, np.ndarray]],
-    seed: int,
+    inputs: SampleInputs,
     out: Path,
     bridge: bool = True,
     residency: Residency | None = None,
-    batch: int = 4,
 ) -> Path:
-    """Write a clip for each (caption, first frame uint8 [h, w, 3]) to the folder `out`; return its contact sheet.
+    """Write a clip for each of `inputs` to the folder `out`; return its contact sheet.
 
     The same seed gives the same noise at every call, so that samples of successive steps can be compared. Samples that
     `out` holds already are replaced. Settings are the model's defaults; the model is left as it is. residency: brings
-    the codecs to the device while they are needed.
+    the codecs to the device while they decode.
     """
-    shape = model.config.clip
     options = LoopOptions(clean_first_frame, bridge)
     pipeline = Pipeline(model, codecs, schedule, prediction, options, residency=residency)
-    requests = [Request(caption, seed + i, frame) for i, (caption, frame) in enumerate(clips)]
-    folder = SampleFolder(out, shape, len(requests), overwrite=True)
-    for request, clip in zip(
-        requests, pipeline.generate(requests, default_settings(model.config), batch=batch), strict=True
-    ):
+    requests = inputs.requests
+    folder = SampleFolder(out, model.config.clip, len(requests), overwrite=True)
+    clips = pipeline.generate(requests, default_settings(model.config), batch=BATCH, encoded=inputs.encoded)
+    for request, clip in zip(requests, clips, strict=True):
         folder.add(clip, request.caption, {"seed": request.seed})
     return folder.finish()

@@ -33,6 +33,8 @@ _WORDS = {
     ("weights", "host"): "weights on the host",
     ("optimizer", "host"): "masters, gradients and moments on the host",
     ("expert", "host"): "the waiting video expert on the host",
+    ("idle", "device"): "all parts on the device all the time",
+    ("idle", "files"): "parts read again for each stage",
 }
 _TASKS = {"full": "full training", "inference": "one denoising step"}
 
@@ -79,7 +81,11 @@ def tables(plan: Plan) -> list[Table]:
     memory = _table("memory per device (predicted)", "GB", "of usable")
     for name, value in plan.memory.device.items():
         memory.add_row(name, gb(value), f"{value / plan.hardware.budget:.0%}")
-    memory.add_row("in all", gb(plan.memory.total), f"{plan.memory.total / plan.hardware.budget:.0%}")
+    work = sum(plan.memory.device.values())
+    memory.add_row("in all", gb(work), f"{work / plan.hardware.budget:.0%}")
+    if plan.memory.total > work:
+        peak = f"most, in the stage: {plan.memory.peak}"
+        memory.add_row(peak, gb(plan.memory.total), f"{plan.memory.total / plan.hardware.budget:.0%}")
     for name, value in plan.memory.host.items():
         memory.add_row(f"on the host: {name}", gb(value), "")
     time = _table("time per step (predicted)", "s", "share")
@@ -157,8 +163,9 @@ def facts(plan: Plan, recipe: str | None = None) -> dict[str, Any]:
         "policy": asdict(plan.run.policy),
         "operators": bound(plan.hardware.machine, plan.run.job.training, plan.run.job.precision),
         "fits": plan.fits,
-        "memory_bytes": {**plan.memory.device, "in all": plan.memory.total},
+        "memory_bytes": {**plan.memory.device, "in all": sum(plan.memory.device.values())},
         "host_bytes": plan.memory.host,
+        "bytes_by_stage": plan.memory.stages,
         "usable_bytes": plan.hardware.budget,
         "seconds": {**prediction.parts, "in all": prediction.seconds},
         "hidden_seconds": prediction.hidden,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mova_engine.config.model import ClipConfig, MovaConfig
 
-_WAN_WEIGHTS, _DAC_WEIGHTS, _UMT5_WEIGHTS = 0.127e9, 0.372e9, 5.68e9
+_WAN_WEIGHTS, _DAC_WEIGHTS, _UMT5_WEIGHTS = 126_892_531, 371_539_137, 5_680_910_336
 _WAN_CHANNELS, _WAN_MULTIPLES, _WAN_UNITS = 96, (1, 2, 4, 4), 2
 _DAC_CHANNELS, _DAC_STRIDES = 128, (2, 3, 4, 5, 8)
 # Full-resolution activations alive at once while four frames are encoded (assumed).
@@ -18,14 +18,14 @@ _WAN_ALIVE = 10
 
 @dataclass(frozen=True)
 class EncodeCost:
-    """Of one clip. video_flops: one encode of all frames. text_bytes and bytes: weights resident on the device."""
+    """Of one clip. video_flops: one encode of all frames. *_weights: parameters and buffers."""
 
     video_flops: float
     audio_flops: float
     text_flops: float
-    video_bytes: float
-    audio_bytes: float
-    text_bytes: float
+    video_weights: int
+    audio_weights: int
+    text_weights: int
     working_bytes: float
 
 
@@ -38,9 +38,9 @@ def encode_cost(model: MovaConfig) -> EncodeCost:
         video_flops=wan_encoder_flops(clip),
         audio_flops=dac_encoder_flops(clip),
         text_flops=2 * _UMT5_WEIGHTS * model.text_tokens,
-        video_bytes=4 * _WAN_WEIGHTS,
-        audio_bytes=4 * _DAC_WEIGHTS,
-        text_bytes=2 * _UMT5_WEIGHTS,
+        video_weights=_WAN_WEIGHTS,
+        audio_weights=_DAC_WEIGHTS,
+        text_weights=_UMT5_WEIGHTS,
         working_bytes=_WAN_ALIVE * 4 * clip.height * clip.width * _WAN_CHANNELS * 2,
     )
 

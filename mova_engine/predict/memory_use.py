@@ -2,6 +2,21 @@
 
 from dataclasses import dataclass
 
+from mova_engine.config.model import COMPONENTS
+from mova_engine.config.stages import (
+    AUDIO_VAE,
+    DECODE_AUDIO,
+    DECODE_VIDEO,
+    DENOISE,
+    ENCODE_CLIPS,
+    ENCODE_TEXT,
+    EXPERTS,
+    SAMPLING,
+    TEXT_ENCODER,
+    VIDEO_VAE,
+    held,
+    stages,
+)
 from mova_engine.predict.codec_cost import encode_cost
 from mova_engine.predict.flops import parameter_counts
 from mova_engine.predict.job import WIDTHS, PlannedRun, sharded
@@ -11,19 +26,34 @@ _FP32 = WIDTHS["fp32"]
 # Layers whose weights are on the device at once where they are gathered or streamed: in use, and the next.
 _BUFFERS = 2
 _WORKING = "working set of a layer"
+_SECOND = "second video expert"
+_NAMES = {TEXT_ENCODER: "text encoder", VIDEO_VAE: "video codec", AUDIO_VAE: "audio codec"}
+
+
+# The stage of training in which steps are taken.
+TRAIN = "train"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device by part, and by part on the host for that device."""
+    """Bytes on one device by part, in a training step or while denoising; and by part on the host for that device.
+
+    stages: the bytes on the device in each stage, in order.
+    """
 
     device: dict[str, float]
     host: dict[str, float]
+    stages: dict[str, float]
 
     @property
     def total(self) -> float:
-        """On the device."""
-        return sum(self.device.values())
+        """On the device, in the stage that has most there."""
+        return self.stages[self.peak]
+
+    @property
+    def peak(self) -> str:
+        """The stage that has most on the device."""
+        return max(self.stages, key=self.stages.__getitem__)
 
 
 def memory(run: PlannedRun) -> Memory:
@@ -33,11 +63,19 @@ def memory(run: PlannedRun) -> Memory:
     _weights(run, device, host)
     if run.job.training:
         _training_state(run, device, host)
+    idle = dict(device)
+    if run.job.training:
         for parts, saved in zip((device, host), _saved_activations(run), strict=True):
             parts |= {name: value * run.job.batch for name, value in saved.items()}
     device[_WORKING] = _working(run) * run.job.batch
-    _codecs(run, device)
-    return Memory(*({name: value for name, value in parts.items() if value > 0} for parts in (device, host)))
+    if run.implementation.codecs_resident or (run.job.training and run.job.online):
+        found = {TRAIN if run.job.training else DENOISE[0]: {**device, **_resident_codecs(run)}}
+    else:
+        found = _training_stages(run, device, idle) if run.job.training else _sampling_stages(run, device)
+    found = {name: {part: value for part, value in parts.items() if value > 0} for name, parts in found.items()}
+    totals = {name: sum(parts.values()) for name, parts in found.items()}
+    work = max((name for name in (TRAIN, *DENOISE) if name in found), key=totals.__getitem__)
+    return Memory(found[work], {name: value for name, value in host.items() if value > 0}, totals)
 
 
 def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
@@ -49,7 +87,7 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     place = host if policy.weights_on_host else device
     place["weights"] = used * width / shards
     waiting = host if policy.expert == "host" else place
-    waiting["second video expert"] = (everything - used) * width / shards
+    waiting[_SECOND] = (everything - used) * width / shards
     if trained and shards == 1 and job.width != _FP32:
         device["weights' copies to compute with"] = used * job.width
     elif shards > 1 or policy.weights == "host":
@@ -129,26 +167,74 @@ def _layer_parameters(run: PlannedRun) -> float:
     return sum(layers[name] for name in run.job.components)
 
 
-def _codecs(run: PlannedRun, device: dict[str, float]) -> None:
-    """Codecs and text encoder beside what else is on the device, `device` so far.
+def _codec_bytes(run: PlannedRun) -> dict[str, float]:
+    """Of the codecs and the text encoder that a run has, by the names of parts. Training has the autoencoders in
+    float32 and the text encoder in bf16, sampling all in its own precision.
 
     Of those that sample a clip together one has the text encoder, another one the audio codec: what counts is the
-    first. Where they are there for their stage alone, a run that encodes ahead has left them when it trains; sampling
-    encodes words when all weights but waiting experts' are there, and no activations.
+    first.
     """
-    job, layout, policy = run.job, run.layout, run.policy
-    cost, online = encode_cost(job.model), job.training and job.online
-    video, audio = "video_dit" in job.components, "audio_dit" in job.components
-    if not job.training and layout.cfg * layout.context_parallel > 1:
-        audio = False
-    if run.implementation.codecs_resident or online:
-        device["codecs"] = cost.video_bytes * video + cost.audio_bytes * audio
-        device["text encoder"] = cost.text_bytes
-    elif not job.training:
-        absent = device[_WORKING]
-        if policy.expert == "host":
-            experts = parameter_counts(job.model)["video_dit"].values()
-            absent += sum(experts) * run.frozen_width / sharded(layout)
-        device["text encoder, beyond what is not there yet"] = cost.text_bytes - absent
-    if online:
-        device["codecs' working set"] = cost.working_bytes * video
+    job, layout, cost = run.job, run.layout, encode_cost(run.job.model)
+    widths = (WIDTHS["bf16"], _FP32) if job.training else (job.width, job.width)
+    alone = job.training or layout.cfg * layout.context_parallel == 1
+    found = {TEXT_ENCODER: cost.text_weights * widths[0]}
+    if "video_dit" in job.components:
+        found[VIDEO_VAE] = cost.video_weights * widths[1]
+    if "audio_dit" in job.components and alone:
+        found[AUDIO_VAE] = cost.audio_weights * widths[1]
+    return found
+
+
+def _resident_codecs(run: PlannedRun) -> dict[str, float]:
+    """Codecs and text encoder that stay beside whatever else is on the device."""
+    sizes = _codec_bytes(run)
+    online = run.job.training and run.job.online and VIDEO_VAE in sizes
+    return {
+        "codecs": sizes.get(VIDEO_VAE, 0) + sizes.get(AUDIO_VAE, 0),
+        _NAMES[TEXT_ENCODER]: sizes[TEXT_ENCODER],
+        "codecs' working set": encode_cost(run.job.model).working_bytes * online,
+    }
+
+
+def _training_stages(run: PlannedRun, step: dict[str, float], idle: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Clips are encoded, then captions, before there is a model; samples of a validation are decoded beside the
+    weights. step: what a step has on the device; idle: what of that is there between steps.
+    """
+    sizes = _codec_bytes(run)
+    vaes = {_NAMES[name]: sizes[name] for name in (VIDEO_VAE, AUDIO_VAE) if name in sizes}
+    working = encode_cost(run.job.model).working_bytes * (VIDEO_VAE in sizes)
+    found = {
+        ENCODE_CLIPS: {**vaes, "codecs' working set": working},
+        ENCODE_TEXT: {_NAMES[TEXT_ENCODER]: sizes[TEXT_ENCODER]},
+        TRAIN: step,
+    }
+    if len(vaes) == 2:
+        decoded = {DECODE_VIDEO: VIDEO_VAE, DECODE_AUDIO: AUDIO_VAE}
+        found |= {stage: {**idle, _NAMES[part]: sizes[part]} for stage, part in decoded.items()}
+    return found
+
+
+def _sampling_stages(run: PlannedRun, denoising: dict[str, float]) -> dict[str, dict[str, float]]:
+    """What `config.stages` has on the device in each stage, when clips are made again and again; activations while
+    denoising alone. denoising: what is there then, with both experts where neither waits on the host.
+    """
+    job, policy, shards = run.job, run.policy, sharded(run.layout)
+    sizes = _codec_bytes(run)
+    if "weights" in denoising:
+        counts = {name: sum(groups.values()) for name, groups in parameter_counts(job.model).items()}
+        owned = [*job.components, *(EXPERTS[1:] if "video_dit" in job.components and job.model.experts == 2 else ())]
+        same = {EXPERTS[1]: EXPERTS[0]}
+        sizes |= {name: counts[same.get(name, name)] * run.frozen_width / shards for name in owned}
+    order = [x for x in stages(policy, experts=job.model.experts, sharded=shards > 1) if x.name in SAMPLING]
+    rest = {name: value for name, value in denoising.items() if name not in ("weights", _SECOND)}
+    found = {}
+    for name, there in held(order, sizes).items():
+        experts = [part for part in there if part in EXPERTS]
+        parts = {
+            "weights": sum(sizes[part] for part in there if part in COMPONENTS and part not in experts[1:]),
+            _SECOND: sum(sizes[part] for part in experts[1:]),
+            **{_NAMES[part]: sizes[part] for part in there if part in _NAMES},
+        }
+        found[name] = {**parts, **(rest if name in DENOISE else {})}
+    # Towers in the host's memory come layer by layer.
+    return found if "weights" in denoising else {**found, DENOISE[0]: denoising}

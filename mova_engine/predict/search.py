@@ -36,6 +36,8 @@ CHOICES = {
     "weights": ("device", "host"),
     "optimizer": ("device", "host"),
     "expert": ("device", "host"),
+    # What stays costs no time in a prediction of one step: taken where it is asked for.
+    "idle": ("host",),
 }
 _WORTH = 0.01
 _MOST_DEVICES, _FEWEST_FRAMES = 1024, 17

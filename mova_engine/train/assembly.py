@@ -162,11 +162,18 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         if held_folder is not None:
             heldout = open_clips(config, sizes, codecs, residency, held_folder, report, processes)
     agree_on_data(codecs, clips, heldout, processes)
+    build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
+    validator = None
+    if heldout is not None:
+        validator = Validator(config, heldout, build, processes.sharding)
+        with processes.first_alone():
+            # Where weights are shared all sample, and one keeps what comes out.
+            if processes.is_first or config.parallel.shard:
+                validator.encode(sizes.clip, codecs, residency)
     if ahead:
         residency.drop_unused()
     elif any(codec is not None and codec.weights is not None for codec in codecs):
         console.print("note: loader.encode online keeps text encoder and codecs on the device")
-    build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
     loader = build_loader(
         clips,
         config.loader.batch,
@@ -189,7 +196,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         residency=residency,
         loader=loader,
         build=build,
-        validator=Validator(config, heldout, build, processes.sharding) if heldout is not None else None,
+        validator=validator,
         state=state,
         processes=processes,
         saver=Background(processes, config.parallel.timeout if shards is not None else None),

@@ -9,7 +9,9 @@ import torch
 
 from mova_engine.checkpoints.folder import Codecs, codecs_of, load_codecs
 from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import ClipConfig, MovaConfig
+from mova_engine.config.stages import stages
 from mova_engine.config.train import LoaderSettings, TrainConfig
 from mova_engine.data.dataset import SHOWN_REASONS, LatentDataset, open_dataset
 from mova_engine.data.latent_cache import LatentCache
@@ -18,7 +20,7 @@ from mova_engine.data.metadata import FILES, Entry, read_metadata
 from mova_engine.data.synthetic.bounce import generate
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.memory.codec_parts import codec_parts
+from mova_engine.memory.model_parts import codec_parts
 from mova_engine.memory.residency import Residency
 
 # In the folder of clips, unless loader.cache names another.
@@ -66,10 +68,11 @@ def build_codecs(
     pretrained ones and there is no folder to take them from.
     """
     pictures = config.task == "joint"
-    source, keep = config.model.codecs or source, config.loader.encode == "online"
+    source = config.model.codecs or source
+    order = stages(MemoryConfig(idle="device" if config.loader.encode == "online" else "host"))
     if source is not None:
-        codecs = load_codecs(source, device=device, on_host=True, parts=codecs_of(config.task))
-        return codecs, Residency(device, codec_parts(codecs, source), keep)
+        codecs = load_codecs(source, device=device, weights_on="cpu", parts=codecs_of(config.task))
+        return codecs, Residency(device, codec_parts(codecs, source, text_waits="files"), order)
     kinds = ([model.video_codec] if pictures else []) + [model.audio_codec, model.text_encoder]
     pretrained = [kind for kind in kinds if kind not in ("dct", "mdct", "bytes")]
     if pretrained:
@@ -88,7 +91,7 @@ def build_codecs(
     )
     text = build_text_encoder(model.text_encoder, tokens=model.text_tokens, dim=model.video.text_dim, device=device)
     codecs = Codecs(video, audio, text)
-    return codecs, Residency(device, codec_parts(codecs), keep)
+    return codecs, Residency(device, codec_parts(codecs), order)
 
 
 def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:

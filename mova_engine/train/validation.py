@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from mova_engine.checkpoints.folder import Codecs
+from mova_engine.config.model import ClipConfig
 from mova_engine.config.train import TrainConfig
 from mova_engine.data.dataset import LatentDataset
 from mova_engine.data.media.decode import read_clip
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule
-from mova_engine.inference.validation_samples import make_samples
+from mova_engine.inference.validation_samples import SampleInputs, encode_samples, make_samples
 from mova_engine.memory.residency import Residency
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.mova import Mova
@@ -32,6 +33,21 @@ class Validator:
     ) -> None:
         self.config, self.clips, self.build, self.sharding = config, clips, build, sharding
         self.count = min(config.validation.clips, len(clips))
+        # What samples are made of; None where there are to be none.
+        self.inputs: SampleInputs | None = None
+
+    def encode(self, shape: ClipConfig, codecs: Codecs, residency: Residency) -> None:
+        """Encode held-out captions and first frames for the samples to come; nothing in the audio task.
+
+        MovaError where one cannot be read.
+        """
+        if not self.config.validation.samples or self.config.task != "joint":
+            return
+        clips = [
+            (entry.caption, read_clip(entry.path, shape, start=entry.start, silent="zeros").video[0])
+            for entry in self.clips.entries[: self.config.validation.samples]
+        ]
+        self.inputs = encode_samples(codecs, shape, residency, clips, self.config.seed)
 
     @torch.no_grad()
     def losses(self, model: Mova) -> dict[str, float]:
@@ -75,18 +91,13 @@ class Validator:
         return {f"heldout/{name}{suffix}": float(value) for name, value in values.items()}
 
     def sample(self, model: Mova, codecs: Codecs, residency: Residency, out: Path) -> None:
-        """Sample clips of held-out captions and first frames into the folder `out`; none in the audio task.
+        """Sample what `encode` has prepared, if anything, into the folder `out`.
 
-        The codecs, parts of `residency`, are on the device while they encode and decode.
+        The codecs, parts of `residency`, are on the device while they decode.
         """
-        if not self.config.validation.samples or self.config.task != "joint":
+        if self.inputs is None:
             return
         diffusion = self.config.diffusion
-        entries = self.clips.entries[: self.config.validation.samples]
-        clips = [
-            (entry.caption, read_clip(entry.path, model.config.clip, start=entry.start, silent="zeros").video[0])
-            for entry in entries
-        ]
         make_samples(
             model=model,
             codecs=codecs,
@@ -94,8 +105,7 @@ class Validator:
             prediction=Prediction.of(diffusion),
             clean_first_frame=diffusion.skip_first_frame,
             bridge=self.config.model.bridge,
-            clips=clips,
-            seed=self.config.seed,
+            inputs=self.inputs,
             out=out,
             residency=residency,
         )

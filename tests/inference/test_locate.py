@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 
 from mova_engine.adapters.lora import add_lora, save_lora
-from mova_engine.checkpoints.folder import load_codecs, mova_config_from_folder
+from mova_engine.checkpoints.folder import load_codecs, load_mova, mova_config_from_folder
 from mova_engine.checkpoints.locate import ADAPTERS, find_adapters, find_components, find_model, open_model
 from mova_engine.cli import main
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
-from mova_engine.inference.pipeline import load_pipeline
+from mova_engine.ops import bind
 from mova_engine.train.model_setup import model_config
 from mova_engine.train.trainer import Trainer
 
@@ -54,7 +54,7 @@ def places(saved_run, tmp_path_factory) -> Path:
     (top / "lora" / "checkpoints" / "step-000001").mkdir()
     config = {"model": {"checkpoint": "runs/base/checkpoints/step-000100"}}
     (step / "training" / "state.json").write_text(json.dumps({"config": config}))
-    adapted = load_pipeline(whole, _cpu()).mova
+    adapted = load_mova(whole, bind(_cpu()), device="cpu")
     add_lora(adapted, ["self_attn.q"], 2, 2.0)
     save_lora(adapted, step / ADAPTERS)
     loras = top / "models--someone--adapters" / "snapshots" / COMMIT

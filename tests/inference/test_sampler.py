@@ -8,13 +8,15 @@ import itertools
 import pytest
 import torch
 
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.recipes import load_config
+from mova_engine.config.stages import EXPERTS, stages
 from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
-from mova_engine.inference.denoising import EXPERTS, Conditions, Latents, LoopOptions, denoise, draw_noise
+from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise, draw_noise
 from mova_engine.memory.residency import Part, Residency
 from mova_engine.models.mova import dual_tower_forward
 
@@ -133,7 +135,8 @@ def test_one_expert_serves_all_steps_and_offloading_changes_nothing(mova):
 
 
 def experts(mova) -> Residency:
-    return Residency("cpu", [Part(name, getattr(mova, name).requires_grad_(False)) for name in EXPERTS])
+    parts = [Part(name, getattr(mova, name).requires_grad_(False)) for name in EXPERTS]
+    return Residency("cpu", parts, stages(MemoryConfig(expert="host")))
 
 
 def test_a_residency_holds_one_expert_at_a_time(mova):

@@ -92,14 +92,20 @@ def outputs(model):
         return model(*given)
 
 
+def read(pipeline):
+    """The model of a pipeline, with its weights."""
+    pipeline.read_weights()
+    return pipeline.mova
+
+
 def test_the_adapters_are_sampled_beside_their_base_and_merged_into_it(adapted, ran, base, tmp_path, capsys):
     run = ran(adapted(optim={"lr": 0.01}))
     file = run.config.folder / "checkpoints" / "step-000004" / ADAPTERS
     with pytest.raises(MovaError, match=f"holds adapters, .*trained on, {base} .*--lora {file.parent}"):
         find_model(run.config.folder)
-    beside = load_pipeline(base, get_backend("cpu"), lora=file).mova
+    beside = read(load_pipeline(base, get_backend("cpu"), lora=file))
     assert merge(["--checkpoint", str(base), "--lora", str(file), "--out", str(tmp_path / "merged")]) == 0
-    merged = load_pipeline(tmp_path / "merged", get_backend("cpu")).mova
+    merged = read(load_pipeline(tmp_path / "merged", get_backend("cpu")))
     plain = load_mova(base, bind(get_backend("cpu")), device="cpu")
     for ours, same, other in zip(outputs(beside), outputs(merged), outputs(plain), strict=True):
         size = other.abs().max()

@@ -235,7 +235,7 @@ def test_a_run_starts_from_a_checkpoints_weights(small, ran):
 def sample_stub(**arguments) -> None:
     """Stands in for `make_samples`: writes down what it was given."""
     arguments["out"].mkdir(parents=True)
-    facts = {"clips": [(caption, list(frame.shape)) for caption, frame in arguments["clips"]]}
+    facts = {"clips": [(x.caption, list(x.first_frame.shape)) for x in arguments["inputs"].requests]}
     facts |= {"prediction": arguments["prediction"].kind, "clean": arguments["clean_first_frame"]}
     (arguments["out"] / "facts.json").write_text(json.dumps(facts))
 
@@ -260,13 +260,14 @@ def test_codecs_are_on_the_device_for_their_stages_alone(small, ran, clips, monk
     ran(small(steps=1, validation=settings, loader={"cache": tmp_path / "cache", "encode": encode}))
     report = runs[0].residency.report()
     moves = [(event.part, event.what) for event in report.events]
+    names = ("text_encoder", "video_vae", "audio_vae")
     if encode == "online":
-        assert all(part.resident and part.loaded == 1 for part in report.parts.values()) and len(moves) == 3
+        assert all(part.resident and part.came == 1 for part in report.parts.values()) and len(moves) == 3
         return
     codecs = [("video_vae", "loaded"), ("audio_vae", "loaded"), ("audio_vae", "evicted"), ("video_vae", "evicted")]
-    text, frames = ([(name, what) for what in ("loaded", "evicted")] for name in ("text_encoder", "video_vae"))
-    # Clips and captions ahead; for the samples words, first frames, and what was made.
-    assert moves == codecs + text + text + frames + codecs
+    text, video, sound = ([(name, what) for what in ("loaded", "evicted")] for name in names)
+    # Clips and captions, then words and first frames of the samples, all before there is a model; then what was made.
+    assert moves == codecs + text + text + video + video + sound
     assert not any(part.resident for part in report.parts.values())
 
 

@@ -13,9 +13,12 @@ from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import load_codecs, load_mova, save_mova
 from mova_engine.codecs.dac import Dac, DacConfig
 from mova_engine.config.memory import MemoryConfig
-from mova_engine.inference.denoising import EXPERTS
+from mova_engine.config.model import COMPONENTS
+from mova_engine.config.stages import EXPERTS
+from mova_engine.errors import MovaError
 from mova_engine.inference.pipeline import SampleSettings, load_pipeline
 from mova_engine.inference.requests import Request
+from mova_engine.ops import bind
 
 
 @pytest.fixture
@@ -65,27 +68,57 @@ def test_a_fine_tuned_model_keeps_its_codecs(complete, tmp_path, ops):
     assert after.text.encode(["ball"]).shape == (1, mova.config.text_tokens, 32)
 
 
+@pytest.fixture
+def sampled(complete):
+    """Clips of three prompts, then of one, by a pipeline that takes `memory`, and what was read from the folder."""
+
+    def run(memory: MemoryConfig | None):
+        """memory None: everything is loaded at once and stays."""
+        backend = get_backend("cpu")
+        pipeline = load_pipeline(complete, backend, memory=memory)
+        if memory is None:
+            model = load_mova(complete, bind(backend, training=False), device="cpu").requires_grad_(False)
+            pipeline = replace(pipeline, mova=model, codecs=load_codecs(complete), residency=None)
+        requests = [Request(caption, seed) for seed, caption in enumerate(["ball", "", "ball"])]
+        settings = SampleSettings(2)
+        return pipeline, [*pipeline.generate(requests, settings, batch=2), *pipeline.generate(requests[:1], settings)]
+
+    return run
+
+
+@pytest.mark.parametrize("idle", ["host", "files", "device"])
 @pytest.mark.parametrize("expert", ["device", "host"])
-def test_codecs_that_come_and_go_change_no_bit_of_a_clip(complete, expert):
-    backend = get_backend("cpu")
-    staged = load_pipeline(complete, backend, memory=MemoryConfig(expert=expert))
-    staying = replace(load_pipeline(complete, backend), codecs=load_codecs(complete), residency=None)
-    requests = [Request(caption, seed) for seed, caption in enumerate(["ball", "", "ball"])]
-    settings = SampleSettings(2)
-    for ours, theirs in zip(
-        staged.generate(requests, settings, batch=2), staying.generate(requests, settings, batch=2), strict=True
-    ):
+def test_parts_that_come_and_go_change_no_bit_of_a_clip(sampled, expert, idle):
+    staged, clips = sampled(MemoryConfig(expert=expert, idle=idle))
+    for ours, theirs in zip(clips, sampled(None)[1], strict=True):
         assert np.array_equal(ours.video, theirs.video) and np.array_equal(ours.audio, theirs.audio)
     report = staged.residency.report()
-    moves = [(event.part, event.what) for event in report.events]
-    experts = [(name, what) for name in EXPERTS for what in ("loaded", "evicted")] if expert == "host" else []
-    decoding = [("video_vae", "loaded"), ("audio_vae", "loaded"), ("audio_vae", "evicted"), ("video_vae", "evicted")]
-    encoding = [(name, what) for name in ("text_encoder", "video_vae") for what in ("loaded", "evicted")]
-    encoding[1] = ("text_encoder", "dropped")
-    assert moves == encoding + (experts + decoding) * 2, "words of both batches are encoded at once"
-    assert staged.codecs.text.weights is None
-    assert not {"text_encoder", "video_vae", "audio_vae"} & {name for name, x in report.parts.items() if x.resident}
-    # Once more: what was dropped is loaded from the folder.
-    (again,) = staged.generate(requests[:1], settings)
-    (expected,) = staying.generate(requests[:1], settings)
-    assert np.array_equal(again.video, expected.video) and np.array_equal(again.audio, expected.audio)
+    moving = {name for name, part in report.parts.items() if not part.resident}
+    experts = {*EXPERTS} if expert == "host" else set()
+    assert moving == ({"text_encoder", "video_vae", "audio_vae"} | experts if idle != "device" else experts)
+    if idle != "files":
+        assert all(part.read <= 1 for part in report.parts.values()), "a later call reads no file again"
+    if idle == "host":
+        order = [event.part for event in report.events if event.what == "read"]
+        towers = ["video_dit", "audio_dit", "dual_tower_bridge", "video_dit_2"]
+        if expert == "host":  # read to the host first
+            towers = ["audio_dit", "dual_tower_bridge"]
+        assert order == ["text_encoder", "video_vae", *towers, "audio_vae"]
+        assert not report.stages["encode text"].keys() & {*COMPONENTS}
+    assert report.peak_bytes == max(sum(held.values()) for held in report.stages.values())
+    assert report.peak_bytes < sum(part.bytes for part in report.parts.values()) or idle == "device"
+    # Rotary tables go with the towers that made them.
+    away = [module for name in moving & {*COMPONENTS} for module in getattr(staged.mova, name).modules()]
+    assert not any(True for module in away for _ in module.buffers(recurse=False))
+
+
+def test_nothing_is_read_before_its_stage_and_what_cannot_be_read_is_said_first(complete):
+    staged = load_pipeline(complete, get_backend("cpu"))
+    assert all(x.is_meta for module in (staged.mova, *(c.weights for c in staged.codecs)) for x in module.parameters())
+    header = complete / "audio_vae" / "diffusion_pytorch_model.safetensors"
+    header.write_bytes(header.read_bytes()[:100])
+    with pytest.raises(MovaError, match="audio_vae"):
+        load_pipeline(complete, get_backend("cpu"))
+    shutil.rmtree(complete / "dual_tower_bridge")
+    with pytest.raises(MovaError, match="dual_tower_bridge"):
+        load_pipeline(complete, get_backend("cpu"))
