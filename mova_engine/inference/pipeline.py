@@ -43,6 +43,7 @@ BATCH_TOKENS, MOST_CLIPS = 4096, 16
 ENCODED_AHEAD = 256
 # The stage, as told to `on_stage`, that takes as long as the disk does.
 LOADING = "loading towers"
+NO_CODECS = Codecs(None, None, None)
 # A file, or pixels uint8 [h, w, 3].
 Picture = str | Path | np.ndarray | None
 
@@ -90,7 +91,7 @@ class Pipeline:
     """
 
     mova: Mova
-    codecs: Codecs
+    codecs: Codecs = NO_CODECS
     schedule: Schedule = field(default_factory=Schedule)
     prediction: Prediction = field(default_factory=Prediction)
     options: LoopOptions = field(default_factory=LoopOptions)
@@ -101,12 +102,13 @@ class Pipeline:
     residency: Residency | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("mova", Mova), ("codecs", Codecs)):
-            if not isinstance(value := getattr(self, name), kind):
-                raise MovaError(
-                    f"Pipeline: {name} must be a {kind.__name__}, got {type(value).__name__}: "
-                    "Pipeline.from_pretrained(FOLDER) loads a model folder"
-                )
+        given = type(self.mova).__name__
+        if not isinstance(self.mova, Mova):
+            raise MovaError(
+                f"Pipeline takes a Mova, got {given}: Pipeline.from_pretrained(FOLDER) loads a model folder"
+            )
+        if not isinstance(self.codecs, Codecs) or self.codecs == NO_CODECS:
+            raise MovaError("Pipeline takes the model's Codecs too: Pipeline.from_pretrained(FOLDER) loads all of it")
 
     @classmethod
     def from_pretrained(

@@ -237,7 +237,7 @@ class _HostWeights:
     def __init__(self, module: nn.Module) -> None:
         self._places: list[tuple[dict[str, Tensor | None], str, Tensor]] = [
             (tensors, name, tensor)
-            for each in module.modules()
+            for each in _weighted(module)
             for tensors in (each._parameters, each._buffers)
             for name, tensor in tensors.items()
             if tensor is not None
@@ -266,6 +266,11 @@ def _drop_tables(module: nn.Module | None) -> None:
             each.cpu()  # drops them, as whatever moves a module does
 
 
+def _weighted(module: nn.Module) -> Iterator[nn.Module]:
+    """What a module is made of, without its rotary tables, which experts share."""
+    return (each for each in module.modules() if not isinstance(each, RopeTables))
+
+
 def _drop(part: Part) -> None:
     if isinstance(part.value, nn.Module):
         _HostWeights(part.value).copy_to(torch.device("meta"))
@@ -287,4 +292,5 @@ def _bytes(module: nn.Module | None) -> int:
     """Bytes of a module's parameters and buffers; tied ones count once."""
     if module is None:
         return 0
-    return sum(x.numel() * x.element_size() for x in [*module.parameters(), *module.buffers()])
+    own = [x for each in _weighted(module) for x in (*each.parameters(False), *each.buffers(False))]
+    return sum(x.numel() * x.element_size() for x in {id(x): x for x in own}.values())

@@ -198,6 +198,29 @@ def test_a_pipeline_from_a_folder_makes_clips_when_called(pipeline, run_folder, 
     assert loaded("rain", image=path, **options).frames.shape == alone.frames.shape
 
 
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"folder": None}, "folder must be str or Path, got None"),
+        ({"device": torch.device("cpu")}, "device must be str or None, got device(type='cpu')"),
+        ({"dtype": "bfloat16"}, "dtype must be dtype or None, got 'bfloat16'"),
+        ({"memory": "auto"}, "memory must be MemoryConfig or None, got 'auto'"),
+        ({"clip": (352, 640)}, "clip must be ClipSettings or None, got (352, 640)"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(run_folder, given, says):
+    with pytest.raises(MovaError, match=re.escape(f"Pipeline.from_pretrained: {says}")):
+        Pipeline.from_pretrained(**{"folder": run_folder, **given})
+
+
+def test_a_pipeline_is_made_of_a_model_or_from_a_folder(pipeline, run_folder):
+    for given in (None, str(run_folder), run_folder):
+        with pytest.raises(MovaError, match="Pipeline takes a Mova, got .*: Pipeline.from_pretrained"):
+            Pipeline(given)
+    with pytest.raises(MovaError, match="Pipeline takes the model's Codecs too: Pipeline.from_pretrained"):
+        Pipeline(pipeline.mova)
+
+
 NOT_FRAMES = {
     "float64 [48, 48, 3]": np.zeros((48, 48, 3)),
     "uint8 [48, 48]": np.zeros((48, 48), np.uint8),
