@@ -59,11 +59,16 @@ def named(name: str) -> Any:
 
 
 class AttentionKernels(Named):
-    """Implementations of `attention_lse`, `attention_backward` and, for rings, `merge_lse`."""
+    """Implementations of `attention_lse`, `attention_backward` and, for rings, `merge_lse`.
+
+    own: `attention_lse` where nothing is merged and the log-sum-exp is for the backward alone. An implementation that
+    has a cheaper form for that names it in an attribute `own`.
+    """
 
     def __init__(self, lse: Callable, backward: Callable, merge: Callable | None = None) -> None:
         super().__init__()
         self.lse, self.backward, self.merge = lse, backward, merge
+        self.own = getattr(lse, "own", lse)
 
 
 def implement(name: str, kernel: Callable, fake: Callable, differentiable: Callable | None = None) -> None:
@@ -136,7 +141,7 @@ def fake_attention_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, kernels: str) -> tuple[Tensor, Tensor]:
-    return named(kernels).lse(q, k, v)
+    return named(kernels).own(q, k, v)
 
 
 def _attention_backward(
