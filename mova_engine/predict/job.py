@@ -133,6 +133,7 @@ class ImplementationCost:
     streaming: P alive in inference.
     checkpointing: which settings it has.
     inputs_per_bridge: whether a bridge is a checkpointed unit of its own, whose input is saved.
+    pending_updates: whether a layer is given the update before it beside the stream, not yet added.
     attention: implementation used in (inference and on one device, training with context parallelism); None: the one
         that the machine binds.
     traffic: "asymmetric" exchanges video self-attention only (the audio tower is replicated), "symmetric" all
@@ -149,6 +150,7 @@ class ImplementationCost:
     streaming: float
     checkpointing: tuple[str, ...]
     inputs_per_bridge: bool
+    pending_updates: bool
     attention: tuple[str | None, str | None]
     traffic: str
     encodes: float
@@ -167,9 +169,10 @@ IMPLEMENTATIONS = {
             bridge=None,
             adapters=1.0,
             working=(16, 6),
-            streaming=8,
+            streaming=11.5,
             checkpointing=CHECKPOINTING,
             inputs_per_bridge=False,
+            pending_updates=True,
             attention=(None, None),
             traffic="asymmetric",
             encodes=1.136,
@@ -188,6 +191,7 @@ IMPLEMENTATIONS = {
             streaming=24,
             checkpointing=("full", "none"),
             inputs_per_bridge=True,
+            pending_updates=False,
             attention=(None, "flash-attn-2"),
             traffic="symmetric",
             encodes=2,

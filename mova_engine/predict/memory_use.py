@@ -25,7 +25,15 @@ from mova_engine.predict.step_traffic import adapter_parameters, parameters, sav
 _FP32 = WIDTHS["fp32"]
 # Layers whose weights are on the device at once where they are gathered or streamed: in use, and the next.
 _BUFFERS = 2
+_GRADIENTS = "gradients"
 _WORKING = "working set of a layer"
+# P at once in the backward of a ring's attention: dq 2 and dk, dv 4 in float32; a step's dq, dk, dv 3 and the kernel's
+# float32 sum of dq 2; keys, values and their gradients on their way, packed and arriving, 8.
+_RING = 19
+# P of a layer that has been computed again as far as its self-attention: all of it, or without what is kept.
+_BEFORE_ATTENTION = {"full": 10, "selective": 6}
+# P of q, k and v packed and arriving, beside those that are sent, while a clip is sampled by several.
+_EXCHANGE = 6
 _SECOND = "second video expert"
 _NAMES = {TEXT_ENCODER: "text encoder", VIDEO_VAE: "video codec", AUDIO_VAE: "audio codec"}
 
@@ -65,8 +73,13 @@ def memory(run: PlannedRun) -> Memory:
         _training_state(run, device, host)
     idle = dict(device)
     if run.job.training:
+        device["time embeddings in float32"] = _time_weights(run)
         for parts, saved in zip((device, host), _saved_activations(run), strict=True):
             parts |= {name: value * run.job.batch for name, value in saved.items()}
+            if run.micro_batches <= run.job.batch and parts is device:
+                # One micro-batch: gradients come as activations go.
+                activations = sum(saved.values()) * run.job.batch
+                device[_GRADIENTS] = max(device.get(_GRADIENTS, 0) - activations, 0)
     device[_WORKING] = _working(run) * run.job.batch
     if run.implementation.codecs_resident or (run.job.training and run.job.online):
         found = {TRAIN if run.job.training else DENOISE[0]: {**device, **_resident_codecs(run)}}
@@ -91,17 +104,18 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     if trained and shards == 1 and job.width != _FP32:
         device["weights' copies to compute with"] = used * job.width
     elif shards > 1 or policy.weights == "host":
-        layers = _BUFFERS * _layer_parameters(run)
-        device["weights gathered for the layers at work"] = layers * (job.width if trained else width)
+        gathered = _BUFFERS * _largest_unit(run)
+        device["weights gathered for the layers at work"] = gathered * (job.width if trained else width)
     place["adapters"] = adapter_parameters(run, used=False) * _FP32 / shards
 
 
 def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
     job, shards = run.job, sharded(run.layout)
     place = host if run.policy.weights_on_host else device
-    place["gradients"] = trained_parameters(run, used=True) * _FP32 / shards
+    place[_GRADIENTS] = trained_parameters(run, used=True) * _FP32 / shards
     if job.task == "full" and (shards > 1 or place is host):
-        device["gradients of the layers at work"] = _BUFFERS * _layer_parameters(run) * job.width
+        # As they come, and as they are summed.
+        device["gradients of the layer at work"] = _largest_unit(run) * (job.width + _FP32)
     moments = trained_parameters(run, used=False) * _FP32 / shards
     place["optimizer's moments"] = 2 * moments
     if job.ema:
@@ -119,7 +133,11 @@ def _saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, flo
         host["block inputs"] = inputs
         inputs = _BUFFERS * run.local_video
     device["block inputs"] = inputs
-    if "video_dit" not in job.components or policy.checkpointing == "full":
+    if policy.checkpointing == "full":
+        return device, host
+    if "video_dit" not in job.components:
+        if policy.checkpointing == "none":
+            device["all activations"] = model.audio.num_layers * _audio_block(run) * run.local_audio
         return device, host
     if policy.checkpointing == "none":
         block, bridge = run.implementation.working
@@ -142,6 +160,15 @@ def _saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, flo
     return device, host
 
 
+def _audio_block(run: PlannedRun) -> float:
+    """P that an audio block keeps: a video block's, its wider feed-forward, and the text's k (twice) and v, of which
+    there are more tokens than of sound.
+    """
+    video, audio = run.job.model.video, run.job.model.audio
+    wider = audio.ffn_dim / audio.dim - video.ffn_dim / video.dim
+    return run.implementation.working[0] + wider + 3 * run.job.model.text_tokens / run.audio_tokens
+
+
 def _merged_attention(run: PlannedRun) -> float:
     """Output and log-sum-exp of one video-to-audio attention, which all ranks of a clip have whole."""
     bridge, queries = run.job.model.bridge, run.job.model.clip.audio_tokens
@@ -151,20 +178,38 @@ def _merged_attention(run: PlannedRun) -> float:
 def _working(run: PlannedRun) -> float:
     """What one layer of both towers keeps alive: all of its activations while it is differentiated."""
     implementation, chosen = run.implementation, run.job.components
-    passes = implementation.working[0] if run.job.training else implementation.streaming
-    tokens = run.local_video * ("video_dit" in chosen) + run.local_audio * ("audio_dit" in chosen)
-    return passes * tokens
+    # Of guidance's evaluations two that differ in text alone share a forward.
+    together = min(2, run.job.evaluations // run.layout.cfg)
+    streaming = implementation.streaming + _EXCHANGE * (run.layout.ulysses > 1 and implementation.pending_updates)
+    passes = implementation.working[0] if run.job.training else streaming * together
+    video, audio = run.local_video * ("video_dit" in chosen), run.local_audio * ("audio_dit" in chosen)
+    ring = 0
+    if run.job.training and run.layout.ring > 1 and implementation.pending_updates:
+        ring = _RING + (_BEFORE_ATTENTION["full" if run.policy.checkpointing == "full" else "selective"])
+    return max(passes, ring) * video + passes * audio
 
 
-def _layer_parameters(run: PlannedRun) -> float:
-    """Of one layer of everything that runs: a video block, an audio block, a bridge layer."""
+def _largest_unit(run: PlannedRun) -> float:
+    """Weights of the largest part that is gathered by itself: a block, or one direction of a bridge layer."""
     model, counts = run.job.model, parameter_counts(run.job.model)
-    layers = {
+    units = {
         "video_dit": counts["video_dit"]["blocks"] / model.video.num_layers,
         "audio_dit": counts["audio_dit"]["blocks"] / model.audio.num_layers,
-        "dual_tower_bridge": sum(counts["dual_tower_bridge"].values()) / max(len(model.bridge.layers), 1),
+        "dual_tower_bridge": sum(counts["dual_tower_bridge"].values()) / max(2 * len(model.bridge.layers), 1),
     }
-    return sum(layers[name] for name in run.job.components)
+    return max(units[name] for name in run.job.components)
+
+
+def _time_weights(run: PlannedRun) -> float:
+    """Bytes of the time embeddings' weights in float32, in which they compute whatever the dtype: kept for a backward
+    that trains them.
+    """
+    job, model = run.job, run.job.model
+    if job.task != "full" or job.width == _FP32:
+        return 0
+    chosen = {"video_dit": model.video, "audio_dit": model.audio}
+    towers = [tower for name, tower in chosen.items() if name in job.components]
+    return sum((7 * tower.dim + tower.freq_dim) * tower.dim * _FP32 for tower in towers)
 
 
 def _codec_bytes(run: PlannedRun) -> dict[str, float]:

@@ -193,10 +193,19 @@ def _layers(run: PlannedRun) -> int:
 
 
 def saved_inputs(run: PlannedRun) -> float:
-    """Bytes of block inputs that checkpointing keeps on a rank; 0 without checkpointing."""
+    """Bytes of block inputs that checkpointing keeps on a rank; 0 without checkpointing.
+
+    Where a block's gate is trained, its gradient needs the update that waits beside the stream: both are inputs of the
+    next layer. Of a frozen gate the sum alone is.
+    """
     if run.policy.checkpointing == "none" or not run.job.training:
         return 0
     model, chosen = run.job.model, run.job.components
     bridges = len(model.bridge.layers) * (run.implementation.inputs_per_bridge and "dual_tower_bridge" in chosen)
-    video = (model.video.num_layers + bridges) * run.local_video * ("video_dit" in chosen)
-    return video + (model.audio.num_layers + bridges) * run.local_audio * ("audio_dit" in chosen)
+    pending = run.implementation.pending_updates and run.job.task == "full"
+
+    def inputs(layers: int) -> int:
+        return layers + bridges + (layers - 1) * pending
+
+    video = inputs(model.video.num_layers) * run.local_video * ("video_dit" in chosen)
+    return video + inputs(model.audio.num_layers) * run.local_audio * ("audio_dit" in chosen)

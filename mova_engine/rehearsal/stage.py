@@ -24,6 +24,8 @@ from mova_engine.rehearsal.memory_tracker import MemoryTracker, is_wrapped
 from mova_engine.rehearsal.result import Rehearsal
 from mova_engine.rehearsal.weights import weights_by_dtype
 
+# Parts of the prediction of which nothing is rehearsed.
+_CODECS = ("codecs", "text encoder")
 _swap = torch.utils.swap_tensors
 
 
@@ -114,7 +116,7 @@ class Stage:
             collectives=self.log.collectives(),
             peak_memory_bytes=peak.parts,
             largest_tensors=peak.largest,
-            predicted_memory_bytes={name: round(size) for name, size in predicted.items()},
+            predicted_memory_bytes={n: round(size) for n, size in predicted.items() if not n.startswith(_CODECS)},
             operations=self.tracker.operations,
             seconds=self.seconds,
         )

@@ -105,7 +105,8 @@ def test_saved_attention_is_head_sharded(ulysses, published):
 
 
 def test_full_training_holds_sixteen_bytes_a_weight_over_its_shards():
-    run = PlannedRun(Job(M720, "full", ema=True), Layout(ring=2, ulysses=8))
+    # Two micro-batches: in one alone gradients come as activations go.
+    run = PlannedRun(Job(M720, "full", ema=True, clips=2), Layout(ring=2, ulysses=8))
     device = memory(run).device
     used, all_of_it = parameters(run, used=True), parameters(run, used=False)
     assert all_of_it - used == pytest.approx(14.289e9, rel=1e-3)
@@ -156,10 +157,10 @@ def test_sampling_has_in_each_stage_what_residency_has_there():
 
     high, low = DENOISE
     encode, decode = {ENCODE_TEXT: 11.4, ENCODE_FRAMES: 0.3}, {DECODE_VIDEO: 65.6, DECODE_AUDIO: 66.1}
-    assert gb() == gb(idle="files") == {**encode, high: 40.3, low: 68.9, **decode}
-    assert gb(expert="host") == {**encode, high: 40.3, low: 40.3, DECODE_VIDEO: 8.4, DECODE_AUDIO: 8.9}
+    assert gb() == gb(idle="files") == {**encode, high: 46.9, low: 75.5, **decode}
+    assert gb(expert="host") == {**encode, high: 46.9, low: 46.9, DECODE_VIDEO: 8.4, DECODE_AUDIO: 8.9}
     idle = dict.fromkeys((*encode, *decode), 77.7)
-    assert gb(idle="device") == {**idle, high: 81.2, low: 81.2}
+    assert gb(idle="device") == {**idle, high: 87.9, low: 87.9}
 
 
 def test_codecs_have_the_weights_that_are_counted():

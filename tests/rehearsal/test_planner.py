@@ -1,0 +1,29 @@
+"""The cost model's memory against rehearsals at full size."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mova_engine.rehearsal.result import Rehearsal
+
+RUNS = {
+    "phase 3, full": "--recipe joint-phase3 --world-size 1024",
+    "phase 3, selective": "--recipe joint-phase3 --world-size 1024 --memory.checkpointing selective",
+    "phase 1": "--recipe joint-phase1 --world-size 64 --global-batch-size 8",
+    "phase 2, none": "--recipe joint-phase2 --world-size 64 --global-batch-size 8 --memory.checkpointing none",
+    "adapters on one": "--recipe lora --global-batch-size 1",
+    "sound alone": "--recipe audio-pretrain --world-size 16",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_what_is_planned_is_what_is_counted(run):
+    """Within 5%."""
+    command = [sys.executable, "-m", "mova_engine.train", *run.split(), "--dry-run", "--json", "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = Rehearsal.from_dict(json.loads(done.stdout))
+    assert found.predicted == pytest.approx(found.peak, rel=0.05), str(found)
