@@ -25,6 +25,7 @@ def rehearse(
     target: str, config: Any, device: str, options: RehearsalOptions, layers: int | None = None
 ) -> dict[str, Any]:
     """The plain values of a `Rehearsal` of `config` by `target`, in a child. layers: of each tower; None: all."""
-    machine = {"device": device, "capability": options.assume or _USUAL.get(device), "packages": list(options.packages)}
+    packages = [name for name in (options.packages or "").split(",") if name]
+    machine = {"device": device, "capability": options.assume or _USUAL.get(device), "packages": packages}
     job = {"settings": to_plain(config), "machine": machine, "world_size": options.world_size, "layers": layers}
     return in_child(target, device, job)
