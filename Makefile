@@ -12,7 +12,7 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano test test-dry test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint clean
+.PHONY: help setup setup-dev setup-npu native cuda nano test test-dry test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
@@ -27,6 +27,7 @@ help:
 	@echo "make check-triton-kernels   the Triton kernels in Triton's interpreter, and compiled for absent NVIDIA GPUs (some minutes)"
 	@echo "make check-ascend-kernels   lower the Triton kernels for an Ascend 910B, without one, in an environment of its own"
 	@echo "make lint       ruff"
+	@echo "make types      pyright: strict on the public interface, basic on the rest (half a minute)"
 	@echo "make clean      remove the virtual environment and what was built"
 
 setup: $(VENV)/.mova-core
@@ -115,6 +116,10 @@ check-ascend-kernels: $(ASCEND_VENV)/.mova-ascend
 
 lint: setup-dev
 	$(PY) -m ruff check .
+
+# The checker and the node.js that runs it come with the development tools; nothing else is downloaded.
+types: setup-dev
+	$(PY) -m pyright --pythonpath $(PY)
 
 clean:
 	rm -rf $(VENV) $(NPU) $(ASCEND_VENV) build *.egg-info kernels/_C*.so kernels/_cuda*.so

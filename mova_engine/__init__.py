@@ -38,7 +38,7 @@ _PUBLIC = {
     }.items()
     for name in names.split()
 }
-__all__ = sorted(_PUBLIC)
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll] the stub has them one by one
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 # What the user asked of torch, before a command changes it: the doctor examines that.

@@ -5,12 +5,16 @@ An adapted layer computes `x W^T + b + (alpha / r) * (x A^T) B^T`. The file is o
 adapted `Mova` gives its parameters. The reference's files do not say alpha; ours keep it in the file's metadata.
 """
 
+# torch does not say of all its functions what they take.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -33,8 +37,8 @@ def find_linears(model: nn.Module, targets: Iterable[str]) -> list[str]:
     "self_attn.q" is every self-attention's q, "video_dit.blocks.*.ffn.0" one tower's feed-forward; "o" is every layer
     called o, and not every name with that letter. Raises MovaError for a target that matches nothing.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, Linear)]
-    chosen = set()
+    names = list(_linears(model))
+    chosen: set[str] = set()
     for target in targets:
         matched = [name for name in names if _matches(name, target)]
         if not matched:
@@ -117,11 +121,11 @@ def read_scaled_lora(path: str | Path, alpha: float | None = None) -> tuple[dict
 
 def check_fit(model: nn.Module, path: str | Path, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Raise MovaError where the model lacks a layer that a file of adapters adapts, or has it in another size."""
-    known = dict(model.named_modules())
-    unknown = [name for name in pairs if not isinstance(known.get(name), Linear)]
+    known = _linears(model)
+    unknown = [name for name in pairs if name not in known]
     if unknown:
         raise MovaError(f"{path} adapts layers that the model does not have{_listed(unknown, ':')}")
-    wrong = []
+    wrong: list[str] = []
     for name, (a, b) in pairs.items():
         shape = list(known[name].weight.shape)
         if (a.ndim, b.ndim) != (2, 2) or [b.shape[0], a.shape[1]] != shape or len(a) != b.shape[1]:
@@ -141,7 +145,7 @@ def save_lora(model: nn.Module, path: str | Path, write: Callable[..., None] = w
     if not layers:
         raise MovaError(f"the model has no LoRA adapters to save to {path}")
     # 12 digits: alpha / r * r may miss alpha in its last bit.
-    alphas = sorted({f"{layer.lora_scale * layer.lora_A.out_features:.12g}" for layer in layers.values()})
+    alphas = sorted({f"{layer.lora_scale * _adapter(layer)[0].out_features:.12g}" for layer in layers.values()})
     if len(alphas) > 1:
         raise MovaError(f"a LoRA file has one alpha, but the model's adapters have {', '.join(alphas)}")
     write(Path(path), lora_parameters(model), {ALPHA: alphas[0]})
@@ -149,18 +153,15 @@ def save_lora(model: nn.Module, path: str | Path, write: Callable[..., None] = w
 
 def adapted_layers(model: nn.Module) -> dict[str, Linear]:
     """Return the layers that carry an adapter, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and module.lora_A is not None
-    }
+    return {name: layer for name, layer in _linears(model).items() if layer.lora_A is not None}
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapters' parameters under their names in the file: what an optimizer trains."""
-    parameters = {}
+    parameters: dict[str, nn.Parameter] = {}
     for name, layer in adapted_layers(model).items():
-        parameters |= {name + _A: layer.lora_A.weight, name + _B: layer.lora_B.weight}
+        a, b = _adapter(layer)
+        parameters |= dict(zip((name + _A, name + _B), (a.weight, b.weight), strict=True))
     return parameters
 
 
@@ -171,7 +172,7 @@ def remove_lora(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged_lora(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+def merged_lora(model: nn.Module, dtype: torch.dtype | None = None) -> Generator[None]:
     """Inside the block every adapted layer is a plain one with weight `W + (alpha / r) B A`, for export.
 
     The sum is taken in float32 and stored in `dtype` (None: the weight's own). For bfloat16 it is rounded to one of
@@ -198,7 +199,8 @@ def merged_lora(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[
 
 @torch.no_grad()
 def _merged_weight(layer: Linear) -> Tensor:
-    update = layer.lora_B.weight.float() @ layer.lora_A.weight.float()
+    a, b = _adapter(layer)
+    update = b.weight.float() @ a.weight.float()
     return layer.weight.float() + layer.lora_scale * update
 
 
@@ -222,8 +224,20 @@ def _matches(name: str, target: str) -> bool:
     return len(tail) == len(wanted) and all(map(fnmatchcase, tail, wanted))
 
 
+def _linears(model: nn.Module) -> dict[str, Linear]:
+    """The layers that can carry an adapter, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+
+
+def _adapter(layer: Linear) -> tuple[Any, Any]:
+    """A and B of a layer that carries an adapter."""
+    if layer.lora_A is None or layer.lora_B is None:
+        raise MovaError("the layer has no LoRA adapter")
+    return layer.lora_A, layer.lora_B
+
+
 def _free_layer(model: nn.Module, name: str) -> Linear:
-    layer = model.get_submodule(name)
+    layer = _linears(model)[name]
     if layer.lora_A is not None:
         raise MovaError(f"{name} has a LoRA adapter already: remove or merge it first")
     return layer

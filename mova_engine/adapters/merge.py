@@ -5,6 +5,9 @@ weight keeps its dtype; in bfloat16 the sum is rounded up or down at random, so 
 average, however small (`lora.merged_lora`).
 """
 
+# torch does not say of all its functions what they take.
+# pyright: reportUnknownMemberType=false
+
 from pathlib import Path
 
 import torch

@@ -45,7 +45,7 @@ class CudaBackend(Backend):
     def versions(self) -> dict[str, str]:
         found = {"CUDA runtime": torch.version.cuda, "cuDNN": str(torch.backends.cudnn.version())}
         if torch.distributed.is_nccl_available():
-            found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+            found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # pyright: ignore[reportAttributeAccessIssue] imported on demand
         return found | {"compute capability": ".".join(map(str, torch.cuda.get_device_capability()))}
 
     def free_memory(self) -> tuple[int, int]:

@@ -103,7 +103,7 @@ class Surroundings:
 
 def release(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: (2, 13, 0) for "2.13.0.post2+cpu", (8, 3) for "8.3.RC1"."""
-    return tuple(int(part) for part in re.match(r"(?:\d+\.?)*", version)[0].split(".") if part)
+    return tuple(int(part) for part in re.findall(r"^(?:\d+\.?)*", version)[0].split(".") if part)
 
 
 def examine_variables(variables: Sequence[Variable], environ: Mapping[str, str]) -> list[Finding]:

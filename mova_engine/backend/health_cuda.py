@@ -37,7 +37,7 @@ def examine_installation(around: Surroundings) -> list[Finding]:
             Finding(NOTE, "no NVIDIA driver is to be seen", "check `nvidia-smi`; in a container, start it with GPUs")
         ]
     runtime = torch.version.cuda
-    least = NVIDIA_DRIVER.get(release(runtime or "")[0] if runtime else None)
+    least = NVIDIA_DRIVER.get(release(runtime)[0] if runtime else 0)
     if least and release(driver)[0] < least:
         what = f"driver {driver} is too old for CUDA {runtime}, which torch {version} was built with: {least} or newer"
         return [

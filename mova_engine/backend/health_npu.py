@@ -46,7 +46,7 @@ def _pair(around: Surroundings, torch_npu: str, torch: str) -> Finding:
 
 
 def _python(torch_npu: str) -> list[Finding]:
-    newest = ASCEND_PYTHON.get(release(torch_npu)[:2])
+    newest = next((last for line, last in ASCEND_PYTHON.items() if line == release(torch_npu)[:2]), None)
     if newest and sys.version_info[:2] > newest:
         text = ".".join(map(str, newest))
         return [Finding(NOTE, f"torch_npu {torch_npu} is published for Python up to {text}", f"use Python {text}")]

@@ -4,6 +4,9 @@ Verified by emulation, contract and compilation: `make test-npu` runs torch_npu 
 every call of its operators against their documented limits. No run on hardware has been recorded.
 """
 
+# torch has the attribute `npu` once torch_npu is imported.
+# pyright: reportAttributeAccessIssue=false
+
 import importlib
 import importlib.util
 

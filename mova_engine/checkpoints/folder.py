@@ -257,10 +257,10 @@ def write_mova(
     """
     config = mova.config
     old = read_json(Path(base) / INDEX) if base is not None else {}
-    codecs = {"video_vae": video_codec, "audio_vae": audio_codec}
+    codecs: dict[str, VideoCodec | AudioCodec | None] = {"video_vae": video_codec, "audio_vae": audio_codec}
     index: dict[str, Any] = {"_class_name": "MOVA", "boundary_ratio": BOUNDARY_RATIO, **old}
     for name, values in component_configs(config).items():
-        kept = read_config(Path(base) / name) if _class_of(old, name) else {}
+        kept = read_config(Path(base) / name) if base is not None and _class_of(old, name) else {}
         write_component(
             getattr(mova, name), {**kept, **values}, folder / name, MODEL_CLASSES[name][1], max_shard_bytes, write
         )
@@ -347,7 +347,8 @@ def _tower(kind: type, folder: Path) -> Any:
 
 def _clip(values: Mapping[str, Any], folder: Path) -> ClipConfig:
     try:
-        return ClipConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return ClipConfig(**given)
     except (MovaError, TypeError) as error:
         raise MovaError(f"{folder / INDEX}: {OWN_ENTRY}.clip: {error}") from error
 
@@ -355,7 +356,7 @@ def _clip(values: Mapping[str, Any], folder: Path) -> ClipConfig:
 def _sampling(own: Mapping[str, Any], folder: Path) -> SamplingConfig:
     """How the model is sampled unless told otherwise; folders of older versions: by the model's name."""
     if "sampling" not in own:
-        return PRESETS.get(own.get("name"), RELEASED).sampling
+        return PRESETS.get(str(own.get("name")), RELEASED).sampling
     try:
         return SamplingConfig(**own["sampling"])
     except (MovaError, TypeError) as error:
@@ -364,7 +365,7 @@ def _sampling(own: Mapping[str, Any], folder: Path) -> SamplingConfig:
 
 def _copy(name: str, fresh: Path, base: str | Path | None, old: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Take a component over from `base`; returns its entry in the index."""
-    if _class_of(old, name) is None:
+    if base is None or _class_of(old, name) is None:
         return ABSENT
     shutil.copytree(Path(base) / name, fresh / name)
     return old[name]
@@ -374,7 +375,7 @@ def _write_codec(
     name: str,
     kind: str,
     fresh: Path,
-    codec: VideoCodec | AudioCodec | TextEncoder,
+    codec: VideoCodec | AudioCodec | None,
     base: str | Path | None,
     old: Mapping[str, Any],
 ) -> tuple[str | None, str | None]:

@@ -30,11 +30,12 @@ Ranges = dict[str, list[Range]]
 
 def write_checksums(folder: Path, known: Mapping[str, Sequence[Range]]) -> None:
     """Write the list for a complete checkpoint. known: ranges whose checksums are known, by file; the rest is read."""
-    files = {}
+    files: Ranges = {}
     for name in _files(folder):
         size = (folder / name).stat().st_size
-        ranges, end = [], 0
-        for offset, length, crc in sorted({tuple(each) for each in known.get(name, ())}):
+        ranges: list[Range] = []
+        end = 0
+        for offset, length, crc in sorted({(each[0], each[1], each[2]) for each in known.get(name, ())}):
             ranges += _read_ranges(folder / name, end, offset)
             ranges.append((offset, length, crc))
             end = offset + length

@@ -135,7 +135,7 @@ def _newest_whole(steps: list[tuple[int, Path]], say: Say) -> tuple[Path, str]:
     for _, folder in reversed(steps):
         kind = _kind(folder)
         reason = _lack(folder, kind)
-        if reason is None:
+        if reason is None and kind is not None:
             if reasons:
                 say(f"{reasons[0]}: taking {folder}, the newest whole checkpoint")
             return folder, kind

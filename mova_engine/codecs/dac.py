@@ -51,7 +51,9 @@ class DacConfig:
         unknown = sorted(k for k in values if k not in known | _QUANTISER and not k.startswith("_"))
         if unknown:
             log.warning("audio VAE: settings not used: %s", ", ".join(unknown))
-        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
+        chosen: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None
+        }
         if values.get("latent_dim", 0) is None:
             # DAC's own default: as wide as the encoder's last layer.
             chosen["latent_dim"] = chosen["encoder_dim"] * 2 ** len(chosen["encoder_rates"])

@@ -25,24 +25,36 @@ class VideoCodec(Protocol):
     """Video <-> latents at stride (4, 8, 8). The first frame alone forms latent frame 0: f = 4n+1 frames give n+1."""
 
     name: str
-    weights: nn.Module | None
     channels: int
-    stride: tuple[int, int, int]
+
+    @property
+    def weights(self) -> nn.Module | None:
+        """The module that may be moved; None: constants of a few kB."""
+        raise NotImplementedError
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of pixels for each latent."""
+        raise NotImplementedError
 
     def encode(self, video: Tensor) -> Tensor:
         """Video [b, 3, f, h, w], RGB in [-1, 1] -> latents [b, 16, 1 + (f-1)/4, h/8, w/8], float32, normalised."""
+        raise NotImplementedError
 
     def decode(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         """Latents [b, 16, t, h, w] -> video [b, 3, 1 + 4(t-1), 8h, 8w], float32; of own rows only where `rows` says so.
 
         Values may leave [-1, 1]; `video_to_uint8` clamps them.
         """
+        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """What was fitted to data, as JSON; `build_video_codec(..., state=...)` restores it. Empty: nothing was."""
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Identity for caches of latents."""
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -50,25 +62,33 @@ class AudioCodec(Protocol):
     """Mono sound <-> latents, `hop` samples each."""
 
     name: str
-    weights: nn.Module | None
     channels: int
     sample_rate: int
     hop: int
+
+    @property
+    def weights(self) -> nn.Module | None:
+        """The module that may be moved; None: constants of a few kB."""
+        raise NotImplementedError
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio [b, 1, n] in [-1, 1] at `sample_rate` -> latents [b, c, ceil(n/hop)], float32.
 
         The end is padded with zeros to a whole latent.
         """
+        raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [b, c, t] -> audio [b, 1, t * hop], float32."""
+        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """What was fitted to data, as JSON; `build_audio_codec(..., state=...)` restores it. Empty: nothing was."""
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Identity for caches of latents."""
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -76,15 +96,21 @@ class TextEncoder(Protocol):
     """Prompts -> features that the towers attend to without a mask: rows after a prompt's end are zero."""
 
     name: str
-    weights: nn.Module | None
     dim: int
     max_tokens: int
 
+    @property
+    def weights(self) -> nn.Module | None:
+        """The module that may be moved; None: none, or dropped until it is needed again."""
+        raise NotImplementedError
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts (b strings) -> [b, max_tokens, dim]. The empty prompt has an encoding of its own, for guidance."""
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Identity for caches of text features."""
+        raise NotImplementedError
 
 
 def video_from_uint8(video: Tensor) -> Tensor:

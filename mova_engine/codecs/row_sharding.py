@@ -5,7 +5,7 @@ Rows are latents' rows, or the pictures' rows that they become: a share is a run
 resolution at the time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ class Rows:
 
     # Processes that decode a clip together.
     size = 1
+    # Latent rows of each of them.
+    lengths: Sequence[int] = ()
 
     def take(self, x: Tensor) -> Tensor:
         """Own rows of [..., h, w] that has all of them."""

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,7 +36,7 @@ def is_still_somewhere(video: Tensor, chunk: int) -> bool:
 
 
 @contextmanager
-def reused(encoder: nn.Module) -> Iterator[None]:
+def reused(encoder: Any) -> Iterator[None]:
     """Within the block, for one encode, the layers of a diffusers WanEncoder3d compute only what they have to.
 
     Until the end it keeps each layer's last output.
@@ -59,12 +59,15 @@ class _Reusing:
     """
 
     def __init__(self, forward: Callable[..., Tensor]) -> None:
-        self.forward, self.given, self.out, self.at_rest, self.places = forward, None, None, False, 0
+        self.forward, self.at_rest, self.places = forward, False, 0
+        self.given: tuple[Tensor, Tensor | None] | None = None
+        # Of the last call: there was one where `given` is known.
+        self.out: Any = None
 
     def __call__(
         self,
         x: Tensor,
-        cache: Tensor | list | None = None,
+        cache: Tensor | list[Any] | None = None,
         feat_idx: list[int] | None = None,
         *,
         feat_cache: list[Any] | None = None,
@@ -74,7 +77,7 @@ class _Reusing:
             cache, feat_cache = None, cache
         given = (x, cache)
         known = self.given is not None and all(same_bits(*pair) for pair in zip(given, self.given, strict=True))
-        if feat_cache is None:
+        if feat_cache is None or feat_idx is None:
             if not known:
                 self.given, self.out = given, self.forward(x, cache)
             return self.out

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from mova_engine.codecs.interface import check_prompts, fingerprint, is_meta, optional
 from mova_engine.errors import MovaError
@@ -35,9 +35,9 @@ class Umt5TextEncoder:
 
     name = "umt5"
 
-    def __init__(self, encoder: nn.Module, tokenizer: Any, max_tokens: int) -> None:
+    def __init__(self, encoder: Any, tokenizer: Any, max_tokens: int) -> None:
         # None while the weights are dropped; they may be moved.
-        self.weights: nn.Module | None = encoder.requires_grad_(False).eval()
+        self.weights: Any = encoder.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.dim = encoder.config.d_model

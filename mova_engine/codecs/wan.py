@@ -23,8 +23,9 @@ class WanVideoCodec:
 
     name = "wan"
 
-    def __init__(self, vae: nn.Module) -> None:
-        self.vae = vae.requires_grad_(False).eval()
+    def __init__(self, vae: Any) -> None:
+        # A module of diffusers, which says nothing of its attributes' types.
+        self.vae: Any = vae.requires_grad_(False).eval()
         for module in vae.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 module.register_forward_pre_hook(_contiguous)

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 from cyclopts import App
 
@@ -34,10 +34,11 @@ def completion_app(commands: Mapping[str, tuple[str, str]]) -> App:
     for name, (module, text) in commands.items():
         words = tuple(name.split())
         found = vars(importlib.import_module(module))
-        several = found.get("MEASUREMENTS")
+        several: Mapping[str, Command[Any]] | None = found.get("MEASUREMENTS")
         if several is None:
-            (command,) = (value for value in found.values() if isinstance(value, Command))
-            _group(groups, words[:-1]).command(command.app(words[-1], text))
+            (command,) = (cast(Command[Any], value) for value in found.values() if isinstance(value, Command))
+            app: App = command.app(words[-1], text)
+            _group(groups, words[:-1]).command(app)
         else:
             for last, command in several.items():
                 _group(groups, words).command(command.app(last))

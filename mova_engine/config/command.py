@@ -6,6 +6,10 @@ Values come from, in rising order: the defaults, a recipe (`--recipe NAME`, for 
 YAML file (`--config FILE`), the command line. Parsing is cyclopts'.
 """
 
+# A command's parser is a function whose parameters have types that are made at run time; cyclopts' own are partial.
+# pyright: reportInvalidTypeForm=false, reportUnknownParameterType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false, reportRedeclaration=false
+
 import dataclasses
 import itertools
 import re
@@ -13,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar, cast, get_args
 
 import yaml
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, RepeatArgumentError, UnknownOptionError
@@ -41,7 +45,7 @@ class Nothing:
 
 def section(title: str) -> Parameter:
     """The heading of a nested dataclass's options in help: `Annotated[OptimSettings, section("Optimizer")]`."""
-    return Parameter(group=Group.create_ordered(title))
+    return Parameter(group=Group.create_ordered(title))  # pyright: ignore[reportUnknownMemberType] cyclopts
 
 
 def spelled(option: str) -> Parameter:
@@ -59,12 +63,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """The mapping of settings that YAML text holds. MovaError that names `source` for anything else."""
     try:
-        settings = yaml.safe_load(text) or {}
+        settings: Any = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise MovaError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise MovaError(f"{source} must hold a mapping of settings, got {type(settings).__name__}")
-    return settings
+    return cast(dict[str, Any], settings)
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +88,9 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        return {name: to_plain(item) for name, item in value.items()}
+        return {name: to_plain(item) for name, item in cast(Mapping[str, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
+        return [to_plain(item) for item in cast(Sequence[Any], value)]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -201,8 +205,7 @@ class Command(Generic[Settings]):
         except UnknownOptionError as error:
             raise MovaError(_unknown(error, app.assemble_argument_collection())) from error
         except RepeatArgumentError as error:
-            name = error.token.keyword if error.token is not None else "an option"
-            raise MovaError(f"{name} is given more than once") from error
+            raise MovaError(f"{error.token.keyword or 'an option'} is given more than once") from error
         except CoercionError as error:
             raise MovaError(_unfit(error)) from error
         except CycloptsError as error:
@@ -219,18 +222,18 @@ class Command(Generic[Settings]):
             return kind() if settings is None else settings
 
         general = Parameter(group=_GENERAL)
-        with_file = Annotated[Path | None, general]
-        flag = Annotated[bool, Parameter(group=_GENERAL, negative="")]
-        fields = Annotated[kind, Parameter(name="*")]
-        more = Annotated[self.beside, Parameter(name="*", group=_BESIDE)]
+        with_file: Any = Annotated[Path | None, general]
+        flag: Any = Annotated[bool, Parameter(group=_GENERAL, negative="")]
+        fields: Any = Annotated[kind, Parameter(name="*")]
+        more: Any = Annotated[self.beside, Parameter(name="*", group=_BESIDE)]
         if self.recipes is None:
 
-            def run(  # type: ignore[misc]
-                settings: fields = None,  # type: ignore[valid-type]
+            def run(
+                settings: fields: Any = None,
                 *,
-                beside: more = None,  # type: ignore[valid-type]
-                config: with_file = None,
-                print_config: flag = False,
+                beside: more: Any = None,
+                config: with_file: Any = None,
+                print_config: flag: Any = False,
             ) -> Any:
                 """Run.
 
@@ -245,10 +248,10 @@ class Command(Generic[Settings]):
 
         else:
 
-            def run(  # type: ignore[misc]
-                settings: fields = None,  # type: ignore[valid-type]
+            def run(
+                settings: fields = None,
                 *,
-                beside: more = None,  # type: ignore[valid-type]
+                beside: more = None,
                 recipe: Annotated[str, general] = default,
                 config: with_file = None,
                 print_config: flag = False,
@@ -315,7 +318,7 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, cast(list[Any], value))) if isinstance(value, list) else str(value)
 
 
 def _value_of(option: str, argv: Sequence[str]) -> str | None:

@@ -108,7 +108,7 @@ def accumulation(mesh: MeshShape, clips: int | None, batch: int, *, replicate: i
     at_once = mesh.data_parallel * batch
     if clips is None or clips % at_once == 0:
         return 1 if clips is None else clips // at_once
-    fit = []
+    fit: list[str] = []
     if sharing:
         sizes = [
             size

@@ -197,7 +197,7 @@ class SamplingConfig:
     guidance: str = "text"
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.steps, int) and self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        _require(type(self.steps) is int and self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         known = ", ".join(GUIDANCE_FORMS)
         _require(
             self.guidance in GUIDANCE_FORMS,
@@ -251,7 +251,7 @@ def _model(
 _VIDEO_14B = VideoDiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 _AUDIO_1B = AudioDiTConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 _360P = ClipConfig(frames=193, height=352, width=640)
-_EMBEDDED = {"video_codec": "dct", "audio_codec": "mdct", "text_encoder": "bytes"}
+_EMBEDDED: dict[str, Any] = {"video_codec": "dct", "audio_codec": "mdct", "text_encoder": "bytes"}
 _MOVA_360P = _model("mova-360p", _VIDEO_14B, _AUDIO_1B, _360P)
 
 PRESETS: dict[str, MovaConfig] = {

@@ -258,7 +258,7 @@ class TrainConfig:
     """What the model computes in; weights, their moments and summed gradients are float32 in either case."""
     exact_fp32: bool = False
     """Switch off reduced-precision shortcuts (TF32, HF32) of the device's float32 maths."""
-    ops: dict[str, str] = field(default_factory=dict)
+    ops: dict[str, str] = field(default_factory=dict[str, str])
     """Implementations that must be used, by operator: `--ops.attention reference`. See mova ops."""
     model: Annotated[ModelSettings, section("Model")] = field(default_factory=ModelSettings)
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)

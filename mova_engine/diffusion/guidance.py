@@ -68,12 +68,14 @@ class Guidance:
             return _extrapolate(neither, full, self.text_scale)
         bridged = _float(evaluate(False, True))
         base = _extrapolate(neither, bridged, self.bridge_scale)
-        return tuple(b + self.text_scale * (f - w) for b, f, w in zip(base, full, bridged, strict=True))
+        video, audio = (b + self.text_scale * (f - w) for b, f, w in zip(base, full, bridged, strict=True))
+        return video, audio
 
 
 def _float(velocities: Velocities) -> Velocities:
-    return tuple(v.float() for v in velocities)
+    return velocities[0].float(), velocities[1].float()
 
 
 def _extrapolate(start: Velocities, end: Velocities, scale: float) -> Velocities:
-    return tuple(s + scale * (e - s) for s, e in zip(start, end, strict=True))
+    video, audio = (s + scale * (e - s) for s, e in zip(start, end, strict=True))
+    return video, audio

@@ -66,7 +66,7 @@ def examine_versions(examination: Examination) -> list[Finding]:
         least = ".".join(map(str, PYTHON_LEAST))
         found.append(Finding(PROBLEM, f"Python {least} or newer is needed", f"install Python {least}"))
     installed, absent = [], []
-    requirements = [_REQUIREMENT.match(line).groups() for line in packages.requires("mova-engine")]
+    requirements = [m.groups() for line in packages.requires("mova-engine") if (m := _REQUIREMENT.match(line))]
     if not requirements:
         what = "the engine runs from a folder and is not installed: its requirements are not known"
         found.append(Finding(NOTE, what, "pip install -e FOLDER"))

@@ -32,7 +32,7 @@ def _verdict(rows: Iterable[ParityRow], passed: str, do: str) -> list[Finding]:
         return [Finding(OK, f"{passed}: there is nothing but the reference")]
     missed = [row for row in rows if not row.passed]
     if not missed:
-        worst = max(rows, key=lambda row: row.difference / row.bound if row.bound else 0.0)
+        worst = max(rows, key=lambda row: _share(row))
         return [Finding(OK, f"{passed}: {len(rows)} compared, the worst at {_share(worst):.0%} of what is allowed")]
     found = []
     for row in missed:
@@ -42,7 +42,8 @@ def _verdict(rows: Iterable[ParityRow], passed: str, do: str) -> list[Finding]:
 
 
 def _share(row: ParityRow) -> float:
-    return row.difference / row.bound if row.bound else float(row.difference > 0)
+    difference = row.difference or 0.0
+    return difference / row.bound if row.bound else float(difference > 0)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -110,7 +111,7 @@ def examine_media(examination: Examination) -> list[Finding]:
         path = Path(folder) / "clip.mp4"
         write_mp4(path, video, audio, fps=_TINY_CLIP.fps)
         clip = read_clip(path, _TINY_CLIP)
-    pixels = float(np.abs(clip.video.astype(float) - video).mean())
+    pixels = float(np.abs(clip.pictures.astype(float) - video).mean())
     sound = float(np.sqrt(np.mean((clip.audio - audio) ** 2)))
     good = pixels < _PIXEL_ERROR and sound < _SOUND_ERROR
     what = f"a clip through H.264 and AAC and back: off by {pixels:.2f} of 255 in pictures, {sound:.4f} in sound"

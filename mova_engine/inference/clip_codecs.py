@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +16,20 @@ from mova_engine.data.media.decode import Clip
 from mova_engine.data.media.resize import crop_resize
 from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.distributed.processes import Processes
+from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import Conditions, Latents
 from mova_engine.inference.requests import Request
 from mova_engine.memory.residency import Residency, stage
 
 WHITE = 255
+Part = TypeVar("Part")
+
+
+def _held(part: Part | None, what: str) -> Part:
+    """What this process must have been given for its share of the work."""
+    if part is None:
+        raise MovaError(f"this process has no {what}")
+    return part
 
 
 @dataclass
@@ -54,10 +64,11 @@ class ClipCodecs:
         found = [Encoded() for _ in batches]
         if clip.rank == 0 and any(batches):
             with stage(self.residency, ENCODE_TEXT):
-                empty = self.codecs.text.encode([negative_prompt]).cpu()
+                encoder = _held(self.codecs.text, "text encoder")
+                empty = encoder.encode([negative_prompt]).cpu()
                 for inputs, requests in zip(found, batches, strict=True):
                     if requests:
-                        text = self.codecs.text.encode([request.caption for request in requests]).cpu()
+                        text = encoder.encode([request.caption for request in requests]).cpu()
                         inputs.words = {"text": text, "empty": empty}
         if clip.rank == clip.size - 1 and any(batches):
             encoded: dict[tuple[int, int], Tensor] = {}
@@ -77,6 +88,7 @@ class ClipCodecs:
         pictures = {"condition": torch.cat(inputs.pictures)} if clip.rank == clip.size - 1 else None
         if rounds is not None:
             words, pictures = rounds.broadcast(words, 0), rounds.broadcast(pictures, clip.size - 1)
+        words, pictures = _held(words, "text features"), _held(pictures, "condition")
         text, empty = words["text"].to(device), words["empty"].to(device)
         return Conditions(pictures["condition"].to(device), text, empty.expand_as(text))
 
@@ -100,7 +112,7 @@ class ClipCodecs:
         rows = place.rows(latents.shape[-2])
         pictures = torch.empty(clip.frames, 0, clip.width, 3, dtype=torch.uint8)
         if rows.take(latents).shape[-2]:
-            pictures = video_to_uint8(self.codecs.video.decode(latents, rows)[0]).cpu()
+            pictures = video_to_uint8(_held(self.codecs.video, "video VAE").decode(latents, rows)[0]).cpu()
         if place.rounds is None:
             return pictures
         height = clip.height // latents.shape[-2]
@@ -112,7 +124,7 @@ class ClipCodecs:
         place, size = self.processes, self.processes.clip.size
         sound = torch.empty(0)
         if place.clip.rank == size - 1:
-            sound = self.codecs.audio.decode(latents)[0, 0, : self.samples].float().cpu()
+            sound = _held(self.codecs.audio, "audio VAE").decode(latents)[0, 0, : self.samples].float().cpu()
         if place.rounds is None:
             return sound
         sounds = place.rounds.collected(sound, [(0,)] * (size - 1) + [(self.samples,)])
@@ -129,4 +141,5 @@ class ClipCodecs:
             if frame is not None:
                 fitted = np.ascontiguousarray(crop_resize(frame, clip.height, clip.width))
                 volume[0, :, index] = video_from_uint8(torch.from_numpy(fitted)[None])[:, 0]
-        return first_frame_condition(self.codecs.video.encode(volume), last_frame=request.last_frame is not None)
+        latents = _held(self.codecs.video, "video VAE").encode(volume)
+        return first_frame_condition(latents, last_frame=request.last_frame is not None)

@@ -1,5 +1,8 @@
 """From words and a first frame to a clip: encode the conditions, denoise, decode."""
 
+# torch does not say of all its functions what they take; what a user passes is looked at whatever he was told.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnnecessaryIsInstance=false
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,16 +160,36 @@ class Pipeline:
         return load_pipeline(found, backend, dtype=dtype, clip=config.clip, memory=memory, lora=lora, config=config)
 
     @overload
-    def __call__(self, prompt: str, image: Picture = None, seed: int = 0, **options: Any) -> GeneratedClip: ...
+    def __call__(
+        self,
+        prompt: str,
+        image: Picture = None,
+        seed: int = 0,
+        *,
+        last_image: Picture = None,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        negative_prompt: str = "",
+        batch: int | None = None,
+    ) -> GeneratedClip: ...
 
     @overload
     def __call__(
-        self, prompt: Sequence[str], image: Picture = None, seed: int = 0, **options: Any
+        self,
+        prompt: list[str] | tuple[str, ...],
+        image: Picture = None,
+        seed: int = 0,
+        *,
+        last_image: Picture = None,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        negative_prompt: str = "",
+        batch: int | None = None,
     ) -> list[GeneratedClip]: ...
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | list[str] | tuple[str, ...],
         image: Picture = None,
         seed: int = 0,
         *,
@@ -190,12 +213,16 @@ class Pipeline:
         requests = [Request(caption, seed + i, *frames) for i, caption in enumerate(prompts)]
         batch = batch or default_batch(self.shape, len(requests))
         clips = [
-            GeneratedClip(
-                clip.video, clip.audio[None], self.shape.fps, self.shape.sample_rate, request.caption, request.seed
-            )
+            self._handed_out(request, clip)
             for request, clip in zip(requests, self.generate(requests, settings, batch=batch), strict=True)
         ]
         return clips[0] if isinstance(prompt, str) else clips
+
+    def _handed_out(self, request: Request, clip: Clip | None) -> GeneratedClip:
+        if clip is None:
+            raise MovaError("of several processes the first has the clips: call `generate` there")
+        fps, rate = self.shape.fps, self.shape.sample_rate
+        return GeneratedClip(clip.pictures, clip.audio[None], fps, rate, request.caption, request.seed)
 
     def _frame(self, picture: Picture) -> np.ndarray | None:
         return read_frame(picture, self.shape) if isinstance(picture, str | Path) else picture
@@ -288,7 +315,7 @@ class Pipeline:
             return
         for clip in made:
             if clip is not None:
-                place.send_to_first(torch.from_numpy(clip.video), torch.from_numpy(clip.audio))
+                place.send_to_first(torch.from_numpy(clip.pictures), torch.from_numpy(clip.audio))
         yield from (None for requests in turn for _ in requests)
 
     def _received(self, group: int) -> Clip:
@@ -366,10 +393,8 @@ def load_pipeline(
     folder, place, memory = Path(folder), processes or Processes(), memory or MemoryConfig()
     facts = trained(folder)
     config = config or mova_config_from_folder(folder)
-    adapters = {"lora": lora, "lora_alpha": lora_alpha}
-    mova, codecs, residency = open_parts(
-        folder, config, backend, place, dtype=dtype, memory=memory, shard=shard, **adapters
-    )
+    more: dict[str, Any] = {"dtype": dtype, "memory": memory, "shard": shard}
+    mova, codecs, residency = open_parts(folder, config, backend, place, lora=lora, lora_alpha=lora_alpha, **more)
     options = LoopOptions(facts.clean_first_frame, facts.bridge)
     device = residency.device
     return Pipeline(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device, residency)

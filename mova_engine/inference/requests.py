@@ -78,7 +78,7 @@ def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.nda
     except MovaError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise MovaError(f"{path}: not a readable picture, nor a video: {reason}") from None
-    return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").video[0]
+    return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").pictures[0]
 
 
 def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:

@@ -57,12 +57,12 @@ class SampleFolder:
             raise MovaError(f"cannot replace {error.filename}: {error.strerror}") from None
         name = _name(self.written)
         shape = {"fps": self.shape.fps, "sample_rate": self.shape.sample_rate}
-        data = encode_mp4(self.folder / name, clip.video, clip.audio, **shape)
+        data = encode_mp4(self.folder / name, clip.pictures, clip.audio, **shape)
         path = self._record.write(name, data, WAY_OUT, sync=False)
         self._list(json.dumps({"video_path": name, "caption": caption, **facts}, ensure_ascii=False) + "\n")
         self.written += 1
         if len(self._sheet) < SHEET_CLIPS:
-            self._sheet.append(SheetClip(clip.video, clip.audio, caption, self.shape.fps, self.shape.sample_rate))
+            self._sheet.append(SheetClip(clip.pictures, clip.audio, caption, self.shape.fps, self.shape.sample_rate))
         return path
 
     def finish(self) -> Path:

@@ -105,7 +105,7 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
         pipeline = load_pipeline(
             folder,
             backend,
-            dtype=DTYPES.get(config.dtype),
+            dtype=None if config.dtype is None else DTYPES[config.dtype],
             clip=job.clip,
             memory=config.memory,
             lora=job.lora,
@@ -212,7 +212,7 @@ def _run(
             on_stage=lambda stage: watch.at(stage, watched=stage != LOADING),
         )
         for (prompt, request), clip in zip(work, clips, strict=True):
-            if out is None:
+            if out is None or clip is None:
                 continue
             out.add(clip, prompt.caption, {"seed": request.seed, "source": prompt.source, **facts})
             progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")

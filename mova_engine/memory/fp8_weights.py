@@ -5,6 +5,7 @@ with an adapter; the adapter beside it stays in the layer's own dtype.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -24,7 +25,7 @@ def hold_in_fp8(model: nn.Module, targets: Iterable[str]) -> list[str]:
     They must be frozen (`model.requires_grad_(False)`), and of sizes that are multiples of 16. Adapters may be added
     before or after. Raises MovaError for what cannot be held; then nothing is changed.
     """
-    layers = {name: model.get_submodule(name) for name in find_linears(model, targets)}
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in find_linears(model, targets)}
     for name, layer in layers.items():
         if layer.weight_scale is not None:
             raise MovaError(f"{name} is held in fp8 already")

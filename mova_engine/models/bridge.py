@@ -70,7 +70,8 @@ class InnerAttention(nn.Module):
         q = self._normed(q, self.norm_q, rope_x)
         k = self._normed(k, self.norm_k, rope_y)
         if trace:
-            trace("q_rope", q), trace("k_rope", k)
+            trace("q_rope", q)
+            trace("k_rope", k)
         heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         return self.o(attend(self.attention, *heads, tokens=tokens).flatten(-2))
 
@@ -162,7 +163,7 @@ class Bridge(nn.Module):
 
     def rope(
         self,
-        grid: tuple[int, int, int],
+        grid: tuple[int, ...],
         audio_tokens: int,
         fps: float,
         device: torch.device,
@@ -196,7 +197,9 @@ class Bridge(nn.Module):
         updates.
         """
         name = self.names[layer]
-        to_video, to_audio = self.audio_to_video_conditioners[name], self.video_to_audio_conditioners[name]
+        # A ModuleDict does not say what it holds.
+        to_video: Any = self.audio_to_video_conditioners[name]
+        to_audio: Any = self.video_to_audio_conditioners[name]
         rope_v, rope_a = rope or (None, None)
         # Each norm belongs to the *other* direction's conditioner: it normalises what that one reads.
         x_v, normed_v = video.add_norm(self.ops, to_audio.y_norm, EPS, options)
@@ -211,7 +214,8 @@ class Bridge(nn.Module):
             query_a = self._pooled_query(to_audio, x_a, x_v, grid[0], trace)
         update_a = to_audio.inner(query_a, normed_v, rope_a, rope_v, scoped("v2a"), options.tokens)
         if trace:
-            trace("a2v_features", update_v), trace("v2a_features", update_a)
+            trace("a2v_features", update_v)
+            trace("v2a_features", update_a)
         return (
             ResidualStream(x_v, update_v, self._gate(x_v, scale[0])),
             ResidualStream(x_a, update_a, self._gate(x_a, scale[1])),
@@ -227,10 +231,11 @@ class Bridge(nn.Module):
         return factor.expand(x.shape[0], x.shape[-1])
 
     @staticmethod
-    def _pooled_query(conditioner: Conditioner, x_a: Tensor, x_v: Tensor, frames: int, trace: Trace | None) -> Tensor:
+    def _pooled_query(conditioner: Any, x_a: Tensor, x_v: Tensor, frames: int, trace: Trace | None) -> Tensor:
         pooled = conditioner.per_frame_pooling(x_v, frames)
         frames_at_tokens = F.interpolate(pooled.transpose(1, 2), size=x_a.shape[1], mode="linear").transpose(1, 2)
         query = conditioner.adaln(x_a, frames_at_tokens)
         if trace:
-            trace("pooled", pooled), trace("adaln_out", query)
+            trace("pooled", pooled)
+            trace("adaln_out", query)
         return query

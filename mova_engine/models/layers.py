@@ -92,6 +92,9 @@ class Linear(nn.Linear):
     such a weight cannot be saved.
     """
 
+    weight_scale: Tensor | None
+    bias: nn.Parameter
+
     def __init__(self, in_features: int, out_features: int, ops: OpTable, **factory: Any) -> None:
         super().__init__(in_features, out_features, bias=True, **factory)
         self.ops = ops
@@ -115,7 +118,7 @@ class Linear(nn.Linear):
         return self.ops.bias_gelu(self._product(x, None), self.bias)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        a, b = (None, None) if self.lora_A is None else (self.lora_A.weight, self.lora_B.weight)
+        a, b = (part.weight if part is not None else None for part in (self.lora_A, self.lora_B))
         if self.weight_scale is not None:
             return self.ops.fp8_linear(x, self.weight, self.weight_scale, bias, a, b, scale=self.lora_scale)
         if a is None:
@@ -175,7 +178,8 @@ class SelfAttention(nn.Module):
         q = norm_rope(q, self.norm_q.weight, *rope, eps=self.eps, interleaved=True)
         k = norm_rope(k, self.norm_k.weight, *rope, eps=self.eps, interleaved=True)
         if trace:
-            trace("q_rope", q), trace("k_rope", k)
+            trace("q_rope", q)
+            trace("k_rope", k)
         heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         return self.o(attend(self.attention, *heads, tokens=tokens).flatten(-2))
 
@@ -209,6 +213,7 @@ class FeedForward(nn.Sequential):
 
     def forward(self, inputs: NormOutput) -> Tensor:
         up, _, down = self
+        assert isinstance(up, Linear) and isinstance(down, Linear)
         if torch.is_grad_enabled() and up.plain and down.plain:
             if inputs.again is None:
                 # Where the norm's output is kept, since the layer is recomputed, so is GELU's.

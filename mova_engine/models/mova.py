@@ -80,9 +80,7 @@ class Mova(nn.Module):
         return dual_tower_forward(self.expert(expert), self.audio_dit, connection, *inputs, **options)
 
     @torch.no_grad()
-    def init_weights(
-        self, generator: torch.Generator, put: Callable[[nn.Parameter, Tensor], object] = nn.Parameter.copy_
-    ) -> None:
+    def init_weights(self, generator: torch.Generator, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
         """Initialise for training from scratch, as Wan does: Xavier linears, small embeddings, zero head.
 
         The bridge's output projections start at zero, so that an untrained bridge changes nothing. Values are drawn
@@ -177,7 +175,7 @@ class DualTowerLayers:
         tokens = self.video_in.tokens if self.video_in.sharding.size > 1 else None
         options = LayerOptions(tokens, recomputed)
         if self.bridge is not None and layer in self.bridge.config.layers:
-            video, audio = self._bridge(layer, video, audio, options)
+            video, audio = self._bridge(self.bridge, layer, video, audio, options)
         if layer < len(self.video_dit.blocks):
             video = self._block("visual", self.video_dit, layer, video, self.video_in, options)
         if layer < len(self.audio_dit.blocks):
@@ -189,14 +187,15 @@ class DualTowerLayers:
         return video.settle(self.video_dit.ops), audio.settle(self.audio_dit.ops)
 
     def _bridge(
-        self, layer: int, video: ResidualStream, audio: ResidualStream, options: LayerOptions
+        self, bridge: Bridge, layer: int, video: ResidualStream, audio: ResidualStream, options: LayerOptions
     ) -> tuple[ResidualStream, ResidualStream]:
         trace = _scoped(self.trace, "bridge", layer, ".")
         place = (self.rope, self.video_in.grid, self.bridge_scale)
-        video, audio = self.bridge(layer, video, audio, *place, trace, options)
+        video, audio = bridge(layer, video, audio, *place, trace, options)
         if trace is not None:
             video, audio = map(ResidualStream, self.settle(video, audio))
-            trace("visual", video.x), trace("audio", audio.x)
+            trace("visual", video.x)
+            trace("audio", audio.x)
         return video, audio
 
     def _block(

@@ -69,7 +69,7 @@ class RopeTables(nn.Module):
         super().__init__()
         self.most = most
         # Names of the two buffers, by what they were made of, the oldest first.
-        self.kept: dict[tuple, tuple[str, str]] = {}
+        self.kept: dict[tuple[object, ...], tuple[str, str]] = {}
 
     def get(self, make: Callable[..., tuple[Tensor, Tensor]], *arguments: object) -> tuple[Tensor, Tensor]:
         """`make(*arguments)`, kept or made anew; beyond `most` the oldest is dropped. Compiled code makes its own."""
@@ -77,7 +77,8 @@ class RopeTables(nn.Module):
             return make(*arguments)
         key = (make.__name__, *arguments)
         if key in self.kept:
-            return tuple(map(self.get_buffer, self.kept[key]))
+            cos, sin = map(self.get_buffer, self.kept[key])
+            return cos, sin
         table = make(*arguments)
         # Tensors without data, and those made in inference mode, serve the forward that made them and no other.
         if type(table[0]) is Tensor and not torch.is_inference_mode_enabled():

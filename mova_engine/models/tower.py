@@ -46,7 +46,7 @@ class Tower(nn.Module):
         config: TowerConfig,
         ops: OpTable,
         self_attention: Callable,
-        patch_embedding: nn.Module,
+        patch_embedding: nn.Conv1d | nn.Conv3d,
         patch_volume: int,
         **factory: Any,
     ) -> None:
@@ -74,8 +74,8 @@ class Tower(nn.Module):
         """timestep [b] or [1] on the 0..1000 scale -> t [b, d] and t_mod [b, 6, d], float32."""
         if timestep.ndim != 1 or timestep.shape[0] not in (1, batch):
             raise MovaError(f"timestep must have shape [1] or [{batch}] (one per sample), got {list(timestep.shape)}")
-        weight = self.time_embedding[0].weight
-        frequencies = sinusoid(timestep, self.config.freq_dim).to(weight.device, torch.float32)
+        device = next(self.time_embedding.parameters()).device
+        frequencies = sinusoid(timestep, self.config.freq_dim).to(device, torch.float32)
         t = time_mlp(self.time_embedding, frequencies)
         t_mod = time_mlp(self.time_projection, t).unflatten(1, (6, -1))
         return t.expand(batch, -1), t_mod.expand(batch, -1, -1)

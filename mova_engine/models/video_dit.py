@@ -27,7 +27,8 @@ class VideoDiT(Tower):
         dtype: torch.dtype | None = None,
     ) -> None:
         factory = {"device": device, "dtype": dtype}
-        embedding = nn.Conv3d(config.in_dim, config.dim, config.patch_size, stride=config.patch_size, **factory)
+        t, h, w = config.patch_size
+        embedding = nn.Conv3d(config.in_dim, config.dim, (t, h, w), stride=(t, h, w), **factory)
         super().__init__(config, ops, ops.video_attention, embedding, math.prod(config.patch_size), **factory)
 
     def patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, ...]]:

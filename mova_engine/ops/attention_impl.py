@@ -67,7 +67,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, flash: bool = True) -> Tensor:
     gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if gradient and flash and q.numel() and k.shape[1] and q.device.type == "cpu" and q.dtype in requirements.HALVES:
         return _FlashCpu.apply(q, k, v)
-    return F.scaled_dot_product_attention(*heads_first(q, k, v)).transpose(1, 2)
+    q, k, v = heads_first(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -156,7 +157,8 @@ def flash_cpu_backward(
         return no_gradients(q, k, v)
     tensors = (x.float() for x in heads_first(dout, q, k, v, out))
     grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse.contiguous(), 0.0, False)
-    return tuple(x.to(q.dtype) for x in heads_first(*grads))
+    dq, dk, dv = (x.to(q.dtype) for x in heads_first(*grads))
+    return dq, dk, dv
 
 
 def flash_cuda_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +181,8 @@ def flash_cuda_backward(
     grads = _aten._scaled_dot_product_flash_attention_backward(
         *heads_first(dout, q, k, v, out), lse.contiguous(), None, None, q.shape[1], k.shape[1], 0.0, False, none, none
     )
-    return heads_first(*grads)
+    dq, dk, dv = heads_first(*grads)
+    return dq, dk, dv
 
 
 def cudnn_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +213,8 @@ def cudnn_backward(
         *(q.shape[1], k.shape[1]),
         *(0.0, False),
     )
-    return heads_first(*grads)
+    dq, dk, dv = heads_first(*grads)
+    return dq, dk, dv
 
 
 # The memory-efficient kernels keep rows of log-sum-exps of a multiple of this length.
@@ -242,4 +246,5 @@ def efficient_backward(
     grads = _aten._scaled_dot_product_efficient_attention_backward(
         *heads_first(dout, q, k, v), None, *heads_first(out), padded, none, none, 0.0, [True, True, True, False]
     )
-    return heads_first(*grads[:3])
+    dq, dk, dv = heads_first(*grads[:3])
+    return dq, dk, dv

@@ -44,7 +44,7 @@ def choose_operator(
             f"operator {operator.name} has no implementation '{wanted}'.{suggest(wanted, operator.choices())} "
             f"Known: {', '.join(operator.choices())}"
         )
-    refused = []
+    refused: list[tuple[str, str]] = []
     for implementation in operator.preferred(machine):
         if wanted not in (None, implementation.name):
             continue
@@ -98,7 +98,7 @@ def describe_choices(
     operators: Mapping[str, Operator] = OPERATORS,
 ) -> list[str]:
     """Lines: what each operator would use on a machine, and why not the others."""
-    lines = []
+    lines: list[str] = []
     for choice in choose(machine, training=training, dtype=dtype, operators=operators):
         operator = operators[choice.operator]
         chosen = next((i.label for i in operator.implementations if i.name == choice.implementation), REFERENCE)

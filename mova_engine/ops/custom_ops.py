@@ -79,13 +79,14 @@ def implement(name: str, kernel: Callable, fake: Callable, differentiable: Calla
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mova::{name}", fake, lib=LIBRARY)
 
-    def under_autograd(*args: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return differentiable(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
-
     if differentiable is not None:
+
+        def under_autograd(*args: Any) -> Any:
+            if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+                return differentiable(*args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*args)
+
         LIBRARY.impl(name, under_autograd, "Autograd")
 
 
@@ -179,7 +180,7 @@ def _fake_bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor, activation: 
 implement("bias_gelu_backward", _bias_gelu_backward, _fake_bias_gelu_backward)
 
 
-def trained_attention(attention: Callable, kernels: AttentionKernels) -> Callable:
+def trained_attention(attention: Callable[..., Tensor], kernels: AttentionKernels) -> Callable[..., Tensor]:
     """The operator `mova::attention` where a gradient may be wanted, and plain `attention` elsewhere: the same
     computation whatever checkpointing keeps of it.
     """

@@ -46,7 +46,7 @@ class FakeForm:
 
     outputs: Callable[[Arguments], tuple[Tensor, ...]]
     kept: tuple[str, ...] = ()
-    own: Callable[[Arguments], tuple[Tensor, ...]] = lambda arguments: ()
+    own: Callable[[Arguments], tuple[Tensor, ...]] = lambda _: ()
     keeps_outputs: tuple[int, ...] = ()
     workspace: tuple[Workspace, Workspace] = (_nothing, _nothing)
 
@@ -148,7 +148,7 @@ class _Faked(torch.autograd.Function):
     ) -> Any:
         arguments = dict(zip(names, values, strict=True))
         outputs, own = form.outputs(arguments), form.own(arguments)
-        _take(workspace[0](arguments), outputs[0])
+        _take(workspace[0](arguments), next(iter(outputs)))
         kept = form.kept
         if arguments.get("gate", outputs) is None:
             # Without a gate the gradients of x and y are one, and y is not looked at.
@@ -157,7 +157,7 @@ class _Faked(torch.autograd.Function):
         # What is not kept is known to the backward by its shape alone.
         ctx.like = [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in values]
         ctx.workspace = workspace[1](arguments)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return outputs if len(outputs) > 1 else next(iter(outputs))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -92,12 +92,12 @@ def flash2_backward(
     dout, q, k, v, out, lse = _backward_inputs(dout, q, k, v, out, lse)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     _function(FLASH2, "_flash_attn_backward")(
-        dout, q, k, v, out, lse, *grads, dropout_p=0.0, softmax_scale=q.shape[-1] ** -0.5, causal=False,
+        dout, q, k, v, out, lse, dq, dk, dv, dropout_p=0.0, softmax_scale=q.shape[-1] ** -0.5, causal=False,
         window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None, deterministic=False,
     )  # fmt: skip
-    return grads
+    return dq, dk, dv
 
 
 def flash3_backward(

@@ -54,7 +54,7 @@ class _Fp8Linear(torch.autograd.Function):
         out = _product(*quantize(rows), weight.t(), weight_scale, bias, x.dtype)
         ctx.save_for_backward(weight, weight_scale)
         ctx.quantize, ctx.scale, ctx.shape, ctx.adapter = quantize, scale, x.shape, None
-        if lora_a is not None:
+        if lora_a is not None and lora_b is not None:
             u = rows @ lora_a.t()
             out.addmm_(u, lora_b.t(), alpha=scale)
             ctx.save_for_backward(weight, weight_scale, x, lora_a, lora_b, u)
@@ -69,7 +69,8 @@ class _Fp8Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             transposed = weight.t().contiguous().t()
             ones = torch.ones_like(weight_scale[:1]).expand(weight.shape[1])
-            dx = _product(*ctx.quantize(g, weight_scale), transposed, ones, None, g.dtype)
+            values, scale = ctx.quantize(g, weight_scale)
+            dx = _product(values, scale, transposed, ones, None, g.dtype)
         if adapter:
             x, lora_a, lora_b, u = adapter
             dx, da, db = adapter_gradients(ctx, x.flatten(0, -2), g, lora_a, lora_b, u, dx)
@@ -113,7 +114,7 @@ def checked(
         )
     if (lora_a is None) != (lora_b is None):
         raise MovaError("fp8_linear: lora_a and lora_b go together")
-    if lora_a is not None:
+    if lora_a is not None and lora_b is not None:
         requirements.adapter("fp8_linear", x, weight, lora_a, lora_b)
     return _Fp8Linear.apply(quantize, x, weight, weight_scale, bias, lora_a, lora_b, scale)
 

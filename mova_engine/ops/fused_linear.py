@@ -25,7 +25,7 @@ class Recompute(NamedTuple):
     """How a tensor is computed once more: `function(*tensors, **options)`."""
 
     function: Callable[..., Tensor]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Tensor | None, ...]
     options: Mapping[str, Any]
 
 
@@ -54,7 +54,7 @@ def feed_forward_of(bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> Callable[.
     return feed_forward
 
 
-def forms(functions: Mapping[str, Callable]) -> dict[str, Callable]:
+def forms(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """The forms that are made of a table's operators."""
     return {"feed_forward": feed_forward_of(functions["bias_gelu"])}
 
@@ -63,7 +63,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(0, -2)
 
 
-def _kept_input(x: Tensor, again: Recompute | None, needed: bool) -> tuple[Recompute | None, tuple[Tensor, ...]]:
+def _kept_input(x: Tensor, again: Recompute | None, needed: bool) -> tuple[Recompute | None, tuple[Tensor | None, ...]]:
     """(how a backward gets x, what has to be kept for that): kept, computed again, or not needed since no weight is
     trained. The first holds no tensor: what a function keeps outside of its saved tensors no checkpointing frees.
     """
@@ -97,7 +97,8 @@ class _SharedLinear(torch.autograd.Function):
             for grad, weight in zip(grads[1:], weights[1:], strict=True):
                 torch.addmm(dx, _rows(grad), weight, out=dx)  # the product adds: no pass over the sum
             dx = dx.view(*grads[0].shape[:-1], weights[0].shape[1])
-        x = _rows(_input(ctx.again, kept)) if any(wanted[3 : 3 + ctx.count]) else None
+        # Not looked at where no weight is trained.
+        x: Any = _rows(_input(ctx.again, kept)) if any(wanted[3 : 3 + ctx.count]) else None
         per_layer = [(_rows(grad), *flags) for grad, flags in zip(grads, _pairs(wanted[3:], ctx.count), strict=True)]
         dweights = (grad.t() @ x if weight else None for grad, weight, _ in per_layer)
         dbiases = (grad.sum(0) if bias else None for grad, _, bias in per_layer)
@@ -114,7 +115,7 @@ class _FeedForward(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         again: Recompute | None,
-        activation: Callable[[Tensor, Tensor], Tensor],
+        activation: Activation,
         up: Tensor,
         up_bias: Tensor,
         down: Tensor,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mova_engine.errors import MovaError, suggest
@@ -45,7 +45,7 @@ class Machine:
 
     kind: str
     capability: Version | str | None = None
-    packages: frozenset[str] = field(default_factory=frozenset)
+    packages: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -215,7 +215,8 @@ class _RoundedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *attention_backward_rounded(dout, *ctx.saved_tensors, ctx.grid)
+        q, k, v, out, lse = ctx.saved_tensors
+        return None, *attention_backward_rounded(dout, q, k, v, out, lse, ctx.grid)
 
 
 def attention_rounded(q: Tensor, k: Tensor, v: Tensor, grid: float | None) -> Tensor:
@@ -276,7 +277,7 @@ def fp8_linear_reference(
     """
     y = _Fp8Product.apply(x, weight, weight_scale)
     y = (y if bias is None else y + bias.to(y.dtype)).to(x.dtype)
-    return y if lora_a is None else y + F.linear(F.linear(x, lora_a), lora_b) * scale
+    return y if lora_a is None or lora_b is None else y + F.linear(F.linear(x, lora_a), lora_b) * scale
 
 
 def merge_lse_reference(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,7 @@ from mova_engine.ops.trial import failure
 
 # What models compute in, unless a caller of `bind` says otherwise.
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
+Function = Callable[..., Any]
 # Attention under a second name, where its place in the model decides how it is computed by several processes or under
 # checkpointing: the video tower's self-attention, and the bridge's attention from audio to video tokens.
 ROLES = ("video_attention", "video_to_audio_attention")
@@ -40,14 +41,20 @@ class OpTable:
     """
 
     device: str
-    functions: Mapping[str, Callable[..., Any]] = field(repr=False)
+    functions: Mapping[str, Function] = field(repr=False)
     choices: tuple[Choice, ...]
 
     def __post_init__(self) -> None:
         for name, function in self.functions.items():
             object.__setattr__(self, name, function)
 
-    def replaced(self, **functions: Callable[..., Any]) -> "OpTable":
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Function:
+            """Type checkers take every name for an operator's."""
+            ...
+
+    def replaced(self, **functions: Function) -> "OpTable":
         """A table in which the given operators or forms are wrapped or replaced, e.g. a role of attention by its
         context-parallel form. Forms follow their operators unless they are given too.
         """
@@ -58,7 +65,7 @@ class OpTable:
         return OpTable(self.device, {**self.functions, **followed, **functions}, self.choices)
 
 
-def _roles(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+def _roles(functions: Mapping[str, Function]) -> dict[str, Function]:
     """What the roles of attention are in one process."""
     attention = functions["attention"]
     kernels = AttentionKernels(functions["attention_lse"], functions["attention_backward"])
@@ -66,15 +73,15 @@ def _roles(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..
 
 
 # Forms: what models call that is made of operators, by the operators that it is made of.
-_FORMS = (
+_FORMS: tuple[tuple[frozenset[str], Callable[[Mapping[str, Function]], dict[str, Function]]], ...] = (
     (frozenset({"attention", "attention_lse", "attention_backward"}), _roles),
     (frozenset({"bias_gelu"}), forms),
 )
 
 
-def _made_of(functions: Mapping[str, Callable[..., Any]], changed: Iterable[str]) -> dict[str, Callable[..., Any]]:
+def _made_of(functions: Mapping[str, Function], changed: Iterable[str]) -> dict[str, Function]:
     """The forms that use one of the `changed` operators."""
-    made: dict[str, Callable[..., Any]] = {}
+    made: dict[str, Function] = {}
     for uses, build in _FORMS:
         if uses <= functions.keys() and not uses.isdisjoint(changed):
             made |= build(functions)
@@ -83,6 +90,8 @@ def _made_of(functions: Mapping[str, Callable[..., Any]], changed: Iterable[str]
 
 class ThisMachine(Machine):
     """The machine that this process runs on, with one of its devices: asked where another is assumed."""
+
+    backend: Backend
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend.name, None if backend.unavailable() else _capability(backend))
@@ -156,7 +165,7 @@ def refusal(
     return choosing.refusal(operator, implementation, ThisMachine(backend), training, dtype_names(dtypes))
 
 
-def _function(operator: Operator, choice: Choice) -> Callable[..., Any]:
+def _function(operator: Operator, choice: Choice) -> Function:
     if choice.implementation == REFERENCE:
         return operator.reference
     return resolve(next(i.target for i in operator.implementations if i.name == choice.implementation))
@@ -168,7 +177,7 @@ def bind_operator(
     wanted: str | None = None,
     training: bool = True,
     dtypes: Iterable[torch.dtype] = COMPUTE_DTYPES,
-) -> tuple[Callable[..., Any], Choice]:
+) -> tuple[Function, Choice]:
     """Resolve one operator: the wanted implementation or an error; without a wish, the first that can serve."""
     choice = choosing.choose_operator(operator, ThisMachine(backend), wanted, training, dtype_names(dtypes))
     return _function(operator, choice), choice
@@ -192,24 +201,24 @@ def bind(
     nobody named must take all of them, and on a CPU run in them. Raises MovaError with the reason when a choice cannot
     be met.
     """
-    if (backend is None) == (assume is None):
+    machine = ThisMachine(backend) if backend is not None else assume
+    if machine is None or (backend is not None and assume is not None):
         raise MovaError("bind takes a backend, or assume=Machine(...) for a machine that is not here: one of the two")
-    machine = assume or ThisMachine(backend)
     chosen = choosing.choose(machine, choices, training=training, dtype=dtype_names(dtypes), operators=operators)
-    if assume is not None:
+    if backend is None:
         names = (*operators, *ROLES, "shared_linear", "feed_forward")
         return OpTable(machine.kind, {name: _not_here(name, machine) for name in names}, chosen)
     functions = {choice.operator: _function(operators[choice.operator], choice) for choice in chosen}
     return table_of(backend.name, functions, chosen)
 
 
-def table_of(device: str, functions: Mapping[str, Callable[..., Any]], choices: tuple[Choice, ...]) -> OpTable:
+def table_of(device: str, functions: Mapping[str, Function], choices: tuple[Choice, ...]) -> OpTable:
     """A table of these operators, and the forms that are made of them."""
     forms_of_them = {"shared_linear": shared_linear, **_made_of(functions, functions)}
     return OpTable(device, {**functions, **forms_of_them}, choices)
 
 
-def _not_here(name: str, machine: Machine) -> Callable[..., Any]:
+def _not_here(name: str, machine: Machine) -> Function:
     def absent(*args: Any, **kwargs: Any) -> Any:
         raise MovaError(
             f"operator {name} is bound for a machine that is not here ({machine}): such a table can be read, not "

@@ -1,6 +1,6 @@
 """What adapters to PyTorch's and vendors' functions check first: their own errors name neither operator nor remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,9 +12,14 @@ HALVES = (torch.bfloat16, torch.float16)
 _REMEDY = "the reference implementation takes any floating dtype"
 
 
+def _first(tensors: Mapping[str, Tensor | None]) -> tuple[str, Tensor]:
+    """The first that is given, with its name."""
+    return next((name, x) for name, x in tensors.items() if x is not None)
+
+
 def same_device(operator: str, **tensors: Tensor | None) -> None:
     """All on the device of the first."""
-    first, x = next(iter(tensors.items()))
+    first, x = _first(tensors)
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:
             raise MovaError(f"{operator}: {name} is on {tensor.device}, {first} on {x.device}; move them to one device")
@@ -22,7 +27,7 @@ def same_device(operator: str, **tensors: Tensor | None) -> None:
 
 def same_dtype(operator: str, known: Iterable[torch.dtype], **tensors: Tensor | None) -> None:
     """All of the first one's dtype, and that one of `known`."""
-    first, x = next(iter(tensors.items()))
+    first, x = _first(tensors)
     if x.dtype not in known:
         takes = ", ".join(str(dtype).removeprefix("torch.") for dtype in known)
         raise MovaError(f"{operator}: {first} is {x.dtype}; this implementation takes {takes}, {_REMEDY}")

@@ -41,7 +41,7 @@ def _run_function(operator: Operator, function: Callable[..., Any], inputs: dict
     outputs = function(**inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     if leaves:
-        torch.autograd.grad(sum(x.sum() for x in outputs), leaves, allow_unused=True)
+        torch.autograd.grad([x.sum() for x in outputs], leaves, allow_unused=True)
 
 
 def _run_optimizer(operator: Operator, factory: Callable[..., Any], inputs: dict[str, Any], training: bool) -> None:

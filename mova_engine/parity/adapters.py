@@ -35,7 +35,7 @@ def run_lora(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
         produced |= {f"out.{name}.{modality}": x for modality, x in zip(("visual", "audio"), outputs, strict=True)}
         if expert == 0:
             cotangents = (machine.put(case.tensors[f"in.cot_{modality}"]) for modality in ("visual", "audio"))
-            sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True)).backward()
+            torch.autograd.backward(outputs, list(cotangents))
             grads = {key: x.grad for key, x in leaves.items()} | gradients({c: getattr(mova, c) for c in COMPONENTS})
             produced |= {f"grad.{key}": g for key, g in grads.items()}
     with torch.no_grad(), merged_lora(mova, dtype=None):

@@ -1,6 +1,7 @@
 """Case 4: one dual-tower step (float32 and bfloat16), and two training steps."""
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from mova_engine.parity.latents import wan_stats
 _STATES = {r"(visual|audio)\.block(\d+)\.out": r"\1_block\2", r"(bridge\d+\.(?:visual|audio))": r"\1"}
 
 
-def components(case: GoldenCase, machine: CaseDevice, video_weights: str = "video") -> dict[str, nn.Module]:
+def components(case: GoldenCase, machine: CaseDevice, video_weights: str = "video") -> dict[str, Any]:
     """The models of a dual-tower case, by their component names."""
     case.model_config()  # sizes that do not fit each other are refused
     return {
@@ -52,7 +53,7 @@ def run_step(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
             model.zero_grad(set_to_none=True)
         outputs = dual_tower_forward(*models.values(), *leaves.values(), *times, **options)
         cotangents = (machine.put(recorded[f"in.{batch}.cot_{key}"]) for key in ("visual", "audio"))
-        sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True)).backward()
+        torch.autograd.backward(outputs, list(cotangents))
         produced |= _pair(f"out.{batch}.", outputs)
         grads = gradients(models) | {key: x.grad for key, x in leaves.items()}
         produced |= {f"grad.{batch}.{name}": g.clone() for name, g in grads.items()}

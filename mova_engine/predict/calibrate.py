@@ -56,7 +56,8 @@ def fit(hardware: Hardware, rows: Sequence[PublishedRow]) -> Fit:
             slopes.append([(b - a) / _STEP for a, b in zip(logs, _logs(hardware, rows, names, moved), strict=True)])
         variance = [PRIOR[name] ** 2 for name in names]
         n = range(len(rows))
-        system = [[sum(v * s[a] * s[b] for v, s in zip(variance, slopes, strict=True)) for b in n] for a in n]
+        weighted = list(zip(variance, slopes, strict=True))
+        system = [[float(sum(v * s[a] * s[b] for v, s in weighted)) for b in n] for a in n]
         for a in n:
             system[a][a] += _NOISE**2
         missing = [

@@ -17,6 +17,7 @@ recomputes the rest.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from mova_engine.config.model import ACTIVE_COMPONENTS, BridgeConfig, MovaConfig, TowerConfig
 from mova_engine.errors import MovaError, suggest
@@ -171,7 +172,7 @@ def active_parameters(config: MovaConfig) -> int:
 def _embeddings(component: str, part: str, tower: TowerConfig, tokens: int, text: int) -> list[MatrixProduct]:
     """Patch, text and time embeddings and the head."""
     d, volume = tower.dim, math.prod(tower.patch_size)
-    outside = {"in_block": False}
+    outside: dict[str, Any] = {"in_block": False}
     return [
         MatrixProduct(component, part, tokens, tower.in_dim * volume, d, source="input", **outside),
         MatrixProduct(component, part, text, tower.text_dim, d, source="input", **outside),
@@ -213,7 +214,7 @@ def _video(config: MovaConfig) -> list[MatrixProduct | Attention]:
 
 def _audio(config: MovaConfig) -> list[MatrixProduct | Attention]:
     tokens, text = config.clip.audio_tokens, config.text_tokens
-    parts = dict.fromkeys(("self", "qkvo", "ffn", "cross"), "audio tower")
+    parts: dict[str, str] = dict.fromkeys(("self", "qkvo", "ffn", "cross"), "audio tower")
     blocks = _blocks("audio_dit", parts, config.audio, tokens, text, kept=False)
     return blocks + _embeddings("audio_dit", "audio tower", config.audio, tokens, text)
 

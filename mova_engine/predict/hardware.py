@@ -164,7 +164,7 @@ def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
             )
         if not isinstance(rates, list) or len(rates) != 2:
             raise MovaError(f"{where}, {name}: attention.{kernel} must be [forward, backward] FLOP/s, got {rates!r}")
-        pair = dict(zip(("forward", "backward"), rates, strict=True))
+        pair: dict[str, Any] = dict(zip(("forward", "backward"), rates, strict=True))
         kernels[kernel] = tuple(number(pair, direction) / number(peak, "bf16") for direction in pair)
     shares = {field: share(achieved, field) for field in ("gemm", "bandwidth", "link", "conv")}
     return Hardware(

@@ -215,7 +215,7 @@ class PlannedRun:
 
     job: Job
     layout: Layout = field(default_factory=Layout)
-    policy: MemoryConfig | None = None
+    policy: MemoryConfig = None  # pyright: ignore[reportAssignmentType] the task's plain one is put in its place at once
     implementation: ImplementationCost = field(default_factory=lambda: IMPLEMENTATIONS[OURS])
 
     def __post_init__(self) -> None:

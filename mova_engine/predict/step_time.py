@@ -141,7 +141,7 @@ def pass_bytes(run: PlannedRun, hardware: Hardware) -> float:
 
     def tower(dims: TowerConfig, other: TowerConfig, bytes_a_pass: float) -> float:
         block, bridge = implementation.block, implementation.bridge
-        if block is None:
+        if block is None or bridge is None:
             block, bridge = cost.block(dims), cost.bridge(dims.dim, other.dim)
         return (passes(block) * dims.num_layers + passes(bridge) * bridges) * bytes_a_pass
 

@@ -6,6 +6,9 @@ above a floor in the lower part of the frame. Made for generated clips: blurred 
 noise floor, sound that swells ahead of its click.
 """
 
+# PyAV's decoder gives what its container holds, and SciPy types its functions for several array libraries at once.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+
 from dataclasses import dataclass
 from pathlib import Path
 

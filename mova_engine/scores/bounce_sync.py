@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -89,7 +90,7 @@ def agree(seen: Events, heard: Events) -> Agreement:
     return Agreement(tuple(hits), tuple(missed), tuple(extra), errors)
 
 
-def score(clips: Sequence[Events], seed: int = 0) -> dict:
+def score(clips: Sequence[Events], seed: int = 0) -> dict[str, Any]:
     """The report on observed clips: a dict of counts and Figures (see the module's docstring and `format_report`).
 
     own_sound and shuffled_sound hold, for each tolerance, precision, recall and F1 over all events of all clips, and
@@ -121,7 +122,7 @@ def score(clips: Sequence[Events], seed: int = 0) -> dict:
     }
 
 
-def measure(folder: str | Path, seed: int = 0) -> dict:
+def measure(folder: str | Path, seed: int = 0) -> dict[str, Any]:
     """Observe every *.mp4 in `folder` and `score` them; `unreadable_clips` counts damaged ones, which warnings name.
 
     MovaError where there is none that can be read.
@@ -194,7 +195,7 @@ def _interval(value: float, drawn: np.ndarray) -> Figure:
     return Figure(float(value), float(low), float(high))
 
 
-def format_report(report: dict) -> str:
+def format_report(report: dict[str, Any]) -> str:
     """The report as a table for people."""
     lines = [
         "{clips} clips: {bounces} bounces seen, {clicks} clicks heard; {silent_clips} clips silent, "

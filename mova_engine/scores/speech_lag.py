@@ -49,7 +49,7 @@ def measure_lag(video: np.ndarray, audio: np.ndarray, *, fps: float, sample_rate
     if cells.shape[1] < BEST_CELLS or not envelope.any():
         raise MovaError("the picture does not move" if envelope.any() else "the sound does not change")
     lags = np.arange(-max_lag, max_lag + 1)
-    scores = np.array([_score(envelope, cells, lag) for lag in lags])
+    scores = np.array([_score(envelope, cells, lag) for lag in lags.tolist()])
     best = int(scores.argmax())
     if scores[best] < LEAST_SCORE:
         raise MovaError(f"no part of the picture follows the sound (correlation {scores[best]:.2f} at best)")
@@ -68,7 +68,7 @@ def measure_file(path: str | Path, fps: float = 24.0, max_lag: int = 12) -> Lag:
     clip = ClipConfig(frames=frames, height=height, width=width, fps=fps)
     content = read_clip(path, clip)
     try:
-        return measure_lag(content.video, content.audio, fps=fps, sample_rate=clip.sample_rate, max_lag=max_lag)
+        return measure_lag(content.pictures, content.audio, fps=fps, sample_rate=clip.sample_rate, max_lag=max_lag)
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
 

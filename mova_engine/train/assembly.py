@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class TrainingRun:
     # Writes the checkpoints of shared weights.
     saver: Background
     # state.json of the checkpoint that the run goes on from.
-    resumed: dict | None
+    resumed: dict[str, Any] | None
 
     @property
     def sizes(self) -> MovaConfig:

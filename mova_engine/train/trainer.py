@@ -1,11 +1,15 @@
 """The trainer: loops over optimizer steps; logs, validates, saves, stops when asked to."""
 
+# torch does not say of all its functions what they take.
+# pyright: reportUnknownMemberType=false
+
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 
@@ -43,14 +47,15 @@ class Trainer:
         if self.launch.rank:
             self.console = Console(quiet=True)
         self.meter = Meter()
-        self.step = 0
-        self.skipped_in_a_row = 0
+        self.step: int = 0
+        self.skipped_in_a_row: int = 0
         # The step of the checkpoint last begun, and its folder once that is known.
-        self.saved_step, self.saved_folder = 0, None
+        self.saved_step = 0
+        self.saved_folder: Path | None = None
         # The first process's hold on the run's folder.
         self.held: RunFolder | None = None
         # Whether the validation of the last step was put off by a stop.
-        self.validation_due = False
+        self.validation_due: bool = False
 
     def run(self) -> int:
         """Train until the last step. Raises MovaError for whatever the user can put right."""
@@ -83,8 +88,8 @@ class Trainer:
                         self.held = RunFolder(config)
                 resume = find_resume(config, processes)
                 parts = assemble(config, resume, self.console, processes)
-                if parts.resumed is not None:
-                    self._restore(parts, resume)
+                if parts.resumed is not None and resume is not None:
+                    self._restore(parts, parts.resumed, resume)
         except Stopped:
             return self._stopped_early(stop)
         if self.step >= config.steps:
@@ -112,7 +117,7 @@ class Trainer:
     def _finish(self, log: MetricsLog | NoLog) -> None:
         try:
             log.close()
-            if isinstance(log, NoLog):
+            if isinstance(log, NoLog) or self.held is None:
                 return
             picture = loss_curve(self.folder / METRICS)
             if picture is not None:
@@ -121,9 +126,9 @@ class Trainer:
             # Told, not raised: whatever ended the run matters more.
             self.console.print(f"warning: metrics or loss curve are incomplete: {error}")
 
-    def _restore(self, parts: TrainingRun, resume: Path) -> None:
-        progress = parts.resumed["progress"]
-        self.step, self.skipped_in_a_row = parts.resumed["step"], progress["skipped_in_a_row"]
+    def _restore(self, parts: TrainingRun, resumed: dict[str, Any], resume: Path) -> None:
+        progress: dict[str, Any] = resumed["progress"]
+        self.step, self.skipped_in_a_row = resumed["step"], progress["skipped_in_a_row"]
         self.validation_due = progress.get("validation_due", False)
         self.saved_step, self.saved_folder = self.step, resume
         self.meter.load_state_dict(progress["meter"])
@@ -288,7 +293,7 @@ class Trainer:
         self._tidy(folder)
         parts.processes.wait_for_first()
 
-    def _save_shards(self, parts: TrainingRun, progress: dict, reporter: Reporter, must: bool) -> None:
+    def _save_shards(self, parts: TrainingRun, progress: dict[str, Any], reporter: Reporter, must: bool) -> None:
         config, dtype = self.config, DTYPES[self.config.dtype]
         bare = outline(parts.model, dtype, config.lora)
 
@@ -316,7 +321,8 @@ class Trainer:
     def _tidy(self, saved: Path) -> None:
         """In the first process, after a checkpoint: note it, remove those that it makes superfluous."""
         with suppress(OSError, MovaError):
-            self.held.saved(saved)
+            if self.held is not None:
+                self.held.saved(saved)
             retain(self.folder, self.config.checkpoint)
 
     def _not_saved(self, error: MovaError) -> MovaError:

@@ -95,7 +95,7 @@ def sharded_save(
     config: Mapping[str, Any],
     export: Callable[[Path], None],
     dtype: torch.dtype,
-    group: dist.ProcessGroup,
+    group: dist.ProcessGroup | None,
 ) -> Callable[[], Path]:
     """`save_checkpoint` by all processes that share the weights: copies what is to be saved, and returns the function
     that writes it, from any thread, while training goes on.

@@ -52,11 +52,10 @@ class LatentStats:
         `target`, and a channel that hardly ever speaks is not blown up to the same loudness (floor 0 would do that).
         centre=False keeps the mean at zero, for channels whose sign carries no information.
         """
-        count, total, squares = 0, None, None
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for batch in latents:
             x = batch.detach().to("cpu", torch.float64).movedim(1, 0).flatten(1)
-            total = x.sum(1) if total is None else total + x.sum(1)
-            squares = x.square().sum(1) if squares is None else squares + x.square().sum(1)
+            total, squares = total + x.sum(1), squares + x.square().sum(1)
             count += x.shape[1]
         if count == 0:
             raise MovaError("cannot fit latent statistics: the data set gave no latents")

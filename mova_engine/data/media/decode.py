@@ -39,6 +39,13 @@ class Clip:
     audio: np.ndarray
     heard: bool = True
 
+    @property
+    def pictures(self) -> np.ndarray:
+        """`video` where it was asked for. MovaError where it was not."""
+        if self.video is None:
+            raise MovaError("the clip was read without its pictures")
+        return self.video
+
 
 @dataclass(frozen=True)
 class MediaInfo:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,7 @@ def generate(
     seed: int = 0,
     split: str = "train",
     progress: Callable[[int], None] = lambda done: None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Write `clips` clips of a split and their metadata.jsonl into `folder`; return the metadata rows.
 
     Colour-tempo pairs take turns, so that any multiple of their number (24 train, 6 heldout) holds each equally often.
@@ -156,7 +157,7 @@ def generate(
     record = Written(folder, "bounce")
     record.check(names, WAY_OUT)
 
-    def make(index: int) -> dict:
+    def make(index: int) -> dict[str, Any]:
         rng = np.random.default_rng((seed, list(SPLITS).index(split), index))
         clip = draw(rng, *SPLITS[split][index % len(SPLITS[split])])
         name = names[index]
@@ -165,7 +166,7 @@ def generate(
         record.write(name, data, WAY_OUT, sync=False)
         return {"video_path": name, "caption": clip.caption, **asdict(clip), "bounces": clip.times}
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     # Threads: nearly all the time goes to the encoders, which release Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for row in pool.map(make, range(clips)):

@@ -222,13 +222,13 @@ class _Accumulated:
 
     def add(self, noise: Noise, expected: Tensor, found: Tensor | None, slack: float) -> None:
         self.note = self.note or _unlike(noise, expected, found)
-        if self.note or not noise.weight.any():
+        if self.note or found is None or not noise.weight.any():
             return
         error = noise.error(found)
         self.elements, self.row = self.elements + int(noise.weight.sum()), noise.row
         self.rows.append(noise.rows(error).flatten())
         self.worst = max(self.worst, noise.worst(error))
-        self.apart = tuple(map(max, self.apart, noise.apart))
+        self.apart = (max(self.apart[0], noise.apart[0]), max(self.apart[1], noise.apart[1]))
         for name, line in noise.lines(error).items():
             self.lines.setdefault(name, []).append(line)
 
@@ -245,7 +245,7 @@ class _Accumulated:
         yield Measure("element", self.worst, slack * max(8, APART * self.apart[1]))
         for name, draws in self.lines.items():
             z = torch.cat([x.flatten() for x, *_ in draws])
-            usual, worst = (max(d[i] for d in draws) for i in (1, 2))
+            usual, worst = max(usual for _, usual, _ in draws), max(worst for *_, worst in draws)
             yield Measure(name, float(z.square().mean()) ** 0.5, slack * max(1, usual) * (1 + 3 * z.numel() ** -0.5))
             yield Measure(f"worst {name}", float(z.abs().max()), slack * max(8, APART * worst))
 
