@@ -229,11 +229,11 @@ class Command(Generic[Settings]):
         if self.recipes is None:
 
             def run(
-                settings: fields: Any = None,
+                settings: fields = None,
                 *,
-                beside: more: Any = None,
-                config: with_file: Any = None,
-                print_config: flag: Any = False,
+                beside: more = None,
+                config: with_file = None,
+                print_config: flag = False,
             ) -> Any:
                 """Run.
 

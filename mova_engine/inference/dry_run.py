@@ -56,14 +56,15 @@ def dry_run_sampling(
     dtype = DTYPES[config.dtype or "bfloat16"]
     table = stage.operators({}, (dtype,), training=False)
     steps = facts.schedule.inference(settings.steps)
-    first = Steps(*(x[:2] for x in (steps.video_sigmas, steps.audio_sigmas)), *_first(steps))
+    first = Steps(steps.video_sigmas[:2], steps.audio_sigmas[:2], *_first(steps))
     with stage.world():
         processes = stage.processes(shape, config.parallel.timeout, sampling=True)
         with stage.play("build"):
             mova, residency = _built(stage, config, model, processes.operators(table), processes, dtype)
             inputs = _inputs(model, batch, stage)
         with stage.play("step"):
-            stage.tracker.forget(), stage.log.forget()
+            stage.tracker.forget()
+            stage.log.forget()
             options = LoopOptions(facts.clean_first_frame, facts.bridge, not config.sequential_guidance)
             denoise(
                 mova,

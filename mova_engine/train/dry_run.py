@@ -57,7 +57,8 @@ def dry_run_training(
         ops = processes.operators(table)
         updater, batches, build = _built(stage, once, sizes, ops, processes)
         with stage.play("step"):
-            stage.tracker.forget(), stage.log.forget()
+            stage.tracker.forget()
+            stage.log.forget()
             updater.step(0, batches, build, partial(_follow, stage, updater.weights))
     predicted = memory(planned(config, sizes, shape))
     given = {name: torch.empty(size, device="meta") for name, size in clip_tensors(sizes, config).items()}
