@@ -64,6 +64,14 @@ WRONG = {
     ],
     "nano clips": ["text.txt --clips 1", "clips --clips 1", "new --clips 0", "new --clips -1", "new --clips abc"],
     "nano sync": ["nowhere", "text.txt", "folder", "clips", "clips --seed abc", "clips --seed -1"],
+    "eval scores": [
+        "nowhere.mp4",
+        "text.txt",
+        "folder",
+        "/dev/null",
+        "talking.mp4 --fps 0",
+        "talking.mp4 --score beauty",
+    ],
     "eval lag": [
         "nowhere.mp4",
         "text.txt",

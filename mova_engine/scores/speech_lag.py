@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mova_engine.config.model import ClipConfig
-from mova_engine.data.media.decode import probe, read_clip
 from mova_engine.errors import MovaError
+from mova_engine.scores.whole_clip import read_whole
 
-# Pixels of the picture that is measured, and of a cell's side in it.
-AREA, CELL = 144 * 256, 8
+# Pixels of a cell's side.
+CELL = 8
 # A mouth covers several cells; the mean of as many is steadier than the best one.
 BEST_CELLS = 4
 # Seconds: changes slower than this (light, camera, a drifting head) say nothing about speech.
@@ -56,19 +55,16 @@ def measure_lag(video: np.ndarray, audio: np.ndarray, *, fps: float, sample_rate
     return Lag(int(lags[best]), float(scores[best]))
 
 
+def seconds(video: np.ndarray, audio: np.ndarray, *, fps: float, sample_rate: int) -> float:
+    """The score "speech-lag": the lag of `measure_lag` in seconds."""
+    return measure_lag(video, audio, fps=fps, sample_rate=sample_rate).frames / fps
+
+
 def measure_file(path: str | Path, fps: float = 24.0, max_lag: int = 12) -> Lag:
     """`measure_lag` of a whole media file, in frames of `fps` a second."""
-    info = probe(path)
-    # Whole groups of four frames and one, as all clips: at most three frames at the end are left out.
-    frames = max(0, int(info.duration * fps + 1e-6) - 1) // 4 * 4 + 1
-    height, width = (
-        max(16, 16 * round((AREA * side / other) ** 0.5 / 16))
-        for side, other in ((info.height, info.width), (info.width, info.height))
-    )
-    clip = ClipConfig(frames=frames, height=height, width=width, fps=fps)
-    content = read_clip(path, clip)
+    content, sample_rate = read_whole(path, fps)
     try:
-        return measure_lag(content.pictures, content.audio, fps=fps, sample_rate=clip.sample_rate, max_lag=max_lag)
+        return measure_lag(content.pictures, content.audio, fps=fps, sample_rate=sample_rate, max_lag=max_lag)
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
 
