@@ -135,7 +135,8 @@ class DacCodec:
     name = "dac"
 
     def __init__(self, dac: Dac) -> None:
-        self.dac = dac.fuse_weight_norm().requires_grad_(False).eval()
+        # Any: it is None while it is dropped, and nothing is called then.
+        self.dac: Any = dac.fuse_weight_norm().requires_grad_(False).eval()
         self.channels = dac.config.latent_dim
         self.sample_rate = dac.config.sample_rate
         self.hop = dac.config.hop

@@ -22,10 +22,10 @@ from mova_engine.inference.requests import Request
 from mova_engine.memory.residency import Residency, stage
 
 WHITE = 255
-Part = TypeVar("Part")
+Held = TypeVar("Held")
 
 
-def _held(part: Part | None, what: str) -> Part:
+def _held(part: Held | None, what: str) -> Held:
     """What this process must have been given for its share of the work."""
     if part is None:
         raise MovaError(f"this process has no {what}")

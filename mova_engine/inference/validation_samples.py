@@ -70,5 +70,6 @@ def make_samples(
     folder = SampleFolder(out, model.config.clip, len(requests), overwrite=True)
     clips = pipeline.generate(requests, default_settings(model.config), batch=BATCH, encoded=inputs.encoded)
     for request, clip in zip(requests, clips, strict=True):
-        folder.add(clip, request.caption, {"seed": request.seed})
+        if clip is not None:
+            folder.add(clip, request.caption, {"seed": request.seed})
     return folder.finish()

@@ -222,7 +222,7 @@ def _codec_bytes(run: PlannedRun) -> dict[str, float]:
     job, layout, cost = run.job, run.layout, encode_cost(run.job.model)
     widths = (WIDTHS["bf16"], _FP32) if job.training else (job.width, job.width)
     alone = job.training or layout.cfg * layout.context_parallel == 1
-    found = {TEXT_ENCODER: cost.text_weights * widths[0]}
+    found: dict[str, float] = {TEXT_ENCODER: cost.text_weights * widths[0]}
     if "video_dit" in job.components:
         found[VIDEO_VAE] = cost.video_weights * widths[1]
     if "audio_dit" in job.components and alone:
