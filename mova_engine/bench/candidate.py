@@ -1,4 +1,4 @@
-"""One side of a comparison: a way to do a job, and what it takes to check and time it in this process."""
+"""A candidate of a comparison: one way to do a job, with its check and its timing in this process."""
 
 import gc
 import statistics

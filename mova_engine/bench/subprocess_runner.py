@@ -1,4 +1,4 @@
-"""A side in a process of its own, which takes turns with this one.
+"""The baseline in a subprocess, timed interleaved with the engine in this one.
 
 What a process has set once, it has for all that runs in it: here the memory allocator. The backend lets freed memory
 stay with the process (`backend/cpu.py`), and the published formulation run beside the engine would have that too. In a
@@ -87,7 +87,7 @@ class Apart:
 
 
 def _serve(pipe: Connection, remake: Any, source: torch.dtype, threads: int) -> None:
-    """The other process: do what is asked until nobody asks any more."""
+    """The subprocess's loop: serve requests until the pipe is closed."""
     torch.set_num_threads(threads)
     backend = get_backend("cpu")
     with backend.full_precision():

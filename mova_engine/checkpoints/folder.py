@@ -62,7 +62,9 @@ from mova_engine.ops import OpTable
 
 
 class Codecs(NamedTuple):
-    """What a checkpoint's towers speak through. None: what a process of several leaves to others."""
+    """A checkpoint's video VAE, audio VAE and text encoder. None: loaded by another process of the group, not by this
+    one.
+    """
 
     video: VideoCodec | None
     audio: AudioCodec | None
@@ -246,7 +248,7 @@ def write_mova(
 ) -> None:
     """`save_mova` into an empty folder, file by file: for use inside `replaced_folder`.
 
-    video_codec, audio_codec: needed where the model speaks through an embedded codec, whose fitted scale is stored.
+    video_codec, audio_codec: needed where the model uses an embedded codec, whose fitted scale is stored.
     base: a checkpoint folder from which the rest is taken over: pretrained codecs, text encoder, tokenizer, scheduler,
     and entries of config files that we do not use. Without it pretrained components are listed as absent.
     boundary: the expert boundary that the model was trained with. diffusion: what else its sampler must know of the

@@ -1,8 +1,7 @@
-"""Which rows of a picture this process decodes. Codecs ask a `Rows`; here is the one that leaves nothing out, and a
-layer further down has the one that shares a clip among processes.
+"""Row sharding as seen by the codecs. `Rows` is the single-process no-op; `distributed.decoder_rows` implements it for
+processes that decode one clip together.
 
-Rows are latents' rows, or the pictures' rows that they become: a share is a run of whole latent rows, whatever the
-resolution at the time.
+A shard is a contiguous range of latent rows, and of the pixel rows that they decode to.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Rows:
-    """All rows are this process's own."""
+    """Interface, and the no-op: this process decodes all rows."""
 
     # Processes that decode a clip together.
     size = 1
@@ -20,15 +19,15 @@ class Rows:
     lengths: Sequence[int] = ()
 
     def take(self, x: Tensor) -> Tensor:
-        """Own rows of [..., h, w] that has all of them."""
+        """This process's rows of x [..., h, w] -> [..., n, w]."""
         return x
 
     def widened(self, x: Tensor) -> Tensor:
-        """Own rows [..., n, w] with the nearest row of the process above and of the one below, where there are such."""
+        """x [..., n, w] with a halo: one row from the process above and one from the process below, where they exist."""
         return x
 
     def narrowed(self, x: Tensor) -> Tensor:
-        """What `widened` gave, of the same or of another number of channels, without the neighbours' rows."""
+        """x as `widened` returned it, with any number of channels, without the halo rows."""
         return x
 
 

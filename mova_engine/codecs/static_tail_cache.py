@@ -1,11 +1,11 @@
-"""Encoding a still stretch of video without computing it again and again, bit for bit the same.
+"""Cache for the static tail of a video: layers of the Wan encoder are skipped once their inputs repeat bit for bit.
 
-diffusers' Wan encoder takes the first frame, then four frames at a time, and each of its layers remembers the last
-frames that it was given. A layer is thus a function of its input and its memory. Where both are, bit for bit, what they
-were at the last four frames, so are its output and its memory afterwards: nothing needs to be computed. In the
-first-frame condition (a picture, then zeros) the early layers, which cost most, come to rest after a few chunks and the
-last ones after the encoder's whole causal receptive field. Each encode tests this anew on its own tensors; a device
-whose convolutions do not repeat themselves never comes to rest and computes everything.
+diffusers' Wan encoder takes the first frame, then chunks of four frames, and each layer keeps a causal feature cache of
+the last frames. A layer's output and its new cache depend on its input and its cache alone. Where both are bit for bit
+those of the previous chunk, the previous output is returned. In the first-frame condition (a picture, then zeros) the
+early layers, which cost most, reach this state after a few chunks, the last ones after the encoder's whole causal
+receptive field. Every encode compares its own tensors; on a device whose convolutions are not deterministic nothing
+repeats, and everything is computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,9 +37,9 @@ def is_still_somewhere(video: Tensor, chunk: int) -> bool:
 
 @contextmanager
 def reused(encoder: Any) -> Iterator[None]:
-    """Within the block, for one encode, the layers of a diffusers WanEncoder3d compute only what they have to.
+    """Within the block, for one encode, the layers of a diffusers WanEncoder3d are skipped where their inputs repeat.
 
-    Until the end it keeps each layer's last output.
+    Keeps each layer's last output until the end of the block.
     """
     layers = [encoder.conv_in, *encoder.down_blocks, encoder.mid_block, encoder.conv_out]
     for layer in layers:
@@ -53,9 +53,9 @@ def reused(encoder: Any) -> Iterator[None]:
 
 
 class _Reusing:
-    """A layer's forward that answers from its last call where nothing has changed.
+    """A layer's forward that returns its last output where input and feature cache are unchanged.
 
-    Convolutions are given their memory as an argument, blocks the list of all memories and their place in it.
+    Convolutions get their feature cache as an argument; blocks get the list of all caches and an index into it.
     """
 
     def __init__(self, forward: Callable[..., Tensor]) -> None:
@@ -87,7 +87,7 @@ class _Reusing:
         first, before = feat_idx[0], list(feat_cache)
         self.given, self.out = given, self.forward(x, feat_cache=feat_cache, feat_idx=feat_idx)
         self.places = feat_idx[0] - first
-        # At rest where the memory is what this very input makes of itself.
+        # Static where this chunk left the feature cache as it was.
         memories = zip(before[first : feat_idx[0]], feat_cache[first : feat_idx[0]], strict=True)
         self.at_rest = all(same_bits(*pair) for pair in memories)
         return self.out

@@ -6,7 +6,7 @@ from mova_engine.errors import MovaError
 
 # NumPy's global generator takes 32 bits.
 MAX_SEED = 2**32 - 1
-# OpenMP ends the process, without a word, where the system cannot start as many threads as it is told to.
+# OpenMP ends the process without a message where the system cannot start the requested number of threads.
 MAX_THREADS = 1024
 
 

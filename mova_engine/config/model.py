@@ -207,8 +207,8 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class MovaConfig:
-    """A whole model: two towers, bridge, how many video experts, the codecs and text encoder it speaks through, and
-    what it is sampled with.
+    """A whole model: two towers, the bridge, the number of video experts, the kinds of codecs and text encoder, and
+    the sampling defaults.
     """
 
     name: str

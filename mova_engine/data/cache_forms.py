@@ -1,6 +1,6 @@
 """The forms in which a cache's clips are stored: precision, shape, codecs, silence. They are part of every key, and a
 key does not tell them, so each is also written down once: a cache that was filled in another form than a run asks for
-can then be named, instead of being filled a second time without a word.
+can then be named, instead of being filled a second time silently.
 
     FOLDER/forms/abcd....json       what clips of this form have in common
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint remembers of its clips, so that a run that goes on can say what became of them.
+"""The clip list stored in a checkpoint, compared on resume to report clips that were added, changed or removed.
 
 Of each clip 16 bytes, in order: 8 of its id's digest, 4 of its caption's and start's, 4 of its file's content or zeros
 where that was not read. The ids themselves would be many times as long.

@@ -1,4 +1,4 @@
-"""The first-frame condition: what the video tower is told beside the noisy latents."""
+"""The first-frame condition: mask and image latents, concatenated to the video tower's noisy latents."""
 
 import torch
 from torch import Tensor

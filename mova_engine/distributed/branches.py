@@ -1,4 +1,4 @@
-"""Guidance's evaluations of one step on different ranks (CFG-parallel): each takes its turns, then all have all."""
+"""CFG-parallel guidance: branch i of a step runs on rank i mod n, then the velocities are all-gathered."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -12,7 +12,7 @@ Branch = TypeVar("Branch")
 
 
 def own_branches(branches: Sequence[Branch], group: Group) -> tuple[Branch, ...]:
-    """Which of the branches this rank evaluates: they are dealt out in turn."""
+    """The branches that this rank evaluates: i, i + n, i + 2n, ... for rank i of n."""
     return tuple(branches[group.rank :: group.size])
 
 

@@ -103,7 +103,7 @@ class Group(Named):
     def neighbours(self, first: Tensor | None, last: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Send `first` to the rank before and `last` to the rank after; return what they sent here, of the same shapes.
 
-        None: there is nobody on that side, who then has None on this one. Others of the group need not call, once all
+        None for edge ranks, whose missing neighbour passes nothing. Others of the group need not call, once all
         have met (`open_group`).
         """
         Group.calls += 1

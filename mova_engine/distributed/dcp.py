@@ -127,7 +127,7 @@ class _Writer(StorageWriter):
         return future
 
     def finish(self, metadata: object, results: list[list[tuple[str, Range]]]) -> None:
-        """In the coordinator, after everybody has written and flushed: the folder gets its name."""
+        """In the coordinator, after all ranks have written and flushed: renames the folder to its final name."""
         for name, each in (found for result in results for found in result):
             self.written.setdefault(name, []).append(each)
         self.stack.close()

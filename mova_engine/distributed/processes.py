@@ -78,7 +78,7 @@ def rank0_first(launch: Launch) -> Iterator[None]:
         if launch.rank == 0:
             raise
         if heard == str(error):
-            # The launcher ends the others when the first of them has ended: the first process speaks before that.
+            # The launcher kills all ranks once one has exited: rank 0 prints its error before that.
             time.sleep(_HEAD_START_S)
             raise SystemExit(2) from None
         raise MovaError(f"rank {launch.rank}: {error}") from error

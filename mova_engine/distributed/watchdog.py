@@ -62,7 +62,7 @@ class PeerState:
 
 
 class _Verdict(NamedTuple):
-    """What is wrong, in words, and the process that says so."""
+    """The error message, and the rank that reports it."""
 
     text: str
     speaker: int
@@ -127,7 +127,7 @@ class Watch:
     def _explained(self, error: RuntimeError) -> MovaError | None:
         """What happened elsewhere that made a collective fail here with `error`; None where nothing did.
 
-        In all processes but one, which speaks for all, this ends the process instead (SystemExit).
+        In all processes but the one that reports the error, this ends the process instead (SystemExit).
         """
         if self._thread is None:
             return None
@@ -218,7 +218,7 @@ class Watch:
             if self._store.check([verdict]):
                 self._verdict = _Verdict(*json.loads(self._store.get(verdict)))
                 return
-        # Everybody looks at the first, the first at everybody.
+        # All ranks watch rank 0, and rank 0 watches all of them.
         ranks = range(self.launch.world) if self.launch.rank == 0 else (0,)
         for rank in ranks:
             self._look_at(rank)
@@ -282,7 +282,7 @@ class Watch:
         return None
 
     def _behind(self) -> _Verdict | None:
-        """Where nobody comes any further: the process that is the furthest behind."""
+        """When no rank makes progress: the rank that is furthest behind."""
         now = time.monotonic()
         if len(self._seen) < self.launch.world or any(seen.sign.state == DONE for seen in self._seen.values()):
             return None
@@ -320,5 +320,5 @@ class Watch:
 
 
 def _about(rank: int, text: str) -> _Verdict:
-    """The first process speaks, unless it is the one that is gone."""
+    """Rank 0 reports, unless it is the one that died."""
     return _Verdict(text, speaker=1 if rank == 0 else 0)

@@ -1,4 +1,4 @@
-"""What stands before and after denoising: words and frames are encoded, latents decoded to pictures and sound."""
+"""Encoding of prompts and frames before denoising, decoding of latents to pictures and sound after it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A clip that was made, as the public API hands it out."""
+"""The clip that `Pipeline` returns."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -85,7 +85,7 @@ def batched(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
 
 @dataclass
 class Pipeline:
-    """A model with everything that it speaks through. The clips' shape is `mova.config.clip`'s, or `clip`'s.
+    """A model with its codecs and text encoder. The clips' shape is `clip`, or `mova.config.clip` where that is None.
 
     schedule, prediction, options.clean_first_frame and options.bridge must be those of the training. processes: each of
     them has a pipeline, with the codecs that `loading.own_codecs` names. sharded: they hold parts of the weights each.
@@ -251,11 +251,11 @@ class Pipeline:
     ) -> Iterator[Clip | None]:
         """Yield a clip per request, in order, as each batch of `batch` is done: pictures and sound of equal duration.
 
-        A clip does not depend on its neighbours in the batch. on_step is told of every denoising step, on_stage of what
-        comes next, in words. Of several processes, which all are given the same requests, the first gets the clips; the
-        others yield None for each. Their data-parallel groups take a batch each at a time. encoded: what
-        `ClipCodecs.encode` has made of each batch, in one process; None: it is made now.
-        Raises MovaError when latents come out not finite.
+        A clip does not depend on its neighbours in the batch. on_step is called after each denoising step, on_stage
+        with a description of the next stage. Of several processes, which all are given the same requests, the first
+        gets the clips; the others yield None for each. Their data-parallel groups take a batch each at a time. encoded:
+        what `ClipCodecs.encode` has made of each batch, in one process; None: it is made now. Raises MovaError when
+        latents come out not finite.
         """
         if batch < 1:
             raise MovaError(f"batch must be at least 1, got {batch}")
@@ -286,7 +286,7 @@ class Pipeline:
     def _part(self, turn: Sequence[Sequence[Request]]) -> Sequence[Request]:
         """The batch of a turn that this process works on, empty where there is none; the last turn may have too few.
 
-        Shared weights are gathered from everybody: whose clips are all done helps with another's.
+        FSDP gathers weights from all ranks, so a rank without clips left runs another rank's batch.
         """
         rank = self.processes.data_rank
         return turn[rank] if rank < len(turn) else turn[-1] if self.sharded else ()

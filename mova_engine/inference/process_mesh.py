@@ -1,4 +1,4 @@
-"""Sampling in several processes: the mesh, and what cannot be."""
+"""Sampling in several processes: choosing the mesh, and refusing those that cannot run."""
 
 from mova_engine.backend import Backend
 from mova_engine.config.mesh import MeshShape, choose_mesh

@@ -1,4 +1,4 @@
-"""What to make: from prompts, pictures and folders of clips to requests for the pipeline."""
+"""Requests for the pipeline, from prompts, pictures and folders of clips."""
 
 import logging
 from collections.abc import Sequence

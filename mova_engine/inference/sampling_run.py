@@ -43,7 +43,7 @@ REMEDY = "clips that metadata.jsonl lists are complete; the same command with --
 def run(config: SampleConfig) -> int:
     """Sample clips as `config` asks; returns 0. Raises MovaError for whatever is wrong with it.
 
-    Of several processes, all of which run this, the first alone speaks and writes.
+    All processes run this; only rank 0 prints and writes files.
     """
     launch = read_launch()
     with rank0_first(launch):

@@ -53,7 +53,7 @@ def saved_operators(names: Iterable[str]) -> frozenset[torch._ops.OpOverload]:
     """The operators of these names, "namespace::name" or "namespace::name.overload".
 
     MovaError for one that there is not, and for one that changes its arguments: what it wrote would not be written
-    again when the layer is recomputed, and the gradients would be wrong without a word.
+    again when the layer is recomputed, and the gradients would be silently wrong.
     """
     found = set()
     for name in names:

@@ -24,7 +24,7 @@ def refusal(
 
 
 def _unfit(operator: Operator, implementation: Implementation, dtypes: tuple[str, ...]) -> str | None:
-    """Why an implementation that nobody named is not taken."""
+    """Why an implementation is not chosen automatically."""
     if not implementation.automatic:
         # Not asked whether it could serve: that would import a compiler.
         return "is used only when named"
@@ -37,7 +37,7 @@ def choose_operator(
 ) -> Choice:
     """Of one operator: the wanted implementation or MovaError with the reason; without a wish, the first that serves.
 
-    dtypes: names of those that the model computes in, all of which an implementation must take that nobody named.
+    dtypes: names of those that the model computes in, all of which an automatically chosen implementation must support.
     """
     if wanted is not None and wanted not in operator.choices():
         raise MovaError(

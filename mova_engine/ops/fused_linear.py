@@ -1,4 +1,4 @@
-"""Linear layers that keep little for the backward: what is cheap to compute again is not kept.
+"""Memory-saving autograd functions (fused QKV, MLP): norm and GELU outputs are recomputed in the backward.
 
 A norm's output and GELU's are passes over memory to compute, next to nothing beside the matrix products around them,
 but kept they are a third of what a block holds for its backward. `shared_linear` takes several layers of one input,

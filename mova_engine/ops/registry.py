@@ -197,9 +197,9 @@ def bind(
     choices: {operator: implementation} that must be met, or "reference" for all; the rest is chosen automatically,
     first fit. assume: instead of `backend`; what is bound can be read (`table.choices`), and raises MovaError where it
     is called. training=False also admits kernels without a gradient. operators: the table, e.g. with your own
-    implementation added (`Operator.with_implementation`). dtypes: what the model computes in; an implementation that
-    nobody named must take all of them, and on a CPU run in them. Raises MovaError with the reason when a choice cannot
-    be met.
+    implementation added (`Operator.with_implementation`). dtypes: what the model computes in; an automatically chosen
+    implementation must support all of them, and on a CPU run in them. Raises MovaError with the reason when a choice
+    cannot be met.
     """
     machine = ThisMachine(backend) if backend is not None else assume
     if machine is None or (backend is not None and assume is not None):

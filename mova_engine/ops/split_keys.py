@@ -1,4 +1,5 @@
-"""Attention of few queries to many keys, as from video to audio: 403 queries, 43,120 to 176,400 keys.
+"""Split-key attention for few queries and many keys, as from audio to video tokens: 403 queries, 43,120 to 176,400
+keys.
 
 A kernel that gives each tile of queries to one program leaves most of a large GPU idle. So the keys are cut into
 chunks, which are laid into the batch of `attention_lse`, and the parts are merged by their log-sum-exps ("flash

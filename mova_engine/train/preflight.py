@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any clip is read: encoding a data set takes hours.
+"""Checks of the settings before any clip is read, since encoding a data set takes hours.
 
 The sizes and names of weights come from the headers of safetensors files and from a model on the meta device.
 """

@@ -1,4 +1,4 @@
-"""What all processes of a run have to have alike before the first step, compared at its start.
+"""Settings, versions and data that must be equal on all ranks, compared before the first step.
 
 Each process reads its command line, the clips and the checkpoints itself. Another setting on one machine, or a file
 that one of them could not read at that moment, would give processes that share a clip different ones, and none would

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it is whole. Nothing is ever begun anew without a word."""
+"""Which checkpoint a run resumes from, and whether it is complete. A run never restarts from scratch silently."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what is written at its top, and that one run at a time uses it."""
+"""A run's folder: its owner, its top-level files, and a lock against a second run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""All randomness of a training step, as a function of (seed, step) and nothing else.
+"""All random draws of a training step, as a function of (seed, step) alone.
 
 Resuming needs no generator states, and neither the device nor the split into micro-batches or ranks changes what is
 drawn: the expert and the noise levels belong to the step, the noise to a clip's place in the step. Every generator runs

@@ -37,7 +37,7 @@ from mova_engine.train.training_state import checkpoints_of, retain, save_checkp
 class Trainer:
     """One run. `run()` returns the exit status: 0 when all steps are done, 129, 130 or 143 when it was asked to stop.
 
-    Of several processes, all of which run this, the first alone speaks and writes.
+    All processes run this; only rank 0 logs and saves.
     """
 
     def __init__(self, config: TrainConfig, console: Console | None = None) -> None:
@@ -232,7 +232,7 @@ class Trainer:
                         out = self.folder / SAMPLES / f"step-{self.step:06d}"
                         parts.validator.sample(parts.model, parts.codecs, parts.residency, out)
                 elif sharded:
-                    # A block's weights are gathered from everybody: all sample, and one keeps what comes out.
+                    # FSDP gathers a block's weights from all ranks, so all ranks sample; only rank 0 keeps the result.
                     with TemporaryDirectory() as unwanted:
                         out = Path(unwanted) / "samples"
                         parts.validator.sample(parts.model, parts.codecs, parts.residency, out)

@@ -48,8 +48,8 @@ class LatentStats:
     ) -> "LatentStats":
         """Fit to `latents`, an iterable of [b, c, ...]; a generator over a data set will do, only sums are kept.
 
-        The divisor is max(std, floor * largest std) / target: the loudest channel comes out with standard deviation
-        `target`, and a channel that hardly ever speaks is not blown up to the same loudness (floor 0 would do that).
+        The divisor is max(std, floor * largest std) / target: the channel of largest scale gets standard deviation
+        `target`; the floor keeps near-silent channels from being amplified to the same scale.
         centre=False keeps the mean at zero, for channels whose sign carries no information.
         """
         count, total, squares = 0, torch.zeros(()), torch.zeros(())

@@ -1,4 +1,5 @@
-"""Inputs on which operators are tested and measured: MOVA's own shapes, awkward ones, and inputs that tell.
+"""Inputs on which operators are tested and measured: MOVA's own shapes, awkward shapes, and inputs chosen to reveal
+errors.
 
 The last are such that a mistake shows above the rounding of half precision: rows so small that eps matters, rows of
 zeros where it must be there at all, modulations whose own rounding is not lost in the result's, GELU where its two
