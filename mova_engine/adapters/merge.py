@@ -25,16 +25,25 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def merge_folder(
-    checkpoint: Path, lora: Path, out: Path, clip: ClipSettings, alpha: float | None = None, dtype: str | None = None
+    checkpoint: str | Path,
+    lora: str | Path,
+    out: str | Path,
+    clip: ClipSettings | None = None,
+    alpha: float | None = None,
+    dtype: str | None = None,
 ) -> int:
-    """Write to `out` the model of `checkpoint` with adapters merged in; returns how many layers they changed.
+    """Write to `out` the model of `checkpoint` with the adapters `lora` merged in; returns the number of changed
+    layers.
 
-    alpha: the adapters', where their file does not say it. dtype: of all weights; None: each as it is stored. Raises
-    MovaError for folders or files that do not fit.
+    checkpoint: a model folder or a training run. lora: a LoRA run, its checkpoint or a file. out: a new or empty
+    folder. clip: the clips' size, where the folder states none. alpha: the adapters', where their file does not state
+    it. dtype: "float32" or "bfloat16" for all weights; None: each as it is stored. Raises MovaError for folders or
+    files that do not fit.
     """
+    out = Path(out)
     check_writable(out.absolute().parent, "--out")
     check_replaceable(out)
-    folder, config = open_model(checkpoint, clip)
+    folder, config = open_model(checkpoint, clip or ClipSettings())
     mova = load_mova(folder, bind(get_backend("cpu")), device="cpu", config=config)
     layers = load_lora(mova, find_adapters(lora), alpha)
     wanted = None if dtype is None else _DTYPES[dtype]

@@ -23,7 +23,7 @@ class Rows:
         return x
 
     def widened(self, x: Tensor) -> Tensor:
-        """x [..., n, w] with a halo: one row from the process above and one from the process below, where they exist."""
+        """x [..., n, w] with a halo: one row each from the processes above and below, where they exist."""
         return x
 
     def narrowed(self, x: Tensor) -> Tensor:

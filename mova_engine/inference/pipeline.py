@@ -130,7 +130,7 @@ class Pipeline:
         `torch.bfloat16`; None: as stored. clip: sizes other than the model's own, `ClipSettings(height=352,
         width=640)`.
         lora: adapters to add, a LoRA run, its checkpoint or a file.
-        memory: where weights wait while they are not used, `mova_engine.config.memory.MemoryConfig(idle=...)`: "host",
+        memory: where weights wait while they are not used, `mova_engine.MemoryConfig(idle=...)`: "host",
         the default: in the host's memory, so that the device holds the largest stage and not the sum; "files": nowhere,
         they are read again; "device": they stay. `expert="host"`: one video expert at a time.
         Weights are read when the first call needs them; text encoder, video experts and codecs are not on the device

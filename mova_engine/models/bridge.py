@@ -113,7 +113,7 @@ class AdaLayerNorm(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """One direction of one bridge layer: cross-attention from x (queries) to the other tower's states y (keys, values)."""
+    """One direction of a bridge layer: cross-attention from x (queries) to the other tower's y (keys, values)."""
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ _LEFT_OUT_BELOW_FLOAT32 = {
 
 
 def find_runner(case: GoldenCase) -> Runner:
-    """The runner of a case; an unknown case, or one that sets a parameter which its runner does not read, is an error."""
+    """The runner of a case. MovaError for an unknown case, or one that sets what its runner does not read."""
     if case.kind not in RUNNERS:
         raise MovaError(
             f"{case.folder / case.name}.json: unknown case '{case.kind}'.{suggest(case.kind, RUNNERS)} "

@@ -35,7 +35,10 @@ from mova_engine.train.training_state import checkpoints_of, retain, save_checkp
 
 
 class Trainer:
-    """One run. `run()` returns the exit status: 0 when all steps are done, 129, 130 or 143 when it was asked to stop.
+    """A training run: `Trainer(load_config("nano", out="runs/mine")).run()`.
+
+    config: as `load_config` returns it. console: where progress is printed; default: the terminal. `run()` returns the
+    exit status: 0 when all steps are done, 129, 130 or 143 when a signal stopped it after a checkpoint was saved.
 
     All processes run this; only rank 0 logs and saves.
     """
