@@ -96,9 +96,8 @@ class Group(Named):
         return x
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """All ranks' flat tensors, rank i's of `sizes[i]` elements, one after the other."""
-        everyone = x.repeat(self.size)
-        return self.all_to_all(everyone, [x.numel()] * self.size, sizes)()
+        """Concatenates all ranks' flat tensors in rank order; rank i's has `sizes[i]` elements."""
+        return self.all_to_all(x.repeat(self.size), [x.numel()] * self.size, sizes)()
 
     def neighbours(self, first: Tensor | None, last: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Send `first` to the rank before and `last` to the rank after; return what they sent here, of the same shapes.
@@ -177,13 +176,13 @@ def open_group(process_group: dist.ProcessGroup, device: torch.device) -> Group:
     return group
 
 
-def open_cpu_group(timeout: timedelta, crews: Sequence[Sequence[int]] | None = None) -> Group:
-    """A new group for tensors and values on the CPU, whatever the device: of all ranks, or of those of `crews` (global
-    ranks, each in one of them) that this one is of. All ranks call this.
+def open_cpu_group(timeout: timedelta, partition: Sequence[Sequence[int]] | None = None) -> Group:
+    """A new gloo group for CPU tensors: of all ranks, or the member of `partition` (lists of global ranks, each rank in
+    one list) that contains this rank. Collective: all ranks call it.
     """
-    if crews is None:
+    if partition is None:
         return Group(dist.new_group(backend="gloo", timeout=timeout))
-    return Group(dist.new_subgroups_by_enumeration(crews, backend="gloo", timeout=timeout)[0])
+    return Group(dist.new_subgroups_by_enumeration(partition, backend="gloo", timeout=timeout)[0])
 
 
 def total_sent(groups: Sequence[Group]) -> int:

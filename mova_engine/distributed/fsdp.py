@@ -3,12 +3,12 @@
 The ranks that share one copy of the model are `dp_shard x ring x ulysses`; `dp_replicate` such copies make a hybrid.
 In sampling each branch of guidance has its own, since one may leave out the bridge that another gathers.
 
-A block's weights are gathered, in the dtype that it computes in, when its turn comes, and given up again; its gradients
-are summed to the ranks that hold their rows, in float32. What is never called is never gathered: of two experts only
-the one that the step trains, which is the same on all ranks.
+A block's weights are all-gathered before it runs, in its compute dtype, and freed after it; its gradients are
+reduce-scattered in float32. FSDP gathers only the units that are executed: of two experts the one that the step trains,
+which is the same on all ranks.
 
-What is divided among the ranks are rows of a weight's first dimension, `ceil(rows / ranks)` each as far as there are
-any. The rest of the engine sees them as plain tensors: `LocalShard`.
+Weights are sharded along dimension 0, `ceil(rows / ranks)` rows for each rank; the last ranks may have fewer or none.
+The rest of the engine sees a shard as a plain tensor: `LocalShard`.
 """
 
 import functools

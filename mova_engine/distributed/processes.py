@@ -67,9 +67,8 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
 
 @contextmanager
 def rank0_first(launch: Launch) -> Iterator[None]:
-    """Around what all processes do alike before they meet: an error in all of them is told once, by the first.
-
-    Another that does not hear the same from the first has an error of its own, and says so.
+    """Around identical work of all ranks before their first collective: an error that all ranks share is raised by rank
+    0 alone. A rank whose error differs from rank 0's raises its own, with its rank.
     """
     try:
         yield
@@ -212,8 +211,8 @@ def start_processes(
     groups = [open_group(part.get_group(), device) for part in (cp_group, mesh["ring"], mesh["ulysses"])]
     rounds = None
     if shape.clip_ranks > 1:
-        crews = mesh.mesh.permute(1, 2, 0, 3, 4).reshape(-1, shape.clip_ranks).tolist()
-        rounds = Rounds(open_cpu_group(timeout, crews))
+        clip_groups = mesh.mesh.permute(1, 2, 0, 3, 4).reshape(-1, shape.clip_ranks).tolist()
+        rounds = Rounds(open_cpu_group(timeout, clip_groups))
     return Processes(
         launch,
         shape,

@@ -1,8 +1,8 @@
-"""Batches for ranks that share clips: each is made once, by one of them, and broadcast when its turn comes.
+"""Round-robin encoding in a context-parallel group: rank i produces batch i of a round, then broadcasts it.
 
-All ranks of a context-parallel group need the same batch, and they meet in every layer: if one encoded it while the
-others trained, all would wait for it. So in rounds: of the next `size` batches every rank makes a different one at the
-same time, and then they are used one after the other.
+All ranks of the group need the same batch and synchronise in every layer, so a single rank that encodes would stall the
+others. Instead each rank encodes a different one of the next `size` batches at the same time; then the batches are used
+in order.
 """
 
 import math
@@ -21,7 +21,7 @@ class Rounds:
         self.group, self.rank, self.size = group, group.rank, group.size
 
     def own(self, wanted: Iterator[Any]) -> Iterator[Any]:
-        """Of what the ranks together want next, again and again, this rank's: the one of its number."""
+        """This rank's share of the wanted batches: those whose index is its rank modulo the group's size."""
         for index, each in enumerate(wanted):
             if index % self.size == self.rank:
                 yield each

@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 class Sharding:
-    """Which of a clip's video tokens this rank computes: all. Video tower and bridge compute on the rank's own tokens,
-    the audio tower on all of its tokens in every rank.
+    """The single-rank case: this rank computes all video tokens. In general the video tower and the bridge compute on
+    the rank's own video tokens, and the audio tower on all audio tokens in every rank.
     """
 
     # Processes that share a clip.
     size = 1
 
     def shard(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Own tokens of a tensor that has all of them along `dim`."""
+        """This rank's tokens of x, which has all tokens along `dim`."""
         return x
 
     def unshard(self, own: Tensor, total: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The weights that are trained: float32 masters, what the model computes with, and their moving average.
 
 In fp32 the model's parameters are the masters. In bf16 the model holds bfloat16 copies: every gradient is added in
-float32 to its master as soon as the backward pass has made it, and the copies are renewed after each step. That is what
+float32 to its master's by a post-accumulate hook, and the copies are updated after each step. That is what
 FSDP2's mixed precision does; unlike autocast it keeps the towers' own choices (float32 time embedding, norms and
 rotation) and costs no casts in the forward.
 
