@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mova_engine.bench import campaigns
-from mova_engine.bench.suites import SUITES
+from mova_engine.bench.__main__ import main
 
 pytestmark = pytest.mark.npu
 # What the suite measures on its way from the norms to a training step.
@@ -23,7 +23,7 @@ def test_the_suite_to_send_back(npu, tmp_path, monkeypatch, capsys, parts):
     monkeypatch.setattr(campaigns, "tower_rows", lambda *_: [])
     monkeypatch.setattr(campaigns, "_GOLDEN", tmp_path / "none")
     path = tmp_path / "910a2.json"
-    assert campaigns.run(["--suite", "910a2", "--device", "npu", "--json", str(path)], SUITES) == 0
+    assert main(["--suite", "910a2", "--device", "npu", "--json", str(path)]) == 0
     content = json.loads(path.read_text())
     mark = "emulated: not a measurement"
     assert content["mark"] == mark and content["circumstances"]["device_name"] == "emulated Ascend 910B2"
