@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _job(args: PlanConfig) -> Job:
     if (args.model is None) == (args.recipe is None):
         raise MovaError(f"name a model ({', '.join(PRESETS)}) or a recipe (--recipe), one of the two")
-    job = _job_of(args.recipe) if args.recipe else Job(get_preset(args.model))
+    job = _job_of(args.recipe) if args.recipe else Job(get_preset(args.model or ""))
     given = {name: getattr(args, name) for name in ("task", "clips") if getattr(args, name) is not None}
     if args.dtype is not None:
         given["precision"] = precision_of(args.dtype)
@@ -136,13 +136,14 @@ def _job_of(recipe: str) -> Job:
 
 def _memory(
     settings: dict[str, str], hardware: Hardware, task: str, implementation: ImplementationCost
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """The memory settings that are not free. MovaError for an unknown one, and for one that cannot be run."""
-    fixed = {}
+    fixed: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in CHOICES:
             raise MovaError(f"unknown setting memory.{name}.{suggest(name, CHOICES)} Known: {', '.join(CHOICES)}")
-        MemoryConfig(**{name: value})
+        given: dict[str, Any] = {name: value}
+        MemoryConfig(**given)
         if value == "fp8" and "fp8" not in hardware.peak:
             raise MovaError(f"{hardware.name} has no fp8 arithmetic; leave memory.frozen fp8 out")
         if value == "host" and hardware.host_bandwidth is None:
@@ -174,13 +175,16 @@ def _mesh(text: str) -> Layout:
     return Layout(**dict(zip(names, map(int, sizes), strict=True)))
 
 
-def _check(job: Job, layout: Layout, fixed: dict[str, str], implementation: ImplementationCost, devices: int) -> None:
+def _check(job: Job, layout: Layout, fixed: dict[str, Any], implementation: ImplementationCost, devices: int) -> None:
     """MovaError where a mesh that was asked for cannot run."""
     if layout.world != devices:
         raise MovaError(f"the mesh {layout} has {layout.world} devices, not {devices}")
-    PlannedRun(
-        job, layout, MemoryConfig(**{"checkpointing": implementation.checkpointing[-1], **fixed}), implementation
-    )
+    PlannedRun(job, layout, MemoryConfig(**_over(implementation.checkpointing[-1], fixed)), implementation)
+
+
+def _over(checkpointing: str, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Memory settings with this checkpointing, unless it is fixed."""
+    return {"checkpointing": checkpointing, **fixed}
 
 
 def _show_plans(
@@ -189,21 +193,21 @@ def _show_plans(
     standing: str | None,
     plans: list[Plan],
     layout: Layout | None,
-    fixed: dict[str, str],
+    fixed: dict[str, Any],
 ) -> None:
     chosen = plans[0]
     run, hardware = chosen.run, chosen.hardware
     checkpointing = run.implementation.checkpointing
     usual = PLAIN[run.job.task].checkpointing
     default = usual if usual in checkpointing else checkpointing[0]
-    plain = plan(replace(run, policy=MemoryConfig(**{"checkpointing": default, **fixed})), hardware)
+    plain = plan(replace(run, policy=MemoryConfig(**_over(default, fixed))), hardware)
     least = smallest_change(run.job, run.layout, hardware, run.implementation, fixed)
     verdict = "fits" if plain.fits else "does not fit"
     lines = [
         f"plain ({report.policy_words(plain.run.policy, run.job)}) on this mesh: "
         f"{report.gb(plain.memory.total)} GB, {verdict}"
     ]
-    if not plain.fits:
+    if not plain.fits and least is not None:
         lines.append(
             f"smallest change that fits: {report.words(least.changes)} "
             f"({report.gb(least.memory.total)} GB, {report.seconds(least.prediction.seconds)} s)"
@@ -212,7 +216,7 @@ def _show_plans(
     found = {
         "recommended": report.facts(chosen, args.recipe),
         "plain": report.facts(plain, args.recipe),
-        "smallest_change": report.facts(least, args.recipe),
+        "smallest_change": report.facts(least, args.recipe) if least is not None else None,
         "others": [report.facts(one, args.recipe) for one in rest],
         "recipe_as_it_stands": standing,
     }
@@ -232,7 +236,7 @@ def _show_misfit(
     implementation: ImplementationCost,
     devices: int,
     layout: Layout | None,
-    fixed: dict[str, str],
+    fixed: dict[str, Any],
 ) -> int:
     closest = leanest(job, devices, hardware, implementation, layout, fixed)
     if closest is None:
@@ -251,7 +255,7 @@ def _show_misfit(
         f"({report.words(closest.changes)}; {closest.run.layout})",
     ]
     planned = leanest(job, devices, hardware, implementation, layout, fixed, planned=True)
-    if planned.fits:
+    if planned is not None and planned.fits:
         lines.append(
             f"would fit, but cannot be run yet: {report.words(planned.changes)} ({report.gb(planned.memory.total)} GB)"
         )
@@ -264,7 +268,7 @@ def _show_misfit(
     facts = {
         "fits": False,
         "leanest": report.facts(closest, args.recipe),
-        "planned": report.facts(planned) if planned.fits else None,
+        "planned": report.facts(planned) if planned is not None and planned.fits else None,
         "would_fit": [report.facts(one, args.recipe) for one in found],
         "recipe_as_it_stands": standing,
     }
