@@ -5,6 +5,8 @@ from models.passes import operator_passes
 
 from mova_engine.ops import OPERATORS, refusal, resolve
 
+pytestmark = pytest.mark.npu
+
 ENTRIES = {
     name: entry
     for name, operator in OPERATORS.items()
