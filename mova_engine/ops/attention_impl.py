@@ -145,7 +145,7 @@ def flash_cpu_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # In bfloat16 a third of the time, and precise enough where parts are not merged by the log-sum-exp.
-flash_cpu_lse.own = _flash_cpu
+flash_cpu_lse.own = {sdpa: _flash_cpu}
 
 
 def flash_cpu_backward(

@@ -61,14 +61,17 @@ def named(name: str) -> Any:
 class AttentionKernels(Named):
     """Implementations of `attention_lse`, `attention_backward` and, for rings, `merge_lse`.
 
-    own: `attention_lse` where nothing is merged and the log-sum-exp is for the backward alone. An implementation that
-    has a cheaper form for that names it in an attribute `own`.
+    own: `attention_lse` where nothing is merged and the log-sum-exp is for the backward alone. An implementation may
+    have a cheaper form for that, by the kernel of an implementation of `attention`: its attribute `own` maps the latter
+    to the form, which is used where `attention` is bound to it, since that has been tried on this machine.
     """
 
-    def __init__(self, lse: Callable, backward: Callable, merge: Callable | None = None) -> None:
+    def __init__(
+        self, lse: Callable, backward: Callable, merge: Callable | None = None, attention: Callable | None = None
+    ) -> None:
         super().__init__()
         self.lse, self.backward, self.merge = lse, backward, merge
-        self.own = getattr(lse, "own", lse)
+        self.own = getattr(lse, "own", {}).get(attention, lse)
 
 
 def implement(name: str, kernel: Callable, fake: Callable, differentiable: Callable | None = None) -> None:

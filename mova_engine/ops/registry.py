@@ -68,7 +68,7 @@ class OpTable:
 def _roles(functions: Mapping[str, Function]) -> dict[str, Function]:
     """What the roles of attention are in one process."""
     attention = functions["attention"]
-    kernels = AttentionKernels(functions["attention_lse"], functions["attention_backward"])
+    kernels = AttentionKernels(functions["attention_lse"], functions["attention_backward"], attention=attention)
     return dict(zip(ROLES, (trained_attention(attention, kernels), attention), strict=True))
 
 
