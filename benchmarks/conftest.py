@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mova_engine.backend import get_backend
-from mova_engine.bench.baseline import DEFAULT
 from mova_engine.bench.candidates import make_sides
+from mova_engine.bench.settings import BASELINE
 
 if importlib.util.find_spec("pytest_benchmark") is None:
 
@@ -20,7 +20,7 @@ if importlib.util.find_spec("pytest_benchmark") is None:
 
 @pytest.fixture(scope="session")
 def backend():
-    """The CPU; the command `python -m mova_engine.bench` measures other devices."""
+    """The CPU; the command `mova bench` measures other devices."""
     return get_backend("cpu")
 
 
@@ -32,5 +32,5 @@ def dtype(request):
 @pytest.fixture(scope="session")
 def sides(backend, dtype):
     """The engine and the baseline, by name."""
-    options = argparse.Namespace(baseline=DEFAULT, baseline_dtype=None, one_process=True, compile=False)
+    options = argparse.Namespace(baseline=BASELINE, baseline_dtype=None, one_process=True, compile=False)
     return {side.name: side for side in make_sides(options, backend, dtype)}

@@ -6,6 +6,7 @@ import torch
 from mova_engine.bench.operators import candidates, forward_backward
 from mova_engine.bench.passes import bytes_moved
 from mova_engine.ops import OPERATORS
+from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import SEED
 
 CASE = "1280x768"
@@ -13,7 +14,7 @@ CASE = "1280x768"
 
 def _cases():
     for operator in OPERATORS.values():
-        for case in operator.cases:
+        for case in cases_of(operator):
             if case.name == CASE:
                 yield pytest.param(operator, case, id=operator.name)
 

@@ -1,4 +1,4 @@
-"""The console script `mova`: one name for the engine's commands. Also as modules: `mova train`."""
+"""The console script `mova`: one name for the engine's commands. `python -m mova_engine COMMAND` is the same."""
 
 import importlib
 import sys

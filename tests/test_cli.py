@@ -86,7 +86,7 @@ def test_a_wrong_option_is_one_line_that_names_it(name):
         (["sample", "--checkpoint", "", "--prompt", "x"], "--checkpoint"),
         (["sample", "--checkpoint", "m", "--prompt", "x", "--out", ""], "--out"),
         (["lora", "merge", "--checkpoint", "m", "--lora", "l", "--out", " "], "--out"),
-        (["nano", "clips", ""], "argument"),
+        (["nano", "clips", ""], "--out"),
         (["train", "--out", ""], "--out"),
         (["train", "--data", ""], "--data"),
     ],

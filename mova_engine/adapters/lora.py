@@ -115,7 +115,10 @@ def read_scaled_lora(path: str | Path, alpha: float | None = None) -> tuple[dict
     """`read_lora` of adapters that are to be used: MovaError too where the file states no alpha and none is given."""
     pairs, alpha = read_lora(path, alpha)
     if alpha is None:
-        raise MovaError(f"{path} does not say its alpha (the reference's files never do; its default is 16): give one")
+        raise MovaError(
+            f"{path} does not say its alpha (the reference's files never do; its default is 16): give one "
+            "(mova sample: --lora-alpha; mova lora merge: --alpha)"
+        )
     return pairs, alpha
 
 

@@ -10,18 +10,15 @@ average, however small (`lora.merged_lora`).
 
 from pathlib import Path
 
-import torch
-
 from mova_engine.adapters.lora import load_lora, merged_lora
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import load_mova, save_mova
 from mova_engine.checkpoints.locate import find_adapters, open_model
 from mova_engine.config.clip import ClipSettings
+from mova_engine.errors import MovaError, suggest
 from mova_engine.files.folders import check_replaceable
 from mova_engine.files.writable import check_writable
-from mova_engine.ops import bind
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from mova_engine.ops import DTYPES, bind
 
 
 def merge_folder(
@@ -40,13 +37,15 @@ def merge_folder(
     it. dtype: "float32" or "bfloat16" for all weights; None: each as it is stored. Raises MovaError for folders or
     files that do not fit.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise MovaError(f"unknown dtype '{dtype}'.{suggest(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
     out = Path(out)
-    check_writable(out.absolute().parent, "--out")
+    check_writable(out.absolute().parent, "out")
     check_replaceable(out)
     folder, config = open_model(checkpoint, clip or ClipSettings())
     mova = load_mova(folder, bind(get_backend("cpu")), device="cpu", config=config)
     layers = load_lora(mova, find_adapters(lora), alpha)
-    wanted = None if dtype is None else _DTYPES[dtype]
+    wanted = None if dtype is None else DTYPES[dtype]
     with merged_lora(mova, wanted):
         save_mova(mova if wanted is None else mova.to(wanted), out, base=folder)
     return len(layers)

@@ -13,6 +13,8 @@ SUITE = Command("mova bench", SuiteConfig, SuiteConfig.__doc__ or "")
 def usage() -> str:
     """What `mova bench` alone prints."""
     lines = [f"  {name:12} {command.about}" for name, command in MEASUREMENTS.items()]
+    # A command of its own, which needs no measurement's settings.
+    lines.append(f"  {'traffic':12} What processes that share a clip send, by formula and counted.")
     head = (
         "usage: mova bench NAME [options]      (mova bench NAME --help tells the options)",
         "       mova bench --suite SUITE       several measurements in a row into one file",

@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mova_engine.backend import NAMES, Backend, default_backend, get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.bench.settings import MEASUREMENTS, SuiteConfig
 from mova_engine.bench.suites import SUITES
 from mova_engine.errors import MovaError, redact, suggest
 from mova_engine.files.results import check_result, write_result
-from mova_engine.ops import OPERATORS, bind
+from mova_engine.ops import DTYPES, OPERATORS, bind
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.parity.builtin import operator_rows, tower_rows
 from mova_engine.parity.case import CaseDevice
@@ -28,7 +26,6 @@ from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
 
 EMULATED = "emulated: not a measurement"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 
 
@@ -109,7 +106,7 @@ def _parity(backend: Backend, golden: Path | None) -> tuple[dict[str, Any], bool
         if golden is not None:
             machine = CaseDevice(table, backend.device())
             rows["recorded cases, float32"] = [row for _, found in run_folder(golden, machine) for row in found]
-        for name, dtype in _DTYPES.items():
+        for name, dtype in DTYPES.items():
             rows[f"operators, {name}"] = list(operator_rows(backend, dtype))
             rows[f"towers, {name}"] = tower_rows(backend, table, dtype)
     verdict = {}
@@ -133,7 +130,7 @@ def _measure(measurement: Measurement, backend: Backend, small: bool) -> dict[st
     start = time.monotonic()
     try:
         with backend.full_precision():
-            rows = SUITES[measurement.command](command.parse(options), backend, _DTYPES[measurement.dtype])
+            rows = SUITES[measurement.command](command.parse(options), backend, DTYPES[measurement.dtype])
     except Exception as error:  # of a device that nobody here has: all its failures are worth knowing
         lines = str(error).strip().splitlines() or [""]
         entry["failed"] = redact(f"{type(error).__name__}: {lines[0]}")

@@ -18,11 +18,10 @@ from mova_engine.bench.subprocess_runner import Apart
 from mova_engine.bench.timing import Timing, interleave, median_ratio
 from mova_engine.bench.workloads import AGREED, Tensors, Workload, convert, judge, relative_error, require_agreement
 from mova_engine.errors import MovaError
-from mova_engine.ops import REFERENCE, bind
+from mova_engine.ops import DTYPES, REFERENCE, bind
 
 Workers = Mapping[str, Here | Apart]
 ENGINE, COMPILED = "engine", "compiled"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What torch.compile is given to fuse; products and attention stay with their kernels.
 _FUSIBLE = (
     "rms_norm_rope",

@@ -1,6 +1,6 @@
 """What each measurement takes: the settings of `mova bench NAME`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from mova_engine.config.memory import MemoryConfig
 
 # The formulation of each operator that implementations are compared with.
 BASELINE = "benchmarks.reference_formulation:OPERATORS"
-_DTYPE = Literal["float32", "bfloat16", "float16"]
+_DTYPE = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,10 @@ class ComparedConfig(BenchConfig):
     compile: bool = False
     """Also torch.compile of the references."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, "", pairs=1, seconds=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChainConfig(ComparedConfig):
@@ -87,6 +91,7 @@ class ChainConfig(ComparedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_least(self, "", rows=1, width=1)
         check((self.rows is None) == (self.width is None), "--rows and --width come together")
 
 
@@ -110,6 +115,7 @@ class StackConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_least(self, "", blocks=1)
         _check_memory(self.memory)
 
 
@@ -186,7 +192,7 @@ _MEASURED: dict[str, tuple[type, str]] = {
 # What reads result files instead.
 _READ: dict[str, tuple[type, str]] = {"report": (ReportConfig, ""), "compare": (CompareConfig, "")}
 # Settings of memory that need several devices or are no matter of speed.
-_UNMEASURED = tuple(f"--memory.{name}" for name in ("inputs", "frozen", "weights", "optimizer", "expert"))
+_UNMEASURED = tuple(f"--memory.{each.name}" for each in fields(MemoryConfig) if each.name != "checkpointing")
 MEASUREMENTS: dict[str, Command] = {
     name: Command(f"mova bench {name}", kind, about or kind.__doc__ or "", hidden=_UNMEASURED)
     for name, (kind, about) in (_MEASURED | _READ).items()

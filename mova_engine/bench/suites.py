@@ -12,12 +12,13 @@ from mova_engine.backend import Backend, get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.bench import encoding, operators
 from mova_engine.bench.breakdown import time_by_group
-from mova_engine.bench.candidates import DTYPES, make_sides, measure_job, scaled_down
+from mova_engine.bench.candidates import make_sides, measure_job, scaled_down
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, denoise_job, stack_job, step_job, with_towers
 from mova_engine.bench.settings import BenchConfig, ChainConfig, ModelConfig, StackConfig, StepConfig
 from mova_engine.bench.workloads import SEED, Workload
 from mova_engine.config.model import ClipConfig, MovaConfig, get_preset
 from mova_engine.files.results import check_result, write_result
+from mova_engine.ops import DTYPES
 
 Rows = list[dict[str, Any]]
 # What makes the rows of a measurement, from its settings.

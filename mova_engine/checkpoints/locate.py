@@ -62,7 +62,7 @@ def open_model(path: str | Path, clip: ClipSettings = ClipSettings(), say: Say =
     """
     folder = find_model(path, say)
     config = mova_config_from_folder(folder, clip)
-    if clip == ClipSettings() and stated_clip(folder) is None:
+    if not clip.states_picture and stated_clip(folder) is None:
         shape = clip_words(config.clip)
         say(f"{folder} does not say the size of its clips: by its name, {released_name(folder)}, {shape}")
     say_other_clip(folder, config.clip, say)

@@ -29,7 +29,7 @@ class VideoCodec(Protocol):
 
     @property
     def weights(self) -> nn.Module | None:
-        """The module that may be moved; None: constants of a few kB."""
+        """The module that may be moved; None: constants of a few kB, or dropped until it is needed."""
         raise NotImplementedError
 
     @property
@@ -68,7 +68,7 @@ class AudioCodec(Protocol):
 
     @property
     def weights(self) -> nn.Module | None:
-        """The module that may be moved; None: constants of a few kB."""
+        """The module that may be moved; None: constants of a few kB, or dropped until it is needed."""
         raise NotImplementedError
 
     def encode(self, audio: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from mova_engine.files.tensors import stored_tensors
 log = logging.getLogger(__name__)
 
 _WHAT = "text encoder 'umt5'"
+_SHARED = frozenset({"shared.weight", "encoder.embed_tokens.weight"})
 
 
 def clean_prompt(text: str, fix_text: Callable[[str], str]) -> str:
@@ -94,9 +95,12 @@ def load_umt5(
     options = {"local_files_only": True}
     try:
         if is_meta(device):
-            stored_tensors(encoder_folder)
             with torch.device("meta"):
-                encoder, info = encoder_class(encoder_class.config_class.from_pretrained(encoder_folder, **options)), {}
+                encoder = encoder_class(encoder_class.config_class.from_pretrained(encoder_folder, **options))
+            # By name, as transformers compares them: one of the two names of the shared embedding is stored.
+            stored, wanted = stored_tensors(encoder_folder).keys(), encoder.state_dict().keys()
+            lacking = {name for name in wanted - stored if name not in _SHARED or not stored & _SHARED}
+            info = {"missing_keys": lacking}
         else:
             encoder, info = encoder_class.from_pretrained(
                 encoder_folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options

@@ -3,6 +3,10 @@
 from dataclasses import asdict, dataclass, replace
 
 from mova_engine.config.model import ClipConfig
+from mova_engine.errors import MovaError
+
+# Pixels of a latent's patch: 8 to a latent, 2 latents to a patch.
+_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,12 @@ class ClipSettings:
     """Frames a second."""
 
     def __post_init__(self) -> None:
-        # Whether a size is one that any model takes does not depend on what is left out.
-        self.over(ClipConfig(frames=1, height=16, width=16))
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is not None and (value <= 0 or value % _MULTIPLE):
+                raise MovaError(f"clip.{name} must be a positive multiple of {_MULTIPLE}, got {value}")
+        # Whether a number of frames and a rate are those that any model takes does not depend on what is left out.
+        self.over(ClipConfig(frames=1, height=_MULTIPLE, width=_MULTIPLE))
 
     def over(self, clip: ClipConfig) -> ClipConfig:
         """The clip `clip` with what is stated here in place of its own."""

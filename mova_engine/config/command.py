@@ -32,6 +32,7 @@ from mova_engine.errors import MovaError, suggest
 Settings = TypeVar("Settings")
 Named = TypeVar("Named")
 
+_EMPTY = "is empty: give it a value, or leave it out"
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*")
 # The group of a command's own options, and of those that every command has.
 _OPTIONS, _GENERAL = Group("Options", sort_key=0), Group("Configuration", sort_key=1)
@@ -131,13 +132,6 @@ class Command(Generic[Settings]):
 
     def parse_both(self, argv: Sequence[str]) -> tuple[Settings | None, Any]:
         """`parse`, and the options beside the settings."""
-        for option, value in itertools.pairwise(argv):
-            # A path that is empty, as by an unset variable in a script, would be the current folder.
-            if not value.strip():
-                name = option if option.startswith("-") else "an argument"
-                raise MovaError(f"{name} is empty: give it a value, or leave it out")
-        if argv and not argv[0].strip():
-            raise MovaError("the first argument is empty: give it a value, or leave it out")
         under, source = self._under(argv)
         app, shown = self._app(under, source), []
         found = self._run(app, argv, shown)
@@ -344,6 +338,9 @@ def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _convert(kind: Any, tokens: Any) -> Any:
     """cyclopts' conversion, which rounds: here a fraction is refused where a whole number is wanted."""
     kinds = {member for outer in (kind, *get_args(kind)) for member in (outer, *get_args(outer))}
+    # A path that is empty, as by an unset variable in a script, would be the current folder.
+    if Path in kinds and not all(token.value.strip() for token in tokens):
+        raise ValueError(_EMPTY)
     if int in kinds and float not in kinds:
         for token in tokens:
             if not _WHOLE.fullmatch(token.value.strip()):
@@ -371,6 +368,8 @@ def _unfit(error: CoercionError) -> str:
     if choices:
         near = suggest(token.value, choices)
         return f"{named}: unknown value '{token.value}'.{near} Known: {', '.join(choices)}"
+    if error.msg == _EMPTY:
+        return f"{named} {_EMPTY}"
     return f"{named}: {error.msg}" if error.msg else " ".join(str(error).split())
 
 

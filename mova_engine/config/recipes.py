@@ -43,7 +43,7 @@ TRAIN = Command(
     TrainConfig,
     ABOUT,
     Recipes(read_recipe, DEFAULT),
-    hidden=("--parallel.cfg", "--memory.expert"),
+    hidden=("--parallel.cfg", "--memory.expert", "--memory.idle"),
     beside=RehearsalOptions,
 )
 

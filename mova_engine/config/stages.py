@@ -19,7 +19,9 @@ ENCODE_CLIPS, ENCODE_TEXT, ENCODE_FRAMES = "encode clips", "encode text", "encod
 # By the expert that serves the steps.
 DENOISE = ("denoise at high noise", "denoise at low noise")
 DECODE_VIDEO, DECODE_AUDIO = "decode video", "decode audio"
-SAMPLING = (ENCODE_TEXT, ENCODE_FRAMES, *DENOISE, DECODE_VIDEO, DECODE_AUDIO)
+# Towers that stay while clips are made, before the first step; no stage of its own work.
+LOAD_TOWERS = "load towers"
+SAMPLING = (ENCODE_TEXT, ENCODE_FRAMES, LOAD_TOWERS, *DENOISE, DECODE_VIDEO, DECODE_AUDIO)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def stages(memory: MemoryConfig, *, experts: int = 2, sharded: bool = False) -> 
         ENCODE_CLIPS: (VIDEO_VAE, AUDIO_VAE),
         ENCODE_TEXT: (TEXT_ENCODER,),
         ENCODE_FRAMES: (VIDEO_VAE,),
+        LOAD_TOWERS: tuple(name for name in denoised[0] if name in staying),
         **dict(zip(DENOISE, denoised, strict=True)),
         DECODE_VIDEO: (VIDEO_VAE,),
         DECODE_AUDIO: (AUDIO_VAE,),

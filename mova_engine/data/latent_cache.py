@@ -50,12 +50,12 @@ from mova_engine.errors import MovaError, suggest
 from mova_engine.files.atomic import set_aside, write_atomic
 from mova_engine.files.digests import Digests
 from mova_engine.memory.residency import Residency, stage
+from mova_engine.ops import DTYPES
 
 log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever decoding or the layout of entries changes.
 VERSION = 2
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Bytes of text features kept in memory, as captions recur.
 TEXT_MEMORY = 64 << 20
 # Clips of which is asked whether they are stored in another form.

@@ -63,7 +63,7 @@ class ContextParallel(Sharding):
         """`ops` with the roles of attention that this group shares. Where they are given no `tokens`, those of the
         whole clip, nothing is shared and they are what they were.
         """
-        kernels = AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse, ops.attention)
+        kernels = AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse)
 
         def video_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> Tensor:
             if tokens is None:

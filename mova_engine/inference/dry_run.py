@@ -17,14 +17,14 @@ from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise
-from mova_engine.inference.loading import Trained, trained
+from mova_engine.inference.loading import Trained, stored_dtypes, trained
 from mova_engine.inference.pipeline import default_batch, default_settings
 from mova_engine.inference.process_mesh import choose_shape
-from mova_engine.inference.sampling_run import DTYPES, sample_settings
+from mova_engine.inference.sampling_run import sample_settings
 from mova_engine.memory.model_parts import tower_parts
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
-from mova_engine.ops import OpTable
+from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.predict.job import Job, PlannedRun, layout_of
 from mova_engine.predict.memory_use import memory
@@ -46,14 +46,14 @@ def dry_run_sampling(
     """
     if config.lora is not None:
         raise MovaError("a rehearsal of sampling adds no adapters: leave --lora out, merged they take no memory")
-    model, facts = _model_of(config)
+    model, facts, stored = _model_of(config)
     settings = sample_settings(config, default_settings(model))
     model = with_layers(model, layers)
     stage = Stage(machine, world_size)
     wanted = config.count or (1 if config.prompts is None else world_size)
     shape = choose_shape(config.parallel, stage.launch, model, settings.guidance, wanted)
     batch = config.batch or default_batch(model.clip, -(-wanted // shape.data_parallel))
-    dtype = DTYPES[config.dtype or "bfloat16"]
+    dtype = stored if config.dtype is None else DTYPES[config.dtype]
     table = stage.operators({}, (dtype,), training=False)
     steps = facts.schedule.inference(settings.steps)
     first = Steps(steps.video_sigmas[:2], steps.audio_sigmas[:2], *_first(steps))
@@ -98,13 +98,17 @@ def dry_run_sampling(
     )
 
 
-def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained]:
+def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained, torch.dtype]:
+    """The model, how it was trained, its weights' dtype: bfloat16, as released, of a size without a folder."""
     name = str(config.checkpoint)
     if name in PRESETS and not config.checkpoint.exists():
         preset = PRESETS[name]
-        return replace(preset, clip=config.clip.over(preset.clip)), Trained()
+        return replace(preset, clip=config.clip.over(preset.clip)), Trained(), torch.bfloat16
     folder, model = open_model(config.checkpoint, config.clip)
-    return model, trained(folder)
+    stored = stored_dtypes(folder, model)
+    if len(stored) != 1 and config.dtype is None:
+        raise MovaError(f"{folder} holds weights of several dtypes: a rehearsal takes one, give --dtype")
+    return model, trained(folder), stored[0] if stored else torch.float32
 
 
 def _first(steps: Steps) -> tuple[Any, ...]:

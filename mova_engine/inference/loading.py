@@ -108,7 +108,7 @@ def open_parts(
     memory.check("inference", shard)
     check_whole(folder, place)
     device = backend.device(place.launch.local_rank)
-    dtypes = (dtype,) if dtype else _stored_dtypes(folder, config) or COMPUTE_DTYPES
+    dtypes = (dtype,) if dtype else stored_dtypes(folder, config) or COMPUTE_DTYPES
     ops = place.operators(bind(backend, training=False, dtypes=dtypes))
     waits = "files" if memory.idle == "files" else "host"
     if shard:
@@ -157,7 +157,7 @@ def _stored(folder: str | Path, config: MovaConfig) -> set[str]:
     return {tensor.dtype for name in names for tensor in stored_tensors(Path(folder) / name).values()}
 
 
-def _stored_dtypes(folder: Path, config: MovaConfig) -> tuple[torch.dtype, ...]:
+def stored_dtypes(folder: Path, config: MovaConfig) -> tuple[torch.dtype, ...]:
     """What a model computes in that is loaded as it is stored; () where a dtype is none that the operators know."""
     stored = _stored(folder, config)
     return tuple(DTYPES[name] for name in sorted(stored)) if stored <= DTYPES.keys() else ()

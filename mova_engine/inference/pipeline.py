@@ -17,7 +17,7 @@ from mova_engine.checkpoints.locate import find_adapters, open_model
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
-from mova_engine.config.stages import CODEC_PARTS, DENOISE, EXPERTS
+from mova_engine.config.stages import CODEC_PARTS, EXPERTS, LOAD_TOWERS
 from mova_engine.data.media.decode import Clip
 from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
@@ -280,7 +280,7 @@ class Pipeline:
             on_stage(LOADING)
             # An expert that waits on the host is read to there, and comes for its steps.
             self.residency.read_ahead(*(name for name in EXPERTS if not self.residency.lingers(name)))
-            with self.residency.stage(DENOISE[0]):
+            with self.residency.stage(LOAD_TOWERS):
                 self.processes.wait_for_first()
 
     def _part(self, turn: Sequence[Sequence[Request]]) -> Sequence[Request]:

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -34,8 +33,8 @@ from mova_engine.inference.pipeline import (
 from mova_engine.inference.process_mesh import choose_shape, join_processes
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_prompts
 from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
+from mova_engine.ops import DTYPES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What to do when a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
 

@@ -114,9 +114,6 @@ class Residency:
         self._stage_peaks: dict[str, dict[str, int]] = {}
         self._note_peak()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._parts
-
     def lingers(self, name: str) -> bool:
         """Whether a part stays on the device after a stage that uses it, until one has no place for it."""
         return name in self._lingering

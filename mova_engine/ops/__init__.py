@@ -19,11 +19,12 @@ from mova_engine.ops.machine import Machine
 from mova_engine.ops.table import OPERATORS
 
 if TYPE_CHECKING:
-    from mova_engine.ops.registry import COMPUTE_DTYPES, OpTable, bind, bind_operator, refusal, torch_dtypes
+    from mova_engine.ops.registry import COMPUTE_DTYPES, DTYPES, OpTable, bind, bind_operator, refusal, torch_dtypes
 
 __all__ = [
     "OPERATORS",
     "COMPUTE_DTYPES",
+    "DTYPES",
     "REFERENCE",
     "Choice",
     "Implementation",
@@ -37,7 +38,7 @@ __all__ = [
     "resolve",
     "torch_dtypes",
 ]
-_BINDING = ("COMPUTE_DTYPES", "OpTable", "bind", "bind_operator", "refusal", "torch_dtypes")
+_BINDING = ("COMPUTE_DTYPES", "DTYPES", "OpTable", "bind", "bind_operator", "refusal", "torch_dtypes")
 
 
 def __getattr__(name: str) -> Any:

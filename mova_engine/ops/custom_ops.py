@@ -78,7 +78,6 @@ def implement(name: str, kernel: Callable, fake: Callable, differentiable: Calla
     """Give the operator `mova::name` its kernel, its results on tensors without data, and where it has a gradient the
     function that computes it under autograd (an autograd.Function's apply).
     """
-    operator = getattr(torch.ops.mova, name).default
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mova::{name}", fake, lib=LIBRARY)
 
@@ -87,8 +86,7 @@ def implement(name: str, kernel: Callable, fake: Callable, differentiable: Calla
         def under_autograd(*args: Any) -> Any:
             if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
                 return differentiable(*args)
-            with torch._C._AutoDispatchBelowAutograd():
-                return operator(*args)
+            return below_autograd(name, *args)
 
         LIBRARY.impl(name, under_autograd, "Autograd")
 

@@ -40,15 +40,13 @@ class FakeForm:
     """What a fused implementation of an operator returns and keeps.
 
     outputs: empty results from the arguments. kept: arguments that it keeps for the backward. own: what it keeps of its
-    own, empty. keeps_outputs: numbers of the results that it keeps. workspace: bytes that the forward, and that the
-    backward, takes and gives back.
+    own, empty. keeps_outputs: numbers of the results that it keeps.
     """
 
     outputs: Callable[[Arguments], tuple[Tensor, ...]]
     kept: tuple[str, ...] = ()
     own: Callable[[Arguments], tuple[Tensor, ...]] = lambda _: ()
     keeps_outputs: tuple[int, ...] = ()
-    workspace: tuple[Workspace, Workspace] = (_nothing, _nothing)
 
 
 def _like(*names: str) -> Callable[[Arguments], tuple[Tensor, ...]]:
@@ -111,28 +109,29 @@ _FORMS: dict[str, FakeForm] = {
 }
 
 
-def _bytes_of(*names: str, itemsize: int = 4) -> Workspace:
-    """A tensor with elements of `itemsize` bytes for each of these arguments."""
-    return lambda arguments: sum(arguments[name].numel() * itemsize for name in names)
+def _bytes_of(*names: str) -> Workspace:
+    """A float32 tensor for each of these arguments."""
+    return lambda arguments: sum(4 * arguments[name].numel() for name in names)
 
 
-# Where a kernel's scratch memory is of the size of activations: (forward, backward).
+_FLASH = ("flash-attn-2", "flash-attn-3", "flash-attn-4")
+_KERNELS = ("flash-cuda", "cudnn", "efficient", *_FLASH)
+_SDPA = ("sdpa-cudnn", "sdpa-flash-cuda", "sdpa-efficient", *_FLASH)
+# What each kernel of attention takes (others may hold whole matrices of scores), and of other operators where their
+# scratch memory is of the size of activations: (forward, backward).
 _WORKSPACE: dict[tuple[str, str], tuple[Workspace, Workspace]] = {
     # torch's CPU kernel is given float32, of which narrower inputs are copied; its results come in float32 too.
     ("attention_lse", "flash"): (_bytes_of("q", "k", "v", "q"), _nothing),
     ("attention_backward", "flash"): (_bytes_of("dout", "q", "k", "v", "out", "q", "k", "v"), _nothing),
     # flash attention accumulates dq in float32 and gives it back rounded.
-    **{
-        ("attention_backward", name): (_bytes_of("q"), _nothing)
-        for name in ("flash-cuda", "cudnn", "efficient", "flash-attn-2", "flash-attn-3", "flash-attn-4")
-    },
-    **{
-        ("attention", name): (_nothing, _bytes_of("q"))
-        for name in ("sdpa", "sdpa-cudnn", "sdpa-flash-cuda", "sdpa-efficient", "flash-attn-2", "flash-attn-3")
-    },
+    **{("attention_backward", name): (_bytes_of("q"), _nothing) for name in _KERNELS},
+    **{("attention", name): (_nothing, _bytes_of("q")) for name in ("sdpa", *_SDPA)},
+    **{("attention_lse", name): (_nothing, _nothing) for name in _KERNELS},
+    # Within themselves these are not known to take more.
+    ("attention", "sdpa-flash"): (_nothing, _nothing),
 }
-# Implementations of a `FakeForm`, by name; of all others those of attention are too, since on tensors without data
-# PyTorch's own choice among kernels is that of no device.
+# Implementations of a `FakeForm`, by name, beside those of attention that `_WORKSPACE` names and torch_npu's: on
+# tensors without data PyTorch's own choice among kernels is that of no device.
 _FUSED = ("native", "triton", "cuda-cpp", "apex", "epilogue", "onednn")
 _ATTENTION = ("attention", "attention_lse", "attention_backward")
 # Adapters that run over operators without data.
@@ -148,21 +147,21 @@ class _Faked(torch.autograd.Function):
     ) -> Any:
         arguments = dict(zip(names, values, strict=True))
         outputs, own = form.outputs(arguments), form.own(arguments)
-        _take(workspace[0](arguments), next(iter(outputs)))
+        _take(workspace[0](arguments), outputs[0])
         kept = form.kept
-        if arguments.get("gate", outputs) is None:
+        if "gate" in arguments and arguments["gate"] is None:
             # Without a gate the gradients of x and y are one, and y is not looked at.
             kept = tuple(name for name in kept if name not in _RESIDUAL)
         ctx.save_for_backward(*(arguments[name] for name in kept), *own, *(outputs[i] for i in form.keeps_outputs))
         # What is not kept is known to the backward by its shape alone.
         ctx.like = [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in values]
         ctx.workspace = workspace[1](arguments)
-        return outputs if len(outputs) > 1 else next(iter(outputs))
+        return outputs if len(outputs) > 1 else outputs[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
+        ctx.saved_tensors  # noqa: B018 asked for, so that checkpointing computes them again
         _take(ctx.workspace, grads[0])
         found = []
         for like, wanted in zip(ctx.like, ctx.needs_input_grad[3:], strict=True):
@@ -179,7 +178,7 @@ def _take(size: int, beside: Tensor) -> None:
 def _fused(operator: Operator, implementation: str) -> Callable[..., Any]:
     """An operator by its form, with the operator's own signature."""
     form = _FORMS[operator.name]
-    workspace = _WORKSPACE.get((operator.name, implementation), form.workspace)
+    workspace = _WORKSPACE.get((operator.name, implementation), (_nothing, _nothing))
     signature = inspect.signature(operator.reference)
     names = tuple(signature.parameters)
 
@@ -207,7 +206,8 @@ def fake_function(operator: Operator, implementation: str) -> Callable[..., Any]
         return resolve(entry.target)
     if (operator.name, implementation) == ("fp8_linear", "scaled-mm-triton"):
         return partial(checked, _fused(OPERATORS["quantize_rows"], "triton"))
-    if operator.name in _FORMS and (implementation in _FUSED or operator.name in _ATTENTION):
+    known = (operator.name, implementation) in _WORKSPACE or entry.target.startswith(_VENDOR)
+    if operator.name in _FORMS and (implementation in _FUSED or known):
         return _fused(operator, implementation)
     if operator.kind != "function" or entry.target.partition(":")[0] in _OF_TORCH:
         return resolve(entry.target)

@@ -39,8 +39,8 @@ class Machine:
     """A machine that is described, not asked.
 
     kind: "cpu", "cuda" or "npu". capability: of an NVIDIA GPU its compute capability, (9, 0); of an Ascend device its
-    product, "910a2"; of a CPU its instruction set; None: not known, so that nothing is refused for it. packages: by the
-    names in PACKAGES, or by their modules' own; and LIBRARIES.
+    product, "910a2"; of a CPU its instruction set, which is only named: no choice depends on it; None: not known,
+    so that nothing is refused for it. packages: names in PACKAGES, what is not in there by its module, and LIBRARIES.
     """
 
     kind: str

@@ -277,7 +277,10 @@ def fp8_linear_reference(
     """
     y = _Fp8Product.apply(x, weight, weight_scale)
     y = (y if bias is None else y + bias.to(y.dtype)).to(x.dtype)
-    return y if lora_a is None or lora_b is None else y + F.linear(F.linear(x, lora_a), lora_b) * scale
+    if lora_a is None:
+        return y
+    assert lora_b is not None  # both or none
+    return y + F.linear(F.linear(x, lora_a), lora_b) * scale
 
 
 def merge_lse_reference(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:

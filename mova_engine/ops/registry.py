@@ -27,6 +27,8 @@ from mova_engine.ops.trial import failure
 
 # What models compute in, unless a caller of `bind` says otherwise.
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
+# The same by the names of settings and command lines.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Function = Callable[..., Any]
 # Attention under a second name, where its place in the model decides how it is computed by several processes or under
 # checkpointing: the video tower's self-attention, and the bridge's attention from audio to video tokens.

@@ -8,12 +8,10 @@ import torch
 
 from mova_engine.backend import Backend, PrecisionReport, get_backend
 from mova_engine.errors import MovaError
-from mova_engine.ops import REFERENCE, bind
+from mova_engine.ops import DTYPES, REFERENCE, bind
 from mova_engine.parity.case import CaseDevice
 from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def compare_folder(
@@ -34,7 +32,7 @@ def compare_folder(
     table = bind(backend, _choices(ops))
     print(f"device {backend.name}: {backend.describe()}; torch {torch.__version__}; {dtype}")
     print("operators: " + ", ".join(f"{c.operator}={c.implementation}" for c in table.choices))
-    machine = CaseDevice(table, backend.device(), _DTYPES[dtype])
+    machine = CaseDevice(table, backend.device(), DTYPES[dtype])
     with _precision(backend, keep_reduced_precision) as still_on:
         missed = _run(folder, machine, quiet)
     if still_on:

@@ -242,9 +242,11 @@ def _show_misfit(
     if closest is None:
         if fixed and leanest(job, devices, hardware, implementation, layout):
             settings = ", ".join(f"memory.{name} {value}" for name, value in fixed.items())
+            refused = replace(PLAIN[job.task], **fixed).unavailable(job.task, sharded=devices > 1)
+            reason = next(iter(refused.values()), "no mesh of so many allows it")
             raise MovaError(
-                f"{settings} cannot be run on {counted(devices, 'device')}: weights shared among devices "
-                "cannot be in fp8, and only those can be streamed; leave a setting out or change --devices"
+                f"{settings} cannot be run on {counted(devices, 'device')}: {reason}; leave a setting out or change "
+                "--devices"
             )
         raise MovaError(f"no mesh of {devices} devices can run this: {job.clips} clips do not divide over any")
     # First what was asked for and could be left free, then other devices and clips.

@@ -161,7 +161,9 @@ def facts(plan: Plan, recipe: str | None = None) -> dict[str, Any]:
         "command": command(plan, recipe),
         "mesh": asdict(plan.run.layout),
         "policy": asdict(plan.run.policy),
-        "operators": bound(plan.hardware.machine, plan.run.job.training, plan.run.job.precision),
+        "operators": bound(plan.hardware.machine, plan.run.job.training, plan.run.job.precision)
+        if plan.run.implementation.name == OURS
+        else None,
         "fits": plan.fits,
         "memory_bytes": {**plan.memory.device, "in all": sum(plan.memory.device.values())},
         "host_bytes": plan.memory.host,

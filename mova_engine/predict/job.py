@@ -250,9 +250,9 @@ class PlannedRun:
         if self.policy.frozen == "fp8" and self.job.precision != "bf16":
             return "weights in fp8 compute in bf16: precision must be bf16"
         if self.job.task == "full" and self.policy.weights == "host":
-            return "trained weights go to the host with the optimizer: use optimizer=host"
+            return "trained weights go to the host with the optimizer: use memory.optimizer host"
         if self.job.task == "lora" and self.policy.optimizer == "host":
-            return "adapters are too small to be worth the host: optimizer=host is for full training"
+            return "adapters are too small to be worth the host: memory.optimizer host is for full training"
         if self.policy.checkpointing not in self.implementation.checkpointing:
             known = ", ".join(self.implementation.checkpointing)
             return f"the implementation '{self.implementation.name}' has no such checkpointing; it has {known}"

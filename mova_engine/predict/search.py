@@ -2,8 +2,8 @@
 
 Meshes: Ulysses over as many ranks as divide the video heads, a ring above that; weights sharded over whole nodes or all
 devices, or whole on each. Where there are very many of them, one stands for its neighbours (`thinned`). Policies: every
-combination of checkpointing, dtype of frozen weights, and what waits on the host, that options of the trainer or the
-sampler turn on (`config/memory.py`). A change against the plain policy must be worth 1% of the step, so that nothing
+combination of checkpointing, dtype of frozen weights, and what waits on the host, that a run can obey
+(`MemoryConfig.unavailable`). A change against the plain policy must be worth 1% of the step, so that nothing
 is recommended for nothing; a bus that is busy all the time, as much.
 """
 
@@ -139,8 +139,8 @@ def policies(
     fixed: dict[str, str] | None = None,
     planned: bool = False,
 ) -> Iterator[MemoryConfig]:
-    """Policies that make sense and can be run; `fixed` fields stay as they are. planned: also those that no option
-    turns on yet.
+    """Policies that make sense and can be run; `fixed` fields stay as they are. planned: also those that no run
+    can obey yet.
     """
     fixed = fixed or {}
     useless = {"full": {"frozen", "weights"}, "lora": {"optimizer"}, "inference": {"inputs", "optimizer"}}[job.task]

@@ -108,9 +108,7 @@ def _sent(kind: str, size: int, rank: int, tensors: Sequence[Tensor], values: di
     sizes = [x.numel() * x.element_size() for x in tensors]
     if kind == "all_reduce":
         return 2 * (size - 1) * sum(sizes) // size
-    if kind == "all_gather":
-        return (size - 1) * min(sizes)
-    if kind == "reduce_scatter":
+    if kind in ("all_gather", "reduce_scatter"):
         return (size - 1) * min(sizes)
     if kind == "all_to_all":
         pieces = values.get("input_split_sizes")

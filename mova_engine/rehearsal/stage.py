@@ -25,7 +25,7 @@ from mova_engine.rehearsal.result import Rehearsal
 from mova_engine.rehearsal.weights import weights_by_dtype
 
 # Parts of the prediction of which nothing is rehearsed.
-_CODECS = ("codecs", "text encoder")
+_CODECS = ("codecs", "text encoder", "video codec", "audio codec")
 _swap = torch.utils.swap_tensors
 
 

@@ -1,10 +1,10 @@
 """Scores of media files, by the table."""
 
-import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from mova_engine.errors import MovaError, suggest
+from mova_engine.ops import resolve
 from mova_engine.scores.score_table import SCORES
 from mova_engine.scores.whole_clip import read_whole
 
@@ -21,8 +21,7 @@ def score_file(path: str | Path, names: Iterable[str] = (), fps: float = 24.0) -
     clip, sample_rate = read_whole(path, fps)
     found: dict[str, float] = {}
     for name in chosen:
-        module, _, attribute = SCORES[name].target.partition(":")
-        measure = getattr(importlib.import_module(module), attribute)
+        measure = resolve(SCORES[name].target)
         try:
             found[name] = float(measure(clip.pictures, clip.audio, fps=fps, sample_rate=sample_rate))
         except MovaError as error:

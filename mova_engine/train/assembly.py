@@ -26,7 +26,7 @@ from mova_engine.distributed.processes import Launch, Processes, start_processes
 from mova_engine.errors import MovaError, counted
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
-from mova_engine.ops import REFERENCE, OpTable, bind
+from mova_engine.ops import DTYPES, REFERENCE, OpTable, bind
 from mova_engine.predict.flops import training_flops
 from mova_engine.train.batch import BatchBuilder
 from mova_engine.train.clip_data import (
@@ -38,7 +38,7 @@ from mova_engine.train.clip_data import (
     open_clips,
     training_folder,
 )
-from mova_engine.train.masters import DTYPES, Weights
+from mova_engine.train.masters import Weights
 from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.preflight import check_before_work

@@ -16,7 +16,7 @@ from mova_engine.config.model import MovaConfig
 from mova_engine.config.recipes import TRAIN
 from mova_engine.config.train import TrainConfig
 from mova_engine.distributed.processes import Processes
-from mova_engine.ops import OpTable
+from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.predict.job import Job, PlannedRun, layout_of
 from mova_engine.predict.memory_use import memory
@@ -27,7 +27,7 @@ from mova_engine.rehearsal.weights import local_tensors, place_weights, with_lay
 from mova_engine.train import lora_model
 from mova_engine.train.assembly import mesh_of
 from mova_engine.train.batch import BatchBuilder, LatentBatch
-from mova_engine.train.masters import DTYPES, Weights
+from mova_engine.train.masters import Weights
 from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.step import Updater
@@ -43,7 +43,7 @@ def dry_run_training(
 
     It is a later step: the optimizer's moments are there. Of many micro-batches two are run. machine: that is assumed.
     layers: of each tower, for a quick look; None: all. In a process that is prepared for the machine's kind of device
-    (`rehearsal.fake_devices`). Raises MovaError as the run itself would.
+    (`rehearsal.fake_devices`). Of a checkpoint its sizes alone are read. Raises MovaError as the run itself would.
     """
     shape = mesh_of(config, world_size)
     sizes = with_layers(model_config(config), layers)
@@ -138,7 +138,7 @@ def clip_tensors(sizes: MovaConfig, config: TrainConfig) -> dict[str, tuple[int,
 
 @contextmanager
 def _without_files() -> Iterator[None]:
-    """Within the block frozen weights come from nowhere: a checkpoint's sizes are the preset's."""
+    """Within the block frozen weights come from nowhere, and no folder is compared with the settings."""
 
     def load(component: nn.Module, folder: object, device: torch.device, dtype: torch.dtype) -> None:
         place_weights(component, device, dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from mova_engine.adapters.lora import adapted_layers, add_lora, check_fit, draw_a, find_linears, read_lora
 from mova_engine.checkpoints.folder import diffusion_settings
 from mova_engine.checkpoints.locate import find_adapters
+from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.train import LoraSettings, TrainConfig
 from mova_engine.distributed.fsdp import Shards, shard_model
@@ -18,8 +19,7 @@ from mova_engine.errors import MovaError
 from mova_engine.files.tensors import load_component, read_rows
 from mova_engine.memory.fp8_weights import hold_in_fp8
 from mova_engine.models.mova import Mova
-from mova_engine.ops import OpTable
-from mova_engine.train.masters import DTYPES
+from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.timestep_sampling import generator
 
 
@@ -134,6 +134,9 @@ def check_output(config: TrainConfig, folder: Path) -> None:
     told, diffusion = diffusion_settings(folder), config.diffusion
     wanted = {"prediction_type": diffusion.prediction_type, "skip_first_frame": diffusion.skip_first_frame}
     for name, value in wanted.items():
+        # A folder that says nothing is sampled as the released models are; one that says a part is refused.
+        if told and name not in told:
+            raise MovaError(f"{folder / INDEX} does not say how the model was trained: it has no {name}")
         base = told.get(name, {"prediction_type": "velocity", "skip_first_frame": False}[name])
         if base != value:
             raise MovaError(

@@ -19,9 +19,6 @@ from torch import Tensor
 from mova_engine.distributed.fsdp import LocalShard, Shards
 from mova_engine.train.optimizer import NamedWeight
 
-# What the model computes in.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 class Weights:
     """All trained weights of a model in order of its parameters."""

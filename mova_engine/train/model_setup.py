@@ -18,9 +18,8 @@ from mova_engine.errors import MovaError
 from mova_engine.files.tensors import load_component, write_component, write_tensors
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.mova import Mova
-from mova_engine.ops import OpTable
+from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.lora_model import add_adapters, build_adapted, with_initial_adapters
-from mova_engine.train.masters import DTYPES
 from mova_engine.train.timestep_sampling import generator
 
 AUDIO = "audio_dit"

@@ -14,10 +14,9 @@ from mova_engine.data.metadata import read_metadata
 from mova_engine.errors import MovaError, require_package
 from mova_engine.files.tensors import check_component
 from mova_engine.models.mova import Mova
-from mova_engine.ops import OpTable
+from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.clip_data import CACHE
 from mova_engine.train.lora_model import check_output, initial_adapters
-from mova_engine.train.masters import DTYPES
 from mova_engine.train.model_setup import outline
 from mova_engine.train.run_folder import FOLDERS
 from mova_engine.train.training_state import check_resumable

@@ -19,9 +19,9 @@ from mova_engine.distributed.processes import Processes, rank0_first, read_launc
 from mova_engine.distributed.reserve import reserve_tensors
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
+from mova_engine.ops import DTYPES
 from mova_engine.train.assembly import TrainingRun, assemble, join_processes
 from mova_engine.train.loss_curve import PICTURE, loss_curve
-from mova_engine.train.masters import DTYPES
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
 from mova_engine.train.model_setup import export_model, outline, with_folders
 from mova_engine.train.optimizer import lr_factor, peak_lr

@@ -201,7 +201,8 @@ def _stamps(rng: Rng, path: Path, out: Path, change: Callable[[av.Packet], None]
             change(packets[k])
         stream = packets[chosen[0]].stream_index
         own = [k for k, p in enumerate(packets) if p.stream_index == stream]
-        if not whole and (chosen[0] == own[0] or chosen[-1] == own[-1]):
+        ends = chosen[0] == own[0] or chosen[-1] == own[-1]
+        if not whole and ends and packets[chosen[0]].stream.type == "audio":
             untold = "stamps of a part that the stream begins or ends with are as those after or before a gap"
         return packets
 

@@ -187,8 +187,8 @@ def judge(clip: Clip, start: float, truth: Truth) -> str | None:
         late = start + shift + k / 24 - number / float(truth.fps)
         frame = 1 / float(truth.fps)
         slack = frame if truth.later else 0.0
-        # The nearest of two, or the one on display where no other follows; stamps may be rounded.
-        if not -0.5 / 24 - 0.003 - slack < late < max(0.5 / 24, frame) + 0.003 + slack:
+        # The nearest of two, or the one on display where no other follows; stamps may be rounded, to a millisecond.
+        if not -0.5 / 24 - 0.003 - slack < late < max(0.5 / 24 + 0.003, frame + 0.001) + slack:
             return f"picture {k} is number {number}, {late:.3f} s late"
     wrong = _judge_sound(clip.audio, start + shift - truth.sound, truth)
     if wrong is None and None in numbers:

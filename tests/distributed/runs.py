@@ -26,10 +26,10 @@ from mova_engine.data.metadata import Entry
 from mova_engine.distributed import dcp, reserve, watchdog
 from mova_engine.distributed.processes import Launch, Processes, read_launch, start_processes
 from mova_engine.errors import MovaError
+from mova_engine.ops import DTYPES
 from mova_engine.train import clip_data, resume, trainer
 from mova_engine.train import step as step_module
 from mova_engine.train.assembly import assemble, join_processes
-from mova_engine.train.masters import DTYPES
 from mova_engine.train.model_setup import export_model, outline
 from mova_engine.train.trainer import Trainer
 from mova_engine.train.training_state import save_checkpoint, sharded_save

@@ -150,7 +150,7 @@ def test_overwrite_removes_nothing_that_the_sampler_did_not_write(sample, tmp_pa
         (["--lora-alpha", "3"], "--lora-alpha has no effect without --lora"),
         (["--parallel.timeout", "nan"], "parallel.timeout must be at least 1, got nan"),
         (["--seed", "-3"], "seed must lie between 0 and"),
-        (["--clip.height", "40"], "height and width must be positive multiples of 16 and 16, got 40x16"),
+        (["--clip.height", "40"], "clip.height must be a positive multiple of 16, got 40"),
         (["--clip.frames", "10"], "frames must be 4n+1, got 10"),
         (["--dtype", "bfloat"], "--dtype: unknown value 'bfloat'. Did you mean 'bfloat16'?"),
         (["--device", "gpu"], "unknown device 'gpu'."),
@@ -163,7 +163,10 @@ def test_overwrite_removes_nothing_that_the_sampler_did_not_write(sample, tmp_pa
         (["--guidance", "none", "--text-scale", "2"], "--text-scale has no effect with guidance 'none'"),
         (["--guidance", "none", "--negative-prompt", "x"], "--negative-prompt has no effect with guidance 'none'"),
         (["--video-shift", "0"], "video_shift must be positive, got 0.0"),
-        (["--prompts", "x.txt"], "give --prompt, a text, or --prompts"),
+        (
+            ["--prompts", "x.txt"],
+            "give --prompt, a text, or --prompts, a folder of clips or a text file; one of the two",
+        ),
     ],
 )
 def test_mistakes_are_one_line(sample, args, message):
@@ -183,7 +186,7 @@ def test_prompts_that_cannot_be_read_are_one_line(sample, tmp_path, picture):
         (["--prompts", picture], "prompts are a folder with metadata.jsonl, or a .txt file"),
         (["--prompts", tmp_path / "folder"], "metadata.jsonl and metadata.json"),
         (["--prompts", tmp_path / "clips", "--image", picture], "both give first frames"),
-        ([], "give --prompt, a text, or --prompts"),
+        ([], "give --prompt, a text, or --prompts, a folder of clips or a text file; one of the two"),
     ):
         with pytest.raises(MovaError) as error:
             sample(*args)

@@ -326,7 +326,8 @@ def test_a_folder_of_another_name_asks_for_the_size(released, places):
         model_config(load_config("lora", model={"checkpoint": folder}))
     # What states its clip is not asked, whatever its name; who asks for another is told.
     said: list[str] = []
-    assert open_model(places / "model", P720, said.append).config.clip.height == 720
+    found = open_model(places / "model", P720, said.append).config.clip
+    assert (found.height, found.width) == (720, 1280)
     assert len(said) == 1 and "was made for" in said[0] and "720x1280" in said[0]
     assert open_model(places / "model").config.clip.height == 32
 

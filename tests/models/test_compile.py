@@ -121,8 +121,7 @@ def test_a_break_is_noticed():
         run(torch.ones(2))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", ["full", "selective"])
+@pytest.mark.parametrize("policy", [pytest.param("full", marks=pytest.mark.slow), "selective"])
 def test_a_checkpointed_forward_compiles(backend, policy):
     model, args = _model(backend, None, torch.float32, False), inputs(backend)
     expected = gradients_of(model, args)

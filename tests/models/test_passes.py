@@ -74,6 +74,17 @@ def test_a_block_of_fused_operators_makes_few_passes(dtype, bridged, limit):
     assert block["allocated"] == block["outputs"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_s_operators_hide_no_passes(dtype):
+    """The counter leaves out what runs within `mova::attention`: bare, its kernels copy nothing but what they cast."""
+    ops = bind(get_backend("cpu"), dtypes=(dtype,))
+    q, k, v = (torch.randn(1, 512, 4, 128, dtype=dtype) for _ in range(3))
+    with PassCounter(SMALLEST) as counter:
+        out, lse = ops.attention_lse(q, k, v)
+        ops.attention_backward(q, q, k, v, out, lse)
+    assert counter.moved.keys() <= ({"_to_copy"} if dtype == torch.bfloat16 else set()), counter.moved
+
+
 # Casts are those of attention on a CPU, part of its rate; the others make an update of nothing, which has no memory.
 ASIDE = ("_to_copy", "new_zeros", "expand")
 

@@ -97,7 +97,9 @@ def test_generations_of_gpus(name, serves, refuses):
         assert reason.endswith("this GPU has {}.{}".format(*machine.capability))
 
 
-@pytest.mark.parametrize(("generation", "quantised"), [("sm80", REFERENCE), ("sm89", "triton"), ("sm90", "triton")])
+@pytest.mark.parametrize(
+    ("generation", "quantised"), [("sm80", REFERENCE), ("sm86", REFERENCE), ("sm89", "triton"), ("sm90", "triton")]
+)
 def test_the_other_operators_on_gpus(generation, quantised):
     bare = chosen(Machine("cuda", assumed_machine("cuda", generation).capability))
     assert bare["norm_modulate"] == bare["gate_residual_norm"] == REFERENCE
@@ -180,7 +182,11 @@ def test_this_cpu_and_one_assumed_to_be_like_it_choose_alike():
     here = ThisMachine(get_backend("cpu"))
     built = here.tried(OPERATORS["rms_norm"], OPERATORS["rms_norm"].implementations[0], True, ()) is None
     assumed = Machine("cpu", packages=frozenset(BROUGHT["cpu"] if built else ()))
-    assert chosen(here) == chosen(assumed)
+    # A CPU that fails in what it is tried with chooses otherwise; nothing but the trial may make a difference.
+    failed = {c.operator for c in choose(here) for _, why in c.refused if why.startswith("fails on this CPU")}
+    ours, theirs = chosen(here), chosen(assumed)
+    assert ours.keys() == theirs.keys()
+    assert {name: ours[name] for name in ours.keys() - failed} == {name: theirs[name] for name in ours.keys() - failed}
 
 
 def test_an_ascend_device_is_known_by_its_name():

@@ -97,5 +97,7 @@ def test_an_implementation_without_a_declaration_is_refused():
     own = OPERATORS["rms_norm"].with_implementation(Implementation("own", "somewhere:rms_norm"))
     with pytest.raises(MovaError, match="rms_norm: of implementation 'own' nothing is declared .* add a FakeForm"):
         fake_function(own, "own")
+    with pytest.raises(MovaError, match="attention: of implementation 'sdpa-math' nothing is declared"):
+        fake_function(OPERATORS["attention"], "sdpa-math")  # holds the scores of all pairs
     with pytest.raises(MovaError, match="has no implementation 'other'"):
         fake_function(OPERATORS["rms_norm"], "other")

@@ -14,11 +14,10 @@ from mova_engine.backend import get_backend
 from mova_engine.bench.peak_memory import LiveTensors
 from mova_engine.config.recipes import TRAIN
 from mova_engine.distributed.processes import read_launch, start_processes
-from mova_engine.ops import bind
+from mova_engine.ops import DTYPES, bind
 from mova_engine.rehearsal.memory_tracker import MemoryTracker
 from mova_engine.train import dry_run
 from mova_engine.train.assembly import mesh_of
-from mova_engine.train.masters import DTYPES
 from mova_engine.train.model_setup import model_config
 
 

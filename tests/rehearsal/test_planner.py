@@ -18,7 +18,7 @@ RUNS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.dry
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_what_is_planned_is_what_is_counted(run):
     """Within 5%."""

@@ -23,7 +23,7 @@ MIDDLE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.dry
 @pytest.mark.parametrize(
     "settings, world",
     [

@@ -126,14 +126,14 @@ def _refuse_displaced(
     starts = [later.times[0] for earlier, later in pairwise(runs) if abs(later.times[0] - earlier.times[-1]) > STEP]
     if restart is not None and any(start < duration for start in starts):
         raise MovaError(f"{path}: its sound has a gap before its clock goes back: some of its timestamps are wrong")
-    if container == "ogg" and any(-AROUND < start < duration for start in starts):
-        where = next(start for start in starts if -AROUND < start < duration)
+    where = next((start for start in starts if -AROUND < start < duration), None)
+    if container == "ogg" and where is not None:
         raise MovaError(
             f"{path}: damaged audio: a gap at {where:.3f} s of the clip: Ogg stamps the end of a page alone, and "
             "what is lost may be anywhere on it"
         )
-    if container in CUT_ANYWHERE and any(start > 0 for start in starts):
-        where = next(start for start in starts if start > 0)
+    where = next((start for start in starts if start > 0), None)
+    if container in CUT_ANYWHERE and where is not None:
         raise MovaError(
             f"{path}: damaged audio: a gap at {where:.3f} s of the clip or shortly before: program and transport "
             "streams do not stamp every frame"
