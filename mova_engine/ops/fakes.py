@@ -156,7 +156,8 @@ class _Faked(torch.autograd.Function):
         # What is not kept is known to the backward by its shape alone.
         ctx.like = [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in values]
         ctx.workspace = workspace[1](arguments)
-        return outputs if len(outputs) > 1 else outputs[0]
+        first, *others = outputs
+        return outputs if others else first
 
     @staticmethod
     @torch.autograd.function.once_differentiable
