@@ -44,5 +44,5 @@ def test_every_preset_is_described(name):
 def test_wrong_arguments_are_one_line():
     with pytest.raises(MovaError, match="unknown model 'mova-270p'. Did you mean"):
         main(["mova-270p"])
-    with pytest.raises(MovaError, match="height and width must be"):
+    with pytest.raises(MovaError, match="clip.height must be a positive multiple of 16, got 50"):
         main(["nano", "--clip.height", "50"])
