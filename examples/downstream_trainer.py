@@ -56,7 +56,10 @@ def train(steps: int, batch: int = 8, clips: int = 24, device: str = "cpu", seed
         noise_v, noise_a = (torch.randn(x.shape, generator=generator).to(x) for x in (video, audio))
         noisy_video = me.video_input(me.add_noise(video, noise_v, times.video_sigma), condition[rows])
         noisy_audio = me.add_noise(audio, noise_a, times.audio_sigma)
-        found = model(noisy_video, noisy_audio, context[rows], times.video_timestep, times.audio_timestep)
+        found = model(
+            me.Modality(noisy_video, times.video_timestep, context[rows]),
+            me.Modality(noisy_audio, times.audio_timestep, context[rows]),
+        )
         wanted = me.velocity_target(video, noise_v), me.velocity_target(audio, noise_a)
         loss = me.velocity_loss(found[0], wanted[0], found[1], wanted[1], weights).total
         optimizer.zero_grad()

@@ -32,6 +32,7 @@ _PUBLIC = {
         "errors": "MovaError",
         "inference.generated_clip": "GeneratedClip",
         "inference.pipeline": "Pipeline",
+        "models.modality": "Modality",
         "models.mova": "Mova",
         "ops": "OPERATORS Implementation Machine OpTable Operator bind choose",
         "train.trainer": "Trainer",

@@ -34,6 +34,7 @@ from mova_engine.diffusion.schedule import velocity_target as velocity_target
 from mova_engine.errors import MovaError as MovaError
 from mova_engine.inference.generated_clip import GeneratedClip as GeneratedClip
 from mova_engine.inference.pipeline import Pipeline as Pipeline
+from mova_engine.models.modality import Modality as Modality
 from mova_engine.models.mova import Mova as Mova
 from mova_engine.ops import OPERATORS as OPERATORS
 from mova_engine.ops import Implementation as Implementation

@@ -22,6 +22,7 @@ from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, de
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.bridge import Bridge
 from mova_engine.models.layers import Block, ResidualStream
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.models.rope import audio_rope, video_rope
 from mova_engine.ops import REFERENCE, OpTable, bind
@@ -234,13 +235,13 @@ def step_job(
         if not bridge:
             parameters = {name: p for name, p in parameters.items() if not name.startswith("dual_tower_bridge.")}
         device = tensors["in.video"].device
-        latents = [tensors[f"in.{name}"] for name in ("video", "audio", "text")]
         times = [torch.full((batch,), t, device=device) for t in (950.0, 500.0)]
+        inputs = modalities(*(tensors[f"in.{name}"] for name in ("video", "audio", "text")), *times)
         towers = (mova.video_dit, mova.audio_dit, mova.dual_tower_bridge if bridge else None)
 
         def forward(_: Tensors) -> tuple[Tensor, ...]:
             runner = layer_runner(checkpointing)
-            return dual_tower_forward(*towers, *latents, *times, fps=config.clip.fps, runner=runner)
+            return dual_tower_forward(*towers, *inputs, fps=config.clip.fps, runner=runner)
 
         return PreparedWork(forward, parameters={name: p for name, p in parameters.items() if p.requires_grad})
 

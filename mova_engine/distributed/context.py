@@ -39,6 +39,10 @@ class ContextParallel(Sharding):
         """All groups, for counting what they send."""
         return self.whole, self.ring, self.ulysses
 
+    def starts(self, total: int) -> tuple[int, ...]:
+        lengths = lengths_of(total, self.size)
+        return tuple(sum(lengths[:rank]) for rank in range(self.size))
+
     def shard(self, x: Tensor, dim: int = 1) -> Tensor:
         lengths = lengths_of(x.shape[dim], self.size)
         return x.narrow(dim, sum(lengths[: self.rank]), lengths[self.rank])

@@ -23,7 +23,8 @@ from mova_engine.distributed.processes import read_launch, start_processes
 from mova_engine.distributed.ring import ring_attention
 from mova_engine.distributed.ulysses import ulysses_attention
 from mova_engine.memory.checkpointing import layer_runner
-from mova_engine.models.mova import Mova, dual_tower_forward
+from mova_engine.models.modality import modalities
+from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable, bind
 from mova_engine.ops.custom_ops import AttentionKernels
 from mova_engine.predict.context_traffic import reference_shape, reference_traffic, training_traffic
@@ -48,18 +49,12 @@ def count_step(config: MovaConfig, ops: OpTable, context: ContextParallel, check
     model.to(device)
     frames, height, width = config.clip.latent_shape
     before = total_sent(context.groups)
-    video, audio = dual_tower_forward(
-        model.expert(0),
-        model.audio_dit,
-        model.dual_tower_bridge,
-        torch.randn(batch, config.video.in_dim, frames, height, width, device=device),
-        torch.randn(batch, config.audio.in_dim, config.clip.audio_tokens, device=device),
-        torch.randn(batch, config.text_tokens, config.video.text_dim, device=device),
-        torch.full((batch,), 500.0, device=device),
-        torch.full((batch,), 500.0, device=device),
-        runner=layer_runner(checkpointing),
-        sharding=context,
-    )
+    latents = torch.randn(batch, config.video.in_dim, frames, height, width, device=device)
+    sound = torch.randn(batch, config.audio.in_dim, config.clip.audio_tokens, device=device)
+    text = torch.randn(batch, config.text_tokens, config.video.text_dim, device=device)
+    timestep = torch.full((batch,), 500.0)
+    inputs = modalities(latents, sound, text, timestep, timestep)
+    video, audio = model(*inputs, runner=layer_runner(checkpointing), sharding=context)
     (video.square().mean() + audio.square().mean()).backward()
     return total_sent(context.groups) - before
 

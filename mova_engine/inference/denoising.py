@@ -23,6 +23,7 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.memory.residency import Residency, stage
 from mova_engine.models.context_parallel import Sharding
+from mova_engine.models.modality import Modality
 from mova_engine.models.mova import Mova
 
 
@@ -171,13 +172,11 @@ class _Model:
     ) -> list[Velocities]:
         """A pair for each entry of `with_text`: copies of the batch, each of which sees the text or the empty text."""
         n, here = len(with_text), slice(index, index + 1)
-        texts = [self.conditions.text if text else self.conditions.empty_text for text in with_text]
+        text = torch.cat([self.conditions.text if text else self.conditions.empty_text for text in with_text])
+        video = torch.cat([video_input(state.video, self.conditions.condition)] * n)
         outputs = self.mova(
-            torch.cat([video_input(state.video, self.conditions.condition)] * n),
-            torch.cat([state.audio] * n),
-            torch.cat(texts),
-            steps.video_timesteps[here],
-            steps.audio_timesteps[here],
+            Modality(video, steps.video_timesteps[here], text),
+            Modality(torch.cat([state.audio] * n), steps.audio_timesteps[here], text),
             expert=steps.experts[index],
             bridge=with_bridge and self.options.bridge,
             fps=self.fps,

@@ -8,7 +8,7 @@ from torch import Tensor
 from mova_engine.config.model import AudioDiTConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.layers import Rope
-from mova_engine.models.rope import audio_rope
+from mova_engine.models.rope import Times, audio_rope
 from mova_engine.models.tower import Tower
 from mova_engine.ops import OpTable
 
@@ -41,5 +41,5 @@ class AudioDiT(Tower):
         """[b, s, (patch c)] -> [b, c, s * patch]."""
         return rearrange(patches, "b s (p c) -> b c (s p)", c=self.config.out_dim)
 
-    def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
-        return self.tables.get(audio_rope, grid[0], self.config.head_dim, device)
+    def rope(self, grid: tuple[int, ...], device: torch.device, times: Times = None) -> Rope:
+        return self.tables.get(audio_rope, grid[0], self.config.head_dim, device, times)

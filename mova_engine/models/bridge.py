@@ -26,7 +26,7 @@ from mova_engine.models.layers import (
     project,
     scaled_normal,
 )
-from mova_engine.models.rope import RopeTables, aligned_audio_rope, aligned_video_rope
+from mova_engine.models.rope import RopeTables, Times, aligned_audio_rope, aligned_video_rope
 from mova_engine.ops import OpTable
 
 # LayerNorm of the other tower's states and RMSNorm of q and k.
@@ -168,9 +168,10 @@ class Bridge(nn.Module):
         fps: float,
         device: torch.device,
         sharding: Sharding = NO_CP,
+        times: tuple[Times, Times] = (None, None),
     ) -> tuple[Rope, Rope] | None:
         """(video, audio) rotary tables on the common time axis, the video's of the sharding's own tokens; None without
-        cross RoPE.
+        cross RoPE. times: both modalities' places in time, see `Modality`.
         """
         config = self.config
         if not config.apply_cross_rope:
@@ -178,9 +179,9 @@ class Bridge(nn.Module):
         bias = config.apply_first_frame_bias_in_rope
         # Four pictures a latent frame: with fps / 4 positions a second, frame i lands on position i.
         audio_fps = config.audio_fps if config.aligned else fps / 4
-        cos, sin = self.tables.get(aligned_video_rope, grid, fps, audio_fps, bias, config.head_dim, device)
+        cos, sin = self.tables.get(aligned_video_rope, grid, fps, audio_fps, bias, config.head_dim, device, times[0])
         video = sharding.shard(cos, 0), sharding.shard(sin, 0)
-        return video, self.tables.get(aligned_audio_rope, audio_tokens, config.head_dim, device)
+        return video, self.tables.get(aligned_audio_rope, audio_tokens, config.head_dim, device, times[1])
 
     def forward(
         self,

@@ -10,8 +10,13 @@ class Sharding:
     the rank's own video tokens, and the audio tower on all audio tokens in every rank.
     """
 
-    # Processes that share a clip.
+    # Processes that share a clip, and this one's place among them.
     size = 1
+    rank = 0
+
+    def starts(self, total: int) -> tuple[int, ...]:
+        """Of `total` tokens, the first that each process has."""
+        return (0,)
 
     def shard(self, x: Tensor, dim: int = 1) -> Tensor:
         """This rank's tokens of x, which has all tokens along `dim`."""

@@ -34,43 +34,69 @@ WHOLE = LayerOptions()
 
 
 class ResidualStream(NamedTuple):
-    """A residual stream: x [b, s, d] and a pending update, so that its value is `x + gate * y` (y None: just x)."""
+    """A residual stream: x [b, s, d] and a pending update, so that its value is `x + gate * y` (y None: just x).
+
+    gate [b * g, d]: a row for each of g equal groups of consecutive tokens of a clip, as `shift` and `scale` of a norm
+    have. Operators take a row per clip: they see each group as a clip, which is a view.
+    """
 
     x: Tensor
     y: Tensor | None = None
     gate: Tensor | None = None
 
     def settle(self, ops: OpTable) -> Tensor:
-        """The stream's value."""
-        return self.x if self.y is None else ops.gate_residual(self.x, self.y, self.gate)
+        """The stream's value [b, s, d]."""
+        if self.y is None:
+            return self.x
+        x, y, gate = self._grouped(1)
+        return self._whole(ops.gate_residual(x, y, gate))
+
+    def _grouped(self, rows: int) -> "ResidualStream":
+        """The stream with each group of tokens as a clip, for an operator that has `rows` rows of its own."""
+        rows = max(rows, len(self.x) if self.gate is None else len(self.gate))
+        if rows == len(self.x):
+            return self
+        gate = self.gate
+        if gate is not None and len(gate) < rows:
+            gate = gate.repeat_interleave(rows // len(gate), 0)
+        shape = (rows, -1, self.x.shape[-1])
+        return ResidualStream(self.x.reshape(shape), None if self.y is None else self.y.reshape(shape), gate)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """x, of groups or not, in the stream's shape."""
+        return x if x.shape == self.x.shape else x.view_as(self.x)
 
     def add_norm_modulate(
         self, ops: OpTable, shift: Tensor, scale: Tensor, eps: float, options: LayerOptions = WHOLE
     ) -> tuple[Tensor, "NormOutput"]:
-        """(value, its modulated LayerNorm)."""
-        if self.y is None:
-            value, h = self.x, ops.norm_modulate(self.x, shift, scale, eps=eps)
+        """(value, its modulated LayerNorm), [b, s, d] each. shift, scale [b * g, d]."""
+        x, y, gate = self._grouped(len(shift))
+        if y is None:
+            value, h = x, ops.norm_modulate(x, shift, scale, eps=eps)
         else:
-            value, h = ops.gate_residual_norm_modulate(self.x, self.y, self.gate, shift, scale, eps=eps)
-        if options.recomputed:
-            return value, NormOutput(h)
-        return value, NormOutput(h, Recompute(ops.norm_modulate, (value, shift, scale), {"eps": eps}))
+            value, h = ops.gate_residual_norm_modulate(x, y, gate, shift, scale, eps=eps)
+        again = None if options.recomputed else Recompute(ops.norm_modulate, (value, shift, scale), {"eps": eps})
+        return self._whole(value), NormOutput(self._whole(h), again)
 
     def add_norm(
         self, ops: OpTable, norm: "NormParameters", eps: float, options: LayerOptions = WHOLE
     ) -> tuple[Tensor, "NormOutput"]:
-        """(value, its affine LayerNorm)."""
-        if self.y is None:
-            value, h = self.x, ops.layer_norm(self.x, norm.weight, norm.bias, eps=eps)
+        """(value, its affine LayerNorm), [b, s, d] each."""
+        x, y, gate = self._grouped(1)
+        if y is None:
+            value, h = x, ops.layer_norm(x, norm.weight, norm.bias, eps=eps)
         else:
-            value, h = ops.gate_residual_norm(self.x, self.y, self.gate, norm.weight, norm.bias, eps=eps)
-        if options.recomputed:
-            return value, NormOutput(h)
-        return value, NormOutput(h, Recompute(ops.layer_norm, (value, norm.weight, norm.bias), {"eps": eps}))
+            value, h = ops.gate_residual_norm(x, y, gate, norm.weight, norm.bias, eps=eps)
+        again = None
+        if not options.recomputed:
+            again = Recompute(ops.layer_norm, (value, norm.weight, norm.bias), {"eps": eps})
+        return self._whole(value), NormOutput(self._whole(h), again)
 
 
 class NormOutput(NamedTuple):
-    """A norm's output x [b, s, d], and how a backward gets it from what the norm keeps anyway (None: it is kept)."""
+    """A norm's output x [b, s, d], and how a backward gets it from what the norm keeps anyway (None: it is kept), as
+    rows of any shape.
+    """
 
     x: Tensor
     again: Recompute | None = None
@@ -247,8 +273,8 @@ class Block(nn.Module):
         trace: Trace | None = None,
         options: LayerOptions = WHOLE,
     ) -> ResidualStream:
-        """stream of [b, s, d], t_mod [b, 6, d] float32, context [b, n, d], rope (cos, sin) -> stream with a pending
-        update.
+        """stream of [b, s, d], t_mod [b * g, 6, d] float32 (a row for each of g equal groups of a clip's tokens),
+        context [b, n, d], rope (cos, sin) -> stream with a pending update.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + t_mod).unbind(1)
         x, h = stream.add_norm_modulate(self.ops, shift1, scale1, self.eps, options)
@@ -278,6 +304,6 @@ class Head(nn.Module):
         self.modulation = scaled_normal(1, 2, config.dim, **factory)
 
     def forward(self, stream: ResidualStream, t: Tensor) -> Tensor:
-        """stream of [b, s, d], t [b, d] float32 (per sample) -> [b, s, out_dim * patch volume]."""
+        """stream of [b, s, d], t [b * g, d] float32 -> [b, s, out_dim * patch volume]."""
         shift, scale = (self.modulation.float() + t.unsqueeze(1)).unbind(1)
         return self.head(stream.add_norm_modulate(self.ops, shift, scale, self.eps)[1].x)

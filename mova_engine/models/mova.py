@@ -18,6 +18,7 @@ from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.bridge import Bridge
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.layers import LayerOptions, NormParameters, ResidualStream, Rope, Trace
+from mova_engine.models.modality import Modality
 from mova_engine.models.tower import Tower, TowerInputs
 from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OpTable
@@ -74,10 +75,12 @@ class Mova(nn.Module):
             raise MovaError(f"expert must be 0 (high noise) or 1 (low noise), got {index}")
         return self.video_dit if index == 0 or self.video_dit_2 is None else self.video_dit_2
 
-    def forward(self, *inputs: Tensor, expert: int = 0, bridge: bool = True, **options: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, video: Modality, audio: Modality, *, expert: int = 0, bridge: bool = True, **options: Any
+    ) -> tuple[Tensor, Tensor]:
         """`dual_tower_forward` with one of the video experts, with the bridge or without; the rest is its."""
         connection = self.dual_tower_bridge if bridge else None
-        return dual_tower_forward(self.expert(expert), self.audio_dit, connection, *inputs, **options)
+        return dual_tower_forward(self.expert(expert), self.audio_dit, connection, video, audio, **options)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
@@ -115,14 +118,10 @@ def dual_tower_forward(
     video_dit: VideoDiT,
     audio_dit: AudioDiT,
     bridge: Bridge | None,
-    video_input: Tensor,
-    audio_latents: Tensor,
-    context: Tensor,
-    video_timestep: Tensor,
-    audio_timestep: Tensor,
+    video: Modality,
+    audio: Modality,
     *,
     fps: float = 24.0,
-    audio_context: Tensor | None = None,
     bridge_scale: tuple[float, float] = (1.0, 1.0),
     runner: LayerRunner = DIRECT,
     sharding: Sharding = NO_CP,
@@ -130,29 +129,26 @@ def dual_tower_forward(
 ) -> tuple[Tensor, Tensor]:
     """Predict both velocities (or what the network was trained to predict).
 
-    video_input [b, 36, t, h, w]: noisy latents, mask and condition; audio_latents [b, 128, l]; context [b, n, text_dim]
-    (audio_context: another text for the audio tower). Timesteps [b] or [1], float32, on the 0..1000 scale, best on
-    the CPU: their embedding starts there in float64, which not every device has.
+    video, audio: latents, timesteps and text of each, for clips of one batch.
     bridge None: no bridge layer in either direction. bridge_scale: (audio to video, video to audio).
     runner: how the layers are run, such as recomputed in the backward (`memory.checkpointing.layer_runner`).
     sharding: which video tokens are this process's own; all inputs are whole. trace(name, tensor) receives states.
     Returns ([b, 16, t, h, w], [b, 128, l]) in the towers' dtype. Raises MovaError for shapes that do not fit.
     """
-    if video_input.shape[0] != audio_latents.shape[0]:
-        raise MovaError(f"video has batch {video_input.shape[0]} but audio has batch {audio_latents.shape[0]}")
+    if video.batch != audio.batch:
+        raise MovaError(f"video has batch {video.batch} but audio has batch {audio.batch}")
     if sharding.size > 1 and bridge is not None and bridge.config.pooled_adaln:
         raise MovaError("the bridge's pooled variant needs all video tokens in one process: context_parallel must be 1")
-    video, video_in = video_dit.embed(video_input, video_timestep, context, sharding)
-    audio, audio_in = audio_dit.embed(
-        audio_latents, audio_timestep, context if audio_context is None else audio_context
-    )
+    video_stream, video_in = video_dit.embed(video, sharding)
+    audio_stream, audio_in = audio_dit.embed(audio)
     rope = None
     if bridge is not None:
-        rope = bridge.rope(video_in.grid, audio_in.grid[0], fps, video_input.device, sharding)
+        times = (video.times, audio.times)
+        rope = bridge.rope(video_in.grid, audio_in.grid[0], fps, video.latents.device, sharding, times)
     layers = DualTowerLayers(video_dit, audio_dit, bridge, video_in, audio_in, rope, bridge_scale, trace)
     for layer in range(max(len(video_dit.blocks), len(audio_dit.blocks))):
-        video, audio = runner.run(layers, layer, video, audio)
-    return video_dit.finish(video, video_in), audio_dit.finish(audio, audio_in)
+        video_stream, audio_stream = runner.run(layers, layer, video_stream, audio_stream)
+    return video_dit.finish(video_stream, video_in), audio_dit.finish(audio_stream, audio_in)
 
 
 @dataclass(frozen=True)

@@ -26,29 +26,40 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * spatial, spatial, spatial
 
 
-def video_angles(grid: tuple[int, int, int], head_dim: int) -> Tensor:
+# Places in time of a clip's latent frames or audio latents, in these units; None: 0, 1, 2, ...
+Times = tuple[float, ...] | None
+
+
+def _places(count: int, times: Times, dtype: torch.dtype) -> Tensor:
+    return torch.arange(count, dtype=dtype) if times is None else torch.tensor(times, dtype=dtype)
+
+
+def video_angles(grid: tuple[int, int, int], head_dim: int, times: Times = None) -> Tensor:
     """Angles of every token of a (frames, rows, columns) grid, frame-major: [t*h*w, head_dim/2], float64."""
     axes = []
     for axis, (size, dim) in enumerate(zip(grid, axis_dims(head_dim), strict=True)):
         shape = [1, 1, 1, dim // 2]
         shape[axis] = size
-        axes.append(_angles(torch.arange(size), dim).view(shape).expand(*grid, dim // 2))
+        places = _places(size, times if axis == 0 else None, torch.float64)
+        axes.append(_angles(places, dim).view(shape).expand(*grid, dim // 2))
     return torch.cat(axes, -1).reshape(-1, head_dim // 2)
 
 
-def audio_angles(tokens: int, head_dim: int) -> Tensor:
+def audio_angles(tokens: int, head_dim: int, times: Times = None) -> Tensor:
     """Angles of a plain one-dimensional sequence: [tokens, head_dim/2], float64."""
-    return _angles(torch.arange(tokens), head_dim)
+    return _angles(_places(tokens, times, torch.float64), head_dim)
 
 
-def aligned_video_positions(frames: int, fps: float, audio_fps: float, first_frame_bias: bool) -> Tensor:
+def aligned_video_positions(
+    frames: int, fps: float, audio_fps: float, first_frame_bias: bool, times: Times = None
+) -> Tensor:
     """Position of each latent video frame on the audio tower's axis (one unit = one audio token), float32 [frames].
 
     A latent frame spans four pictures: frame i lies at i * audio_fps * 4/fps. With first-frame bias the first latent
     holds one picture only: 0 for i = 0, then (1/fps + (i-1) * 4/fps) * audio_fps.
     """
     # Float32 throughout, as the released bridge was trained: at position 402 its angles are 1e-5 rad off exact ones.
-    index = torch.arange(frames, dtype=torch.float32)
+    index = _places(frames, times, torch.float32)
     if not first_frame_bias:
         return index * (audio_fps * 4.0 / fps)
     return torch.where(index == 0, 0.0, (1.0 / fps + (index - 1) * (4.0 / fps)) * audio_fps)
@@ -99,19 +110,21 @@ class RopeTables(nn.Module):
         return self
 
 
-def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def video_rope(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device, times: Times = None
+) -> tuple[Tensor, Tensor]:
     """(cos, sin) of the video tower."""
-    return _table(video_angles(grid, head_dim), device)
+    return _table(video_angles(grid, head_dim, times), device)
 
 
-def audio_rope(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def audio_rope(tokens: int, head_dim: int, device: torch.device, times: Times = None) -> tuple[Tensor, Tensor]:
     """(cos, sin) of the audio tower."""
-    return _table(audio_angles(tokens, head_dim), device)
+    return _table(audio_angles(tokens, head_dim, times), device)
 
 
-def aligned_audio_rope(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def aligned_audio_rope(tokens: int, head_dim: int, device: torch.device, times: Times = None) -> tuple[Tensor, Tensor]:
     """(cos, sin) of audio tokens in the bridge: position j for token j."""
-    return _aligned_table(torch.arange(tokens), head_dim, device)
+    return _aligned_table(_places(tokens, times, torch.float32), head_dim, device)
 
 
 def aligned_video_rope(
@@ -121,10 +134,11 @@ def aligned_video_rope(
     first_frame_bias: bool,
     head_dim: int,
     device: torch.device,
+    times: Times = None,
 ) -> tuple[Tensor, Tensor]:
     """(cos, sin) of video tokens in the bridge; all tokens of a frame share its position in time."""
     frames, rows, columns = grid
-    positions = aligned_video_positions(frames, fps, audio_fps, first_frame_bias)
+    positions = aligned_video_positions(frames, fps, audio_fps, first_frame_bias, times)
     return _aligned_table(positions.repeat_interleave(rows * columns), head_dim, device)
 
 

@@ -14,7 +14,8 @@ from mova_engine.config.model import TowerConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.layers import Block, Head, ResidualStream, Rope, sinusoid, time_mlp
-from mova_engine.models.rope import RopeTables
+from mova_engine.models.modality import Modality, group_columns
+from mova_engine.models.rope import RopeTables, Times
 from mova_engine.ops import OpTable
 
 
@@ -22,7 +23,9 @@ from mova_engine.ops import OpTable
 class TowerInputs:
     """What a tower's blocks and head need beside the residual stream.
 
-    t [b, d] and t_mod [b, 6, d] float32; context [b, n, d]; grid: tokens along each patch axis, of the whole clip.
+    t [b * g, d] and t_mod [b * g, 6, d] float32: a row for each of the g equal groups of consecutive tokens into which
+    each clip is cut, one where its tokens share a timestep. context [b, n, d]; grid: tokens along each patch axis, of
+    the whole clip.
     """
 
     t: Tensor
@@ -70,15 +73,23 @@ class Tower(nn.Module):
         # Of a parameter that `embed` uses: sharded ones have it only while they are gathered.
         return self.patch_embedding.weight.dtype
 
-    def embed_time(self, timestep: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """timestep [b] or [1] on the 0..1000 scale -> t [b, d] and t_mod [b, 6, d], float32."""
-        if timestep.ndim != 1 or timestep.shape[0] not in (1, batch):
-            raise MovaError(f"timestep must have shape [1] or [{batch}] (one per sample), got {list(timestep.shape)}")
+    def embed_time(
+        self, modality: Modality, grid: tuple[int, ...], sharding: Sharding = NO_CP
+    ) -> tuple[Tensor, Tensor]:
+        """t [b * g, d] and t_mod [b * g, 6, d], float32, of the sharding's own tokens: see `TowerInputs`."""
+        table, index = modality.noise_levels()
         device = next(self.time_embedding.parameters()).device
-        frequencies = sinusoid(timestep, self.config.freq_dim).to(device, torch.float32)
+        frequencies = sinusoid(table.flatten(), self.config.freq_dim).to(device, torch.float32)
         t = time_mlp(self.time_embedding, frequencies)
         t_mod = time_mlp(self.time_projection, t).unflatten(1, (6, -1))
-        return t.expand(batch, -1), t_mod.expand(batch, -1, -1)
+        if index is None:
+            return t.expand(modality.batch, -1), t_mod.expand(modality.batch, -1, -1)
+        columns = torch.tensor(group_columns(index, math.prod(grid[1:]), sharding), device=device)
+
+        def per_group(x: Tensor) -> Tensor:
+            return x.unflatten(0, table.shape)[:, columns].expand(modality.batch, *[-1] * x.ndim).flatten(0, 1)
+
+        return per_group(t), per_group(t_mod)
 
     def embed_text(self, context: Tensor) -> Tensor:
         """Text features [b, n, text_dim] -> [b, n, d]."""
@@ -94,32 +105,29 @@ class Tower(nn.Module):
         """The head's output [b, s, out_dim * patch volume] -> latents."""
         raise NotImplementedError
 
-    def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
-        """Rotary tables of a grid."""
+    def rope(self, grid: tuple[int, ...], device: torch.device, times: Times = None) -> Rope:
+        """Rotary tables of a grid. times: of its positions in time, see `Modality`."""
         raise NotImplementedError
 
-    def embed(
-        self, latents: Tensor, timestep: Tensor, context: Tensor, sharding: Sharding = NO_CP
-    ) -> tuple[ResidualStream, TowerInputs]:
+    def embed(self, modality: Modality, sharding: Sharding = NO_CP) -> tuple[ResidualStream, TowerInputs]:
         """Everything before the first block; the stream holds the sharding's own tokens."""
-        if context.shape[0] != latents.shape[0]:
-            raise MovaError(f"text has batch {context.shape[0]} but the latents have batch {latents.shape[0]}")
-        patches, grid = self.patchify(latents.to(self.dtype))
+        patches, grid = self.patchify(modality.latents.to(self.dtype))
+        modality.check(grid[0])
         # The convolution's stride is its kernel: a matrix product over patches, and much faster as one on CPUs.
         embedding = self.patch_embedding
         tokens = F.linear(sharding.shard(patches), embedding.weight.flatten(1), embedding.bias)
-        t, t_mod = self.embed_time(timestep, latents.shape[0])
-        cos, sin = self.rope(grid, latents.device)
+        t, t_mod = self.embed_time(modality, grid, sharding)
+        cos, sin = self.rope(grid, modality.latents.device, modality.times)
         rope = sharding.shard(cos, 0), sharding.shard(sin, 0)
-        return ResidualStream(tokens), TowerInputs(t, t_mod, self.embed_text(context), rope, grid, sharding)
+        return ResidualStream(tokens), TowerInputs(t, t_mod, self.embed_text(modality.text), rope, grid, sharding)
 
     def finish(self, stream: ResidualStream, inputs: TowerInputs) -> Tensor:
         """Everything after the last block: the tower's output in latent shape, of own tokens where it is sharded."""
         return self.unpatchify(inputs.sharding.unshard(self.head(stream, inputs.t), inputs.tokens), inputs.grid)
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """The tower alone: latents, timestep [b] or [1], text features [b, n, text_dim] -> output latents."""
-        stream, inputs = self.embed(latents, timestep, context)
+    def forward(self, modality: Modality) -> Tensor:
+        """The tower alone -> output latents."""
+        stream, inputs = self.embed(modality)
         for block in self.blocks:
             stream = block(stream, inputs.t_mod, inputs.context, inputs.rope)
         return self.finish(stream, inputs)

@@ -11,7 +11,7 @@ from mova_engine.config.model import VideoDiTConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.context_parallel import Sharding
 from mova_engine.models.layers import Rope
-from mova_engine.models.rope import video_rope
+from mova_engine.models.rope import Times, video_rope
 from mova_engine.models.tower import Tower
 from mova_engine.ops import OpTable
 
@@ -53,8 +53,8 @@ class VideoDiT(Tower):
         sizes = {"t": t, "h": h, "w": w, "pt": pt, "ph": ph, "pw": pw}
         return rearrange(patches, "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)", **sizes)
 
-    def rope(self, grid: tuple[int, ...], device: torch.device) -> Rope:
-        return self.tables.get(video_rope, grid, self.config.head_dim, device)
+    def rope(self, grid: tuple[int, ...], device: torch.device, times: Times = None) -> Rope:
+        return self.tables.get(video_rope, grid, self.config.head_dim, device, times)
 
     def own_latents(self, shape: tuple[int, ...], sharding: Sharding, device: torch.device) -> Tensor | None:
         """1 where a latent of [b, c, t, h, w] belongs to the sharding's own tokens and 0 elsewhere, float32

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mova_engine.adapters.lora import load_lora, merged_lora
 from mova_engine.config.model import COMPONENTS
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.parity import parameters
 from mova_engine.parity.case import CaseDevice, GoldenCase
@@ -17,7 +18,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     timestep = case.tensors["in.timestep"].to(machine.device)
     towers = (mova.expert(expert), mova.audio_dit, mova.dual_tower_bridge)
-    return dual_tower_forward(*towers, *leaves.values(), timestep, timestep, fps=parameters.number(case, "fps"))
+    return dual_tower_forward(
+        *towers, *modalities(*leaves.values(), timestep, timestep), fps=parameters.number(case, "fps")
+    )
 
 
 def run_lora(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mova_engine.backend import Backend, get_backend
 from mova_engine.config.model import get_preset
-from mova_engine.models.mova import Mova, dual_tower_forward
+from mova_engine.models.modality import modalities
+from mova_engine.models.mova import Mova
 from mova_engine.ops import OPERATORS, REFERENCE, OpTable, bind, bind_operator, torch_dtypes
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
@@ -83,15 +84,10 @@ def _run(ops: OpTable, device: torch.device, dtype: torch.dtype, rounded: torch.
             offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(draw(*parameter.shape, scale=fan_in**-0.5 if fan_in > 1 else 0.1, offset=offset))
     model.to(device)
-    inputs = (
-        draw(1, config.video.in_dim, *config.clip.latent_shape),
-        draw(1, config.audio.in_dim, config.clip.audio_tokens),
-        draw(1, config.text_tokens, config.video.text_dim),
-    )
-    times = torch.tensor([950.0]), torch.tensor([500.0])
-    outputs = dual_tower_forward(
-        model.video_dit, model.audio_dit, model.dual_tower_bridge, *(x.to(device) for x in inputs), *times
-    )
+    video = draw(1, config.video.in_dim, *config.clip.latent_shape).to(device)
+    audio = draw(1, config.audio.in_dim, config.clip.audio_tokens).to(device)
+    text = draw(1, config.text_tokens, config.video.text_dim).to(device)
+    outputs = model(*modalities(video, audio, text, torch.tensor([950.0]), torch.tensor([500.0])))
     cotangents = [draw(*x.shape).to(device) for x in outputs]
     torch.autograd.backward(outputs, cotangents)
     results = {f"out.{name}": x.detach().cpu().double() for name, x in zip(("video", "audio"), outputs, strict=True)}

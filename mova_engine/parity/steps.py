@@ -11,6 +11,7 @@ from mova_engine.diffusion.conditioning import first_frame_condition, video_inpu
 from mova_engine.diffusion.loss import velocity_loss
 from mova_engine.diffusion.reference_compat import Table
 from mova_engine.diffusion.schedule import add_noise, velocity_target
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import dual_tower_forward
 from mova_engine.parity import parameters
 from mova_engine.parity.case import CaseDevice, GoldenCase
@@ -51,16 +52,15 @@ def run_step(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
         options = {"fps": parameters.number(case, "fps")}
         for model in models.values():
             model.zero_grad(set_to_none=True)
-        outputs = dual_tower_forward(*models.values(), *leaves.values(), *times, **options)
+        inputs = modalities(*leaves.values(), *times)
+        outputs = dual_tower_forward(*models.values(), *inputs, **options)
         cotangents = (machine.put(recorded[f"in.{batch}.cot_{key}"]) for key in ("visual", "audio"))
         torch.autograd.backward(outputs, list(cotangents))
         produced |= _pair(f"out.{batch}.", outputs)
         grads = gradients(models) | {key: x.grad for key, x in leaves.items()}
         produced |= {f"grad.{batch}.{name}": g.clone() for name, g in grads.items()}
         with torch.no_grad():
-            dual_tower_forward(
-                *models.values(), *leaves.values(), *times, **options, trace=_Recorder(f"mid.{batch}.", produced)
-            )
+            dual_tower_forward(*models.values(), *inputs, **options, trace=_Recorder(f"mid.{batch}.", produced))
     half = CaseDevice(machine.ops, machine.device, torch.bfloat16)
     for model in models.values():
         model.to(torch.bfloat16)
@@ -69,7 +69,9 @@ def run_step(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
             batch = name.split(".")[1]
             inputs = (half.put(recorded[f"in.{batch}.{key}"]) for key in ("visual_latents", "audio_latents", "context"))
             times = [recorded[f"in.{batch}.{key}"].to(machine.device) for key in ("timestep", "audio_timestep")]
-            outputs = dual_tower_forward(*models.values(), *inputs, *times, fps=parameters.number(case, "fps"))
+            outputs = dual_tower_forward(
+                *models.values(), *modalities(*inputs, *times), fps=parameters.number(case, "fps")
+            )
             # The recording rounds at two sets of places; one bound holds for both.
             for variant in ("bf16_eager", "bf16_fused"):
                 produced |= _pair(f"out.{batch}.{variant}.", outputs)
@@ -111,11 +113,7 @@ def run_training(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
         models = components(case, machine, "video_2" if expert else "video")
         outputs = dual_tower_forward(
             *models.values(),
-            video_input(noisy[0], condition),
-            noisy[1],
-            context,
-            timestep,
-            timestep,
+            *modalities(video_input(noisy[0], condition), noisy[1], context, timestep, timestep),
             fps=parameters.number(case, "fps"),
         )
         targets = [velocity_target(x, n) for x, n in zip((clean, audio), noise, strict=True)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.models.layers import sinusoid
+from mova_engine.models.modality import Modality
 from mova_engine.models.rope import audio_angles, axis_dims, video_angles
 from mova_engine.models.tower import Tower
 from mova_engine.parity.case import CaseDevice, GoldenCase
@@ -31,10 +32,10 @@ def _run(case: GoldenCase, machine: CaseDevice, tower: Tower) -> dict[str, Tenso
             tower, batch, inputs, timestep, machine.put(recorded[f"in.{batch}.cotangent"])
         )
         with torch.no_grad():
-            produced[f"out.{batch}_small"] = tower(1e-3 * inputs["x"], timestep, 1e-3 * inputs["context"])
+            produced[f"out.{batch}_small"] = tower(Modality(1e-3 * inputs["x"], timestep, 1e-3 * inputs["context"]))
             if f"in.{batch}.timestep2" in recorded:
                 timestep = recorded[f"in.{batch}.timestep2"].to(machine.device)
-                produced[f"out.{batch}_t2.per_sample"] = tower(inputs["x"], timestep, inputs["context"])
+                produced[f"out.{batch}_t2.per_sample"] = tower(Modality(inputs["x"], timestep, inputs["context"]))
                 produced[f"out.{batch}_t2.as_reference_batch"] = _as_reference_batch(tower, inputs, timestep)
     return produced | _tables(case, tower)
 
@@ -44,7 +45,7 @@ def _states(tower: Tower, batch: str, inputs: dict[str, Tensor], timestep: Tenso
     prefix = f"mid.{batch}."
     config = tower.config
     with torch.no_grad():
-        stream, tower_inputs = tower.embed(inputs["x"], timestep, inputs["context"])
+        stream, tower_inputs = tower.embed(Modality(inputs["x"], timestep, inputs["context"]))
         embedded = {"t": tower_inputs.t[:1], "t_mod": tower_inputs.t_mod[:1], "context": tower_inputs.context}
         produced |= {prefix + name: x for name, x in embedded.items()}
         produced[prefix + "t_sinusoid"] = sinusoid(timestep, config.freq_dim)
@@ -70,7 +71,7 @@ def _output_and_gradients(
 ) -> dict[str, Tensor]:
     tower.zero_grad(set_to_none=True)
     leaves = {key: x.clone().requires_grad_() for key, x in inputs.items()}
-    out = tower(leaves["x"], timestep, leaves["context"])
+    out = tower(Modality(leaves["x"], timestep, leaves["context"]))
     (out * cotangent).sum().backward()
     gradients = {name: p.grad for name, p in tower.named_parameters() if p.grad is not None}
     gradients |= {key: x.grad for key, x in leaves.items()}
@@ -85,8 +86,8 @@ def _as_reference_batch(tower: Tower, inputs: dict[str, Tensor], timestep: Tenso
     mix.
     """
     if tower.patch_embedding.weight.ndim == 3:
-        return tower(inputs["x"], timestep, inputs["context"])
-    stream, tower_inputs = tower.embed(inputs["x"], timestep, inputs["context"])
+        return tower(Modality(inputs["x"], timestep, inputs["context"]))
+    stream, tower_inputs = tower.embed(Modality(inputs["x"], timestep, inputs["context"]))
     for block in tower.blocks:
         stream = block(stream, tower_inputs.t_mod, tower_inputs.context, tower_inputs.rope)
     head = tower.head

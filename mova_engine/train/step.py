@@ -23,6 +23,7 @@ from mova_engine.distributed.gradients import sum_gradients
 from mova_engine.distributed.processes import Processes
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.context_parallel import NO_CP, Sharding
+from mova_engine.models.modality import Modality
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
 from mova_engine.train.batch import BatchBuilder, LatentBatch
@@ -62,12 +63,10 @@ def _joint(
     audio_noise, video_noise = noise
     noisy_video = add_noise(batch.video, video_noise, times.video_sigma)
     noisy_audio = add_noise(batch.audio, audio_noise, times.audio_sigma)
+    text = batch.context(draw.drop_text)
     video, audio = mova(
-        video_input(noisy_video, first_frame_condition(batch.image)),
-        noisy_audio,
-        batch.context(draw.drop_text),
-        times.video_timestep,
-        times.audio_timestep,
+        Modality(video_input(noisy_video, first_frame_condition(batch.image)), times.video_timestep, text),
+        Modality(noisy_audio, times.audio_timestep, text),
         expert=expert,
         bridge=config.model.bridge,
         fps=mova.config.clip.fps,
@@ -88,7 +87,7 @@ def _audio(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, 
     """The audio tower alone, as in its pre-training; the video's loss is zero."""
     sigma, prediction = draw.times.audio_sigma, Prediction.of(config.diffusion)
     noisy = add_noise(batch.audio, noise[0], sigma)
-    output = mova.audio_dit(noisy, draw.times.audio_timestep, batch.context(draw.drop_text))
+    output = mova.audio_dit(Modality(noisy, draw.times.audio_timestep, batch.context(draw.drop_text)))
     loss = mse(*prediction.compared(output.float(), batch.audio, noise[0], noisy, sigma))
     return Losses(config.diffusion.audio_weight * loss, torch.zeros_like(loss), loss)
 

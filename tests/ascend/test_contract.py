@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ascend.limits import LimitError, Limits
 from mova_engine.codecs import dac
 from mova_engine.config.model import get_preset
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, OpTable, bind, bind_operator
 from mova_engine.ops.testing.cases import cases_of
@@ -69,7 +70,7 @@ def test_the_whole_model_at_its_real_size(limits, ops, preset, dtype):
     audio = torch.empty(1, config.audio.in_dim, clip.audio_tokens, device="npu")
     text, time = torch.empty(1, TEXT, config.video.text_dim, device="npu"), torch.empty(1)
     parts = (model.video_dit, model.audio_dit, model.dual_tower_bridge)
-    outputs = dual_tower_forward(*parts, video, audio, text, time, time)
+    outputs = dual_tower_forward(*parts, *modalities(video, audio, text, time, time))
     named = {name: p for part in parts for name, p in part.named_parameters()}
     assert_gradients(outputs, named)
     assert limits.calls.keys() == {

@@ -30,7 +30,7 @@ from distributed.sampling import (  # noqa: F401 (called by name)
     errors_of_clips,
     errors_of_sampling,
 )
-from distributed.small import HEADS, backward, build, build_sharded, clips, processes
+from distributed.small import HEADS, backward, both, build, build_sharded, clips, processes
 from distributed.violations import (  # noqa: F401 (called by name)
     conditions_handed_on,
     offloaded_step,
@@ -126,6 +126,7 @@ def errors_of_training(
     divide: bool = False,
     fsdp: bool = False,
     context_parallel: int | None = None,
+    per_frame: bool = False,
 ) -> dict[str, float] | None:
     """Train `steps` steps in all ranks together and, in rank 0, alone; rank 0 returns how far apart they are.
 
@@ -139,10 +140,11 @@ def errors_of_training(
         table, sharding = MUTATIONS[mutation](ops, sharding)
     model = build_sharded(place, table, heads=heads)[0] if fsdp else build(table, heads)
     options = {"checkpointing": checkpointing, "offload": offload, "divide": divide, "fsdp": fsdp}
-    together = _train(model, sharding, tokens, batch, expert, optimizer, steps, wanted=place.is_first, **options)
+    clip = (tokens, batch, expert, optimizer, steps, per_frame)
+    together = _train(model, sharding, *clip, wanted=place.is_first, **options)
     if not place.is_first:
         return None
-    alone = _alone(heads, tokens, batch, expert, optimizer, steps)
+    alone = _alone(heads, *clip)
     errors = {"loss": abs(together["loss"] / alone["loss"] - 1)}
     for part in ("gradient", "weights", "moments"):
         assert together[part].keys() == alone[part].keys()
@@ -160,8 +162,8 @@ def _of_kind(moments: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 # Both optimizers' of one model and clip: what differs from one check to the next is often the mesh alone.
 @functools.lru_cache(maxsize=2)
-def _alone(heads: int, tokens: int, batch: int, expert: int, optimizer: str, steps: int) -> dict:
-    return _train(build(bind(backend()), heads), NO_CP, tokens, batch, expert, optimizer, steps)
+def _alone(heads: int, *clip) -> dict:
+    return _train(build(bind(backend()), heads), NO_CP, *clip)
 
 
 def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
@@ -194,6 +196,7 @@ def _train(
     expert,
     optimizer,
     steps,
+    per_frame=False,
     checkpointing="none",
     offload=False,
     divide=False,
@@ -216,7 +219,7 @@ def _train(
     for step in range(steps):
         rule.zero_grad(set_to_none=True)
         runner = layer_runner(checkpointing, offload)
-        loss = backward(model, clips(tokens, batch, step), expert, sharding, runner=runner)
+        loss = backward(model, clips(tokens, batch, step), expert, sharding, per_frame, runner=runner)
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         if sharding is not NO_CP:
             summed = [] if fsdp else gradients.values()
@@ -324,14 +327,12 @@ def sampled_and_local(ulysses: int | None, tokens: int) -> tuple[float, float]:
     """
     place, ops = processes(ulysses), bind(backend())
     gathering = ContextParallel(*place.context.groups, gather=True)
-    inputs = {name: x for name, x in clips(tokens, 2).items() if not name.endswith("target")}
+    inputs = both(clips(tokens, 2))
 
     @torch.no_grad()
     def outputs(table: OpTable, sharding: Sharding) -> tuple[Tensor, Tensor]:
         model = build(table)
-        return dual_tower_forward(
-            model.expert(0), model.audio_dit, model.dual_tower_bridge, **inputs, sharding=sharding
-        )
+        return dual_tower_forward(model.expert(0), model.audio_dit, model.dual_tower_bridge, *inputs, sharding=sharding)
 
     plain, table = outputs(ops, NO_CP), gathering.operators(ops)
     found = (outputs(table, gathering), outputs(table, NO_CP))

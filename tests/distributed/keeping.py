@@ -14,6 +14,7 @@ from mova_engine.distributed.counted_traffic import SMALL
 from mova_engine.distributed.processes import read_launch, start_processes
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.context_parallel import NO_CP
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import bind
 
@@ -36,11 +37,13 @@ def count(checkpointing: str, sharding=NO_CP, ops=None) -> int:
         model.expert(0),
         model.audio_dit,
         model.dual_tower_bridge,
-        torch.randn(1, config.video.in_dim, frames, height, width, device=device()),
-        torch.randn(1, config.audio.in_dim, config.clip.audio_tokens, device=device()),
-        torch.randn(1, config.text_tokens, config.video.text_dim, device=device()),
-        torch.full((1,), 500.0, device=device()),
-        torch.full((1,), 500.0, device=device()),
+        *modalities(
+            torch.randn(1, config.video.in_dim, frames, height, width, device=device()),
+            torch.randn(1, config.audio.in_dim, config.clip.audio_tokens, device=device()),
+            torch.randn(1, config.text_tokens, config.video.text_dim, device=device()),
+            torch.full((1,), 500.0, device=device()),
+            torch.full((1,), 500.0, device=device()),
+        ),
         runner=layer_runner(checkpointing),
         sharding=sharding,
     )

@@ -1,6 +1,7 @@
 """The small models and clips of the checks, the same in all processes, and a step of them."""
 
 import functools
+from dataclasses import replace
 
 import torch
 from distributed.device import backend, device
@@ -14,6 +15,7 @@ from mova_engine.diffusion.loss import Share, velocity_loss
 from mova_engine.distributed.fsdp import Shards, shard_model
 from mova_engine.distributed.processes import Processes, read_launch, start_processes
 from mova_engine.models.context_parallel import NO_CP, Sharding
+from mova_engine.models.modality import Modality, modalities
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable, bind
 
@@ -94,11 +96,29 @@ def clips(tokens: int, batch: int, seed: int = 11) -> dict[str, Tensor]:
     return {name: x.to(device()) for name, x in tensors.items()}
 
 
-def backward(model: Mova, inputs: dict[str, Tensor], expert: int, sharding: Sharding = NO_CP, **options) -> Tensor:
+def both(inputs: dict[str, Tensor], per_frame: bool = False) -> tuple[Modality, Modality]:
+    """The inputs among `clips`. per_frame: a timestep for each latent frame, of which the first is given."""
+    names = ("video_input", "audio_latents", "context", "video_timestep", "audio_timestep")
+    video, audio = modalities(*(inputs[name] for name in names))
+    if per_frame:
+        frames = range(video.latents.shape[2])
+        table = torch.stack([video.timestep / (1 + frame) for frame in frames], 1)
+        video = replace(video, timestep=table, index=tuple(frames), given=tuple(frame == 0 for frame in frames))
+        audio = replace(audio, given=(True,) * 5 + (False,) * (AUDIO_TOKENS - 5))
+    return video, audio
+
+
+def backward(
+    model: Mova,
+    inputs: dict[str, Tensor],
+    expert: int,
+    sharding: Sharding = NO_CP,
+    per_frame: bool = False,
+    **options,
+) -> Tensor:
     """Forward, loss and gradients of one step; returns this process's share of the loss."""
     targets = inputs["video_target"], inputs["audio_target"]
-    given = {name: x for name, x in inputs.items() if not name.endswith("target")}
-    video, audio = model(**given, expert=expert, sharding=sharding, **options)
+    video, audio = model(*both(inputs, per_frame), expert=expert, sharding=sharding, **options)
     share = Share(model.expert(expert).own_latents(targets[0].shape, sharding, video.device), 1 / sharding.size)
     loss = velocity_loss(video, targets[0], audio, targets[1], LossWeights(audio=0.7, skip_first_frame=True), share)
     loss.total.backward()

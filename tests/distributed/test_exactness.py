@@ -50,6 +50,13 @@ def test_one_step_equals_one_process(worlds, world, ulysses, tokens, batch, expe
     assert agree(errors), errors
 
 
+@pytest.mark.parametrize(("world", "ulysses", "fsdp"), [(2, 2, False), (4, 2, True)])
+def test_timesteps_within_a_clip_equal_one_process(worlds, world, ulysses, fsdp):
+    """The parts of four processes begin where a latent frame of 16 tokens does, and so do those of two."""
+    errors = train(worlds, world, ulysses, tokens=64, batch=2, expert=0, fsdp=fsdp, per_frame=True)
+    assert agree(errors), errors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "ulysses", "fsdp", "tokens", "batch", "expert"), ALL)
 def test_three_steps_equal_one_process(worlds, world, ulysses, fsdp, tokens, batch, expert):

@@ -19,6 +19,7 @@ from mova_engine.config.model import (
     get_preset,
 )
 from mova_engine.errors import MovaError
+from mova_engine.models.modality import Modality, modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import bind
 from mova_engine.predict.flops import active_parameters, forward_flops, parameter_counts, training_flops
@@ -113,11 +114,13 @@ def test_forward_equals_what_pytorch_counts(components):
             model.video_dit,
             model.audio_dit,
             bridge,
-            torch.randn(1, 36, *clip.latent_shape),
-            torch.randn(1, 128, clip.audio_tokens),
-            torch.randn(1, config.text_tokens, config.video.text_dim),
-            torch.tensor([500.0]),
-            torch.tensor([500.0]),
+            *modalities(
+                torch.randn(1, 36, *clip.latent_shape),
+                torch.randn(1, 128, clip.audio_tokens),
+                torch.randn(1, config.text_tokens, config.video.text_dim),
+                torch.tensor([500.0]),
+                torch.tensor([500.0]),
+            ),
             fps=clip.fps,
         )
     assert counter.get_total_flops() == forward_flops(config, components).total
@@ -130,7 +133,7 @@ def test_training_equals_what_autograd_multiplies():
     latents = torch.randn(1, 128, config.clip.audio_tokens)
     text = torch.randn(1, config.text_tokens, config.audio.text_dim)
     with FlopCounterMode(display=False) as counter:
-        model.audio_dit(latents, torch.tensor([500.0]), text).sum().backward()
+        model.audio_dit(Modality(latents, torch.tensor([500.0]), text)).sum().backward()
     assert counter.get_total_flops() == training_flops(config, components=("audio_dit",)).model
 
 

@@ -18,6 +18,7 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise, draw_noise
 from mova_engine.memory.residency import Part, Residency
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import dual_tower_forward
 
 STEPS = Schedule().inference(6)
@@ -97,7 +98,7 @@ def test_evaluations_share_a_forward_where_they_can(mova, monkeypatch, form, bat
     seen = []
 
     def spy(*args, **kwargs):
-        seen.append((args[2] is not None, len(args[3])))
+        seen.append((args[2] is not None, args[3].batch))
         return dual_tower_forward(*args, **kwargs)
 
     monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", spy)
@@ -186,13 +187,13 @@ def test_more_steps_come_nearer_to_where_the_flow_leads(mova, monkeypatch):
     """
     deviation, shipped, channels = 0.6, load_config("nano").diffusion, mova.config.video.out_dim
 
-    def best(video, audio, bridge, visual, sound, text, video_timestep, audio_timestep, **kwargs):
+    def best(video_dit, audio_dit, bridge, video, audio, **kwargs):
         def clean(x, timestep):
             sigma = (timestep / 1000).view(-1, *[1] * (x.ndim - 1))
             signal = (1 - sigma) * deviation**2
             return signal * x / ((1 - sigma) * signal + sigma**2)
 
-        return clean(visual[:, :channels], video_timestep), clean(sound, audio_timestep)
+        return clean(video.latents[:, :channels], video.timestep), clean(audio.latents, audio.timestep)
 
     monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", best)
     noise, errors = draw_noise(mova.config, (3,), mova.config.clip), []
@@ -220,7 +221,7 @@ def test_training_can_follow_sampling_in_one_process(mova):
     visual = torch.cat([noise.video, given.condition], 1)
     time = torch.tensor([500.0])
     towers = mova.video_dit, mova.audio_dit, mova.dual_tower_bridge
-    video, audio = dual_tower_forward(*towers, visual, noise.audio, given.text, time, time)
+    video, audio = dual_tower_forward(*towers, *modalities(visual, noise.audio, given.text, time, time))
     (video.sum() + audio.sum()).backward()
     assert mova.dual_tower_bridge.audio_to_video_conditioners["0"].inner.k.weight.grad.abs().max() > 0
 

@@ -14,6 +14,7 @@ from mova_engine.adapters.lora import add_lora
 from mova_engine.backend import get_backend
 from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
 from mova_engine.memory.checkpointing import layer_runner
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import OPERATORS, REFERENCE, bind, refusal, resolve
 from mova_engine.ops.machine import assumed_machine
@@ -39,10 +40,10 @@ def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype, task: str = "fu
         add_lora(mova, ("q", "k", "v", "o", "ffn.0", "ffn.2"), 16, 16.0, torch.Generator().manual_seed(0))
         mova.to(dtype)
     latents = torch.randn(1, 36, 5, 16, 16), torch.randn(1, 128, 35), torch.randn(1, 5, 24)
-    times = torch.tensor([500.0]), torch.tensor([500.0])
+    inputs = modalities(*latents, torch.tensor([500.0]), torch.tensor([500.0]))
     layer = mova.dual_tower_bridge if bridged else None
     runner = layer_runner(checkpointing)
-    return lambda: dual_tower_forward(mova.video_dit, mova.audio_dit, layer, *latents, *times, runner=runner)
+    return lambda: dual_tower_forward(mova.video_dit, mova.audio_dit, layer, *inputs, runner=runner)
 
 
 def _one_block(bridged: bool, ops, dtype: torch.dtype) -> dict[str, float]:

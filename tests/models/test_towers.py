@@ -15,6 +15,7 @@ from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, M
 from mova_engine.errors import MovaError
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.memory.host_offload import HostCopies
+from mova_engine.models.modality import Modality, modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.models.rope import RopeTables, audio_rope
 from mova_engine.ops import bind
@@ -51,7 +52,7 @@ def inputs(backend, batch=2, dtype=torch.float32):
 
 def forward(model, args, expert=0, **options):
     bridge = options.pop("bridge", model.dual_tower_bridge)
-    return dual_tower_forward(model.expert(expert), model.audio_dit, bridge, *args, **options)
+    return dual_tower_forward(model.expert(expert), model.audio_dit, bridge, *modalities(*args), **options)
 
 
 def test_each_sample_of_a_batch_is_independent(ops, backend):
@@ -217,7 +218,7 @@ def test_tables_without_data_or_gradients_are_not_kept(backend, mode):
 def test_tables_do_not_break_a_compiled_graph(backend):
     """At two sizes of clip, then the first again."""
     tower = build(bind(backend, "reference"), backend).audio_dit
-    compiled = torch.compile(lambda *args: tower.embed(*args)[1].rope, backend="eager", fullgraph=True)
+    compiled = torch.compile(lambda *args: tower.embed(Modality(*args))[1].rope, backend="eager", fullgraph=True)
     for tokens in (5, 7, 5):
         x, text = torch.randn(1, AUDIO.in_dim, tokens), torch.randn(1, 3, AUDIO.text_dim)
         for ours, plain in zip(compiled(x, torch.tensor([500.0]), text), tower.rope((tokens,), x.device), strict=True):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import dual_tower_forward
 from mova_engine.ops import bind
 from mova_engine.parity.case import CaseDevice, GoldenCase
@@ -299,7 +300,8 @@ def _sampled(case, scheduler, audio, guidance, steps):
         clocks = [torch.tensor([t[step]], dtype=torch.float64) for t in times]
         with_text, without = (
             dual_tower_forward(
-                *(tower, mova.audio_dit, mova.dual_tower_bridge, seen, states[1], inputs[f"text_{text}"], *clocks),
+                *(tower, mova.audio_dit, mova.dual_tower_bridge),
+                *modalities(seen, states[1], inputs[f"text_{text}"], *clocks),
                 fps=24.0,
             )
             for text in ("positive", "negative")

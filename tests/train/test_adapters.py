@@ -14,6 +14,7 @@ from mova_engine.commands.lora_merge import main as merge
 from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
 from mova_engine.inference.pipeline import load_pipeline
+from mova_engine.models.modality import modalities
 from mova_engine.ops import bind
 from mova_engine.train.trainer import Trainer
 
@@ -89,7 +90,7 @@ def outputs(model):
         torch.tensor([500.0]),
     )
     with torch.no_grad():
-        return model(*given)
+        return model(*modalities(*given))
 
 
 def read(pipeline):

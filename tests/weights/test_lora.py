@@ -19,6 +19,7 @@ from mova_engine.checkpoints.folder import load_mova, save_mova
 from mova_engine.commands.lora_merge import main as merge
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError
+from mova_engine.models.modality import modalities
 from mova_engine.models.mova import dual_tower_forward
 
 ALPHA = 8.0
@@ -39,11 +40,13 @@ def _forward(mova, case, expert=0, visual=None, audio=None):
         mova.expert(expert),
         mova.audio_dit,
         mova.dual_tower_bridge,
-        case["in.visual_latents"] if visual is None else visual,
-        case["in.audio_latents"] if audio is None else audio,
-        case["in.context"],
-        case["in.timestep"],
-        case["in.timestep"],
+        *modalities(
+            case["in.visual_latents"] if visual is None else visual,
+            case["in.audio_latents"] if audio is None else audio,
+            case["in.context"],
+            case["in.timestep"],
+            case["in.timestep"],
+        ),
     )
 
 
