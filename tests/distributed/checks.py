@@ -30,7 +30,7 @@ from distributed.sampling import (  # noqa: F401 (called by name)
     errors_of_clips,
     errors_of_sampling,
 )
-from distributed.small import HEADS, backward, both, build, build_sharded, clips, processes
+from distributed.small import COUNTED, HEADS, backward, both, build, build_sharded, clips, processes
 from distributed.violations import (  # noqa: F401 (called by name)
     conditions_handed_on,
     offloaded_step,
@@ -44,7 +44,7 @@ from mova_engine.config.mesh import MeshShape
 from mova_engine.config.recipes import load_config
 from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.context import ContextParallel
-from mova_engine.distributed.counted_traffic import SMALL, count_scheme
+from mova_engine.distributed.counted_traffic import count_scheme
 from mova_engine.distributed.fsdp import clip_grad_norm
 from mova_engine.distributed.gradients import sum_gradients
 from mova_engine.distributed.processes import read_launch, start_processes
@@ -175,17 +175,23 @@ def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     )
 
 
-def whole(x: Tensor) -> Tensor:
-    """A tensor of which each rank may have rows, which may be on the host."""
-    if not isinstance(x, DTensor):
-        return x
-    group, own = x.device_mesh.get_group("shard"), x.to_local().detach()
-    rows = -(-x.shape[0] // dist.get_world_size(group))
-    padded = own.new_zeros(rows, *x.shape[1:], device=device())
-    padded[: len(own)] = own.to(device())
-    every = padded.new_empty(rows * dist.get_world_size(group), *x.shape[1:])
-    dist.all_gather_into_tensor(every, padded, group=group)
-    return every[: x.shape[0]]
+def wholes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of one dtype of which each rank may have rows, which may be on the host; one exchange for all of them."""
+    shared = {name: x for name, x in tensors.items() if isinstance(x, DTensor)}
+    if not shared:
+        return tensors
+    group = next(iter(shared.values())).device_mesh.get_group("shard")
+    ranks, own = dist.get_world_size(group), []
+    for x in shared.values():
+        rows = x.to_local().detach().to(device())
+        own.append(rows.new_zeros(-(-x.shape[0] // ranks), *x.shape[1:]))
+        own[-1][: len(rows)] = rows
+    sent = torch.cat([rows.view(-1) for rows in own])
+    every = sent.new_empty(ranks, len(sent))
+    dist.all_gather_into_tensor(every.view(-1), sent, group=group)
+    columns = every.split([rows.numel() for rows in own], dim=1)
+    gathered = zip(shared, columns, shared.values(), strict=True)
+    return tensors | {name: rows.reshape(-1, *x.shape[1:])[: x.shape[0]] for name, rows, x in gathered}
 
 
 def _train(
@@ -205,9 +211,9 @@ def _train(
 ) -> dict:
     """Whole tensors of what came of it; empty where they are not `wanted`, but all processes give their rows."""
 
-    def wholes(tensors: dict[str, Tensor], copy: bool = False) -> dict[str, Tensor]:
-        gathered = ((name, whole(x)) for name, x in tensors.items())
-        return {name: x.clone() if copy else x for name, x in gathered if wanted}
+    def asked_for(tensors: dict[str, Tensor], copy: bool = False) -> dict[str, Tensor]:
+        gathered = wholes(tensors)
+        return {name: x.clone() if copy else x for name, x in gathered.items()} if wanted else {}
 
     parameters = dict(model.named_parameters())
     optimizers = {
@@ -225,10 +231,10 @@ def _train(
             summed = [] if fsdp else gradients.values()
             sum_gradients([loss.view(1), *summed], sharding.whole, sharding.size if divide else 1)
         if step == 0:
-            result = {"loss": float(loss), "gradient": wholes(gradients, copy=True)}
+            result = {"loss": float(loss), "gradient": asked_for(gradients, copy=True)}
         rule.step()
-    result["weights"] = wholes({name: p.detach() for name, p in parameters.items()})
-    result["moments"] = wholes(
+    result["weights"] = asked_for({name: p.detach() for name, p in parameters.items()})
+    result["moments"] = asked_for(
         {
             f"{name}:{key}": rule.state[p][key]
             for name, p in parameters.items()
@@ -370,7 +376,7 @@ def waiting_in_vain(timeout_s: float) -> tuple[float, str]:
 
 def counted(scheme: int) -> dict[str, tuple[int, int]]:
     """Bytes that this rank sent and should have, by one scheme."""
-    return count_scheme(SMALL, backend(), scheme)
+    return count_scheme(COUNTED, backend(), scheme)
 
 
 def sharded_in_bfloat16() -> dict[str, float | bool]:
@@ -403,7 +409,7 @@ def clipped(steps: int = 2) -> dict[str, float | bool]:
     backward(alone, clips(64, 1), 0)
     wanted = {name: p for name, p in alone.named_parameters() if p.grad is not None}
     truth = ops.clip_grad_norm([p.grad for p in wanted.values()], 0.01)
-    found = {name: whole(p.grad) for name, p in named.items()}
+    found = wholes({name: p.grad for name, p in named.items()})
     return {
         "norm": float(norm / truth - 1),
         "gradient": worst(found, {name: p.grad for name, p in wanted.items()}),

@@ -19,12 +19,13 @@ from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.ops import bind
 
 
-def kept_bytes(checkpointing: str, ulysses: int) -> int:
-    """Bytes of results that a forward of the small model has put aside in this rank, in float32."""
+def kept_bytes(policies: tuple[str, ...], ulysses: int) -> list[int]:
+    """Bytes of results that a forward of the small model has put aside in this rank, in float32, by policy."""
     launch = read_launch()
     shape = choose_mesh(launch.world, SMALL.video.num_heads, context_parallel=launch.world, ulysses=ulysses)
     place = start_processes(backend(), launch, shape)
-    return count(checkpointing, place.sharding, place.operators(bind(backend())))
+    ops = place.operators(bind(backend()))
+    return [count(policy, place.sharding, ops) for policy in policies]
 
 
 def count(checkpointing: str, sharding=NO_CP, ops=None) -> int:

@@ -12,6 +12,7 @@ from mova_engine.config.diffusion import LossWeights
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.diffusion.loss import Share, velocity_loss
+from mova_engine.distributed.counted_traffic import SMALL
 from mova_engine.distributed.fsdp import Shards, shard_model
 from mova_engine.distributed.processes import Processes, read_launch, start_processes
 from mova_engine.models.context_parallel import NO_CP, Sharding
@@ -26,6 +27,13 @@ HEAD_DIM = 32
 # Tokens of the video and a grid (frames, rows, columns) that has so many.
 GRIDS = {3: (3, 1, 1), 7: (7, 1, 1), 64: (4, 4, 4), 403: (13, 31, 1), 1001: (13, 11, 7)}
 AUDIO_TOKENS = 13
+# The model whose traffic is counted: as few layers as tell the numbers of video, bridge and one apart.
+COUNTED = replace(
+    SMALL,
+    video=replace(SMALL.video, num_layers=3),
+    audio=replace(SMALL.audio, num_layers=2),
+    bridge=replace(SMALL.bridge, visual_layers=3, audio_layers=2),
+)
 
 
 def config(heads: int = HEADS) -> MovaConfig:

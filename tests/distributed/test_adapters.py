@@ -62,13 +62,14 @@ def test_two_processes_train_adapters_as_one_does(clips, base, alone, pair, tmp_
 
 
 def test_in_bfloat16_shared_frozen_weights_are_bfloat16_and_adapters_float32(clips, base, pair, tmp_path):
-    mixed = {"batch": 4, "dtype": "bfloat16", "memory": {"checkpointing": "selective"}}
+    # A CPU without matrix units takes long for bfloat16. The second loss has what the first step taught.
+    mixed = {"batch": 1, "steps": 2, "dtype": "bfloat16", "memory": {"checkpointing": "selective"}}
     given = settings(clips, base, tmp_path / "run", parallel=MESHES["clips and weights"], **mixed)
     found = pair.run("run_shared", **given)
     assert [status for status, _ in found] == [0, 0], found
     assert run_shared(**settings(clips, base, tmp_path / "alone", **mixed))[0] == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=0.01)
-    folder = tmp_path / "run" / "checkpoints" / "step-000004"
+    folder = tmp_path / "run" / "checkpoints" / "step-000002"
     assert {x.dtype for x in load_file(folder / ADAPTERS).values()} == {torch.bfloat16}
     assert {x.dtype for x in load_file(folder / "training" / "master.safetensors").values()} == {torch.float32}
 

@@ -45,12 +45,13 @@ def test_one_process_keeps_what_the_planner_says(checkpointing):
     assert count(checkpointing) == planned(checkpointing, Layout())
 
 
-@pytest.mark.parametrize("checkpointing", ["selective", "out", "full"])
 @pytest.mark.parametrize(("world", "ulysses"), [(2, 2), (2, 1), (4, 4), (4, 2), (4, 1)])
-def test_processes_that_share_a_clip_keep_what_the_planner_says(worlds, checkpointing, world, ulysses):
+def test_processes_that_share_a_clip_keep_what_the_planner_says(worlds, world, ulysses):
     """To the byte, over all ranks: 105 tokens do not divide, and the planner takes the mean."""
-    found = worlds(world).run("kept_bytes", checkpointing=checkpointing, ulysses=ulysses)
-    assert sum(found) == pytest.approx(planned(checkpointing, Layout(ring=world // ulysses, ulysses=ulysses)), abs=1)
+    policies, layout = ("selective", "out", "full"), Layout(ring=world // ulysses, ulysses=ulysses)
+    found = worlds(world).run("kept_bytes", policies=policies, ulysses=ulysses)
+    for policy, kept in zip(policies, zip(*found, strict=True), strict=True):
+        assert sum(kept) == pytest.approx(planned(policy, layout), abs=1), policy
 
 
 def test_selective_keeps_five_tensors_a_layer_at_360p():

@@ -1,11 +1,12 @@
 """What is sent is what the formulas say, and less than half of the published reference's."""
 
 import pytest
+from distributed.small import COUNTED
 
 from mova_engine.commands.traffic import main
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import get_preset
-from mova_engine.distributed.counted_traffic import SMALL, count_schemes
+from mova_engine.distributed.counted_traffic import count_schemes
 from mova_engine.predict.context_traffic import reference_traffic, training_traffic
 
 
@@ -13,7 +14,7 @@ from mova_engine.predict.context_traffic import reference_traffic, training_traf
 def test_counted_bytes_equal_the_formula_on_every_rank(worlds, world):
     """105 video and 19 audio tokens: neither divides by the ranks."""
     # A call for each: the threads of all schemes' process groups together would starve a small machine.
-    calls = [worlds(world).run("counted", scheme=scheme) for scheme in range(count_schemes(SMALL, world))]
+    calls = [worlds(world).run("counted", scheme=scheme) for scheme in range(count_schemes(COUNTED, world))]
     for rank, each in enumerate(zip(*calls, strict=True)):
         found = {name: pair for part in each for name, pair in part.items()}
         assert {name: pair for name, pair in found.items() if pair[0] != pair[1]} == {}, f"rank {rank}"
