@@ -26,9 +26,10 @@ class MemoryConfig:
     """Where checkpointed layers' inputs wait for the backward pass."""
     frozen: Literal["activations", "fp8"] = "activations"
     """How weights that are not trained are held: in the activations' dtype, or in fp8 at half the memory of bf16."""
-    weights: Place = "device"
-    """Where weights that are not trained, and adapters with all that belongs to them, are while not in use; with
-    parallel.shard.
+    weights: Literal["device", "host", "files"] = "device"
+    """Where weights that are not trained are while not in use. With parallel.shard, "host": the host's memory, adapters
+    with all that belongs to them too. Sampling without it: layers of towers and bridge come to the device one by one,
+    while the one before computes, from the host's memory or from their files.
     """
     optimizer: Place = "device"
     """Where trained weights, their gradients and the optimizer's state are while not in use; with parallel.shard."""
@@ -81,8 +82,18 @@ class MemoryConfig:
             ),
             (
                 "weights",
-                self.weights == "host" and not sharded,
+                self.weights == "host" and not sharded and not sampling,
                 "weights come from the host in shards only: it needs parallel.shard and several processes",
+            ),
+            (
+                "weights",
+                self.weights == "files" and not sampling,
+                "layers come from their files while sampling alone",
+            ),
+            (
+                "weights",
+                self.weights == "files" and sharded,
+                "shares of weights wait on the device or the host: leave parallel.shard out",
             ),
             (
                 "optimizer",
@@ -100,6 +111,11 @@ class MemoryConfig:
                 "expert",
                 self.expert == "host" and not sampling,
                 "training draws an expert at each step: both stay; memory.weights or memory.optimizer concerns them",
+            ),
+            (
+                "expert",
+                self.expert == "host" and self.weights != "device",
+                "layers of both experts come and go: memory.weights concerns them",
             ),
             (
                 "expert",

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS
 
+# Layers of a streamed model that the device holds: one computes while the next is copied (`memory.streaming`).
+STREAM_SLOTS = 2
+
 TEXT_ENCODER, VIDEO_VAE, AUDIO_VAE = "text_encoder", "video_vae", "audio_vae"
 CODEC_PARTS = (TEXT_ENCODER, VIDEO_VAE, AUDIO_VAE)
 # The video experts' components, by index; the first serves every step of a model that has one expert alone.

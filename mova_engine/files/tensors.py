@@ -8,7 +8,7 @@ leaves what was there before. Nothing is replaced but what the engine can be sho
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,16 @@ CONFIG = "config.json"
 # File stems of diffusers and of transformers.
 STEMS = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# By safetensors' names.
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+}
 MAX_SHARD_BYTES = 10_000_000_000
 _SHOWN = 3
 
@@ -98,8 +108,10 @@ def load_component(
     device: torch.device | str,
     dtype: torch.dtype | None,
     strict: bool = True,
+    only: Collection[str] | None = None,
 ) -> KeyReport:
-    """Load a component's weights into `module`, which may live on the meta device.
+    """Load a component's weights into `module`, which may live on the meta device. only: names of those that are read;
+    the others stay as they are.
 
     Its parameters are replaced by new ones on `device`, floating point ones in `dtype` (None: as stored), and keep
     their `requires_grad`; create optimizers afterwards. strict: every name must match. Raises one MovaError that names
@@ -111,6 +123,7 @@ def load_component(
     for file in sorted({stored[name].file for name in expected if name in stored}):
         with _opened(file) as tensors:
             names = [name for name in expected if name in stored and stored[name].file == file]
+            names = names if only is None else [name for name in names if name in only]
             loaded = {name: _placed(tensors.get_tensor(name), device, dtype) for name in names}
         module.load_state_dict(loaded, strict=False, assign=True)
     return report

@@ -22,9 +22,10 @@ from mova_engine.distributed.branches import all_branches, own_branches
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.memory.residency import Residency, stage
+from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.context_parallel import Sharding
 from mova_engine.models.modality import Modality
-from mova_engine.models.mova import Mova
+from mova_engine.models.mova import DIRECT, Mova
 
 
 class Latents(NamedTuple):
@@ -103,18 +104,22 @@ def denoise(
     on_step: Callable[[Step], None] | None = None,
     processes: Processes | None = None,
     residency: Residency | None = None,
+    streamed: StreamedModel | None = None,
 ) -> Latents:
     """Take all `steps` from `noise` and return the clean latents, float32, on the noise's device.
 
     fps: pictures per second of the clip, for the bridge's alignment of the two clocks. on_step is told of every step.
     processes: those that make the clips together, of which all are given the same and return the same, to the bit; each
     computes its branches of guidance on its tokens. residency: brings towers and bridge, where they are its parts, to
-    the device for the steps that they serve.
+    the device for the steps that they serve. streamed: brings the layers' weights, where they come and go.
     Raises MovaError for shapes that do not fit, and when the latents come out not finite.
     """
     options, place = options or LoopOptions(), processes or Processes()
-    model = _Model(mova, conditions, prediction, fps, options, place.sharding)
+    model = _Model(mova, conditions, prediction, fps, options, place.sharding, streamed)
     own = own_branches(guidance.branches, place.branches)
+    if streamed is not None:
+        passes = [expert for expert in steps.experts for _ in model.forwards(own)]
+        streamed.stream.plan(unit for expert in passes for unit in streamed.units(expert))
     state = start = Latents(noise.video.float(), noise.audio.float())
     image = conditions.condition[:, -noise.video.shape[1] :, 0].float()
     video_sigmas, audio_sigmas = steps.video_sigmas.tolist(), steps.audio_sigmas.tolist()
@@ -150,19 +155,22 @@ class _Model:
     fps: float
     options: LoopOptions
     sharding: Sharding
+    streamed: StreamedModel | None = None
+
+    def forwards(self, branches: Sequence[Branch]) -> list[list[Branch]]:
+        """The branches of each forward of a step. Those that differ in text alone share one, where the options allow
+        it.
+        """
+        if not self.options.batch_guidance:
+            return [[branch] for branch in branches]
+        return [[b for b in branches if b[1] == bridge] for bridge in {bridge: None for _, bridge in branches}]
 
     def evaluate(
         self, branches: Sequence[Branch], state: Latents, steps: Steps, index: int
     ) -> dict[Branch, Velocities]:
-        """Velocities, float32, of each branch in `state` at the noise level of step `index`.
-
-        Branches that differ in text alone share a forward, where the options allow it.
-        """
-        forwards = [[branch] for branch in branches]
-        if self.options.batch_guidance:
-            forwards = [[b for b in branches if b[1] == bridge] for bridge in {bridge: None for _, bridge in branches}]
+        """Velocities, float32, of each branch in `state` at the noise level of step `index`."""
         found: dict[Branch, Velocities] = {}
-        for together in forwards:
+        for together in self.forwards(branches):
             texts = tuple(text for text, _ in together)
             found.update(zip(together, self._forward(texts, together[0][1], state, steps, index), strict=True))
         return found
@@ -173,11 +181,14 @@ class _Model:
         """A pair for each entry of `with_text`: copies of the batch, each of which sees the text or the empty text."""
         n, here = len(with_text), slice(index, index + 1)
         text = torch.cat([self.conditions.text if text else self.conditions.empty_text for text in with_text])
+        expert = steps.experts[index]
+        runner = DIRECT if self.streamed is None else self.streamed.runner(expert)
         video = torch.cat([video_input(state.video, self.conditions.condition)] * n)
         outputs = self.mova(
             Modality(video, steps.video_timesteps[here], text),
             Modality(torch.cat([state.audio] * n), steps.audio_timesteps[here], text),
-            expert=steps.experts[index],
+            expert=expert,
+            runner=runner,
             bridge=with_bridge and self.options.bridge,
             fps=self.fps,
             sharding=self.sharding,

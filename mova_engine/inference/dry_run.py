@@ -44,6 +44,11 @@ def dry_run_sampling(
     look; None: all. In a process that is prepared for the machine's kind of device (`rehearsal.fake_devices`). Raises
     MovaError as the run itself would.
     """
+    if config.memory.weights != "device" and not config.parallel.shard:
+        raise MovaError(
+            f"memory.weights {config.memory.weights}: layers that come one by one are not rehearsed yet; `mova plan` "
+            "predicts their memory"
+        )
     if config.lora is not None:
         raise MovaError("a rehearsal of sampling adds no adapters: leave --lora out, merged they take no memory")
     model, facts, stored = _model_of(config)

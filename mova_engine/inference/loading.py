@@ -27,6 +27,8 @@ from mova_engine.errors import MovaError
 from mova_engine.files.tensors import check_component, load_component, read_json, stored_tensors
 from mova_engine.memory.model_parts import codec_parts, tower_parts
 from mova_engine.memory.residency import Residency
+from mova_engine.memory.streamed_model import open_streamed
+from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.mova import Mova
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 
@@ -98,9 +100,10 @@ def open_parts(
     lora: Path | None,
     lora_alpha: float | None,
     shard: bool,
-) -> tuple[Mova, Codecs, Residency]:
+) -> tuple[Mova, Codecs, Residency, StreamedModel | None]:
     """The model and the codecs that this process needs, with the residency that reads their weights from `folder` when
-    their stages come: until then they are on the meta device. Weights that are shared are read at once.
+    their stages come: until then they are on the meta device. Weights that are shared are read at once. Last the stream
+    of the layers, where memory.weights has one.
 
     dtype: of towers and pretrained codecs; None: as stored. Raises MovaError for whatever is missing, does not fit, or
     is damaged as far as headers and checksums tell.
@@ -111,6 +114,7 @@ def open_parts(
     dtypes = (dtype,) if dtype else stored_dtypes(folder, config) or COMPUTE_DTYPES
     ops = place.operators(bind(backend, training=False, dtypes=dtypes))
     waits = "files" if memory.idle == "files" else "host"
+    streamed = None
     if shard:
         if lora is not None:
             raise MovaError(
@@ -118,12 +122,21 @@ def open_parts(
             )
         mova = _load_sharded(folder, config, ops, device, dtype, memory, place)
         towers = tower_parts(mova, None)
+    elif memory.weights != "device":
+        if lora is not None:
+            raise MovaError(
+                f"memory.weights {memory.weights}: layers that come and go take no adapters yet: merge them first "
+                "(mova lora merge)"
+            )
+        mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
+        streamed, towers = open_streamed(mova, folder, device, dtype, memory.weights)
     else:
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
         towers = tower_parts(mova, _reader(mova, folder, dtype, lora, lora_alpha), waits)
     codecs = load_codecs(folder, device=device, dtype=dtype, weights_on="meta", parts=own_codecs(place))
     parts = [*codec_parts(codecs, folder, dtype, text_waits=waits, vaes_wait=waits), *towers]
-    return mova, codecs, Residency(device, parts, stages(memory, experts=config.experts, sharded=shard))
+    residency = Residency(device, parts, stages(memory, experts=config.experts, sharded=shard))
+    return mova, codecs, residency, streamed
 
 
 def _reader(

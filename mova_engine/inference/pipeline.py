@@ -31,6 +31,7 @@ from mova_engine.inference.generated_clip import GeneratedClip
 from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import Request, read_frame
 from mova_engine.memory.residency import Residency
+from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.mova import Mova
 
 # What MOVA's own inference scripts steer away from unless told otherwise. The words are the Wan project's (Wan 2.1,
@@ -90,7 +91,8 @@ class Pipeline:
     schedule, prediction, options.clean_first_frame and options.bridge must be those of the training. processes: each of
     them has a pipeline, with the codecs that `loading.own_codecs` names. sharded: they hold parts of the weights each.
     device: where the towers compute; None: where they are. residency: brings its parts to the device for their stages,
-    and has read no file of theirs before; None: all are where they compute.
+    and has read no file of theirs before; None: all are where they compute. streamed: brings the layers' weights, where
+    they come and go.
     """
 
     mova: Mova
@@ -103,6 +105,7 @@ class Pipeline:
     sharded: bool = False
     device: torch.device | None = None
     residency: Residency | None = None
+    streamed: StreamedModel | None = None
 
     def __post_init__(self) -> None:
         given = type(self.mova).__name__
@@ -132,7 +135,8 @@ class Pipeline:
         lora: adapters to add, a LoRA run, its checkpoint or a file.
         memory: where weights wait while they are not used, `mova_engine.MemoryConfig(idle=...)`: "host",
         the default: in the host's memory, so that the device holds the largest stage and not the sum; "files": nowhere,
-        they are read again; "device": they stay. `expert="host"`: one video expert at a time.
+        they are read again; "device": they stay. `expert="host"`: one video expert at a time. `weights="host"` or
+        "files": layers come to the device one by one, so that it holds two of them and not the model.
         Weights are read when the first call needs them; text encoder, video experts and codecs are not on the device
         together. Later calls read no file again, but for idle="files".
         Raises MovaError for whatever is missing or damaged, and for arguments of another kind.
@@ -266,6 +270,8 @@ class Pipeline:
         for start in range(0, len(turns), ahead):
             some = turns[start : start + ahead]
             if encoded is None:
+                if self.streamed is not None:
+                    self.streamed.stream.free()
                 on_stage("encoding words and first frames")
                 ready = self._clip_codecs.encode([self._part(turn) for turn in some], settings.negative_prompt)
             else:
@@ -355,6 +361,7 @@ class Pipeline:
             on_step=stepped,
             processes=self.processes,
             residency=self.residency,
+            streamed=self.streamed,
         )
 
     def conditions(self, requests: Sequence[Request], negative_prompt: str, device: torch.device) -> Conditions:
@@ -394,7 +401,18 @@ def load_pipeline(
     facts = trained(folder)
     config = config or mova_config_from_folder(folder)
     more: dict[str, Any] = {"dtype": dtype, "memory": memory, "shard": shard}
-    mova, codecs, residency = open_parts(folder, config, backend, place, lora=lora, lora_alpha=lora_alpha, **more)
-    options = LoopOptions(facts.clean_first_frame, facts.bridge)
-    device = residency.device
-    return Pipeline(mova, codecs, facts.schedule, facts.prediction, options, clip, place, shard, device, residency)
+    more |= {"lora": lora, "lora_alpha": lora_alpha}
+    mova, codecs, residency, streamed = open_parts(folder, config, backend, place, **more)
+    return Pipeline(
+        mova,
+        codecs,
+        facts.schedule,
+        facts.prediction,
+        LoopOptions(facts.clean_first_frame, facts.bridge),
+        clip,
+        place,
+        shard,
+        residency.device,
+        residency,
+        streamed,
+    )

@@ -251,6 +251,8 @@ class PlannedRun:
             return "weights in fp8 compute in bf16: precision must be bf16"
         if self.job.task == "full" and self.policy.weights == "host":
             return "trained weights go to the host with the optimizer: use memory.optimizer host"
+        if self.policy.weights == "files":
+            return "how fast files are read is not known: memory.weights files is not planned"
         if self.job.task == "lora" and self.policy.optimizer == "host":
             return "adapters are too small to be worth the host: memory.optimizer host is for full training"
         if self.policy.checkpointing not in self.implementation.checkpointing:
@@ -259,6 +261,17 @@ class PlannedRun:
         if "video_dit" not in self.job.components and layout.context_parallel > 1:
             return "without the video tower there is no sequence to share: ring and ulysses must be 1"
         return None
+
+    @property
+    def streams_layers(self) -> bool:
+        """Whether whole layers come to the device one by one (`memory.streaming`), not shards of them."""
+        return self.policy.weights != "device" and not self.job.training and sharded(self.layout) == 1
+
+    @property
+    def owned(self) -> dict[str, str]:
+        """The components that a run has, both experts where there are two, each with the one whose sizes it has."""
+        second = "video_dit" in self.job.components and self.job.model.experts == 2
+        return {name: name for name in self.job.components} | ({"video_dit_2": "video_dit"} if second else {})
 
     @property
     def micro_batches(self) -> int:

@@ -9,9 +9,11 @@ from mova_engine.config.stages import (
     DECODE_VIDEO,
     DENOISE,
     ENCODE_CLIPS,
+    ENCODE_FRAMES,
     ENCODE_TEXT,
     EXPERTS,
     SAMPLING,
+    STREAM_SLOTS,
     TEXT_ENCODER,
     VIDEO_VAE,
     held,
@@ -35,6 +37,8 @@ _BEFORE_ATTENTION = {"full": 10, "selective": 6}
 # P of q, k and v packed and arriving, beside those that are sent, while a clip is sampled by several.
 _EXCHANGE = 6
 _SECOND = "second video expert"
+_OUTSIDE = "weights outside of layers"
+_RING_OF_LAYERS = "layers on their way"
 _NAMES = {TEXT_ENCODER: "text encoder", VIDEO_VAE: "video codec", AUDIO_VAE: "audio codec"}
 
 
@@ -97,6 +101,17 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     shards = sharded(layout)
     trained = job.task == "full"
     width = _FP32 if trained else run.frozen_width
+    if run.streams_layers:
+        counts, names = parameter_counts(job.model), run.owned
+        rest = {name: sum(counts[each].values()) - _layers_of(counts[each]) for name, each in names.items()}
+        device[_OUTSIDE] = sum(rest.values()) * width
+        device[_RING_OF_LAYERS] = STREAM_SLOTS * sum(_largest_layer(run, name) for name in job.components) * width
+        if policy.weights == "host":
+            host["weights"] = sum(_layers_of(counts[name]) for name in job.components) * width
+            host[_SECOND] = (sum(_layers_of(counts[each]) for each in names.values()) * width) - host["weights"]
+        place = device
+        place["adapters"] = adapter_parameters(run, used=False) * _FP32
+        return
     place = host if policy.weights_on_host else device
     place["weights"] = used * width / shards
     waiting = host if policy.expert == "host" else place
@@ -107,6 +122,22 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
         gathered = _BUFFERS * _largest_unit(run)
         device["weights gathered for the layers at work"] = gathered * (job.width if trained else width)
     place["adapters"] = adapter_parameters(run, used=False) * _FP32 / shards
+
+
+def _layers_of(groups: dict[str, int]) -> int:
+    """Weights of a component's layers, of its numbers by group."""
+    return sum(count for name, count in groups.items() if name == "blocks" or name.endswith("conditioners"))
+
+
+def _largest_layer(run: PlannedRun, component: str) -> float:
+    """Weights of a block, or of both directions of a bridge layer."""
+    model = run.job.model
+    layers = {
+        "video_dit": model.video.num_layers,
+        "audio_dit": model.audio.num_layers,
+        "dual_tower_bridge": max(len(model.bridge.layers), 1),
+    }
+    return _layers_of(parameter_counts(model)[component]) / layers[component]
 
 
 def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
@@ -191,13 +222,8 @@ def _working(run: PlannedRun) -> float:
 
 def _largest_unit(run: PlannedRun) -> float:
     """Weights of the largest part that is gathered by itself: a block, or one direction of a bridge layer."""
-    model, counts = run.job.model, parameter_counts(run.job.model)
-    units = {
-        "video_dit": counts["video_dit"]["blocks"] / model.video.num_layers,
-        "audio_dit": counts["audio_dit"]["blocks"] / model.audio.num_layers,
-        "dual_tower_bridge": sum(counts["dual_tower_bridge"].values()) / max(2 * len(model.bridge.layers), 1),
-    }
-    return max(units[name] for name in run.job.components)
+    parts = {"video_dit": 1, "audio_dit": 1, "dual_tower_bridge": 2}
+    return max(_largest_layer(run, name) / parts[name] for name in run.job.components)
 
 
 def _time_weights(run: PlannedRun) -> float:
@@ -265,13 +291,14 @@ def _sampling_stages(run: PlannedRun, denoising: dict[str, float]) -> dict[str, 
     """
     job, policy, shards = run.job, run.policy, sharded(run.layout)
     sizes = _codec_bytes(run)
-    if "weights" in denoising:
-        counts = {name: sum(groups.values()) for name, groups in parameter_counts(job.model).items()}
-        owned = [*job.components, *(EXPERTS[1:] if "video_dit" in job.components and job.model.experts == 2 else ())]
-        same = {EXPERTS[1]: EXPERTS[0]}
-        sizes |= {name: counts[same.get(name, name)] * run.frozen_width / shards for name in owned}
+    if "weights" in denoising or run.streams_layers:
+        counts = parameter_counts(job.model)
+        for name, each in run.owned.items():
+            held_back = _layers_of(counts[each]) if run.streams_layers else 0
+            sizes[name] = (sum(counts[each].values()) - held_back) * run.frozen_width / shards
     order = [x for x in stages(policy, experts=job.model.experts, sharded=shards > 1) if x.name in SAMPLING]
-    rest = {name: value for name, value in denoising.items() if name not in ("weights", _SECOND)}
+    rest = {name: value for name, value in denoising.items() if name not in ("weights", _SECOND, _OUTSIDE)}
+    ring = {_RING_OF_LAYERS: denoising.get(_RING_OF_LAYERS, 0)}
     found = {}
     for name, there in held(order, sizes).items():
         experts = [part for part in there if part in EXPERTS]
@@ -280,6 +307,9 @@ def _sampling_stages(run: PlannedRun, denoising: dict[str, float]) -> dict[str, 
             _SECOND: sum(sizes[part] for part in experts[1:]),
             **{_NAMES[part]: sizes[part] for part in there if part in _NAMES},
         }
-        found[name] = {**parts, **(rest if name in DENOISE else {})}
-    # Towers in the host's memory come layer by layer.
-    return found if "weights" in denoising else {**found, DENOISE[0]: denoising}
+        if run.streams_layers:
+            parts[_OUTSIDE] = parts.pop("weights") + parts.pop(_SECOND)
+        # The slots of streamed layers are given back while words are encoded.
+        found[name] = {**parts, **(rest if name in DENOISE else {} if name in (ENCODE_TEXT, ENCODE_FRAMES) else ring)}
+    # Shards in the host's memory come layer by layer.
+    return found if "weights" in denoising or run.streams_layers else {**found, DENOISE[0]: denoising}

@@ -128,7 +128,9 @@ def test_policies_leave_out_what_has_no_meaning():
         assert away == (name != "cpu")
         assert not any(policy.unavailable(job.task, sharded=False) for policy in found)
         planned = list(policies(job, Layout(), hardware, OURS, planned=True))
-        assert set(found) <= set(planned) and (len(planned) > len(found)) == (name != "cpu")
+        # Training on one device keeps its weights there; sampling cannot hold weights in fp8 yet.
+        more = name == "rtx4090" if job.task == "inference" else name != "cpu"
+        assert set(found) <= set(planned) and (len(planned) > len(found)) == more
     assert all(set(values) >= {getattr(SELECTIVE, name)} for name, values in CHOICES.items())
 
 

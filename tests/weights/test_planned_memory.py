@@ -1,6 +1,7 @@
 """What the cost model plans for a model is what is counted of it, by part and stage, in sampling and in a LoRA run."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,33 @@ def test_sampling_holds_what_was_planned_of_each_stage(complete, codecs, expert,
     counted = {name: sum(parts.values()) for name, parts in pipeline.residency.report().stages.items()}
     weights = {name: total - working * name.startswith("denoise") for name, total in planned.stages.items()}
     assert counted == pytest.approx(weights, rel=1e-9)
+
+
+@pytest.mark.parametrize("idle", ["host", "device"])
+def test_sampling_layer_by_layer_holds_what_was_planned(complete, codecs, idle):
+    """Layers in files hold what those on a host do, of which there is none apart from a CPU's memory."""
+    settings = MemoryConfig(weights="files", idle=idle)
+    pipeline = load_pipeline(complete, get_backend("cpu"), dtype=torch.float32, memory=settings)
+    for _ in range(2):
+        list(pipeline.generate([Request("ball")], SampleSettings(2)))
+    job = Job(pipeline.mova.config, "inference", "fp32")
+    planned = memory(PlannedRun(job, policy=replace(settings, weights="host")))
+    stream = pipeline.streamed.stream
+    # Each tensor begins at a multiple of 256 bytes in its slot, which shows in a model as small as this.
+    ring = stream.report().ring_bytes
+    padding = 2 * max(unit.bytes - sum(place.bytes for place in unit.places) for unit in stream.units)
+    assert planned.device["layers on their way"] == ring - padding
+    layers = {id(chunk.module): chunk for unit in stream.units for chunk in unit.chunks}
+    assert planned.host["weights"] + planned.host["second video expert"] == sum(
+        place.bytes for chunk in layers.values() for place in chunk.places
+    )
+    counted = {name: sum(parts.values()) for name, parts in pipeline.residency.report().stages.items()}
+    beside = {name: 0.0 if name.startswith("encode") else planned.device["layers on their way"] for name in counted}
+    working = planned.device["working set of a layer"]
+    outside = {
+        name: total - beside[name] - working * name.startswith("denoise") for name, total in planned.stages.items()
+    }
+    assert counted == pytest.approx(outside, rel=1e-9)
 
 
 def test_a_lora_run_holds_what_was_planned(complete, codecs, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_a_fine_tuned_model_keeps_its_codecs(complete, tmp_path, ops):
 def sampled(complete):
     """Clips of three prompts, then of one, by a pipeline that takes `memory`, and what was read from the folder."""
 
-    def run(memory: MemoryConfig | None):
+    def run(memory: MemoryConfig | None, batch_guidance: bool = True):
         """memory None: everything is loaded at once and stays."""
         backend = get_backend("cpu")
         pipeline = load_pipeline(complete, backend, memory=memory)
@@ -49,6 +49,7 @@ def sampled(complete):
             ops = bind(backend, training=False, dtypes=(torch.float32,))
             model = load_mova(complete, ops, device="cpu").requires_grad_(False)
             pipeline = replace(pipeline, mova=model, codecs=load_codecs(complete), residency=None)
+        pipeline.options = replace(pipeline.options, batch_guidance=batch_guidance)
         requests = [Request(caption, seed) for seed, caption in enumerate(["ball", "", "ball"])]
         settings = SampleSettings(2)
         return pipeline, [*pipeline.generate(requests, settings, batch=2), *pipeline.generate(requests[:1], settings)]
@@ -101,3 +102,18 @@ def test_nothing_is_read_before_its_stage_and_what_cannot_be_read_is_said_first(
     shutil.rmtree(complete / "dual_tower_bridge")
     with pytest.raises(MovaError, match="dual_tower_bridge"):
         load_pipeline(complete, get_backend("cpu"))
+
+
+@pytest.mark.parametrize("batch_guidance", [True, False])
+def test_layers_that_are_read_one_by_one_change_no_bit_of_a_clip(sampled, complete, batch_guidance):
+    expected = sampled(None)[1]
+    pipeline, clips = sampled(MemoryConfig(weights="files"), batch_guidance=batch_guidance)
+    for ours, theirs in zip(clips, expected, strict=True):
+        assert np.array_equal(ours.video, theirs.video) and np.array_equal(ours.audio, theirs.audio)
+    report = pipeline.streamed.stream.report()
+    assert report.unforeseen == 0 and report.copies > 0
+    # Between layers there is no weight of a block anywhere.
+    pipeline.streamed.stream.free()
+    assert all(x.is_meta for x in pipeline.mova.video_dit.blocks.parameters())
+    held = pipeline.residency.report().parts
+    assert held["video_dit"].bytes < sum(x.numel() * 4 for x in pipeline.mova.video_dit.parameters())

@@ -1,0 +1,81 @@
+"""A model folder's towers with layers that are streamed: what stays on the device as parts, and the stream of the rest.
+
+Embeddings, heads and time projections (0.4 GB of an expert's 28.6 in bf16) come and go with their stages, as whole
+towers do without streaming; the layers' weights wait in the host's memory or in the folder's files.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from mova_engine.config.model import COMPONENTS
+from mova_engine.errors import MovaError
+from mova_engine.files.tensors import SAFETENSORS_DTYPES, check_component, load_component, stored_tensors
+from mova_engine.memory.residency import Part
+from mova_engine.memory.streaming import StreamedModel, model_layers
+from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit, WeightSource
+from mova_engine.models.mova import Mova
+
+
+def open_streamed(
+    mova: Mova, folder: Path, device: torch.device, dtype: torch.dtype | None, where: Literal["host", "files"]
+) -> tuple[StreamedModel, list[Part]]:
+    """The stream of the layers of `mova`, which is on the meta device, and the parts that stay beside it.
+
+    where: the layers' weights wait. dtype: of all weights; None: as stored. Headers alone are read now. Raises
+    MovaError where the folder does not fit the model.
+    """
+    names = [name for name in COMPONENTS if getattr(mova, name) is not None]
+    for name in names:
+        check_component(getattr(mova, name), folder / name)
+        _take_dtypes(getattr(mova, name), folder / name, dtype)
+    streamed = {id(module) for modules in model_layers(mova) for module in modules.values()}
+
+    def part(name: str) -> Part:
+        component = getattr(mova, name)
+        rest = _without(component, streamed)
+        wanted = {key for key, _ in rest.named_parameters()} | {key for key, _ in rest.named_buffers()}
+
+        def read(at: torch.device) -> None:
+            load_component(component, folder / name, device=at, dtype=dtype, only=wanted)
+            component.requires_grad_(False)
+
+        return Part(name, rest, read, "files")
+
+    def source(units: Sequence[Unit]) -> WeightSource:
+        stored = StoredWeights(units, folder, torch.device("cpu") if where == "host" else device)
+        return HostArena(units, device, stored) if where == "host" else stored
+
+    if where == "host" and device.type == "cpu":
+        raise MovaError(
+            "memory.weights host: a CPU's memory is the host's; leave it out, or let the weights wait in files: "
+            "memory.weights files"
+        )
+    return StreamedModel(mova, source, device=device), [part(name) for name in names]
+
+
+def _take_dtypes(component: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
+    """Give the weights of a component without data the dtype in which they will be."""
+    stored = stored_tensors(folder)
+    for path, module in component.named_modules():
+        for key, tensor in module._parameters.items():
+            if tensor is not None:
+                name = f"{path}.{key}" if path else key
+                wanted = dtype or SAFETENSORS_DTYPES.get(stored[name].dtype)
+                if wanted is None:
+                    raise MovaError(f"{folder}: {name} is of dtype {stored[name].dtype}: give --dtype")
+                empty = torch.empty(tensor.shape, dtype=wanted, device="meta")
+                module._parameters[key] = nn.Parameter(empty, requires_grad=False)
+
+
+def _without(component: nn.Module, left_out: set[int]) -> nn.Module:
+    """A module with the component's own parameters and its submodules but those left out, under the same names."""
+    found = nn.Module()
+    found._parameters, found._buffers = component._parameters, component._buffers
+    for name, child in component.named_children():
+        if not left_out & {id(module) for module in child.modules()}:
+            found.add_module(name, child)
+    return found

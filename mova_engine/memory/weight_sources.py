@@ -1,0 +1,291 @@
+"""Where the weights of a model's layers wait until they are wanted: in one block of the host's memory, or in files.
+
+A unit is all that one layer of the forward needs: a block of one video expert, the bridge's two conditioners, a block
+of the audio tower. Its tensors have fixed places in a buffer of bytes, one after another, so that a unit is one copy.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mova_engine.errors import MovaError
+from mova_engine.files.tensors import SAFETENSORS_DTYPES, stored_tensors
+
+# Each tensor begins at a multiple of this, as products on every device want it.
+ALIGNMENT = 256
+# Bytes read at once: a stop or an error is not waited for through a gigabyte.
+_PIECE = 64 << 20
+
+
+class Place(NamedTuple):
+    """A tensor of a unit: the dict of its module that holds it, its name there, and its bytes in the unit's buffer."""
+
+    holder: dict[str, Tensor | None]
+    key: str
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+    def of(self, buffer: Tensor, begin: int = 0) -> Tensor:
+        """The tensor, as a view of a unit's buffer (uint8), or of the part of it that starts at byte `begin`."""
+        start = self.offset - begin
+        return buffer[start : start + self.bytes].view(self.dtype).view(self.shape)
+
+
+class Chunk(NamedTuple):
+    """One module's bytes in a unit's buffer; both experts' units have the same bridge and audio modules."""
+
+    module: nn.Module
+    begin: int
+    end: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A layer's weights, in chunks that follow one another in a buffer."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All tensors, in their order."""
+        return tuple(place for chunk in self.chunks for place in chunk.places)
+
+    @property
+    def bytes(self) -> int:
+        """Of the buffer."""
+        return self.chunks[-1].end if self.chunks else 0
+
+    @classmethod
+    def of(cls, modules: Mapping[str, nn.Module]) -> "Unit":
+        """The unit of a layer's modules, by their names in the model: their frozen parameters and their buffers. What
+        is trained, adapters for instance, is no part of it, and neither are adapters that are not.
+        """
+        chunks: list[Chunk] = []
+        end = 0
+        for prefix, module in modules.items():
+            begin, places = end, []
+            for path, each in module.named_modules(prefix=prefix):
+                if ".lora_" in f".{path}":
+                    continue
+                for holder in (each._parameters, each._buffers):
+                    for key, tensor in holder.items():
+                        if tensor is None or tensor.requires_grad:
+                            continue
+                        offset = -(-end // ALIGNMENT) * ALIGNMENT
+                        places.append(Place(holder, key, f"{path}.{key}", tensor.shape, tensor.dtype, offset))
+                        end = offset + places[-1].bytes
+            end = -(-end // ALIGNMENT) * ALIGNMENT
+            chunks.append(Chunk(module, begin, end, tuple(places)))
+        return cls(tuple(chunks))
+
+
+class WeightSource(Protocol):
+    """Gives the weights of units, by their numbers. Called from one thread at a time, not always the same one."""
+
+    def read(self, unit: int, buffer: Tensor) -> None:
+        """Fill `buffer` (uint8, of the unit's size) with its weights. buffer on a device: the copy may still run on the
+        current stream when this returns.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the source holds. Nothing may be on its way to a device."""
+        ...
+
+
+class HostArena:
+    """All units in one block of the host's memory, of exactly their size; pinned for a CUDA device, so that copies run
+    beside what computes. A module that several units have is there once.
+
+    stored: the files from which it is filled, when the first unit is wanted. None: the weights are taken out of the
+    modules now, one by one, so that the host never holds all of them twice.
+    """
+
+    def __init__(self, units: Sequence[Unit], device: torch.device, stored: "StoredWeights | None" = None) -> None:
+        self._units, self._device, self._stored = units, device, stored
+        self._by_module = {id(chunk.module): chunk for unit in units for chunk in unit.chunks}
+        self._chunks: dict[int, Tensor] = {}
+        self.arena, self.pinned = torch.empty(0, dtype=torch.uint8), False
+        if stored is None:
+            self._fill(self._take)
+
+    def _fill(self, fill: Callable[[Chunk, Tensor], None]) -> None:
+        # torch's own pinned memory comes in powers of two: up to twice as much.
+        self.arena = torch.empty(sum(x.end - x.begin for x in self._by_module.values()), dtype=torch.uint8)
+        self.pinned = self._device.type == "cuda" and _pin(self.arena)
+        start = 0
+        for key, chunk in self._by_module.items():
+            part = self.arena[start : start + chunk.end - chunk.begin]
+            start += len(part)
+            fill(chunk, part)
+            self._chunks[key] = part
+
+    @staticmethod
+    def _take(chunk: Chunk, part: Tensor) -> None:
+        for place in chunk.places:
+            tensor = place.holder[place.key]
+            if tensor is None or tensor.is_meta:
+                raise MovaError(f"{place.name} has no data to keep on the host")
+            place.of(part, chunk.begin).copy_(tensor.detach())
+            place.holder[place.key] = without_data(tensor)
+
+    def read(self, unit: int, buffer: Tensor) -> None:
+        if self._stored is not None:
+            stored, self._stored = self._stored, None
+            self._fill(stored.fill)
+            stored.close()
+        for chunk in self._units[unit].chunks:
+            buffer[chunk.begin : chunk.end].copy_(self._chunks[id(chunk.module)], non_blocking=True)
+
+    def close(self) -> None:
+        if self._stored is not None:
+            self._stored.close()
+        if self.pinned:
+            torch.cuda.cudart().cudaHostUnregister(self.arena.data_ptr())
+        self.pinned = False
+
+
+def _pin(arena: Tensor) -> bool:
+    code = torch.cuda.cudart().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0)
+    if int(code) != 0:
+        raise MovaError(
+            f"{arena.nbytes / 1e9:.1f} GB of host memory cannot be pinned (CUDA error {int(code)}): raise the limit of "
+            "locked memory (ulimit -l), or let the weights wait in files"
+        )
+    return True
+
+
+def without_data(tensor: Tensor) -> Tensor:
+    """What stands for a weight that is not there: whoever computes with it gets an error, not other weights."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+class _Range(NamedTuple):
+    file: Path
+    offset: int
+    dtype: torch.dtype
+
+
+class StoredWeights:
+    """Units read from the safetensors files of a model folder whenever they are wanted.
+
+    Bytes go from the file to the buffer with no copy between, where the buffer is on the host and the dtype is the
+    stored one. On another device, and to convert, they go through one buffer of the largest unit's size, pinned for
+    CUDA. MovaError where files do not hold what a unit needs, and where one changes while it is used.
+    """
+
+    def __init__(self, units: Sequence[Unit], folder: Path, device: torch.device) -> None:
+        self._units = units
+        names = {place.name for unit in units for place in unit.places}
+        self._ranges = _ranges(folder, names)
+        for unit in units:
+            for place in unit.places:
+                if place.name not in self._ranges:
+                    raise MovaError(f"{folder} does not hold {place.name}")
+        self._files: dict[Path, tuple[int, tuple[int, int]]] = {}
+        self._staged: Tensor | None = None
+        self._copied: torch.Event | None = None
+        if device.type != "cpu":
+            size = max(unit.bytes for unit in units)
+            self._staged = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        for file in sorted({found.file for found in self._ranges.values()}):
+            self._files[file] = _opened(file)
+
+    def read(self, unit: int, buffer: Tensor) -> None:
+        if self._staged is None:
+            for chunk in self._units[unit].chunks:
+                self.fill(chunk, buffer[chunk.begin : chunk.end])
+            return
+        if self._copied is not None:
+            # The bytes of the unit before this one have left the buffer.
+            self._copied.synchronize()
+        staged = self._staged[: buffer.numel()]
+        for chunk in self._units[unit].chunks:
+            self.fill(chunk, staged[chunk.begin : chunk.end])
+        buffer.copy_(staged, non_blocking=True)
+        self._copied = torch.accelerator.current_stream(buffer.device).record_event()
+
+    def fill(self, chunk: Chunk, part: Tensor) -> None:
+        """Read one module's weights into its part of a buffer, on the host."""
+        for place in chunk.places:
+            found, target = self._ranges[place.name], place.of(part, chunk.begin)
+            if found.dtype == place.dtype:
+                self._pread(found, target)
+            else:
+                stored = torch.empty(place.shape, dtype=found.dtype)
+                self._pread(found, stored)
+                target.copy_(stored)
+
+    def _pread(self, found: _Range, target: Tensor) -> None:
+        descriptor, state = self._files[found.file]
+        view = memoryview(target.view(-1).view(torch.uint8).numpy())
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(descriptor, [view[done : done + _PIECE]], found.offset + done)
+            except OSError as error:
+                raise MovaError(f"cannot read {found.file}: {error.strerror}") from error
+            if count == 0:
+                raise MovaError(f"{found.file} has become shorter while weights are read from it")
+            done += count
+        if _state(descriptor) != state:
+            raise MovaError(f"{found.file} was changed while weights are read from it: start again")
+
+    def close(self) -> None:
+        for descriptor, _ in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+
+def _opened(file: Path) -> tuple[int, tuple[int, int]]:
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise MovaError(f"cannot read {file}: {error.strerror}") from error
+    return descriptor, _state(descriptor)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns
+
+
+def _ranges(folder: Path, names: Iterable[str]) -> dict[str, _Range]:
+    """Of tensors, by component and name, those that `folder` holds: file, first byte, dtype."""
+    wanted = set(names)
+    found: dict[str, _Range] = {}
+    for component in sorted({name.partition(".")[0] for name in wanted}):
+        headers: dict[Path, tuple[int, dict]] = {}
+        for name, tensor in stored_tensors(folder / component).items():
+            full = f"{component}.{name}"
+            if full not in wanted:
+                continue
+            if tensor.file not in headers:
+                headers[tensor.file] = _header(tensor.file)
+            begin, header = headers[tensor.file]
+            dtype = SAFETENSORS_DTYPES.get(tensor.dtype)
+            if dtype is None:
+                raise MovaError(f"{tensor.file}: {name} is of dtype {tensor.dtype}, which cannot be streamed")
+            found[full] = _Range(tensor.file, begin + header[name]["data_offsets"][0], dtype)
+    return found
+
+
+def _header(file: Path) -> tuple[int, dict]:
+    """(first byte of the data, header) of a safetensors file whose header `stored_tensors` has read and found good."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        return 8 + size, json.loads(opened.read(size))

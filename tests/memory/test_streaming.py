@@ -1,0 +1,183 @@
+"""Streamed weights: the same numbers as resident ones to the bit, from every source, and errors that say why."""
+
+import os
+import shutil
+import time
+
+import pytest
+import torch
+from models.test_towers import TINY, build, inputs
+
+from mova_engine.adapters import add_lora, lora_parameters
+from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import load_mova, save_mova
+from mova_engine.errors import MovaError
+from mova_engine.memory.checkpointing import layer_runner
+from mova_engine.memory.streaming import StreamedModel, WeightStream, layer_count
+from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit
+from mova_engine.models.modality import modalities
+from mova_engine.ops import bind
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return get_backend("cpu")
+
+
+@pytest.fixture(scope="module")
+def ops(backend):
+    return bind(backend)
+
+
+@pytest.fixture(scope="module")
+def folder(ops, backend, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    save_mova(build(ops, backend), path)
+    return path
+
+
+def source(kind, folder, dtype=None):
+    if kind == "host":
+        return lambda units: HostArena(units, CPU)
+    return lambda units: StoredWeights(units, folder, CPU)
+
+
+def loaded(ops, folder):
+    return load_mova(folder, ops, device="cpu").requires_grad_(False)
+
+
+def streamed(ops, folder, kind, **options):
+    mova = loaded(ops, folder)
+    model = StreamedModel(mova, source(kind, folder), device=CPU, poison=True, **options)
+    return mova, model
+
+
+def equal(found, expected):
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+@pytest.mark.parametrize("kind", ["host", "files"])
+def test_streamed_is_resident_to_the_bit(ops, backend, folder, kind, slots):
+    args = modalities(*inputs(backend))
+    with torch.no_grad():
+        expected = [loaded(ops, folder)(*args, expert=expert) for expert in (0, 1)]
+    mova, model = streamed(ops, folder, kind, slots=slots)
+    order = (0, 0, 1, 1, 0)
+    model.stream.plan(unit for expert in order for unit in model.units(expert))
+    with torch.no_grad():
+        for expert in order:
+            found = mova(*args, expert=expert, runner=model.runner(expert))
+            assert equal(found, expected[expert])
+    report, size = model.stream.report(), max(unit.bytes for unit in model.stream.units)
+    # Every unit of a pass is copied once, but for those that are there still.
+    assert report.unforeseen == 0 and report.ring_bytes == slots * size
+    assert report.copies <= layer_count(mova) * len(order)
+    assert report.copies >= (layer_count(mova) - slots) * len(order)
+    model.stream.close()
+    with pytest.raises((RuntimeError, ValueError), match="meta"), torch.no_grad():
+        mova(*args)
+
+
+def test_a_shared_module_lies_on_the_host_once(ops, folder):
+    _, model = streamed(ops, folder, "host")
+    chunks = [chunk for unit in model.stream.units for chunk in unit.chunks]
+    own = {id(chunk.module): chunk.end - chunk.begin for chunk in chunks}
+    assert model.stream.source.arena.nbytes == sum(own.values()) < sum(unit.bytes for unit in model.stream.units)
+
+
+@pytest.mark.parametrize("policy", ["full", "selective"])
+@pytest.mark.parametrize("kind", ["host", "files"])
+def test_gradients_of_adapters_are_those_of_a_resident_base(ops, backend, folder, kind, policy):
+    args = modalities(*inputs(backend))
+
+    def gradients(mova, runner, expert):
+        mova.zero_grad(set_to_none=True)
+        video, audio = mova(*args, expert=expert, runner=runner)
+        (video.square().sum() + audio.square().sum()).backward()
+        return [video, audio, *(p.grad for p in lora_parameters(mova).values() if p.grad is not None)]
+
+    def adapted(mova):
+        add_lora(mova, ("q", "v", "ffn.0"), 4, 8.0, torch.Generator().manual_seed(0))
+        for index, parameter in enumerate(lora_parameters(mova).values()):
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
+        return mova
+
+    resident, mova = adapted(loaded(ops, folder)), adapted(loaded(ops, folder))
+    model = StreamedModel(mova, source(kind, folder), device=CPU, poison=True)
+    for expert in (0, 1, 0):
+        model.stream.plan((*model.units(expert), *model.units(expert, backward=True)))
+        found = gradients(mova, model.runner(expert, layer_runner(policy)), expert)
+        expected = gradients(resident, layer_runner(policy), expert)
+        assert len(found) == len(expected) > 2 and equal(found, expected)
+    assert model.stream.report().unforeseen == 0
+
+
+def test_a_backward_without_checkpointing_is_refused(ops, backend, folder):
+    mova, model = streamed(ops, folder, "host")
+    with pytest.raises(MovaError, match="keep none of them for a backward"):
+        mova(*modalities(*inputs(backend)), runner=model.runner(0))
+
+
+def test_what_the_plan_does_not_name_comes_all_the_same(ops, backend, folder):
+    args = modalities(*inputs(backend))
+    with torch.no_grad():
+        expected = loaded(ops, folder)(*args, expert=1)
+        mova, model = streamed(ops, folder, "files")
+        model.stream.plan(model.units(0))
+        assert equal(mova(*args, expert=1, runner=model.runner(1)), expected)
+    assert model.stream.report().unforeseen == layer_count(mova)
+
+
+@pytest.mark.parametrize("change", ["shorter", "rewritten"])
+def test_a_file_that_changes_under_way_is_one_line(ops, backend, folder, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    mova = loaded(ops, copy)
+    model = StreamedModel(mova, lambda units: StoredWeights(units, copy, CPU), device=CPU)
+    file = next((copy / "video_dit").glob("*.safetensors"))
+    time.sleep(0.01)
+    if change == "shorter":
+        os.truncate(file, 4096)
+    else:
+        file.write_bytes(file.read_bytes())
+    with torch.no_grad(), pytest.raises(MovaError, match="become shorter|was changed while weights are read"):
+        mova(*modalities(*inputs(backend)), runner=model.runner(0))
+
+
+def test_a_replaced_file_is_read_as_it_was(ops, backend, folder, tmp_path):
+    """A new file in its place is another file: the one that is open stays."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    args = modalities(*inputs(backend))
+    with torch.no_grad():
+        expected = loaded(ops, copy)(*args)
+        mova = loaded(ops, copy)
+        model = StreamedModel(mova, lambda units: StoredWeights(units, copy, CPU), device=CPU)
+        file = next((copy / "video_dit").glob("*.safetensors"))
+        other = tmp_path / "other"
+        other.write_bytes(b"x" * file.stat().st_size)
+        other.replace(file)
+        assert equal(mova(*args, runner=model.runner(0)), expected)
+
+
+def test_weights_that_are_missing_are_named(ops, backend, folder):
+    mova = loaded(ops, folder)
+    units = [Unit.of({"video_dit.blocks.9": mova.video_dit.blocks[0]})]
+    with pytest.raises(MovaError, match=r"does not hold video_dit\.blocks\.9\."):
+        StoredWeights(units, folder, CPU)
+    with pytest.raises(MovaError, match="at least 2 slots"):
+        WeightStream(units, None, CPU, slots=1)
+
+
+def test_stored_weights_are_converted_on_the_way(ops, backend, folder):
+    args = modalities(*inputs(backend))
+    with torch.no_grad():
+        half = load_mova(folder, ops, device="cpu", dtype=torch.bfloat16).requires_grad_(False)
+        expected = half(*args)
+        model = StreamedModel(half, lambda units: StoredWeights(units, folder, CPU), device=CPU)
+        assert equal(half(*args, runner=model.runner(0)), expected)
+    assert TINY.experts == 2
