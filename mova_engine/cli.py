@@ -11,7 +11,11 @@ from mova_engine.errors import MovaError, run_cli, suggest
 COMMANDS = {
     "train": ("mova_engine.train.__main__", "train or fine-tune a model by a recipe"),
     "sample": ("mova_engine.inference.__main__", "generate clips with sound from a caption and a first frame"),
+    "lora inspect": ("mova_engine.commands.lora_inspect", "print what adapters hold, in any tool's dialect"),
+    "lora convert": ("mova_engine.commands.lora_convert", "write adapters in another tool's dialect"),
     "lora merge": ("mova_engine.commands.lora_merge", "write a checkpoint with adapters merged into its weights"),
+    "lora extract": ("mova_engine.commands.lora_extract", "write what a full fine-tune changed as adapters"),
+    "lora combine": ("mova_engine.commands.lora_combine", "write several adapters with their strengths as one"),
     "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
     "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),

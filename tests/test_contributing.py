@@ -39,7 +39,7 @@ def run(copy, *words) -> str:
 
 
 def test_the_diffs_are_short():
-    assert set(DIFFS) == {"score", "operator implementation", "device"}
+    assert set(DIFFS) == {"score", "operator implementation", "device", "adapter dialect"}
     assert all(len(diff.splitlines()) < 60 for diff in DIFFS.values())
 
 
@@ -64,3 +64,20 @@ def test_an_operator_implementation(changed):
 def test_a_device(changed):
     code = "from mova_engine.backend import NAMES, describe_backend as d; print(NAMES[-1], d('xpu').unavailable())"
     assert run(changed, "-c", code).startswith("xpu torch sees no Intel GPU")
+
+
+@pytest.mark.parametrize("changed", ["adapter dialect"], indirect=True)
+def test_an_adapter_dialect(changed, tmp_path, repo_root):
+    adapter = repo_root / "tests" / "data" / "golden" / "case9_lora_weights.safetensors"
+    lora = ("-m", "mova_engine.cli", "lora")
+    there, back = str(tmp_path / "there"), str(tmp_path / "back.safetensors")
+    said = run(changed, *lora, "convert", str(adapter), "--alpha", "8", "--to", "dotted", "--out", there)
+    assert "dotted has no alpha: B holds alpha / rank of 38 layers" in said
+    run(changed, *lora, "convert", there, "--to", "mova-engine", "--out", back)
+    before, after = (
+        run(changed, *lora, "inspect", path, "--alpha", a) for path, a in ((str(adapter), "8"), (back, "4"))
+    )
+    norms = [
+        re.findall(r"\((?:high|low|audio|bridge)\).*norm of the update ([\d.]+)", said) for said in (before, after)
+    ]
+    assert norms[0] == norms[1] and len(norms[0]) == 4

@@ -52,6 +52,23 @@ WRONG = {
         "--checkpoint /dev/null --lora text.txt --out merged",
         "--checkpoint folder --lora /dev/null --out merged",
     ],
+    "lora inspect": ["nowhere", "nowhere.safetensors", "text.txt", "folder", "/dev/null"],
+    "lora convert": [
+        "nowhere --to comfy --out new",
+        "text.txt --to comfy --out new",
+        "folder --to comfy --out new",
+        "text.txt --to nonsense --out new",
+    ],
+    "lora extract": [
+        "--base nowhere --tuned folder --out new.safetensors",
+        "--base folder --tuned folder --out new.safetensors",
+        "--base folder --tuned folder --rank 0 --out new.safetensors",
+    ],
+    "lora combine": [
+        "nowhere:0.5 --out new.safetensors",
+        "text.txt --out new.safetensors",
+        "x:inf --out new.safetensors",
+    ],
     "encode": [
         "--data nowhere --model nano",
         "--data text.txt --model nano",

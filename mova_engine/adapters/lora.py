@@ -1,16 +1,15 @@
-"""Low-rank adapters (Hu et al., 2021) in the reference's file format.
+"""Low-rank adapters (Hu et al., 2021) on a model: adding new ones, applying those of files, saving, merging.
 
-An adapted layer computes `x W^T + b + (alpha / r) * (x A^T) B^T`. The file is one flat safetensors mapping from
-`component.layer.lora_A.weight` [r, in] and `component.layer.lora_B.weight` [out, r], which are also the names that the
-adapted `Mova` gives its parameters. The reference's files do not say alpha; ours keep it in the file's metadata.
+An adapted layer computes `x W^T + b + (alpha / r) * (x A^T) B^T`. The engine's file is one flat safetensors mapping
+from `component.layer.lora_A.weight` [r, in] and `component.layer.lora_B.weight` [out, r], which are also the names that
+the adapted `Mova` gives its parameters, with alpha in the metadata.
 """
 
 # torch does not say of all its functions what they take.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
-import zlib
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,14 +19,18 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mova_engine.adapters.form import Adapter, LowRank, check_alpha, check_shapes, listed
+from mova_engine.adapters.reading import read_adapter
+from mova_engine.adapters.rounding import rounded
 from mova_engine.errors import MovaError, suggest
-from mova_engine.files.tensors import read_tensors, write_new_file
+from mova_engine.files.tensors import write_new_file
 from mova_engine.models.layers import Linear
 
 ALPHA = "alpha"
 # What a training checkpoint calls the file.
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-_SHOWN = 3
+# A module's parameters before adapters were added to them, by name.
+_ORIGINALS = "unadapted"
 
 
 def find_linears(model: nn.Module, targets: Iterable[str]) -> list[str]:
@@ -61,11 +64,11 @@ def add_lora(
     """
     if rank < 1:
         raise MovaError(f"LoRA rank must be at least 1, got {rank}")
-    _check_alpha(alpha, "LoRA alpha")
-    names = find_linears(model, targets)
+    check_alpha(alpha, "LoRA alpha")
+    names, linears = find_linears(model, targets), _linears(model)
     for name in names:
-        layer = _free_layer(model, name)
-        _attach(layer, draw_a(rank, layer.in_features, generator), torch.zeros(layer.out_features, rank), alpha)
+        layer = _free_layer(linears, name)
+        _attach(layer, draw_a(rank, layer.in_features, generator), torch.zeros(layer.out_features, rank), alpha / rank)
     return names
 
 
@@ -75,72 +78,98 @@ def draw_a(rank: int, in_features: int, generator: torch.Generator | None = None
     return torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
 
 
-def load_lora(model: nn.Module, path: str | Path, alpha: float | None = None) -> list[str]:
-    """Add the adapters of a file to `model` and return the adapted layers' names. Nothing is added on an error.
+def load_lora(model: nn.Module, path: str | Path, alpha: float | None = None, part: str | None = None) -> list[str]:
+    """Apply the adapter of a file or folder of any dialect to `model`, and return the names of the layers and
+    parameters that it changes. Nothing is changed on an error.
 
-    alpha: overrides the file's own; needed where the file has none. Raises MovaError as `read_lora`, and for layers
-    that the model does not have, has in another size, or has adapted already.
+    alpha: overrides the file's own; needed where the file has none. part: what it adapts, where the file does not say
+    it. Raises MovaError as `read_adapter` and `check_shapes`, and for layers that are adapted already.
     """
-    pairs, alpha = read_scaled_lora(path, alpha)
-    check_fit(model, path, pairs)
-    attach_lora(model, pairs, alpha)
-    return list(pairs)
+    adapter = read_adapter(path, alpha=alpha, part=part)
+    check_shapes(adapter, shapes_of(model), path)
+    apply_adapters(model, [(adapter, 1.0)])
+    return adapter.names
 
 
-def attach_lora(model: nn.Module, pairs: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> None:
-    """Add the A [r, in] and B [out, r] of layers, by their names in `model`, where they and in what dtype these are.
-    MovaError, and nothing is added, where a layer is adapted already.
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the model's own parameters by name, without its adapters'."""
+    return {name: tuple(x.shape) for name, x in model.named_parameters() if ".lora_" not in f".{name}"}
+
+
+def apply_adapters(
+    model: nn.Module, stack: Sequence[tuple[Adapter, float]], prefix: str = "", *, keep: bool = True
+) -> None:
+    """Apply adapters, each with its strength, to a model that has none. What a layer takes from several is one
+    low-rank update of their ranks together.
+
+    Low-rank updates of `Linear` layers are computed beside the weight. What those cannot carry, DoRA, other layers and
+    full differences, is added to the parameter itself, whose original is kept for `remove_lora`.
+    prefix: of names in the adapters, before those in `model`, such as a component's. keep=False: originals are not.
     """
-    layers = {name: _free_layer(model, name) for name in pairs}
-    for name, (a, b) in pairs.items():
-        _attach(layers[name], a, b, alpha)
+    own = {name for adapter, _ in stack for name in adapter.names if name.startswith(prefix)}
+    linears = _linears(model)
+    beside: dict[str, list[tuple[LowRank, float]]] = {}
+    folded: dict[str, list[tuple[LowRank | Tensor, float]]] = {}
+    for name in sorted(own):
+        short = name.removeprefix(prefix)
+        pairs = [(adapter.layers[name], strength) for adapter, strength in stack if name in adapter.layers]
+        deltas = [(adapter.deltas[name], strength) for adapter, strength in stack if name in adapter.deltas]
+        if pairs and short in linears and all(pair.magnitude is None for pair, _ in pairs):
+            _free_layer(linears, short)
+            beside[short] = pairs
+        elif pairs:
+            folded.setdefault(f"{short}.weight", []).extend(pairs)
+        if deltas:
+            folded.setdefault(short, []).extend(deltas)
+    held = [name for name in folded if model.get_parameter(name).dtype == torch.float8_e4m3fn]
+    if held:
+        raise MovaError(f"weights held in fp8 cannot take an update up{listed(held, ':')}")
+    for name, pairs in beside.items():
+        _attach(linears[name], *stacked(pairs))
+    for name, changes in folded.items():
+        _fold(model, name, changes, keep)
 
 
-def read_lora(path: str | Path, alpha: float | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], float | None]:
-    """The A [r, in] and B [out, r] of each layer that a file adapts, by the layers' names in order, and their alpha:
-    the one given, or that which the file states, if it does. Raises MovaError for a missing or damaged file and tensors
-    that do not pair.
+def stacked(pairs: Sequence[tuple[LowRank, float]]) -> tuple[Tensor, Tensor, float]:
+    """(A, B, scale) of several updates with strengths: A and B side by side. Where all have one scale, they are as
+    stored; elsewhere B holds the scales, in float32.
     """
-    tensors, metadata = read_tensors(path)
-    stray = [name for name in tensors if not name.endswith((_A, _B))]
-    layers = sorted({name.removesuffix(_A).removesuffix(_B) for name in tensors if name not in stray})
-    stray += [name + part for name in layers for part in (_A, _B) if name + part not in tensors]
-    if stray or not layers:
-        raise MovaError(f"{path} is no LoRA file: it must hold lora_A, lora_B pairs{_listed(stray, '; see')}")
-    alpha = _stored_alpha(path, metadata) if alpha is None else _check_alpha(float(alpha), "alpha")
-    return {name: (tensors[name + _A], tensors[name + _B]) for name in layers}, alpha
+    factors = [pair.scale * strength for pair, strength in pairs]
+    if len(pairs) == 1:
+        return pairs[0][0].a, pairs[0][0].b, factors[0]
+    one = len(set(factors)) == 1
+    a = torch.cat([pair.a if one else pair.a.float() for pair, _ in pairs])
+    b = [pair.b if one else pair.b.float() * factor for (pair, _), factor in zip(pairs, factors, strict=True)]
+    return a, torch.cat(b, 1), factors[0] if one else 1.0
 
 
-def read_scaled_lora(path: str | Path, alpha: float | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-    """`read_lora` of adapters that are to be used: MovaError too where the file states no alpha and none is given."""
-    pairs, alpha = read_lora(path, alpha)
-    if alpha is None:
-        raise MovaError(
-            f"{path} does not say its alpha (the reference's files never do; its default is 16): give one "
-            "(mova sample: --lora-alpha; mova lora merge: --alpha)"
-        )
-    return pairs, alpha
+@torch.no_grad()
+def _fold(model: nn.Module, name: str, changes: Sequence[tuple[LowRank | Tensor, float]], keep: bool) -> None:
+    module_name, _, last = name.rpartition(".")
+    module, parameter = model.get_submodule(module_name), model.get_parameter(name)
+    value = parameter.float()
+    for change, strength in changes:
+        value = _changed(value, change, strength)
+    if keep:
+        module.__dict__.setdefault(_ORIGINALS, {})[last] = parameter
+    setattr(module, last, nn.Parameter(rounded(value, parameter.dtype, name), parameter.requires_grad))
 
 
-def check_fit(model: nn.Module, path: str | Path, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Raise MovaError where the model lacks a layer that a file of adapters adapts, or has it in another size."""
-    known = _linears(model)
-    unknown = [name for name in pairs if name not in known]
-    if unknown:
-        raise MovaError(f"{path} adapts layers that the model does not have{_listed(unknown, ':')}")
-    wrong: list[str] = []
-    for name, (a, b) in pairs.items():
-        shape = list(known[name].weight.shape)
-        if (a.ndim, b.ndim) != (2, 2) or [b.shape[0], a.shape[1]] != shape or len(a) != b.shape[1]:
-            wrong.append(f"{name} is {shape}, A {list(a.shape)}, B {list(b.shape)}")
-    if wrong:
-        raise MovaError(f"{path} was made for layers of another size{_listed(wrong, ':')}")
+def _changed(value: Tensor, change: LowRank | Tensor, strength: float) -> Tensor:
+    if isinstance(change, LowRank):
+        return change.applied(value, strength)
+    return torch.add(value, change.to(value.device).float(), alpha=strength)
 
 
-def save_lora(model: nn.Module, path: str | Path, write: Callable[..., None] = write_new_file) -> None:
+def save_lora(
+    model: nn.Module,
+    path: str | Path,
+    write: Callable[..., None] = write_new_file,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write the model's adapters to one file, with their alpha; a file that is there already is not replaced.
 
-    write: called with the path, the tensors by name and the file's metadata.
+    write: called with the path, the tensors by name and the file's metadata. metadata: what more the file is to say.
 
     Raises MovaError when the model has no adapters, when they differ in alpha, and when writing fails.
     """
@@ -151,7 +180,11 @@ def save_lora(model: nn.Module, path: str | Path, write: Callable[..., None] = w
     alphas = sorted({f"{layer.lora_scale * _adapter(layer)[0].out_features:.12g}" for layer in layers.values()})
     if len(alphas) > 1:
         raise MovaError(f"a LoRA file has one alpha, but the model's adapters have {', '.join(alphas)}")
-    write(Path(path), lora_parameters(model), {ALPHA: alphas[0]})
+    if any(_ORIGINALS in module.__dict__ for module in model.modules()):
+        raise MovaError(
+            "the model's adapters changed more than a LoRA file of it would hold: keep the file they are from"
+        )
+    write(Path(path), lora_parameters(model), {ALPHA: alphas[0], **(metadata or {})})
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Linear]:
@@ -172,6 +205,9 @@ def remove_lora(model: nn.Module) -> None:
     """Take all adapters off; the model computes as before they were added."""
     for layer in adapted_layers(model).values():
         layer.lora_A = layer.lora_B = None
+    for module in model.modules():
+        for name, original in module.__dict__.pop(_ORIGINALS, {}).items():
+            setattr(module, name, original)
 
 
 @contextmanager
@@ -186,12 +222,12 @@ def merged_lora(model: nn.Module, dtype: torch.dtype | None = None) -> Generator
     layers = adapted_layers(model)
     held = [name for name, layer in layers.items() if layer.weight_scale is not None]
     if held:
-        raise MovaError(f"weights held in fp8 cannot take an update up{_listed(held, ':')}; merge into the original")
+        raise MovaError(f"weights held in fp8 cannot take an update up{listed(held, ':')}; merge into the original")
     kept = {name: (layer.weight, layer.lora_A, layer.lora_B) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
             weight = layer.weight
-            merged = _rounded(_merged_weight(layer), dtype or weight.dtype, name)
+            merged = rounded(_merged_weight(layer), dtype or weight.dtype, name)
             layer.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
             layer.lora_A = layer.lora_B = None
         yield
@@ -205,20 +241,6 @@ def _merged_weight(layer: Linear) -> Tensor:
     a, b = _adapter(layer)
     update = b.weight.float() @ a.weight.float()
     return layer.weight.float() + layer.lora_scale * update
-
-
-def _rounded(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """x float32 in `dtype`; for bfloat16 by stochastic rounding.
-
-    bfloat16 is float32 without the lower 16 bits: adding a uniform 16-bit number and cutting them off carries into the
-    upper ones with the probability that the cut part is of a step.
-    """
-    if dtype != torch.bfloat16:
-        return x.to(dtype)
-    source = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    draws = torch.randint(1 << 16, x.shape, generator=source, dtype=torch.int32).to(x.device)
-    bits = (x.contiguous().view(torch.int32) + draws) & -(1 << 16)
-    return bits.view(torch.float32).to(dtype)
 
 
 def _matches(name: str, target: str) -> bool:
@@ -239,41 +261,16 @@ def _adapter(layer: Linear) -> tuple[Any, Any]:
     return layer.lora_A, layer.lora_B
 
 
-def _free_layer(model: nn.Module, name: str) -> Linear:
-    layer = _linears(model)[name]
+def _free_layer(linears: Mapping[str, Linear], name: str) -> Linear:
+    layer = linears[name]
     if layer.lora_A is not None:
         raise MovaError(f"{name} has a LoRA adapter already: remove or merge it first")
     return layer
 
 
-def _attach(layer: Linear, a: Tensor, b: Tensor, alpha: float) -> None:
+def _attach(layer: Linear, a: Tensor, b: Tensor, scale: float) -> None:
     layer.lora_A, layer.lora_B = (nn.Linear(t.shape[1], t.shape[0], bias=False, device="meta") for t in (a, b))
     for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
         # The bias has the layer's dtype even where the weight is held in fp8.
         part.weight = nn.Parameter(value.to(layer.bias.device, layer.bias.dtype))
-    layer.lora_scale = alpha / a.shape[0]
-
-
-def _stored_alpha(path: str | Path, metadata: Mapping[str, str]) -> float | None:
-    if ALPHA not in metadata:
-        return None
-    try:
-        alpha = float(metadata[ALPHA])
-    except ValueError as error:
-        raise MovaError(f"{path}: alpha '{metadata[ALPHA]}' is not a number") from error
-    return _check_alpha(alpha, f"{path}: alpha")
-
-
-def _check_alpha(alpha: float, what: str) -> float:
-    """What scales an adapter: 0 would switch it off, a negative one turn it round."""
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise MovaError(f"{what} must be a positive number, got {alpha:g}")
-    return alpha
-
-
-def _listed(names: list[str], lead: str) -> str:
-    """`": a, b, c, ... (9 in all)"`, or "" for none."""
-    if not names:
-        return ""
-    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return f"{lead} {', '.join(names[:_SHOWN])}{more}"
+    layer.lora_scale = scale

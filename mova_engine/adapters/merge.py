@@ -1,41 +1,75 @@
-"""`mova lora merge`: a checkpoint folder with a file of adapters merged into its weights.
+"""Adapters merged into the weights of a checkpoint folder, tensor by tensor.
 
 What comes out is a new model folder like any other: for whoever samples, exports or trains on without adapters. Every
-weight keeps its dtype; in bfloat16 the sum is rounded up or down at random, so that what adapters change is kept on
-average, however small (`lora.merged_lora`).
+weight keeps its dtype; in bfloat16 and float16 the sum is rounded up or down at random, so that what adapters change is
+kept on average, however small (`rounding`). One tensor at a time is in memory.
 """
 
 # torch does not say of all its functions what they take.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from mova_engine.adapters.lora import load_lora, merged_lora
+import torch
+from torch import Tensor
+
+from mova_engine.adapters.form import Adapter, LowRank, check_shapes
+from mova_engine.adapters.reading import read_adapter, say_other_base
+from mova_engine.adapters.rounding import rounded
 from mova_engine.backend import get_backend
-from mova_engine.checkpoints.folder import load_mova, save_mova
-from mova_engine.checkpoints.locate import find_adapters, open_model
+from mova_engine.checkpoints.folder import save_mova
+from mova_engine.checkpoints.locate import open_model
+from mova_engine.config.adapter_spec import AdapterSpec, parse_adapter
 from mova_engine.config.clip import ClipSettings
+from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError, suggest
 from mova_engine.files.folders import check_replaceable
+from mova_engine.files.streamed import write_streamed
+from mova_engine.files.tensors import StoredTensor, read_stored, stored_tensors
 from mova_engine.files.writable import check_writable
+from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, bind
+
+# By safetensors' names.
+_STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass
+class MergeReport:
+    """changed: parameters. update: the norm of all that was added. error: of what rounding added to that."""
+
+    changed: int = 0
+    update: float = 0.0
+    error: float = 0.0
+
+    def add(self, update: float, error: float) -> None:
+        """Count one parameter."""
+        self.changed += 1
+        self.update = math.hypot(self.update, update)
+        self.error = math.hypot(self.error, error)
+
+    def __str__(self) -> str:
+        share = f" ({self.error / self.update:.1%})" if self.update else ""
+        return f"the update's norm is {self.update:.4g}, that of its rounding error {self.error:.4g}{share}"
 
 
 def merge_folder(
     checkpoint: str | Path,
-    lora: str | Path,
+    adapters: str | Path | AdapterSpec | Sequence[AdapterSpec],
     out: str | Path,
     clip: ClipSettings | None = None,
-    alpha: float | None = None,
     dtype: str | None = None,
-) -> int:
-    """Write to `out` the model of `checkpoint` with the adapters `lora` merged in; returns the number of changed
-    layers.
+    say: Callable[[str], object] = lambda _: None,
+) -> MergeReport:
+    """Write to `out` the model of `checkpoint` with adapters merged in, one after the other.
 
-    checkpoint: a model folder or a training run. lora: a LoRA run, its checkpoint or a file. out: a new or empty
-    folder. clip: the clips' size, where the folder states none. alpha: the adapters', where their file does not state
-    it. dtype: "float32" or "bfloat16" for all weights; None: each as it is stored. Raises MovaError for folders or
-    files that do not fit.
+    checkpoint: a model folder or a training run. adapters: one, as a path or as `parse_adapter` has it, or several.
+    out: a new or empty folder. clip: the clips' size, where the folder states none. dtype: "float32" or "bfloat16" for
+    all weights; None: each as it is stored. say: told where an adapter was made for another model. Raises MovaError for
+    folders or files that do not fit; then nothing is written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise MovaError(f"unknown dtype '{dtype}'.{suggest(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
@@ -43,9 +77,58 @@ def merge_folder(
     check_writable(out.absolute().parent, "out")
     check_replaceable(out)
     folder, config = open_model(checkpoint, clip or ClipSettings())
-    mova = load_mova(folder, bind(get_backend("cpu")), device="cpu", config=config)
-    layers = load_lora(mova, find_adapters(lora), alpha)
-    wanted = None if dtype is None else DTYPES[dtype]
-    with merged_lora(mova, wanted):
-        save_mova(mova if wanted is None else mova.to(wanted), out, base=folder)
-    return len(layers)
+    mova = Mova(config, bind(get_backend("cpu")), "meta")
+    stored = {name: stored_tensors(folder / name) for name in COMPONENTS if getattr(mova, name) is not None}
+    shapes = {f"{part}.{name}": tensor.shape for part, every in stored.items() for name, tensor in every.items()}
+    stack: list[tuple[Adapter, float]] = []
+    several = [adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters
+    for spec in (parse_adapter(str(each)) if isinstance(each, str | Path) else each for each in several):
+        adapter = read_adapter(spec.path, alpha=spec.alpha, part=spec.part)
+        check_shapes(adapter, shapes, spec.path)
+        say_other_base(adapter, folder, spec.path, say)
+        stack.append((adapter, spec.strength))
+    wanted, report = None if dtype is None else DTYPES[dtype], MergeReport()
+    for part, every in stored.items():
+        _take_dtypes(getattr(mova, part), every, wanted)
+
+    def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        part = path.parent.name
+
+        def merged(name: str) -> Tensor:
+            return _merged(read_stored(stored[part][name], name), f"{part}.{name}", stack, tensors[name].dtype, report)
+
+        write_streamed(path, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, merged)
+
+    save_mova(mova, out, base=folder, write=write)
+    return report
+
+
+def _take_dtypes(module: torch.nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> None:
+    """Give a module without data the dtypes that its files are to have."""
+    for name, parameter in module.named_parameters():
+        kind = stored[name].dtype if name in stored else "F32"
+        if kind not in _STORED:
+            raise MovaError(f"{stored[name].file} holds {name} in {kind}, into which nothing is merged")
+        parameter.data = parameter.data.to(dtype or _STORED[kind])
+
+
+@torch.no_grad()
+def _merged(
+    weight: Tensor, name: str, stack: Sequence[tuple[Adapter, float]], dtype: torch.dtype, report: MergeReport
+) -> Tensor:
+    changes: list[tuple[LowRank | Tensor, float]] = []
+    for adapter, strength in stack:
+        layer = name.removesuffix(".weight")
+        if name.endswith(".weight") and layer in adapter.layers:
+            changes.append((adapter.layers[layer], strength))
+        if name in adapter.deltas:
+            changes.append((adapter.deltas[name], strength))
+    if not changes:
+        return weight.to(dtype)
+    exact = weight.float()
+    for change, strength in changes:
+        low_rank = isinstance(change, LowRank)
+        exact = change.applied(exact, strength) if low_rank else exact.add(change.float(), alpha=strength)
+    result = rounded(exact, dtype, name)
+    report.add(float((exact - weight.float()).norm()), float((result.float() - exact).norm()))
+    return result

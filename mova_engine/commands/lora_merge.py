@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.adapter_spec import parse_adapter
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section
-from mova_engine.errors import run_cli
+from mova_engine.errors import counted, run_cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,8 @@ class MergeConfig:
 
     checkpoint: Path
     """The model folder that the adapters were made for."""
-    lora: Path
-    """The adapters: a LoRA run, its checkpoint, or a file."""
+    lora: tuple[str, ...]
+    """The adapters, each FILE, FILE:PART or FILE:PART:STRENGTH: a LoRA run, or a file or folder of any dialect."""
     out: Path
     """The folder to write."""
     alpha: float | None = None
@@ -28,7 +29,7 @@ class MergeConfig:
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
 
 
-MERGE = Command("mova lora merge", MergeConfig, "Write a checkpoint with a file of adapters merged into its weights.")
+MERGE = Command("mova lora merge", MergeConfig, "Write a checkpoint with adapters merged into its weights.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported late, so that help is instant.
     from mova_engine.adapters.merge import merge_folder
 
-    layers = merge_folder(config.checkpoint, config.lora, config.out, config.clip, config.alpha, config.dtype)
-    sys.stdout.write(f"{layers} layers merged into {config.out}\n")
+    specs = [parse_adapter(each, config.alpha) for each in config.lora]
+
+    def warn(line: str) -> None:
+        sys.stderr.write(f"warning: {line}\n")
+
+    report = merge_folder(config.checkpoint, specs, config.out, config.clip, config.dtype, warn)
+    sys.stdout.write(f"{counted(report.changed, 'layer')} merged into {config.out}; {report}\n")
     return 0
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.adapter_spec import parse_adapter
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section
 from mova_engine.config.limits import check, check_least, check_threads
@@ -68,8 +69,9 @@ class SampleConfig:
     """What the towers compute in; default: as stored."""
     threads: int | None = None
     """CPU threads; default: one for models too narrow to share their work, else PyTorch's choice."""
-    lora: Path | None = None
-    """Adapters to add to the model: a LoRA run, its checkpoint, or a file."""
+    lora: tuple[str, ...] = ()
+    """Adapters to add, each FILE, FILE:PART or FILE:PART:STRENGTH: a LoRA run, or a file or folder of any dialect. PART
+    is high, low, both, audio or bridge, where the file does not say it."""
     lora_alpha: float | None = None
     """Their alpha instead of the file's own."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
@@ -83,7 +85,9 @@ class SampleConfig:
         )
         check_least(self, "", batch=1, steps=1)
         check_threads(self.threads)
-        check(self.lora is not None or self.lora_alpha is None, "--lora-alpha has no effect without --lora")
+        check(bool(self.lora) or self.lora_alpha is None, "--lora-alpha has no effect without --lora")
+        for each in self.lora:
+            parse_adapter(each)
         self.memory.check("inference", self.parallel.shard)
 
     def check_guidance(self, form: str) -> None:

@@ -297,6 +297,12 @@ def _opened(path: Path) -> Iterator[Any]:
         raise MovaError(f"{path} is damaged or incomplete ({error}): copy or download it again") from error
 
 
+def read_stored(tensor: StoredTensor, name: str) -> Tensor:
+    """One tensor of a file, by its name there, on the CPU. Raises MovaError as `stored_tensors` does."""
+    with _opened(tensor.file) as file:
+        return _placed(file.get_tensor(name), "cpu", None)
+
+
 def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file by name. Reads the header only; MovaError where it is missing or damaged."""
     with _opened(path) as file:

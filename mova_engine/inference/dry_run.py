@@ -49,7 +49,7 @@ def dry_run_sampling(
             f"memory.weights {config.memory.weights}: layers that come one by one are not rehearsed yet; `mova plan` "
             "predicts their memory"
         )
-    if config.lora is not None:
+    if config.lora:
         raise MovaError("a rehearsal of sampling adds no adapters: leave --lora out, merged they take no memory")
     model, facts, stored = _model_of(config)
     settings = sample_settings(config, default_settings(model))

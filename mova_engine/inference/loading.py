@@ -1,12 +1,15 @@
 """From a model folder to what a pipeline needs, on a device."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from mova_engine.adapters.lora import attach_lora, check_fit, read_scaled_lora, remove_lora
+from mova_engine.adapters.form import check_shapes
+from mova_engine.adapters.lora import apply_adapters, remove_lora, shapes_of
+from mova_engine.adapters.reading import read_adapter, say_other_base
 from mova_engine.backend import Backend
 from mova_engine.checkpoints.folder import (
     Codecs,
@@ -16,6 +19,7 @@ from mova_engine.checkpoints.folder import (
 )
 from mova_engine.checkpoints.integrity import damage, has_checksums
 from mova_engine.checkpoints.released import INDEX
+from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.stages import stages
@@ -32,6 +36,7 @@ from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.mova import Mova
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 
+log = logging.getLogger(__name__)
 SCHEDULER = Path("scheduler/scheduler_config.json")
 # By safetensors' names.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
@@ -97,8 +102,7 @@ def open_parts(
     *,
     dtype: torch.dtype | None,
     memory: MemoryConfig,
-    lora: Path | None,
-    lora_alpha: float | None,
+    lora: Sequence[AdapterSpec],
     shard: bool,
 ) -> tuple[Mova, Codecs, Residency, StreamedModel | None]:
     """The model and the codecs that this process needs, with the residency that reads their weights from `folder` when
@@ -116,14 +120,14 @@ def open_parts(
     waits = "files" if memory.idle == "files" else "host"
     streamed = None
     if shard:
-        if lora is not None:
+        if lora:
             raise MovaError(
                 "shared weights take no adapters: merge them first (mova lora merge), or leave out parallel.shard"
             )
         mova = _load_sharded(folder, config, ops, device, dtype, memory, place)
         towers = tower_parts(mova, None)
     elif memory.weights != "device":
-        if lora is not None:
+        if lora:
             raise MovaError(
                 f"memory.weights {memory.weights}: layers that come and go take no adapters yet: merge them first "
                 "(mova lora merge)"
@@ -132,7 +136,7 @@ def open_parts(
         streamed, towers = open_streamed(mova, folder, device, dtype, memory.weights)
     else:
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
-        towers = tower_parts(mova, _reader(mova, folder, dtype, lora, lora_alpha), waits)
+        towers = tower_parts(mova, _reader(mova, folder, dtype, lora), waits)
     codecs = load_codecs(folder, device=device, dtype=dtype, weights_on="meta", parts=own_codecs(place))
     parts = [*codec_parts(codecs, folder, dtype, text_waits=waits, vaes_wait=waits), *towers]
     residency = Residency(device, parts, stages(memory, experts=config.experts, sharded=shard))
@@ -140,21 +144,23 @@ def open_parts(
 
 
 def _reader(
-    mova: Mova, folder: Path, dtype: torch.dtype | None, lora: Path | None, lora_alpha: float | None
+    mova: Mova, folder: Path, dtype: torch.dtype | None, lora: Sequence[AdapterSpec]
 ) -> Callable[[str, torch.device], None]:
     """What reads a component of the model onto a device, with its adapters. What does not fit is refused now."""
     for name in _component_names(mova.config):
         check_component(getattr(mova, name), folder / name)
-    pairs, alpha = ({}, 1.0) if lora is None else read_scaled_lora(lora, lora_alpha)
-    if lora is not None:
-        check_fit(mova, lora, pairs)
+    shapes, stack = shapes_of(mova), []
+    for choice in lora:
+        adapter = read_adapter(choice.path, alpha=choice.alpha, part=choice.part, say=log.warning)
+        check_shapes(adapter, shapes, choice.path)
+        say_other_base(adapter, folder, choice.path, log.warning)
+        stack.append((adapter, choice.strength))
 
     def read(name: str, device: torch.device) -> None:
         component = getattr(mova, name)
         remove_lora(component)
         load_component(component, folder / name, device=device, dtype=dtype)
-        own = {key.removeprefix(f"{name}."): pair for key, pair in pairs.items() if key.startswith(f"{name}.")}
-        attach_lora(component, own, alpha)
+        apply_adapters(component, stack, f"{name}.", keep=False)
         component.requires_grad_(False)
 
     return read

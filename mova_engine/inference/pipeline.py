@@ -13,7 +13,8 @@ import torch
 
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs, mova_config_from_folder
-from mova_engine.checkpoints.locate import find_adapters, open_model
+from mova_engine.checkpoints.locate import open_model
+from mova_engine.config.adapter_spec import AdapterSpec, parse_adapter
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
@@ -125,14 +126,15 @@ class Pipeline:
         *,
         clip: ClipSettings | None = None,
         memory: MemoryConfig | None = None,
-        lora: str | Path | None = None,
+        lora: str | Path | Sequence[str | Path] | None = None,
     ) -> "Pipeline":
         """The pipeline of a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder.
 
         device: "cpu", "cuda" or "npu"; None: the first of npu, cuda, cpu that works. dtype: what the towers compute in,
         `torch.bfloat16`; None: as stored. clip: sizes other than the model's own, `ClipSettings(height=352,
         width=640)`.
-        lora: adapters to add, a LoRA run, its checkpoint or a file.
+        lora: adapters to add, one or several: a LoRA run, its checkpoint, or a file or folder of any dialect; as text
+        also with what it adapts and a strength, "style.safetensors:high:0.8".
         memory: where weights wait while they are not used, `mova_engine.MemoryConfig(idle=...)`: "host",
         the default: in the host's memory, so that the device holds the largest stage and not the sum; "files": nowhere,
         they are read again; "device": they stay. `expert="host"`: one video expert at a time. `weights="host"` or
@@ -153,15 +155,16 @@ class Pipeline:
             ("dtype", dtype, (torch.dtype, type(None))),
             ("clip", clip, (ClipSettings, type(None))),
             ("memory", memory, (MemoryConfig, type(None))),
-            ("lora", lora, (str, Path, type(None))),
+            ("lora", lora, (str, Path, list, tuple, type(None))),
         ):
             if not isinstance(value, kinds):
                 wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
                 raise MovaError(f"Pipeline.from_pretrained: {name} must be {wanted}, got {value!r}")
         backend = get_backend(device) if device else default_backend()
         found, config = open_model(folder, clip or ClipSettings())
-        lora = None if lora is None else find_adapters(lora)
-        return load_pipeline(found, backend, dtype=dtype, clip=config.clip, memory=memory, lora=lora, config=config)
+        given = [] if lora is None else [lora] if isinstance(lora, str | Path) else lora
+        chosen = [parse_adapter(str(each)) for each in given]
+        return load_pipeline(found, backend, dtype=dtype, clip=config.clip, memory=memory, lora=chosen, config=config)
 
     @overload
     def __call__(
@@ -384,24 +387,23 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     clip: ClipConfig | None = None,
     memory: MemoryConfig | None = None,
-    lora: Path | None = None,
-    lora_alpha: float | None = None,
+    lora: Sequence[AdapterSpec] = (),
     processes: Processes | None = None,
     shard: bool = False,
     config: MovaConfig | None = None,
 ) -> Pipeline:
     """The pipeline of a model folder on the backend's device, which reads weights when their stages come.
 
-    dtype, clip, memory, lora: as of `Pipeline.from_pretrained`; lora_alpha: where the adapters have none, or another is
-    wanted. processes: this one's place among several; it has the codecs that it needs. shard: and its part of the
-    weights. config: the model, where `open_model` has been asked already.
+    dtype, clip, memory: as of `Pipeline.from_pretrained`. lora: adapters, added together. processes: this one's place
+    among several; it has the codecs that it needs. shard: and its part of the weights. config: the model, where
+    `open_model` has been asked already.
     Raises MovaError for whatever is missing or damaged.
     """
     folder, place, memory = Path(folder), processes or Processes(), memory or MemoryConfig()
     facts = trained(folder)
     config = config or mova_config_from_folder(folder)
     more: dict[str, Any] = {"dtype": dtype, "memory": memory, "shard": shard}
-    more |= {"lora": lora, "lora_alpha": lora_alpha}
+    more |= {"lora": lora}
     mova, codecs, residency, streamed = open_parts(folder, config, backend, place, **more)
     return Pipeline(
         mova,

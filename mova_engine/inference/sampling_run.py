@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from mova_engine.adapters.reading import require_adapter
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import diffusion_settings
-from mova_engine.checkpoints.locate import find_adapters, open_model
+from mova_engine.checkpoints.locate import open_model
+from mova_engine.config.adapter_spec import AdapterSpec, parse_adapter
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.sample import REFERENCE, SampleConfig
@@ -68,7 +70,7 @@ class SamplingJob:
     backend: Backend
     folder: Path
     model: MovaConfig
-    lora: Path | None
+    lora: list[AdapterSpec]
     settings: SampleSettings
     work: list[tuple[Prompt, Request]]
     mesh: MeshShape
@@ -84,7 +86,9 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
     backend = get_backend(config.device) if config.device else default_backend()
     console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
     folder, model = open_model(config.checkpoint, config.clip, console.print)
-    lora = None if config.lora is None else find_adapters(config.lora, console.print)
+    lora = [parse_adapter(each, config.lora_alpha) for each in config.lora]
+    for each in lora:
+        require_adapter(each.path)
     settings = sample_settings(config, default_settings(model))
     work = _work(config, model.clip)
     mesh = choose_shape(config.parallel, launch, model, settings.guidance, len(work))
@@ -108,7 +112,6 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
             clip=job.clip,
             memory=config.memory,
             lora=job.lora,
-            lora_alpha=config.lora_alpha,
             processes=processes,
             shard=config.parallel.shard,
             config=job.model,
@@ -119,7 +122,7 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     pipeline.options = replace(pipeline.options, batch_guidance=not config.sequential_guidance)
     # Spread over the groups of processes that make different ones.
     batch = config.batch or default_batch(job.clip, -(-len(job.work) // job.mesh.data_parallel))
-    facts = _facts(folder, job.settings, pipeline.schedule)
+    facts = _facts(folder, job.settings, pipeline.schedule, job.lora)
     backend.use_threads(config.threads, job.model.video.dim)
     started = time.perf_counter()
     _run(pipeline, job, batch, out, facts, console, watch)
@@ -172,7 +175,7 @@ def _work(config: SampleConfig, shape: ClipConfig) -> list[tuple[Prompt, Request
     return make_requests(prompts, count, config.seed, last_frame)
 
 
-def _facts(folder: Path, settings: SampleSettings, schedule: Schedule) -> dict:
+def _facts(folder: Path, settings: SampleSettings, schedule: Schedule, lora: list[AdapterSpec]) -> dict:
     """What every row of the output's metadata says of how its clip was made."""
     guidance = settings.guidance
     return {
@@ -184,6 +187,7 @@ def _facts(folder: Path, settings: SampleSettings, schedule: Schedule) -> dict:
         "negative_prompt": settings.negative_prompt,
         "video_shift": schedule.video_shift,
         "audio_shift": schedule.audio_shift,
+        "lora": [{**each._asdict(), "path": str(each.path)} for each in lora],
     }
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mova_engine.adapters.lora import adapted_layers, add_lora, check_fit, draw_a, find_linears, read_lora
+from mova_engine.adapters.form import Adapter, AlphaMissing, check_shapes
+from mova_engine.adapters.lora import adapted_layers, add_lora, draw_a, find_linears, shapes_of
+from mova_engine.adapters.reading import read_adapter
 from mova_engine.checkpoints.folder import diffusion_settings
 from mova_engine.checkpoints.locate import find_adapters
 from mova_engine.checkpoints.released import INDEX
@@ -63,8 +65,9 @@ def initial_adapters(model: Mova, lora: LoraSettings) -> dict[str, tuple[Tensor,
     """
     if lora.init is None:
         return {}
-    pairs, _ = read_lora(lora.init)
-    check_fit(model, lora.init, pairs)
+    adapter = read_adapter(lora.init, alpha=lora.alpha)
+    _check_trainable(model, adapter, lora.init)
+    pairs = {name: (pair.a, pair.b) for name, pair in adapter.layers.items()}
     ranks = sorted({len(a) for a, _ in pairs.values()})
     if len(ranks) > 1:
         raise MovaError(f"{lora.init} has adapters of ranks {', '.join(map(str, ranks))}: only one rank can be trained")
@@ -89,14 +92,33 @@ def with_initial_adapters(lora: LoraSettings, say: Callable[[str], object]) -> L
     if lora.init is None:
         return lora
     path = find_adapters(lora.init, say)
-    _, stored = read_lora(path)
-    if stored is None and lora.alpha is None:
-        raise MovaError(
-            f"{path} does not say its alpha (the reference's files never do; its default is 16): --lora.alpha"
-        )
+    stored = _stored_alpha(path, lora.alpha)
     if lora.alpha is not None and stored not in (None, lora.alpha):
         raise MovaError(f"{path} has alpha {stored:g}, and lora.alpha is {lora.alpha:g}: leave --lora.alpha out")
     return replace(lora, init=path, alpha=lora.alpha if stored is None else stored)
+
+
+def _stored_alpha(path: Path, given: float | None) -> float | None:
+    """The one alpha that a file of adapters states; None where it does not, and one is given."""
+    try:
+        alphas = {pair.alpha for pair in read_adapter(path).layers.values()}
+    except AlphaMissing as error:
+        if given is None:
+            raise MovaError(str(error).replace("--alpha", "--lora.alpha")) from None
+        return None
+    if len(alphas) > 1:
+        shown = ", ".join(f"{alpha:g}" for alpha in sorted(alphas)[:3])
+        raise MovaError(f"{path} has adapters of alphas {shown}: only one alpha can be trained")
+    return next(iter(alphas), None)
+
+
+def _check_trainable(model: Mova, adapter: Adapter, path: Path) -> None:
+    check_shapes(adapter, shapes_of(model), path)
+    more = [*adapter.deltas, *(name for name, pair in adapter.layers.items() if pair.magnitude is not None)]
+    if more:
+        raise MovaError(
+            f"{path} holds full differences or DoRA ({more[0]}), from which LoRA cannot go on: merge it first"
+        )
 
 
 def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.device, processes: Processes) -> Shards:

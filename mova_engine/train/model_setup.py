@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from mova_engine import __version__
 from mova_engine.adapters.lora import save_lora
+from mova_engine.adapters.reading import base_of
 from mova_engine.checkpoints.folder import Codecs, component_configs, mova_config_from_folder, write_mova
 from mova_engine.checkpoints.locate import ADAPTERS, find_components, find_model, open_model, say_other_clip
 from mova_engine.checkpoints.released import INDEX, MODEL_CLASSES
@@ -159,7 +161,8 @@ def export_model(
     `write_component`.
     """
     if config.lora.rank:
-        save_lora(model, folder / ADAPTERS, write or write_tensors)
+        facts = {**base_of(config.model.checkpoint), "recipe": config.name, "engine": __version__}
+        save_lora(model, folder / ADAPTERS, write or write_tensors, facts)
         return
     if model.video_dit is None:
         values, kind = component_configs(model.config)[AUDIO], MODEL_CLASSES[AUDIO][1]

@@ -1,0 +1,122 @@
+"""Writing adapters: from the neutral form to a file or folder of a dialect, whole or not at all."""
+
+# torch does not say of all its functions what they take.
+# pyright: reportUnknownMemberType=false
+
+import io
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mova_engine.adapters.dialect import Content, Dialect
+from mova_engine.adapters.dialects import get_dialect
+from mova_engine.adapters.form import Adapter, LowRank
+from mova_engine.errors import MovaError, counted
+from mova_engine.files.atomic import write_atomic
+from mova_engine.files.folders import check_replaceable, replaced_folder
+from mova_engine.files.tensors import write_new_file, write_tensors
+
+_JSON = ".json"
+
+
+def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> list[str]:
+    """Write an adapter as `dialect` has it and return what it cannot hold or holds in another way, a line each.
+
+    out: a file where the dialect has one, else a folder; not there yet, or an empty folder. Raises MovaError where it
+    is, where nothing of the adapter can be held, and when writing fails; then nothing is written.
+    """
+    known, out = get_dialect(dialect), Path(out)
+    held, notes = held_by(adapter, known)
+    contents = known.write(held)
+    if out.suffix:
+        if len(contents) > 1:
+            names = ", ".join(contents)
+            raise MovaError(f"{dialect} has {len(contents)} files, {names}: give a folder's name, --out {out.stem}")
+        _write_file(out, next(iter(contents.values())))
+        return notes
+    if "" in contents:
+        raise MovaError(f"{dialect} has one file: give its name, --out {out}{_suffix(contents[''])}")
+    check_replaceable(out)
+    with replaced_folder(out) as fresh:
+        for name, content in contents.items():
+            (fresh / name).parent.mkdir(exist_ok=True)
+            if content.values is None:
+                write_tensors(fresh / name, content.tensors, content.metadata)
+            else:
+                (fresh / name).write_bytes(_bytes(name, content))
+    return notes
+
+
+def held_by(adapter: Adapter, dialect: Dialect) -> tuple[Adapter, list[str]]:
+    """What of an adapter a dialect can hold, and in words what it cannot, or not as it is."""
+    reasons = {name: dialect.holds_part(name, adapter) for name in adapter.names}
+    lost = Counter(reason for reason in reasons.values() if reason is not None)
+    notes = [f"not held by {dialect.name}: {reason}, {counted(count, 'layer')}" for reason, count in lost.items()]
+    layers = {name: pair for name, pair in adapter.layers.items() if reasons[name] is None}
+    deltas = {name: delta for name, delta in adapter.deltas.items() if reasons[name] is None}
+    if not layers and not deltas:
+        raise MovaError(f"nothing of the adapter can be written: {'; '.join(notes) or 'it is empty'}")
+    if dialect.one_scale:
+        layers, changed = one_scale(layers)
+        notes += [f"{dialect.name} has one rank and alpha for all layers: {changed}"] * bool(changed)
+    changed = [name for name, pair in layers.items() if pair.alpha != pair.rank]
+    if changed and not dialect.has_alpha:
+        layers = {name: _padded(pair, pair.rank) if name in changed else pair for name, pair in layers.items()}
+        notes.append(f"{dialect.name} has no alpha: B holds alpha / rank of {counted(len(changed), 'layer')}")
+    return replace(adapter, layers=layers, deltas=deltas), notes
+
+
+def one_scale(layers: dict[str, LowRank]) -> tuple[dict[str, LowRank], str]:
+    """The same updates with one rank and alpha, and what was changed for it in words: ranks are padded with zeros, and
+    alpha / rank goes into B, which stays in its dtype where that is exact and becomes float32 elsewhere.
+    """
+    if len({(pair.rank, pair.alpha) for pair in layers.values()}) <= 1:
+        return layers, ""
+    rank = max(pair.rank for pair in layers.values())
+    return {name: _padded(pair, rank) for name, pair in layers.items()}, (
+        f"ranks are filled up to {rank} with zeros, alpha is {rank}, and B holds the rest"
+    )
+
+
+def scaled(tensor: Tensor, factor: float) -> Tensor:
+    """factor * tensor, in the tensor's dtype where that is exact, else in float32."""
+    product = tensor.double() * factor
+    narrow = product.to(tensor.dtype)
+    return narrow if torch.equal(narrow.double(), product) else product.float()
+
+
+def _padded(pair: LowRank, rank: int) -> LowRank:
+    a = pair.a.new_zeros(rank, *pair.a.shape[1:])
+    a[: pair.rank] = pair.a
+    b = scaled(pair.b, pair.scale)
+    wide = b.new_zeros(b.shape[0], rank, *b.shape[2:])
+    wide[:, : pair.rank] = b
+    return LowRank(a, wide, float(rank), pair.magnitude)
+
+
+def _write_file(path: Path, content: Content) -> None:
+    wanted = _suffix(content)
+    if path.suffix != wanted:
+        raise MovaError(f"{path}: this dialect's files end in {wanted}")
+    if content.values is None:
+        write_new_file(path, content.tensors, content.metadata)
+        return
+    if path.exists():
+        raise MovaError(f"{path} exists and is not replaced: give another name, or remove it")
+    write_atomic(path, _bytes(path.name, content))
+
+
+def _suffix(content: Content) -> str:
+    return ".safetensors" if content.values is None else ".pt"
+
+
+def _bytes(name: str, content: Content) -> bytes:
+    if name.endswith(_JSON):
+        return (json.dumps(content.values, indent=2, sort_keys=True) + "\n").encode()
+    file = io.BytesIO()
+    torch.save(content.values, file)
+    return file.getvalue()

@@ -1,0 +1,45 @@
+"""A safetensors file written tensor by tensor: what is in memory is one of them, however large the file."""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mova_engine.errors import MovaError
+
+# What safetensors calls them.
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+# Data begins at a multiple of it.
+_ALIGNED = 8
+
+
+def write_streamed(
+    path: Path, tensors: Mapping[str, tuple[torch.dtype, torch.Size]], make: Callable[[str], Tensor]
+) -> None:
+    """Write a file with `tensors`, by name their dtype and shape, each made by `make(name)` when its turn comes.
+
+    For use inside a folder that appears when it is complete. Raises MovaError for a dtype that is no plain float, and
+    OSError.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        if dtype not in _NAMES:
+            raise MovaError(f"{name}: {str(dtype).removeprefix('torch.')} is not written")
+        end = offset + shape.numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, (dtype, shape) in tensors.items():
+            tensor = make(name).contiguous()
+            if (tensor.dtype, tensor.shape) != (dtype, shape):
+                raise ValueError(f"{name} was announced as {dtype} {list(shape)}, not {tensor.dtype} {tensor.shape}")
+            # 0-dimensional tensors cannot be viewed as bytes.
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
