@@ -6,11 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mova_engine.adapters.lora import read_lora
+from mova_engine import __version__
+from mova_engine.adapters.reading import read_adapter
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints.fingerprint import fingerprint
 from mova_engine.checkpoints.folder import load_mova
 from mova_engine.checkpoints.locate import ADAPTERS, find_model
 from mova_engine.commands.lora_merge import main as merge
+from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
 from mova_engine.inference.pipeline import load_pipeline
@@ -104,7 +107,7 @@ def test_the_adapters_are_sampled_beside_their_base_and_merged_into_it(adapted, 
     file = run.config.folder / "checkpoints" / "step-000004" / ADAPTERS
     with pytest.raises(MovaError, match=f"holds adapters, .*trained on, {base} .*--lora {file.parent}"):
         find_model(run.config.folder)
-    beside = read(load_pipeline(base, get_backend("cpu"), lora=file))
+    beside = read(load_pipeline(base, get_backend("cpu"), lora=[AdapterSpec(file)]))
     assert merge(["--checkpoint", str(base), "--lora", str(file), "--out", str(tmp_path / "merged")]) == 0
     merged = read(load_pipeline(tmp_path / "merged", get_backend("cpu")))
     plain = load_mova(base, bind(get_backend("cpu")), device="cpu")
@@ -116,16 +119,18 @@ def test_the_adapters_are_sampled_beside_their_base_and_merged_into_it(adapted, 
     assert all(torch.equal(x, average[name]) for name, x in load_file(file).items())
 
 
-def test_a_run_starts_from_another_runs_adapters(adapted, ran):
+def test_a_run_starts_from_another_runs_adapters(adapted, ran, base):
     """The file as it is, with its alpha; the run is new: its steps, moments and order of clips begin anew."""
     first = ran(adapted("first", steps=2, lora={"alpha": 6.0}, optim={"ema": 0, "lr": 0.01}))
     file = first.config.folder / "checkpoints" / "step-000002" / ADAPTERS
     second = ran(adapted("second", steps=1, lora={"init": first.config.folder}, optim={"ema": 0, "lr": 0.0}))
     assert second.status == 0 and f"from {file}" in second.said and second.rows[0]["step"] == 1
     found = second.config.folder / "checkpoints" / "step-000001" / ADAPTERS
-    (ours, alpha), (theirs, _) = read_lora(found), read_lora(file)
-    assert alpha == 6 and ours.keys() == theirs.keys()
-    assert all(torch.equal(x, y) for name in ours for x, y in zip(ours[name], theirs[name], strict=True))
+    ours, theirs = read_adapter(found), read_adapter(file).layers
+    assert {pair.alpha for pair in ours.layers.values()} == {6} and ours.layers.keys() == theirs.keys()
+    assert ours.metadata == {"base": fingerprint(base), "recipe": "nano", "engine": __version__}
+    for name, pair in ours.layers.items():
+        assert torch.equal(pair.a, theirs[name].a) and torch.equal(pair.b, theirs[name].b)
     # What was learned is there from the first step on: its loss is not that of new adapters.
     new = ran(adapted("new", steps=1, lora={"alpha": 6.0}))
     assert abs(new.rows[0]["loss"] - second.rows[0]["loss"]) > 1e-4
