@@ -27,7 +27,7 @@ help:
 	@echo "make check-triton-kernels   the Triton kernels in Triton's interpreter, and compiled for absent NVIDIA GPUs (some minutes)"
 	@echo "make check-ascend-kernels   lower the Triton kernels for an Ascend 910B, without one, in an environment of its own"
 	@echo "make lint       ruff"
-	@echo "make types      pyright: strict on the public interface, basic on the rest but for what pyproject.toml lists (half a minute)"
+	@echo "make types      pyright: strict on the public interface, basic on the rest (half a minute)"
 	@echo "make clean      remove the virtual environment and what was built"
 
 setup: $(VENV)/.mova-core

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mova_engine.bench.candidate import Here, drawn_once
+from mova_engine.bench.candidate import InProcessRunner, drawn_once
 from mova_engine.bench.candidates import check_sides
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, step_job
 from mova_engine.bench.suites import small_config
@@ -24,7 +24,7 @@ JOBS = {
 @pytest.mark.parametrize("side", ["engine", "baseline"])
 def test_job(benchmark, backend, dtype, sides, name, side):
     job, small = JOBS[name](dtype)
-    worker = Here(sides[side], backend, drawn_once(backend, dtype), dtype)
+    worker = InProcessRunner(sides[side], backend, drawn_once(backend, dtype), dtype)
     check_sides(small, {side: worker}, dtype, backend)
     worker.begin(job)
     benchmark.pedantic(worker.run, rounds=5, warmup_rounds=1)

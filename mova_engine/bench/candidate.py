@@ -1,4 +1,4 @@
-"""A candidate of a comparison: one way to do a job, with its check and its timing in this process."""
+"""A candidate of a comparison (operators, dtype, compilation), and its results, timing and memory in this process."""
 
 import gc
 import statistics
@@ -14,32 +14,34 @@ from mova_engine.bench.workloads import SEED, PreparedWork, Tensors, Workload, c
 from mova_engine.errors import MovaError
 from mova_engine.ops import OpTable
 
-# Seconds that a turn lasts at least.
+# Minimum seconds of a turn.
 _TURN = 0.1
 Draw = Callable[[Workload], Tensors]
 
 
 @dataclass(frozen=True)
-class Side:
-    """One way to do a job: its operators, its dtype; compiled: through torch.compile.
+class Candidate:
+    """One way to do a job: with these operators, in this dtype. compiled: through torch.compile.
 
-    remake: builds the same side in another process, where it is to have one of its own; None where it is not.
+    remake: builds the same candidate in its own process; None: it runs in this process.
     """
 
     name: str
     ops: OpTable
     dtype: torch.dtype
     compiled: bool = False
-    remake: Callable[[], "Side"] | None = None
+    remake: Callable[[], "Candidate"] | None = None
 
     def work(self, job: Workload, tensors: Tensors, source: torch.dtype) -> PreparedWork:
-        """The job's work on tensors that were drawn in dtype `source`."""
+        """The job on tensors that were drawn in dtype `source` and are converted to this candidate's."""
         work = job.work(self.ops, convert(tensors, source, self.dtype))
         return replace(work, forward=torch.compile(work.forward)) if self.compiled else work
 
 
 def drawn_once(backend: Backend, dtype: torch.dtype) -> Draw:
-    """Draws a job's tensors, the same in every process; the last job's are kept, so that sides share their memory."""
+    """Return a function that draws a job's tensors, the same ones in every process. It keeps those of the last job, so
+    that candidates share their memory.
+    """
     last: list[tuple[Workload, Tensors]] = []
 
     def draw(job: Workload) -> Tensors:
@@ -52,34 +54,34 @@ def drawn_once(backend: Backend, dtype: torch.dtype) -> Draw:
     return draw
 
 
-class Here:
-    """A side at work in this process."""
+class InProcessRunner:
+    """Runs a candidate in this process."""
 
-    def __init__(self, side: Side, backend: Backend, draw: Draw, source: torch.dtype) -> None:
+    def __init__(self, side: Candidate, backend: Backend, draw: Draw, source: torch.dtype) -> None:
         self.side, self.backend, self._draw, self._source = side, backend, draw, source
 
     def begin(self, job: Workload) -> None:
-        """Make ready for `job`: what follows is about it."""
+        """Prepare `job`, which the other methods then run."""
         self._job = job
         self._work = self.side.work(job, self._draw(job), self._source)
 
     def results(self) -> Tensors:
-        """Outputs and gradients, on the CPU."""
+        """Run the job; return its outputs and gradients, on the CPU. Raises MovaError if torch.compile fails."""
         if not self.side.compiled:
             return self._work.results()
         try:
             return self._work.results()
         except MovaError:
             raise
-        except Exception as error:  # whatever the compiler raises: it is not ours to list
+        except Exception as error:  # the compiler may raise errors of any class
             raise MovaError(
                 f"torch.compile does not work for {self._job.name} here ({' '.join(str(error).split())[:200]}); "
                 "leave --compile out"
             ) from None
 
     def run(self) -> float:
-        """One turn; seconds of a run. Short work is done again until the turn has lasted, and the median counts: its
-        first run would tell how soon threads and caches come back from another process's turn.
+        """Time one turn; return the seconds of a run. A short job is repeated until the turn has lasted _TURN seconds,
+        and the median is returned: the first run includes the recovery of threads and caches after another process.
         """
         timed = stopwatch(self._work.run, self.backend)
         first, times = timed(), []
@@ -90,7 +92,9 @@ class Here:
         return statistics.median(times)
 
     def memory(self) -> Mapping[str, int | None]:
-        """Peak bytes of living tensors above weights and gradients; the device allocator's peak, where it tells."""
+        """Peak bytes of live tensors above weights and gradients, and the peak of the device's allocator if it has
+        one.
+        """
         if self.side.compiled:
             return {"peak_live_bytes": None, "allocator_peak_bytes": None}
         work, backend = self._work, self.backend

@@ -12,15 +12,15 @@ import torch
 from mova_engine.backend import Backend, get_backend
 from mova_engine.bench.bandwidth import copy_bandwidth
 from mova_engine.bench.baseline import NAME, bind_baseline
-from mova_engine.bench.candidate import Here, Side, drawn_once
+from mova_engine.bench.candidate import Candidate, InProcessRunner, drawn_once
 from mova_engine.bench.settings import ComparedConfig
-from mova_engine.bench.subprocess_runner import Apart
+from mova_engine.bench.subprocess_runner import SubprocessRunner
 from mova_engine.bench.timing import Timing, interleave, median_ratio
 from mova_engine.bench.workloads import AGREED, Tensors, Workload, convert, judge, relative_error, require_agreement
 from mova_engine.errors import MovaError
 from mova_engine.ops import DTYPES, REFERENCE, bind
 
-Workers = Mapping[str, Here | Apart]
+Workers = Mapping[str, InProcessRunner | SubprocessRunner]
 ENGINE, COMPILED = "engine", "compiled"
 # What torch.compile is given to fuse; products and attention stay with their kernels.
 _FUSIBLE = (
@@ -36,9 +36,11 @@ _FUSIBLE = (
 )
 
 
-def make_sides(settings: ComparedConfig, backend: Backend, dtype: torch.dtype, *, training: bool = True) -> list[Side]:
+def make_sides(
+    settings: ComparedConfig, backend: Backend, dtype: torch.dtype, *, training: bool = True
+) -> list[Candidate]:
     """The engine first, then what it is compared with."""
-    sides = [Side(ENGINE, bind(backend, training=training, dtypes=(dtype,)), dtype)]
+    sides = [Candidate(ENGINE, bind(backend, training=training, dtypes=(dtype,)), dtype)]
     if settings.baseline != "none":
         other = DTYPES[settings.baseline_dtype] if settings.baseline_dtype else dtype
         make = partial(_baseline_side, backend.name, settings.baseline, other, training)
@@ -47,16 +49,16 @@ def make_sides(settings: ComparedConfig, backend: Backend, dtype: torch.dtype, *
         sides.append(replace(make(), remake=make if apart else None))
     if settings.compile:
         references = bind(backend, dict.fromkeys(_FUSIBLE, REFERENCE), training=training)
-        sides.append(Side(COMPILED, references, dtype, compiled=True))
+        sides.append(Candidate(COMPILED, references, dtype, compiled=True))
     return sides
 
 
-def _baseline_side(device: str, target: str, dtype: torch.dtype, training: bool) -> Side:
-    return Side(NAME, bind_baseline(get_backend(device), target, training=training), dtype)
+def _baseline_side(device: str, target: str, dtype: torch.dtype, training: bool) -> Candidate:
+    return Candidate(NAME, bind_baseline(get_backend(device), target, training=training), dtype)
 
 
 def measure_job(
-    job: Workload, small: Workload, sides: list[Side], settings: ComparedConfig, backend: Backend
+    job: Workload, small: Workload, sides: list[Candidate], settings: ComparedConfig, backend: Backend
 ) -> dict[str, Any]:
     """Check every side on the `small` form of the job against float64, then time all of them on the job itself.
 
@@ -66,7 +68,9 @@ def measure_job(
     with ExitStack() as processes:
         draw = drawn_once(backend, dtype)
         workers = {
-            side.name: processes.enter_context(Apart(side, dtype)) if side.remake else Here(side, backend, draw, dtype)
+            side.name: processes.enter_context(SubprocessRunner(side, dtype))
+            if side.remake
+            else InProcessRunner(side, backend, draw, dtype)
             for side in sides
         }
         checks = check_sides(small, workers, dtype, backend)
@@ -148,7 +152,7 @@ def _gradient_difference(ours: Tensors, theirs: Tensors) -> float:
     return (difference / size) ** 0.5 if size else 0.0
 
 
-def _figures(side: Side, job: Workload, timing: Timing, bandwidth: float, backend: Backend) -> dict[str, Any]:
+def _figures(side: Candidate, job: Workload, timing: Timing, bandwidth: float, backend: Backend) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "dtype": _name(side.dtype),
         "median_s": timing.median,

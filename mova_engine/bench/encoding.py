@@ -1,13 +1,13 @@
-"""What encoding costs a training step when several processes share a clip, by who encodes.
+"""Measures what encoding costs a training step when several processes share a clip, by who encodes it.
 
     each     every process encodes every clip, as the published reference does
-    one      one process encodes a clip when it is wanted, the others wait for it
-    rounds   of the next N clips each of N processes encodes another, all at once: what the trainer does
-    nobody   latents are in memory: what the step itself takes
+    one      one process encodes a clip when it is needed, the others wait for it
+    rounds   each of N processes encodes a different one of the next N clips, at the same time, as the trainer does
+    nobody   latents are in memory: the cost of the step itself
 
-Gloo processes on this machine take real optimizer steps, online encoding included, in turns. The video encoder is of
-the released one's architecture (diffusers' AutoencoderKLWan) with random weights and `--codec-width` channels, since
-the embedded codec costs next to nothing.
+Gloo processes on this machine run optimizer steps with online encoding, the schemes in turns. The video encoder has the
+released one's architecture (diffusers' AutoencoderKLWan) with random weights and `--codec-width` channels, because the
+embedded codec costs next to nothing.
 """
 
 import os
@@ -67,10 +67,10 @@ def _measure(size: int, settings: EncodingConfig) -> dict[str, Any]:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     results = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    settings = {"model": settings.model, "width": settings.codec_width, "pairs": settings.pairs}
+    options = {"model": settings.model, "width": settings.codec_width, "pairs": settings.pairs}
     with TemporaryDirectory() as folder:
         generate(Path(folder) / "clips", size, seed=0)
-        arguments = (size, port, torch.get_num_threads(), Path(folder), settings, results)
+        arguments = (size, port, torch.get_num_threads(), Path(folder), options, results)
         torch.multiprocessing.spawn(_as_rank, arguments, nprocs=size)
         times, calls = results.get()
     model = get_preset(settings.model)
@@ -101,10 +101,10 @@ def _measure(size: int, settings: EncodingConfig) -> dict[str, Any]:
 
 
 class _ByOne(Rounds):
-    """The first rank makes all batches, each when it is wanted."""
+    """The first rank makes all batches, each when it is needed."""
 
-    def own(self, wanted: Iterator[Any]) -> Iterator[Any]:
-        return wanted
+    def own(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches
 
     def shared(self, made: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         while True:
@@ -130,7 +130,7 @@ def _as_rank(rank: int, size: int, port: int, threads: int, folder: Path, settin
 
 
 class _Bench:
-    """One rank: a model that is trained on clips which reach it by one scheme or another."""
+    """One rank: a model that is trained on clips that are encoded by one of the schemes."""
 
     def __init__(self, folder: Path, model: str, width: int) -> None:
         self.folder, self.config = folder, load_config("nano", model={"preset": model}, loader={"batch": 1})
@@ -139,34 +139,39 @@ class _Bench:
         self.processes: Processes = start_processes(backend, launch, shape)
         ops = self.processes.operators(bind(backend))
         self.codecs, self.sizes = _codecs(sizes, width), sizes
-        self.scheme, self.calls = "", dict.fromkeys(SCHEMES, 0)
-        encode = self.codecs.video.encode
+        self.scheme = ""
+        self.calls: dict[str, int] = dict.fromkeys(SCHEMES, 0)
+        video = self.codecs.video
+        assert isinstance(video, WanVideoCodec), "made by _codecs"
+        encode = video.encode
 
         def counted(video: torch.Tensor) -> torch.Tensor:
             self.calls[self.scheme] += 1
             return encode(video)
 
-        self.codecs.video.encode = counted
+        video.encode = counted
         mova, _ = build_model(self.config, sizes, ops, backend.device(), self.processes, fill=True)
         weights = Weights(mova, torch.float32)
         optimizer = build_optimizer(weights.masters, self.config.optim, ops)
         self.updater = Updater(self.config, mova, weights, optimizer, ops, self.processes)
-        self.build = BatchBuilder(self.codecs.text.encode([""])[0], backend.device(), audio_only=False)
+        _, _, text_encoder = self.codecs.encoders()
+        self.build = BatchBuilder(text_encoder.encode([""])[0], backend.device(), audio_only=False)
         self.memory = self.loader("nobody", folder / f"memory-{launch.rank}", preload=True)
         self.calls["nobody"] = 0
         self.step = 0
 
     def loader(self, scheme: str, cache: Path, preload: bool = False) -> Loader:
-        """Clips by a scheme, with a cache of this rank's own; what it encodes is counted for the scheme."""
-        clips = LatentCache(cache, self.sizes.clip, *self.codecs)
+        """A loader by a scheme, with a cache of this rank; calls of the encoder are counted for the scheme."""
+        clips = LatentCache(cache, self.sizes.clip, *self.codecs.encoders())
         self.scheme = scheme
         data = open_dataset(self.folder / "clips", clips, preload=preload, ahead=False)
-        group = self.processes.rounds.group
-        rounds = {"one": _ByOne(group), "rounds": self.processes.rounds}.get(scheme)
+        shared = self.processes.rounds
+        assert shared is not None, "several processes share each clip"
+        rounds = {"one": _ByOne(shared.group), "rounds": shared}.get(scheme)
         return build_loader(data, 1, rounds=rounds)
 
     def runner(self, scheme: str) -> Callable[[], None]:
-        """As many steps as there are processes, on clips that nobody has encoded before."""
+        """A function that runs as many steps as there are processes, on clips that are not encoded yet."""
 
         def run() -> None:
             self.processes.wait_for_first()
@@ -179,7 +184,7 @@ class _Bench:
         return run
 
     def check(self) -> None:
-        """Raise MovaError unless every scheme gives this rank the same clips to the bit."""
+        """Raise MovaError unless every scheme gives this rank bit-identical clips."""
         expected = None
         for scheme in SCHEMES:
             with _Batches(self, scheme) as batches:
@@ -193,7 +198,7 @@ class _Bench:
 
 
 class _Batches:
-    """A loader's batches, of clips that this rank has not encoded yet: its cache is a new folder."""
+    """A with-block with the batches of a new loader, whose cache is a new folder: no clip is encoded yet."""
 
     def __init__(self, bench: _Bench, scheme: str) -> None:
         self.bench, self.scheme, self.folder = bench, scheme, TemporaryDirectory()

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from mova_engine.adapters.lora import add_lora
@@ -169,17 +168,17 @@ def stack_config(config: MovaConfig) -> MovaConfig:
 
 @remakable
 def stack_job(config: MovaConfig, checkpointing: str) -> Workload:
-    """Every video block of the configuration, each with its own weights, forward and backward, without the bridge.
+    """Forward and backward of all video blocks of the configuration, each with its own weights, without the bridge.
 
-    The gradients of a block's weights go to one buffer that all blocks share, so that the gradients of all need not fit
-    the device; those of the first block remain in it. Through the one forward, beside a single thin audio layer.
+    All blocks copy their weights' gradients to the same buffer, so that the gradients of all blocks need not fit the
+    device; those of the first block remain in it. Runs the model's own forward, with a single small audio layer.
     """
     config = stack_config(config)
     job = step_job(config, checkpointing, bridge=False)
 
     def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         inner = job.work(ops, tensors)
-        blocks: dict[str, dict[str, nn.Parameter]] = {}
+        blocks: dict[str, dict[str, Tensor]] = {}
         for name, p in inner.parameters.items():
             if name.startswith("video_dit.blocks."):
                 index, _, rest = name.removeprefix("video_dit.blocks.").partition(".")
@@ -188,8 +187,9 @@ def stack_job(config: MovaConfig, checkpointing: str) -> Workload:
 
         def into_buffer(name: str) -> Callable[[Tensor], None]:
             def hook(p: Tensor) -> None:
-                buffer[name].copy_(p.grad)
-                p.grad = None
+                gradient, p.grad = p.grad, None
+                assert gradient is not None, "torch calls the hook after it has accumulated a gradient"
+                buffer[name].copy_(gradient)
 
             return hook
 
@@ -306,7 +306,8 @@ def _latents(config: MovaConfig, make: _Draw, batch: int, channels: int) -> Tens
 
 def _grid(config: MovaConfig) -> tuple[int, int, int]:
     sizes = zip(config.clip.latent_shape, config.video.patch_size, strict=True)
-    return tuple(size // patch for size, patch in sizes)
+    frames, rows, columns = (size // patch for size, patch in sizes)
+    return frames, rows, columns
 
 
 def _facts(config: MovaConfig, tower: str) -> dict:

@@ -1,4 +1,4 @@
-"""What operators must move and compute at the least: bytes of the operators on rows, FLOPs of matrix products."""
+"""Lower bounds of an operator's work: bytes moved by operators on rows, FLOPs of matrix products."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ _PRODUCTS = ("linear_gelu", "lora_linear")
 
 
 def bytes_moved(operator: str, inputs: dict[str, Any]) -> tuple[int, int]:
-    """(forward, backward) bytes of one call on activations `x` by a fused kernel; (0, 0) for an operator that is not
-    one on rows.
+    """(forward, backward) bytes that a fused kernel moves in one call on activations `x`; (0, 0) for operators that do
+    not work on rows.
     """
     least = OPERATORS[operator].least
     if least is None or operator in _PRODUCTS:
@@ -41,5 +41,5 @@ def flops(operator: str, inputs: dict[str, Any]) -> tuple[int, int]:
 
 
 def _attention_backward(inputs: dict[str, Tensor]) -> tuple[int, int]:
-    """Called as a forward of its own: dv, dp, dq and dk."""
+    """FLOPs of dv, dp, dq and dk; counted as a forward, because the operator is called by itself."""
     return 8 * inputs["q"].numel() * inputs["k"].shape[1], 0

@@ -31,7 +31,9 @@ buffer larger than any cache, which work that fits one may exceed.
 
 
 def write_report(files: Sequence[Path], out: Path | None = None) -> int:
-    """Make the page of result files (none: the checkout's); print it, or write it and its plot to `out`. Returns 0."""
+    """Make the page of result files (none given: those of the checkout); print it, or write it and its plot to `out`.
+    Returns 0. Raises MovaError if there are no result files, or if `out` is a file that this command did not write.
+    """
     files = files or sorted(RESULTS.glob("*.json"))
     if not files:
         raise MovaError(f"no result file: name some, or run from a checkout that has {RESULTS}/*.json")
@@ -42,18 +44,22 @@ def write_report(files: Sequence[Path], out: Path | None = None) -> int:
     if out is None:
         print(text, end="")
         return 0
-    files = {out: text, **({out.with_name(image): plot} if image else {})}
-    for path in files:
+    pages = {out: text}
+    if image and plot:
+        pages[out.with_name(image)] = plot
+    for path in pages:
         if os.path.lexists(path) and not _is_own(path):
             raise MovaError(f"{path} was not written by this command, or was changed since: give another --out")
-    for path, content in files.items():
+    for path, content in pages.items():
         write_atomic(path, signed(content).encode())
     print(f"written to {out}")
     return 0
 
 
 def signed(content: str) -> str:
-    """A page or plot with a last line, a comment, by which it is known again as written here and left as it was."""
+    """`content` with a comment as its last line: a digest that shows that this command wrote it and nobody changed
+    it.
+    """
     return f"{content}<!-- mova_engine.bench report {hashlib.sha256(content.encode()).hexdigest()} -->\n"
 
 

@@ -1,8 +1,8 @@
-"""The baseline in a subprocess, timed interleaved with the engine in this one.
+"""Runs the baseline in a subprocess, interleaved with the engine in this process.
 
-What a process has set once, it has for all that runs in it: here the memory allocator. The backend lets freed memory
-stay with the process (`backend/cpu.py`), and the published formulation run beside the engine would have that too. In a
-process of its own it has the system's allocator as it comes, as its users have it.
+The engine's backend changes the settings of the process's memory allocator, which keeps freed memory
+(`backend/cpu.py`). In the same process the baseline would profit from that. In its own process it has the system's
+default allocator, as its users have.
 """
 
 import multiprocessing
@@ -18,18 +18,20 @@ import torch
 
 from mova_engine.backend import get_backend
 from mova_engine.backend.cpu import KEEP_MEMORY
-from mova_engine.bench.candidate import Here, Side, drawn_once
+from mova_engine.bench.candidate import Candidate, InProcessRunner, drawn_once
 from mova_engine.bench.workloads import Tensors, Workload
 from mova_engine.errors import MovaError
 
-# Seconds after a turn: the threads of the process that had it still look for more to do, a few milliseconds long.
+# Seconds to wait after a turn: for a few milliseconds the threads of the other process still spin for work.
 _SETTLE = 0.02
 
 
-class Apart:
-    """`Here`, but elsewhere: the same methods, done by a process that draws the same tensors. A context manager."""
+class SubprocessRunner:
+    """Runs a candidate in another process, which draws the same tensors. It has the methods of `InProcessRunner`, and
+    is a context manager.
+    """
 
-    def __init__(self, side: Side, source: torch.dtype) -> None:
+    def __init__(self, side: Candidate, source: torch.dtype) -> None:
         self.side = side
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -45,7 +47,7 @@ class Apart:
                 os.environ[KEEP_MEMORY] = kept
         theirs.close()
 
-    def __enter__(self) -> "Apart":
+    def __enter__(self) -> "SubprocessRunner":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +93,7 @@ def _serve(pipe: Connection, remake: Any, source: torch.dtype, threads: int) -> 
     torch.set_num_threads(threads)
     backend = get_backend("cpu")
     with backend.full_precision():
-        side = Here(remake(), backend, drawn_once(backend, source), source)
+        side = InProcessRunner(remake(), backend, drawn_once(backend, source), source)
         while True:
             try:
                 method, arguments = pipe.recv()

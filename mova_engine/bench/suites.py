@@ -42,9 +42,11 @@ def smaller_config(config: MovaConfig, layers: bool) -> MovaConfig | None:
     """A configuration of about half the memory: fewer `layers` where they count, then a shorter clip; or None."""
     video, audio, frames = config.video.num_layers, config.audio.num_layers, config.clip.frames
     if layers and video > 1:
-        halves = {"video": replace(config.video, num_layers=video // 2)}
-        halves["audio"] = replace(config.audio, num_layers=max(1, audio // 2))
-        return with_towers(config, **halves)
+        return with_towers(
+            config,
+            video=replace(config.video, num_layers=video // 2),
+            audio=replace(config.audio, num_layers=max(1, audio // 2)),
+        )
     if frames > 1:
         return replace(config, clip=replace(config.clip, frames=(frames - 1) // 8 * 4 + 1))
     return None
@@ -93,8 +95,9 @@ def _breakdown(job: Workload, engine: Any, backend: Backend) -> dict[str, float]
 
 def _run_chain(settings: ChainConfig, backend: Backend, dtype: torch.dtype) -> Rows:
     cpu = backend.name == "cpu"
-    given = settings.rows is not None and settings.width is not None
-    shapes = [(settings.rows, settings.width)] if given else (_CPU_CHAINS if cpu else _CHAINS)
+    shapes, given = _CPU_CHAINS if cpu else _CHAINS, False
+    if settings.rows is not None and settings.width is not None:
+        shapes, given = [(settings.rows, settings.width)], True
     sides = make_sides(settings, backend, dtype)
     rows = []
     for tokens, width in shapes:

@@ -1,4 +1,4 @@
-"""Timing: warm-up, turns taken by what is compared, medians, and the interval of a ratio."""
+"""Timing: warm-up, interleaved runs of the candidates, medians, and the confidence interval of a ratio."""
 
 import random
 import statistics
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mova_engine.backend import Backend
 
-# A median of fewer says little, whatever the time allowed.
+# The least number of runs for a median, whatever the time limit.
 LEAST = 5
 _RESAMPLES = 2000
 _SEED = 2026
@@ -42,7 +42,7 @@ class Ratio:
 
 
 def stopwatch(run: Callable[[], object], backend: Backend) -> Callable[[], float]:
-    """`run`, and the device waited for; returns the seconds that it took."""
+    """Return a function that calls `run`, waits for the device, and returns the seconds that this took."""
 
     def timed() -> float:
         start = time.perf_counter()
@@ -56,11 +56,11 @@ def stopwatch(run: Callable[[], object], backend: Backend) -> Callable[[], float
 def interleave(
     runs: Mapping[str, Callable[[], float]], *, rounds: int = 30, seconds: float | None = None
 ) -> dict[str, list[float]]:
-    """Let all of `runs`, which return their seconds, take turns A B A B ..., so that a change of the machine's pace
-    meets all of them alike.
+    """Run all functions of `runs`, which return their seconds, in turns A B A B ..., so that a change of the machine's
+    speed affects all of them.
 
-    rounds: how often each runs, after one warm-up. seconds: no further round is begun after this long, but `LEAST` are
-    made. Returns the seconds of every run; the i-th of each belong together.
+    rounds: number of runs of each, after one warm-up. seconds: no further round starts after this time, but at least
+    `LEAST` rounds run. Returns name -> the seconds of every run; equal indices belong to the same round.
     """
     for run in runs.values():
         run()
@@ -75,7 +75,7 @@ def interleave(
 
 
 def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
-    """Median of `slower[i] / faster[i]` over pairs; the interval is of that median over resampled pairs (Efron, 1979).
+    """The median of `slower[i] / faster[i]`, with its 95% interval by the bootstrap over pairs (Efron, 1979).
 
     The resampling is seeded: the same times give the same interval.
     """

@@ -70,6 +70,15 @@ class Codecs(NamedTuple):
     audio: AudioCodec | None
     text: TextEncoder | None
 
+    def encoders(self) -> tuple[VideoCodec | None, AudioCodec, TextEncoder]:
+        """The three parts, for a process that encodes clips: audio and text are required, video only for pictures.
+
+        Raises MovaError if the audio VAE or the text encoder is missing.
+        """
+        if self.audio is None or self.text is None:
+            raise MovaError("encoding clips needs the audio VAE and the text encoder")
+        return self.video, self.audio, self.text
+
 
 def codecs_of(task: str) -> tuple[str, ...]:
     """The fields of `Codecs` that a training task needs: for "audio" all but the video's."""

@@ -24,7 +24,7 @@ DESCRIBE = Command("mova describe", DescribeConfig, "Print a model's parameters 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables of a preset or a checkpoint folder, for its own clip or another one."""
-    config = DESCRIBE.parse(sys.argv[1:] if argv is None else argv)
+    config = DESCRIBE.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -1,6 +1,5 @@
 """`mova encode`: encode a folder of clips ahead of training."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +53,7 @@ ENCODE = Command("mova encode", EncodeConfig, ABOUT)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Encode as the command line asks. Status 1 when some clips cannot be used."""
-    config = ENCODE.parse(sys.argv[1:] if argv is None else argv)
+    config = ENCODE.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

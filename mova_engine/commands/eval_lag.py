@@ -36,7 +36,7 @@ LAG = Command("mova eval lag", LagConfig, ABOUT)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the lag of each file. Status 2 when one could not be measured, after the others."""
-    config = LAG.parse(sys.argv[1:] if argv is None else argv)
+    config = LAG.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

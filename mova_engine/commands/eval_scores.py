@@ -35,7 +35,7 @@ SCORE_FILES = Command("mova eval scores", ScoresConfig, ABOUT)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the scores of each file. Status 2 when one could not be measured, after the others."""
-    config = SCORE_FILES.parse(sys.argv[1:] if argv is None else argv)
+    config = SCORE_FILES.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

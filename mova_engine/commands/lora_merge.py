@@ -34,7 +34,7 @@ MERGE = Command("mova lora merge", MergeConfig, "Write a checkpoint with adapter
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge and write; returns 0. Raises MovaError for folders or files that do not fit."""
-    config = MERGE.parse(sys.argv[1:] if argv is None else argv)
+    config = MERGE.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -35,7 +35,7 @@ CLIPS = Command("mova nano clips", ClipsConfig, ABOUT)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a folder of clips."""
-    config = CLIPS.parse(sys.argv[1:] if argv is None else argv)
+    config = CLIPS.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -28,7 +28,7 @@ SYNC = Command("mova nano sync", SyncConfig, ABOUT)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure a folder and print the report."""
-    config = SYNC.parse(sys.argv[1:] if argv is None else argv)
+    config = SYNC.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -1,6 +1,5 @@
 """`mova bench traffic`: what processes that share a clip send, by formula and counted."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ TRAFFIC = Command("mova bench traffic", TrafficConfig, ABOUT)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns 1 where a count is not what its formula says."""
-    config = TRAFFIC.parse(sys.argv[1:] if argv is None else argv)
+    config = TRAFFIC.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -54,6 +54,11 @@ def spelled(option: str) -> Parameter:
     return Parameter(name=option)
 
 
+def split_names(text: str | None) -> list[str]:
+    """The names of an option that takes a comma-separated list; [] for None."""
+    return [name for name in (text or "").split(",") if name]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping of settings in a YAML file. MovaError where there is none."""
     if not path.is_file():
@@ -123,15 +128,17 @@ class Command(Generic[Settings]):
     hidden: tuple[str, ...] = ()
     beside: type = Nothing
 
-    def parse(self, argv: Sequence[str]) -> Settings | None:
-        """The settings that a command line asks for; None where it asked for help or --print-config, now printed.
+    def parse(self, argv: Sequence[str] | None = None) -> Settings | None:
+        """Parse a command line (None: that of the process) to the command's settings.
 
-        MovaError of one line for what is wrong, with the nearest option or value.
+        Returns None if it asked for help or --print-config, which is then printed. Raises MovaError of one line, with
+        the nearest option or value, for a command line that is wrong.
         """
         return self.parse_both(argv)[0]
 
-    def parse_both(self, argv: Sequence[str]) -> tuple[Settings | None, Any]:
-        """`parse`, and the options beside the settings."""
+    def parse_both(self, argv: Sequence[str] | None = None) -> tuple[Settings | None, Any]:
+        """As `parse`; returns the options beside the settings too."""
+        argv = sys.argv[1:] if argv is None else argv
         under, source = self._under(argv)
         app, shown = self._app(under, source), []
         found = self._run(app, argv, shown)

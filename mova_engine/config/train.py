@@ -13,9 +13,10 @@ from mova_engine.config.command import section
 from mova_engine.config.diffusion import LossWeights, PredictionConfig, ScheduleConfig
 from mova_engine.config.limits import check, check_least, check_seed, check_threads
 from mova_engine.config.memory import MemoryConfig
-from mova_engine.config.mesh import MeshShape, accumulation
+from mova_engine.config.mesh import MeshShape, accumulation, choose_mesh
 from mova_engine.config.model import COMPONENTS, get_preset
 from mova_engine.config.parallel import ParallelConfig
+from mova_engine.errors import MovaError
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,32 @@ class TrainConfig:
     def folder(self) -> Path:
         """Where the run's files go."""
         return self.out if self.out is not None else Path("runs") / self.name
+
+    def mesh(self, heads: int, world: int) -> MeshShape:
+        """The mesh that a run makes of `world` processes. heads: attention heads of the video tower.
+
+        Raises MovaError for settings that the number of processes does not allow.
+        """
+        settings = self.parallel
+        if world == 1 and settings.context_parallel > 1:
+            raise MovaError(
+                f"parallel.context_parallel is {settings.context_parallel}, but this is one process: start so many "
+                f"with torchrun --nproc-per-node {settings.context_parallel}, or set --parallel.context-parallel 1"
+            )
+        if world == 1 and settings.shard:
+            raise MovaError(
+                "parallel.shard divides the weights among processes, but this is one: start several with torchrun "
+                "--nproc-per-node 2, or set --parallel.no-shard"
+            )
+        shape = choose_mesh(
+            world,
+            heads,
+            context_parallel=settings.context_parallel,
+            ulysses=settings.ulysses,
+            dp_replicate=settings.replicate,
+        )
+        self.micro_batches(shape)
+        return shape
 
     def micro_batches(self, mesh: MeshShape) -> int:
         """Micro-batches of one optimizer step in each group of processes. MovaError for a mesh whose groups do not

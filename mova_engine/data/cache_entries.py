@@ -1,4 +1,4 @@
-"""The files of a cache of latents: safetensors with a checksum, so that damage is noticed."""
+"""The files of a latent cache: safetensors files with a CRC-32 checksum, by which damage is detected."""
 
 import json
 import zlib
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def read_entry(path: Path) -> tuple[dict[str, Tensor] | None, str]:
-    """An entry's tensors, or None and why not."""
+    """Read an entry: (tensors, ""), or (None, reason) if the file is damaged or cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -24,7 +24,7 @@ def read_entry(path: Path) -> tuple[dict[str, Tensor] | None, str]:
 
 
 def is_entry(path: Path) -> bool:
-    """Whether a file is one of a cache's, whole."""
+    """Whether a file is an undamaged file of a cache."""
     if path.suffix == ".safetensors":
         return read_entry(path)[0] is not None
     try:
@@ -34,17 +34,20 @@ def is_entry(path: Path) -> bool:
 
 
 def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in float32."""
     return {name: x.float() for name, x in tensors.items()}
 
 
 def serialise(tensors: dict[str, Tensor]) -> bytes:
+    """The content of an entry's file."""
     return save(tensors, metadata={"crc32": checksum(tensors)})
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of names, dtypes, shapes and values, as 8 hexadecimal digits."""
     value = 0
     for name in sorted(tensors):
         x = tensors[name].contiguous()
         value = zlib.crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), value)
-        value = zlib.crc32(x.view(torch.uint8).numpy(), value)
+        value = zlib.crc32(x.view(torch.uint8).numpy().data, value)
     return f"{value:08x}"

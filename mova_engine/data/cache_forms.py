@@ -1,8 +1,10 @@
-"""The forms in which a cache's clips are stored: precision, shape, codecs, silence. They are part of every key, and a
-key does not tell them, so each is also written down once: a cache that was filled in another form than a run asks for
-can then be named, instead of being filled a second time silently.
+"""Records of the forms in which a cache stores clips: precision, shape, codecs, treatment of silence.
 
-    FOLDER/forms/abcd....json       what clips of this form have in common
+The form is part of every entry's key, but a key is a hash, from which the form cannot be read. Each form is therefore
+also written to a file. When a run asks for another form than the one in the cache, the difference can be reported
+instead of silently encoding everything again.
+
+    FOLDER/forms/abcd....json       the settings that clips of this form have in common
 """
 
 import hashlib
@@ -12,29 +14,31 @@ from pathlib import Path
 from typing import Any
 
 Form = Mapping[str, Any]
-# Options of the trainer that ask for another form, by what they change; `mova encode` has them without the group.
+# The trainer's options that choose a form, by the setting of the form; `mova encode` has them without "loader.".
 _OPTIONS = {"dtype": "--loader.dtype", "silent": "--loader.silent-audio"}
 _WORDS = {"video": "another video codec", "audio": "another audio codec", "version": "an older or newer engine"}
 
 
 def form_path(folder: Path, form: Form) -> Path:
-    """Where a form is written down."""
+    """The file of a form's record."""
     return folder / "forms" / f"{hashlib.sha256(as_json(form)).hexdigest()}.json"
 
 
 def as_json(form: Form) -> bytes:
-    """The file's content."""
+    """The content of a form's record."""
     return json.dumps(form, sort_keys=True).encode()
 
 
 def as_stored(form: Form) -> dict[str, Any]:
-    """`form` as it is read again: lists in the place of tuples."""
+    """`form` as it would be read from its record: tuples become lists."""
     return json.loads(as_json(form))
 
 
 def other_forms(folder: Path, form: Form) -> list[dict[str, Any]]:
-    """The forms that clips have been stored in, but for `form`; files that cannot be read are passed over, and so are
-    forms of sound alone where `form` has pictures, and the other way round: they serve another task.
+    """Read the recorded forms other than `form`.
+
+    Skips files that cannot be read. Skips forms of audio-only clips if `form` has pictures, and the reverse: those
+    belong to another task.
     """
     found = []
     for path in sorted((folder / "forms").glob("*.json")):
@@ -49,7 +53,9 @@ def other_forms(folder: Path, form: Form) -> list[dict[str, Any]]:
 
 
 def difference(theirs: Form, ours: Form) -> str:
-    """In which respects clips are stored otherwise, and the option that asks for theirs, where one does."""
+    """Describe in which settings `theirs` differs from `ours`, and the options that choose `theirs`, if there are
+    any.
+    """
     differs = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
     words = []
     for name in differs:

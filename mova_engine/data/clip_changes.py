@@ -1,7 +1,8 @@
-"""The clip list stored in a checkpoint, compared on resume to report clips that were added, changed or removed.
+"""The fingerprint of a clip list, stored in a checkpoint and compared on resume, to report added, changed or removed
+clips.
 
-Of each clip 16 bytes, in order: 8 of its id's digest, 4 of its caption's and start's, 4 of its file's content or zeros
-where that was not read. The ids themselves would be many times as long.
+A clip takes 16 bytes: 8 of the digest of its id, 4 of the digest of its caption and start, 4 of the digest of its
+file's content (zeros if it was not read). The ids themselves would be many times as long.
 """
 
 import base64
@@ -18,26 +19,26 @@ _SHOWN = 3
 
 
 class Changes(NamedTuple):
-    """In words: what makes the order of clips another one, and what does not; "" for nothing."""
+    """Descriptions of the changes. order: those that change the order of clips. contents: the others. "" for none."""
 
     order: str
     contents: str
 
 
 def marks(entries: Sequence[Entry], content: Callable[[Entry], str] | None) -> str:
-    """What is remembered, as text. content: the digest of a clip's file; None: not read."""
+    """The fingerprint of `entries`, as base64 text. content: returns the digest of a clip's file; None: not read."""
     found = bytearray()
     for entry in entries:
         found += _digest(entry.id)[:_ID] + _digest(f"{entry.start} {entry.caption}")[:_TEXT]
         try:
             found += _UNREAD if content is None else _digest(content(entry))[:_CONTENT]
-        except MovaError:  # gone since it was read
+        except MovaError:  # the file was removed after it was read
             found += _UNREAD
     return base64.b64encode(found).decode()
 
 
 def compare(then: str, now: str, entries: Sequence[Entry]) -> Changes:
-    """What has changed between two of `marks`; entries: those of `now`."""
+    """Describe the changes between two fingerprints made by `marks`. entries: the clips of `now`."""
     old, new = _rows(then), _rows(now)
     before = {row[:_ID]: row for row in old}
     there = {row[:_ID] for row in new}

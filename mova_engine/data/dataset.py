@@ -1,6 +1,6 @@
-"""Clips as the trainer sees them: latents and text features, from the cache or from memory.
+"""The training dataset: latents and text features of clips, from the cache or from memory.
 
-What to do about a clip that cannot be used is decided before training: `open_dataset` looks at every one of them.
+Clips that cannot be used are found before training: `open_dataset` reads every clip.
 """
 
 import logging
@@ -21,17 +21,18 @@ from mova_engine.errors import MovaError
 log = logging.getLogger(__name__)
 
 BadClips = Literal["skip", "stop"]
-# A dataset whose tensors take less is kept in memory unless asked otherwise.
+# A dataset whose tensors take fewer bytes is kept in memory by default.
 PRELOAD_BYTES = 2 << 30
-# How many reasons an error names where clips are unfit.
+# How many reasons an error message lists if clips cannot be used.
 SHOWN_REASONS = 3
 
 
 class LatentDataset(Dataset):
-    """Clips of a cache, in the order of `entries`.
+    """Clips of a cache, in the order of `entries`. Raises MovaError if there are none.
 
-    bad_clips: should a clip become unusable later on, "skip" puts the next one in its place and says so, "stop" raises.
-    preload: keep all tensors in memory (None: when they take less than 2 GiB), so that a batch costs next to nothing.
+    bad_clips: what to do if a clip becomes unusable during training: "skip" logs a warning and uses the next clip in
+    its place, "stop" raises MovaError.
+    preload: keep all tensors in memory; None: if they take less than 2 GiB.
     read: whether all files have been read, so that their digests are known.
     """
 
@@ -53,9 +54,9 @@ class LatentDataset(Dataset):
         self._captions = [entry.caption for entry in entries]
         self._ids = [entry.id for entry in entries]
         self._tensors: dict[str, Tensor] | None = None
-        # Why clips that were found unusable on the way are; they are told once and not tried again.
+        # Index -> reason, of clips that became unusable during training; each is logged once and not tried again.
         self._unusable: dict[int, str] = {}
-        # And those that were found before, by name.
+        # Id -> reason, of clips that `open_dataset` has left out.
         self._left_out: dict[str, str] = {}
         if preload is None:
             size = sum(x.numel() * x.element_size() for x in self._read(0)[1].values())
@@ -67,7 +68,7 @@ class LatentDataset(Dataset):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One clip: what `batch` gives, without the batch axis."""
+        """One clip: the entries of `batch`, without the batch dimension."""
         index, tensors = self._read(index)
         return {**tensors, "caption": self._captions[index], "id": self._ids[index]}
 
@@ -85,25 +86,26 @@ class LatentDataset(Dataset):
         return {**tensors, "caption": [self._captions[i] for i in chosen], "id": [self._ids[i] for i in chosen]}
 
     def stored_batch(self, indices: Sequence[int]) -> dict[str, Any] | None:
-        """As `batch`, or None where a clip would have to be encoded or replaced: what worker processes do."""
+        """As `batch`, but None if a clip would have to be encoded or replaced; for worker processes without codecs."""
         read = [self.cache.read(self.entries[index]) for index in indices]
-        if any(clip is None for clip in read):
+        clips = [clip for clip in read if clip is not None]
+        if len(clips) < len(read):
             return None
-        return {**_stack(read), "caption": [self._captions[i] for i in indices], "id": [self._ids[i] for i in indices]}
+        return {**_stack(clips), "caption": [self._captions[i] for i in indices], "id": [self._ids[i] for i in indices]}
 
     @cached_property
     def marks(self) -> str:
-        """By which a later run tells what has become of these clips, see `data.clip_changes`."""
+        """The fingerprint of these clips, by which a resumed run finds changes, see `data.clip_changes`."""
         return marks(self.entries, self.cache.content if self._files_read else None)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The names of the clips that are handed out, by index."""
+        """The ids of the clips, by index."""
         return tuple(self._ids)
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Why clips of the folder that cannot be used cannot, by name, as far as is known."""
+        """Id -> reason, of the folder's clips that are known to be unusable."""
         return {**self._left_out, **{self.entries[index].id: reason for index, reason in self._unusable.items()}}
 
     @property
@@ -112,7 +114,7 @@ class LatentDataset(Dataset):
         return self._tensors is not None
 
     def _read(self, index: int) -> tuple[int, dict[str, Tensor]]:
-        """The clip at `index`, or the next one that can be used, with its own index."""
+        """Return (index, tensors) of the clip at `index`, or of the next clip that can be used."""
         if self._tensors is not None:
             return index, {name: x[index] for name, x in self._tensors.items()}
         for tried in range(len(self)):
@@ -154,13 +156,13 @@ def open_dataset(
     ahead: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LatentDataset:
-    """Read a folder's metadata and encode what its cache lacks; return the clips that can be used.
+    """Read a folder's metadata, encode the clips that are missing in the cache, and return the usable clips.
 
-    Clips that are missing, broken, silent or too short are named in the log, then either left out ("skip") or refused
-    together, by a MovaError that counts them and names the first ("stop"). None left to train on is an error always.
-    Of `world` processes that share the cache, each begins the encoding at another place; all of them return the same.
-    ahead=False encodes nothing now, and every clip when it is first wanted; bad ones are found then.
-    `progress` is told how many clips are done. For the rest see `LatentDataset`.
+    Clips that are missing, damaged, silent or too short are logged. With bad_clips "skip" they are left out; with
+    "stop" a MovaError counts them and names the first ones. If no clip is usable, MovaError is raised in both cases.
+    rank, world: of `world` processes that share the cache, each starts encoding at a different clip; all return the
+    same dataset. ahead=False: clips are encoded when they are first used, and unusable ones are found then.
+    progress: called with the number of clips done. For the other arguments see `LatentDataset`.
     """
     entries = read_metadata(folder)
     if rank == 0 and (otherwise := cache.stored_otherwise(entries)) is not None:

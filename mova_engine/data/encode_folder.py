@@ -42,10 +42,11 @@ def encode_folder(
     task: str = "joint",
     shard: str | None = None,
 ) -> int:
-    """Encode the clips of `data` with the codecs of `checkpoint` or of a fresh `model`; says what cannot be used.
+    """Encode the clips of `data` with the codecs of the folder `checkpoint`, or those of the model size `model`.
 
-    cache: the folder to fill; None: `data/cache`. shard: "I/N", the I-th of N shares from 1; None: torchrun's rank.
-    Returns 1 when some clips cannot be used, else 0. MovaError for whatever stops all of it.
+    Prints the clips that cannot be used. cache: the folder to fill; None: `data/cache`. shard: "I/N", the I-th of N
+    shares, from 1; None: torchrun's rank. For the other arguments see `LatentCache`.
+    Returns 1 if some clips cannot be used, else 0. Raises MovaError for errors that concern the whole folder.
     """
     launch = read_launch()
     share, shares = (launch.rank + 1, launch.world) if shard is None else _share(shard, launch)
@@ -55,7 +56,7 @@ def encode_folder(
     config, codecs, source = _model(model, checkpoint, clip, task, place)
     residency = Residency(place, codec_parts(codecs, source, text_waits="files"), stages(MemoryConfig()))
     folder = cache or data / "cache"
-    store = LatentCache(folder, config.clip, *codecs, dtype=dtype, silent=silent, residency=residency)
+    store = LatentCache(folder, config.clip, *codecs.encoders(), dtype=dtype, silent=silent, residency=residency)
     if (otherwise := store.stored_otherwise(entries)) is not None:
         log.warning("%s", otherwise.replace("--loader.", "--"))
     with Progress(console=Console(stderr=True, quiet=launch.rank > 0)) as bar:
@@ -79,10 +80,14 @@ def _share(text: str, launch: Launch) -> tuple[int, int]:
 def _model(
     preset: str | None, checkpoint: Path | None, clip: ClipSettings, task: str, device: torch.device
 ) -> tuple[MovaConfig, Codecs, Path | None]:
-    """The model, its codecs on the host (embedded ones where they compute), and the folder that they are from."""
+    """The model, its codecs, and the folder that they were read from. Pretrained codecs are on the host, embedded ones
+    on `device`.
+    """
     if checkpoint is not None:
         folder, config = open_model(checkpoint, clip)
         return config, load_codecs(folder, device=device, weights_on="cpu", parts=codecs_of(task)), folder
+    if preset is None:
+        raise MovaError("give a checkpoint or a model size, whose codecs encode the clips")
     config = get_preset(preset)
     config = replace(config, clip=clip.over(config.clip))
     codecs = Codecs(

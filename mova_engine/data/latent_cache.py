@@ -1,16 +1,16 @@
-"""Latents and text features on disk, addressed by content: encode once, train many times.
+"""The latent cache: latents and text features on disk, addressed by content. Clips are encoded once for many runs.
 
-A clip's key is a hash of everything that its latents depend on: the file's content, where the clip begins, its shape,
-the codecs' fingerprints, the precision. Nothing is ever out of date, and folders may be shared between runs. Entries
-are safetensors files, written whole or not at all, with a checksum: a damaged one is reported and encoded anew.
+An entry's key is a hash of everything that its latents depend on: the file's content, the clip's start and shape, the
+fingerprints of the codecs, the precision. Entries are therefore never out of date, and runs may share a folder. Entries
+are safetensors files that are written atomically, with a checksum. A damaged entry is reported and encoded again.
 
     FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents, heard
     FOLDER/text/ab/abcd....safetensors      text
-    FOLDER/forms/abcd....json               what decides keys beside the clips themselves, see `data.cache_forms`
-    FOLDER/files/ab/abcd....json            digests of large media files, valid while size and time of change stay
-    FOLDER/fatal/ab/abcd....json            why a file cannot be read without ending the process that does
+    FOLDER/forms/abcd....json               settings that are part of the keys, see `data.cache_forms`
+    FOLDER/files/ab/abcd....json            digests of large media files, valid while their size and mtime stay
+    FOLDER/fatal/ab/abcd....json            why reading a file ends the process that reads it
 
-The trainer fills its cache itself. To do it ahead, on another machine, or on several cards or machines at once:
+The trainer fills its cache itself. To fill it ahead, on another machine, or on several devices or machines at once:
 
     mova encode --data CLIPS --checkpoint MOVA-360p --device DEVICE
     torchrun --nproc-per-node 8 -m mova_engine encode --data CLIPS --checkpoint MOVA-360p --device DEVICE
@@ -54,11 +54,11 @@ from mova_engine.ops import DTYPES
 
 log = logging.getLogger(__name__)
 
-# Part of every key: raised whenever decoding or the layout of entries changes.
+# Part of every key: increased whenever decoding or the layout of entries changes.
 VERSION = 2
-# Bytes of text features kept in memory, as captions recur.
+# Bytes of text features kept in memory: captions recur.
 TEXT_MEMORY = 64 << 20
-# Clips of which is asked whether they are stored in another form.
+# How many clips `stored_otherwise` looks for.
 LOOKED_FOR = 16
 # Clips decoded ahead of the encoder.
 READ_AHEAD = 2
@@ -66,7 +66,7 @@ READ_AHEAD = 2
 
 @dataclass(frozen=True)
 class Problem:
-    """A clip that cannot be used, and why, in one line that names the file."""
+    """A clip that cannot be used. reason: one line that names the file."""
 
     entry: Entry
     reason: str
@@ -75,11 +75,12 @@ class Problem:
 class LatentCache:
     """The cache in `folder` for clips of one shape, one set of codecs and one precision.
 
-    dtype: "float32" or "bfloat16" (half the space; values are rounded); tensors are always handed out as float32.
-    silent: what to do with clips without sound, see `read_clip`.
-    video_codec: None for a cache of sound alone, which takes files without pictures and decodes none.
-    residency: brings the codecs, its parts, to the device to encode; None: they are where they compute.
-    Everything is encoded one clip at a time, so that an entry does not depend on its neighbours.
+    dtype: "float32" or "bfloat16" (half the disk space; values are rounded). Tensors are always returned as float32.
+    silent: how to treat clips without sound, see `read_clip`.
+    video_codec: None for a cache of audio only, for files with or without video, whose pictures are not decoded.
+    residency: moves the codecs to the device for encoding; None: they are there.
+    Clips are encoded one at a time, so that an entry does not depend on other clips.
+    Raises MovaError for an unknown dtype, and if `folder` is a file.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class LatentCache:
             raise MovaError(f"unknown cache dtype '{dtype}'.{suggest(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
         if Path(folder).exists() and not Path(folder).is_dir():
             raise MovaError(f"{folder}: a file, not a folder for encoded clips; --loader.cache FOLDER names one")
-        self.folder, self.clip, self.silent = Path(folder), clip, silent
+        self.folder, self.clip = Path(folder), clip
+        self.silent: Silent = silent
         self.video_codec, self.audio_codec, self.text_encoder = video_codec, audio_codec, text_encoder
         self.dtype, self.residency = DTYPES[dtype], residency
         common = {"version": VERSION, "dtype": dtype}
@@ -113,13 +115,12 @@ class LatentCache:
         self._form_is_known = False
 
     def get(self, entry: Entry) -> dict[str, Tensor]:
-        """A clip's tensors, float32: video_latents, image_latents [16, t, h, w], audio_latents [128, l], text [n, d],
-        and heard [1]: 1, or 0 for a clip without sound.
+        """Return a clip's tensors, float32: video_latents, image_latents [16, t, h, w], audio_latents [128, l],
+        text [n, d], and heard [1]: 1, or 0 for a clip without sound.
 
-        image_latents encode [first frame, zeros ...] (zero is mid-grey), the condition of image-to-video. Sound alone
-        has neither these nor video_latents. What is not in the cache is encoded and stored; where it cannot be stored,
-        that is reported and training goes on.
-        Raises MovaError, naming the file, for a clip that cannot be used.
+        image_latents are the encoding of [first frame, zeros ...] (zero is mid-grey), the condition of image-to-video.
+        An audio-only cache has neither these nor video_latents. A clip that is not in the cache is encoded and stored;
+        if storing fails, a warning is logged. Raises MovaError, naming the file, for a clip that cannot be used.
         """
         path = self._clip_path(entry)
         latents = self._load(path)
@@ -132,7 +133,7 @@ class LatentCache:
         return {**floats(latents), "text": self.text(entry.caption)}
 
     def read(self, entry: Entry) -> dict[str, Tensor] | None:
-        """What `get` gives, or None where that takes more than reading: for processes that must not run the codecs."""
+        """As `get`, but None if the clip is not in the cache; for processes that must not run the codecs."""
         try:
             latents = self._load(self._clip_path(entry))
         except MovaError:
@@ -141,11 +142,11 @@ class LatentCache:
         return None if latents is None or text is None else {**floats(latents), "text": text}
 
     def content(self, entry: Entry) -> str:
-        """The digest of a clip's file. MovaError where it cannot be read."""
+        """The digest of a clip's file. Raises MovaError if it cannot be read."""
         return self._digests.of(entry.path)
 
     def text(self, caption: str) -> Tensor:
-        """Features float32 [n, d] of a caption."""
+        """Return the features float32 [n, d] of a caption; encodes and stores them if they are not in the cache."""
         stored = self._stored_text(caption)
         if stored is None:
             with stage(self.residency, ENCODE_TEXT):
@@ -155,14 +156,14 @@ class LatentCache:
         return stored
 
     def empty_text(self) -> Tensor:
-        """Features float32 [n, d] of the empty caption: what text dropout and guidance put in a caption's place."""
+        """Return the features float32 [n, d] of the empty caption, which text dropout and guidance use."""
         return self.text("")
 
     def fill(self, entries: Sequence[Entry], progress: Callable[[int], None] = lambda done: None) -> list[Problem]:
-        """Encode and store what is missing; return the clips that cannot be used. `progress` is told how many are done.
+        """Encode and store the clips that are missing, then their captions; return the clips that cannot be used.
 
-        Files are decoded ahead in threads, while this one encodes; the captions follow when all clips are done. Raises
-        MovaError when the cache cannot be written.
+        Files are decoded ahead in threads while this thread encodes. progress: called with the number of clips done.
+        Raises MovaError if the cache cannot be written.
         """
         problems, captions = [], [""]
         with ExitStack() as encoding:
@@ -190,8 +191,8 @@ class LatentCache:
         return problems
 
     def stored_otherwise(self, entries: Sequence[Entry]) -> str | None:
-        """Whether clips that are not in the cache lie there in another form (precision, shape, ...): one line that says
-        in which; None where they do not. A few of the clips are looked for.
+        """If some of `entries` are in the cache in another form only (precision, shape, ...), return one line that says
+        in which; else None. Looks for a sample of LOOKED_FOR clips.
         """
         others = other_forms(self.folder, self._clip_facts)
         for entry in entries[:: max(1, len(entries) // LOOKED_FOR)] if others else ():
@@ -202,7 +203,7 @@ class LatentCache:
                     if self._clip_path(entry, form).is_file():
                         return f"{self.folder} holds these clips in another form: {difference(form, self._clip_facts)}"
             except MovaError:
-                continue  # named when it is to be encoded
+                continue  # reported when the clip is encoded
         return None
 
     def _write_form(self) -> None:
@@ -213,11 +214,11 @@ class LatentCache:
             self._form_is_known = True
 
     def _read_ahead(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Clip | MovaError | None]]:
-        """Each entry with its clip, why there is none, or None where the cache holds it already."""
+        """Yield each entry with its decoded clip, or the error, or None if the clip is in the cache already."""
 
         def read(entry: Entry) -> Clip | MovaError | None:
             try:
-                # Looked for, not read: damage is found, and mended, by whoever reads it.
+                # The entry is not read here: damage is detected, and the clip encoded again, when it is used.
                 if self._clip_path(entry).is_file():
                     return None
                 return self._decode(entry)
@@ -228,7 +229,7 @@ class LatentCache:
             pending: list[tuple[Entry, Future]] = []
             upcoming = iter(entries)
             while True:
-                # Few at a time: decoded clips are large.
+                # Decoded clips are large: only a few are decoded ahead.
                 for entry in islice(upcoming, READ_AHEAD + 1 - len(pending)):
                     pending.append((entry, pool.submit(read, entry)))
                 if not pending:
@@ -237,7 +238,7 @@ class LatentCache:
                 yield entry, future.result()
 
     def _decode(self, entry: Entry) -> Clip:
-        """The clip. That a file ends the process which reads it is kept, so that not each start pays for it again."""
+        """Decode the clip. If reading the file ends its process, that is recorded, and later runs do not try again."""
         pictures = self.video_codec is not None
         content = self._digests.of(entry.path)
         facts = {"content": content, "start": entry.start, "pictures": pictures, "av": av.__version__}
@@ -264,13 +265,13 @@ class LatentCache:
             latents["image_latents"] = self.video_codec.encode(first_frame)
         for name, x in latents.items():
             if not x.isfinite().all():
-                raise MovaError(f"{entry.path}: its {name} come out not finite")
+                raise MovaError(f"{entry.path}: its {name} are not finite")
         latents["heard"] = torch.tensor([[float(clip.heard)]])
         return {name: x[0].to("cpu", self.dtype).contiguous() for name, x in latents.items()}
 
     def _encode_text(self, caption: str) -> Tensor:
         features = self.text_encoder.encode([caption])[0].to("cpu", self.dtype)
-        # Rows past the text are zero, and most rows are: they are not stored.
+        # The rows after the end of the text are zero and not stored.
         rows = int(features.ne(0).any(dim=1).nonzero().max()) + 1 if features.any() else 0
         return features[:rows].contiguous()
 
@@ -281,7 +282,7 @@ class LatentCache:
         return None if stored is None else self._keep_text(caption, stored["text"])
 
     def _keep_text(self, caption: str, features: Tensor) -> Tensor:
-        """Fill up with the zero rows that are not stored; keep the features in memory while few are."""
+        """Append the zero rows that are not stored; keep the features in memory up to TEXT_MEMORY."""
         text = pad(features.float(), (0, 0, 0, self.text_encoder.max_tokens - len(features)))
         if len(self._texts) * text.numel() * text.element_size() < TEXT_MEMORY:
             self._texts[caption] = text
@@ -318,16 +319,16 @@ class LatentCache:
             raise MovaError(f"{error}; --loader.cache FOLDER (mova encode: --out) keeps clips elsewhere") from None
 
     def _try_write(self, path: Path, data: bytes) -> None:
-        """Store what can be had again; the first failure is reported."""
+        """Write a file that can be made again. The first failure is logged."""
         try:
             self._put(path, data)
         except MovaError as error:
             if self._writable:
-                log.warning("%s; going on without storing what is missing from the cache", error)
+                log.warning("%s; continuing without storing missing entries in the cache", error)
             self._writable = False
 
     def _put(self, path: Path, data: bytes) -> None:
-        """Write a file of the cache. What is there and is none is not lost: it gets another name."""
+        """Write a file of the cache. If the name is taken by a file that is no cache entry, that file is renamed."""
         try:
             if os.path.lexists(path) and not is_entry(path):
                 log.warning("%s is no entry of a cache, and is now %s", path, set_aside(path).name)

@@ -1,7 +1,7 @@
-"""The order in which clips are trained on: shuffled, endless, and resumable to the clip.
+"""The loader: an endless, shuffled stream of clips that can be resumed at any clip.
 
-All ranks read one stream of clips, in which every clip comes once per epoch, in an order drawn from (seed, epoch).
-The stream is a function of the position in it, whatever the number of workers: the position is all there is to save.
+All ranks read the same stream, in which every clip occurs once per epoch, in an order drawn from (seed, epoch). The
+stream is a function of the position in it, for any number of workers: only the position has to be saved.
 """
 
 import gc
@@ -26,7 +26,7 @@ Changed = Literal["stop", "go-on"]
 
 
 class ClipOrder:
-    """The stream of clip indices: epoch after epoch, each a permutation of `count` clips (or 0, 1, ... unshuffled)."""
+    """The stream of clip indices, by position: in each epoch a permutation of `count` clips (0, 1, ... unshuffled)."""
 
     def __init__(self, count: int, seed: int, *, shuffle: bool = True) -> None:
         self.count, self.seed, self.shuffle = count, seed, shuffle
@@ -43,7 +43,7 @@ class ClipOrder:
 
 
 class Loader:
-    """Batches without end, from where the last one was taken. Built by `build_loader`."""
+    """An endless iterable of batches, which continues after the last batch that was taken. Built by `build_loader`."""
 
     def __init__(
         self,
@@ -62,28 +62,32 @@ class Loader:
         self._order = ClipOrder(len(dataset), seed, shuffle=shuffle)
         self._position = 0
         names = "\n".join(entry.id for entry in dataset.entries)
-        # Now, while the files are as they were encoded.
+        # Computed now, because files may change later.
         self._marks = dataset.marks
         self._digest = hashlib.sha256(f"{shuffle}\n{names}".encode()).hexdigest()[:16]
 
     @property
     def position(self) -> int:
-        """Clips that all ranks together have been given."""
+        """The number of clips that all ranks together have taken."""
         return self._position
 
     @property
     def epoch(self) -> int:
-        """How many times every clip has been given."""
+        """The number of complete epochs."""
         return self._position // len(self.dataset)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches as of `LatentDataset.batch`. The position moves on when a batch is taken, not when it is prepared."""
+        """Yield batches as of `LatentDataset.batch`. The position advances when a batch is taken, not when it is
+        prepared.
+        """
         for batch in self._batches():
             self._position += self.batch_size * self.world
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, JSON-able. Independent of the number of workers and ranks and of the batch size."""
+        """The position, and what identifies the stream, as plain values for JSON. Independent of the number of workers
+        and ranks and of the batch size.
+        """
         return {
             "position": self._position,
             "seed": self._order.seed,
@@ -93,11 +97,11 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, Any], changed: Changed = "stop") -> list[str]:
-        """Go on where `state` was taken, from the next `iter()`; returns what is to be told of clips that changed.
+        """Continue at the position of `state`, from the next `iter()`; returns messages about clips that have changed.
 
-        changed: what to do where clips were added or taken away, or are in another order, which makes the stream
-        another one: "stop", or "go-on" with the first clip of the next epoch of the order of those that are there now.
-        MovaError for the former, and when the seed is not the same.
+        changed: what to do if clips were added, removed or reordered, so that the stream is another one. "stop": raise
+        MovaError. "go-on": continue at the start of the next epoch, with the present clips. Raises MovaError also if
+        the seed differs.
         """
         here = self.state_dict()
         if state["seed"] != here["seed"]:
@@ -116,24 +120,24 @@ class Loader:
         differ += f": {found.order})" if found.order else ")"
         if changed == "stop":
             raise MovaError(
-                f"{differ}: its order cannot go on exactly; bring them back, or give --loader.changed go-on to train "
-                "on with those that are there, or --model.checkpoint and another --out to start a run from its weights"
+                f"{differ}: its order cannot continue exactly; restore them, or give --loader.changed go-on to train "
+                "on with the present ones, or --model.checkpoint and another --out to start a run from its weights"
             )
         epoch = -(-state["position"] // state["clips"])
         self._position = epoch * len(self.dataset)
-        return [f"{differ}: going on at the beginning of epoch {epoch + 1} of those that are there now", *notes]
+        return [f"{differ}: continuing with the present ones at the beginning of epoch {epoch + 1}", *notes]
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         return self._made() if self.rounds is None else self.rounds.shared(self._made())
 
     def _made(self) -> Iterator[dict[str, Any]]:
-        """The batches that this process makes itself."""
+        """Yield the batches that this process reads or encodes itself."""
         indices = _Indices(self)
         if self.workers == 0:
             yield from map(self.dataset.batch, indices)
             return
-        # Objects of the media library that wait for the garbage collector may own threads; those do not live on in a
-        # forked process, which would wait for them for ever on freeing such an object.
+        # Unreachable objects of the media library may own threads. A forked process does not have these threads, and
+        # would wait for them forever when it frees such an object. Therefore free them before the fork.
         gc.collect()
         prepared = DataLoader(
             _StoredBatches(self.dataset),
@@ -143,7 +147,7 @@ class Loader:
             prefetch_factor=PREFETCH,
             collate_fn=_unchanged,
             worker_init_fn=_spare_inherited_objects,
-            # Its own, so that starting the workers does not advance the trainer's random numbers.
+            # A separate generator, so that starting the workers does not change the trainer's random numbers.
             generator=torch.Generator(),
         )
         others = set(multiprocessing.active_children())
@@ -154,7 +158,7 @@ class Loader:
             for batch in batches:
                 yield self.dataset.batch(batch) if isinstance(batch, list) else batch
         finally:
-            del batches  # asks them to leave, and waits some seconds
+            del batches  # asks the workers to end, and waits some seconds
             for worker in workers:
                 if worker.is_alive():
                     worker.kill()

@@ -1,12 +1,12 @@
-"""A folder of clips and the list that describes them.
+"""Reads the metadata file of a folder of clips.
 
 `metadata.jsonl` holds one JSON object per line, `metadata.json` (the reference's format) a list of the same objects:
 
     {"video_path": "clips/0001.mp4", "caption": "a red ball bouncing on the floor", "id": "0001", "start": 2.5}
 
-`video_path` is relative to the folder. `id` (default: the path, with the start where there is one) names the clip in
-logs and batches; `start` (default 0) is where in the file the clip begins, in seconds. Other keys are left alone.
-A value is refused here if what follows could not take it: text that cannot be encoded, a time that no file reaches.
+`video_path` is relative to the folder. `id` names the clip in logs and batches (default: the path, plus the start if it
+is not 0). `start` (default 0) is the time in the file at which the clip begins, in seconds. Other keys are ignored.
+Values that later steps cannot use are errors here: text that cannot be encoded, a start beyond any file's length.
 """
 
 import json
@@ -19,13 +19,13 @@ from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError
 
 FILES = ("metadata.jsonl", "metadata.json")
-# Seconds. No file is as long (30 years), and a container's clock cannot count much further.
+# Seconds (30 years). No file is as long, and the clocks of containers do not count much further.
 LATEST_START = 1e9
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One clip: `path` of its file, `caption`, unique `id`, `start` in seconds after the first picture."""
+    """One clip. path: its file. id: unique in the folder. start: seconds after the file's first picture."""
 
     path: Path
     caption: str
@@ -34,9 +34,9 @@ class Entry:
 
 
 def read_metadata(folder: str | Path) -> list[Entry]:
-    """Read a folder's list of clips, in its order. The files that it names are not touched.
+    """Read a folder's list of clips, in its order. The clips' files are not opened.
 
-    MovaError in one line, naming the file, the line (or the item of a .json list) and the key, where anything is wrong.
+    Raises MovaError of one line that names the file, the line (or the item of a .json list) and the key.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -60,7 +60,7 @@ def read_metadata(folder: str | Path) -> list[Entry]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Pairs of a place to name in errors and the parsed value there."""
+    """Yield (place for error messages, parsed value) of each line or item."""
     text = read_text(path)
     if path.suffix == ".json":
         items = _parse(str(path), text)
@@ -86,7 +86,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         twice = next(key for number, (key, _) in enumerate(pairs) if any(key == k for k, _ in pairs[:number]))
-        raise ValueError(f"key '{shown(twice)}' stands twice in one object")
+        raise ValueError(f"key '{shown(twice)}' occurs twice in one object")
     return row
 
 
@@ -96,7 +96,7 @@ def _entry(folder: Path, place: str, row: Any) -> Entry:
     path, caption = _text(place, row, "video_path", name=True), _text(place, row, "caption")
     start = row.get("start", 0.0)
     if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= LATEST_START:
-        got = _told(start)
+        got = _described(start)
         raise MovaError(f"{place}: key 'start' must be seconds from 0 up to {LATEST_START:g}, got {got}")
     identity = _text(place, row, "id", name=True) if "id" in row else path + (f"@{start:.15g}" if start else "")
     return Entry(folder / path, caption, identity, float(start))
@@ -107,12 +107,13 @@ def _text(place: str, row: dict, key: str, *, name: bool = False) -> str:
         raise MovaError(f"{place}: key '{key}' is missing (it has: {shown(', '.join(row)) or 'none'})")
     value = row[key]
     if not isinstance(value, str):
-        raise MovaError(f"{place}: key '{key}' must be text, got {_told(value)}")
+        raise MovaError(f"{place}: key '{key}' must be text, got {_described(value)}")
     reason = flaw(value, name=name) or ("is empty" if name and not value else None)
     if reason:
         raise MovaError(f"{place}: key '{key}' {reason}")
     return value
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
+    """A value, or the type of a list or object, for an error message."""
     return type(value).__name__ if isinstance(value, list | dict) else shown(json.dumps(value))

@@ -1,4 +1,4 @@
-"""Text from files and command lines: decoded, or refused with its place; shown in errors so that they stay one line."""
+"""Reads and checks text from files and command lines, and formats it for one-line error messages."""
 
 import unicodedata
 from pathlib import Path
@@ -11,14 +11,14 @@ SHOWN = 80
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a UTF-8 file, without a byte order mark. MovaError names the file and the line that is not."""
+    """Read a UTF-8 file, without its byte order mark. Raises MovaError, naming file and line, if it is not UTF-8."""
     require_file(path)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise MovaError(f"{path}: is UTF-16, must be UTF-8: save it anew as that")
+        raise MovaError(f"{path}: is UTF-16, must be UTF-8: save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -28,7 +28,9 @@ def read_text(path: str | Path) -> str:
 
 
 def flaw(text: str, *, name: bool = False) -> str | None:
-    """Why `text` cannot be handed on (encoded, tokenised), or None. name=True: as a name, of a file or a clip, too."""
+    """Why `text` cannot be encoded or tokenised; None if it can. name: also check that it can be a file's or clip's
+    name.
+    """
     if any("\ud800" <= c <= "\udfff" for c in text):
         return "holds half a surrogate pair, which is no character: write the character whole"
     if name and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):
@@ -37,6 +39,6 @@ def flaw(text: str, *, name: bool = False) -> str | None:
 
 
 def shown(text: str) -> str:
-    """`text` for an error: one line of characters that can be printed, and not a long one."""
+    """`text` for an error message: printable characters on one line, shortened to SHOWN characters."""
     short = text if len(text) <= SHOWN else text[:SHOWN] + "..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in short)

@@ -1,1 +1,1 @@
-"""Several processes: the mesh, context parallelism as wrappers of operators, what it sends."""
+"""Several processes: the mesh, collectives, context parallelism, FSDP2, distributed checkpoints, the watchdog."""

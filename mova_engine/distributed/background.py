@@ -1,20 +1,26 @@
-"""One job at a time beside the training, in a thread of every process, with a process group of its own."""
+"""A background thread in every process that runs one job at a time, with its own CPU process group."""
 
 import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
+
 from mova_engine.distributed.collectives import open_cpu_group
 from mova_engine.distributed.processes import Processes
 
 
 class Background:
-    """Runs jobs that all processes begin in the same order; `group` is theirs alone, on the CPU."""
+    """Runs jobs that all processes start in the same order. `group`: a CPU process group for the jobs' collectives;
+    None for one process.
+    """
 
     def __init__(self, processes: Processes, timeout_s: float | None) -> None:
-        """timeout_s: after which a process that waits for another in a job gives up; None: there are no jobs."""
-        self.group = None
+        """timeout_s: timeout of the jobs' collectives, in seconds; None: no job will be started, so no group is
+        made.
+        """
+        self.group: dist.ProcessGroup | None = None
         if timeout_s is not None and processes.launch.world > 1:
             self.group = open_cpu_group(timedelta(seconds=timeout_s)).process_group
         self._thread: threading.Thread | None = None
@@ -22,12 +28,12 @@ class Background:
         self._error: BaseException | None = None
 
     def start(self, job: Callable[[], Any]) -> None:
-        """Begin a job; the one before must have been waited for."""
+        """Start `job`. The previous job must have been collected with `wait`."""
         self._thread = threading.Thread(target=self._run, args=(job,), name="background", daemon=True)
         self._thread.start()
 
     def wait(self) -> Any:
-        """The result of the job under way, None without one; raises what it raised."""
+        """Wait for the running job and return its result, or raise its exception. None if no job is running."""
         if self._thread is None:
             return None
         self._thread.join()
@@ -38,7 +44,7 @@ class Background:
         return result
 
     def finish(self) -> None:
-        """Let the job under way come to its end, whatever it be."""
+        """Wait until the running job has ended. Its result or exception remains for `wait`."""
         if self._thread is not None:
             self._thread.join()
 

@@ -12,16 +12,16 @@ Branch = TypeVar("Branch")
 
 
 def own_branches(branches: Sequence[Branch], group: Group) -> tuple[Branch, ...]:
-    """The branches that this rank evaluates: i, i + n, i + 2n, ... for rank i of n."""
+    """Return the branches that this rank evaluates: i, i + n, i + 2n, ... for rank i of n."""
     return tuple(branches[group.rank :: group.size])
 
 
 def all_branches(
     branches: Sequence[Branch], own: dict[Branch, tuple[Tensor, ...]], group: Group
 ) -> dict[Branch, tuple[Tensor, ...]]:
-    """What every rank found for its branches, equal to the bit on all of them.
+    """All-gather the results of all branches: bit-identical on all ranks.
 
-    The tensors of a branch have the same shapes and dtype as those of any other.
+    own: branch -> tensors, for this rank's branches. The tensors have the same shapes and dtypes in every branch.
     """
     if group.size == 1:
         return own

@@ -1,12 +1,12 @@
-"""A process group with the exchanges that the engine is made of, and a count of what they send.
+"""Process groups, the collective operations that the engine uses, and a count of the bytes they send.
 
-Every exchange goes through here. A collective library carries tensors of one kind of device alone: NCCL and HCCL their
-own, gloo the CPU's (torch's takes a GPU's too, but no NPU's). A `Group` therefore knows where its tensors have to be;
-what lies elsewhere is carried there and its result back. NCCL and HCCL also want all ranks in the first exchange of a
-group, point-to-point messages included, or they wait for ever: `open_group` lets all of them meet once.
+All communication goes through `Group`. A collective library handles tensors of one kind of device only: NCCL and HCCL
+their own, gloo the CPU's (torch's gloo also takes GPU tensors, but no NPU tensors). A `Group` therefore knows its
+device; a tensor on another device is copied there, and the result is copied back. With NCCL and HCCL all ranks must
+take part in a group's first operation, also if it is point-to-point, or it hangs: `open_group` runs one all-reduce.
 
-Bytes are counted for this rank by the rules by which traffic is predicted (`mova_engine.predict.context_traffic`): an
-all-to-all sends what goes to other ranks, a shift all of it, an all-reduce of n bytes 2 (p - 1) / p * n (a ring's).
+Bytes are counted for this rank by the same rules as the prediction (`mova_engine.predict.context_traffic`): an
+all-to-all counts what goes to other ranks, a shift all of it, an all-reduce of n bytes 2 (p - 1) / p * n (a ring's).
 """
 
 from collections import Counter
@@ -24,10 +24,11 @@ CPU = torch.device("cpu")
 
 
 class Group(Named):
-    """Ranks that exchange tensors; `rank` and `size` within it. A group of one sends nothing and calls nothing.
+    """A process group. `rank` and `size` are this process's rank in it and its number of ranks. With one rank, no
+    operation calls the collective library.
 
-    device: where the library of the process group wants its tensors. sent: bytes by kind of exchange. calls: exchanges
-    that this process has begun, in all groups.
+    process_group: None: a group of this process alone. device: the device of tensors that the group's library handles.
+    sent: bytes sent by this rank, by kind of operation. calls: operations that this process has started in all groups.
     """
 
     calls = 0
@@ -40,18 +41,20 @@ class Group(Named):
         self.sent: Counter[str] = Counter()
 
     def all_to_all(self, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
-        """Begin to send consecutive pieces of a flat x, `send[i]` elements to rank i, and return a function that waits
-        for what all ranks sent here, `receive[i]` elements from rank i, in order of ranks.
+        """Start an all-to-all of the flat tensor x: consecutive pieces of `send[i]` elements go to rank i.
+
+        Returns a function that waits and returns the received elements, `receive[i]` from rank i, in order of ranks.
         """
         if self.size == 1:
             return lambda: x
         Group.calls += 1
-        own = self._carried(x)
+        own = self._on_group_device(x)
         out = own.new_empty(sum(receive))
         self.sent["all_to_all"] += (x.numel() - send[self.rank]) * x.element_size()
         work = dist.all_to_all_single(out, own, list(receive), list(send), group=self.process_group, async_op=True)
+        assert work is not None, "async_op=True returns a Work"
 
-        # What is sent stays until it has left.
+        # The default argument keeps the sent tensor alive until the operation has finished.
         def finish(_own: Tensor = own) -> Tensor:
             work.wait()
             return out.to(x.device)
@@ -59,16 +62,17 @@ class Group(Named):
         return finish
 
     def shift(self, x: Tensor, receive: int) -> Callable[[], Tensor]:
-        """Begin to send a flat x to the next rank, cyclically; return a function that waits for the `receive` elements
-        of the rank before.
+        """Start sending the flat tensor x to the next rank, cyclically.
+
+        Returns a function that waits and returns the `receive` elements that the previous rank sent.
         """
         if self.size == 1:
             return lambda: x
         Group.calls += 1
-        own = self._carried(x)
+        own = self._on_group_device(x)
         out = own.new_empty(receive)
         self.sent["shift"] += x.numel() * x.element_size()
-        # Not every library carries empty messages; both sides know that there is none.
+        # Empty messages are skipped on both sides: not every library supports them.
         operations = []
         if x.numel():
             operations.append(dist.P2POp(dist.isend, own, self._global(self.rank + 1), self.process_group))
@@ -76,7 +80,7 @@ class Group(Named):
             operations.append(dist.P2POp(dist.irecv, out, self._global(self.rank - 1), self.process_group))
         works = dist.batch_isend_irecv(operations) if operations else []
 
-        # What is sent stays until it has left.
+        # The default argument keeps the sent tensor alive until the operation has finished.
         def finish(_own: Tensor = own) -> Tensor:
             for work in works:
                 work.wait()
@@ -89,87 +93,92 @@ class Group(Named):
         if self.size > 1:
             Group.calls += 1
             self.sent["all_reduce"] += 2 * (self.size - 1) * x.numel() * x.element_size() // self.size
-            own = self._carried(x)
+            own = self._on_group_device(x)
             dist.all_reduce(own, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self.process_group)
             if own is not x:
                 x.copy_(own)
         return x
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Concatenates all ranks' flat tensors in rank order; rank i's has `sizes[i]` elements."""
+        """Concatenate the flat tensors of all ranks in rank order; rank i's has `sizes[i]` elements."""
         return self.all_to_all(x.repeat(self.size), [x.numel()] * self.size, sizes)()
 
     def neighbours(self, first: Tensor | None, last: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Send `first` to the rank before and `last` to the rank after; return what they sent here, of the same shapes.
+        """Exchange halos: send `first` to the previous rank and `last` to the next; return (previous rank's `last`,
+        next rank's `first`), of the same shapes.
 
-        None for edge ranks, whose missing neighbour passes nothing. Others of the group need not call, once all
-        have met (`open_group`).
+        An argument is None on an edge rank, which has no such neighbour; the result is then None too. Ranks that have
+        nothing to exchange need not call this, provided that the group was opened by `open_group`.
         """
         Group.calls += 1
-        operations, received, kept = [], [], []
+        operations: list[dist.P2POp] = []
+        received: list[tuple[Tensor, torch.device] | None] = []
         for x, step in ((first, -1), (last, 1)):
             if x is None:
                 received.append(None)
                 continue
             self.sent["neighbours"] += x.numel() * x.element_size()
-            kept.append(self._carried(x))
-            received.append(torch.empty_like(kept[-1], memory_format=torch.contiguous_format))
+            own = self._on_group_device(x)
+            other = torch.empty_like(own, memory_format=torch.contiguous_format)
+            received.append((other, x.device))
             peer = self._global(self.rank + step)
-            operations.append(dist.P2POp(dist.isend, kept[-1], peer, self.process_group))
-            operations.append(dist.P2POp(dist.irecv, received[-1], peer, self.process_group))
+            operations.append(dist.P2POp(dist.isend, own, peer, self.process_group))
+            operations.append(dist.P2POp(dist.irecv, other, peer, self.process_group))
         for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
-        above, below = (x if y is None else y.to(x.device) for x, y in zip((first, last), received, strict=True))
+        above, below = (None if pair is None else pair[0].to(pair[1]) for pair in received)
         return above, below
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """x as rank `source` has it, of the same shape and dtype everywhere; x itself may be overwritten."""
+        """Return the x of rank `source`. x has the same shape and dtype on all ranks, and may be overwritten."""
         if self.size == 1:
             return x
         Group.calls += 1
         self.sent["broadcast"] += x.numel() * x.element_size() if self.rank == source else 0
-        own = self._carried(x)
+        own = self._on_group_device(x)
         dist.broadcast(own, self._global(source), group=self.process_group)
         return own.to(x.device)
 
     def send(self, x: Tensor, to: int) -> None:
-        """Hand x to rank `to`, which waits for it with `receive`. On the CPU's groups: elsewhere a message outside of
-        a batch makes a group of its own.
+        """Send x to rank `to`, which calls `receive`. Only for CPU groups: NCCL and HCCL open another communicator for
+        a point-to-point message outside of a batch.
         """
-        dist.send(self._carried(x), self._global(to), group=self.process_group)
+        dist.send(self._on_group_device(x), self._global(to), group=self.process_group)
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
-        """What rank `source` sends, on the group's device."""
+        """Wait for the tensor that rank `source` sends with `send`; return it on the group's device."""
         x = torch.empty(tuple(shape), dtype=dtype, device=self.device)
         dist.recv(x, self._global(source), group=self.process_group)
         return x
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Every rank's small, picklable value, by rank. On the CPU's groups."""
+        """Return the small, picklable values of all ranks, by rank. Only for CPU groups."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.process_group)
         return values
 
-    def told(self, value: Any, source: int) -> Any:
-        """The small, picklable value of rank `source`. On the CPU's groups."""
+    def broadcast_object(self, value: Any, source: int) -> Any:
+        """Return the small, picklable value of rank `source`. Only for CPU groups."""
         if self.size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, self._global(source), group=self.process_group)
         return values[0]
 
-    def _carried(self, x: Tensor) -> Tensor:
-        """x where, and as, the group's library takes it."""
+    def _on_group_device(self, x: Tensor) -> Tensor:
+        """x, contiguous, on the device whose tensors the group's library handles."""
         return x.to(self.device).contiguous()
 
     def _global(self, rank: int) -> int:
+        """The global rank of a rank of this group, counted cyclically."""
+        assert self.process_group is not None, "a group of one rank exchanges nothing"
         return dist.get_global_rank(self.process_group, rank % self.size)
 
 
 def open_group(process_group: dist.ProcessGroup, device: torch.device) -> Group:
-    """A group for tensors on the device `device`, whose ranks have met: all of them call this."""
+    """Return the Group of `process_group` for tensors on `device`. Collective: it runs one all-reduce."""
     group = Group(process_group, device)
     if group.size > 1:
         dist.all_reduce(torch.zeros(1, device=device), group=process_group)
@@ -181,15 +190,18 @@ def open_cpu_group(timeout: timedelta, partition: Sequence[Sequence[int]] | None
     one list) that contains this rank. Collective: all ranks call it.
     """
     if partition is None:
-        return Group(dist.new_group(backend="gloo", timeout=timeout))
-    return Group(dist.new_subgroups_by_enumeration(partition, backend="gloo", timeout=timeout)[0])
+        made = dist.new_group(backend="gloo", timeout=timeout)
+    else:
+        made = dist.new_subgroups_by_enumeration([list(ranks) for ranks in partition], timeout, backend="gloo")[0]
+    assert isinstance(made, dist.ProcessGroup), "every rank is a member of the group that it opens"
+    return Group(made)
 
 
 def total_sent(groups: Sequence[Group]) -> int:
-    """Bytes that this rank has sent through all of the groups."""
+    """Bytes that this rank has sent in `groups`."""
     return sum(sum(group.sent.values()) for group in groups)
 
 
 def accumulating_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which partial results are summed: float32, float64 for float64."""
+    """The dtype in which partial results of `dtype` are summed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,13 +1,16 @@
-"""Context parallelism: the video tokens of a clip shared among ranks, the audio tower computed by each of them.
+"""Context parallelism: the video tokens of a clip are sharded over ranks; every rank computes the whole audio tower.
 
-    own tokens     video self-attention: Ulysses over as many ranks as divide the heads, ring above that (USP)
-    audio -> video the bridge's keys and values are the audio's, which every rank has: nothing is exchanged
-    video -> audio every rank attends from all audio tokens to its own video tokens, merged by log-sum-exp
+    video self-attention   Ulysses over as many ranks as divide the heads, ring attention beyond that (USP)
+    audio -> video bridge  keys and values are the audio tokens, which every rank has: no communication
+    video -> audio bridge  every rank attends from all audio tokens to its own video tokens; the partial results are
+                           merged by their log-sum-exp
 
-The gradient rule. Each rank's loss is its share: the video's over own tokens divided by the count of all, the audio's
-divided by the number of ranks. Then the gradient of every parameter, wherever it is, is a partial sum, and one sum over
-the ranks gives what one process would have computed.
+Gradients: each rank's loss is its share, that is the video loss summed over its own tokens and divided by the number of
+all tokens, plus the audio loss divided by the number of ranks. The gradient of every parameter is then a partial sum,
+and one sum over the ranks gives the gradient that a single process would compute.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +19,18 @@ from torch import Tensor
 from mova_engine.config.mesh import lengths_of
 from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.ring import ring_attention, shared_query_attention
-from mova_engine.distributed.ulysses import ulysses_attention
+from mova_engine.distributed.ulysses import Lengths, ulysses_attention
 from mova_engine.models.context_parallel import Sharding
 from mova_engine.ops import OpTable
 from mova_engine.ops.custom_ops import AttentionKernels
 
 
 class ContextParallel(Sharding):
-    """One rank's part in a context-parallel group of `ring.size * ulysses.size` ranks, whose order is that of their
+    """This rank's view of a context-parallel group of `ring.size * ulysses.size` ranks. Ranks are in the order of their
     tokens: rank = ring rank * Ulysses size + Ulysses rank.
 
-    whole: the whole group. gather: outputs are gathered from all ranks, for sampling; otherwise others' tokens are zero
-    in them, for training.
+    whole: the group of all these ranks. gather: `unshard` gathers the tokens of all ranks (for sampling); otherwise it
+    fills the tokens of other ranks with zeros (for training).
     """
 
     def __init__(self, whole: Group, ring: Group, ulysses: Group, *, gather: bool = False) -> None:
@@ -36,7 +39,7 @@ class ContextParallel(Sharding):
 
     @property
     def groups(self) -> tuple[Group, Group, Group]:
-        """All groups, for counting what they send."""
+        """All groups, for counting the bytes sent."""
         return self.whole, self.ring, self.ulysses
 
     def starts(self, total: int) -> tuple[int, ...]:
@@ -64,25 +67,18 @@ class ContextParallel(Sharding):
         return self.whole.broadcast(x)
 
     def operators(self, ops: OpTable) -> OpTable:
-        """`ops` with the roles of attention that this group shares. Where they are given no `tokens`, those of the
-        whole clip, nothing is shared and they are what they were.
+        """Return `ops` with `video_attention` and `video_to_audio_attention` distributed over this group.
+
+        Their argument `tokens` is the number of video tokens of the whole clip. Without it (None) a call is not
+        distributed and uses the implementation of `ops`.
         """
-        kernels = AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse)
+        kernels = attention_kernels(ops)
 
         def video_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> Tensor:
             if tokens is None:
                 return ops.video_attention(q, k, v)
-            lengths, width = lengths_of(tokens, self.size), self.ulysses.size
-            first = self.ring.rank * width
-
-            def inner(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                if self.ring.size == 1:
-                    return ops.video_attention(q, k, v)
-                # A ring rank's block has the tokens of all its Ulysses ranks.
-                blocks = [sum(lengths[i : i + width]) for i in range(0, self.size, width)]
-                return ring_attention(kernels, self.ring, blocks, q, k, v)
-
-            return ulysses_attention(inner, self.ulysses, lengths[first : first + width], q, k, v)
+            lengths = lengths_of(tokens, self.size)
+            return self.attention(ops.video_attention, kernels, lengths, lengths, q, k, v)
 
         def video_to_audio_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> Tensor:
             if tokens is None:
@@ -90,3 +86,32 @@ class ContextParallel(Sharding):
             return shared_query_attention(kernels, self.whole, q, k, v)
 
         return ops.replaced(video_attention=video_attention, video_to_audio_attention=video_to_audio_attention)
+
+    def attention(
+        self,
+        local: Callable[[Tensor, Tensor, Tensor], Tensor],
+        kernels: AttentionKernels,
+        lengths: Lengths,
+        key_lengths: Lengths,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
+        """Attention of sharded sequences by Ulysses and ring: q [b, s_rank, h, e], k, v [b, n_rank, h, e] -> as q.
+
+        local: the attention that is used where there is no ring. lengths, key_lengths: s and n of all ranks.
+        """
+        width = self.ulysses.size
+        # The keys of a ring rank are those of all its Ulysses ranks.
+        blocks = [sum(key_lengths[i : i + width]) for i in range(0, self.size, width)]
+        own = slice(self.ring.rank * width, (self.ring.rank + 1) * width)
+
+        def inner(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return local(q, k, v) if self.ring.size == 1 else ring_attention(kernels, self.ring, blocks, q, k, v)
+
+        return ulysses_attention(inner, self.ulysses, lengths[own], q, k, v, key_lengths[own])
+
+
+def attention_kernels(ops: OpTable) -> AttentionKernels:
+    """The implementations in `ops` that ring and shared-query attention are made of."""
+    return AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse)

@@ -1,12 +1,13 @@
-"""Traffic counted on the process groups: a real training step of a model, and the published reference's scheme.
+"""Measures the bytes that process groups send: in a training step of a model, and in the published reference's scheme.
 
-The reference (see `reference_traffic`) is run as what its exchanges are made of: every attention of a forward on random
-q, k and v through the same collectives, under full checkpointing, with its backward.
+For the reference (see `reference_traffic`) every attention of a forward runs on random q, k and v through the same
+collectives, under full checkpointing, with its backward; the rest of its model sends nothing.
 """
 
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +19,12 @@ from mova_engine.backend import Backend, get_backend
 from mova_engine.config.mesh import MeshShape, choose_mesh, lengths_of
 from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.distributed.collectives import total_sent
-from mova_engine.distributed.context import ContextParallel
-from mova_engine.distributed.processes import read_launch, start_processes
-from mova_engine.distributed.ring import ring_attention
-from mova_engine.distributed.ulysses import ulysses_attention
+from mova_engine.distributed.context import ContextParallel, attention_kernels
+from mova_engine.distributed.processes import Launch, read_launch, start_processes
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable, bind
-from mova_engine.ops.custom_ops import AttentionKernels
 from mova_engine.predict.context_traffic import reference_shape, reference_traffic, training_traffic
 
 # For --count: MOVA's proportions of heads (40 and 12 become 8 and 4), 105 video tokens, 5 seconds / 24 of sound.
@@ -42,7 +40,9 @@ SMALL = MovaConfig(
 
 
 def count_step(config: MovaConfig, ops: OpTable, context: ContextParallel, checkpointing: str, batch: int = 1) -> int:
-    """Bytes that this rank sends in one forward and backward of a float32 model on noise of its clip's shape."""
+    """Bytes that this rank sends in one forward and backward of a float32 model on random latents of its clip's
+    shape.
+    """
     model = Mova(config, context.operators(ops))
     model.init_weights(torch.Generator().manual_seed(0))
     device = context.whole.device
@@ -60,8 +60,8 @@ def count_step(config: MovaConfig, ops: OpTable, context: ContextParallel, check
 
 
 def count_reference(config: MovaConfig, ops: OpTable, context: ContextParallel, batch: int = 1) -> int:
-    """Bytes that this rank sends in a step of the reference's scheme; the context's mesh is to be `reference_shape`."""
-    size = context.size
+    """Bytes that this rank sends in a step of the reference's scheme. The context's mesh must be `reference_shape`."""
+    size, kernels = context.size, attention_kernels(ops)
     video, audio = (
         lengths_of(-(-tokens // size) * size, size) for tokens in (config.clip.video_tokens, config.clip.audio_tokens)
     )
@@ -72,39 +72,26 @@ def count_reference(config: MovaConfig, ops: OpTable, context: ContextParallel, 
         (video, audio, config.video, config.bridge.head_dim, len(config.bridge.layers)),
         (audio, video, config.audio, config.bridge.head_dim, len(config.bridge.layers)),
     ):
-        attention = _sharded(ops, context, queries, keys)
+        attention = partial(context.attention, ops.attention, kernels, queries, keys)
         for _ in range(layers):
             shapes = ((batch, n[context.rank], tower.dim // head_dim, head_dim) for n in (queries, keys, keys))
             q, k, v = (torch.randn(shape, device=context.whole.device, requires_grad=True) for shape in shapes)
-            checkpoint(_then_something, attention, q, k, v, use_reentrant=False).sum().backward()
+            out = checkpoint(_squared_attention, attention, q, k, v, use_reentrant=False)
+            assert out is not None
+            out.sum().backward()
     return total_sent(context.groups) - before
 
 
-def _then_something(attention: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # What follows saves attention's output for its backward, so that all of it is recomputed, as in a block.
+def _squared_attention(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # The square saves attention's output for its backward: as in a block, the recomputation has to repeat attention.
     return attention(q, k, v).square()
 
 
-def _sharded(
-    ops: OpTable, context: ContextParallel, queries: tuple[int, ...], keys: tuple[int, ...]
-) -> Callable[..., Tensor]:
-    width, place = context.ulysses.size, context.ring.rank
-    kernels = AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse)
-    blocks = [sum(keys[i : i + width]) for i in range(0, context.size, width)]
-    own = slice(place * width, (place + 1) * width)
-
-    def inner(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ops.attention(q, k, v) if len(blocks) == 1 else ring_attention(kernels, context.ring, blocks, q, k, v)
-
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ulysses_attention(inner, context.ulysses, queries[own], q, k, v, keys[own])
-
-    return attention
-
-
 def count_as_rank(rank: int, size: int, port: int, results: Any) -> None:
-    """Be one of `size` new processes on this machine: count all schemes at small size, put what `count_scheme` returns
-    of each, merged.
+    """Run as rank `rank` of `size` processes on this machine: count all schemes of the model SMALL, and put the merged
+    results of `count_scheme` into the queue `results`.
+
+    port: of the rendezvous, on 127.0.0.1.
     """
     torch.set_num_threads(1)
     environment = {
@@ -118,7 +105,7 @@ def count_as_rank(rank: int, size: int, port: int, results: Any) -> None:
     backend, found = get_backend("cpu"), {}
     store = dist.TCPStore("127.0.0.1", port, size, rank == 0)
     for scheme in range(count_schemes(SMALL, size)):
-        # A mesh has some nine groups, and gloo gives each three threads: those of one scheme end before the next.
+        # A mesh has about nine groups of three gloo threads each: the groups of one scheme are closed before the next.
         own = dist.PrefixStore(str(scheme), store)
         dist.init_process_group(backend.collectives, store=own, rank=rank, world_size=size)
         found |= count_scheme(SMALL, backend, scheme)
@@ -127,27 +114,34 @@ def count_as_rank(rank: int, size: int, port: int, results: Any) -> None:
 
 
 def count_schemes(config: MovaConfig, size: int) -> int:
-    """How many schemes there are for `size` processes: meshes, and the reference's."""
+    """The number of schemes for `size` processes: one per mesh, and the reference's."""
     return len(_shapes(config, size)) + 1
 
 
 def count_scheme(config: MovaConfig, backend: Backend, scheme: int) -> dict[str, tuple[int, int]]:
-    """In one process of a started world: what this rank sends and should send, by name. scheme: its number. Each makes
-    process groups of its own.
+    """Count one scheme in this process of an initialised process group: name -> (bytes counted, bytes by formula).
+
+    scheme: from 0 to count_schemes(config, size) - 1. Each call opens new process groups.
     """
     launch = read_launch()
     ops, size = bind(backend), launch.world
     shapes = _shapes(config, size)
     if scheme == len(shapes):
-        context = start_processes(backend, launch, reference_shape(config, size)).context
+        context = _context(backend, launch, reference_shape(config, size))
         formula = reference_traffic(config, size, rank=context.rank, element=4)
         return {"reference": (count_reference(config, ops, context), formula.total)}
     shape, found = shapes[scheme], {}
-    context = start_processes(backend, launch, shape).context
+    context = _context(backend, launch, shape)
     for policy in ("none", "selective", "out", "full"):
         formula = training_traffic(config, shape, policy, rank=context.rank, element=4)
         found[f"{shape}, {policy}"] = count_step(config, ops, context, policy), formula.total
     return found
+
+
+def _context(backend: Backend, launch: Launch, shape: MeshShape) -> ContextParallel:
+    context = start_processes(backend, launch, shape).context
+    assert context is not None, "every counted mesh shares the clip's tokens"
+    return context
 
 
 def _shapes(config: MovaConfig, size: int) -> list[MeshShape]:

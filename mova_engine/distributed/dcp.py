@@ -1,9 +1,10 @@
-"""Safetensors files that all processes write together, each its own rows, through torch.distributed.checkpoint (DCP).
+"""Distributed saving to safetensors: all processes write their own rows into shared files, through
+torch.distributed.checkpoint (DCP).
 
-DCP's own files keep their metadata as a pickle. Here a whole weight lies in one file as if one process had written it:
-its rows follow each other, so that those of a process are one range of bytes. The coordinator reserves the files, every
-process fills in its ranges, and when all of them have, the coordinator gives the folder its name. Who reads such a
-folder needs to know neither how many processes wrote it nor DCP.
+DCP's own storage keeps its metadata as a pickle. This storage writes the same files as a single process would: a weight
+is contiguous in one file, and the rows of one process are one range of bytes. The coordinator (rank 0) reserves the
+files, every process writes its ranges, and at the end the coordinator renames the folder to its final name. A reader
+needs neither DCP nor the number of processes that wrote the folder.
 """
 
 import json
@@ -38,13 +39,15 @@ def save_pieces(
     prepare: Callable[[Path], None],
     group: dist.ProcessGroup,
 ) -> None:
-    """Write a folder together with all other processes of the group, which must be a CPU's; it appears when it is
-    complete, or not at all.
+    """Write `folder` together with all other processes of the CPU group `group`. Collective. The folder appears when it
+    is complete, or not at all.
 
-    pieces: on the CPU, by "FILE:NAME" or "COMPONENT:NAME", a file of the folder without its suffix or a component's
-    folder in it. In the first process: opened: gives the folder to fill, `unfinished` of `folder`, as `replaced_folder`
-    does, and is told what has been written into it by the time it ends; prepare: called with that folder: reserves all
-    files and writes whatever else belongs there. Raises MovaError in all processes where any of them failed.
+    pieces: this rank's rows, on the CPU. Keys are "FILE:NAME" (a file of the folder, without ".safetensors") or
+    "COMPONENT:NAME" (a component's sub-folder).
+    opened, prepare: called in rank 0 only. opened(ranges): a context manager such as `replaced_folder`, which yields
+    the temporary folder `unfinished(folder)` and renames it when it ends; `ranges` then holds all byte ranges written.
+    prepare(temporary folder): reserves all files and writes everything else that belongs into the folder.
+    Raises MovaError in all processes if any of them fails.
     """
     with ExitStack() as stack:
         writer = _Writer(unfinished(Path(os.path.abspath(folder))), stack, opened, prepare)
@@ -57,7 +60,7 @@ def save_pieces(
 
 
 class _Planner(dcp.DefaultSavePlanner):
-    """Plans pieces as what they are: rows of a whole. DCP checks that together they are all of it."""
+    """Plans every piece as a shard of its weight. DCP checks that the shards of all ranks cover the weight exactly."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -89,21 +92,21 @@ class _Writer(StorageWriter):
         self.places: dict[str, dict[str, tuple[Path, int]]] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
-        """Nothing: a writer writes one folder."""
+        """Does nothing: a writer writes one folder."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: object, **kwargs: object) -> None:
-        """Nothing: the folder is made when the plan is complete."""
+        """Does nothing: the folder is made in `prepare_global_plan`."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """In the coordinator, before anybody writes."""
+        """Called in the coordinator, before any process writes: opens the folder and reserves its files."""
         self.prepare(self.stack.enter_context(self.opened(self.written)))
         return plans
 
     def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> Future[list[tuple[str, Range]]]:
-        """Its results tell what was written, and where."""
+        """Write this rank's tensors. Returns, for each, (file name, (offset, bytes, CRC-32 as hex))."""
         files: dict[Path, int] = {}
         written = []
         try:
@@ -111,9 +114,11 @@ class _Writer(StorageWriter):
                 path, offset = self._place(*item.index.fqn.split(":", 1))
                 if path not in files:
                     files[path] = os.open(path, os.O_WRONLY)
-                tensor, shape = planner.resolve_data(item).contiguous(), item.tensor_data.size
+                data, described = planner.resolve_data(item), item.tensor_data
+                assert isinstance(data, Tensor) and described is not None, "only tensors are planned"
+                tensor, shape = data.contiguous(), described.size
                 row = math.prod(shape[1:]) * tensor.element_size()
-                first = item.index.offset[0] if shape else 0
+                first = item.index.offset[0] if shape and item.index.offset else 0
                 _write_at(files[path], tensor, offset + first * row)
                 data, name = _bytes(tensor), path.relative_to(self.fresh).as_posix()
                 written.append((name, (offset + first * row, len(data), f"{zlib.crc32(data):08x}")))
@@ -127,7 +132,7 @@ class _Writer(StorageWriter):
         return future
 
     def finish(self, metadata: object, results: list[list[tuple[str, Range]]]) -> None:
-        """In the coordinator, after all ranks have written and flushed: renames the folder to its final name."""
+        """Called in the coordinator after all ranks have written and flushed: renames the folder to its final name."""
         for name, each in (found for result in results for found in result):
             self.written.setdefault(name, []).append(each)
         self.stack.close()
@@ -137,7 +142,7 @@ class _Writer(StorageWriter):
         return False
 
     def _place(self, part: str, name: str) -> tuple[Path, int]:
-        """The file that a tensor lies in, and where in it its data begin."""
+        """The file that holds a tensor, and the offset of the tensor's data in it, in bytes."""
         if part not in self.places:
             file = self.fresh / f"{part}.safetensors"
             paths = {file} if file.is_file() else {stored.file for stored in stored_tensors(self.fresh / part).values()}
@@ -146,7 +151,7 @@ class _Writer(StorageWriter):
 
 
 def _places(path: Path) -> dict[str, int]:
-    """Where each tensor's data begin in a file."""
+    """Tensor name -> offset of its data in the safetensors file, in bytes."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -161,4 +166,4 @@ def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

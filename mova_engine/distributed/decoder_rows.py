@@ -1,7 +1,8 @@
-"""Decoding a clip in several processes: each decodes a run of latent rows, and gives its neighbours its outermost ones.
+"""Decoding one clip in several processes: each decodes a contiguous range of latent rows.
 
-A row is handed on before every convolution that looks beyond its own, so that nothing is decoded twice and no seam is
-blended: the pictures are one process's, to the rounding of a convolution over another number of rows.
+Before every convolution whose kernel reads neighbouring rows, a process exchanges its outermost rows with its
+neighbours (a halo exchange). No row is decoded twice and no seam is blended: the pictures equal those of one process,
+up to the rounding of a convolution over a different number of rows.
 """
 
 import torch
@@ -13,7 +14,7 @@ from mova_engine.distributed.collectives import Group
 
 
 class SharedRows(Rows):
-    """This rank's part of `total` latent rows. Where there are fewer rows than ranks, the last ranks have none."""
+    """This rank's range of `total` latent rows. With fewer rows than ranks, the last ranks have none."""
 
     def __init__(self, group: Group, total: int) -> None:
         self.group, self.size = group, group.size

@@ -1,14 +1,14 @@
-"""Sharded weights (FSDP2; Zhao et al., 2023, and ZeRO before it): every process holds some rows of each weight.
+"""Sharded weights by FSDP2 (Zhao et al., 2023, after ZeRO): every process holds some rows of each weight.
 
-The ranks that share one copy of the model are `dp_shard x ring x ulysses`; `dp_replicate` such copies make a hybrid.
-In sampling each branch of guidance has its own, since one may leave out the bridge that another gathers.
+One copy of the model is sharded over `dp_shard x ring x ulysses` ranks; `dp_replicate` such copies make HSDP. In
+sampling each branch of guidance has its own copy, because one branch may skip the bridge that another all-gathers.
 
-A block's weights are all-gathered before it runs, in its compute dtype, and freed after it; its gradients are
-reduce-scattered in float32. FSDP gathers only the units that are executed: of two experts the one that the step trains,
-which is the same on all ranks.
+A block's weights are all-gathered in the compute dtype before the block runs, and freed after it. Its gradients are
+reduce-scattered in float32. FSDP gathers only the units that run: of two experts, the one that the step trains, which
+is the same on all ranks.
 
 Weights are sharded along dimension 0, `ceil(rows / ranks)` rows for each rank; the last ranks may have fewer or none.
-The rest of the engine sees a shard as a plain tensor: `LocalShard`.
+The rest of the engine sees a shard as a plain tensor, in a `LocalShard`.
 """
 
 import functools
@@ -20,6 +20,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 
 from mova_engine.distributed.collectives import Group, open_group
@@ -32,7 +33,7 @@ from mova_engine.models.tower import Tower, TowerInputs
 
 @dataclass(frozen=True)
 class LocalShard:
-    """Rows `first`, `first + 1`, ... of a weight of `shape`, of which `tensor` holds as many as it has."""
+    """Some rows of a weight. tensor: the rows, from row `first` on. shape: of the whole weight."""
 
     tensor: Tensor
     shape: tuple[int, ...]
@@ -40,45 +41,49 @@ class LocalShard:
 
     @property
     def rows(self) -> slice:
-        """Which of the weight's rows these are; of a weight without dimensions, all there is."""
+        """The rows' indices in the whole weight. A 0-dimensional weight counts as one row."""
         return slice(self.first, self.first + len(self.tensor)) if self.shape else slice(0, 1)
 
     def take(self, whole: Tensor) -> None:
-        """Copy own rows of the whole weight."""
+        """Copy these rows of the whole weight `whole` into `tensor`."""
         self.tensor.copy_(whole[self.rows] if self.shape else whole)
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The ranks among which weights are divided, and this one's place.
-
-    group: those that hold one copy. copy: the number of the copy, 0 where there is one.
+    """How weights are sharded. group: the ranks that share one copy of the weights. copy: the index of this rank's copy
+    (0 if there is only one).
     """
 
     group: Group
     copy: int
 
-    def piece(self, parameter: nn.Parameter) -> LocalShard:
-        """This rank's rows of a sharded parameter, as a view, in the dtype that they are held in."""
-        shape, local = tuple(parameter.shape), parameter.to_local().detach()
+    def piece(self, parameter: Tensor) -> LocalShard:
+        """Return this rank's rows of a sharded parameter (a DTensor), as a view, in the dtype that they are held in."""
+        shape, local = tuple(parameter.shape), local_rows(parameter).detach()
         first = min(-(-shape[0] // self.group.size) * self.group.rank, shape[0])
         return LocalShard(local, shape, first)
 
     def load(self, module: nn.Module, folder: str | Path) -> None:
-        """Read this rank's rows of a sharded component's weights; MovaError as `load_component`."""
+        """Read this rank's rows of a sharded component's weights. Raises MovaError as `load_component` does."""
         pieces = {key: self.piece(parameter) for key, parameter in module.named_parameters()}
         read_rows(folder, {key: (piece.shape, piece.rows, piece.tensor) for key, piece in pieces.items()})
+
+
+def local_rows(parameter: Tensor) -> Tensor:
+    """The rows of a sharded parameter that this rank holds; a parameter that is not sharded is returned as it is."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def shard_model(
     model: Mova, place: Processes, device: torch.device, dtype: torch.dtype = torch.float32, offload: bool = False
 ) -> Shards:
-    """Divide the weights of `model`, which is on the meta device, among the ranks; they are undefined afterwards.
+    """Shard `model`, which is on the meta device, over the ranks. The weights' values are undefined afterwards.
 
-    dtype: what the model computes in; own rows stay in the dtype of `model`, float32 where it is to be trained, and so
-    are their gradients. offload: own rows, gradients and with them the optimizer's state live in the host's memory.
-    Gradients come out summed over the ranks that share a clip and averaged over those with different clips. Raises
-    MovaError for a model that cannot be sharded.
+    dtype: compute dtype. The shards keep the dtype of `model` (float32 for training), and so do their gradients.
+    offload: shards and gradients, and with them the optimizer's state, are in host memory.
+    Gradients are summed over the ranks that share a clip and averaged over ranks with different clips. Raises MovaError
+    for a model that cannot be sharded.
     """
     # Imported where it is used: it takes a second.
     from torch.distributed.fsdp import (
@@ -96,14 +101,14 @@ def shard_model(
     copies, size = place.shape.cfg * place.shape.dp_replicate, place.shape.dp_shard * place.shape.context_parallel
     if size == 1:
         raise MovaError(
-            f"{copies} copies of the weights (parallel.replicate x cfg) give every process a whole one, which leaves "
-            "nothing to shard: lower that, or leave out parallel.shard"
+            f"with {copies} copies of the weights (parallel.replicate x cfg) every process holds a whole copy, and "
+            "nothing is sharded: lower replicate or cfg, or leave out parallel.shard"
         )
     sizes, names = ((copies, size), ("copy", "shard")) if copies > 1 else ((size,), ("shard",))
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
     settings = {
         "mesh": mesh,
-        # What a module is given stays as it is: times, rotations and norms are float32 in every precision.
+        # Inputs are not cast: timesteps, rotations and norms are float32 in every precision.
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type != "cpu") if offload else OffloadPolicy(),
         "reshard_after_forward": True,
@@ -113,18 +118,18 @@ def shard_model(
         units += [*tower.blocks, tower.head, tower]
     if bridge is not None:
         layers = (*bridge.audio_to_video_conditioners.values(), *bridge.video_to_audio_conditioners.values())
-        # What remains of a bridge are its norms, which all layers gather together.
+        # The unit of the bridge itself has its remaining weights, the norms, in one all-gather.
         units += [*(layer.inner for layer in layers), bridge]
     units.append(model)
-    # Outputs are views of what an operator computed, and nobody changes them in place.
+    # The warned-of case does not occur: module outputs are views, but no code changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     for unit in units:
         fully_shard(unit, **settings)
         unit.set_gradient_divide_factor(place.shape.data_parallel)
-        # A sum that is divided afterwards: not every collective library can divide while it sums, and all of them sum.
+        # Reduce by a sum and divide afterwards: every collective library can sum, not every one can average.
         unit.set_force_sum_reduction_for_comms(True)
         if isinstance(unit, Tower):
-            # A tower's own weights are those of its embeddings; blocks and head are units of their own.
+            # The unit of a tower has the weights of its embeddings; its blocks and its head are separate units.
             register_fsdp_forward_method(unit, "embed")
     model.to_empty(device="cpu" if offload else device)
     group = open_group(mesh["shard"].get_group(), device)
@@ -133,8 +138,9 @@ def shard_model(
 
 @functools.cache
 def _show_tower_inputs() -> None:
-    """FSDP looks for tensors in what a module returns, to gather its weights again before their gradients arrive: let
-    it look into `TowerInputs`.
+    """Register `TowerInputs` as a pytree, so that FSDP finds the tensors in it.
+
+    FSDP hooks the output tensors of a module, to gather the module's weights again before its backward.
     """
     fields = tuple(TowerInputs.__dataclass_fields__)
     pytree.register_pytree_node(
@@ -146,8 +152,8 @@ def _show_tower_inputs() -> None:
 
 @torch.no_grad()
 def global_norm(gradients: list[Tensor], group: Group) -> Tensor:
-    """The joint 2-norm of gradients of which each rank of the group has its rows, float32 and where they are; the same
-    on all ranks.
+    """The 2-norm of all gradients together, of which each rank of the group holds its rows. float32, 0-dimensional, on
+    the device of the gradients, the same on all ranks.
     """
     norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients, dtype=torch.float32)])
     return group.all_reduce(norms.square().sum()).sqrt()
@@ -155,7 +161,9 @@ def global_norm(gradients: list[Tensor], group: Group) -> Tensor:
 
 @torch.no_grad()
 def clip_grad_norm(gradients: list[Tensor], max_norm: float, group: Group) -> Tensor:
-    """The operator of that name over gradients of which each rank has its rows: scaled by the norm of all of them."""
+    """The operator `clip_grad_norm` for gradients of which each rank holds its rows. Scales them in place by
+    max_norm / norm if the global norm exceeds `max_norm`; returns the norm (see `global_norm`).
+    """
     norm = global_norm(gradients, group)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, torch.where(torch.isfinite(norm), scale, torch.ones_like(scale)))

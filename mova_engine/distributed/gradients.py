@@ -14,9 +14,11 @@ BUCKET = 16 * 2**20
 
 @torch.no_grad()
 def sum_gradients(gradients: Sequence[Tensor], group: Group, divisor: int = 1) -> None:
-    """Replace every gradient by its sum over the group divided by `divisor`; all ranks name the same ones in the same
-    order. Over the ranks that share a clip gradients are sums, over those that have different clips means: the divisor
-    is the number of the latter.
+    """Replace every gradient by its sum over the group divided by `divisor`. All ranks pass the same gradients in the
+    same order.
+
+    Gradients are summed over ranks that share a clip and averaged over ranks with different clips, so that `divisor` is
+    the number of data-parallel groups.
     """
     if group.size == 1 or not gradients:
         return

@@ -1,4 +1,4 @@
-"""The processes of a run: torchrun's environment, the process group, each rank's place in the mesh."""
+"""The processes of a run: torchrun's environment variables, the process groups, each rank's position in the mesh."""
 
 import os
 import time
@@ -24,18 +24,18 @@ from mova_engine.errors import MovaError
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.ops import OpTable
 
-# What torchrun sets on every machine, and what another launcher must set too.
+# The environment variables that torchrun sets, and that any other launcher must set.
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# How long the others listen for what the first process says, when none of them can start.
-_LISTENING = timedelta(seconds=20)
+# How long other ranks wait for rank 0's error message, and how long they let rank 0 print it before they exit.
+_ERROR_TIMEOUT = timedelta(seconds=20)
 _HEAD_START_S = 2.0
-# How long the others wait while one process encodes a data set, saves or samples.
-PATIENCE = timedelta(days=7)
+# Timeout of waits for a process that encodes a data set, saves or samples alone.
+_LONG_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A process's number among all, on its machine, and how many there are."""
+    """A process's rank, its rank on its machine, and the number of processes."""
 
     rank: int = 0
     local_rank: int = 0
@@ -43,9 +43,9 @@ class Launch:
 
 
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
-    """What the launcher says (environment: default the process's own); one process where there was none.
+    """Read rank and world size from the launcher's variables; a single process if none of them is set.
 
-    Raises MovaError for an environment that names some of the variables only.
+    environment: default: `os.environ`. Raises MovaError if only some of the variables are set, or if they are invalid.
     """
     environment = os.environ if environment is None else environment
     if "WORLD_SIZE" not in environment and "RANK" not in environment:
@@ -53,8 +53,8 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     missing = [name for name in _NEEDED if name not in environment]
     if missing:
         raise MovaError(
-            f"one of several processes, but {', '.join(missing)} is not set: start them with torchrun, which sets "
-            f"{', '.join(_NEEDED)}"
+            f"this is one of several processes, but {', '.join(missing)} is not set: start them with torchrun, which "
+            f"sets {', '.join(_NEEDED)}"
         )
     try:
         launch = Launch(*(int(environment[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
@@ -67,34 +67,38 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
 
 @contextmanager
 def rank0_first(launch: Launch) -> Iterator[None]:
-    """Around identical work of all ranks before their first collective: an error that all ranks share is raised by rank
-    0 alone. A rank whose error differs from rank 0's raises its own, with its rank.
+    """A with-block for work that all ranks do identically before their first collective.
+
+    If all ranks fail with the same MovaError, only rank 0 raises it; the others exit with status 2. A rank whose error
+    differs from rank 0's raises its own, prefixed by its rank.
     """
     try:
         yield
     except MovaError as error:
-        heard = _exchanged(launch, str(error)) if launch.world > 1 else None
+        first = _share_first_error(launch, str(error)) if launch.world > 1 else None
         if launch.rank == 0:
             raise
-        if heard == str(error):
+        if first == str(error):
             # The launcher kills all ranks once one has exited: rank 0 prints its error before that.
             time.sleep(_HEAD_START_S)
             raise SystemExit(2) from None
         raise MovaError(f"rank {launch.rank}: {error}") from error
 
 
-def _exchanged(launch: Launch, said: str) -> str | None:
-    """The first process's last words, which it leaves in torchrun's store; None where there are none in time."""
+def _share_first_error(launch: Launch, message: str) -> str | None:
+    """Return rank 0's error message, which rank 0 (with its `message`) writes to torchrun's store. None if there is no
+    such store, or no message within the timeout.
+    """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     key = f"mova_refused/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = dist.TCPStore(address, port, None, False, _LISTENING, wait_for_workers=False)
+        store = dist.TCPStore(address, port, None, False, _ERROR_TIMEOUT, wait_for_workers=False)
         if launch.rank == 0:
-            store.set(key, said)
-            return said
-        store.wait([key], _LISTENING)
+            store.set(key, message)
+            return message
+        store.wait([key], _ERROR_TIMEOUT)
         return store.get(key).decode()
     except RuntimeError:
         return None
@@ -102,8 +106,14 @@ def _exchanged(launch: Launch, said: str) -> str | None:
 
 @dataclass
 class Processes:
-    """This process's place: `context` says which tokens of a clip are its own (None: all), data_rank of `shape`'s
-    data_parallel groups which clips.
+    """This process's position in the mesh, and its process groups.
+
+    context: this rank's share of a clip's video tokens; None: all tokens. data_rank: index of this rank's data-parallel
+    group, which determines its clips, from 0 to `shape.data_parallel` - 1. branches: the ranks that evaluate different
+    guidance branches of the same tokens. clip: all ranks that work on the same clip. rounds: the exchange of batches
+    among the ranks of `clip`; None: each rank makes its own batches. cpu_group: all ranks, on the CPU, with a timeout
+    of days, to wait for work that one process does alone. joined: whether `start_processes` initialised the process
+    group.
     """
 
     launch: Launch = field(default_factory=Launch)
@@ -112,14 +122,10 @@ class Processes:
     context: ContextParallel | None = None
     data_rank: int = 0
     world_group: Group = field(default_factory=Group)
-    # Those of guidance's branches, which compute on the same tokens, and all that work on the same clip.
     branches: Group = field(default_factory=Group)
     clip: Group = field(default_factory=Group)
-    # Of the ranks that share a clip, for handing batches on; None: each makes its own.
     rounds: Rounds | None = None
-    # On the CPU and with time: for what one process does alone while the others wait.
     cpu_group: Group = field(default_factory=Group)
-    # Whether the process group was joined here, not by the program before.
     joined: bool = False
 
     @property
@@ -129,47 +135,45 @@ class Processes:
 
     @property
     def sharding(self) -> Sharding:
-        """Which tokens of a clip are this process's own."""
+        """This process's share of a clip's tokens, as the model takes it."""
         return NO_CP if self.context is None else self.context
 
     def operators(self, ops: OpTable) -> OpTable:
-        """The table to build a model with."""
+        """Return the operators to build a model with: `ops`, distributed over the context-parallel group if any."""
         return ops if self.context is None else self.context.operators(ops)
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest number that any process gave; waits for all of them."""
+        """Return the maximum of `number` over all processes."""
         return int(self.world_group.all_reduce(torch.tensor([number]), maximum=True))
 
     def total(self, number: float) -> float:
-        """The sum of the numbers that all processes gave; waits for all of them."""
+        """Return the sum of `number` over all processes."""
         return float(self.world_group.all_reduce(torch.tensor([float(number)])))
 
     def wait_for_first(self, number: int = 0) -> int:
-        """`most`, but as long as it takes: while the first process encodes, saves or samples."""
+        """As `all_reduce_max`, but with a timeout of days: waits while rank 0 encodes, saves or samples alone."""
         return int(self.cpu_group.all_reduce(torch.tensor([number]), maximum=True))
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Every process's small value, by rank."""
+        """Return the small, picklable values of all processes, by rank."""
         return self.cpu_group.all_gather_object(value)
 
     def rows(self, total: int) -> Rows:
-        """This process's share in decoding a clip of `total` latent rows."""
+        """Return this process's share in decoding a clip of `total` latent rows."""
         return ALL_ROWS if self.clip.size == 1 else SharedRows(self.clip, total)
 
     def send_to_first(self, *tensors: torch.Tensor) -> None:
-        """Hand tensors to the first process, which waits for them with `received`; as long as it takes."""
+        """Send tensors to rank 0, which calls `receive_from` for each. The timeout is days."""
         for x in tensors:
             self.cpu_group.send(x, 0)
 
-    def received(self, group: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """In the first process: what the first of those that make the clips of data-parallel group `group` sends it, on
-        the CPU.
-        """
+    def receive_from(self, group: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """In rank 0: receive a tensor, on the CPU, from the first rank of data-parallel group `group`."""
         return self.cpu_group.receive(shape, dtype, group * self.shape.context_parallel)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """The block runs in the first process, then in all others: what the first has written they find."""
+        """Run the with-block in rank 0, then in all other processes, which find the files that rank 0 has written."""
         if not self.is_first:
             self.wait_for_first()
         yield
@@ -177,7 +181,7 @@ class Processes:
             self.wait_for_first()
 
     def close(self) -> None:
-        """Leave the process group, if it was joined here."""
+        """Destroy the process group if `start_processes` initialised it."""
         if self.joined:
             dist.destroy_process_group()
 
@@ -185,13 +189,14 @@ class Processes:
 def start_processes(
     backend: Backend, launch: Launch, shape: MeshShape, timeout_s: float = 600.0, sampling: bool = False
 ) -> Processes:
-    """Join the process group, unless the program has done so, and build the mesh. One process joins nothing.
+    """Initialise the process group, unless that is done already, and build the mesh and its groups. Collective. A
+    single process gets no process group.
 
-    timeout_s: after which a rank that waits for another in vain gives up. sampling: outputs of a shared clip are
-    gathered. Raises MovaError where they do not meet.
+    timeout_s: timeout of collectives, in seconds. sampling: context parallelism gathers its outputs on all ranks.
+    Raises MovaError if the mesh does not fit the number of processes, or if the processes do not connect in time.
     """
     if launch.world != shape.world:
-        raise MovaError(f"the mesh {shape} is of {shape.world} processes, but {launch.world} were started")
+        raise MovaError(f"the mesh {shape} needs {shape.world} processes, but {launch.world} were started")
     if launch.world == 1:
         return Processes(launch, shape)
     joined = not dist.is_initialized()
@@ -203,10 +208,12 @@ def start_processes(
     clip_group = mesh["cfg", "ring", "ulysses"]._flatten("clip") if shape.cfg > 1 else cp_group
     timeout = timedelta(seconds=timeout_s)
     if backend.changes_timeouts:
-        # A group of some of the ranks does not take over the world's.
+        # Sub-groups do not inherit the timeout of the default group.
         parts = (cp_group, clips, clip_group, mesh["cfg"], mesh["ring"], mesh["ulysses"])
         for part in {id(part): part for part in parts}.values():
             _set_pg_timeout(timeout, part.get_group())
+    world_group = dist.group.WORLD
+    assert world_group is not None, "the process group is initialised"
     device = backend.device(launch.local_rank)
     groups = [open_group(part.get_group(), device) for part in (cp_group, mesh["ring"], mesh["ulysses"])]
     rounds = None
@@ -219,11 +226,11 @@ def start_processes(
         mesh,
         context=ContextParallel(*groups, gather=sampling) if shape.context_parallel > 1 else None,
         data_rank=clips.get_local_rank(),
-        world_group=open_group(dist.group.WORLD, device),
+        world_group=open_group(world_group, device),
         branches=open_group(mesh["cfg"].get_group(), device),
         clip=open_group(clip_group.get_group(), device),
         rounds=rounds,
-        cpu_group=open_cpu_group(PATIENCE),
+        cpu_group=open_cpu_group(_LONG_TIMEOUT),
         joined=joined,
     )
 
@@ -236,6 +243,6 @@ def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise MovaError(
-            f"rank {launch.rank} of {launch.world} did not meet the others at {os.environ['MASTER_ADDR']}:"
+            f"rank {launch.rank} of {launch.world} could not connect to the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} within {timeout_s:.0f} s: {first}"
         ) from error

@@ -1,6 +1,7 @@
-"""Safetensors files that are reserved before their tensors are written.
+"""Creates safetensors files whose tensors are written later.
 
-Apart from `storage`, whose library takes a second to import that a run in one process can spare.
+A module apart from `dcp`, because importing torch.distributed.checkpoint takes a second, which a run in one process can
+do without.
 """
 
 import json
@@ -22,12 +23,12 @@ _NAMES = {
 
 
 def reserve_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file of the tensors' names, dtypes and shapes, with room for their data. OSError where there
-    is none.
+    """Create a safetensors file with the header for `tensors` (names, dtypes, shapes), and allocate space for their
+    data, which is not written. Raises OSError if the disk has too little space.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
-    # By size of element, so that all data are aligned.
+    # Larger elements first, so that the data of every tensor are aligned.
     for name, x in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
         begin, end = end, end + x.numel() * x.element_size()
         header[name] = {"dtype": _NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [begin, end]}

@@ -1,11 +1,11 @@
-"""Attention over shards of keys, exact through the log-sum-exp of each shard's scores.
+"""Attention over sharded keys. Partial results are merged exactly by the log-sum-exp of each shard's scores.
 
-`ring_attention` (Liu et al., 2023): queries, keys and values are all sharded; the keys go round.
-`shared_query_attention`: every rank has all queries and some keys, as in the bridge's attention from audio to video
-tokens.
+`ring_attention` (Liu et al., 2023): queries, keys and values are sharded; keys and values are passed round the ring.
+`shared_query_attention`: every rank has all queries and a shard of the keys, as in the bridge's attention from audio to
+video tokens.
 
-The backward does not differentiate through the merge of partial results: with the global output and log-sum-exp each
-shard's gradients follow alone (`attention_backward`), and they are exact.
+The backward does not differentiate through the merge: given the global output and log-sum-exp, the gradients of each
+shard can be computed independently and exactly (`attention_backward`).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,82 +22,95 @@ def ring_attention(
     kernels: AttentionKernels, group: Group, key_lengths: Lengths, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
     """Attention of sharded sequences: q [b, s_rank, h, e], k, v [b, n_rank, h, e] -> [b, s_rank, h, e], for any number
-    of heads. key_lengths: n of all ranks.
+    of heads. key_lengths: n of all ranks. Raises MovaError if k does not have this rank's n.
 
-    The next keys and values are on their way while the present ones are used.
+    The transfer of the next keys and values overlaps with the attention to the current ones.
     """
     check_shards(q, k, q.shape[1], key_lengths[group.rank])
     return torch.ops.mova.ring_attention(q, k, v, key_lengths, group.name, kernels.name)[0]
 
 
 def _ring_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, group: str, kernels: str) -> tuple[Tensor, Tensor]:
-    group, kernels, wide = named(group), named(kernels), accumulating_dtype(q.dtype)
-    out = lse = None
-    for step in range(group.size):
-        coming = _send_on(group, lengths, step, k, v)
-        part, part_lse = kernels.lse(q, k, v)
-        if out is None:
-            out, lse = part.to(wide), part_lse
-        else:
-            out, lse = kernels.merge(torch.stack([out, part.to(wide)]), torch.stack([lse, part_lse]))
-        k, v = coming()
+    ring: Group = named(group)
+    kernel: AttentionKernels = named(kernels)
+    wide = accumulating_dtype(q.dtype)
+    assert kernel.merge is not None, "a ring is built with a merge"
+    finish = _send_on(ring, lengths, 0, k, v)
+    part, lse = kernel.lse(q, k, v)
+    out = part.to(wide)
+    for step in range(1, ring.size):
+        k, v = finish()
+        finish = _send_on(ring, lengths, step, k, v)
+        part, part_lse = kernel.lse(q, k, v)
+        out, lse = kernel.merge(torch.stack([out, part.to(wide)]), torch.stack([lse, part_lse]))
     return out.to(q.dtype), lse
 
 
 def _ring_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: Lengths, group: str, kernels: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values go round once more. The gradients of a shard's keys are summed on their way, from the rank after
-    its owner round to the owner, who adds its own part.
+    """Keys and values are passed round once more. The gradients of a shard's keys and values are passed round as well,
+    as a partial sum that starts at the rank after the shard's owner and ends at the owner, which adds its own part.
     """
-    group, attention_backward = named(group), named(kernels).backward
-    size, rank, wide = group.size, group.rank, accumulating_dtype(q.dtype)
-    # With two ranks a travelling sum has one term, and rounding it as that term was rounded loses nothing.
+    ring: Group = named(group)
+    kernel: AttentionKernels = named(kernels)
+    size, rank, wide = ring.size, ring.rank, accumulating_dtype(q.dtype)
+    # With two ranks the partial sum that is passed on has one term: its own dtype is exact.
     travelling = wide if size > 2 else q.dtype
     dout = dout.contiguous()
-    dq = own = None
-    arriving = None
-    for step in range(size):
-        coming = _send_on(group, lengths, step, k, v)
-        part_q, *part = attention_backward(dout, q, k, v, out, lse)
-        dq = part_q.to(wide) if dq is None else dq + part_q
-        if step == 0:
-            own = [x.to(wide) for x in part]
-        else:
-            sums = [x.to(travelling) for x in part]
-            if arriving is not None:
-                sums = [x + y for x, y in zip(sums, arriving(), strict=True)]
-            arriving = _shift(group, lengths, (rank - step) % size, sums)
-        k, v = coming()
+    finish = _send_on(ring, lengths, 0, k, v)
+    part_q, *part = kernel.backward(dout, q, k, v, out, lse)
+    dq, own = part_q.to(wide), [x.to(wide) for x in part]
+    arriving: Callable[[], tuple[Tensor, Tensor]] | None = None
+    for step in range(1, size):
+        k, v = finish()
+        finish = _send_on(ring, lengths, step, k, v)
+        part_q, *part = kernel.backward(dout, q, k, v, out, lse)
+        dq = dq + part_q
+        sums = [x.to(travelling) for x in part]
+        if arriving is not None:
+            sums = [x + y for x, y in zip(sums, arriving(), strict=True)]
+        arriving = _shift(ring, lengths, (rank - step) % size, sums)
     if arriving is not None:
         own = [x + y for x, y in zip(own, arriving(), strict=True)]
-    return dq.to(q.dtype), *(x.to(q.dtype) for x in own)
+    dk, dv = (x.to(q.dtype) for x in own)
+    return dq.to(q.dtype), dk, dv
 
 
 def _send_on(group: Group, lengths: Lengths, step: int, k: Tensor, v: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Begin to pass keys and values to the next rank; after the last step everyone keeps what it has."""
+    """Start sending keys and values to the next rank. Returns a function that waits for those of the previous rank.
+
+    In the last step nothing is sent.
+    """
     if step == group.size - 1:
         return lambda: (k, v)
     return _shift(group, lengths, (group.rank - step) % group.size, (k, v))
 
 
 def _shift(group: Group, lengths: Lengths, shard: int, pair: Sequence[Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Pass a pair of tensors about rank `shard`'s tokens on; what comes is about those of the rank before it."""
+    """Start sending a pair of tensors [b, n, h, e] that belong to shard `shard`; returns a function that waits for the
+    previous rank's pair, which belongs to shard `shard` - 1.
+    """
     b, _, h, e = pair[0].shape
-    coming = lengths[(shard - 1) % group.size]
-    finish = group.shift(torch.cat([x.reshape(-1) for x in pair]), 2 * b * coming * h * e)
-    return lambda: tuple(finish().view(2, b, coming, h, e).unbind(0))
+    tokens = lengths[(shard - 1) % group.size]
+    finish = group.shift(torch.cat([x.reshape(-1) for x in pair]), 2 * b * tokens * h * e)
+
+    def received() -> tuple[Tensor, Tensor]:
+        first, second = finish().view(2, b, tokens, h, e).unbind(0)
+        return first, second
+
+    return received
 
 
 implement_attention("ring_attention", _ring_forward, _ring_backward)
 
 
 def shared_query_attention(kernels: AttentionKernels, group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of queries that every rank has to keys of which each has a shard: q [b, s, h, e] the same everywhere, k
-    and v [b, n_rank, h, e] -> [b, s, h, e], the same everywhere.
+    """Attention of replicated queries to sharded keys: q [b, s, h, e], equal on all ranks, k and v [b, n_rank, h, e]
+    -> [b, s, h, e], equal on all ranks.
 
-    Forward: one maximum of the log-sum-exps and one float32 sum of weighted outputs and weights over the ranks.
-    Backward: the output's gradient is a share on each rank, and one sum makes it whole; q's gradient is a share again.
+    Forward: all-reduces the maximum of the log-sum-exps, then the sum of the weighted outputs and weights in float32.
+    Backward: each rank has a partial gradient of the output; one all-reduce sums them. q's gradient is partial again.
     """
     return torch.ops.mova.shared_query_attention(q, k, v, group.name, kernels.name)[0]
 
@@ -114,9 +127,9 @@ def _shared_backward(
 
 
 def _merged(group: Group, dtype: torch.dtype, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """The ranks' partial outputs [b, s, h, e] and log-sum-exps [b, h, s] as one."""
+    """Merge the ranks' partial outputs [b, s, h, e] and log-sum-exps [b, h, s]."""
     most = group.all_reduce(lse.clone(), maximum=True)
-    # exp(-inf) = 0: a rank without keys has no weight.
+    # A rank without keys has lse = -inf and therefore weight exp(-inf) = 0.
     weight = torch.exp(lse - most).transpose(1, 2).unsqueeze(-1)
     total = group.all_reduce(torch.cat([weight * out.to(weight.dtype), weight], -1))
     out, weight = total[..., :-1] / total[..., -1:], total[..., -1]

@@ -1,4 +1,4 @@
-"""What context parallelism sends per rank and training step, beside the reference's: by formula, and counted."""
+"""Prints what context parallelism sends per rank and training step: by formula, counted, and the reference's."""
 
 import socket
 
@@ -13,9 +13,10 @@ SIZES = (2, 4, 8)
 
 
 def print_traffic(model: str, count: int | None = None) -> int:
-    """Print the bytes that ranks sharing a clip send, by formula; count: also what so many processes really send.
+    """Print the bytes that the ranks of a context-parallel group send, by formula.
 
-    Returns 1 where a count is not what its formula says, else 0.
+    count: also start that many processes and count what they send. Returns 1 if a count differs from its formula, else
+    0.
     """
     config = get_preset(model)
     print(f"{config.name}, bf16, one clip: GB sent per rank and training step by context parallelism (formula)")

@@ -1,8 +1,7 @@
 """Ulysses: attention over a sharded sequence by exchanging tokens for heads (Jacobs et al., 2023).
 
-Each rank holds some tokens with all heads; for the attention itself it holds all tokens with some heads. Lengths may
-differ between ranks: pieces of the exchange are as long as they are, and no token is made up. Each of the two exchanges
-is an operator, and the other one's gradient.
+Each rank holds some tokens with all heads; during attention it holds all tokens with some heads. The number of tokens
+may differ between ranks; nothing is padded. The two exchanges are operators, and each is the gradient of the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from mova_engine.distributed.collectives import Group
 from mova_engine.errors import MovaError
 from mova_engine.ops.custom_ops import below_autograd, implement, named
 
-# Of a list of tensors the first one's lengths and the others': those of all ranks' shards, in order of ranks.
+# The number of tokens in each rank's shard, in order of ranks.
 Lengths = Sequence[int]
 
 
@@ -30,8 +29,9 @@ def ulysses_attention(
 ) -> Tensor:
     """`attention` for sharded sequences: q, k, v [b, s_rank, h, e] -> [b, s_rank, h, e].
 
-    attention: is given all tokens and h / group.size heads. lengths: s of all ranks; key_lengths: of k and v where they
-    differ. Raises MovaError where the ranks do not divide the heads.
+    attention: a function of q, k, v that gets all tokens and h / group.size heads. lengths: s of all ranks.
+    key_lengths: the same for k and v; None: as lengths. Raises MovaError if h is not a multiple of group.size, or if q
+    and k do not have this rank's lengths.
     """
     if group.size == 1:
         return attention(q, k, v)
@@ -45,10 +45,10 @@ def ulysses_attention(
 
 
 def check_shards(q: Tensor, k: Tensor, queries: int, keys: int) -> None:
-    """Raise MovaError where q's and k's tokens are not as many as this rank's shards have."""
+    """Raise MovaError if q and k [b, s, h, e] do not have `queries` and `keys` tokens, those of this rank's shards."""
     if q.shape[1] != queries or k.shape[1] != keys:
         raise MovaError(
-            f"attention got {q.shape[1]} queries and {k.shape[1]} keys, but this rank's shards are of {queries} and "
+            f"attention got {q.shape[1]} queries and {k.shape[1]} keys, but this rank's shards have {queries} and "
             f"{keys}"
         )
 
@@ -61,7 +61,7 @@ def _tokens_to_heads(
     tensors: list[Tensor], lengths: Lengths, key_lengths: Lengths, rank: int, group: str
 ) -> list[Tensor]:
     """Each [b, s_rank, h, e] -> [b, s, h / p, e]."""
-    # All begun before any is waited for: the next is packed while one is on its way.
+    # All exchanges are started before the first wait, so that packing overlaps with communication.
     started = [to_heads(x, named(group), n) for x, n in _per_tensor(tensors, lengths, key_lengths)]
     return [finish() for finish in started]
 
@@ -89,7 +89,7 @@ def _fake_heads_to_tokens(
 
 
 def _exchange(name: str, back: str) -> Callable[..., list[Tensor]]:
-    """The operator `name` under autograd, with the gradient `back`."""
+    """The differentiable form of the operator `name`, whose gradient is the operator `back`."""
 
     class Exchange(torch.autograd.Function):
         @staticmethod
@@ -109,7 +109,7 @@ implement("heads_to_tokens", _heads_to_tokens, _fake_heads_to_tokens, _exchange(
 
 
 def to_heads(x: Tensor, group: Group, lengths: Lengths) -> Callable[[], Tensor]:
-    """Begin to exchange own tokens [b, s_rank, h, e] for own heads [b, s, h / p, e]; returns what waits for them."""
+    """Start exchanging x [b, s_rank, h, e] for [b, s, h / p, e] on p ranks; returns a function that waits for it."""
     b, s, h, e = x.shape
     share = h // group.size
     pieces = x.unflatten(2, (group.size, share)).permute(2, 0, 1, 3, 4).reshape(-1)
@@ -124,7 +124,7 @@ def to_heads(x: Tensor, group: Group, lengths: Lengths) -> Callable[[], Tensor]:
 
 
 def to_tokens(x: Tensor, group: Group, lengths: Lengths) -> Callable[[], Tensor]:
-    """The way back: own heads' [b, s, h / p, e] for own tokens' [b, s_rank, h, e]."""
+    """The reverse of `to_heads`: [b, s, h / p, e] -> [b, s_rank, h, e]; returns a function that waits for it."""
     b, _, share, e = x.shape
     own = lengths[group.rank]
     pieces = torch.cat([part.reshape(-1) for part in x.split(list(lengths), 1)])

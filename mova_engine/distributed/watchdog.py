@@ -1,9 +1,10 @@
-"""Heartbeat watchdog over torchrun's store: detects dead, hung and failed ranks and aborts the run with the culprit.
+"""Heartbeat watchdog over torchrun's store: detects dead, hung and failed ranks, and ends the run with an error that
+names the rank.
 
-A thread of every rank writes a heartbeat with the rank's progress to the store. Rank 0 decides: which rank stopped
-sending, which reported a failure, and, where no rank makes progress, which one is behind. All ranks receive the
-verdict; if rank 0 itself stops sending, the others decide so. A rank whose main thread does not end by itself after a
-verdict, whatever it waits for, is ended.
+A thread of every rank writes a heartbeat with the rank's progress to the store. Rank 0 reads all heartbeats and writes
+a verdict when a rank has stopped sending, has reported a failure, or, if no rank makes progress, is furthest behind.
+All ranks read the verdict. If rank 0 itself stops sending, the other ranks write it. After a verdict the watchdog ends
+a process whose main thread has not ended within ABORT_GRACE_S.
 """
 
 import json
@@ -24,22 +25,31 @@ from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.processes import Launch
 from mova_engine.errors import MovaError
 
-# Seconds between signs of life.
+# Seconds between heartbeats.
 HEARTBEAT_INTERVAL_S = 0.5
-# Silence that counts once a process has lost its connection to another; a busy machine may delay a sign of life.
+# A rank without a heartbeat for this long is dead, if another rank's collective has failed. A busy machine may delay
+# one.
 HEARTBEAT_TIMEOUT_S = 4.0
-# How long a main thread that has lost another process waits for the verdict, and how long one may take to end after it.
+# How long a main thread whose collective has failed waits for the verdict.
 VERDICT_TIMEOUT_S = 20.0
+# How long a main thread may take to end after the verdict.
 ABORT_GRACE_S = 5.0
+# Exit status after a verdict.
 STATUS = 2
 
+# States of a process. LOST: a collective failed. STOPPED: a signal asked it to end.
 RUNNING, LOST, FAILED, STOPPED, DONE = "running", "lost", "failed", "stopped", "done"
-REMEDY = "the same command goes on from the last checkpoint"
+REMEDY = "the same command resumes from the last checkpoint"
 
 
 @dataclass
 class Heartbeat:
-    """What a process says of itself: mark grows with every stage and exchange; watched: a stage that ends soon."""
+    """What a process reports about itself.
+
+    beat: grows with every heartbeat. mark: its progress, (stages begun, collectives started). stage: what the main
+    thread does. watched: whether the stage must end within the timeout. state: RUNNING, LOST, ...; reason: of the
+    state. knows_verdict: whether the process has read the verdict.
+    """
 
     beat: int = 0
     mark: tuple[int, int] = (0, 0)
@@ -48,30 +58,32 @@ class Heartbeat:
     state: str = RUNNING
     reason: str = ""
     host: str = ""
-    # Whether it knows the verdict.
-    told: bool = False
+    knows_verdict: bool = False
 
 
 @dataclass
 class PeerState:
-    """A process's last sign, and since when beat and mark are what they are, by this process's clock."""
+    """The last heartbeat of a process, and the times at which its `beat` and its `mark` last changed, in seconds by
+    this process's monotonic clock.
+    """
 
-    sign: Heartbeat
+    heartbeat: Heartbeat
     beat_since: float
     mark_since: float
 
 
 class _Verdict(NamedTuple):
-    """The error message, and the rank that reports it."""
+    """Why the run ends. text: the error message. reporter: the one rank that prints it."""
 
     text: str
-    speaker: int
+    reporter: int
 
 
 class Watch:
-    """One process's part. `at` tells where the main thread is; within `guard` errors are told and explained.
+    """The watchdog of one process. The main thread calls `at` when it begins a stage, and runs its work in `guard`.
 
-    timeout_s: silence or standstill after which a process is given up. remedy: what a verdict tells the user to do.
+    timeout_s: seconds without a heartbeat, or without progress, after which the run is ended. exit_process: called with
+    the exit status to end a process whose main thread does not end. remedy: the advice at the end of a verdict's text.
     """
 
     def __init__(
@@ -82,137 +94,152 @@ class Watch:
         remedy: str = REMEDY,
     ) -> None:
         self.launch, self.timeout, self._exit, self._remedy = launch, timeout_s, exit_process, remedy
-        self._sign = Heartbeat(host=socket.gethostname())
-        self._seen: dict[int, PeerState] = {}
+        self._own = Heartbeat(host=socket.gethostname())
+        self._peers: dict[int, PeerState] = {}
         self._verdict: _Verdict | None = None
-        # Since when it is known that somebody lost a connection, or was asked to end.
+        # When this process first saw that a process is LOST or STOPPED.
         self._lost_since: float | None = None
-        # A signal may arrive while the main thread holds the lock.
+        # Reentrant: a signal handler may need the lock while the main thread holds it.
         self._decided, self._closing, self._lock = threading.Event(), threading.Event(), threading.RLock()
         self._thread = None
         if launch.world > 1:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            # A connection of its own: one that waits in the process group's would delay signs of life.
+            # A separate connection: a wait on the process group's connection would delay heartbeats.
             self._store = TCPStore(
                 address, port, None, False, timedelta(seconds=VERDICT_TIMEOUT_S), wait_for_workers=False
             )
             run = (os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
             self._prefix = "/".join(("mova_watch", *run))
             self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
-            self._tell()
+            self._publish()
             self._thread.start()
 
     def at(self, stage: str, watched: bool = True) -> None:
-        """The main thread has come to `stage`. watched: standing still there is a failure."""
-        self._sign.mark = (self._sign.mark[0] + 1, 0)
-        self._sign.stage, self._sign.watched = stage, watched
+        """Report that the main thread begins `stage`. watched: no progress within the timeout is then a failure."""
+        self._own.mark = (self._own.mark[0] + 1, 0)
+        self._own.stage, self._own.watched = stage, watched
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Errors of the block are told to the other processes, or explained by what happened in them."""
+        """Within the block, a MovaError or OSError is reported to the other processes. A RuntimeError, such as that of
+        a collective whose peer has died, is replaced by a MovaError with its cause, if another process caused it.
+
+        Only one process raises the error; the others raise SystemExit with STATUS.
+        """
         try:
             yield
         except (MovaError, OSError) as error:
-            told = self._failed_here(error)
-            if told is error:
+            reported = self._report_failure(error)
+            if reported is error:
                 raise
-            raise told from error
+            raise reported from error
         except RuntimeError as error:
-            # What a process sees of another's end is a collective that fails.
-            told = self._explained(error)
-            if told is None:
+            cause = self._find_cause(error)
+            if cause is None:
                 raise
-            raise told from error
+            raise cause from error
 
-    def _explained(self, error: RuntimeError) -> MovaError | None:
-        """What happened elsewhere that made a collective fail here with `error`; None where nothing did.
+    def _wait_for_verdict(self, timeout_s: float) -> _Verdict | None:
+        return self._verdict if self._decided.wait(timeout_s) else None
 
-        In all processes but the one that reports the error, this ends the process instead (SystemExit).
+    def _find_cause(self, error: RuntimeError) -> MovaError | None:
+        """Return the verdict on the process that made a collective fail here with `error`; None if there is none in
+        time. Raises SystemExit in all processes except the one that reports the verdict.
         """
         if self._thread is None:
             return None
         self._change(LOST, str(error).splitlines()[0] if str(error) else type(error).__name__)
-        if not self._decided.wait(VERDICT_TIMEOUT_S):
+        verdict = self._wait_for_verdict(VERDICT_TIMEOUT_S)
+        if verdict is None:
             return None
-        if self._verdict.speaker == self.launch.rank:
-            return MovaError(self._verdict.text)
+        if verdict.reporter == self.launch.rank:
+            return MovaError(verdict.text)
         raise SystemExit(STATUS)
 
-    def _failed_here(self, error: MovaError | OSError) -> MovaError | OSError:
-        """This process is about to end with an error of its own, which the others need not guess then; returns it with
-        this process's number. Where another process has met the same or an earlier one, it ends the process instead.
+    def _report_failure(self, error: MovaError | OSError) -> MovaError | OSError:
+        """Publish this process's own error to the others; return it, with this process's rank if that is not 0.
+
+        Raises SystemExit if the verdict is on another process: that one reports its error.
         """
         if self._thread is None:
             return error
         self._change(FAILED, str(error))
-        if self._decided.wait(VERDICT_TIMEOUT_S) and self._verdict.speaker != self.launch.rank:
+        verdict = self._wait_for_verdict(VERDICT_TIMEOUT_S)
+        if verdict is not None and verdict.reporter != self.launch.rank:
             raise SystemExit(STATUS)
         return MovaError(f"rank {self.launch.rank}: {error}") if self.launch.rank else error
 
     def stop(self, number: int, frame: object = None) -> NoReturn:
-        """For a program that does not stop by itself: what to do at a signal that asks it to end.
+        """Handler of signal `number` for a program without its own orderly stop: ends the process.
 
-        A launcher that has seen one process die sends it to the others: these first say who died.
+        A launcher sends the signal to all other processes when it has seen one die. Therefore this waits first for a
+        verdict, which names the dead process.
         """
         if self._thread is not None:
             self._change(STOPPED, f"signal {number}")
-            if self._decided.wait(2 * HEARTBEAT_TIMEOUT_S):
-                if self._verdict.speaker == self.launch.rank:
-                    raise MovaError(self._verdict.text)
+            verdict = self._wait_for_verdict(2 * HEARTBEAT_TIMEOUT_S)
+            if verdict is not None:
+                if verdict.reporter == self.launch.rank:
+                    raise MovaError(verdict.text)
                 raise SystemExit(STATUS)
         raise SystemExit(128 + number)
 
     def close(self) -> None:
-        """Done: silence from here on is no failure."""
+        """End the watchdog of this process. From now on missing heartbeats are no failure."""
         if self._thread is not None:
-            if self._sign.state == RUNNING:
+            if self._own.state == RUNNING:
                 self._change(DONE, "")
             self._closing.set()
             self._thread.join(HEARTBEAT_INTERVAL_S * 4)
             if self._verdict is not None and self.launch.rank == 0:
-                self._wait_for_the_others()
+                self._wait_until_read()
 
-    def _wait_for_the_others(self) -> None:
-        """Until all that live have read the verdict: without a launcher's, the store ends with this process."""
+    def _wait_until_read(self) -> None:
+        """Wait until all living ranks have read the verdict: without a launcher, the store ends with this process."""
         until, others = time.monotonic() + ABORT_GRACE_S, set(range(1, self.launch.world))
         with suppress(RuntimeError):
             while others and time.monotonic() < until:
                 for rank in tuple(others):
-                    self._look_at(rank)
-                    seen = self._seen.get(rank)
-                    if seen is None or seen.sign.told or time.monotonic() - seen.beat_since > HEARTBEAT_TIMEOUT_S:
+                    self._read_peer(rank)
+                    peer = self._peers.get(rank)
+                    if (
+                        peer is None
+                        or peer.heartbeat.knows_verdict
+                        or time.monotonic() - peer.beat_since > HEARTBEAT_TIMEOUT_S
+                    ):
                         others.discard(rank)
                 time.sleep(HEARTBEAT_INTERVAL_S / 10)
 
     def _change(self, state: str, reason: str) -> None:
-        self._sign.state, self._sign.reason = state, reason
+        self._own.state, self._own.reason = state, reason
         with suppress(RuntimeError):
-            self._tell()
+            self._publish()
 
     def _loop(self) -> None:
         while not self._closing.wait(HEARTBEAT_INTERVAL_S):
             try:
-                self._sign.beat += 1
-                self._tell()
-                self._judge()
+                self._own.beat += 1
+                self._publish()
+                self._check_peers()
             except RuntimeError:
-                # The store lives in the launcher, or without one in the first process.
+                # The store is in the launcher's process, or without a launcher in rank 0's.
                 gone = "rank 0 or the launcher is gone: its store does not answer. All processes end"
                 self._verdict = self._verdict or _Verdict(gone, 1)
             if self._verdict is not None:
-                self._sign.told = True
+                self._own.knows_verdict = True
                 with suppress(RuntimeError):
-                    self._tell()
-                self._end()
+                    self._publish()
+                self._end(self._verdict)
                 return
 
-    def _tell(self) -> None:
-        sign = self._sign
-        sign.mark = (sign.mark[0], Group.calls)
+    def _publish(self) -> None:
+        """Write this process's heartbeat to the store."""
+        self._own.mark = (self._own.mark[0], Group.calls)
         with self._lock:
-            self._store.set(f"{self._prefix}/{self.launch.rank}", json.dumps(asdict(sign)))
+            self._store.set(f"{self._prefix}/{self.launch.rank}", json.dumps(asdict(self._own)))
 
-    def _judge(self) -> None:
+    def _check_peers(self) -> None:
+        """Read the verdict, or read the heartbeats of other ranks and write a verdict if one is due."""
         verdict = f"{self._prefix}/verdict"
         with self._lock:
             if self._store.check([verdict]):
@@ -221,104 +248,106 @@ class Watch:
         # All ranks watch rank 0, and rank 0 watches all of them.
         ranks = range(self.launch.world) if self.launch.rank == 0 else (0,)
         for rank in ranks:
-            self._look_at(rank)
-        signs = (self._sign, *(seen.sign for seen in self._seen.values()))
-        if self._lost_since is None and any(sign.state in (LOST, STOPPED) for sign in signs):
+            self._read_peer(rank)
+        heartbeats = (self._own, *(peer.heartbeat for peer in self._peers.values()))
+        if self._lost_since is None and any(each.state in (LOST, STOPPED) for each in heartbeats):
             self._lost_since = time.monotonic()
-        found = self._silent() or (self._failed() if self.launch.rank == 0 else None)
+        found = self._find_dead() or (self._find_failed() if self.launch.rank == 0 else None)
         if found is None and self.launch.rank == 0:
-            found = self._behind()
+            found = self._find_stalled()
         if found is not None:
             with self._lock:
-                # The first to say so is believed by all.
+                # The first verdict that is written counts.
                 kept = self._store.compare_set(verdict, "", json.dumps(found))
             self._verdict = _Verdict(*json.loads(kept))
 
-    def _look_at(self, rank: int) -> None:
+    def _read_peer(self, rank: int) -> None:
+        """Read the heartbeat of `rank`, if it has written one."""
         key = f"{self._prefix}/{rank}"
         with self._lock:
             if not self._store.check([key]):
                 return
-            said = json.loads(self._store.get(key))
-        sign, now, before = Heartbeat(**{**said, "mark": tuple(said["mark"])}), time.monotonic(), self._seen.get(rank)
+            fields = json.loads(self._store.get(key))
+        heartbeat = Heartbeat(**{**fields, "mark": tuple(fields["mark"])})
+        now, before = time.monotonic(), self._peers.get(rank)
         if before is None:
-            self._seen[rank] = PeerState(sign, now, now)
+            self._peers[rank] = PeerState(heartbeat, now, now)
             return
-        self._seen[rank] = PeerState(
-            sign,
-            before.beat_since if before.sign.beat == sign.beat else now,
-            before.mark_since if before.sign.mark == sign.mark else now,
+        self._peers[rank] = PeerState(
+            heartbeat,
+            before.beat_since if before.heartbeat.beat == heartbeat.beat else now,
+            before.mark_since if before.heartbeat.mark == heartbeat.mark else now,
         )
 
-    def _silent(self) -> _Verdict | None:
-        """A process that gives no sign of life: for the whole timeout, or for less where somebody lost it."""
-        bound, now = (
-            self.timeout if self._lost_since is None else min(HEARTBEAT_TIMEOUT_S, self.timeout),
-            time.monotonic(),
-        )
-        gone = {
-            rank: now - seen.beat_since
-            for rank, seen in self._seen.items()
-            if seen.sign.state in (RUNNING, LOST, STOPPED) and now - seen.beat_since > bound
+    def _find_dead(self) -> _Verdict | None:
+        """The verdict on a rank without heartbeats: for the whole timeout, or for HEARTBEAT_TIMEOUT_S if a process is
+        LOST or STOPPED.
+        """
+        limit = self.timeout if self._lost_since is None else min(HEARTBEAT_TIMEOUT_S, self.timeout)
+        now = time.monotonic()
+        dead = {
+            rank: now - peer.beat_since
+            for rank, peer in self._peers.items()
+            if peer.heartbeat.state in (RUNNING, LOST, STOPPED) and now - peer.beat_since > limit
         }
-        if not gone:
+        if not dead:
             return None
-        rank = max(gone, key=gone.get)
-        sign = self._seen[rank].sign
-        return _about(
+        rank = max(dead, key=lambda rank: dead[rank])
+        last = self._peers[rank].heartbeat
+        return _verdict_on(
             rank,
-            f"rank {rank} on {sign.host} died or was stopped: no sign of life for {gone[rank]:.0f} s, the last at "
-            f"'{sign.stage}'. All processes end; {self._remedy}",
+            f"rank {rank} on {last.host} died or was stopped: no heartbeat for {dead[rank]:.0f} s, the last at "
+            f"'{last.stage}'. All processes end; {self._remedy}",
         )
 
-    def _lost(self) -> list[PeerState]:
-        return [seen for seen in self._seen.values() if seen.sign.state == LOST]
-
-    def _failed(self) -> _Verdict | None:
-        for rank, seen in self._seen.items():
-            if seen.sign.state == FAILED:
-                text = f"rank {rank} on {seen.sign.host} failed at '{seen.sign.stage}': {seen.sign.reason}"
-                return _Verdict(text, speaker=rank)
+    def _find_failed(self) -> _Verdict | None:
+        """The verdict on a rank that has reported an error; that rank prints it."""
+        for rank, peer in self._peers.items():
+            last = peer.heartbeat
+            if last.state == FAILED:
+                return _Verdict(f"rank {rank} on {last.host} failed at '{last.stage}': {last.reason}", reporter=rank)
         return None
 
-    def _behind(self) -> _Verdict | None:
-        """When no rank makes progress: the rank that is furthest behind."""
+    def _find_stalled(self) -> _Verdict | None:
+        """If no rank makes progress: the verdict on the rank that is furthest behind."""
         now = time.monotonic()
-        if len(self._seen) < self.launch.world or any(seen.sign.state == DONE for seen in self._seen.values()):
+        peers = self._peers
+        if len(peers) < self.launch.world or any(peer.heartbeat.state == DONE for peer in peers.values()):
             return None
-        lost = self._lost()
-        standing = min(now - seen.mark_since for seen in self._seen.values())
-        if standing <= (HEARTBEAT_TIMEOUT_S if lost else self.timeout):
+        lost = [peer.heartbeat for peer in peers.values() if peer.heartbeat.state == LOST]
+        stalled_s = min(now - peer.mark_since for peer in peers.values())
+        if stalled_s <= (HEARTBEAT_TIMEOUT_S if lost else self.timeout):
             return None
-        if lost and now - self._lost_since <= 2 * HEARTBEAT_TIMEOUT_S:
-            # All may have stood for long in one stage when a process died; its silence shows first.
+        if lost and self._lost_since is not None and now - self._lost_since <= 2 * HEARTBEAT_TIMEOUT_S:
+            # A process may have died while all were long in one stage: its missing heartbeats must be noticed first.
             return None
-        rank, seen = min(self._seen.items(), key=lambda item: item[1].sign.mark)
-        if not lost and not seen.sign.watched:
+        rank, peer = min(peers.items(), key=lambda item: item[1].heartbeat.mark)
+        last = peer.heartbeat
+        if not lost and not last.watched:
             return None
-        if now - seen.beat_since > HEARTBEAT_TIMEOUT_S / 2:
-            # It stands because it is gone, which the next looks will show.
+        if now - peer.beat_since > HEARTBEAT_TIMEOUT_S / 2:
+            # Probably dead: `_find_dead` will say so.
             return None
-        if seen.sign.mark == max(other.sign.mark for other in self._seen.values()):
-            reason = f": {lost[0].sign.reason}" if lost else ""
-            return _about(rank, f"all processes stand at '{seen.sign.stage}' and none of them is behind{reason}")
-        return _about(
+        if last.mark == max(other.heartbeat.mark for other in peers.values()):
+            reason = f": {lost[0].reason}" if lost else ""
+            return _verdict_on(rank, f"no process makes progress, all are equally far, at '{last.stage}'{reason}")
+        return _verdict_on(
             rank,
-            f"rank {rank} on {seen.sign.host} hangs: at '{seen.sign.stage}' for {now - seen.mark_since:.0f} s, while "
+            f"rank {rank} on {last.host} hangs: at '{last.stage}' for {now - peer.mark_since:.0f} s, while "
             f"the others wait. All processes end; {self._remedy}",
         )
 
-    def _end(self) -> None:
-        """See to it that this process ends: by itself, or else from here."""
+    def _end(self, verdict: _Verdict) -> None:
+        """Let the main thread end the process; if it does not within ABORT_GRACE_S, end the process from here."""
         self._decided.set()
         if self._closing.wait(ABORT_GRACE_S):
             return
-        if self._verdict.speaker == self.launch.rank:
-            sys.stderr.write(f"error: {self._verdict.text}\n")
+        if verdict.reporter == self.launch.rank:
+            sys.stderr.write(f"error: {verdict.text}\n")
             sys.stderr.flush()
         self._exit(STATUS)
 
 
-def _about(rank: int, text: str) -> _Verdict:
-    """Rank 0 reports, unless it is the one that died."""
-    return _Verdict(text, speaker=1 if rank == 0 else 0)
+def _verdict_on(rank: int, text: str) -> _Verdict:
+    """The verdict on `rank`, which rank 0 reports; rank 1 does if the verdict is on rank 0."""
+    return _Verdict(text, reporter=1 if rank == 0 else 0)

@@ -1,6 +1,5 @@
 """`mova doctor [--device D] [--json]`: what is wrong with this machine, and what to do about it."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ DOCTOR = Command("mova doctor", DoctorConfig, "Say what is wrong with this machi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine and print; 0 when the device can be used, 1 when a problem would stop training on it."""
-    config = DOCTOR.parse(sys.argv[1:] if argv is None else argv)
+    config = DOCTOR.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -1,4 +1,4 @@
-"""Sampling: the denoising loop, the pipeline from words and a first frame to an mp4, contact sheets.
+"""Sampling: the pipeline from a prompt and a first frame to an mp4, the denoising loop, the output folder.
 
 `mova sample --checkpoint DIR --prompt TEXT`.
 """

@@ -1,6 +1,5 @@
 """`python -m mova_engine.inference --checkpoint DIR --prompt TEXT [--image FILE]`, which is `mova sample`."""
 
-import sys
 from collections.abc import Sequence
 
 from mova_engine.config.sample import SAMPLE
@@ -10,7 +9,7 @@ from mova_engine.rehearsal.rehearse import dry_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample clips as the command line asks; returns 0. Raises MovaError for whatever is wrong with its arguments."""
-    config, rehearsal = SAMPLE.parse_both(sys.argv[1:] if argv is None else argv)
+    config, rehearsal = SAMPLE.parse_both(argv)
     if config is None:
         return 0
     if rehearsal.dry_run:

@@ -22,11 +22,11 @@ from mova_engine.inference.requests import Request
 from mova_engine.memory.residency import Residency, stage
 
 WHITE = 255
-Held = TypeVar("Held")
+Part = TypeVar("Part")
 
 
-def _held(part: Held | None, what: str) -> Held:
-    """What this process must have been given for its share of the work."""
+def _required(part: Part | None, what: str) -> Part:
+    """Return `part`; raise MovaError if it is None, that is if this process was not given what its work needs."""
     if part is None:
         raise MovaError(f"this process has no {what}")
     return part
@@ -34,18 +34,22 @@ def _held(part: Held | None, what: str) -> Held:
 
 @dataclass
 class Encoded:
-    """What one process encoded of a batch, on the host: words (text [b, n, d], empty [1, n, d]) or None; a condition
-    [1, 20, t, h, w] for each clip, or none.
+    """What one process encoded of a batch, on the host.
+
+    text: the features "text" [b, n, d] of the prompts and "empty" [1, n, d] of the negative prompt; None if another
+    process encoded them. pictures: the condition [1, 20, t, h, w] of each clip; empty if another process encoded them.
     """
 
-    words: dict[str, Tensor] | None = None
+    text: dict[str, Tensor] | None = None
     pictures: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ClipCodecs:
-    """The two ends of sampling: requests to conditions, latents to clips. Processes that make clips together share the
-    work; residency: brings text encoder and codecs to the device for their stages.
+    """Encodes requests to conditions before denoising, and decodes latents to clips after it.
+
+    The processes that make a clip together share this work. residency: moves text encoder and codecs to the device for
+    their stages; None: they are there.
     """
 
     codecs: Codecs
@@ -55,21 +59,24 @@ class ClipCodecs:
 
     @property
     def samples(self) -> int:
-        """Samples of a clip's sound: whole latents outlast the pictures."""
+        """Audio samples of a clip. Decoded sound is cut to this: whole latents last longer than the pictures."""
         return round(self.shape.duration * self.shape.sample_rate)
 
     def encode(self, batches: Sequence[Sequence[Request]], negative_prompt: str) -> list[Encoded]:
-        """What this process encodes of each batch, on the host: words of all batches, then pictures of all of them."""
+        """Encode this process's share of each batch: the prompts of all batches, then the frames of all batches.
+
+        Of the processes that make a clip together the first encodes prompts, and the last encodes frames.
+        """
         clip = self.processes.clip
         found = [Encoded() for _ in batches]
         if clip.rank == 0 and any(batches):
             with stage(self.residency, ENCODE_TEXT):
-                encoder = _held(self.codecs.text, "text encoder")
+                encoder = _required(self.codecs.text, "text encoder")
                 empty = encoder.encode([negative_prompt]).cpu()
                 for inputs, requests in zip(found, batches, strict=True):
                     if requests:
                         text = encoder.encode([request.caption for request in requests]).cpu()
-                        inputs.words = {"text": text, "empty": empty}
+                        inputs.text = {"text": text, "empty": empty}
         if clip.rank == clip.size - 1 and any(batches):
             encoded: dict[tuple[int, int], Tensor] = {}
             with stage(self.residency, ENCODE_FRAMES):
@@ -81,22 +88,23 @@ class ClipCodecs:
                         inputs.pictures.append(encoded[key])
         return found
 
-    def together(self, inputs: Encoded, device: torch.device) -> Conditions:
-        """What the processes that make the clips together have encoded, on the device of each."""
+    def gather(self, inputs: Encoded, device: torch.device) -> Conditions:
+        """Share what the processes that make the clips together have encoded; returns all of it, on `device`."""
         clip, rounds = self.processes.clip, self.processes.rounds
-        words = inputs.words
+        features = inputs.text
         pictures = {"condition": torch.cat(inputs.pictures)} if clip.rank == clip.size - 1 else None
         if rounds is not None:
-            words, pictures = rounds.broadcast(words, 0), rounds.broadcast(pictures, clip.size - 1)
-        words, pictures = _held(words, "text features"), _held(pictures, "condition")
-        text, empty = words["text"].to(device), words["empty"].to(device)
+            features, pictures = rounds.broadcast(features, 0), rounds.broadcast(pictures, clip.size - 1)
+        features, pictures = _required(features, "text features"), _required(pictures, "condition")
+        text, empty = features["text"].to(device), features["empty"].to(device)
         return Conditions(pictures["condition"].to(device), text, empty.expand_as(text))
 
     def decode(self, latents: Latents, on_stage: Callable[[str], object]) -> Iterator[Clip | None]:
-        """Latents of a batch -> its clips: pictures of all of them first, one clip at a time, then their sound.
+        """Decode the latents of a batch: the pictures of all clips, one clip at a time, then their sound; yield each
+        clip.
 
-        Processes that made them together decode rows of the pictures each, the last one the sound; the first gets the
-        clips, the others None.
+        The processes that made the clips together each decode some rows of the pictures, and the last one decodes the
+        sound. The first process gets the clips, the others get None. on_stage: called with the name of the stage.
         """
         with stage(self.residency, DECODE_VIDEO):
             pictures = [self._decode_pictures(video, on_stage) for video in latents.video.split(1)]
@@ -106,13 +114,15 @@ class ClipCodecs:
             yield None if frames is None or sound is None else Clip(frames.numpy(), sound.numpy())
 
     def _decode_pictures(self, latents: Tensor, on_stage: Callable[[str], object]) -> Tensor | None:
-        """Latents [1, 16, t, h, w] -> frames uint8 [f, height, width, 3] on the host; None in all processes but one."""
+        """Latents [1, 16, t, h, w] -> frames uint8 [f, height, width, 3] on the host; None except in the first
+        process.
+        """
         on_stage("decoding")
         place, clip = self.processes, self.shape
         rows = place.rows(latents.shape[-2])
         pictures = torch.empty(clip.frames, 0, clip.width, 3, dtype=torch.uint8)
         if rows.take(latents).shape[-2]:
-            pictures = video_to_uint8(_held(self.codecs.video, "video VAE").decode(latents, rows)[0]).cpu()
+            pictures = video_to_uint8(_required(self.codecs.video, "video VAE").decode(latents, rows)[0]).cpu()
         if place.rounds is None:
             return pictures
         height = clip.height // latents.shape[-2]
@@ -120,11 +130,11 @@ class ClipCodecs:
         return None if parts is None else torch.cat(parts, 1)
 
     def _decode_sound(self, latents: Tensor) -> Tensor | None:
-        """Latents [1, 128, l] -> samples float32 [n] on the host; None in all processes but one."""
+        """Latents [1, 128, l] -> samples float32 [n] on the host; None except in the first process."""
         place, size = self.processes, self.processes.clip.size
         sound = torch.empty(0)
         if place.clip.rank == size - 1:
-            sound = _held(self.codecs.audio, "audio VAE").decode(latents)[0, 0, : self.samples].float().cpu()
+            sound = _required(self.codecs.audio, "audio VAE").decode(latents)[0, 0, : self.samples].float().cpu()
         if place.rounds is None:
             return sound
         sounds = place.rounds.collected(sound, [(0,)] * (size - 1) + [(self.samples,)])
@@ -141,5 +151,5 @@ class ClipCodecs:
             if frame is not None:
                 fitted = np.ascontiguousarray(crop_resize(frame, clip.height, clip.width))
                 volume[0, :, index] = video_from_uint8(torch.from_numpy(fitted)[None])[:, 0]
-        latents = _held(self.codecs.video, "video VAE").encode(volume)
+        latents = _required(self.codecs.video, "video VAE").encode(volume)
         return first_frame_condition(latents, last_frame=request.last_frame is not None)

@@ -1,7 +1,7 @@
-"""The denoising loop: from noise to latents of picture and sound, both at once.
+"""The denoising loop: from noise to the latents of video and audio, both at once.
 
-Euler steps along the learned velocity (Lipman et al., 2023). States, guidance and steps are float32 whatever the
-towers' dtype; noise levels are the schedule's own, exact.
+Euler steps along the learned velocity (Lipman et al., 2023). Latents, guidance and steps are float32 in every dtype of
+the towers; noise levels are those of the schedule, not rounded to that dtype.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from mova_engine.models.mova import DIRECT, Mova
 
 
 class Latents(NamedTuple):
-    """One state of both modalities, float32: video [b, 16, t, h, w] and audio [b, 128, l]."""
+    """Latents of both modalities, float32: video [b, 16, t, h, w] and audio [b, 128, l]."""
 
     video: Tensor
     audio: Tensor
@@ -37,10 +37,10 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the clips of a batch are to show.
+    """The conditions of a batch of clips.
 
-    condition [b, 20, t, h, w] (mask and image latents); text and empty_text [b, n, d]: features of the prompts and of
-    what guidance steers away from (the empty string, or a negative prompt).
+    condition [b, 20, t, h, w]: mask and latents of the given frames. text [b, n, d]: features of the prompts.
+    empty_text [b, n, d]: features of the empty or the negative prompt, for guidance.
     """
 
     condition: Tensor
@@ -50,7 +50,9 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Step:
-    """One step taken: its index, the expert that served it, the state after it, the guided velocity that led there."""
+    """One denoising step. index: from 0. expert: index of the video expert. state: the latents after the step.
+    velocity: the guided velocity of the step.
+    """
 
     index: int
     expert: int
@@ -60,12 +62,13 @@ class Step:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How the loop runs. The first two must be as in training; the last only trades speed for memory.
+    """How the loop runs. The first two options must be as in training; the last one trades speed for memory.
 
-    clean_first_frame: latent frame 0 follows the noise levels of the given image instead of the network, for networks
-    whose loss left that frame out; it ends as the image itself.
-    bridge: False for a model that was trained without it.
-    batch_guidance: evaluations that differ in text alone share one forward of twice the batch; False halves the memory.
+    clean_first_frame: latent frame 0 is the given image at each step's noise level, not the network's output; for
+    networks whose training loss excluded that frame.
+    bridge: False for a model that was trained without a bridge.
+    batch_guidance: evaluations that differ only in the text share one forward of twice the batch; False halves the
+    memory.
     """
 
     clean_first_frame: bool = False
@@ -76,9 +79,9 @@ class LoopOptions:
 def draw_noise(
     config: MovaConfig, seeds: Sequence[int], clip: ClipConfig, device: torch.device | str | None = None
 ) -> Latents:
-    """Standard normal latents of one clip per seed, float32.
+    """Draw standard normal latents, float32, for one clip per seed.
 
-    Each clip has a generator of its own, on the CPU: its noise depends neither on its neighbours nor on the device.
+    Each clip has its own generator on the CPU: its noise depends neither on the other clips nor on the device.
     """
     video_shape, audio_shape = (config.video.out_dim, *clip.latent_shape), (config.audio.out_dim, clip.audio_tokens)
     pairs = []
@@ -89,7 +92,7 @@ def draw_noise(
     return Latents(torch.stack(video).to(device), torch.stack(audio).to(device))
 
 
-# Not inference mode: the tables that the towers keep for their next forward could not be kept.
+# Not inference mode: the towers cache rotary tables, and tensors made in inference mode cannot be used in training.
 @torch.no_grad()
 def denoise(
     mova: Mova,
@@ -106,13 +109,13 @@ def denoise(
     residency: Residency | None = None,
     streamed: StreamedModel | None = None,
 ) -> Latents:
-    """Take all `steps` from `noise` and return the clean latents, float32, on the noise's device.
+    """Denoise `noise` by all `steps`; return the clean latents, float32, on the device of the noise.
 
-    fps: pictures per second of the clip, for the bridge's alignment of the two clocks. on_step is told of every step.
-    processes: those that make the clips together, of which all are given the same and return the same, to the bit; each
-    computes its branches of guidance on its tokens. residency: brings towers and bridge, where they are its parts, to
-    the device for the steps that they serve. streamed: brings the layers' weights, where they come and go.
-    Raises MovaError for shapes that do not fit, and when the latents come out not finite.
+    fps: video frames per second, with which the bridge aligns audio and video tokens. on_step: called after every step.
+    processes: the processes that make the clips together. All pass the same arguments and return bit-identical results;
+    each computes its guidance branches on its tokens. residency: moves towers and bridge to the device for the steps
+    that use them; None: they are there. streamed: streams the layers' weights to the device; None: they are there.
+    Raises MovaError for shapes that do not fit, and if the result is not finite.
     """
     options, place = options or LoopOptions(), processes or Processes()
     model = _Model(mova, conditions, prediction, fps, options, place.sharding, streamed)
@@ -128,7 +131,7 @@ def denoise(
             for index in served:
                 found = all_branches(guidance.branches, model.evaluate(own, state, steps, index), place.branches)
                 velocity = Latents(*guidance.combine(lambda *branch, found=found: found[branch]))
-                # Gathered pictures are the same everywhere; each process that shares the clip computed the sound.
+                # Video is gathered, so it is equal in all processes. Audio was computed by each process: make it equal.
                 velocity = velocity._replace(audio=place.sharding.broadcast(velocity.audio))
                 state = Latents(
                     euler_step(state.video, velocity.video, *video_sigmas[index : index + 2]),
@@ -147,7 +150,7 @@ def denoise(
 
 @dataclass(frozen=True)
 class _Model:
-    """The model under one batch's conditions."""
+    """The model with the conditions of one batch: evaluates velocities."""
 
     mova: Mova
     conditions: Conditions
@@ -168,7 +171,10 @@ class _Model:
     def evaluate(
         self, branches: Sequence[Branch], state: Latents, steps: Steps, index: int
     ) -> dict[Branch, Velocities]:
-        """Velocities, float32, of each branch in `state` at the noise level of step `index`."""
+        """Return branch -> (video, audio) velocities, float32, at `state` and the noise level of step `index`.
+
+        Branches that differ only in the text share a forward if `options.batch_guidance` is set.
+        """
         found: dict[Branch, Velocities] = {}
         for together in self.forwards(branches):
             texts = tuple(text for text, _ in together)
@@ -178,7 +184,10 @@ class _Model:
     def _forward(
         self, with_text: tuple[bool, ...], with_bridge: bool, state: Latents, steps: Steps, index: int
     ) -> list[Velocities]:
-        """A pair for each entry of `with_text`: copies of the batch, each of which sees the text or the empty text."""
+        """One forward on a copy of the batch for each entry of `with_text`, which chooses the text or the empty text.
+
+        Returns the velocities of each copy.
+        """
         n, here = len(with_text), slice(index, index + 1)
         text = torch.cat([self.conditions.text if text else self.conditions.empty_text for text in with_text])
         expert = steps.experts[index]

@@ -1,6 +1,6 @@
-"""A denoising step at full size, rehearsed: the sampler's own loop on tensors without data, as one of many ranks.
+"""Dry run of a denoising step at full size: the sampler's own loop on fake tensors, as one rank of many.
 
-Codecs and text encoder are left out: they have come and gone when the towers work, or come after them.
+Codecs and text encoder are left out: they are not on the device while the towers denoise.
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
-from mova_engine.predict.job import Job, PlannedRun, layout_of
+from mova_engine.predict.job import Job, PlannedRun, layout_of, precision_of
 from mova_engine.predict.memory_use import memory
 from mova_engine.rehearsal.memory_tracker import INPUTS, PARAMETERS
 from mova_engine.rehearsal.result import Rehearsal
@@ -37,12 +37,12 @@ from mova_engine.rehearsal.weights import local_tensors, place_weights, with_lay
 def dry_run_sampling(
     config: SampleConfig, machine: Machine, world_size: int = 1, layers: int | None = None
 ) -> Rehearsal:
-    """Build the model on tensors without data as rank 0 of `world_size`, and take one denoising step with guidance.
+    """Build the model on fake tensors as rank 0 of `world_size`, and run one denoising step with guidance.
 
-    config.checkpoint may be the name of a model size, where there is no folder of that name. Prompts are not read: one
-    clip for each group of processes, or config.count. machine: that is assumed. layers: of each tower, for a quick
-    look; None: all. In a process that is prepared for the machine's kind of device (`rehearsal.fake_devices`). Raises
-    MovaError as the run itself would.
+    config.checkpoint may also name a model size, if there is no such folder. Prompts are not read: the number of clips
+    is config.count, or one for each group of processes. machine: the assumed machine. layers: number of layers of each
+    tower, for a quick run; None: all. Call it in a process that is prepared for the machine's kind of device
+    (`rehearsal.fake_devices`). Raises MovaError as the run itself would.
     """
     if config.memory.weights != "device" and not config.parallel.shard:
         raise MovaError(
@@ -50,7 +50,7 @@ def dry_run_sampling(
             "predicts their memory"
         )
     if config.lora:
-        raise MovaError("a rehearsal of sampling adds no adapters: leave --lora out, merged they take no memory")
+        raise MovaError("a dry run of sampling adds no adapters: leave --lora out; merged adapters take no memory")
     model, facts, stored = _model_of(config)
     settings = sample_settings(config, default_settings(model))
     model = with_layers(model, layers)
@@ -85,7 +85,7 @@ def dry_run_sampling(
     job = Job(
         model,
         task="inference",
-        precision="fp32" if dtype == torch.float32 else "bf16",
+        precision=precision_of(str(dtype).removeprefix("torch.")),
         batch=batch,
         evaluations=settings.guidance.evaluations,
     )
@@ -104,7 +104,7 @@ def dry_run_sampling(
 
 
 def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained, torch.dtype]:
-    """The model, how it was trained, its weights' dtype: bfloat16, as released, of a size without a folder."""
+    """The model, how it was trained, and the dtype of its weights; bfloat16 for a model size without a folder."""
     name = str(config.checkpoint)
     if name in PRESETS and not config.checkpoint.exists():
         preset = PRESETS[name]
@@ -112,7 +112,7 @@ def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained, torch.dtype]:
     folder, model = open_model(config.checkpoint, config.clip)
     stored = stored_dtypes(folder, model)
     if len(stored) != 1 and config.dtype is None:
-        raise MovaError(f"{folder} holds weights of several dtypes: a rehearsal takes one, give --dtype")
+        raise MovaError(f"{folder} holds weights of several dtypes: a dry run takes one, give --dtype")
     return model, trained(folder), stored[0] if stored else torch.float32
 
 
@@ -123,7 +123,7 @@ def _first(steps: Steps) -> tuple[Any, ...]:
 def _built(
     stage: Stage, config: SampleConfig, sizes: MovaConfig, ops: OpTable, processes: Processes, dtype: torch.dtype
 ) -> tuple[Mova, Residency | None]:
-    """The model as the sampler loads it (`inference.loading`), of which nothing is read."""
+    """The model as the sampler loads it (`inference.loading`), without reading any weights."""
     device = stage.backend.device()
     mova = Mova(sizes, ops, "meta", dtype).requires_grad_(False)
     residency = None
@@ -132,7 +132,7 @@ def _built(
     else:
         towers = tower_parts(mova, lambda name, place: place_weights(getattr(mova, name), place, dtype))
         residency = Residency(device, towers, stages(config.memory, experts=sizes.experts))
-        # As late steps find them: each expert has come, and lies where it waits.
+        # The state after the first clip: every expert has been read, and the evicted ones are where they wait.
         residency.read_ahead(*(name for name in EXPERTS if not residency.lingers(name)))
         for name in DENOISE:
             with residency.stage(name):
@@ -142,7 +142,7 @@ def _built(
 
 
 def _inputs(sizes: MovaConfig, batch: int, stage: Stage) -> tuple[Conditions, Latents]:
-    """What the loop is given, float32 on the device."""
+    """The conditions and the noise of the loop, float32 on the device."""
     device, latent = stage.backend.device(), sizes.clip.latent_shape
     with stage.tracker.within(INPUTS):
         text = torch.empty(batch, sizes.text_tokens, sizes.video.text_dim, device=device)
@@ -155,6 +155,6 @@ def _inputs(sizes: MovaConfig, batch: int, stage: Stage) -> tuple[Conditions, La
 def in_this_process(
     settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None
 ) -> dict[str, Any]:
-    """`dry_run_sampling` of plain values, for a child."""
+    """`dry_run_sampling` with plain values as arguments and result, to be called in a child process."""
     config = SAMPLE.fill(settings, "the rehearsal")
     return dry_run_sampling(config, assumed_machine(**machine), world_size, layers).to_dict()

@@ -10,7 +10,9 @@ from mova_engine.data.media.write import write_mp4
 
 @dataclass(frozen=True)
 class GeneratedClip:
-    """frames: uint8 [n, height, width, 3], RGB, `fps` a second; audio: float32 [channels, samples] at `sample_rate`."""
+    """A generated clip. frames: uint8 [n, height, width, 3], RGB, at `fps` frames per second. audio: float32
+    [channels, samples] at `sample_rate` Hz. prompt, seed: of its request.
+    """
 
     frames: np.ndarray
     audio: np.ndarray
@@ -20,6 +22,6 @@ class GeneratedClip:
     seed: int
 
     def save(self, path: str | Path) -> Path:
-        """Write an mp4 and return its path. Raises MovaError where it cannot, and for a file that is there already."""
+        """Write an mp4 file and return its path. Raises MovaError if the file exists or cannot be written."""
         write_mp4(path, self.frames, self.audio[0], fps=self.fps, sample_rate=self.sample_rate)
         return Path(path)

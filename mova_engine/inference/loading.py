@@ -1,4 +1,4 @@
-"""From a model folder to what a pipeline needs, on a device."""
+"""Loads the model, codecs and training facts of a model folder for a pipeline."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -44,9 +44,9 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Trained:
-    """What sampling must know of a model's training. The defaults are the released models'.
+    """What sampling must know about a model's training. The defaults are those of the released models.
 
-    clean_first_frame: latent frame 0 was left out of the loss. bridge: there was one.
+    clean_first_frame: latent frame 0 was excluded from the loss. bridge: the model was trained with a bridge.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -56,9 +56,10 @@ class Trained:
 
 
 def trained(folder: str | Path) -> Trained:
-    """How the model in `folder` was trained: by our entry of its index, or its scheduler's config where there is none.
+    """Read how the model in `folder` was trained, from this engine's entry in its index, else from its scheduler
+    config.
 
-    MovaError when either does not say what it should.
+    Raises MovaError if a setting is missing or of the wrong type.
     """
     folder = Path(folder)
     told, boundary = diffusion_settings(folder), boundary_ratio(folder)
@@ -78,7 +79,9 @@ def trained(folder: str | Path) -> Trained:
 
 
 def check_whole(folder: Path, place: Processes) -> None:
-    """Read a training checkpoint's model through, each process a part: a flipped byte changes pictures, not headers."""
+    """Verify the checksums of a training checkpoint's model; each process reads a part of it. Raises MovaError if a
+    file is damaged. Does nothing for a folder without checksums.
+    """
     if has_checksums(folder):
         found = place.all_gather_object(damage(folder, place.launch.rank, place.launch.world, training=False))
         wrong = next((each for each in found if each is not None), None)
@@ -87,8 +90,8 @@ def check_whole(folder: Path, place: Processes) -> None:
 
 
 def own_codecs(processes: Processes) -> tuple[str, ...]:
-    """Names of the codecs that this process needs: of those that make clips together, the first encodes words, all
-    decode pictures, the last encodes pictures and decodes sound.
+    """Names of the codecs that this process needs. Of the processes that make clips together, the first encodes
+    prompts, all decode pictures, and the last encodes frames and decodes sound.
     """
     rank, size = processes.clip.rank, processes.clip.size
     return ("video", *(("text",) if rank == 0 else ()), *(("audio",) if rank == size - 1 else ()))
@@ -105,12 +108,13 @@ def open_parts(
     lora: Sequence[AdapterSpec],
     shard: bool,
 ) -> tuple[Mova, Codecs, Residency, StreamedModel | None]:
-    """The model and the codecs that this process needs, with the residency that reads their weights from `folder` when
-    their stages come: until then they are on the meta device. Weights that are shared are read at once. Last the stream
-    of the layers, where memory.weights has one.
+    """Open the model and the codecs that this process needs, the Residency that moves them, and the StreamedModel of
+    the layers if memory.weights asks for streaming (else None).
 
-    dtype: of towers and pretrained codecs; None: as stored. Raises MovaError for whatever is missing, does not fit, or
-    is damaged as far as headers and checksums tell.
+    Weights stay on the meta device until the Residency reads them from `folder`, when the first stage that uses them
+    starts. Sharded weights (`shard`) are read at once.
+    dtype: of towers and pretrained codecs; None: as stored. Raises MovaError for files that are missing, do not fit, or
+    are damaged according to their headers and checksums.
     """
     memory.check("inference", shard)
     check_whole(folder, place)
@@ -122,7 +126,7 @@ def open_parts(
     if shard:
         if lora:
             raise MovaError(
-                "shared weights take no adapters: merge them first (mova lora merge), or leave out parallel.shard"
+                "sharded weights take no adapters: merge them first (mova lora merge), or leave out parallel.shard"
             )
         mova = _load_sharded(folder, config, ops, device, dtype, memory, place)
         towers = tower_parts(mova, None)
@@ -146,7 +150,10 @@ def open_parts(
 def _reader(
     mova: Mova, folder: Path, dtype: torch.dtype | None, lora: Sequence[AdapterSpec]
 ) -> Callable[[str, torch.device], None]:
-    """What reads a component of the model onto a device, with its adapters. What does not fit is refused now."""
+    """Return the function (name, device) that reads a component of the model onto a device and attaches its adapters.
+
+    Raises MovaError now if files or adapters do not fit the model.
+    """
     for name in _component_names(mova.config):
         check_component(getattr(mova, name), folder / name)
     shapes, stack = shapes_of(mova), []
@@ -171,13 +178,13 @@ def _component_names(config: MovaConfig) -> list[str]:
 
 
 def _stored(folder: str | Path, config: MovaConfig) -> set[str]:
-    """The dtypes of a folder's weights, as safetensors spells them. Reads headers alone."""
+    """The dtypes of a folder's weights, by safetensors' names. Reads only the files' headers."""
     names = _component_names(config)
     return {tensor.dtype for name in names for tensor in stored_tensors(Path(folder) / name).values()}
 
 
 def stored_dtypes(folder: Path, config: MovaConfig) -> tuple[torch.dtype, ...]:
-    """What a model computes in that is loaded as it is stored; () where a dtype is none that the operators know."""
+    """The dtypes of a folder's weights; () if one of them is not a dtype that the operators compute in."""
     stored = _stored(folder, config)
     return tuple(DTYPES[name] for name in sorted(stored)) if stored <= DTYPES.keys() else ()
 
@@ -191,11 +198,11 @@ def _load_sharded(
     memory: MemoryConfig,
     place: Processes,
 ) -> Mova:
-    """The model of which this process holds its rows; nothing else is read."""
+    """Build the sharded model; this process reads only its own rows of the weights."""
     if dtype is None:
         stored = _stored(folder, config)
         if len(stored) > 1 or not stored <= DTYPES.keys():
-            raise MovaError(f"{folder} holds weights in {', '.join(sorted(stored))}: shared weights need --dtype")
+            raise MovaError(f"{folder} holds weights in {', '.join(sorted(stored))}: sharded weights need --dtype")
         dtype = DTYPES[stored.pop()]
     mova = Mova(config, ops, "meta", dtype)
     shards = shard_model(mova, place, device, dtype, memory.weights_on_host)

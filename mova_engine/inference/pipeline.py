@@ -1,6 +1,6 @@
-"""From words and a first frame to a clip: encode the conditions, denoise, decode."""
+"""The sampling pipeline: encode a prompt and a first frame, denoise, decode to a clip."""
 
-# torch does not say of all its functions what they take; what a user passes is looked at whatever he was told.
+# Some of torch's functions are not fully typed. Arguments are checked at run time whatever their annotation.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnnecessaryIsInstance=false
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
-from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, Step, denoise, draw_noise
+from mova_engine.inference.denoising import Latents, LoopOptions, Step, denoise, draw_noise
 from mova_engine.inference.generated_clip import GeneratedClip
 from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import Request, read_frame
@@ -35,18 +35,18 @@ from mova_engine.memory.residency import Residency
 from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.mova import Mova
 
-# What MOVA's own inference scripts steer away from unless told otherwise. The words are the Wan project's (Wan 2.1,
-# Apache-2.0): garish, overexposed, static, blurred, subtitles, low quality, JPEG artefacts, deformed hands and faces.
+# The default negative prompt of MOVA's own inference scripts, from the Wan project (Wan 2.1, Apache-2.0): garish,
+# overexposed, static, blurred, subtitles, low quality, JPEG artefacts, deformed hands and faces.
 REFERENCE_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
-# Clips that keep a device busy at small sizes; at the released ones, one.
+# The default batch has about this many video tokens, and at most this many clips; at the released sizes it is one clip.
 BATCH_TOKENS, MOST_CLIPS = 4096, 16
-# Clips whose words and pictures are encoded before the first of them is made; at 360p 18 MB of host memory each.
+# Clips whose prompts and frames are encoded before the first of them is denoised; at 360p 18 MB of host memory each.
 ENCODED_AHEAD = 256
-# The stage, as told to `on_stage`, that takes as long as the disk does.
+# The stage passed to `on_stage` whose duration depends on the disk.
 LOADING = "loading towers"
 NO_CODECS = Codecs(None, None, None)
 # A file, or pixels uint8 [h, w, 3].
@@ -55,7 +55,7 @@ Picture = str | Path | np.ndarray | None
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Euler steps, guidance, and the words that guidance steers away from."""
+    """Number of Euler steps, guidance, negative prompt. Raises MovaError for values that cannot be used together."""
 
     steps: int = 50
     guidance: Guidance = field(default_factory=Guidance)
@@ -71,29 +71,30 @@ class SampleSettings:
 
 
 def default_settings(config: MovaConfig) -> SampleSettings:
-    """What a model is sampled with unless told otherwise, as its folder states (`train.model_setup.model_config`)."""
+    """A model's own sampling settings, which its folder states (`train.model_setup.model_config`)."""
     return SampleSettings(config.sampling.steps, Guidance(config.sampling.guidance))
 
 
 def default_batch(clip: ClipConfig, count: int) -> int:
-    """Clips at a time of `count` in all: as many small ones as keep a device busy, one of the released sizes."""
+    """The default batch size for `count` clips: many small clips, or one of a released size, keep a device busy."""
     return max(1, min(MOST_CLIPS, BATCH_TOKENS // clip.video_tokens, count))
 
 
 def batched(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
-    """Requests in batches of `size`, the last of which may have fewer."""
+    """Split requests into batches of `size`; the last one may be smaller."""
     return [requests[start : start + size] for start in range(0, len(requests), size)]
 
 
 @dataclass
 class Pipeline:
-    """A model with its codecs and text encoder. The clips' shape is `clip`, or `mova.config.clip` where that is None.
+    """A model with its codecs and text encoder, which makes clips from prompts.
 
-    schedule, prediction, options.clean_first_frame and options.bridge must be those of the training. processes: each of
-    them has a pipeline, with the codecs that `loading.own_codecs` names. sharded: they hold parts of the weights each.
-    device: where the towers compute; None: where they are. residency: brings its parts to the device for their stages,
-    and has read no file of theirs before; None: all are where they compute. streamed: brings the layers' weights, where
-    they come and go.
+    schedule, prediction, options.clean_first_frame and options.bridge must be those of the training.
+    clip: shape of the clips; None: `mova.config.clip`. processes: the processes of the run, each of which has its own
+    pipeline with the codecs that `loading.own_codecs` names. sharded: each process holds a shard of the weights.
+    device: where the towers compute; None: where their weights are. residency: moves the parts to the device for their
+    stages; None: all of them are on their devices. streamed: streams the layers' weights to the device; None: they are
+    not streamed.
     """
 
     mova: Mova
@@ -128,20 +129,19 @@ class Pipeline:
         memory: MemoryConfig | None = None,
         lora: str | Path | Sequence[str | Path] | None = None,
     ) -> "Pipeline":
-        """The pipeline of a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder.
+        """Open a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder.
 
-        device: "cpu", "cuda" or "npu"; None: the first of npu, cuda, cpu that works. dtype: what the towers compute in,
-        `torch.bfloat16`; None: as stored. clip: sizes other than the model's own, `ClipSettings(height=352,
-        width=640)`.
-        lora: adapters to add, one or several: a LoRA run, its checkpoint, or a file or folder of any dialect; as text
-        also with what it adapts and a strength, "style.safetensors:high:0.8".
-        memory: where weights wait while they are not used, `mova_engine.MemoryConfig(idle=...)`: "host",
-        the default: in the host's memory, so that the device holds the largest stage and not the sum; "files": nowhere,
-        they are read again; "device": they stay. `expert="host"`: one video expert at a time. `weights="host"` or
-        "files": layers come to the device one by one, so that it holds two of them and not the model.
-        Weights are read when the first call needs them; text encoder, video experts and codecs are not on the device
-        together. Later calls read no file again, but for idle="files".
-        Raises MovaError for whatever is missing or damaged, and for arguments of another kind.
+        device: "cpu", "cuda" or "npu"; None: the first of npu, cuda, cpu that works. dtype: compute dtype of the
+        towers, such as `torch.bfloat16`; None: as stored. clip: clip sizes other than the model's own, such as
+        `ClipSettings(height=352, width=640)`.
+        lora: one or several adapters to add: a LoRA run, its checkpoint, or a file or folder of any dialect; as text also
+        with the layers that it adapts and a strength, "style.safetensors:high:0.8".
+        memory: where weights are while they are not used, `mova_engine.MemoryConfig(idle=...)`. "host" (default): in
+        host memory, so that the device holds only the parts of one stage. "files": nowhere, they are read again.
+        "device": on the device. `expert="host"`: only one video expert is on the device at a time. `weights="host"` or
+        "files": layers are streamed to the device one by one, so that it holds two of them at a time.
+        Weights are read when the first call needs them. Later calls read no file again, except with idle="files".
+        Raises MovaError for missing or damaged files, and for arguments of a wrong type.
 
             from mova_engine import Pipeline
 
@@ -206,11 +206,11 @@ class Pipeline:
         negative_prompt: str = "",
         batch: int | None = None,
     ) -> GeneratedClip | list[GeneratedClip]:
-        """Make a clip of a prompt, or a list of clips of several, of which clip i has the seed `seed + i`.
+        """Make a clip from a prompt, or a list of clips from several prompts. Clip i has the seed `seed + i`.
 
-        image, last_image: first and last frame of all of them, a file (a picture, or a video's first one) or uint8
-        [h, w, 3]; cropped and resized. steps, guidance: the model's own where None. batch: clips at a time.
-        In one process; raises MovaError as `generate` does.
+        image, last_image: first and last frame of all clips: a picture file, a video file (its first frame), or uint8
+        [h, w, 3]. They are resized and cropped to the clip. steps, guidance: None: the model's own. batch: clips that
+        are denoised at once; None: `default_batch`. For a single process. Raises MovaError as `generate` does.
         """
         settings = default_settings(self.mova.config)
         given = {"steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
@@ -220,14 +220,14 @@ class Pipeline:
         requests = [Request(caption, seed + i, *frames) for i, caption in enumerate(prompts)]
         batch = batch or default_batch(self.shape, len(requests))
         clips = [
-            self._handed_out(request, clip)
+            self._generated(request, clip)
             for request, clip in zip(requests, self.generate(requests, settings, batch=batch), strict=True)
         ]
         return clips[0] if isinstance(prompt, str) else clips
 
-    def _handed_out(self, request: Request, clip: Clip | None) -> GeneratedClip:
+    def _generated(self, request: Request, clip: Clip | None) -> GeneratedClip:
         if clip is None:
-            raise MovaError("of several processes the first has the clips: call `generate` there")
+            raise MovaError("with several processes only rank 0 gets the clips: use `generate`")
         fps, rate = self.shape.fps, self.shape.sample_rate
         return GeneratedClip(clip.pictures, clip.audio[None], fps, rate, request.caption, request.seed)
 
@@ -235,15 +235,16 @@ class Pipeline:
         return read_frame(picture, self.shape) if isinstance(picture, str | Path) else picture
 
     def read_weights(self) -> None:
-        """Read all weights from their files now, into the host's memory, which the first call would do as it goes; not
-        those that `MemoryConfig(idle="files")` leaves there. For a server that is to be ready, or for `mova` itself.
+        """Read all weights into host memory now instead of during the first call, for a server that must be ready.
+
+        With `MemoryConfig(idle="files")` this does nothing.
         """
         if self.residency is not None:
             self.residency.read_ahead(*CODEC_PARTS, *COMPONENTS)
 
     @property
     def shape(self) -> ClipConfig:
-        """The shape of the clips made."""
+        """The shape of the generated clips."""
         return self.clip or self.mova.config.clip
 
     def generate(
@@ -256,13 +257,13 @@ class Pipeline:
         on_step: Callable[[Step], None] | None = None,
         on_stage: Callable[[str], object] = lambda _: None,
     ) -> Iterator[Clip | None]:
-        """Yield a clip per request, in order, as each batch of `batch` is done: pictures and sound of equal duration.
+        """Yield a clip per request, in order, as each batch of `batch` clips is done. Its pictures and its sound have
+        the same duration. A clip does not depend on the other clips of its batch.
 
-        A clip does not depend on its neighbours in the batch. on_step is called after each denoising step, on_stage
-        with a description of the next stage. Of several processes, which all are given the same requests, the first
-        gets the clips; the others yield None for each. Their data-parallel groups take a batch each at a time. encoded:
-        what `ClipCodecs.encode` has made of each batch, in one process; None: it is made now. Raises MovaError when
-        latents come out not finite.
+        on_step: called after each denoising step. on_stage: called with a description of the next stage.
+        encoded: the results of `ClipCodecs.encode` for each batch, for a single process; None: encode now.
+        With several processes all pass the same requests, and each data-parallel group makes one batch at a time. Rank
+        0 yields the clips, the others yield None for each. Raises MovaError if latents are not finite.
         """
         if batch < 1:
             raise MovaError(f"batch must be at least 1, got {batch}")
@@ -284,7 +285,9 @@ class Pipeline:
                 yield from self._turn(turn, inputs, settings, on_step, on_stage)
 
     def _load_towers(self, on_stage: Callable[[str], object]) -> None:
-        """Bring the towers that stay while clips are made; not all processes have as fast a disk, so all wait."""
+        """Load the towers that stay on the device between stages. All processes wait for the one with the slowest
+        disk.
+        """
         if self.residency is not None:
             on_stage(LOADING)
             # An expert that waits on the host is read to there, and comes for its steps.
@@ -320,18 +323,19 @@ class Pipeline:
             on_stage("collecting clips of other groups")
             for group, requests in enumerate(turn[1:], 1):
                 for _ in requests:
-                    yield self._received(group)
+                    yield self._receive_clip(group)
             return
         for clip in made:
             if clip is not None:
                 place.send_to_first(torch.from_numpy(clip.pictures), torch.from_numpy(clip.audio))
         yield from (None for requests in turn for _ in requests)
 
-    def _received(self, group: int) -> Clip:
+    def _receive_clip(self, group: int) -> Clip:
+        """In rank 0: receive the next clip of data-parallel group `group`."""
         clip = self.shape
-        pictures = self.processes.received(group, (clip.frames, clip.height, clip.width, 3), torch.uint8)
+        pictures = self.processes.receive_from(group, (clip.frames, clip.height, clip.width, 3), torch.uint8)
         return Clip(
-            pictures.numpy(), self.processes.received(group, (self._clip_codecs.samples,), torch.float32).numpy()
+            pictures.numpy(), self.processes.receive_from(group, (self._clip_codecs.samples,), torch.float32).numpy()
         )
 
     def _denoise(
@@ -342,9 +346,9 @@ class Pipeline:
         on_step: Callable[[Step], None] | None,
         on_stage: Callable[[str], object],
     ) -> Latents:
-        # The tower in use during sampling: where experts wait on the host they move, these stay.
+        # The audio tower is on the device during all steps, the video experts may be on the host.
         device = self.device or self.mova.audio_dit.head.head.weight.device
-        conditions = self._clip_codecs.together(inputs, device)
+        conditions = self._clip_codecs.gather(inputs, device)
 
         def stepped(step: Step) -> None:
             on_stage(f"step {step.index + 1} of {settings.steps} done")
@@ -367,14 +371,6 @@ class Pipeline:
             streamed=self.streamed,
         )
 
-    def conditions(self, requests: Sequence[Request], negative_prompt: str, device: torch.device) -> Conditions:
-        """Encode what a batch of clips is to show; tensors on `device`. Processes that make the clips together encode
-        once: the first of them the words, the last one the pictures.
-        """
-        codecs = self._clip_codecs
-        (inputs,) = codecs.encode([requests], negative_prompt)
-        return codecs.together(inputs, device)
-
     @property
     def _clip_codecs(self) -> ClipCodecs:
         return ClipCodecs(self.codecs, self.shape, self.processes, self.residency)
@@ -392,12 +388,12 @@ def load_pipeline(
     shard: bool = False,
     config: MovaConfig | None = None,
 ) -> Pipeline:
-    """The pipeline of a model folder on the backend's device, which reads weights when their stages come.
+    """Open the pipeline of a model folder on the backend's device. Weights are read when their stages start.
 
-    dtype, clip, memory: as of `Pipeline.from_pretrained`. lora: adapters, added together. processes: this one's place
-    among several; it has the codecs that it needs. shard: and its part of the weights. config: the model, where
-    `open_model` has been asked already.
-    Raises MovaError for whatever is missing or damaged.
+    dtype, clip, memory: as in `Pipeline.from_pretrained`. lora: adapters, added together.
+    processes: this process's position among several; the pipeline gets only the codecs that this process needs.
+    shard: the pipeline gets only this process's shard of the weights. config: the folder's model, if already read.
+    Raises MovaError for missing or damaged files.
     """
     folder, place, memory = Path(folder), processes or Processes(), memory or MemoryConfig()
     facts = trained(folder)

@@ -1,4 +1,4 @@
-"""Sampling in several processes: choosing the mesh, and refusing those that cannot run."""
+"""Chooses and checks the process mesh of a sampling run."""
 
 from mova_engine.backend import Backend
 from mova_engine.config.mesh import MeshShape, choose_mesh
@@ -12,7 +12,9 @@ from mova_engine.errors import MovaError
 def choose_shape(
     options: ParallelConfig, launch: Launch, config: MovaConfig, guidance: Guidance, clips: int
 ) -> MeshShape:
-    """The mesh of a run that makes so many clips. MovaError names what does not fit, with meshes that do."""
+    """Return the mesh of a run that makes `clips` clips. Raises MovaError, with alternatives, if the options do not fit
+    the number of processes, the model or the guidance.
+    """
     if launch.world == 1:
         for name in ("context_parallel", "cfg"):
             if (size := getattr(options, name)) > 1:
@@ -29,8 +31,8 @@ def choose_shape(
         takes = {form: Guidance(form).evaluations for form in GUIDANCE_FORMS}
         others = "; ".join(f"--guidance {form} takes {n}" for form, n in takes.items() if n >= options.cfg)
         raise MovaError(
-            f"parallel.cfg {options.cfg} shares out guidance's evaluations, and guidance '{guidance.form}' takes "
-            f"{guidance.evaluations} a step: lower it" + (f" ({others})" if others else "")
+            f"parallel.cfg {options.cfg} divides the evaluations of guidance among processes, but guidance "
+            f"'{guidance.form}' has {guidance.evaluations} a step: lower it" + (f" ({others})" if others else "")
         )
     shape = choose_mesh(
         launch.world,
@@ -50,5 +52,5 @@ def choose_shape(
 
 
 def join_processes(options: ParallelConfig, backend: Backend, launch: Launch, shape: MeshShape) -> Processes:
-    """Meet the other processes."""
+    """Join the process group and build the mesh (`start_processes`) for sampling."""
     return start_processes(backend, launch, shape, options.timeout, sampling=True)

@@ -1,4 +1,4 @@
-"""Requests for the pipeline, from prompts, pictures and folders of clips."""
+"""Reads prompts, pictures and folders of clips, and makes the pipeline's requests from them."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError, counted
 
-# More are a slip of the keyboard, and the list of them would take the host's memory.
+# A larger count is most likely a typing error, and the list of requests would fill the host's memory.
 MOST_REQUESTS = 1_000_000
 # torch.Generator takes 64 bits.
 MAX_SEED = 2**63 - 1
@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to make. first_frame, last_frame: uint8 [h, w, 3], cropped and resized as clips are.
+    """A clip to generate. first_frame, last_frame: uint8 [h, w, 3], resized and cropped as training clips are.
 
-    Without a first frame the model is given a white one, its sign for "text only". The seed alone decides the noise.
+    first_frame None: the model gets a white frame, by which it was trained to generate from the text only. The noise is
+    determined by `seed`. Raises MovaError for arguments of a wrong type or value.
     """
 
     caption: str
@@ -44,7 +45,7 @@ class Request:
         for name in ("first_frame", "last_frame"):
             frame = getattr(self, name)
             if frame is not None and not _is_frame(frame):
-                # Other numbers, 0..1 for one, would be taken for a nearly black picture.
+                # Floats from 0 to 1 would give a nearly black picture.
                 raise MovaError(f"{name} must be a picture as uint8 [height, width, 3], got {_kind(frame)}")
 
 
@@ -58,7 +59,7 @@ def _kind(frame: object) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, the first frame (uint8 [h, w, 3], None: white) and where that came from, for the record."""
+    """A caption, the first frame (uint8 [h, w, 3]; None: white), and the frame's source, for the output's metadata."""
 
     caption: str
     first_frame: np.ndarray | None = None
@@ -66,10 +67,10 @@ class Prompt:
 
 
 def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
-    """A picture file, or the picture of a video `start` seconds after its first, as uint8 [height, width, 3] of `clip`.
+    """Read a picture file, or the frame of a video file at `start` seconds; uint8 [height, width, 3] of `clip`.
 
-    Its content tells which of the two a file is; what has a `start` is a video. MovaError names a file that is missing
-    or cannot be read.
+    The content of the file decides between the two; with a `start` it is a video. Raises MovaError if the file is
+    missing or cannot be read.
     """
     if not start and is_picture(path):
         return read_image(path, clip.height, clip.width)
@@ -82,9 +83,8 @@ def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.nda
 
 
 def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
-    """Prompts of a folder of clips (caption and first frame of each), or the lines of a .txt file (white first frame).
-
-    MovaError names what is missing, empty or unreadable.
+    """Read prompts from a folder of clips (caption and first frame of each) or a .txt file (a caption per line, white
+    first frame). Raises MovaError if there are none, or if a file is missing or unreadable.
     """
     path = Path(path)
     if path.name in FILES:
@@ -101,8 +101,8 @@ def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
 
 
 def _prompts_of_clips(folder: Path, clip: ClipConfig) -> list[Prompt]:
-    """Caption and first frame of each clip that can be read; the others are named by warnings, as in training."""
-    prompts, entries = [], read_metadata(folder)
+    """Caption and first frame of each clip that can be read. The others are logged as warnings, as in training."""
+    prompts, entries, reason = [], read_metadata(folder), ""
     for entry in entries:
         try:
             prompts.append(Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id))
@@ -117,7 +117,7 @@ def _prompts_of_clips(folder: Path, clip: ClipConfig) -> list[Prompt]:
 def make_requests(
     prompts: Sequence[Prompt], count: int, seed: int, last_frame: np.ndarray | None = None
 ) -> list[tuple[Prompt, Request]]:
-    """`count` requests that take the prompts in turn, over and over; request i has seed `seed + i`."""
+    """Make `count` requests, repeating the prompts cyclically. Request i has seed `seed + i`."""
     if not 1 <= count <= MOST_REQUESTS:
         raise MovaError(f"count must lie between 1 and {MOST_REQUESTS}, got {count}")
     return [

@@ -1,4 +1,4 @@
-"""The folder that sampling writes: NNN.mp4, metadata.jsonl (readable as a folder of clips) and contact_sheet.png."""
+"""The output folder of sampling: NNN.mp4, metadata.jsonl (so that it is a folder of clips) and contact_sheet.png."""
 
 import hashlib
 import json
@@ -17,18 +17,18 @@ from mova_engine.files.writable import check_writable
 from mova_engine.files.written import Written
 
 LISTING, SHEET = FILES[0], "contact_sheet.png"
-# A sheet of more clips is too large to look at.
+# The contact sheet shows at most this many clips.
 SHEET_CLIPS = 24
 OPTION = "--out"
 WAY_OUT = "give another --out"
 
 
 class SampleFolder:
-    """Writes `clips` clips one after another; a clip is listed in metadata.jsonl once its file is complete.
+    """Writes `clips` clips one after another. A clip is listed in metadata.jsonl once its file is complete.
 
-    overwrite: the samples that the folder holds already make room for the first new one; without it they are an error.
-    Only files that were written here, and are as they were written, are ever replaced. Raises MovaError before anything
-    is made where one lies in the way that is not, and where the folder cannot be written to.
+    overwrite: remove the samples that the folder holds when the first new one is written; otherwise they are an error.
+    Only files that sampling has written and nobody has changed since are replaced. The constructor raises MovaError if
+    another file is in the way, or if the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path, shape: ClipConfig, clips: int, overwrite: bool = False) -> None:
@@ -39,7 +39,7 @@ class SampleFolder:
         check_writable(self.folder, OPTION)
         self._record = Written(self.folder, "sample")
         names = [LISTING, SHEET, *map(_name, range(clips))]
-        # Beside another list, that of the samples would make the folder unreadable.
+        # A folder with two metadata files could not be read.
         for other in (name for name in FILES if name != LISTING and os.path.lexists(self.folder / name)):
             raise MovaError(f"{self.folder} holds clips that are listed in {other}: {WAY_OUT}")
         self._record.check(names, WAY_OUT)
@@ -49,7 +49,7 @@ class SampleFolder:
         self._listed = hashlib.sha256()
 
     def add(self, clip: Clip, caption: str, facts: Mapping[str, Any]) -> Path:
-        """Write one clip; its row holds `video_path`, `caption` and `facts`. Returns the mp4's path."""
+        """Write one clip and its metadata row: `video_path`, `caption` and `facts`. Returns the path of the mp4."""
         try:
             while self._old:
                 self._record.remove(self._old.pop())
@@ -76,7 +76,7 @@ class SampleFolder:
         self._listed.update(line.encode())
         self._record.add(LISTING, self._listed.hexdigest())
         try:
-            # One write, so that a kill leaves no half of a row.
+            # A single write, so that a killed process leaves no partial row.
             with open(path, "ab", buffering=0) as file:
                 file.write(line.encode())
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A run of the sampler: from settings to mp4 files, in one process or several."""
+"""A sampling run, in one process or several: from the command's settings to mp4 files."""
 
 import signal
 import time
@@ -37,14 +37,14 @@ from mova_engine.inference.requests import Prompt, Request, make_requests, read_
 from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
 from mova_engine.ops import DTYPES
 
-# What to do when a process has died.
+# The advice in the error message after a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
 
 
 def run(config: SampleConfig) -> int:
-    """Sample clips as `config` asks; returns 0. Raises MovaError for whatever is wrong with it.
+    """Sample clips as `config` says; returns 0. Raises MovaError for settings or files that cannot be used.
 
-    All processes run this; only rank 0 prints and writes files.
+    All processes call this; only rank 0 prints and writes files.
     """
     launch = read_launch()
     with rank0_first(launch):
@@ -64,7 +64,7 @@ def run(config: SampleConfig) -> int:
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """What is known before anything is loaded."""
+    """A sampling run whose settings and inputs have been read and checked; no weights are loaded yet."""
 
     config: SampleConfig
     backend: Backend
@@ -82,7 +82,7 @@ class SamplingJob:
 
 
 def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
-    """Everything that can be wrong before anything is loaded."""
+    """Read and check everything that needs no weights. Raises MovaError for what cannot be used."""
     backend = get_backend(config.device) if config.device else default_backend()
     console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
     folder, model = open_model(config.checkpoint, config.clip, console.print)
@@ -100,9 +100,9 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite) if first else None
     console = Console(stderr=True, quiet=not first, soft_wrap=True, markup=False, highlight=False)
     if not diffusion_settings(folder):
-        console.print(f"{folder} does not say how it was trained: sampling it as the released models are, by velocity")
+        console.print(f"{folder} does not say how it was trained: sampling it as the released models (velocity)")
     if diffusion_settings(folder).get("skip_first_frame") and any(p.first_frame is None for p, _ in job.work):
-        console.print("warning: this model goes on from a given first frame; without --image it gets a white one")
+        console.print("warning: this model was trained with given first frames; without --image it gets a white one")
     watch.at("loading", watched=False)
     with console.status(Text(f"loading {folder}")):
         pipeline = load_pipeline(
@@ -116,11 +116,11 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
             shard=config.parallel.shard,
             config=job.model,
         )
-        # Not all of them have as much to read, or as fast a disk.
+        # Loading takes longer in some processes than in others.
         processes.wait_for_first()
     pipeline.schedule = _schedule(config, pipeline.schedule)
     pipeline.options = replace(pipeline.options, batch_guidance=not config.sequential_guidance)
-    # Spread over the groups of processes that make different ones.
+    # The clips are divided among the data-parallel groups.
     batch = config.batch or default_batch(job.clip, -(-len(job.work) // job.mesh.data_parallel))
     facts = _facts(folder, job.settings, pipeline.schedule, job.lora)
     backend.use_threads(config.threads, job.model.video.dim)
@@ -136,21 +136,21 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     return 0
 
 
-def _given(config: SampleConfig, *names: str) -> dict:
-    """Those of the named settings that are not left to the model."""
+def _not_none(config: SampleConfig, *names: str) -> dict:
+    """The named settings that are not None; None leaves a setting to the model."""
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
 def _schedule(config: SampleConfig, schedule: Schedule) -> Schedule:
-    return replace(schedule, **_given(config, "video_shift", "audio_shift"))
+    return replace(schedule, **_not_none(config, "video_shift", "audio_shift"))
 
 
 def sample_settings(config: SampleConfig, defaults: SampleSettings) -> SampleSettings:
-    """A model's own settings with those that are given laid over them."""
+    """Return the settings of the command line, completed by a model's own (`defaults`)."""
     guidance = Guidance(config.guidance) if config.guidance else defaults.guidance
     config.check_guidance(guidance.form)
-    guidance = replace(guidance, **_given(config, "text_scale", "bridge_scale"))
-    settings = replace(defaults, guidance=guidance, **_given(config, "steps"))
+    guidance = replace(guidance, **_not_none(config, "text_scale", "bridge_scale"))
+    settings = replace(defaults, guidance=guidance, **_not_none(config, "steps"))
     if config.negative_prompt is None:
         return settings
     negative = REFERENCE_NEGATIVE_PROMPT if config.negative_prompt == REFERENCE else config.negative_prompt
@@ -176,7 +176,7 @@ def _work(config: SampleConfig, shape: ClipConfig) -> list[tuple[Prompt, Request
 
 
 def _facts(folder: Path, settings: SampleSettings, schedule: Schedule, lora: list[AdapterSpec]) -> dict:
-    """What every row of the output's metadata says of how its clip was made."""
+    """The entries of every metadata row that say how the clip was made."""
     guidance = settings.guidance
     return {
         "checkpoint": str(folder),

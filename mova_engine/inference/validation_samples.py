@@ -1,4 +1,4 @@
-"""Samples during training, of the model that the trainer has in memory."""
+"""Samples during training, made with the trainer's model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """What the samples of a run are made of: requests, and their words and first frames as encoded, on the host."""
+    """The inputs of a run's samples: requests, and their encoded prompts and first frames, on the host."""
 
     requests: tuple[Request, ...]
     encoded: tuple[Encoded, ...]
@@ -38,8 +38,9 @@ def encode_samples(
     clips: Sequence[tuple[str, np.ndarray]],
     seed: int,
 ) -> SampleInputs:
-    """Encode (caption, first frame uint8 [h, w, 3]) of each clip, of which clip i has the seed `seed + i`: once, before
-    there is a model, so that no text encoder comes to lie beside it.
+    """Encode the caption and the first frame (uint8 [h, w, 3]) of each clip; clip i gets the seed `seed + i`.
+
+    Called once, before the model is built, so that the text encoder and the model are never in memory together.
     """
     requests = [Request(caption, seed + i, frame) for i, (caption, frame) in enumerate(clips)]
     encoded = ClipCodecs(codecs, shape, Processes(), residency).encode(batched(requests, BATCH), "")
@@ -58,11 +59,11 @@ def make_samples(
     bridge: bool = True,
     residency: Residency | None = None,
 ) -> Path:
-    """Write a clip for each of `inputs` to the folder `out`; return its contact sheet.
+    """Write a clip for each of `inputs` to the folder `out`; return the path of its contact sheet.
 
-    The same seed gives the same noise at every call, so that samples of successive steps can be compared. Samples that
-    `out` holds already are replaced. Settings are the model's defaults; the model is left as it is. residency: brings
-    the codecs to the device while they decode.
+    The same seed gives the same noise at every call, so that samples of successive steps can be compared. Existing
+    samples in `out` are replaced. Settings are the model's defaults; the model is not changed. residency: moves the
+    codecs to the device while they decode.
     """
     options = LoopOptions(clean_first_frame, bridge)
     pipeline = Pipeline(model, codecs, schedule, prediction, options, residency=residency)

@@ -1,7 +1,7 @@
-"""Activation checkpointing: layers that the backward pass runs again instead of keeping what they computed.
+"""Activation checkpointing: the backward pass runs a layer again instead of keeping the layer's intermediate results.
 
-By torch's selective checkpointing: a policy is a list of operators whose results a layer keeps; all else is computed
-again. The gradients are those without checkpointing, bit for bit, whatever the policy.
+It uses torch's selective checkpointing. A policy lists the operators whose results a layer keeps; everything else is
+recomputed. Gradients are bit-identical to those without checkpointing under every policy.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from mova_engine.models.mova import DIRECT, DualTowerLayers, LayerRunner
 from mova_engine.ops import OpTable
 
 _ATTENTION = ("mova::attention", "mova::ring_attention", "mova::shared_query_attention")
-# The operators whose results each setting keeps; "none" computes nothing again.
+# The operators whose results each setting keeps. With "none" nothing is recomputed.
 POLICIES: dict[str, tuple[str, ...]] = {
     "full": (),
     "selective": (*_ATTENTION, "mova::tokens_to_heads", "mova::heads_to_tokens"),
@@ -30,30 +30,31 @@ POLICIES: dict[str, tuple[str, ...]] = {
 
 
 def layer_runner(checkpointing: str = "none", offload: bool = False, save: Iterable[str] = ()) -> LayerRunner:
-    """How one forward runs its layers.
+    """Return the LayerRunner that runs the layers of one forward pass.
 
-    checkpointing: what the backward computes again. "none": nothing. "full": every layer, from its inputs. "selective":
-    the same without video self-attention and without exchanges between processes. "out": as selective, but q, k and v
-    of shared clips are exchanged again. offload: layers' inputs wait for the backward in the host's memory. save:
-    further operators of torch's dispatcher whose results are kept, such as "aten::mm".
-    MovaError for another policy, for offload without one, and as `saved_operators`.
+    checkpointing: what the backward recomputes. "none": nothing. "full": every layer, from its inputs. "selective":
+    every layer except attention and the exchanges between processes, whose results are kept. "out": as "selective", but
+    the exchange of q, k and v (context parallelism) is repeated.
+    offload: keep the layers' inputs in host memory until the backward needs them.
+    save: further operators of torch's dispatcher whose results are kept, such as "aten::mm".
+    Raises MovaError for an unknown `checkpointing`, for `offload` with "none", and as `saved_operators` does.
     """
     if checkpointing not in CHECKPOINTING:
         raise MovaError(f"checkpointing must be one of {', '.join(CHECKPOINTING)}, got '{checkpointing}'")
     if checkpointing == "none":
         if offload:
             raise MovaError(
-                "inputs of checkpointed layers alone wait on the host: choose checkpointing full, selective or out"
+                "inputs can wait on the host with checkpointing only: choose checkpointing full, selective or out"
             )
         return DIRECT
     return CheckpointedLayers(saved_operators((*POLICIES[checkpointing], *save)), offload)
 
 
 def saved_operators(names: Iterable[str]) -> frozenset[torch._ops.OpOverload]:
-    """The operators of these names, "namespace::name" or "namespace::name.overload".
+    """Look up operators by name: "namespace::name" or "namespace::name.overload".
 
-    MovaError for one that there is not, and for one that changes its arguments: what it wrote would not be written
-    again when the layer is recomputed, and the gradients would be silently wrong.
+    Raises MovaError for an unknown operator and for one that changes its arguments: a recomputation that skips the
+    operator would not repeat the change, and the gradients would be silently wrong.
     """
     found = set()
     for name in names:
@@ -64,21 +65,25 @@ def saved_operators(names: Iterable[str]) -> frozenset[torch._ops.OpOverload]:
             raise MovaError(f"checkpointing cannot keep results of {name}: torch knows no such operator")
         if _changes_arguments(operator._schema):
             raise MovaError(
-                f"checkpointing cannot keep results of {name}: it changes its arguments, which would not be changed "
-                "again where a layer is recomputed; name a functional operator"
+                f"checkpointing cannot keep results of {name}: it changes its arguments, and recomputing the layer "
+                "would not repeat the change; name a functional operator"
             )
         found.add(operator)
     return frozenset(found)
 
 
 def _changes_arguments(schema: torch._C.FunctionSchema) -> bool:
-    # Schemas of torch.distributed's operators do not say what they write: they return a Work to wait for.
+    # The schemas of torch.distributed's in-place operators do not declare the write; they are recognised by the Work
+    # object that they return.
     waits = any(result.type.kind() == "ClassType" for result in schema.returns)
     return schema.is_mutable or waits or schema.name.endswith("_")
 
 
 class CheckpointedLayers:
-    """A LayerRunner of which the layers' inputs and the results of the operators `saved` stay until the backward."""
+    """A LayerRunner that keeps the inputs of each layer and the results of the operators in `saved` for the backward.
+
+    offload: keep the inputs in host memory.
+    """
 
     def __init__(self, saved: frozenset[torch._ops.OpOverload], offload: bool = False) -> None:
         self.host = HostCopies() if offload else None
@@ -92,38 +97,44 @@ class CheckpointedLayers:
         if layers.trace is not None or not torch.is_grad_enabled():
             return layers.run(layer, video, audio)
 
-        video, audio = _lean(video, layers.video_dit.ops), _lean(audio, layers.audio_dit.ops)
+        video = _shrink_inputs(video, layers.video_dit.ops)
+        audio = _shrink_inputs(audio, layers.audio_dit.ops)
 
-        def region(*streams: Tensor | None) -> tuple[ResidualStream, ResidualStream]:
-            return layers.run(layer, ResidualStream(*streams[:3]), ResidualStream(*streams[3:]), recomputed=True)
+        # `checkpoint` must see the tensors themselves, so the streams are passed by their fields.
+        def region(
+            x: Tensor, y: Tensor | None, gate: Tensor | None, x_a: Tensor, y_a: Tensor | None, gate_a: Tensor | None
+        ) -> tuple[ResidualStream, ResidualStream]:
+            return layers.run(layer, ResidualStream(x, y, gate), ResidualStream(x_a, y_a, gate_a), recomputed=True)
 
-        # Not an update of nothing, which has no memory of its own.
+        # An expanded zero update (stride 0) occupies no memory worth offloading.
         inputs = [x for x in (*video[:2], *audio[:2]) if x is not None and 0 not in x.stride()]
         with nullcontext() if self.host is None else self.host.of(inputs):
             return checkpoint(region, *video, *audio, **self.settings)
 
 
-def _lean(stream: ResidualStream, ops: OpTable) -> ResidualStream:
-    """The same stream, of which less need wait for a recomputation.
+def _shrink_inputs(stream: ResidualStream, ops: OpTable) -> ResidualStream:
+    """Return a stream of the same value that needs less memory as a kept input.
 
-    A pending update whose gate is trained is passed on as it is: its gradient needs the update in any case. Of another
-    one the sum alone waits, with an update of nothing beside it. Either way the kernels that add the update, and their
-    gradients, are those of a layer that is not recomputed; adding it first would round once more.
+    Where the gate needs a gradient, the stream is returned unchanged: the gate's gradient needs the pending update y.
+    Otherwise x + gate * y is computed now, and y becomes an expanded zero, so that one tensor is kept instead of two.
+    The layer then runs the same kernels as without checkpointing: values and gradients are rounded the same way.
     """
     if stream.y is None or (stream.gate is not None and stream.gate.requires_grad):
         return stream
-    return ResidualStream(*_Added.apply(ops.gate_residual, stream.x, stream.y, stream.gate), stream.gate)
+    x, y = _Added.apply(ops.gate_residual, stream.x, stream.y, stream.gate)
+    return ResidualStream(x, y, stream.gate)
 
 
 class _Added(torch.autograd.Function):
-    """(x + gate * y, zeros for y). What comes back for them are the gradients of x and y themselves."""
+    """(x + gate * y, zeros in place of y). The gradients of these two outputs are passed on as those of x and y."""
 
     @staticmethod
     def forward(ctx: Any, gate_residual: Callable, x: Tensor, y: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
         return gate_residual(x, y, gate), y.new_zeros(y.shape[-1]).expand_as(y)
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor, dy: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        dx, dy = grads
         return None, dx, dy, None
 
 

@@ -1,6 +1,7 @@
-"""A model's towers, codecs and text encoder as parts that come to the device for their stages and leave it again."""
+"""A model's towers, codecs and text encoder as the `Part`s that a `Residency` moves to and from the device."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,20 +24,23 @@ def codec_parts(
     text_waits: Waits = "host",
     vaes_wait: Waits = "host",
 ) -> list[Part]:
-    """Parts of the codecs that there are; they lie on the host, or are yet to be read.
+    """Return a `Part` for each codec that is not None. Their weights are on the host or not read yet.
 
-    folder, dtype: what pretrained ones are read from, and in. text_waits, vaes_wait: where they are between stages.
+    folder: checkpoint folder that pretrained weights are read from; None: they cannot be read again.
+    dtype: dtype of weights that are read. text_waits, vaes_wait: where the weights are between stages.
     """
+
+    def reader(folder: Path, field: str) -> Callable[[torch.device], None]:
+        def read(device: torch.device) -> None:
+            loaded = load_codecs(folder, weights_on=device, dtype=dtype, parts=(field,))
+            getattr(codecs, field).weights = getattr(loaded, field).weights
+
+        return read
 
     def part(name: str, field: str, waits: Waits) -> Part:
         codec = getattr(codecs, field)
-
-        def read(device: torch.device) -> None:
-            again = load_codecs(folder, weights_on=device, dtype=dtype, parts=(field,))
-            codec.weights = getattr(again, field).weights
-
-        pretrained = folder is not None and codec is not None and codec.weights is not None
-        return Part(name, codec, read if pretrained else None, waits)
+        pretrained = codec is not None and codec.weights is not None
+        return Part(name, codec, reader(folder, field) if pretrained and folder is not None else None, waits)
 
     parts = [
         part(TEXT_ENCODER, "text", text_waits),
@@ -47,14 +51,16 @@ def codec_parts(
 
 
 def tower_parts(mova: Mova, read: Callable[[str, torch.device], None] | None, waits: Waits = "host") -> list[Part]:
-    """Parts of the model's components. read(name, device): reads one from its files; None: all lie on the device, and
-    stay there.
+    """Return a `Part` for each component that the model has.
+
+    read(name, device): reads the component `name` from its files onto `device`. None: all components are on the device
+    and stay there.
     """
 
     def part(name: str) -> Part:
         module = getattr(mova, name)
         if read is None:
             return Part(name, module, stays=True)
-        return Part(name, module, lambda device: read(name, device), waits)
+        return Part(name, module, partial(read, name), waits)
 
     return [part(name) for name in COMPONENTS if getattr(mova, name) is not None]

@@ -1,15 +1,15 @@
-"""When the parts of a model are on the device: text encoder, codecs, experts, audio tower, bridge.
+"""Decides when each part of a model (text encoder, codecs, experts, audio tower, bridge) is on the device.
 
-Work is cut into stages, which are declared in their order (`config.stages`). A stage is a with-block:
+Work is divided into stages, which `config.stages` declares in order. A stage is a with-block:
 
     with residency.stage(ENCODE_TEXT):
         features = codecs.text.encode(prompts)
 
-When it begins, what may not lie beside its parts leaves the device, then its parts come; when it ends they leave, but
-for those that may lie beside another stage's: these stay until a stage begins that has no place for them. A part is
-read from its files when the first stage that uses it begins. When it leaves, it goes to the host's memory, from where
-it comes back, or is dropped, and read again. Frozen weights are copied to the host once: while they are on the device,
-the host keeps its own. One thread uses a residency.
+At its start, parts that may not be on the device during this stage are evicted, then the stage's own parts are loaded.
+At its end the stage's parts are evicted, except those that some stage allows beside its own (`ModelStage.beside`):
+these remain until a stage starts that does not allow them. A part is read from its files when the first stage that uses
+it starts. An evicted part goes to host memory, or is dropped and read from its files again. While a part is on the
+device, its host copy is kept, so that evicting it copies nothing. A Residency is not thread-safe.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,13 +27,13 @@ from mova_engine.models.rope import RopeTables
 
 @dataclass(frozen=True)
 class Part:
-    """Something that comes and goes.
+    """A component whose weights move between the host and the device.
 
-    value: a frozen module, or what holds one as its attribute `weights`, None where it has none that move (the embedded
-    codecs, of a few kB). The weights lie in the host's memory, or are yet to be read: None, or on the meta device.
+    value: a frozen module, or an object with a frozen module as its attribute `weights`. `weights` is None for embedded
+    codecs (a few kB, never moved). Weights start in host memory, or are not read yet: None, or on the meta device.
     read: reads the weights from their files onto a device; None: there are no files.
     waits: where the weights are between stages.
-    stays: it lies on the device already, and stays there: it is only counted.
+    stays: the part is on the device already and stays there; it is only counted.
     """
 
     name: str
@@ -44,14 +44,15 @@ class Part:
 
     @property
     def dropped(self) -> bool:
-        """Whether its weights are given up when it leaves, to be read again."""
+        """Whether eviction frees the weights, to be read from their files again."""
         return self.waits == "files" and self.read is not None
 
 
 class Event(NamedTuple):
-    """What happened to a part, and the bytes of all parts on the device after that.
+    """One move of a part.
 
-    read: from its files onto the device; loaded: from the host's memory; evicted: to it; dropped: to be read again.
+    what: "read" from its files onto the device; "loaded" from host memory; "evicted" to host memory; "dropped".
+    resident: bytes of all parts on the device after the move.
     """
 
     part: str
@@ -61,18 +62,23 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class PartReport:
-    """A part's bytes, how often it was read from files, came to the device and left it, and whether it is there."""
+    """Counters of one part: its size in bytes; how often it was read from files onto the device, loaded onto the device
+    (from files or from the host) and evicted; whether it is on the device now.
+    """
 
     bytes: int
     read: int
-    came: int
-    left: int
+    loaded: int
+    evicted: int
     resident: bool
 
 
 @dataclass(frozen=True)
 class ResidencyReport:
-    """What a residency did so far. peak: bytes by part when most lay on the device; stages: the most in each stage."""
+    """The moves of a Residency so far.
+
+    peak: part -> bytes, at the time when the parts on the device were largest. stages: the same for each stage.
+    """
 
     parts: dict[str, PartReport]
     events: tuple[Event, ...]
@@ -85,25 +91,24 @@ class ResidencyReport:
 
     def __str__(self) -> str:
         """A table: a line per part, then the peak."""
-        lines = [f"{'part':<20}{'GB':>8}{'read':>6}{'came':>6}{'left':>6}  now"]
+        lines = [f"{'part':<20}{'GB':>8}{'read':>6}{'loaded':>8}{'evicted':>9}  now"]
         for name, part in self.parts.items():
             now = "device" if part.resident else "-"
-            lines.append(f"{name:<20}{part.bytes / 1e9:>8.3f}{part.read:>6}{part.came:>6}{part.left:>6}  {now}")
+            counts = f"{part.read:>6}{part.loaded:>8}{part.evicted:>9}"
+            lines.append(f"{name:<20}{part.bytes / 1e9:>8.3f}{counts}  {now}")
         return "\n".join([*lines, f"peak {self.peak_bytes / 1e9:.3f} GB: {', '.join(self.peak) or 'nothing'}"])
 
 
 class Residency:
-    """Brings `parts` to `device` and takes them away again, as `stages` declare. Raises ValueError where two parts have
-    one name.
-    """
+    """Moves `parts` to `device` and away from it as `stages` declare. Raises ValueError if two parts share a name."""
 
     def __init__(self, device: torch.device | str, parts: Sequence[Part], stages: Sequence[ModelStage] = ()) -> None:
         self.device = torch.device(device)
         self._parts = {part.name: part for part in parts}
         if len(self._parts) < len(parts):
-            raise ValueError(f"parts have names of their own, got {[part.name for part in parts]}")
+            raise ValueError(f"each part needs a different name, got {[part.name for part in parts]}")
         self._stages = {stage.name: stage for stage in stages}
-        # What does not leave with the last block that uses it.
+        # Parts that are not evicted at the end of the last block that uses them.
         self._lingering = {name for stage in stages for name in stage.beside}
         self._bytes = {part.name: _bytes(_weights(part)) for part in parts}
         self._resident = {part.name for part in parts if part.stays}
@@ -115,14 +120,16 @@ class Residency:
         self._note_peak()
 
     def lingers(self, name: str) -> bool:
-        """Whether a part stays on the device after a stage that uses it, until one has no place for it."""
+        """Whether a part remains on the device after a stage that uses it, until a stage starts that does not allow
+        it.
+        """
         return name in self._lingering
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Within the block those of the stage's parts that there are lie on the device, beside what the stage allows.
+        """Within the block, the stage's parts are on the device. Parts that this Residency does not have are skipped.
 
-        KeyError for a stage that is not declared. Blocks may nest: what an outer one uses stays.
+        Blocks may nest: the parts of an outer block stay. Raises KeyError for a stage that is not declared.
         """
         stage = self._stages[name]
         for part in self._parts.values():
@@ -151,20 +158,23 @@ class Residency:
                 self._evict(part)
 
     def read_ahead(self, *names: str) -> None:
-        """Read parts, of those that there are, into the host's memory, where they wait and are not yet."""
+        """Read the named parts from their files into host memory now, if that is where they wait between stages.
+
+        Unknown names and parts that are read already are skipped.
+        """
         for name in names:
             part = self._parts.get(name)
             if part is not None and not part.dropped and name not in self._resident and _is_absent(part):
                 self._read(part, torch.device("cpu"))
 
     def drop_unused(self) -> None:
-        """Free the host's memory of what waits in files, and has not been needed so far."""
+        """Free the host memory of parts that wait in files and are not on the device."""
         for part in self._parts.values():
             if part.dropped and part.name not in self._resident and not _is_absent(part):
                 _drop(part)
 
     def report(self) -> ResidencyReport:
-        """What came and went, and the most that lay on the device at once."""
+        """Return the counters of each part, all moves, and the peaks so far."""
 
         def times(name: str, *what: str) -> int:
             return sum(event.part == name and event.what in what for event in self._events)
@@ -186,7 +196,7 @@ class Residency:
         if absent:
             self._read(part, self.device)
         elif weights is not None and part.dropped:
-            # Held by nobody else: what moves to the device leaves no copy behind.
+            # No host copy is kept: this part is dropped when it is evicted.
             _HostWeights(weights).copy_to(self.device)
         elif weights is not None:
             self._hosted[part.name] = _HostWeights(weights)
@@ -196,6 +206,7 @@ class Residency:
         self._note_peak()
 
     def _read(self, part: Part, device: torch.device) -> None:
+        assert part.read is not None, "only a part with files can be absent"
         part.read(device)
         self._bytes[part.name] = _bytes(_weights(part))
 
@@ -224,15 +235,15 @@ class Residency:
 
 
 def stage(residency: Residency | None, name: str) -> Block[None]:
-    """The block of a stage of `residency`; without one, nothing moves."""
+    """The with-block of a stage of `residency`; a block that does nothing if `residency` is None."""
     return nullcontext() if residency is None else residency.stage(name)
 
 
 class _HostWeights:
-    """The parameters and buffers of a module as they are, while copies of them stand in their place."""
+    """Keeps the parameters and buffers of a module while the module holds copies of them on a device."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._places: list[tuple[dict[str, Tensor | None], str, Tensor]] = [
+        self._places: list[tuple[dict[str, Any], str, Tensor]] = [
             (tensors, name, tensor)
             for each in _weighted(module)
             for tensors in (each._parameters, each._buffers)
@@ -242,7 +253,7 @@ class _HostWeights:
 
     def copy_to(self, device: torch.device) -> None:
         copies: dict[int, Tensor] = {}
-        # All are there before the first takes its place: a device without room leaves the module as it was.
+        # All copies are made before the first is put into the module: out of memory leaves the module unchanged.
         for _, _, tensor in self._places:
             if id(tensor) not in copies:  # tied weights stay tied
                 copy = tensor.detach().to(device)
@@ -257,14 +268,14 @@ class _HostWeights:
 
 
 def _drop_tables(module: nn.Module | None) -> None:
-    """Rotary tables are made anew where their tower is next: they are no weights, and know the device of their own."""
+    """Free the rotary tables. They are not weights: the next forward makes them again, on the device of its inputs."""
     for each in () if module is None else module.modules():
         if isinstance(each, RopeTables):
-            each.cpu()  # drops them, as whatever moves a module does
+            each.cpu()  # any move of the module drops the tables
 
 
 def _weighted(module: nn.Module) -> Iterator[nn.Module]:
-    """What a module is made of, without its rotary tables, which experts share."""
+    """The modules within `module`, except the rotary tables, which the experts share."""
     return (each for each in module.modules() if not isinstance(each, RopeTables))
 
 
@@ -280,13 +291,13 @@ def _weights(part: Part) -> nn.Module | None:
 
 
 def _is_absent(part: Part) -> bool:
-    """Whether a part's weights are yet to be read."""
+    """Whether a part has files and its weights are not read yet."""
     weights = _weights(part)
     return part.read is not None and (weights is None or any(x.device.type == "meta" for x in weights.parameters()))
 
 
 def _bytes(module: nn.Module | None) -> int:
-    """Bytes of a module's parameters and buffers; tied ones count once."""
+    """Bytes of a module's parameters and buffers; tied tensors count once."""
     if module is None:
         return 0
     own = [x for each in _weighted(module) for x in (*each.parameters(False), *each.buffers(False))]

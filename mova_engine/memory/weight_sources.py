@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class Unit:
             for path, each in module.named_modules(prefix=prefix):
                 if ".lora_" in f".{path}":
                     continue
-                for holder in (each._parameters, each._buffers):
+                for holder in cast(tuple[dict[str, Any], ...], (each._parameters, each._buffers)):
                     for key, tensor in holder.items():
                         if tensor is None or tensor.requires_grad:
                             continue
@@ -154,12 +154,18 @@ class HostArena:
         if self._stored is not None:
             self._stored.close()
         if self.pinned:
-            torch.cuda.cudart().cudaHostUnregister(self.arena.data_ptr())
+            _cuda_runtime().cudaHostUnregister(self.arena.data_ptr())
         self.pinned = False
 
 
+def _cuda_runtime() -> Any:
+    runtime = torch.cuda.cudart()  # a module of functions without annotations
+    assert runtime is not None, "host memory is pinned for a CUDA device only"
+    return runtime
+
+
 def _pin(arena: Tensor) -> bool:
-    code = torch.cuda.cudart().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0)
+    code = _cuda_runtime().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0)
     if int(code) != 0:
         raise MovaError(
             f"{arena.nbytes / 1e9:.1f} GB of host memory cannot be pinned (CUDA error {int(code)}): raise the limit of "
@@ -232,7 +238,7 @@ class StoredWeights:
 
     def _pread(self, found: _Range, target: Tensor) -> None:
         descriptor, state = self._files[found.file]
-        view = memoryview(target.view(-1).view(torch.uint8).numpy())
+        view = target.view(-1).view(torch.uint8).numpy().data
         done = 0
         while done < len(view):
             try:

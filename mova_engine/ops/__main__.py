@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from mova_engine.config.command import Command, spelled
+from mova_engine.config.command import Command, spelled, split_names
 from mova_engine.errors import MovaError, run_cli
 
 ABOUT = """Show which implementation each operator would use on a device, and why not the others.
@@ -40,7 +40,7 @@ OPS = Command("mova ops", OpsConfig, ABOUT)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the operator table of a device, or of a machine that is not here; returns 0."""
-    config = OPS.parse(sys.argv[1:] if argv is None else argv)
+    config = OPS.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mova_engine.ops.machine import assumed_machine
 
     if config.assume is not None:
-        machine = assumed_machine(config.device, config.assume, filter(None, (config.packages or "").split(",")))
+        machine = assumed_machine(config.device, config.assume, split_names(config.packages))
         line = f"device {machine}: assumed, not asked"
     else:
         # Asking this machine needs torch.

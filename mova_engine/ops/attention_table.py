@@ -16,7 +16,8 @@ _ATTENTION = "mova_engine.ops.attention_impl"
 _FLASH = "mova_engine.ops.flash_impl"
 _REFERENCE = "mova_engine.ops.reference"
 _HALF = ("bfloat16", "float16")
-_SLACK = 1.25
+# Allowed error of an operator: this multiple of the noise of the reference in the same dtype, see `testing.noise`.
+SLACK = 1.25
 
 AMPERE: Generations = ((8, 0), (8, 8))
 ADA: Generations = ((8, 9), (8, 9))
@@ -171,7 +172,7 @@ def _operator(
         name,
         f"{_REFERENCE}:{name}_reference",
         f"mova_engine.ops.examples:{name}",
-        _SLACK,
+        SLACK,
         implementations,
         differentiable,
         rounding=f"{_REFERENCE}:{name.upper()}_ROUNDED",

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from mova_engine.ops.attention_table import attention_operators
+from mova_engine.ops.attention_table import SLACK, attention_operators
 from mova_engine.ops.declarations import Implementation, Operator, Passes
 
 _TORCH = "mova_engine.ops.torch_impl"
@@ -13,8 +13,6 @@ _APEX = "mova_engine.ops.apex_impl"
 _COMPILED = "mova_engine.ops.compiled"
 _REFERENCE = "mova_engine.ops.reference"
 _OPTIMIZER = "mova_engine.ops.optimizer_impl"
-# Allowed error: this multiple of the noise of the reference in the same dtype, see noise.py.
-_SLACK = 1.25
 # Ascend's products that triton-ascend and MindIE-SD serve.
 _ATLAS = ("910a2", "910a3")
 # GPUs convert to fp8 from Ada on.
@@ -175,7 +173,7 @@ def _operator(name: str, *implementations: Implementation, differentiable: str =
         name,
         formula,
         f"mova_engine.ops.examples:{name}",
-        _SLACK,
+        SLACK,
         implementations,
         tuple(differentiable.split()),
         least=_LEAST.get(name),

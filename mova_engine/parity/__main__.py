@@ -1,6 +1,5 @@
 """`mova parity FOLDER [--device D] [--dtype T]`: does this machine reproduce the reference model's numbers?"""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ PARITY = Command("mova parity", ParityConfig, "Compare this machine's results wi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run every case of a folder, print a row per tensor, return 1 on any miss."""
-    config = PARITY.parse(sys.argv[1:] if argv is None else argv)
+    config = PARITY.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -8,7 +8,7 @@ from mova_engine.config.model import COMPONENTS
 from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.parity import parameters
-from mova_engine.parity.case import CaseDevice, GoldenCase
+from mova_engine.parity.case import CaseDevice, GoldenCase, input_gradients
 from mova_engine.parity.sampling import build_mova
 from mova_engine.parity.steps import gradients
 
@@ -18,9 +18,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     timestep = case.tensors["in.timestep"].to(machine.device)
     towers = (mova.expert(expert), mova.audio_dit, mova.dual_tower_bridge)
-    return dual_tower_forward(
-        *towers, *modalities(*leaves.values(), timestep, timestep), fps=parameters.number(case, "fps")
-    )
+    video, audio, text = leaves.values()
+    inputs = modalities(video, audio, text, timestep, timestep)
+    return dual_tower_forward(*towers, *inputs, fps=parameters.number(case, "fps"))
 
 
 def run_lora(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def run_lora(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
         if expert == 0:
             cotangents = (machine.put(case.tensors[f"in.cot_{modality}"]) for modality in ("visual", "audio"))
             torch.autograd.backward(outputs, list(cotangents))
-            grads = {key: x.grad for key, x in leaves.items()} | gradients({c: getattr(mova, c) for c in COMPONENTS})
+            grads = input_gradients(leaves) | gradients({c: getattr(mova, c) for c in COMPONENTS})
             produced |= {f"grad.{key}": g for key, g in grads.items()}
     with torch.no_grad(), merged_lora(mova, dtype=None):
         merged = _forward(case, mova, 0, machine, leaves)

@@ -12,7 +12,7 @@ from mova_engine.models.bridge import Bridge
 from mova_engine.models.layers import ResidualStream, Rope, Trace
 from mova_engine.models.rope import aligned_audio_rope, aligned_video_rope
 from mova_engine.parity import parameters
-from mova_engine.parity.case import CaseDevice, GoldenCase
+from mova_engine.parity.case import CaseDevice, GoldenCase, input_gradients
 
 # The recorded scales (audio to video, video to audio).
 _SCALES = (0.5, 1.5)
@@ -94,19 +94,18 @@ def _apply(
     grid, fps = _grid(case), case.parameter("fps")[0]
     tables = bridge.rope(grid, audio.shape[1], fps, machine.device) if rope else None
     streams = bridge(layer, ResidualStream(video), ResidualStream(audio), tables, grid, scale, trace)
-    return tuple(stream.settle(machine.ops) for stream in streams)
+    first, second = (stream.settle(machine.ops) for stream in streams)
+    return first, second
 
 
 def _layer(case: GoldenCase, machine: CaseDevice, bridge: Bridge, out: str, mid: str, grad: str) -> dict[str, Tensor]:
     leaves = {key: machine.put(case.tensors[f"in.{key}"]).requires_grad_() for key in ("visual", "audio")}
-    states = {}
-    outputs = _apply(
-        case, machine, bridge, bridge.config.layers[0], inputs=tuple(leaves.values()), trace=states.__setitem__
-    )
-    cotangents = (machine.put(case.tensors[f"in.cot_{key}"]) for key in leaves)
-    sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True)).backward()
+    states: dict[str, Tensor] = {}
+    inputs = leaves["visual"], leaves["audio"]
+    outputs = _apply(case, machine, bridge, bridge.config.layers[0], inputs=inputs, trace=states.__setitem__)
+    torch.autograd.backward(outputs, [machine.put(case.tensors[f"in.cot_{key}"]) for key in leaves])
     gradients = {name: p.grad for name, p in bridge.named_parameters() if p.grad is not None}
-    gradients |= {key: x.grad for key, x in leaves.items()}
+    gradients |= input_gradients(leaves)
     produced = _outputs(out, *outputs) | {mid + name: x for name, x in states.items()}
     return produced | {grad + name: g for name, g in gradients.items()}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from mova_engine.models.bridge import Bridge
 from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OpTable
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", VideoDiTConfig, AudioDiTConfig, BridgeConfig)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -123,6 +124,11 @@ class GoldenCase:
         return module.to(machine.device, machine.dtype)
 
 
+def input_gradients(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of a case's inputs, by name, without those that the backward did not reach."""
+    return {name: x.grad for name, x in leaves.items() if x.grad is not None}
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file; MovaError when it is missing or damaged."""
     try:
@@ -134,7 +140,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def tower_config(cls: type[Config], values: dict[str, Any]) -> Config:
     """A configuration from a case's `config` entry, without the options that only have one value here."""
     names = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+    return cls(**given)
 
 
 def find_cases(folder: Path) -> list[GoldenCase]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mova_engine.codecs.dac import Dac, DacConfig
 from mova_engine.codecs.toy.latent_stats import WAN_STATS, LatentStats
@@ -71,7 +71,11 @@ def run_audio_vae(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
 
 
 def _record(dac: Dac, name: str, into: dict[str, Tensor]) -> None:
-    """Store what sub-module "encoder.block1" (encoder.block[1]) puts out, the last call winning."""
+    """Store the output of the last call of a sub-module; "encoder.block1" names encoder.block[1]."""
     path = name.rstrip("0123456789")
     module = dac.get_submodule(path if path == name else f"{path}.{name[len(path) :]}")
-    module.register_forward_hook(lambda _module, _args, out: into.__setitem__(name, out))
+
+    def store(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        into[name] = output
+
+    module.register_forward_hook(store)

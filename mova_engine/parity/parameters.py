@@ -145,7 +145,7 @@ def number(
     found = [place[name] for place in (case.parameters, config) if name in place]
     if not found and default is None:
         raise MovaError(f"{case.path}: case_parameters lacks {name}")
-    value = found[0] if found else default
+    value: Any = found[0] if found else default  # of a JSON file
     fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or (value <= 0 if least is None else value < least):
         kind = f"{'positive ' if least is None else ''}{'whole ' if whole else ''}number"

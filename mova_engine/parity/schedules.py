@@ -76,18 +76,17 @@ def _pairs(steps: Steps) -> dict[str, Tensor]:
 def _sampling(case: GoldenCase, n: int, shift: float) -> dict[str, Tensor]:
     """Tensors of `n` steps with one shift, and of what pairs it with another for the audio."""
     produced = {}
-    for prefix in {m[0] for name in case.tensors if (m := _SAMPLING.match(name))}:
-        match = _SAMPLING.match(prefix)
-        if (int(match[1]), float(match[2])) != (n, shift):
+    for prefix, steps_of, shift_of in {(m[0], m[1], m[2]) for name in case.tensors if (m := _SAMPLING.match(name))}:
+        if (int(steps_of), float(shift_of)) != (n, shift):
             continue
         schedule = parameters.schedule(case, shift)
         steps, table = schedule.inference(n), _table(case, schedule, f"{prefix}train_timesteps")
         made = {"timesteps": steps.video_timesteps, "sigmas": steps.video_sigmas[:-1]} | _pairs(steps)
         made["snapped_sigmas"] = table.snapped(steps).video_sigmas[:-1]
         made |= {"train_timesteps": table.timesteps, "train_sigmas": table.sigmas}
-        for name in {m[0] for key in case.tensors if (m := _DUAL.match(key.removeprefix(prefix)))}:
-            video_shift, audio_shift = (float(x) for x in _DUAL.match(name).groups())
-            dual = parameters.schedule(case, video_shift, audio_shift).inference(n)
+        duals = {(m[0], m[1], m[2]) for key in case.tensors if (m := _DUAL.match(key.removeprefix(prefix)))}
+        for name, video_shift, audio_shift in duals:
+            dual = parameters.schedule(case, float(video_shift), float(audio_shift)).inference(n)
             # The look-up is in the one table that the recorded scheduler has.
             found = table.snapped(dual)
             made |= {name + key: x for key, x in _pairs(dual).items()}

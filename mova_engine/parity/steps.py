@@ -11,10 +11,11 @@ from mova_engine.diffusion.conditioning import first_frame_condition, video_inpu
 from mova_engine.diffusion.loss import velocity_loss
 from mova_engine.diffusion.reference_compat import Table
 from mova_engine.diffusion.schedule import add_noise, velocity_target
-from mova_engine.models.modality import modalities
+from mova_engine.models.layers import Trace
+from mova_engine.models.modality import Modality, modalities
 from mova_engine.models.mova import dual_tower_forward
 from mova_engine.parity import parameters
-from mova_engine.parity.case import CaseDevice, GoldenCase
+from mova_engine.parity.case import CaseDevice, GoldenCase, input_gradients
 from mova_engine.parity.latents import wan_stats
 
 # A state's name in our trace -> in the recording.
@@ -29,6 +30,14 @@ def components(case: GoldenCase, machine: CaseDevice, video_weights: str = "vide
         "audio_dit": case.audio_dit(machine, case.config["audio"]),
         "dual_tower_bridge": case.bridge(machine, case.config["bridge"]),
     }
+
+
+def _forward(
+    models: dict[str, Any], inputs: tuple[Modality, Modality], fps: float, trace: Trace | None = None
+) -> tuple[Tensor, Tensor]:
+    """`dual_tower_forward` of the models of `components`."""
+    video_dit, audio_dit, bridge = models.values()
+    return dual_tower_forward(video_dit, audio_dit, bridge, *inputs, fps=fps, trace=trace)
 
 
 def gradients(models: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -49,18 +58,18 @@ def run_step(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
         keys = ("visual_latents", "audio_latents", "context")
         leaves = {key: machine.put(recorded[f"in.{batch}.{key}"]).requires_grad_() for key in keys}
         times = [recorded[f"in.{batch}.{key}"].to(machine.device) for key in ("timestep", "audio_timestep")]
-        options = {"fps": parameters.number(case, "fps")}
+        fps = parameters.number(case, "fps")
         for model in models.values():
             model.zero_grad(set_to_none=True)
-        inputs = modalities(*leaves.values(), *times)
-        outputs = dual_tower_forward(*models.values(), *inputs, **options)
+        inputs = modalities(*(leaves[key] for key in keys), *times)
+        outputs = _forward(models, inputs, fps)
         cotangents = (machine.put(recorded[f"in.{batch}.cot_{key}"]) for key in ("visual", "audio"))
         torch.autograd.backward(outputs, list(cotangents))
         produced |= _pair(f"out.{batch}.", outputs)
-        grads = gradients(models) | {key: x.grad for key, x in leaves.items()}
+        grads = gradients(models) | input_gradients(leaves)
         produced |= {f"grad.{batch}.{name}": g.clone() for name, g in grads.items()}
         with torch.no_grad():
-            dual_tower_forward(*models.values(), *inputs, **options, trace=_Recorder(f"mid.{batch}.", produced))
+            _forward(models, inputs, fps, _Recorder(f"mid.{batch}.", produced))
     half = CaseDevice(machine.ops, machine.device, torch.bfloat16)
     for model in models.values():
         model.to(torch.bfloat16)
@@ -69,9 +78,7 @@ def run_step(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
             batch = name.split(".")[1]
             inputs = (half.put(recorded[f"in.{batch}.{key}"]) for key in ("visual_latents", "audio_latents", "context"))
             times = [recorded[f"in.{batch}.{key}"].to(machine.device) for key in ("timestep", "audio_timestep")]
-            outputs = dual_tower_forward(
-                *models.values(), *modalities(*inputs, *times), fps=parameters.number(case, "fps")
-            )
+            outputs = _forward(models, modalities(*inputs, *times), parameters.number(case, "fps"))
             # The recording rounds at two sets of places; one bound holds for both.
             for variant in ("bf16_eager", "bf16_fused"):
                 produced |= _pair(f"out.{batch}.{variant}.", outputs)
@@ -111,11 +118,8 @@ def run_training(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
         noise = [machine.put(recorded[f"in.s{step}.{modality}_noise"]) for modality in ("video", "audio")]
         noisy = [add_noise(x, n, sigma) for x, n in zip((clean, audio), noise, strict=True)]
         models = components(case, machine, "video_2" if expert else "video")
-        outputs = dual_tower_forward(
-            *models.values(),
-            *modalities(video_input(noisy[0], condition), noisy[1], context, timestep, timestep),
-            fps=parameters.number(case, "fps"),
-        )
+        inputs = modalities(video_input(noisy[0], condition), noisy[1], context, timestep, timestep)
+        outputs = _forward(models, inputs, parameters.number(case, "fps"))
         targets = [velocity_target(x, n) for x, n in zip((clean, audio), noise, strict=True)]
         losses = velocity_loss(outputs[0], targets[0], outputs[1], targets[1], LossWeights())
         losses.total.backward()

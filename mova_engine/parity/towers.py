@@ -5,11 +5,11 @@ import re
 import torch
 from torch import Tensor
 
-from mova_engine.models.layers import sinusoid
+from mova_engine.models.layers import Block, sinusoid
 from mova_engine.models.modality import Modality
 from mova_engine.models.rope import audio_angles, axis_dims, video_angles
 from mova_engine.models.tower import Tower
-from mova_engine.parity.case import CaseDevice, GoldenCase
+from mova_engine.parity.case import CaseDevice, GoldenCase, input_gradients
 
 
 def run_video(case: GoldenCase, machine: CaseDevice) -> dict[str, Tensor]:
@@ -52,7 +52,8 @@ def _states(tower: Tower, batch: str, inputs: dict[str, Tensor], timestep: Tenso
         produced[prefix + "tokens"] = stream.x
         produced[prefix + "rope_cos"], produced[prefix + "rope_sin"] = tower_inputs.rope
         for index, block in enumerate(tower.blocks):
-            seen = {}
+            assert isinstance(block, Block)
+            seen: dict[str, Tensor] = {}
             inputs_of_block = (tower_inputs.t_mod, tower_inputs.context, tower_inputs.rope)
             stream = block(stream, *inputs_of_block, seen.__setitem__)
             seen["out"] = stream.settle(tower.ops)
@@ -74,7 +75,7 @@ def _output_and_gradients(
     out = tower(Modality(leaves["x"], timestep, leaves["context"]))
     (out * cotangent).sum().backward()
     gradients = {name: p.grad for name, p in tower.named_parameters() if p.grad is not None}
-    gradients |= {key: x.grad for key, x in leaves.items()}
+    gradients |= input_gradients(leaves)
     return {f"out.{batch}": out} | {f"grad.{batch}.{name}": g.clone() for name, g in gradients.items()}
 
 
@@ -108,8 +109,8 @@ def _tables(case: GoldenCase, tower: Tower) -> dict[str, Tensor]:
         parts = []
         for axis in range(3):
             # A grid that is long on one axis only gives that axis's rows.
-            grid = tuple(longest if i == axis else 1 for i in range(3))
-            parts.append(video_angles(grid, head_dim)[rows].split(widths, 1)[axis])
+            frames, height, width = (longest if i == axis else 1 for i in range(3))
+            parts.append(video_angles((frames, height, width), head_dim)[rows].split(widths, 1)[axis])
     produced = {
         "table.rope_rows": rows,
         "table.sinusoid": sinusoid(recorded["in.table.timesteps"], tower.config.freq_dim),

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mova_engine.config.clip import ClipSettings
-from mova_engine.config.command import Command, section, spelled
+from mova_engine.config.command import Command, section, spelled, split_names
 from mova_engine.config.memory import PLAIN, MemoryConfig
 from mova_engine.config.model import PRESETS, get_preset
 from mova_engine.errors import MovaError, counted, run_cli, suggest
 from mova_engine.plan import measured, report
-from mova_engine.plan.command_line import precision_of
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import (
@@ -22,6 +21,7 @@ from mova_engine.predict.job import (
     Layout,
     PlannedRun,
     get_implementation,
+    precision_of,
     unsharded,
 )
 from mova_engine.predict.published import measured_here
@@ -76,7 +76,7 @@ PLAN = Command("mova plan", PlanConfig, "Predict memory, time and traffic, and r
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a plan, or with --validate how well the cost model does. Status 1 where nothing fits."""
-    args = PLAN.parse(sys.argv[1:] if argv is None else argv)
+    args = PLAN.parse(argv)
     if args is None:
         return 0
     if args.validate:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_sizes(args, devices)
     job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
     if args.packages is not None:
-        hardware = hardware.with_packages(filter(None, args.packages.split(",")))
+        hardware = hardware.with_packages(split_names(args.packages))
     fixed = _memory(args.memory, hardware, job.task, implementation)
     # A mesh does not say whether weights are shared: in training they are, in sampling they are not, unless the policy
     # wants it otherwise.

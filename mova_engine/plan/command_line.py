@@ -9,23 +9,13 @@ import shlex
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import largest_ulysses
 from mova_engine.config.model import MovaConfig
-from mova_engine.errors import MovaError, suggest
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import Job, PlannedRun, sharded
+from mova_engine.predict.job import DTYPE_NAMES, Job, PlannedRun, sharded
 from mova_engine.predict.search import Plan
 
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 _WIDTH, _INDENT = 108, 4
 # Of all released models and recipes.
 _FPS = 24
-
-
-def precision_of(dtype: str) -> str:
-    """The planner's word for a dtype of the command line: "bf16" for "bfloat16". MovaError for another."""
-    known = {name: word for word, name in DTYPES.items()}
-    if dtype not in known:
-        raise MovaError(f"unknown dtype '{dtype}'.{suggest(dtype, known)} Known: {', '.join(known)}")
-    return known[dtype]
 
 
 def unavailable(run: PlannedRun) -> str | None:
@@ -94,7 +84,15 @@ def _recipe(job: Job) -> str:
 
 def _training(run: PlannedRun, recipe: str | None) -> list[str]:
     job, layout, policy = run.job, run.layout, run.policy
-    found = ["--recipe", recipe or _recipe(job), *_weights(job), "--data", "CLIPS", "--dtype", DTYPES[job.precision]]
+    found = [
+        "--recipe",
+        recipe or _recipe(job),
+        *_weights(job),
+        "--data",
+        "CLIPS",
+        "--dtype",
+        DTYPE_NAMES[job.precision],
+    ]
     if job.task == "lora":
         found += ["--lora.rank", str(job.lora_rank)]
     elif recipe is None:
@@ -133,7 +131,7 @@ def _sampling(run: PlannedRun) -> list[str]:
     job, layout = run.job, run.layout
     clips = layout.data_parallel
     what = ["--prompt", "TEXT"] if clips == 1 else ["--prompts", "PROMPTS", "--count", str(clips)]
-    found = ["--checkpoint", "FOLDER", *_clip(job.model), *what, "--dtype", DTYPES[job.precision]]
+    found = ["--checkpoint", "FOLDER", *_clip(job.model), *what, "--dtype", DTYPE_NAMES[job.precision]]
     found += ["--guidance", "text", *([] if layout.cfg > 1 else ["--sequential-guidance"])]
     found += [*memory_words(run.policy, MemoryConfig()), *_shared(run)]
     found += ["--parallel.cfg", str(layout.cfg)] if layout.cfg > 1 else []

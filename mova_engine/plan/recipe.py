@@ -3,51 +3,31 @@
 from dataclasses import replace
 
 from mova_engine.config.memory import MemoryConfig
-from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError, counted
 from mova_engine.plan import report
-from mova_engine.plan.command_line import memory_words, precision_of
+from mova_engine.plan.command_line import memory_words
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, layout_of
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, layout_of, training_job
 from mova_engine.predict.search import plan, smallest_change
 
 
 def job_of(recipe: str) -> Job:
-    """What a recipe trains. MovaError where it starts from a folder, whose sizes a plan does not read."""
+    """The job of a recipe. Raises MovaError if it starts from a folder, whose sizes a plan does not read."""
     config = load_config(recipe)
     if config.model.checkpoint is not None:
         raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
     model = get_preset(config.model.preset)
-    job = Job(
-        replace(model, clip=config.clip.over(model.clip)),
-        precision=precision_of(config.dtype),
-        ema=config.optim.ema > 0,
-    )
-    job = replace(job, clips=config.global_batch_size or config.loader.batch, online=config.loader.encode == "online")
-    if config.lora.rank:
-        job = replace(job, task="lora", lora_rank=config.lora.rank)
-    if config.task == "audio":
-        return replace(job, components=("audio_dit",))
-    return job if config.model.bridge else replace(job, components=("video_dit", "audio_dit"))
+    job = training_job(config, replace(model, clip=config.clip.over(model.clip)))
+    # A plan is for micro-batches of one clip, unless it is told otherwise.
+    return replace(job, clips=job.clips or job.batch, batch=1)
 
 
 def layout_as_set(config: TrainConfig, heads: int, devices: int) -> Layout:
-    """The mesh that the trainer makes of so many processes. MovaError where it refuses them."""
-    settings = config.parallel
-    if devices == 1 and settings.shard:
-        raise MovaError("parallel.shard divides the weights among processes, and this is one")
-    shape = choose_mesh(
-        devices,
-        heads,
-        context_parallel=settings.context_parallel,
-        ulysses=settings.ulysses,
-        dp_replicate=settings.replicate,
-    )
-    config.micro_batches(shape)
-    return layout_of(shape, settings.shard)
+    """The layout of the mesh that the trainer makes of `devices` processes. Raises MovaError as `TrainConfig.mesh`."""
+    return layout_of(config.mesh(heads, devices), config.parallel.shard)
 
 
 def recipe_as_it_stands(recipe: str, devices: int, hardware: Hardware) -> str:

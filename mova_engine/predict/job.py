@@ -6,9 +6,18 @@ from dataclasses import dataclass, field, replace
 from mova_engine.config.memory import CHECKPOINTING, PLAIN, TASKS, MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
+from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError, suggest
 
 WIDTHS = {"fp8": 1, "bf16": 2, "fp32": 4}
+# Precision of activations -> the dtype's name on the command line and in operators' tables.
+DTYPE_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def precision_of(dtype: str) -> str:
+    """The precision that a dtype's name stands for: "bf16" for "bfloat16". Raises MovaError for another dtype."""
+    known = {name: precision for precision, name in DTYPE_NAMES.items()}
+    return known[choose(dtype, tuple(known), "dtype")]
 
 
 def choose(value: str, known: tuple[str, ...], what: str) -> str:
@@ -58,6 +67,23 @@ class Job:
     def width(self) -> int:
         """Bytes of an activation."""
         return WIDTHS[self.precision]
+
+
+def training_job(config: TrainConfig, model: MovaConfig) -> Job:
+    """The job of a training run's settings. `clips` is None where `global_batch_size` is."""
+    job = Job(
+        model,
+        precision=precision_of(config.dtype),
+        ema=config.optim.ema > 0,
+        online=config.loader.encode == "online",
+        clips=config.global_batch_size,
+        batch=config.loader.batch,
+    )
+    if config.lora.rank:
+        job = replace(job, task="lora", lora_rank=config.lora.rank)
+    if config.task == "audio":
+        return replace(job, components=("audio_dit",))
+    return job if config.model.bridge else replace(job, components=("video_dit", "audio_dit"))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mova_engine.ops.declarations import REFERENCE, Rate
 from mova_engine.ops.machine import Machine
 from mova_engine.ops.table import OPERATORS
 from mova_engine.predict.hardware import Hardware
-from mova_engine.predict.job import Job
+from mova_engine.predict.job import DTYPE_NAMES, Job
 
 Pair = tuple[float, float]
 # The operators on rows that make a block's passes.
@@ -20,7 +20,7 @@ ROWS = (
     *("rms_norm_rope", "rms_norm", "norm_modulate", "layer_norm"),
     *("gate_residual_norm", "gate_residual_norm_modulate", "bias_gelu"),
 )
-_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
 # Of an attention of which nothing is declared, scores and all in memory: assumed.
 _UNFUSED = Rate(0.05, 0.05)
 # The sum of two gradients: both read, one written.
@@ -30,7 +30,7 @@ _SUM = 3.0
 @cache
 def bound(machine: Machine, training: bool, precision: str) -> dict[str, str]:
     """{operator: implementation} of a machine. precision: bf16 or fp32."""
-    chosen = choose(machine, training=training, dtype=_DTYPES[precision])
+    chosen = choose(machine, training=training, dtype=DTYPE_NAMES[precision])
     return {choice.operator: choice.implementation for choice in chosen}
 
 
@@ -61,7 +61,7 @@ class OperatorCost:
         forward, backward = (sum(values) for values in zip(*calls, strict=True))
         backward += self._inputs(norms=("norm_modulate", "layer_norm", "norm_modulate"), shared=2)
         if self.lora and self.recomputed:
-            # A pending update whose gate is frozen is added once more, for the sum alone to wait (`_lean`).
+            # A pending update whose gate is frozen is added once more, so that only the sum is kept (`_shrink_inputs`).
             backward += self.passes("gate_residual")[0]
         ratio = tower.ffn_dim / tower.dim
         gelu, gelu_backward = self._gelu()

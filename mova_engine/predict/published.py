@@ -8,7 +8,7 @@ from typing import Any
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import get_preset
 from mova_engine.errors import MovaError
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, unsharded
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, precision_of, unsharded
 
 CALIBRATED = "910a2"
 
@@ -61,7 +61,7 @@ def measured_here(folder: Path) -> list[PublishedRow]:
             result = json.loads(file.read_text(encoding="utf-8"))
             if result.get("kind") != "step" or result["circumstances"]["device"] != "cpu":
                 continue
-            precision = {"float32": "fp32", "bfloat16": "bf16"}[result["dtype"]]
+            precision = precision_of(result["dtype"])
             # A step measured in turns with a baseline shares the caches with it: those alone are comparable.
             for row in (row for row in result["rows"] if "sides" not in row):
                 job = Job(get_preset(row["model"]), "full", precision, clips=row["batch"])

@@ -32,7 +32,9 @@ def prepare_device(name: str) -> None:
 def _prepare_cuda() -> None:
     if "torch" in sys.modules:
         raise RuntimeError("a fake CUDA device must be there before torch is imported")
-    torch_folder = Path(importlib.util.find_spec("torch").origin).parent
+    torch_package = importlib.util.find_spec("torch")
+    assert torch_package is not None and torch_package.origin is not None, "torch is a dependency of this package"
+    torch_folder = Path(torch_package.origin).parent
     if list((torch_folder / "lib").glob("libtorch_cuda*")):
         raise MovaError(
             "a rehearsal for cuda needs a CPU build of torch, and the installed one was built with CUDA: make an "

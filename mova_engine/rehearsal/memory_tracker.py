@@ -17,6 +17,7 @@ from weakref import finalize
 
 import torch
 from torch import Tensor
+from torch._library import simple_registry
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -126,7 +127,7 @@ class MemoryTracker(TorchDispatchMode):
             # Made of torch's operations, exchanges and the operators that are bound: all of them are seen.
             declared = partial(func._op_dk, torch.DispatchKey.CompositeExplicitAutograd)
         else:
-            declared = torch._library.simple_registry.singleton.find(func.name()).fake_impl.kernel
+            declared = simple_registry.singleton.find(func.name()).fake_impl.kernel
         if declared is None:
             return func(*args, **kwargs)
         with self, self.within(WORKSPACE):

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mova_engine.config.command import to_plain
+from mova_engine.config.command import split_names, to_plain
 from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.errors import MovaError
 from mova_engine.rehearsal.child import in_child
@@ -25,7 +25,7 @@ def rehearse(
     target: str, config: Any, device: str, options: RehearsalOptions, layers: int | None = None
 ) -> dict[str, Any]:
     """The plain values of a `Rehearsal` of `config` by `target`, in a child. layers: of each tower; None: all."""
-    packages = [name for name in (options.packages or "").split(",") if name]
+    packages = split_names(options.packages)
     machine = {"device": device, "capability": options.assume or _USUAL.get(device), "packages": packages}
     job = {"settings": to_plain(config), "machine": machine, "world_size": options.world_size, "layers": layers}
     return in_child(target, device, job)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mova_engine.config.model import MovaConfig
 
@@ -29,7 +30,7 @@ def place_weights(component: nn.Module, device: torch.device, dtype: torch.dtype
 def local_tensors(model: nn.Module) -> Iterator[Tensor]:
     """What this process holds of each parameter and buffer."""
     for x in (*model.parameters(), *model.buffers()):
-        yield x.to_local() if hasattr(x, "to_local") else x.detach()
+        yield x.to_local() if isinstance(x, DTensor) else x.detach()
 
 
 def weights_by_dtype(model: nn.Module) -> dict[tuple[str, str], int]:

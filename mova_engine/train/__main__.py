@@ -1,6 +1,5 @@
 """`python -m mova_engine.train [--recipe nano] [--device npu] [--data DIR] [--out DIR] [--optim.lr 1e-3 ...]`."""
 
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from mova_engine.rehearsal.rehearse import dry_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line asks; returns the exit status. MovaError for what the user can put right."""
-    config, rehearsal = TRAIN.parse_both(sys.argv[1:] if argv is None else argv)
+    config, rehearsal = TRAIN.parse_both(argv)
     if config is None:
         return 0
     if rehearsal.dry_run:

@@ -1,4 +1,6 @@
-"""From a configuration to the parts of a run: device, operators, clips, model, optimizer, and where to go on."""
+"""Builds the parts of a training run from its configuration: device, operators, clips, model, optimizer, resumed
+state.
+"""
 
 import math
 import random
@@ -11,19 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.config.command import to_plain
-from mova_engine.config.mesh import MeshShape, choose_mesh
+from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
 from mova_engine.config.recipes import with_defaults
 from mova_engine.config.train import TrainConfig
 from mova_engine.data.loader import Loader, build_loader
 from mova_engine.distributed.background import Background
 from mova_engine.distributed.processes import Launch, Processes, start_processes
-from mova_engine.errors import MovaError, counted
+from mova_engine.errors import counted
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, REFERENCE, OpTable, bind
@@ -49,23 +51,24 @@ from mova_engine.train.validation import Validator
 
 @dataclass
 class TrainingRun:
-    """Everything that a run works with."""
+    """The parts of a training run.
+
+    residency: moves the codecs, which wait on the host, to the device. saver: writes checkpoints of sharded weights in
+    the background. resumed: state.json of the checkpoint that the run resumes from; None for a new run.
+    """
 
     config: TrainConfig
     backend: Backend
     ops: OpTable
     model: Mova
     codecs: Codecs
-    # When the codecs, which lie on the host, are on the device.
     residency: Residency
     loader: Loader
     build: BatchBuilder
     validator: Validator | None
     state: TrainingState
     processes: Processes
-    # Writes the checkpoints of shared weights.
     saver: Background
-    # state.json of the checkpoint that the run goes on from.
     resumed: dict[str, Any] | None
 
     @property
@@ -95,36 +98,16 @@ class TrainingRun:
 
 
 def join_processes(config: TrainConfig, launch: Launch) -> Processes:
-    """Meet the other processes of the run, where torchrun started several.
+    """Join the other processes of the run, if torchrun started several.
 
-    Raises MovaError for a mesh that their number or the clips of a step do not allow, in the same words in each of
-    them.
+    Raises the same MovaError in all processes if their number or the clips of a step do not allow the mesh.
     """
     return start_processes(_backend(config), launch, mesh_of(config, launch.world), config.parallel.timeout)
 
 
 def mesh_of(config: TrainConfig, world: int) -> MeshShape:
-    """The mesh that a run makes of `world` processes. MovaError as of `join_processes`."""
-    settings = config.parallel
-    if world == 1 and settings.context_parallel > 1:
-        raise MovaError(
-            f"parallel.context_parallel is {settings.context_parallel}, but this is one process: start so many with "
-            f"torchrun --nproc-per-node {settings.context_parallel}, or set --parallel.context-parallel 1"
-        )
-    if world == 1 and settings.shard:
-        raise MovaError(
-            "parallel.shard divides the weights among processes, but this is one: start several with torchrun "
-            "--nproc-per-node 2, or set --parallel.no-shard"
-        )
-    shape = choose_mesh(
-        world,
-        model_config(config).video.num_heads,
-        context_parallel=settings.context_parallel,
-        ulysses=settings.ulysses,
-        dp_replicate=settings.replicate,
-    )
-    config.micro_batches(shape)
-    return shape
+    """The mesh that a run makes of `world` processes. Raises MovaError as `TrainConfig.mesh`."""
+    return config.mesh(model_config(config).video.num_heads, world)
 
 
 def _backend(config: TrainConfig) -> Backend:
@@ -132,12 +115,12 @@ def _backend(config: TrainConfig) -> Backend:
 
 
 def assemble(config: TrainConfig, resume: Path | None, console: Console, processes: Processes) -> TrainingRun:
-    """Build a run and restore `resume` into it. Says what it does on `console`."""
+    """Build a run and restore the checkpoint `resume` into it, if any. Prints what it does on `console`."""
     backend = _backend(config)
     device = backend.device(processes.launch.local_rank)
     _say_precision(config, backend, console)
-    # The engine draws from generators of its own; an operator or a model of the user's may not.
-    # Equal in processes that share a clip, different in those that do not.
+    # The engine has its own generators; the global ones are seeded for operators and models of the user. Processes that
+    # share a clip have the same seed, others different ones.
     seed = config.seed + processes.data_rank
     random.seed(seed)
     np.random.seed(seed)
@@ -155,7 +138,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         held_folder = heldout_folder(config, report)
     if held_folder is None and config.validation.every:
         console.print("note: no validation, no samples on the way: --validation.data names a folder of held-out clips")
-    # All processes encode: each begins at another place.
+    # All processes encode; each starts at a different clip.
     with _progress(console) as report:
         ahead = config.loader.encode == "ahead"
         clips = open_clips(config, sizes, codecs, residency, folder, report, processes, ahead)
@@ -168,7 +151,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     if heldout is not None:
         validator = Validator(config, heldout, build, processes.sharding)
         with processes.first_alone():
-            # Where weights are shared all sample, and one keeps what comes out.
+            # With sharded weights all processes run the sampling, and only the first keeps the result.
             if processes.is_first or config.parallel.shard:
                 validator.encode(sizes.clip, codecs, residency)
     if ahead:
@@ -252,13 +235,13 @@ def _millions(count: int) -> str:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Report]:
-    """A bar for each of several jobs at a terminal; elsewhere one line when a job is done."""
+    """Yield a function that reports progress: a bar for each job at a terminal, else one line when a job is done."""
     if not console.is_terminal:
         yield lambda done, total, what: console.print(f"{what}: {counted(total, 'clip')}") if done == total else None
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def report(done: int, total: int, what: str) -> None:
             if what not in tasks:

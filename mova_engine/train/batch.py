@@ -1,6 +1,8 @@
-"""Batches of latents: what the towers see of clips, on the device."""
+"""Batches of latents on the device, as the training step takes them."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Clips as the towers see them, on the device, float32.
+    """The latents and text features of a batch of clips, float32, on the device.
 
-    audio [b, 128, l]; text [b, n, d] and empty_text (the empty prompt's features) [1, n, d]; video and image (latents
-    of [first frame, zeros...]) [b, 16, t, h, w], None where only the audio tower is trained. ids: the clips' names.
-    audio_factors [b]: of each clip's audio loss, 0 where it has no sound that is to be learned; None: 1.
+    audio [b, 128, l]; text [b, n, d]; empty_text [1, n, d]: features of the empty prompt; video and image (latents of
+    [first frame, zeros...]) [b, 16, t, h, w], None if only the audio tower is trained. ids: the clips' ids.
+    audio_factors [b]: weights of the clips' audio losses, 0 for a clip without sound; None: all 1.
     """
 
     audio: Tensor
@@ -24,28 +26,32 @@ class LatentBatch:
     audio_factors: Tensor | None = None
 
     def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes, without the batch, of the noise that a step needs: audio, then video where there is one."""
+        """Shapes, without the batch dimension, of the noise that a step needs: audio, then video if there is one."""
         latents = (self.audio,) if self.video is None else (self.audio, self.video)
         return tuple(tuple(x.shape[1:]) for x in latents)
 
     def context(self, drop: Tensor) -> Tensor:
-        """The text with the empty prompt's where `drop` [b] says so."""
+        """The text features [b, n, d], replaced by those of the empty prompt where `drop` (bool [b]) is set."""
         if not drop.any():
             return self.text
         return torch.where(drop.to(self.text.device).view(-1, 1, 1), self.empty_text, self.text)
 
 
+# A `BatchBuilder`, or a function with its arguments.
+BuildBatch = Callable[..., LatentBatch]
+
+
 class BatchBuilder:
-    """Turns the loader's batches into what the step takes, on the device."""
+    """Converts the loader's batches into `LatentBatch`es on the device."""
 
     def __init__(self, empty_text: Tensor, device: torch.device, audio_only: bool) -> None:
         self.device, self.audio_only = device, audio_only
         self.empty_text = empty_text.unsqueeze(0).to(device)
 
-    def __call__(self, batch: dict, audio_factors: Tensor | None = None) -> LatentBatch:
-        """audio_factors [b]: on the CPU, as of `LatentBatch`."""
+    def __call__(self, batch: Mapping[str, Any], audio_factors: Tensor | None = None) -> LatentBatch:
+        """batch: as of `LatentDataset.batch`. audio_factors [b]: as of `LatentBatch`, on the CPU."""
 
-        def move(name: str) -> Tensor | None:
+        def move(name: str) -> Tensor:
             return batch[name].to(self.device, non_blocking=True)
 
         return LatentBatch(

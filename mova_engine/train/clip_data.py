@@ -1,4 +1,4 @@
-"""From a folder of clips, or none, to batches of latents: generating, fitting the codecs, the cache, the loader."""
+"""Prepares a run's clips: writes the embedded clips, builds and fits the codecs, opens the latent cache."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,7 +8,14 @@ from pathlib import Path
 import torch
 
 from mova_engine.checkpoints.folder import Codecs, codecs_of, load_codecs
-from mova_engine.codecs import build_audio_codec, build_text_encoder, build_video_codec, video_from_uint8
+from mova_engine.codecs import (
+    DctVideoCodec,
+    MdctAudioCodec,
+    build_audio_codec,
+    build_text_encoder,
+    build_video_codec,
+    video_from_uint8,
+)
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.stages import stages
@@ -23,14 +30,17 @@ from mova_engine.errors import MovaError
 from mova_engine.memory.model_parts import codec_parts
 from mova_engine.memory.residency import Residency
 
-# In the folder of clips, unless loader.cache names another.
+# The cache's folder in the folder of clips, unless loader.cache names another.
 CACHE = "cache"
-# Told (how many are done, of how many, what is being done).
+# Called with (number done, total number, description).
 Progress = Callable[[int, int, str], None]
 
 
 def training_folder(config: TrainConfig, progress: Progress) -> Path:
-    """The folder of clips to train on; the embedded ones are written first where the recipe asks for them."""
+    """Return the folder of clips to train on; writes the embedded clips first if the recipe asks for them.
+
+    Raises MovaError if there are no clips.
+    """
     if config.data is not None:
         return config.data
     if not config.loader.synthetic_clips:
@@ -39,9 +49,10 @@ def training_folder(config: TrainConfig, progress: Progress) -> Path:
 
 
 def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
-    """The folder of held-out clips for validation; None where the run has none.
+    """Return the folder of held-out clips for validation; None if the run has none.
 
-    Bouncing balls are written only where the run trains on them too: on clips of the user's own they would say nothing.
+    Embedded held-out clips are written only if the run trains on embedded clips: for a model that was trained on other
+    clips their loss would mean nothing.
     """
     if not config.validation.every:
         return None
@@ -61,11 +72,12 @@ def _generated(folder: Path, clips: int, seed: int, split: str, progress: Progre
 def build_codecs(
     config: TrainConfig, model: MovaConfig, source: Path | None, folder: Path, device: torch.device
 ) -> tuple[Codecs, Residency]:
-    """The model's codecs and text encoder: those of the checkpoint `source`, or embedded ones fitted to the clips.
+    """Build the model's codecs and text encoder, and their Residency: those of the checkpoint `source`, or embedded
+    ones that are fitted to the clips of `folder`.
 
-    Pretrained ones lie on the host: the residency brings them to the device while they work, and keeps them there where
-    clips are encoded online. The audio task has no video codec, and needs none. Raises MovaError where the model needs
-    pretrained ones and there is no folder to take them from.
+    Pretrained codecs start on the host. The Residency moves them to the device for their stages, and keeps them there
+    if clips are encoded online. The audio task has no video codec. Raises MovaError if the model needs pretrained
+    codecs and there is no folder to read them from.
     """
     pictures = config.task == "joint"
     source = config.model.codecs or source
@@ -83,20 +95,21 @@ def build_codecs(
     clips = _to_fit(folder, model.clip, config.loader, pictures)
     video = None
     if pictures:
-        video = build_video_codec(model.video_codec, device=device).fitted(
-            video_from_uint8(torch.from_numpy(clip.video)).unsqueeze(0) for clip in clips
-        )
-    audio = build_audio_codec(model.audio_codec, device=device).fitted(
-        torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips
-    )
+        embedded = build_video_codec(model.video_codec, device=device)
+        assert isinstance(embedded, DctVideoCodec), "the others are pretrained"
+        video = embedded.fitted(video_from_uint8(torch.from_numpy(clip.pictures)).unsqueeze(0) for clip in clips)
+    embedded = build_audio_codec(model.audio_codec, device=device)
+    assert isinstance(embedded, MdctAudioCodec), "the others are pretrained"
+    audio = embedded.fitted(torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips)
     text = build_text_encoder(model.text_encoder, tokens=model.text_tokens, dim=model.video.text_dim, device=device)
     codecs = Codecs(video, audio, text)
     return codecs, Residency(device, codec_parts(codecs), order)
 
 
 def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
-    """(All entries, how many of them to take), at most `most`. The first are spread evenly over the list; the others
-    take the place of those that cannot be read.
+    """Return (entries, count): read `count` (at most `most`) of the reordered entries.
+
+    The first `count` are spread evenly over the list; the others follow as substitutes for those that cannot be read.
     """
     stride = math.ceil(len(entries) / most)
     first = entries[::stride]
@@ -104,7 +117,9 @@ def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
 
 
 def _to_fit(folder: Path, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
-    """The clips to fit codecs to, all of them with sound. MovaError where there are none, with the first reasons."""
+    """Read the clips that codecs are fitted to; all have sound. Raises MovaError with the first reasons if there are
+    none.
+    """
     entries, count = _spread(read_metadata(folder), settings.num_fit_clips)
     reasons: list[str] = []
     clips = list(islice(_readable(entries, clip, settings, pictures, reasons), count))
@@ -117,7 +132,7 @@ def _to_fit(folder: Path, clip: ClipConfig, settings: LoaderSettings, pictures: 
 def _readable(
     entries: list[Entry], clip: ClipConfig, settings: LoaderSettings, pictures: bool, reasons: list[str]
 ) -> Iterator[Clip]:
-    """The clips that can be read and have sound; why each other one is not among them goes to `reasons`."""
+    """Yield the clips that can be read and have sound; append the reasons of the others to `reasons`."""
     for entry in entries:
         try:
             found = read_clip(entry.path, clip, start=entry.start, silent=settings.silent_audio, pictures=pictures)
@@ -139,11 +154,17 @@ def open_clips(
     processes: Processes,
     ahead: bool = True,
 ) -> LatentDataset:
-    """Encode what the cache of `folder` lacks, unless it is to be done online, and return its usable clips."""
+    """Open the usable clips of `folder`. ahead: first encode those that are missing in its cache."""
     settings = config.loader
     place = settings.cache or folder / CACHE
-    options = {"dtype": settings.dtype, "silent": settings.silent_audio, "residency": residency}
-    cache = LatentCache(place, model.clip, *codecs, **options)
+    cache = LatentCache(
+        place,
+        model.clip,
+        *codecs.encoders(),
+        dtype=settings.dtype,
+        silent=settings.silent_audio,
+        residency=residency,
+    )
     total = len(read_metadata(folder))
     return open_dataset(
         folder,

@@ -1,4 +1,4 @@
-"""A training step of a full-size run, rehearsed: its own wrappers on tensors without data, as one of many ranks."""
+"""Dry run of a training step at full size: the run's own code on fake tensors, as one rank of many."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ from mova_engine.config.train import TrainConfig
 from mova_engine.distributed.processes import Processes
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
-from mova_engine.predict.job import Job, PlannedRun, layout_of
+from mova_engine.predict.job import PlannedRun, layout_of, training_job
 from mova_engine.predict.memory_use import memory
 from mova_engine.rehearsal.memory_tracker import AVERAGE, GRADIENTS, INPUTS, MOMENTS, PARAMETERS
 from mova_engine.rehearsal.result import Rehearsal
@@ -32,18 +32,19 @@ from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.step import Updater
 
-# Two micro-batches: from the second on gradients are there beside activations.
+# From the second micro-batch on, gradients are in memory together with activations.
 _MICRO_BATCHES = 2
 
 
 def dry_run_training(
     config: TrainConfig, machine: Machine, world_size: int = 1, layers: int | None = None
 ) -> Rehearsal:
-    """Build the run's model on tensors without data as rank 0 of `world_size`, and take one optimizer step.
+    """Build the run's model on fake tensors as rank 0 of `world_size`, and run one optimizer step.
 
-    It is a later step: the optimizer's moments are there. Of many micro-batches two are run. machine: that is assumed.
-    layers: of each tower, for a quick look; None: all. In a process that is prepared for the machine's kind of device
-    (`rehearsal.fake_devices`). Of a checkpoint its sizes alone are read. Raises MovaError as the run itself would.
+    The step is not the first one: the optimizer's moments exist. At most two micro-batches are run. machine: the
+    assumed machine. layers: number of layers of each tower, for a quick run; None: all. Call it in a process that is
+    prepared for the machine's kind of device (`rehearsal.fake_devices`). Only the sizes of a checkpoint are read.
+    Raises MovaError as the run itself would.
     """
     shape = mesh_of(config, world_size)
     sizes = with_layers(model_config(config), layers)
@@ -77,7 +78,7 @@ def dry_run_training(
 def _built(
     stage: Stage, config: TrainConfig, sizes: MovaConfig, ops: OpTable, processes: Processes
 ) -> tuple[Updater, Iterator[dict[str, Any]], Callable[..., LatentBatch]]:
-    """Model, optimizer with moments, and an endless loader of one batch."""
+    """The Updater, an endless iterator of one batch, and the function that builds a LatentBatch from it."""
     device = stage.backend.device()
     with stage.play("build"):
         model, shards = build_model(config, sizes, ops, device, processes, fill=False)
@@ -108,7 +109,7 @@ def _built(
 
 
 def _follow(stage: Stage, weights: Weights, at: str) -> None:
-    """Told by the step what it has come to."""
+    """Called by the step at each of its stages (`at`): labels the gradients when the update begins."""
     stage.tracker.in_update = at.endswith("update")
     if stage.tracker.in_update:
         gradients = weights.gradients().values()
@@ -116,7 +117,7 @@ def _follow(stage: Stage, weights: Weights, at: str) -> None:
 
 
 def _take_moments(weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-    """Bring the optimizer to where it is after a step of every expert."""
+    """Create the optimizer's moments for all weights, by a step with zero gradients."""
     for tensor in weights.tensors():
         tensor.grad = torch.zeros_like(tensor)
     optimizer.step()
@@ -124,7 +125,7 @@ def _take_moments(weights: Weights, optimizer: torch.optim.Optimizer) -> None:
 
 
 def clip_tensors(sizes: MovaConfig, config: TrainConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of what a loader gives for a micro-batch, float32."""
+    """Names and shapes of the tensors, float32, that the loader gives for a micro-batch."""
     batch, clip = config.loader.batch, sizes.clip
     shapes = {
         "audio_latents": (batch, sizes.audio.in_dim, clip.audio_tokens),
@@ -138,7 +139,7 @@ def clip_tensors(sizes: MovaConfig, config: TrainConfig) -> dict[str, tuple[int,
 
 @contextmanager
 def _without_files() -> Iterator[None]:
-    """Within the block frozen weights come from nowhere, and no folder is compared with the settings."""
+    """Within the block no weights are read from files, and no folder is compared with the settings."""
 
     def load(component: nn.Module, folder: object, device: torch.device, dtype: torch.dtype) -> None:
         place_weights(component, device, dtype)
@@ -155,27 +156,14 @@ def _without_files() -> Iterator[None]:
 
 
 def planned(config: TrainConfig, sizes: MovaConfig, shape: MeshShape) -> PlannedRun:
-    """The run as the cost model takes it."""
-    components = ("audio_dit",) if config.task == "audio" else ("video_dit", "audio_dit", "dual_tower_bridge")
-    if not config.model.bridge:
-        components = ("video_dit", "audio_dit")
-    job = Job(
-        sizes,
-        task="lora" if config.lora.rank else "full",
-        precision="fp32" if config.dtype == "float32" else "bf16",
-        components=components,
-        lora_rank=config.lora.rank or 16,
-        ema=config.optim.ema > 0,
-        online=config.loader.encode == "online",
-        clips=config.clips_per_step(shape),
-        batch=config.loader.batch,
-    )
+    """The run as the cost model's input."""
+    job = replace(training_job(config, sizes), clips=config.clips_per_step(shape))
     return PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory)
 
 
 def in_this_process(
     settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None
 ) -> dict[str, Any]:
-    """`dry_run_training` of plain values, for a child."""
+    """`dry_run_training` with plain values as arguments and result, to be called in a child process."""
     config = TRAIN.fill(settings, "the rehearsal")
     return dry_run_training(config, assumed_machine(**machine), world_size, layers).to_dict()

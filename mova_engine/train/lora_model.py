@@ -20,6 +20,7 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import load_component, read_rows
 from mova_engine.memory.fp8_weights import hold_in_fp8
+from mova_engine.models.layers import Linear
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.timestep_sampling import generator
@@ -33,13 +34,13 @@ def add_adapters(model: Mova, lora: LoraSettings, source: torch.Generator | None
 def build_adapted(
     config: TrainConfig, sizes: MovaConfig, ops: OpTable, device: torch.device, processes: Processes
 ) -> tuple[Mova, Shards | None]:
-    """The checkpoint's model on `device`, frozen, with new adapters, which alone are trained; where the processes share
-    its weights, also how.
+    """Build the checkpoint's model on `device`, frozen, with new trainable adapters. Returns its Shards too if
+    parallel.shard is set, else None.
 
-    Frozen weights are held in what the model computes with, or in fp8; sharded adapters are float32. Raises MovaError
-    for a checkpoint that does not fit or was trained for another kind of output.
+    Frozen weights are in the compute dtype or in fp8; sharded adapters are float32. Raises MovaError for a checkpoint
+    that does not fit or was trained for another kind of output.
     """
-    folder, dtype = config.model.checkpoint, DTYPES[config.dtype]
+    folder, dtype = base_folder(config), DTYPES[config.dtype]
     check_output(config, folder)
     model = Mova(sizes, ops, "meta").requires_grad_(False)
     if config.parallel.shard:
@@ -53,15 +54,29 @@ def build_adapted(
             hold_in_fp8(component, own)
     add_adapters(model, config.lora, generator(config.seed, "adapters"))
     layers = adapted_layers(model)
-    for name, (a, b) in initial_adapters(model, config.lora).items():
-        layers[name].lora_A.weight.data.copy_(a)
-        layers[name].lora_B.weight.data.copy_(b)
+    for name, pair in initial_adapters(model, config.lora).items():
+        for weight, value in zip(_adapter_weights(layers[name]), pair, strict=True):
+            weight.data.copy_(value)
     return model, None
 
 
+def base_folder(config: TrainConfig) -> Path:
+    """The folder of the model that the run adapts. Raises MovaError if the settings name none."""
+    if config.model.checkpoint is None:
+        raise MovaError(f"{config.name} adapts a trained model: give --model.checkpoint, its folder")
+    return config.model.checkpoint
+
+
+def _adapter_weights(layer: Linear) -> tuple[Tensor, Tensor]:
+    """A and B of an adapted layer."""
+    assert layer.lora_A is not None and layer.lora_B is not None, "the layer has an adapter"
+    return layer.lora_A.weight, layer.lora_B.weight
+
+
 def initial_adapters(model: Mova, lora: LoraSettings) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B of each layer, by its name, that `lora.init` starts from; none where it does not. MovaError where they
-    are not those of the settings' rank and targets.
+    """Read the adapters that `lora.init` names: layer name -> (A, B); {} if it names none.
+
+    Raises MovaError if their rank or layers are not those of the settings.
     """
     if lora.init is None:
         return {}
@@ -86,8 +101,9 @@ def initial_adapters(model: Mova, lora: LoraSettings) -> dict[str, tuple[Tensor,
 
 
 def with_initial_adapters(lora: LoraSettings, say: Callable[[str], object]) -> LoraSettings:
-    """The settings with the file that `init` means, and with its alpha. MovaError where its alpha is another one than
-    the settings', or neither says one.
+    """Return the settings with `init` resolved to a file of adapters, and with that file's alpha.
+
+    Raises MovaError if the file's alpha is not that of the settings, or if neither states one.
     """
     if lora.init is None:
         return lora
@@ -135,8 +151,8 @@ def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.devic
         read_rows(folder / name, {key: (piece.shape, piece.rows, piece.tensor) for key, piece in pieces.items()})
     layers, source = adapted_layers(model), generator(config.seed, "adapters")
     for name in names:
-        a, b = layers[name].lora_A.weight, layers[name].lora_B.weight
-        # Drawn in any case: what is random does not depend on where adapters start from.
+        a, b = _adapter_weights(layers[name])
+        # Drawn in any case, so that the other layers' draws do not depend on which adapters are given.
         drawn = draw_a(config.lora.rank, a.shape[1], source)
         shards.piece(a).take(start[name][0] if name in start else drawn)
         shards.piece(b).take(start[name][1]) if name in start else shards.piece(b).tensor.zero_()
@@ -152,11 +168,14 @@ def _alpha(lora: LoraSettings) -> float:
 
 
 def check_output(config: TrainConfig, folder: Path) -> None:
-    """An adapted model is sampled as its base is: what its output means cannot change."""
+    """Raise MovaError if the settings train another kind of output than the model in `folder` has.
+
+    An adapted model is sampled as its base model is, so that the meaning of the output cannot change.
+    """
     told, diffusion = diffusion_settings(folder), config.diffusion
     wanted = {"prediction_type": diffusion.prediction_type, "skip_first_frame": diffusion.skip_first_frame}
     for name, value in wanted.items():
-        # A folder that says nothing is sampled as the released models are; one that says a part is refused.
+        # A folder without the entry is sampled as the released models are; an incomplete entry is an error.
         if told and name not in told:
             raise MovaError(f"{folder / INDEX} does not say how the model was trained: it has no {name}")
         base = told.get(name, {"prediction_type": "velocity", "skip_first_frame": False}[name])

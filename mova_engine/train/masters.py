@@ -1,12 +1,12 @@
-"""The weights that are trained: float32 masters, what the model computes with, and their moving average.
+"""The trained weights: float32 masters, the model's own copies, and the moving average.
 
-In fp32 the model's parameters are the masters. In bf16 the model holds bfloat16 copies: every gradient is added in
-float32 to its master's by a post-accumulate hook, and the copies are updated after each step. That is what
-FSDP2's mixed precision does; unlike autocast it keeps the towers' own choices (float32 time embedding, norms and
-rotation) and costs no casts in the forward.
+In fp32 the model's parameters are the masters. In bf16 the model holds bfloat16 copies: a post-accumulate hook adds
+every gradient in float32 to the master's, and the copies are updated after each step. FSDP2's mixed precision works the
+same way; unlike autocast it keeps the towers' own dtypes (float32 time embedding, norms and rotation) and needs no
+casts in the forward.
 
-Where processes share the weights (`parallel.shard`), the masters are plain tensors that are a process's own rows of the
-model's parameters, and so are average, gradients and moments: optimizers need not know.
+With sharded weights (`parallel.shard`) the masters are plain tensors with this process's rows of the parameters, and so
+are average, gradients and moments: optimizers see ordinary tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +16,19 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mova_engine.distributed.fsdp import LocalShard, Shards
+from mova_engine.distributed.fsdp import LocalShard, Shards, local_rows
 from mova_engine.train.optimizer import NamedWeight
 
 
 class Weights:
-    """All trained weights of a model in order of its parameters."""
+    """All trained weights of a model, in the order of its parameters."""
 
     def __init__(
         self, model: nn.Module, dtype: torch.dtype, ema_decay: float = 0.0, shards: Shards | None = None
     ) -> None:
-        """model: on its device, in float32; it computes in `dtype` from here on. ema_decay 0: no moving average.
+        """model: on its device, in float32; it is converted to `dtype`. ema_decay: 0: no moving average.
 
-        shards: of a model whose weights are sharded, which then computes in the dtype that it was sharded for.
+        shards: of a model with sharded weights, whose compute dtype is the one that it was sharded for.
         """
         names, self.parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
         self.shards = shards
@@ -36,7 +36,7 @@ class Weights:
         if self.copies:
             masters = [p.detach().float().clone() for p in self.parameters]
             if any(p.dtype != dtype for p in self.parameters):
-                # Not where adapters are trained: their model is in `dtype` already, or holds some weights in fp8.
+                # An adapted model is in `dtype` already, and may hold weights in fp8: it is not converted.
                 model.to(dtype)
             for parameter, master in zip(self.parameters, masters, strict=True):
                 parameter.register_post_accumulate_grad_hook(_adding_to(master))
@@ -52,23 +52,23 @@ class Weights:
         return [weight.tensor for weight in self.masters]
 
     def gradients(self) -> dict[str, list[Tensor]]:
-        """Gradients of the masters by component; those of weights that took no part in the step are left out."""
+        """Gradients of the masters, by component. Weights that took no part in the step are left out."""
         grads: dict[str, list[Tensor]] = {}
         for weight, parameter in zip(self.masters, self.parameters, strict=True):
             if self.shards is not None:
-                weight.tensor.grad = None if parameter.grad is None else parameter.grad.to_local()
+                weight.tensor.grad = None if parameter.grad is None else local_rows(parameter.grad)
             if weight.tensor.grad is not None:
                 grads.setdefault(weight.component, []).append(weight.tensor.grad)
         return grads
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for weight, parameter in zip(self.masters, self.parameters, strict=True):
             weight.tensor.grad = parameter.grad = None
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Follow the masters after an optimizer step: renew the model's copies, move the average."""
+        """Update the model's copies and the moving average after an optimizer step."""
         if self.copies:
             torch._foreach_copy_(self.parameters, self.tensors())
         if self.ema is not None:
@@ -76,7 +76,7 @@ class Weights:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the model computes with the moving average, where there is one; no training step may run."""
+        """Within the block the model has the moving average as its weights, if there is one. No step may run in it."""
         if self.ema is None:
             yield
             return
@@ -105,7 +105,8 @@ class Weights:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Masters and average, in place: the sharded model knows its rows by their memory."""
+        """Swap the values of masters and average in place: the sharded model refers to the masters' memory."""
+        assert self.ema is not None, "called with a moving average only"
         for master, average in zip(self.tensors(), self.ema, strict=True):
             kept = master.clone()
             master.copy_(average)
@@ -113,7 +114,7 @@ class Weights:
 
     @torch.no_grad()
     def load(self, masters: Sequence[Tensor], ema: Sequence[Tensor] | None) -> None:
-        """Take over saved masters and, where there is one, their moving average."""
+        """Restore saved masters and moving average; ema None: the average starts at the masters."""
         torch._foreach_copy_([tensor.detach() for tensor in self.tensors()], list(masters))
         if self.ema is not None:
             torch._foreach_copy_(self.ema, list(masters if ema is None else ema))
@@ -123,11 +124,12 @@ class Weights:
 
 def _adding_to(master: Tensor) -> Callable[[nn.Parameter], None]:
     def hook(parameter: nn.Parameter) -> None:
+        grad, parameter.grad = parameter.grad, None
+        assert grad is not None, "torch calls the hook after it has accumulated a gradient"
         if master.grad is None:
-            master.grad = parameter.grad.float()
+            master.grad = grad.float()
         else:
-            master.grad.add_(parameter.grad)
-        parameter.grad = None
+            master.grad.add_(grad)
 
     return hook
 

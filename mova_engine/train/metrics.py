@@ -1,4 +1,4 @@
-"""What a run reports: means over steps (metrics.jsonl and TensorBoard), a progress bar or plain lines."""
+"""A run's metrics (means over steps, in metrics.jsonl and TensorBoard) and its progress bar or lines."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
 
 METRICS = "metrics.jsonl"
-# Rows that the run, going on from an earlier checkpoint or beginning anew, takes out of the former.
+# Rows after the step that a run resumes from are moved to this file.
 REPLACED = "metrics_replaced.jsonl"
 EXPERTS = ("high_noise", "low_noise")
 TENSORBOARD = "tensorboard"
 
 
 class Meter:
-    """Running means of named values; with a state, so that a resumed run reports what an unbroken one does."""
+    """Running means of named values. Its state is saved, so that a resumed run reports the same means."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -36,24 +36,25 @@ class Meter:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """The means since the last call, which starts anew."""
+        """Return the means since the last call, and reset them."""
         means = {name: total / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The state, as plain values for JSON."""
         return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore a state of `state_dict`."""
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
 
 
 class MetricsLog:
     """Writes rows to `folder`/metrics.jsonl and to TensorBoard.
 
-    resumed_step: rows after it, of a run that was killed past its checkpoint, first go to metrics_replaced.jsonl.
+    resumed_step: rows after this step, from a run that was killed after its last checkpoint, are moved to
+    metrics_replaced.jsonl.
     """
 
     def __init__(self, folder: Path, settings: LogSettings, resumed_step: int) -> None:
@@ -65,12 +66,12 @@ class MetricsLog:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise MovaError(f"log.tensorboard: {error}; mend it, or give --log.no-tensorboard") from error
+                raise MovaError(f"log.tensorboard: {error}; repair it, or give --log.no-tensorboard") from error
 
             self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=resumed_step or None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one row; values that are not finite become null, which JSON has a word for."""
+        """Append one row. Values that are not finite are written as null, because JSON has no NaN."""
         row = {"step": step} | {name: _rounded(value) for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -91,7 +92,7 @@ class MetricsLog:
             (kept if row is not None and row["step"] <= step else dropped).append(line.rstrip("\n") + "\n")
         if not dropped:
             return
-        # In this order: a kill between the two leaves rows twice, never nowhere.
+        # In this order: if the process is killed in between, rows are in both files, but never lost.
         with (self.path.parent / REPLACED).open("a", encoding="utf-8") as file:
             file.writelines(dropped)
             file.flush()
@@ -100,17 +101,17 @@ class MetricsLog:
 
 
 class NoLog:
-    """Writes nothing: the log of processes other than the first."""
+    """The log of processes other than the first: it writes nothing."""
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    """Read the rows of a metrics.jsonl. An incomplete last line, from a killed process, is skipped."""
     rows = []
     for _, row in _lines(path):
         if row is None:
@@ -120,7 +121,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def check_metrics(path: Path) -> None:
-    """MovaError where there is a file that holds anything but rows of metrics, a last line that was cut off aside."""
+    """Raise MovaError if the file exists and holds anything but rows of metrics. The last line may be incomplete."""
     if not path.exists():
         return
     try:
@@ -133,7 +134,7 @@ def check_metrics(path: Path) -> None:
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
-    """Each line and the row it holds; None for one that holds none."""
+    """Each line and the row that it holds; None for a line that holds no row."""
     found = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         if not line:
@@ -149,12 +150,12 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
 def _rounded(value: Any) -> Any:
     if not isinstance(value, float):
         return value
-    # Nine digits tell any two float32 values apart.
+    # Nine digits represent a float32 value exactly.
     return float(f"{value:.9g}") if math.isfinite(value) else None
 
 
 class Reporter:
-    """Talks to the person at the terminal: a progress bar with the remaining time there, plain lines elsewhere."""
+    """Prints a run's progress: at a terminal a progress bar with the remaining time, else plain lines."""
 
     def __init__(self, steps: int, start: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
@@ -176,17 +177,18 @@ class Reporter:
             self.bar.stop()
 
     def say(self, text: str) -> None:
-        """Print one line, above the bar where there is one."""
+        """Print one line, above the bar if there is one."""
         self.console.print(text)
 
     def advance(self, step: int, row: Mapping[str, Any] | None = None) -> None:
-        """`step` steps are done; `row`: the metrics of the last ones, where they are due."""
+        """Report that `step` steps are done. row: the metrics of the last steps, if they are due."""
         losses = (
             "" if row is None else " ".join(f"{k} {row[f'loss/{k}']:.4f}" for k in _MODALITIES if f"loss/{k}" in row)
         )
         if self.bar is not None:
-            fields = {"loss": losses} if losses else {}
-            self.bar.update(self.task, completed=step, **fields)
+            self.bar.update(self.task, completed=step)
+            if losses:
+                self.bar.update(self.task, loss=losses)
         elif row is not None:
             left = (time.monotonic() - self.began) / (step - self.start) * (self.steps - step)
             rate = f"{1000 * row['seconds/step']:.0f} ms/step"

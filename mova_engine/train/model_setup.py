@@ -1,4 +1,4 @@
-"""The model that a run trains: its sizes, where its weights come from, how it is saved."""
+"""The model that a run trains: its sizes, its initial weights, its export."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,14 +28,14 @@ AUDIO = "audio_dit"
 
 
 def with_folders(config: TrainConfig, say: Callable[[str], object]) -> TrainConfig:
-    """The configuration with the folders that its model's paths mean; `say` and errors as of `checkpoints.locate`.
+    """Return the configuration with its model's paths resolved to folders; `say` and errors as of `checkpoints.locate`.
 
-    A run keeps to them: a checkpoint that is written later to a run that it starts from does not change it.
+    Paths are resolved once, at the start: if a path names a run, checkpoints that it writes later do not matter.
     """
     model = config.model
     checkpoint, codecs = model.checkpoint, model.codecs
-    if checkpoint is not None and _from_folder(config):
-        checkpoint = open_model(checkpoint, config.clip, say).folder
+    if (decides_sizes := _sizes_folder(config)) is not None:
+        checkpoint = open_model(decides_sizes, config.clip, say).folder
     elif checkpoint is not None:
         checkpoint = find_components(checkpoint, say)
         if (checkpoint / INDEX).is_file():
@@ -47,12 +47,14 @@ def with_folders(config: TrainConfig, say: Callable[[str], object]) -> TrainConf
 
 
 def model_config(config: TrainConfig) -> MovaConfig:
-    """Sizes of the model: the checkpoint's, or the preset's where a component is new or there is no checkpoint; the
-    clip that the run states; and what it is to be sampled with.
+    """The sizes of the run's model, its clip, and its default sampling settings.
+
+    Sizes are the checkpoint's; the preset's if there is no checkpoint or if components start from scratch. Raises
+    MovaError if diffusion.skip_first_frame leaves no frame.
     """
     settings = config.model
-    if _from_folder(config):
-        model = mova_config_from_folder(settings.checkpoint, config.clip)
+    if (folder := _sizes_folder(config)) is not None:
+        model = mova_config_from_folder(folder, config.clip)
     else:
         model = get_preset(settings.preset)
         model = replace(model, clip=config.clip.over(model.clip))
@@ -67,13 +69,13 @@ def model_config(config: TrainConfig) -> MovaConfig:
     return replace(model, bridge=replace(model.bridge, aligned=False))
 
 
-def _from_folder(config: TrainConfig) -> bool:
-    """Whether the checkpoint's folder decides the sizes."""
-    return config.model.checkpoint is not None and not config.model.init_from_scratch and config.task == "joint"
+def _sizes_folder(config: TrainConfig) -> Path | None:
+    """The checkpoint's folder if it determines the sizes; None if the preset does."""
+    return config.model.checkpoint if config.task == "joint" and not config.model.init_from_scratch else None
 
 
 def _sampling(config: TrainConfig, known: SamplingConfig) -> SamplingConfig:
-    """Guidance by text needs a model that has seen the empty text."""
+    """The default sampling settings: guidance by text only for a model that has been trained on the empty text too."""
     if config.diffusion.text_dropout > 0:
         return replace(known, guidance="text") if known.guidance == "none" else known
     return replace(known, guidance="none") if config.model.checkpoint is None else known
@@ -82,19 +84,18 @@ def _sampling(config: TrainConfig, known: SamplingConfig) -> SamplingConfig:
 def build_model(
     config: TrainConfig, sizes: MovaConfig, ops: OpTable, device: torch.device, processes: Processes, fill: bool
 ) -> tuple[Mova, Shards | None]:
-    """The model in float32 on `device`, with the components that the task trains; the others are None. Where the
-    processes share its weights, also how.
+    """Build the model in float32 on `device`, with the components that the task trains; the others are None. Returns
+    its Shards too if parallel.shard is set, else None.
 
-    Weights are drawn from the seed, then replaced by the checkpoint's. fill=False leaves them undefined, for a run
-    whose weights are about to be restored. Raises MovaError for a checkpoint that does not fit.
+    fill: initialise the weights from the seed, then load those of the checkpoint; False leaves them undefined, for a
+    run that restores them. Raises MovaError for a checkpoint that does not fit.
     """
     settings = config.parallel
     if config.lora.rank:
         return build_adapted(config, sizes, ops, device, processes)
     place = torch.device("meta") if settings.shard else device
     if config.task == "audio":
-        model = Mova(sizes, ops, device="meta")
-        model.video_dit = model.video_dit_2 = model.dual_tower_bridge = None
+        model = audio_only(Mova(sizes, ops, device="meta"))
         model.audio_dit = AudioDiT(sizes.audio, ops, place)
     else:
         model = Mova(sizes, ops, place)
@@ -108,11 +109,20 @@ def build_model(
     return model, None
 
 
-def _sources(model: Mova, config: TrainConfig) -> tuple[bool, list[str]]:
-    """Whether weights are to be drawn, and the components whose weights the checkpoint has."""
+def audio_only(model: Mova) -> Mova:
+    """`model` with all components but the audio tower set to None."""
+    for name in COMPONENTS:
+        if name != AUDIO:
+            setattr(model, name, None)
+    return model
+
+
+def _sources(model: Mova, config: TrainConfig) -> tuple[bool, dict[str, Path]]:
+    """Whether any component starts from random weights, and component -> folder of those that are loaded."""
     start = config.model.checkpoint
     parts = [name for name in COMPONENTS if getattr(model, name) is not None]
-    loaded = [name for name in parts if start is not None and name not in config.model.init_from_scratch]
+    new = parts if start is None else config.model.init_from_scratch
+    loaded = {} if start is None else {name: start / name for name in parts if name not in new}
     return bool(set(parts) - set(loaded)), loaded
 
 
@@ -121,23 +131,23 @@ def _fill(model: Mova, config: TrainConfig, device: torch.device) -> None:
     if draw:
         # Drawn on the CPU: every device starts from the same weights.
         model.init_weights(generator(config.seed, "weights"))
-    for name in loaded:
-        load_component(getattr(model, name), config.model.checkpoint / name, device=device, dtype=torch.float32)
+    for name, folder in loaded.items():
+        load_component(getattr(model, name), folder, device=device, dtype=torch.float32)
 
 
 def _fill_shards(model: Mova, shards: Shards, config: TrainConfig) -> None:
-    """The same, of which every process keeps its rows."""
+    """As `_fill`, for a sharded model: every process keeps its own rows."""
     draw, loaded = _sources(model, config)
     if draw:
         model.init_weights(
             generator(config.seed, "weights"), lambda parameter, value: shards.piece(parameter).take(value)
         )
-    for name in loaded:
-        shards.load(getattr(model, name), config.model.checkpoint / name)
+    for name, folder in loaded.items():
+        shards.load(getattr(model, name), folder)
 
 
 def outline(model: Mova, dtype: torch.dtype, lora: LoraSettings | None = None) -> Mova:
-    """A model of the same parts without data, for names and shapes; `lora`: with its adapters."""
+    """A model of the same components on the meta device, for names and shapes. lora: with these adapters."""
     bare = Mova(model.config, model.audio_dit.ops, "meta", dtype)
     for name in COMPONENTS:
         if getattr(model, name) is None:
@@ -154,11 +164,10 @@ def export_model(
     folder: Path,
     write: Callable[..., None] | None = None,
 ) -> None:
-    """Write the model as a folder that the sampler loads; the audio tower alone as its component's folder, adapters as
-    their file.
+    """Write the model as a folder that the sampler loads. An audio-only model is written as its component's folder,
+    adapters as a file.
 
-    Pretrained codecs are copied from where they came, so that the checkpoint is complete. write: as of
-    `write_component`.
+    Pretrained codecs are copied from their folder, so that the checkpoint is complete. write: as of `write_component`.
     """
     if config.lora.rank:
         facts = {**base_of(config.model.checkpoint), "recipe": config.name, "engine": __version__}

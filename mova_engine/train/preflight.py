@@ -16,15 +16,16 @@ from mova_engine.files.tensors import check_component
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.clip_data import CACHE
-from mova_engine.train.lora_model import check_output, initial_adapters
-from mova_engine.train.model_setup import outline
+from mova_engine.train.lora_model import base_folder, check_output, initial_adapters
+from mova_engine.train.model_setup import audio_only, outline
 from mova_engine.train.run_folder import FOLDERS
 from mova_engine.train.training_state import check_resumable
 
 
 def check_folders(config: TrainConfig) -> None:
-    """Before anything is written: MovaError for lists of clips that cannot be read, and where the run's files would lie
-    among the user's clips.
+    """Check the run's folders before anything is written.
+
+    Raises MovaError for metadata that cannot be read, and if the run's files would be among the user's clips.
     """
     out = config.folder.resolve()
     heldout = config.validation.data if config.validation.every else None
@@ -44,8 +45,8 @@ def check_folders(config: TrainConfig) -> None:
 
 
 def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resume: Path | None) -> None:
-    """Raise MovaError for packages that are not installed, and for adapters, a checkpoint to start from or one to go on
-    from that do not fit the run.
+    """Raise MovaError for missing packages, and for adapters, an initial checkpoint, or a checkpoint to resume from
+    that do not fit the run.
     """
     if config.log.tensorboard:
         require_package("tensorboard", "log.tensorboard", ", or give --log.no-tensorboard")
@@ -53,8 +54,8 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
     start = config.model.checkpoint
     if start is None and config.model.init_from_scratch:
         raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")
-    if start is None and config.lora.rank:
-        raise MovaError(f"{config.name} adapts a trained model: give --model.checkpoint, its folder")
+    if config.lora.rank:
+        start = base_folder(config)
     if config.memory.frozen == "fp8" and DTYPES[config.dtype] != torch.bfloat16:
         raise MovaError(
             f"memory.frozen fp8 computes in bfloat16, and dtype is {config.dtype}: give --dtype bfloat16, or "
@@ -62,9 +63,9 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
         )
     model = Mova(sizes, ops, "meta")
     if config.task == "audio":
-        model.video_dit = model.video_dit_2 = model.dual_tower_bridge = None
+        audio_only(model)
     if config.lora.rank:
-        check_output(config, start)
+        check_output(config, base_folder(config))
         find_linears(model, config.lora.targets)
         initial_adapters(model, config.lora)
     if start is not None:

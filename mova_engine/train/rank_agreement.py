@@ -1,8 +1,7 @@
 """Settings, versions and data that must be equal on all ranks, compared before the first step.
 
-Each process reads its command line, the clips and the checkpoints itself. Another setting on one machine, or a file
-that one of them could not read at that moment, would give processes that share a clip different ones, and none would
-notice.
+Each process reads its command line, the clips and the checkpoints itself. If a setting differs on one machine, or if
+one process could not read a file, processes that share a clip would silently work on different clips.
 """
 
 import hashlib
@@ -19,48 +18,46 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.train.training_state import differences
 
-# How many differences a refusal names.
+# How many differences an error message lists.
 SHOWN = 3
 
 
 def agree_on_settings(config: TrainConfig, processes: Processes) -> None:
-    """Raise MovaError in all processes where settings that change what is trained are not the same in all of them.
-
-    Paths may differ.
-    """
+    """Raise MovaError in all processes if settings that affect the training differ between them. Paths may differ."""
     settings = to_plain(config)
     _compare(processes, settings, settings, _different_settings)
 
 
 def agree_on_checkpoint(folder: Path | None, processes: Processes) -> None:
-    """Raise MovaError in all processes where they would not go on from the same checkpoint, or all start anew."""
+    """Raise MovaError in all processes unless all resume from the same checkpoint, or all start a new run."""
     name = None if folder is None else folder.name
     _compare(processes, name, name, _different_checkpoints)
 
 
 def agree_on_data(codecs: Codecs, clips: LatentDataset, heldout: LatentDataset | None, processes: Processes) -> None:
-    """Raise MovaError in all processes where the codecs, or the clips that can be used, are not the same in all."""
+    """Raise MovaError in all processes if the codecs or the usable clips differ between them."""
     prints = [None if codec is None else codec.fingerprint() for codec in codecs]
     _compare(processes, prints, prints, _different_codecs)
     for data, what in ((clips, "clips"), (heldout, "held-out clips")):
         taken = None if data is None else (data.ids, data.in_memory)
-        told = taken and (*taken, data.left_out)
-        _compare(processes, taken, told, partial(_different_clips, what))
+        details = None if data is None else (data.ids, data.in_memory, data.left_out)
+        _compare(processes, taken, details, partial(_different_clips, what))
 
 
-def _compare(processes: Processes, value: Any, told: Any, explain: Callable[[Sequence[Any]], str | None]) -> None:
-    """Raise what `explain` makes of all processes' `told` where their values differ.
+def _compare(processes: Processes, value: Any, details: Any, explain: Callable[[Sequence[Any]], str | None]) -> None:
+    """If `value` differs between processes, raise MovaError with the message that `explain` makes of all processes'
+    `details`; no error if that is None.
 
-    Digests are compared: values may be long, and are hardly ever different.
+    Digests are compared first: values may be long, and seldom differ.
     """
     if processes.launch.world == 1:
         return
     digest = hashlib.sha256(repr(value).encode()).hexdigest()
     if (
         len(set(processes.all_gather_object(digest))) > 1
-        and (said := explain(processes.all_gather_object(told))) is not None
+        and (message := explain(processes.all_gather_object(details))) is not None
     ):
-        raise MovaError(said)
+        raise MovaError(message)
 
 
 def _different_settings(every: Sequence[Mapping[str, Any]]) -> str | None:
@@ -86,11 +83,11 @@ def _different_codecs(every: Sequence[Sequence[str | None]]) -> str:
     )
 
 
-# The clips' names in order, whether they are in memory, and why others are left out; None where there are none.
-_Told = tuple[tuple[str, ...], bool, dict[str, str]] | None
+# The clips' ids in order, whether they are in memory, id -> reason of those left out; None: no clips of this kind.
+_ClipDetails = tuple[tuple[str, ...], bool, dict[str, str]] | None
 
 
-def _different_clips(what: str, every: Sequence[_Told]) -> str:
+def _different_clips(what: str, every: Sequence[_ClipDetails]) -> str:
     remedy = "start again if a file could not be read for a moment, or look at the files from that machine"
     held = [set() if found is None else set(found[0]) for found in every]
     lacking = [
@@ -98,13 +95,14 @@ def _different_clips(what: str, every: Sequence[_Told]) -> str:
         for name in sorted(set.union(*held) - set.intersection(*held))
     ]
     if not lacking:
-        ranks = [rank for rank, theirs in enumerate(every) if theirs is None or theirs[:2] != every[0][:2]]
+        first = every[0]
+        ranks = [n for n, theirs in enumerate(every) if theirs is None or first is None or theirs[:2] != first[:2]]
         return f"{what}: {_ranks(ranks)} would take them in another order or way than rank 0; {remedy}"
     shown = ", ".join(lacking[:SHOWN]) + (", ..." if len(lacking) > SHOWN else "")
     return f"the processes do not agree on the {what}: {shown}; {remedy}"
 
 
-def _why(name: str, every: Sequence[_Told]) -> str:
+def _why(name: str, every: Sequence[_ClipDetails]) -> str:
     reason = next((f"rank {n}: {found[2][name]}" for n, found in enumerate(every) if found and name in found[2]), None)
     return "" if reason is None else f" ({reason})"
 

@@ -13,7 +13,7 @@ from mova_engine.train.training_state import FOLDER, STATE, TRAINING, checkpoint
 
 
 def check_named(config: TrainConfig) -> None:
-    """MovaError where --resume names a folder that is not there."""
+    """Raise MovaError if --resume names a folder that does not exist."""
     if config.resume not in ("auto", "none") and not Path(config.resume).is_dir():
         raise MovaError(
             f"--resume {config.resume}: no such folder; it takes auto, none, or the folder of a checkpoint or run"
@@ -21,10 +21,10 @@ def check_named(config: TrainConfig) -> None:
 
 
 def find_resume(config: TrainConfig, processes: Processes) -> Path | None:
-    """The checkpoint to go on from, read through by all processes together; None to start anew.
+    """Return the checkpoint to resume from, verified by all processes together; None for a new run. Collective.
 
-    MovaError for a folder that holds none, for a damaged one (with the newest whole one), for a run whose checkpoints
-    are gone, and for a new start where checkpoints would be overwritten.
+    Raises MovaError for a folder without a checkpoint, for a damaged checkpoint (the message names the newest undamaged
+    one), for a run whose checkpoints were removed, and for a new run that would overwrite checkpoints.
     """
     folder = _wanted(config)
     agree_on_checkpoint(folder, processes)
@@ -57,14 +57,17 @@ def _wanted(config: TrainConfig) -> Path | None:
 
 
 def _newest(run: Path) -> Path | None:
-    """The newest checkpoint of a run. MovaError where it is not whole, or where all of them are gone."""
+    """The newest checkpoint of a run; None if there is none. Raises MovaError if it is incomplete, or if the run has
+    saved checkpoints and all were removed.
+    """
     whole = checkpoints_of(run)
     last, folder = whole[-1] if whole else (-1, None)
-    places = [path for path in (run / FOLDER).glob("step-*") if checkpoint_step(path) is not None and path.is_dir()]
-    spoilt = max(places, key=checkpoint_step, default=None)
-    if spoilt is not None and checkpoint_step(spoilt) > last:
+    folders = [path for path in (run / FOLDER).glob("step-*") if path.is_dir()]
+    steps = [(step, path) for path in folders if (step := checkpoint_step(path)) is not None]
+    step, newest = max(steps, default=(-1, None))
+    if step > last:
         other = f"; {folder.name} is whole: go back to it with --resume {folder}" if folder else ""
-        raise MovaError(f"{spoilt} is no whole checkpoint: it has no {TRAINING}/{STATE}{other or '; move it away'}")
+        raise MovaError(f"{newest} is no whole checkpoint: it has no {TRAINING}/{STATE}{other or '; move it away'}")
     if folder is None:
         saved = [name for name in Written(run, BY).names if name.startswith(f"{FOLDER}/")]
         if saved:
@@ -76,7 +79,9 @@ def _newest(run: Path) -> Path | None:
 
 
 def _damage(folder: Path, processes: Processes) -> str | None:
-    """What any process finds wrong with the part that it reads."""
+    """What any of the processes, each of which reads a part of the checkpoint, finds wrong; None if nothing.
+    Collective.
+    """
     found = damage(folder, processes.launch.rank, processes.launch.world)
     if found is None:
         try:

@@ -21,10 +21,10 @@ WAY_OUT = "move it away, or give another --out"
 
 
 class RunFolder:
-    """The first process's hold on a run's folder, until `release`. Nothing of the user's there is touched.
+    """A run's folder, locked by the first process until `release`. Files of the user in it are not changed.
 
-    Raises MovaError where the folder cannot be written to, another run uses it, or something lies under a name that the
-    run is going to write.
+    Raises MovaError if the folder cannot be written to, if another run uses it, or if a file that the run did not write
+    has a name that the run will write.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -47,11 +47,11 @@ class RunFolder:
             raise
 
     def saved(self, checkpoint: Path) -> None:
-        """Note that a checkpoint is complete: should all be gone one day, that is not a new run."""
+        """Record that a checkpoint is complete: if all are removed later, the folder does not pass for a new run."""
         self.written.add(f"{FOLDER}/{checkpoint.name}")
 
     def release(self) -> None:
-        """Let the next run in."""
+        """Release the lock."""
         self._lock.release()
 
     def _claim(self, config: bytes) -> None:

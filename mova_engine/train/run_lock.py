@@ -1,8 +1,8 @@
-"""One run a folder: a lock that names who holds it and that does not outlive the process, however that ends.
+"""The lock that keeps two runs from using the same folder.
 
-The lock is the system's own on `RUN/.mova_lock` (POSIX, which network folders have too, and which a process that is
-killed loses at once). For file systems where it reaches one machine only, or that have none, the file also holds the
-machine and the process, and is touched as long as the run lives.
+It is a POSIX lock on `RUN/.mova_lock`, which the system releases when the process ends for whatever reason, and which
+network file systems support. Some file systems lock only within one machine or not at all; for those the file also
+holds host and process id, and its modification time is renewed while the run lives.
 """
 
 import errno
@@ -19,15 +19,15 @@ from pathlib import Path
 from mova_engine.errors import MovaError
 
 LOCK = ".mova_lock"
-# Seconds between signs of life, and after how long without one a run on another machine counts as dead.
+# Seconds between renewals of the modification time, and the age at which a run on another machine counts as dead.
 BEAT_S, STALE_S = 15.0, 90.0
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 class RunLock:
-    """Held from its creation to `release`. Raises MovaError where another process holds it.
+    """The lock of a run's folder, held from its creation to `release`. Raises MovaError if another process holds it.
 
-    now: the time by the file system's clock, which is that of the files' times of change.
+    now: the time in seconds by the file system's clock, to which modification times are compared.
     """
 
     def __init__(self, folder: Path, now: float) -> None:
@@ -42,7 +42,7 @@ class RunLock:
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
     def release(self) -> None:
-        """Let the next run in."""
+        """Release the lock."""
         self._done.set()
         with suppress(OSError):
             self._write({})
@@ -62,11 +62,12 @@ class RunLock:
             else:
                 alive = bool(holder) and silent < STALE_S
         if alive:
-            raise MovaError(self._said(holder, here, silent))
+            raise MovaError(self._in_use(holder, here, silent))
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._write({"host": here, "pid": os.getpid(), "since": since})
 
-    def _said(self, holder: dict, here: str, silent: float) -> str:
+    def _in_use(self, holder: dict, here: str, silent: float) -> str:
+        """The error message that the folder is in use. silent: seconds since the file was last renewed."""
         host = holder.get("host", "an unknown machine")
         who = f"process {holder.get('pid', '?')} on {host} trains there since {holder.get('since', '?')}"
         wait = (
@@ -81,7 +82,7 @@ class RunLock:
             if isinstance(content, dict) and not content.keys() - {"host", "pid", "since"}:
                 return content
         except ValueError:
-            if not text.strip(b"\0"):  # of a machine that lost its power
+            if not text.strip(b"\0"):  # zeros: the machine lost power while the file was written
                 return {}
         raise MovaError(f"{self.path} is no lock of a run: move it away, or give another --out")
 
@@ -97,9 +98,12 @@ class RunLock:
 
 
 def _lives(pid: object) -> bool:
+    """Whether a process with this id exists on this machine."""
+    if not isinstance(pid, int):
+        return False
     try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
         pass

@@ -26,7 +26,7 @@ from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.modality import Modality
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
-from mova_engine.train.batch import BatchBuilder, LatentBatch
+from mova_engine.train.batch import BuildBatch, LatentBatch
 from mova_engine.train.masters import Weights
 from mova_engine.train.metrics import EXPERTS
 from mova_engine.train.optimizer import lr_factor, set_lr
@@ -61,6 +61,7 @@ def _joint(
 ) -> Losses:
     times, prediction, expert = draw.times, Prediction.of(config.diffusion), draw.expert or 0
     audio_noise, video_noise = noise
+    assert batch.video is not None and batch.image is not None, "a joint batch has video"
     noisy_video = add_noise(batch.video, video_noise, times.video_sigma)
     noisy_audio = add_noise(batch.audio, audio_noise, times.audio_sigma)
     text = batch.context(draw.drop_text)
@@ -125,7 +126,7 @@ class Updater:
         self,
         step: int,
         batches: Iterator[dict],
-        build: BatchBuilder,
+        build: BuildBatch,
         at: Callable[[str], None] = lambda stage: None,
         detailed: bool = False,
     ) -> StepResult:
@@ -201,7 +202,7 @@ class Updater:
         return self.processes.total(float(here.sum())) / self.processes.total(len(here))
 
     @staticmethod
-    def _built(batch: dict, build: BatchBuilder, heard: float | None) -> LatentBatch:
+    def _built(batch: dict, build: BuildBatch, heard: float | None) -> LatentBatch:
         """heard: as of `_heard`; the clips with sound count more, so that the audio loss is a mean over them."""
         return build(batch) if heard is None else build(batch, batch["heard"][:, 0] / max(heard, 1e-9))
 

@@ -1,14 +1,16 @@
-"""Signals to a run: SIGTERM, SIGHUP and Ctrl-C ask it to stop with a checkpoint, SIGUSR1 to save one and go on.
+"""Signals to a run: SIGTERM, SIGHUP and Ctrl-C make it save a checkpoint and stop, SIGUSR1 save one and continue.
 
-They may come at any moment and to any of the processes. Before the first step there is nothing to save, so the run
-ends where it is; from then on a signal is noted, and all processes agree after each step on what was asked of any.
+A signal may arrive at any moment, in any of the processes. Before the first step there is nothing to save, and the run
+ends at once. Later a signal is only noted, and after each step all processes agree on what any of them was asked.
 """
 
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 from mova_engine.errors import MovaError
 
@@ -16,29 +18,30 @@ from mova_engine.errors import MovaError
 INTERRUPTED = 128
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVE = signal.SIGUSR1
-# A terminal, a batch system and a launcher may all send the same request: what comes within so many seconds is one.
+# A terminal, a batch system and a launcher may all send a signal: those within this many seconds are one request.
 SAME_REQUEST_S = 1.0
 
 
 class Stopped(SystemExit):
-    """Raised by the signal itself where there is nothing to finish; its code is the process's exit status."""
+    """Raised by the signal handler if there is nothing to finish. Its code is the process's exit status."""
 
 
 class StopRequest:
-    """Within its block the first stop signal only sets `signal`; a second one, a second later, acts as ever.
+    """A with-block in which the first stop signal only sets `signal`. A second one, at least a second later, has its
+    usual effect.
 
-    In a thread other than the main one, which gets no signals, it does nothing.
+    Outside the main thread, which alone gets signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        # Whether the processes have agreed to save a checkpoint and go on.
+        # Whether the processes have agreed to save a checkpoint and continue.
         self.save = False
         self._save_wanted = self._save_told = False
         self._at_once = self._over = False
-        # When this process itself was asked first; it may learn from the others, before, that it is to stop.
+        # When this process got its first signal. `signal` may be set earlier, by the other processes.
         self._asked_at: float | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -51,16 +54,17 @@ class StopRequest:
         return INTERRUPTED + self.signal
 
     def wanted(self) -> int:
-        """What was asked of this process, as a number of which the largest counts: 0 nothing, 1 a checkpoint, more a
-        stop.
+        """What this process was asked to do, as a number: 0: nothing, 1: save a checkpoint, 1 + signal: stop.
+
+        The maximum over all processes is what the run does (`agree`).
         """
         self._save_told = self._save_wanted
         return int(self._save_told) if self.signal is None else 1 + self.signal
 
     def agree(self, number: int) -> bool:
-        """Take the largest `wanted` of all processes; returns whether it is a stop.
+        """Set `signal` and `save` from the maximum of `wanted` over all processes; return whether to stop.
 
-        A signal that came after `wanted` was asked stays noted: it counts the next time, in all processes.
+        A signal that arrived after the call of `wanted` counts the next time, in all processes.
         """
         if self._save_told:
             self._save_wanted = self._save_told = False
@@ -71,25 +75,25 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Where nothing needs to be finished: a stop signal raises `Stopped`, also one that came before."""
+        """A with-block in which nothing needs to be finished: a stop signal, also an earlier one, raises `Stopped`."""
         self._at_once = True
         try:
             self._raise_if_asked()
             yield
-            # One that was raised where Python drops exceptions, as in a finalizer.
+            # `Stopped` may have been raised where Python ignores exceptions, as in a finalizer.
             self._raise_if_asked()
         finally:
             self._at_once = False
 
     def over(self) -> None:
-        """All is done and saved: signals have no effect any more on how the run ends."""
+        """Ignore signals from now on: everything is done and saved."""
         self._over = True
 
     def __enter__(self) -> "StopRequest":
-        # Python delivers signals to the main thread alone; a trainer in another thread leaves them to its program.
+        # Python delivers signals to the main thread only. A trainer in another thread leaves them to its program.
         if threading.current_thread() is threading.main_thread():
             for number in (*STOPS, SAVE):
-                # nohup sets SIGHUP aside; who started the program with it wants it to live on.
+                # Under nohup, SIGHUP is ignored; keep it ignored.
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
         return self

@@ -1,6 +1,6 @@
-"""The trainer: loops over optimizer steps; logs, validates, saves, stops when asked to."""
+"""The trainer: runs the optimizer steps, logs, validates, saves checkpoints, and stops on request."""
 
-# torch does not say of all its functions what they take.
+# Some of torch's functions are not fully typed.
 # pyright: reportUnknownMemberType=false
 
 import time
@@ -38,7 +38,7 @@ class Trainer:
     """A training run: `Trainer(load_config("nano", out="runs/mine")).run()`.
 
     config: as `load_config` returns it. console: where progress is printed; default: the terminal. `run()` returns the
-    exit status: 0 when all steps are done, 129, 130 or 143 when a signal stopped it after a checkpoint was saved.
+    exit status: 0 if all steps are done, 129, 130 or 143 if a signal stopped it (a checkpoint is saved first).
 
     All processes run this; only rank 0 logs and saves.
     """
@@ -52,16 +52,18 @@ class Trainer:
         self.meter = Meter()
         self.step: int = 0
         self.skipped_in_a_row: int = 0
-        # The step of the checkpoint last begun, and its folder once that is known.
+        # The step of the last checkpoint that was begun, and its folder once that is known.
         self.saved_step = 0
         self.saved_folder: Path | None = None
-        # The first process's hold on the run's folder.
+        # The run's folder and its lock, in the first process.
         self.held: RunFolder | None = None
-        # Whether the validation of the last step was put off by a stop.
+        # Whether the validation of the last step was postponed by a stop.
         self.validation_due: bool = False
 
     def run(self) -> int:
-        """Train until the last step. Raises MovaError for whatever the user can put right."""
+        """Train until the last step or a stop signal; return the exit status. Raises MovaError for the user's
+        errors.
+        """
         with StopRequest() as stop:
             try:
                 with stop.at_once():
@@ -108,7 +110,7 @@ class Trainer:
         finally:
             parts.saver.finish()
             self._finish(log)
-        # Together: a launcher that sees one process end with a status other than 0 ends those that are not so far.
+        # All processes end together: a launcher kills the others when one ends with a status other than 0.
         processes.wait_for_first()
         return status
 
@@ -126,7 +128,7 @@ class Trainer:
             if picture is not None:
                 self.held.written.write(PICTURE, picture, WAY_OUT)
         except (OSError, MovaError) as error:
-            # Told, not raised: whatever ended the run matters more.
+            # Printed, not raised: an exception that ended the run must not be hidden.
             self.console.print(f"warning: metrics or loss curve are incomplete: {error}")
 
     def _restore(self, parts: TrainingRun, resumed: dict[str, Any], resume: Path) -> None:
@@ -178,11 +180,11 @@ class Trainer:
 
     @staticmethod
     def _asked_to_stop(stop: StopRequest, processes: Processes) -> bool:
-        """Whether any process was: all of them stop after the same step."""
+        """Whether any process was asked to stop. All processes stop after the same step."""
         return stop.agree(processes.all_reduce_max(stop.wanted()))
 
     def _count(self, result: StepResult, reporter: Reporter, seconds: float) -> None:
-        """Note a step's values; say so when it was skipped, and give up after too many of those."""
+        """Add a step's values to the meter. A skipped step is reported; too many in a row raise MovaError."""
         self.meter.add({**result.values, "seconds/step": seconds})
         if result.taken:
             self.skipped_in_a_row = 0
@@ -212,7 +214,7 @@ class Trainer:
         if peak is not None:
             row["mfu"] = row["tflops"] * 1e12 / (peak * parts.processes.launch.world)
         row["memory/gib"] = parts.backend.memory_allocated() / 2**30
-        # A CPU's two figures come from counters that the system brings up to date at different moments.
+        # On the CPU the system updates the counters of the two values at different times.
         row["memory/peak_gib"] = max(row["memory/gib"], parts.backend.peak_memory() / 2**30)
         row["epoch"] = parts.loader.epoch
         return row
@@ -221,7 +223,7 @@ class Trainer:
         settings = self.config.validation
         if parts.validator is None or self.step % settings.every:
             return
-        # It may take long: a run that was asked to stop does it when it goes on.
+        # Validation may take long: a run that was asked to stop does it after it is resumed.
         self.validation_due = self.step < self.config.steps and self._asked_to_stop(stop, parts.processes)
         if self.validation_due:
             return
@@ -230,7 +232,7 @@ class Trainer:
             losses = parts.validator.losses(parts.model)
             try:
                 if parts.processes.is_first:
-                    # Where it is this process's work alone, it can break it off.
+                    # Without sharding only this process samples, so that a signal may interrupt it.
                     with nullcontext() if sharded else stop.at_once():
                         out = self.folder / SAMPLES / f"step-{self.step:06d}"
                         parts.validator.sample(parts.model, parts.codecs, parts.residency, out)
@@ -240,7 +242,7 @@ class Trainer:
                         out = Path(unwanted) / "samples"
                         parts.validator.sample(parts.model, parts.codecs, parts.residency, out)
             except MovaError as error:
-                # A look at the model is not worth the run.
+                # Failing samples do not end the run.
                 reporter.say(f"warning: no samples at step {self.step}: {error}")
             except Stopped:
                 reporter.say(f"asked to stop: the samples of step {self.step} are not complete")
@@ -249,7 +251,7 @@ class Trainer:
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 
     def _save_last(self, parts: TrainingRun, reporter: Reporter) -> Path | None:
-        """The checkpoint that a run ends with; returns its folder, None in processes that do not know it."""
+        """Save the last checkpoint; return its folder, None in processes that do not know it."""
         if self.saved_step != self.step:
             self._save(parts, reporter, last=True)
         try:
@@ -258,10 +260,11 @@ class Trainer:
             raise self._not_saved(error) from error
 
     def _save(self, parts: TrainingRun, reporter: Reporter, last: bool = False) -> None:
-        """Save a checkpoint, drop old ones. Where it fails and the run may go on, that is said.
+        """Save a checkpoint and remove old ones. A failure raises MovaError, or is reported if the run may continue.
 
-        All processes hold the same; the first saves it, and the others wait to learn whether it could. Where they share
-        the weights, all of them save in the background, and a failure shows at the next checkpoint or at the end.
+        Without sharding all processes hold the same weights: the first one saves, the others wait for its result. With
+        sharded weights all processes save in the background, and a failure is noticed at the next checkpoint or at the
+        end.
         """
         progress = {
             "loader": parts.loader.state_dict(),
@@ -322,7 +325,7 @@ class Trainer:
         self.saved_step = self.step
 
     def _tidy(self, saved: Path) -> None:
-        """In the first process, after a checkpoint: note it, remove those that it makes superfluous."""
+        """In the first process, after a checkpoint: record it in the run's folder, remove old checkpoints."""
         with suppress(OSError, MovaError):
             if self.held is not None:
                 self.held.saved(saved)

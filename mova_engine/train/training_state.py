@@ -1,14 +1,14 @@
-"""Checkpoints: a model folder that the sampler can load, and beside it all that an exact continuation needs.
+"""Training checkpoints: a model folder that the sampler can load, and everything that resuming exactly needs.
 
     RUN/checkpoints/step-001000/
-        model_index.json, video_dit/, ...    MOVA's layout; the averaged weights where there is an average
+        model_index.json, video_dit/, ...    MOVA's layout; the averaged weights if there is an average
         training/state.json                  step, configuration, position in the data, counters, Python's RNGs
         training/{master,ema,optimizer,rng}.safetensors
         training/checksums.json              of all other files
 
-A checkpoint is written beside its place, flushed to disk and renamed: at every moment a folder named step-* is whole.
-Nothing is pickled. Processes that share the weights write the very same files together (`parallel.storage`), so that
-any number of them goes on from what any number has written.
+A checkpoint is written to a temporary folder, flushed to disk and renamed: a folder named step-* is always complete.
+Nothing is pickled. Processes with sharded weights write the same files together (`distributed.dcp`), so that a run can
+resume with any number of processes.
 """
 
 import json
@@ -50,7 +50,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What is trained, and with what; a checkpoint captures it and restores it in place."""
+    """The weights and the optimizer of a run, which a checkpoint saves and restores in place."""
 
     weights: Weights
     optimizer: torch.optim.Optimizer
@@ -65,11 +65,11 @@ def save_checkpoint(
     config: Mapping[str, Any],
     export: Callable[[Path], None],
 ) -> Path:
-    """Write RUN/checkpoints/step-NNNNNN and return it; `step` steps are done.
+    """Write RUN/checkpoints/step-NNNNNN after `step` steps; return the folder.
 
-    progress: JSON-able position of all that is neither weights nor optimizer. config: the run's, as plain values.
+    progress: state other than weights and optimizer, as plain values for JSON. config: the run's, as plain values.
     export: writes the model folder into the empty folder that it is given.
-    Raises MovaError when it cannot be written; what was there stays, nothing partial is left.
+    Raises MovaError if it cannot be written; existing files stay, and nothing partial is left.
     """
     folder = run / FOLDER / f"step-{step:06d}"
     with _opened(folder, {}) as fresh:
@@ -97,12 +97,14 @@ def sharded_save(
     dtype: torch.dtype,
     group: dist.ProcessGroup | None,
 ) -> Callable[[], Path]:
-    """`save_checkpoint` by all processes that share the weights: copies what is to be saved, and returns the function
-    that writes it, from any thread, while training goes on.
+    """`save_checkpoint` for sharded weights, by all processes. Copies the state, and returns the function that writes
+    it, which may run in another thread while training continues.
 
     export: writes the model folder without its weights' data (`reserve_tensors`). dtype: of that folder's weights.
-    group: of all processes, on the CPU, for this purpose alone.
+    group: a CPU process group of all processes, used for this purpose only.
     """
+    if group is None:
+        raise ValueError("sharded weights are saved by several processes, which need a group")
     pieces = _copies(state, dtype)
     generators, described = _generators(state), _described(step, state, progress, config)
     folder = run / FOLDER / f"step-{step:06d}"
@@ -119,7 +121,7 @@ def sharded_save(
         write_tensors(fresh / TRAINING / "rng.safetensors", generators)
         write_json(fresh / TRAINING / STATE, described)
 
-    # Imported where it is used: see `parallel.reserve`.
+    # Imported where it is used: see `distributed.reserve`.
     from mova_engine.distributed.dcp import save_pieces
 
     def save() -> Path:
@@ -131,9 +133,9 @@ def sharded_save(
 
 @contextmanager
 def _opened(folder: Path, written: Ranges) -> Iterator[Path]:
-    """Give the folder in which a checkpoint is to be written; at the end it gets its checksums, then its name.
+    """Yield the temporary folder of a checkpoint; at the end write its checksums and rename it to `folder`.
 
-    written: ranges of its files whose checksums are known by then.
+    written: at the end, the byte ranges of its files whose checksums are known already.
     """
     _make_room(folder)
     with replaced_folder(folder, is_own) as fresh:
@@ -142,14 +144,14 @@ def _opened(folder: Path, written: Ranges) -> Iterator[Path]:
 
 
 def _make_room(folder: Path) -> None:
-    """Give what lies in a checkpoint's place, and is not as a run wrote it, another name: saving must go on."""
+    """If `folder` exists and is not an unchanged checkpoint of a run, rename it: a run must be able to save."""
     if not os.path.lexists(folder) or is_own(folder):
         return
     log.warning("%s was not as a run writes it, and is now %s", folder, set_aside(folder).name)
 
 
 def _copies(state: TrainingState, dtype: torch.dtype) -> dict[str, LocalShard]:
-    """What a checkpoint holds of the weights, on the CPU, by the names of `save_pieces`: own rows."""
+    """Copies on the CPU of this process's rows of all tensors of a checkpoint, by the keys of `save_pieces`."""
     weights, pieces = state.weights, {}
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -195,7 +197,7 @@ def _described(
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's state.json. MovaError where the folder is no training checkpoint of this version."""
+    """Return a checkpoint's state.json. Raises MovaError if the folder is no training checkpoint of this version."""
     if not (folder / TRAINING / STATE).is_file():
         raise MovaError(f"{folder} is not a checkpoint of a training run: it has no {TRAINING}/{STATE}")
     described = read_json(folder / TRAINING / STATE)
@@ -214,7 +216,7 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     device = weights.masters[0].tensor.device
     masters = _in_order(training / "master.safetensors", weights, device)
     ema = training / "ema.safetensors"
-    # A run that begins to average takes the weights as the average so far.
+    # A run that starts averaging now takes the weights as the first average.
     weights.load(masters, _in_order(ema, weights, device) if weights.ema is not None and ema.is_file() else None)
     moments = _moments(training / "optimizer.safetensors", weights)
     load_optimizer_tensors(state.optimizer, weights.masters, moments)
@@ -231,7 +233,7 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
 
 
 def check_resumable(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-    """Raise MovaError where a run with weights of these `shapes` cannot go on from a checkpoint. Reads headers only."""
+    """Raise MovaError if a run with weights of these shapes cannot resume from a checkpoint. Reads headers only."""
     described = read_state(folder)
     path = folder / TRAINING / "master.safetensors"
     found = {name: list(tensor.shape) for name, tensor in tensors_of_file(path).items()}
@@ -239,7 +241,7 @@ def check_resumable(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: i
     saved = described["config"].get("seed", seed)
     if saved != seed:
         raise MovaError(
-            f"{folder} was trained with seed {saved}, and its order of clips cannot go on with seed {seed}: give "
+            f"{folder} was trained with seed {saved}, and its order of clips cannot continue with seed {seed}: give "
             f"--seed {saved}, or another --out for a new run"
         )
 
@@ -255,15 +257,15 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
 
 
 def checkpoint_step(path: Path) -> int | None:
-    """The step that a checkpoint's name tells; None for another name."""
+    """The step in a checkpoint's folder name; None for another name."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def clean_up(run: Path) -> None:
-    """Remove what a killed run left half-written or half-removed; nothing else. Only for the run that owns the folder.
+    """Remove folders that a killed run has left half-written or half-removed. Only for the run that holds the lock.
 
-    A checkpoint that was about to be replaced when the kill came is put back. Raises OSError.
+    A checkpoint that was being replaced when the run was killed is restored. Raises OSError.
     """
     for path in sorted((run / FOLDER).glob(".step-*.new")):
         remove_unfinished(path)
@@ -277,10 +279,10 @@ def clean_up(run: Path) -> None:
 
 
 def retain(run: Path, settings: CheckpointSettings) -> list[Path]:
-    """Remove checkpoints beyond the newest `keep_last` and those of every `keep_every` steps; return the removed.
+    """Remove all checkpoints but the newest `keep_last` and those of every `keep_every` steps; return the removed.
 
-    Checkpoints saved while steps were not finite do not count as newest: they must not take the place of the last good
-    ones. A folder that holds anything that the run did not write stays. Raises OSError.
+    Checkpoints that were saved while steps were not finite do not count among the newest, so that the last good ones
+    stay. A folder that holds files which the run did not write stays. Raises OSError.
     """
     every = [(step, path, _amid_failures(path)) for step, path in checkpoints_of(run)]
     good = [step for step, _, bad in every if not bad]
@@ -290,7 +292,7 @@ def retain(run: Path, settings: CheckpointSettings) -> list[Path]:
         rest = settings.keep_every and step % settings.keep_every == 0
         if step in newest or rest or not is_own(path):
             continue
-        # Renamed first: a kill while files are being removed must not leave something that looks like a checkpoint.
+        # Renamed first: if the process is killed here, no partial folder may look like a checkpoint.
         doomed = replaced(path)
         path.rename(doomed)
         remove_folder(doomed)
@@ -299,7 +301,7 @@ def retain(run: Path, settings: CheckpointSettings) -> list[Path]:
 
 
 def _amid_failures(folder: Path) -> bool:
-    """Whether the step before a checkpoint was skipped, its loss or gradient not being finite."""
+    """Whether the step before a checkpoint was skipped because its loss or gradient was not finite."""
     try:
         return read_json(folder / TRAINING / STATE)["progress"]["skipped_in_a_row"] > 0
     except (MovaError, KeyError, TypeError):
@@ -307,7 +309,9 @@ def _amid_failures(folder: Path) -> bool:
 
 
 def _numpy_state() -> list[Any]:
-    name, keys, *rest = np.random.get_state()
+    state = np.random.get_state()
+    assert isinstance(state, tuple), "the default form"
+    name, keys, *rest = state
     return [name, keys.tolist(), *rest]
 
 
@@ -336,7 +340,7 @@ def _check_same(path: Path, found: Mapping[str, list[int]], expected: Mapping[st
 
 
 def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:
-    """The optimizer's state: own rows of what has the shape of its weight, all of anything else."""
+    """The optimizer's state: this process's rows of tensors that have their weight's shape, other tensors in full."""
     pieces = {weight.name: weight.piece for weight in weights.masters}
 
     def own(key: str, shape: tuple[int, ...]) -> slice | None:
@@ -346,14 +350,16 @@ def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:
     return read_tensors(path, rows=own)[0]
 
 
-# Settings, or groups of them, that do not change what is trained.
+# Settings that do not affect the training.
 _WITHOUT_EFFECT = re.compile(
     r"out|resume|data|device|loader\.(workers|cache|synthetic_clips|preload|changed)|checkpoint\..*|validation\..*|log\..*"
 )
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Settings that differ, as "optim.lr: 0.001 -> 0.002"; those that cannot change results are left out."""
+    """List the settings that differ, as "optim.lr: 0.001 -> 0.002". Settings that do not affect results are left
+    out.
+    """
     found = []
     for name in sorted(saved.keys() | now.keys()):
         old, new = saved.get(name), now.get(name)

@@ -1,7 +1,7 @@
-"""Held-out loss, and samples along the way.
+"""Validation during training: held-out loss, and samples.
 
-The loss is taken with the averaged weights on fixed clips, noise levels and noise, so that its course shows the model
-alone. Samples are what `mova sample` would make of held-out captions and first frames.
+The loss is computed with the averaged weights on fixed clips, noise levels and noise, so that it changes only with the
+model. Samples are those that `mova sample` would make from held-out captions and first frames.
 """
 
 from pathlib import Path
@@ -33,27 +33,28 @@ class Validator:
     ) -> None:
         self.config, self.clips, self.build, self.sharding = config, clips, build, sharding
         self.count = min(config.validation.clips, len(clips))
-        # What samples are made of; None where there are to be none.
+        # The encoded inputs of the samples; None: no samples.
         self.inputs: SampleInputs | None = None
 
     def encode(self, shape: ClipConfig, codecs: Codecs, residency: Residency) -> None:
-        """Encode held-out captions and first frames for the samples to come; nothing in the audio task.
+        """Encode held-out captions and first frames for later samples. Does nothing in the audio task.
 
-        MovaError where one cannot be read.
+        Raises MovaError if a clip cannot be read.
         """
         if not self.config.validation.samples or self.config.task != "joint":
             return
         clips = [
-            (entry.caption, read_clip(entry.path, shape, start=entry.start, silent="zeros").video[0])
+            (entry.caption, read_clip(entry.path, shape, start=entry.start, silent="zeros").pictures[0])
             for entry in self.clips.entries[: self.config.validation.samples]
         ]
         self.inputs = encode_samples(codecs, shape, residency, clips, self.config.seed)
 
     @torch.no_grad()
     def losses(self, model: Mova) -> dict[str, float]:
-        """Mean held-out losses as "heldout/video", and per expert where there are two; the model computes as it is.
+        """Return the mean held-out losses, as "heldout/video", and per expert if there are two, with the model's
+        present weights.
 
-        In several processes, of those that share clips: each takes its share, and all of them return the sum.
+        Processes that share clips each compute their share, and all return the sum.
         """
         sums: dict[str, float] = {}
         masked, heard = self.config.loader.silent_audio == "mask", 0.0
@@ -91,9 +92,9 @@ class Validator:
         return {f"heldout/{name}{suffix}": float(value) for name, value in values.items()}
 
     def sample(self, model: Mova, codecs: Codecs, residency: Residency, out: Path) -> None:
-        """Sample what `encode` has prepared, if anything, into the folder `out`.
+        """Write samples of the inputs that `encode` has prepared, if any, to the folder `out`.
 
-        The codecs, parts of `residency`, are on the device while they decode.
+        residency: moves the codecs to the device while they decode.
         """
         if self.inputs is None:
             return

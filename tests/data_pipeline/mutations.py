@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mova_engine.data.media.reader_process import apart
+from mova_engine.data.media.reader_process import in_reader_process
 
 Rng = np.random.Generator
 
@@ -305,7 +305,7 @@ PACKETS = (dropped, spoilt, moved, moved_both, huge, unstamped, wrong_durations,
 MUTATIONS = {mutation.__name__: mutation for mutation in (*BYTES, joined_to_its_middle, *PACKETS)}
 
 
-@apart
+@in_reader_process
 def mutate(path: Path, name: str, seed: int, out: Path) -> Mutant | None:
     """Apply a mutation, in a process of its own: writing odd packets may end it as reading them may."""
     return MUTATIONS[name](np.random.default_rng(seed), path, out)

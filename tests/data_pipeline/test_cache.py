@@ -207,7 +207,7 @@ def test_a_full_disk_while_training_is_reported_once_and_training_goes_on(clips,
 def test_latents_that_are_not_finite_are_refused(clips, make_cache, monkeypatch):
     cache, entries = make_cache(), read_metadata(clips)
     monkeypatch.setattr(cache.audio_codec, "encode", lambda audio: torch.full((1, 128, 11), torch.nan))
-    message = "0.mp4: its audio_latents come out not finite"
+    message = "0.mp4: its audio_latents are not finite"
     with pytest.raises(MovaError, match=message):
         cache.get(entries[0])
     [problem] = cache.fill(entries[:1])

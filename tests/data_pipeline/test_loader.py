@@ -198,7 +198,10 @@ def test_a_run_goes_on_with_other_clips_from_the_next_epoch(dataset, position, e
     before._position = position
     after = build_loader(dataset, 1, seed=1)
     [note] = after.load_state_dict(before.state_dict(), "go-on")
-    assert re.search(rf"\(4 then, 7 now: 3 new \(.*\)\): going on at the beginning of epoch {epoch + 1} ", note)
+    assert re.search(
+        rf"\(4 then, 7 now: 3 new \(.*\)\): continuing with the present ones at the beginning of epoch {epoch + 1}$",
+        note,
+    )
     assert (after.position, after.epoch) == (7 * epoch, epoch)
     assert sorted(name for [name] in ids(take(after, 7))) == sorted(entry.id for entry in dataset.entries)
     assert after.load_state_dict(after.state_dict()) == []

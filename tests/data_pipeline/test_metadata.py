@@ -52,7 +52,7 @@ def test_our_format(tmp_path):
         (lines({**ROW, "start": [0]}), "line 1: key 'start' must be seconds .*, got list"),
         (lines(ROW)[:-2] + ', "start": ' + "9" * 5000 + "}", r"line 1: not valid JSON \(Exceeds the limit"),
         (lines(ROW)[:-2] + ', "x": ' + "[" * 100_000 + "]" * 100_000 + "}", r"line 1: not valid JSON \(nested too"),
-        (lines(ROW)[:-2] + ', "caption": "b"}', r"line 1: not valid JSON \(key 'caption' stands twice"),
+        (lines(ROW)[:-2] + ', "caption": "b"}', r"line 1: not valid JSON \(key 'caption' occurs twice"),
         (lines({**ROW, "caption": "a ball \ud83d"}), "line 1: key 'caption' holds half a surrogate pair"),
         (lines({**ROW, "video_path": "a\udc80.mp4"}), "line 1: key 'video_path' holds half a surrogate pair"),
         (lines({**ROW, "video_path": "a\0.mp4"}), "line 1: key 'video_path' holds a control character"),

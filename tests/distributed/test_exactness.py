@@ -183,8 +183,8 @@ def test_outputs_can_be_gathered_and_a_whole_clip_needs_nobody(worlds, world, ul
 def test_impossible_inputs_are_refused_in_words(worlds):
     heads, length, in_ring = worlds(2).run("refusals")[0]
     assert heads == "1 heads cannot be divided among 2 Ulysses ranks; use ring attention"
-    assert length == "attention got 5 queries and 5 keys, but this rank's shards are of 4 and 4"
-    assert in_ring == "attention got 5 queries and 5 keys, but this rank's shards are of 5 and 4"
+    assert length == "attention got 5 queries and 5 keys, but this rank's shards have 4 and 4"
+    assert in_ring == "attention got 5 queries and 5 keys, but this rank's shards have 5 and 4"
 
 
 def test_sharded_gradients_are_clipped_by_the_norm_of_all_and_the_idle_expert_is_left_alone(worlds):

@@ -62,14 +62,14 @@ def test_the_launcher_is_read():
 
 
 def test_a_mesh_of_another_size_than_the_world_is_refused():
-    with pytest.raises(MovaError, match="the mesh ulysses 2 is of 2 processes, but 4 were started"):
+    with pytest.raises(MovaError, match="the mesh ulysses 2 needs 2 processes, but 4 were started"):
         start_processes(get_backend("cpu"), Launch(0, 0, 4), MeshShape(ulysses=2))
 
 
 def test_processes_that_do_not_meet_give_up_in_words(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "1")
-    with pytest.raises(MovaError, match=r"rank 1 of 2 did not meet the others at 127.0.0.1:1 within 1 s"):
+    with pytest.raises(MovaError, match=r"rank 1 of 2 could not connect to the others at 127.0.0.1:1 within 1 s"):
         start_processes(get_backend("cpu"), Launch(1, 1, 2), MeshShape(ulysses=2), timeout_s=1)
 
 

@@ -158,8 +158,18 @@ def test_the_command_writes_once_what_one_process_writes(worlds, checkpoint, tmp
 @pytest.mark.parametrize(
     ("options", "world", "form", "reason"),
     [
-        ({"cfg": 2}, 4, "none", "parallel.cfg 2 shares out guidance's evaluations, and guidance 'none' takes 1"),
-        ({"cfg": 3}, 6, "text", "parallel.cfg 3 shares out guidance's evaluations, and guidance 'text' takes 2"),
+        (
+            {"cfg": 2},
+            4,
+            "none",
+            "parallel.cfg 2 divides the evaluations of guidance among processes, but guidance 'none' has 1",
+        ),
+        (
+            {"cfg": 3},
+            6,
+            "text",
+            "parallel.cfg 3 divides the evaluations of guidance among processes, but guidance 'text' has 2",
+        ),
         ({"cfg": 2, "context_parallel": 3}, 8, "text", "mesh: cfg 2 x context_parallel 3 does not divide the 8"),
         ({"cfg": 2}, 1, "text", "parallel.cfg is 2, but this is one process: start so many with torchrun"),
         ({"context_parallel": 2}, 1, "text", "parallel.context_parallel is 2, but this is one process"),
@@ -227,6 +237,6 @@ def test_a_process_that_is_killed_is_named_in_one_line(checkpoint, tmp_path):
         os.kill(int(numbers[2]), signal.SIGKILL)
         said, _ = started.communicate(timeout=120)
     told = [text for text in said.splitlines() if "error: " in text]
-    assert len(told) == 1 and re.search(r"error: rank 2 on \S+ died or was stopped: no sign of life", told[0]), said[
+    assert len(told) == 1 and re.search(r"error: rank 2 on \S+ died or was stopped: no heartbeat", told[0]), said[
         -3000:
     ]

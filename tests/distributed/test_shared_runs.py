@@ -110,7 +110,7 @@ def test_what_all_processes_meet_is_told_once(worlds):
     [
         pytest.param(
             "silent",
-            "rank 1 on .* died or was stopped: no sign of life for . s, the last at 'step 1: reading clips'",
+            "rank 1 on .* died or was stopped: no heartbeat for . s, the last at 'step 1: reading clips'",
             marks=pytest.mark.slow,
         ),
         ("hangs", "rank 1 on .* hangs: at 'step 1: reading clips' for . s, while the others wait"),

@@ -121,7 +121,9 @@ def offloaded_step() -> list[str]:
 def _broadcast_as_before(rounds: Rounds, batch: dict | None, turn: int) -> dict:
     """Tensors as they are, over the group of the host."""
     received = {}
-    for name, outline in rounds.group.told(None if batch is None else dict.fromkeys(batch, (2, 3)), turn).items():
+    for name, outline in rounds.group.broadcast_object(
+        None if batch is None else dict.fromkeys(batch, (2, 3)), turn
+    ).items():
         received[name] = torch.empty(outline) if batch is None else batch[name]
         dist.broadcast(received[name], turn, group=rounds.group.process_group)
     return received

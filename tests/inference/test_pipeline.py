@@ -20,6 +20,7 @@ from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
+from mova_engine.inference.clip_codecs import ClipCodecs
 from mova_engine.inference.denoising import LoopOptions
 from mova_engine.inference.loading import trained
 from mova_engine.inference.pipeline import Pipeline, SampleSettings, default_settings, load_pipeline
@@ -84,7 +85,9 @@ def test_the_given_first_frame_is_what_the_clip_begins_with(pipeline, frame):
 
 
 def test_conditions_are_the_latents_of_first_frame_then_zeros(pipeline, frame):
-    given = pipeline.conditions([Request("a", 0, frame), Request("b"), Request("c", 0, frame, frame)], "", "cpu")
+    codecs = ClipCodecs(pipeline.codecs, pipeline.shape, pipeline.processes, pipeline.residency)
+    requests = [Request("a", 0, frame), Request("b"), Request("c", 0, frame, frame)]
+    given = codecs.gather(codecs.encode([requests], "")[0], torch.device("cpu"))
     volume = torch.zeros(1, 3, 9, 32, 48)
     volume[0, :, :1] = video_from_uint8(torch.from_numpy(frame[None, 8:40].copy()))
     assert torch.equal(given.condition[0, 4:], pipeline.codecs.video.encode(volume)[0])

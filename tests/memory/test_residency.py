@@ -236,5 +236,5 @@ def test_a_device_without_room_leaves_a_module_as_it_was(monkeypatch):
 
 
 def test_names_are_their_own():
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="each part needs a different name"):
         Residency(META, [Part("a", Holder(None)), Part("a", Holder(None))])

@@ -95,7 +95,7 @@ def test_the_feed_forward_goes_through_the_table():
 def test_what_cannot_be_held_is_refused_and_nothing_changed(tmp_path):
     ffn = _ffn()
     ffn[2].requires_grad_(True)
-    with pytest.raises(MovaError, match="2 is trained: only frozen weights"):
+    with pytest.raises(MovaError, match="2 is trainable: only frozen weights"):
         hold_in_fp8(ffn, ["0", "2"])
     assert ffn[0].weight.dtype == torch.bfloat16
     odd = FeedForward(63, 96, bind(get_backend("cpu"))).requires_grad_(False)

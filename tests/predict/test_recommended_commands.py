@@ -13,11 +13,11 @@ from mova_engine.config.recipes import TRAIN
 from mova_engine.config.sample import SAMPLE
 from mova_engine.distributed.processes import Launch
 from mova_engine.inference import sampling_run as sampler
-from mova_engine.plan.command_line import command, lines, precision_of, unavailable
+from mova_engine.plan.command_line import command, lines, unavailable
 from mova_engine.plan.recipe import job_of, layout_as_set
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import hardware_names
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, layout_of
+from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun, layout_of, precision_of
 from mova_engine.predict.search import Plan, best, plan, rescue
 
 SELECTIVE = PLAIN["lora"]

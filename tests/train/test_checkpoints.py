@@ -219,4 +219,4 @@ def test_other_clips_than_the_checkpoints_are_refused(small, ran, clips, tmp_pat
     with pytest.raises(MovaError, match=r"checkpoint \(12 then, 11 now: 1 gone\): .*give --loader.changed go-on"):
         ran(small(steps=2, data=fewer))
     done = ran(small(steps=2, data=fewer, loader={"changed": "go-on"}))
-    assert done.status == 0 and "going on at the beginning of epoch 2 of those that are there now" in done.said
+    assert done.status == 0 and "continuing with the present ones at the beginning of epoch 2" in done.said

@@ -262,7 +262,7 @@ def test_codecs_are_on_the_device_for_their_stages_alone(small, ran, clips, monk
     moves = [(event.part, event.what) for event in report.events]
     names = ("text_encoder", "video_vae", "audio_vae")
     if encode == "online":
-        assert all(part.resident and part.came == 1 for part in report.parts.values()) and len(moves) == 3
+        assert all(part.resident and part.loaded == 1 for part in report.parts.values()) and len(moves) == 3
         return
     codecs = [("video_vae", "loaded"), ("audio_vae", "loaded"), ("audio_vae", "evicted"), ("video_vae", "evicted")]
     text, video, sound = ([(name, what) for what in ("loaded", "evicted")] for name in names)

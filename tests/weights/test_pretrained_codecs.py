@@ -70,7 +70,7 @@ def test_parts_that_come_and_go_change_no_bit_of_a_clip(sampled, expert, idle):
     if idle != "files":
         assert all(part.read <= 1 for part in report.parts.values()), "a later call reads no file again"
     if idle != "device":
-        assert report.parts["text_encoder"].came == 2, "once for each call, however many batches that has"
+        assert report.parts["text_encoder"].loaded == 2, "once for each call, however many batches that has"
     if idle == "files":
         assert all(part.read >= 2 for name, part in report.parts.items() if name.endswith(("encoder", "vae")))
     if idle == "host":

@@ -1,7 +1,7 @@
-"""A media file opened: which of its streams count, and their frames in order of presentation, from any place on.
+"""Opens media files, chooses their streams, and reads frames in order of presentation from any time on.
 
-What a container says of time and place is checked, not believed. `Reader` gives frames whose times never fall, after
-no damage that could have changed them, and not later than what was asked for; or it says why it cannot.
+The times and positions that a container states are checked. `Reader` yields frames whose times never decrease, that no
+damage before them can have changed, and that begin no later than the requested time; otherwise it raises MovaError.
 """
 
 import errno
@@ -10,13 +10,18 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any, Generic, TypeVar, cast, overload
 
 import av
-from av.codec import CodecContext
+from av.audio.codeccontext import AudioCodecContext
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.frame import Frame
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from mova_engine.data.media import avi, gif, mxf
 from mova_engine.data.media.matroska import Clusters
@@ -51,16 +56,19 @@ STEPS_BACK = (PREROLL, Fraction(8), Fraction(60))
 
 STILLS = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
-# Layouts kept for ever: see `channel_order`.
-_kept: list = []
+# Layouts that are never freed: see `channel_order`.
+_kept: list[Any] = []
+
+MediaStream = TypeVar("MediaStream", bound=Stream)
+MediaFrame = TypeVar("MediaFrame", VideoFrame, AudioFrame)
 
 
 @contextmanager
 def open_media(path: str | Path, *, pictures: bool = True) -> Iterator[InputContainer]:
-    """Open a local media file with video (pictures=False: with sound, whatever else).
+    """Open a local media file that has video (pictures=False: that has sound).
 
-    A failure of the media library inside becomes one line that names the file. Whatever the name looks like, it is a
-    file's; nothing else is opened, whatever the file's content asks for.
+    An error of the media library in the with-block becomes a MovaError of one line that names the file. The path is
+    always taken as a file's (not as an address), and no other file or address that it refers to is opened.
     """
     require_file(path)
     # Without a folder in front a name such as 12:30.mp4 reads as a protocol's.
@@ -96,8 +104,11 @@ def _damaged(path: str | Path, error: Exception) -> str:
     return f"{path}: damaged or cut short: cannot be decoded{reason}"
 
 
-def video_stream(container: InputContainer, path: str | Path) -> Stream:
-    """The stream of moving pictures: the one marked as default, or the first; covers and thumbnails do not count."""
+def video_stream(container: InputContainer, path: str | Path) -> VideoStream:
+    """The stream of moving pictures: the one marked as default, or the first; covers and thumbnails do not count.
+
+    Raises MovaError if there is none.
+    """
     moving = [s for s in container.streams.video if not s.disposition & STILLS]
     if not moving:
         cover = ", only a cover picture" if len(container.streams.video) else ""
@@ -106,17 +117,18 @@ def video_stream(container: InputContainer, path: str | Path) -> Stream:
     return _default(moving)
 
 
-def audio_stream(container: InputContainer) -> Stream | None:
-    """The sound's stream: the one marked as default, or the first; None where there is none."""
+def audio_stream(container: InputContainer) -> AudioStream | None:
+    """The sound's stream: the one marked as default, or the first; None if there is none."""
     streams = list(container.streams.audio)
     if len(streams) > 1 and container.format.name == "mpegts":
-        # A transport stream may carry several programs: the sound of the pictures' own.
+        # A transport stream may carry several programs: choose the sound of the pictures' program.
         moving = [s for s in container.streams.video if not s.disposition & STILLS]
-        return container.streams.best("audio", related=_default(moving) if moving else None)
+        best = container.streams.best("audio", related=_default(moving) if moving else None)
+        return cast("AudioStream | None", best)  # by the kind that was asked for
     return _default(streams) if streams else None
 
 
-def _default(streams: list[Stream]) -> Stream:
+def _default(streams: list[MediaStream]) -> MediaStream:
     return next((s for s in streams if s.disposition & Disposition.default), streams[0])
 
 
@@ -127,7 +139,7 @@ def _has_checksums(path: str | Path, index: int) -> bool:
         return any(packet.size and ffv1_is_whole(packet) for packet in packets)
 
 
-def channel_order(stream: Stream) -> tuple[str, ...]:
+def channel_order(stream: AudioStream) -> tuple[str, ...]:
     """Names of the channels of a sound stream in the order of the file ("FL", "FC", ...). To be called before decoding.
 
     A layout with an order of its own (film order in QuickTime) owns memory, which PyAV 17.1 to 18.1 frees once with
@@ -139,27 +151,57 @@ def channel_order(stream: Stream) -> tuple[str, ...]:
     names = tuple(channel.name for channel in layout.channels)
     if "+" in layout.name or "(" in layout.name or "@" in layout.name:
         ordinary = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-        stream.codec_context.layout = ordinary.get(len(names), f"{len(names)}C")
+        # PyAV takes a layout's name here, which its stubs do not say.
+        cast(Any, stream.codec_context).layout = ordinary.get(len(names), f"{len(names)}C")
     else:
         _kept.pop()
     return names
 
 
-class Reader:
-    """One stream's frames as (time in seconds on the container's clock, frame), in order of presentation.
+def _seconds(stamp: int, time_base: Fraction | None) -> Fraction:
+    """A time stamp in seconds."""
+    assert time_base is not None, "a decoded frame and its stream have a time base"
+    return stamp * time_base
 
-    `begin`: damage that does not reach frames from this time on does not count; None: all damage counts.
-    `decoder` takes the place of the stream's own.
-    `restart`: the time after which the stream's clock goes back, to `resumed` (None: not known), if that was met: there
-    the frames end, for what follows is another recording.
+
+class Reader(Generic[MediaFrame]):
+    """Yields one stream's frames as (time in seconds on the container's clock, frame), in order of presentation.
+
+    decoder: used instead of the stream's own.
+    Attributes: `begin`: only damage that can reach frames from this time on is an error; None: all damage is.
+    `second`: the time of the stream's second frame, once `first` was called; None if there is none.
+    `restart`: the time after which the stream's clock goes back to `resumed` (None: unknown). The frames end there,
+    because another recording follows. None as long as that was not found.
     """
 
+    @overload
     def __init__(
-        self, container: InputContainer, stream: Stream, path: str | Path, decoder: CodecContext | None = None
+        self: "Reader[VideoFrame]",
+        container: InputContainer,
+        stream: VideoStream,
+        path: str | Path,
+        decoder: VideoCodecContext | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Reader[AudioFrame]",
+        container: InputContainer,
+        stream: AudioStream,
+        path: str | Path,
+        decoder: AudioCodecContext | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream | AudioStream,
+        path: str | Path,
+        decoder: VideoCodecContext | AudioCodecContext | None = None,
     ) -> None:
         self.container, self.stream, self.path = container, stream, path
         self._decoder = decoder or stream.codec_context
-        # Decoders rather fail than show what they have made up.
+        # Decoders shall fail instead of concealing errors.
         self._decoder.options = {**self._decoder.options, "err_detect": CHECKS}
         self.begin: Fraction | None = None
         self.second: Fraction | None = None
@@ -177,7 +219,7 @@ class Reader:
         self._clear()
 
     def _clear(self) -> None:
-        """Forget what is known of the frames so far: the next come from another place."""
+        """Reset what is known about the frames so far: the next ones come from another place."""
         self.restart: Fraction | None = None
         self.resumed: Fraction | None = None
         self._last: Fraction | None = None
@@ -187,9 +229,9 @@ class Reader:
         # Until a frame that stands alone, the first ones may show what they refer to and do not have.
         self._waits = self._moving and self._cut
 
-    def first(self) -> tuple[Fraction, Frame] | None:
-        """The file's first frame; `frames` gives it again. `second` is then the time of the next, if there is one."""
-        found = []
+    def first(self) -> tuple[Fraction, MediaFrame] | None:
+        """Return the stream's first frame, and set `second`. `frames` yields the first frame again."""
+        found: list[tuple[Fraction, MediaFrame]] = []
         for packet in self._packets:
             self._fed.append(packet)
             found += [checked for frame in self._decoded(packet) if (checked := self._checked(frame)) is not None]
@@ -199,10 +241,10 @@ class Reader:
         self.second = found[1][0] if len(found) > 1 else None
         return found[0] if found else None
 
-    def frames(self, begin: Fraction, *, search: bool = True) -> Iterator[tuple[Fraction, Frame]]:
-        """Frames from one that is not later than `begin` on, if there is such a one.
+    def frames(self, begin: Fraction, *, search: bool = True) -> Iterator[tuple[Fraction, MediaFrame]]:
+        """Yield frames, starting at one that is not later than `begin` if there is one.
 
-        search=False reads from the file's first frame on, for a `begin` that is near.
+        search=False: read from the file's first frame on, for a `begin` that is near.
         """
         self.begin = begin
         if self.container.format.name == "ogg":
@@ -218,7 +260,7 @@ class Reader:
                 if early is not None and early[0] <= begin:
                     yield from chain([early], frames)
                     return
-            # The index leads astray: everything is read.
+            # The index is wrong: read everything.
             packets = self._sought(Fraction(-10))
         yield from self._from(self._skipped(packets, begin))
 
@@ -228,7 +270,8 @@ class Reader:
         Those of FLAC never do, but its frames have numbers. Where packets are left over at the end of the sound, it is
         times after a jump that are wrong.
         """
-        numbered = self._decoder.name == "flac"
+        decoder = self._decoder
+        numbered = decoder.name == "flac"
         with open_media(self.path, pictures=self._moving) as container:
             expected = block = origin = jumped = None
             over = 0
@@ -237,12 +280,12 @@ class Reader:
                     continue
                 time = packet.pts * packet.time_base
                 jumps = expected is not None and abs(time - expected) > JUMP
-                if numbered:
-                    block = block or packet.duration
+                if numbered and isinstance(decoder, AudioCodecContext):
+                    block = block or packet.duration or 0
                     sample = flac_sample(packet, block)
-                    zero = origin if sample is None else time - Fraction(sample, self._decoder.sample_rate)
+                    zero = origin if sample is None else time - Fraction(sample, decoder.sample_rate)
                     origin = zero if origin is None else origin
-                    jumps = jumps or (origin is not None and abs(zero - origin) > JUMP)
+                    jumps = jumps or (zero is not None and origin is not None and abs(zero - origin) > JUMP)
                 if jumps and time >= begin:
                     raise self._error(time)
                 jumped = time if jumps else jumped
@@ -252,7 +295,7 @@ class Reader:
             raise self._error(jumped)
 
     def _sought(self, time: Fraction) -> Iterator[Packet]:
-        self.container.seek(int(time / self.stream.time_base), stream=self.stream)
+        self.container.seek(int(time / _seconds(1, self.stream.time_base)), stream=self.stream)
         self._decoder.flush_buffers()
         return self._demuxed()
 
@@ -294,7 +337,7 @@ class Reader:
         else:
             yield from packets
 
-    def _from(self, packets: Iterator[Packet], alone: bool = False) -> Iterator[tuple[Fraction, Frame]]:
+    def _from(self, packets: Iterator[Packet], alone: bool = False) -> Iterator[tuple[Fraction, MediaFrame]]:
         self._clear()
         self._waits |= alone and self._moving
         for packet in packets:
@@ -307,13 +350,13 @@ class Reader:
         if self._damage is not None and (self.begin is None or self._damage >= self.begin):
             raise self._error(self._damage)
 
-    def _decoded(self, packet: Packet) -> list[Frame]:
+    def _decoded(self, packet: Packet) -> list[MediaFrame]:
         if packet.size == 0 and packet.pts is not None:
-            return []  # the last picture stays; to the decoder it would mean the end
+            return []  # it repeats the last picture; the decoder would take it for the end
         if packet.is_corrupt or self._is_known_to_be_spoilt(packet):
             self._spoilt(packet)
         try:
-            return self._decoder.decode(packet)
+            return cast("list[MediaFrame]", self._decoder.decode(packet))  # of the kind of the stream, see __init__
         except av.FFmpegError as error:
             if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise
@@ -321,7 +364,7 @@ class Reader:
             return []
 
     def _is_known_to_be_spoilt(self, packet: Packet) -> bool:
-        """Whether a checksum says so that the media library reads past: FFV1's own, or that of Matroska's cluster."""
+        """Whether a checksum that the media library ignores is wrong: FFV1's, or that of a Matroska cluster."""
         if not packet.size:
             return False
         if self._clusters is not None and packet.pos is not None and self._clusters.is_spoilt(packet.pos):
@@ -340,15 +383,15 @@ class Reader:
         self._latest = shown if self._damage is None else max(self._latest, shown)
         self._damage = time if self._damage is None else min(self._damage, time)
 
-    def _checked(self, frame: Frame) -> tuple[Fraction, Frame] | None:
-        """The frame with its time; None where it is not to be shown or the clock restarts."""
+    def _checked(self, frame: MediaFrame) -> tuple[Fraction, MediaFrame] | None:
+        """The frame with its time; None if it must not be shown, or if the clock restarts at it."""
         if frame.pts is not None:
-            time = frame.pts * frame.time_base
+            time = _seconds(frame.pts, frame.time_base)
         elif self._expected is not None:
             time = self._expected  # of a packet with several frames of sound
         else:
             raise MovaError(f"{self.path}: its {self.stream.type} carries no timestamps")
-        if not self._moving and frame.sample_rate:
+        if isinstance(frame, AudioFrame) and frame.sample_rate:
             self._expected = time + Fraction(frame.samples, frame.sample_rate)
         if self._last is not None and time < self._last - self._jitter:
             self.restart, self.resumed = self._last, time
@@ -372,7 +415,7 @@ class Reader:
         return time, frame
 
     def _time(self, stamp: int | None) -> Fraction | None:
-        return None if stamp is None else stamp * self.stream.time_base
+        return None if stamp is None else _seconds(stamp, self.stream.time_base)
 
     def _error(self, time: Fraction) -> MovaError:
         return MovaError(f"{self.path}: damaged {self.stream.type} at {float(time):.3f} s")

@@ -1,8 +1,8 @@
-"""Real files to clips: pictures at the model's frame rate, sound at its sample rate, both on one clock.
+"""Decodes media files to clips: pictures at the model's frame rate, sound at its sample rate, both on one clock.
 
-The clock starts at the presentation time of the first picture (plus `start`); where no pictures are wanted, at that of
-the first sample. Pictures and sound are placed on it by their timestamps, never by counting, so that a file of any
-frame rate, constant or variable, whose streams start at different times, comes out in step.
+The clock starts at the presentation time of the first picture (plus `start`), or without pictures at that of the first
+sample. Pictures and sound are placed on it by their timestamps, not by counting: they stay in step for any frame rate,
+constant or variable, and if the streams start at different times.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ import numpy as np
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.container import audio_stream, open_media, video_stream
-from mova_engine.data.media.pictures import read_pictures
-from mova_engine.data.media.reader_process import apart
+from mova_engine.data.media.pictures import declared_duration, read_pictures
+from mova_engine.data.media.reader_process import in_reader_process
 from mova_engine.data.media.sound import Sound, first_sound, read_sound
 from mova_engine.data.metadata import LATEST_START
 from mova_engine.errors import MovaError
 
 Silent = Literal["refuse", "zeros", "mask"]
 
-# A player would show a late or short track as silence; a clip with less than half its sound counts as silent.
+# A clip whose sound covers less than this share counts as silent; players play a late or short track as silence.
 LEAST_SOUND = 0.5
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Pictures uint8 [f, h, w, 3] (RGB; None: not asked for) and sound float32 [n] (mono) in step.
+    """A decoded clip. video: uint8 [f, h, w, 3], RGB; None if pictures were not requested. audio: float32 [n], mono.
 
-    Picture k shows the instant k / fps, sample i sounds at i / sample_rate. heard: whether the file has sound here, so
-    that `audio` is to be learned.
+    Picture k is that at k / fps seconds, sample i that at i / sample_rate seconds. heard: whether the file has sound
+    here, so that a model may be trained on `audio`.
     """
 
     video: np.ndarray | None
@@ -41,7 +41,7 @@ class Clip:
 
     @property
     def pictures(self) -> np.ndarray:
-        """`video` where it was asked for. MovaError where it was not."""
+        """`video`. Raises MovaError if the clip was read without pictures."""
         if self.video is None:
             raise MovaError("the clip was read without its pictures")
         return self.video
@@ -49,7 +49,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file declares. `duration` is of the pictures, in seconds; `sample_rate` is 0 where there is no sound."""
+    """What a file declares about itself. duration: of the video, in seconds. sample_rate: in Hz, 0 without sound."""
 
     width: int
     height: int
@@ -58,12 +58,12 @@ class MediaInfo:
     sample_rate: int
 
 
-@apart
+@in_reader_process
 def probe(path: str | Path) -> MediaInfo:
-    """Read what a file declares, without decoding it. MovaError when it is missing, unreadable or has no video."""
+    """Read what a file declares, without decoding it. Raises MovaError if it is missing, unreadable or has no video."""
     with open_media(path) as container:
         video, sound = video_stream(container, path), audio_stream(container)
-        length = video.duration * video.time_base if video.duration else Fraction(container.duration or 0, av.time_base)
+        length = declared_duration(video) or Fraction(container.duration or 0, av.time_base)
         return MediaInfo(
             width=video.codec_context.width,
             height=video.codec_context.height,
@@ -73,23 +73,22 @@ def probe(path: str | Path) -> MediaInfo:
         )
 
 
-@apart
+@in_reader_process
 def read_clip(
     path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent: Silent = "refuse", pictures: bool = True
 ) -> Clip:
     """Decode `clip.frames` pictures and `clip.audio_samples` samples, from `start` seconds after the first picture.
 
-    Pictures: each is the source picture chosen by `pick_frames`, centre-cropped and resized by `crop_resize`.
-    Sound: resampled to `clip.sample_rate`, mixed down to mono. Sound before the clock's zero is cut; where the track is
-    late or ends early there are zeros. The samples beyond `clip.duration`, up to whole latents, are the sound that
-    follows in the file: a cut to zeros would put a click into the last latent.
+    Pictures: chosen by `pick_frames`, centre-cropped and resized by `crop_resize`.
+    Sound: resampled to `clip.sample_rate` and mixed down to mono. Sound before the start is cut; where the track starts
+    late or ends early there are zeros. The samples after `clip.duration`, up to whole latents, are the sound that
+    follows in the file: zeros there would put a click into the last latent.
 
-    silent: what to do with a file without sound (no track, a silent one, or one that covers less than half the clip):
-    "refuse" raises, "zeros" gives what there is, zeros elsewhere, and so does "mask"; the clip then says that it is not
-    heard. A clip of which the sound covers half or more counts as heard.
-    pictures=False: the sound alone, from `start` seconds after its first sample. Files without video will do.
-    Raises MovaError, naming the file, when it is missing, damaged, without what is asked for, too short or silent. The
-    file is decoded in a process of its own: where that crashes, hangs or takes all memory, that is a MovaError too.
+    silent: how to treat a clip without sound (no track, a silent one, or one that covers less than half the clip).
+    "refuse": raise MovaError. "zeros" and "mask": return the sound that there is, zeros elsewhere, with heard=False.
+    pictures=False: only the sound, from `start` seconds after its first sample; the file needs no video.
+    Raises MovaError, naming the file, if it is missing, damaged, too short, or lacks video or sound. The file is
+    decoded in a separate process; if that crashes, hangs or runs out of memory, MovaError is raised as well.
     """
     if silent not in get_args(Silent):
         raise MovaError(f"silent must be one of {', '.join(get_args(Silent))}, got '{silent}'")
@@ -108,14 +107,14 @@ def read_clip(
     if missing and silent == "refuse":
         also = " or mask" if pictures else ""
         raise MovaError(f"{path}: {missing} (--loader.silent-audio zeros{also} accepts it)")
-    if not pictures and not sound.covered:
+    if not pictures and (sound is None or not sound.covered):
         raise MovaError(f"{path}: too short: its sound ends before {start:g} s")
     audio = np.zeros(clip.audio_samples, np.float32) if sound is None else sound.mono
     return Clip(video, audio, heard=missing is None)
 
 
 def _missing(sound: Sound | None, clip: ClipConfig) -> str | None:
-    """Why a clip counts as silent; None where it does not."""
+    """Why a clip counts as silent; None if it does not."""
     if sound is None:
         return "has no sound track"
     if sound.covered < LEAST_SOUND * clip.audio_samples:

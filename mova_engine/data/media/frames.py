@@ -1,10 +1,11 @@
-"""One decoded video frame to the picture that a player shows: its colours, its transparency, its orientation."""
+"""Converts a decoded video frame to the picture that a player shows: colours, transparency, orientation."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation
 from PIL import Image
@@ -48,10 +49,10 @@ def frame_pixels(
     codec: str = "",
     profile: bytes | None = None,
 ) -> np.ndarray:
-    """The frame as uint8 [height, width, 3], cropped and resized. MovaError names a file that states what is unknown.
+    """The frame as uint8 [height, width, 3], cropped and resized. Raises MovaError for unknown colour tags.
 
-    pixel_aspect: the width of a stored pixel over its height. codec: its decoder's name. profile: an ICC profile that
-    holds where the frame carries none.
+    pixel_aspect: width / height of a stored pixel. codec: name of the decoder. profile: ICC profile that applies if the
+    frame has none.
     """
     for kind, name in AS_STORED.items():
         if _side_data(frame, kind, codec):
@@ -66,19 +67,21 @@ def frame_pixels(
 
 
 def _side_data(frame: VideoFrame, kind: Type, codec: str) -> bytes | None:
-    """What accompanies a frame, if it does and can be had.
+    """The frame's side data of one kind; None if there is none or if it cannot be read.
 
-    PyAV 18 frees the metadata of side data a second time, of which the process dies. PNG's decoder alone gives any (the
-    name of an ICC profile); looking at one kind of side data is looking at all.
+    PyAV 18 frees the metadata of side data twice, which crashes the process. Only PNG's decoder sets such metadata (the
+    name of an ICC profile). Reading one kind of side data reads all of them, so none is read from PNG frames.
     """
     if codec in NAMES_PROFILES:
         return None
-    data = frame.side_data.get(kind)
-    return None if data is None else bytes(data)
+    try:
+        return bytes(cast(SideDataContainer, frame.side_data)[kind])  # PyAV's stubs call it a TypedDict
+    except KeyError:
+        return None
 
 
 def frame_orientation(frame: VideoFrame, path: str | Path, codec: str = "") -> int:
-    """EXIF's number for the display matrix that container or stream give a frame. MovaError for other angles."""
+    """EXIF's number for the frame's display matrix. Raises MovaError if that is no quarter turn."""
     if codec in NAMES_PROFILES:
         return BY_ANGLE.get(round(frame.rotation / 90) % 4, UPRIGHT)
     data = _side_data(frame, Type.DISPLAYMATRIX, codec)
@@ -96,7 +99,7 @@ def frame_orientation(frame: VideoFrame, path: str | Path, codec: str = "") -> i
 
 
 def frame_colours(frame: VideoFrame, path: str | Path, codec: str = "") -> Colours:
-    """What holds for a frame's values, from its tags. MovaError for those that cannot be converted."""
+    """The colour coding of a frame, from its tags. Raises MovaError if it cannot be converted."""
     matrix, transfer, primaries = frame.colorspace, frame.color_trc, frame.color_primaries
     rgb = frame.format.is_rgb or frame.format.has_palette
     grey = len(frame.format.components) <= 2 and not rgb
@@ -120,12 +123,12 @@ def frame_colours(frame: VideoFrame, path: str | Path, codec: str = "") -> Colou
 
 
 def _values(frame: VideoFrame, colours: Colours) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray] | None]:
-    """Values [h, w, c] and what makes R'G'B' uint8 [..., 3] of them (None: they are that)."""
+    """Values [h, w, c], and the function that converts them to R'G'B' uint8 [..., 3] (None: they are R'G'B')."""
     form = frame.format
     rgb = form.is_rgb or form.has_palette
     one_scale = colours.full if rgb or len(form.components) <= 2 else colours.matrix in LUMA
     if form.is_bayer or form.name.startswith("xyz") or (colours.shown_as_stored and one_scale):
-        # What the scaler converts by itself.
+        # The scaler converts these by itself.
         return _reformat(frame, "rgb24", UNSTATED if rgb else colours.matrix).to_ndarray(), None
     bits = next((depth for depth in DEPTHS if depth >= max(part.bits for part in form.components)), 16)
     if rgb:
@@ -145,7 +148,7 @@ def _values(frame: VideoFrame, colours: Colours) -> tuple[np.ndarray, Callable[[
 def _by_profile(
     frame: VideoFrame, colours: Colours, profile: bytes, path: str | Path
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """As `_values`, for frames with an ICC profile (MJPEG, PNG), which says all but the matrix."""
+    """As `_values`, for frames with an ICC profile (MJPEG, PNG), which states everything except the matrix."""
     grey = len(frame.format.components) <= 2 and not frame.format.has_palette
     values = _reformat(frame, "rgb24", UNSTATED if frame.format.is_rgb else colours.matrix).to_ndarray()
 
@@ -158,8 +161,8 @@ def _by_profile(
 
 def _planes(frame: VideoFrame, count: int, dtype: type) -> np.ndarray:
     """The first `count` planes of a frame with planes of full size, [h, w, count]."""
-    planes = [np.frombuffer(plane, dtype).reshape(frame.height, -1)[:, : frame.width] for plane in frame.planes[:count]]
-    return np.stack(planes, axis=-1)
+    planes = [np.frombuffer(memoryview(plane), dtype) for plane in frame.planes[:count]]
+    return np.stack([plane.reshape(frame.height, -1)[:, : frame.width] for plane in planes], axis=-1)
 
 
 def _reformat(frame: VideoFrame, form: str, matrix: int) -> VideoFrame:

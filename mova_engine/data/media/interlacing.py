@@ -1,4 +1,4 @@
-"""Interlaced video to whole pictures: one for each frame, at the time of its first field."""
+"""Deinterlacing: one whole picture for each interlaced frame, at the time of its first field."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ TAGS = ("colorspace", "color_range", "color_trc", "color_primaries")
 def deinterlace(
     frames: Iterator[tuple[Fraction, VideoFrame]], path: str | Path, codec: str = ""
 ) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """Frames with their times; from those flagged interlaced the second field is replaced (FFmpeg's bwdif).
+    """Yield the frames with their times; in interlaced frames the second field is replaced (FFmpeg's bwdif).
 
-    Progressive frames pass unchanged, also between interlaced ones. MovaError for HEVC (`codec`) with interlaced
-    pictures: its pictures are single fields, of half the height.
+    Progressive frames pass unchanged, also between interlaced ones. Raises MovaError for interlaced HEVC (`codec`),
+    whose pictures are single fields of half the height.
     """
     filtered, waiting = None, deque()
     shape = None
@@ -46,9 +46,7 @@ def deinterlace(
 def _filter(frame: VideoFrame) -> Graph:
     graph = Graph()
     graph.threads = 1  # for the same reason as the decoder
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
-    )
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     fields = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
     sink = graph.add("buffersink")
     source.link_to(fields)
@@ -60,7 +58,7 @@ def _filter(frame: VideoFrame) -> Graph:
 def _pull(
     graph: Graph, waiting: deque[tuple[Fraction, VideoFrame]], frame: VideoFrame | None
 ) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """Push a frame (None: the end) and yield what comes out, in order and one for each that went in."""
+    """Push a frame into the filter (None: the end) and yield its finished frames, one for each pushed, in order."""
     graph.vpush(frame)
     while waiting:
         try:
@@ -68,7 +66,7 @@ def _pull(
         except (av.BlockingIOError, av.EOFError):
             return
         time, source = waiting.popleft()
-        # The filter takes planar layouts alone, and a change of layout may lose these.
+        # The filter works on planar formats only; a conversion to one may lose these tags.
         for tag in TAGS:
             setattr(made, tag, getattr(source, tag))
         yield time, made if source.interlaced_frame else source

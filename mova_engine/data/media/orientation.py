@@ -1,6 +1,5 @@
-"""Which way is up: the eight ways in which a picture can be stored, for photos and videos alike.
-
-They are numbered as EXIF does: 1 is upright; 2, 4, 5 and 7 are mirrored.
+"""The orientation of stored pictures, for photos and videos, by EXIF's numbers: 1 is upright; 2, 4, 5 and 7 are
+mirrored.
 """
 
 import numpy as np
@@ -18,20 +17,24 @@ _BY_MATRIX = {
     (0, -1, -1, 0): 7,
     (0, -1, 1, 0): 8,
 }
-# What is left of a coefficient beside the greatest one, by rounding, counts as zero: a third of a degree.
+# A coefficient below this fraction of the largest one counts as zero (rounding; a third of a degree).
 _NOTHING = 0.006
 
 
 def from_matrix(matrix: np.ndarray) -> int | None:
-    """EXIF's number for a display matrix int [9] (row by row), whatever its scale; None when it is no such turn."""
+    """EXIF's number for a display matrix int [9] (row by row) of any scale; None if it is no quarter turn."""
     a, b, _, c, d = (float(value) for value in matrix[:5])
-    greatest = max(abs(a), abs(b), abs(c), abs(d))
-    signs = tuple(0 if abs(value) <= _NOTHING * greatest else 1 if value > 0 else -1 for value in (a, b, c, d))
-    return _BY_MATRIX.get(signs)
+    nothing = _NOTHING * max(abs(a), abs(b), abs(c), abs(d))
+    return _BY_MATRIX.get((_sign(a, nothing), _sign(b, nothing), _sign(c, nothing), _sign(d, nothing)))
+
+
+def _sign(value: float, nothing: float) -> int:
+    """-1, 0 or 1; 0 for a value of at most `nothing` in size."""
+    return 0 if abs(value) <= nothing else 1 if value > 0 else -1
 
 
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """View of pixels [h, w, ...] as they are to be seen. Unknown numbers count as upright, as viewers have it."""
+    """A view of pixels [h, w, ...] turned upright. Unknown numbers count as upright, as in viewers."""
     turned = {
         2: lambda: pixels[:, ::-1],
         3: lambda: pixels[::-1, ::-1],
@@ -45,5 +48,5 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether stored rows are seen as columns."""
+    """Whether the orientation exchanges rows and columns."""
     return orientation in (5, 6, 7, 8)

@@ -1,16 +1,17 @@
-"""The pictures of a clip: for each instant the source picture on display then, as RGB of the clip's size."""
+"""Reads the pictures of a clip: for each time of the clip the source picture on display, as RGB of the clip's size."""
 
 import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from av.codec import CodecContext
 from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
-from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
 from PIL import Image
 
 from mova_engine.config.model import ClipConfig
@@ -23,7 +24,7 @@ from mova_engine.errors import MovaError
 
 T = TypeVar("T")
 
-# Seconds from the first picture on in which all pictures have to agree on when that is shown.
+# Seconds after the first picture in which the times of the pictures are checked against each other.
 OPENING = Fraction(1)
 # Seconds for which a program stream may go without a stamp.
 LATE_STAMPS = Fraction(2)
@@ -32,8 +33,13 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def exact_rate(fps: float) -> Fraction:
-    """A frame rate as the fraction it stands for (23.976023976 is 24000/1001)."""
+    """A frame rate as an exact fraction (23.976023976 -> 24000/1001)."""
     return Fraction(fps).limit_denominator(1001)
+
+
+def declared_duration(stream: VideoStream) -> Fraction:
+    """The duration that a stream declares, in seconds; 0 if it declares none."""
+    return stream.duration * stream.time_base if stream.duration and stream.time_base else Fraction(0)
 
 
 def read_pictures(
@@ -42,8 +48,8 @@ def read_pictures(
     """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
     stream = video_stream(container, path)
     decoder = choose_decoder(stream, path)
-    # A decoder with threads of its own may not be freed in another process, which forked workers can come to do; and
-    # most of the time goes to what follows it.
+    # One thread: a decoder with several must not be freed in another process, as a forked worker might do, and decoding
+    # takes the smaller part of the time.
     decoder.thread_count = 1
     reader = Reader(container, stream, path, decoder)
     first = reader.first()
@@ -72,7 +78,7 @@ def read_pictures(
         count, last = count + 1, frame
     if count < clip.frames:
         needed = start + Fraction(clip.frames) / rate
-        declared = stream.duration * stream.time_base if stream.duration else Fraction(0)
+        declared = declared_duration(stream)
         why = "too short"
         if reader.restart is not None:
             why = f"its clock restarts {float(reader.restart - origin):.3f} s after its first picture (joined files?)"
@@ -99,9 +105,9 @@ def read_pictures(
 
 
 def _check_opening(path: str | Path) -> None:
-    """MovaError where the first pictures' times are wrong, which all others' are counted from.
+    """Raise MovaError if the times of the file's first pictures are wrong: all clips' times are relative to them.
 
-    For clips that begin later: the others meet these pictures. Damage is left to the clips that it reaches into.
+    For clips that begin later and do not read these pictures. Damaged pictures are no error here.
     """
     with open_media(path) as container:
         stream = video_stream(container, path)
@@ -118,7 +124,7 @@ def _check_opening(path: str | Path) -> None:
             after = float(reader.restart - first[0])
             raise MovaError(f"{path}: its clock restarts {after:.3f} s after its first picture (joined files?)")
         hole = timeline.hole(first[0], end, (first[0], reader.second))
-        # A loss leaves a multiple of a picture's time, and is none of the clip's.
+        # A gap of a multiple of a picture's duration means lost pictures, which this clip does not need.
         if hole is not None and not timeline.is_whole(hole[1] - hole[0]):
             step = f"{float(hole[1] - hole[0]):.3f} s at {float(hole[0] - first[0]):.3f} s"
             raise MovaError(f"{path}: damaged video: the times of its first pictures step by {step}")
@@ -142,16 +148,16 @@ def _png_profile(path: str | Path) -> bytes | None:
             with Image.open(path if whole else io.BytesIO(bytes(packet))) as image:
                 return image.info.get("icc_profile")
         except Exception:
-            return None  # damage, on which the decoder has the word
+            return None  # damaged: the decoder will report it
 
 
-def choose_decoder(stream: Stream, path: str | Path) -> CodecContext:
-    """The stream's own, or libvpx's for transparent VP8 and VP9: FFmpeg's pass over the alpha that WebM keeps aside."""
+def choose_decoder(stream: VideoStream, path: str | Path) -> VideoCodecContext:
+    """The stream's own decoder, or libvpx's for transparent VP8 and VP9: FFmpeg's own decoders ignore WebM's alpha."""
     own = stream.codec_context
     if stream.metadata.get("alpha_mode") != "1":
         return own
     try:
-        decoder = CodecContext.create(ALPHA_DECODERS[own.name], "r")
+        decoder = cast(VideoCodecContext, CodecContext.create(ALPHA_DECODERS[own.name], "r"))  # both names are video
     except (KeyError, UnknownCodecError):
         warn(path, f"states transparency, which cannot be read of {own.name}, and is shown without")
         return own
@@ -166,10 +172,10 @@ def pick_frames(
 ) -> Iterator[T]:
     """For each of the ascending `wanted` times, yield the frame whose own time is nearest (the earlier of two).
 
-    A frame whose time is yet to come is taken only if it does within `reach`: where a picture stands for long, as with
-    a variable frame rate, the one on display is right however near the next one is. `frames` ends with (time, None):
-    the time at which the last frame leaves the display; from there on nothing is yielded, and nothing at all where the
-    first wanted time lies more than `reach` before the first frame.
+    A frame that begins after the wanted time is chosen only if it begins within `reach`: with a variable frame rate the
+    picture on display is the right one, even if the next one is nearer. `frames` ends with (time, None), the time at
+    which the last frame leaves the display; later times yield nothing. Nothing is yielded if the first wanted time is
+    more than `reach` before the first frame.
     """
     shown_time, shown = next(frames)
     if shown_time - wanted[0] > reach:

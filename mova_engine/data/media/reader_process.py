@@ -1,14 +1,14 @@
-"""Functions that read unknown files, run in a process of their own, so that no file can end the caller's.
+"""Runs functions that read unknown files in a separate process, so that no file can end the caller's process.
 
-Media libraries are native code: a file can crash them, have them take all memory, or never come back. A function
-marked `@apart` is run by a worker process. Whatever becomes of the worker, the caller gets a result or a MovaError that
-names the file.
+Media libraries are native code: a file can make them crash, use all memory, or never return. A function decorated with
+`@in_reader_process` runs in a worker process. Whatever happens to the worker, the caller gets a result or a MovaError
+that names the file.
 
     caller --socket--> server (imports little, never decodes) --fork--> worker (decodes one file after the other)
 
-The server is started when it is first needed, once for each thread that reads at the same time, and ends with the
-caller. It forks another worker where one has died, or has met a file that cannot be read and so may be spoilt itself.
-Arrays come back through shared memory. Log records of the worker are logged again by the caller.
+A server is started when it is first needed, one for each thread that reads at the same time, and ends with the caller.
+It forks a new worker when the old one has died, or has met an unreadable file, which may have left it in a bad state.
+Arrays are returned through shared memory. The caller logs the worker's log records again.
 """
 
 import atexit
@@ -37,35 +37,38 @@ from mova_engine.errors import MovaError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What reading one file may take. Processor time, because a busy machine or a slow disk is not the file's fault.
+# Limits for reading one file. Mainly processor time: a busy machine or a slow disk must not fail a file.
 CPU_SECONDS = 300
 WALL_SECONDS = 3600
 MEMORY = 8 << 30
-# Bytes of shared memory that stay with a server: to be given new pages for each clip takes longer than the copy.
+# Bytes of shared memory that a server keeps between calls: new pages for each clip take longer than the copy.
 KEPT = 256 << 20
 
 _SERVE = "import sys; from mova_engine.data.media.reader_process import serve; serve(*map(int, sys.argv[1:]))"
 
 
 class FatalFileError(MovaError):
-    """The process that read a file died of it, or took too long or too much memory: `reason`, without the path."""
+    """Reading a file crashed the process, or took too long or too much memory. reason: the message without the path."""
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.reason = reason
 
 
-def apart(function: Callable[P, R]) -> Callable[P, R]:
-    """Have `function(path, ...)`, of a module's top level, run in a worker process; `__wrapped__` is the bare one.
+def in_reader_process(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: run `function(path, ...)`, defined at a module's top level, in a worker process. `__wrapped__` is the
+    undecorated function.
 
-    Arguments and results are pickled. Raises what `function` raises, and FatalFileError, which names `path`, where the
-    worker dies, or takes more than CPU_SECONDS, WALL_SECONDS or MEMORY.
+    Arguments and results are pickled. Raises what `function` raises, and FatalFileError, which names `path`, if the
+    worker dies or exceeds CPU_SECONDS, WALL_SECONDS or MEMORY.
     """
+
+    call: Callable[..., R] = function
 
     @functools.wraps(function)
     def run(path: Any, *args: Any, **kwargs: Any) -> Any:
         if _in_worker:
-            return function(path, *args, **kwargs)
+            return call(path, *args, **kwargs)
         with _pool.taken() as server:
             return server.run(function, path, args, kwargs)
 
@@ -113,7 +116,7 @@ class _Server:
         for size in sizes:
             buffer, done = np.empty(size, np.uint8), 0
             while done < size:
-                done += os.preadv(self._memory, [memoryview(buffer)[done:]], place + done)
+                done += os.preadv(self._memory, [buffer.data[done:]], place + done)
             buffers.append(buffer)
             place += size
         if place > KEPT:
@@ -121,7 +124,7 @@ class _Server:
         return buffers
 
     def close(self, ends: bool = True) -> None:
-        """Let go of the server, which then ends; ends=False in a forked process, whose parent goes on using it."""
+        """Close the connection, which ends the server. ends=False: in a forked process, whose parent keeps using it."""
         self._socket.close()
         os.close(self._memory)
         if ends:
@@ -131,7 +134,7 @@ class _Server:
 
 
 def _shared_memory() -> int:
-    """Descriptor of a file without a name."""
+    """The descriptor of an anonymous file."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("clips", 0)
     with tempfile.TemporaryFile() as file:
@@ -139,7 +142,7 @@ def _shared_memory() -> int:
 
 
 class _Pool:
-    """Servers that wait for work."""
+    """The servers of this process, of which the idle ones are reused."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -176,11 +179,14 @@ atexit.register(_pool.close)
 
 
 def serve(socket: int, memory: int) -> None:
-    """The server: hand requests to a worker, and say what became of it, until the caller closes the socket."""
+    """The server's loop: pass requests to a worker and send back its answer, or how it died, until the caller closes
+    the socket.
+    """
     global _in_worker
     _in_worker = True
     caller = Connection(socket)
-    worker = pid = None
+    worker: Connection | None = None
+    pid = 0  # of the worker; 0: it has ended
     while True:
         try:
             request = caller.recv()
@@ -198,12 +204,12 @@ def serve(socket: int, memory: int) -> None:
                 answer, spoilt = worker.recv()
             except (EOFError, OSError):
                 answer, spoilt = ("died", _cause(os.waitpid(pid, 0)[1], cpu), []), True
-                pid = None
+                pid = 0
         else:  # the caller has gone, or the time is over
             answer, spoilt = ("died", f"reading it takes more than {wall} s", []), True
         if spoilt:
             worker.close()
-            if pid is not None:
+            if pid:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
             worker = None
@@ -231,11 +237,11 @@ def _fork(caller: Connection, memory: int, space: int) -> tuple[Connection, int]
     if pid:
         theirs.close()
         return ours, pid
-    # A worker that goes on, whatever happens, must not become a second server.
+    # Whatever happens, a worker must never return from here and act as a second server.
     try:
         ours.close()
         caller.close()
-        # The C library's last words would stand on the terminal without the file's name.
+        # Messages of the C library would appear on the terminal without the file's name.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
@@ -272,7 +278,7 @@ def _work(server: Connection, memory: int, space: int) -> None:
 
 
 def _stored(result: Any, memory: int) -> tuple[bytes, list[int]]:
-    """Put the arrays of a result into the shared memory; the rest of it is returned, and the arrays' sizes."""
+    """Write the arrays of a result into the shared memory; return the pickled rest and the arrays' sizes in bytes."""
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
     sizes, place = [], 0

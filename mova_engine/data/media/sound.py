@@ -1,6 +1,6 @@
-"""The sound of a clip: placed by its timestamps, resampled, mixed down to one channel.
+"""Reads the sound of a clip: placed by its timestamps, resampled, mixed down to one channel.
 
-What a file's timestamps mean is found by `clock`, what its channels weigh by `downmix`.
+`clock` interprets a file's timestamps, `downmix` gives the weights of its channels.
 """
 
 from collections.abc import Iterator
@@ -22,26 +22,26 @@ from mova_engine.data.media.downmix import mono_weights, pairs
 from mova_engine.data.media.warn import warn
 from mova_engine.errors import MovaError
 
-# Below this peak (-80 dB) a channel holds no sound: digital silence, or its dither.
+# A channel whose peak is below this (-80 dB) is silent: digital silence, or its dither.
 SILENCE_PEAK = 1e-4
-# A left and a right channel that correlate by less are one sound, inverted in one of them: a lead connected wrongly.
+# If the correlation of left and right is below this, they are one sound, inverted in one channel by wrong wiring.
 OPPOSITE = -0.95
-# A downmix this far below its loudest channel is one that has cancelled out.
+# If the downmix is below this fraction of its loudest channel, the channels have cancelled out.
 CANCELLED = 1e-2
-# Seconds of sound to either side of a clip whose timestamps bear witness on those in it.
+# Seconds of sound before and after a clip that are read to check the clip's timestamps.
 AROUND = Fraction(1)
-# Codecs whose frames are decoded with what the one before left.
+# Codecs whose frames need the previous frame to be decoded.
 OVERLAPPING = ("aac", "ac3", "eac3", "mp3", "mp3float", "vorbis", "wmav1", "wmav2", "wmapro")
-# Most frames that a codec puts before the sound.
+# The largest number of priming frames that a codec puts before the sound.
 PRIMING = 3
-# Seconds over which sound fades where it begins or ends in the clip, and where parts overlap from one to the other.
+# Seconds of the fade where sound begins or ends within the clip, and of the cross-fade where parts overlap.
 FADE = 2e-3
 
 
 @dataclass(frozen=True)
 class Sound:
-    """`mono` float32 [n], at most 1 in size. covered: for how many of its samples the file has sound. silent: none of
-    the channels that count in a downmix sounds in it.
+    """The sound of a clip. mono: float32 [n] in [-1, 1]. covered: number of samples for which the file has sound.
+    silent: whether all channels of the downmix are silent.
     """
 
     mono: np.ndarray
@@ -51,7 +51,7 @@ class Sound:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A frame: when it starts and how long it lasts, seconds on the clip's clock, and its channels float32 [c, n]."""
+    """A decoded frame. time, length: start and duration in seconds on the clip's clock. samples: float32 [c, n]."""
 
     time: Fraction
     length: Fraction
@@ -61,8 +61,9 @@ class _Piece:
 
 
 def first_sound(container: InputContainer, path: str | Path) -> Fraction:
-    """When the file's first sample sounds, in seconds on the container's clock."""
+    """The time of the file's first sample, in seconds on the container's clock. Raises MovaError if there is none."""
     stream = audio_stream(container)
+    assert stream is not None, "`open_media` refuses a file without sound here"
     channel_order(stream)
     first = Reader(container, stream, path).first()
     if first is None:
@@ -73,13 +74,13 @@ def first_sound(container: InputContainer, path: str | Path) -> Fraction:
 def read_sound(
     container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, origin: Fraction
 ) -> Sound:
-    """The clip's sound from `start` seconds after `origin`.
+    """Read the clip's sound, from `start` seconds after `origin`.
 
-    Where the file has none there are zeros, with a short fade to either side. Sound that exceeds full scale in the
-    clip, as a downmix of loud channels may, is scaled down to it as a whole. Raises MovaError for sound that cannot be
-    placed or mixed.
+    Gaps are filled with zeros, with a short fade on both sides. If the downmix exceeds full scale, the whole clip is
+    scaled down. Raises MovaError for sound whose timestamps or channels cannot be used.
     """
     stream = audio_stream(container)
+    assert stream is not None, "called for a container with sound"
     order = channel_order(stream)
     begin, margin = origin + start, Fraction(1, 10)
     end = begin + Fraction(clip.audio_samples, clip.sample_rate)
@@ -112,11 +113,11 @@ def read_sound(
 def _refuse_displaced(
     runs: list[PacketRun], duration: float, restart: Fraction | None, container: str, path: str | Path
 ) -> None:
-    """MovaError where sound of the clip, which lasts from 0 to `duration`, may stand at a wrong place.
+    """Raise MovaError if sound of the clip, which lasts from 0 to `duration` seconds, may have a wrong time.
 
-    container: FFmpeg's name of it. Program and transport streams stamp packets that hold several frames, so that sound
-    just before a step is of after it; Ogg stamps the end of a page alone, so that sound just after a step, up to a page
-    of a second, is of before it.
+    container: FFmpeg's name of the format. In program and transport streams one stamp covers several frames, so that
+    sound just before a step may belong after it. Ogg stamps only the end of a page, so that sound up to a second after
+    a step may belong before it.
     """
     for step, run in displaced(runs):
         if run.times[0] < duration and run.times[-1] > 0:
@@ -148,9 +149,9 @@ def _pieces(
     margin: Fraction,
     path: str | Path,
 ) -> Iterator[_Piece]:
-    """Frames that touch the clip or AROUND it. order: the stream's channels, as of `channel_order`.
+    """Yield the frames of the clip, and those within AROUND seconds of it. order: as of `channel_order`.
 
-    Damage later than `margin` after the clip ends them, and is none of the clip's.
+    Damage more than `margin` seconds after the clip is no error; the frames end there.
     """
     floats, last = _Floats(), begin
     while True:
@@ -177,14 +178,14 @@ def _pieces(
 
 
 class _Floats:
-    """Makes samples float32 [channels, n], full scale 1, of frames of any format."""
+    """Converts frames of any format to samples float32 [channels, n], full scale 1."""
 
     def __init__(self) -> None:
         self._converters: dict[tuple[str, str, int], av.AudioResampler] = {}
 
     def __call__(self, frame: AudioFrame) -> np.ndarray:
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        # Packed: of planar sound with 8 channels or more PyAV reads memory that is not the frame's.
+        # A packed format: for planar sound with 8 or more channels PyAV reads beyond the frame's memory.
         converter = self._converters.setdefault(kind, av.AudioResampler(format="flt"))
         found = [part.to_ndarray().reshape(-1, frame.layout.nb_channels).T for part in converter.resample(frame)]
         return np.concatenate(found, axis=1)
@@ -193,14 +194,14 @@ class _Floats:
 def _weights(
     pieces: list[_Piece], duration: Fraction, path: str | Path
 ) -> tuple[dict[tuple[str, ...], np.ndarray], float]:
-    """The weights of each layout's channels, float32, and the peak within the clip of the channels that count."""
+    """Channel layout -> downmix weights, float32, and the peak in the clip of the channels with a weight."""
     weights, loudest = {}, 0.0
     for channels in dict.fromkeys(piece.channels for piece in pieces):
         try:
             own = mono_weights(channels).astype(np.float32)
         except MovaError as error:
             raise MovaError(f"{path}: {error}") from None
-        heard = np.concatenate([_within(x, duration) for x in pieces if x.channels == channels], axis=1)
+        heard = np.concatenate([_samples_in_clip(x, duration) for x in pieces if x.channels == channels], axis=1)
         loudest = max(loudest, float(np.abs(heard[own != 0]).max(initial=0)))
         for left, right in pairs(channels):
             if _are_opposite(heard[left], heard[right]):
@@ -210,8 +211,8 @@ def _weights(
     return weights, loudest
 
 
-def _within(piece: _Piece, duration: Fraction) -> np.ndarray:
-    """The piece's samples that lie within the clip."""
+def _samples_in_clip(piece: _Piece, duration: Fraction) -> np.ndarray:
+    """The piece's samples within the clip."""
     first, last = -piece.time * piece.rate, (duration - piece.time) * piece.rate
     return piece.samples[:, max(0, int(first)) : max(0, int(last))]
 
@@ -219,11 +220,11 @@ def _within(piece: _Piece, duration: Fraction) -> np.ndarray:
 def _are_opposite(left: np.ndarray, right: np.ndarray) -> bool:
     left, right = left.astype(np.float64), right.astype(np.float64)
     energy = np.sqrt((left @ left) * (right @ right))
-    return bool(energy) and left @ right < OPPOSITE * energy
+    return bool(energy) and bool(left @ right < OPPOSITE * energy)
 
 
 def _same_rate(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    """Divide pieces where the sample rate changes."""
+    """Split the pieces into parts of equal sample rate."""
     part: list[_Piece] = []
     for piece in pieces:
         if part and piece.rate != part[0].rate:
@@ -241,23 +242,25 @@ def _runs(part: list[_Piece]) -> Iterator[tuple[PacketRun, list[_Piece]]]:
 
 
 def _is_priming(run: PacketRun, part: list[_Piece]) -> bool:
-    """Whether a run before the clip is what a codec puts before its sound, for which some containers leave a gap."""
+    """Whether a run before the clip consists of a codec's priming frames, after which some containers have a gap."""
     return run.times[-1] <= 0 and len(part) <= PRIMING
 
 
 def _silence_first(part: list[_Piece], gap: float) -> None:
-    """Silence the first frame after a gap in which a frame is lost: it is decoded with what an earlier one left."""
+    """Silence the first frame after a gap with lost frames: it was decoded with the state of the wrong frame."""
     if gap > 0.9 * part[0].length:
         part[0].samples[:] = 0
 
 
 def _placed(mono: np.ndarray, rate: int, run: PacketRun, sample_rate: int) -> tuple[int, np.ndarray]:
-    """A run at `sample_rate`: the place in the clip of its first sample, which may lie before it, and its samples."""
+    """Resample a run to `sample_rate`; return the index in the clip of its first sample (may be negative), and its
+    samples.
+    """
     if not run.stretched:
         return round(run.times[0] * sample_rate), _resample(mono, rate, sample_rate)
     from scipy.ndimage import map_coordinates
 
-    # Twice the rate, so that a spline of degree 5 between samples is as good as exact.
+    # At twice the rate the error of interpolating with a spline of degree 5 is negligible.
     fine = _resample(mono, rate, 2 * sample_rate)
     first, last = int(np.ceil(run.times[0] * sample_rate)), int(run.times[-1] * sample_rate)
     nominal = np.interp(np.arange(first, last + 1) / sample_rate, run.times, run.nominal)
@@ -265,7 +268,7 @@ def _placed(mono: np.ndarray, rate: int, run: PacketRun, sample_rate: int) -> tu
 
 
 def _lay(audio: np.ndarray, covered: np.ndarray, first: int, samples: np.ndarray, fade: int) -> None:
-    """Put a run into the clip, over what was there. Where it begins or ends within the clip, it fades in or out."""
+    """Write a run into the clip, over earlier runs. It fades in or out where it begins or ends within the clip."""
     ramp = np.sin(np.linspace(0, np.pi / 2, min(fade, len(samples)) + 2)[1:-1]).astype(np.float32) ** 2
     over = np.ones(len(samples), np.float32)
     if first > 0:
@@ -280,7 +283,7 @@ def _lay(audio: np.ndarray, covered: np.ndarray, first: int, samples: np.ndarray
 
 
 def _resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """Sound float32 [n] at another rate."""
+    """Resample float32 [n] to another rate."""
     if rate == sample_rate:
         return mono
     graph = Graph()
@@ -296,6 +299,6 @@ def _resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     while True:
         try:
             found.append(graph.pull().to_ndarray()[0])
-        except (av.error.BlockingIOError, av.error.EOFError):
+        except (av.BlockingIOError, av.EOFError):
             break
     return np.concatenate(found) if found else np.zeros(0, np.float32)

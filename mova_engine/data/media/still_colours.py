@@ -1,13 +1,14 @@
-"""What picture files state of their colours, each format in its own way, and the way from there to sRGB.
+"""Reads the colour information of picture files and converts their pixels to sRGB.
 
-Order of precedence as in the PNG specification (third edition): code points (cICP; AVIF's nclx stands behind its ICC
-profile), the ICC profile, the sRGB chunk, gamma and primaries; for photos without any of these, Adobe RGB by EXIF.
+Order of precedence as in the PNG specification (third edition): code points (cICP; for AVIF the ICC profile precedes
+its nclx), the ICC profile, the sRGB chunk, gamma and primaries; for photos without any of these, Adobe RGB by EXIF.
 """
 
 import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
@@ -39,7 +40,7 @@ Convert = Callable[[np.ndarray], np.ndarray]
 
 
 def to_rgb(image: Image.Image, path: str | Path) -> tuple[np.ndarray, Convert | None]:
-    """R'G'B' uint8 [h, w, 3] of a loaded picture, and what makes sRGB of it (None: it is that)."""
+    """R'G'B' uint8 [h, w, 3] of a loaded picture, and the function that converts it to sRGB (None: it is sRGB)."""
     codes = _code_points(path, image.format)
     profile = image.info.get("icc_profile")
     if codes and (image.format == "PNG" or not profile):
@@ -78,22 +79,29 @@ def _from_code_points(codes: tuple[int, int, bool], path: str | Path) -> Convert
 
 
 def from_profile(image: Image.Image, profile: bytes, path: str | Path) -> Image.Image:
-    """The picture in sRGB by its ICC profile; one that does not fit it is not applied, as in browsers."""
+    """Convert a picture to sRGB by its ICC profile. A profile that does not fit is not applied, as in browsers."""
     mode = image.mode if image.mode in ("RGB", "L", "CMYK", "LAB") else "L" if image.mode in ("LA", "1") else "RGB"
     plain = image.convert(mode)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+        profile_space = cast(Any, source.profile).xcolor_space  # Pillow's stubs name the constructor's argument here
+        if mode == "L" and profile_space.strip() == "RGB":
             plain = plain.convert("RGB")
         transform = _transform(source, plain.mode)
     except (ImageCms.PyCMSError, OSError, ValueError):
         warn(path, "its ICC profile does not fit the picture and is not applied")
         return plain.convert("RGB")
-    return ImageCms.applyTransform(plain, transform) if transform else plain.convert("RGB")
+    return _transformed(plain, transform) if transform else plain.convert("RGB")
+
+
+def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    found = ImageCms.applyTransform(image, transform)
+    assert found is not None, "only an in-place transform returns None"
+    return found
 
 
 def _transform(source: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None where that changes nothing but for rounding: sRGB stays bit for bit."""
+    """The transform from a profile to sRGB; None if it changes only the rounding, so that sRGB pictures stay exact."""
     transform = ImageCms.buildTransform(
         source,
         ImageCms.createProfile("sRGB"),
@@ -107,7 +115,7 @@ def _transform(source: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCms
     steps = np.arange(0, 256, 17, dtype=np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(16, -1, 3)
     probe = Image.fromarray(grid if mode == "RGB" else np.ascontiguousarray(grid[..., 0]))
-    error = np.abs(np.array(ImageCms.applyTransform(probe, transform)).astype(int) - np.array(probe.convert("RGB")))
+    error = np.abs(np.array(_transformed(probe, transform)).astype(int) - np.array(probe.convert("RGB")))
     return None if error.max() <= 2 else transform
 
 

@@ -1,4 +1,4 @@
-"""Picture files: what is in them as a player would show it, at the model's size."""
+"""Reads picture files as a viewer shows them, at the model's size."""
 
 import warnings
 from collections.abc import Callable
@@ -6,24 +6,25 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from mova_engine.data.media.orientation import UPRIGHT
-from mova_engine.data.media.reader_process import apart
+from mova_engine.data.media.reader_process import in_reader_process
 from mova_engine.data.media.resize import finish
 from mova_engine.data.media.still_colours import to_rgb
 from mova_engine.data.media.warn import warn
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
 
-# Pillow names a few videos without being able to read them.
+# Video formats that Pillow recognises but cannot read.
 NO_PICTURES = ("MPEG",)
-# What HEIF files call themselves: FFmpeg takes one tile of such a picture for the whole, and Pillow cannot read them.
+# Brands of HEIF files: FFmpeg reads one tile as the whole picture, and Pillow cannot read them.
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
-@apart
+@in_reader_process
 def is_picture(path: str | Path) -> bool:
-    """Whether a file is a picture rather than a video, by its content. MovaError when there is no such file."""
+    """Whether a file is a picture rather than a video, by its content. Raises MovaError if there is no such file."""
     require_file(path)
     try:
         with warnings.catch_warnings():
@@ -33,16 +34,17 @@ def is_picture(path: str | Path) -> bool:
     except Image.UnidentifiedImageError:
         return _is_heif(path)
     except Exception:
-        # What Pillow recognises and cannot read: `read_image` says why.
+        # Recognised, but unreadable: `read_image` reports the reason.
         return True
 
 
-@apart
+@in_reader_process
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Read a picture file to uint8 [height, width, 3], centre-cropped and resized as clips are. MovaError names it.
+    """Read a picture file to uint8 [height, width, 3], centre-cropped and resized as clips are.
 
-    Of an animation, the first picture. Its orientation, transparency and colours (ICC profile, cICP, nclx, gamma and
-    primaries of PNG, Adobe RGB by EXIF) are as for the frames of a video; 16-bit grey is scaled, not cut.
+    Of an animation the first picture is read. Orientation, transparency and colours (ICC profile, cICP, nclx, gamma and
+    primaries of PNG, Adobe RGB by EXIF) are applied as for video frames; 16-bit grey is scaled to 8 bits. Raises
+    MovaError, naming the file, if it cannot be read.
     """
     require_file(path)
     try:
@@ -63,7 +65,7 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
         heif = "is HEIF, which cannot be read; convert it to PNG or JPEG" if _is_heif(path) else None
         raise MovaError(f"{path}: {heif or 'not a readable picture (of no known format)'}") from None
     except Image.DecompressionBombError:
-        most = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise MovaError(f"{path}: a picture of more than {most} megapixels is not read; scale it down first") from None
     except Exception as error:
         # Pillow's decoders report damage with exceptions of every kind.
@@ -80,7 +82,7 @@ def _is_heif(path: str | Path) -> bool:
 def _pixels(
     image: Image.Image, path: str | Path
 ) -> tuple[np.ndarray, np.ndarray | None, Callable[[np.ndarray], np.ndarray] | None]:
-    """R'G'B' uint8 [h, w, 3], alpha uint8 [h, w] if there is any, and what makes sRGB of the pixels if they are not."""
+    """R'G'B' uint8 [h, w, 3], alpha uint8 [h, w] or None, and the function that converts the pixels to sRGB or None."""
     form = image.format
     alpha = None
     if image.mode.startswith("I") and "transparency" in image.info:
@@ -97,7 +99,9 @@ def _pixels(
 
 
 def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
-    """Grey of 16 bits, or of numbers from 0 to 1, in 8 bits."""
+    """Convert 16-bit grey, or floats from 0 to 1, to 8-bit grey. Raises MovaError for values without a defined
+    white.
+    """
     values = np.array(image).astype(np.float64)
     if image.mode == "F":
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
@@ -106,7 +110,7 @@ def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
         raise MovaError(f"{path}: 32-bit integers state no white; save it with 8 or 16 bits")
     else:
         values = values / 65535
-    if image.format == "TIFF" and image.tag_v2.get(262) == 0:
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(262) == 0:
         values = 1 - values  # "white is zero", which Pillow does not apply to these
     grey = Image.fromarray(np.round(values * 255).astype(np.uint8))
     grey.info = {key: value for key, value in image.info.items() if key != "transparency"}

@@ -1,4 +1,6 @@
-"""When pictures are on display: the true times where a container's are not, the last one's end, pictures missing."""
+"""The times at which pictures are on display: corrects wrong times, finds the last picture's end and missing
+pictures.
+"""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -12,11 +14,11 @@ from av.video.frame import PictureType, VideoFrame
 
 from mova_engine.errors import MovaError
 
-# Frames by which to tell whether a rate is constant.
+# Number of frames that suffice to tell whether the frame rate is constant.
 ENOUGH = 60
-# Seconds by which the distance of two stamps may be wrong: containers round to milliseconds.
+# Error of the distance of two stamps in seconds: containers round to milliseconds.
 ROUNDING = Fraction(2, 1000)
-# Seconds for which no picture stays: a day.
+# No picture stays on display for so many seconds (a day).
 LONGEST = Fraction(86_400)
 
 
@@ -27,9 +29,9 @@ class WrongTimesError(MovaError):
 def known_times(
     frames: Iterator[tuple[Fraction, VideoFrame]], container: InputContainer, stream: Stream, path: str | Path
 ) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """The frames with their true times where the container does not give these, or MovaError where they are a guess.
+    """Yield the frames with corrected times. Raises MovaError if the container does not determine them.
 
-    An AVI with B frames gives times of decoding; where the sound starts against them is a frame or two in doubt.
+    An AVI with B frames has decoding times only, so that the offset of the sound is uncertain by a frame or two.
     """
     if container.format.name == "mpeg" and stream.average_rate:
         frames = _counted(frames, 1 / stream.average_rate, path)
@@ -43,11 +45,12 @@ def known_times(
 def _counted(
     frames: Iterator[tuple[Fraction, VideoFrame]], period: Fraction, path: str | Path
 ) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """Frames of a constant rate, some of which are stamped a period or two off: those get the time that counting gives.
+    """Correct single wrong stamps in a stream of constant frame rate, by counting frames.
 
-    In program streams a stamp stands where a packet of 2 kB begins and goes to the frame that is next found there,
-    now and then to another. Later stamps agree with the count again; where they do not within a second, a frame is
-    missing and all times stay, or WrongTimesError is raised where they lie before the count: none can be too many.
+    In program streams a stamp belongs to the first frame that begins in a packet of 2 kB; sometimes it is given to
+    another frame, and is then a period or two off. Such frames get the counted time if later stamps agree with the
+    count again within a second. If not, frames are missing and all stamps are kept; if the later stamps are before the
+    count, WrongTimesError is raised, because there cannot be too many frames.
     """
     last, odd = None, []
     for time, frame in frames:
@@ -68,16 +71,16 @@ def _counted(
 
 
 class Timeline:
-    """Frames with their times, as they are read, and at last the time at which the last one leaves the display.
+    """Iterates over (time, frame), and at the end (time, None), the time at which the last frame leaves the display.
 
-    stated: whether the container says of each frame how long it stays. Otherwise that is guessed from a declared rate,
-    and the distance of the frames before says more.
+    stated: whether the container states each frame's duration. Otherwise the decoder derives it from the declared rate,
+    and the typical distance of the frames is used instead.
     """
 
     def __init__(self, frames: Iterator[tuple[Fraction, VideoFrame]], stream: Stream, stated: bool) -> None:
         self._frames, self._stream, self._stated = frames, stream, stated
         self._times: list[Fraction] = []
-        self._alone: list[Fraction] = []  # of pictures that need no others
+        self._alone: list[Fraction] = []  # times of key frames
         self._stays = Fraction(0)
 
     def __iter__(self) -> Iterator[tuple[Fraction, VideoFrame | None]]:
@@ -85,7 +88,7 @@ class Timeline:
             self._times.append(time)
             if frame.key_frame:
                 self._alone.append(time)
-            self._stays = frame.duration * frame.time_base
+            self._stays = frame.duration * (frame.time_base or 0)
             yield time, frame
         if not self._times:
             yield Fraction(0), None
@@ -101,55 +104,56 @@ class Timeline:
     def hole(
         self, begin: Fraction, end: Fraction, opening: tuple[Fraction, Fraction | None]
     ) -> tuple[Fraction, Fraction] | None:
-        """From when to when, between `begin` and `end`, pictures are missing: from a file of constant
-        frame rate, or for longer than any stays.
+        """Return the first interval (start, end) in seconds between `begin` and `end` in which pictures are missing;
+        None if there is none. A gap counts in a file of constant frame rate, or if it is longer than LONGEST.
 
-        Also before `begin`, from the last picture on that needs no others: those that follow need what is missing.
-        Also between the file's first two pictures, at `opening`: a wrong time of the first would move everything.
-        The rate is constant where nine of ten distances are the same, or the file's mean and base rates and the usual
-        distance agree. That a container says of a picture that it stays so long proves nothing: whoever writes a file
-        from which packets are missing lets it say so.
+        Gaps between the last key frame before `begin` and `begin` count too, because later pictures depend on the
+        missing ones. So does a gap between the file's first two pictures (`opening`): a wrong first time would shift
+        everything. The rate is constant if nine of ten distances are equal, or if the file's mean rate, its base rate
+        and the typical distance agree. A long duration stated by the container is no evidence: software that writes a
+        file with missing packets states it as well.
         """
         if self._widest(opening) > self._typical() * Fraction(3, 2):
-            # There may be few distances to tell by what is usual.
+            # Read more frames: there may be too few distances to know the typical one.
             self._see_while(lambda: len(self._times) <= ENOUGH)
         typical = self._typical()
         if not typical:
             return None
         begin = max((time for time in self._alone if time <= begin), default=begin)
         within = [(a, b) for a, b in pairwise(self._times) if a < end and b > begin]
-        if opening[1] is not None:
-            within.append(opening)
+        first, second = opening
+        if second is not None:
+            within.append((first, second))
         longest = typical * Fraction(3, 2) + ROUNDING if self._is_constant() else LONGEST
         return next(((a, b) for a, b in within if b - a > longest), None)
 
     def crowded(self, end: Fraction) -> Fraction | None:
-        """When, up to `end`, a file of constant rate shows two pictures all but at once."""
+        """The first time up to `end` at which a file of constant rate has two pictures at almost the same time."""
         least = self._typical() / 4 if self._is_constant() else 0
         return next((a for a, b in pairwise(self._times) if b - a < least and a < end), None)
 
     def _is_constant(self) -> bool:
-        """Whether the frame rate is, see `hole`."""
+        """Whether the frame rate is constant, see `hole`."""
         typical, gaps = self._typical(), [b - a for a, b in pairwise(self._times)]
         even = sum(abs(gap - typical) <= typical / 10 + ROUNDING for gap in gaps) >= len(gaps) * Fraction(9, 10)
         rates = (self._stream.average_rate, self._stream.base_rate)
         return even or all(rate is not None and abs(rate * typical - 1) < Fraction(1, 20) for rate in rates)
 
     def gap_around(self, time: Fraction, begin: Fraction, end: Fraction) -> tuple[Fraction, Fraction] | None:
-        """From when to when, between `begin` and `end`, a picture stays that is on display at `time`."""
+        """The interval in which the picture on display at `time` is shown, if it overlaps `begin` to `end`."""
         return next(((a, b) for a, b in pairwise(self._times) if a < time < b and a < end and b > begin), None)
 
     def is_whole(self, time: Fraction) -> bool:
-        """Whether a time is a multiple of the usual distance of two frames."""
+        """Whether a time in seconds is a multiple of the typical distance of two frames."""
         typical = self._typical()
         return abs(time - round(time / typical) * typical) <= typical / 10 + ROUNDING
 
     def see_until(self, end: Fraction) -> None:
-        """Read on to a time."""
+        """Read the times of frames up to `end`."""
         self._see_while(lambda: self._times[-1] < end)
 
     def _see_while(self, wanted: Callable[[], bool]) -> None:
-        """Read on; damage that is met is none of the clip's."""
+        """Read the times of frames while `wanted` returns True. Damage is no error here."""
         try:
             for time, _ in self._frames:
                 self._times.append(time)
@@ -161,7 +165,7 @@ class Timeline:
             return
 
     def _typical(self) -> Fraction:
-        """The usual distance of two frames."""
+        """The median distance of two frames, in seconds."""
         distances = sorted(b - a for a, b in pairwise(self._times))
         return distances[(len(distances) - 1) // 2] if distances else Fraction(0)
 

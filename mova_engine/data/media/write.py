@@ -1,4 +1,4 @@
-"""Clips to mp4 files that any player shows with sound and picture in step."""
+"""Writes clips to mp4 files that players show with sound and picture in step."""
 
 import io
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.error import FFmpegError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
@@ -30,12 +31,12 @@ def encode_mp4(
     crf: int = 18,
     audio_bit_rate: int = 192_000,
 ) -> bytes:
-    """The content of an mp4 file: pictures uint8 [f, h, w, 3] as H.264 (yuv420p, BT.709), mono sound float [n] as AAC.
+    """Encode an mp4 file: pictures uint8 [f, h, w, 3] as H.264 (yuv420p, BT.709), mono sound float [n] as AAC.
 
-    Picture k is stamped k / fps and sample i i / sample_rate; the encoder's priming samples are cut by the container's
-    edit list, so that a decoder gives sample i back at i. Sound beyond [-1, 1] is clipped. crf: H.264's quality, 0 to
-    51, less is better. path: of the file to be, for errors.
-    Raises MovaError for shapes that the format cannot hold.
+    Picture k has the time k / fps, sample i the time i / sample_rate. The container's edit list cuts the encoder's
+    priming samples, so that a decoder returns sample i at position i. Sound outside [-1, 1] is clipped. crf: H.264's
+    quality, 0 to 51, lower is better. path: of the file to be written, for error messages.
+    Returns the file's content. Raises MovaError for shapes that the format cannot hold.
     """
     video, audio = np.asarray(video), np.asarray(audio, dtype=np.float32)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
@@ -56,9 +57,9 @@ def encode_mp4(
 
 
 def write_mp4(path: str | Path, video: np.ndarray, audio: np.ndarray, **settings: Any) -> None:
-    """Write a file of its own; settings and errors as of `encode_mp4`. It appears whole or not at all.
+    """Encode and write an mp4 file atomically. settings, errors: as of `encode_mp4`.
 
-    MovaError also where there is such a file, which is not replaced, and when writing fails.
+    Raises MovaError also if the file exists already, or if writing fails.
     """
     if os.path.lexists(path):
         raise MovaError(f"{path} exists and is not replaced: give another name, or remove it")
@@ -66,7 +67,7 @@ def write_mp4(path: str | Path, video: np.ndarray, audio: np.ndarray, **settings
 
 
 def _encode(
-    container: av.container.OutputContainer,
+    container: OutputContainer,
     video: np.ndarray,
     audio: np.ndarray,
     fps: float,

@@ -1,1 +1,1 @@
-"""Clips that the engine makes itself."""
+"""Data sets that the engine generates."""

@@ -1,8 +1,9 @@
-"""The embedded dataset: real mp4 files of a bouncing ball that clicks, in which only timing ties sound to picture.
+"""The embedded data set: mp4 files of a bouncing ball that clicks, in which sound and picture agree only by timing.
 
-A ball rests at the top, is released after a hidden random delay, falls, and bounces with the tempo that the caption
-names; each bounce is one click whose pitch follows the ball's colour. Caption and first frame tell colour, tempo and
-place but not the delay: a model can put the click on the bounce only by letting picture and sound inform each other.
+A ball rests at the top, is released after a hidden random delay, falls, and bounces at the tempo that the caption
+names. Each bounce makes a click, whose pitch depends on the ball's colour. Caption and first frame determine colour,
+tempo and position but not the delay: a model can place the click on the bounce only if picture and sound exchange
+information.
 
     mova nano clips OUT --clips 768 --seed 0 --split train
 
@@ -59,7 +60,7 @@ COLUMNS = (12.0, 20.0, 28.0, 36.0)
 
 @dataclass(frozen=True)
 class Bounce:
-    """What happens in one clip. `delay`: seconds at rest before release; `column`: x of the ball's centre in pixels."""
+    """The parameters of one clip. delay: seconds at rest before the release. column: x of the ball's centre, pixels."""
 
     colour: str
     tempo: str
@@ -139,8 +140,8 @@ def generate(
 ) -> list[dict[str, Any]]:
     """Write `clips` clips of a split and their metadata.jsonl into `folder`; return the metadata rows.
 
-    Colour-tempo pairs take turns, so that any multiple of their number (24 train, 6 heldout) holds each equally often.
-    Clip i depends on (seed, split, i) alone. metadata.jsonl is written last: a folder that has one is complete.
+    Colour-tempo pairs alternate, so that a multiple of their number (24 train, 6 heldout) has each pair equally often.
+    Clip i depends only on (seed, split, i). metadata.jsonl is written last: a folder that has one is complete.
     progress: called with the number of clips written so far.
     Raises MovaError for an unknown split, a count below 1, a folder that already holds clips, and for files under the
     clips' names that were not written here.

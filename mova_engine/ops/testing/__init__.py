@@ -1,4 +1,4 @@
-"""How implementations of operators are judged: cases, noise of the reference, verdicts.
+"""Verification of operator implementations: test cases, the noise model of allowed errors, the comparison.
 
-No product code imports this: tests, parity, doctor and benchmarks do.
+Used by tests, parity, doctor and benchmarks, not by the product itself.
 """

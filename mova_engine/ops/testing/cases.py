@@ -1,9 +1,8 @@
-"""Inputs on which operators are tested and measured: MOVA's own shapes, awkward shapes, and inputs chosen to reveal
-errors.
+"""Inputs on which operators are tested and measured: MOVA's shapes, unusual shapes, and inputs that reveal errors.
 
-The last are such that a mistake shows above the rounding of half precision: rows so small that eps matters, rows of
-zeros where it must be there at all, modulations whose own rounding is not lost in the result's, GELU where its two
-forms differ most, scores that overflow without the maximum taken off.
+The last kind makes a mistake larger than the rounding of half precision: rows so small that eps matters, rows of zeros
+that need eps, modulations whose rounding is visible in the result, GELU where its two forms differ most, scores that
+overflow unless the maximum is subtracted.
 """
 
 from dataclasses import dataclass, replace
@@ -38,9 +37,8 @@ _BENCH_ROWS = _CPU_ROWS | {
 class Case:
     """One set of inputs: `make(generator, device, dtype)` returns keyword arguments of the operator.
 
-    Floating tensors that the operator differentiates are those named in `Operator.differentiable`.
-    `size` is "test" (fast everywhere) or "bench" (MOVA's real shapes). `elements`: of the largest activation, by
-    which a benchmark leaves out what a device cannot hold or finish.
+    size: "test" (fast on every device) or "bench" (MOVA's real shapes). elements: number of elements of the largest
+    activation, by which a benchmark skips cases that are too large for a device.
     """
 
     name: str
@@ -61,14 +59,18 @@ _KINDS = ((0, 0), (0, 0.5), (1e-3, 0), (1e-4, 0), (1, 512), (1e3, 0), (1, 0), (0
 
 
 def _every_kind(make: Maker, b: int, s: int, d: int, offsets: bool = True) -> torch.Tensor:
-    """[b, s, d]: rows of zeros, of a constant, tiny ones, with a large mean, large ones; without offsets about zero."""
+    """[b, s, d] with rows of zeros, of a constant, of tiny values, with a large mean, of large values. offsets: False:
+    all rows have mean zero.
+    """
     kinds = torch.tensor([_KINDS[i % len(_KINDS)] for i in range(s)], dtype=torch.float64)
     scale, offset = kinds[:, :1], kinds[:, 1:] * offsets
     return (make(b, s, d, dtype=torch.float64).cpu() * scale + offset).to(make.device, make.dtype)
 
 
 def row_cases(build: Build) -> tuple[Case, ...]:
-    """Cases of an operator on rows of activations; `build(maker, b, s, d, e)` returns its keyword arguments."""
+    """Cases of an operator on rows of activations. build(maker, b, s, d, e): returns the operator's keyword
+    arguments.
+    """
 
     def non_contiguous(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
         inputs = build(make, b, s, d, e)
@@ -92,8 +94,9 @@ def row_cases(build: Build) -> tuple[Case, ...]:
 
 
 def short_rows(build: Build) -> tuple[Case, ...]:
-    """A case of a norm whose rows have three channels: its gradient has one direction left, so that what it takes off
-    again is most of it. They are so small that in the gradient of x + gate * y the norm's part outweighs the other.
+    """A case of a norm whose rows have three channels. The norm's gradient removes two of the three directions of the
+    incoming one, so that an error in the removed part is large. The values are so small that in the gradient of
+    x + gate * y the norm's part is the larger one.
     """
 
     def short(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
@@ -103,8 +106,8 @@ def short_rows(build: Build) -> tuple[Case, ...]:
 
 
 def exact_sums(build: Build) -> tuple[Case, ...]:
-    """A case of a norm of x + gate * y whose numbers have so few digits that no dtype rounds the sum: what is left is
-    the rounding of the norm.
+    """A case of a norm of x + gate * y whose numbers have so few digits that the sum is exact in every dtype: only the
+    norm rounds.
     """
 
     def exact(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
@@ -115,12 +118,12 @@ def exact_sums(build: Build) -> tuple[Case, ...]:
     return (_case("exact-sums", exact, (2, 24, 64, 32)),)
 
 
-# Where GELU's tanh form and its definition by the normal distribution differ most, and beyond either side.
+# Inputs at which GELU's tanh form and its exact form differ most, and inputs far beyond on both sides.
 _GELU_ROWS = (-3.0, -1.5, -4.0, 0.0, 10.0, -10.0)
 
 
 def gelu_cases() -> tuple[Case, ...]:
-    """Cases of bias and GELU, with rows of the function's tails."""
+    """Cases of `bias_gelu`, including one with rows in the tails of GELU."""
 
     def tails(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
         offsets = torch.tensor([_GELU_ROWS[i % len(_GELU_ROWS)] for i in range(s)], dtype=torch.float64)
@@ -140,7 +143,7 @@ _BENCH_GEMMS = {
 
 
 def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
-    """Cases of a linear layer; with `lora` also its low-rank factors."""
+    """Cases of a linear layer. lora: of one with low-rank factors."""
     build = inputs_of.lora_linear if lora else inputs_of.linear
 
     def other_bias(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
         return inputs | few
 
     def exact_tail(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
-        # Where the two terms of GELU's derivative nearly cancel, and where the cubic term is much of it.
+        # -0.625: the two terms of GELU's derivative nearly cancel. -2: the cubic term is a large part of it.
         inputs = exact(make, b, s, i, o)
         bias = torch.where(torch.arange(o) % 2 == 0, -0.625, -2.0).to(inputs["bias"])
         return inputs | {"weight": inputs["weight"] / 8, "bias": bias}
@@ -163,7 +166,7 @@ def gemm_cases(lora: bool = False) -> tuple[Case, ...]:
     return (
         *(_case(name, build, shape) for name, shape in _GEMMS.items()),
         _case("no-bias" if lora else "tail", other_bias, (2, 17, 48, 64)),
-        # Of numbers with few digits, whose products and sums no dtype rounds: what is left is GELU and its derivative.
+        # Numbers with few digits, whose products and sums are exact in every dtype: only GELU and its derivative round.
         _case("exact", exact, (2, 40, 16, 48)),
         *(() if lora else (_case("exact-tail", exact_tail, (2, 40, 16, 48)),)),
         *(_case(name, build, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
@@ -175,7 +178,7 @@ _FP8_GEMMS = {"nano": (2, 69, 96, 288), "wide": (1, 5, 1536, 160), "one-token": 
 
 
 def fp8_cases() -> tuple[Case, ...]:
-    """Cases of a linear layer whose weight is held in fp8, with an adapter and without."""
+    """Cases of a linear layer with an fp8 weight, with and without an adapter."""
     return (
         *(_case(name, inputs_of.fp8_linear(True), shape) for name, shape in _FP8_GEMMS.items()),
         *(_case(f"{name}-no-adapter", inputs_of.fp8_linear(False), shape) for name, shape in _FP8_GEMMS.items()),
@@ -204,8 +207,9 @@ _BENCH_ATTENTIONS = {
 }
 
 
-# Scores of deviation 4, which a wrong scale moves; scores about 100, which overflow unless the maximum is taken off,
-# and whose log-sum-exp no half precision holds. Both with values about 2: what is missing of the weights' sum shows.
+# "sharp": scores with standard deviation 4, on which a wrong scale shows. "large-scores": scores about 100, which
+# overflow unless the maximum is subtracted, and whose log-sum-exp needs more than half precision. In both, the values v
+# are about 2, so that an error in the sum of the weights shows.
 _SCORES = {"sharp": (1, 33, 65, 2, 64), "large-scores": (2, 17, 40, 1, 64)}
 _DRAWS = {
     "sharp": {"q_scale": 4.0, "v_offset": 2.0},
@@ -214,7 +218,7 @@ _DRAWS = {
 
 
 def attention_cases(backward: bool = False, empty: bool = False) -> tuple[Case, ...]:
-    """Cases of attention; `backward` adds dout and a global out and lse; `empty` shards without keys or queries."""
+    """Cases of attention. backward: with dout and a global out and lse. empty: also shards without keys or queries."""
     build = inputs_of.attention_backward if backward else inputs_of.attention
     nothing = {"no-keys": (1, 5, 0, 2, 64), "no-queries": (1, 0, 5, 2, 64)}
     shapes = _ATTENTIONS | _SCORES | (nothing if empty else {})
@@ -229,7 +233,7 @@ def attention_cases(backward: bool = False, empty: bool = False) -> tuple[Case, 
                 name,
                 lambda g, dev, dt, shape=shape: build(Maker(g, dev, dt), *shape),
                 "bench",
-                # Scores, of which a tiled kernel holds a fraction: they bound the time.
+                # The number of scores: a tiled kernel holds few of them at once, but they determine the time.
                 shape[1] * shape[2] * shape[3],
             )
             for name, shape in _BENCH_ATTENTIONS.items()
@@ -245,7 +249,7 @@ def _packed_qkv(generator: torch.Generator, device: torch.device, dtype: torch.d
 MERGE_CASES = (
     Case("three-shards", inputs_of.merge_lse(3)),
     Case("empty-shard", inputs_of.merge_lse(3, empty=True)),
-    # exp of such sums overflows, and half precision does not hold them.
+    # exp of these sums overflows, and they need more than half precision.
     Case("large-sums", inputs_of.merge_lse(5, scale=1.0, offset=200.0)),
 )
 
@@ -253,8 +257,9 @@ CLIP_CASES = (
     Case("clipped", inputs_of.gradients(3.0)),
     Case("within", inputs_of.gradients(0.001)),
     Case("zeros", inputs_of.gradients(0.0)),
-    # As small as what is added to the norm; so large that float16 does not hold the squares.
+    # Gradients as small as the eps that is added to the norm.
     Case("tiny", inputs_of.gradients(1e-7, max_norm=1e-6)),
+    # Gradients whose squares overflow float16.
     Case("large", inputs_of.gradients(600.0)),
     Case("infinite", inputs_of.gradients(1.0, infinite=True)),
 )
@@ -262,7 +267,7 @@ CLIP_CASES = (
 
 ADAMW_CASES = (
     Case("three-steps", inputs_of.adamw()),
-    # Nothing but the updates; gradients as small as eps; nothing but eps and the decay.
+    # Weights that start at zero; gradients as small as eps; zero gradients, so that only the weight decay acts.
     Case("from-zero", inputs_of.adamw(start=0.0)),
     Case("tiny-gradients", inputs_of.adamw(start=0.01, size=1e-3, eps=1e-3)),
     Case("no-gradients", inputs_of.adamw(size=0.0, weight_decay=2.0)),
@@ -270,7 +275,7 @@ ADAMW_CASES = (
 
 
 def _renamed(build: Build, suffix: str) -> tuple[Case, ...]:
-    """The first cases once more in another form."""
+    """The first three row cases with another `build`, and `suffix` in their names."""
     return tuple(replace(case, name=f"{case.name}-{suffix}") for case in row_cases(build)[:3])
 
 
@@ -310,8 +315,10 @@ CASES: dict[str, tuple[Case, ...]] = {
 
 
 def cases_of(operator: Operator | str) -> tuple[Case, ...]:
-    """The cases of an operator of the table. MovaError for one that has none: give `verify` cases of your own."""
+    """Return the cases of an operator of the table. Raises MovaError if it has none: pass own cases to `verify`
+    then.
+    """
     name = operator if isinstance(operator, str) else operator.name
     if name not in CASES:
-        raise MovaError(f"operator '{name}' has no cases here: judge it on `Case`s of its own")
+        raise MovaError(f"operator '{name}' has no cases here: verify it on own `Case`s")
     return CASES[name]

@@ -1,9 +1,11 @@
-"""How far from the truth a right implementation may be, element by element.
+"""The noise model: the error that a correct implementation may have, for every element of a result.
 
-The variance of an element's error is the sum of three parts. Rounding once to the result's dtype: step^2 / 12, where
-`step` is the distance of the numbers around it. What the reference in that dtype is off by beyond that, in the
-element's row or in half of all rows. And what arithmetic in float32 may lose: `FLOAT32` roundings of the row's size,
-and as many of every input, so that a difference of large numbers is allowed what it loses.
+The variance of an element's error is the sum of three parts:
+- rounding once to the result's dtype: step^2 / 12, with `step` the distance between neighbouring numbers there;
+- the error of the reference in that dtype beyond this rounding, in the element's row or in half of all rows;
+- the error of float32 arithmetic: `FLOAT32` roundings of the row's size, and as many of every input, so that
+cancellation
+  in a difference of large numbers is allowed for.
 """
 
 from dataclasses import dataclass
@@ -15,18 +17,19 @@ from torch import Tensor
 
 EPS32 = torch.finfo(torch.float32).eps
 FLOAT32 = 32.0
-# Below this share of the largest number a row is nothing but rounding of what cancelled (softmax over one key).
+# A row below this fraction of the largest number is only rounding error after cancellation (softmax over one key).
 _VANISHED = 1e-10
 _SHORTEST = 8
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Of one tensor, all in its shape (at least one axis) and float64.
+    """The noise model of one tensor. All fields have the tensor's shape (at least one axis) and are float64.
 
-    weight: 0 where the truth is not finite, else 1. variance: of an element's error. moved: what float32 may lose.
-    forms: errors of the reference, and of its forms with the roundings that it permits, each with the variance that is
-    expected from the others: how large it is in units of that tells how far apart right implementations are.
+    truth: the exact result. weight: 0 where the truth is not finite, else 1. variance: of an element's error. moved:
+    the part of float32 arithmetic in its standard deviation. forms: the errors of the reference and of its variants
+    with other permitted roundings, each with the variance that the other forms predict. The size of the errors in units
+    of these variances tells how much correct implementations differ.
     """
 
     truth: Tensor
@@ -37,8 +40,11 @@ class Noise:
 
     @staticmethod
     def of(truth: Tensor, nudged: Tensor, made: list[Tensor], largest: float) -> "Noise":
-        """truth, nudged: results in float64, of the inputs and of inputs off by float32's rounding. made: the
-        reference's in the run's dtype, first as it is, then with the roundings that it permits. largest: of all.
+        """Build the model of a tensor.
+
+        truth, nudged: results in float64, of the inputs and of inputs perturbed by float32's rounding. made: results of
+        the reference in the tested dtype, first as it is, then with other permitted roundings. largest: the largest
+        absolute value of all results.
         """
         dtype = made[0].dtype
         truth, nudged, *others = (_lined(x.detach().to(torch.float64)) for x in (truth, nudged, *made))
@@ -62,29 +68,31 @@ class Noise:
         return self.truth.shape[-1]
 
     def error(self, found: Tensor) -> Tensor:
-        """found - truth where that is a number."""
+        """found - truth, float64; 0 where the truth is not finite."""
         return (_lined(found.detach().to(self.truth.device, torch.float64)) - self.truth).where(self.weight.bool(), 0)
 
     def rows(self, error: Tensor, variance: Tensor | None = None) -> Tensor:
-        """Root mean squares of whole rows, in units of their noise."""
+        """Root mean square error of each row (last axis), in units of its noise."""
         variance = self.variance if variance is None else variance
         return (_row_mean(error.square(), self.weight) / _row_mean(variance, self.weight).clamp(min=1e-300)).sqrt()
 
     def worst(self, error: Tensor) -> float:
-        """The largest error of an element, in units of its noise; where the reference's own is larger, of that."""
+        """The largest error of an element, in units of its noise plus the reference's own error."""
         usual = self.variance + self.forms[0][0].square()
         return float((error.square() / usual).max()) ** 0.5
 
     @cached_property
     def apart(self) -> tuple[float, float]:
-        """The largest row and the largest element that one form shows to the others."""
+        """The largest row error and the largest element error of one form of the reference against the others."""
         rows = max(float(self.rows(e, variance).max()) for e, variance in self.forms)
         return rows, max(float((e.square() / variance).max()) ** 0.5 for e, variance in self.forms[1:] or self.forms)
 
     def lines(self, error: Tensor) -> dict[str, tuple[Tensor, float, float]]:
-        """What the errors along each axis, and of the whole, have in common, in units of what chance gives.
+        """The systematic errors along each axis and of the whole tensor, in units of their standard deviation by
+        chance.
 
-        {"slope or mean along axis": (z of every line, root mean square and largest z that one form shows the others)}
+        Returns name -> (z of every line, root mean square and maximum of z of one form of the reference against the
+        others), for "slope along AXIS" and "mean along AXIS".
         """
         found = {}
         for name, line, apart in self._lines:
@@ -94,7 +102,7 @@ class Noise:
 
     @cached_property
     def _lines(self) -> list[tuple[str, "_Lines", list[tuple[float, float]]]]:
-        """The lines along each axis, and what one form shows the others along them: the same for every error."""
+        """The lines along each axis, and the reference forms' own z along them. Independent of the tested error."""
         axes = [(f"axis {i}", (i,)) for i, n in enumerate(self.truth.shape) if _SHORTEST <= n < self.truth.numel()]
         found = []
         for name, dims in (*axes, ("all", tuple(range(self.truth.dim())))):
@@ -116,8 +124,8 @@ class Noise:
 
 
 class _Lines(NamedTuple):
-    """Lines of a tensor along `dims`. weighted: the truth over the variance; slope, mean: what chance gives of the sums
-    of an error with and without `weighted`; sloped: which lines have a truth other than zero.
+    """Lines of a tensor along `dims`. weighted: truth / variance. slope, mean: standard deviations by chance of the sum
+    of an error times `weighted`, and of the sum of an error. sloped: the lines whose truth is not zero.
     """
 
     dims: tuple[int, ...]
@@ -127,13 +135,15 @@ class _Lines(NamedTuple):
     sloped: Tensor
 
     def of(self, error: Tensor) -> tuple[Tensor, Tensor]:
-        """(slope against the truth, mean) of the errors along `dims`, in units of what chance gives."""
+        """(slope against the truth, mean) of the errors along `dims`, in units of their standard deviation by
+        chance.
+        """
         slope = (error * self.weighted).sum(self.dims) / self.slope
         return slope.where(self.sloped, 0), error.sum(self.dims) / self.mean
 
 
 def _typical(rest: list[Tensor]) -> Tensor:
-    """The largest of several rows' excess variance, at least that of half of all rows."""
+    """The largest excess variance of several results for each row, but at least the median over all rows."""
     largest = torch.stack(rest).amax(0).clamp(min=0)
     return largest.clamp(min=float(largest.median()) if largest.numel() else 0)
 

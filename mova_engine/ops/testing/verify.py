@@ -1,11 +1,11 @@
-"""The judgement of an implementation, shared by tests and benchmarks.
+"""Verifies an implementation of an operator; used by tests and benchmarks.
 
-Truth is the reference in float64. What an implementation may be off by is a noise model of every element (`noise.py`):
-the rounding of the result to its dtype, what the reference in that dtype is off by beyond it, and what float32
-arithmetic cannot avoid. In units of that noise five things are bounded, over `DRAWS` draws of the inputs: the root mean
-square of the whole tensor, of each row, each element, and, since rounding is random and mistakes are not, the error
-that whole lines of elements have in common: its slope against the truth (a factor that is wrong) and its mean (an
-offset). The last two average the rounding away and see what is far below it. Gradients are judged as values are.
+The truth is the reference in float64. The noise model (`noise.py`) gives the allowed error of every element: rounding
+to the result's dtype, the reference's error in that dtype beyond it, and the unavoidable error of float32 arithmetic.
+Five quantities are bounded in units of this noise, over `DRAWS` draws of the inputs: the root mean square error of the
+whole tensor, of each row, the error of each element, and the systematic error of whole lines of elements: its slope
+against the truth (a wrong factor) and its mean (a wrong offset). Rounding is random and averages out in the last two,
+which therefore detect mistakes far below it. Gradients are verified in the same way as outputs.
 """
 
 import math
@@ -23,8 +23,8 @@ from mova_engine.ops.testing.noise import EPS32, Noise
 
 SEED = 2026
 DRAWS = 3
-# Where few roundings make an error (one query has nearly all of a key's weight), right implementations may be far
-# apart: this many times as far as the reference's own forms.
+# If few roundings make up an error (one query has nearly all of a key's weight), correct implementations may differ
+# much: by up to this multiple of the difference between the reference's own forms.
 APART = 1.5
 
 
@@ -38,13 +38,15 @@ class Measure:
 
     @property
     def share(self) -> float:
-        """found / allowed; a NaN is infinitely much."""
+        """found / allowed; infinity for a NaN."""
         return math.inf if math.isnan(self.found) else self.found / self.allowed
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """One tensor of one case: what was measured of implementation - truth; note: what makes measuring pointless."""
+    """The deviation of one tensor of a case from the truth. measures: the bounded quantities. note: why the tensor
+    cannot be compared at all (wrong shape, not finite, ...), else "".
+    """
 
     tensor: str
     measures: tuple[Measure, ...] = ()
@@ -56,7 +58,7 @@ class Deviation:
 
     @property
     def share(self) -> float:
-        """The worst measure as a share of what is allowed."""
+        """The worst measure as a fraction of what is allowed."""
         return max((measure.share for measure in self.measures), default=0.0)
 
     def __str__(self) -> str:
@@ -66,7 +68,9 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Trial:
-    """One draw of a case: inputs, the cotangents of its outputs, the reference's results and their noise by name."""
+    """One draw of a case. inputs: keyword arguments. cotangents: gradients of the outputs. expected, noise: the
+    reference's results and their noise model, by tensor name.
+    """
 
     inputs: dict[str, Any]
     cotangents: tuple[Tensor, ...]
@@ -82,9 +86,9 @@ def verify(
     dtype: torch.dtype,
     gradients: bool = True,
 ) -> list[Deviation]:
-    """Run one case through the implementation and judge every output and gradient over `DRAWS` draws of it.
+    """Run an implementation on `DRAWS` draws of a case, and compare every output and gradient with the truth.
 
-    gradients: False judges the outputs alone, for an implementation without a gradient.
+    gradients: False: outputs only, for an implementation without a gradient. Returns a Deviation for each tensor.
     """
     if not gradients:
         operator = replace(operator, differentiable=())
@@ -93,13 +97,13 @@ def verify(
 
 
 def trials(operator: Operator, case: Case, device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
-    """What implementations are compared with on `DRAWS` draws of a case; can be kept and used for several of them."""
+    """Yield `DRAWS` draws of a case with the reference's results; they can serve several implementations."""
     run = _RUNS[operator.kind]
     forms = (operator.reference, *operator.rounded)
     for draw in range(DRAWS):
         inputs = case.make(torch.Generator().manual_seed(SEED + draw), device, dtype)
         exact = _exact(inputs, device)
-        # Drawn in the results' own dtypes: their rounding is no part of anybody's error.
+        # Drawn in the results' own dtypes, so that rounding them adds no error.
         cotangents = _cotangents(operator, inputs) if operator.differentiable else ()
         truth = run(operator, operator.reference, exact, cotangents)
         nudged = run(operator, operator.reference, _nudged(exact, draw), cotangents)
@@ -112,12 +116,12 @@ def trials(operator: Operator, case: Case, device: torch.device, dtype: torch.dt
 
 
 def results(operator: Operator, implementation: Callable[..., Any], trial: Trial) -> dict[str, Tensor]:
-    """What `implementation` makes of a trial, outputs and gradients, by tensor."""
+    """The outputs and gradients of `implementation` on a trial, by tensor name."""
     return _RUNS[operator.kind](operator, implementation, trial.inputs, trial.cotangents)
 
 
 def judge(operator: Operator, pairs: Iterable[tuple[Trial, Mapping[str, Tensor]]]) -> list[Deviation]:
-    """Judge the results of trials, by tensor."""
+    """Compare the results of trials with the truth; returns a Deviation for each tensor."""
     tensors: dict[str, _Accumulated] = {}
     for trial, found in pairs:
         for name, noise in trial.noise.items():
@@ -126,13 +130,13 @@ def judge(operator: Operator, pairs: Iterable[tuple[Trial, Mapping[str, Tensor]]
 
 
 def _exact(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The inputs in float64, on the CPU where the device has none."""
+    """The inputs in float64; on the CPU if the device has no float64."""
     place = device if describe_backend(device.type).float64 else torch.device("cpu")
     return _mapped(inputs, lambda x: x.to(place).to(torch.float64) if x.is_floating_point() else x.to(place))
 
 
 def _nudged(exact: dict[str, Any], draw: int) -> dict[str, Any]:
-    """The inputs off by float32's rounding: how far results move then is what float32 arithmetic cannot avoid."""
+    """The inputs perturbed by float32's rounding: the change of the results is an error that float32 cannot avoid."""
     generator = torch.Generator().manual_seed(SEED - 1 - draw)
 
     def nudge(x: Tensor) -> Tensor:
@@ -143,7 +147,7 @@ def _nudged(exact: dict[str, Any], draw: int) -> dict[str, Any]:
 
 
 def _mapped(inputs: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """The inputs with every tensor changed, those in lists too."""
+    """The inputs with `change` applied to every tensor, also in lists."""
 
     def convert(x: Any) -> Any:
         return change(x) if isinstance(x, Tensor) else [convert(y) for y in x] if isinstance(x, list) else x
@@ -193,7 +197,7 @@ def _run_optimizer(operator: Operator, factory: Callable, inputs: dict, cotangen
 
 
 def _run_inplace(operator: Operator, function: Callable, inputs: dict, cotangents: tuple) -> dict[str, Tensor]:
-    """The returned value, and tensors changed in place."""
+    """The returned value, and the tensors that were changed in place."""
     grads = [g.clone() for g in inputs["grads"]]
     result = function(grads, inputs["max_norm"])
     return {"norm": result} | {f"grad{i}": g for i, g in enumerate(grads)}
@@ -210,7 +214,7 @@ def _largest(x: Tensor) -> float:
 
 @dataclass
 class _Accumulated:
-    """What the draws of a case showed of one tensor."""
+    """The errors of one tensor over the draws of a case."""
 
     rows: list[Tensor] = field(default_factory=list)  # root mean squares, in units of noise
     worst: float = 0.0
@@ -239,7 +243,7 @@ class _Accumulated:
 
     def _measures(self, slack: float) -> Iterator[Measure]:
         rows = torch.cat(self.rows)
-        # Few elements say little about a mean square: the bounds are those of chance.
+        # The bounds allow for the random variation of a mean square over few elements.
         yield Measure("rms", float(rows.square().mean()) ** 0.5, slack * (1 + 2 * self.elements**-0.5))
         yield Measure("row", float(rows.max()), slack * max(1 + 6 * self.row**-0.5, APART * self.apart[0]))
         yield Measure("element", self.worst, slack * max(8, APART * self.apart[1]))
@@ -251,7 +255,7 @@ class _Accumulated:
 
 
 def _unlike(noise: Noise, expected: Tensor, found: Tensor | None) -> str:
-    """What makes a comparison pointless, in words; empty when nothing does."""
+    """Why two tensors cannot be compared (missing, shape, dtype, infinities); "" if they can."""
     if found is None:
         return "missing"
     if found.shape != expected.shape:
@@ -259,7 +263,7 @@ def _unlike(noise: Noise, expected: Tensor, found: Tensor | None) -> str:
     if found.dtype != expected.dtype:
         return f"{found.dtype}, reference {expected.dtype}"
     if found.element_size() == 1:
-        # Of 8 bits every one is part of the result.
+        # 8-bit results must be equal.
         differ = int((found.view(torch.uint8) != expected.view(torch.uint8)).sum())
         return f"{differ} of {found.numel()} values are not the reference's" if differ else ""
     ours = found.detach().to(noise.truth.device, torch.float64).view_as(noise.truth)
