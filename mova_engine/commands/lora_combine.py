@@ -39,7 +39,7 @@ COMBINE = Command("mova lora combine", CombineConfig, "Write several adapters wi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Combine and write; returns 0. Raises MovaError for adapters that do not go together."""
-    config = COMBINE.parse(sys.argv[1:] if argv is None else argv)
+    config = COMBINE.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -35,7 +35,7 @@ CONVERT = Command("mova lora convert", ConvertConfig, "Write adapters in another
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert and write; returns 0. Raises MovaError for a file that cannot be read, or not be held at all."""
-    config = CONVERT.parse(sys.argv[1:] if argv is None else argv)
+    config = CONVERT.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

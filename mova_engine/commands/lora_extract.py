@@ -38,7 +38,7 @@ EXTRACT = Command(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Extract and write; returns 0. Raises MovaError for models of different sizes and for equal ones."""
-    config = EXTRACT.parse(sys.argv[1:] if argv is None else argv)
+    config = EXTRACT.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

@@ -34,7 +34,7 @@ INSPECT = Command(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns 0. Raises MovaError for a file that cannot be read."""
-    config = INSPECT.parse(sys.argv[1:] if argv is None else argv)
+    config = INSPECT.parse(argv)
     if config is None:
         return 0
     # Imported late, so that help is instant.

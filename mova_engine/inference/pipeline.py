@@ -134,8 +134,8 @@ class Pipeline:
         device: "cpu", "cuda" or "npu"; None: the first of npu, cuda, cpu that works. dtype: compute dtype of the
         towers, such as `torch.bfloat16`; None: as stored. clip: clip sizes other than the model's own, such as
         `ClipSettings(height=352, width=640)`.
-        lora: one or several adapters to add: a LoRA run, its checkpoint, or a file or folder of any dialect; as text also
-        with the layers that it adapts and a strength, "style.safetensors:high:0.8".
+        lora: one or several adapters to add: a LoRA run, its checkpoint, or a file or folder of any dialect; as text
+        also with the layers that it adapts and a strength, "style.safetensors:high:0.8".
         memory: where weights are while they are not used, `mova_engine.MemoryConfig(idle=...)`. "host" (default): in
         host memory, so that the device holds only the parts of one stage. "files": nowhere, they are read again.
         "device": on the device. `expert="host"`: only one video expert is on the device at a time. `weights="host"` or
