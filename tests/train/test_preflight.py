@@ -99,7 +99,7 @@ def test_packages_that_are_missing(small, nothing_decoded, monkeypatch, package,
 
 def test_a_package_that_is_broken(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MovaError, match="log.tensorboard: .*; mend it, or give --log.no-tensorboard"):
+    with pytest.raises(MovaError, match="log.tensorboard: .*; repair it, or give --log.no-tensorboard"):
         MetricsLog(tmp_path, LogSettings(), 0)
 
 
