@@ -1,4 +1,4 @@
-"""The device's copy bandwidth, measured: the yardstick of what only moves memory."""
+"""Measures the device's copy bandwidth, to which memory-bound operators are compared."""
 
 import torch
 

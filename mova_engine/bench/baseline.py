@@ -1,7 +1,7 @@
-"""What the engine is measured against: a table of operators in the published model's formulation.
+"""The baseline of benchmarks: the operators in the published model's formulation.
 
-It is no part of the engine, so it is found by name when it is asked for: "module:attribute", where the attribute maps
-operators' names to functions of their signatures.
+It is not part of this package and is imported by name, "module:attribute"; the attribute maps operators' names to
+functions of their signatures.
 """
 
 import importlib
@@ -20,7 +20,7 @@ NAME = "baseline"
 
 
 def load_baseline(target: str = BASELINE) -> Mapping[str, Callable[..., Any]]:
-    """The functions at "module:attribute". MovaError, with what to do, where they are not found."""
+    """Import the functions at "module:attribute". Raises MovaError, with a remedy, if they are not found."""
     module, _, attribute = target.partition(":")
     checkout = Path(mova_engine.__file__).resolve().parents[1]
     if target == BASELINE and (checkout / "benchmarks").is_dir() and str(checkout) not in sys.path:
@@ -39,7 +39,7 @@ def load_baseline(target: str = BASELINE) -> Mapping[str, Callable[..., Any]]:
 
 
 def bind_baseline(backend: Backend, target: str = BASELINE, *, training: bool = True) -> OpTable:
-    """The engine's table for `backend` with the baseline's operators in it."""
+    """Return the engine's operator table for `backend`, with the baseline's operators in place of the engine's."""
     functions = load_baseline(target)
     table = bind(backend, training=training).replaced(**functions)
     choices = tuple(Choice(c.operator, NAME) if c.operator in functions else c for c in table.choices)

@@ -31,9 +31,10 @@ _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 
 @dataclass(frozen=True)
 class Measurement:
-    """A subcommand with its options: at MOVA's shapes on a real device, at small ones on a CPU or an emulated device.
+    """A measurement of a campaign: a subcommand and its options. full: for MOVA's shapes on a real device. small: for
+    small shapes on a CPU or an emulated device.
 
-    rehearsed False: it has no small shapes, and a CPU or an emulated device would take days for the full ones.
+    rehearsed: False: it has no small shapes, and is skipped on a CPU or an emulated device, which would take days.
     """
 
     command: str
@@ -69,7 +70,7 @@ CAMPAIGNS: dict[str, tuple[Measurement, ...]] = {
 
 
 def run_suite(settings: SuiteConfig) -> int:
-    """Run the campaign that `settings` name; returns 1 where parity is missed (nothing is measured then), else 0."""
+    """Run the campaign that `settings` name. Returns 1 if parity fails (nothing is measured then), else 0."""
     if settings.suite not in CAMPAIGNS:
         known = f"Known: {', '.join(CAMPAIGNS)}"
         raise MovaError(f"unknown suite '{settings.suite}'.{suggest(settings.suite, CAMPAIGNS)} {known}")
@@ -99,7 +100,7 @@ def run_suite(settings: SuiteConfig) -> int:
 
 
 def _parity(backend: Backend, golden: Path | None) -> tuple[dict[str, Any], bool]:
-    """The verdict and its worst rows, under float32 that means float32."""
+    """The parity check, with reduced-precision modes of float32 switched off: its result and its worst rows."""
     rows: dict[str, list[ParityRow]] = {}
     with backend.full_precision():
         table = bind(backend)
@@ -120,7 +121,7 @@ def _parity(backend: Backend, golden: Path | None) -> tuple[dict[str, Any], bool
 
 
 def _measure(measurement: Measurement, backend: Backend, small: bool) -> dict[str, Any]:
-    """One entry of the file: rows, or why there are none."""
+    """One entry of the result file: rows, or the reason why there are none."""
     options = measurement.small if small else measurement.full
     entry = {"command": measurement.command, "dtype": measurement.dtype, "small": small}
     if small and not measurement.rehearsed:

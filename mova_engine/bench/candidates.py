@@ -1,4 +1,4 @@
-"""Measuring a job: the engine beside the baseline on the same tensors, checked first, then timed in turns."""
+"""Measures a job with the engine and the baseline on the same tensors: checks both, then times them interleaved."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ _FUSIBLE = (
 def make_sides(
     settings: ComparedConfig, backend: Backend, dtype: torch.dtype, *, training: bool = True
 ) -> list[Candidate]:
-    """The engine first, then what it is compared with."""
+    """The candidates of a comparison, the engine first."""
     sides = [Candidate(ENGINE, bind(backend, training=training, dtypes=(dtype,)), dtype)]
     if settings.baseline != "none":
         other = DTYPES[settings.baseline_dtype] if settings.baseline_dtype else dtype
@@ -60,9 +60,9 @@ def _baseline_side(device: str, target: str, dtype: torch.dtype, training: bool)
 def measure_job(
     job: Workload, small: Workload, sides: list[Candidate], settings: ComparedConfig, backend: Backend
 ) -> dict[str, Any]:
-    """Check every side on the `small` form of the job against float64, then time all of them on the job itself.
+    """Check every candidate on the job's `small` form against float64, then time all of them on the job itself.
 
-    Returns the row of the result file. Raises MovaError, and measures nothing, where a side is wrong.
+    Returns the row of the result file. Raises MovaError, and measures nothing, if a candidate's results are wrong.
     """
     dtype = sides[0].dtype
     with ExitStack() as processes:
@@ -99,7 +99,7 @@ def measure_job(
 
 
 def check_sides(small: Workload, workers: Workers, source: torch.dtype, backend: Backend) -> dict[str, dict[str, Any]]:
-    """The worst tensor of each side against the references in float64. Raises MovaError where one is wrong.
+    """Compare each candidate with the references in float64; return its worst tensor. Raises MovaError if one is wrong.
 
     source: the dtype in which the job's tensors are drawn.
     """
@@ -121,10 +121,11 @@ def check_sides(small: Workload, workers: Workers, source: torch.dtype, backend:
 
 
 def _compare_at_full_size(job: Workload, workers: Workers) -> dict[str, dict[str, Any]]:
-    """At the measured size there is no float64 to ask: the sides must agree, outputs one by one, gradients together.
+    """Compare the candidates with each other at the measured size, for which float64 is too expensive: each output, and
+    all gradients together.
 
-    Without gradients of vectors, which sum over all rows: torch's LayerNorm sums those of its bfloat16 weights in
-    bfloat16 on some devices, and the baseline with it.
+    Gradients of vectors, which are sums over all rows, are left out: on some devices torch's LayerNorm, which the
+    baseline uses, sums those of its bfloat16 weights in bfloat16.
     """
     if len(workers) < 2:
         return {}
@@ -181,10 +182,10 @@ def _name(dtype: torch.dtype) -> str:
 def scaled_down(
     run: Callable[[Any], dict], asked: Any, smaller: Callable[[Any], Any], describe: Callable[[Any], dict]
 ) -> dict[str, Any]:
-    """run(asked), or run of the first of smaller(asked), smaller(smaller(asked)), ... that the device can hold.
+    """Return run(asked). If the device runs out of memory, try smaller(asked), smaller(smaller(asked)), ...
 
-    The row of a smaller one says so under "scaled", in the words of `describe`. MovaError where nothing smaller is
-    left.
+    The row of a smaller size has an entry "scaled", with the sizes as given by `describe`. Raises MovaError if nothing
+    smaller is left.
     """
     size = asked
     while size is not None:
@@ -204,7 +205,7 @@ def scaled_down(
 
 
 def print_row(row: dict[str, Any]) -> None:
-    """The row in words."""
+    """Print a row as text."""
     shape = ", ".join(f"{k} {v}" for k, v in row.items() if isinstance(v, int | str) and k not in ("job", "dtype"))
     print(f"{row['job']} ({shape})")
     for name, f in row["sides"].items():

@@ -1,4 +1,4 @@
-"""`compare`: two result files side by side, with a mark where they cannot be compared."""
+"""`compare`: prints two result files side by side, and marks differences that make them incomparable."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def print_comparison(first: Path, second: Path) -> int:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs in device and versions, and which file was measured on a busy machine, in words."""
+    """Describe the differences in device and versions, and name files that were measured on a busy machine."""
     old, new = before["circumstances"], after["circumstances"]
     found = [
         f"{name}: {old.get(name)} before, {new.get(name)} after" for name in _SAME if old.get(name) != new.get(name)
@@ -46,7 +46,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def ratios(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """A line for each figure of each row that both have. MovaError where they have none in common."""
+    """A line for each figure of each row that both files have. Raises MovaError if they have none in common."""
     if before["kind"] != after["kind"]:
         raise MovaError(f"cannot compare a file of kind '{before['kind']}' with one of kind '{after['kind']}'")
     old, new = ({_identity(row): _figures(row) for row in result.get("rows", [])} for result in (before, after))
@@ -67,7 +67,7 @@ def _identity(row: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _figures(row: dict[str, Any]) -> dict[str, float]:
-    """Seconds and peak bytes of a row, by side where it has sides; smaller is better for all of them."""
+    """Seconds and peak bytes of a row, for each candidate if it has several. Smaller is better for all figures."""
     sides = row.get("sides", {"": row})
     found = {
         f"{side} {name}".strip(): figure

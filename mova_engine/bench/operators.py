@@ -1,4 +1,4 @@
-"""The operators one by one: every implementation that the device can run, checked first, then timed in turns."""
+"""Measures single operators: every implementation that the device can run is checked, then timed interleaved."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -56,7 +56,9 @@ def candidates(
     baseline: Mapping[str, Callable],
     compiled: bool,
 ) -> dict[str, Callable]:
-    """What can serve the operator here, the reference first; each is right on this case, or MovaError."""
+    """The implementations of the operator that run on this device, the reference first. Raises MovaError if one is
+    wrong on this case.
+    """
     functions: dict[str, Callable] = {}
     for name in reversed(operator.choices()):
         entry = next((i for i in operator.implementations if i.name == name), None)
@@ -84,7 +86,7 @@ def candidates(
 
 
 def _has_gradient(operator: Operator, name: str) -> bool:
-    """Whether the operator and its implementation `name` (or the reference, or the baseline) can be trained through."""
+    """Whether the operator and its implementation `name` (or the reference, or the baseline) have gradients."""
     entry = next((i for i in operator.implementations if i.name == name), None)
     return bool(operator.differentiable) and (entry is None or entry.differentiable)
 
@@ -99,8 +101,8 @@ def _require_right(
 
 
 def _check_baseline(operator: Operator, function: Callable, backend: Backend) -> None:
-    """In float32: the published formulation rounds after each of its operations, which in half precision is not within
-    the bounds of operators. That it is the same function is seen all the same.
+    """Check the baseline in float32 only: in half precision the published formulation rounds after each of its
+    operations, and exceeds the error bounds of operators. float32 shows that it computes the same function.
     """
     for case in cases_of(operator):
         if case.size == "test":
@@ -144,7 +146,7 @@ def _case_rows(
 
 
 def forward_backward(operator: Operator, function: Callable, inputs: dict[str, Any]) -> Callable[[], None]:
-    """A call that runs one forward and its gradients."""
+    """A function that runs one forward and its gradients."""
     leaves = {
         name: inputs[name].detach().requires_grad_() for name in operator.differentiable if inputs[name] is not None
     }

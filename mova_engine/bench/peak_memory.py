@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, by one yardstick on every device: the bytes of tensors that are alive."""
+"""Measures peak memory in the same way on every device: as the bytes of live tensors."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class _Event:
-    """A storage came to life (bytes > 0) or died (bytes < 0)."""
+    """A storage was allocated (bytes > 0) or freed (bytes < 0)."""
 
     storage: int
     bytes: int
 
 
 class LiveTensors(TorchDispatchMode):
-    """Notes when storages that operations return come to life and die, forward and backward.
+    """Records when the storages that operations return are allocated and freed, in forward and backward.
 
     Counted: every storage that is the output of an operation within the block, of torch's own and of kernels
     registered with `torch.library` alike, once, however many views it has, from its operation to its release. So what
@@ -59,7 +59,7 @@ class LiveTensors(TorchDispatchMode):
         self.events.append(_Event(number, -size))
 
     def peak(self, without: Iterable[Tensor] = ()) -> int:
-        """Most bytes alive at once, not counting the storages of `without`, which must still be alive."""
+        """The most bytes alive at once, not counting the storages of `without`, which must still be alive."""
         left_out = {self.names.get(x.untyped_storage().data_ptr()) for x in without}
         alive = peak = 0
         for event in self.events:

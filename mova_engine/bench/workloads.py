@@ -1,4 +1,4 @@
-"""A piece of work that can be done with different operators on the same tensors, and whether it is done right."""
+"""Workloads: parts of the model that run with different operators on the same tensors, and the check of results."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,9 +25,10 @@ FLOOR = 1e-4
 
 
 class _Boundary(torch.autograd.Function):
-    """Where a piece of work ends: hands its input on, and puts the gradient that arrives into a slot.
+    """Identity on an input of a workload, whose backward stores the incoming gradient in a slot.
 
-    A leaf would accumulate instead, which copies a gradient that two inputs share; within the model nothing does.
+    A leaf tensor would accumulate it instead, and copy a gradient that two inputs share, which the model itself does
+    not do.
     """
 
     @staticmethod
@@ -58,12 +59,12 @@ class PreparedWork:
     _cotangents: list[Tensor] = field(default_factory=list)
 
     def run(self) -> None:
-        """Once, and drop what came out: what is timed."""
+        """Run once and drop the results. This is what is timed."""
         self.once()
         self.clear()
 
     def once(self) -> tuple[Tensor, ...]:
-        """Once; returns the outputs and keeps the gradients until `clear`."""
+        """Run once; return the outputs, and keep the gradients until `clear`."""
         if not self.inputs and not self.parameters:
             with torch.no_grad():
                 return self.forward({})
@@ -123,7 +124,7 @@ class Workload:
 
 
 def remakable(make: Callable[..., Workload]) -> Callable[..., Workload]:
-    """A function that makes jobs, such that another process can make them again."""
+    """Decorator of a function that makes jobs, by which another process can make the same job."""
 
     @wraps(make)
     def made(*args: object, **keywords: object) -> Workload:
@@ -133,7 +134,7 @@ def remakable(make: Callable[..., Workload]) -> Callable[..., Workload]:
 
 
 def convert(tensors: Tensors, source: torch.dtype, target: torch.dtype) -> Tensors:
-    """The tensors of dtype `source` in `target`; for float64 all floating ones (tables and modulations too)."""
+    """Convert the tensors of dtype `source` to `target`; for float64 all floating tensors (tables, modulations)."""
     every = target == torch.float64
     return {
         name: x.to(target) if x.is_floating_point() and (every or x.dtype == source) else x
@@ -142,7 +143,9 @@ def convert(tensors: Tensors, source: torch.dtype, target: torch.dtype) -> Tenso
 
 
 def draw_parameters(module: nn.Module, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensors:
-    """Values for every parameter of a module (which may be on the meta device): no output is zero, none explodes."""
+    """Draw values for every parameter of a module (which may be on the meta device), so that outputs are neither zero
+    nor very large.
+    """
     tensors = {}
     for name, p in module.named_parameters():
         x = torch.randn(p.shape, generator=generator, device=generator.device)

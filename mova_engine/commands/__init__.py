@@ -1,1 +1,3 @@
-"""The commands that belong to a single module of a room. A room of several has its command in its `__main__`."""
+"""Commands, one module each. The commands of `train`, `inference`, `plan`, ... are in the `__main__` of these
+packages.
+"""

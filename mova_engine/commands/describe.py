@@ -23,7 +23,7 @@ DESCRIBE = Command("mova describe", DescribeConfig, "Print a model's parameters 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables of a preset or a checkpoint folder, for its own clip or another one."""
+    """Print the tables of a preset or a checkpoint folder; returns 0. Raises MovaError if there is no such model."""
     config = DESCRIBE.parse(argv)
     if config is None:
         return 0

@@ -44,7 +44,7 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         check(
             (self.checkpoint is None) != (self.model is None),
-            "whose codecs: give --checkpoint, a model folder or run, or --model, a size; one of the two",
+            "give --checkpoint, a model folder or run, or --model, a size, whose codecs encode the clips; one of the two",
         )
 
 
@@ -52,7 +52,7 @@ ENCODE = Command("mova encode", EncodeConfig, ABOUT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Encode as the command line asks. Status 1 when some clips cannot be used."""
+    """Encode clips as the command line says; returns 1 if some clips cannot be used, else 0."""
     config = ENCODE.parse(argv)
     if config is None:
         return 0

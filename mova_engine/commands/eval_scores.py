@@ -1,4 +1,4 @@
-"""`mova eval scores`: what the scores of the table say of media files."""
+"""`mova eval scores`: computes scores of media files."""
 
 import math
 import sys
@@ -9,7 +9,7 @@ from mova_engine.config.command import Command
 from mova_engine.config.limits import check
 from mova_engine.errors import MovaError, run_cli
 
-ABOUT = """Score clips by what the engine knows to measure.
+ABOUT = """Compute scores of clips.
 
 A line for each file and score. Status 2 when one could not be measured, after the others.
 """

@@ -20,9 +20,9 @@ class ClipsConfig:
     out: Path = field(kw_only=False)
     """Folder to write, new or without clips."""
     clips: int = 768
-    """How many."""
+    """Number of clips."""
     seed: int = 0
-    """Of delays and places."""
+    """Seed of the delays and positions."""
     split: Literal["train", "heldout"] = "train"
     """Which pairs of colour and tempo."""
 

@@ -20,7 +20,7 @@ class SyncConfig:
     json: Path | None = None
     """Also write the report to this result file."""
     seed: int = 0
-    """Of the shuffling and the bootstrap."""
+    """Seed of the shuffling and the bootstrap."""
 
 
 SYNC = Command("mova nano sync", SyncConfig, ABOUT)

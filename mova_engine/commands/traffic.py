@@ -1,4 +1,4 @@
-"""`mova bench traffic`: what processes that share a clip send, by formula and counted."""
+"""`mova bench traffic`: bytes that context parallelism sends, by formula and counted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class TrafficConfig:
     model: str = "mova-360p"
     """nano, bench-mid, mova-360p or mova-720p."""
     count: int | None = None
-    """Start so many processes and count at small size."""
+    """Start this number of processes and count what they send, with a small model."""
 
     def __post_init__(self) -> None:
         usable = self.count is None or 2 <= self.count <= MOST_COUNTED

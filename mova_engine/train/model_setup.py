@@ -21,7 +21,7 @@ from mova_engine.files.tensors import load_component, write_component, write_ten
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
-from mova_engine.train.lora_model import add_adapters, build_adapted, with_initial_adapters
+from mova_engine.train.lora_model import add_adapters, base_folder, build_adapted, with_initial_adapters
 from mova_engine.train.timestep_sampling import generator
 
 AUDIO = "audio_dit"
@@ -170,7 +170,7 @@ def export_model(
     Pretrained codecs are copied from their folder, so that the checkpoint is complete. write: as of `write_component`.
     """
     if config.lora.rank:
-        facts = {**base_of(config.model.checkpoint), "recipe": config.name, "engine": __version__}
+        facts = {**base_of(base_folder(config)), "recipe": config.name, "engine": __version__}
         save_lora(model, folder / ADAPTERS, write or write_tensors, facts)
         return
     if model.video_dit is None:
