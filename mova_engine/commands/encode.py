@@ -44,7 +44,7 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         check(
             (self.checkpoint is None) != (self.model is None),
-            "give --checkpoint, a model folder or run, or --model, a size, whose codecs encode the clips; one of the two",
+            "give --checkpoint, a model folder or run, or --model, a size, whose codecs are used; one of the two",
         )
 
 
