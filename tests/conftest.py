@@ -48,6 +48,21 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadfile all files of tests/distributed go to one process, which starts their worlds once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrWorld(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, together = super()._split_scope(nodeid), "tests/distributed/"
+            return together if file.startswith(together) else file
+
+    return ByFileOrWorld(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _reproducible():
     """Seed every generator, use one thread, fill uninitialised memory with NaN so that reading it cannot go unseen.

@@ -86,9 +86,9 @@ def test_the_doctor_without_a_named_device_examines_the_one_that_is_broken(start
     assert "--device cpu" in child.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "torch, torch_npu", [("2.13.0", "2.12.0"), pytest.param("2.12.0", "2.13.0", marks=pytest.mark.slow)]
-)
+# By default test_installation.py judges the pair in this process.
+@pytest.mark.slow
+@pytest.mark.parametrize("torch, torch_npu", [("2.13.0", "2.12.0"), ("2.12.0", "2.13.0")])
 def test_the_doctor_with_a_torch_npu_for_another_torch(machine, started, torch, torch_npu):
     """The pair as its records tell it, on the path of a real process."""
     machine.record("torch", f"{torch}+cpu")

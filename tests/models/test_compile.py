@@ -15,6 +15,13 @@ TWO_LAYERS = dataclasses.replace(
     TINY, video=dataclasses.replace(VIDEO, num_layers=2), bridge=dataclasses.replace(BRIDGE, visual_layers=2)
 )
 
+ONE_LAYER = dataclasses.replace(
+    TINY,
+    video=dataclasses.replace(VIDEO, num_layers=1),
+    audio=dataclasses.replace(AUDIO, num_layers=1),
+    bridge=dataclasses.replace(BRIDGE, visual_layers=1, audio_layers=1),
+)
+
 
 class OneGraph:
     """A backend that counts graphs and hands them on to AOTAutograd, which traces the backward too."""
@@ -35,8 +42,8 @@ def compiled(function, **options):
     return torch.compile(function, backend=counter, fullgraph=True, **options), counter
 
 
-def _model(backend, table, dtype, adapters):
-    model = build(bind(backend, table), backend, TWO_LAYERS).to(dtype)
+def _model(backend, table, dtype, adapters, config=TWO_LAYERS):
+    model = build(bind(backend, table), backend, config).to(dtype)
     if adapters:
         model.requires_grad_(False)
         add_lora(model, ("q", "k", "v", "o", "ffn.0", "ffn.2"), 2, alpha=2.0)
@@ -121,9 +128,16 @@ def test_a_break_is_noticed():
         run(torch.ones(2))
 
 
-@pytest.mark.parametrize("policy", [pytest.param("full", marks=pytest.mark.slow), "selective"])
-def test_a_checkpointed_forward_compiles(backend, policy):
-    model, args = _model(backend, None, torch.float32, False), inputs(backend)
+@pytest.mark.parametrize(
+    ("policy", "config"),
+    [
+        pytest.param("full", TWO_LAYERS, marks=pytest.mark.slow, id="full"),
+        pytest.param("selective", TWO_LAYERS, marks=pytest.mark.slow, id="selective, two layers"),
+        pytest.param("selective", ONE_LAYER, id="selective"),
+    ],
+)
+def test_a_checkpointed_forward_compiles(backend, policy, config):
+    model, args = _model(backend, None, torch.float32, False, config), inputs(backend)
     expected = gradients_of(model, args)
     runner = layer_runner(policy)
     run, counter = compiled(lambda *args: forward(model, args, runner=runner))

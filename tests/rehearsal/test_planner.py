@@ -8,6 +8,7 @@ import pytest
 
 from mova_engine.rehearsal.result import Rehearsal
 
+# At full size, which takes minutes; by default the first, beside test_dry_run.py's on a fake NPU.
 RUNS = {
     "phase 3, full": "--recipe joint-phase3 --world-size 1024",
     "phase 3, selective": "--recipe joint-phase3 --world-size 1024 --memory.checkpointing selective",
@@ -19,7 +20,10 @@ RUNS = {
 
 
 @pytest.mark.dry
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(run, id=name, marks=[pytest.mark.slow] * bool(i)) for i, (name, run) in enumerate(RUNS.items())],
+)
 def test_what_is_planned_is_what_is_counted(run):
     """Within 5%."""
     command = [sys.executable, "-m", "mova_engine.train", *run.split(), "--dry-run", "--json", "--device", "cuda"]

@@ -28,9 +28,18 @@ MIDDLE = {
     "settings, world",
     [
         ({"memory": {"checkpointing": "none"}}, 1),
-        ({"memory": {"checkpointing": "full"}, "dtype": "bfloat16", "loader": {"batch": 2}}, 1),
+        # Real steps take as long as they take; by default one process and two, one in each dtype.
+        pytest.param(
+            {"memory": {"checkpointing": "full"}, "dtype": "bfloat16", "loader": {"batch": 2}},
+            1,
+            marks=pytest.mark.slow,
+        ),
         ({"memory": {"checkpointing": "selective"}, "dtype": "bfloat16", "parallel": {"shard": True}}, 2),
-        ({"memory": {"checkpointing": "none"}, "parallel": {"shard": True, "context_parallel": 2}}, 2),
+        pytest.param(
+            {"memory": {"checkpointing": "none"}, "parallel": {"shard": True, "context_parallel": 2}},
+            2,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_rehearsals_peak_is_that_of_a_real_step(settings, world):

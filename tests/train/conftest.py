@@ -1,11 +1,13 @@
 """A folder of real bouncing-ball clips, and small nano runs on it."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from mova_engine.config.model import PRESETS
 from mova_engine.config.recipes import load_config
 from mova_engine.config.train import TrainConfig
 from mova_engine.data.synthetic.bounce import generate
@@ -20,6 +22,17 @@ def clips(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
     generate(folder, 12, seed=3)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_layer():
+    """The nano model with one layer of each kind: what is tested here is the run, and it costs what its layers cost."""
+    nano = PRESETS["nano"]
+    video, audio = (replace(tower, num_layers=1) for tower in (nano.video, nano.audio))
+    bridge = replace(nano.bridge, visual_layers=1, audio_layers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "nano", replace(nano, video=video, audio=audio, bridge=bridge))
+        yield
 
 
 @pytest.fixture

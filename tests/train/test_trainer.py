@@ -77,7 +77,7 @@ def test_a_run_leaves_what_it_promises(small, ran_and_drawn):
     wanted += ("grad_norm/dual_tower_bridge", "lr", "seconds/step", "tokens/second", "memory/gib", "memory/peak_gib")
     assert all(row[name] > 0 for name in wanted)
     assert "mfu" not in row  # the peak of this machine's cores is not known
-    assert "attention=" in done.said and "1.27 M parameters" in done.said
+    assert "attention=" in done.said and "0.59 M parameters" in done.said
 
 
 def test_a_checkpoint_is_a_model_folder_with_the_averaged_weights(small, ran):

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from triton_kernels.interpreted import checks
+from triton_kernels.interpreted import checks, is_a_repetition
 
 from mova_engine.ops import OPERATORS
 from mova_engine.ops.testing.verify import DRAWS
@@ -28,7 +28,7 @@ def _run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(child, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-# (tiles, draws of each case). Every case of every kernel runs by default, with one draw.
+# (tiles, draws of each case). By default one draw, and no case of which another shows the same.
 RUNS = [("nvidia", 1), *(pytest.param((tiles, DRAWS), marks=pytest.mark.slow) for tiles in ("nvidia", "ascend"))]
 
 
@@ -36,13 +36,16 @@ RUNS = [("nvidia", 1), *(pytest.param((tiles, DRAWS), marks=pytest.mark.slow) fo
 def interpreted(request) -> dict[str, str]:
     """What each check found with a target's tiles, from one process: Triton decides at import whether it interprets."""
     path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
-    child = _run(str(PROGRAM), *map(str, request.param), TRITON_INTERPRET="1", PYTHONPATH=path)
+    wanted = [name for name in checks() if request.config.getoption("--slow") or not is_a_repetition(name)]
+    child = _run(str(PROGRAM), *map(str, request.param), *wanted, TRITON_INTERPRET="1", PYTHONPATH=path)
     assert child.returncode == 0, child.stderr[-3000:]
     return json.loads(child.stdout.splitlines()[-1])
 
 
 @needs_triton
-@pytest.mark.parametrize("check", checks())
+@pytest.mark.parametrize(
+    "check", [pytest.param(name, marks=[pytest.mark.slow] * is_a_repetition(name)) for name in checks()]
+)
 def test_under_the_interpreter(interpreted, check):
     assert not interpreted[check], interpreted[check]
 
