@@ -20,7 +20,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 
 from mova_engine.distributed.collectives import Group, open_group
@@ -72,6 +71,9 @@ class Shards:
 
 def local_rows(parameter: Tensor) -> Tensor:
     """The rows of a sharded parameter that this rank holds; a parameter that is not sharded is returned as it is."""
+    # Imported where it is used: it takes two seconds.
+    from torch.distributed.tensor import DTensor
+
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 

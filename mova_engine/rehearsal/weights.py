@@ -1,17 +1,16 @@
-"""Weights without data: fewer layers of them, where they lie, what they are."""
+"""Weights on fake tensors: models with fewer layers, placing weights on a device, counting them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mova_engine.config.model import MovaConfig
 
 
 def with_layers(sizes: MovaConfig, layers: int | None) -> MovaConfig:
-    """A model of at most so many layers in each tower; None: all."""
+    """`sizes` with at most `layers` layers in each tower; None: unchanged."""
     if layers is None:
         return sizes
     video, audio = (replace(tower, num_layers=min(layers, tower.num_layers)) for tower in (sizes.video, sizes.audio))
@@ -28,13 +27,16 @@ def place_weights(component: nn.Module, device: torch.device, dtype: torch.dtype
 
 
 def local_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """What this process holds of each parameter and buffer."""
+    """Yield the rows that this process holds of each parameter and buffer, detached."""
+    # Imported where it is used: it takes two seconds.
+    from torch.distributed.tensor import DTensor
+
     for x in (*model.parameters(), *model.buffers()):
         yield x.to_local() if isinstance(x, DTensor) else x.detach()
 
 
 def weights_by_dtype(model: nn.Module) -> dict[tuple[str, str], int]:
-    """How many weights there are, by component and dtype."""
+    """The number of weights, by component and dtype."""
     counts: dict[tuple[str, str], int] = {}
     for name, parameter in model.named_parameters():
         key = name.split(".")[0], str(parameter.dtype).removeprefix("torch.")
