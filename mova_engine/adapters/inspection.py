@@ -35,8 +35,8 @@ def report(adapter: Adapter, source: object, layers: bool = False) -> str:
 
 def update_norm(pair: LowRank) -> float:
     """The Frobenius norm of alpha / rank * B A, without making the product: its square is the trace of B^T B A A^T."""
-    a, b = pair.a.flatten(1).double(), pair.b.flatten(1).double()
-    return pair.scale * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
+    a, b = pair.a.flatten(1).float(), pair.b.flatten(1).float()
+    return pair.scale * math.sqrt(max(0.0, float(((b.T @ b).double() * (a @ a.T).double()).sum())))
 
 
 def _component(adapter: Adapter, component: str, names: list[str], layers: bool) -> list[str]:
