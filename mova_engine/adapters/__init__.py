@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): attaching, reading, writing, merging."""
+"""Low-rank adapters (LoRA): of every tool's dialect, applied, trained, written, merged, extracted, combined."""
 
 from mova_engine.adapters.lora import add_lora, load_lora, lora_parameters, merged_lora, remove_lora, save_lora
 from mova_engine.adapters.merge import merge_folder
