@@ -49,6 +49,24 @@ class MeshShape:
         """Groups that work on different clips."""
         return self.dp_replicate * self.dp_shard
 
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Where a rank lies along each dimension."""
+        found = {}
+        for name in reversed(DIMENSIONS):
+            rank, found[name] = divmod(rank, getattr(self, name))
+        return {name: found[name] for name in DIMENSIONS}
+
+    def data_rank(self, rank: int) -> int:
+        """Which of the data-parallel groups a rank belongs to."""
+        return rank // self.context_parallel % self.data_parallel
+
+    def clip_groups(self) -> list[list[int]]:
+        """The ranks that work on the same clips, by data-parallel group."""
+        groups: list[list[int]] = [[] for _ in range(self.data_parallel)]
+        for rank in range(self.world):
+            groups[self.data_rank(rank)].append(rank)
+        return groups
+
     def __str__(self) -> str:
         return (
             " x ".join(f"{name} {size}" for name, size in zip(DIMENSIONS, self.sizes, strict=True) if size > 1) or "1"

@@ -20,13 +20,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import StorageWriter
 from torch.futures import Future
 
 from mova_engine.checkpoints.integrity import Range, Ranges
 from mova_engine.distributed.fsdp import LocalShard
+from mova_engine.distributed.save_plan import RowsPlanner
 from mova_engine.errors import MovaError
 from mova_engine.files.folders import unfinished
 from mova_engine.files.tensors import stored_tensors
@@ -52,37 +52,11 @@ def save_pieces(
     with ExitStack() as stack:
         writer = _Writer(unfinished(Path(os.path.abspath(folder))), stack, opened, prepare)
         try:
-            dcp.save(dict(pieces), storage_writer=writer, planner=_Planner(), process_group=group)
+            dcp.save(dict(pieces), storage_writer=writer, planner=RowsPlanner(), process_group=group)
         except CheckpointException as error:
             rank, (reason, _) = min(error.failures.items())
             said = str(reason) if isinstance(reason, MovaError) else f"cannot write {folder}: {reason}"
             raise MovaError(f"rank {rank}: {said}") from error
-
-
-class _Planner(dcp.DefaultSavePlanner):
-    """Plans every piece as a shard of its weight. DCP checks that the shards of all ranks cover the weight exactly."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-    def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([_item(key, piece) for key, piece in self.state_dict.items() if piece.tensor.numel()])
-        return self.plan
-
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return self.state_dict[index.fqn].tensor
-
-
-def _item(key: str, piece: LocalShard) -> WriteItem:
-    shape, own = torch.Size(piece.shape), piece.tensor.shape
-    offsets = torch.Size([piece.first, *[0] * (len(shape) - 1)] if shape else [])
-    return WriteItem(
-        MetadataIndex(key, offsets),
-        WriteItemType.SHARD,
-        tensor_data=TensorWriteData(
-            ChunkStorageMetadata(offsets, own), TensorProperties.create_from_tensor(piece.tensor), shape
-        ),
-    )
 
 
 class _Writer(StorageWriter):

@@ -48,6 +48,13 @@ class LocalShard:
         self.tensor.copy_(whole[self.rows] if self.shape else whole)
 
 
+def rows_of(rows: int, ranks: int, rank: int) -> tuple[int, int]:
+    """(The first, how many) of a weight's rows that a rank has of so many."""
+    each = -(-rows // ranks)
+    first = min(each * rank, rows)
+    return first, min(each, rows - first)
+
+
 @dataclass(frozen=True)
 class Shards:
     """How weights are sharded. group: the ranks that share one copy of the weights. copy: the index of this rank's copy
@@ -60,7 +67,7 @@ class Shards:
     def piece(self, parameter: Tensor) -> LocalShard:
         """Return this rank's rows of a sharded parameter (a DTensor), as a view, in the dtype that they are held in."""
         shape, local = tuple(parameter.shape), local_rows(parameter).detach()
-        first = min(-(-shape[0] // self.group.size) * self.group.rank, shape[0])
+        first, _ = rows_of(shape[0], self.group.size, self.group.rank)
         return LocalShard(local, shape, first)
 
     def load(self, module: nn.Module, folder: str | Path) -> None:

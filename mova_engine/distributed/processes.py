@@ -218,14 +218,13 @@ def start_processes(
     groups = [open_group(part.get_group(), device) for part in (cp_group, mesh["ring"], mesh["ulysses"])]
     rounds = None
     if shape.clip_ranks > 1:
-        clip_groups = mesh.mesh.permute(1, 2, 0, 3, 4).reshape(-1, shape.clip_ranks).tolist()
-        rounds = Rounds(open_cpu_group(timeout, clip_groups))
+        rounds = Rounds(open_cpu_group(timeout, shape.clip_groups()))
     return Processes(
         launch,
         shape,
         mesh,
         context=ContextParallel(*groups, gather=sampling) if shape.context_parallel > 1 else None,
-        data_rank=clips.get_local_rank(),
+        data_rank=shape.data_rank(launch.rank),
         world_group=open_group(world_group, device),
         branches=open_group(mesh["cfg"].get_group(), device),
         clip=open_group(clip_group.get_group(), device),

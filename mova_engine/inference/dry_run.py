@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from mova_engine.checkpoints.locate import open_model
+from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import PRESETS, MovaConfig
 from mova_engine.config.sample import SAMPLE, SampleConfig
 from mova_engine.config.stages import DENOISE, EXPERTS, stages
+from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Steps
 from mova_engine.distributed.fsdp import shard_model
-from mova_engine.distributed.processes import Processes
+from mova_engine.distributed.processes import Launch, Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise
 from mova_engine.inference.loading import Trained, stored_dtypes, trained
-from mova_engine.inference.pipeline import default_batch, default_settings
+from mova_engine.inference.pipeline import SampleSettings, default_batch, default_settings
 from mova_engine.inference.process_mesh import choose_shape
 from mova_engine.inference.sampling_run import sample_settings
 from mova_engine.memory.model_parts import tower_parts
@@ -29,7 +31,7 @@ from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.predict.job import Job, PlannedRun, layout_of, precision_of
 from mova_engine.predict.memory_use import memory
 from mova_engine.rehearsal.memory_tracker import INPUTS, PARAMETERS
-from mova_engine.rehearsal.result import Rehearsal
+from mova_engine.rehearsal.result import Rehearsal, without_codecs
 from mova_engine.rehearsal.stage import Stage
 from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
 
@@ -51,14 +53,10 @@ def dry_run_sampling(
         )
     if config.lora:
         raise MovaError("a dry run of sampling adds no adapters: leave --lora out; merged adapters take no memory")
-    model, facts, stored = _model_of(config)
-    settings = sample_settings(config, default_settings(model))
+    model, facts, settings, dtype = _model_of(config)
     model = with_layers(model, layers)
     stage = Stage(machine, world_size)
-    wanted = config.count or (1 if config.prompts is None else world_size)
-    shape = choose_shape(config.parallel, stage.launch, model, settings.guidance, wanted)
-    batch = config.batch or default_batch(model.clip, -(-wanted // shape.data_parallel))
-    dtype = stored if config.dtype is None else DTYPES[config.dtype]
+    shape, batch = _shares(config, model, settings.guidance, stage.launch)
     table = stage.operators({}, (dtype,), training=False)
     steps = facts.schedule.inference(settings.steps)
     first = Steps(steps.video_sigmas[:2], steps.audio_sigmas[:2], *_first(steps))
@@ -82,14 +80,6 @@ def dry_run_sampling(
                 processes=processes,
                 residency=residency,
             )
-    job = Job(
-        model,
-        task="inference",
-        precision=precision_of(str(dtype).removeprefix("torch.")),
-        batch=batch,
-        evaluations=settings.guidance.evaluations,
-    )
-    predicted = memory(PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory))
     conditions, noise = inputs
     return stage.report(
         command="sample",
@@ -99,11 +89,46 @@ def dry_run_sampling(
         clips_per_step=batch * shape.data_parallel,
         operators=table,
         given={"video_latents": noise.video, "audio_latents": noise.audio, "text": conditions.text},
-        predicted=predicted.device,
+        predicted=_predicted(config, model, settings.guidance, dtype, machine, shape, batch),
     )
 
 
-def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained, torch.dtype]:
+def predict_sampling(config: SampleConfig, machine: Machine, world_size: int = 1) -> dict[str, int]:
+    """Without a rehearsal: what the cost model says of the device's memory while denoising, bytes by part."""
+    model, _, settings, dtype = _model_of(config)
+    shape, batch = _shares(config, model, settings.guidance, Launch(0, 0, world_size))
+    return without_codecs(_predicted(config, model, settings.guidance, dtype, machine, shape, batch))
+
+
+def _predicted(
+    config: SampleConfig,
+    model: MovaConfig,
+    guidance: Guidance,
+    dtype: torch.dtype,
+    machine: Machine,
+    shape: MeshShape,
+    batch: int,
+) -> dict[str, float]:
+    precision = precision_of(str(dtype).removeprefix("torch."))
+    job = Job(model, task="inference", precision=precision, batch=batch, evaluations=guidance.evaluations)
+    return memory(PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory), machine).device
+
+
+def _shares(config: SampleConfig, model: MovaConfig, guidance: Guidance, launch: Launch) -> tuple[MeshShape, int]:
+    """The mesh, and the clips that a group of processes makes at a time."""
+    wanted = config.count or (1 if config.prompts is None else launch.world)
+    shape = choose_shape(config.parallel, launch, model, guidance, wanted)
+    return shape, config.batch or default_batch(model.clip, -(-wanted // shape.data_parallel))
+
+
+def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained, SampleSettings, torch.dtype]:
+    """The model, how it was trained, how it samples, and in which dtype."""
+    model, facts, stored = _stored_model(config)
+    dtype = stored if config.dtype is None else DTYPES[config.dtype]
+    return model, facts, sample_settings(config, default_settings(model)), dtype
+
+
+def _stored_model(config: SampleConfig) -> tuple[MovaConfig, Trained, torch.dtype]:
     """The model, how it was trained, and the dtype of its weights; bfloat16 for a model size without a folder."""
     name = str(config.checkpoint)
     if name in PRESETS and not config.checkpoint.exists():

@@ -100,6 +100,9 @@ _NPU_PASSES = {
     "gate_residual_norm_modulate": Passes(25, 39, ungated=(13, 18)),
     "bias_gelu": Passes(14, 14),
 }
+# What torch_npu's compositions hold at once in float32: the norm and its rotation, in the backward also its input; the
+# sum with the bias and GELU's result, or gradient.
+_NPU_SCRATCH = {"rms_norm_rope": (4.0, 6.0), "bias_gelu": (4.0, 4.0)}
 # Passes of the references in bfloat16, counted on a CPU; those of the last by reading.
 _COMPOSED = {
     "rms_norm_rope": Passes(38, 84),
@@ -140,6 +143,7 @@ def _npu(module: str, name: str) -> Implementation:
         check="mova_engine.ops.native_check:npu",
         calls=_NPU_CALLS[name],
         passes=_NPU_PASSES.get(name),
+        scratch=_NPU_SCRATCH.get(name, (0.0, 0.0)),
     )
 
 

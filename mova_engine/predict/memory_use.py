@@ -19,9 +19,12 @@ from mova_engine.config.stages import (
     held,
     stages,
 )
+from mova_engine.ops.machine import Machine
+from mova_engine.ops.table import OPERATORS
 from mova_engine.predict.codec_cost import encode_cost
 from mova_engine.predict.flops import parameter_counts
 from mova_engine.predict.job import WIDTHS, PlannedRun, sharded
+from mova_engine.predict.operator_cost import bound
 from mova_engine.predict.step_traffic import adapter_parameters, parameters, saved_inputs, trained_parameters
 
 _FP32 = WIDTHS["fp32"]
@@ -35,7 +38,12 @@ _RING = 19
 # P of a layer that has been computed again as far as its self-attention: all of it, or without what is kept.
 _BEFORE_ATTENTION = {"full": 10, "selective": 6}
 # P of q, k and v packed and arriving, beside those that are sent, while a clip is sampled by several.
-_EXCHANGE = 6
+_EXCHANGE = 7
+# P when q and k are normalised and rotated, while sampling, without what the operator takes for itself.
+_ROTATING = 10.1
+# P of a layer that has been computed again, when it is differentiated back to its feed-forward: where heads are
+# exchanged, and where not; and in the latter case when it is differentiated back to its self-attention.
+_AT_GELU_EXCHANGED, _AT_GELU, _AT_ATTENTION = 27.5, 22.5, 31.2
 _SECOND = "second video expert"
 _OUTSIDE = "weights outside of layers"
 _RING_OF_LAYERS = "layers on their way"
@@ -68,8 +76,10 @@ class Memory:
         return max(self.stages, key=self.stages.__getitem__)
 
 
-def memory(run: PlannedRun) -> Memory:
-    """Predict. Parts that a run does not have are left out."""
+def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
+    """Predict. Parts that a run does not have are left out. machine: whose operators it is, which may take memory for
+    themselves; None: of one whose operators are fused kernels.
+    """
     device: dict[str, float] = {}
     host: dict[str, float] = {}
     _weights(run, device, host)
@@ -84,7 +94,7 @@ def memory(run: PlannedRun) -> Memory:
                 # One micro-batch: gradients come as activations go.
                 activations = sum(saved.values()) * run.job.batch
                 device[_GRADIENTS] = max(device.get(_GRADIENTS, 0) - activations, 0)
-    device[_WORKING] = _working(run) * run.job.batch
+    device[_WORKING] = _working(run, machine) * run.job.batch
     if run.implementation.codecs_resident or (run.job.training and run.job.online):
         found = {TRAIN if run.job.training else DENOISE[0]: {**device, **_resident_codecs(run)}}
     else:
@@ -121,7 +131,10 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     elif shards > 1 or policy.weights == "host":
         gathered = _BUFFERS * _largest_unit(run)
         device["weights gathered for the layers at work"] = gathered * (job.width if trained else width)
-    place["adapters"] = adapter_parameters(run, used=False) * _FP32 / shards
+    adapters = adapter_parameters(run, used=False)
+    place["adapters"] = adapters * _FP32 / shards
+    if shards == 1 and place is device and job.width != _FP32:
+        device["adapters' copies to compute with"] = adapters * job.width
 
 
 def _layers_of(groups: dict[str, int]) -> int:
@@ -144,9 +157,7 @@ def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, f
     job, shards = run.job, sharded(run.layout)
     place = host if run.policy.weights_on_host else device
     place[_GRADIENTS] = trained_parameters(run, used=True) * _FP32 / shards
-    if job.task == "full" and (shards > 1 or place is host):
-        # As they come, and as they are summed.
-        device["gradients of the layer at work"] = _largest_unit(run) * (job.width + _FP32)
+    device["gradients of the layer at work"] = _layer_gradients(run)
     moments = trained_parameters(run, used=False) * _FP32 / shards
     place["optimizer's moments"] = 2 * moments
     if job.ema:
@@ -206,18 +217,61 @@ def _merged_attention(run: PlannedRun) -> float:
     return queries * (bridge.audio_hidden_dim * run.job.width + bridge.audio_hidden_dim // bridge.head_dim * _FP32)
 
 
-def _working(run: PlannedRun) -> float:
-    """What one layer of both towers keeps alive: all of its activations while it is differentiated."""
-    implementation, chosen = run.implementation, run.job.components
+def _working(run: PlannedRun, machine: Machine | None) -> float:
+    """What one layer of both towers keeps alive."""
+    chosen = run.job.components
+    video, audio = run.local_video * ("video_dit" in chosen), run.local_audio * ("audio_dit" in chosen)
+    if run.job.training:
+        return _differentiated(run, machine, video, audio)
     # Of guidance's evaluations two that differ in text alone share a forward.
     together = min(2, run.job.evaluations // run.layout.cfg)
-    streaming = implementation.streaming + _EXCHANGE * (run.layout.ulysses > 1 and implementation.pending_updates)
-    passes = implementation.working[0] if run.job.training else streaming * together
-    video, audio = run.local_video * ("video_dit" in chosen), run.local_audio * ("audio_dit" in chosen)
-    ring = 0
-    if run.job.training and run.layout.ring > 1 and implementation.pending_updates:
+    return _streaming(run, machine) * together * (video + audio)
+
+
+def _differentiated(run: PlannedRun, machine: Machine | None, video: float, audio: float) -> float:
+    """All activations of a layer whose weights' gradients come; or what there is when its feed-forward or its
+    self-attention is differentiated and few gradients of the layer are there yet, whose place that takes.
+    """
+    implementation = run.implementation
+    passes, ring = implementation.working[0], 0
+    if not implementation.pending_updates:
+        return passes * (video + audio)
+    if run.layout.ring > 1:
         ring = _RING + (_BEFORE_ATTENTION["full" if run.policy.checkpointing == "full" else "selective"])
-    return max(passes, ring) * video + passes * audio
+    usual = max(passes, ring) * video + passes * audio
+    least = 0.0
+    if run.policy.checkpointing != "none":
+        passes, least = (_AT_GELU_EXCHANGED, 0.0) if run.layout.ulysses > 1 else (_AT_GELU, _AT_ATTENTION)
+    scratch, model = _scratch(run, machine, "bias_gelu")[1], run.job.model
+    towers = (model.video, video), (model.audio, audio)
+    again = sum(max(passes + scratch * tower.ffn_dim / tower.dim, least) * size for tower, size in towers)
+    return max(usual, again - _layer_gradients(run))
+
+
+def _layer_gradients(run: PlannedRun) -> float:
+    """Bytes of a layer's gradients as they come, and as they are summed; 0 where they need no place of their own."""
+    if run.job.task != "full" or (sharded(run.layout) == 1 and not run.policy.weights_on_host):
+        return 0
+    return _largest_unit(run) * (run.job.width + _FP32)
+
+
+def _scratch(run: PlannedRun, machine: Machine | None, operator: str) -> tuple[float, float]:
+    """(forward, backward) of what a machine binds, as multiples of the operator's activations."""
+    if machine is None:
+        return 0.0, 0.0
+    chosen = bound(machine, training=run.job.training, precision=run.job.precision)
+    return OPERATORS[operator].scratch(chosen[operator])
+
+
+def _streaming(run: PlannedRun, machine: Machine | None) -> float:
+    """P alive while one evaluation of a clip is sampled: in the feed-forward, while heads are exchanged, or in an
+    operator that takes more than its result.
+    """
+    implementation = run.implementation
+    if not implementation.pending_updates:
+        return implementation.streaming
+    usual = implementation.streaming + _EXCHANGE * (run.layout.ulysses > 1)
+    return max(usual, _ROTATING + _scratch(run, machine, "rms_norm_rope")[0])
 
 
 def _largest_unit(run: PlannedRun) -> float:

@@ -70,7 +70,7 @@ class Plan:
 
 def plan(run: PlannedRun, hardware: Hardware) -> Plan:
     """Predict one run as it is."""
-    return Plan(run, hardware, memory(run), predict(run, hardware))
+    return Plan(run, hardware, memory(run, hardware.machine), predict(run, hardware))
 
 
 def layouts(job: Job, devices: int, node: int, implementation: ImplementationCost) -> list[Layout]:
@@ -191,7 +191,7 @@ def fitting(
     """All policies with which a mesh fits, best first."""
     chosen = policies(job, layout, hardware, implementation, fixed)
     runs = (PlannedRun(job, layout, policy, implementation) for policy in chosen)
-    fits = (run for run in runs if memory(run).total <= hardware.budget)
+    fits = (run for run in runs if memory(run, hardware.machine).total <= hardware.budget)
     return sorted((plan(run, hardware) for run in fits), key=_rank)
 
 
@@ -230,7 +230,7 @@ def leanest(
         for one in chosen
         for policy in policies(job, one, hardware, implementation, fixed, planned)
     ]
-    return plan(min(runs, key=lambda run: memory(run).total), hardware) if runs else None
+    return plan(min(runs, key=lambda run: memory(run, hardware.machine).total), hardware) if runs else None
 
 
 def rescue(job: Job, devices: int, hardware: Hardware, implementation: ImplementationCost) -> list[Plan]:

@@ -11,10 +11,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mova_engine.errors import MovaError
-from mova_engine.rehearsal.memory_tracker import is_wrapped
+from mova_engine.rehearsal.memory_tracker import is_wrapped, tensors_in
 from mova_engine.rehearsal.result import Collective
 
 # By the names of torch's operations.
@@ -39,12 +38,17 @@ class CollectiveLog(TorchDispatchMode):
         self._calls: Counter[tuple[str, str, int]] = Counter()
         self._bytes: Counter[tuple[str, str, int]] = Counter()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func.namespace != "c10d":
+            return func(*args, **(kwargs or {}))
         if is_wrapped(types):
             return NotImplemented
         kwargs = kwargs or {}
-        if func.namespace == "c10d":
-            self._note(func, args, kwargs)
+        self._note(func, args, kwargs)
         return func(*args, **kwargs)
 
     def collectives(self) -> tuple[Collective, ...]:
@@ -65,7 +69,7 @@ class CollectiveLog(TorchDispatchMode):
         values = dict(zip((x.name for x in func._schema.arguments), args, strict=False)) | kwargs
         group = dist.ProcessGroup.unbox(values["process_group"])
         size, name = group.size(), group_name(group)
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = tensors_in((*args, *kwargs.values()))
         check_fit(kind, name, size, tensors, values.get("output_split_sizes"), values.get("input_split_sizes"))
         key = (kind, name, size)
         self._calls[key] += 1

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch._library import simple_registry
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 PARAMETERS, GRADIENTS, MOMENTS, AVERAGE = "parameters", "gradients", "moments", "moving average"
 # What FSDP2 gathers, and what it is about to sum.
@@ -34,6 +33,7 @@ _FORWARD, _BACKWARD, _UPDATE = "forward", "backward", "update"
 _OWN = "mova"
 # So many tensors of a peak are named.
 _LARGEST = 12
+_DEVICE_OF = torch.ops.prim.device.default
 _GATHERING = {"_allgather_base_", "allgather_into_tensor_coalesced_", "all_gather_into_tensor"}
 _REDUCING = {"_reduce_scatter_base_", "reduce_scatter_tensor"}
 
@@ -62,7 +62,20 @@ class Peak:
 
 def is_wrapped(types: Iterable[type]) -> bool:
     """Whether an operation is on tensors that hold others (DTensor): a mode then waits for the operation on those."""
-    return any(hasattr(kind, "__tensor_flatten__") for kind in types)
+    return any(kind is not FakeTensor and hasattr(kind, "__tensor_flatten__") for kind in types)
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """An operation's tensors, also those in lists. `tree_leaves` would take as long as the operation."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+    return found
 
 
 class MemoryTracker(TorchDispatchMode):
@@ -99,13 +112,21 @@ class MemoryTracker(TorchDispatchMode):
             self._resizing.__exit__(None, None, None)
         super().__exit__(*error)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is compiled: torch need not step in before each of half a million operations.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is _DEVICE_OF:
+            # Torch asks this of tensors without data more often than it computes.
+            return args[0].device
         if is_wrapped(types):
             return NotImplemented
         kwargs = kwargs or {}
         self.operations += 1
         self._follow_pass()
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        given = tensors_in((*args, *kwargs.values()))
         for x in given:
             self._see(x, "an input")
         name = func.overloadpacket.__name__
@@ -115,9 +136,8 @@ class MemoryTracker(TorchDispatchMode):
             # Whole gradients of a unit, on their way to be summed.
             self.label(given, REDUCED)
         result = self._run(func, given, args, kwargs)
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                self._see(x, func.name())
+        for x in tensors_in((result,)):
+            self._see(x, func.name())
         return result
 
     def _run(self, func: Any, given: list[Tensor], args: tuple, kwargs: dict) -> Any:
@@ -132,8 +152,8 @@ class MemoryTracker(TorchDispatchMode):
             return func(*args, **kwargs)
         with self, self.within(WORKSPACE):
             result = declared(*args, **kwargs)
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata in self._alive:
+        for x in tensors_in((result,)):
+            if x.untyped_storage()._cdata in self._alive:
                 self._alive[x.untyped_storage()._cdata][0].part = self._part
         return result
 

@@ -6,6 +6,7 @@ from typing import Any
 from mova_engine.config.command import split_names, to_plain
 from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.errors import MovaError
+from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.rehearsal.child import in_child
 from mova_engine.rehearsal.result import Rehearsal
 
@@ -25,7 +26,16 @@ def rehearse(
     target: str, config: Any, device: str, options: RehearsalOptions, layers: int | None = None
 ) -> dict[str, Any]:
     """The plain values of a `Rehearsal` of `config` by `target`, in a child. layers: of each tower; None: all."""
-    packages = split_names(options.packages)
-    machine = {"device": device, "capability": options.assume or _USUAL.get(device), "packages": packages}
+    machine = _described(device, options)
     job = {"settings": to_plain(config), "machine": machine, "world_size": options.world_size, "layers": layers}
     return in_child(target, device, job)
+
+
+def assumed(device: str, options: RehearsalOptions) -> Machine:
+    """The machine that a rehearsal assumes."""
+    return assumed_machine(**_described(device, options))
+
+
+def _described(device: str, options: RehearsalOptions) -> dict[str, Any]:
+    packages = split_names(options.packages)
+    return {"device": device, "capability": options.assume or _USUAL.get(device), "packages": packages}

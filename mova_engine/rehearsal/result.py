@@ -1,7 +1,18 @@
 """What a rehearsal found: sizes, collectives, memory beside the prediction; as text and as plain values."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
+
+from mova_engine.rehearsal.simulated import Simulation
+
+# Parts of a prediction of which nothing is rehearsed.
+_CODECS = ("codecs", "text encoder", "video codec", "audio codec")
+
+
+def without_codecs(predicted: Mapping[str, float]) -> dict[str, int]:
+    """Of what the cost model says, bytes by part, what a rehearsal can be held against."""
+    return {name: round(size) for name, size in predicted.items() if not name.startswith(_CODECS)}
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,8 @@ class Rehearsal:
 
     command: "train" or "sample". recipe: or the checkpoint sampled. mesh: in words. shapes and dtypes: of what the step
     is given, and of the weights by component (their number). peak_memory_bytes: by part, at the moment when most was
-    there; largest_tensors: of that moment, in words. predicted_memory_bytes: by the cost model's parts.
+    there; largest_tensors: of that moment, in words. predicted_memory_bytes: by the cost model's parts. simulation: of
+    all ranks, where there are several.
     """
 
     command: str
@@ -45,6 +57,7 @@ class Rehearsal:
     predicted_memory_bytes: dict[str, int]
     operations: int
     seconds: dict[str, float]
+    simulation: Simulation | None = None
 
     @property
     def peak(self) -> int:
@@ -64,8 +77,10 @@ class Rehearsal:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         found = tuple(Collective(**each) for each in values["collectives"])
-        tuples = {"collectives": found, "largest_tensors": tuple(values["largest_tensors"])}
-        return cls(**{f.name: values[f.name] for f in fields(cls)} | tuples)
+        others = {"collectives": found, "largest_tensors": tuple(values["largest_tensors"])}
+        if values["simulation"] is not None:
+            others["simulation"] = Simulation.from_dict(values["simulation"])
+        return cls(**{f.name: values[f.name] for f in fields(cls)} | others)
 
     def __str__(self) -> str:
         """A page: what was tried, what it takes, what it sends."""
@@ -87,6 +102,8 @@ class Rehearsal:
                 f"{x.kind:<16}{x.group:<20}{x.ranks:>7}{x.calls:>7}{x.bytes_sent / 1e9:>10.3f}"
                 for x in self.collectives
             ]
+        if self.simulation is not None:
+            lines += ["", str(self.simulation)]
         lines += ["", "largest tensors at the peak", *(f"  {line}" for line in self.largest_tensors)]
         lines += ["", "shapes"]
         lines += [f"  {name:<38}{list(shape)} {self.dtypes[name]}" for name, shape in self.shapes.items()]

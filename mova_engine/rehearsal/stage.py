@@ -21,11 +21,10 @@ from mova_engine.ops.machine import Machine
 from mova_engine.rehearsal.collective_log import CollectiveLog
 from mova_engine.rehearsal.fake_processes import AbsentBackend, fake_world, join_fake_group
 from mova_engine.rehearsal.memory_tracker import MemoryTracker, is_wrapped
-from mova_engine.rehearsal.result import Rehearsal
+from mova_engine.rehearsal.result import Rehearsal, without_codecs
+from mova_engine.rehearsal.simulated import Simulation
 from mova_engine.rehearsal.weights import weights_by_dtype
 
-# Parts of the prediction of which nothing is rehearsed.
-_CODECS = ("codecs", "text encoder", "video codec", "audio codec")
 _swap = torch.utils.swap_tensors
 
 
@@ -88,6 +87,7 @@ class Stage:
         operators: OpTable,
         given: dict[str, Tensor],
         predicted: dict[str, float],
+        simulation: Simulation | None = None,
     ) -> Rehearsal:
         """What was found. given: what a step is given, by name; predicted: bytes by part."""
         clip = model.config.clip
@@ -116,9 +116,10 @@ class Stage:
             collectives=self.log.collectives(),
             peak_memory_bytes=peak.parts,
             largest_tensors=peak.largest,
-            predicted_memory_bytes={n: round(size) for n, size in predicted.items() if not n.startswith(_CODECS)},
+            predicted_memory_bytes=without_codecs(predicted),
             operations=self.tracker.operations,
             seconds=self.seconds,
+            simulation=simulation,
         )
 
 
@@ -130,12 +131,20 @@ def _take_over(old: Tensor, new: Tensor) -> None:
         old.data = new.data
 
 
+_VALUE_OF, _RECORD_STREAM = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.record_stream.default
+
+
 class _ToldValues(TorchDispatchMode):
-    """What code is told that asks a tensor without data for its value: one, and true. Losses and norms are finite."""
+    """What torch cannot answer of tensors without data. Their values are one, and true: losses and norms are finite."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+        if func is _VALUE_OF and isinstance(args[0], FakeTensor):
             return True if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
+        if func is _RECORD_STREAM:
+            # No allocator waits for a stream, and torch declares nothing of it for tensors without data.
+            return None
         return func(*args, **(kwargs or {}))

@@ -22,7 +22,7 @@ from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
 from mova_engine.config.recipes import with_defaults
 from mova_engine.config.train import TrainConfig
-from mova_engine.data.loader import Loader, build_loader
+from mova_engine.data.loader import Loader
 from mova_engine.distributed.background import Background
 from mova_engine.distributed.processes import Launch, Processes, start_processes
 from mova_engine.errors import counted
@@ -38,6 +38,7 @@ from mova_engine.train.clip_data import (
     build_codecs,
     heldout_folder,
     open_clips,
+    open_loader,
     training_folder,
 )
 from mova_engine.train.masters import Weights
@@ -45,6 +46,7 @@ from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.preflight import check_before_work
 from mova_engine.train.rank_agreement import agree_on_data
+from mova_engine.train.timestep_sampling import rank_seed
 from mova_engine.train.training_state import TrainingState, differences, load_checkpoint
 from mova_engine.train.validation import Validator
 
@@ -119,9 +121,8 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     backend = _backend(config)
     device = backend.device(processes.launch.local_rank)
     _say_precision(config, backend, console)
-    # The engine has its own generators; the global ones are seeded for operators and models of the user. Processes that
-    # share a clip have the same seed, others different ones.
-    seed = config.seed + processes.data_rank
+    # The engine has its own generators; the global ones are seeded for operators and models of the user.
+    seed = rank_seed(config.seed, processes.data_rank)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -158,15 +159,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         residency.drop_unused()
     elif any(codec is not None and codec.weights is not None for codec in codecs):
         console.print("note: loader.encode online keeps text encoder and codecs on the device")
-    loader = build_loader(
-        clips,
-        config.loader.batch,
-        seed=config.seed,
-        rank=processes.data_rank,
-        world=processes.shape.data_parallel,
-        workers=config.loader.workers,
-        rounds=processes.rounds,
-    )
+    loader = open_loader(config, clips, processes.shape, processes.data_rank, processes.rounds)
     model, shards = build_model(config, sizes, ops, device, processes, fill=resume is None)
     model.train()
     weights = Weights(model, DTYPES[config.dtype], config.optim.ema, shards)

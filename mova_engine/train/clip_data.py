@@ -17,15 +17,18 @@ from mova_engine.codecs import (
     video_from_uint8,
 )
 from mova_engine.config.memory import MemoryConfig
+from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.stages import stages
 from mova_engine.config.train import LoaderSettings, TrainConfig
 from mova_engine.data.dataset import SHOWN_REASONS, LatentDataset, open_dataset
 from mova_engine.data.latent_cache import LatentCache
+from mova_engine.data.loader import Loader, build_loader
 from mova_engine.data.media.decode import Clip, read_clip
 from mova_engine.data.metadata import FILES, Entry, read_metadata
 from mova_engine.data.synthetic.bounce import generate
 from mova_engine.distributed.processes import Processes
+from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
 from mova_engine.memory.model_parts import codec_parts
 from mova_engine.memory.residency import Residency
@@ -175,4 +178,20 @@ def open_clips(
         world=processes.launch.world,
         ahead=ahead,
         progress=lambda done: progress(done, total, f"encoding {folder}"),
+    )
+
+
+def open_loader(
+    config: TrainConfig, clips: LatentDataset, shape: MeshShape, data_rank: int, rounds: Rounds | None
+) -> Loader:
+    """The batches of one of the data-parallel groups of a mesh. rounds: of the processes of such a group."""
+    settings = config.loader
+    return build_loader(
+        clips,
+        settings.batch,
+        seed=config.seed,
+        rank=data_rank,
+        world=shape.data_parallel,
+        workers=settings.workers,
+        rounds=rounds,
     )

@@ -21,7 +21,7 @@ from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.predict.job import PlannedRun, layout_of, training_job
 from mova_engine.predict.memory_use import memory
 from mova_engine.rehearsal.memory_tracker import AVERAGE, GRADIENTS, INPUTS, MOMENTS, PARAMETERS
-from mova_engine.rehearsal.result import Rehearsal
+from mova_engine.rehearsal.result import Rehearsal, without_codecs
 from mova_engine.rehearsal.stage import Stage
 from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
 from mova_engine.train import lora_model
@@ -30,6 +30,7 @@ from mova_engine.train.batch import BatchBuilder, LatentBatch
 from mova_engine.train.masters import Weights
 from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
+from mova_engine.train.simulation import simulate
 from mova_engine.train.step import Updater
 
 # From the second micro-batch on, gradients are in memory together with activations.
@@ -61,7 +62,10 @@ def dry_run_training(
             stage.tracker.forget()
             stage.log.forget()
             updater.step(0, batches, build, partial(_follow, stage, updater.weights))
-    predicted = memory(planned(config, sizes, shape))
+        simulation = None
+        if world_size > 1:
+            collectives = stage.log.collectives()
+            simulation = simulate(config, shape, processes, updater.weights, updater.optimizer, collectives)
     given = {name: torch.empty(size, device="meta") for name, size in clip_tensors(sizes, config).items()}
     return stage.report(
         command="train",
@@ -71,8 +75,18 @@ def dry_run_training(
         clips_per_step=config.clips_per_step(shape),
         operators=table,
         given=given,
-        predicted=predicted.device,
+        predicted=_predicted(config, sizes, machine, shape),
+        simulation=simulation,
     )
+
+
+def predict_training(config: TrainConfig, machine: Machine, world_size: int = 1) -> dict[str, int]:
+    """Without a rehearsal: what the cost model says of the device's memory in a step, bytes by part."""
+    return without_codecs(_predicted(config, model_config(config), machine, mesh_of(config, world_size)))
+
+
+def _predicted(config: TrainConfig, sizes: MovaConfig, machine: Machine, shape: MeshShape) -> dict[str, float]:
+    return memory(planned(config, sizes, shape), machine).device
 
 
 def _built(

@@ -30,7 +30,7 @@ from mova_engine.train.batch import BuildBatch, LatentBatch
 from mova_engine.train.masters import Weights
 from mova_engine.train.metrics import EXPERTS
 from mova_engine.train.optimizer import lr_factor, set_lr
-from mova_engine.train.timestep_sampling import StepDraw, draw_noise, draw_step
+from mova_engine.train.timestep_sampling import StepDraw, draw_noise, draw_step, first_clip
 
 
 def micro_losses(
@@ -158,7 +158,7 @@ class Updater:
             batch = self._built(next(batches), build, heard)
             waited += time.perf_counter() - asked
             at(f"step {step + 1}: forward and backward")
-            first = (micro * groups + processes.data_rank) * settings.batch
+            first = first_clip(micro, groups, processes.data_rank, settings.batch)
             noise = draw_noise(batch.noise_shapes(), config.seed, step, first, settings.batch)
             noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
             part = draw.part(first, settings.batch)

@@ -23,6 +23,18 @@ def generator(seed: int, *key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
+def first_clip(micro_batch: int, groups: int, data_rank: int, batch: int) -> int:
+    """The place in the step of the first clip of a group's micro-batch: what its noise and noise levels belong to."""
+    return (micro_batch * groups + data_rank) * batch
+
+
+def rank_seed(seed: int, data_rank: int) -> int:
+    """Seed of whatever draws from the libraries' own generators, which the engine does not: equal in ranks that share a
+    clip.
+    """
+    return seed + data_rank
+
+
 @dataclass(frozen=True)
 class StepDraw:
     """What an optimizer step draws for its n clips: the video expert that it trains (None: the model has one), noise

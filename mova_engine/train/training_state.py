@@ -105,7 +105,7 @@ def sharded_save(
     """
     if group is None:
         raise ValueError("sharded weights are saved by several processes, which need a group")
-    pieces = _copies(state, dtype)
+    pieces = saved_pieces(state.weights, state.optimizer, dtype, lambda x: x.detach().to("cpu", copy=True))
     generators, described = _generators(state), _described(step, state, progress, config)
     folder = run / FOLDER / f"step-{step:06d}"
 
@@ -150,12 +150,14 @@ def _make_room(folder: Path) -> None:
     log.warning("%s was not as a run writes it, and is now %s", folder, set_aside(folder).name)
 
 
-def _copies(state: TrainingState, dtype: torch.dtype) -> dict[str, LocalShard]:
-    """Copies on the CPU of this process's rows of all tensors of a checkpoint, by the keys of `save_pieces`."""
-    weights, pieces = state.weights, {}
-
-    def copied(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().to("cpu", copy=True)
+def saved_pieces(
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    copied: Callable[[torch.Tensor], torch.Tensor],
+) -> dict[str, LocalShard]:
+    """This process's rows of all tensors of a checkpoint, `copied`, by the keys of `save_pieces`."""
+    pieces: dict[str, LocalShard] = {}
 
     averages = weights.ema or [None] * len(weights.masters)
     for weight, average in zip(weights.masters, averages, strict=True):
@@ -169,7 +171,7 @@ def _copies(state: TrainingState, dtype: torch.dtype) -> dict[str, LocalShard]:
             part, name = Path(ADAPTERS).stem, weight.name
         pieces[f"{part}:{name}"] = replace(piece, tensor=piece.tensor.to(dtype))
     by_name = {weight.name: weight.piece for weight in weights.masters}
-    for key, value in optimizer_tensors(state.optimizer, weights.masters).items():
+    for key, value in optimizer_tensors(optimizer, weights.masters).items():
         piece = by_name[key.rpartition(":")[0]]
         own = replace(piece, tensor=copied(value)) if value.ndim else LocalShard(copied(value), ())
         pieces[f"{TRAINING}/optimizer:{key}"] = own

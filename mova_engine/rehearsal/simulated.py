@@ -1,0 +1,69 @@
+"""What was worked out of all ranks of a run, as text and as plain values."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What was worked out of all ranks; a contradiction is a MovaError instead.
+
+    coordinates: of each rank, along `dimensions`. groups: by name how many there are, of how many ranks, and the first
+    two. data, noise, checkpoint: facts by name. sent: bytes that all ranks send in a step, by kind of collective.
+    seconds: of this machine, by part.
+    """
+
+    dimensions: dict[str, int]
+    coordinates: list[list[int]]
+    groups: dict[str, dict[str, Any]]
+    data: dict[str, Any]
+    noise: dict[str, Any]
+    checkpoint: dict[str, Any]
+    sent: dict[str, int]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
+    def __str__(self) -> str:
+        """A paragraph of the report."""
+        data, noise, saved = self.data, self.noise, self.checkpoint
+        lines = [f"simulated, all {len(self.coordinates)} ranks, in {sum(self.seconds.values()):.1f} s"]
+        for name, group in self.groups.items():
+            first = ", ".join(members_in_words(members) for members in group["first"])
+            lines.append(f"  {name:<18}{group['groups']} groups of {group['ranks']} ranks: {first}, ...")
+        lines.append(
+            f"  {'data order':<18}{data['clips']} clips, each once an epoch in {data['epochs']} epochs; resumed after "
+            f"{data['steps']} steps by {data['resumed_ranks']} ranks"
+        )
+        lines.append(
+            f"  {'noise':<18}{noise['different']} different draws in {noise['steps']} steps, each the same in the "
+            f"{noise['alike']} ranks of a clip"
+        )
+        writers = f"{saved['writing_ranks']} ranks, {saved['most_bytes_of_a_rank'] / 1e9:.3f} GB at most each"
+        lines.append(f"  {'checkpoint':<18}{sum(saved['bytes'].values()) / 1e9:.1f} GB by {writers}")
+        if saved["plan"]:
+            plan = saved["plan"]
+            lines.append(
+                f"  {'its plan':<18}{plan['local_seconds']:.2f} s in each rank, {plan['global_seconds']:.2f} s in rank "
+                f"0, which gathers {plan['gathered_bytes'] / 1e6:.1f} MB; {plan['checksums']} checksums"
+            )
+        sent = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in self.sent.items())
+        return "\n".join([*lines, f"  {'GB sent by all':<18}{sent or 'none'}"])
+
+
+def members_in_words(members: Sequence[int]) -> str:
+    """Ranks, as 0-15, or 0-48 by 16."""
+    steps = {b - a for a, b in pairwise(members)}
+    if len(members) > 2 and len(steps) == 1:
+        step = steps.pop()
+        return f"{members[0]}-{members[-1]}" + (f" by {step}" if step > 1 else "")
+    return "/".join(map(str, members))

@@ -1,0 +1,232 @@
+"""A training run of many ranks, worked out for all of them: which clips each trains on, and what each draws.
+
+The trainer's own loaders, rounds and draws are run for every rank, on clips that are numbers. Each clip must come once
+an epoch over all ranks, also where the run goes on with another number of them; ranks that share a clip must draw the
+same noise, and all others different noise.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mova_engine.config.mesh import DIMENSIONS, MeshShape
+from mova_engine.config.train import TrainConfig
+from mova_engine.data.clip_changes import marks
+from mova_engine.data.loader import Loader
+from mova_engine.data.metadata import Entry
+from mova_engine.distributed.processes import Processes
+from mova_engine.distributed.rounds import Rounds
+from mova_engine.errors import MovaError
+from mova_engine.ops import DTYPES
+from mova_engine.rehearsal.all_ranks import sent_by_all, simulate_checkpoint, simulate_mesh
+from mova_engine.rehearsal.result import Collective
+from mova_engine.rehearsal.simulated import Simulation
+from mova_engine.train.assembly import mesh_of
+from mova_engine.train.clip_data import open_loader
+from mova_engine.train.masters import Weights
+from mova_engine.train.timestep_sampling import draw_noise, first_clip, rank_seed
+from mova_engine.train.training_state import saved_pieces
+
+# Steps of an epoch; a few clips more, so that steps reach over its end.
+_STEPS = 5
+_EPOCHS = 2
+_NOISE_STEPS = 2
+# Numbers of a clip's noise that are compared.
+_COMPARED = ((4,),)
+# Micro-batches of a step of which noise is compared.
+_MICRO_BATCHES = 2
+
+
+def simulate(
+    config: TrainConfig,
+    shape: MeshShape,
+    processes: Processes,
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    collectives: tuple[Collective, ...],
+) -> Simulation:
+    """All ranks of a run of which the first was rehearsed: its processes, weights, optimizer and collectives."""
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+
+    def lap(part: str) -> None:
+        seconds[part] = round(time.perf_counter() - started - sum(seconds.values()), 2)
+
+    coordinates, groups = simulate_mesh(shape, processes)
+    lap("mesh")
+    data = simulate_data(config, shape)
+    lap("data")
+    noise = simulate_noise(config, shape)
+    lap("noise")
+    shards = 1 if weights.shards is None else weights.shards.group.size
+    pieces = saved_pieces(weights, optimizer, DTYPES[config.dtype], _shape_alone)
+    checkpoint = simulate_checkpoint(pieces, shape.world, shards)
+    lap("checkpoint")
+    sizes = dict(zip(DIMENSIONS, shape.sizes, strict=True))
+    sent = sent_by_all(collectives, shape.world)
+    return Simulation(sizes, coordinates, groups, data, noise, checkpoint, sent, seconds)
+
+
+def _shape_alone(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
+
+
+class _NumberedClips:
+    """A data set of numbers, of which a batch is the numbers asked for."""
+
+    # From memory each rank takes its own batches; from files those that share clips take turns.
+    in_memory = False
+
+    def __init__(self, count: int) -> None:
+        self.entries = [Entry(Path(str(number)), "", str(number)) for number in range(count)]
+        self.marks = marks(self.entries, None)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        return {"clips": tuple(indices)}
+
+
+class _RecordedRounds(Rounds):
+    """Of a rank without the others: it tells which member's batch comes, and gives its own."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def broadcast(self, batch: dict[str, Any] | None, turn: int) -> dict[str, Any]:
+        return {"clips": None if batch is None else batch["clips"], "turn": turn}
+
+
+class _Group:
+    """The ranks of one data-parallel group, each with a loader of its own."""
+
+    def __init__(self, config: TrainConfig, shape: MeshShape, clips: _NumberedClips, members: Sequence[int]) -> None:
+        self.members, size = members, len(members)
+        several = size > 1
+        self.loaders: list[Loader] = [
+            open_loader(
+                config,
+                clips,  # pyright: ignore[reportArgumentType] as much of a data set as a loader asks for
+                shape,
+                shape.data_rank(rank),
+                _RecordedRounds(number, size) if several else None,
+            )
+            for number, rank in enumerate(members)
+        ]
+
+    def start(self) -> None:
+        """Begin to read from where the loaders stand."""
+        self._batches: list[Iterator[dict[str, Any]]] = [iter(loader) for loader in self.loaders]
+
+    def next(self) -> tuple[int, ...]:
+        """The clips of the group's next batch. MovaError where its ranks do not agree which that is."""
+        given = [next(batches) for batches in self._batches]
+        if len({each.get("turn") for each in given}) > 1:
+            raise MovaError(f"data order: ranks {self.members[0]} to {self.members[-1]} take each other's batches")
+        made = [each["clips"] for each in given if each["clips"] is not None]
+        if len(set(made)) != 1:
+            raise MovaError(f"data order: ranks {self.members[0]} to {self.members[-1]} do not train on the same clips")
+        return made[0]
+
+
+def simulate_data(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
+    """Run all ranks' loaders over some epochs, from the middle on by another number of ranks. MovaError where a clip
+    does not come once an epoch.
+    """
+    step = config.clips_per_step(shape)
+    # What workers prepare comes in the order in which it is asked for.
+    config = replace(config, loader=replace(config.loader, workers=0))
+    clips = _NumberedClips(_STEPS * step + step // 3 + 1)
+    steps = _STEPS * _EPOCHS // 3
+    order: list[tuple[int, int]] = []
+    groups = _opened(config, shape, clips, None)
+    _take(groups, steps * config.micro_batches(shape), order)
+    states = [loader.state_dict() for group in groups for loader in group.loaders]
+    if any(state != states[0] for state in states):
+        raise MovaError("data order: ranks would save different positions in the data")
+    other = _other_mesh(config, shape)
+    resumed = _opened(config, other, clips, states[0])
+    left = len(clips) * _EPOCHS - len(order)
+    at_once = other.data_parallel * config.loader.batch
+    _take(resumed, -(-left // at_once), order)
+    for epoch in range(_EPOCHS):
+        _check_epoch(order[epoch * len(clips) : (epoch + 1) * len(clips)], len(clips), epoch)
+    return {"clips": len(clips), "epochs": _EPOCHS, "steps": steps, "resumed_ranks": other.world}
+
+
+def _opened(config: TrainConfig, shape: MeshShape, clips: _NumberedClips, state: dict[str, Any] | None) -> list[_Group]:
+    groups = [_Group(config, shape, clips, members) for members in shape.clip_groups()]
+    for group in groups:
+        for loader in group.loaders if state is not None else ():
+            loader.load_state_dict(state)
+        group.start()
+    return groups
+
+
+def _take(groups: Sequence[_Group], micro_batches: int, order: list[tuple[int, int]]) -> None:
+    """Add to `order` what is trained on: (clip, data-parallel group)."""
+    for _ in range(micro_batches):
+        for number, group in enumerate(groups):
+            order += [(clip, number) for clip in group.next()]
+
+
+def _check_epoch(order: Sequence[tuple[int, int]], count: int, epoch: int) -> None:
+    seen: dict[int, int] = {}
+    for clip, group in order:
+        if clip in seen:
+            both = f"groups {seen[clip]} and {group}" if seen[clip] != group else f"group {group}"
+            raise MovaError(f"data order: in epoch {epoch + 1} clip {clip} is given twice, to data-parallel {both}")
+        seen[clip] = group
+    if len(seen) < count:
+        lacking = next(clip for clip in range(count) if clip not in seen)
+        raise MovaError(f"data order: in epoch {epoch + 1} {count - len(seen)} clips are left out, such as {lacking}")
+
+
+def _other_mesh(config: TrainConfig, shape: MeshShape) -> MeshShape:
+    """Of another number of ranks with which the run could go on; the same where none of those tried fits."""
+    for world in (shape.world // 2, shape.world * 2, shape.world // 4):
+        try:
+            return mesh_of(config, world)
+        except MovaError:
+            continue
+    return shape
+
+
+def simulate_noise(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
+    """Draw some numbers of every clip's noise in every rank, for some steps. MovaError where ranks that share a clip
+    draw different ones, or two clips get the same.
+    """
+    owner: dict[tuple[float, ...], tuple[int, int, int, int]] = {}
+    batch, micro_batches = config.loader.batch, min(config.micro_batches(shape), _MICRO_BATCHES)
+    for step in range(_NOISE_STEPS):
+        for micro in range(micro_batches):
+            for members in shape.clip_groups():
+                drawn = [_drawn(config, shape, step, micro, rank) for rank in members]
+                for rank, own in zip(members, drawn, strict=True):
+                    if own != drawn[0]:
+                        raise MovaError(f"noise: ranks {members[0]} and {rank} share a clip and draw different noise")
+                for place, values in enumerate(drawn[0]):
+                    here = (step, micro, members[0], place)
+                    first = owner.setdefault(values, here)
+                    if first != here:
+                        raise MovaError(
+                            f"noise: ranks {first[2]} and {members[0]} draw the same noise for different clips, in "
+                            f"steps {first[0] + 1} and {step + 1}"
+                        )
+    seeds = [[rank_seed(config.seed, shape.data_rank(rank)) for rank in members] for members in shape.clip_groups()]
+    if any(len(set(own)) > 1 for own in seeds) or len({own[0] for own in seeds}) < len(seeds):
+        raise MovaError("noise: the libraries' generators are not seeded alike in the ranks that share a clip alone")
+    return {"steps": _NOISE_STEPS, "different": len(owner), "alike": shape.clip_ranks, "clips_of_a_batch": batch}
+
+
+def _drawn(config: TrainConfig, shape: MeshShape, step: int, micro: int, rank: int) -> list[tuple[float, ...]]:
+    """A rank's noise, of each clip of its micro-batch."""
+    batch = config.loader.batch
+    first = first_clip(micro, shape.data_parallel, shape.data_rank(rank), batch)
+    (noise,) = draw_noise(_COMPARED, config.seed, step, first, batch)
+    return [tuple(values) for values in noise.tolist()]
