@@ -66,7 +66,7 @@ def simulate(
     pieces = saved_pieces(weights, optimizer, DTYPES[config.dtype], _shape_alone)
     checkpoint = simulate_checkpoint(pieces, shape.world, shards)
     lap("checkpoint")
-    sizes = dict(zip(DIMENSIONS, shape.sizes, strict=True))
+    sizes: dict[str, int] = dict(zip(DIMENSIONS, shape.sizes, strict=True))
     sent = sent_by_all(collectives, shape.world)
     return Simulation(sizes, coordinates, groups, data, noise, checkpoint, sent, seconds)
 
@@ -162,8 +162,9 @@ def simulate_data(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
 def _opened(config: TrainConfig, shape: MeshShape, clips: _NumberedClips, state: dict[str, Any] | None) -> list[_Group]:
     groups = [_Group(config, shape, clips, members) for members in shape.clip_groups()]
     for group in groups:
-        for loader in group.loaders if state is not None else ():
-            loader.load_state_dict(state)
+        if state is not None:
+            for loader in group.loaders:
+                loader.load_state_dict(state)
         group.start()
     return groups
 
