@@ -27,9 +27,9 @@ class MemoryConfig:
     frozen: Literal["activations", "fp8"] = "activations"
     """How weights that are not trained are held: in the activations' dtype, or in fp8 at half the memory of bf16."""
     weights: Literal["device", "host", "files"] = "device"
-    """Where weights that are not trained are while not in use. With parallel.shard, "host": the host's memory, adapters
-    with all that belongs to them too. Sampling without it: layers of towers and bridge come to the device one by one,
-    while the one before computes, from the host's memory or from their files.
+    """Where weights that are not trained are while not in use. Without parallel.shard, layers of towers and bridge come
+    to the device one by one, while the one before computes, from the host's memory or from their files; adapters stay
+    on the device. With it, shards of weights and adapters with all that belongs to them are in the host's memory.
     """
     optimizer: Place = "device"
     """Where trained weights, their gradients and the optimizer's state are while not in use; with parallel.shard."""
@@ -61,6 +61,7 @@ class MemoryConfig:
         the planner does not recommend.
         """
         lora, sampling = task == "lora", task == "inference"
+        streams = self.weights != "device" and not sharded
         rules = (
             ("checkpointing", self.checkpointing != "none" and sampling, "sampling has no backward pass"),
             ("inputs", self.inputs == "host" and sampling, "sampling has no backward pass"),
@@ -77,18 +78,19 @@ class MemoryConfig:
             ),
             (
                 "weights",
-                self.weights == "host" and task == "full",
+                self.weights != "device" and task == "full",
                 "all weights are trained, and go to the host with the optimizer's state: memory.optimizer host",
             ),
             (
                 "weights",
-                self.weights == "host" and not sharded and not sampling,
-                "weights come from the host in shards only: it needs parallel.shard and several processes",
+                streams and lora and self.checkpointing == "none",
+                "layers that come one by one keep nothing for the backward: choose memory.checkpointing full, "
+                "selective or out",
             ),
             (
-                "weights",
-                self.weights == "files" and not sampling,
-                "layers come from their files while sampling alone",
+                "frozen",
+                streams and self.frozen == "fp8",
+                "layers that come one by one are in the activations' dtype: leave memory.weights out",
             ),
             (
                 "weights",

@@ -22,10 +22,9 @@ from mova_engine.distributed.branches import all_branches, own_branches
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.memory.residency import Residency, stage
-from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.context_parallel import Sharding
 from mova_engine.models.modality import Modality
-from mova_engine.models.mova import DIRECT, Mova
+from mova_engine.models.mova import Mova
 
 
 class Latents(NamedTuple):
@@ -107,22 +106,20 @@ def denoise(
     on_step: Callable[[Step], None] | None = None,
     processes: Processes | None = None,
     residency: Residency | None = None,
-    streamed: StreamedModel | None = None,
 ) -> Latents:
     """Denoise `noise` by all `steps`; return the clean latents, float32, on the device of the noise.
 
     fps: video frames per second, with which the bridge aligns audio and video tokens. on_step: called after every step.
     processes: the processes that make the clips together. All pass the same arguments and return bit-identical results;
     each computes its guidance branches on its tokens. residency: moves towers and bridge to the device for the steps
-    that use them; None: they are there. streamed: streams the layers' weights to the device; None: they are there.
+    that use them; None: they are there.
     Raises MovaError for shapes that do not fit, and if the result is not finite.
     """
     options, place = options or LoopOptions(), processes or Processes()
-    model = _Model(mova, conditions, prediction, fps, options, place.sharding, streamed)
+    model = _Model(mova, conditions, prediction, fps, options, place.sharding)
     own = own_branches(guidance.branches, place.branches)
-    if streamed is not None:
-        passes = [expert for expert in steps.experts for _ in model.forwards(own)]
-        streamed.stream.plan(unit for expert in passes for unit in streamed.units(expert))
+    if mova.streamed is not None:
+        mova.streamed.plan(expert for expert in steps.experts for _ in model.forwards(own))
     state = start = Latents(noise.video.float(), noise.audio.float())
     image = conditions.condition[:, -noise.video.shape[1] :, 0].float()
     video_sigmas, audio_sigmas = steps.video_sigmas.tolist(), steps.audio_sigmas.tolist()
@@ -158,7 +155,6 @@ class _Model:
     fps: float
     options: LoopOptions
     sharding: Sharding
-    streamed: StreamedModel | None = None
 
     def forwards(self, branches: Sequence[Branch]) -> list[list[Branch]]:
         """The branches of each forward of a step. Those that differ in text alone share one, where the options allow
@@ -190,14 +186,11 @@ class _Model:
         """
         n, here = len(with_text), slice(index, index + 1)
         text = torch.cat([self.conditions.text if text else self.conditions.empty_text for text in with_text])
-        expert = steps.experts[index]
-        runner = DIRECT if self.streamed is None else self.streamed.runner(expert)
         video = torch.cat([video_input(state.video, self.conditions.condition)] * n)
         outputs = self.mova(
             Modality(video, steps.video_timesteps[here], text),
             Modality(torch.cat([state.audio] * n), steps.audio_timesteps[here], text),
-            expert=expert,
-            runner=runner,
+            expert=steps.experts[index],
             bridge=with_bridge and self.options.bridge,
             fps=self.fps,
             sharding=self.sharding,

@@ -32,7 +32,6 @@ from mova_engine.files.tensors import check_component, load_component, read_json
 from mova_engine.memory.model_parts import codec_parts, tower_parts
 from mova_engine.memory.residency import Residency
 from mova_engine.memory.streamed_model import open_streamed
-from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.mova import Mova
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 
@@ -107,9 +106,9 @@ def open_parts(
     memory: MemoryConfig,
     lora: Sequence[AdapterSpec],
     shard: bool,
-) -> tuple[Mova, Codecs, Residency, StreamedModel | None]:
-    """Open the model and the codecs that this process needs, the Residency that moves them, and the StreamedModel of
-    the layers if memory.weights asks for streaming (else None).
+) -> tuple[Mova, Codecs, Residency]:
+    """Open the model and the codecs that this process needs, and the Residency that moves them. If memory.weights asks
+    for it, layers are streamed (`memory.streaming`).
 
     Weights stay on the meta device until the Residency reads them from `folder`, when the first stage that uses them
     starts. Sharded weights (`shard`) are read at once.
@@ -122,7 +121,6 @@ def open_parts(
     dtypes = (dtype,) if dtype else stored_dtypes(folder, config) or COMPUTE_DTYPES
     ops = place.operators(bind(backend, training=False, dtypes=dtypes))
     waits = "files" if memory.idle == "files" else "host"
-    streamed = None
     if shard:
         if lora:
             raise MovaError(
@@ -137,14 +135,14 @@ def open_parts(
                 "(mova lora merge)"
             )
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
-        streamed, towers = open_streamed(mova, folder, device, dtype, memory.weights)
+        towers = open_streamed(mova, folder, device, dtype, memory.weights)
     else:
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
         towers = tower_parts(mova, _reader(mova, folder, dtype, lora), waits)
     codecs = load_codecs(folder, device=device, dtype=dtype, weights_on="meta", parts=own_codecs(place))
     parts = [*codec_parts(codecs, folder, dtype, text_waits=waits, vaes_wait=waits), *towers]
     residency = Residency(device, parts, stages(memory, experts=config.experts, sharded=shard))
-    return mova, codecs, residency, streamed
+    return mova, codecs, residency
 
 
 def _reader(

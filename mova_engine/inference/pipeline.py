@@ -32,7 +32,6 @@ from mova_engine.inference.generated_clip import GeneratedClip
 from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import Request, read_frame
 from mova_engine.memory.residency import Residency
-from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.mova import Mova
 
 # The default negative prompt of MOVA's own inference scripts, from the Wan project (Wan 2.1, Apache-2.0): garish,
@@ -93,8 +92,7 @@ class Pipeline:
     clip: shape of the clips; None: `mova.config.clip`. processes: the processes of the run, each of which has its own
     pipeline with the codecs that `loading.own_codecs` names. sharded: each process holds a shard of the weights.
     device: where the towers compute; None: where their weights are. residency: moves the parts to the device for their
-    stages; None: all of them are on their devices. streamed: streams the layers' weights to the device; None: they are
-    not streamed.
+    stages; None: all of them are on their devices.
     """
 
     mova: Mova
@@ -107,7 +105,6 @@ class Pipeline:
     sharded: bool = False
     device: torch.device | None = None
     residency: Residency | None = None
-    streamed: StreamedModel | None = None
 
     def __post_init__(self) -> None:
         given = type(self.mova).__name__
@@ -274,8 +271,8 @@ class Pipeline:
         for start in range(0, len(turns), ahead):
             some = turns[start : start + ahead]
             if encoded is None:
-                if self.streamed is not None:
-                    self.streamed.stream.free()
+                if self.mova.streamed is not None:
+                    self.mova.streamed.free()
                 on_stage("encoding words and first frames")
                 ready = self._clip_codecs.encode([self._part(turn) for turn in some], settings.negative_prompt)
             else:
@@ -368,7 +365,6 @@ class Pipeline:
             on_step=stepped,
             processes=self.processes,
             residency=self.residency,
-            streamed=self.streamed,
         )
 
     @property
@@ -400,7 +396,7 @@ def load_pipeline(
     config = config or mova_config_from_folder(folder)
     more: dict[str, Any] = {"dtype": dtype, "memory": memory, "shard": shard}
     more |= {"lora": lora}
-    mova, codecs, residency, streamed = open_parts(folder, config, backend, place, **more)
+    mova, codecs, residency = open_parts(folder, config, backend, place, **more)
     return Pipeline(
         mova,
         codecs,
@@ -412,5 +408,4 @@ def load_pipeline(
         shard,
         residency.device,
         residency,
-        streamed,
     )

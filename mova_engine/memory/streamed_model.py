@@ -22,8 +22,8 @@ from mova_engine.models.mova import Mova
 
 def open_streamed(
     mova: Mova, folder: Path, device: torch.device, dtype: torch.dtype | None, where: Literal["host", "files"]
-) -> tuple[StreamedModel, list[Part]]:
-    """The stream of the layers of `mova`, which is on the meta device, and the parts that stay beside it.
+) -> list[Part]:
+    """Let the layers of `mova`, which is on the meta device, be streamed; returns the parts that stay beside them.
 
     where: the layers' weights wait. dtype: of all weights; None: as stored. Headers alone are read now. Raises
     MovaError where the folder does not fit the model.
@@ -54,7 +54,8 @@ def open_streamed(
             "memory.weights host: a CPU's memory is the host's; leave it out, or let the weights wait in files: "
             "memory.weights files"
         )
-    return StreamedModel(mova, source, device=device), [part(name) for name in names]
+    StreamedModel(mova, source, device)
+    return [part(name) for name in names]
 
 
 def _take_dtypes(component: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:

@@ -90,6 +90,10 @@ class WeightStream:
         if not self._slots:
             size = max(unit.bytes for unit in self.units)
             self._slots = [_Slot(torch.empty(size, dtype=torch.uint8, device=self.device)) for _ in range(self._count)]
+            if self._apart:
+                # Whoever had this memory before may still compute with it.
+                for slot in self._slots:
+                    slot.released = torch.accelerator.current_stream(self.device).record_event()
 
     def free(self) -> None:
         """Leave, and give the slots' memory back until the stream is used again."""
@@ -107,6 +111,11 @@ class WeightStream:
         """Say in which order units will be entered next; the first of them begin to come at once."""
         self._plan = deque(order)
         self._fetch_ahead()
+
+    @property
+    def planned(self) -> bool:
+        """Whether units are still named that were not entered."""
+        return bool(self._plan)
 
     def enter(self, unit: int) -> None:
         """Put a unit's weights into its modules. Those of the unit entered before leave theirs.
@@ -247,13 +256,29 @@ def layer_count(mova: Mova) -> int:
 
 
 class StreamedModel:
-    """A model whose layers are brought by a stream: gives the runners of its forwards."""
+    """The layers of a model, brought by a stream: the model's `streamed`."""
 
-    def __init__(self, mova: Mova, make_source: Callable[[Sequence[Unit]], WeightSource], **options: object) -> None:
-        """make_source: from the units to where their weights wait. options: of `WeightStream`, device among them."""
+    def __init__(
+        self,
+        mova: Mova,
+        make_source: Callable[[Sequence[Unit]], WeightSource],
+        device: torch.device,
+        slots: int = STREAM_SLOTS,
+        poison: bool = False,
+    ) -> None:
+        """make_source: from the units to where their weights wait. The rest: see `WeightStream`."""
         self.layers, self.experts = layer_count(mova), 1 if mova.video_dit_2 is None else 2
         units = [Unit.of(modules) for modules in model_layers(mova)]
-        self.stream = WeightStream(units, make_source(units), **options)  # type: ignore[arg-type]
+        self.stream = WeightStream(units, make_source(units), device, slots, poison)
+        mova.streamed = self
+
+    def plan(self, experts: Iterable[int]) -> None:
+        """Say which experts the next forwards go through, none of which has a backward."""
+        self.stream.plan(unit for expert in experts for unit in self.units(expert))
+
+    def free(self) -> None:
+        """Give back the memory of the slots until the next forward."""
+        self.stream.free()
 
     def units(self, expert: int, backward: bool = False) -> range:
         """Numbers of the units of one forward through an expert, in order; of its backward, in that order."""
@@ -263,8 +288,11 @@ class StreamedModel:
 
     def runner(self, expert: int, inner: LayerRunner = DIRECT) -> LayerRunner:
         """Runs the layers of one forward through an expert. inner: how they are run once their weights are there; with
-        checkpointing also when they are recomputed.
+        checkpointing also when they are recomputed. Where nothing is planned, this forward and its backward are.
         """
+        if not self.stream.planned:
+            backward = self.units(expert, backward=True) if torch.is_grad_enabled() else ()
+            self.stream.plan((*self.units(expert), *backward))
         return _StreamedLayers(self.stream, self.units(expert), inner)
 
 

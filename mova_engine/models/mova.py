@@ -4,7 +4,7 @@ Layer i of the forward: bridge i where there is one, then block i of the video t
 the longer tower's remaining blocks follow alone. Training and sampling run the same one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,8 +49,29 @@ class DirectRunner:
 DIRECT = DirectRunner()
 
 
+class LayerSource(Protocol):
+    """Brings the weights of a model's layers to the device as they are run: `memory.streaming` has one."""
+
+    def runner(self, expert: int, inner: LayerRunner) -> LayerRunner:
+        """How the layers of one forward through an expert are run: `inner`, once their weights are there."""
+        ...
+
+    def plan(self, experts: Iterable[int]) -> None:
+        """Say which experts the next forwards go through, so that weights can come ahead."""
+        ...
+
+    def free(self) -> None:
+        """Give back the device's memory until the next forward."""
+        ...
+
+
 class Mova(nn.Module):
-    """`video_dit` (high noise), `video_dit_2` (low noise; None with one expert), `audio_dit`, `dual_tower_bridge`."""
+    """`video_dit` (high noise), `video_dit_2` (low noise; None with one expert), `audio_dit`, `dual_tower_bridge`.
+
+    streamed: brings the layers' weights, where they are not on the device all the time; None: they are.
+    """
+
+    streamed: LayerSource | None = None
 
     def __init__(
         self,
@@ -80,6 +101,8 @@ class Mova(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`dual_tower_forward` with one of the video experts, with the bridge or without; the rest is its."""
         connection = self.dual_tower_bridge if bridge else None
+        if self.streamed is not None:
+            options["runner"] = self.streamed.runner(expert, options.get("runner", DIRECT))
         return dual_tower_forward(self.expert(expert), self.audio_dit, connection, video, audio, **options)
 
     @torch.no_grad()

@@ -291,7 +291,12 @@ class PlannedRun:
     @property
     def streams_layers(self) -> bool:
         """Whether whole layers come to the device one by one (`memory.streaming`), not shards of them."""
-        return self.policy.weights != "device" and not self.job.training and sharded(self.layout) == 1
+        return self.policy.weights != "device" and sharded(self.layout) == 1
+
+    @property
+    def state_on_host(self) -> bool:
+        """Whether what is trained, with gradients and moments, is in the host's memory."""
+        return self.policy.weights_on_host and not self.streams_layers
 
     @property
     def owned(self) -> dict[str, str]:

@@ -155,7 +155,7 @@ def _largest_layer(run: PlannedRun, component: str) -> float:
 
 def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
     job, shards = run.job, sharded(run.layout)
-    place = host if run.policy.weights_on_host else device
+    place = host if run.state_on_host else device
     place[_GRADIENTS] = trained_parameters(run, used=True) * _FP32 / shards
     device["gradients of the layer at work"] = _layer_gradients(run)
     moments = trained_parameters(run, used=False) * _FP32 / shards

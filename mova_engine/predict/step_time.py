@@ -171,7 +171,7 @@ def _optimizer_seconds(run: PlannedRun, hardware: Hardware) -> float:
     moved = _ADAMW * trained_parameters(run, used=True) / sharded(run.layout)
     if run.job.ema:
         moved += _EMA * trained_parameters(run, used=False) / sharded(run.layout)
-    if run.policy.weights_on_host:
+    if run.state_on_host:
         return moved / hardware.host_rate
     return moved / (hardware.bandwidth * hardware.achieved.bandwidth)
 

@@ -156,7 +156,8 @@ def micro_traffic(run: PlannedRun) -> StepTraffic:
     down = up = saved_inputs(run) * (policy.inputs == "host")
     if policy.weights == "host":
         up += passes * weights / sharded(layout)
-        down += trained_parameters(run, used=True) * WIDTHS["fp32"] / sharded(layout)  # the adapters' gradients
+        if run.state_on_host:
+            down += trained_parameters(run, used=True) * WIDTHS["fp32"] / sharded(layout)  # the adapters' gradients
     if policy.optimizer == "host" and sharded(layout) > 1:  # float32 shards come in, and go back as gradients
         up += passes * count * WIDTHS["fp32"] / sharded(layout)
         down += count * WIDTHS["fp32"] / sharded(layout)

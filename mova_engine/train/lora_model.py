@@ -21,6 +21,7 @@ from mova_engine.errors import MovaError
 from mova_engine.files.tensors import load_component, read_rows
 from mova_engine.memory.fp8_weights import hold_in_fp8
 from mova_engine.models.layers import Linear
+from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.timestep_sampling import generator
@@ -45,6 +46,9 @@ def build_adapted(
     model = Mova(sizes, ops, "meta").requires_grad_(False)
     if config.parallel.shard:
         return model, _sharded(model, config, folder, device, processes)
+    if config.memory.weights != "device":
+        _stream(model, config, folder, device)
+        return model, None
     targets = find_linears(model, config.lora.targets)
     for name, component in _components(model):
         load_component(component, folder / name, device=device, dtype=dtype)
@@ -157,6 +161,24 @@ def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.devic
         shards.piece(a).take(start[name][0] if name in start else drawn)
         shards.piece(b).take(start[name][1]) if name in start else shards.piece(b).tensor.zero_()
     return shards
+
+
+def _stream(model: Mova, config: TrainConfig, folder: Path, device: torch.device) -> None:
+    """Layers come one by one from where memory.weights has them; adapters and what is no layer lie on the device."""
+    dtype = DTYPES[config.dtype]
+    for part in open_streamed(model, folder, device, dtype, config.memory.weights):
+        part.read(device)
+    names = add_adapters(model, config.lora)
+    start, layers = initial_adapters(model, config.lora), adapted_layers(model)
+    source = generator(config.seed, "adapters")
+    for name in names:
+        layer = layers[name]
+        # Drawn in any case: what is random does not depend on where adapters start from.
+        drawn = draw_a(config.lora.rank, layer.in_features, source)
+        values = start.get(name, (drawn, torch.zeros(layer.out_features, config.lora.rank)))
+        for half, value in zip((layer.lora_A, layer.lora_B), values, strict=True):
+            assert half is not None, "just added"
+            half.weight = torch.nn.Parameter(value.to(device, dtype))
 
 
 def _components(model: Mova) -> list[tuple[str, torch.nn.Module]]:

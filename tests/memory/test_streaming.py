@@ -18,40 +18,38 @@ from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit
 from mova_engine.models.modality import modalities
 from mova_engine.ops import bind
 
-CPU = torch.device("cpu")
 
-
-@pytest.fixture(scope="module")
-def backend():
-    return get_backend("cpu")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ops(backend):
     return bind(backend)
 
 
 @pytest.fixture(scope="module")
-def folder(ops, backend, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    save_mova(build(ops, backend), path)
+def folder(tmp_path_factory):
+    path, cpu = tmp_path_factory.mktemp("model") / "tiny", get_backend("cpu")
+    save_mova(build(bind(cpu), cpu), path)
     return path
 
 
-def source(kind, folder, dtype=None):
-    if kind == "host":
-        return lambda units: HostArena(units, CPU)
-    return lambda units: StoredWeights(units, folder, CPU)
+def loaded(ops, folder, **options):
+    return load_mova(folder, ops, **{"device": ops.device, **options}).requires_grad_(False)
 
 
-def loaded(ops, folder):
-    return load_mova(folder, ops, device="cpu").requires_grad_(False)
+def stream(mova, backend, folder, kind, **options):
+    """The model with its layers in a source; what is no layer lies on the device."""
+    device = backend.device()
+
+    def source(units):
+        if kind == "host":
+            return HostArena(units, device)
+        return StoredWeights(units, folder, device)
+
+    return StreamedModel(mova, source, device=device, poison=True, **options)
 
 
-def streamed(ops, folder, kind, **options):
+def streamed(ops, backend, folder, kind, **options):
     mova = loaded(ops, folder)
-    model = StreamedModel(mova, source(kind, folder), device=CPU, poison=True, **options)
-    return mova, model
+    return mova, stream(mova, backend, folder, kind, **options)
 
 
 def equal(found, expected):
@@ -64,12 +62,12 @@ def test_streamed_is_resident_to_the_bit(ops, backend, folder, kind, slots):
     args = modalities(*inputs(backend))
     with torch.no_grad():
         expected = [loaded(ops, folder)(*args, expert=expert) for expert in (0, 1)]
-    mova, model = streamed(ops, folder, kind, slots=slots)
+    mova, model = streamed(ops, backend, folder, kind, slots=slots)
     order = (0, 0, 1, 1, 0)
     model.stream.plan(unit for expert in order for unit in model.units(expert))
     with torch.no_grad():
         for expert in order:
-            found = mova(*args, expert=expert, runner=model.runner(expert))
+            found = mova(*args, expert=expert)
             assert equal(found, expected[expert])
     report, size = model.stream.report(), max(unit.bytes for unit in model.stream.units)
     # Every unit of a pass is copied once, but for those that are there still.
@@ -77,12 +75,13 @@ def test_streamed_is_resident_to_the_bit(ops, backend, folder, kind, slots):
     assert report.copies <= layer_count(mova) * len(order)
     assert report.copies >= (layer_count(mova) - slots) * len(order)
     model.stream.close()
+    mova.streamed = None
     with pytest.raises((RuntimeError, ValueError), match="meta"), torch.no_grad():
         mova(*args)
 
 
-def test_a_shared_module_lies_on_the_host_once(ops, folder):
-    _, model = streamed(ops, folder, "host")
+def test_a_shared_module_lies_on_the_host_once(ops, backend, folder):
+    _, model = streamed(ops, backend, folder, "host")
     chunks = [chunk for unit in model.stream.units for chunk in unit.chunks]
     own = {id(chunk.module): chunk.end - chunk.begin for chunk in chunks}
     assert model.stream.source.arena.nbytes == sum(own.values()) < sum(unit.bytes for unit in model.stream.units)
@@ -107,28 +106,28 @@ def test_gradients_of_adapters_are_those_of_a_resident_base(ops, backend, folder
         return mova
 
     resident, mova = adapted(loaded(ops, folder)), adapted(loaded(ops, folder))
-    model = StreamedModel(mova, source(kind, folder), device=CPU, poison=True)
+    model = stream(mova, backend, folder, kind)
     for expert in (0, 1, 0):
         model.stream.plan((*model.units(expert), *model.units(expert, backward=True)))
-        found = gradients(mova, model.runner(expert, layer_runner(policy)), expert)
+        found = gradients(mova, layer_runner(policy), expert)
         expected = gradients(resident, layer_runner(policy), expert)
         assert len(found) == len(expected) > 2 and equal(found, expected)
     assert model.stream.report().unforeseen == 0
 
 
 def test_a_backward_without_checkpointing_is_refused(ops, backend, folder):
-    mova, model = streamed(ops, folder, "host")
+    mova, _ = streamed(ops, backend, folder, "host")
     with pytest.raises(MovaError, match="keep none of them for a backward"):
-        mova(*modalities(*inputs(backend)), runner=model.runner(0))
+        mova(*modalities(*inputs(backend)))
 
 
 def test_what_the_plan_does_not_name_comes_all_the_same(ops, backend, folder):
     args = modalities(*inputs(backend))
     with torch.no_grad():
         expected = loaded(ops, folder)(*args, expert=1)
-        mova, model = streamed(ops, folder, "files")
+        mova, model = streamed(ops, backend, folder, "files")
         model.stream.plan(model.units(0))
-        assert equal(mova(*args, expert=1, runner=model.runner(1)), expected)
+        assert equal(mova(*args, expert=1), expected)
     assert model.stream.report().unforeseen == layer_count(mova)
 
 
@@ -137,7 +136,7 @@ def test_a_file_that_changes_under_way_is_one_line(ops, backend, folder, tmp_pat
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     mova = loaded(ops, copy)
-    model = StreamedModel(mova, lambda units: StoredWeights(units, copy, CPU), device=CPU)
+    stream(mova, backend, copy, "files")
     file = next((copy / "video_dit").glob("*.safetensors"))
     time.sleep(0.01)
     if change == "shorter":
@@ -145,7 +144,7 @@ def test_a_file_that_changes_under_way_is_one_line(ops, backend, folder, tmp_pat
     else:
         file.write_bytes(file.read_bytes())
     with torch.no_grad(), pytest.raises(MovaError, match="become shorter|was changed while weights are read"):
-        mova(*modalities(*inputs(backend)), runner=model.runner(0))
+        mova(*modalities(*inputs(backend)))
 
 
 def test_a_replaced_file_is_read_as_it_was(ops, backend, folder, tmp_path):
@@ -156,28 +155,28 @@ def test_a_replaced_file_is_read_as_it_was(ops, backend, folder, tmp_path):
     with torch.no_grad():
         expected = loaded(ops, copy)(*args)
         mova = loaded(ops, copy)
-        model = StreamedModel(mova, lambda units: StoredWeights(units, copy, CPU), device=CPU)
+        stream(mova, backend, copy, "files")
         file = next((copy / "video_dit").glob("*.safetensors"))
         other = tmp_path / "other"
         other.write_bytes(b"x" * file.stat().st_size)
         other.replace(file)
-        assert equal(mova(*args, runner=model.runner(0)), expected)
+        assert equal(mova(*args), expected)
 
 
 def test_weights_that_are_missing_are_named(ops, backend, folder):
     mova = loaded(ops, folder)
     units = [Unit.of({"video_dit.blocks.9": mova.video_dit.blocks[0]})]
     with pytest.raises(MovaError, match=r"does not hold video_dit\.blocks\.9\."):
-        StoredWeights(units, folder, CPU)
+        StoredWeights(units, folder, backend.device())
     with pytest.raises(MovaError, match="at least 2 slots"):
-        WeightStream(units, None, CPU, slots=1)
+        WeightStream(units, None, backend.device(), slots=1)
 
 
 def test_stored_weights_are_converted_on_the_way(ops, backend, folder):
     args = modalities(*inputs(backend))
     with torch.no_grad():
-        half = load_mova(folder, ops, device="cpu", dtype=torch.bfloat16).requires_grad_(False)
+        half = loaded(ops, folder, dtype=torch.bfloat16)
         expected = half(*args)
-        model = StreamedModel(half, lambda units: StoredWeights(units, folder, CPU), device=CPU)
-        assert equal(half(*args, runner=model.runner(0)), expected)
+        stream(half, backend, folder, "files")
+        assert equal(half(*args), expected)
     assert TINY.experts == 2

@@ -63,7 +63,7 @@ def test_sampling_layer_by_layer_holds_what_was_planned(complete, codecs, idle):
         list(pipeline.generate([Request("ball")], SampleSettings(2)))
     job = Job(pipeline.mova.config, "inference", "fp32")
     planned = memory(PlannedRun(job, policy=replace(settings, weights="host")))
-    stream = pipeline.streamed.stream
+    stream = pipeline.mova.streamed.stream
     # Each tensor begins at a multiple of 256 bytes in its slot, which shows in a model as small as this.
     ring = stream.report().ring_bytes
     padding = 2 * max(unit.bytes - sum(place.bytes for place in unit.places) for unit in stream.units)

@@ -110,10 +110,10 @@ def test_layers_that_are_read_one_by_one_change_no_bit_of_a_clip(sampled, comple
     pipeline, clips = sampled(MemoryConfig(weights="files"), batch_guidance=batch_guidance)
     for ours, theirs in zip(clips, expected, strict=True):
         assert np.array_equal(ours.video, theirs.video) and np.array_equal(ours.audio, theirs.audio)
-    report = pipeline.streamed.stream.report()
+    report = pipeline.mova.streamed.stream.report()
     assert report.unforeseen == 0 and report.copies > 0
     # Between layers there is no weight of a block anywhere.
-    pipeline.streamed.stream.free()
+    pipeline.mova.streamed.stream.free()
     assert all(x.is_meta for x in pipeline.mova.video_dit.blocks.parameters())
     held = pipeline.residency.report().parts
     assert held["video_dit"].bytes < sum(x.numel() * 4 for x in pipeline.mova.video_dit.parameters())
