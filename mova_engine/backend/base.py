@@ -95,6 +95,12 @@ class Backend:
     def reset_peak_memory(self) -> None:
         """Start a new peak-memory interval; no effect where the system keeps one figure per process."""
 
+    def host_memory(self, size: int) -> torch.Tensor:
+        """uint8 [size] in the host's memory, from which copies to the device run beside what it computes, where the
+        device can do that. MovaError where the memory cannot be had.
+        """
+        return torch.empty(size, dtype=torch.uint8)
+
     def synchronize(self) -> None:
         """Wait until queued work is done."""
 

@@ -1,10 +1,14 @@
 """NVIDIA GPUs."""
 
+import weakref
+from typing import Any
+
 import torch
 
 from mova_engine.backend import health_cuda
 from mova_engine.backend.base import Backend
 from mova_engine.backend.health import Finding, Surroundings
+from mova_engine.errors import MovaError
 
 # Dense matrix-product peaks in FLOP/s from NVIDIA's data sheets (SXM parts where both exist), without sparsity.
 _PEAKS = {
@@ -69,6 +73,20 @@ class CudaBackend(Backend):
 
     def reset_peak_memory(self) -> None:
         torch.cuda.reset_peak_memory_stats()
+
+    def host_memory(self, size: int) -> torch.Tensor:
+        # Registered, not torch's own pinned memory, which comes in powers of two: up to twice as much.
+        memory = torch.empty(size, dtype=torch.uint8)
+        runtime: Any = torch.cuda.cudart()
+        address = memory.data_ptr()
+        code = int(runtime.cudaHostRegister(address, size, 0)) if size else 0
+        if code:
+            raise MovaError(
+                f"{size / 1e9:.1f} GB of host memory cannot be pinned (CUDA error {code}): raise the limit of locked "
+                "memory (ulimit -l), or let the weights wait in files"
+            )
+        weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, address)
+        return memory
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()

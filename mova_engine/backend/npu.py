@@ -90,6 +90,9 @@ class NpuBackend(Backend):
     def reset_peak_memory(self) -> None:
         torch.npu.reset_peak_memory_stats()
 
+    def host_memory(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
     def synchronize(self) -> None:
         torch.npu.synchronize()
 

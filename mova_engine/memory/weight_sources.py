@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from mova_engine.backend import describe_backend
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import SAFETENSORS_DTYPES, stored_tensors
 
@@ -107,8 +108,8 @@ class WeightSource(Protocol):
 
 
 class HostArena:
-    """All units in one block of the host's memory, of exactly their size; pinned for a CUDA device, so that copies run
-    beside what computes. A module that several units have is there once.
+    """All units in one block of the host's memory, of exactly their size, from which copies run beside what the device
+    computes. A module that several units have is there once.
 
     stored: the files from which it is filled, when the first unit is wanted. None: the weights are taken out of the
     modules now, one by one, so that the host never holds all of them twice.
@@ -118,14 +119,13 @@ class HostArena:
         self._units, self._device, self._stored = units, device, stored
         self._by_module = {id(chunk.module): chunk for unit in units for chunk in unit.chunks}
         self._chunks: dict[int, Tensor] = {}
-        self.arena, self.pinned = torch.empty(0, dtype=torch.uint8), False
+        self.arena = torch.empty(0, dtype=torch.uint8)
         if stored is None:
             self._fill(self._take)
 
     def _fill(self, fill: Callable[[Chunk, Tensor], None]) -> None:
-        # torch's own pinned memory comes in powers of two: up to twice as much.
-        self.arena = torch.empty(sum(x.end - x.begin for x in self._by_module.values()), dtype=torch.uint8)
-        self.pinned = self._device.type == "cuda" and _pin(self.arena)
+        size = sum(x.end - x.begin for x in self._by_module.values())
+        self.arena = describe_backend(self._device.type).host_memory(size)
         start = 0
         for key, chunk in self._by_module.items():
             part = self.arena[start : start + chunk.end - chunk.begin]
@@ -153,25 +153,8 @@ class HostArena:
     def close(self) -> None:
         if self._stored is not None:
             self._stored.close()
-        if self.pinned:
-            _cuda_runtime().cudaHostUnregister(self.arena.data_ptr())
-        self.pinned = False
-
-
-def _cuda_runtime() -> Any:
-    runtime = torch.cuda.cudart()  # a module of functions without annotations
-    assert runtime is not None, "host memory is pinned for a CUDA device only"
-    return runtime
-
-
-def _pin(arena: Tensor) -> bool:
-    code = _cuda_runtime().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0)
-    if int(code) != 0:
-        raise MovaError(
-            f"{arena.nbytes / 1e9:.1f} GB of host memory cannot be pinned (CUDA error {int(code)}): raise the limit of "
-            "locked memory (ulimit -l), or let the weights wait in files"
-        )
-    return True
+        self._chunks.clear()
+        self.arena = torch.empty(0, dtype=torch.uint8)
 
 
 def without_data(tensor: Tensor) -> Tensor:
@@ -190,8 +173,8 @@ class StoredWeights:
     """Units read from the safetensors files of a model folder whenever they are wanted.
 
     Bytes go from the file to the buffer with no copy between, where the buffer is on the host and the dtype is the
-    stored one. On another device, and to convert, they go through one buffer of the largest unit's size, pinned for
-    CUDA. MovaError where files do not hold what a unit needs, and where one changes while it is used.
+    stored one. On another device, and to convert, they go through one buffer of the largest unit's size. MovaError
+    where files do not hold what a unit needs, and where one changes while it is used.
     """
 
     def __init__(self, units: Sequence[Unit], folder: Path, device: torch.device) -> None:
@@ -207,7 +190,7 @@ class StoredWeights:
         self._copied: torch.Event | None = None
         if device.type != "cpu":
             size = max(unit.bytes for unit in units)
-            self._staged = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            self._staged = describe_backend(device.type).host_memory(size)
         for file in sorted({found.file for found in self._ranges.values()}):
             self._files[file] = _opened(file)
 

@@ -20,8 +20,8 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import load_component, read_rows
 from mova_engine.memory.fp8_weights import hold_in_fp8
-from mova_engine.models.layers import Linear
 from mova_engine.memory.streamed_model import open_streamed
+from mova_engine.models.layers import Linear
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.timestep_sampling import generator
@@ -167,6 +167,7 @@ def _stream(model: Mova, config: TrainConfig, folder: Path, device: torch.device
     """Layers come one by one from where memory.weights has them; adapters and what is no layer lie on the device."""
     dtype = DTYPES[config.dtype]
     for part in open_streamed(model, folder, device, dtype, config.memory.weights):
+        assert part.read is not None, "the parts of a folder are read from it"
         part.read(device)
     names = add_adapters(model, config.lora)
     start, layers = initial_adapters(model, config.lora), adapted_layers(model)
