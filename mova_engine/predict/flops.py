@@ -164,6 +164,11 @@ def parameter_counts(config: MovaConfig) -> dict[str, dict[str, int]]:
     }
 
 
+def layer_parameters(groups: dict[str, int]) -> int:
+    """Number of parameters of a component that are its layers', of its counts by module."""
+    return sum(count for name, count in groups.items() if name == "blocks" or name.endswith("conditioners"))
+
+
 def active_parameters(config: MovaConfig) -> int:
     """Parameters that take part in one forward pass: one expert, audio tower, bridge."""
     return sum(sum(groups.values()) for groups in parameter_counts(config).values())

@@ -22,7 +22,7 @@ from mova_engine.config.stages import (
 from mova_engine.ops.machine import Machine
 from mova_engine.ops.table import OPERATORS
 from mova_engine.predict.codec_cost import encode_cost
-from mova_engine.predict.flops import parameter_counts
+from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.job import WIDTHS, PlannedRun, sharded
 from mova_engine.predict.operator_cost import bound
 from mova_engine.predict.step_traffic import adapter_parameters, parameters, saved_inputs, trained_parameters
@@ -113,12 +113,12 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     width = _FP32 if trained else run.frozen_width
     if run.streams_layers:
         counts, names = parameter_counts(job.model), run.owned
-        rest = {name: sum(counts[each].values()) - _layers_of(counts[each]) for name, each in names.items()}
+        rest = {name: sum(counts[each].values()) - layer_parameters(counts[each]) for name, each in names.items()}
         device[_OUTSIDE] = sum(rest.values()) * width
         device[_RING_OF_LAYERS] = STREAM_SLOTS * sum(_largest_layer(run, name) for name in job.components) * width
         if policy.weights == "host":
-            host["weights"] = sum(_layers_of(counts[name]) for name in job.components) * width
-            host[_SECOND] = (sum(_layers_of(counts[each]) for each in names.values()) * width) - host["weights"]
+            host["weights"] = sum(layer_parameters(counts[name]) for name in job.components) * width
+            host[_SECOND] = (sum(layer_parameters(counts[each]) for each in names.values()) * width) - host["weights"]
         place = device
         place["adapters"] = adapter_parameters(run, used=False) * _FP32
         return
@@ -137,11 +137,6 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
         device["adapters' copies to compute with"] = adapters * job.width
 
 
-def _layers_of(groups: dict[str, int]) -> int:
-    """Weights of a component's layers, of its numbers by group."""
-    return sum(count for name, count in groups.items() if name == "blocks" or name.endswith("conditioners"))
-
-
 def _largest_layer(run: PlannedRun, component: str) -> float:
     """Weights of a block, or of both directions of a bridge layer."""
     model = run.job.model
@@ -150,7 +145,7 @@ def _largest_layer(run: PlannedRun, component: str) -> float:
         "audio_dit": model.audio.num_layers,
         "dual_tower_bridge": max(len(model.bridge.layers), 1),
     }
-    return _layers_of(parameter_counts(model)[component]) / layers[component]
+    return layer_parameters(parameter_counts(model)[component]) / layers[component]
 
 
 def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
@@ -348,7 +343,7 @@ def _sampling_stages(run: PlannedRun, denoising: dict[str, float]) -> dict[str, 
     if "weights" in denoising or run.streams_layers:
         counts = parameter_counts(job.model)
         for name, each in run.owned.items():
-            held_back = _layers_of(counts[each]) if run.streams_layers else 0
+            held_back = layer_parameters(counts[each]) if run.streams_layers else 0
             sizes[name] = (sum(counts[each].values()) - held_back) * run.frozen_width / shards
     order = [x for x in stages(policy, experts=job.model.experts, sharded=shards > 1) if x.name in SAMPLING]
     rest = {name: value for name, value in denoising.items() if name not in ("weights", _SECOND, _OUTSIDE)}

@@ -14,7 +14,7 @@ to the byte and hold against counts; a test compares the two.
 
 from dataclasses import dataclass, fields
 
-from mova_engine.predict.flops import parameter_counts
+from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.job import WIDTHS, PlannedRun, copies, sharded
 
 # How often a step takes another video expert than the one before: experts are drawn with the probability of their
@@ -155,7 +155,11 @@ def micro_traffic(run: PlannedRun) -> StepTraffic:
     collectives = (passes + job.training) * _layers(run) if sharded(layout) > 1 else 0
     down = up = saved_inputs(run) * (policy.inputs == "host")
     if policy.weights == "host":
-        up += passes * weights / sharded(layout)
+        moved = weights / sharded(layout)
+        if run.streams_layers:
+            counts = parameter_counts(job.model)
+            moved = sum(layer_parameters(counts[name]) for name in job.components) * width
+        up += passes * moved
         if run.state_on_host:
             down += trained_parameters(run, used=True) * WIDTHS["fp32"] / sharded(layout)  # the adapters' gradients
     if policy.optimizer == "host" and sharded(layout) > 1:  # float32 shards come in, and go back as gradients

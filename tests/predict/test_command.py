@@ -224,7 +224,10 @@ def test_a_bad_hardware_file_is_one_line(tmp_path, change, message):
         ("mova-360p --task lora --hardware 910a2 --memory.frozen fp8", "has no fp8 arithmetic"),
         ("nano --hardware cpu --memory.inputs host", "is the host itself"),
         ("mova-360p --task lora --memory.expert host", "memory.expert host: training draws an expert"),
-        ("mova-360p --task lora --memory.weights host", "memory.weights host cannot be run on 1 device"),
+        (
+            "mova-360p --task lora --memory.weights host --memory.checkpointing none",
+            "memory.weights host, memory.checkpointing none cannot be run on 1 device: layers that come one by one",
+        ),
         ("mova-360p --with flash-attn", "unknown package 'flash-attn'. Did you mean 'flash-attn-"),
         ("mova-360p --clip.height 7", "clip.height must be a positive multiple of 16, got 7"),
         ("mova-360p --dtype float16", "Did you mean 'bfloat16'"),

@@ -155,7 +155,7 @@ def test_what_no_option_turns_on_has_no_command():
     job, hardware = Job(get_preset("mova-360p"), "lora"), calibrated("h100-80gb")
     for policy in (
         replace(SELECTIVE, expert="host"),
-        replace(SELECTIVE, weights="host"),
+        MemoryConfig("none", weights="host"),
         MemoryConfig("none", inputs="host"),
     ):
         one = plan(PlannedRun(job, policy=policy), hardware)
