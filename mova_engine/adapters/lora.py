@@ -97,7 +97,12 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def apply_adapters(
-    model: nn.Module, stack: Sequence[tuple[Adapter, float]], prefix: str = "", *, keep: bool = True
+    model: nn.Module,
+    stack: Sequence[tuple[Adapter, float]],
+    prefix: str = "",
+    *,
+    keep: bool = True,
+    device: torch.device | None = None,
 ) -> None:
     """Apply adapters, each with its strength, to a model that has none. What a layer takes from several is one
     low-rank update of their ranks together.
@@ -105,6 +110,8 @@ def apply_adapters(
     Low-rank updates of `Linear` layers are computed beside the weight. What those cannot carry, DoRA, other layers and
     full differences, is added to the parameter itself, whose original is kept for `remove_lora`.
     prefix: of names in the adapters, before those in `model`, such as a component's. keep=False: originals are not.
+    device: of low-rank updates; None: their layers'. MovaError, and nothing is applied, where a parameter would have to
+    change that is held in fp8 or has no data, since its layer is streamed.
     """
     own = {name for adapter, _ in stack for name in adapter.names if name.startswith(prefix)}
     linears = _linears(model)
@@ -124,8 +131,14 @@ def apply_adapters(
     held = [name for name in folded if model.get_parameter(name).dtype == torch.float8_e4m3fn]
     if held:
         raise MovaError(f"weights held in fp8 cannot take an update up{listed(held, ':')}")
+    absent = [name for name in folded if model.get_parameter(name).is_meta]
+    if absent:
+        raise MovaError(
+            "weights that come layer by layer take low-rank updates of linear layers only, not DoRA or full differences"
+            f"{listed(absent, ':')}; merge them first (mova lora merge)"
+        )
     for name, pairs in beside.items():
-        _attach(linears[name], *stacked(pairs))
+        _attach(linears[name], *stacked(pairs), device)
     for name, changes in folded.items():
         _fold(model, name, changes, keep)
 
@@ -268,9 +281,9 @@ def _free_layer(linears: Mapping[str, Linear], name: str) -> Linear:
     return layer
 
 
-def _attach(layer: Linear, a: Tensor, b: Tensor, scale: float) -> None:
+def _attach(layer: Linear, a: Tensor, b: Tensor, scale: float, device: torch.device | None = None) -> None:
     layer.lora_A, layer.lora_B = (nn.Linear(t.shape[1], t.shape[0], bias=False, device="meta") for t in (a, b))
     for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
         # The bias has the layer's dtype even where the weight is held in fp8.
-        part.weight = nn.Parameter(value.to(layer.bias.device, layer.bias.dtype))
+        part.weight = nn.Parameter(value.to(device or layer.bias.device, layer.bias.dtype))
     layer.lora_scale = scale

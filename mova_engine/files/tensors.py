@@ -119,11 +119,13 @@ def load_component(
     """
     stored = stored_tensors(folder)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if only is not None:
+        stored = {name: tensor for name, tensor in stored.items() if name in only}
+        expected = {name: shape for name, shape in expected.items() if name in only}
     report = _compared(folder, stored, expected, strict)
     for file in sorted({stored[name].file for name in expected if name in stored}):
         with _opened(file) as tensors:
             names = [name for name in expected if name in stored and stored[name].file == file]
-            names = names if only is None else [name for name in names if name in only]
             loaded = {name: _placed(tensors.get_tensor(name), device, dtype) for name in names}
         module.load_state_dict(loaded, strict=False, assign=True)
     return report

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mova_engine.adapters.form import check_shapes
+from mova_engine.adapters.form import Adapter, check_shapes
 from mova_engine.adapters.lora import apply_adapters, remove_lora, shapes_of
 from mova_engine.adapters.reading import read_adapter, say_other_base
 from mova_engine.backend import Backend
@@ -129,13 +129,13 @@ def open_parts(
         mova = _load_sharded(folder, config, ops, device, dtype, memory, place)
         towers = tower_parts(mova, None)
     elif memory.weights != "device":
-        if lora:
-            raise MovaError(
-                f"memory.weights {memory.weights}: layers that come and go take no adapters yet: merge them first "
-                "(mova lora merge)"
-            )
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
         towers = open_streamed(mova, folder, device, dtype, memory.weights)
+        stack = _adapter_stack(mova, folder, lora)
+        for name in _component_names(config):
+            # Adapters stay on the device while the layers beside them come and go.
+            apply_adapters(getattr(mova, name), stack, f"{name}.", device=device)
+        mova.requires_grad_(False)
     else:
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
         towers = tower_parts(mova, _reader(mova, folder, dtype, lora), waits)
@@ -154,12 +154,7 @@ def _reader(
     """
     for name in _component_names(mova.config):
         check_component(getattr(mova, name), folder / name)
-    shapes, stack = shapes_of(mova), []
-    for choice in lora:
-        adapter = read_adapter(choice.path, alpha=choice.alpha, part=choice.part, say=log.warning)
-        check_shapes(adapter, shapes, choice.path)
-        say_other_base(adapter, folder, choice.path, log.warning)
-        stack.append((adapter, choice.strength))
+    stack = _adapter_stack(mova, folder, lora)
 
     def read(name: str, device: torch.device) -> None:
         component = getattr(mova, name)
@@ -169,6 +164,17 @@ def _reader(
         component.requires_grad_(False)
 
     return read
+
+
+def _adapter_stack(mova: Mova, folder: Path, lora: Sequence[AdapterSpec]) -> list[tuple[Adapter, float]]:
+    """The adapters with their strengths. MovaError for what does not fit the model."""
+    shapes, stack = shapes_of(mova), []
+    for choice in lora:
+        adapter = read_adapter(choice.path, alpha=choice.alpha, part=choice.part, say=log.warning)
+        check_shapes(adapter, shapes, choice.path)
+        say_other_base(adapter, folder, choice.path, log.warning)
+        stack.append((adapter, choice.strength))
+    return stack
 
 
 def _component_names(config: MovaConfig) -> list[str]:

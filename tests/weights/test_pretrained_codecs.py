@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from mova_engine.adapters.lora import adapted_layers, add_lora, save_lora
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import load_codecs, load_mova, save_mova
+from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS
 from mova_engine.config.stages import EXPERTS
@@ -117,3 +119,19 @@ def test_layers_that_are_read_one_by_one_change_no_bit_of_a_clip(sampled, comple
     assert all(x.is_meta for x in pipeline.mova.video_dit.blocks.parameters())
     held = pipeline.residency.report().parts
     assert held["video_dit"].bytes < sum(x.numel() * 4 for x in pipeline.mova.video_dit.parameters())
+
+
+def test_adapters_stay_while_the_layers_beside_them_come_and_go(complete, ops, tmp_path):
+    mova = load_mova(complete, ops, device="cpu").requires_grad_(False)
+    add_lora(mova, ("q", "ffn.0"), 4, 8.0, torch.Generator().manual_seed(0))
+    for layer in adapted_layers(mova).values():
+        torch.nn.init.normal_(layer.lora_B.weight, std=0.1)
+    save_lora(mova, tmp_path / "lora.safetensors")
+    made = []
+    for lora in ([], [AdapterSpec(tmp_path / "lora.safetensors", strength=0.5)]):
+        for weights in ("device", "files"):
+            memory = MemoryConfig(weights=weights)
+            pipeline = load_pipeline(complete, get_backend("cpu"), dtype=torch.float32, memory=memory, lora=lora)
+            made.append(next(pipeline.generate([Request("ball", 1)], SampleSettings(2))))
+    plain, streamed, adapted, both = (clip.video for clip in made)
+    assert np.array_equal(plain, streamed) and np.array_equal(adapted, both) and not np.array_equal(plain, adapted)
