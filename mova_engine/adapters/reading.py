@@ -70,9 +70,9 @@ def stored_files(
 
 
 def require_adapter(path: Path) -> None:
-    """MovaError where there is nothing under a path."""
+    """MovaError, as of `find_adapters`, where there is nothing under a path."""
     if not path.exists():
-        raise MovaError(f"{path}: no such file or folder of adapters")
+        find_adapters(path)
 
 
 def say_other_base(adapter: Adapter, folder: Path, source: object, say: Callable[[str], object]) -> None:

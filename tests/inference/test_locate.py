@@ -88,7 +88,7 @@ def about_to_read(trains, monkeypatch, tmp_path):
         raise Stopped(place)
 
     monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", stop)
-    monkeypatch.setattr("mova_engine.adapters.merge.load_mova", stop)
+    monkeypatch.setattr("mova_engine.adapters.merge.stored_tensors", lambda component: stop(component.parent))
     monkeypatch.setattr("mova_engine.data.encode_folder.load_codecs", stop)
     monkeypatch.setattr("mova_engine.model_tables.describe", lambda config: stop(config))
     monkeypatch.setattr("mova_engine.train.trainer.join_processes", lambda config, launch: stop(config.model))
@@ -191,11 +191,10 @@ DOWNLOADED = f"models--someone--adapters/snapshots/{COMMIT}"
     ],
 )
 def test_adapters_are_a_run_a_checkpoint_or_a_file(places, monkeypatch, tmp_path, command, place, wanted):
-    def stop(*args, **kwargs):
-        raise Stopped(args[1] if command == "lora merge" else kwargs["lora"])
+    def stop(path):
+        raise Stopped(path)
 
-    monkeypatch.setattr("mova_engine.adapters.merge.load_lora", stop)
-    monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", stop)
+    monkeypatch.setattr("mova_engine.adapters.reading.read_stored", stop)
     more = ["--prompt", "rain", "--device", "cpu"] if command == "sample" else []
     words = [*command.split(), "--checkpoint", places / "model", "--lora", places / place]
     words += ["--out", tmp_path / "out", *more]
