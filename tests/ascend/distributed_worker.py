@@ -15,6 +15,7 @@ from mova_engine.backend import get_backend
 from mova_engine.config.model import VideoDiTConfig
 from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.gradients import sum_gradients
+from mova_engine.models.modality import Modality
 from mova_engine.models.video_dit import VideoDiT
 from mova_engine.ops import OPERATORS, bind, bind_operator
 
@@ -116,7 +117,7 @@ def _loss(tower: VideoDiT, step: int, rank: int, device: torch.device) -> torch.
     generator = torch.Generator().manual_seed(100 * step + rank)
     latents = torch.randn(1, CONFIG.in_dim, 2, 4, 6, generator=generator).to(device)
     context = torch.randn(1, 5, CONFIG.text_dim, generator=generator).to(device)
-    return tower(latents, torch.tensor([500.0]), context).float().square().mean()
+    return tower(Modality(latents, torch.tensor([500.0]), context)).float().square().mean()
 
 
 def refusal_of_fused_adamw(backend) -> str:
