@@ -239,6 +239,16 @@ def alpha_is_rank(rank: int) -> tuple[float, str]:
     return float(rank), "alpha is taken as each layer's rank, as this dialect has it where none is stated"
 
 
+class AlphaIsRank(Dialect):
+    """A dialect whose trainer has alpha = rank and writes none; its loader takes one where there is."""
+
+    def unstated_alpha(self, file: StoredFile, name: str, rank: int) -> tuple[float, str] | None:
+        return alpha_is_rank(rank)
+
+    def stated_alpha(self, pair: LowRank) -> Tensor | None:
+        return None if pair.alpha == pair.rank else alpha_tensor(pair)
+
+
 def merged(adapters: list[Adapter], source: Path) -> Adapter:
     """Several files' adapters as one. MovaError where two change the same."""
     layers: dict[str, LowRank] = {}

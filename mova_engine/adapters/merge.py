@@ -28,13 +28,10 @@ from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError, suggest
 from mova_engine.files.folders import check_replaceable
 from mova_engine.files.streamed import write_streamed
-from mova_engine.files.tensors import StoredTensor, read_stored, stored_tensors
+from mova_engine.files.tensors import read_stored, stored_tensors, take_stored_dtypes
 from mova_engine.files.writable import check_writable
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, bind
-
-# By safetensors' names.
-_STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass
@@ -89,7 +86,7 @@ def merge_folder(
         stack.append((adapter, spec.strength))
     wanted, report = None if dtype is None else DTYPES[dtype], MergeReport()
     for part, every in stored.items():
-        _take_dtypes(getattr(mova, part), every, wanted)
+        take_stored_dtypes(getattr(mova, part), every, wanted)
 
     def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         part = path.parent.name
@@ -101,15 +98,6 @@ def merge_folder(
 
     save_mova(mova, out, base=folder, write=write)
     return report
-
-
-def _take_dtypes(module: torch.nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> None:
-    """Give a module without data the dtypes that its files are to have."""
-    for name, parameter in module.named_parameters():
-        kind = stored[name].dtype if name in stored else "F32"
-        if kind not in _STORED:
-            raise MovaError(f"{stored[name].file} holds {name} in {kind}, into which nothing is merged")
-        parameter.data = parameter.data.to(dtype or _STORED[kind])
 
 
 @torch.no_grad()

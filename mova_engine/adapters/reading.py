@@ -6,7 +6,7 @@ from pathlib import Path
 from mova_engine.adapters.dialect import Dialect, merged
 from mova_engine.adapters.dialects import DIALECTS, get_dialect, recognised
 from mova_engine.adapters.form import BASE, Adapter, check_alpha, resolved
-from mova_engine.adapters.stored_file import StoredFile, read_stored
+from mova_engine.adapters.stored_file import StoredFile, read_stored_file
 from mova_engine.checkpoints.fingerprint import fingerprint
 from mova_engine.checkpoints.locate import ADAPTERS, checkpoints_in, find_adapters
 from mova_engine.errors import MovaError
@@ -55,18 +55,18 @@ def stored_files(
 ) -> list[StoredFile]:
     """The files that make up an adapter: one, or those of a folder."""
     if path.suffix and not path.is_dir():
-        return [read_stored(path)]
+        return [read_stored_file(path)]
     if not path.is_dir() or (path / ADAPTERS).is_file() or checkpoints_in(path):
-        return [read_stored(path if path.is_file() else find_adapters(path, say))]
+        return [read_stored_file(path if path.is_file() else find_adapters(path, say))]
     for known in [dialect] if dialect is not None else map(get_dialect, DIALECTS):
         places = sorted({place for pattern in known.files for place in path.glob(pattern)})
         if places:
-            return [read_stored(place, several=len(places) > 1) for place in places]
+            return [read_stored_file(place, several=len(places) > 1) for place in places]
     places = sorted(path.glob("*.safetensors"))
     # A component's files have a configuration beside them: `find_adapters` says what the folder is.
     if len(places) < 2 or (path / "config.json").is_file():
-        return [read_stored(find_adapters(path, say))]
-    return [read_stored(place, several=True) for place in places]
+        return [read_stored_file(find_adapters(path, say))]
+    return [read_stored_file(place, several=True) for place in places]
 
 
 def require_adapter(path: Path) -> None:

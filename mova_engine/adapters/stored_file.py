@@ -40,7 +40,7 @@ class StoredFile:
         return self.path.suffix in PICKLES
 
 
-def read_stored(path: Path, several: bool = False) -> StoredFile:
+def read_stored_file(path: Path, several: bool = False) -> StoredFile:
     """Read one file. MovaError for what is missing, damaged, or holds anything but tensors and plain values."""
     require_file(path)
     if path.suffix not in PICKLES:

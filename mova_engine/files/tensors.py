@@ -26,16 +26,8 @@ CONFIG = "config.json"
 # File stems of diffusers and of transformers.
 STEMS = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# By safetensors' names.
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-}
+# The dtypes of weights, by safetensors' names. Others need more than their bytes, such as scales.
+WEIGHT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_SHARD_BYTES = 10_000_000_000
 _SHOWN = 3
 
@@ -135,6 +127,19 @@ def check_component(module: nn.Module, folder: str | Path) -> None:
     """Raise MovaError, as `load_component` would, where a component's weights do not fit. Reads headers only."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     _compared(folder, stored_tensors(folder), expected, strict=True)
+
+
+def take_stored_dtypes(module: nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> None:
+    """Give the parameters of a module without data the dtypes that its files have, or `dtype` where it is given.
+
+    A parameter that the files lack becomes float32. MovaError for weights in a dtype that is not in WEIGHT_DTYPES.
+    """
+    for name, parameter in module.named_parameters():
+        kind = stored[name].dtype if name in stored else "F32"
+        if kind not in WEIGHT_DTYPES:
+            known = ", ".join(WEIGHT_DTYPES)
+            raise MovaError(f"{stored[name].file} holds {name} in {kind}; weights are read in {known}")
+        parameter.data = parameter.data.to(dtype or WEIGHT_DTYPES[kind])
 
 
 def read_rows(folder: str | Path, rows: Mapping[str, tuple[tuple[int, ...], slice, Tensor]]) -> None:

@@ -32,7 +32,7 @@ from mova_engine.predict.job import Job, PlannedRun, layout_of, precision_of
 from mova_engine.predict.memory_use import memory
 from mova_engine.rehearsal.memory_tracker import INPUTS, PARAMETERS
 from mova_engine.rehearsal.result import Rehearsal, without_codecs
-from mova_engine.rehearsal.stage import Stage
+from mova_engine.rehearsal.stage import Stage, check_rehearsed
 from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
 
 
@@ -46,11 +46,7 @@ def dry_run_sampling(
     tower, for a quick run; None: all. Call it in a process that is prepared for the machine's kind of device
     (`rehearsal.fake_devices`). Raises MovaError as the run itself would.
     """
-    if config.memory.weights != "device" and not config.parallel.shard:
-        raise MovaError(
-            f"memory.weights {config.memory.weights}: layers that come one by one are not rehearsed yet; `mova plan` "
-            "predicts their memory"
-        )
+    check_rehearsed(config.memory, config.parallel.shard)
     if config.lora:
         raise MovaError("a dry run of sampling adds no adapters: leave --lora out; merged adapters take no memory")
     model, facts, settings, dtype = _model_of(config)

@@ -13,7 +13,7 @@ from torch import nn
 
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import SAFETENSORS_DTYPES, check_component, load_component, stored_tensors
+from mova_engine.files.tensors import check_component, load_component, stored_tensors, take_stored_dtypes
 from mova_engine.memory.residency import Part
 from mova_engine.memory.streaming import StreamedModel, model_layers
 from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit, WeightSource
@@ -31,7 +31,7 @@ def open_streamed(
     names = [name for name in COMPONENTS if getattr(mova, name) is not None]
     for name in names:
         check_component(getattr(mova, name), folder / name)
-        _take_dtypes(getattr(mova, name), folder / name, dtype)
+        take_stored_dtypes(getattr(mova, name), stored_tensors(folder / name), dtype)
     streamed = {id(module) for modules in model_layers(mova) for module in modules.values()}
 
     def part(name: str) -> Part:
@@ -56,20 +56,6 @@ def open_streamed(
         )
     StreamedModel(mova, source, device)
     return [part(name) for name in names]
-
-
-def _take_dtypes(component: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
-    """Give the weights of a component without data the dtype in which they will be."""
-    stored = stored_tensors(folder)
-    for path, module in component.named_modules():
-        for key, tensor in module._parameters.items():
-            if tensor is not None:
-                name = f"{path}.{key}" if path else key
-                wanted = dtype or SAFETENSORS_DTYPES.get(stored[name].dtype)
-                if wanted is None:
-                    raise MovaError(f"{folder}: {name} is of dtype {stored[name].dtype}: give --dtype")
-                empty = torch.empty(tensor.shape, dtype=wanted, device="meta")
-                module._parameters[key] = nn.Parameter(empty, requires_grad=False)
 
 
 def _without(component: nn.Module, left_out: set[int]) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mova_engine.backend import describe_backend
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import SAFETENSORS_DTYPES, stored_tensors
+from mova_engine.files.tensors import WEIGHT_DTYPES, stored_tensors
 
 # Each tensor begins at a multiple of this, as products on every device want it.
 ALIGNMENT = 256
@@ -266,7 +266,7 @@ def _ranges(folder: Path, names: Iterable[str]) -> dict[str, _Range]:
             if tensor.file not in headers:
                 headers[tensor.file] = _header(tensor.file)
             begin, header = headers[tensor.file]
-            dtype = SAFETENSORS_DTYPES.get(tensor.dtype)
+            dtype = WEIGHT_DTYPES.get(tensor.dtype)
             if dtype is None:
                 raise MovaError(f"{tensor.file}: {name} is of dtype {tensor.dtype}, which cannot be streamed")
             found[full] = _Range(tensor.file, begin + header[name]["data_offsets"][0], dtype)

@@ -12,8 +12,10 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mova_engine.backend import describe_backend
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.distributed.processes import Launch, Processes, start_processes
+from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
 from mova_engine.ops import REFERENCE, OpTable, choose
 from mova_engine.ops.fakes import fake_table
@@ -26,6 +28,15 @@ from mova_engine.rehearsal.simulated import Simulation
 from mova_engine.rehearsal.weights import weights_by_dtype
 
 _swap = torch.utils.swap_tensors
+
+
+def check_rehearsed(memory: MemoryConfig, sharded: bool) -> None:
+    """MovaError for settings under which a run works and of which nothing is rehearsed."""
+    if memory.weights != "device" and not sharded:
+        raise MovaError(
+            f"memory.weights {memory.weights}: layers that come one by one are not rehearsed yet; `mova plan` predicts "
+            "their memory"
+        )
 
 
 class Stage:

@@ -22,7 +22,7 @@ from mova_engine.predict.job import PlannedRun, layout_of, training_job
 from mova_engine.predict.memory_use import memory
 from mova_engine.rehearsal.memory_tracker import AVERAGE, GRADIENTS, INPUTS, MOMENTS, PARAMETERS
 from mova_engine.rehearsal.result import Rehearsal, without_codecs
-from mova_engine.rehearsal.stage import Stage
+from mova_engine.rehearsal.stage import Stage, check_rehearsed
 from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
 from mova_engine.train import lora_model
 from mova_engine.train.assembly import mesh_of
@@ -47,6 +47,7 @@ def dry_run_training(
     prepared for the machine's kind of device (`rehearsal.fake_devices`). Only the sizes of a checkpoint are read.
     Raises MovaError as the run itself would.
     """
+    check_rehearsed(config.memory, config.parallel.shard)
     shape = mesh_of(config, world_size)
     sizes = with_layers(model_config(config), layers)
     micro_batches = config.micro_batches(shape)

@@ -194,7 +194,7 @@ def test_adapters_are_a_run_a_checkpoint_or_a_file(places, monkeypatch, tmp_path
     def stop(path):
         raise Stopped(path)
 
-    monkeypatch.setattr("mova_engine.adapters.reading.read_stored", stop)
+    monkeypatch.setattr("mova_engine.adapters.reading.read_stored_file", stop)
     more = ["--prompt", "rain", "--device", "cpu"] if command == "sample" else []
     words = [*command.split(), "--checkpoint", places / "model", "--lora", places / place]
     words += ["--out", tmp_path / "out", *more]

@@ -25,8 +25,9 @@ CPU = torch.device("cpu")
 # Two heads: a CPU without matrix units takes long for products in bfloat16.
 TOKENS, WIDTH, FFN = 5 * 8 * 8, 256, 512
 P = TOKENS * WIDTH
-# Smaller tensors (audio states, rotary tables, here a quarter; statistics) are a fraction of a percent at MOVA's sizes.
-SMALLEST = P // 2
+# Smaller tensors (audio states; rotary tables, here a quarter of P; statistics) are a fraction of a percent at MOVA's
+# sizes.
+SMALLEST = P // 4 + 1
 
 
 def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype, task: str = "full", checkpointing: str = "none"):

@@ -69,25 +69,6 @@ def test_only_adapters_are_trained_and_saved(adapted, ran, base):
     assert all(torch.equal(x, before[name]) for name, x in after.items() if "training" not in name)
 
 
-def test_adapters_train_on_layers_that_come_one_by_one(adapted, ran, clips):
-    """To the bit, with the losses of validations and their samples, which use the same stream."""
-    runs = [
-        ran(
-            adapted(
-                out,
-                memory={"checkpointing": "selective", "weights": weights},
-                validation={"every": 4, "data": str(clips), "clips": 2, "samples": 1},
-            )
-        )
-        for out, weights in (("resident", "device"), ("streamed", "files"))
-    ]
-    assert runs[0].losses == runs[1].losses and len(runs[0].losses) > 2
-    one, other = (load_file(run.config.folder / "checkpoints/step-000004" / ADAPTERS) for run in runs)
-    assert one.keys() == other.keys() and all(torch.equal(x, other[key]) for key, x in one.items())
-    pictures = [sorted(run.config.folder.glob("samples/step-000004/*.mp4")) for run in runs]
-    assert pictures[0] and [x.read_bytes() for x in pictures[0]] == [x.read_bytes() for x in pictures[1]]
-
-
 def test_an_adapted_run_that_was_cut_goes_on_bit_for_bit(adapted, ran):
     whole = ran(adapted("whole"))
     ran(adapted("cut", steps=2))

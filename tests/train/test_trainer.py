@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import wave
 
@@ -109,6 +110,23 @@ def test_stopping_and_going_on_gives_the_very_same_losses_and_weights(small, ran
     assert second.status == 0 and "after step 4" in second.said
     assert second.losses == whole.losses
     assert same_tensors(*(training_tensors(x.config.folder, 7) for x in (second, whole)))
+
+
+def test_what_a_users_code_draws_goes_on_too(small, ran, monkeypatch):
+    """The engine has generators of its own; a model or an operator of the user's may draw from the libraries'."""
+    drawn, step = [], trainer.Updater.step
+
+    def drawing(updater, *given, **options):
+        drawn.append((torch.rand(1).item(), random.random(), np.random.rand()))
+        return step(updater, *given, **options)
+
+    monkeypatch.setattr(trainer.Updater, "step", drawing)
+    # Without data workers, for each set of which a seed is drawn.
+    alone = {"loader": {"workers": 0}}
+    ran(small("whole", **alone))
+    ran(small("cut", steps=2, **alone))
+    assert ran(small("cut", **alone)).status == 0
+    assert len(drawn) == 8 and drawn[4:] == drawn[:4] and len({x for row in drawn[:4] for x in row}) == 12
 
 
 def test_a_kill_after_rows_were_written_leaves_no_step_twice(small, ran, monkeypatch):

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from mova_engine.adapters.dialect import (
     ALPHA,
     BIAS,
@@ -11,12 +9,9 @@ from mova_engine.adapters.dialect import (
     MODULATION,
     WEIGHT,
     A,
+    AlphaIsRank,
     B,
-    Dialect,
-    alpha_is_rank,
-    alpha_tensor,
 )
-from mova_engine.adapters.form import LowRank
 from mova_engine.adapters.layer_names import UNSAID, layer_of
 from mova_engine.adapters.stored_file import StoredFile
 
@@ -45,7 +40,7 @@ KEYS = {
 }
 
 
-class Comfy(Dialect):
+class Comfy(AlphaIsRank):
     """`diffusion_model.blocks.0.self_attn.q.lora_A.weight`, a file per expert."""
 
     name = "comfy"
@@ -64,12 +59,6 @@ class Comfy(Dialect):
         name = stem.removeprefix(PREFIX)
         first, _, rest = name.partition(".")
         return (_EXPERTS[first], rest) if first in _EXPERTS else (UNSAID, name)
-
-    def unstated_alpha(self, file: StoredFile, name: str, rank: int) -> tuple[float, str] | None:
-        return alpha_is_rank(rank)
-
-    def stated_alpha(self, pair: LowRank) -> Tensor | None:
-        return None if pair.alpha == pair.rank else alpha_tensor(pair)
 
     def key(self, name: str, kind: str) -> str:
         layer = layer_of(name)

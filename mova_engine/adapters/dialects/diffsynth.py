@@ -1,19 +1,14 @@
 """DiffSynth-Studio: a video expert's layers by their own names, a file per expert."""
 
-from torch import Tensor
-
-from mova_engine.adapters.dialect import ALPHA, A, B, Dialect, alpha_is_rank, alpha_tensor, by_suffix
-from mova_engine.adapters.form import LowRank
+from mova_engine.adapters.dialect import ALPHA, A, AlphaIsRank, B, by_suffix
 from mova_engine.adapters.layer_names import UNSAID, layer_of
 from mova_engine.adapters.stored_file import StoredFile
 
 _KEYS = {A: ".lora_A.default.weight", B: ".lora_B.default.weight", ALPHA: ".alpha"}
 
 
-class DiffSynth(Dialect):
-    """`blocks.0.self_attn.q.lora_A.default.weight`. Its trainer has alpha = rank and writes none; its loader takes one
-    where there is, with a warning.
-    """
+class DiffSynth(AlphaIsRank):
+    """`blocks.0.self_attn.q.lora_A.default.weight`. Its loader warns where an alpha is stated."""
 
     name = "diffsynth"
     about = "DiffSynth-Studio"
@@ -26,12 +21,6 @@ class DiffSynth(Dialect):
 
     def place(self, stem: str, file: StoredFile) -> tuple[str, str] | None:
         return UNSAID, stem
-
-    def unstated_alpha(self, file: StoredFile, name: str, rank: int) -> tuple[float, str] | None:
-        return alpha_is_rank(rank)
-
-    def stated_alpha(self, pair: LowRank) -> Tensor | None:
-        return None if pair.alpha == pair.rank else alpha_tensor(pair)
 
     def key(self, name: str, kind: str) -> str:
         return layer_of(name) + _KEYS[kind]

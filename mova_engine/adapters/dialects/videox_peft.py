@@ -1,19 +1,16 @@
 """VideoX-Fun's MOVA trainer with peft: a folder per component under its own name."""
 
-from torch import Tensor
-
-from mova_engine.adapters.dialect import ALPHA, A, B, Dialect, alpha_is_rank, alpha_tensor, by_suffix
+from mova_engine.adapters.dialect import ALPHA, A, AlphaIsRank, B, by_suffix
 from mova_engine.adapters.dialects.videox_kohya import PLACES, component_of_folder, file_of
-from mova_engine.adapters.form import LowRank
 from mova_engine.adapters.layer_names import UNSAID, layer_of
 from mova_engine.adapters.stored_file import StoredFile
 
 _KEYS = {A: ".lora_A.weight", B: ".lora_B.weight", ALPHA: ".alpha"}
 
 
-class VideoXPeft(Dialect):
+class VideoXPeft(AlphaIsRank):
     """`transformer_2/lora_diffusion_pytorch_model.safetensors`: `blocks.0.self_attn.q.lora_A.weight`, or with
-    `.lora_A.default.`. Its trainer writes no alpha; its loader takes one where there is.
+    `.lora_A.default.`.
     """
 
     name = "videox-peft"
@@ -28,12 +25,6 @@ class VideoXPeft(Dialect):
 
     def place(self, stem: str, file: StoredFile) -> tuple[str, str] | None:
         return component_of_folder(file), stem
-
-    def unstated_alpha(self, file: StoredFile, name: str, rank: int) -> tuple[float, str] | None:
-        return alpha_is_rank(rank)
-
-    def stated_alpha(self, pair: LowRank) -> Tensor | None:
-        return None if pair.alpha == pair.rank else alpha_tensor(pair)
 
     def key(self, name: str, kind: str) -> str:
         return layer_of(name) + _KEYS[kind]
