@@ -24,8 +24,10 @@ class MemoryConfig:
     """
     inputs: Place = "device"
     """Where checkpointed layers' inputs wait for the backward pass."""
-    frozen: Literal["activations", "fp8"] = "activations"
-    """How weights that are not trained are held: in the activations' dtype, or in fp8 at half the memory of bf16."""
+    frozen: Literal["activations", "fp8", "int8", "nf4"] = "activations"
+    """How weights that are not trained are held: in the activations' dtype, in fp8 or int8 at half the memory of bf16,
+    or in 4 bits (nf4).
+    """
     weights: Literal["device", "host", "files"] = "device"
     """Where weights that are not trained are while not in use. Without parallel.shard, layers of towers and bridge come
     to the device one by one, while the one before computes, from the host's memory or from their files; adapters stay
@@ -70,6 +72,7 @@ class MemoryConfig:
                 self.inputs == "host" and self.checkpointing == "none",
                 "only checkpointed layers' inputs wait: choose memory.checkpointing full, selective or out",
             ),
+            ("frozen", self.frozen in ("int8", "nf4"), f"this version cannot hold weights in {self.frozen}: use fp8"),
             ("frozen", self.frozen == "fp8" and not lora, "weights are held in fp8 beside adapters only: lora.rank"),
             (
                 "frozen",
