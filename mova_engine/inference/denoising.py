@@ -119,7 +119,7 @@ def denoise(
     model = _Model(mova, conditions, prediction, fps, options, place.sharding)
     own = own_branches(guidance.branches, place.branches)
     if mova.streamed is not None:
-        mova.streamed.plan(expert for expert in steps.experts for _ in model.forwards(own))
+        mova.streamed.plan(steps.experts, together=len(model.forwards(own)))
     state = start = Latents(noise.video.float(), noise.audio.float())
     image = conditions.condition[:, -noise.video.shape[1] :, 0].float()
     video_sigmas, audio_sigmas = steps.video_sigmas.tolist(), steps.audio_sigmas.tolist()
@@ -169,34 +169,44 @@ class _Model:
     ) -> dict[Branch, Velocities]:
         """Return branch -> (video, audio) velocities, float32, at `state` and the noise level of step `index`.
 
-        Branches that differ only in the text share a forward if `options.batch_guidance` is set.
+        Branches that differ only in the text share a forward if `options.batch_guidance` is set. Forwards of a model
+        whose layers are streamed run side by side, so that each layer's weights come once.
         """
+        forwards = self.forwards(branches)
+        inputs = [self._inputs(together, state, steps, index) for together in forwards]
+        options = {"expert": steps.experts[index], "fps": self.fps, "sharding": self.sharding}
+        if self.mova.streamed is not None and len(inputs) > 1:
+            outputs = self.mova.forward_side_by_side(inputs, **options)
+        else:
+            outputs = [self.mova(video, audio, bridge=bridge, **options) for video, audio, bridge in inputs]
         found: dict[Branch, Velocities] = {}
-        for together in self.forwards(branches):
-            texts = tuple(text for text, _ in together)
-            found.update(zip(together, self._forward(texts, together[0][1], state, steps, index), strict=True))
+        for together, output in zip(forwards, outputs, strict=True):
+            found.update(zip(together, self._velocities(output, len(together), state, steps, index), strict=True))
         return found
 
-    def _forward(
-        self, with_text: tuple[bool, ...], with_bridge: bool, state: Latents, steps: Steps, index: int
-    ) -> list[Velocities]:
-        """One forward on a copy of the batch for each entry of `with_text`, which chooses the text or the empty text.
-
-        Returns the velocities of each copy.
+    def _inputs(
+        self, together: Sequence[Branch], state: Latents, steps: Steps, index: int
+    ) -> tuple[Modality, Modality, bool]:
+        """(video, audio, whether through the bridge) of one forward: a copy of the batch for each of its branches, with
+        the text or the empty text.
         """
-        n, here = len(with_text), slice(index, index + 1)
-        text = torch.cat([self.conditions.text if text else self.conditions.empty_text for text in with_text])
+        n, here = len(together), slice(index, index + 1)
+        text = torch.cat(
+            [self.conditions.text if with_text else self.conditions.empty_text for with_text, _ in together]
+        )
         video = torch.cat([video_input(state.video, self.conditions.condition)] * n)
-        outputs = self.mova(
+        return (
             Modality(video, steps.video_timesteps[here], text),
             Modality(torch.cat([state.audio] * n), steps.audio_timesteps[here], text),
-            expert=steps.experts[index],
-            bridge=with_bridge and self.options.bridge,
-            fps=self.fps,
-            sharding=self.sharding,
+            together[0][1] and self.options.bridge,
         )
+
+    def _velocities(
+        self, outputs: tuple[Tensor, Tensor], n: int, state: Latents, steps: Steps, index: int
+    ) -> list[Velocities]:
+        """The velocities of each of a forward's `n` branches, from what the network predicts."""
         pairs = zip(*(output.float().chunk(n) for output in outputs), strict=True)
-        video_sigma, audio_sigma = steps.video_sigmas[here], steps.audio_sigmas[here]
+        video_sigma, audio_sigma = steps.video_sigmas[index : index + 1], steps.audio_sigmas[index : index + 1]
         return [
             (
                 self.prediction.velocity(video, state.video, video_sigma),

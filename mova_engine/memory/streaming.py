@@ -272,9 +272,11 @@ class StreamedModel:
         self.stream = WeightStream(units, make_source(units), device, slots, poison)
         mova.streamed = self
 
-    def plan(self, experts: Iterable[int]) -> None:
-        """Say which experts the next forwards go through, none of which has a backward."""
-        self.stream.plan(unit for expert in experts for unit in self.units(expert))
+    def plan(self, experts: Iterable[int], together: int = 1) -> None:
+        """Say which experts the next forwards go through, none of which has a backward. together: forwards that enter
+        each layer side by side.
+        """
+        self.stream.plan(unit for expert in experts for unit in self.units(expert) for _ in range(together))
 
     def free(self) -> None:
         """Give back the memory of the slots until the next forward."""
@@ -286,13 +288,15 @@ class StreamedModel:
         numbers = range(first, first + self.layers)
         return numbers[::-1] if backward else numbers
 
-    def runner(self, expert: int, inner: LayerRunner = DIRECT) -> LayerRunner:
-        """Runs the layers of one forward through an expert. inner: how they are run once their weights are there; with
-        checkpointing also when they are recomputed. Where nothing is planned, this forward and its backward are.
+    def runner(self, expert: int, inner: LayerRunner = DIRECT, together: int = 1) -> LayerRunner:
+        """Runs the layers of one forward through an expert, or of `together` forwards side by side. inner: how they are
+        run once their weights are there; with checkpointing also when they are recomputed. Where nothing is planned,
+        these forwards and their backwards are.
         """
         if not self.stream.planned:
             backward = self.units(expert, backward=True) if torch.is_grad_enabled() else ()
-            self.stream.plan((*self.units(expert), *backward))
+            order = (*self.units(expert), *backward)
+            self.stream.plan(unit for unit in order for _ in range(together))
         return _StreamedLayers(self.stream, self.units(expert), inner)
 
 

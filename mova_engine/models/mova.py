@@ -4,7 +4,7 @@ Layer i of the forward: bridge i where there is one, then block i of the video t
 the longer tower's remaining blocks follow alone. Training and sampling run the same one.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,12 +52,16 @@ DIRECT = DirectRunner()
 class LayerSource(Protocol):
     """Brings the weights of a model's layers to the device as they are run: `memory.streaming` has one."""
 
-    def runner(self, expert: int, inner: LayerRunner) -> LayerRunner:
-        """How the layers of one forward through an expert are run: `inner`, once their weights are there."""
+    def runner(self, expert: int, inner: LayerRunner, together: int = 1) -> LayerRunner:
+        """How the layers of `together` forwards through an expert, layer by layer side by side, are run: `inner`, once
+        their weights are there.
+        """
         ...
 
-    def plan(self, experts: Iterable[int]) -> None:
-        """Say which experts the next forwards go through, so that weights can come ahead."""
+    def plan(self, experts: Iterable[int], together: int = 1) -> None:
+        """Say which experts the next forwards go through, so that weights can come ahead. together: forwards that go
+        through each of them side by side.
+        """
         ...
 
     def free(self) -> None:
@@ -104,6 +108,25 @@ class Mova(nn.Module):
         if self.streamed is not None:
             options["runner"] = self.streamed.runner(expert, options.get("runner", DIRECT))
         return dual_tower_forward(self.expert(expert), self.audio_dit, connection, video, audio, **options)
+
+    def forward_side_by_side(
+        self, inputs: Sequence[tuple[Modality, Modality, bool]], *, expert: int = 0, **options: Any
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The forwards of several (video, audio, bridge) through one expert. Each layer is run for all of them before
+        the next one, so that weights that are streamed come once; every forward's residual streams are held meanwhile.
+        """
+        if self.streamed is not None:
+            options["runner"] = self.streamed.runner(expert, options.get("runner", DIRECT), len(inputs))
+        passes = [
+            DualTowerPass.begin(
+                self.expert(expert), self.audio_dit, self.dual_tower_bridge if bridge else None, video, audio, **options
+            )
+            for video, audio, bridge in inputs
+        ]
+        for layer in range(passes[0].layer_count):
+            for each in passes:
+                each.run(layer)
+        return [each.finish() for each in passes]
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
@@ -158,20 +181,76 @@ def dual_tower_forward(
     sharding: which video tokens are this process's own; all inputs are whole. trace(name, tensor) receives states.
     Returns ([b, 16, t, h, w], [b, 128, l]) in the towers' dtype. Raises MovaError for shapes that do not fit.
     """
-    if video.batch != audio.batch:
-        raise MovaError(f"video has batch {video.batch} but audio has batch {audio.batch}")
-    if sharding.size > 1 and bridge is not None and bridge.config.pooled_adaln:
-        raise MovaError("the bridge's pooled variant needs all video tokens in one process: context_parallel must be 1")
-    video_stream, video_in = video_dit.embed(video, sharding)
-    audio_stream, audio_in = audio_dit.embed(audio)
-    rope = None
-    if bridge is not None:
-        times = (video.times, audio.times)
-        rope = bridge.rope(video_in.grid, audio_in.grid[0], fps, video.latents.device, sharding, times)
-    layers = DualTowerLayers(video_dit, audio_dit, bridge, video_in, audio_in, rope, bridge_scale, trace)
-    for layer in range(max(len(video_dit.blocks), len(audio_dit.blocks))):
-        video_stream, audio_stream = runner.run(layers, layer, video_stream, audio_stream)
-    return video_dit.finish(video_stream, video_in), audio_dit.finish(audio_stream, audio_in)
+    forward = DualTowerPass.begin(
+        video_dit,
+        audio_dit,
+        bridge,
+        video,
+        audio,
+        fps=fps,
+        bridge_scale=bridge_scale,
+        runner=runner,
+        sharding=sharding,
+        trace=trace,
+    )
+    for layer in range(forward.layer_count):
+        forward.run(layer)
+    return forward.finish()
+
+
+@dataclass
+class DualTowerPass:
+    """A forward under way: its layers, how they are run, and the residual streams of both towers after the last one."""
+
+    layers: "DualTowerLayers"
+    runner: LayerRunner
+    video: ResidualStream
+    audio: ResidualStream
+
+    @classmethod
+    def begin(
+        cls,
+        video_dit: VideoDiT,
+        audio_dit: AudioDiT,
+        bridge: Bridge | None,
+        video: Modality,
+        audio: Modality,
+        *,
+        fps: float = 24.0,
+        bridge_scale: tuple[float, float] = (1.0, 1.0),
+        runner: LayerRunner = DIRECT,
+        sharding: Sharding = NO_CP,
+        trace: Trace | None = None,
+    ) -> "DualTowerPass":
+        """Embed the inputs. Arguments and errors are those of `dual_tower_forward`."""
+        if video.batch != audio.batch:
+            raise MovaError(f"video has batch {video.batch} but audio has batch {audio.batch}")
+        if sharding.size > 1 and bridge is not None and bridge.config.pooled_adaln:
+            raise MovaError(
+                "the bridge's pooled variant needs all video tokens in one process: context_parallel must be 1"
+            )
+        video_stream, video_in = video_dit.embed(video, sharding)
+        audio_stream, audio_in = audio_dit.embed(audio)
+        rope = None
+        if bridge is not None:
+            times = (video.times, audio.times)
+            rope = bridge.rope(video_in.grid, audio_in.grid[0], fps, video.latents.device, sharding, times)
+        layers = DualTowerLayers(video_dit, audio_dit, bridge, video_in, audio_in, rope, bridge_scale, trace)
+        return cls(layers, runner, video_stream, audio_stream)
+
+    @property
+    def layer_count(self) -> int:
+        """Layers of the longer tower."""
+        return max(len(self.layers.video_dit.blocks), len(self.layers.audio_dit.blocks))
+
+    def run(self, layer: int) -> None:
+        """Run layer `layer` (from 0); layers are run in order."""
+        self.video, self.audio = self.runner.run(self.layers, layer, self.video, self.audio)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Both towers' outputs, as of `dual_tower_forward`."""
+        video_dit, audio_dit = self.layers.video_dit, self.layers.audio_dit
+        return video_dit.finish(self.video, self.layers.video_in), audio_dit.finish(self.audio, self.layers.audio_in)
 
 
 @dataclass(frozen=True)

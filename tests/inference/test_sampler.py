@@ -3,6 +3,7 @@
 The reference's recorded trajectory goes through the same loop in the parity suite.
 """
 
+import copy
 import itertools
 
 import pytest
@@ -18,6 +19,8 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise, draw_noise
 from mova_engine.memory.residency import Part, Residency
+from mova_engine.memory.streaming import StreamedModel
+from mova_engine.memory.weight_sources import HostArena
 from mova_engine.models.modality import modalities
 from mova_engine.models.mova import dual_tower_forward
 
@@ -110,6 +113,18 @@ def test_evaluations_share_a_forward_where_they_can(mova, monkeypatch, form, bat
     assert {n for _, n in seen} == {1}
     assert len(seen) == Guidance(form).evaluations * len(STEPS.experts)
     assert_same(shared, single)
+
+
+@pytest.mark.parametrize("batch_guidance", [True, False])
+def test_branches_of_a_streamed_model_pass_each_layer_while_it_is_there(mova, batch_guidance):
+    guidance, options = Guidance("dual", 3.0, 2.0), LoopOptions(batch_guidance=batch_guidance)
+    expected = sample(mova, guidance, options=options)
+    streamed = copy.deepcopy(mova).requires_grad_(False)
+    layers = StreamedModel(streamed, lambda units: HostArena(units, torch.device("cpu")), torch.device("cpu"))
+    assert_same(sample(streamed, guidance, options=options), expected, 0.0)
+    # No layer comes twice in a step, in whose two or three forwards it is used.
+    report = layers.stream.report()
+    assert report.unforeseen == 0 and report.copies <= layers.layers * len(STEPS.experts)
 
 
 @pytest.mark.parametrize("count", [6, 25, 50])

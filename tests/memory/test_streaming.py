@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,25 @@ def test_streamed_is_resident_to_the_bit(ops, backend, folder, kind, slots):
     mova.streamed = None
     with pytest.raises((RuntimeError, ValueError), match="meta"), torch.no_grad():
         mova(*args)
+
+
+def test_forwards_side_by_side_copy_each_layer_once(ops, backend, folder):
+    video, audio = modalities(*inputs(backend))
+    other = replace(video, text=video.text * 0.5)
+    calls = [(video, audio, True), (other, audio, True), (video, audio, False)]
+    resident = loaded(ops, folder)
+    mova, model = streamed(ops, backend, folder, "files")
+    with torch.no_grad():
+        expected = [resident(*call[:2], bridge=call[2], expert=1) for call in calls]
+        model.plan([1], together=len(calls))
+        found = mova.forward_side_by_side(calls, expert=1)
+        assert all(map(equal, found, expected)) and not equal(expected[0], expected[2])
+        report = model.stream.report()
+        assert (report.copies, report.unforeseen) == (layer_count(mova), 0)
+        # Resident models take the same path; nothing planned: the stream plans for all of them.
+        assert all(map(equal, resident.forward_side_by_side(calls, expert=1), expected))
+        assert all(map(equal, mova.forward_side_by_side(calls, expert=1), expected))
+    assert model.stream.report().unforeseen == 0
 
 
 def test_a_shared_module_lies_on_the_host_once(ops, backend, folder):
