@@ -19,10 +19,11 @@ from mova_engine.checkpoints.folder import (
 )
 from mova_engine.checkpoints.integrity import damage, has_checksums
 from mova_engine.checkpoints.released import INDEX
+from mova_engine.codecs.umt5 import Umt5TextEncoder
 from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS, MovaConfig
-from mova_engine.config.stages import stages
+from mova_engine.config.stages import TEXT_ENCODER, stages
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.fsdp import shard_model
@@ -31,6 +32,7 @@ from mova_engine.errors import MovaError
 from mova_engine.files.tensors import check_component, load_component, read_json, stored_tensors
 from mova_engine.memory.model_parts import codec_parts, tower_parts
 from mova_engine.memory.residency import Residency
+from mova_engine.memory.streamed_encoder import open_streamed_encoder
 from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.mova import Mova
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
@@ -108,7 +110,7 @@ def open_parts(
     shard: bool,
 ) -> tuple[Mova, Codecs, Residency]:
     """Open the model and the codecs that this process needs, and the Residency that moves them. If memory.weights asks
-    for it, layers are streamed (`memory.streaming`).
+    for it, layers of the towers and of the text encoder are streamed (`memory.streaming`).
 
     Weights stay on the meta device until the Residency reads them from `folder`, when the first stage that uses them
     starts. Sharded weights (`shard`) are read at once.
@@ -141,6 +143,9 @@ def open_parts(
         towers = tower_parts(mova, _reader(mova, folder, dtype, lora), waits)
     codecs = load_codecs(folder, device=device, dtype=dtype, weights_on="meta", parts=own_codecs(place))
     parts = [*codec_parts(codecs, folder, dtype, text_waits=waits, vaes_wait=waits), *towers]
+    if mova.streamed is not None and isinstance(codecs.text, Umt5TextEncoder):
+        text = open_streamed_encoder(codecs.text, folder, device, dtype or torch.bfloat16)
+        parts = [text if part.name == TEXT_ENCODER else part for part in parts]
     residency = Residency(device, parts, stages(memory, experts=config.experts, sharded=shard))
     return mova, codecs, residency
 

@@ -36,7 +36,7 @@ def open_streamed(
 
     def part(name: str) -> Part:
         component = getattr(mova, name)
-        rest = _without(component, streamed)
+        rest = without_modules(component, streamed)
         wanted = {key for key, _ in rest.named_parameters()} | {key for key, _ in rest.named_buffers()}
 
         def read(at: torch.device) -> None:
@@ -58,11 +58,14 @@ def open_streamed(
     return [part(name) for name in names]
 
 
-def _without(component: nn.Module, left_out: set[int]) -> nn.Module:
-    """A module with the component's own parameters and its submodules but those left out, under the same names."""
+def without_modules(component: nn.Module, left_out: set[int]) -> nn.Module:
+    """A module with the component's own parameters and its submodules under the same names, but for the modules whose
+    `id` is in `left_out`.
+    """
     found = nn.Module()
     found._parameters, found._buffers = component._parameters, component._buffers
     for name, child in component.named_children():
-        if not left_out & {id(module) for module in child.modules()}:
-            found.add_module(name, child)
+        if id(child) not in left_out:
+            within = left_out & {id(module) for module in child.modules()}
+            found.add_module(name, without_modules(child, left_out) if within else child)
     return found

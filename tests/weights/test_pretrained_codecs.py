@@ -114,6 +114,11 @@ def test_layers_that_are_read_one_by_one_change_no_bit_of_a_clip(sampled, comple
         assert np.array_equal(ours.video, theirs.video) and np.array_equal(ours.audio, theirs.audio)
     report = pipeline.mova.streamed.stream.report()
     assert report.unforeseen == 0 and report.copies > 0
+    # The text encoder keeps its embedding alone, while it encodes.
+    encoder = pipeline.codecs.text.weights
+    assert all(x.is_meta for x in encoder.parameters())
+    text = pipeline.residency.report().parts["text_encoder"]
+    assert text.loaded == 2 and 0 < text.bytes < sum(x.numel() * x.element_size() for x in encoder.parameters())
     # Between layers there is no weight of a block anywhere.
     pipeline.mova.streamed.stream.free()
     assert all(x.is_meta for x in pipeline.mova.video_dit.blocks.parameters())
