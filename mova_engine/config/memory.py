@@ -31,7 +31,8 @@ class MemoryConfig:
     weights: Literal["device", "host", "files"] = "device"
     """Where weights that are not trained are while not in use. Without parallel.shard, layers of towers and bridge come
     to the device one by one, while the one before computes, from the host's memory or from their files; adapters stay
-    on the device. In sampling the text encoder's layers come from their files likewise. With it, shards of weights and adapters with all that belongs to them are in the host's memory.
+    on the device. In sampling the text encoder's layers come from their files likewise. With parallel.shard, shards of
+    weights and adapters with all that belongs to them are in the host's memory.
     """
     optimizer: Place = "device"
     """Where trained weights, their gradients and the optimizer's state are while not in use; with parallel.shard."""
