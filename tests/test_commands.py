@@ -8,7 +8,7 @@ import pytest
 
 from mova_engine import cli
 from mova_engine.commands.completion import completion_app
-from mova_engine.config.command import Command
+from mova_engine.config.command import Command, Nothing
 from mova_engine.config.recipes import TRAIN
 from mova_engine.config.sample import SAMPLE
 from mova_engine.errors import MovaError
@@ -119,6 +119,7 @@ def test_every_command_has_help_for_each_option(name, capsys):
     assert command.parse(["--help"]) is None
     shown = capsys.readouterr().out
     assert shown.startswith(f"Usage: mova {name}") and "--print-config" in shown
+    assert command.beside is not Nothing or "How it is run" not in shown
 
 
 def test_help_shows_the_recipes_own_values(capsys):

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,21 +24,30 @@ from mova_engine.files.tensors import write_new_file, write_tensors
 _JSON = ".json"
 
 
-def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> list[str]:
-    """Write an adapter as `dialect` has it and return what it cannot hold or holds in another way, a line each.
+class Written(NamedTuple):
+    """What was written. layers: number of layers and parameters in the file or folder. notes: what the dialect cannot
+    hold or holds in another way, a line each.
+    """
+
+    layers: int
+    notes: list[str]
+
+
+def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> Written:
+    """Write what `dialect` can hold of an adapter.
 
     out: a file where the dialect has one, else a folder; not there yet, or an empty folder. Raises MovaError where it
     is, where nothing of the adapter can be held, and when writing fails; then nothing is written.
     """
     known, out = get_dialect(dialect), Path(out)
     held, notes = held_by(adapter, known)
-    contents = known.write(held)
+    contents, written = known.write(held), Written(len(held.names), notes)
     if out.suffix:
         if len(contents) > 1:
             names = ", ".join(contents)
             raise MovaError(f"{dialect} has {len(contents)} files, {names}: give a folder's name, --out {out.stem}")
         _write_file(out, next(iter(contents.values())))
-        return notes
+        return written
     if "" in contents:
         raise MovaError(f"{dialect} has one file: give its name, --out {out}{_suffix(contents[''])}")
     check_replaceable(out)
@@ -48,7 +58,7 @@ def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> list[str]:
                 write_tensors(fresh / name, content.tensors, content.metadata)
             else:
                 (fresh / name).write_bytes(_bytes(name, content))
-    return notes
+    return written
 
 
 def held_by(adapter: Adapter, dialect: Dialect) -> tuple[Adapter, list[str]]:

@@ -13,6 +13,8 @@ from mova_engine.config.command import Command
 ABOUT = """Print the script that completes commands and options in a shell.
 
 For bash: mova completion bash > ~/.local/share/bash-completion/completions/mova
+For fish: mova completion fish > ~/.config/fish/completions/mova.fish
+For zsh: mova completion zsh > FOLDER/_mova, in a folder of $fpath
 """
 
 

@@ -22,7 +22,7 @@ class EncodeConfig:
     """What to encode, with which codecs."""
 
     data: Path
-    """Folder with metadata.jsonl or metadata.json."""
+    """Folder of clips with metadata.jsonl or metadata.json, or with a caption a.txt beside each a.mp4."""
     checkpoint: Path | None = None
     """Model folder or training run: its clip, codecs and text encoder."""
     model: str | None = None

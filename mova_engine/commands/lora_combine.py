@@ -16,7 +16,7 @@ class CombineConfig:
     """Which adapters, and what they become."""
 
     lora: tuple[str, ...] = field(kw_only=False)
-    """The adapters, each FILE, FILE:PART or FILE:PART:STRENGTH: a file or folder of any dialect, or a LoRA run."""
+    """A LoRA run, or a file or folder of any dialect, each as FILE, FILE:PART, FILE:STRENGTH or FILE:PART:STRENGTH."""
     out: Path
     """The file to write."""
     rank: int | None = None
@@ -24,7 +24,7 @@ class CombineConfig:
     alpha: float | None = None
     """Alpha of adapters whose file does not say it."""
     to: str = "mova-engine"
-    """The dialect to write; docs/adapters.md has the table."""
+    """The dialect to write, such as peft, diffusers or comfy; docs/adapters.md lists all."""
 
     def __post_init__(self) -> None:
         check(bool(self.lora), "no adapters are given to combine")
@@ -52,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     specs = [parse_adapter(each, config.alpha) for each in config.lora]
     stack = [(read_adapter(spec.path, part=spec.part, alpha=spec.alpha), spec.strength) for spec in specs]
     combined, error = combine(stack, config.rank)
-    notes = write_adapter(combined, config.out, config.to)
-    sys.stdout.writelines(f"{note}\n" for note in notes)
+    written = write_adapter(combined, config.out, config.to)
+    sys.stdout.writelines(f"{note}\n" for note in written.notes)
     sys.stdout.write(
-        f"{counted(len(stack), 'adapter')} as one of {counted(len(combined.names), 'layer')} in {config.out}; "
+        f"{counted(len(stack), 'adapter')} as one of {counted(written.layers, 'layer')} in {config.out}; "
         f"relative error {error:.3g}\n"
     )
     return 0

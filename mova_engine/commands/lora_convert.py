@@ -17,7 +17,7 @@ class ConvertConfig:
     lora: Path = field(kw_only=False)
     """A file or folder of any dialect, or a LoRA run."""
     to: str
-    """The dialect to write; docs/adapters.md has the table."""
+    """The dialect to write, such as peft, diffusers or comfy; docs/adapters.md lists all."""
     out: Path
     """The file to write, or the folder where the dialect has several files."""
     dialect: Annotated[str | None, spelled("--from")] = None
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         alpha=config.alpha,
         skip_foreign=config.skip_foreign,
     )
-    notes = write_adapter(adapter, config.out, config.to)
-    sys.stdout.writelines(f"{note}\n" for note in (*adapter.notes, *notes))
-    held = f"{counted(len(adapter.names), 'layer')} of {adapter.dialect}"
-    sys.stdout.write(f"{held} written as {config.to} to {config.out}\n")
+    written, layers = write_adapter(adapter, config.out, config.to), len(adapter.names)
+    sys.stdout.writelines(f"{note}\n" for note in (*adapter.notes, *written.notes))
+    some = counted(layers, "layer") if written.layers == layers else f"{written.layers} of {counted(layers, 'layer')}"
+    sys.stdout.write(f"{some} written as {config.to} to {config.out} (read as {adapter.dialect})\n")
     return 0
 
 

@@ -23,7 +23,7 @@ class ExtractConfig:
     rank: int = 32
     """Of each layer's update."""
     to: str = "mova-engine"
-    """The dialect to write; docs/adapters.md has the table."""
+    """The dialect to write, such as peft, diffusers or comfy; docs/adapters.md lists all."""
     differences: bool = True
     """Keep changes of norms, biases and modulations, in full."""
 
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     get_dialect(config.to)
     found = extract(config.base, config.tuned, config.rank, deltas=config.differences)
-    notes = write_adapter(found.adapter, config.out, config.to)
-    sys.stdout.writelines(f"{note}\n" for note in notes)
+    written = write_adapter(found.adapter, config.out, config.to)
+    sys.stdout.writelines(f"{note}\n" for note in written.notes)
     pairs, full = len(found.adapter.layers), len(found.adapter.deltas)
     layer, error = found.worst
     sys.stdout.write(

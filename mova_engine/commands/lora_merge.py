@@ -19,7 +19,7 @@ class MergeConfig:
     checkpoint: Path
     """The model folder that the adapters were made for."""
     lora: tuple[str, ...]
-    """The adapters, each FILE, FILE:PART or FILE:PART:STRENGTH: a LoRA run, or a file or folder of any dialect."""
+    """A LoRA run, or a file or folder of any dialect, each as FILE, FILE:PART, FILE:STRENGTH or FILE:PART:STRENGTH."""
     out: Path
     """The folder to write."""
     alpha: float | None = None

@@ -226,7 +226,9 @@ class Command(Generic[Settings]):
         with_file: Any = Annotated[Path | None, general]
         flag: Any = Annotated[bool, Parameter(group=_GENERAL, negative="")]
         fields: Any = Annotated[kind, Parameter(name="*")]
-        more: Any = Annotated[self.beside, Parameter(name="*", group=_BESIDE)]
+        # A dataclass without fields would be shown in the help as an argument of its own.
+        given = Parameter(parse=False) if self.beside is Nothing else Parameter(name="*", group=_BESIDE)
+        more: Any = Annotated[self.beside, given]
         if self.recipes is None:
 
             def run(

@@ -70,8 +70,8 @@ class SampleConfig:
     threads: int | None = None
     """CPU threads; default: one for models too narrow to share their work, else PyTorch's choice."""
     lora: tuple[str, ...] = ()
-    """Adapters to add, each FILE, FILE:PART or FILE:PART:STRENGTH: a LoRA run, or a file or folder of any dialect. PART
-    is high, low, both, audio or bridge, where the file does not say it."""
+    """Adapters to add: a LoRA run, or a file or folder of any dialect, as FILE, FILE:PART, FILE:STRENGTH or
+    FILE:PART:STRENGTH. PART is high, low, both, audio or bridge, where the file does not say it."""
     lora_alpha: float | None = None
     """Their alpha instead of the file's own."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)

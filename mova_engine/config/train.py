@@ -236,7 +236,7 @@ class TrainConfig:
     name: str = "custom"
     """Name of the run; default: the recipe's."""
     data: Path | None = None
-    """Folder of clips with metadata.jsonl or metadata.json."""
+    """Folder of clips with metadata.jsonl or metadata.json, or with a caption a.txt beside each a.mp4."""
     out: Path | None = None
     """Folder of the run; default: `runs/NAME`."""
     device: str | None = None
@@ -246,7 +246,7 @@ class TrainConfig:
     resume: str = "auto"
     """auto: from OUT's newest checkpoint where there is one. none: start anew. Or the folder of a checkpoint."""
     seed: int = 0
-    """From which all randomness follows: weights, order of clips, noise levels, noise, text dropout."""
+    """Determines all random numbers: weights, order of clips, noise levels, noise, text dropout."""
     steps: int = 1000
     """Optimizer steps in all."""
     global_batch_size: int | None = None

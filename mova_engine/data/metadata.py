@@ -1,4 +1,4 @@
-"""Reads the metadata file of a folder of clips.
+"""Reads the list of clips of a folder: a metadata file, or captions in text files beside the clips.
 
 `metadata.jsonl` holds one JSON object per line, `metadata.json` (the reference's format) a list of the same objects:
 
@@ -7,6 +7,9 @@
 `video_path` is relative to the folder. `id` names the clip in logs and batches (default: the path, plus the start if it
 is not 0). `start` (default 0) is the time in the file at which the clip begins, in seconds. Other keys are ignored.
 Values that later steps cannot use are errors here: text that cannot be encoded, a start beyond any file's length.
+
+Without a metadata file every video and sound file of the folder is a clip, in the order of their names, and `a.txt` is
+the caption of `a.mp4`. Folders inside it are not searched.
 """
 
 import json
@@ -19,6 +22,12 @@ from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError
 
 FILES = ("metadata.jsonl", "metadata.json")
+# The suffix of a clip's caption, and those of the files that are clips, where no metadata file lists them.
+CAPTION = ".txt"
+MEDIA = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mxf", ".ogv", ".ts"}
+    | {".webm", ".wmv", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"}
+)
 # Seconds (30 years). No file is as long, and the clocks of containers do not count much further.
 LATEST_START = 1e9
 
@@ -36,15 +45,18 @@ class Entry:
 def read_metadata(folder: str | Path) -> list[Entry]:
     """Read a folder's list of clips, in its order. The clips' files are not opened.
 
-    Raises MovaError of one line that names the file, the line (or the item of a .json list) and the key.
+    Raises MovaError of one line that names the file, the line (or the item of a .json list) and the key, or the clip
+    that has no caption.
     """
     folder = Path(folder)
     if not folder.is_dir():
         what = "a file, not a folder of clips" if folder.exists() else "no such folder"
         raise MovaError(f"{folder}: {what}")
     found = [folder / name for name in FILES if (folder / name).is_file()]
-    if len(found) != 1:
-        raise MovaError(f"{folder}: must hold one of {FILES[0]} and {FILES[1]}, has {'both' if found else 'none'}")
+    if not found:
+        return _captioned(folder)
+    if len(found) > 1:
+        raise MovaError(f"{folder}: must hold one of {FILES[0]} and {FILES[1]}, has both")
     entries: list[Entry] = []
     places: dict[str, str] = {}
     for place, row in _rows(found[0]):
@@ -57,6 +69,29 @@ def read_metadata(folder: str | Path) -> list[Entry]:
     if not entries:
         raise MovaError(f"{found[0]}: lists no clips")
     return entries
+
+
+def _captioned(folder: Path) -> list[Entry]:
+    """The clips of a folder without a metadata file."""
+    files = sorted(folder.iterdir(), key=lambda path: path.name)
+    clips = [path for path in files if path.suffix.lower() in MEDIA and path.name[0] != "." and path.is_file()]
+    if not clips:
+        raise MovaError(
+            f"{folder}: must hold one of {FILES[0]} and {FILES[1]}, or clips with their captions beside them "
+            f"(a.mp4, a{CAPTION}); has none"
+        )
+    bare = [path for path in clips if not path.with_suffix(CAPTION).is_file()]
+    if bare:
+        which = bare[0] if len(bare) == 1 else f"{bare[0]} (one of {len(bare)})"
+        wanted = bare[0].with_suffix(CAPTION).name
+        raise MovaError(f"{which}: has no caption: write it to {wanted}, or list the clips in {FILES[0]}")
+    return [_with_caption(path) for path in clips]
+
+
+def _with_caption(path: Path) -> Entry:
+    if reason := flaw(path.name, name=True):
+        raise MovaError(f"{path.parent / shown(path.name)}: its name {reason}")
+    return Entry(path, read_text(path.with_suffix(CAPTION)).strip(), path.name)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:

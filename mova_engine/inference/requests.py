@@ -92,7 +92,7 @@ def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
     if path.is_dir():
         return _prompts_of_clips(path, clip)
     if path.suffix.lower() != ".txt":
-        raise MovaError(f"{path}: prompts are a folder with {FILES[0]}, or a .txt file with one prompt a line")
+        raise MovaError(f"{path}: prompts are a folder of clips, or a .txt file with one prompt a line")
     # Lines end at a line feed only: a prompt may hold other separators.
     prompts = [Prompt(line.strip()) for line in read_text(path).split("\n") if line.strip()]
     if not prompts:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -129,8 +130,16 @@ def _entries() -> dict[str, Any]:
 
 
 def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
+    def present(mapping: dict[str, Any], field: str) -> Any:
+        if field not in mapping:
+            raise MovaError(f"{where}, {name}: {field} is missing")
+        return mapping[field]
+
     def number(mapping: dict[str, Any], field: str) -> float:
-        value = mapping.get(field)
+        value = present(mapping, field)
+        if isinstance(value, str):  # YAML reads 24.0e9, without a sign, as text
+            with suppress(ValueError):
+                value = float(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise MovaError(f"{where}, {name}: {field} must be a positive number, got {value!r}")
         return float(value)
@@ -142,7 +151,7 @@ def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
         return value
 
     def mapping(outer: dict[str, Any], field: str) -> dict[str, Any]:
-        value = outer.get(field)
+        value = present(outer, field)
         if not isinstance(value, dict) or not value:
             raise MovaError(f"{where}, {name}: {field} must be a mapping, got {value!r}")
         return value

@@ -203,11 +203,12 @@ def _describe(run: TrainingRun, clips: int, console: Console) -> None:
     for weight in run.state.weights.masters:
         counts[weight.component] = counts.get(weight.component, 0) + math.prod(weight.piece.shape)
     parts = ", ".join(f"{name} {_millions(count)}" for name, count in counts.items())
-    console.print(f"{sizes.name}: {_millions(sum(counts.values()))} parameters ({parts}), {config.dtype}")
+    what = f"adapters of rank {config.lora.rank} for {sizes.name}" if config.lora.rank else sizes.name
+    console.print(f"{what}: {_millions(sum(counts.values()))} parameters ({parts}), {config.dtype}")
     if config.lora.rank:
-        kept = ", frozen weights in fp8" if config.memory.frozen == "fp8" else ""
-        start = f", from {config.lora.init}" if config.lora.init else ""
-        console.print(f"these are adapters of rank {config.lora.rank} on {config.model.checkpoint}{kept}{start}")
+        kept = " in fp8" if config.memory.frozen == "fp8" else ""
+        start = f"; adapters start as those of {config.lora.init}" if config.lora.init else ""
+        console.print(f"frozen weights{kept}: {config.model.checkpoint}{start}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
     chosen = [f"{c.operator}={c.implementation}" for c in run.ops.choices if c.implementation != REFERENCE]
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")

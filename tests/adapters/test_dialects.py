@@ -95,7 +95,7 @@ def test_ranks_and_alphas_of_their_own_keep_the_update(source, dialect, tmp_path
     }
     adapter = Adapter({name: pair(source, rank, alpha) for name, (rank, alpha) in ranks.items()})
     out = out_of(dialect, tmp_path)
-    notes = write_adapter(adapter, out, dialect)
+    notes = write_adapter(adapter, out, dialect).notes
     back = read_adapter(out)
     assert set(back.layers) == set(ranks)
     for name, original in adapter.layers.items():
@@ -240,7 +240,7 @@ def test_differences_and_dora_are_held_where_the_dialect_can_and_named_where_not
             with pytest.raises(MovaError, match="nothing of the adapter can be written.*DoRA"):
                 write_adapter(adapter, out_of(dialect, tmp_path, dialect), dialect)
             continue
-        notes = write_adapter(adapter, out_of(dialect, tmp_path, dialect), dialect)
+        notes = write_adapter(adapter, out_of(dialect, tmp_path, dialect), dialect).notes
         assert bool(notes) == ((layers, full) != (1, 5)), dialect
         back = read_adapter(out_of(dialect, tmp_path, dialect))
         assert (len(back.layers), len(back.deltas)) == (layers, full), dialect

@@ -154,13 +154,30 @@ def test_mistakes_in_a_list(tmp_path, text, message):
         read_metadata(tmp_path)
 
 
+def test_captions_in_text_files_beside_the_clips(tmp_path):
+    for name in ("b.MP4", "a.wav", "._a.wav", "cover.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "a.txt").write_text("\ufeffa bell\n", encoding="utf-8")
+    with pytest.raises(MovaError, match=r"b.MP4: has no caption: write it to b.txt, or list the clips in metadata"):
+        read_metadata(tmp_path)
+    (tmp_path / "b.txt").write_text("a ball\nthat bounces")
+    assert read_metadata(tmp_path) == [
+        Entry(tmp_path / "a.wav", "a bell", "a.wav"),
+        Entry(tmp_path / "b.MP4", "a ball\nthat bounces", "b.MP4"),
+    ]
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(MovaError, match="b.txt: line 1: not UTF-8"):
+        read_metadata(tmp_path)
+
+
 def test_folders_without_or_with_two_lists(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MovaError, match="file: a file, not a folder of clips"):
         read_metadata(tmp_path / "file")
     with pytest.raises(MovaError, match="nowhere: no such folder"):
         read_metadata(tmp_path / "nowhere")
-    with pytest.raises(MovaError, match="must hold one of metadata.jsonl and metadata.json, has none"):
+    with pytest.raises(MovaError, match=r"must hold one of metadata.jsonl and metadata.json, or clips .* has none"):
         read_metadata(tmp_path)
     (tmp_path / "metadata.json").write_text(json.dumps([ROW]))
     (tmp_path / "metadata.jsonl").write_text(lines(ROW))

@@ -183,7 +183,7 @@ def test_prompts_that_cannot_be_read_are_one_line(sample, tmp_path, picture):
     for args, message in (
         (["--prompts", tmp_path / "empty.txt"], "holds no prompts"),
         (["--prompts", tmp_path / "none.txt"], "none.txt: no such file"),
-        (["--prompts", picture], "prompts are a folder with metadata.jsonl, or a .txt file"),
+        (["--prompts", picture], "prompts are a folder of clips, or a .txt file"),
         (["--prompts", tmp_path / "folder"], "metadata.jsonl and metadata.json"),
         (["--prompts", tmp_path / "clips", "--image", picture], "both give first frames"),
         ([], "give --prompt, a text, or --prompts, a folder of clips or a text file; one of the two"),
