@@ -12,17 +12,22 @@ from typing import Any
 import torch
 
 from mova_engine.backend import Backend
-from mova_engine.ops import reference
+from mova_engine.ops import quantised_reference, reference
 
 
 @functools.cache
 def compiled(name: str) -> Callable[..., Any]:
     """The compiled reference of an operator."""
-    return torch.compile(getattr(reference, f"{name}_reference"), fullgraph=True)
+    return torch.compile(_reference(name), fullgraph=True)
+
+
+def _reference(name: str) -> Callable[..., Any] | None:
+    found = (getattr(module, f"{name}_reference", None) for module in (reference, quantised_reference))
+    return next(filter(None, found), None)
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    if not hasattr(reference, f"{name}_reference"):
+    if _reference(name) is None:
         raise AttributeError(f"no operator '{name}' has a reference to compile")
     return compiled(name)
 

@@ -137,7 +137,9 @@ _ATTENTION = ("attention", "attention_lse", "attention_backward")
 # Adapters that run over operators without data.
 _VENDOR = "mova_kernels.npu"
 # Modules whose implementations are made of PyTorch's own operations.
-_OF_TORCH = tuple(f"mova_engine.ops.{name}" for name in ("torch_impl", "linear_impl", "fp8_impl", "optimizer_impl"))
+_OF_TORCH = tuple(
+    f"mova_engine.ops.{name}" for name in ("torch_impl", "linear_impl", "fp8_impl", "quantised_impl", "optimizer_impl")
+)
 
 
 class _Faked(torch.autograd.Function):

@@ -115,7 +115,7 @@ def checked(
     if (lora_a is None) != (lora_b is None):
         raise MovaError("fp8_linear: lora_a and lora_b go together")
     if lora_a is not None and lora_b is not None:
-        requirements.adapter("fp8_linear", x, weight, lora_a, lora_b)
+        requirements.adapter("fp8_linear", x, weight.shape, lora_a, lora_b)
     return _Fp8Linear.apply(quantize, x, weight, weight_scale, bias, lora_a, lora_b, scale)
 
 

@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+from mova_engine.ops.gguf import GGUF_KINDS
+from mova_engine.ops.int8 import quantise_int8
+from mova_engine.ops.nf4 import quantise_nf4
 from mova_engine.ops.reference import attention_lse_reference, quantize_rows_reference
 
 # (generator, device, dtype) -> keyword arguments of an operator.
@@ -122,7 +125,60 @@ def fp8_linear(adapter: bool) -> Build:
         inputs = lora_linear(make, b, s, i, o)
         values, scale = quantize_rows_reference(inputs["weight"])
         inputs |= {"weight": values, "weight_scale": scale.squeeze(1)}
-        return inputs if adapter else inputs | {"lora_a": None, "lora_b": None}
+        return inputs if adapter else _without_adapter(inputs)
+
+    return build
+
+
+def _without_adapter(inputs: dict[str, Any]) -> dict[str, Any]:
+    return inputs | {"lora_a": None, "lora_b": None}
+
+
+def _uneven(make: Maker, weight: torch.Tensor) -> torch.Tensor:
+    """A weight whose rows are of very different size, with zeros where a block of a quantised form has nothing else."""
+    sizes = torch.logspace(-3, 1, len(weight), dtype=torch.float64).to(weight.device, weight.dtype)
+    weight = weight * sizes[:, None]
+    weight[-1, :256] = 0
+    return weight
+
+
+def nf4_linear(double: bool, adapter: bool = True) -> Build:
+    """double: scales in 8 bits."""
+
+    def build(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        inputs = lora_linear(make, b, s, i, o)
+        held = quantise_nf4(_uneven(make, inputs["weight"]) if not double else inputs["weight"], double)
+        inputs = {"x": inputs.pop("x"), **held._asdict()} | {k: v for k, v in inputs.items() if k != "weight"}
+        return inputs if adapter else _without_adapter(inputs)
+
+    return build
+
+
+def int8_linear(adapter: bool) -> Build:
+    def build(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        inputs = lora_linear(make, b, s, i, o)
+        values, scale = quantise_int8(_uneven(make, inputs["weight"]))
+        inputs |= {"weight": values, "weight_scale": scale}
+        return inputs if adapter else _without_adapter(inputs)
+
+    return build
+
+
+def gguf_linear(kind: str, adapter: bool = True) -> Build:
+    """Blocks of random bytes with scales of a weight's size."""
+
+    def build(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        inputs, of = lora_linear(make, b, s, i, o), GGUF_KINDS[kind]
+        blocks = torch.randint(256, (o * i // of.values, of.size), generator=make.generator, dtype=torch.uint8)
+        size = torch.tensor(1.0)
+        for _ in range(2):
+            for at in of.scales:
+                scales = make(len(blocks), 1, dtype=torch.float64).cpu() * size
+                blocks[:, at : at + 2] = scales.half().view(torch.uint8)
+            # What the integers make by themselves says what the scales must be.
+            size = i**-0.5 / of.decode(blocks).square().mean().sqrt()
+        inputs |= {"weight": blocks.view(o, -1).to(make.device), "kind": kind}
+        return inputs if adapter else _without_adapter(inputs)
 
     return build
 

@@ -148,5 +148,5 @@ def augmented_lora(
 
 def _check_lora(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor) -> None:
     requirements.linear("lora_linear", x, weight, bias)
-    requirements.adapter("lora_linear", x, weight, lora_a, lora_b)
+    requirements.adapter("lora_linear", x, weight.shape, lora_a, lora_b)
     requirements.same_dtype("lora_linear", requirements.FLOATS, x=x, weight=weight, bias=bias)

@@ -113,6 +113,14 @@ def lora_linear_reference(
     return F.linear(x, weight, bias) + F.linear(F.linear(x, lora_a), lora_b) * scale
 
 
+def adapted(y: Tensor, x: Tensor, lora_a: Tensor | None, lora_b: Tensor | None, scale: float) -> Tensor:
+    """`y + scale * (x A^T) B^T`, or y without an adapter (both None). x [b, s, i], y [b, s, o]."""
+    if lora_a is None:
+        return y
+    assert lora_b is not None  # both or none
+    return y + F.linear(F.linear(x, lora_a), lora_b) * scale
+
+
 def _heads_first(x: Tensor) -> Tensor:
     return up(x).transpose(1, 2)
 
@@ -277,10 +285,7 @@ def fp8_linear_reference(
     """
     y = _Fp8Product.apply(x, weight, weight_scale)
     y = (y if bias is None else y + bias.to(y.dtype)).to(x.dtype)
-    if lora_a is None:
-        return y
-    assert lora_b is not None  # both or none
-    return y + F.linear(F.linear(x, lora_a), lora_b) * scale
+    return adapted(y, x, lora_a, lora_b, scale)
 
 
 def merge_lse_reference(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """What adapters to PyTorch's and vendors' functions check first: their own errors name neither operator nor remedy."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -76,9 +76,9 @@ def linear(operator: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Non
     same_device(operator, x=x, weight=weight, bias=bias)
 
 
-def adapter(operator: str, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> None:
-    """lora_a [r, i] and lora_b [o, r] of x's dtype beside weight [o, i]."""
-    o, i = weight.shape
+def adapter(operator: str, x: Tensor, shape: Sequence[int], lora_a: Tensor, lora_b: Tensor) -> None:
+    """lora_a [r, i] and lora_b [o, r] of x's dtype beside a weight of shape [o, i]."""
+    o, i = shape
     if lora_a.dim() != 2 or lora_b.dim() != 2 or lora_a.shape[1] != i or lora_b.shape != (o, lora_a.shape[0]):
         shapes = f"{list(lora_a.shape)} and {list(lora_b.shape)}"
         raise MovaError(f"{operator}: lora_a must be [r, {i}] and lora_b [{o}, r], got {shapes}")

@@ -9,6 +9,8 @@ from mova_engine.ops.declarations import Implementation, Operator, Passes
 _TORCH = "mova_engine.ops.torch_impl"
 _LINEAR = "mova_engine.ops.linear_impl"
 _FP8 = "mova_engine.ops.fp8_impl"
+_QUANTISED = "mova_engine.ops.quantised_impl"
+_QUANTISED_REFERENCE = "mova_engine.ops.quantised_reference"
 _APEX = "mova_engine.ops.apex_impl"
 _COMPILED = "mova_engine.ops.compiled"
 _REFERENCE = "mova_engine.ops.reference"
@@ -194,6 +196,20 @@ def _rows(name: str, differentiable: str, *implementations: Implementation) -> O
     return _operator(name, _native(name), *ascend, *implementations, _compile(name), differentiable=differentiable)
 
 
+def _quantised(name: str, *implementations: Implementation, **fields: Any) -> Operator:
+    """A linear layer whose frozen weight is quantised. On any device the weight is dequantised for each product."""
+    dequantise = Implementation("dequantise", f"{_QUANTISED}:{name.removesuffix('_linear')}_dequantise")
+    return _operator(
+        name,
+        *implementations,
+        dequantise,
+        _compile(name),
+        differentiable="x bias lora_a lora_b",
+        formula=f"{_QUANTISED_REFERENCE}:{name}_reference",
+        **fields,
+    )
+
+
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
@@ -275,6 +291,9 @@ OPERATORS: dict[str, Operator] = {
             differentiable="x bias lora_a lora_b",
             called_in=("bfloat16",),
         ),
+        _quantised("nf4_linear"),
+        _quantised("int8_linear", rounding=f"{_QUANTISED_REFERENCE}:INT8_LINEAR_ROUNDED"),
+        _quantised("gguf_linear"),
         *attention_operators(
             {name: _npu("attention", name) for name in ("attention", "attention_lse", "attention_backward")}
         ),

@@ -79,7 +79,7 @@ def test_mixed_devices_are_refused(operator, entry):
 def test_a_shape_that_does_not_fit_is_refused(operator, entry):
     inputs = _inputs(operator, entry)
     for name in _tensors(inputs)[1:]:
-        wrong = inputs[name][..., :-1]
+        wrong = inputs[name][..., :-1] if inputs[name].dim() else inputs[name].unsqueeze(0)
         _refused(_function(operator, entry), inputs | {name: wrong}, name)
 
 

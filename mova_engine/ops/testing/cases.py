@@ -13,6 +13,7 @@ import torch
 from mova_engine.errors import MovaError
 from mova_engine.ops import inputs as inputs_of
 from mova_engine.ops.declarations import Operator
+from mova_engine.ops.gguf import GGUF_KINDS
 from mova_engine.ops.inputs import Build, Make, Maker
 
 # (batch, tokens, channels, head dim): MOVA's two widths with few tokens, the laptop's width, then odd lengths and
@@ -186,6 +187,34 @@ def fp8_cases() -> tuple[Case, ...]:
     )
 
 
+# Inputs of a quantised weight come in blocks: 64 of NF4, 256 of GGUF's K formats.
+_QUANTISED_GEMMS = {
+    "nano": (2, 69, 256, 96),
+    "wide": (1, 5, 1536, 160),
+    "odd": (3, 7, 768, 65),
+    "one-token": (1, 1, 256, 64),
+}
+
+
+def quantised_cases(build: Build, other: Build, *kinds: tuple[str, Build]) -> tuple[Case, ...]:
+    """Cases of a linear layer with a quantised weight. other: without an adapter. kinds: further ways to store it."""
+
+    def one_channel(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        # Each token reads one input: a weight that is in the wrong place, or rounded twice, shows.
+        inputs = build(make, b, s, i, o)
+        place = torch.arange(s) * 7 % i
+        x = torch.zeros(b, s, i).index_put((torch.zeros(1).long(), torch.arange(s), place), torch.tensor(1.0))
+        return inputs | {"x": x.to(make.device, make.dtype), "bias": None, "lora_a": None, "lora_b": None}
+
+    return (
+        *(_case(name, build, shape) for name, shape in _QUANTISED_GEMMS.items()),
+        _case("no-adapter", other, _QUANTISED_GEMMS["odd"]),
+        _case("one-channel", one_channel, (1, 256, 256, 64)),
+        *(_case(name, kind, _QUANTISED_GEMMS["one-token"]) for name, kind in kinds),
+        *(_case(name, build, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
+    )
+
+
 # (batch, queries, keys, heads, head dim): self-attention, both directions of the bridge, text, odd lengths, one token.
 _ATTENTIONS = {
     "self": (1, 97, 97, 3, 128),
@@ -305,6 +334,15 @@ CASES: dict[str, tuple[Case, ...]] = {
     "quantize_rows": row_cases(inputs_of.quantize_rows(factor=False))
     + _renamed(inputs_of.quantize_rows(factor=True), "factor"),
     "fp8_linear": fp8_cases(),
+    "nf4_linear": quantised_cases(
+        inputs_of.nf4_linear(True), inputs_of.nf4_linear(True, False), ("float32-scales", inputs_of.nf4_linear(False))
+    ),
+    "int8_linear": quantised_cases(inputs_of.int8_linear(True), inputs_of.int8_linear(False)),
+    "gguf_linear": quantised_cases(
+        inputs_of.gguf_linear("Q4_K"),
+        inputs_of.gguf_linear("Q8_0", False),
+        *((kind, inputs_of.gguf_linear(kind)) for kind in GGUF_KINDS),
+    ),
     "attention": attention_cases(),
     "attention_lse": attention_cases(empty=True),
     "attention_backward": attention_cases(backward=True, empty=True),
