@@ -207,7 +207,7 @@ def _describe(run: TrainingRun, clips: int, console: Console) -> None:
     console.print(f"{what}: {_millions(sum(counts.values()))} parameters ({parts}), {config.dtype}")
     if config.lora.rank:
         kept = " in fp8" if config.memory.frozen == "fp8" else ""
-        start = f"; adapters start as those of {config.lora.init}" if config.lora.init else ""
+        start = f"; adapters start from {config.lora.init}" if config.lora.init else ""
         console.print(f"frozen weights{kept}: {config.model.checkpoint}{start}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
     chosen = [f"{c.operator}={c.implementation}" for c in run.ops.choices if c.implementation != REFERENCE]
