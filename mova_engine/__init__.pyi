@@ -17,6 +17,7 @@ from mova_engine.codecs import video_to_uint8 as video_to_uint8
 from mova_engine.config.clip import ClipSettings as ClipSettings
 from mova_engine.config.diffusion import LossWeights as LossWeights
 from mova_engine.config.memory import MemoryConfig as MemoryConfig
+from mova_engine.config.mesh import choose_mesh as choose_mesh
 from mova_engine.config.model import MovaConfig as MovaConfig
 from mova_engine.config.model import get_preset as get_preset
 from mova_engine.config.parallel import ParallelConfig as ParallelConfig
@@ -27,10 +28,14 @@ from mova_engine.data.synthetic.bounce import draw_clips as draw_clips
 from mova_engine.diffusion.conditioning import first_frame_condition as first_frame_condition
 from mova_engine.diffusion.conditioning import video_input as video_input
 from mova_engine.diffusion.guidance import Guidance as Guidance
+from mova_engine.diffusion.loss import Share as Share
 from mova_engine.diffusion.loss import velocity_loss as velocity_loss
 from mova_engine.diffusion.schedule import Schedule as Schedule
 from mova_engine.diffusion.schedule import add_noise as add_noise
 from mova_engine.diffusion.schedule import velocity_target as velocity_target
+from mova_engine.distributed.gradients import sum_gradients as sum_gradients
+from mova_engine.distributed.processes import read_launch as read_launch
+from mova_engine.distributed.processes import start_processes as start_processes
 from mova_engine.errors import MovaError as MovaError
 from mova_engine.inference.generated_clip import GeneratedClip as GeneratedClip
 from mova_engine.inference.pipeline import Pipeline as Pipeline

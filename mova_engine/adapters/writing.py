@@ -24,7 +24,7 @@ from mova_engine.files.tensors import write_new_file, write_tensors
 _JSON = ".json"
 
 
-class Written(NamedTuple):
+class WrittenAdapter(NamedTuple):
     """What was written. layers: number of layers and parameters in the file or folder. notes: what the dialect cannot
     hold or holds in another way, a line each.
     """
@@ -33,7 +33,7 @@ class Written(NamedTuple):
     notes: list[str]
 
 
-def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> Written:
+def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> WrittenAdapter:
     """Write what `dialect` can hold of an adapter.
 
     out: a file where the dialect has one, else a folder; not there yet, or an empty folder. Raises MovaError where it
@@ -41,7 +41,7 @@ def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> Written:
     """
     known, out = get_dialect(dialect), Path(out)
     held, notes = held_by(adapter, known)
-    contents, written = known.write(held), Written(len(held.names), notes)
+    contents, written = known.write(held), WrittenAdapter(len(held.names), notes)
     if out.suffix:
         if len(contents) > 1:
             names = ", ".join(contents)
