@@ -1,4 +1,5 @@
-"""The rehearsal: full-size steps on tensors without data, as one of many ranks, on a device that is not here.
+"""Dry runs: one step of a full-size model on fake tensors (shapes and dtypes without data), as one rank of many, on a
+device that this machine need not have.
 
-What patches torch for that (`fake_devices`, `fake_processes`) runs in a process of its own: see `child`.
+`fake_devices` and `fake_processes` patch torch. They therefore run in a separate process: see `child`.
 """

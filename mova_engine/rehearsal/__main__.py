@@ -1,7 +1,7 @@
 """`python -m mova_engine.rehearsal MODULE:FUNCTION DEVICE < JOB`: the child of `child.in_child`.
 
-Whatever goes wrong in a rehearsal is one line: what the run itself would refuse, and what torch refuses of tensors
-without data (another device, dtype or shape), with the part of the engine in which it happened.
+Every failure is reported as one line: errors that the run itself would raise, and errors of torch about fake tensors
+(device, dtype or shape mismatch), together with the engine's file and function in which they were raised.
 """
 
 import importlib
@@ -27,14 +27,14 @@ def run_child() -> int:
         result = getattr(importlib.import_module(module), function)(**job)
     except MovaError:
         raise
-    except Exception as error:  # torch's own refusals are of a dozen types
+    except Exception as error:  # torch raises a dozen different types
         raise MovaError(_in_a_line(error)) from error
     print(told(result))
     return 0
 
 
 def _in_a_line(error: BaseException) -> str:
-    """What failed, and the innermost place in the engine, without the rehearsal itself, that led there."""
+    """The error's text, and the innermost frame of the traceback that is in the engine but not in `rehearsal`."""
     frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     inside = [(path.relative_to(_ENGINE), name) for path, name in frames if _ENGINE in path.parents]
     own = [(path, name) for path, name in inside if path.parts[0] != "rehearsal"]

@@ -1,7 +1,7 @@
-"""What all ranks of a run would do, worked out without them: the mesh, and the plan of a sharded checkpoint.
+"""Computes for all ranks of a run, in one process, their places in the mesh and the plan of a sharded checkpoint.
 
-What a rank does follows from its number. The code by which a real rank finds out is run here for each of them, and what
-they find is held against each other. `train.simulation` does the same for the order of clips and for noise.
+What a rank does depends on its number only. The functions that a real rank calls are called here for every rank number,
+and the results are checked for consistency. `train.simulation` does the same for the order of clips and for noise.
 """
 
 import math
@@ -21,12 +21,12 @@ from mova_engine.errors import MovaError
 from mova_engine.rehearsal.result import Collective
 from mova_engine.rehearsal.simulated import members_in_words
 
-# Groups of which the members are named.
+# How many groups of a kind are listed with their members.
 _SHOWN = 2
 
 
 def groups_of(shape: MeshShape) -> dict[str, list[list[int]]]:
-    """The ranks of every group, by name: one for each dimension of the mesh and those that span several."""
+    """The ranks of all groups, by kind of group: one for each mesh dimension, and those that span several."""
     spans = {name: (name,) for name in DIMENSIONS}
     spans |= {"context_parallel": ("ring", "ulysses"), "data_parallel": ("dp_replicate", "dp_shard")}
     spans |= {"clip": ("cfg", "ring", "ulysses")}
@@ -41,9 +41,9 @@ def groups_of(shape: MeshShape) -> dict[str, list[list[int]]]:
 
 
 def simulate_mesh(shape: MeshShape, processes: Processes) -> tuple[list[list[int]], dict[str, dict[str, Any]]]:
-    """Each rank's coordinates, and the facts of the groups of more than one rank.
+    """Each rank's coordinates in the mesh; and for each kind of group with more than one rank, their number and size.
 
-    Held against torch's device mesh and this rank's own process groups. MovaError where they differ.
+    They are compared with torch's device mesh and this rank's process groups. Raises MovaError if they differ.
     """
     mesh, groups = processes.device_mesh, groups_of(shape)
     if mesh is None:
@@ -64,18 +64,18 @@ def simulate_mesh(shape: MeshShape, processes: Processes) -> tuple[list[list[int
     facts: dict[str, dict[str, Any]] = {}
     for name, found in groups.items():
         told = {"groups": len(found), "ranks": len(found[0]), "first": found[:_SHOWN]}
-        # A group that spans one dimension alone is that dimension's.
+        # A kind that spans several dimensions, of which only one is larger than 1, repeats that dimension's groups.
         if len(found[0]) > 1 and told not in facts.values():
             facts[name] = told
     return coordinates, facts
 
 
 def simulate_checkpoint(pieces: Mapping[str, LocalShard], world: int, shards: int) -> dict[str, Any]:
-    """Files, bytes and the plan of a checkpoint of weights that are divided among so many ranks (1: whole in each, and
-    the first one saves).
+    """Bytes of each file of a checkpoint, and statistics of the plan by which the ranks write it.
 
-    pieces: those of the first rank, on the meta device; those of the others follow (`fsdp.rows_of`). MovaError where
-    rows would be missing or written twice.
+    shards: the number of ranks among which each weight's rows are divided; 1: each rank has all rows, and rank 0 saves.
+    pieces: rank 0's rows, on the meta device; those of the other ranks are computed from them (`fsdp.rows_of`). Raises
+    MovaError if rows would be missing or written twice.
     """
     pieces = dict(sorted(pieces.items()))
     sizes = [piece.tensor.element_size() * math.prod(piece.shape) for piece in pieces.values()]
@@ -115,7 +115,7 @@ def simulate_checkpoint(pieces: Mapping[str, LocalShard], world: int, shards: in
 
 
 def _outlines(pieces: Mapping[str, LocalShard], world: int, shards: int) -> list[Outline]:
-    """Of all ranks: kinds of weights are those of the same number of rows."""
+    """The outlines of all ranks. Weights with the same number of rows have the same kind."""
     rows = np.array([piece.shape[0] if piece.shape else 0 for piece in pieces.values()])
     totals, kind_of = np.unique(rows, return_inverse=True)
     digest = outline_of(pieces).digest
@@ -130,7 +130,7 @@ def _outlines(pieces: Mapping[str, LocalShard], world: int, shards: int) -> list
 
 
 def _check_outlines(pieces: Mapping[str, LocalShard], shards: int, outlines: Sequence[Outline]) -> None:
-    """That the first rank's is what the planner makes of the rows that FSDP gave it."""
+    """Raise MovaError if rank 0's computed outline is not the one that results from the rows that FSDP gave it."""
     own, worked_out = outline_of(pieces), outlines[0]
     if not np.array_equal(own.kinds[own.kind_of], worked_out.kinds[worked_out.kind_of]):
         raise MovaError(f"checkpoint: FSDP gives the first rank other rows than `rows_of` does of {shards} ranks")
@@ -145,7 +145,7 @@ def _local_seconds(pieces: Mapping[str, LocalShard]) -> float:
 
 
 def sent_by_all(collectives: tuple[Collective, ...], world: int) -> dict[str, int]:
-    """Bytes by kind of collective; other ranks send what the first does, or a token's less."""
+    """Bytes that all ranks send, by kind of collective, if each sends what rank 0 sends (some have a token less)."""
     found: dict[str, int] = {}
     for each in collectives:
         found[each.kind] = found.get(each.kind, 0) + each.bytes_sent * world

@@ -1,4 +1,4 @@
-"""A rehearsal runs in a process of its own: what it changes in torch never touches the caller. Imports no torch."""
+"""Runs a dry run in a child process, so that its patches of torch do not affect the caller. Imports no torch."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from typing import Any
 
 from mova_engine.errors import MovaError
 
-# Ends a report in the child's output; what libraries print comes before it.
+# Begins the line of the child's output that holds the result; libraries may print other lines before it.
 _MARK = "rehearsal: "
 
 
@@ -16,7 +16,7 @@ def in_child(target: str, device: str, job: Mapping[str, Any]) -> dict[str, Any]
     """Call `target`, "module:function", with the plain values of `job` in a new process on a fake `device`; returns
     the plain values that it returns.
 
-    Raises MovaError with the child's own line where it refuses, and where it fails.
+    Raises MovaError with the child's error message if it fails.
     """
     command = [sys.executable, "-m", "mova_engine.rehearsal", target, device]
     done = subprocess.run(command, input=json.dumps(dict(job)), capture_output=True, text=True)
@@ -31,5 +31,5 @@ def in_child(target: str, device: str, job: Mapping[str, Any]) -> dict[str, Any]
 
 
 def told(result: Mapping[str, Any]) -> str:
-    """The line by which a child hands its result over."""
+    """The line of output in which the child returns its result."""
     return _MARK + json.dumps(dict(result))

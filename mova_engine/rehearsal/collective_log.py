@@ -1,7 +1,7 @@
-"""Collectives of a step by kind and group: how many, and what this rank sends; refused where they cannot be right.
+"""Counts a step's collectives, and the bytes that this rank sends, by kind and group; checks their shapes.
 
-Bytes by the rules of `distributed.collectives`: an all-gather, reduce-scatter or all-to-all over p ranks sends what
-goes to others, an all-reduce of n bytes 2 (p - 1) / p * n (a ring's), a message all of it.
+Bytes are counted as `distributed.collectives` does: of an all-gather, reduce-scatter or all-to-all over p ranks the
+parts for other ranks, of an all-reduce of n bytes 2 (p - 1) / p * n (ring algorithm), of a point-to-point message all.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from mova_engine.errors import MovaError
 from mova_engine.rehearsal.memory_tracker import is_wrapped, tensors_in
 from mova_engine.rehearsal.result import Collective
 
-# By the names of torch's operations.
+# Kinds by the names of torch's c10d operations.
 _KINDS = {
     "_allgather_base_": "all_gather",
     "_reduce_scatter_base_": "reduce_scatter",
@@ -29,8 +29,8 @@ _KINDS = {
 
 
 class CollectiveLog(TorchDispatchMode):
-    """Counts the exchanges that torch.distributed begins within the block. Raises MovaError for one whose tensors or
-    pieces do not fit its group, of which a real library would hang or mix up ranks.
+    """Counts the collectives of torch.distributed inside the with-block. Raises MovaError for tensors or split sizes
+    that do not fit the group, with which NCCL or HCCL would hang or write wrong data.
     """
 
     def __init__(self) -> None:
@@ -52,11 +52,11 @@ class CollectiveLog(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def collectives(self) -> tuple[Collective, ...]:
-        """What was counted, by kind and group."""
+        """The counts, by kind and group."""
         return tuple(Collective(*key, self._calls[key], self._bytes[key]) for key in sorted(self._calls))
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Set all counts to zero."""
         self._calls.clear()
         self._bytes.clear()
 
@@ -77,7 +77,7 @@ class CollectiveLog(TorchDispatchMode):
 
 
 def group_name(group: dist.ProcessGroup) -> str:
-    """A group's dimension of the mesh, "world" for all ranks."""
+    """The mesh dimension of a group; "world" for the group of all ranks."""
     described = group.group_desc.removeprefix("mesh_")
     return "world" if described in ("default_pg", "undefined") else described
 
@@ -90,7 +90,7 @@ def check_fit(
     out_pieces: Sequence[int] | None = None,
     in_pieces: Sequence[int] | None = None,
 ) -> None:
-    """MovaError for an exchange whose tensors (output, input) or pieces are not what a group of `size` ranks takes."""
+    """Raise MovaError if tensors (output, input) or split sizes do not fit a collective of a group of `size` ranks."""
     head = f"{kind} in the group {name} of {size} ranks"
     devices, dtypes = {x.device.type for x in tensors}, {x.dtype for x in tensors}
     if len(devices) > 1 or len(dtypes) > 1:

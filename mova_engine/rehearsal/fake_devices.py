@@ -1,8 +1,8 @@
-"""Devices that are not here, for tensors without data. Everything in this file changes torch for the whole process.
+"""Stand-ins for devices that this machine does not have, for fake tensors. All functions patch torch in this process.
 
-Autograd, FSDP2 and checkpointing ask a device for streams, events and its current index even where no tensor has data.
-An NPU is torch's own Python backend (`PrivateUse1`, renamed). A CUDA device is a small library (`csrc/fake_cuda`) of
-torch's device guard and hooks, which must be there before torch first asks for them, so before it is imported.
+Autograd, FSDP2 and checkpointing use a device's streams, events and current index even if no tensor has data. The
+stand-in for an NPU is torch's Python backend (`PrivateUse1`, renamed to npu). The one for CUDA is a small library
+(`csrc/fake_cuda`) that registers a device guard and hooks; it must be loaded before torch is imported.
 """
 
 import ctypes
@@ -19,9 +19,9 @@ LIBRARY = "mova_kernels._fake_cuda"
 
 
 def prepare_device(name: str) -> None:
-    """Make `name` ("cpu", "cuda", "npu") a device on which fake tensors can lie. Before torch is imported.
+    """Register `name` ("cpu", "cuda" or "npu") as a device for fake tensors. Call it before torch is imported.
 
-    Raises MovaError where this machine has the device, or what it would be made of is missing.
+    Raises MovaError if torch supports the real device here, or if the library of the stand-in is missing.
     """
     if name == "cuda":
         _prepare_cuda()
@@ -46,7 +46,7 @@ def _prepare_cuda() -> None:
             f"a rehearsal for cuda needs the library {LIBRARY}, which is not built: `make native` builds it with CMake "
             "and a C++ compiler; --device npu and cpu need none"
         )
-    # As torch loads them itself a moment later; the library takes its symbols from them.
+    # The library needs their symbols; torch loads the same files when it is imported.
     for library in ("libtorch_global_deps.so", "libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_folder / "lib" / library), ctypes.RTLD_GLOBAL)
     try:
@@ -74,7 +74,7 @@ def _prepare_npu() -> None:
 
 
 class _FakeDeviceModule:
-    """What torch finds as `torch.npu` or `torch.cuda`: one device, whose streams have always caught up."""
+    """Stands for `torch.npu` or `torch.cuda`: one device, on whose streams nothing is ever pending."""
 
     def __init__(self, name: str) -> None:
         import torch
@@ -115,7 +115,7 @@ class _FakeDeviceModule:
         pass
 
     def get_device_properties(self, device: Any = None) -> SimpleNamespace:
-        # Of NVIDIA's generations the oldest that the engine's fused kernels are for: torch asks for what it may refuse.
+        # Compute capability 8.0, the lowest that the fused kernels support: torch refuses some operations below it.
         return SimpleNamespace(name=f"{self._name}, fake", total_memory=0, major=8, minor=0)
 
     def manual_seed_all(self, seed: int) -> None:

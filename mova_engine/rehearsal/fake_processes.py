@@ -1,7 +1,7 @@
-"""One rank of many: torch's fake process group, on which every exchange returns at once.
+"""Lets one process act as one rank of many: torch's fake process group, whose collectives return at once.
 
-Meshes and ranks are real numbers and made outside of the fake mode; exchanges of tensors without data are looked at
-by `CollectiveLog`. Changes torch for the whole process.
+Device meshes hold real numbers and are therefore built outside of the fake-tensor mode. `CollectiveLog` checks the
+collectives. The functions patch torch in this process.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ _PROPAGATE = "_propagate_tensor_meta_non_cached"
 
 
 def join_fake_group(device: str, launch: Launch) -> None:
-    """Become rank `launch.rank` of a world in which nobody else is."""
+    """Initialise a fake process group as rank `launch.rank` of `launch.world`; the other ranks do not exist."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     named = "fake" if device == "cpu" else f"cpu:fake,{device}:fake"
@@ -36,7 +36,7 @@ def join_fake_group(device: str, launch: Launch) -> None:
 
 @contextmanager
 def fake_world(mode: FakeTensorMode) -> Iterator[None]:
-    """Within the block groups for the host's tensors are fake too, and meshes are made outside of `mode`."""
+    """Inside the with-block, CPU process groups are fake too, and device meshes are built outside of `mode`."""
     with ExitStack() as patches:
         for name in ("new_group", "new_subgroups_by_enumeration"):
             patches.enter_context(patch.object(dist, name, _without_gloo(getattr(dist, name))))
@@ -48,7 +48,7 @@ def fake_world(mode: FakeTensorMode) -> Iterator[None]:
         patches.enter_context(
             patch.object(ShardingPropagator, _PROPAGATE, _unseen(getattr(ShardingPropagator, _PROPAGATE)))
         )
-        # All ranks of a group meet in its first exchange, of a tensor on the device.
+        # `open_group` runs a first collective, whose tensor must be fake.
         for module in (processes, fsdp):
             patches.enter_context(patch.object(module, "open_group", _inside(mode, module.open_group)))
         yield
@@ -72,7 +72,9 @@ def _outside(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _unseen(function: Callable[..., Any]) -> Callable[..., Any]:
-    """DTensor runs operations on whole weights for their shapes, in a fake mode of its own: no memory is taken."""
+    """Hide a call from the active modes: DTensor runs operations on whole weights to learn their shapes, in a fake mode
+    of its own, which use no memory and must not be counted.
+    """
 
     @wraps(function)
     def alone(*args: Any, **kwargs: Any) -> Any:
@@ -92,8 +94,8 @@ def _inside(mode: FakeTensorMode, function: Callable[..., Any]) -> Callable[...,
 
 
 class _Chunks:
-    """What FSDP2 divides a weight into, of which it asks for the first and its own: 1,024 views of each weight cost
-    minutes.
+    """A weight's chunks, made when they are indexed. FSDP2 uses two of them, the first and its own; making 1,024 views
+    of every weight takes minutes.
     """
 
     def __init__(self, tensor: torch.Tensor, num_chunks: int, dim: int) -> None:
@@ -107,7 +109,7 @@ class _Chunks:
 
 
 class AbsentBackend(Backend):
-    """A device that is not here: it has a name and an index, and neither speed nor free memory."""
+    """The backend of a device that this machine does not have: a name and an index, without speed or free memory."""
 
     collectives = "fake"
     changes_timeouts = False

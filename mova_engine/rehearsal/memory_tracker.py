@@ -1,9 +1,10 @@
-"""Which bytes are on a device at which moment of a step, by what they are for: every storage once, until it is freed.
+"""Tracks the bytes on a device during a step by purpose: every storage counts once, from its creation until it is
+freed.
 
-A dispatch mode sees the tensors of every operation, forward and backward, also where autograd keeps them or a
-checkpointed region computes them again; with tensors without data (`FakeTensorMode` beneath it) as with real ones. What
-operations of torch take and return within themselves it does not see. Of a custom operator whose tensors have no data
-it runs the declared form itself, so that the operator's workspace counts.
+A dispatch mode sees the tensors of every operation, in forward, backward and recomputation, fake (with a
+`FakeTensorMode` beneath it) or real. It does not see memory that an operation of torch allocates and frees internally.
+For a custom operator on fake tensors it runs the registered fake implementation itself, so that the operator's
+workspace counts.
 """
 
 from collections import Counter, defaultdict
@@ -22,16 +23,16 @@ from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PARAMETERS, GRADIENTS, MOMENTS, AVERAGE = "parameters", "gradients", "moments", "moving average"
-# What FSDP2 gathers, and what it is about to sum.
+# FSDP2's buffers: all-gathered weights, and gradients before their reduce-scatter.
 GATHERED, REDUCED = "gathered weights", "gradients being summed"
 INPUTS, ACTIVATIONS = "inputs", "activations kept"
 EXCHANGED, WORKSPACE, WORKING = "exchange buffers", "workspaces", "working set"
-# Namespaces of torch's own operations, which are not run by their declared form here.
+# Namespaces of torch's own operations, whose fake implementations are not run here.
 _TORCH = {"aten", "prim", "prims", "profiler", "inductor", "c10d", "_c10d_functional", "fsdp"}
 _FORWARD, _BACKWARD, _UPDATE = "forward", "backward", "update"
 # The engine's own operators (`ops.custom_ops`).
 _OWN = "mova"
-# So many tensors of a peak are named.
+# How many tensors of a peak are listed.
 _LARGEST = 12
 _DEVICE_OF = torch.ops.prim.device.default
 _GATHERING = {"_allgather_base_", "allgather_into_tensor_coalesced_", "all_gather_into_tensor"}
@@ -40,8 +41,8 @@ _REDUCING = {"_reduce_scatter_base_", "reduce_scatter_tensor"}
 
 @dataclass(eq=False)
 class _Record:
-    """A storage: its bytes, what it is for ("" where that is told by its life), the pass and the operation that made
-    it, and its shape there.
+    """A storage: bytes, purpose ("": derived from when it was made and freed), the pass and the operation in which it
+    was made, and its tensor's shape there.
     """
 
     bytes: int
@@ -53,7 +54,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class Peak:
-    """The moment at which most bytes were alive: how many, by part; the largest tensors, in words."""
+    """The moment with the most bytes allocated: how many, by purpose; the largest tensors, as text."""
 
     bytes: int
     parts: dict[str, int]
@@ -61,12 +62,14 @@ class Peak:
 
 
 def is_wrapped(types: Iterable[type]) -> bool:
-    """Whether an operation is on tensors that hold others (DTensor): a mode then waits for the operation on those."""
+    """Whether an operation has wrapper subclasses (DTensor) as arguments: a mode then handles the operation on the
+    tensors inside them instead.
+    """
     return any(kind is not FakeTensor and hasattr(kind, "__tensor_flatten__") for kind in types)
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """An operation's tensors, also those in lists. `tree_leaves` would take as long as the operation."""
+    """All tensors among an operation's arguments, also in lists and dicts. (`tree_leaves` is too slow here.)"""
     found = []
     for value in values:
         if isinstance(value, Tensor):
@@ -90,7 +93,7 @@ class MemoryTracker(TorchDispatchMode):
         self.operations = 0
         self._alive: dict[int, tuple[_Record, finalize]] = {}
         self.in_update = False
-        # (record, bytes more or less); the events at which another pass began, and which.
+        # (record, change in bytes); (index of the first event of a pass, the pass).
         self._events: list[tuple[_Record, int]] = []
         self._passes: list[tuple[int, str]] = []
         self._pass = _FORWARD
@@ -99,7 +102,7 @@ class MemoryTracker(TorchDispatchMode):
         self._resizing: Any = None
 
     def __enter__(self) -> "MemoryTracker":
-        # FSDP2 frees and takes the memory of gathered weights without an operation.
+        # FSDP2 frees and reallocates gathered weights by `resize_` of the storage, which no dispatch mode sees.
         if self._nested == 0:
             self._resizing = patch.object(torch.UntypedStorage, "resize_", self._resized())
             self._resizing.__enter__()
@@ -114,12 +117,12 @@ class MemoryTracker(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Nothing here is compiled: torch need not step in before each of half a million operations.
+        # Nothing is compiled here; skipping dynamo's check saves time in each of half a million operations.
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is _DEVICE_OF:
-            # Torch asks this of tensors without data more often than it computes.
+            # Called more often on fake tensors than all other operations together.
             return args[0].device
         if is_wrapped(types):
             return NotImplemented
@@ -133,7 +136,7 @@ class MemoryTracker(TorchDispatchMode):
         if name in _GATHERING or name in _REDUCING:
             self.label(given, GATHERED if name in _GATHERING else REDUCED)
         elif name == "chunk_cat":
-            # Whole gradients of a unit, on their way to be summed.
+            # The unsharded gradients of an FSDP unit, before their reduce-scatter.
             self.label(given, REDUCED)
         result = self._run(func, given, args, kwargs)
         for x in tensors_in((result,)):
@@ -144,7 +147,7 @@ class MemoryTracker(TorchDispatchMode):
         if not any(isinstance(x, FakeTensor) for x in given) or func.namespace in _TORCH:
             return func(*args, **kwargs)
         if func.namespace == _OWN:
-            # Made of torch's operations, exchanges and the operators that are bound: all of them are seen.
+            # Composed of torch's operations, collectives and bound operators, all of which the mode sees.
             declared = partial(func._op_dk, torch.DispatchKey.CompositeExplicitAutograd)
         else:
             declared = simple_registry.singleton.find(func.name()).fake_impl.kernel
@@ -159,7 +162,7 @@ class MemoryTracker(TorchDispatchMode):
 
     @contextmanager
     def within(self, part: str) -> Iterator[None]:
-        """What comes to life within the block is for `part`."""
+        """Storages made inside the with-block get the purpose `part`."""
         before, self._part = self._part, part
         try:
             yield
@@ -167,26 +170,28 @@ class MemoryTracker(TorchDispatchMode):
             self._part = before
 
     def label(self, tensors: Iterable[Tensor], part: str, *, known: bool = False) -> None:
-        """Say what tensors that were seen are for; known: also of those of which it was said before."""
+        """Set the purpose of tensors that were seen before. known: also replace a purpose that is already set."""
         for x in tensors:
             found = self._alive.get(x.untyped_storage()._cdata)
             if found is not None and (known or not found[0].part):
                 found[0].part = part
 
     def now(self) -> dict[str, int]:
-        """Bytes alive, by part."""
+        """Bytes allocated now, by purpose."""
         parts: Counter[str] = Counter()
         for record, _ in self._alive.values():
             parts[record.part or WORKING] += record.bytes
         return dict(parts)
 
     def forget(self) -> None:
-        """Begin a new interval of peaks with what is alive."""
+        """Start a new interval for `peak` with the storages that are allocated now."""
         self._events = [(record, record.bytes) for record, _ in self._alive.values()]
         self._passes = [(0, self._pass)]
 
     def peak(self) -> Peak:
-        """Since the start, or `forget`. What a forward left to its backward is kept activations."""
+        """The peak since the start or the last `forget`. Storages that were made in a forward and are still allocated
+        when its backward begins count as activations kept.
+        """
         alive = most = 0
         at = -1
         for index, (_, change) in enumerate(self._events):
@@ -207,7 +212,7 @@ class MemoryTracker(TorchDispatchMode):
         return Peak(most, dict(sorted(parts.items(), key=lambda item: -item[1])), words)
 
     def _kept(self, end: int) -> set[_Record]:
-        """What a forward had made and not freed before event `end`."""
+        """Storages made in a forward that are allocated at event `end`."""
         held: dict[_Record, int] = defaultdict(int)
         for record, change in self._events[:end]:
             held[record] += change
@@ -247,7 +252,7 @@ class MemoryTracker(TorchDispatchMode):
                 self._events.append((record, size - record.bytes))
                 record.bytes = size
                 if not size:
-                    # Nothing but FSDP2 does this: to weights that it will gather again.
+                    # Only FSDP2 does this, to weights that it will gather again.
                     record.part = record.part or GATHERED
             return result
 

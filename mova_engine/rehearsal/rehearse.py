@@ -1,4 +1,4 @@
-"""What trainer and sampler do with --dry-run: try the run in a child, print what it found."""
+"""--dry-run of the trainer and the sampler: runs the step in a child process and formats the report."""
 
 import json
 from typing import Any
@@ -10,12 +10,12 @@ from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.rehearsal.child import in_child
 from mova_engine.rehearsal.result import Rehearsal
 
-# What a kind of device is taken for where nobody says it.
+# The machine that is assumed for a device without --assume.
 _USUAL = {"cuda": "sm90", "npu": "910a2"}
 
 
 def dry_run(target: str, config: Any, options: RehearsalOptions) -> str:
-    """The report of a rehearsal, as text or as a JSON object. MovaError for what the run would refuse."""
+    """The report of a dry run, as text or as a JSON object. Raises MovaError for whatever the run would refuse."""
     if config.device is None:
         raise MovaError("--dry-run tries a device that need not be here: say which with --device cuda, npu or cpu")
     values = rehearse(target, config, config.device, options)
@@ -25,14 +25,17 @@ def dry_run(target: str, config: Any, options: RehearsalOptions) -> str:
 def rehearse(
     target: str, config: Any, device: str, options: RehearsalOptions, layers: int | None = None
 ) -> dict[str, Any]:
-    """The plain values of a `Rehearsal` of `config` by `target`, in a child. layers: of each tower; None: all."""
+    """Run `target` ("module:function") on `config` in a child process and return the values of its `Rehearsal`.
+
+    layers: the number of layers of each tower; None: all.
+    """
     machine = _described(device, options)
     job = {"settings": to_plain(config), "machine": machine, "world_size": options.world_size, "layers": layers}
     return in_child(target, device, job)
 
 
 def assumed(device: str, options: RehearsalOptions) -> Machine:
-    """The machine that a rehearsal assumes."""
+    """The machine that a dry run assumes."""
     return assumed_machine(**_described(device, options))
 
 

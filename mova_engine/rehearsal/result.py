@@ -1,4 +1,4 @@
-"""What a rehearsal found: sizes, collectives, memory beside the prediction; as text and as plain values."""
+"""The result of a dry run: sizes, collectives, counted and predicted memory; as text and as plain values."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -6,18 +6,18 @@ from typing import Any, Self
 
 from mova_engine.rehearsal.simulated import Simulation
 
-# Parts of a prediction of which nothing is rehearsed.
+# Parts of a prediction that a dry run does not include.
 _CODECS = ("codecs", "text encoder", "video codec", "audio codec")
 
 
 def without_codecs(predicted: Mapping[str, float]) -> dict[str, int]:
-    """Of what the cost model says, bytes by part, what a rehearsal can be held against."""
+    """The parts of a memory prediction (bytes by part) that a dry run counts too: all but codecs and text encoder."""
     return {name: round(size) for name, size in predicted.items() if not name.startswith(_CODECS)}
 
 
 @dataclass(frozen=True)
 class Collective:
-    """All exchanges of one kind in one group of ranks, and what this rank sends in them."""
+    """All collectives of one kind in one group of ranks, and the bytes that this rank sends in them."""
 
     kind: str
     group: str
@@ -28,12 +28,12 @@ class Collective:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One step of one rank, tried on tensors without data. Bytes are of one device; seconds of this machine.
+    """One step of one rank, run on fake tensors. Bytes are those of one device; seconds are measured on this machine.
 
-    command: "train" or "sample". recipe: or the checkpoint sampled. mesh: in words. shapes and dtypes: of what the step
-    is given, and of the weights by component (their number). peak_memory_bytes: by part, at the moment when most was
-    there; largest_tensors: of that moment, in words. predicted_memory_bytes: by the cost model's parts. simulation: of
-    all ranks, where there are several.
+    command: "train" or "sample". recipe: its name, or the checkpoint that is sampled. mesh: as text. shapes, dtypes: of
+    the step's inputs; and for each component the number and dtype of its weights. peak_memory_bytes: by purpose, at the
+    peak. largest_tensors: at the peak, as text. predicted_memory_bytes: by the cost model's parts. simulation: the
+    checks of all ranks; None for one rank.
     """
 
     command: str
@@ -61,12 +61,12 @@ class Rehearsal:
 
     @property
     def peak(self) -> int:
-        """Bytes in all."""
+        """Counted peak memory in bytes."""
         return sum(self.peak_memory_bytes.values())
 
     @property
     def predicted(self) -> int:
-        """Bytes in all."""
+        """Predicted peak memory in bytes."""
         return sum(self.predicted_memory_bytes.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Rehearsal:
         return cls(**{f.name: values[f.name] for f in fields(cls)} | others)
 
     def __str__(self) -> str:
-        """A page: what was tried, what it takes, what it sends."""
+        """The report as text: the run, memory, collectives, shapes, operators."""
         clip = f"{self.frames} frames of {self.height}x{self.width}, {self.video_tokens} + {self.audio_tokens} tokens"
         lines = [
             f"rehearsed, not measured: {self.command} {self.recipe} as rank 0 of {self.world_size} on {self.machine}",

@@ -1,4 +1,4 @@
-"""What was worked out of all ranks of a run, as text and as plain values."""
+"""The result of simulating all ranks of a run, as text and as plain values."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,11 +8,11 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Simulation:
-    """What was worked out of all ranks; a contradiction is a MovaError instead.
+    """Results that are consistent over all ranks; an inconsistency raises MovaError instead.
 
-    coordinates: of each rank, along `dimensions`. groups: by name how many there are, of how many ranks, and the first
-    two. data, noise, checkpoint: facts by name. sent: bytes that all ranks send in a step, by kind of collective.
-    seconds: of this machine, by part.
+    dimensions: sizes of the mesh. coordinates: of each rank, along `dimensions`. groups: by kind, their number, their
+    size and the ranks of the first two. data, noise, checkpoint: statistics by name. sent: bytes that all ranks send in
+    a step, by kind of collective. seconds: measured on this machine, by part.
     """
 
     dimensions: dict[str, int]
@@ -34,7 +34,7 @@ class Simulation:
         return cls(**values)
 
     def __str__(self) -> str:
-        """A paragraph of the report."""
+        """The report's section on all ranks."""
         data, noise, saved = self.data, self.noise, self.checkpoint
         lines = [f"simulated, all {len(self.coordinates)} ranks, in {sum(self.seconds.values()):.1f} s"]
         for name, group in self.groups.items():
@@ -61,7 +61,7 @@ class Simulation:
 
 
 def members_in_words(members: Sequence[int]) -> str:
-    """Ranks, as 0-15, or 0-48 by 16."""
+    """Ranks as text: "0-15", "0-48 by 16" or "0/3/4"."""
     steps = {b - a for a, b in pairwise(members)}
     if len(members) > 2 and len(steps) == 1:
         step = steps.pop()

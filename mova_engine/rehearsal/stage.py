@@ -1,4 +1,6 @@
-"""The stage on which a step is rehearsed: fake mode, fake world, tracker and log, and what code is told of values."""
+"""The environment of a dry run: fake tensors, fake process groups, memory tracker, collective log, and the values that
+fake tensors return when code reads them.
+"""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +33,7 @@ _swap = torch.utils.swap_tensors
 
 
 def check_rehearsed(memory: MemoryConfig, sharded: bool) -> None:
-    """MovaError for settings under which a run works and of which nothing is rehearsed."""
+    """Raise MovaError for settings that a run supports but a dry run does not."""
     if memory.weights != "device" and not sharded:
         raise MovaError(
             f"memory.weights {memory.weights}: layers that come one by one are not rehearsed yet; `mova plan` predicts "
@@ -40,10 +42,10 @@ def check_rehearsed(memory: MemoryConfig, sharded: bool) -> None:
 
 
 class Stage:
-    """One rank of `world_size` on a device that is not here.
+    """Rank 0 of `world_size` on a device that this machine need not have.
 
-    `world()` is around what makes process groups, `play()` around what computes. The process must have been prepared
-    for the device (`fake_devices.prepare_device`).
+    Create process groups inside `world()`; build and run the model inside `play()`. Call `fake_devices.prepare_device`
+    in this process before.
     """
 
     def __init__(self, machine: Machine, world_size: int = 1) -> None:
@@ -56,20 +58,20 @@ class Stage:
         self.seconds: dict[str, float] = {}
 
     def operators(self, wanted: Mapping[str, str], dtypes: Iterable[torch.dtype], training: bool = True) -> OpTable:
-        """What the assumed machine would bind, for tensors without data. MovaError for an operator of which nothing is
-        declared.
+        """The implementations that the assumed machine would bind, as fake implementations. Raises MovaError for an
+        operator without one.
         """
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         chosen = choose(self.machine, wanted, training=training, dtype=names)
         return fake_table(self.machine.kind, chosen)
 
     def processes(self, shape: MeshShape, timeout_s: float, sampling: bool = False) -> Processes:
-        """This rank's place in the mesh, by the run's own way to it."""
+        """This rank's `Processes`, built by the function that the real run calls."""
         return start_processes(self.backend, self.launch, shape, timeout_s, sampling)
 
     @contextmanager
     def world(self) -> Iterator[None]:
-        """Around everything: process groups are fake, the calling thread does the backward too."""
+        """A with-block for the whole dry run: process groups are fake, and the backward runs in the calling thread."""
         with ExitStack() as stack:
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(patch.object(torch.utils, "swap_tensors", _take_over))
@@ -81,7 +83,9 @@ class Stage:
 
     @contextmanager
     def play(self, part: str) -> Iterator[None]:
-        """Tensors made within the block have no data; what is done with them is counted, and timed as `part`."""
+        """Tensors made inside the with-block are fake. Their memory and collectives are counted; the time is added to
+        `seconds[part]`.
+        """
         started = time.perf_counter()
         with self.mode, _ToldValues(), self.log, self.tracker:
             yield
@@ -100,7 +104,7 @@ class Stage:
         predicted: dict[str, float],
         simulation: Simulation | None = None,
     ) -> Rehearsal:
-        """What was found. given: what a step is given, by name; predicted: bytes by part."""
+        """The result. given: the step's inputs by name. predicted: memory by the cost model, bytes by part."""
         clip = model.config.clip
         shapes = {name: list(x.shape) for name, x in given.items()}
         dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in given.items()}
@@ -135,7 +139,9 @@ class Stage:
 
 
 def _take_over(old: Tensor, new: Tensor) -> None:
-    """What `Module.to` does to real weights. Those without data torch would swap, but not beside a weak reference."""
+    """Replaces `swap_tensors` in `Module.to` by what it does to real weights. torch swaps fake tensors instead, which
+    fails for tensors with weak references.
+    """
     if is_wrapped((type(old),)) or new.device != old.device:
         _swap(old, new)
     else:
@@ -146,7 +152,7 @@ _VALUE_OF, _RECORD_STREAM = torch.ops.aten._local_scalar_dense.default, torch.op
 
 
 class _ToldValues(TorchDispatchMode):
-    """What torch cannot answer of tensors without data. Their values are one, and true: losses and norms are finite."""
+    """Answers for fake tensors what torch cannot: their values are 1 or True, so that losses and norms are finite."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -156,6 +162,6 @@ class _ToldValues(TorchDispatchMode):
         if func is _VALUE_OF and isinstance(args[0], FakeTensor):
             return True if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
         if func is _RECORD_STREAM:
-            # No allocator waits for a stream, and torch declares nothing of it for tensors without data.
+            # Has no fake implementation in torch, and no effect without an allocator.
             return None
         return func(*args, **(kwargs or {}))

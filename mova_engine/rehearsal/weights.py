@@ -19,7 +19,7 @@ def with_layers(sizes: MovaConfig, layers: int | None) -> MovaConfig:
 
 
 def place_weights(component: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a component on the meta device undefined weights where it is to compute, as loading it would."""
+    """Replace a component's meta tensors by uninitialised ones of `dtype` on `device`, as loading it would."""
     for module in component.modules():
         for name, old in module.named_parameters(recurse=False):
             fresh = torch.empty(old.shape, dtype=dtype, device=device)
@@ -28,7 +28,7 @@ def place_weights(component: nn.Module, device: torch.device, dtype: torch.dtype
 
 def local_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Yield the rows that this process holds of each parameter and buffer, detached."""
-    # Imported where it is used: it takes two seconds.
+    # Imported late: the import takes two seconds.
     from torch.distributed.tensor import DTensor
 
     for x in (*model.parameters(), *model.buffers()):
