@@ -29,6 +29,8 @@ class Backend:
     vendor_package: str | None = None
     # Whether it computes in float64; where not, what needs it is computed on the CPU.
     float64: bool = True
+    # Whether its convolutions take pictures whose channels come last in memory.
+    channels_last: bool = True
     # The environment variables that its libraries listen to.
     variables: tuple[Variable, ...] = ()
 

@@ -28,6 +28,7 @@ class NpuBackend(Backend):
     vendor_package = "torch_npu"
     # torch_npu turns float64 into float32 with a warning.
     float64 = False
+    channels_last = False
     variables = health_npu.VARIABLES
 
     def unavailable(self) -> str | None:

@@ -202,8 +202,9 @@ def load_codecs(
     weights_on: torch.device | str | None = None,
     parts: Collection[str] = Codecs._fields,
 ) -> Codecs:
-    """Return the checkpoint's video codec, audio codec and text encoder, of which `parts` are loaded; pretrained ones
-    compute in `dtype`. weights_on: where their weights lie, `device` by default: "cpu" for a `Residency` to move,
+    """Return the checkpoint's video codec, audio codec and text encoder, of which `parts` are loaded. Pretrained video
+    codecs and text encoders compute in `dtype` (None: bfloat16), audio codecs in float32, as the reference's do.
+    weights_on: where their weights lie, `device` by default: "cpu" for a `Residency` to move,
     "meta" where they are yet to be read; what is missing is refused then too.
     """
     folder = Path(folder)
@@ -214,7 +215,11 @@ def load_codecs(
 
     def source(name: str, kind: str) -> dict[str, Any]:
         if CODEC_CLASSES[name][kind][0] != EMBEDDED:
-            return {"folder": folder / name, "device": pretrained_on, "dtype": dtype}
+            return {
+                "folder": folder / name,
+                "device": pretrained_on,
+                **({"dtype": dtype} if name == "video_vae" else {}),
+            }
         state = {key: value for key, value in read_config(folder / name).items() if not key.startswith("_")}
         return {"state": state, "device": device}
 

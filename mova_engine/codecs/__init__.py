@@ -60,8 +60,8 @@ def build_video_codec(
 ) -> VideoCodec:
     """Return a video codec: "dct", restored from `state`, or "wan" from its `folder`, run in `dtype`.
 
-    dtype: float32 by default; "dct" knows no other. Raises MovaError for an unknown kind, a missing folder, and what
-    the kind does not take.
+    dtype: by default bfloat16 for "wan", as the reference runs it; "dct" knows float32 alone. Raises MovaError for an
+    unknown kind, a missing folder, and what the kind does not take.
     """
     _check_kind("video codec", kind, VIDEO_CODECS)
     what = f"video codec '{kind}'"
@@ -69,7 +69,7 @@ def build_video_codec(
         _refuse(what, folder=folder, dtype=_not_float32(dtype))
         return DctVideoCodec(state, device)
     _refuse(what, state=state or None)
-    return WanVideoCodec(load_wan(_given(what, folder), device, dtype or torch.float32))
+    return WanVideoCodec(load_wan(_given(what, folder), device, dtype or torch.bfloat16))
 
 
 def build_audio_codec(

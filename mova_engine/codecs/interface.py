@@ -10,7 +10,7 @@ not read; always None: constants of a few kB, which stay.
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -46,6 +46,10 @@ class VideoCodec(Protocol):
 
         Values may leave [-1, 1]; `video_to_uint8` clamps them.
         """
+        raise NotImplementedError
+
+    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Iterator[Tensor]:
+        """The video of `decode`, to the bit, in parts [b, 3, n, 8h, 8w] that follow one another, as they are made."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:

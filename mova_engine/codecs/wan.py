@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mova_engine.backend import describe_backend
 from mova_engine.codecs.interface import check_latents, check_video, fingerprint, is_meta, optional
 from mova_engine.codecs.row_sharding import ALL_ROWS, Rows, convolutions_on
 from mova_engine.codecs.static_tail_cache import is_still_somewhere, reused
 from mova_engine.codecs.toy.latent_stats import LatentStats
+from mova_engine.errors import MovaError
 from mova_engine.files.tensors import check_component, load_component, read_config
 
 
@@ -30,6 +32,8 @@ class WanVideoCodec:
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 module.register_forward_pre_hook(_contiguous)
         config = vae.config
+        if getattr(config, "patch_size", None) is not None:
+            raise MovaError("video codec 'wan' is Wan 2.1's: this autoencoder cuts pictures into patches, as Wan 2.2's")
         self.channels = config.z_dim
         self.stride = (config.scale_factor_temporal, config.scale_factor_spatial, config.scale_factor_spatial)
         self.stats = LatentStats(tuple(config.latents_mean), tuple(config.latents_std))
@@ -48,20 +52,43 @@ class WanVideoCodec:
     def encode(self, video: Tensor) -> Tensor:
         """Video [b, 3, 4n+1, h, w] in [-1, 1] -> latents [b, 16, n+1, h/8, w/8], float32. MovaError on other shapes.
 
-        Where frames repeat, as in the first-frame condition, what would come out the same to the bit is not computed.
+        The first frame, then four frames at a time, go to the codec's device and through the encoder, whose causal
+        cache makes the result that of the whole. Where frames repeat, as in the first-frame condition, what would come
+        out the same to the bit is not computed.
         """
         check_video(video, self.stride)
-        placed = self._place(video)
-        with reused(self.vae.encoder) if is_still_somewhere(placed, self.stride[0]) else nullcontext():
-            encoded = self.vae.encode(placed)
-        return self.stats.normalise(encoded.latent_dist.mode().float())
+        vae, parts = self.vae, []
+        vae.clear_cache()
+        with reused(vae.encoder) if is_still_somewhere(video, self.stride[0]) else nullcontext():
+            for chunk in (video[:, :, :1], *video[:, :, 1:].split(self.stride[0], 2)):
+                if chunk.shape[2]:
+                    vae._enc_conv_idx = [0]
+                    caches = {"feat_cache": vae._enc_feat_map, "feat_idx": vae._enc_conv_idx}
+                    parts.append(vae.encoder(self._place(chunk), **caches))
+        vae.clear_cache()
+        mean, _ = vae.quant_conv(torch.cat(parts, 2)).chunk(2, 1)
+        return self.stats.normalise(mean.float())
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         """Latents [b, 16, n+1, h, w] -> video [b, 3, 4n+1, 8h, 8w], float32 in [-1, 1]. MovaError on other shapes."""
+        return torch.cat(list(self.decode_frames(latents, rows)), 2)
+
+    @torch.no_grad()
+    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Iterator[Tensor]:
+        """The frames of `decode` as they are made: 1, then 4 for each latent frame. The decoder's causal cache makes
+        them those of the whole; the device never holds more of them.
+        """
         check_latents(latents, self.channels, "t h w")
+        vae = self.vae
+        vae.clear_cache()
         with nullcontext() if rows.size == 1 else self._sharing(rows):
-            return self.vae.decode(self._place(self.stats.denormalise(latents.float()))).sample.float()
+            x = vae.post_quant_conv(self._place(self.stats.denormalise(latents.float())))
+            for index, latent in enumerate(x.split(1, 2)):
+                vae._conv_idx = [0]
+                first = {"first_chunk": True} if index == 0 else {}
+                frames = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first)
+                yield frames.clamp(-1, 1).float()
+        vae.clear_cache()
 
     def state(self) -> dict[str, Any]:
         """Empty: the statistics are part of the checkpoint's configuration."""
@@ -94,12 +121,17 @@ class WanVideoCodec:
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A clip's pixels, and what attention gives back, have their channels last, on which NPUs' convolutions fail."""
-    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+    """Inputs in the order of their dimensions, where the device's convolutions need it: a clip's pixels, and what
+    attention gives back, have their channels last.
+    """
+    return tuple(
+        x.contiguous() if isinstance(x, Tensor) and not describe_backend(x.device.type).channels_last else x
+        for x in inputs
+    )
 
 
 def load_wan(
-    folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> nn.Module:
     """Load an AutoencoderKLWan from its folder (`config.json` and safetensors); on the meta device, read headers alone.
 

@@ -122,7 +122,9 @@ class ClipCodecs:
         rows = place.rows(latents.shape[-2])
         pictures = torch.empty(clip.frames, 0, clip.width, 3, dtype=torch.uint8)
         if rows.take(latents).shape[-2]:
-            pictures = video_to_uint8(_required(self.codecs.video, "video VAE").decode(latents, rows)[0]).cpu()
+            # As they are made: a device holds a few frames, not the clip.
+            parts = _required(self.codecs.video, "video VAE").decode_frames(latents, rows)
+            pictures = torch.cat([video_to_uint8(frames[0]).cpu() for frames in parts])
         if place.rounds is None:
             return pictures
         height = clip.height // latents.shape[-2]

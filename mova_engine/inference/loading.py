@@ -114,8 +114,8 @@ def open_parts(
 
     Weights stay on the meta device until the Residency reads them from `folder`, when the first stage that uses them
     starts. Sharded weights (`shard`) are read at once.
-    dtype: of towers and pretrained codecs; None: as stored. Raises MovaError for files that are missing, do not fit, or
-    are damaged according to their headers and checksums.
+    dtype: of towers, pretrained video codec and text encoder; None: towers as stored, the others in bfloat16. Raises
+    MovaError for files that are missing, do not fit, or are damaged according to their headers and checksums.
     """
     memory.check("inference", shard)
     check_whole(folder, place)

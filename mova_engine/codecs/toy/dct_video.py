@@ -11,7 +11,7 @@ Source of the transform: Ahmed, Natarajan, Rao, "Discrete Cosine Transform", IEE
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -138,6 +138,10 @@ class DctVideoCodec:
         if latents.shape[2] > 1:
             video = torch.cat([video, self._synthesise(latents[:, :, 1:], 4)], dim=2)
         return video
+
+    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Iterator[Tensor]:
+        """All frames of `decode` at once."""
+        yield self.decode(latents, rows)
 
     def fitted(
         self, videos: Iterable[Tensor], *, target: float = 1.0, floor: float = 0.5, centre: bool = True
