@@ -5,6 +5,8 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,6 +25,22 @@ _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: free memory kept at the end of the heap
     "MALLOC_MMAP_THRESHOLD_": (-3, 2**30),  # M_MMAP_THRESHOLD: from here on a block is a mapping of its own
 }
+
+
+@cache
+def cpu_facts() -> Mapping[str, str]:
+    """What Linux tells of the first CPU; empty elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cpu_flags() -> frozenset[str]:
+    """The x86 CPU's features by Linux's names, such as avx512f; empty where they are not known."""
+    return frozenset(cpu_facts().get("flags", "").split())
 
 
 class CpuBackend(Backend):
@@ -64,23 +82,13 @@ class CpuBackend(Backend):
         pass  # all processes share the one CPU
 
     def describe(self) -> str:
-        model = self._cpu_facts().get("model name") or platform.processor() or platform.machine()
+        model = cpu_facts().get("model name") or platform.processor() or platform.machine()
         return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
     def slow_dtypes(self) -> tuple[torch.dtype, ...]:
-        flags = set(self._cpu_facts().get("flags", "").split())
+        flags = cpu_flags()
         # Where Linux does not list the features of an x86 CPU, nothing is known.
         return (torch.bfloat16,) if flags and not flags & {"avx512_bf16", "amx_bf16"} else ()
-
-    @staticmethod
-    def _cpu_facts() -> dict[str, str]:
-        """What Linux tells of the first CPU; empty elsewhere."""
-        try:
-            first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-        except OSError:
-            return {}
-        pairs = (line.partition(":") for line in first.splitlines())
-        return {name.strip(): value.strip() for name, _, value in pairs}
 
     def free_memory(self) -> tuple[int, int]:
         whole = resource.getpagesize() * os.sysconf("SC_PHYS_PAGES")

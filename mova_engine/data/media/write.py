@@ -76,7 +76,7 @@ def _encode(
     audio_bit_rate: int,
 ) -> None:
     rate = exact_rate(fps)
-    pictures = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+    pictures = container.add_stream("libx264", rate=rate, options={"crf": str(crf), **_repeatable()})
     pictures.height, pictures.width = video.shape[1:3]
     pictures.pix_fmt = "yuv420p"
     colours = pictures.codec_context
@@ -109,3 +109,13 @@ def _encode(
             position += chunk.shape[1]
     container.mux(pictures.encode(None))
     container.mux(sound.encode(None))
+
+
+def _repeatable() -> dict[str, str]:
+    """Options of x264 with which the same pictures give the same file each time. With AVX-512 its macroblock trees do
+    not repeat themselves (core 165); with AVX2 they do, and are those of its plain C code.
+    """
+    # Imports torch, which readers of files do without.
+    from mova_engine.backend.cpu import cpu_flags
+
+    return {"x264-params": "asm=avx2"} if "avx512f" in cpu_flags() else {}
