@@ -1,8 +1,9 @@
-"""Who writes which rows of a checkpoint, as DCP's planner: small enough for a thousand ranks and ten thousand weights.
+"""A planner for DCP (torch.distributed.checkpoint) that assigns the rows of a checkpoint to ranks, for thousands of
+ranks and weights.
 
-DCP's own planner gathers an object for each weight of each rank in the coordinator: for 1,024 ranks 19 million, some
-gigabytes and a quarter of an hour. Weights whose rows are divided alike are one thing to plan, and there are few kinds
-of them: a rank sends the kinds of rows that it has and, for each weight, the number of its kind.
+DCP's default planner sends one object per weight and rank to the coordinator: for 1,024 ranks 19 million objects, some
+gigabytes and a quarter of an hour. Here weights whose rows are divided alike form a *kind*, and there are few kinds.
+Each rank sends the row range that it holds for each kind, and for each weight the number of its kind.
 """
 
 import hashlib
@@ -29,10 +30,11 @@ from mova_engine.errors import MovaError
 
 @dataclass(frozen=True)
 class Outline:
-    """What a rank has of the weights, in order of their names.
+    """The rows of all weights that a rank holds; weights are in order of their names.
 
-    digest: of all names and whole shapes, the same in all ranks. kinds [k, 3]: rows of a whole weight, the first of
-    this rank's, how many it has. kind_of [n]: of each weight its row in `kinds`.
+    digest: hash of all names, unsharded shapes and dtypes; must be equal in all ranks. kinds: int64 [k, 3], for each
+    kind the number of rows of the unsharded weight, the first row that this rank holds, and how many. kind_of: int [n],
+    for each weight its row in `kinds`.
     """
 
     digest: str
@@ -41,7 +43,9 @@ class Outline:
 
 
 class RowsPlanner(SavePlanner):
-    """Plans `LocalShard`s, rows of whole weights: together all of them. What several ranks have one writes."""
+    """Plans the writing of `LocalShard`s, which together must hold all rows. One of the ranks that hold a row writes
+    it.
+    """
 
     def set_up_planner(
         self,
@@ -55,7 +59,7 @@ class RowsPlanner(SavePlanner):
         return SavePlan([], planner_data=outline_of(self.pieces))
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """In the coordinator: to each rank which of its weights it writes. MovaError as of `shared_out`."""
+        """In the coordinator: decide for each rank of which weights it writes its rows. Raises as `shared_out` does."""
         chosen = shared_out([plan.planner_data for plan in all_plans], list(self.pieces))
         return [SavePlan([], planner_data=own) for own in chosen], Metadata({})
 
@@ -68,7 +72,7 @@ class RowsPlanner(SavePlanner):
 
 
 def outline_of(pieces: Mapping[str, LocalShard]) -> Outline:
-    """Of one rank's pieces, in order of their names."""
+    """The outline of one rank's pieces, which must be in order of their names."""
     text = "\n".join(f"{name} {piece.shape} {piece.tensor.dtype}" for name, piece in pieces.items())
     rows = [(piece.shape[0], piece.first, len(piece.tensor)) if piece.shape else (1, 0, 1) for piece in pieces.values()]
     kinds, kind_of = np.unique(np.array(rows, np.int64).reshape(-1, 3), axis=0, return_inverse=True)
@@ -77,16 +81,16 @@ def outline_of(pieces: Mapping[str, LocalShard]) -> Outline:
 
 
 def shared_out(outlines: Sequence[Outline], names: Sequence[str]) -> list[np.ndarray]:
-    """For each rank, bool [n]: whether it writes what it has of a weight. names: of the weights.
+    """For each rank a bool [n]: whether it writes its rows of weight i. names: of the weights, for errors.
 
-    Of ranks that have the same rows each writes some weights' in turn. MovaError where ranks have other weights than
-    the first, and where rows of a weight are missing or overlap.
+    Ranks that hold the same rows take turns: each writes them for some of the weights. Raises MovaError if a rank's
+    weights differ from rank 0's, and if rows of a weight are missing or overlap.
     """
     other = next((rank for rank, each in enumerate(outlines) if each.digest != outlines[0].digest), None)
     if other is not None:
         raise MovaError(f"rank {other} would save other weights, or of other shapes, than rank 0")
     chosen = [np.zeros(len(names), bool) for _ in outlines]
-    # [n, ranks]: a weight's kind in each rank; weights with the same line are divided alike.
+    # [n, ranks]: each weight's kind in each rank; weights with equal rows of this table are divided alike.
     kinds = np.stack([each.kind_of.astype(np.uint32) for each in outlines], axis=1)
     alike: dict[bytes, list[int]] = {}
     for weight in range(len(names)):
@@ -102,8 +106,8 @@ def shared_out(outlines: Sequence[Outline], names: Sequence[str]) -> list[np.nda
 
 
 def _holders(rows: Sequence[Any]) -> list[list[int]] | str:
-    """The ranks that have the same rows of a weight, in order of rows; or what is wrong, in words. rows: by rank, as of
-    `Outline.kinds`.
+    """For each row range of a weight, in order, the ranks that hold it; or an error as text. rows: for each rank its
+    line of `Outline.kinds`.
     """
     total, held = int(rows[0][0]), {}
     for rank, (_, first, count) in enumerate(rows):

@@ -1,8 +1,8 @@
-"""What the model is given of one modality: latents, their noise levels, text and places in time.
+"""The model's input of one modality: latents, timesteps, text features and positions in time.
 
-The forward takes two of these, the video's and the audio's (the form is LTX-2's habit). Which latents are given and
-which are generated is said here, so that sound from pictures, pictures from sound, continuation and retakes are the
-same forward with other values.
+The forward takes two of these, the video's and the audio's (a design of LTX-2). Each states which of its latents are
+given and which are to be generated, so that one forward serves video to audio, audio to video, continuation of a clip,
+and generating a part of it again.
 """
 
 import math
@@ -14,24 +14,25 @@ from torch import Tensor
 from mova_engine.errors import MovaError
 from mova_engine.models.context_parallel import NO_CP, Sharding
 
-# Under context parallelism, the fewest consecutive tokens with one timestep that are worth a row of modulation: below
-# it the rows, float32 [6, d] each, would take more memory than the tokens.
+# Under context parallelism, the fewest consecutive tokens that may share a row of modulation. With fewer, the rows
+# (float32 [6, d] each) would take more memory than the tokens.
 LEAST_GROUP = 16
 
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality of a batch of clips, as the network sees it. A position is a latent frame or an audio latent.
+    """One modality of a batch of clips, as the network's input. A *position* is a latent frame or an audio latent.
 
-    latents: the video's network input [b, 36, t, h, w] (noisy latents, mask, condition) or the audio's [b, 128, l].
-    timestep: float32 on the 0..1000 scale, best on the CPU: its embedding starts there in float64, which not every
-        device has. [b] or [1]: of whole clips. [b, g] or [1, g]: a table of the distinct ones, with `index`.
-    text: features [b, n, text_dim].
-    index: for each position, its column of `timestep`.
-    given: for each position, whether its latents are given, not generated: its timestep is then 0, whatever the table
-        says. The latents there must be the clean ones.
-    times: for each position, its place in time, in positions; without it 0, 1, 2, ...: a window of a longer clip
-        begins later, and given latents may stand anywhere.
+    latents: the video's input [b, 36, t, h, w] (noisy latents 16, mask 4, condition 16; `video_input`) or the audio's
+        noisy latents [b, 128, l].
+    timestep: float32, from 0 (clean) to 1000 (noise), preferably on the CPU, where its embedding is computed in
+        float64. [b] or [1]: one per clip. [b, g] or [1, g]: a table of the distinct timesteps, with `index`.
+    text: text features [b, n, text_dim].
+    index: for each position, its column of `timestep`; None: one timestep per clip.
+    given: for each position, whether its latents are given (clean, not generated). Their timestep is then 0, whatever
+        the table holds. None: no position is given.
+    times: for each position, its time on the clip's axis, in positions. None: 0, 1, 2, ... Set it for a window of a
+        longer clip.
     """
 
     latents: Tensor
@@ -43,11 +44,11 @@ class Modality:
 
     @property
     def batch(self) -> int:
-        """Clips."""
+        """Number of clips, b."""
         return self.latents.shape[0]
 
     def check(self, positions: int) -> None:
-        """MovaError where the fields do not fit each other or a clip of this many positions."""
+        """Raise MovaError if the fields do not fit each other, or a clip of `positions` positions."""
         if self.text.shape[0] != self.batch:
             raise MovaError(f"text has batch {self.text.shape[0]} but the latents have batch {self.batch}")
         for name in ("index", "given", "times"):
@@ -63,8 +64,8 @@ class Modality:
             raise MovaError(f"index must be of the timestep table's columns 0..{table.shape[1] - 1}, got {self.index}")
 
     def noise_levels(self) -> tuple[Tensor, tuple[int, ...] | None]:
-        """(timesteps [b, g] or [1, g], index into them), with the given positions' zero; index None: g is 1, and the
-        timestep is all positions'.
+        """(timesteps [b, g] or [1, g], index into their columns), with timestep 0 for given positions. index None: g is
+        1, and all positions have that timestep.
         """
         table = self.timestep.unsqueeze(1) if self.index is None else self.timestep
         if self.given is None or not any(self.given):
@@ -80,16 +81,16 @@ class Modality:
 def modalities(
     video: Tensor, audio: Tensor, text: Tensor, video_timestep: Tensor, audio_timestep: Tensor
 ) -> tuple[Modality, Modality]:
-    """(video, audio) of whole clips, with one text for both."""
+    """The (video, audio) inputs of clips with one timestep each and the same text features."""
     return Modality(video, video_timestep, text), Modality(audio, audio_timestep, text)
 
 
 def group_columns(index: tuple[int, ...], tokens_per_position: int, sharding: Sharding = NO_CP) -> tuple[int, ...]:
-    """Cut this process's tokens into groups of equal length, each of one timestep: the column of each group.
+    """Divide this process's tokens into groups of equal length, each with one timestep; return each group's column.
 
-    The length is the greatest that divides every run of equal columns and every process's part, so that a stream
-    [b, s, d] can be viewed as [b * groups, s / groups, d] with a row of modulation for each group, by any operator that
-    takes a row per clip. MovaError where the parts of several processes cut the runs into too small pieces.
+    The length is the greatest common divisor of all runs of equal columns and of the processes' boundaries. Operators
+    that take one row of modulation per clip can then view a stream [b, s, d] as [b * groups, s / groups, d], with a row
+    for each group. Raises MovaError if the boundaries of several processes make the groups too short.
     """
     total = len(index) * tokens_per_position
     changes = [i for i in range(1, len(index)) if index[i] != index[i - 1]]

@@ -1,8 +1,8 @@
-"""A training run of many ranks, worked out for all of them: which clips each trains on, and what each draws.
+"""Computes for all ranks of a training run, in one process, the order of their clips and their random draws.
 
-The trainer's own loaders, rounds and draws are run for every rank, on clips that are numbers. Each clip must come once
-an epoch over all ranks, also where the run goes on with another number of them; ranks that share a clip must draw the
-same noise, and all others different noise.
+The trainer's loaders, rounds and draws run for every rank, on a data set of numbers. Over all ranks each clip must
+occur once per epoch, also if the run resumes with another number of ranks. Ranks that share a clip must draw the same
+noise, all others different noise.
 """
 
 import time
@@ -31,13 +31,13 @@ from mova_engine.train.masters import Weights
 from mova_engine.train.timestep_sampling import draw_noise, first_clip, rank_seed
 from mova_engine.train.training_state import saved_pieces
 
-# Steps of an epoch; a few clips more, so that steps reach over its end.
+# Steps per epoch. The epoch has a few clips more, so that some steps span two epochs.
 _STEPS = 5
 _EPOCHS = 2
 _NOISE_STEPS = 2
-# Numbers of a clip's noise that are compared.
+# Shape of the part of a clip's noise that is compared.
 _COMPARED = ((4,),)
-# Micro-batches of a step of which noise is compared.
+# Micro-batches per step whose noise is compared.
 _MICRO_BATCHES = 2
 
 
@@ -49,7 +49,10 @@ def simulate(
     optimizer: torch.optim.Optimizer,
     collectives: tuple[Collective, ...],
 ) -> Simulation:
-    """All ranks of a run of which the first was rehearsed: its processes, weights, optimizer and collectives."""
+    """Simulate all ranks of a run. processes, weights, optimizer, collectives: those of the dry run of rank 0.
+
+    Raises MovaError for an inconsistency between ranks.
+    """
     seconds: dict[str, float] = {}
     started = time.perf_counter()
 
@@ -76,9 +79,9 @@ def _shape_alone(x: torch.Tensor) -> torch.Tensor:
 
 
 class _NumberedClips:
-    """A data set of numbers, of which a batch is the numbers asked for."""
+    """A data set whose clip i is the number i."""
 
-    # From memory each rank takes its own batches; from files those that share clips take turns.
+    # False: ranks that share clips read batches in turn and broadcast them, as they do with clips in files.
     in_memory = False
 
     def __init__(self, count: int) -> None:
@@ -93,7 +96,7 @@ class _NumberedClips:
 
 
 class _RecordedRounds(Rounds):
-    """Of a rank without the others: it tells which member's batch comes, and gives its own."""
+    """Rounds without other ranks: records whose turn it is, and returns the batch only if it is this rank's own."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -103,7 +106,7 @@ class _RecordedRounds(Rounds):
 
 
 class _Group:
-    """The ranks of one data-parallel group, each with a loader of its own."""
+    """The ranks of one data-parallel group, each with its own loader."""
 
     def __init__(self, config: TrainConfig, shape: MeshShape, clips: _NumberedClips, members: Sequence[int]) -> None:
         self.members, size = members, len(members)
@@ -120,11 +123,11 @@ class _Group:
         ]
 
     def start(self) -> None:
-        """Begin to read from where the loaders stand."""
+        """Start to iterate from the loaders' current positions."""
         self._batches: list[Iterator[dict[str, Any]]] = [iter(loader) for loader in self.loaders]
 
     def next(self) -> tuple[int, ...]:
-        """The clips of the group's next batch. MovaError where its ranks do not agree which that is."""
+        """The clips of the group's next batch. Raises MovaError if its ranks do not agree on them."""
         given = [next(batches) for batches in self._batches]
         if len({each.get("turn") for each in given}) > 1:
             raise MovaError(f"data order: ranks {self.members[0]} to {self.members[-1]} take each other's batches")
@@ -135,11 +138,11 @@ class _Group:
 
 
 def simulate_data(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
-    """Run all ranks' loaders over some epochs, from the middle on by another number of ranks. MovaError where a clip
-    does not come once an epoch.
+    """Run all ranks' loaders over two epochs, and resume in the middle with another number of ranks. Raises MovaError
+    if a clip does not occur exactly once per epoch.
     """
     step = config.clips_per_step(shape)
-    # What workers prepare comes in the order in which it is asked for.
+    # Worker processes do not change the order of batches.
     config = replace(config, loader=replace(config.loader, workers=0))
     clips = _NumberedClips(_STEPS * step + step // 3 + 1)
     steps = _STEPS * _EPOCHS // 3
@@ -189,7 +192,7 @@ def _check_epoch(order: Sequence[tuple[int, int]], count: int, epoch: int) -> No
 
 
 def _other_mesh(config: TrainConfig, shape: MeshShape) -> MeshShape:
-    """Of another number of ranks with which the run could go on; the same where none of those tried fits."""
+    """A mesh of another number of ranks with which the run could resume; `shape` if no tried number fits."""
     for world in (shape.world // 2, shape.world * 2, shape.world // 4):
         try:
             return mesh_of(config, world)
@@ -199,8 +202,8 @@ def _other_mesh(config: TrainConfig, shape: MeshShape) -> MeshShape:
 
 
 def simulate_noise(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
-    """Draw some numbers of every clip's noise in every rank, for some steps. MovaError where ranks that share a clip
-    draw different ones, or two clips get the same.
+    """Draw a part of every clip's noise in every rank, for two steps. Raises MovaError if ranks that share a clip draw
+    different noise, or if two clips get the same.
     """
     owner: dict[tuple[float, ...], tuple[int, int, int, int]] = {}
     batch, micro_batches = config.loader.batch, min(config.micro_batches(shape), _MICRO_BATCHES)
@@ -226,7 +229,7 @@ def simulate_noise(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
 
 
 def _drawn(config: TrainConfig, shape: MeshShape, step: int, micro: int, rank: int) -> list[tuple[float, ...]]:
-    """A rank's noise, of each clip of its micro-batch."""
+    """The compared part of a rank's noise, for each clip of its micro-batch."""
     batch = config.loader.batch
     first = first_clip(micro, shape.data_parallel, shape.data_rank(rank), batch)
     (noise,) = draw_noise(_COMPARED, config.seed, step, first, batch)

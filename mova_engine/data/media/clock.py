@@ -1,12 +1,14 @@
-"""When each sample sounds: runs without gaps, and the drift of a file's timestamps against its count of samples.
+"""Computes the time of each audio sample from a file's timestamps: divides the frames into runs without gaps, and
+estimates the drift of the timestamps within each run.
 
-Timestamps and sample counts of one recording seldom agree exactly. Four things are told apart:
+A frame's *offset* is its timestamp minus the time that the number of samples before it implies. Four causes of offsets
+are distinguished:
 
-* *jitter*: timestamps that scatter about the count (containers round to milliseconds, recorders ask a coarse clock).
-  It is averaged out;
-* *drift*: timestamps that move steadily against the count, as two clocks do. The sound has to be stretched to follow;
-* a *step*: from one frame to the next the timestamps move, and stay there. Sound was lost, or comes twice: a new run;
-* a *wrong rate*: timestamps that no clock's drift explains. That is refused.
+* *jitter*: offsets that scatter around a constant (containers round to milliseconds, recorders use a coarse clock).
+  They are averaged;
+* *drift*: offsets that grow steadily, as two clocks diverge. The sound is stretched to follow the timestamps;
+* a *step*: the offset changes from one frame to the next, and stays. Sound was lost or repeated: a new run begins;
+* a *wrong sample rate*: a drift larger than clocks have. It is an error.
 """
 
 import itertools
@@ -18,17 +20,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from mova_engine.errors import MovaError
 
-# A move below this many seconds between two frames is jitter or drift.
+# Seconds. A smaller change of the offset between two frames is jitter or drift, not a step.
 STEP = 5e-3
-# Steps whose sizes differ by fewer seconds are of one size.
+# Seconds. Steps whose sizes differ by less are taken as equal.
 SAME = 2e-3
-# Frames on either side that say whether a move lasts.
+# Number of frames on each side of a change that decide whether it lasts.
 WITNESSES = 9
-# Sound is stretched where its timestamps depart by more than this many seconds from it as it is.
+# Seconds. Sound is stretched if its timestamps would otherwise be off by more.
 DRIFT = 5e-4
 # Seconds between the points at which the rate of a drift may change.
 KNOTS = 0.5
-# Clocks differ by less: the least and the most that a second of samples may take.
+# Largest drift of a clock, as a fraction: 5 %. More is a wrong sample rate.
 SLOWEST = 0.05
 
 
@@ -36,8 +38,9 @@ SLOWEST = 0.05
 class PacketRun:
     """Frames `first` to `last` - 1, whose samples follow each other without a gap.
 
-    The sample at nominal second `nominal[k]` of the run (its count / rate) sounds at `times[k]` seconds, with straight
-    lines between: float64 [k], k >= 2, of which the first is the run's start and the last its end.
+    nominal, times: float64 [k], k >= 2, in seconds. The sample at `nominal[i]` (its index in the run / rate) sounds at
+    `times[i]`; between these points the time is interpolated linearly. The first point is the run's start, the last
+    its end.
     """
 
     first: int
@@ -47,14 +50,15 @@ class PacketRun:
 
     @property
     def stretched(self) -> bool:
-        """Whether a second of samples lasts longer or shorter than a second."""
+        """Whether the run has drift, so that its sound must be resampled."""
         return not np.allclose(np.diff(self.times), np.diff(self.nominal), rtol=0, atol=1e-9)
 
 
 def find_runs(times: np.ndarray, lengths: np.ndarray) -> list[PacketRun]:
-    """Divide frames, which start at `times` and last `lengths` seconds by their samples (float64 [n]), into runs.
+    """Divide frames into runs. times, lengths: float64 [n], each frame's timestamp and its duration (samples / rate),
+    in seconds.
 
-    Raises MovaError, without a file's name, where the timestamps fit no clock.
+    Raises MovaError, without a file's name, if the drift is too large for a clock.
     """
     ends = np.cumsum(lengths)
     borders = [0, *_steps(times - (ends - lengths)), len(times)]
@@ -65,9 +69,10 @@ def find_runs(times: np.ndarray, lengths: np.ndarray) -> list[PacketRun]:
 
 
 def displaced(runs: list[PacketRun]) -> Iterator[tuple[float, PacketRun]]:
-    """Runs before which the timestamps step by so many seconds, and after which they return.
+    """Yield (step in seconds, run) for each run before which the offset steps and after which it steps back by as much.
 
-    What is lost or comes twice stays so. Of such a run, or of both its neighbours, the timestamps are wrong.
+    Lost or repeated sound shifts all later offsets. A shift that is undone later means that the timestamps of the run,
+    or of both its neighbours, are wrong.
     """
     steps = [later.times[0] - earlier.times[-1] for earlier, later in itertools.pairwise(runs)]
     for run, (step, back) in zip(runs[1:], itertools.pairwise(steps), strict=False):
@@ -76,7 +81,7 @@ def displaced(runs: list[PacketRun]) -> Iterator[tuple[float, PacketRun]]:
 
 
 def _steps(offsets: np.ndarray) -> list[int]:
-    """First frames of new runs. offsets [n]: by how much each frame is later than the samples before it say."""
+    """Indices of the frames before which the offset steps. offsets: float64 [n], in seconds."""
     moves = np.diff(offsets)
     suspects = np.flatnonzero(np.abs(moves) > STEP)
     if not len(suspects):
@@ -89,7 +94,7 @@ def _steps(offsets: np.ndarray) -> list[int]:
     for k in suspects[np.argsort(-np.abs(moves[suspects]))] + 1:
         before = level[max(max(x for x in borders if x <= k), k - WITNESSES) : k]
         after = level[k : min(min(x for x in borders if x > k), k + WITNESSES)]
-        # The median of n values scatters by 1.25 / sqrt(n) of what they do.
+        # The standard error of a median of n normal values is 1.25 / sqrt(n) times their standard deviation.
         doubt = 6 * 1.25 * noise * np.sqrt(1 / len(before) + 1 / len(after))
         if abs(np.median(after) - np.median(before)) > max(STEP, doubt):
             borders.append(int(k))
@@ -97,9 +102,8 @@ def _steps(offsets: np.ndarray) -> list[int]:
 
 
 def _curve(times: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`nominal` and `times` of a run: the simplest curve from which its timestamps do not depart.
-
-    First a constant delay, then a straight line where that is significant, then one with corners.
+    """`nominal` and `times` of a run, by the simplest model of the offset that fits its timestamps: a constant; a
+    straight line if its slope is significant; or a piecewise linear function.
     """
     starts = np.cumsum(lengths) - lengths
     end = starts[-1] + lengths[-1]
@@ -115,7 +119,7 @@ def _curve(times: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarr
         departure = _neighbours(departure).mean(axis=1)
         count = min(int(end / KNOTS), len(times) // 4) + 1
         if count > 2 and np.abs(departure).max() > DRIFT + 4 * _noise(offsets) / np.sqrt(WITNESSES):
-            # Each with timestamps of its own to either side.
+            # Quantiles, so that each segment has timestamps.
             inner = np.quantile(starts[kept], np.linspace(0, 1, count)[1:-1])
             knots = np.unique(np.concatenate([[0.0], inner, [end]]))
             values = _corners(starts, offsets, kept, knots)
@@ -127,7 +131,7 @@ def _curve(times: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _agreeing(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which points stand where their neighbours do: bool [n], all but single wrong timestamps."""
+    """Mask (bool [n]) of the points that lie near their neighbours: all but single wrong timestamps."""
     if len(x) < 3:
         return np.ones(len(x), bool)
     half = len(x) // 2
@@ -138,7 +142,7 @@ def _agreeing(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _line(x: np.ndarray, y: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, float]:
-    """Constant and slope by least squares, and by how much the slope may be wrong."""
+    """Intercept and slope by least squares, and a bound on the error of the slope."""
     x, y = x[kept], y[kept]
     if len(x) < 3 or np.ptp(x) == 0:
         return np.array([np.median(y), 0.0]), 0.0
@@ -147,23 +151,24 @@ def _line(x: np.ndarray, y: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, f
     rest = y - y.mean() - slope * middle
     freedom = len(x) - 2
     error = np.sqrt((rest @ rest) / freedom / (middle @ middle))
-    # Five standard errors; of few points more, as Student's distribution has it.
+    # Five standard errors, and more for few points, as in Student's t-distribution.
     return np.array([y.mean() - slope * x.mean(), slope]), float(error) * (5 + 100 / freedom**2)
 
 
 def _corners(x: np.ndarray, y: np.ndarray, kept: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Values at the knots of the broken line that fits best."""
+    """Values at the knots of the piecewise linear function that fits best (least squares)."""
     hats = np.stack([np.interp(x[kept], knots, row) for row in np.eye(len(knots))], axis=1)
     return np.linalg.lstsq(hats, y[kept], rcond=None)[0]
 
 
 def _neighbours(values: np.ndarray) -> np.ndarray:
-    """Each value among its neighbours, [n, WITNESSES]; the first and last stand for those that are missing."""
+    """Sliding windows [n, WITNESSES], each centred on its value; the ends are padded with the first and last value."""
     return sliding_window_view(np.pad(values, WITNESSES // 2, mode="edge"), WITNESSES)
 
 
 def _noise(offsets: np.ndarray) -> float:
-    """Standard deviation of the jitter, of which a few steps make no more."""
+    """Standard deviation of the jitter, estimated robustly against a few steps."""
     moves = np.diff(offsets)
-    # Not the median of the deviations: most moves of a coarse clock may be the same. 1.28: the normal distribution's.
+    # The 0.8 quantile, not the median: most changes of a coarse clock may be equal. 1.28 is its value for a standard
+    # normal distribution; a difference of two values has sqrt(2) times their deviation.
     return float(np.quantile(np.abs(moves - np.median(moves)), 0.8)) / 1.28 / np.sqrt(2)

@@ -1,12 +1,12 @@
-"""Colours: from what a file states of its values to the ordinary picture they stand for (BT.709 primaries, SDR).
+"""Converts the colours of any file to SDR R'G'B' with BT.709 primaries, by the colour metadata of the file.
 
-The statements are the code points of ITU-T H.273, which video streams, PNG's cICP and AVIF's nclx share. Pictures and
-videos go through `settle`, which decides what holds where a file states nothing, and `to_display`.
+The metadata are code points of ITU-T H.273 (matrix, range, transfer, primaries), which video streams, PNG's cICP and
+AVIF's nclx share. `settle` chooses those that a file does not state; `to_display` converts.
 
-Light is relative to that of white, 1.0 (HDR: the reference white of BT.2408, 203 cd/m2). SDR values keep the curve they
-have: BT.709's and its relatives', gamma 2.2 and sRGB's are shown alike by players and browsers, and only a change of
-primaries passes through light. Other curves are undone, and the light coded for a display of BT.1886 (gamma 2.4; from
-linear or logarithmic values, which renderers write, by sRGB's curve).
+Linear light is relative to white, 1.0 (for HDR the reference white of BT.2408, 203 cd/m2). The transfer curves of
+BT.709 and its variants, gamma 2.2 and sRGB are kept, since players and browsers show all of them alike; their values
+are linearised only to convert primaries. Other curves are linearised and encoded again for a BT.1886 display (gamma
+2.4), or by sRGB's curve if they were linear or logarithmic, as renderers write them.
 """
 
 from collections.abc import Callable, Container
@@ -23,7 +23,7 @@ MATRIX_RGB, MATRIX_709, MATRIX_601, MATRIX_YCGCO, MATRIX_2020 = 0, 1, 6, 8, 9
 PRIMARIES_709, PRIMARIES_2020 = 1, 9
 PQ, HLG = 16, 18
 
-# Untagged pictures from this size on are HD, and BT.709 to players.
+# Without metadata, players take pictures of at least this height or width as HD, with the matrix of BT.709.
 HD_LINES, HD_COLUMNS = 720, 1280
 
 # Kr and Kb of Y'CbCr, H.273 table 4 (FCC, BT.601, SMPTE 240M, BT.2020 non-constant luminance).
@@ -42,7 +42,7 @@ UNCONVERTED_MATRICES = {
 }
 
 _D65, _C, _E, _DCI = (0.3127, 0.3290), (0.310, 0.316), (1 / 3, 1 / 3), (0.314, 0.351)
-# x and y of red, green, blue and white, H.273 table 2.
+# Chromaticities (x, y) of red, green, blue and white, H.273 table 2.
 PRIMARIES = {
     1: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65),
     4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), _C),
@@ -60,7 +60,7 @@ ADOBE_RGB = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), _D65)
 
 REFERENCE_WHITE = 203.0  # cd/m2, BT.2408
 HLG_PEAK = 1000.0  # cd/m2: the display for which BT.2100 states the system gamma 1.2
-# Light up to the knee stays as it is; from there to the peak it is compressed into what is left below white.
+# Tone mapping: light up to KNEE is unchanged; the range from KNEE to PEAK is compressed to KNEE..1.
 KNEE, PEAK = 0.85, 1000.0 / REFERENCE_WHITE
 
 Curve = Callable[[np.ndarray], np.ndarray]
@@ -71,24 +71,24 @@ def _power(gamma: float) -> Curve:
 
 
 def srgb_light(values: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1: coded values to light."""
+    """sRGB values (0 to 1) to linear light (IEC 61966-2-1)."""
     return np.where(values <= 0.04045, values / 12.92, np.power((values + 0.055) / 1.055, 2.4))
 
 
 def srgb_code(light: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1: light to coded values."""
+    """Linear light (0 to 1) to sRGB values (IEC 61966-2-1)."""
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * np.power(light, 1 / 2.4) - 0.055)
 
 
 def pq_light(values: np.ndarray) -> np.ndarray:
-    """SMPTE ST 2084: coded values to light, 1.0 being the reference white."""
+    """PQ values (0 to 1) to linear light, 1.0 being the reference white (SMPTE ST 2084)."""
     power = np.power(values, 1 / 78.84375)
     light = np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)
     return np.power(light, 1 / 0.1593017578125) * (10000 / REFERENCE_WHITE)
 
 
 def hlg_light(values: np.ndarray) -> np.ndarray:
-    """BT.2100's HLG: coded values [..., 3] to the light of a display of 1000 cd/m2, 1.0 being the reference white."""
+    """HLG values [..., 3] to the linear light of a 1000 cd/m2 display, 1.0 being the reference white (BT.2100)."""
     scene = np.where(values <= 0.5, values**2 / 3, (np.exp((values - 0.55991073) / 0.17883277) + 0.28466892) / 12)
     luminance = scene @ np.array([0.2627, 0.6780, 0.0593], np.float32)
     return np.power(luminance, 0.2)[..., None] * scene * (HLG_PEAK / REFERENCE_WHITE)
@@ -99,10 +99,11 @@ def _logarithmic(decades: float) -> Curve:
 
 
 _SDR, _SRGB = (_power(2.4), _power(1 / 2.4)), (srgb_light, srgb_code)
-# Curves whose values pass as they are, with what shows them as light and back: BT.709, gamma 2.2, BT.601, SMPTE 240M,
-# xvYCC, BT.1361, sRGB, BT.2020 of 10 and 12 bits.
+# Transfer curves that are kept, with functions to linear light and back: BT.709, gamma 2.2, BT.601, SMPTE 240M, xvYCC,
+# BT.1361, sRGB, BT.2020 with 10 and 12 bits.
 KEPT = dict.fromkeys((1, 6, 7, 11, 12, 14, 15), _SDR) | {4: (_power(2.2), _power(1 / 2.2)), 13: _SRGB}
-# Curves that are undone, with what codes their light anew: gamma 2.8, linear, logarithmic, PQ, DCI, HLG.
+# Transfer curves that are replaced: functions to linear light, and from it to the new curve. Gamma 2.8, linear,
+# logarithmic (two ranges), PQ, DCI, HLG.
 UNDONE = {
     5: (_power(2.8), _SDR[1]),
     8: (lambda values: values, srgb_code),
@@ -117,7 +118,7 @@ TRANSFERS = (*KEPT, *UNDONE)
 
 @dataclass(frozen=True)
 class Colours:
-    """What holds for the values of a picture: code points of H.273, and whether they use the full range."""
+    """How values are encoded: code points of H.273. full: full range (0 to 255), else limited (16 to 235)."""
 
     matrix: int
     full: bool
@@ -126,12 +127,12 @@ class Colours:
 
     @property
     def shown_as_stored(self) -> bool:
-        """True when R'G'B' values need no change of curve or primaries."""
+        """Whether R'G'B' values can be shown without converting curve or primaries."""
         return self.transfer in KEPT and self.primaries == PRIMARIES_709
 
 
 def known(what: str, code: int, codes: Container[int], path: str | Path) -> int:
-    """The code point, or "unstated" and a warning for one without meaning."""
+    """Return the code point, or UNSTATED with a warning if H.273 does not define it."""
     if code != UNSTATED and code not in codes:
         warn(path, f"states {what} {code}, which is without meaning and is taken as not stated")
         return UNSTATED
@@ -139,10 +140,11 @@ def known(what: str, code: int, codes: Container[int], path: str | Path) -> int:
 
 
 def settle(matrix: int, full: bool, transfer: int, primaries: int, *, rgb: bool, height: int, width: int) -> Colours:
-    """Decide what holds where a file states nothing (code point 2): what its other statements imply, else its size.
+    """Replace unstated code points (2) by what the others imply, or else by the picture's size.
 
-    HDR curves and BT.2020 imply each other. Otherwise the matrix is BT.709 for HD and BT.601 below, the primaries are
-    BT.709's and the curve is BT.709's. All values that are stated must be known ones.
+    An HDR transfer or the matrix of BT.2020 implies primaries of BT.2020; either, or these primaries, implies the
+    matrix of BT.2020. Otherwise primaries and transfer are BT.709's, and the matrix is BT.709's for HD and BT.601's
+    below. Stated code points must be known ones. rgb: the values are R'G'B' already.
     """
     hdr = transfer in (PQ, HLG)
     if primaries == UNSTATED:
@@ -177,10 +179,10 @@ def decode_matrix(codes: np.ndarray, bits: int, colours: Colours) -> np.ndarray:
 
 
 def tone_map(light: np.ndarray) -> np.ndarray:
-    """HDR light [..., 3] to SDR's 0 to 1: unchanged up to the knee, above it compressed, hue kept.
+    """Compress linear HDR light [..., 3] to 0..1. All components are scaled alike, so that the hue is kept.
 
-    The greatest component m above the knee becomes knee + (1 - knee) f(t), t = (m - knee) / (1 - knee), with the curve
-    f(t) = t (1 + t / T^2) / (1 + t) of Reinhard et al. (2002, equation 4), where T is the t of the peak.
+    If the greatest component m is above the knee, it becomes knee + (1 - knee) f(t), t = (m - knee) / (1 - knee), with
+    the curve f(t) = t (1 + t / T^2) / (1 + t) of Reinhard et al. (2002, equation 4), where T is the t of the peak.
     """
     greatest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
     above = np.clip((greatest - KNEE) / (1 - KNEE), 0, (PEAK - KNEE) / (1 - KNEE))
@@ -190,9 +192,9 @@ def tone_map(light: np.ndarray) -> np.ndarray:
 
 
 def to_display(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
-    """R'G'B' [..., 3] as coded by a curve for primaries to uint8 [..., 3] of an ordinary (SDR, BT.709) picture.
+    """Convert R'G'B' [..., 3] of a transfer curve and primaries (code points) to uint8 [..., 3], SDR with BT.709's.
 
-    Colours outside BT.709's are clipped, component by component.
+    Colours outside the gamut of BT.709 are clipped, each component on its own.
     """
     values = np.clip(rgb, 0, 1, dtype=np.float32)
     if transfer in UNDONE or primaries != PRIMARIES_709:
@@ -204,7 +206,7 @@ def to_display(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
 def change_light(
     values: np.ndarray, decode: Curve, encode: Curve, primaries: tuple[tuple[float, float], ...], *, hdr: bool = False
 ) -> np.ndarray:
-    """Values 0 to 1 to light, to BT.709's primaries, to values 0 to 1 again. hdr: the light reaches beyond white."""
+    """Linearise values (0 to 1), convert the primaries to BT.709's, and encode again. hdr: also tone map."""
     light = decode(values) @ np.asarray(to_709(primaries), np.float32).T
     if hdr:
         light = tone_map(light)
@@ -213,7 +215,7 @@ def change_light(
 
 @lru_cache
 def to_709(primaries: tuple[tuple[float, float], ...]) -> tuple[tuple[float, ...], ...]:
-    """Matrix [3, 3] from the light of other primaries to that of BT.709's; white stays white (Bradford adaptation)."""
+    """Matrix [3, 3] from linear RGB of other primaries to linear RGB of BT.709's; white stays white (Bradford)."""
     bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
     (source, white), (target, d65) = _to_xyz(primaries), _to_xyz(PRIMARIES[PRIMARIES_709])
     adapt = np.linalg.inv(bradford) @ np.diag((bradford @ d65) / (bradford @ white)) @ bradford
@@ -222,7 +224,7 @@ def to_709(primaries: tuple[tuple[float, float], ...]) -> tuple[tuple[float, ...
 
 
 def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix from R, G, B to X, Y, Z, and X, Y, Z of white at Y = 1 (SMPTE RP 177)."""
+    """Matrix [3, 3] from linear RGB to XYZ, and the XYZ of white at Y = 1 (SMPTE RP 177)."""
     *corners, (x, y) = primaries
     columns = np.array([[cx, cy, 1 - cx - cy] for cx, cy in corners]).T
     white = np.array([x / y, 1, (1 - x - y) / y])

@@ -1,7 +1,6 @@
-"""Contact sheets: a clip's frames in order of time with its waveform beneath them, as one picture.
+"""Contact sheets: one picture of a clip's frames, with the waveform below each row of frames on the same time axis.
 
-Under every row of frames runs a strip of waveform on the same clock: what is heard while a frame is on display is drawn
-right below it, so that a click that misses its bounce is seen at a glance.
+The sound during a frame is drawn directly below that frame, so that sound and picture that are out of step are visible.
 """
 
 import io
@@ -18,19 +17,20 @@ from mova_engine.errors import MovaError
 
 # Pixels.
 TILE_HEIGHT, STRIP_HEIGHT, CAPTION_HEIGHT, GAP = 96, 48, 20, 8
-# Frames of one clip, and of each of several: more than these are thinned evenly.
+# Most frames shown of a single clip, and of each of several clips. Longer clips show every n-th frame.
 SINGLE_TILES, SEVERAL_TILES = 48, 11
 TILES_PER_ROW = 12
-# Clips below each other before a grid takes a second column.
+# Most clips in one column of the grid.
 CLIPS_PER_COLUMN = 8
-# Sound is drawn to the clip's own peak, but one quieter than this (of full scale) is shown as quiet.
+# The waveform is scaled by the clip's peak, but at least by this value (of full scale), so that quiet sound looks
+# quiet.
 LEAST_PEAK = 0.05
 BACKGROUND, STRIP, WAVE, TEXT = (0, 0, 0), (22, 22, 24), (120, 195, 255), (225, 225, 225)
 
 
 @dataclass(frozen=True)
 class SheetClip:
-    """Pictures uint8 [f, h, w, 3] at `fps`, mono sound float [n] at `sample_rate`, and the words to put above them."""
+    """A clip to draw. video: uint8 [f, h, w, 3] at `fps`. audio: float [n] at `sample_rate`. caption: its title."""
 
     video: np.ndarray
     audio: np.ndarray
@@ -41,9 +41,9 @@ class SheetClip:
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Where one clip's sheet puts things. Every `stride`-th frame is a tile; `columns` tiles make a row.
+    """The layout of one clip's sheet: the caption at the top, then rows of tiles, each with its strip of waveform.
 
-    From the top: the caption, then row by row the tiles and their strip of waveform.
+    stride: every `stride`-th frame is a tile. columns, rows: of tiles. tile_width: in pixels. fps: of the clip.
     """
 
     stride: int
@@ -54,7 +54,7 @@ class SheetLayout:
 
     @classmethod
     def of(cls, clip: SheetClip, tiles: int, per_row: int) -> "SheetLayout":
-        """The layout that shows at most `tiles` frames, at most `per_row` of them in a row."""
+        """The layout with at most `tiles` frames, and at most `per_row` in a row."""
         frames, height, width, _ = clip.video.shape
         stride = math.ceil(frames / tiles)
         shown = math.ceil(frames / stride)
@@ -72,18 +72,18 @@ class SheetLayout:
         return column * self.tile_width, CAPTION_HEIGHT + row * (TILE_HEIGHT + STRIP_HEIGHT)
 
     def time(self, row: int, x: np.ndarray | float) -> np.ndarray | float:
-        """Seconds that lie at `x` pixels from the left in row `row`, of frames and waveform alike."""
+        """The time in seconds at `x` pixels from the left of row `row`, for tiles and waveform."""
         return (row * self.columns + np.asarray(x) / self.tile_width) * self.stride / self.fps
 
     def position(self, time: float) -> tuple[int, int]:
-        """(x, row) at which `time` in seconds lies."""
+        """(x in pixels, row) of a time in seconds."""
         tile = time * self.fps / self.stride
         row = min(int(tile // self.columns), self.rows - 1)
         return int((tile - row * self.columns) * self.tile_width), row
 
 
 def contact_sheet(clips: Sequence[SheetClip]) -> Image.Image:
-    """Draw one clip with (up to 48 of) its frames, or several as a grid of one row of frames each.
+    """Draw one clip with up to 48 frames, or several clips as a grid, each with one row of up to 11 frames.
 
     Raises MovaError for an empty sequence and for shapes or types that SheetClip does not allow.
     """
@@ -103,7 +103,7 @@ def contact_sheet(clips: Sequence[SheetClip]) -> Image.Image:
 
 
 def contact_sheet_png(clips: Sequence[SheetClip]) -> bytes:
-    """`contact_sheet(clips)` as the content of a PNG file. MovaError as there."""
+    """`contact_sheet(clips)` as PNG bytes. Raises MovaError as `contact_sheet` does."""
     buffer = io.BytesIO()
     contact_sheet(clips).save(buffer, "png")
     return buffer.getvalue()
@@ -119,10 +119,10 @@ def _checked(clip: SheetClip) -> SheetClip:
 
 
 def _draw(clip: SheetClip, layout: SheetLayout) -> Image.Image:
-    """One clip's cell."""
+    """Draw the sheet of one clip."""
     image = Image.new("RGB", layout.size, BACKGROUND)
     draw = ImageDraw.Draw(image)
-    # One pixel less than its share: a line between neighbours.
+    # One pixel narrower than the tile, which leaves a line between neighbours.
     size = (max(1, layout.tile_width - 1), TILE_HEIGHT)
     for index, frame in enumerate(clip.video[:: layout.stride]):
         image.paste(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BOX), layout.tile(index))
@@ -137,10 +137,10 @@ def _draw(clip: SheetClip, layout: SheetLayout) -> Image.Image:
 
 
 def _waveform(clip: SheetClip, layout: SheetLayout, row: int, peak: float) -> np.ndarray:
-    """The strip under row `row`, uint8 [STRIP_HEIGHT, width, 3]: from lowest to highest sample of each pixel's time."""
+    """The waveform below row `row`, uint8 [STRIP_HEIGHT, width, 3]: a column spans the range of its samples."""
     width = layout.size[0]
     edges = np.round(layout.time(row, np.arange(width + 1)) * clip.sample_rate).astype(int)
-    # A pixel holds at least one sample however low the rate; a row may outlast the sound.
+    # Each column has at least one sample, at any rate; the sound is padded if it is shorter than the row.
     ends = np.maximum(edges[1:], edges[:-1] + 1)
     audio = np.pad(np.nan_to_num(clip.audio).astype(np.float64) / peak, (0, max(0, int(ends[-1]) - len(clip.audio))))
     spans = [audio[start:end] for start, end in zip(edges[:-1], ends, strict=True)]
@@ -153,8 +153,8 @@ def _waveform(clip: SheetClip, layout: SheetLayout, row: int, peak: float) -> np
 
 
 def _fitting(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text on one line, cut with an ellipsis where it is wider than `width` pixels."""
-    # No character is narrower than a pixel: what lies beyond need not be measured.
+    """The text on one line, truncated with an ellipsis to `width` pixels."""
+    # Each character is at least one pixel wide, so longer texts need not be measured.
     text = " ".join(text.split())
     if len(text) <= width and draw.textlength(text, font=font) <= width:
         return text

@@ -1,15 +1,15 @@
-"""Any number of loudspeaker channels to one, by ITU-R BS.775, at the level of stereo.
+"""Weights for mixing any loudspeaker layout down to mono, by ITU-R BS.775.
 
-BS.775-4 (table 2) gives the stereo of 3/2 sound as `L' = L + 0.7071 C + 0.7071 Ls`, `R'` alike, and leaves LFE out; a
-lone rear channel (3/1) goes to both sides at 0.5. One channel is then `(L' + R') / 2`, so that a 5.1 film is as loud as
-its own stereo version, and mono sound stored in both channels as loud as mono. BS.775 knows no more channels than
-these; the rules for others are ours:
+BS.775-4 (table 2) mixes 3/2 sound to stereo as `L' = L + 0.7071 C + 0.7071 Ls` (`R'` likewise) without the LFE channel;
+a single rear channel (3/1) goes to both sides at 0.5. Mono is then `(L' + R') / 2`, so that 5.1 sound is as loud as its
+stereo mix, and stereo with two equal channels as loud as mono. BS.775 defines no other channels; for them we use:
 
-* back and side pairs, and pairs above the listener: as Ls and Rs; the middle one of a row: as the lone rear one;
-* channels in front beside the centre, and pairs below: as left and right;
-* ambisonic sound: its zeroth channel, which is what an omnidirectional microphone hears; the others count nothing.
+* pairs at the back, at the sides and above: the weights of Ls and Rs. The middle channel of such a row: those of the
+  single rear channel;
+* pairs in front and below: the weights of L and R;
+* ambisonics: channel 0 only (the omnidirectional component).
 
-The weights may add up to more than 1. Who mixes has to look after what exceeds full scale (`sound.read_sound` does).
+The weights may add up to more than 1, so the caller must handle sums beyond full scale (`sound.read_sound` does).
 """
 
 import math
@@ -32,7 +32,7 @@ def _sides(pairs: Sequence[tuple[str, str]], part: float) -> dict[str, tuple[flo
     return {left: (part, 0.0) for left, _ in pairs} | {right: (0.0, part) for _, right in pairs}
 
 
-# A channel's parts in L' and R'.
+# Each channel's weights in L' and R'.
 STEREO_PARTS: dict[str, tuple[float, float]] = {
     "FC": (_HALF_POWER, _HALF_POWER),
     **_sides(_FRONT_PAIRS, 1.0),
@@ -43,10 +43,10 @@ STEREO_PARTS: dict[str, tuple[float, float]] = {
 
 
 def mono_weights(channels: Sequence[str]) -> np.ndarray:
-    """Weights float64 [c] of channels with FFmpeg's names ("FL", "LFE", "AMBI0") in the sum that is their mono sound.
+    """Weights float64 [c] of the channels in their mono mix. channels: FFmpeg's names, such as "FL", "LFE", "AMBI0".
 
-    A single channel counts 1, whatever its place. Raises MovaError, without a file's name, for channels whose place is
-    not known and for a layout that holds nothing but LFE.
+    A single channel has weight 1, whatever its name; two unknown ones 0.5 each. Raises MovaError, without a file's
+    name, for more than two channels of which some are unknown, and for layouts of LFE channels only.
     """
     if len(channels) == 1:
         return np.ones(1)
@@ -65,7 +65,7 @@ def mono_weights(channels: Sequence[str]) -> np.ndarray:
 
 
 def pairs(channels: Sequence[str]) -> list[tuple[int, int]]:
-    """Positions of the left and the right channel of each pair; of two channels without places, these two."""
+    """Indices (left, right) of each stereo pair among the channels; (0, 1) for two channels with unknown names."""
     if len(channels) == 2 and not set(channels) & set(STEREO_PARTS):
         return [(0, 1)]
     known = [pair for pair in (*_FRONT_PAIRS, *_SURROUND_PAIRS) if set(pair) <= set(channels)]

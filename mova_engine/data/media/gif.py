@@ -1,4 +1,6 @@
-"""Whether a GIF file is whole. It has no checksums, but its blocks follow each other (GIF89a specification)."""
+"""Detects missing or damaged bytes in GIF files. They have no checksums, but each block states its length, so that the
+next one must begin where it ends (GIF89a specification).
+"""
 
 from pathlib import Path
 
@@ -8,12 +10,13 @@ _GRAPHIC_CONTROL = 0xF9
 
 
 def why_broken(path: str | Path) -> str | None:
-    """What tells that bytes are missing or wrong, in words; None where nothing does, as in a file that is cut short.
+    """Return, as text, where bytes are missing or wrong; None if nothing shows it, as in a file that is only truncated.
 
-    The media library searches for the next picture, and the time for which those that are missing stay is missing.
+    FFmpeg skips to the next picture and leaves out the durations of the missing ones, so that all later times are
+    wrong.
     """
     data = Path(path).read_bytes()
-    full: int | None = None  # how long blocks of a picture are, but for its last
+    full: int | None = None  # length of all data blocks of a picture except its last
     place = _SCREEN + _colours(data, _SCREEN - 3)
     while place < len(data):
         begin, kind = place, data[place]
@@ -26,7 +29,7 @@ def why_broken(path: str | Path) -> str | None:
             if data[place - 1 : place] == bytes([_GRAPHIC_CONTROL]) and data[place : place + 1] not in (b"", _CONTROL):
                 return f"bytes are missing or wrong before byte {place}"
         elif kind == 0:
-            place += 1  # some programs put these between blocks
+            place += 1  # a byte of padding, which some programs write
             continue
         else:
             return f"bytes are missing or wrong before byte {begin}"
@@ -39,13 +42,13 @@ def why_broken(path: str | Path) -> str | None:
             even = set(lengths[:-1]) == {lengths[0]}
             if full is None:
                 full = lengths[0] if even else 0
-            # Of a program that writes blocks of any length nothing can be told.
+            # Programs that write blocks of varying lengths (full is 0) cannot be checked.
             if full and not (even and lengths[0] == full):
                 return f"bytes are missing or wrong between bytes {begin} and {place}"
     return None
 
 
 def _colours(data: bytes, place: int) -> int:
-    """Bytes of a table of colours, by the flags at `place`."""
+    """Size in bytes of the colour table whose flags are at `place`."""
     flags = data[place] if place < len(data) else 0
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0

@@ -1,6 +1,5 @@
-"""Which packets of a Matroska file are spoilt, by the checksums of its clusters (RFC 9559, 6.2), where it has any.
-
-The media library reads past them. A cluster holds the packets of some seconds.
+"""Finds damaged packets of a Matroska file by the optional checksums of its clusters (RFC 9559, section 6.2), which
+FFmpeg does not check. A cluster holds the packets of some seconds.
 """
 
 import os
@@ -11,7 +10,7 @@ from typing import BinaryIO
 
 _CLUSTER = bytes.fromhex("1f43b675")
 _HEADER, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
-# Head, facts, tracks, index, tags, chapters, attachments.
+# SeekHead, Info, Tracks, Cues, Tags, Chapters, Attachments.
 _OTHERS = (
     *(bytes.fromhex("114d9b74"), bytes.fromhex("1549a966"), bytes.fromhex("1654ae6b"), bytes.fromhex("1c53bb6b")),
     *(bytes.fromhex("1254c367"), bytes.fromhex("1043a770"), bytes.fromhex("1941a469")),
@@ -21,7 +20,7 @@ _BLOCK = 1 << 20
 
 
 class Clusters:
-    """The clusters of a file, of which one is read when a packet of it is asked for."""
+    """The clusters of a file. A cluster's checksum is verified when one of its packets is first asked for."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
@@ -32,12 +31,14 @@ class Clusters:
             self._cut = self._places[-1:] if self._places and self._places[-1][1] > file.seek(0, os.SEEK_END) else []
 
     def is_spoilt(self, position: int) -> bool:
-        """Whether a packet that stands at a byte of the file belongs to no cluster, or to one that is not whole."""
+        """Whether the packet at byte `position` is in no cluster, or in one whose checksum is wrong. Always False for
+        files without checksums.
+        """
         if not self._summed:
             return False
         place = next(((begin, end) for begin, end in reversed(self._places) if begin <= position < end), None)
         if place is None or place in self._cut:
-            return place is None  # of one whose end is missing nothing is known
+            return place is None  # a truncated cluster cannot be verified
         if place not in self._whole:
             self._whole[place] = self._is_whole(*place)
         return not self._whole[place]
@@ -54,7 +55,7 @@ class Clusters:
 
 
 def _places(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    """From where to where the content of each cluster stands by the sizes that are stated."""
+    """Yield the first byte of each cluster's content and the byte after its last, by the stated sizes."""
     size = file.seek(0, os.SEEK_END)
     place = 0
     while 0 <= place < size:
@@ -72,11 +73,11 @@ def _places(file: BinaryIO) -> Iterator[tuple[int, int]]:
                 yield begin, place
                 file.seek(place)
                 if place != size and file.read(1) not in (_VOID, *(x[:1] for x in (_CLUSTER, *_OTHERS))):
-                    place = _next(file, begin)  # its size is wrong, or the file cut short
+                    place = _next(file, begin)  # its size is wrong, or the file is truncated
 
 
 def _length(data: bytes) -> tuple[int | None, int] | None:
-    """A size of EBML (None: unknown) and how many bytes say it; None where these are none."""
+    """An EBML size (None: "unknown") and the number of bytes that encode it; None if they are no valid size."""
     count = 9 - data[0].bit_length() if data else 9
     if count > min(8, len(data)):
         return None
@@ -85,7 +86,7 @@ def _length(data: bytes) -> tuple[int | None, int] | None:
 
 
 def _next(file: BinaryIO, place: int) -> int:
-    """Where the next cluster stands from `place` on; -1 where there is none."""
+    """The offset of the next cluster from `place` on; -1 if there is none."""
     file.seek(place)
     before = b""
     while data := file.read(_BLOCK):
@@ -97,7 +98,7 @@ def _next(file: BinaryIO, place: int) -> int:
 
 
 def _sum(file: BinaryIO, begin: int) -> int | None:
-    """The checksum that a cluster states at `begin` of its content; the file is then behind it."""
+    """The checksum at `begin` of a cluster's content, None if it has none. Leaves the file position after it."""
     file.seek(begin)
     head = file.read(6)
     return int.from_bytes(head[2:], "little") if head.startswith(_SUM) and len(head) == 6 else None

@@ -1,4 +1,6 @@
-"""Whether an MXF file is whole. Its packets have no stamps and no checksums, but lengths chain them (SMPTE 377)."""
+"""Detects missing or damaged bytes in MXF files (SMPTE 377). They have no timestamps or checksums, but each packet
+states its length, so that the next one must begin where it ends.
+"""
 
 import os
 from pathlib import Path
@@ -6,17 +8,18 @@ from pathlib import Path
 _KEY, _LABEL = 16, bytes.fromhex("060e2b34")
 _PACK = bytes.fromhex("060e2b34020501010d010201")
 _PARTITIONS, _RANDOM_INDEX = (b"\x01\x02", b"\x01\x03", b"\x01\x04"), b"\x01\x11"
-# Of a partition pack's value, which begins with its version and grid: its place in the file, bytes of index.
+# Bytes of a partition pack's value that hold the partition's offset in the file, and the size of its index.
 _PLACE, _INDEXED = slice(8, 16), slice(40, 48)
-# What may stand before the first pack.
+# Most bytes that may precede the first pack (the run-in).
 _RUN_IN = 1 << 16
 
 
 def why_broken(path: str | Path) -> str | None:
-    """What tells that bytes are missing or wrong, in words; None where nothing does.
+    """Return, as text, where bytes are missing or wrong; None if nothing shows it.
 
-    The media library counts pictures and sound on over a hole. It breaks the chain of keys and lengths, or moves a
-    partition from the place that it states. Without an index, which stands last, pictures are a frame or two late.
+    FFmpeg numbers frames and samples as if nothing were missing. A gap shows in a key that is not where the lengths put
+    it, or in a partition that is not at its stated offset. The index is at the end of the file; without it FFmpeg shows
+    pictures a frame or two late, so a file without one is reported too.
     """
     with open(path, "rb") as file:
         begin = max(file.read(_RUN_IN + _KEY).find(_PACK), 0)

@@ -1,4 +1,4 @@
-"""Pictures to the model's size, the same way for clips and for first frames."""
+"""Crops and resizes pictures to the model's size; the same functions serve clips and first frames."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from mova_engine.data.media.orientation import swaps_sides, turn_upright
 
-# What shows through transparent parts: white, as on a page, and as the first frame that is used where none is given.
+# Level of the background behind transparent pixels: white, like the first frame that is used if none is given.
 BACKGROUND = 255
 
 
@@ -22,13 +22,13 @@ def centre_crop(pixels: np.ndarray, aspect: float) -> np.ndarray:
 def crop_resize(pixels: np.ndarray, height: int, width: int, pixel_aspect: float = 1.0) -> np.ndarray:
     """Centre-crop and resize [h, w, c] to [height, width, c]: uint8 to uint8, wider values to float32.
 
-    Bicubic, with the filter widened when shrinking (antialiased); what has the right size already passes unchanged.
-    `pixel_aspect` is the width of a source pixel over its height (1: square).
+    Bicubic with antialiasing; pixels that already have the right size are returned unchanged. pixel_aspect: width of a
+    source pixel divided by its height (1: square).
     """
     cropped = centre_crop(pixels, width / height / pixel_aspect)
     if cropped.shape[:2] == (height, width):
         return cropped
-    # Here, so that the process that decodes starts fast: few clips of the engine's own need it.
+    # Imported late, so that the decoding process starts fast: clips of the right size need no torch.
     import torch
     from torch.nn.functional import interpolate
 
@@ -40,7 +40,7 @@ def crop_resize(pixels: np.ndarray, height: int, width: int, pixel_aspect: float
 
 
 def over_background(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Pixels uint8 [h, w, 3] with straight alpha uint8 [h, w] before the background."""
+    """Blend pixels uint8 [h, w, 3] with the background by straight alpha, uint8 [h, w]."""
     cover = alpha[..., None].astype(np.uint32)
     return ((pixels * cover + BACKGROUND * (255 - cover) + 127) // 255).astype(np.uint8)
 
@@ -54,10 +54,11 @@ def finish(
     width: int,
     pixel_aspect: float = 1.0,
 ) -> np.ndarray:
-    """A stored picture, of a file of its own or of a video, as it is to be seen: uint8 [height, width, 3].
+    """Turn, crop, resize and convert a stored picture or video frame for display: uint8 [height, width, 3].
 
-    Values [h, w, c]; `to_rgb` makes R'G'B' uint8 [..., 3] of them (None: they are that). `alpha` uint8 [h, w] is 255
-    where the picture covers the background; `orientation` is EXIF's; `pixel_aspect` is that of the stored pixels.
+    values: [h, w, c]. alpha: uint8 [h, w], 255 for opaque; None: opaque everywhere. to_rgb: converts values to R'G'B'
+    uint8 [..., 3]; None: they are R'G'B' already. orientation: EXIF's number. pixel_aspect: of the stored pixels,
+    before turning.
     """
     values = turn_upright(values, orientation)
     if swaps_sides(orientation):
