@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): of every tool's dialect, applied, trained, written, merged, extracted, combined."""
+"""Low-rank adapters (LoRA) in the formats of many tools: reading, writing, training, merging, extracting, combining."""
 
 from mova_engine.adapters.lora import add_lora, load_lora, lora_parameters, merged_lora, remove_lora, save_lora
 from mova_engine.adapters.merge import merge_folder

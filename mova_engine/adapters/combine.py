@@ -1,4 +1,4 @@
-"""Several adapters as one: `mova lora combine`."""
+"""Combines several adapters into one: `mova lora combine`."""
 
 # torch does not say of all its functions what they take.
 # pyright: reportUnknownMemberType=false
@@ -15,10 +15,10 @@ from mova_engine.errors import MovaError
 
 
 def combine(stack: Sequence[tuple[Adapter, float]], rank: int | None = None) -> tuple[Adapter, float]:
-    """(the adapter that changes a model as all of a stack do with their strengths, its relative error).
+    """Return (one adapter equal to the weighted sum of the stack, its relative error).
 
-    rank: the highest that a layer may get; None: ranks add up, and the error is 0. Raises MovaError for DoRA, whose
-    changes do not add up, and for layers of different sizes.
+    rank: the highest rank of a layer, to which the sum is approximated; None: ranks add up, and the error is 0. Raises
+    MovaError for DoRA, whose changes do not add up, and for layers of different sizes.
     """
     names = sorted({name for adapter, _ in stack for name in adapter.names})
     layers: dict[str, LowRank] = {}

@@ -1,8 +1,8 @@
-"""A dialect: how one tool spells adapters in a file. A subclass of `Dialect` in a file of `dialects/`, and a line in
-the table there.
+"""The base class of dialects. A dialect is the format of one tool's adapter files: its names for keys, its metadata,
+its rule for alpha. Each is a subclass of `Dialect` in a file of `dialects/`, with a line in the table there.
 
-Most dialects say which suffix of a key means what, where a key's stem belongs, and how a name of ours is spelled; the
-rest is the same for all of them and stands here.
+A dialect defines the suffixes of keys, the layer that the rest of a key (the *stem*) means, and the key for a layer.
+The base class reads and writes by them.
 """
 
 # torch does not say of all its functions what they take.
@@ -30,22 +30,22 @@ from mova_engine.adapters.stored_file import StoredFile
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError, counted
 
-# What a suffix may mean. Of a layer: its A, B, alpha, and DoRA's lengths of rows; of parameters: their difference.
+# Kinds of tensors that a suffix may mean: a layer's A, B, alpha and DoRA magnitude; differences of its parameters.
 A, B, ALPHA, MAGNITUDE = "a", "b", "alpha", "magnitude"
 WEIGHT, BIAS, MODULATION = "weight", "bias", "modulation"
-# PARAMETER: the difference of the parameter that the stem names in full.
+# PARAMETER: the difference of the parameter whose full name is the stem.
 PARAMETER = "parameter"
 DELTAS = (WEIGHT, BIAS, MODULATION, PARAMETER)
-# In metadata of files that hold one part of the model: which.
+# Metadata key of the part of the model that a file adapts.
 PART = "mova_part"
-# What metadata says of a file's own form, and so nothing of another one's: alphas, hashes of its bytes.
+# Metadata keys that describe the file itself (alphas, hashes) and are not copied to a converted one.
 _FORM = ("format", "alpha", "alphas", "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", PART)
 
 
 @dataclass
 class Content:
-    """A file to be written: tensors and metadata as safetensors; values instead: a JSON object, or with tensors in it a
-    pickle, by the name's ending.
+    """A file to write. tensors, metadata: of a safetensors file. values: if not None, the content of a JSON file, or of
+    a pickle (values may hold tensors), by the suffix of the file's name.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -54,12 +54,12 @@ class Content:
 
 
 class Dialect:
-    """How a tool spells adapters.
+    """One tool's format of adapters.
 
-    name, about: for tables and messages. suffixes: of keys, and what each means. holds: what it can say beside
-    A and B. components: those that it knows. per_part: a file for each component, whose keys do not say which.
-    one_scale: all layers have the same rank and alpha. has_alpha=False: it cannot say alpha, which is the rank. files:
-    what its folders hold, by names or patterns.
+    name, about: for tables and messages. suffixes: of keys, with the kind of tensor that each means. holds: kinds that
+    it supports besides A and B. components: those that it supports. per_part: it has one file for each component, whose
+    keys do not name the component. one_scale: all layers share one rank and alpha. has_alpha: False if it stores no
+    alpha, which is then the rank. files: names or patterns of the files in its folders.
     """
 
     name: ClassVar[str]
@@ -73,37 +73,40 @@ class Dialect:
     files: ClassVar[tuple[str, ...]] = ()
 
     def recognises(self, file: StoredFile) -> bool:
-        """Whether a file is of this dialect."""
+        """Whether a file has this dialect."""
         raise NotImplementedError
 
     def place(self, stem: str, file: StoredFile) -> tuple[str, str] | None:
-        """(component, layer) of a key without its suffix; the component may be UNSAID. None: no layer of a model."""
+        """(component, layer) of a key without its suffix; component may be UNSAID. None: MOVA has no such layer."""
         return split_component(stem)
 
     def unstated_alpha(self, file: StoredFile, name: str, rank: int) -> tuple[float, str] | None:
-        """(alpha, the rule in words) of a layer, by full name, whose keys do not state it; None: it must be given."""
+        """Return (alpha, the rule as text) for a layer (full name) whose keys state no alpha; None: the user must give
+        it.
+        """
         return None
 
     def key(self, name: str, kind: str) -> str:
-        """The key of one tensor: of a layer, by full name, its A, B, ALPHA or MAGNITUDE; or of a parameter's
-        difference.
+        """Return the key of a tensor. name: the full name of a layer (kind A, B, ALPHA or MAGNITUDE) or of a parameter
+        (the kinds of DELTAS).
         """
         raise NotImplementedError
 
     def stated_alpha(self, pair: LowRank) -> Tensor | None:
-        """What the file says of a layer's alpha; None: nothing, as it goes by a rule, or stands elsewhere."""
+        """The alpha tensor to write for a layer; None to write none, if a rule implies it or it is stored elsewhere."""
         return None
 
     def file_name(self, component: str) -> str:
-        """The name of a component's file, where each has one."""
+        """The name of a component's file, for dialects with one file for each component."""
         known = {"video_dit": "high_noise", "video_dit_2": "low_noise"}
         return f"{known.get(component, PART_OF[component])}.safetensors"
 
-    # What follows is the same for most dialects.
+    # Most dialects do not override what follows.
 
     def read(self, file: StoredFile, alpha: float | None = None, skip_foreign: bool = False) -> Adapter:
-        """The adapter of a file. alpha: wins over what the file says. skip_foreign: leave out keys that have no place
-        in MOVA. MovaError for such keys otherwise, halves of pairs, values that are not finite, and a missing alpha.
+        """Read a file's adapter. alpha: replaces the file's. skip_foreign: leave out keys for which MOVA has no layer.
+        Raises MovaError for such keys otherwise, for A without B or B without A, for values that are not finite, and
+        for a missing alpha.
         """
         found: dict[str, dict[str, Tensor]] = {}
         deltas: dict[str, Tensor] = {}
@@ -136,7 +139,9 @@ class Dialect:
         return Adapter(layers, deltas, metadata, self.name, (*notes, *sorted(rules)))
 
     def write(self, adapter: Adapter) -> dict[str, Content]:
-        """Files by name: "" for the only one. The adapter holds nothing that the dialect does not."""
+        """Return the files to write, by name; "" if there is only one. The adapter must not hold anything that the
+        dialect does not support.
+        """
         contents: dict[str, Content] = {}
         for component in adapter.components if self.per_part else [""]:
             names = [name for name in adapter.names if not component or component_of(name) == component]
@@ -160,16 +165,16 @@ class Dialect:
         return tensors
 
     def magnitude(self, pair: LowRank) -> Tensor:
-        """DoRA's lengths in the shape that the dialect has: [out, 1], or [out]."""
+        """DoRA's magnitudes in the shape that the dialect uses: [out, 1] or [out]."""
         assert pair.magnitude is not None
         return pair.magnitude.reshape(-1, 1)
 
     def metadata(self, adapter: Adapter, component: str) -> dict[str, str]:
-        """A written file's metadata. component: that of a file for one; "": all."""
+        """Metadata of a file to write. component: the one that the file holds; "": all."""
         return dict(adapter.metadata) | ({PART: PART_OF[component]} if component else {})
 
     def holds_part(self, name: str, adapter: Adapter) -> str | None:
-        """Why the dialect cannot hold what an adapter has under a name; None where it can."""
+        """The reason why the dialect cannot hold what an adapter has for a layer or parameter; None if it can."""
         if component_of(name) not in self.components:
             return component_of(name)
         if name in adapter.deltas:
@@ -224,23 +229,23 @@ class Dialect:
 
 
 def by_suffix(*keys: Mapping[str, str]) -> Mapping[str, str]:
-    """Kind by suffix, of mappings from kinds to suffixes."""
+    """Invert mappings from kinds to suffixes: suffix -> kind."""
     return {suffix: kind for some in keys for kind, suffix in some.items()}
 
 
 def alpha_tensor(pair: LowRank) -> Tensor:
-    """alpha as a scalar in the dtype of A, as trainers save it, or in the first wider one that does not round it."""
+    """alpha as a scalar tensor in A's dtype, as trainers save it; in the next wider dtype if A's would round it."""
     made = (torch.tensor(pair.alpha, dtype=dtype) for dtype in (pair.a.dtype, torch.float32, torch.float64))
     return next(scalar for scalar in made if float(scalar) == pair.alpha)
 
 
 def alpha_is_rank(rank: int) -> tuple[float, str]:
-    """The rule of tools that know no alpha: B A is the update."""
+    """The rule of tools without alpha: the update is B A, so alpha is the rank."""
     return float(rank), "alpha is taken as each layer's rank, as this dialect has it where none is stated"
 
 
 class AlphaIsRank(Dialect):
-    """A dialect whose trainer has alpha = rank and writes none; its loader takes one where there is."""
+    """Dialects whose trainer writes no alpha, since it is the rank, but whose loader uses a stored one."""
 
     def unstated_alpha(self, file: StoredFile, name: str, rank: int) -> tuple[float, str] | None:
         return alpha_is_rank(rank)
@@ -250,7 +255,7 @@ class AlphaIsRank(Dialect):
 
 
 def merged(adapters: list[Adapter], source: Path) -> Adapter:
-    """Several files' adapters as one. MovaError where two change the same."""
+    """Merge the adapters of several files into one. Raises MovaError if two change the same layer or parameter."""
     layers: dict[str, LowRank] = {}
     deltas: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What a full fine-tune changed, as an adapter: `mova lora extract`. One tensor at a time is in memory."""
+"""Extracts the difference of two models as an adapter: `mova lora extract`. Holds one tensor at a time in memory."""
 
 # torch does not say of all its functions what they take.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -24,8 +24,8 @@ from mova_engine.files.tensors import read_stored, stored_tensors
 
 @dataclass(frozen=True)
 class Extracted:
-    """error: of all layers together, relative to the norm of what they changed; worst: the layer that is least well
-    met, and its error. left: norm of the changes of what is no layer, where they are left out.
+    """The result. error: of all layers together, relative to the norm of their change. worst: the layer with the
+    greatest relative error, and that error. left: norm of the changes of other parameters, if they are left out.
     """
 
     adapter: Adapter
@@ -43,10 +43,12 @@ def extract(
     deltas: bool = True,
     say: Callable[[str], object] = lambda _: None,
 ) -> Extracted:
-    """The adapter that turns the model `base` into `tuned`, as near as `rank` allows; both are model folders or runs.
+    """Return the adapter of rank at most `rank` that turns the model `base` into `tuned` most nearly. Both are model
+    folders or training runs.
 
-    deltas: keep changes of norms, biases and modulations as full differences. say: told which layer is worked on.
-    Raises MovaError for models that differ in more than weights, that are equal, or hold values that are not finite.
+    deltas: keep changes of norms, biases and modulations as full differences. say: called with the layer being worked
+    on. Raises MovaError for models that differ in more than their weights, that are equal, or that hold values that are
+    not finite.
     """
     if rank < 1:
         raise MovaError(f"rank must be at least 1, got {rank}")

@@ -36,13 +36,13 @@ BASE = "base"
 
 
 class AlphaMissing(MovaError):
-    """A file states no alpha, and none was given."""
+    """A file states no alpha, its dialect has no rule for it, and none was given."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The update of one layer: a [rank, in] and b [out, rank] in any floating dtype; a convolution's have its kernel's
-    axes in addition. magnitude: [out], of DoRA.
+    """The update of one layer. a: [rank, in], b: [out, rank], any floating dtype; for a convolution with the kernel's
+    axes at the end. magnitude: [out], of DoRA; None without.
     """
 
     a: Tensor
@@ -61,7 +61,7 @@ class LowRank:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Of the weight that it changes."""
+        """Shape of the weight that it changes."""
         return (self.b.shape[0], *self.a.shape[1:])
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class LowRank:
 
     @torch.no_grad()
     def applied(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """The changed weight, float32. strength: 0 leaves it, 1 is the whole change."""
+        """The changed weight, float32. strength: 0 leaves the weight unchanged, 1 applies the whole update."""
         wide = weight.float()
         if self.magnitude is None:
             return torch.add(wide, self.update().to(wide.device), alpha=strength)
@@ -84,11 +84,11 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A whole adapter.
+    """An adapter in neutral form.
 
-    layers: by full name, `video_dit.blocks.0.self_attn.q`. deltas: differences of parameters by full name,
-    `video_dit.blocks.0.modulation`. metadata: the file's, as text. notes: what was taken by a rule of the dialect
-    rather than stated, in words.
+    layers: low-rank updates by full name of the layer, `video_dit.blocks.0.self_attn.q`. deltas: full differences by
+    full name of the parameter, `video_dit.blocks.0.modulation`. metadata: of the file, as text. notes: values that were
+    taken by a rule of the dialect because the file does not state them.
     """
 
     layers: Mapping[str, LowRank]
@@ -99,18 +99,18 @@ class Adapter:
 
     @property
     def names(self) -> list[str]:
-        """Of all that it changes, in order."""
+        """Full names of all layers and parameters that it changes, in order."""
         return sorted([*self.layers, *self.deltas])
 
     @property
     def components(self) -> list[str]:
-        """The components that it changes, UNSAID among them where its file leaves one open."""
+        """The components that it changes; with UNSAID if its file does not state one."""
         return sorted({component_of(name) for name in self.names})
 
 
 def resolved(adapter: Adapter, part: str | None, source: object) -> Adapter:
-    """The adapter with what its file leaves open taken for `part`, one of PARTS. MovaError where that is needed and not
-    given, or given and of no use. source: names the file in errors.
+    """Replace the component UNSAID by those of `part`, one of PARTS. Raises MovaError if a part is needed and not
+    given, or given and not needed. source: names the file in errors.
     """
     if UNSAID not in adapter.components:
         if part is not None and not set(adapter.components) <= set(components_of_part(part)):
@@ -143,8 +143,8 @@ def resolved(adapter: Adapter, part: str | None, source: object) -> Adapter:
 
 
 def check_shapes(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], source: object) -> None:
-    """MovaError where the model lacks what an adapter changes, or has it in another size. shapes: of the model's
-    parameters by full name. source: names the file.
+    """Raise MovaError if the model lacks a layer or parameter that the adapter changes, or has it in another size.
+    shapes: of the model's parameters, by full name. source: names the file.
     """
     weights = {f"{name}.weight": pair for name, pair in adapter.layers.items()}
     unknown = [name.removesuffix(".weight") for name in (*weights, *adapter.deltas) if name not in shapes]
@@ -163,7 +163,7 @@ def check_shapes(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], source
 
 
 def check_pair(name: str, pair: LowRank, source: object) -> None:
-    """MovaError for tensors that are no pair, or hold what is not a number."""
+    """Raise MovaError for A and B whose shapes do not fit each other, or with values that are not finite."""
     sized = pair.a.ndim == pair.b.ndim and pair.a.ndim in (2, 3, 4, 5) and min((*pair.a.shape, *pair.b.shape)) > 0
     if not sized or pair.b.shape[1] != pair.rank or any(size != 1 for size in pair.b.shape[2:]):
         raise MovaError(
@@ -182,19 +182,19 @@ def check_pair(name: str, pair: LowRank, source: object) -> None:
 
 
 def check_finite(what: str, tensor: Tensor, source: object) -> None:
-    """MovaError for a tensor of another kind than float32, float16, bfloat16, float64, or with values that are not
-    finite.
+    """Raise MovaError for a tensor whose dtype is not float32, float16, bfloat16 or float64, or with values that are
+    not finite.
     """
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         kind = str(tensor.dtype).removeprefix("torch.")
         raise MovaError(f"{source}: {what} is {kind}; float32, float16, bfloat16 and float64 are read")
-    # What is not finite reaches the sum, which is ten times as fast; a sum may overflow by itself.
+    # A value that is not finite makes the sum so, and a sum is ten times as fast. A sum can also overflow by itself.
     if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
         raise MovaError(f"{source}: {what} holds values that are not finite: the training that made it diverged")
 
 
 def check_alpha(alpha: float, what: str) -> float:
-    """What scales an adapter: 0 would switch it off, a negative one turn it round."""
+    """Raise MovaError for an alpha that is not positive: 0 would disable an adapter, a negative one would invert it."""
     if not (math.isfinite(alpha) and alpha > 0):
         raise MovaError(f"{what} must be a positive number, got {alpha:g}")
     return alpha

@@ -1,4 +1,4 @@
-"""What an adapter holds, in words: `mova lora inspect`."""
+"""Describes an adapter as text: `mova lora inspect`."""
 
 # torch does not say of all its functions what they take.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,8 +17,8 @@ from mova_engine.errors import MovaError, counted
 
 
 def report(adapter: Adapter, source: object, layers: bool = False) -> str:
-    """A description: dialect, base, a line per component, what other dialects cannot hold. layers: a line for each
-    layer too.
+    """The description: dialect, base, a line for each component, what other dialects cannot hold. layers: also a line
+    for each layer.
     """
     dialect = get_dialect(adapter.dialect)
     lines = [f"{source}: {dialect.name} ({dialect.about})"]
@@ -71,7 +71,7 @@ def _component(adapter: Adapter, component: str, names: list[str], layers: bool)
 
 
 def _not_held(adapter: Adapter) -> list[str]:
-    """What each dialect cannot hold of an adapter, a line for each that cannot."""
+    """For each dialect that cannot hold all of an adapter, what it cannot hold, one line each."""
     if UNSAID in adapter.components:
         return []
     lines: list[str] = []

@@ -1,7 +1,7 @@
-"""Names of the model's layers and parameters: which there are, and how other tools spell them.
+"""Names of the model's layers and parameters, and their names in other tools.
 
-A full name is `component.layer`, as `video_dit.blocks.0.self_attn.q`. Most tools write a file per tower, whose keys do
-not say which: such a name begins with `UNSAID` until the user's word or the file's metadata says the part.
+A full name is `component.layer`, as `video_dit.blocks.0.self_attn.q`. Most tools write one file per tower, with keys
+that do not name the tower. Such names begin with `UNSAID` until the user or the file's metadata states the part.
 """
 
 import re
@@ -10,7 +10,7 @@ from mova_engine.config.adapter_spec import PARTS
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError, suggest
 
-# The component of a name that its file leaves open.
+# The component of a name whose file does not state one.
 UNSAID = "unsaid"
 PART_OF = {components[0]: part for part, components in PARTS.items() if len(components) == 1}
 _BRIDGE = "dual_tower_bridge"
@@ -28,7 +28,7 @@ _BRIDGE_MORE = re.compile(
     _DIRECTION + r"(inner\.norm_[qk]\.weight|y_norm\.(weight|bias)|per_frame_pooling\.(probe|layernorm\.(weight|bias)"
     r"|attention\.in_proj_(weight|bias)))|condition_scale"
 )
-# Why a key is none of ours, by what stands in its name.
+# What a key without a layer in MOVA is, by a part of its name.
 _FOREIGN = (
     (("k_img", "v_img", "img_emb", "add_k_proj", "add_v_proj", "image_embedder"), "image conditioning of Wan 2.1"),
     (("hada_", "lokr_", "oft_", "glora", "boft"), "LoHa, LoKr or OFT, which are no low-rank pairs"),
@@ -64,8 +64,8 @@ _DIFFUSERS_BLOCK = re.compile(r"blocks\.(\d+)\.(?:attn([12])\.to_(q|k|v|out\.0)|
 
 
 def full_name(layer: str, component: str = UNSAID) -> str | None:
-    """`component.layer` of a layer with a weight and a bias; None where MOVA has no such layer. A layer of the bridge
-    says so by itself.
+    """`component.layer` of a layer with a weight and a bias; None if MOVA has no such layer. A layer of the bridge is
+    recognised by its name alone.
     """
     if _BRIDGE_LAYER.fullmatch(layer) and component in (UNSAID, _BRIDGE):
         return f"{_BRIDGE}.{layer}"
@@ -73,7 +73,7 @@ def full_name(layer: str, component: str = UNSAID) -> str | None:
 
 
 def full_parameter(parameter: str, component: str = UNSAID) -> str | None:
-    """The same for any parameter, `blocks.0.modulation` or a layer's weight or bias."""
+    """As `full_name`, for any parameter: `blocks.0.modulation`, or a layer's weight or bias."""
     layer, _, last = parameter.rpartition(".")
     if last in ("weight", "bias") and (name := full_name(layer, component)) is not None:
         return f"{name}.{last}"
@@ -99,12 +99,12 @@ def split_component(name: str) -> tuple[str, str]:
 
 
 def why_foreign(key: str) -> str:
-    """What a key is that has no place in MOVA, as far as its name tells; "" where it does not."""
+    """What a key without a layer in MOVA probably is, by its name, as text; "" if that is not known."""
     return next((reason for words, reason in _FOREIGN if any(word in key for word in words)), "")
 
 
 def unflattened(name: str) -> str:
-    """`blocks_0_self_attn_q` -> `blocks.0.self_attn.q`: what `.replace(".", "_")` did to a layer's name undone."""
+    """`blocks_0_self_attn_q` -> `blocks.0.self_attn.q`: the inverse of `.replace(".", "_")` on a layer's name."""
     parts = [match[1] for match in _FLAT.finditer(name)]
     return ".".join(parts)
 
@@ -134,7 +134,7 @@ def from_diffusers(name: str) -> str | None:
 
 
 def components_of_part(part: str) -> tuple[str, ...]:
-    """The components that a user's word means. MovaError for an unknown one."""
+    """The components that a part (as users name it) means. Raises MovaError for an unknown part."""
     if part not in PARTS:
         raise MovaError(f"unknown part '{part}'.{suggest(part, PARTS)} Known: {', '.join(PARTS)}")
     return PARTS[part]

@@ -27,7 +27,7 @@ from mova_engine.files.tensors import write_new_file
 from mova_engine.models.layers import Linear
 
 ALPHA = "alpha"
-# What a training checkpoint calls the file.
+# The file's name in a training checkpoint.
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # A module's parameters before adapters were added to them, by name.
 _ORIGINALS = "unadapted"
@@ -92,7 +92,7 @@ def load_lora(model: nn.Module, path: str | Path, alpha: float | None = None, pa
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of the model's own parameters by name, without its adapters'."""
+    """Shapes of the model's parameters by name, without those of adapters."""
     return {name: tuple(x.shape) for name, x in model.named_parameters() if ".lora_" not in f".{name}"}
 
 
@@ -104,14 +104,14 @@ def apply_adapters(
     keep: bool = True,
     device: torch.device | None = None,
 ) -> None:
-    """Apply adapters, each with its strength, to a model that has none. What a layer takes from several is one
-    low-rank update of their ranks together.
+    """Apply adapters, each with its strength, to a model without any. Several updates of a layer become one whose rank
+    is the sum of theirs.
 
-    Low-rank updates of `Linear` layers are computed beside the weight. What those cannot carry, DoRA, other layers and
-    full differences, is added to the parameter itself, whose original is kept for `remove_lora`.
-    prefix: of names in the adapters, before those in `model`, such as a component's. keep=False: originals are not.
-    device: of low-rank updates; None: their layers'. MovaError, and nothing is applied, where a parameter would have to
-    change that is held in fp8 or has no data, since its layer is streamed.
+    Low-rank updates of `Linear` layers are computed beside the weight. Other changes (DoRA, layers of other types, full
+    differences) are added to the parameter, and the original is kept for `remove_lora`. prefix: what names in the
+    adapters have before those in `model`, such as a component. keep: False does not keep originals. device: of the
+    low-rank updates; None: that of their layer. Raises MovaError, and applies nothing, if a parameter would have to
+    change that is held in fp8 or belongs to a streamed layer.
     """
     own = {name for adapter, _ in stack for name in adapter.names if name.startswith(prefix)}
     linears = _linears(model)
@@ -144,8 +144,8 @@ def apply_adapters(
 
 
 def stacked(pairs: Sequence[tuple[LowRank, float]]) -> tuple[Tensor, Tensor, float]:
-    """(A, B, scale) of several updates with strengths: A and B side by side. Where all have one scale, they are as
-    stored; elsewhere B holds the scales, in float32.
+    """(A, B, scale) of several updates with strengths, concatenated along the rank. If all have one scale, A and B are
+    as stored; otherwise B is multiplied by the scales, in float32.
     """
     factors = [pair.scale * strength for pair, strength in pairs]
     if len(pairs) == 1:
@@ -215,7 +215,7 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def remove_lora(model: nn.Module) -> None:
-    """Take all adapters off; the model computes as before they were added."""
+    """Remove all adapters; the model computes as before they were added."""
     for layer in adapted_layers(model).values():
         layer.lora_A = layer.lora_B = None
     for module in model.modules():
@@ -225,12 +225,12 @@ def remove_lora(model: nn.Module) -> None:
 
 @contextmanager
 def merged_lora(model: nn.Module, dtype: torch.dtype | None = None) -> Generator[None]:
-    """Inside the block every adapted layer is a plain one with weight `W + (alpha / r) B A`, for export.
+    """Inside the with-block, adapted layers are plain layers with the weight `W + (alpha / r) B A`, for export.
 
-    The sum is taken in float32 and stored in `dtype` (None: the weight's own). For bfloat16 it is rounded to one of
-    its two neighbours at random, with the probabilities that make the mean the sum itself: rounding to the nearest
-    would lose every update below half a step of the weight, and so could lose an adapter whole. The draws depend on the
-    layer's name alone. At the end of the block the original weights and adapters are back, untouched.
+    The sum is computed in float32 and stored in `dtype` (None: the weight's own). For bfloat16 it is rounded to one of
+    its two neighbours at random, with the probabilities whose mean is the sum (stochastic rounding): rounding to the
+    nearest value would lose updates below half the spacing of the weight's values. The random numbers depend on the
+    layer's name only. After the block the original weights and adapters are restored.
     """
     layers = adapted_layers(model)
     held = [name for name, layer in layers.items() if layer.weight_scale is not None]

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from mova_engine.adapters.form import LowRank
 
-# Up to this many rows or columns the whole decomposition is taken; above, a randomised one (Halko et al., 2011).
+# Up to this many rows or columns the exact decomposition is used; above, a randomised one (Halko et al., 2011).
 _WHOLE = 512
-# Directions beside those asked for, and rounds of power iteration, of the randomised one.
+# Extra directions, and power iterations, of the randomised decomposition.
 _MORE, _ROUNDS = 16, 4
 
 
 @torch.no_grad()
 def approximated(difference: Tensor, rank: int, seed: int = 0) -> LowRank:
-    """The update of at most `rank` nearest to a difference [out, in], float32 (Eckart and Young, 1936): exact up to 512
-    rows or columns, by random projection, drawn from `seed`, above. alpha is the rank.
+    """The best update of at most `rank` for a difference [out, in], float32. Exact (Eckart and Young, 1936) for up to
+    512 rows or columns; above, by random projections drawn from `seed`. alpha is the rank.
     """
     flat = difference.flatten(1).float()
     rank = min(rank, *flat.shape)
@@ -36,8 +36,8 @@ def approximated(difference: Tensor, rank: int, seed: int = 0) -> LowRank:
 
 @torch.no_grad()
 def truncated(pair: LowRank, rank: int) -> tuple[LowRank, float]:
-    """(the update of at most `rank` nearest to that of a pair, the norm of what is lost), in float32. The product is
-    not made: the decomposition of its factors' triangles has its singular values.
+    """(the best update of at most `rank` for that of a pair, the norm of the rest), in float32. B A is not computed:
+    the singular values are those of the product of the factors' R matrices (QR).
     """
     if pair.rank <= rank:
         return pair, 0.0
@@ -53,8 +53,8 @@ def truncated(pair: LowRank, rank: int) -> tuple[LowRank, float]:
 
 @torch.no_grad()
 def together(pairs: Sequence[tuple[LowRank, float]]) -> LowRank:
-    """The sum of updates with strengths as one pair, their ranks side by side. Nothing is lost but what float32 cannot
-    hold of B; alpha is the rank.
+    """The weighted sum of updates as one pair, concatenated along the rank. Exact up to float32 rounding of B; alpha is
+    the rank.
     """
     a = torch.cat([pair.a.float() for pair, _ in pairs])
     b = torch.cat([pair.b.float() * (pair.scale * strength) for pair, strength in pairs], 1)
@@ -62,7 +62,9 @@ def together(pairs: Sequence[tuple[LowRank, float]]) -> LowRank:
 
 
 def _split(u: Tensor, s: Tensor, vh: Tensor) -> LowRank:
-    """Both halves get the root of the singular values, as trained adapters have halves of one size."""
+    """A and B from a singular value decomposition, each with the square roots of the singular values, so that both have
+    similar norms.
+    """
     root = s.sqrt()
     return LowRank((root[:, None] * vh).contiguous(), (u * root).contiguous(), float(len(s)))
 

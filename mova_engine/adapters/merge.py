@@ -1,8 +1,7 @@
-"""Adapters merged into the weights of a checkpoint folder, tensor by tensor.
+"""Merges adapters into the weights of a checkpoint folder, tensor by tensor.
 
-What comes out is a new model folder like any other: for whoever samples, exports or trains on without adapters. Every
-weight keeps its dtype; in bfloat16 and float16 the sum is rounded up or down at random, so that what adapters change is
-kept on average, however small (`rounding`). One tensor at a time is in memory.
+The result is a new model folder that needs no adapters. Each weight keeps its dtype; in bfloat16 and float16 the sum is
+rounded stochastically, so that even small updates are kept on average (`rounding`). One tensor at a time is in memory.
 """
 
 # torch does not say of all its functions what they take.
@@ -36,7 +35,7 @@ from mova_engine.ops import DTYPES, bind
 
 @dataclass
 class MergeReport:
-    """changed: parameters. update: the norm of all that was added. error: of what rounding added to that."""
+    """changed: number of parameters. update: norm of all that was added. error: norm of the rounding error of that."""
 
     changed: int = 0
     update: float = 0.0
@@ -63,10 +62,10 @@ def merge_folder(
 ) -> MergeReport:
     """Write to `out` the model of `checkpoint` with adapters merged in, one after the other.
 
-    checkpoint: a model folder or a training run. adapters: one, as a path or as `parse_adapter` has it, or several.
-    out: a new or empty folder. clip: the clips' size, where the folder states none. dtype: "float32" or "bfloat16" for
-    all weights; None: each as it is stored. say: told where an adapter was made for another model. Raises MovaError for
-    folders or files that do not fit; then nothing is written.
+    checkpoint: a model folder or a training run. adapters: one, as a path or a value of `parse_adapter`, or several.
+    out: a new or empty folder. clip: the clips' size, if the folder does not state it. dtype: "float32" or "bfloat16"
+    for all weights; None: each as it is stored. say: called with a message if an adapter was made for another model.
+    Raises MovaError for folders or files that do not fit; then nothing is written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise MovaError(f"unknown dtype '{dtype}'.{suggest(dtype, DTYPES)} Known: {', '.join(DTYPES)}")

@@ -1,4 +1,4 @@
-"""Reading adapters: from a file or folder of any dialect to the neutral form."""
+"""Reads adapters: from a file or folder of any dialect to the neutral form."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +21,13 @@ def read_adapter(
     skip_foreign: bool = False,
     say: Callable[[str], object] = lambda _: None,
 ) -> Adapter:
-    """The adapter that a file, a folder of one of the dialects, or a training run holds.
+    """Read the adapter of a file, a folder of one of the dialects, or a training run.
 
-    part: what it adapts, one of `config.adapter_spec.PARTS`, where the file does not say it. dialect: a name of
-    `dialects.DIALECTS`; None: found out. alpha: wins over the file's. skip_foreign: leave out keys that have no place
-    in MOVA. say: told which checkpoint of a run is taken.
-    Raises MovaError for files that are missing, damaged or hold code, keys that are no adapter's, alphas that are
-    neither stated nor given, values that are not finite, and a part that is neither stated nor given.
+    part: what it adapts, one of `config.adapter_spec.PARTS`, if the file does not state it. dialect: a name of
+    `dialects.DIALECTS`; None: detected. alpha: replaces the file's. skip_foreign: leave out keys for which MOVA has no
+    layer. say: called with the checkpoint of a run that is used. Raises MovaError for files that are missing, damaged
+    or contain code, keys that are no adapter's, values that are not finite, and an alpha or part that is neither stated
+    nor given.
     """
     return resolved(read_unresolved(path, dialect=dialect, alpha=alpha, skip_foreign=skip_foreign, say=say), part, path)
 
@@ -40,7 +40,7 @@ def read_unresolved(
     skip_foreign: bool = False,
     say: Callable[[str], object] = lambda _: None,
 ) -> Adapter:
-    """The same, with names under `UNSAID` where the file does not say what they adapt."""
+    """As `read_adapter`, but names whose component the file does not state keep the component `UNSAID`."""
     if alpha is not None:
         check_alpha(alpha, "alpha")
     chosen: Dialect | None = None if dialect is None else get_dialect(dialect)

@@ -1,7 +1,8 @@
-"""Storing a sum of weights and a small update in a narrow dtype without losing the update.
+"""Stores the sum of weights and a small update in a narrow dtype without losing the update on average.
 
-Rounding to the nearest would drop every update below half a step of the weight, and so could drop an adapter whole.
-Here a value goes to one of its two neighbours at random, with the probabilities that make the mean the value itself.
+Rounding to the nearest value would lose every update below half the spacing of the weight's values, and so could lose a
+whole adapter. Stochastic rounding chooses one of the two neighbours at random, with the probabilities whose mean is the
+value.
 """
 
 # torch does not say of all its functions what they take.

@@ -1,6 +1,4 @@
-"""Files of adapters as they lie on disk: safetensors, and pickles of which nothing but tensors and plain values is
-taken.
-"""
+"""Adapter files on disk: safetensors, and pickles from which only tensors and plain values are read."""
 
 # torch does not say of all its functions what they take; what a file holds is unknown until it is looked at.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -21,8 +19,8 @@ from mova_engine.files.tensors import PICKLES, read_tensors
 
 @dataclass(frozen=True)
 class StoredFile:
-    """What a file holds. tensors: by key. metadata: of safetensors. values: what else a pickle holds, by key. several:
-    whether it is one of a folder's files, each of which holds a part of the adapter.
+    """The content of a file. tensors: by key. metadata: of safetensors. values: other values of a pickle, by key.
+    several: whether it is one of several files of a folder, each with a part of the adapter.
     """
 
     path: Path

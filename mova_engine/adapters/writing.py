@@ -1,4 +1,4 @@
-"""Writing adapters: from the neutral form to a file or folder of a dialect, whole or not at all."""
+"""Writes adapters: from the neutral form to a file or folder of a dialect. They appear whole or not at all."""
 
 # torch does not say of all its functions what they take.
 # pyright: reportUnknownMemberType=false
@@ -62,7 +62,7 @@ def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> WrittenAda
 
 
 def held_by(adapter: Adapter, dialect: Dialect) -> tuple[Adapter, list[str]]:
-    """What of an adapter a dialect can hold, and in words what it cannot, or not as it is."""
+    """The part of an adapter that a dialect can hold, and notes on what it cannot hold, or only in a changed form."""
     reasons = {name: dialect.holds_part(name, adapter) for name in adapter.names}
     lost = Counter(reason for reason in reasons.values() if reason is not None)
     notes = [f"not held by {dialect.name}: {reason}, {counted(count, 'layer')}" for reason, count in lost.items()]
@@ -81,8 +81,8 @@ def held_by(adapter: Adapter, dialect: Dialect) -> tuple[Adapter, list[str]]:
 
 
 def one_scale(layers: dict[str, LowRank]) -> tuple[dict[str, LowRank], str]:
-    """The same updates with one rank and alpha, and what was changed for it in words: ranks are padded with zeros, and
-    alpha / rank goes into B, which stays in its dtype where that is exact and becomes float32 elsewhere.
+    """The same updates with one rank and alpha, and a note on what was changed for it. Ranks are padded with zeros; B
+    is multiplied by alpha / rank, and becomes float32 where its dtype would round that.
     """
     if len({(pair.rank, pair.alpha) for pair in layers.values()}) <= 1:
         return layers, ""
@@ -93,7 +93,7 @@ def one_scale(layers: dict[str, LowRank]) -> tuple[dict[str, LowRank], str]:
 
 
 def scaled(tensor: Tensor, factor: float) -> Tensor:
-    """factor * tensor, in the tensor's dtype where that is exact, else in float32."""
+    """factor * tensor, in the tensor's dtype if that is exact, else in float32."""
     product = tensor.double() * factor
     narrow = product.to(tensor.dtype)
     return narrow if torch.equal(narrow.double(), product) else product.float()

@@ -1,7 +1,7 @@
-"""A model folder's towers with layers that are streamed: what stays on the device as parts, and the stream of the rest.
+"""Opens a model folder whose layers are streamed: which weights stay on the device as parts, and which are streamed.
 
-Embeddings, heads and time projections (0.4 GB of an expert's 28.6 in bf16) come and go with their stages, as whole
-towers do without streaming; the layers' weights wait in the host's memory or in the folder's files.
+Embeddings, heads and time projections (0.4 GB of an expert's 28.6 in bf16) are loaded and evicted with their stages, as
+whole towers are without streaming. The weights of the layers stay in host memory or in the folder's files.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,9 @@ from mova_engine.models.mova import Mova
 def open_streamed(
     mova: Mova, folder: Path, device: torch.device, dtype: torch.dtype | None, where: Literal["host", "files"]
 ) -> list[Part]:
-    """Let the layers of `mova`, which is on the meta device, be streamed; returns the parts that stay beside them.
-
-    where: the layers' weights wait. dtype: of all weights; None: as stored. Headers alone are read now. Raises
-    MovaError where the folder does not fit the model.
+    """Prepare `mova`, which is on the meta device, for streamed layers; return the parts that are not streamed. where:
+    the place of the layers' weights, host memory or files. dtype: of all weights; None: as stored. Reads only the
+    headers of files. Raises MovaError if the folder does not fit the model.
     """
     names = [name for name in COMPONENTS if getattr(mova, name) is not None]
     for name in names:
@@ -59,8 +58,8 @@ def open_streamed(
 
 
 def without_modules(component: nn.Module, left_out: set[int]) -> nn.Module:
-    """A module with the component's own parameters and its submodules under the same names, but for the modules whose
-    `id` is in `left_out`.
+    """A module with the same parameters and submodules under the same names, except the submodules whose `id` is in
+    `left_out`.
     """
     found = nn.Module()
     found._parameters, found._buffers = component._parameters, component._buffers
