@@ -16,9 +16,10 @@ from torch import Tensor
 from mova_engine.adapters.dialect import Content, Dialect
 from mova_engine.adapters.dialects import get_dialect
 from mova_engine.adapters.form import Adapter, LowRank
+from mova_engine.adapters.reading import read_adapter
 from mova_engine.errors import MovaError, counted
 from mova_engine.files.atomic import write_atomic
-from mova_engine.files.folders import check_replaceable, replaced_folder
+from mova_engine.files.folders import check_replaceable, replaced_folder, write_error
 from mova_engine.files.tensors import write_new_file, write_tensors
 
 _JSON = ".json"
@@ -59,6 +60,21 @@ def write_adapter(adapter: Adapter, out: str | Path, dialect: str) -> WrittenAda
             else:
                 (fresh / name).write_bytes(_bytes(name, content))
     return written
+
+
+def export_adapter(source: str | Path, folder: Path, dialect: str) -> tuple[Path, WrittenAdapter]:
+    """Write adapters of any dialect into `folder`, as a file or folder with the dialect's name, and return where.
+
+    Raises MovaError as `read_adapter` and `write_adapter` do, also where something of that name is there already.
+    """
+    adapter, known = read_adapter(source), get_dialect(dialect)
+    contents = known.write(held_by(adapter, known)[0])
+    out = folder / (f"{dialect}{_suffix(contents[''])}" if "" in contents else dialect)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    return out, write_adapter(adapter, out, dialect)
 
 
 def held_by(adapter: Adapter, dialect: Dialect) -> tuple[Adapter, list[str]]:

@@ -62,13 +62,16 @@ class LoraSettings:
     """
     targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
     """The adapted layers, by the last parts of their names: all products of blocks and bridge by default."""
+    export: tuple[str, ...] = ()
+    """Dialects in which the finished adapters are written too, such as comfy and diffusers (docs/adapters.md)."""
 
     def __post_init__(self) -> None:
         check_least(self, "lora.", rank=0)
         usable = self.alpha is None or (self.alpha > 0 and math.isfinite(self.alpha))
         check(usable, f"lora.alpha must be a positive number, got {self.alpha}")
         check(len(self.targets) > 0, "lora.targets names no layer")
-        check(self.init is None or self.rank > 0, "lora.init needs lora.rank: give it, or a recipe such as lora")
+        for name, given in (("init", self.init is not None), ("export", bool(self.export))):
+            check(not given or self.rank > 0, f"lora.{name} needs lora.rank: give it, or a recipe such as lora")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mova_engine.adapters.dialects import get_dialect
 from mova_engine.adapters.lora import find_linears
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.train import TrainConfig
@@ -67,6 +68,8 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
     if config.lora.rank:
         check_output(config, base_folder(config))
         find_linears(model, config.lora.targets)
+        for dialect in config.lora.export:
+            get_dialect(dialect)
         initial_adapters(model, config.lora)
     if start is not None:
         for name in COMPONENTS:

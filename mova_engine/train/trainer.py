@@ -13,6 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
+from mova_engine.adapters.writing import export_adapter
+from mova_engine.checkpoints.locate import ADAPTERS
 from mova_engine.config.command import to_plain
 from mova_engine.config.train import TrainConfig
 from mova_engine.distributed.processes import Processes, rank0_first, read_launch
@@ -176,7 +178,23 @@ class Trainer:
             reporter.say(f"stopped by request after step {self.step} ({took}); {where}")
             return stop.exit_code
         reporter.say(f"done: {counted(self.step, 'step')} in {took}; {folder}")
+        if folder is not None and processes.is_first:
+            self._export(folder, reporter)
         return 0
+
+    def _export(self, saved: Path, reporter: Reporter) -> None:
+        """Write the finished adapters in the dialects asked for, beside the checkpoints. What fails is reported: the
+        adapters themselves are saved.
+        """
+        for dialect in self.config.lora.export:
+            try:
+                out, written = export_adapter(saved / ADAPTERS, self.folder / "export" / saved.name, dialect)
+            except MovaError as error:
+                reporter.say(f"warning: the adapters are not written as {dialect}: {error}")
+                continue
+            for note in written.notes:
+                reporter.say(note)
+            reporter.say(f"{counted(written.layers, 'layer')} written as {dialect}: {out}")
 
     @staticmethod
     def _asked_to_stop(stop: StopRequest, processes: Processes) -> bool:

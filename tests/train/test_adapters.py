@@ -55,11 +55,16 @@ def weights_of(folder):
 
 def test_only_adapters_are_trained_and_saved(adapted, ran, base):
     before = weights_of(base)
-    run = ran(adapted(optim={"ema": 0}))
+    run = ran(adapted(optim={"ema": 0}, lora={"export": ("comfy", "peft", "diffusers")}))
     folder = run.config.folder / "checkpoints" / "step-000004"
     assert run.status == 0 and "adapters of rank 4 for " in run.said
     assert sorted(path.name for path in folder.iterdir()) == [ADAPTERS, "training"]
     adapters = load_file(folder / ADAPTERS)
+    exported = run.config.folder / "export" / "step-000004"
+    assert {path.name for path in exported.iterdir()} >= {"peft"}
+    found = read_adapter(exported / "peft").layers
+    assert {f"{name}.lora_B.weight" for name in found} == {name for name in adapters if "lora_B" in name}
+    assert all(torch.equal(pair.b, adapters[f"{name}.lora_B.weight"]) for name, pair in found.items())
     masters = load_file(folder / "training" / "master.safetensors")
     assert adapters.keys() == masters.keys()
     # q, k, v, o of self-attention and text, two of the feed-forward in each block; q, k, v, o of each bridge layer.
