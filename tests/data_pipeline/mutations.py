@@ -30,6 +30,8 @@ class Mutant:
 
 # Blocks in which some containers store, and lose, their data.
 BLOCKS = {".ts": 188, ".m2ts": 192, ".mpg": 2048, ".vob": 2048}
+# Seconds of sound on a page of Ogg, which states the time of its end alone.
+PAGE = 1
 
 
 def _block(path: Path) -> int:
@@ -165,14 +167,20 @@ def _some(rng: Rng, packets: Packets, share: float = 0.1) -> list[int]:
 
 def dropped(rng: Rng, path: Path, out: Path) -> Mutant | None:
     """Packets are missing."""
+    untold = None
 
     def change(packets: Packets) -> Packets | None:
+        nonlocal untold
         gone = set(_some(rng, packets))
-        if path.suffix == ".mov" and packets[min(gone)].stream.codec.name.startswith("pcm"):
+        first = packets[min(gone)]
+        if path.suffix == ".ogv" and first.stream.type == "audio" and first.pts * first.time_base < PAGE:
+            untold = "without packets of its first page, sound in Ogg is as sound that begins later"
+        if path.suffix == ".mov" and first.stream.codec.name.startswith("pcm"):
             return None  # samples are counted there: a gap cannot be written
         return [packet for k, packet in enumerate(packets) if k not in gone]
 
-    return _remuxed(path, out, change, later=True)
+    made = _remuxed(path, out, change, later=True)
+    return made and replace(made, untold=untold)
 
 
 def spoilt(rng: Rng, path: Path, out: Path) -> Mutant | None:

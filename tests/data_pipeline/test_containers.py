@@ -236,11 +236,41 @@ def test_mutants_are_right_or_refused(files, tmp_path, kind, part):
         ("wmv, msmpeg4", "moved_both", 120_001_455),
         ("ogg, vp8", "moved", 310_005_159),
         ("ogg, vp8", "dropped", 140_000_090),
+        ("ogg, vp8", "zeroed", 10_000_830),  # a page that pictures of the clip refer to
     ],
 )
 def test_what_a_campaign_found_is_refused(files, tmp_path, kind, mutation, seed):
     finding = try_one(kind, mutation, files(kind), tmp_path / f"m.{KINDS[kind].suffix}", seed)
     assert finding.outcome == "refused", finding
+
+
+@pytest.mark.parametrize("start", [0, 1.3])
+@pytest.mark.parametrize(("tags", "by"), [(1, 15), (8, 15), (2, -10)])
+def test_first_pictures_of_flv_off_the_grid_of_the_others_are_refused(files, tmp_path, tags, by, start):
+    """Half a picture's time is no gap, and all of the clip would be that much too early or late."""
+    data, place, own = bytearray(files("flv, flv1").read_bytes()), 13, []
+    while place < len(data):
+        own += [place] if data[place] == 9 else []
+        place += int.from_bytes(data[place + 1 : place + 4]) + 15
+    for place in own[:tags]:
+        data[place + 4 : place + 7] = (int.from_bytes(data[place + 4 : place + 7]) + by).to_bytes(3)
+    path = tmp_path / "moved.flv"
+    path.write_bytes(data)
+    with pytest.raises(MovaError, match=r"damaged video: the time of its first picture is .\d+ ms from"):
+        read_clip(path, CLIP, start=start)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mutation", "seed", "why"),
+    [
+        ("webm, vp9", "spoilt", 24, "neither libvpx-vp9 nor .webm has checksums"),
+        ("ogg, vp8", "dropped", 10_000_986, "sound in Ogg is as sound that begins later"),
+    ],
+)
+def test_harm_that_no_reader_can_detect(files, tmp_path, kind, mutation, seed, why):
+    """As docs/data.md lists it: the decoders report no error, and no packet or frame is marked."""
+    finding = try_one(kind, mutation, files(kind), tmp_path / f"m.{KINDS[kind].suffix}", seed)
+    assert finding.outcome == "undetectable" and finding.said.endswith(why), finding
 
 
 def test_sound_decoded_with_what_is_lost_is_silent(files, tmp_path):

@@ -68,6 +68,15 @@ def test_the_clock_starts_at_the_first_sample(sounds, name):
     assert abs(click_time(later.audio, HEARD[1] - 0.15) - (HEARD[1] - 0.15)) < 1e-3
 
 
+def test_sound_whose_first_page_is_lost_is_refused(sounds, tmp_path):
+    """Ogg numbers its pages: without them the clip would begin with the second."""
+    data, path = (sounds / "a.opus").read_bytes(), tmp_path / "lost.opus"
+    places = [k for k in range(len(data)) if data.startswith(b"OggS\0", k)]
+    path.write_bytes(data[: places[2]] + data[places[3] :])
+    with pytest.raises(MovaError, match=r"lost.opus: damaged audio: its first page is missing"):
+        read_clip(path, CLIP, pictures=False)
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("a.wav", r"a.wav: has no video \(sound alone serves"), ("a.mp3", "a.mp3: has no video, only a cover picture")],

@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 from mova_engine.data.media import avi, gif, mxf
 from mova_engine.data.media.matroska import Clusters
 from mova_engine.data.media.numbered import ffv1_is_whole, flac_sample
+from mova_engine.data.media.ogg import Pages
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
 
@@ -214,6 +215,7 @@ class Reader(Generic[MediaFrame]):
         # Whether FFV1 has checksums.
         self._summed = self._decoder.name == "ffv1" and _has_checksums(path, stream.index)
         self._clusters = Clusters(path) if container.format.name == "matroska,webm" else None
+        self._pages = Pages(path) if container.format.name == "ogg" else None
         self._packets = self._demuxed()
         self._fed: list[Packet] = []
         self._clear()
@@ -230,7 +232,15 @@ class Reader(Generic[MediaFrame]):
         self._waits = self._moving and self._cut
 
     def first(self) -> tuple[Fraction, MediaFrame] | None:
-        """Return the stream's first frame, and set `second`. `frames` yields the first frame again."""
+        """Return the stream's first frame, and set `second`. `frames` yields the first frame again.
+
+        All times of a clip are relative to it: raises MovaError if a page of Ogg is missing before it.
+        """
+        if self._pages is not None and self._pages.lacks_beginning(self.stream.index):
+            raise MovaError(
+                f"{self.path}: damaged {self.stream.type}: its first page is missing "
+                "(of a recorded live stream, a copy by ffmpeg -c copy can be read)"
+            )
         found: list[tuple[Fraction, MediaFrame]] = []
         for packet in self._packets:
             self._fed.append(packet)
@@ -364,9 +374,13 @@ class Reader(Generic[MediaFrame]):
             return []
 
     def _is_known_to_be_spoilt(self, packet: Packet) -> bool:
-        """Whether a checksum that the media library ignores is wrong: FFV1's, or that of a Matroska cluster."""
+        """Whether something that the media library ignores tells so: a checksum of FFV1 or of a Matroska cluster, or
+        the number of a page of Ogg.
+        """
         if not packet.size:
             return False
+        if self._pages is not None and packet.pos is not None:
+            return self._pages.is_beside_a_loss(self.stream.index, packet.pos)
         if self._clusters is not None and packet.pos is not None and self._clusters.is_spoilt(packet.pos):
             return True
         return self._summed and not ffv1_is_whole(packet)

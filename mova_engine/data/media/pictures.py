@@ -89,6 +89,7 @@ def read_pictures(
     end = wanted[-1]
     if not search:
         timeline.see_until(origin + OPENING)
+        _refuse_off_grid(timeline, origin + OPENING, path)
     _refuse_crowded(timeline, origin, end if search else max(end, origin + OPENING), path)
     if container.format.name == "mpeg":
         # Pictures are counted from one stamp to the next: where some are missing the next one tells.
@@ -129,6 +130,14 @@ def _check_opening(path: str | Path) -> None:
             step = f"{float(hole[1] - hole[0]):.3f} s at {float(hole[0] - first[0]):.3f} s"
             raise MovaError(f"{path}: damaged video: the times of its first pictures step by {step}")
         _refuse_crowded(timeline, first[0], end, path)
+        _refuse_off_grid(timeline, end, path)
+
+
+def _refuse_off_grid(timeline: Timeline, end: Fraction, path: str | Path) -> None:
+    late = timeline.off_grid(end)
+    if late is not None:
+        step = f"{float(1000 * late):+.0f} ms from the grid of its rate"
+        raise MovaError(f"{path}: damaged video: the time of its first picture is {step}")
 
 
 def _refuse_crowded(timeline: Timeline, origin: Fraction, end: Fraction, path: str | Path) -> None:

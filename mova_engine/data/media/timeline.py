@@ -18,6 +18,8 @@ from mova_engine.errors import MovaError
 ENOUGH = 60
 # Error of the distance of two stamps in seconds: containers round to milliseconds.
 ROUNDING = Fraction(2, 1000)
+# Number of pictures without which nothing is a grid.
+LEAST_GRID = 12
 # No picture stays on display for so many seconds (a day).
 LONGEST = Fraction(86_400)
 
@@ -131,6 +133,26 @@ class Timeline:
         """The first time up to `end` at which a file of constant rate has two pictures at almost the same time."""
         least = self._typical() / 4 if self._is_constant() else 0
         return next((a for a, b in pairwise(self._times) if b - a < least and a < end), None)
+
+    def off_grid(self, end: Fraction) -> Fraction | None:
+        """By how many seconds the first picture is late on the grid of the declared rate on which the later ones up to
+        `end` stand; None if it stands on it, or if there is no such grid.
+        """
+        rate, typical = self._stream.average_rate, self._typical()
+        times = [time for time in self._times if time < end]
+        if not rate or not typical or len(times) < LEAST_GRID or abs(rate * typical - 1) >= Fraction(1, 20):
+            return None
+
+        def from_grid(time: Fraction, start: Fraction) -> Fraction:
+            return (time - start) - round((time - start) * rate) / rate
+
+        for share in (Fraction(1, 2), Fraction(3, 4)):
+            grid, *others = times[int(len(times) * share) :]
+            on_it = sum(abs(from_grid(time, grid)) <= ROUNDING for time in others)
+            late = from_grid(times[0], grid)
+            if on_it >= len(others) * Fraction(9, 10) and abs(late) > 1 / rate / 10 + ROUNDING:
+                return late
+        return None
 
     def _is_constant(self) -> bool:
         """Whether the frame rate is constant, see `hole`."""
