@@ -1,7 +1,7 @@
-"""Where the weights of a model's layers wait until they are wanted: in one block of the host's memory, or in files.
+"""Sources of the weights of streamed layers: one block of host memory, or a model folder's files.
 
-A unit is all that one layer of the forward needs: a block of one video expert, the bridge's two conditioners, a block
-of the audio tower. Its tensors have fixed places in a buffer of bytes, one after another, so that a unit is one copy.
+A *unit* is the weights that one layer of the forward needs: a block of one video expert, both directions of a bridge
+layer, a block of the audio tower. Its tensors have fixed offsets in one byte buffer, so that a unit is copied at once.
 """
 
 import json
@@ -18,14 +18,16 @@ from mova_engine.backend import describe_backend
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import WEIGHT_DTYPES, stored_tensors
 
-# Each tensor begins at a multiple of this, as products on every device want it.
+# Alignment of tensors in bytes, for matrix products on every device.
 ALIGNMENT = 256
-# Bytes read at once: a stop or an error is not waited for through a gigabyte.
+# Bytes per read, small enough that a stop or an error is noticed soon.
 _PIECE = 64 << 20
 
 
 class Place(NamedTuple):
-    """A tensor of a unit: the dict of its module that holds it, its name there, and its bytes in the unit's buffer."""
+    """A tensor of a unit: the dict of its module that holds it, its name there, and its byte range in the unit's
+    buffer.
+    """
 
     holder: dict[str, Tensor | None]
     key: str
@@ -45,7 +47,7 @@ class Place(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """One module's bytes in a unit's buffer; both experts' units have the same bridge and audio modules."""
+    """The bytes of one module in a unit's buffer. The units of both experts share bridge and audio modules."""
 
     module: nn.Module
     begin: int
@@ -55,7 +57,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Unit:
-    """A layer's weights, in chunks that follow one another in a buffer."""
+    """A layer's weights: chunks at consecutive offsets of a buffer."""
 
     chunks: tuple[Chunk, ...]
 
@@ -66,13 +68,13 @@ class Unit:
 
     @property
     def bytes(self) -> int:
-        """Of the buffer."""
+        """Size of the buffer."""
         return self.chunks[-1].end if self.chunks else 0
 
     @classmethod
     def of(cls, modules: Mapping[str, nn.Module]) -> "Unit":
-        """The unit of a layer's modules, by their names in the model: their frozen parameters and their buffers. What
-        is trained, adapters for instance, is no part of it, and neither are adapters that are not.
+        """The unit of a layer's modules, by their names in the model: frozen parameters and buffers. Trained parameters
+        and all adapters are left out.
         """
         chunks: list[Chunk] = []
         end = 0
@@ -94,7 +96,7 @@ class Unit:
 
 
 class WeightSource(Protocol):
-    """Gives the weights of units, by their numbers. Called from one thread at a time, not always the same one."""
+    """Fills buffers with units, by number. It is called from one thread at a time, but not always the same."""
 
     def read(self, unit: int, buffer: Tensor) -> None:
         """Fill `buffer` (uint8, of the unit's size) with its weights. buffer on a device: the copy may still run on the
@@ -103,16 +105,16 @@ class WeightSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the source holds. Nothing may be on its way to a device."""
+        """Release the source's memory and files. No copy to a device may be pending."""
         ...
 
 
 class HostArena:
-    """All units in one block of the host's memory, of exactly their size, from which copies run beside what the device
-    computes. A module that several units have is there once.
+    """All units in one block of host memory of exactly their size (`Backend.host_memory`), so that copies overlap with
+    computation. A module that several units share is stored once.
 
-    stored: the files from which it is filled, when the first unit is wanted. None: the weights are taken out of the
-    modules now, one by one, so that the host never holds all of them twice.
+    stored: files from which it is filled when the first unit is read. None: the weights are moved out of the modules
+    now, one by one, so that the host never holds all of them twice.
     """
 
     def __init__(self, units: Sequence[Unit], device: torch.device, stored: "StoredWeights | None" = None) -> None:
@@ -158,7 +160,7 @@ class HostArena:
 
 
 def without_data(tensor: Tensor) -> Tensor:
-    """What stands for a weight that is not there: whoever computes with it gets an error, not other weights."""
+    """A tensor that stands for a weight that is not loaded: computing with it raises an error."""
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
@@ -170,11 +172,11 @@ class _Range(NamedTuple):
 
 
 class StoredWeights:
-    """Units read from the safetensors files of a model folder whenever they are wanted.
+    """Units that are read from the safetensors files of a model folder each time.
 
-    Bytes go from the file to the buffer with no copy between, where the buffer is on the host and the dtype is the
-    stored one. On another device, and to convert, they go through one buffer of the largest unit's size. MovaError
-    where files do not hold what a unit needs, and where one changes while it is used.
+    Bytes are read directly into a buffer on the host if the dtype is the stored one. For a buffer on a device, and for
+    dtype conversion, they pass through one host buffer of the largest unit's size. Raises MovaError if the files lack a
+    weight, and if one changes while it is in use.
     """
 
     def __init__(self, units: Sequence[Unit], folder: Path, device: torch.device) -> None:
@@ -200,7 +202,7 @@ class StoredWeights:
                 self.fill(chunk, buffer[chunk.begin : chunk.end])
             return
         if self._copied is not None:
-            # The bytes of the unit before this one have left the buffer.
+            # The copy of the preceding unit out of the buffer is complete.
             self._copied.synchronize()
         staged = self._staged[: buffer.numel()]
         for chunk in self._units[unit].chunks:
@@ -254,7 +256,7 @@ def _state(descriptor: int) -> tuple[int, int]:
 
 
 def _ranges(folder: Path, names: Iterable[str]) -> dict[str, _Range]:
-    """Of tensors, by component and name, those that `folder` holds: file, first byte, dtype."""
+    """The byte ranges of tensors that `folder` holds, by component and name: file, first byte, dtype."""
     wanted = set(names)
     found: dict[str, _Range] = {}
     for component in sorted({name.partition(".")[0] for name in wanted}):

@@ -1,1 +1,1 @@
-"""The command `mova plan`: predictions of `predict`, and what to do about them."""
+"""The command `mova plan`: prints the predictions of `predict`, a recommendation, and the command that runs it."""

@@ -1,7 +1,7 @@
-"""The command that runs a plan: words of the trainer's or the sampler's own command line.
+"""The command line of the trainer or sampler that runs a plan.
 
-Words in capitals stand for what only the user knows: FOLDER a model folder, CLIPS a folder of clips, TEXT a prompt,
-PROMPTS a file or folder of them, HOST the first machine.
+Words in capitals are placeholders that the user must replace: FOLDER a model folder, CLIPS a folder of clips, TEXT a
+prompt, PROMPTS a file or folder of them, HOST the first machine.
 """
 
 import shlex
@@ -19,7 +19,7 @@ _FPS = 24
 
 
 def unavailable(run: PlannedRun) -> str | None:
-    """Why no command line runs this, in words; None where one does."""
+    """The reason why no command line runs this plan, as text; None if one does."""
     if run.implementation.name != "ours":
         return f"implementation '{run.implementation.name}' is predicted only"
     for name, reason in run.policy.unavailable(run.job.task, sharded(run.layout) > 1).items():
@@ -33,7 +33,9 @@ def memory_words(policy: MemoryConfig, base: MemoryConfig) -> list[str]:
 
 
 def command(plan: Plan, recipe: str | None = None) -> list[str] | None:
-    """The words of the command that runs a plan; None where none does. recipe: the training recipe it was made for."""
+    """The words of the command that runs a plan; None if none does. recipe: the training recipe that the plan was made
+    for.
+    """
     run = plan.run
     if unavailable(run):
         return None
@@ -44,7 +46,7 @@ def command(plan: Plan, recipe: str | None = None) -> list[str] | None:
 
 
 def lines(found: list[str]) -> list[str]:
-    """A command as a shell takes it, over several lines where it is long. An option stays beside its value."""
+    """A command for a shell, wrapped over several lines. An option and its value stay on one line."""
     pieces: list[str] = []
     for word in map(shlex.quote, found):
         if pieces and not word.startswith("-") and pieces[-1].startswith("-") and " " not in pieces[-1]:
@@ -61,7 +63,7 @@ def lines(found: list[str]) -> list[str]:
 
 
 def _launcher(run: PlannedRun, hardware: Hardware, module: str) -> list[str]:
-    """torchrun, on as few machines as there need be, where several processes run; the same words on each machine."""
+    """torchrun's words for several processes, on as few machines as possible; the same on each machine."""
     devices, each = run.layout.world, hardware.link.devices
     if devices == 1:
         return ["mova", {"train": "train", "inference": "sample"}[module]]
@@ -71,7 +73,7 @@ def _launcher(run: PlannedRun, hardware: Hardware, module: str) -> list[str]:
 
 
 def _recipe(job: Job) -> str:
-    """The recipe that comes nearest to a job."""
+    """The recipe that is most similar to a job."""
     released = job.model.video_codec == "wan"
     if job.task == "lora":
         return "lora" if released else "lora-nano"
@@ -109,7 +111,7 @@ def _training(run: PlannedRun, recipe: str | None) -> list[str]:
 
 
 def _weights(job: Job) -> list[str]:
-    """Where weights, sizes and codecs come from."""
+    """The options for weights, sizes and codecs."""
     name = job.model.name
     whole = "dual_tower_bridge" in job.components
     if job.task == "lora" or (whole and job.model.video_codec == "wan"):
@@ -120,7 +122,7 @@ def _weights(job: Job) -> list[str]:
 
 
 def _clip(model: MovaConfig) -> list[str]:
-    """A clip's size in full: neither a recipe's nor a folder's own is left to count."""
+    """All options of a clip's size, so that the recipe's or folder's own size has no effect."""
     clip = model.clip
     sizes = {"frames": clip.frames, "height": clip.height, "width": clip.width}
     sizes |= {"fps": f"{clip.fps:g}"} if clip.fps != _FPS else {}
@@ -140,12 +142,12 @@ def _sampling(run: PlannedRun) -> list[str]:
 
 
 def _copied(run: PlannedRun) -> bool:
-    """Whether there are several copies of weights that are shared."""
+    """Whether there are several copies of divided weights."""
     return run.layout.dp_replicate > 1 and sharded(run.layout) > 1
 
 
 def _shared(run: PlannedRun) -> list[str]:
-    """How clips are shared: said in training, whose recipe may say otherwise, and where they are."""
+    """Options that say how processes share clips; always given for training, where the recipe may have other values."""
     layout = run.layout
     if layout.context_parallel == 1 and not run.job.training:
         return []

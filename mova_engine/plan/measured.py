@@ -1,4 +1,4 @@
-"""The cost model against published and measured steps: rows it was fitted on apart from rows it never saw."""
+"""Compares the cost model with published and measured steps; rows that it was fitted to are listed separately."""
 
 import math
 from collections.abc import Sequence

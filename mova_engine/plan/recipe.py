@@ -1,4 +1,4 @@
-"""Training recipes: as jobs to plan for, and whether they run as they stand."""
+"""Converts training recipes to jobs, and checks whether they run without changes."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def layout_as_set(config: TrainConfig, heads: int, devices: int) -> Layout:
 
 
 def recipe_as_it_stands(recipe: str, devices: int, hardware: Hardware) -> str:
-    """In a line: whether `recipe` runs on these devices without another option, and the smallest change where not."""
+    """One line: whether `recipe` runs on these devices without further options, and if not, the smallest change."""
     config, job, head = load_config(recipe), job_of(recipe), f"{recipe} as it stands"
     try:
         layout = layout_as_set(config, job.model.video.num_heads, devices)
@@ -50,8 +50,8 @@ def recipe_as_it_stands(recipe: str, devices: int, hardware: Hardware) -> str:
 
 
 def _change(config: TrainConfig, job: Job, devices: int, hardware: Hardware, base: MemoryConfig) -> str | None:
-    """The fewest options that make a recipe fit: its micro-batches made single clips, its weights shared among the
-    same devices, another policy. None where these do not.
+    """The fewest options that make a recipe fit: micro-batches of one clip, weights divided among the same devices, or
+    another policy. None if these do not suffice.
     """
     candidates = []
     for batch in {job.batch, 1}:

@@ -1,4 +1,4 @@
-"""Plans as text: tables on a terminal, plain lines elsewhere; and as plain values for JSON."""
+"""Formats plans: tables on a terminal, plain lines elsewhere, plain values for JSON."""
 
 import io
 import sys
@@ -45,7 +45,7 @@ def words(changed: dict[str, str]) -> str:
 
 
 def policy_words(policy: MemoryConfig, job: Job) -> str:
-    """A whole policy in words: what a reader needs to set."""
+    """A whole policy as text."""
     changed = policy.changes(PLAIN[job.task])
     parts = [_WORDS["checkpointing", policy.checkpointing]] if job.training else []
     precision = f"{job.precision} activations"
@@ -58,7 +58,7 @@ def policy_words(policy: MemoryConfig, job: Job) -> str:
 
 
 def headline(job: Job, hardware: Hardware, devices: int, implementation: str) -> list[str]:
-    """What is planned, and on what."""
+    """The first lines: job, device, operators."""
     clip, task = job.model.clip, _TASKS.get(job.task, f"LoRA r{job.lora_rank}")
     if job.task == "inference":
         task += f" of {job.evaluations} evaluations"
@@ -130,7 +130,7 @@ def summary(plan: Plan) -> list[str]:
 
 
 def how_to_run(plan: Plan, recipe: str | None = None) -> list[str]:
-    """The command that runs a plan, or why there is none, in lines."""
+    """Lines with the command that runs a plan, or the reason why there is none."""
     found = command(plan, recipe)
     if found is None:
         return [f"  cannot be run: {unavailable(plan.run)}"]
@@ -138,7 +138,7 @@ def how_to_run(plan: Plan, recipe: str | None = None) -> list[str]:
 
 
 def others(plans: Iterable[Plan]) -> Table:
-    """Other meshes, the best policy of each."""
+    """A table of other meshes, each with its best policy."""
     table = _table("other meshes (predicted)", "s a step", "clips", "GB", "MFU")
     table.add_column("policy")
     for plan in plans:
@@ -154,7 +154,7 @@ def others(plans: Iterable[Plan]) -> Table:
 
 
 def facts(plan: Plan, recipe: str | None = None) -> dict[str, Any]:
-    """A plan as plain values, SI units; command: its words, None where nothing runs it."""
+    """A plan as plain values, in SI units. command: its words; None if no command runs it."""
     prediction = plan.prediction
     return {
         "label": LABEL,
@@ -206,10 +206,10 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def gb(value: float) -> str:
-    """Bytes in GB."""
+    """Bytes as text in GB."""
     return f"{value / 1e9:.1f}" if value >= 5e7 else f"{value / 1e9:.2g}"
 
 
 def seconds(value: float) -> str:
-    """Seconds, more digits where there are few."""
+    """Seconds as text, with more digits for small values."""
     return f"{value:.2f}" if value >= 0.05 else f"{value:.2g}"

@@ -1,4 +1,5 @@
-"""The cost model: memory, seconds and traffic of a run on a machine, and the search for one that fits.
+"""The cost model: predicts memory, seconds and traffic of a run on a machine, and searches for a configuration that
+fits.
 
-Everything here is arithmetic on sizes and imports no torch. What comes out is a prediction, and is called one.
+All of it is arithmetic on sizes and imports no torch. Every result is a prediction, not a measurement.
 """

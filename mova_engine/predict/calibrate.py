@@ -18,14 +18,14 @@ from mova_engine.predict.step_time import predict
 # Factor -> standard deviation of its logarithm before anything was measured. Kernels are known within some 15-20%; what
 # a collective library reaches of its links is hardly known at all.
 PRIOR = {"gemm": 0.2, "attention": 0.15, "bandwidth": 0.2, "link": 0.7}
-# Standard deviation of a row about the model: what 37.0 s may hide, and what the model leaves out.
+# Standard deviation of log(measured / predicted): rounding of published figures, and costs that the model omits.
 _NOISE = 0.03
 _ITERATIONS, _STEP = 8, 1e-4
 
 
 @dataclass(frozen=True)
 class Fit:
-    """factors: on each achieved rate. hardware: the device with them applied."""
+    """factors: on each achieved rate. hardware: the device with the factors applied."""
 
     factors: dict[str, float]
     hardware: Hardware
@@ -33,19 +33,19 @@ class Fit:
 
 @cache
 def calibrated(name: str) -> Hardware:
-    """A device by name, with fitted rates where published rows are there to fit."""
+    """A device by name, with fitted rates if there are published rows of it."""
     hardware = get_hardware(name)
     return fit(hardware, [row for row in ROWS if row.fitted]).hardware if name == CALIBRATED else hardware
 
 
 def predicted_seconds(row: PublishedRow, hardware: Hardware) -> float:
-    """What the model says about a row's step."""
+    """The predicted seconds of a row's step."""
     prediction = predict(row.run, hardware)
     return prediction.seconds - (0 if row.optimizer else prediction.parts["optimizer"])
 
 
 def fit(hardware: Hardware, rows: Sequence[PublishedRow]) -> Fit:
-    """The most probable factors given the rows; without rows, the prior's: all 1."""
+    """The most probable factors given the rows; all 1 without rows."""
     names = list(PRIOR)
     x = [0.0] * len(names)
     for _ in range(_ITERATIONS if rows else 0):

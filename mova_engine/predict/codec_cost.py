@@ -18,7 +18,7 @@ _WAN_ALIVE = 10
 
 @dataclass(frozen=True)
 class EncodeCost:
-    """Of one clip. video_flops: one encode of all frames. *_weights: parameters and buffers."""
+    """Costs of one clip. video_flops: one encode of all frames. *_weights: number of parameters and buffers."""
 
     video_flops: float
     audio_flops: float
@@ -30,7 +30,7 @@ class EncodeCost:
 
 
 def encode_cost(model: MovaConfig) -> EncodeCost:
-    """Zero for the embedded codecs, whose transforms cost next to nothing."""
+    """The cost of a model's codecs and text encoder; zero for the embedded ones, whose transforms are negligible."""
     if model.video_codec != "wan":
         return EncodeCost(0, 0, 0, 0, 0, 0, 0)
     clip = model.clip

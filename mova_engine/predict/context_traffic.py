@@ -1,8 +1,8 @@
-"""What a rank sends in a training step on one clip: formulas, exact to the byte for any lengths.
+"""Formulas for the bytes that a rank sends in a training step on one clip, exact to the byte for any lengths.
 
-Convention: an all-to-all sends (p - 1) / p of a tensor, an all-reduce 2 (p - 1) / p; only what a shared clip costs is
-counted, neither the sum of gradients nor gathered weights. `distributed.counted_traffic` counts the same on the process
-groups.
+Convention: an all-to-all sends (p - 1) / p of a tensor, an all-reduce 2 (p - 1) / p. Only the traffic of context
+parallelism is counted, not the sums of gradients or the gathered weights. `distributed.counted_traffic` counts the same
+on the process groups.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class ContextTraffic:
-    """Bytes that one rank sends, by when: in the forward, in what checkpointing repeats of it, in the backward."""
+    """Bytes that one rank sends: in the forward, in the part of it that checkpointing recomputes, in the backward."""
 
     forward: int
     repeated: int
@@ -64,22 +64,22 @@ class _Sharded:
 
     @property
     def exchange(self) -> int:
-        """q, k and v, tokens for heads."""
+        """All-to-all of q, k and v: from tokens to heads."""
         return self._to_heads(self.queries) + 2 * self._to_heads(self.keys)
 
     @property
     def result(self) -> int:
-        """The output, heads for tokens."""
+        """All-to-all of the output: from heads to tokens."""
         return self._to_tokens(self.queries)
 
     @property
     def keys_round(self) -> int:
-        """k and v round the ring."""
+        """k and v once round the ring."""
         return self._shifts(range(self.ring - 1), self.bytes)
 
     @property
     def backward(self) -> int:
-        """The output's gradient, those of q, k and v, and in a ring k and v once more with their gradients."""
+        """The output's gradient and those of q, k and v; in a ring also k and v again, with their gradients."""
         gradients = self._shifts(range(1, self.ring), self.wide if self.ring > 2 else self.bytes)
         exchanged = self._to_heads(self.queries) + self._to_tokens(self.queries) + 2 * self._to_tokens(self.keys)
         return exchanged + self.keys_round + gradients
@@ -114,7 +114,9 @@ def training_traffic(
 
 
 def _video_to_audio(config: MovaConfig, size: int, checkpointing: str, batch: int) -> ContextTraffic:
-    """The bridge's merge over ranks: a maximum of log-sum-exps, a sum of weighted outputs and weights, a gradient."""
+    """The bridge's merge over ranks: all-reduces of the maximum log-sum-exp, of the weighted outputs and weights, and
+    of a gradient.
+    """
     head_dim, layers = config.bridge.head_dim, len(config.bridge.layers)
     rows = batch * config.clip.audio_tokens * (config.audio.dim // head_dim)
 
@@ -126,7 +128,7 @@ def _video_to_audio(config: MovaConfig, size: int, checkpointing: str, batch: in
 
 
 def reference_shape(config: MovaConfig, context_parallel: int) -> MeshShape:
-    """How the reference arranges ranks: it exchanges the audio tower's heads too, which bounds its Ulysses part."""
+    """The mesh of the reference, which also exchanges the audio tower's heads, so that these limit its Ulysses size."""
     return choose_mesh(context_parallel, config.audio.num_heads, context_parallel=context_parallel)
 
 

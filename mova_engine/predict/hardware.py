@@ -1,4 +1,4 @@
-"""Descriptions of devices as data: `hardware.yaml`, or a YAML or JSON file of the user's own."""
+"""Descriptions of devices as data: `hardware.yaml`, or a user's YAML or JSON file."""
 
 import json
 from collections.abc import Iterable
@@ -22,7 +22,9 @@ _PINNED = 0.8
 
 @dataclass(frozen=True)
 class Link:
-    """Between the devices of one node. kind "switch": `bandwidth` bytes/s each way per device; "mesh": per pair."""
+    """The links between the devices of a node. kind "switch": `bandwidth` is that of a device, in bytes/s each way;
+    "mesh": that of each pair of devices.
+    """
 
     kind: str
     bandwidth: float
@@ -35,10 +37,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Achieved:
-    """What real kernels reach: gemm and conv of the peak, bandwidth and link of theirs.
+    """Rates that real kernels reach: gemm and conv as shares of the peak, bandwidth and link as shares of their nominal
+    rates.
 
-    kernels: of attentions by name the shares of the peak, forward and backward, that were measured on this device;
-    others have what their implementations declare. attention: a factor on all of them.
+    kernels: measured shares of the peak (forward, backward) of attention implementations on this device, by name;
+    others use the shares that they declare. attention: a factor on all of them.
     """
 
     gemm: float
@@ -69,18 +72,18 @@ class Hardware:
 
     @property
     def budget(self) -> float:
-        """Bytes that a run may fill."""
+        """Bytes of device memory that a run may use."""
         return self.memory * self.usable
 
     def peak_flops(self, dtype: str) -> float:
-        """Dense FLOP/s. MovaError where the device has no units for the dtype."""
+        """Dense FLOP/s. Raises MovaError if the device has no peak for the dtype."""
         if dtype not in self.peak:
             raise MovaError(f"{self.name} has no {dtype} arithmetic; it has {', '.join(self.peak)}")
         return self.peak[dtype]
 
     @property
     def host_rate(self) -> float:
-        """Bytes/s that pinned copies to or from the host reach. MovaError where the device is the host."""
+        """Bytes/s of pinned copies to or from the host. Raises MovaError if the device is the host."""
         if self.host_bandwidth is None:
             raise MovaError(f"{self.name} is the host itself: nothing can be offloaded to it")
         return self.host_bandwidth * _PINNED
@@ -97,12 +100,14 @@ class Hardware:
 
 
 def hardware_names() -> tuple[str, ...]:
-    """Names of the devices that are described here."""
+    """Names of the devices in `hardware.yaml`."""
     return tuple(_entries())
 
 
 def get_hardware(name: str) -> Hardware:
-    """A described device by name, or the one of a YAML or JSON file. MovaError says what is wrong with it."""
+    """A device of `hardware.yaml` by name, or the one of a YAML or JSON file. Raises MovaError for an unknown name and
+    for a wrong field.
+    """
     if name in _entries():
         return _hardware(name, _entries()[name], "hardware.yaml")
     path = Path(name)

@@ -1,4 +1,4 @@
-"""What is planned: a job, how devices share it, by which policy memory is saved, and whose implementation runs."""
+"""The input of a prediction: a job, its layout over devices, its memory policy, and the implementation that runs it."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -15,13 +15,13 @@ DTYPE_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def precision_of(dtype: str) -> str:
-    """The precision that a dtype's name stands for: "bf16" for "bfloat16". Raises MovaError for another dtype."""
+    """The precision of a dtype's name: "bf16" for "bfloat16". Raises MovaError for another dtype."""
     known = {name: precision for precision, name in DTYPE_NAMES.items()}
     return known[choose(dtype, tuple(known), "dtype")]
 
 
 def choose(value: str, known: tuple[str, ...], what: str) -> str:
-    """`value`, which must be one of `known`. MovaError with the nearest one where not."""
+    """Return `value` if it is one of `known`; else raise MovaError with the nearest one."""
     if value not in known:
         raise MovaError(f"unknown {what} '{value}'.{suggest(value, known)} Known: {', '.join(known)}")
     return value
@@ -29,11 +29,12 @@ def choose(value: str, known: tuple[str, ...], what: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """Training all weights ("full") or adapters ("lora"), or one denoising step ("inference") of `evaluations` passes.
+    """Training all weights ("full") or adapters ("lora"), or one denoising step ("inference") of `evaluations` forward
+    passes.
 
-    precision: in which activations flow, bf16 or fp32. ema: a moving average of the trained weights is kept. online:
-    clips are encoded while training, not read from a cache of latents. clips: of one optimizer step over all devices;
-    None: one for each group of devices that shares a clip. batch: clips of a micro-batch, which counts in memory alone.
+    precision: of activations, bf16 or fp32. ema: keep a moving average of the trained weights. online: encode clips
+    while training, instead of reading latents from a cache. clips: of an optimizer step over all devices; None: one for
+    each group of devices that shares a clip. batch: clips of a micro-batch, which affects only memory.
     """
 
     model: MovaConfig
@@ -70,7 +71,7 @@ class Job:
 
 
 def training_job(config: TrainConfig, model: MovaConfig) -> Job:
-    """The job of a training run's settings. `clips` is None where `global_batch_size` is."""
+    """The job of a training run's settings. `clips` is None if `global_batch_size` is."""
     job = Job(
         model,
         precision=precision_of(config.dtype),
@@ -125,22 +126,22 @@ class Layout:
 
 
 def sharded(layout: Layout) -> int:
-    """Devices over which one copy of the weights is spread."""
+    """Number of devices over which one copy of the weights is divided."""
     return layout.dp_shard * layout.context_parallel if layout.shard else 1
 
 
 def copies(layout: Layout) -> int:
-    """Copies of the weights whose gradients are summed."""
+    """Number of copies of the weights, whose gradients are summed."""
     return layout.data_parallel * layout.context_parallel // sharded(layout)
 
 
 def unsharded(layout: Layout) -> Layout:
-    """The same groups of devices, each of which holds all weights."""
+    """The same groups of devices with all weights on each device."""
     return replace(layout, dp_replicate=layout.data_parallel, dp_shard=1, shard=False)
 
 
 def layout_of(shape: MeshShape, shard: bool) -> Layout:
-    """What a mesh of processes means for weights that are shared among them, or are not."""
+    """The layout of a mesh of processes, with weights divided among them or whole on each."""
     layout = Layout(shape.dp_replicate, shape.dp_shard, shape.ring, shape.ulysses, shape.cfg)
     return layout if shard and sharded(layout) > 1 else unsharded(layout)
 
@@ -229,7 +230,7 @@ IMPLEMENTATIONS = {
 
 
 def get_implementation(name: str) -> ImplementationCost:
-    """By name; MovaError for an unknown one."""
+    """An implementation by name. Raises MovaError for an unknown one."""
     return IMPLEMENTATIONS[choose(name, tuple(IMPLEMENTATIONS), "implementation")]
 
 
@@ -252,7 +253,7 @@ class PlannedRun:
             raise MovaError(reason)
 
     def misfit(self) -> str | None:
-        """Why these cannot run together, in words; None when they can."""
+        """The reason why job, layout and policy cannot be combined, as text; None if they can."""
         layout, heads = self.layout, self.job.model.video.num_heads
         sizes = (layout.dp_replicate, layout.dp_shard, layout.ring, layout.ulysses, layout.cfg)
         if min(sizes) < 1:
@@ -295,23 +296,23 @@ class PlannedRun:
 
     @property
     def state_on_host(self) -> bool:
-        """Whether what is trained, with gradients and moments, is in the host's memory."""
+        """Whether trained weights, their gradients and the optimizer's moments are in host memory."""
         return self.policy.weights_on_host and not self.streams_layers
 
     @property
     def owned(self) -> dict[str, str]:
-        """The components that a run has, both experts where there are two, each with the one whose sizes it has."""
+        """The components of a run; with two experts both, each as the component whose sizes it has."""
         second = "video_dit" in self.job.components and self.job.model.experts == 2
         return {name: name for name in self.job.components} | ({"video_dit_2": "video_dit"} if second else {})
 
     @property
     def micro_batches(self) -> int:
-        """Clips that one group works through in an optimizer step."""
+        """Clips of an optimizer step in each group of devices; each counts as a micro-batch."""
         return 1 if self.job.clips is None or not self.job.training else self.job.clips // self.layout.data_parallel
 
     @property
     def frozen_width(self) -> int:
-        """Bytes of a weight that is not trained."""
+        """Bytes of a frozen weight."""
         return WIDTHS["fp8"] if self.policy.frozen == "fp8" else self.job.width
 
     @property

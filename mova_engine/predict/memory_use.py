@@ -1,4 +1,4 @@
-"""Bytes on one device by part, and what the host holds for it."""
+"""Predicts the bytes on one device by part, and the bytes of host memory for it."""
 
 from dataclasses import dataclass
 
@@ -56,9 +56,10 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device by part, in a training step or while denoising; and by part on the host for that device.
+    """Bytes on one device by part, in a training step or a denoising step; and bytes of host memory for that device, by
+    part.
 
-    stages: the bytes on the device in each stage, in order.
+    stages: bytes on the device in each stage, in the order of the stages.
     """
 
     device: dict[str, float]
@@ -67,12 +68,12 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """On the device, in the stage that has most there."""
+        """Bytes on the device in the stage with the most."""
         return self.stages[self.peak]
 
     @property
     def peak(self) -> str:
-        """The stage that has most on the device."""
+        """The stage with the most bytes on the device."""
         return max(self.stages, key=self.stages.__getitem__)
 
 
@@ -213,7 +214,7 @@ def _merged_attention(run: PlannedRun) -> float:
 
 
 def _working(run: PlannedRun, machine: Machine | None) -> float:
-    """What one layer of both towers keeps alive."""
+    """Bytes that are alive inside one layer of both towers."""
     chosen = run.job.components
     video, audio = run.local_video * ("video_dit" in chosen), run.local_audio * ("audio_dit" in chosen)
     if run.job.training:
@@ -306,7 +307,7 @@ def _codec_bytes(run: PlannedRun) -> dict[str, float]:
 
 
 def _resident_codecs(run: PlannedRun) -> dict[str, float]:
-    """Codecs and text encoder that stay beside whatever else is on the device."""
+    """Codecs and text encoder that stay on the device in all stages."""
     sizes = _codec_bytes(run)
     online = run.job.training and run.job.online and VIDEO_VAE in sizes
     return {

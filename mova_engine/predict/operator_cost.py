@@ -21,7 +21,7 @@ ROWS = (
     *("gate_residual_norm", "gate_residual_norm_modulate", "bias_gelu"),
 )
 
-# Of an attention of which nothing is declared, scores and all in memory: assumed.
+# Rate of an attention that declares none, with its scores in memory (assumed).
 _UNFUSED = Rate(0.05, 0.05)
 # The sum of two gradients: both read, one written.
 _SUM = 3.0
@@ -35,7 +35,7 @@ def bound(machine: Machine, training: bool, precision: str) -> dict[str, str]:
 
 
 class OperatorCost:
-    """Passes of what a machine binds for a job: (forward, backward) in P."""
+    """Passes over memory of the operators that a machine binds for a job: (forward, backward) in P."""
 
     def __init__(self, machine: Machine, job: Job, fp8: bool, recomputed: bool) -> None:
         """fp8: frozen weights are held in it. recomputed: layers are checkpointed; the forward that a backward repeats
@@ -45,7 +45,7 @@ class OperatorCost:
         self.training, self.lora, self.fp8, self.recomputed = job.training, job.task == "lora", fp8, recomputed
 
     def passes(self, operator: str, gate: bool = True) -> Pair:
-        """Of one call, in its own activations."""
+        """Passes of one call, in units of its own activations."""
         found = OPERATORS[operator].passes(self.bound[operator])
         return found.of(gate) if found else (0.0, 0.0)
 
@@ -139,7 +139,7 @@ def attention_rates(hardware: Hardware, job: Job, kept: bool = False, kernel: st
 
 
 def words(hardware: Hardware, job: Job) -> str:
-    """The implementations that a plan counts on, in words."""
+    """The implementations that a plan assumes, as text."""
     chosen = bound(hardware.machine, job.training, job.precision)
     rows = sorted({chosen[name] for name in ROWS})
     return f"operators: attention by {chosen['attention']}; norms, residuals and GELU by {' and '.join(rows)}"

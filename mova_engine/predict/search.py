@@ -1,10 +1,10 @@
-"""Which mesh and which policy: every sensible one is predicted, and the fastest that fits is recommended.
+"""Searches meshes and memory policies: predicts every sensible combination and recommends the fastest that fits.
 
-Meshes: Ulysses over as many ranks as divide the video heads, a ring above that; weights sharded over whole nodes or all
-devices, or whole on each. Where there are very many of them, one stands for its neighbours (`thinned`). Policies: every
-combination of checkpointing, dtype of frozen weights, and what waits on the host, that a run can obey
-(`MemoryConfig.unavailable`). A change against the plain policy must be worth 1% of the step, so that nothing
-is recommended for nothing; a bus that is busy all the time, as much.
+Meshes: Ulysses over as many ranks as divide the video heads, a ring for the rest; weights divided over whole nodes or
+all devices, or whole on each. If there are very many, only some are tried (`thinned`). Policies: all combinations of
+checkpointing, dtype of frozen weights, and tensors in host memory that a run supports (`MemoryConfig.unavailable`). A
+change against the plain policy is recommended only if it makes the step at least 1% faster. Copies to and from the host
+that keep the bus busy for the whole step count as one more change.
 """
 
 import math
@@ -47,7 +47,7 @@ MOST_MESHES = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on a device, with what is predicted for it."""
+    """A run on a device, with its predicted memory and step time."""
 
     run: PlannedRun
     hardware: Hardware
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def changes(self) -> dict[str, str]:
-        """What differs from the plain policy."""
+        """The fields in which the policy differs from the plain one."""
         return self.run.policy.changes(PLAIN[self.run.job.task])
 
     @property
@@ -74,7 +74,7 @@ def plan(run: PlannedRun, hardware: Hardware) -> Plan:
 
 
 def layouts(job: Job, devices: int, node: int, implementation: ImplementationCost) -> list[Layout]:
-    """Meshes of so many devices that can run the job, at most MOST_MESHES."""
+    """Meshes of `devices` devices that can run the job, at most MOST_MESHES."""
     found, factor = list(_possible_layouts(job, devices, node, implementation)), 1
     chosen = found
     while len(chosen) > MOST_MESHES:
@@ -84,8 +84,8 @@ def layouts(job: Job, devices: int, node: int, implementation: ImplementationCos
 
 
 def thinned(found: list[Layout], factor: int) -> list[Layout]:
-    """Of meshes those whose context-parallel size, and among equals of that the number of copies of the weights, is at
-    least `factor` times the next smaller one kept; the smallest and the largest stay.
+    """A subset of meshes: those whose context-parallel size (or, if equal, number of copies of the weights) is at least
+    `factor` times the next smaller one kept. The smallest and the largest are kept.
     """
 
     def spread(sizes: set[int]) -> set[int]:
@@ -139,8 +139,8 @@ def policies(
     fixed: dict[str, str] | None = None,
     planned: bool = False,
 ) -> Iterator[MemoryConfig]:
-    """Policies that make sense and can be run; `fixed` fields stay as they are. planned: also those that no run
-    can obey yet.
+    """Policies that make sense and that a run supports; `fixed` fields are not changed. planned: also policies that no
+    run supports yet.
     """
     fixed = fixed or {}
     useless = {"full": {"frozen", "weights"}, "lora": {"optimizer"}, "inference": {"inputs", "optimizer"}}[job.task]
@@ -174,7 +174,7 @@ def best(
     layout: Layout | None = None,
     fixed: dict[str, str] | None = None,
 ) -> list[Plan]:
-    """The best plan of each mesh that has one, by seconds per clip, best first. Empty: nothing fits."""
+    """The best plan of each mesh that fits, by seconds per clip, fastest first. Empty: nothing fits."""
     implementation = implementation or IMPLEMENTATIONS[OURS]
     chosen = [layout] if layout else layouts(job, devices, hardware.link.devices, implementation)
     found = [plans[0] for one in chosen if (plans := fitting(job, one, hardware, implementation, fixed))]
@@ -188,7 +188,7 @@ def fitting(
     implementation: ImplementationCost,
     fixed: dict[str, str] | None = None,
 ) -> list[Plan]:
-    """All policies with which a mesh fits, best first."""
+    """All policies with which a mesh fits, fastest first."""
     chosen = policies(job, layout, hardware, implementation, fixed)
     runs = (PlannedRun(job, layout, policy, implementation) for policy in chosen)
     fits = (run for run in runs if memory(run, hardware.machine).total <= hardware.budget)
@@ -221,7 +221,7 @@ def leanest(
     fixed: dict[str, str] | None = None,
     planned: bool = False,
 ) -> Plan | None:
-    """The plan that needs least memory, whether it fits or not; None where no mesh can run the job. planned: as of
+    """The plan that needs the least memory, whether it fits or not; None if no mesh can run the job. planned: as of
     `policies`.
     """
     chosen = [layout] if layout else layouts(job, devices, hardware.link.devices, implementation)
@@ -234,7 +234,7 @@ def leanest(
 
 
 def rescue(job: Job, devices: int, hardware: Hardware, implementation: ImplementationCost) -> list[Plan]:
-    """What would fit where nothing does: more devices (doubling), and the longest shorter clip. At most one of each."""
+    """Alternatives if nothing fits: more devices (doubling), and the longest shorter clip. At most one of each."""
     found = []
     more = devices * 2
     while more <= _MOST_DEVICES:

@@ -23,9 +23,10 @@ _ADAMW, _EMA = 34, 12
 
 @dataclass(frozen=True)
 class StepPrediction:
-    """Of one optimizer step or denoising step. parts: seconds; they add up to `seconds`.
+    """An optimizer step or denoising step. parts: seconds by part; they add up to `seconds`.
 
-    model_flops, hardware_flops: of the step, over all devices. hidden: seconds of traffic behind computation.
+    model_flops, hardware_flops: of the step, over all devices. hidden: seconds of traffic that overlaps with
+    computation.
     """
 
     parts: dict[str, float]
@@ -76,7 +77,7 @@ def step_flops(run: PlannedRun) -> tuple[float, float]:
 
 
 def executed(op: MatrixProduct | Attention, run: PlannedRun) -> tuple[float, float, float]:
-    """How often one clip's forward FLOPs of an operation are spent: (forward, recomputed, backward)."""
+    """How many times the forward FLOPs of an operation are executed for one clip: (forward, recomputed, backward)."""
     job, policy = run.job, run.policy
     if not job.training:
         return 1, 0, 0
@@ -153,7 +154,7 @@ def pass_bytes(run: PlannedRun, hardware: Hardware) -> float:
 
 
 def encode_seconds(run: PlannedRun, hardware: Hardware) -> float:
-    """Encoding one clip, as one rank of its group sees it; 0 with cached latents."""
+    """Seconds that a rank spends, or waits, for encoding one clip; 0 with cached latents."""
     if not run.job.online:
         return 0.0
     cost, achieved, implementation = encode_cost(run.job.model), hardware.achieved, run.implementation
@@ -179,7 +180,7 @@ def _optimizer_seconds(run: PlannedRun, hardware: Hardware) -> float:
 def _rate(hardware: Hardware, group: int, span: int, neighbours: bool = False) -> float:
     """Bytes/s at which a rank sends within a group of `group` ranks that lie within `span` consecutive devices.
 
-    neighbours: to one other rank only (a ring), else to all at once.
+    neighbours: it sends to one other rank only (a ring); else to all at once.
     """
     if span > hardware.link.devices:
         return hardware.network * hardware.achieved.link
@@ -189,7 +190,7 @@ def _rate(hardware: Hardware, group: int, span: int, neighbours: bool = False) -
 def _communication(
     run: PlannedRun, hardware: Hardware, traffic: StepTraffic, parts: dict[str, float], hidden: dict[str, float]
 ) -> None:
-    """Add communication and offload to `parts`, and what is hidden behind computation to `hidden`."""
+    """Add seconds of communication and offload to `parts`, and those that overlap with computation to `hidden`."""
     layout = run.layout
     everything = sharded(layout) * copies(layout)
     exchange = traffic.all_to_all / _rate(hardware, layout.ulysses, layout.ulysses)

@@ -53,7 +53,7 @@ class StepTraffic:
 
 
 def context_traffic(run: PlannedRun) -> StepTraffic:
-    """Of context parallelism, for one clip forward and backward (or one evaluation of the network)."""
+    """Traffic of context parallelism for one clip, forward and backward (or for one evaluation)."""
     if run.layout.context_parallel == 1 or "video_dit" not in run.job.components:
         return StepTraffic()
     return _asymmetric(run) if run.implementation.traffic == "asymmetric" else _symmetric(run)
@@ -111,7 +111,7 @@ def _symmetric(run: PlannedRun) -> StepTraffic:
 
 
 def parameters(run: PlannedRun, used: bool) -> int:
-    """Weights of the components that run: those of one step (`used`), or with both video experts."""
+    """Number of weights of the components that run. used: of one step; else with both video experts."""
     counts = {name: sum(groups.values()) for name, groups in parameter_counts(run.job.model).items()}
     experts = 1 if used else run.job.model.experts
     return sum(counts[name] * (experts if name == "video_dit" else 1) for name in run.job.components)
@@ -137,14 +137,14 @@ def adapter_parameters(run: PlannedRun, used: bool) -> int:
 
 
 def trained_parameters(run: PlannedRun, used: bool) -> int:
-    """Weights that get gradients (`used`: in one step)."""
+    """Number of weights that get gradients. used: in one step."""
     if not run.job.training:
         return 0
     return adapter_parameters(run, used) if run.job.task == "lora" else parameters(run, used)
 
 
 def micro_traffic(run: PlannedRun) -> StepTraffic:
-    """Of one clip on its group of ranks: context parallelism, FSDP's gathers and scatters, offload."""
+    """Traffic of one clip on its group of ranks: context parallelism, FSDP, offload."""
     job, layout, policy = run.job, run.layout, run.policy
     share = (sharded(layout) - 1) / sharded(layout)
     count, width = parameters(run, used=True), job.width if job.task == "full" else run.frozen_width
@@ -171,7 +171,7 @@ def micro_traffic(run: PlannedRun) -> StepTraffic:
 
 
 def step_traffic(run: PlannedRun) -> StepTraffic:
-    """Of a whole optimizer step or denoising step on one rank."""
+    """Traffic of one rank in a whole optimizer step or denoising step."""
     if not run.job.training:
         return micro_traffic(run) * (run.job.evaluations // run.layout.cfg)
     layout, policy = run.layout, run.policy
@@ -192,7 +192,7 @@ def step_traffic(run: PlannedRun) -> StepTraffic:
 
 
 def _layers(run: PlannedRun) -> int:
-    """Layers of the longest tower that runs."""
+    """Number of layers of the longest tower that runs."""
     model = run.job.model
     return model.video.num_layers if "video_dit" in run.job.components else model.audio.num_layers
 
