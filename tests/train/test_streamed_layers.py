@@ -1,5 +1,9 @@
 """Adapters trained on a base whose layers come to the device one by one: a whole run, of three layers a tower."""
 
+import gc
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -46,3 +50,32 @@ def test_adapters_train_on_layers_that_come_one_by_one(adapted, ran, clips):
     assert one.keys() == other.keys() and all(torch.equal(x, other[key]) for key, x in one.items())
     pictures = [sorted(run.config.folder.glob("samples/step-000004/*.mp4")) for run in runs]
     assert pictures[0] and [x.read_bytes() for x in pictures[0]] == [x.read_bytes() for x in pictures[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["device", "files"])
+def test_twenty_rounds_of_training_and_sampling_leave_memory_and_losses_as_they_were(
+    adapted, ran, clips, weights, monkeypatch
+):
+    rounds, held = 20, []
+
+    def count(trainer, *args) -> None:
+        validated(trainer, *args)
+        gc.collect()
+        tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        held.append((len(tensors), sum(x.nbytes for x in tensors), len(os.listdir("/proc/self/fd")), resident))
+
+    validated = Trainer._validate
+    monkeypatch.setattr(Trainer, "_validate", count)
+    memory = {"checkpointing": "selective", "weights": weights}
+    sampling = {"every": 1, "data": str(clips), "clips": 2, "samples": 1}
+    sampled = ran(adapted("sampled", steps=rounds, memory=memory, validation=sampling))
+    counts = held[:]
+    plain = ran(adapted("plain", steps=rounds, memory=memory))
+    assert sampled.losses == plain.losses and len(plain.losses) == rounds == len(counts)
+    assert len(list(sampled.config.folder.glob("samples/*/*.mp4"))) == rounds
+    # Tensors, their bytes and open files: from the second round on none more.
+    assert len({each[:3] for each in counts[2:]}) == 1, counts
+    # The process's memory: by less than a clip's pictures in eighteen rounds.
+    assert counts[-1][3] - counts[2][3] < 4 << 20, [each[3] >> 10 for each in counts]
