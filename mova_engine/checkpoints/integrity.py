@@ -2,42 +2,48 @@
 
     training/checksums.json     {"files": {"audio_dit/model.safetensors": [[offset, bytes, "crc32"], ...], ...}}
 
-The ranges of a file cover it. Processes that save a checkpoint together add those that they wrote; those that go on
-from one share the reading.
+The ranges of a file cover it. Processes that save a checkpoint together add those that they wrote, of which neighbours
+are joined: a thousand processes write millions. Processes that go on from a checkpoint share the reading.
 """
 
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from mova_engine.errors import MovaError
+from mova_engine.files.crc import joined
 from mova_engine.files.folders import UNFINISHED
 from mova_engine.files.tensors import read_json, tensors_of_file, write_json
 
 CHECKSUMS = "training/checksums.json"
 _TRAINING = re.compile("training/")
-# Bytes of a range, where one process writes a whole file.
+# Bytes of a range; where it was joined from several, about as many.
 RANGE = 64 << 20
 # Files up to this size are compared by content when a folder's owner is in question, larger ones by size.
 SMALL = 1 << 20
 
-# Offset, length and CRC-32 of a range of a file's bytes, and the ranges known of files, by name.
+# Offset, length and CRC-32 (8 hexadecimal digits) of a range of a file's bytes.
 Range = tuple[int, int, str]
-Ranges = dict[str, list[Range]]
+# By file: offset, length and CRC-32 of ranges, int64 [n, 3].
+Ranges = dict[str, np.ndarray]
 
 
-def write_checksums(folder: Path, known: Mapping[str, Sequence[Range]]) -> None:
-    """Write the list for a complete checkpoint. known: ranges whose checksums are known, by file; the rest is read."""
-    files: Ranges = {}
+def write_checksums(folder: Path, known: Mapping[str, np.ndarray]) -> None:
+    """Write the list for a complete checkpoint. known: ranges whose checksums are known (`Ranges`), in any order; the
+    rest is read.
+    """
+    files: dict[str, list[Range]] = {}
     for name in _files(folder):
         size = (folder / name).stat().st_size
         ranges: list[Range] = []
         end = 0
-        for offset, length, crc in sorted({(each[0], each[1], each[2]) for each in known.get(name, ())}):
+        for offset, length, crc in joined(known[name], RANGE).tolist() if name in known else ():
             ranges += _read_ranges(folder / name, end, offset)
-            ranges.append((offset, length, crc))
+            ranges.append((offset, length, f"{crc:08x}"))
             end = offset + length
         files[name] = ranges + _read_ranges(folder / name, end, size)
     write_json(folder / CHECKSUMS, {"files": files})

@@ -5,15 +5,19 @@ import resource
 import shutil
 import zlib
 from contextlib import contextmanager
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints import integrity
 from mova_engine.checkpoints.integrity import CHECKSUMS, damage, is_own, write_checksums
 from mova_engine.config.train import CheckpointSettings
 from mova_engine.errors import MovaError
+from mova_engine.files.crc import joined
 from mova_engine.files.folders import UNFINISHED
 from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.train.training_state import checkpoints_of, clean_up, retain
@@ -110,7 +114,8 @@ def written(folder) -> None:
     (folder / "training").mkdir(parents=True)
     (folder / "training" / "state.json").write_text('{"format": 1, "progress": {"skipped_in_a_row": 0}}')
     (folder / "weights").write_bytes(bytes(3 * RANGE_OF_TEST))
-    write_checksums(folder, {"weights": [(RANGE_OF_TEST, RANGE_OF_TEST, f"{zlib.crc32(bytes(RANGE_OF_TEST)):08x}")]})
+    known = [[RANGE_OF_TEST, RANGE_OF_TEST, zlib.crc32(bytes(RANGE_OF_TEST))]]
+    write_checksums(folder, {"weights": np.array(known, np.int64)})
 
 
 def test_every_byte_of_a_checkpoint_is_watched(tmp_path):
@@ -128,6 +133,28 @@ def test_every_byte_of_a_checkpoint_is_watched(tmp_path):
     assert damage(folder) == "weights has 11 bytes, 12 were written"
     (folder / "weights").unlink()
     assert damage(folder) == "weights is missing"
+
+
+def test_checksums_of_neighbours_are_joined(tmp_path, monkeypatch):
+    """As many processes write a file: a part that begins in the middle, a gap, one part twice, in no order."""
+    draw = np.random.default_rng(0)
+    data, ends = draw.bytes(5000), np.sort(draw.choice(np.arange(1, 5000), 300, replace=False))
+    parts = [(a, b - a, zlib.crc32(data[a:b])) for a, b in pairwise([17, *ends[ends > 17].tolist()])]
+    del parts[100]
+    parts = np.array(parts, np.int64)
+    shuffled = draw.permutation(np.concatenate([parts, parts[5:6]]))
+    found = joined(shuffled, 1000)
+    assert len(found) == 6 and found[:, 1].sum() == parts[:, 1].sum()
+    assert all(zlib.crc32(data[offset : offset + size]) == crc for offset, size, crc in found.tolist())
+    (tmp_path / "training").mkdir()
+    (tmp_path / "weights").write_bytes(data)
+    monkeypatch.setattr(integrity, "RANGE", 1000)
+    write_checksums(tmp_path, {"weights": shuffled})
+    listed = json.loads((tmp_path / CHECKSUMS).read_text())["files"]["weights"]
+    assert len(listed) == 9 and damage(tmp_path) is None
+    for offset in (0, 16, 17, 2500, int(ends[100]), 4999):
+        (tmp_path / "weights").write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+        assert damage(tmp_path) == "weights has other bytes than were written", offset
 
 
 def test_a_file_that_was_cut_off_is_found_without_checksums(tmp_path):
