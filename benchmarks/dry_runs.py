@@ -25,13 +25,17 @@ from mova_engine.config.sample import SAMPLE
 from mova_engine.errors import MovaError, run_cli
 from mova_engine.files.results import read_result, write_result
 from mova_engine.inference.dry_run import predict_sampling
+from mova_engine.predict.memory_use import Memory
 from mova_engine.rehearsal.rehearse import assumed
+from mova_engine.rehearsal.result import without_codecs
 from mova_engine.train.dry_run import predict_training
 
 RESULT = Path(__file__).parent / "results" / "rehearsal" / "dry-runs.json"
 KIND = "dry runs"
 DEVICES, SIZES = ("cuda", "npu"), (1, 8, 64, 1024)
 RECIPES = ("joint-phase3", "joint-phase2", "joint-phase1", "lora", "audio-pretrain", "nano", "lora-nano")
+# Of a row: what was counted on the host where layers are streamed, and what was predicted.
+_HOST = ("host_memory_bytes", "predicted_host_memory_bytes")
 # How processes share the sampling of clips: two branches of guidance, four ranks to each, and a clip for each eight.
 _SAMPLED = {1: "", 8: " --parallel.cfg 2 --parallel.context-parallel 4"}
 # Beside the grid, where a recipe's own mesh or batch does not fit so many processes: the same with one that does, and
@@ -42,6 +46,10 @@ BESIDE = (
     "train --recipe lora --global-batch-size 8 --world-size 8",
     "train --recipe lora --global-batch-size 1 --parallel.context-parallel 8 --parallel.shard --world-size 8",
     "train --recipe lora --memory.frozen fp8 --memory.inputs host --world-size 1",
+    "train --recipe lora --memory.weights host --memory.checkpointing full --memory.inputs host --world-size 1",
+    "train --recipe lora --memory.weights files --memory.checkpointing full --memory.inputs host --world-size 1",
+    "sample --checkpoint mova-360p --prompt clip --memory.weights host --world-size 1",
+    "sample --checkpoint mova-360p --prompt clip --memory.weights files --world-size 1",
 )
 
 
@@ -97,24 +105,27 @@ def rehearse(command: str) -> dict[str, Any]:
     if child.returncode == 0:
         found = json.loads(printed)
         kept = ("machine", "mesh", "clips_per_step", "operations", "collectives", "peak_memory_bytes")
-        return row | {name: found[name] for name in (*kept, "predicted_memory_bytes")}
+        streamed = (*_HOST, "copied") if found["copied"] else ()
+        return row | {name: found[name] for name in (*kept, "predicted_memory_bytes", *streamed)}
     refusals = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
     if child.returncode != 2 or len(refusals) != 1:
         raise MovaError(f"`{command}` ended with status {child.returncode}: {said[-2000:]}")
     return row | {"refusal": refusals[0]}
 
 
-def predicted(command: str) -> dict[str, int]:
-    """What the planner says of a run today, bytes by part."""
+def predicted(command: str) -> Memory:
+    """What the planner says of a run today."""
     name, *words = shlex.split(command)
     of_command, predict = (TRAIN, predict_training) if name == "train" else (SAMPLE, predict_sampling)
     config, options = of_command.parse_both([*words, "--dry-run"])
     return predict(config, assumed(config.device, options), options.world_size)
 
 
-def deviation(row: dict[str, Any]) -> float:
+def deviation(
+    row: dict[str, Any], counted: str = "peak_memory_bytes", planned: str = "predicted_memory_bytes"
+) -> float:
     """The planner's memory above what was counted, as a share of it."""
-    return sum(row["predicted_memory_bytes"].values()) / sum(row["peak_memory_bytes"].values()) - 1
+    return sum(row[planned].values()) / sum(row[counted].values()) - 1
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -124,10 +135,13 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     shown = shown.replace(" --prompt clip", "").replace(" --recipe", "").replace(" --checkpoint", "")
     seconds, resident = f"{row['cpu_s']:.0f}", f"{row['resident_bytes'] / 1e9:.2f}"
     if "refusal" in row:
-        return shown, device, size, seconds, resident, "refused", "", "", ""
+        return shown, device, size, seconds, resident, "refused", "", "", "", ""
     peak = sum(row["peak_memory_bytes"].values())
     calls, sent = (sum(x[name] for x in row["collectives"]) for name in ("calls", "bytes_sent"))
-    figures = f"{peak / 1e9:.2f}", f"{deviation(row) * 100:+.1f} %", str(calls), f"{sent / 1e9:.2f}"
+    host = ""
+    if _HOST[0] in row:
+        host = f"{sum(row[_HOST[0]].values()) / 1e9:.2f} ({deviation(row, *_HOST) * 100:+.1f} %)"
+    figures = f"{peak / 1e9:.2f}", f"{deviation(row) * 100:+.1f} %", host, str(calls), f"{sent / 1e9:.2f}"
     return shown, device, size, seconds, resident, *figures
 
 
@@ -135,8 +149,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: what was rehearsed, then why others were refused."""
     order = {command: place for place, command in enumerate(commands())}
     rows = sorted(rows, key=lambda row: order.get(row["command"], len(order)))
-    head = ("run", "device", "ranks", "CPU s", "resident GB", "peak GB", "planner", "collectives", "GB sent")
-    lines = [_line(head), _line(["---"] * 2 + ["---:"] * 7), *(_line(_cells(row)) for row in rows)]
+    head = ("run", "device", "ranks", "CPU s", "resident GB", "peak GB", "planner", "host GB", "collectives", "GB sent")
+    lines = [_line(head), _line(["---"] * 2 + ["---:"] * 8), *(_line(_cells(row)) for row in rows)]
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if "refusal" in row:
@@ -166,7 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if config.predict:
         for row in (row for row in rows if "refusal" not in row):
-            row["predicted_memory_bytes"] = predicted(row["command"])
+            now = predicted(row["command"])
+            row["predicted_memory_bytes"] = without_codecs(now.device)
+            if _HOST[1] in row:
+                row[_HOST[1]] = without_codecs(now.host)
         _write(config.out, rows)
         return 0
     done = {row["command"] for row in rows}

@@ -23,16 +23,19 @@ from mova_engine.inference.loading import Trained, stored_dtypes, trained
 from mova_engine.inference.pipeline import SampleSettings, default_batch, default_settings
 from mova_engine.inference.process_mesh import choose_shape
 from mova_engine.inference.sampling_run import sample_settings
+from mova_engine.inference.sampling_simulation import simulate
 from mova_engine.memory.model_parts import tower_parts
 from mova_engine.memory.residency import Residency
+from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.predict.job import Job, PlannedRun, layout_of, precision_of
-from mova_engine.predict.memory_use import memory
+from mova_engine.predict.memory_use import Memory, memory
+from mova_engine.rehearsal.absent_files import take_slots
 from mova_engine.rehearsal.memory_tracker import INPUTS, PARAMETERS
-from mova_engine.rehearsal.result import Rehearsal, without_codecs
-from mova_engine.rehearsal.stage import Stage, check_rehearsed
+from mova_engine.rehearsal.result import Rehearsal
+from mova_engine.rehearsal.stage import Stage
 from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
 
 
@@ -46,12 +49,12 @@ def dry_run_sampling(
     tower, for a quick run; None: all. Call it in a process that is prepared for the machine's kind of device
     (`rehearsal.fake_devices`). Raises MovaError as the run itself would.
     """
-    check_rehearsed(config.memory, config.parallel.shard)
     if config.lora:
         raise MovaError("a dry run of sampling adds no adapters: leave --lora out; merged adapters take no memory")
     model, facts, settings, dtype = _model_of(config)
     model = with_layers(model, layers)
-    stage = Stage(machine, world_size)
+    streamed = config.memory.weights != "device" and not config.parallel.shard
+    stage = Stage(machine, world_size, dtype if streamed else None)
     shape, batch = _shares(config, model, settings.guidance, stage.launch)
     table = stage.operators({}, (dtype,), training=False)
     steps = facts.schedule.inference(settings.steps)
@@ -62,8 +65,7 @@ def dry_run_sampling(
             mova, residency = _built(stage, config, model, processes.operators(table), processes, dtype)
             inputs = _inputs(model, batch, stage)
         with stage.play("step"):
-            stage.tracker.forget()
-            stage.log.forget()
+            stage.forget()
             options = LoopOptions(facts.clean_first_frame, facts.bridge, not config.sequential_guidance)
             denoise(
                 mova,
@@ -76,6 +78,18 @@ def dry_run_sampling(
                 processes=processes,
                 residency=residency,
             )
+        simulation = None
+        if world_size > 1:
+            simulation = simulate(
+                model,
+                shape,
+                processes,
+                clips=_clips(config, world_size),
+                batch=batch,
+                seed=config.seed,
+                sharded=config.parallel.shard,
+                collectives=stage.log.collectives(),
+            )
     conditions, noise = inputs
     return stage.report(
         command="sample",
@@ -86,14 +100,15 @@ def dry_run_sampling(
         operators=table,
         given={"video_latents": noise.video, "audio_latents": noise.audio, "text": conditions.text},
         predicted=_predicted(config, model, settings.guidance, dtype, machine, shape, batch),
+        simulation=simulation,
     )
 
 
-def predict_sampling(config: SampleConfig, machine: Machine, world_size: int = 1) -> dict[str, int]:
-    """Without a rehearsal: what the cost model says of the device's memory while denoising, bytes by part."""
+def predict_sampling(config: SampleConfig, machine: Machine, world_size: int = 1) -> Memory:
+    """Without a rehearsal: what the cost model says of memory while denoising."""
     model, _, settings, dtype = _model_of(config)
     shape, batch = _shares(config, model, settings.guidance, Launch(0, 0, world_size))
-    return without_codecs(_predicted(config, model, settings.guidance, dtype, machine, shape, batch))
+    return _predicted(config, model, settings.guidance, dtype, machine, shape, batch)
 
 
 def _predicted(
@@ -104,17 +119,22 @@ def _predicted(
     machine: Machine,
     shape: MeshShape,
     batch: int,
-) -> dict[str, float]:
+) -> Memory:
     precision = precision_of(str(dtype).removeprefix("torch."))
     job = Job(model, task="inference", precision=precision, batch=batch, evaluations=guidance.evaluations)
-    return memory(PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory), machine).device
+    return memory(PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory), machine)
 
 
 def _shares(config: SampleConfig, model: MovaConfig, guidance: Guidance, launch: Launch) -> tuple[MeshShape, int]:
     """The mesh, and the clips that a group of processes makes at a time."""
-    wanted = config.count or (1 if config.prompts is None else launch.world)
+    wanted = _clips(config, launch.world)
     shape = choose_shape(config.parallel, launch, model, guidance, wanted)
     return shape, config.batch or default_batch(model.clip, -(-wanted // shape.data_parallel))
+
+
+def _clips(config: SampleConfig, world: int) -> int:
+    """How many a run makes; prompts in files are not counted."""
+    return config.count or (1 if config.prompts is None else world)
 
 
 def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained, SampleSettings, torch.dtype]:
@@ -151,7 +171,11 @@ def _built(
     if config.parallel.shard:
         shard_model(mova, processes, device, dtype, config.memory.weights_on_host)
     else:
-        towers = tower_parts(mova, lambda name, place: place_weights(getattr(mova, name), place, dtype))
+        if config.memory.weights == "device":
+            towers = tower_parts(mova, lambda name, place: place_weights(getattr(mova, name), place, dtype))
+        else:
+            towers = open_streamed(mova, config.checkpoint, device, dtype, config.memory.weights)
+            take_slots(mova, stage.tracker)
         residency = Residency(device, towers, stages(config.memory, experts=sizes.experts))
         # The state after the first clip: every expert has been read, and the evicted ones are where they wait.
         residency.read_ahead(*(name for name in EXPERTS if not residency.lingers(name)))

@@ -31,6 +31,7 @@ from mova_engine.inference.denoising import Latents, LoopOptions, Step, denoise,
 from mova_engine.inference.generated_clip import GeneratedClip
 from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import Request, read_frame
+from mova_engine.inference.turns import Turn, part_of, turns_of
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 
@@ -77,11 +78,6 @@ def default_settings(config: MovaConfig) -> SampleSettings:
 def default_batch(clip: ClipConfig, count: int) -> int:
     """The default batch size for `count` clips: many small clips, or one of a released size, keep a device busy."""
     return max(1, min(MOST_CLIPS, BATCH_TOKENS // clip.video_tokens, count))
-
-
-def batched(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
-    """Split requests into batches of `size`; the last one may be smaller."""
-    return [requests[start : start + size] for start in range(0, len(requests), size)]
 
 
 @dataclass
@@ -264,9 +260,7 @@ class Pipeline:
         """
         if batch < 1:
             raise MovaError(f"batch must be at least 1, got {batch}")
-        batches = batched(requests, batch)
-        groups = self.processes.shape.data_parallel
-        turns = [batches[start : start + groups] for start in range(0, len(batches), groups)]
+        turns = turns_of(requests, batch, self.processes.shape.data_parallel)
         ahead = max(1, ENCODED_AHEAD // batch)
         for start in range(0, len(turns), ahead):
             some = turns[start : start + ahead]
@@ -292,17 +286,13 @@ class Pipeline:
             with self.residency.stage(LOAD_TOWERS):
                 self.processes.wait_for_first()
 
-    def _part(self, turn: Sequence[Sequence[Request]]) -> Sequence[Request]:
-        """The batch of a turn that this process works on, empty where there is none; the last turn may have too few.
-
-        FSDP gathers weights from all ranks, so a rank without clips left runs another rank's batch.
-        """
-        rank = self.processes.data_rank
-        return turn[rank] if rank < len(turn) else turn[-1] if self.sharded else ()
+    def _part(self, turn: Turn) -> Sequence[Request]:
+        """The batch of a turn that this process works on."""
+        return part_of(turn, self.processes.data_rank, self.sharded)
 
     def _turn(
         self,
-        turn: Sequence[Sequence[Request]],
+        turn: Turn,
         inputs: Encoded,
         settings: SampleSettings,
         on_step: Callable[[Step], None] | None,

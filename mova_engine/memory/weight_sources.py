@@ -201,14 +201,17 @@ class StoredWeights:
             for chunk in self._units[unit].chunks:
                 self.fill(chunk, buffer[chunk.begin : chunk.end])
             return
-        if self._copied is not None:
-            # The copy of the preceding unit out of the buffer is complete.
-            self._copied.synchronize()
+        self._wait_for_copy()
         staged = self._staged[: buffer.numel()]
         for chunk in self._units[unit].chunks:
             self.fill(chunk, staged[chunk.begin : chunk.end])
         buffer.copy_(staged, non_blocking=True)
         self._copied = torch.accelerator.current_stream(buffer.device).record_event()
+
+    def _wait_for_copy(self) -> None:
+        """Wait until the copy of the preceding unit out of the buffer is complete."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
     def fill(self, chunk: Chunk, part: Tensor) -> None:
         """Read one module's weights into its part of a buffer, on the host."""

@@ -278,8 +278,6 @@ class PlannedRun:
             return "weights in fp8 compute in bf16: precision must be bf16"
         if self.job.task == "full" and self.policy.weights == "host":
             return "trained weights go to the host with the optimizer: use memory.optimizer host"
-        if self.policy.weights == "files":
-            return "how fast files are read is not known: memory.weights files is not planned"
         if self.job.task == "lora" and self.policy.optimizer == "host":
             return "adapters are too small to be worth the host: memory.optimizer host is for full training"
         if self.policy.checkpointing not in self.implementation.checkpointing:

@@ -44,6 +44,10 @@ _ROTATING = 10.1
 # P of a layer that has been computed again, when it is differentiated back to its feed-forward: where heads are
 # exchanged, and where not; and in the latter case when it is differentiated back to its self-attention.
 _AT_GELU_EXCHANGED, _AT_GELU, _AT_ATTENTION = 27.5, 22.5, 31.2
+# P of a block's inputs of adapters that a block without them does not keep.
+_ADAPTERS_INPUTS = 3.7
+# P that a bridge keeps for its backward while the block after it is computed again.
+_BRIDGE_KEPT = 8.2
 _SECOND = "second video expert"
 _OUTSIDE = "weights outside of layers"
 _RING_OF_LAYERS = "layers on their way"
@@ -89,7 +93,7 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
     idle = dict(device)
     if run.job.training:
         device["time embeddings in float32"] = _time_weights(run)
-        for parts, saved in zip((device, host), _saved_activations(run), strict=True):
+        for parts, saved in zip((device, host), _saved_activations(run, machine), strict=True):
             parts |= {name: value * run.job.batch for name, value in saved.items()}
             if run.micro_batches <= run.job.batch and parts is device:
                 # One micro-batch: gradients come as activations go.
@@ -120,6 +124,8 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
         if policy.weights == "host":
             host["weights"] = sum(layer_parameters(counts[name]) for name in job.components) * width
             host[_SECOND] = (sum(layer_parameters(counts[each]) for each in names.values()) * width) - host["weights"]
+        else:
+            host["a layer on its way from files"] = device[_RING_OF_LAYERS] / STREAM_SLOTS
         place = device
         place["adapters"] = adapter_parameters(run, used=False) * _FP32
         return
@@ -160,7 +166,7 @@ def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, f
         place["moving average"] = moments
 
 
-def _saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, float]]:
+def _saved_activations(run: PlannedRun, machine: Machine | None) -> tuple[dict[str, float], dict[str, float]]:
     """For one clip: bytes on the device, on the host."""
     device: dict[str, float] = {}
     host: dict[str, float] = {}
@@ -179,6 +185,7 @@ def _saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, flo
         return device, host
     if policy.checkpointing == "none":
         block, bridge = run.implementation.working
+        block += _adapted(run, machine)
         bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
         device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
         return device, host
@@ -196,6 +203,17 @@ def _saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, flo
     if exchanged:
         device["attention's output, exchanged back"] = layers * run.local_video
     return device, host
+
+
+def _adapted(run: PlannedRun, machine: Machine | None) -> float:
+    """P that a block keeps more where it has adapters: their inputs, and GELU's result, which is not made again; and
+    where GELU is a composition, its argument in float32.
+    """
+    job, video = run.job, run.job.model.video
+    if job.task != "lora" or not run.implementation.pending_updates:
+        return 0.0
+    widened = _FP32 / job.width - 1 if _scratch(run, machine, "bias_gelu")[0] else 0
+    return _ADAPTERS_INPUTS + (1 + widened) * video.ffn_dim / video.dim
 
 
 def _audio_block(run: PlannedRun) -> float:
@@ -235,13 +253,29 @@ def _differentiated(run: PlannedRun, machine: Machine | None, video: float, audi
     if run.layout.ring > 1:
         ring = _RING + (_BEFORE_ATTENTION["full" if run.policy.checkpointing == "full" else "selective"])
     usual = max(passes, ring) * video + passes * audio
-    least = 0.0
-    if run.policy.checkpointing != "none":
-        passes, least = (_AT_GELU_EXCHANGED, 0.0) if run.layout.ulysses > 1 else (_AT_GELU, _AT_ATTENTION)
+    if run.policy.checkpointing == "none":
+        # What layers have kept is counted by itself, and goes as their gradients come.
+        return usual
     scratch, model = _scratch(run, machine, "bias_gelu")[1], run.job.model
-    towers = (model.video, video), (model.audio, audio)
-    again = sum(max(passes + scratch * tower.ffn_dim / tower.dim, least) * size for tower, size in towers)
+    passes, least = (_AT_GELU_EXCHANGED, 0.0) if run.layout.ulysses > 1 else (_AT_GELU, _AT_ATTENTION)
+    towers = (model.video, video, _bridge_kept(run, machine)), (model.audio, audio, 0.0)
+    again = sum(
+        max((passes + scratch * tower.ffn_dim / tower.dim) * size + kept, least * size) for tower, size, kept in towers
+    )
     return max(usual, again - _layer_gradients(run))
+
+
+def _bridge_kept(run: PlannedRun, machine: Machine | None) -> float:
+    """Bytes that the last layer with a bridge has more than the last of all, less those that the backward has freed
+    between them: the block inputs of the layers between and what else they had saved.
+    """
+    job, bridge = run.job, run.job.model.bridge.layers
+    if "dual_tower_bridge" not in job.components or not bridge:
+        return 0.0
+    saved, _ = _saved_activations(run, machine)
+    of_layers = sum(saved.values()) - (saved["block inputs"] if run.policy.inputs == "host" else 0)
+    layers = job.model.video.num_layers
+    return max(_BRIDGE_KEPT * run.local_video - (layers - 1 - max(bridge)) * of_layers / layers, 0.0)
 
 
 def _layer_gradients(run: PlannedRun) -> float:

@@ -9,6 +9,7 @@ FSDP's gathers and scatters and offload beside everything.
 from dataclasses import dataclass
 
 from mova_engine.config.model import TowerConfig
+from mova_engine.errors import MovaError
 from mova_engine.predict.codec_cost import encode_cost
 from mova_engine.predict.flops import Attention, MatrixProduct, operations, training_flops
 from mova_engine.predict.hardware import Hardware
@@ -43,8 +44,10 @@ class StepPrediction:
 
 
 def predict(run: PlannedRun, hardware: Hardware) -> StepPrediction:
-    """Predict a run's step on a device."""
+    """Predict a run's step on a device. MovaError for a run whose speed depends on what is not known."""
     job, layout = run.job, run.layout
+    if run.policy.weights == "files":
+        raise MovaError("how fast files are read is not known: memory.weights files is not planned")
     rounds = run.micro_batches if job.training else job.evaluations // layout.cfg
     linears, attentions = matrix_seconds(run, hardware)
     passes = pass_bytes(run, hardware) / (hardware.bandwidth * hardware.achieved.bandwidth)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from mova_engine.checkpoints.integrity import RANGE
 from mova_engine.config.mesh import DIMENSIONS, MeshShape
 from mova_engine.distributed.fsdp import LocalShard, rows_of
 from mova_engine.distributed.processes import Processes
@@ -21,6 +22,8 @@ from mova_engine.errors import MovaError
 from mova_engine.rehearsal.result import Collective
 from mova_engine.rehearsal.simulated import members_in_words
 
+# Bytes of a written range's offset, length and CRC-32, as rank 0 receives them.
+_CHECKSUM_BYTES = 3 * 8
 # How many groups of a kind are listed with their members.
 _SHOWN = 2
 
@@ -109,7 +112,10 @@ def simulate_checkpoint(pieces: Mapping[str, LocalShard], world: int, shards: in
             "local_seconds": round(_local_seconds(pieces), 3),
             "global_seconds": round(seconds, 3),
             "gathered_bytes": sum(len(pickle.dumps(outline)) for outline in outlines),
-            "checksums": ranges,
+            "written_ranges": ranges,
+            "gathered_checksum_bytes": ranges * _CHECKSUM_BYTES,
+            # About: neighbours are joined.
+            "checksums": sum(-(-size // RANGE) for size in by_file.values()),
         },
     }
 

@@ -27,6 +27,8 @@ PARAMETERS, GRADIENTS, MOMENTS, AVERAGE = "parameters", "gradients", "moments", 
 GATHERED, REDUCED = "gathered weights", "gradients being summed"
 INPUTS, ACTIVATIONS = "inputs", "activations kept"
 EXCHANGED, WORKSPACE, WORKING = "exchange buffers", "workspaces", "working set"
+# The device memory that holds the streamed layers.
+SLOTS = "layers on their way"
 # Namespaces of torch's own operations, whose fake implementations are not run here.
 _TORCH = {"aten", "prim", "prims", "profiler", "inductor", "c10d", "_c10d_functional", "fsdp"}
 _FORWARD, _BACKWARD, _UPDATE = "forward", "backward", "update"

@@ -32,8 +32,9 @@ class Rehearsal:
 
     command: "train" or "sample". recipe: its name, or the checkpoint that is sampled. mesh: as text. shapes, dtypes: of
     the step's inputs; and for each component the number and dtype of its weights. peak_memory_bytes: by purpose, at the
-    peak. largest_tensors: at the peak, as text. predicted_memory_bytes: by the cost model's parts. simulation: the
-    checks of all ranks; None for one rank.
+    peak. largest_tensors: at the peak, as text. predicted_memory_bytes: by the cost model's parts.
+    host_memory_bytes, predicted_host_memory_bytes: the same for the host, if layers are streamed. copied: number and
+    bytes of the layers copied to the device. simulation: the checks of all ranks; None for one rank.
     """
 
     command: str
@@ -55,6 +56,9 @@ class Rehearsal:
     peak_memory_bytes: dict[str, int]
     largest_tensors: tuple[str, ...]
     predicted_memory_bytes: dict[str, int]
+    host_memory_bytes: dict[str, int]
+    predicted_host_memory_bytes: dict[str, int]
+    copied: dict[str, int]
     operations: int
     seconds: dict[str, float]
     simulation: Simulation | None = None
@@ -96,6 +100,14 @@ class Rehearsal:
             f"{'predicted by the cost model':<40}{self.predicted / 1e9:>9.3f}  ({self._deviation()})",
             *(f"  {name:<38}{size / 1e9:>9.3f}" for name, size in self.predicted_memory_bytes.items()),
         ]
+        if self.host_memory_bytes:
+            lines += ["", f"{'peak of the host by part':<40}{'GB':>9}"]
+            lines += [f"  {name:<38}{size / 1e9:>9.3f}" for name, size in self.host_memory_bytes.items()]
+            predicted = sum(self.predicted_host_memory_bytes.values())
+            lines += [f"{'predicted by the cost model':<40}{predicted / 1e9:>9.3f}"]
+        if self.copied:
+            copies, size, unforeseen = (self.copied[name] for name in ("copies", "bytes", "unforeseen"))
+            lines += ["", f"{copies} layers copied to the device, {size / 1e9:.1f} GB, {unforeseen} of them unforeseen"]
         if self.collectives:
             lines += ["", f"{'collective':<16}{'group':<20}{'ranks':>7}{'calls':>7}{'GB sent':>10}"]
             lines += [

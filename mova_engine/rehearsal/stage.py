@@ -4,7 +4,7 @@ fake tensors return when code reads them.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -14,14 +14,14 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mova_engine.backend import describe_backend
-from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.distributed.processes import Launch, Processes, start_processes
-from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
 from mova_engine.ops import REFERENCE, OpTable, choose
 from mova_engine.ops.fakes import fake_table
 from mova_engine.ops.machine import Machine
+from mova_engine.predict.memory_use import Memory
+from mova_engine.rehearsal.absent_files import absent_files, copied
 from mova_engine.rehearsal.collective_log import CollectiveLog
 from mova_engine.rehearsal.fake_processes import AbsentBackend, fake_world, join_fake_group
 from mova_engine.rehearsal.memory_tracker import MemoryTracker, is_wrapped
@@ -32,29 +32,22 @@ from mova_engine.rehearsal.weights import weights_by_dtype
 _swap = torch.utils.swap_tensors
 
 
-def check_rehearsed(memory: MemoryConfig, sharded: bool) -> None:
-    """Raise MovaError for settings that a run supports but a dry run does not."""
-    if memory.weights != "device" and not sharded:
-        raise MovaError(
-            f"memory.weights {memory.weights}: layers that come one by one are not rehearsed yet; `mova plan` predicts "
-            "their memory"
-        )
-
-
 class Stage:
     """Rank 0 of `world_size` on a device that this machine need not have.
 
     Create process groups inside `world()`; build and run the model inside `play()`. Call `fake_devices.prepare_device`
-    in this process before.
+    in this process before. streamed: the dtype of the weights if layers are streamed; the host's memory is counted
+    too then. None: layers are not streamed.
     """
 
-    def __init__(self, machine: Machine, world_size: int = 1) -> None:
+    def __init__(self, machine: Machine, world_size: int = 1, streamed: torch.dtype | None = None) -> None:
         device = machine.kind
         self.machine = machine
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.backend = AbsentBackend(describe_backend(device))
         self.launch = Launch(0, 0, world_size)
         self.tracker, self.log = MemoryTracker(device), CollectiveLog()
+        self.streamed, self.host = streamed, MemoryTracker("cpu")
         self.seconds: dict[str, float] = {}
 
     def operators(self, wanted: Mapping[str, str], dtypes: Iterable[torch.dtype], training: bool = True) -> OpTable:
@@ -79,6 +72,8 @@ class Stage:
                 join_fake_group(self.backend.name, self.launch)
                 stack.callback(torch.distributed.destroy_process_group)
                 stack.enter_context(fake_world(self.mode))
+            if self.streamed is not None:
+                stack.enter_context(absent_files(self.streamed, self.host))
             yield
 
     @contextmanager
@@ -87,9 +82,15 @@ class Stage:
         `seconds[part]`.
         """
         started = time.perf_counter()
-        with self.mode, _ToldValues(), self.log, self.tracker:
+        apart = self.streamed is not None and self.machine.kind != "cpu"
+        with self.mode, _ToldValues(), self.log, self.host if apart else nullcontext(), self.tracker:
             yield
         self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - started, 2)
+
+    def forget(self) -> None:
+        """Begin to count anew, with the memory that is taken."""
+        for each in (self.tracker, self.host, self.log):
+            each.forget()
 
     def report(
         self,
@@ -101,10 +102,10 @@ class Stage:
         clips_per_step: int,
         operators: OpTable,
         given: dict[str, Tensor],
-        predicted: dict[str, float],
+        predicted: Memory,
         simulation: Simulation | None = None,
     ) -> Rehearsal:
-        """The result. given: the step's inputs by name. predicted: memory by the cost model, bytes by part."""
+        """The result. given: the step's inputs by name. predicted: memory by the cost model."""
         clip = model.config.clip
         shapes = {name: list(x.shape) for name, x in given.items()}
         dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in given.items()}
@@ -131,7 +132,10 @@ class Stage:
             collectives=self.log.collectives(),
             peak_memory_bytes=peak.parts,
             largest_tensors=peak.largest,
-            predicted_memory_bytes=without_codecs(predicted),
+            predicted_memory_bytes=without_codecs(predicted.device),
+            host_memory_bytes=self.host.peak().parts,
+            predicted_host_memory_bytes=without_codecs(predicted.host) if self.streamed is not None else {},
+            copied=copied(model),
             operations=self.tracker.operations,
             seconds=self.seconds,
             simulation=simulation,

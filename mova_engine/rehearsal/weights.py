@@ -1,6 +1,6 @@
 """Weights on fake tensors: models with fewer layers, placing weights on a device, counting them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import torch
@@ -18,10 +18,16 @@ def with_layers(sizes: MovaConfig, layers: int | None) -> MovaConfig:
     return replace(sizes, video=video, audio=audio, bridge=bridge)
 
 
-def place_weights(component: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Replace a component's meta tensors by uninitialised ones of `dtype` on `device`, as loading it would."""
-    for module in component.modules():
+def place_weights(
+    component: nn.Module, device: torch.device, dtype: torch.dtype, only: Collection[str] | None = None
+) -> None:
+    """Replace a component's meta tensors by uninitialised ones of `dtype` on `device`, as loading it would. only: names
+    of the parameters that are replaced; None: all.
+    """
+    for path, module in component.named_modules():
         for name, old in module.named_parameters(recurse=False):
+            if only is not None and f"{path}.{name}".removeprefix(".") not in only:
+                continue
             fresh = torch.empty(old.shape, dtype=dtype, device=device)
             setattr(module, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
 

@@ -19,10 +19,11 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.predict.job import PlannedRun, layout_of, training_job
-from mova_engine.predict.memory_use import memory
+from mova_engine.predict.memory_use import Memory, memory
+from mova_engine.rehearsal.absent_files import take_slots
 from mova_engine.rehearsal.memory_tracker import AVERAGE, GRADIENTS, INPUTS, MOMENTS, PARAMETERS
-from mova_engine.rehearsal.result import Rehearsal, without_codecs
-from mova_engine.rehearsal.stage import Stage, check_rehearsed
+from mova_engine.rehearsal.result import Rehearsal
+from mova_engine.rehearsal.stage import Stage
 from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
 from mova_engine.train import lora_model
 from mova_engine.train.assembly import mesh_of
@@ -47,21 +48,20 @@ def dry_run_training(
     prepared for the machine's kind of device (`rehearsal.fake_devices`). Only the sizes of a checkpoint are read.
     Raises MovaError as the run itself would.
     """
-    check_rehearsed(config.memory, config.parallel.shard)
     shape = mesh_of(config, world_size)
     sizes = with_layers(model_config(config), layers)
     micro_batches = config.micro_batches(shape)
     batches = min(micro_batches, _MICRO_BATCHES) * config.loader.batch * shape.data_parallel
     once = replace(config, global_batch_size=batches, model=replace(config.model, checkpoint=Path("nothing-is-read")))
-    stage = Stage(machine, world_size)
+    streamed = config.memory.weights != "device" and not config.parallel.shard
+    stage = Stage(machine, world_size, DTYPES[config.dtype] if streamed else None)
     table = stage.operators(config.ops, (DTYPES[config.dtype],))
     with stage.world(), _without_files():
         processes = stage.processes(shape, config.parallel.timeout)
         ops = processes.operators(table)
         updater, batches, build = _built(stage, once, sizes, ops, processes)
         with stage.play("step"):
-            stage.tracker.forget()
-            stage.log.forget()
+            stage.forget()
             updater.step(0, batches, build, partial(_follow, stage, updater.weights))
         simulation = None
         if world_size > 1:
@@ -81,13 +81,13 @@ def dry_run_training(
     )
 
 
-def predict_training(config: TrainConfig, machine: Machine, world_size: int = 1) -> dict[str, int]:
-    """Without a rehearsal: what the cost model says of the device's memory in a step, bytes by part."""
-    return without_codecs(_predicted(config, model_config(config), machine, mesh_of(config, world_size)))
+def predict_training(config: TrainConfig, machine: Machine, world_size: int = 1) -> Memory:
+    """Without a rehearsal: what the cost model says of memory in a step."""
+    return _predicted(config, model_config(config), machine, mesh_of(config, world_size))
 
 
-def _predicted(config: TrainConfig, sizes: MovaConfig, machine: Machine, shape: MeshShape) -> dict[str, float]:
-    return memory(planned(config, sizes, shape), machine).device
+def _predicted(config: TrainConfig, sizes: MovaConfig, machine: Machine, shape: MeshShape) -> Memory:
+    return memory(planned(config, sizes, shape), machine)
 
 
 def _built(
@@ -98,6 +98,7 @@ def _built(
     with stage.play("build"):
         model, shards = build_model(config, sizes, ops, device, processes, fill=False)
         model.train()
+        take_slots(model, stage.tracker)
         weights = Weights(model, DTYPES[config.dtype], config.optim.ema, shards)
         optimizer = build_optimizer(weights.masters, config.optim, ops)
         _take_moments(weights, optimizer)
@@ -106,8 +107,9 @@ def _built(
         stage.tracker.label(weights.ema or (), AVERAGE, known=True)
         states = (x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor))
         stage.tracker.label(states, MOMENTS, known=True)
-        clip = {name: torch.empty(shape) for name, shape in clip_tensors(sizes, config).items()}
-        empty_text = torch.empty(clip["text"].shape[1:])
+        with stage.host.within(INPUTS):
+            clip = {name: torch.empty(shape) for name, shape in clip_tensors(sizes, config).items()}
+            empty_text = torch.empty(clip["text"].shape[1:])
         build = BatchBuilder(empty_text, device, audio_only=config.task == "audio")
         batch = {**clip, "id": ("clip",) * config.loader.batch, "heard": torch.ones(config.loader.batch, 1)}
     updater = Updater(config, model, weights, optimizer, ops, processes)

@@ -74,3 +74,24 @@ def test_a_denoising_step(device, checkpoint):
     assert found.command == "sample" and found.clips_per_step == 1
     sent = {(x.kind, x.group) for x in found.collectives}
     assert {("all_to_all", "ulysses"), ("broadcast", "context_parallel"), ("all_to_all", "cfg")} <= sent
+    simulated = found.simulation
+    assert simulated is not None and simulated.data["clips"] == 1 and simulated.noise == {"different": 1, "alike": 4}
+
+
+@pytest.mark.dry
+@pytest.mark.parametrize("device, where", [("cuda", "host"), ("npu", "files")])
+def test_layers_that_come_one_by_one(device, where):
+    """The ring on the device, the arena or a layer of a file on the host, a copy of each layer for forward and
+    backward but of those that are still in the ring; as planned, with fewer layers, within what is beside them.
+    """
+    memory = {"weights": where, "checkpointing": "full", "inputs": "host"}
+    found = _rehearse("lora", device, 1, 3, memory=memory, global_batch_size=1)
+    ring, arena = found.peak_memory_bytes["layers on their way"], found.host_memory_bytes["parameters"]
+    assert found.predicted == pytest.approx(found.peak, rel=0.05), str(found)
+    assert sum(found.predicted_host_memory_bytes.values()) == pytest.approx(
+        sum(found.host_memory_bytes.values()), rel=0.05
+    ), str(found)
+    assert found.copied["copies"] == 2 * 3 - 2 and found.copied["unforeseen"] == 0
+    assert found.copied["bytes"] == 4 * ring / 2
+    # On the host one layer, or three of each expert, which share their sound's blocks and bridges.
+    assert arena == ring / 2 if where == "files" else 5 * ring / 2 < arena < 6 * ring / 2

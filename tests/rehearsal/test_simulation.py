@@ -136,7 +136,8 @@ def test_a_checkpoints_bytes_and_its_plan():
     found = ranks.simulate_checkpoint(_pieces(16), world=32, shards=16)
     assert found["bytes"] == {"video_dit": 4 * (600 + 30), "training/master": 4 * 64, "training/optimizer": 4}
     # 15 ranks have rows of a and aa, which two copies take in turns, 16 of c, one of b, and all have the step.
-    assert found["plan"]["checksums"] == 2 * 15 + 16 + 1 + 1 and found["writing_ranks"] == 16 + 15
+    assert found["plan"]["written_ranges"] == 2 * 15 + 16 + 1 + 1 and found["plan"]["checksums"] == 3
+    assert found["writing_ranks"] == 16 + 15
     alone = ranks.simulate_checkpoint(_pieces(1), world=8, shards=1)
     assert alone["writing_ranks"] == 1 and alone["most_bytes_of_a_rank"] == sum(found["bytes"].values())
 

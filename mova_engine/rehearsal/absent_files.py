@@ -1,0 +1,97 @@
+"""A model folder that is not there, for layers that are streamed: `memory.streaming` runs as it is, on weights without
+data.
+
+What would read a file gives tensors of the right sizes and reads nothing. The thread that fills the slots is left out:
+modes that count belong to one thread, and a copy without data takes no time that could be hidden.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from mova_engine.memory import streamed_model, streaming, weight_sources
+from mova_engine.memory.streaming import StreamedModel
+from mova_engine.models.mova import Mova
+from mova_engine.rehearsal.memory_tracker import PARAMETERS, SLOTS, MemoryTracker
+from mova_engine.rehearsal.weights import place_weights
+
+
+@contextmanager
+def absent_files(dtype: torch.dtype, host: MemoryTracker) -> Iterator[None]:
+    """Within the block `streamed_model.open_streamed` takes any folder for one whose weights are of `dtype`. host:
+    counts the host's memory.
+    """
+
+    def load(
+        component: nn.Module, folder: object, *, device: torch.device, dtype: torch.dtype, only: Collection[str]
+    ) -> None:
+        place_weights(component, device, dtype, only)
+
+    def ranges(folder: Path, names: Iterable[str]) -> dict[str, weight_sources._Range]:
+        return {name: weight_sources._Range(folder, 0, dtype) for name in names}
+
+    with ExitStack() as patches:
+        for place, name, stand_in in (
+            (streamed_model, "check_component", lambda *_: None),
+            (streamed_model, "stored_tensors", lambda folder: {}),
+            (streamed_model, "load_component", load),
+            (streaming, "ThreadPoolExecutor", _AtOnce),
+            (weight_sources, "describe_backend", lambda name: _HostMemory(host)),
+            (weight_sources, "_ranges", ranges),
+            (weight_sources, "_opened", lambda file: (-1, (0, 0))),
+            (weight_sources.StoredWeights, "_pread", lambda *_: None),
+            # Torch's Python device has no event that the host could wait for.
+            (weight_sources.StoredWeights, "_wait_for_copy", lambda self: None),
+            (weight_sources.StoredWeights, "close", lambda self: None),
+        ):
+            patches.enter_context(patch.object(place, name, stand_in))
+        yield
+
+
+def take_slots(model: Mova, tracker: MemoryTracker) -> None:
+    """Let a model whose layers are streamed, if they are, take the memory of its slots now."""
+    if isinstance(model.streamed, StreamedModel):
+        with tracker.within(SLOTS):
+            model.streamed.stream.open()
+
+
+def copied(model: Mova) -> dict[str, int]:
+    """What has been copied to the device layer by layer; {} where layers stay there. `unforeseen`: copies for which the
+    device would have waited, as they were in no plan.
+    """
+    if not isinstance(model.streamed, StreamedModel):
+        return {}
+    found = model.streamed.stream.report()
+    return {"copies": found.copies, "bytes": found.bytes, "unforeseen": found.unforeseen}
+
+
+class _HostMemory:
+    """Of a backend the memory from which it copies, unpinned."""
+
+    def __init__(self, host: MemoryTracker) -> None:
+        self._host = host
+
+    def host_memory(self, size: int) -> Tensor:
+        with self._host.within(PARAMETERS):
+            return torch.empty(size, dtype=torch.uint8)
+
+
+class _AtOnce:
+    """An executor that does what it is given when it is given it."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args))
+        return future
+
+    def shutdown(self, wait: bool = True) -> None:
+        pass
