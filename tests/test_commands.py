@@ -122,6 +122,19 @@ def test_every_command_has_help_for_each_option(name, capsys):
     assert command.beside is not Nothing or "How it is run" not in shown
 
 
+def test_print_config_without_what_must_be_given_prints_a_form_to_fill_in(tmp_path, capsys):
+    assert COMMANDS["sample"].parse(["--print-config"]) is None
+    printed = capsys.readouterr().out
+    assert "checkpoint: null\n" in printed and "seed: 0\n" in printed and "  idle: host\n" in printed
+    form = tmp_path / "form.yaml"
+    form.write_text(printed)
+    with pytest.raises(MovaError):
+        COMMANDS["sample"].parse(["--config", str(form)])
+    form.write_text(printed.replace("checkpoint: null", "checkpoint: m").replace("\nprompt: null", "\nprompt: x"))
+    wanted = COMMANDS["sample"].parse(["--checkpoint", "m", "--prompt", "x"])
+    assert COMMANDS["sample"].parse(["--config", str(form)]) == wanted
+
+
 def test_help_shows_the_recipes_own_values(capsys):
     TRAIN.parse(["--recipe", "joint-phase3", "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())

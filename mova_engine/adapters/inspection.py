@@ -71,17 +71,19 @@ def _component(adapter: Adapter, component: str, names: list[str], layers: bool)
 
 
 def _not_held(adapter: Adapter) -> list[str]:
-    """For each dialect that cannot hold all of an adapter, what it cannot hold, one line each."""
+    """What dialects cannot hold of an adapter, or only in a changed form: a line for each reason, with their names."""
     if UNSAID in adapter.components:
         return []
-    lines: list[str] = []
+    dialects: dict[str, list[str]] = {}
     for name in DIALECTS:
         try:
             notes = held_by(adapter, get_dialect(name))[1]
         except MovaError:
             notes = [f"not held by {name}: anything of it"]
-        lines += [note.removeprefix("not held by ") for note in notes]
-    return lines
+        for note in notes:
+            who, _, what = note.removeprefix("not held by ").partition(": ")
+            dialects.setdefault(what, []).append(who)
+    return [f"{', '.join(names)}: {what}" for what, names in dialects.items()]
 
 
 def _range(values: Iterable[float]) -> str:

@@ -219,6 +219,8 @@ class Command(Generic[Settings]):
             shown.append((print_config, self.beside() if beside is None else beside))
             # None: nothing was given.
             if settings is None and (missing := _without_default(kind)):
+                if print_config:
+                    return _template(kind)
                 raise MovaError(f"missing: {', '.join(missing)} (--help tells the options)")
             return kind() if settings is None else settings
 
@@ -365,6 +367,15 @@ def _without_default(kind: type) -> list[str]:
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     return [f"--{field.name.replace('_', '-')}" if field.kw_only else field.name.upper() for field in wanted]
+
+
+def _template(kind: type) -> dict[str, Any]:
+    """A command's settings with their defaults; None for those that must be given."""
+    template: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+        template[field.name] = made if field.default is dataclasses.MISSING else field.default
+    return template
 
 
 def _unfit(error: CoercionError) -> str:

@@ -1,6 +1,7 @@
 """`mova lora`: inspect, convert, merge, extract and combine on whole folders of a small model."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -214,7 +215,9 @@ def test_inspect_says_what_there_is(model, source, tmp_path, capsys):
     assert mova(["lora", "inspect", str(tmp_path / "x.safetensors"), "--layers"]) == 0
     said = capsys.readouterr().out
     assert "mova-engine" in said and "audio_dit         (audio): 1 layer, rank 4, alpha 8, float32, norm" in said
-    assert "1 full difference of norm" in said and "not held by  comfy: audio_dit, 1 layer" in said
+    assert "1 full difference of norm" in said and re.search(
+        r"not held by  diffusers, .*comfy, diffsynth: audio_dit, 1 layer\n", said
+    )
     assert "  blocks.0.self_attn.q: rank 4, alpha 8, [32, 32], norm" in said
     norm = float(read_adapter(tmp_path / "x.safetensors").layers[LAYERS[2]].update().norm())
     assert f"blocks.0.ffn.2: rank 4, alpha 8, [32, 48], norm {norm:.4g}" in said
@@ -229,8 +232,11 @@ def test_convert_says_what_stays_behind(model, source, tmp_path, capsys):
     assert mova([*given, "diffusers"]) == 0
     said = capsys.readouterr().out
     assert "not held by diffusers: audio_dit, 1 layer" in said and "full differences, 1 layer" in said
+    assert f"2 of 4 layers written as diffusers to {tmp_path / 'y'} (read as mova-engine)" in said
     with pytest.raises(MovaError, match="unknown dialect 'difusers'. Did you mean 'diffusers'"):
         mova([*given, "difusers"])
+    with pytest.raises(MovaError, match="unknown dialect 'kohya'. Did you mean 'musubi'"):
+        mova([*given, "kohya"])
     config = json.loads(next((tmp_path / "y").glob("high*")).read_bytes()[8:].split(b"}}", 1)[0].decode() + "}}")
     assert config["__metadata__"]["mova_part"] == "high"
 

@@ -25,9 +25,11 @@ DIALECTS: Mapping[str, str] = {
 
 
 def get_dialect(name: str) -> Dialect:
-    """The named dialect. MovaError, with the nearest name, for an unknown one."""
+    """The named dialect. Raises MovaError for an unknown name, and names the dialect of that tool, or the nearest."""
     if name not in DIALECTS:
-        raise MovaError(f"unknown dialect '{name}'.{suggest(name, DIALECTS)} Known: {', '.join(DIALECTS)}")
+        of_tool = [known for known in DIALECTS if name and name.lower() in get_dialect(known).about.lower()]
+        near = f" Did you mean '{of_tool[0]}'?" if of_tool else suggest(name, DIALECTS)
+        raise MovaError(f"unknown dialect '{name}'.{near} Known: {', '.join(DIALECTS)}")
     return importlib.import_module(DIALECTS[name]).DIALECT
 
 
