@@ -2,6 +2,7 @@
 #include "bias_gelu.h"
 #include "gate_residual.h"
 #include "layer_norm.h"
+#include "nf4.h"
 #include "rms_norm.h"
 
 namespace mova::cpu::MOVA_ISA {
@@ -26,6 +27,7 @@ constexpr KernelTable kTable = {
     {gate_residual_bwd_kernel<float>, gate_residual_bwd_kernel<BFloat16>},
     {bias_gelu_fwd_kernel<float>, bias_gelu_fwd_kernel<BFloat16>},
     {bias_gelu_bwd_kernel<float>, bias_gelu_bwd_kernel<BFloat16>},
+    {dequantise_nf4_kernel<float>, dequantise_nf4_kernel<BFloat16>},
 };
 extern const KernelTable table = kTable;
 

@@ -82,6 +82,19 @@ struct BiasGeluBackward {
   void* grad_x;
 };
 
+// out [o, i] of 4-bit codes [o, i / 2], of an even column in the high half: values[code] times the scale of its block of
+// kNf4Block columns. scales: float, or codes of scale_values [256] with a factor for each kNf4NestedBlock of them and one offset.
+constexpr int kNf4Block = 64, kNf4NestedBlock = 256;
+struct DequantiseNf4 {
+  const uint8_t* codes;
+  const float *values, *scales;
+  const uint8_t* scale_codes;
+  const float *scale_values, *nested;
+  float offset;
+  int64_t blocks;  // of a row
+  void* out;
+};
+
 // Sums over a chunk of rows, [d] each; a kernel sets those of its operator and variant and leaves the others alone.
 struct ParameterSums {
   float *factor, *offset, *gate;
@@ -100,6 +113,8 @@ struct KernelTable {
   void (*gate_residual_bwd[2])(const GateResidualBackward&, int64_t begin, int64_t end, const ParameterSums&);
   void (*bias_gelu_fwd[2])(const BiasGeluForward&, int64_t begin, int64_t end);
   void (*bias_gelu_bwd[2])(const BiasGeluBackward&, int64_t begin, int64_t end, const ParameterSums&);
+  // scratch: a float for each block of a row.
+  void (*dequantise_nf4[2])(const DequantiseNf4&, int64_t begin, int64_t end, float* scratch);
 };
 
 namespace baseline {

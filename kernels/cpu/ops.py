@@ -25,6 +25,7 @@ _gate_residual_norm_fwd = _ops.gate_residual_norm_fwd.default
 _gate_residual_norm_bwd = _ops.gate_residual_norm_bwd.default
 _bias_gelu_fwd = _ops.bias_gelu_fwd.default
 _bias_gelu_bwd = _ops.bias_gelu_bwd.default
+_dequantise_nf4 = _ops.dequantise_nf4.default
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -108,6 +109,24 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _bias_gelu_fwd(torch.nn.functional.linear(x, weight), bias)
 
 
+def dequantise_nf4(
+    weight: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    nested_offset: Tensor | None,
+    values: Tensor,
+    scale_values: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The weight [o, i] in `dtype`, float32 or bfloat16, of 4-bit codes; without a gradient.
+
+    weight uint8 [o, i / 2], of an even input in the high half; values float32 [16] of the codes. absmax [o, i / 64], a
+    factor for each 64 inputs: float32, or uint8 codes of scale_values float32 [256] with nested_absmax float32, a
+    factor for each 256 of them, and nested_offset float32 [].
+    """
+    return _dequantise_nf4(weight, absmax, nested_absmax, nested_offset, values, scale_values, dtype)
+
+
 def _check_device(**tensors: Tensor | None) -> None:
     """All on the CPU, or all without data ("meta"): the dispatcher's own words for a mixture help nobody."""
     x = tensors["x"]
@@ -181,6 +200,10 @@ def _fake_bias_gelu_bwd(grad, x, bias):
     return _rows_like(x), _vector_like(bias)
 
 
+def _fake_dequantise_nf4(weight, absmax, nested_absmax, nested_offset, values, scale_values, dtype):
+    return weight.new_empty((len(weight), 2 * weight.shape[1]), dtype=dtype)
+
+
 # The gradients are in csrc/cpu/autograd.cpp.
 
 
@@ -199,6 +222,7 @@ _FAKES = {
     "gate_residual_norm_bwd": _fake_gate_residual_norm_bwd,
     "bias_gelu_fwd": _fake_bias_gelu_fwd,
     "bias_gelu_bwd": _fake_bias_gelu_bwd,
+    "dequantise_nf4": _fake_dequantise_nf4,
 }
 for _name, _fake in _FAKES.items():
     torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)

@@ -11,11 +11,13 @@ from mova_engine.ops.linear_impl import adapter_gradients
 
 # (the stored tensors, dtype) -> the weight [o, i] in that dtype.
 Dequantise = Callable[..., Tensor]
+# (rows [n, i], bias, the stored tensors) -> [n, o].
+Product = Callable[..., Tensor]
 
 
 class _DequantisedLinear(torch.autograd.Function):
-    """`f(x) W^T + b + scale * (x A^T) B^T`; the backward dequantises again, so that what is kept of the weight are the
-    stored numbers. f: None, or what quantisation of inputs does to them; its derivative is taken for one.
+    """`x W^T + b + scale * (x A^T) B^T`; the backward dequantises again, so that what is kept of the weight are the
+    stored numbers. A product of its own may quantise x: the derivative of that is taken for one.
 
     u = x A^T, [n, r], is kept, and x where there is an adapter. With h = g B: dx = g W + scale h A, dA = scale h^T x,
     dB = scale g^T u.
@@ -25,7 +27,7 @@ class _DequantisedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         dequantise: Dequantise,
-        of_input: Callable[[Tensor], Tensor] | None,
+        product: Product | None,
         x: Tensor,
         bias: Tensor | None,
         lora_a: Tensor | None,
@@ -34,8 +36,10 @@ class _DequantisedLinear(torch.autograd.Function):
         *stored: Any,
     ) -> Tensor:
         rows = x.flatten(0, -2)
-        given = rows if of_input is None else of_input(rows)
-        out = F.linear(given, dequantise(*stored, x.dtype), bias)
+        if product is None:
+            out = F.linear(rows, dequantise(*stored, x.dtype), bias)
+        else:
+            out = product(rows, bias, *stored)
         kept: tuple[Tensor, ...] = ()
         if lora_a is not None and lora_b is not None:
             u = rows @ lora_a.t()
@@ -72,10 +76,11 @@ def dequantised_linear(
     lora_a: Tensor | None,
     lora_b: Tensor | None,
     scale: float,
-    of_input: Callable[[Tensor], Tensor] | None = None,
+    product: Product | None = None,
 ) -> Tensor:
-    """`f(x) W^T + b + scale * (x A^T) B^T`, W = dequantise(*stored, x's dtype) [o, i], f = of_input or nothing.
+    """`x W^T + b + scale * (x A^T) B^T`, W = dequantise(*stored, x's dtype) [o, i]. product: computes x W^T + b of rows
+    in the forward, where not the dequantised weight does.
 
     Holds one dequantised weight while a product takes it. A gradient of a gradient raises RuntimeError.
     """
-    return _DequantisedLinear.apply(dequantise, of_input, x, bias, lora_a, lora_b, scale, *stored)
+    return _DequantisedLinear.apply(dequantise, product, x, bias, lora_a, lora_b, scale, *stored)

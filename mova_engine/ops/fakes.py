@@ -209,6 +209,9 @@ def fake_function(operator: Operator, implementation: str) -> Callable[..., Any]
         return resolve(entry.target)
     if (operator.name, implementation) == ("fp8_linear", "scaled-mm-triton"):
         return partial(checked, _fused(OPERATORS["quantize_rows"], "triton"))
+    if (operator.name, implementation) == ("nf4_linear", "native"):
+        # The kernel alone needs the library; what is taken, returned and kept is the same.
+        return fake_function(operator, "dequantise")
     known = (operator.name, implementation) in _WORKSPACE or entry.target.startswith(_VENDOR)
     if operator.name in _FORMS and (implementation in _FUSED or known):
         return _fused(operator, implementation)

@@ -1,14 +1,20 @@
 """Linear layers of frozen weights held in NF4, int8 and GGUF blocks: what checks inputs, and which kernels compute."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
 from mova_engine.ops import requirements
-from mova_engine.ops.dequantised_linear import Dequantise, dequantised_linear
+from mova_engine.ops.dequantised_linear import Dequantise, Product, dequantised_linear
 from mova_engine.ops.gguf import dequantise_gguf, gguf_kind
 from mova_engine.ops.int8 import dequantise_int8, quantise_int8
-from mova_engine.ops.nf4 import BLOCK, NESTED_BLOCK, dequantise_nf4
+from mova_engine.ops.nf4 import BLOCK, DYNAMIC_MAP, NESTED_BLOCK, VALUES, dequantise_nf4
+from mova_engine.ops.row_chunks import row_chunks
+
+# cuBLASLt's products of int8 numbers take sizes that are multiples of this, and no fewer rows.
+_MULTIPLE, _LEAST_ROWS = 8, 17
 
 
 def _checked(
@@ -93,6 +99,31 @@ def nf4_dequantise(
     return _nf4(dequantise_nf4, x, weight, absmax, nested_absmax, nested_offset, bias, lora_a, lora_b, scale)
 
 
+def _native(
+    weight: Tensor, absmax: Tensor, nested_absmax: Tensor | None, nested_offset: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    from mova_kernels.cpu.ops import dequantise_nf4 as dequantise
+
+    values, scale_values = torch.tensor(VALUES), torch.tensor(DYNAMIC_MAP)
+    return dequantise(weight, absmax, nested_absmax, nested_offset, values, scale_values, dtype)
+
+
+def nf4_native(
+    x: Tensor,
+    weight: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    nested_offset: Tensor | None,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    *,
+    scale: float,
+) -> Tensor:
+    """`nf4_linear` with the weight looked up by the engine's kernel for CPUs. float32 and bfloat16."""
+    return _nf4(_native, x, weight, absmax, nested_absmax, nested_offset, bias, lora_a, lora_b, scale)
+
+
 def gguf_dequantise(
     x: Tensor,
     weight: Tensor,
@@ -113,18 +144,28 @@ def gguf_dequantise(
     return dequantised_linear(dequantise_gguf, (weight, kind), x, bias, lora_a, lora_b, scale)
 
 
-def _check_int8(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, lora_a: Tensor | None, lora_b: Tensor | None
-) -> None:
+def _int8(
+    product: Product,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """`int8_linear` by a product of rows, its inputs looked at. The gradient of x is by the dequantised weight."""
     name = "int8_linear"
     _matrix(name, weight, torch.int8, "[o, i]")
     _expect(name, "weight_scale", weight_scale, torch.float32, weight.shape[:1])
     shape = weight.shape[0], weight.shape[1]
     _checked(name, x, shape, bias, lora_a, lora_b, weight=weight, weight_scale=weight_scale)
+    return dequantised_linear(dequantise_int8, (weight, weight_scale), x, bias, lora_a, lora_b, scale, product)
 
 
-def _quantised(rows: Tensor) -> Tensor:
-    return dequantise_int8(*quantise_int8(rows), rows.dtype)
+def _rounded_product(rows: Tensor, bias: Tensor | None, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    values = dequantise_int8(*quantise_int8(rows), rows.dtype)
+    return F.linear(values, dequantise_int8(weight, weight_scale, rows.dtype), bias)
 
 
 def int8_dequantise(
@@ -138,6 +179,54 @@ def int8_dequantise(
     scale: float,
 ) -> Tensor:
     """`int8_linear` where there is no product of int8 numbers: quantised rows and weight in x's dtype."""
-    _check_int8(x, weight, weight_scale, bias, lora_a, lora_b)
-    stored = weight, weight_scale
-    return dequantised_linear(dequantise_int8, stored, x, bias, lora_a, lora_b, scale, _quantised)
+    return _int8(_rounded_product, x, weight, weight_scale, bias, lora_a, lora_b, scale)
+
+
+def _integer_product(rows: Tensor, bias: Tensor | None, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    """The sums are exact; they are scaled, and rounded once to the dtype of the rows."""
+    n, out = len(rows), torch.empty(len(rows), len(weight), dtype=rows.dtype, device=rows.device)
+    values, scale = quantise_int8(rows)
+    if n == 0:
+        return out
+    if n < _LEAST_ROWS:
+        values = F.pad(values, (0, 0, 0, _LEAST_ROWS - n))
+    sums = torch._int_mm(values, weight.t())[:n]
+    for part in row_chunks(n, len(weight)):
+        scaled = (sums[part] * scale[part].unsqueeze(1)).mul_(weight_scale)
+        out[part] = scaled if bias is None else scaled.add_(bias)
+    return out
+
+
+def int8_int_mm(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    *,
+    scale: float,
+) -> Tensor:
+    """`int8_linear` by torch's product of int8 numbers: cuBLASLt's on CUDA, oneDNN's on a CPU.
+
+    The weight's sizes must be multiples of 8.
+    """
+    if any(size % _MULTIPLE for size in weight.shape):
+        raise MovaError(
+            f"int8_linear: the weight's sizes must be multiples of {_MULTIPLE}, got {list(weight.shape)}; "
+            "keep this layer in bfloat16"
+        )
+    return _int8(_integer_product, x, weight, weight_scale, bias, lora_a, lora_b, scale)
+
+
+def int_mm_check(backend: Backend) -> str | None:
+    """Whether this torch and device multiply int8 numbers."""
+    absent = backend.unavailable()
+    if absent is not None:
+        return absent
+    try:
+        one = torch.ones(32, 32, dtype=torch.int8, device=backend.device())
+        torch._int_mm(one, one.t())
+    except RuntimeError as error:
+        return f"torch {torch.__version__} has no product of int8 numbers here: {str(error).splitlines()[0]}"
+    return None

@@ -196,9 +196,14 @@ def _rows(name: str, differentiable: str, *implementations: Implementation) -> O
     return _operator(name, _native(name), *ascend, *implementations, _compile(name), differentiable=differentiable)
 
 
-def _quantised(name: str, *implementations: Implementation, **fields: Any) -> Operator:
+# Beside the product nothing passes over activations; weights are not counted.
+_NONE = Passes(0, 0)
+
+
+def _quantised(name: str, *implementations: Implementation, passes: Passes = _NONE, **fields: Any) -> Operator:
     """A linear layer whose frozen weight is quantised. On any device the weight is dequantised for each product."""
-    dequantise = Implementation("dequantise", f"{_QUANTISED}:{name.removesuffix('_linear')}_dequantise")
+    target = f"{_QUANTISED}:{name.removesuffix('_linear')}_dequantise"
+    dequantise = Implementation("dequantise", target, passes=passes)
     return _operator(
         name,
         *implementations,
@@ -291,8 +296,21 @@ OPERATORS: dict[str, Operator] = {
             differentiable="x bias lora_a lora_b",
             called_in=("bfloat16",),
         ),
-        _quantised("nf4_linear"),
-        _quantised("int8_linear", rounding=f"{_QUANTISED_REFERENCE}:INT8_LINEAR_ROUNDED"),
+        _quantised("nf4_linear", replace(_native("nf4_linear"), target=f"{_QUANTISED}:nf4_native", passes=_NONE)),
+        _quantised(
+            "int8_linear",
+            Implementation(
+                "int-mm",
+                f"{_QUANTISED}:int8_int_mm",
+                ("cpu", "cuda"),
+                check=f"{_QUANTISED}:int_mm_check",
+                calls=("_int_mm",),
+                # Counted of a square layer: rows are quantised, and the sums, in 32 bits, scaled.
+                passes=Passes(31.5, 0),
+            ),
+            passes=Passes(25, 0),  # the same of rows that are quantised and dequantised
+            rounding=f"{_QUANTISED_REFERENCE}:INT8_LINEAR_ROUNDED",
+        ),
         _quantised("gguf_linear"),
         *attention_operators(
             {name: _npu("attention", name) for name in ("attention", "attention_lse", "attention_backward")}

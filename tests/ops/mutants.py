@@ -93,7 +93,9 @@ class Operations(TorchDispatchMode):
         self.counts[backward, function] += 1
         place = Place(function, args, kwargs, self.dtype)
         if self.mutant and self.mutant.where == where:
-            return place.changed(OPERATION_RULES[self.mutant.rule])
+            fits, _ = rule = OPERATION_RULES[self.mutant.rule]
+            # In another case the operation of that number may be one that the rule does not fit.
+            return place.changed(rule) if fits(place) else place.call()
         if function in _TAKEN_APART:
             with self:
                 made = _TAKEN_APART[function](*args, **kwargs)

@@ -227,6 +227,17 @@ def _without_last(place: Place) -> Tensor:
 OPERATION_RULES = _operation_rules()
 
 
+# Of the bytes of quantised weights.
+_CODES: dict[str, Callable[[Tensor], Tensor]] = {
+    "codes shifted by one": lambda x: x.roll(1, -1),
+    "codes of the row before": lambda x: x.roll(1, 0),
+    "lowest bit of codes flipped": lambda x: x ^ 1,
+    "highest bit of codes flipped": lambda x: x ^ (-128 if x.dtype == torch.int8 else 128),
+    "halves of bytes swapped": lambda x: ((x.view(torch.uint8) >> 4) | (x.view(torch.uint8) << 4)).view(x.dtype),
+    "codes stale in the last row": lambda x: torch.cat((x[:-1], x[-2:-1])),
+}
+
+
 def _argument_rules() -> dict[str, tuple[Callable[..., bool], Callable[..., dict[str, Any]]]]:
     def tensor(inputs: dict, name: str) -> bool:
         return Place.wide(inputs[name]) and not isinstance(inputs[name], list)
@@ -265,9 +276,14 @@ def _argument_rules() -> dict[str, tuple[Callable[..., bool], Callable[..., dict
                 lambda i, n, d, change=change, dim=dim: {n: change(i[n], dim) if _long(i[n], dim) else i[n]},
             )
     rules["pairs swapped"] = (
-        lambda i, n, d, o: tensor(i, n) and i[n].numel() > 0 and i[n].shape[-1] % 2 == 0,
+        lambda i, n, d, o: tensor(i, n) and i[n].dim() > 0 and i[n].numel() > 0 and i[n].shape[-1] % 2 == 0,
         lambda i, n, d: {n: _pairs(i[n]) if i[n].shape[-1] % 2 == 0 else i[n]},
     )
+    for name, change in _CODES.items():
+        rules[name] = (
+            lambda i, n, d, o: isinstance(i[n], Tensor) and i[n].dtype in (torch.uint8, torch.int8),
+            lambda i, n, d, change=change: {n: change(i[n])},
+        )
     for factor in (0.0, 0.1, 10.0, 1e4, -1.0, 1.01):
         rules[f"{factor} times as large"] = (
             lambda i, n, d, o, f=factor: type(i[n]) is float and i[n] != 0 and (f != 1.01 or i[n] > _SMALL),

@@ -191,13 +191,16 @@ def fp8_cases() -> tuple[Case, ...]:
 _QUANTISED_GEMMS = {
     "nano": (2, 69, 256, 96),
     "wide": (1, 5, 1536, 160),
-    "odd": (3, 7, 768, 65),
     "one-token": (1, 1, 256, 64),
 }
 
 
-def quantised_cases(build: Build, other: Build, *kinds: tuple[str, Build]) -> tuple[Case, ...]:
-    """Cases of a linear layer with a quantised weight. other: without an adapter. kinds: further ways to store it."""
+def quantised_cases(
+    build: Build, other: Build, *kinds: tuple[str, Build], odd: tuple[int, int, int, int] = (3, 7, 768, 65)
+) -> tuple[Case, ...]:
+    """Cases of a linear layer with a quantised weight. other: without an adapter. kinds: further ways to store it. odd:
+    sizes that are multiples of as little as it takes.
+    """
 
     def one_channel(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
         # Each token reads one input: a weight that is in the wrong place, or rounded twice, shows.
@@ -208,7 +211,8 @@ def quantised_cases(build: Build, other: Build, *kinds: tuple[str, Build]) -> tu
 
     return (
         *(_case(name, build, shape) for name, shape in _QUANTISED_GEMMS.items()),
-        _case("no-adapter", other, _QUANTISED_GEMMS["odd"]),
+        _case("odd", build, odd),
+        _case("no-adapter", other, odd),
         _case("one-channel", one_channel, (1, 256, 256, 64)),
         *(_case(name, kind, _QUANTISED_GEMMS["one-token"]) for name, kind in kinds),
         *(_case(name, build, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
@@ -337,7 +341,8 @@ CASES: dict[str, tuple[Case, ...]] = {
     "nf4_linear": quantised_cases(
         inputs_of.nf4_linear(True), inputs_of.nf4_linear(True, False), ("float32-scales", inputs_of.nf4_linear(False))
     ),
-    "int8_linear": quantised_cases(inputs_of.int8_linear(True), inputs_of.int8_linear(False)),
+    # Sizes that are multiples of 8: see `mova_engine.ops.quantised_impl`.
+    "int8_linear": quantised_cases(inputs_of.int8_linear(True), inputs_of.int8_linear(False), odd=(3, 7, 24, 40)),
     "gguf_linear": quantised_cases(
         inputs_of.gguf_linear("Q4_K"),
         inputs_of.gguf_linear("Q8_0", False),
