@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 
 import pytest
 import torch
 
-from mova_engine.ops import OPERATORS, bind_operator, refusal, torch_dtypes
+from mova_engine.backend import describe_backend
+from mova_engine.ops import OPERATORS, bind_operator, refusal
+from mova_engine.ops.registry import ThisMachine
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import judge, results, trials
 
@@ -22,22 +25,26 @@ def _marks(operator, implementation, dtype):
     return [] if fast else [pytest.mark.slow]
 
 
-RUNS = [
-    pytest.param(
-        operator,
-        implementation,
-        case,
-        dtype,
-        id=f"{operator.name}-{implementation}-{case.name}-{dtype}",
-        marks=_marks(operator, implementation, dtype),
-    )
-    for operator in OPERATORS.values()
-    for case in cases_of(operator)
-    if case.size == "test"
-    for dtype in DTYPES
-    for implementation in operator.choices()
-    if implementation != COMPILE or case == cases_of(operator)[0]
-]
+def _runs(machine):
+    """(operator, implementation, case, dtype): of an implementation that the machine has not, one case says why; the
+    others, hundreds, would say the same. Of dtypes that an implementation is not made for there is nothing to judge.
+    """
+    for operator in OPERATORS.values():
+        cases = [case for case in cases_of(operator) if case.size == "test"]
+        for case, dtype, implementation in itertools.product(cases, DTYPES, operator.choices()):
+            entries = [entry for entry in operator.implementations if entry.name == implementation]
+            made_for = not entries or all(dtype in entry.dtypes for entry in entries)
+            absent = any(entry.refusal(machine, training=False) for entry in entries)
+            once = case == cases[0] and (dtype == entries[0].dtypes[0] if absent else True)
+            if made_for and (once if absent or implementation == COMPILE else True):
+                name = f"{operator.name}-{implementation}-{case.name}-{dtype}"
+                marks = _marks(operator, implementation, dtype)
+                yield pytest.param(operator, implementation, case, dtype, id=name, marks=marks)
+
+
+def pytest_generate_tests(metafunc):
+    machine = ThisMachine(describe_backend(metafunc.config.getoption("--device")))
+    metafunc.parametrize(("operator", "implementation", "case", "dtype"), list(_runs(machine)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -47,13 +54,10 @@ def _trials(name, differentiable, case, device, dtype):
     return list(trials(operator, case, device, dtype))
 
 
-@pytest.mark.parametrize(("operator", "implementation", "case", "dtype"), RUNS)
 def test_implementation_against_float64(backend, operator, implementation, case, dtype):
     for entry in operator.implementations:
         if entry.name != implementation:
             continue
-        if DTYPES[dtype] not in torch_dtypes(entry):
-            pytest.skip(f"{implementation} is not made for {dtype}")
         reason = refusal(operator, entry, backend, entry.differentiable, (DTYPES[dtype],))
         if reason:
             pytest.skip(f"{implementation} on {backend.name}: {reason}")
