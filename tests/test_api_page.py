@@ -2,8 +2,8 @@
 
 import ast
 import re
-import subprocess
-import sys
+import runpy
+import warnings
 
 import mova_engine
 from source_tree import ROOT
@@ -16,10 +16,13 @@ def page_code() -> str:
     return re.sub(r"^(?!    |$).*\n", "", PAGE.read_text(encoding="utf-8"), flags=re.M).replace("\n    ", "\n").lstrip()
 
 
-def test_the_snippets_run_as_one_program(tmp_path):
-    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", page_code()]
-    child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr[-3000:]
+def test_the_snippets_run_as_one_program(tmp_path, monkeypatch):
+    program = tmp_path / "page.py"
+    program.write_text(page_code(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=DeprecationWarning, module="__main__")
+        runpy.run_path(str(program), run_name="__main__")
     assert (tmp_path / "ball.mp4").stat().st_size > 1000
     assert (tmp_path / "merged" / "model_index.json").exists()
 

@@ -69,14 +69,17 @@ def test_a_device(changed):
 @pytest.mark.parametrize("changed", ["adapter dialect"], indirect=True)
 def test_an_adapter_dialect(changed, tmp_path, repo_root):
     adapter = repo_root / "tests" / "data" / "golden" / "case9_lora_weights.safetensors"
-    lora = ("-m", "mova_engine.cli", "lora")
     there, back = str(tmp_path / "there"), str(tmp_path / "back.safetensors")
-    said = run(changed, *lora, "convert", str(adapter), "--alpha", "8", "--to", "dotted", "--out", there)
-    assert "dotted has no alpha: B holds alpha / rank of 38 layers" in said
-    run(changed, *lora, "convert", there, "--to", "mova-engine", "--out", back)
-    before, after = (
-        run(changed, *lora, "inspect", path, "--alpha", a) for path, a in ((str(adapter), "8"), (back, "4"))
+    commands = (
+        ("convert", str(adapter), "--alpha", "8", "--to", "dotted", "--out", there),
+        ("convert", there, "--to", "mova-engine", "--out", back),
+        ("inspect", str(adapter), "--alpha", "8"),
+        ("inspect", back, "--alpha", "4"),
     )
+    # In one process: each would import torch.
+    code = f"from mova_engine.cli import main\nfor words in {commands}: assert not main(['lora', *words]); print('\\f')"
+    said, _, before, after, _ = run(changed, "-c", code).split("\f\n")
+    assert "dotted has no alpha: B holds alpha / rank of 38 layers" in said
     norms = [
         re.findall(r"\((?:high|low|audio|bridge)\).*norm of the update ([\d.]+)", said) for said in (before, after)
     ]

@@ -4,7 +4,7 @@ import ast
 import importlib.util
 import math
 import re
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -36,10 +36,10 @@ def test_it_learns(example):
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
-def test_it_runs_as_a_program():
-    child = subprocess.run([sys.executable, EXAMPLE, "--steps", "2"], capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
-    assert re.fullmatch(r"loss [\d.]+ in the first ten steps, [\d.]+ in the last ten\n", child.stdout)
+def test_it_runs_as_a_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--steps", "2"])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert re.fullmatch(r"loss [\d.]+ in the first ten steps, [\d.]+ in the last ten\n", capsys.readouterr().out)
 
 
 def test_its_operator_is_the_one_that_runs(example, monkeypatch):
