@@ -85,6 +85,8 @@ def test_the_lag_survives_cache_codecs_and_writer(talking, tmp_path, frames):
     assert probe(made).duration == pytest.approx(97 / 24)
 
 
+# At the size of real clips; the same checks on four seconds in small are above.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "frames"), [("talking_real_speech", 0), ("talking_real_speech_audio_shifted_6_frames", 6)]
 )

@@ -3,10 +3,19 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import one_layer
 import pytest
-from distributed.world import World
+from distributed.world import World, end_program
 
+from mova_engine.config.model import PRESETS
 from mova_engine.data.synthetic.bounce import generate
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _program() -> Iterator[None]:
+    """What starts the worlds ends after them all."""
+    yield
+    end_program()
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +31,14 @@ def worlds(request) -> Iterator[Callable[[int], World]]:
     yield get
     for world in running.values():
         world.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_layer():
+    """As in the worlds' processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "nano", one_layer.nano())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,20 @@
 For each call they meet anew, and part after it: the threads of a process group never sleep, and those of the meshes of
 a whole session would take a good part of a small machine.
 
-Run as a program, `world.py ADDRESS`, it imports what the processes need and forks them: importing takes longer than
-most checks do.
+Run as a program it imports what the processes need and forks those of every world that is asked for: importing takes
+longer than most checks do.
 """
 
+import functools
 import gc
 import importlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
@@ -35,6 +38,30 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+@functools.cache
+def _program() -> subprocess.Popen:
+    """The program that forks processes for each line that it reads."""
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        # What fourteen processes would keep for their next step does not fit in a small machine.
+        "MOVA_KEEP_MEMORY": "0",
+    }
+    command = [sys.executable, str(Path(__file__))]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def end_program() -> None:
+    """End the program that forks; another starts where one is needed."""
+    if _program.cache_info().currsize:
+        program = _program()
+        assert program.stdin is not None
+        program.stdin.close()
+        program.wait(30)
+    _program.cache_clear()
+
+
 class World:
     """`size` processes. `run(name, ...)` calls `parallel.checks.NAME(...)` in all of them at once and returns what each
     returned, by rank. An error in one is raised here, and the processes end.
@@ -42,22 +69,16 @@ class World:
 
     def __init__(self, size: int, device: str = "cpu") -> None:
         """device: what the processes compute on; "standin" puts them under the guard (`parallel.guard`)."""
-        self.size, self.connections = size, []
-        environment = {
-            **os.environ,
-            "WORLD_SIZE": str(size),
-            DEVICE: device,
-            "MASTER_ADDR": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-            # What fourteen processes would keep for their next step does not fit in a small machine.
-            "MOVA_KEEP_MEMORY": "0",
-        }
+        self.size = size
         with Listener(("127.0.0.1", 0), authkey=KEY) as listener:
-            address = f"{listener.address[0]}:{listener.address[1]}"
-            command = [sys.executable, str(Path(__file__)), address]
-            self.program = subprocess.Popen(command, env=environment, start_new_session=True)
-            found = [listener.accept() for _ in range(size)]
-        self.connections = [c for _, c in sorted(((c.recv(), c) for c in found), key=lambda pair: pair[0])]
+            stdin = _program().stdin
+            assert stdin is not None
+            stdin.write(json.dumps({"size": size, "device": device, "address": listener.address}) + "\n")
+            stdin.flush()
+            accepted = [listener.accept() for _ in range(size)]
+        found = sorted(((*c.recv(), c) for c in accepted), key=lambda each: each[0])
+        self.pids = [pid for _, pid, _ in found]
+        self.connections = [connection for *_, connection in found]
 
     def run(self, name: str, **arguments) -> list:
         port = free_port()
@@ -90,19 +111,28 @@ class World:
 
     @property
     def alive(self) -> bool:
-        return bool(self.connections) and self.program.poll() is None
+        return bool(self.connections)
 
     def close(self) -> None:
         """End the processes."""
         for connection in self.connections:
             connection.close()
         self.connections = []
-        try:
-            self.program.wait(5)
-        except subprocess.TimeoutExpired:
-            # A rank that waits for another does not notice that nobody listens any more.
-            os.killpg(self.program.pid, signal.SIGKILL)
-            self.program.wait()
+        # A rank that waits for another does not notice that nobody listens any more.
+        until = time.monotonic() + 5
+        while any(map(_lives, self.pids)) and time.monotonic() < until:
+            time.sleep(0.01)
+        for pid in filter(_lives, self.pids):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is there; one that has ended is not, for the program reaps it at once."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def serve(connection: Connection, checks: ModuleType) -> None:
@@ -128,31 +158,48 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     # The script's own folder would hide the package of its name.
     sys.path.remove(str(Path(__file__).resolve().parent))
-    if os.environ[DEVICE] == "standin":
-        importlib.import_module("distributed.guard").install()
     checks = importlib.import_module("distributed.checks")
+    importlib.import_module("mova_engine.config.model").PRESETS["nano"] = importlib.import_module("one_layer").nano()
     # Which optimizers and checkpoints would import in every process on their first use.
     importlib.import_module("torch._dynamo")
     # The collector would visit all of it in every process, and so have every page of it copied.
     gc.freeze()
-    host, port = sys.argv[1].split(":")
-    children = []
-    for rank in range(int(os.environ["WORLD_SIZE"])):
-        children.append(os.fork())
-        if children[-1]:
-            continue
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with Client((host, int(port)), authkey=KEY) as connection:
-            connection.send(rank)
-            serve(connection, checks)
-        # Threads of the process group may outlive it for a moment; nothing here waits for them.
-        os._exit(0)
-    for rank, child in enumerate(children):
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status:
-            sys.stderr.write(f"rank {rank} of {len(children)} ended with {status} (below 0: by that signal)\n")
+    signal.signal(signal.SIGCHLD, _reap)
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        for rank in range(wanted["size"]):
+            if os.fork() == 0:
+                _be(rank, wanted, checks)
     # Without tidying up what was imported, which takes seconds.
     os._exit(0)
+
+
+def _be(rank: int, wanted: dict, checks: ModuleType) -> None:
+    """What a forked process does until its end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.close(sys.stdin.fileno())
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": wanted["size"], DEVICE: wanted["device"]}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    if wanted["device"] == "standin":
+        importlib.import_module("distributed.guard").install()
+    with Client(tuple(wanted["address"]), authkey=KEY) as connection:
+        connection.send((rank, os.getpid()))
+        serve(connection, checks)
+    # Threads of the process group may outlive it for a moment; nothing here waits for them.
+    os._exit(0)
+
+
+def _reap(*_) -> None:
+    """Say how processes have ended that did not end well."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        if code := os.waitstatus_to_exitcode(status):
+            sys.stderr.write(f"process {pid} of a world ended with {code} (below 0: by that signal)\n")
 
 
 if __name__ == "__main__":

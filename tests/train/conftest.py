@@ -1,9 +1,9 @@
 """A folder of real bouncing-ball clips, and small nano runs on it."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
+import one_layer
 import pytest
 from rich.console import Console
 
@@ -26,12 +26,8 @@ def clips(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_layer():
-    """The nano model with one layer of each kind: what is tested here is the run, and it costs what its layers cost."""
-    nano = PRESETS["nano"]
-    video, audio = (replace(tower, num_layers=1) for tower in (nano.video, nano.audio))
-    bridge = replace(nano.bridge, visual_layers=1, audio_layers=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "nano", replace(nano, video=video, audio=audio, bridge=bridge))
+        patch.setitem(PRESETS, "nano", one_layer.nano())
         yield
 
 
