@@ -1,7 +1,8 @@
 """CRC-32 of bytes that follow one another, from the checksums of their parts, without the bytes.
 
-A CRC is linear over GF(2): that of two parts is the first one's, put through as many zero bytes as the second part has,
-xor the second one's (as in zlib's crc32_combine). Zero bytes are a 32 x 32 matrix, whose powers of two are squares.
+A CRC is linear over GF(2): the CRC of two parts is that of the first part followed by as many zero bytes as the second
+part has, xor that of the second part (as in zlib's crc32_combine). Appending zero bytes is a 32 x 32 matrix over GF(2);
+the matrices for powers of two of bytes are computed by squaring.
 """
 
 import numpy as np
@@ -11,11 +12,11 @@ _POLYNOMIAL = 0xEDB88320
 
 
 def joined(ranges: np.ndarray, most: int) -> np.ndarray:
-    """Join neighbours. ranges: int64 [n, 3], (offset, bytes, CRC-32) of ranges of one file, in any order; what is
-    listed twice counts once.
+    """Join adjacent ranges. ranges: int64 [n, 3], (offset, bytes, CRC-32) of ranges of one file, in any order;
+    duplicates are allowed.
 
-    Returns int64 [m, 3] in order of offsets. Ranges that begin within the same `most` bytes of the file, and between
-    which there is no gap, are one.
+    Returns int64 [m, 3], ascending by offset. Ranges are joined if there is no gap between them and they begin in the
+    same block of `most` bytes of the file.
     """
     if not len(ranges):
         return ranges
@@ -32,9 +33,9 @@ def joined(ranges: np.ndarray, most: int) -> np.ndarray:
 
 
 def _through_zeros(crcs: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """crcs, uint32 [n], after `counts` zero bytes more, int64 [n]."""
+    """The CRCs after appending `counts` zero bytes, int64 [n], to data with `crcs`, uint32 [n]. Returns uint32 [n]."""
     crcs, counts = crcs.copy(), counts.copy()
-    # Of each bit of a CRC what it becomes after one zero bit; then after eight.
+    # The image of each bit of a CRC under one zero bit, then under eight.
     images = np.array([_POLYNOMIAL, *(1 << bit for bit in range(31))], np.uint32)
     for _ in range(3):
         images = _mapped(_tables(images), images)
@@ -48,7 +49,7 @@ def _through_zeros(crcs: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _tables(images: np.ndarray) -> np.ndarray:
-    """uint32 [4, 256]: what each value of each byte becomes, from what each bit does, uint32 [32]."""
+    """The image of each value of each byte, uint32 [4, 256]. images: of each bit, uint32 [32]."""
     tables = np.zeros((4, 256), np.uint32)
     for bit in range(8):
         has = np.flatnonzero(np.arange(256) >> bit & 1)
@@ -57,6 +58,7 @@ def _tables(images: np.ndarray) -> np.ndarray:
 
 
 def _mapped(tables: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The images of `values`, uint32 [n], under the map of `_tables`."""
     found = tables[0][values & 0xFF]
     for byte in range(1, 4):
         found ^= tables[byte][values >> np.uint32(8 * byte) & 0xFF]

@@ -1,7 +1,8 @@
-"""A sampling run of many ranks, worked out for all of them: which clips each makes, and from which noise.
+"""Checks of all ranks of a sampling run: which clips each rank makes, and from which noise.
 
-The pipeline's own division of clips and its own draws are run for every rank. Each clip must be made once, and come to
-the first rank in its turn; ranks that make a clip together must draw the same noise, all clips different noise.
+The pipeline's own functions that divide the clips and draw the noise are called for every rank. Each clip must be made
+exactly once and reach rank 0 in its order; ranks that make a clip together must draw the same noise; different clips
+must have different noise.
 """
 
 import time
@@ -32,8 +33,8 @@ def simulate(
     sharded: bool,
     collectives: tuple[Collective, ...],
 ) -> Simulation:
-    """All ranks of a run of which the first was rehearsed. clips: of all groups; batch: of one at a time; seed: of the
-    first clip.
+    """Check all ranks of a run whose rank 0 was rehearsed. clips: number of clips of all groups. batch: clips that a
+    group makes at a time. seed: of the first clip. Raises MovaError for an inconsistency.
     """
     seconds: dict[str, float] = {}
     started = time.perf_counter()
@@ -56,7 +57,7 @@ def simulate(
 def batches_of_ranks(
     requests: Sequence[Request], shape: MeshShape, batch: int, sharded: bool
 ) -> list[list[Sequence[Request]]]:
-    """By rank, the batch of each turn."""
+    """The batches that each rank makes: by rank, then by turn."""
     turns = turns_of(requests, batch, shape.data_parallel)
     return [[part_of(turn, shape.data_rank(rank), sharded) for turn in turns] for rank in range(shape.world)]
 
@@ -68,8 +69,8 @@ def simulate_clips(
     batch: int,
     sharded: bool,
 ) -> dict[str, Any]:
-    """Hold all ranks' batches, by rank and turn, against each other. MovaError where a clip is made twice or by nobody,
-    comes out of turn, or where ranks that work together have different ones.
+    """Compare the batches of all ranks. made: by rank and turn. Raises MovaError if a clip is made twice, never or out
+    of order, or if ranks that work together have different clips.
     """
     turns, collected = turns_of(requests, batch, shape.data_parallel), []
     for number, turn in enumerate(turns):
@@ -82,21 +83,19 @@ def simulate_clips(
                 )
             if sharded and not parts[0]:
                 raise MovaError(f"clips: rank {members[0]} has none in turn {number + 1}, and all gather weights in it")
-            # What a group without clips left makes is dropped.
+            # The clips that a group without clips left repeats are dropped.
             collected += parts[0] if group < len(turn) else ()
     seeds, wanted = [each.seed for each in collected], [each.seed for each in requests]
     if seeds != wanted:
         at = next((i for i, pair in enumerate(zip(seeds, wanted, strict=False)) if pair[0] != pair[1]), len(seeds))
-        raise MovaError(
-            f"clips: the first rank collects {len(seeds)} of {len(wanted)}, and clip {at} is not in its place"
-        )
+        raise MovaError(f"clips: rank 0 collects {len(seeds)} of {len(wanted)}, and clip {at} is not in its place")
     idle = (shape.data_parallel - len(turns[-1])) * shape.clip_ranks
     return {"clips": len(requests), "batch": batch, "turns": len(turns), "idle_ranks": idle}
 
 
 def simulate_noise(made: Sequence[Sequence[Sequence[Request]]], model: MovaConfig, shape: MeshShape) -> dict[str, Any]:
-    """Draw the noise of a tiny clip for every rank's requests, by rank and turn. MovaError where ranks that make a clip
-    together draw different noise, or two clips get the same.
+    """Draw the noise of a tiny clip for every request of every rank. made: by rank and turn. Raises MovaError if ranks
+    that make a clip together draw different noise, or if two clips have the same noise.
     """
     _, height, width = model.clip.video_stride
     tiny = replace(model.clip, height=2 * height, width=2 * width, frames=1)
@@ -117,7 +116,7 @@ def simulate_noise(made: Sequence[Sequence[Sequence[Request]]], model: MovaConfi
 
 
 def _drawn(requests: Sequence[Request], model: MovaConfig, clip: ClipConfig) -> list[tuple[float, ...]]:
-    """The numbers of each clip's noise."""
+    """The noise of each clip as a tuple of its values."""
     if not requests:
         return []
     noise = draw_noise(model, [request.seed for request in requests], clip)

@@ -1,10 +1,10 @@
-"""Which process makes which clips, when several groups of processes make clips side by side."""
+"""The division of clips among groups of processes that make different clips at the same time."""
 
 from collections.abc import Sequence
 
 from mova_engine.inference.requests import Request
 
-# A batch for each of the groups; the last turn may have too few.
+# One batch for each group; the last turn may have fewer batches than there are groups.
 Turn = list[Sequence[Request]]
 
 
@@ -14,14 +14,15 @@ def batched(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
 
 
 def turns_of(requests: Sequence[Request], batch: int, groups: int) -> list[Turn]:
-    """Divide requests into turns, in each of which every group makes a batch."""
+    """Divide requests into turns. In each turn every group makes one batch."""
     batches = batched(requests, batch)
     return [batches[start : start + groups] for start in range(0, len(batches), groups)]
 
 
 def part_of(turn: Turn, group: int, sharded: bool) -> Sequence[Request]:
-    """The batch of a turn that a group works on, empty where there is none.
+    """The batch of a turn that a group makes; empty if there is none for it.
 
-    FSDP gathers weights from all ranks, so a group without clips left runs another group's batch, and drops it.
+    sharded: FSDP gathers weights from all ranks, so a group without clips left repeats another group's batch and drops
+    the result.
     """
     return turn[group] if group < len(turn) else turn[-1] if sharded else ()

@@ -1,8 +1,7 @@
-"""A model folder that is not there, for layers that are streamed: `memory.streaming` runs as it is, on weights without
-data.
+"""Streamed layers in a dry run: `memory.streaming` runs unchanged, on fake weights of a model folder that is not read.
 
-What would read a file gives tensors of the right sizes and reads nothing. The thread that fills the slots is left out:
-modes that count belong to one thread, and a copy without data takes no time that could be hidden.
+The functions that would read files return fake tensors of the same sizes. Copies run in the calling thread instead of
+the stream's own, because torch's dispatch modes, which count memory, belong to one thread.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -24,8 +23,8 @@ from mova_engine.rehearsal.weights import place_weights
 
 @contextmanager
 def absent_files(dtype: torch.dtype, host: MemoryTracker) -> Iterator[None]:
-    """Within the block `streamed_model.open_streamed` takes any folder for one whose weights are of `dtype`. host:
-    counts the host's memory.
+    """Within the block `streamed_model.open_streamed` accepts any folder, as if its weights had `dtype`. host: the
+    tracker of the host's memory.
     """
 
     def load(
@@ -46,7 +45,7 @@ def absent_files(dtype: torch.dtype, host: MemoryTracker) -> Iterator[None]:
             (weight_sources, "_ranges", ranges),
             (weight_sources, "_opened", lambda file: (-1, (0, 0))),
             (weight_sources.StoredWeights, "_pread", lambda *_: None),
-            # Torch's Python device has no event that the host could wait for.
+            # torch's Python backend has no events that the host can wait for.
             (weight_sources.StoredWeights, "_wait_for_copy", lambda self: None),
             (weight_sources.StoredWeights, "close", lambda self: None),
         ):
@@ -55,15 +54,15 @@ def absent_files(dtype: torch.dtype, host: MemoryTracker) -> Iterator[None]:
 
 
 def take_slots(model: Mova, tracker: MemoryTracker) -> None:
-    """Let a model whose layers are streamed, if they are, take the memory of its slots now."""
+    """Allocate the slots of a model with streamed layers now. No effect on other models."""
     if isinstance(model.streamed, StreamedModel):
         with tracker.within(SLOTS):
             model.streamed.stream.open()
 
 
 def copied(model: Mova) -> dict[str, int]:
-    """What has been copied to the device layer by layer; {} where layers stay there. `unforeseen`: copies for which the
-    device would have waited, as they were in no plan.
+    """The number and bytes of the layers copied to the device; {} if layers are not streamed. `unforeseen`: copies that
+    were not in the stream's plan, for which the device would have waited.
     """
     if not isinstance(model.streamed, StreamedModel):
         return {}
@@ -72,7 +71,7 @@ def copied(model: Mova) -> dict[str, int]:
 
 
 class _HostMemory:
-    """Of a backend the memory from which it copies, unpinned."""
+    """The part of a backend that allocates host memory to copy from; not pinned here."""
 
     def __init__(self, host: MemoryTracker) -> None:
         self._host = host
@@ -83,7 +82,7 @@ class _HostMemory:
 
 
 class _AtOnce:
-    """An executor that does what it is given when it is given it."""
+    """An executor that runs each function at once, in the calling thread."""
 
     def __init__(self, *_: Any) -> None:
         pass

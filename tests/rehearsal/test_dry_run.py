@@ -81,8 +81,8 @@ def test_a_denoising_step(device, checkpoint):
 @pytest.mark.dry
 @pytest.mark.parametrize("device, where", [("cuda", "host"), ("npu", "files")])
 def test_layers_that_come_one_by_one(device, where):
-    """The ring on the device, the arena or a layer of a file on the host, a copy of each layer for forward and
-    backward but of those that are still in the ring; as planned, with fewer layers, within what is beside them.
+    """The ring is on the device, the arena or one layer of a file on the host. Each layer is copied for the forward and
+    for the backward, except the layers that are still in the ring. Memory is as planned.
     """
     memory = {"weights": where, "checkpointing": "full", "inputs": "host"}
     found = _rehearse("lora", device, 1, 3, memory=memory, global_batch_size=1)
@@ -95,3 +95,16 @@ def test_layers_that_come_one_by_one(device, where):
     assert found.copied["bytes"] == 4 * ring / 2
     # On the host one layer, or three of each expert, which share their sound's blocks and bridges.
     assert arena == ring / 2 if where == "files" else 5 * ring / 2 < arena < 6 * ring / 2
+
+
+@pytest.mark.dry
+def test_a_denoising_step_with_layers_that_come_one_by_one():
+    config = SAMPLE.parse(
+        ["--checkpoint", "mova-360p", "--prompt", "x", "--device", "cuda", "--memory.weights", "host"]
+    )
+    found = Rehearsal.from_dict(rehearse(SAMPLING, config, "cuda", RehearsalOptions(dry_run=True), 2))
+    assert found.predicted == pytest.approx(found.peak, rel=0.05), str(found)
+    host = sum(found.host_memory_bytes.values())
+    assert sum(found.predicted_host_memory_bytes.values()) == pytest.approx(host, rel=0.05), str(found)
+    # Both branches of guidance pass a layer together.
+    assert found.copied == {"copies": 2, "bytes": found.peak_memory_bytes["layers on their way"], "unforeseen": 0}
