@@ -13,9 +13,11 @@ import torch
 
 _USED = (
     "npu_attention_update",
+    "npu_dynamic_quant",
     "npu_fusion_attention",
     "npu_fusion_attention_grad",
     "npu_gelu",
+    "npu_quant_matmul",
     "npu_rms_norm",
     "npu_rotary_mul",
 )

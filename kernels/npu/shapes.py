@@ -17,6 +17,9 @@ _SCHEMAS = (
     "npu_rotary_mul(Tensor self, Tensor r1, Tensor r2, str rotary_mode='half', Tensor? rotate=None) -> Tensor",
     "npu_gelu(Tensor self, *, str approximate='none') -> Tensor",
     "npu_gelu_backward(Tensor grad_output, Tensor self, *, str approximate='none') -> Tensor",
+    "npu_dynamic_quant(Tensor input) -> (Tensor, Tensor)",
+    "npu_quant_matmul(Tensor x1, Tensor x2, Tensor scale, *, Tensor? pertoken_scale=None, Tensor? bias=None,"
+    " ScalarType? output_dtype=None) -> Tensor",
     "npu_attention_update(Tensor[] lse, Tensor[] local_out, int update_type) -> (Tensor, Tensor)",
 )
 
@@ -46,7 +49,25 @@ def _attention_update(lse: list[Tensor], local_out: list[Tensor], update_type: i
     return torch.empty_like(local_out[0]), torch.empty_like(lse[0])
 
 
+def _dynamic_quant(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _quant_matmul(
+    x1: Tensor,
+    x2: Tensor,
+    scale: Tensor,
+    *,
+    pertoken_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+) -> Tensor:
+    return x1.new_empty((x1.shape[0], x2.shape[1]), dtype=output_dtype)
+
+
 _FAKES = {
+    "npu_dynamic_quant": _dynamic_quant,
+    "npu_quant_matmul": _quant_matmul,
     "npu_rms_norm": _rms_norm,
     "npu_rms_norm_backward": _rms_norm_backward,
     "npu_rotary_mul": _rotary_mul,

@@ -136,6 +136,7 @@ _FUSED = ("native", "triton", "cuda-cpp", "apex", "epilogue", "onednn")
 _ATTENTION = ("attention", "attention_lse", "attention_backward")
 # Adapters that run over operators without data.
 _VENDOR = "mova_kernels.npu"
+_OF_VENDOR = (_VENDOR, "mova_engine.ops.quantised_impl:int8_npu")
 # Modules whose implementations are made of PyTorch's own operations.
 _OF_TORCH = tuple(
     f"mova_engine.ops.{name}" for name in ("torch_impl", "linear_impl", "fp8_impl", "quantised_impl", "optimizer_impl")
@@ -204,7 +205,7 @@ def fake_function(operator: Operator, implementation: str) -> Callable[..., Any]
     if entry is None:
         known = ", ".join(operator.choices())
         raise MovaError(f"operator {operator.name} has no implementation '{implementation}'. Known: {known}")
-    if entry.target.startswith(_VENDOR) and operator.kind == "function" and operator.name not in _ATTENTION:
+    if entry.target.startswith(_OF_VENDOR) and operator.kind == "function" and operator.name not in _ATTENTION:
         resolve(f"{_VENDOR}.shapes:define")()
         return resolve(entry.target)
     if (operator.name, implementation) == ("fp8_linear", "scaled-mm-triton"):

@@ -219,6 +219,33 @@ def int8_int_mm(
     return _int8(_integer_product, x, weight, weight_scale, bias, lora_a, lora_b, scale)
 
 
+def _npu_product(rows: Tensor, bias: Tensor | None, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    from mova_kernels.npu.linear import WIDEST_ROW, int8_product, quantise_rows
+
+    if 0 in (len(rows), len(weight)):
+        return rows.new_zeros(len(rows), len(weight))
+    quantise = quantise_rows if rows.shape[1] <= WIDEST_ROW else quantise_int8
+    return int8_product(*quantise(rows), weight, weight_scale, bias, rows.dtype)
+
+
+def int8_npu(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    *,
+    scale: float,
+) -> Tensor:
+    """`int8_linear` by torch_npu's product of int8 numbers. bfloat16 and float16.
+
+    Rows wider than 11264, which its quantisation does not take, are quantised by PyTorch's operations.
+    """
+    requirements.same_dtype("int8_linear", requirements.HALVES, x=x)
+    return _int8(_npu_product, x, weight, weight_scale, bias, lora_a, lora_b, scale)
+
+
 def int_mm_check(backend: Backend) -> str | None:
     """Whether this torch and device multiply int8 numbers."""
     absent = backend.unavailable()

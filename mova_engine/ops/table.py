@@ -83,6 +83,7 @@ _NPU_CALLS = {
     "gate_residual_norm_modulate": ("addcmul", "native_layer_norm"),
     "bias_gelu": ("npu_gelu",),
     "linear_gelu": ("npu_gelu",),
+    "int8_linear": ("npu_dynamic_quant", "npu_quant_matmul"),
     "attention": ("npu_fusion_attention",),
     "attention_lse": ("npu_fusion_attention",),
     "attention_backward": ("npu_fusion_attention_grad",),
@@ -307,6 +308,13 @@ OPERATORS: dict[str, Operator] = {
                 calls=("_int_mm",),
                 # Counted of a square layer: rows are quantised, and the sums, in 32 bits, scaled.
                 passes=Passes(31.5, 0),
+            ),
+            replace(
+                _npu("linear", "int8_linear"),
+                target=f"{_QUANTISED}:int8_npu",
+                dtypes=("bfloat16", "float16"),
+                products=_ATLAS,
+                passes=Passes(1.5, 0),  # by reading: rows are read, and written in half the bytes
             ),
             passes=Passes(25, 0),  # the same of rows that are quantised and dequantised
             rounding=f"{_QUANTISED_REFERENCE}:INT8_LINEAR_ROUNDED",

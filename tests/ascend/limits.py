@@ -130,6 +130,27 @@ def _attention_update(lse: list[Tensor], local_out: list[Tensor], update_type: i
             yield "not contiguous"
 
 
+def _dynamic_quant(input: Tensor) -> Violations:
+    if input.dtype not in FLOATS[1:] or input.dim() < 2:
+        yield f"{input.dim()} axes of {input.dtype}"
+    if input.shape[-1] > 11264:
+        yield f"rows of {input.shape[-1]}: at most 11264"
+
+
+def _quant_matmul(
+    x1: Tensor, x2: Tensor, scale: Tensor, *, pertoken_scale: Tensor, output_dtype: int, bias: Tensor | None = None
+) -> Violations:
+    if not x1.dtype == x2.dtype == torch.int8 or not scale.dtype == pertoken_scale.dtype == torch.float32:
+        yield f"dtypes {x1.dtype}, {x2.dtype}, {scale.dtype}, {pertoken_scale.dtype}"
+    if scale.shape != x2.shape[1:] or pertoken_scale.shape != x1.shape[:1] or 0 in (*x1.shape, *x2.shape):
+        yield f"shapes {list(x1.shape)}, {list(x2.shape)}, {list(scale.shape)}, {list(pertoken_scale.shape)}"
+    if x1.shape[-1] > 65535 or x2.shape[-1] > 65535:
+        yield f"last axes of {x1.shape[-1]} and {x2.shape[-1]}: at most 65535"
+    dtype = {5: torch.float16, 15: torch.bfloat16}.get(output_dtype)  # torch's numbers
+    if dtype is None or (bias is not None and bias.dtype != dtype):
+        yield f"{output_dtype} with a bias of {None if bias is None else bias.dtype}"
+
+
 def _ada_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, epsilon: float = 1e-5) -> Violations:
     b, _, d = x.shape
     if x.dtype not in FLOATS or not x.dtype == scale.dtype == shift.dtype:
@@ -148,6 +169,8 @@ LIMITS: dict[str, Callable[..., Violations]] = {
     "npu::npu_fusion_attention": _attention,
     "npu::npu_fusion_attention_grad": _attention_grad,
     "npu::npu_attention_update": _attention_update,
+    "npu::npu_dynamic_quant": _dynamic_quant,
+    "npu::npu_quant_matmul": _quant_matmul,
     "mindiesd::adaln": _ada_layer_norm,
 }
 

@@ -122,6 +122,20 @@ def test_rows_of_a_shard(limits, ops, preset, shards, dtype, batch):
         assert_gradients(ops.bias_gelu(x, bias), {"x": x, "bias": bias})
 
 
+@SHARDED
+@EACH_PRESET
+def test_int8_layers_of_a_shard(limits, ops, preset, shards):
+    """Rows of both widths of a feed-forward: the wider ones torch_npu does not quantise."""
+    (s, _), dim, ffn = _rows(preset, shards)["video"], get_preset(preset).video.dim, get_preset(preset).video.ffn_dim
+    for i, o in ((dim, ffn), (ffn, dim)):
+        x, bias = _tensor(1, s, i, dtype=torch.bfloat16), _tensor(o, dtype=torch.bfloat16)
+        a, b = _tensor(16, i, dtype=torch.bfloat16), _tensor(o, 16, dtype=torch.bfloat16)
+        weight = torch.empty(o, i, dtype=torch.int8, device="npu")
+        out = ops.int8_linear(x, weight, _tensor(o, dtype=torch.float32, grad=False), bias, a, b, scale=1.0)
+        assert_gradients(out, {"x": x, "bias": bias, "lora_a": a, "lora_b": b})
+    assert limits.calls == {"npu::npu_dynamic_quant": 1, "npu::npu_quant_matmul": 2}
+
+
 def _attentions(preset: str, shards: int) -> dict[str, tuple[int, int, int]]:
     """Queries, keys and heads: all tokens by a share of the heads (Ulysses), and shares of both (ring); the bridge."""
     rows = _rows(preset, shards)

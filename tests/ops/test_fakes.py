@@ -21,7 +21,8 @@ MACHINES = {
     | QUANTISED,
     "npu": dict.fromkeys((*FUNCTIONS[:9], "attention", "attention_lse", "attention_backward", "merge_lse"), "npu")
     | {"lora_linear": "accumulate", "quantize_rows": "reference", "fp8_linear": "reference"}
-    | QUANTISED,
+    | QUANTISED
+    | {"int8_linear": "npu"},
 }
 
 
