@@ -16,6 +16,7 @@ COMMANDS = {
     "lora merge": ("mova_engine.commands.lora_merge", "write a checkpoint with adapters merged into its weights"),
     "lora extract": ("mova_engine.commands.lora_extract", "write what a full fine-tune changed as adapters"),
     "lora combine": ("mova_engine.commands.lora_combine", "write several adapters with their strengths as one"),
+    "quantise": ("mova_engine.commands.quantise", "write a model folder with quantised weights"),
     "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
     "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),

@@ -69,6 +69,13 @@ WRONG = {
         "text.txt --out new.safetensors",
         "x:inf --out new.safetensors",
     ],
+    "quantise": [
+        "nowhere --weights nf4 --out new",
+        "folder --weights nf4 --out new",
+        "text.txt --weights int4 --out new",
+        "folder --weights int8 --out text.txt",
+        "folder --weights int8 --out new --components tower",
+    ],
     "encode": [
         "--data nowhere --model nano",
         "--data text.txt --model nano",

@@ -18,6 +18,7 @@ from mova_engine.adapters.low_rank import approximated
 from mova_engine.adapters.reading import base_of
 from mova_engine.checkpoints.folder import listed_components
 from mova_engine.checkpoints.locate import find_model
+from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import read_stored, stored_tensors
 
@@ -61,6 +62,9 @@ def extract(
     if listed_components(first) != listed_components(second):
         raise MovaError(f"{first} and {second} do not have the same components")
     for component in listed_components(first):
+        refuse_quantised(
+            (open_component(x / component) for x in (first, second)), "a change is found between plain weights"
+        )
         one, other = stored_tensors(first / component), stored_tensors(second / component)
         odd = sorted(name for name in {*one, *other} if name not in one or name not in other)
         odd += [name for name in one if name in other and one[name].shape != other[name].shape]

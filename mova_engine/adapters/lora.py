@@ -29,6 +29,7 @@ from mova_engine.models.layers import Linear
 ALPHA = "alpha"
 # The file's name in a training checkpoint.
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_MERGE_FIRST = "merge them first (mova lora merge)"
 # A module's parameters before adapters were added to them, by name.
 _ORIGINALS = "unadapted"
 
@@ -40,7 +41,7 @@ def find_linears(model: nn.Module, targets: Iterable[str]) -> list[str]:
     "self_attn.q" is every self-attention's q, "video_dit.blocks.*.ffn.0" one tower's feed-forward; "o" is every layer
     called o, and not every name with that letter. Raises MovaError for a target that matches nothing.
     """
-    names = list(_linears(model))
+    names = list(linear_layers(model))
     chosen: set[str] = set()
     for target in targets:
         matched = [name for name in names if _matches(name, target)]
@@ -65,7 +66,7 @@ def add_lora(
     if rank < 1:
         raise MovaError(f"LoRA rank must be at least 1, got {rank}")
     check_alpha(alpha, "LoRA alpha")
-    names, linears = find_linears(model, targets), _linears(model)
+    names, linears = find_linears(model, targets), linear_layers(model)
     for name in names:
         layer = _free_layer(linears, name)
         _attach(layer, draw_a(rank, layer.in_features, generator), torch.zeros(layer.out_features, rank), alpha / rank)
@@ -92,8 +93,9 @@ def load_lora(model: nn.Module, path: str | Path, alpha: float | None = None, pa
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's parameters by name, without those of adapters."""
-    return {name: tuple(x.shape) for name, x in model.named_parameters() if ".lora_" not in f".{name}"}
+    """Shapes of the model's parameters by name, without those of adapters; of a quantised weight [out, in]."""
+    shapes = {name: tuple(x.shape) for name, x in model.named_parameters() if ".lora_" not in f".{name}"}
+    return shapes | {f"{name}.weight": (x.out_features, x.in_features) for name, x in linear_layers(model).items()}
 
 
 def apply_adapters(
@@ -111,10 +113,10 @@ def apply_adapters(
     differences) are added to the parameter, and the original is kept for `remove_lora`. prefix: what names in the
     adapters have before those in `model`, such as a component. keep: False does not keep originals. device: of the
     low-rank updates; None: that of their layer. Raises MovaError, and applies nothing, if a parameter would have to
-    change that is held in fp8 or belongs to a streamed layer.
+    change that is quantised or belongs to a streamed layer.
     """
     own = {name for adapter, _ in stack for name in adapter.names if name.startswith(prefix)}
-    linears = _linears(model)
+    linears = linear_layers(model)
     beside: dict[str, list[tuple[LowRank, float]]] = {}
     folded: dict[str, list[tuple[LowRank | Tensor, float]]] = {}
     for name in sorted(own):
@@ -128,14 +130,14 @@ def apply_adapters(
             folded.setdefault(f"{short}.weight", []).extend(pairs)
         if deltas:
             folded.setdefault(short, []).extend(deltas)
-    held = [name for name in folded if model.get_parameter(name).dtype == torch.float8_e4m3fn]
+    held = [name for name in folded if _is_held(linears, name)]
     if held:
-        raise MovaError(f"weights held in fp8 cannot take an update up{listed(held, ':')}")
+        raise MovaError(f"quantised weights take low-rank updates only{listed(held, ':')}; {_MERGE_FIRST}")
     absent = [name for name in folded if model.get_parameter(name).is_meta]
     if absent:
         raise MovaError(
             "weights that come layer by layer take low-rank updates of linear layers only, not DoRA or full differences"
-            f"{listed(absent, ':')}; merge them first (mova lora merge)"
+            f"{listed(absent, ':')}; {_MERGE_FIRST}"
         )
     for name, pairs in beside.items():
         _attach(linears[name], *stacked(pairs), device)
@@ -202,7 +204,7 @@ def save_lora(
 
 def adapted_layers(model: nn.Module) -> dict[str, Linear]:
     """Return the layers that carry an adapter, by name."""
-    return {name: layer for name, layer in _linears(model).items() if layer.lora_A is not None}
+    return {name: layer for name, layer in linear_layers(model).items() if layer.lora_A is not None}
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -233,9 +235,9 @@ def merged_lora(model: nn.Module, dtype: torch.dtype | None = None) -> Generator
     layer's name only. After the block the original weights and adapters are restored.
     """
     layers = adapted_layers(model)
-    held = [name for name, layer in layers.items() if layer.weight_scale is not None]
+    held = [name for name, layer in layers.items() if layer.weight_format is not None]
     if held:
-        raise MovaError(f"weights held in fp8 cannot take an update up{listed(held, ':')}; merge into the original")
+        raise MovaError(f"quantised weights are not merged in place{listed(held, ':')}; {_MERGE_FIRST}")
     kept = {name: (layer.weight, layer.lora_A, layer.lora_B) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
@@ -262,7 +264,7 @@ def _matches(name: str, target: str) -> bool:
     return len(tail) == len(wanted) and all(map(fnmatchcase, tail, wanted))
 
 
-def _linears(model: nn.Module) -> dict[str, Linear]:
+def linear_layers(model: nn.Module) -> dict[str, Linear]:
     """The layers that can carry an adapter, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
 
@@ -272,6 +274,12 @@ def _adapter(layer: Linear) -> tuple[Any, Any]:
     if layer.lora_A is None or layer.lora_B is None:
         raise MovaError("the layer has no LoRA adapter")
     return layer.lora_A, layer.lora_B
+
+
+def _is_held(linears: Mapping[str, Linear], parameter: str) -> bool:
+    """Whether a parameter is the quantised weight of a layer."""
+    layer = linears.get(parameter.removesuffix(".weight"))
+    return layer is not None and parameter.endswith(".weight") and layer.weight_format is not None
 
 
 def _free_layer(linears: Mapping[str, Linear], name: str) -> Linear:
@@ -284,6 +292,6 @@ def _free_layer(linears: Mapping[str, Linear], name: str) -> Linear:
 def _attach(layer: Linear, a: Tensor, b: Tensor, scale: float, device: torch.device | None = None) -> None:
     layer.lora_A, layer.lora_B = (nn.Linear(t.shape[1], t.shape[0], bias=False, device="meta") for t in (a, b))
     for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
-        # The bias has the layer's dtype even where the weight is held in fp8.
+        # The bias has the layer's dtype even where the weight is quantised.
         part.weight = nn.Parameter(value.to(device or layer.bias.device, layer.bias.dtype))
     layer.lora_scale = scale

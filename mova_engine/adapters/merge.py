@@ -1,7 +1,9 @@
 """Merges adapters into the weights of a checkpoint folder, tensor by tensor.
 
 The result is a new model folder that needs no adapters. Each weight keeps its dtype; in bfloat16 and float16 the sum is
-rounded stochastically, so that even small updates are kept on average (`rounding`). One tensor at a time is in memory.
+rounded stochastically, so that even small updates are kept on average (`rounding`). A quantised weight is dequantised,
+changed in float32 and quantised again in its format, which loses changes below the spacing of its values: the report
+says how much. One tensor at a time is in memory.
 """
 
 # torch does not say of all its functions what they take.
@@ -11,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +24,18 @@ from mova_engine.adapters.rounding import rounded
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import save_mova
 from mova_engine.checkpoints.locate import open_model
+from mova_engine.checkpoints.quantised_files import StoredComponent, open_component
+from mova_engine.checkpoints.quantised_writing import ComponentWriter, rewrite
 from mova_engine.config.adapter_spec import AdapterSpec, parse_adapter
 from mova_engine.config.clip import ClipSettings
-from mova_engine.config.model import COMPONENTS
+from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.errors import MovaError, suggest
-from mova_engine.files.folders import check_replaceable
+from mova_engine.files.folders import check_replaceable, replaced_folder
 from mova_engine.files.streamed import write_streamed
-from mova_engine.files.tensors import read_stored, stored_tensors, take_stored_dtypes
+from mova_engine.files.tensors import read_stored, take_stored_dtypes
 from mova_engine.files.writable import check_writable
 from mova_engine.models.mova import Mova
+from mova_engine.models.weight_formats import Held
 from mova_engine.ops import DTYPES, bind
 
 
@@ -74,8 +80,12 @@ def merge_folder(
     check_replaceable(out)
     folder, config = open_model(checkpoint, clip or ClipSettings())
     mova = Mova(config, bind(get_backend("cpu")), "meta")
-    stored = {name: stored_tensors(folder / name) for name in COMPONENTS if getattr(mova, name) is not None}
+    present = [name for name in COMPONENTS if getattr(mova, name) is not None]
+    parts = {name: open_component(folder / name) for name in present}
+    stored = {name: part.plain for name, part in parts.items()}
     shapes = {f"{part}.{name}": tensor.shape for part, every in stored.items() for name, tensor in every.items()}
+    for part, each in parts.items():
+        shapes |= {f"{part}.{layer}.weight": weight.shape for layer, weight in each.quantised.items()}
     stack: list[tuple[Adapter, float]] = []
     several = [adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters
     for spec in (parse_adapter(str(each)) if isinstance(each, str | Path) else each for each in several):
@@ -84,6 +94,13 @@ def merge_folder(
         say_other_base(adapter, folder, spec.path, say)
         stack.append((adapter, spec.strength))
     wanted, report = None if dtype is None else DTYPES[dtype], MergeReport()
+    if any(part.quantised for part in parts.values()):
+        if dtype is not None:
+            raise MovaError(f"{folder} holds quantised weights, which keep their formats: leave --dtype out")
+        for name, part in parts.items():
+            part.fit(getattr(mova, name))
+        _merge_quantised(folder, out, config, parts, stack, report)
+        return report
     for part, every in stored.items():
         take_stored_dtypes(getattr(mova, part), every, wanted)
 
@@ -99,10 +116,61 @@ def merge_folder(
     return report
 
 
+def _merge_quantised(
+    folder: Path,
+    out: Path,
+    config: MovaConfig,
+    parts: Mapping[str, StoredComponent],
+    stack: Sequence[tuple[Adapter, float]],
+    report: MergeReport,
+) -> None:
+    """`merge_folder` where weights are quantised: all that is not changed keeps its bytes."""
+    writers: dict[str, tuple[ComponentWriter, Mapping[str, Any]]] = {}
+    for name, part in parts.items():
+        lacking = sorted(each.format.name for each in part.quantised.values() if each.format.quantise is None)
+        if lacking:
+            raise MovaError(
+                f"{part.folder} is in {lacking[0]}, which is not written: merge into the folder it was made of"
+            )
+        formats = {layer: weight.format for layer, weight in part.quantised.items()}
+
+        @torch.no_grad()
+        def held(layer: str, name: str = name, part: StoredComponent = part) -> Held:
+            weight_format, found = part.quantised[layer].format, part.held(layer)
+            key = f"{name}.{layer}.weight"
+            changes = _changes(key, stack)
+            if not changes:
+                return found
+            before = weight_format.dequantise(found)
+            exact = _changed(before, changes)
+            assert weight_format.quantise is not None, "read only formats were refused"
+            after = weight_format.quantise(exact)
+            report.add(float((exact - before).norm()), float((weight_format.dequantise(after) - exact).norm()))
+            return after
+
+        def plain(key: str, value: Tensor, name: str = name) -> Tensor:
+            return _merged(value, f"{name}.{key}", stack, value.dtype, report)
+
+        writers[name] = ComponentWriter(part, formats, held, plain), {}
+    with replaced_folder(out) as fresh:
+        rewrite(folder, fresh, config, writers)
+
+
 @torch.no_grad()
 def _merged(
     weight: Tensor, name: str, stack: Sequence[tuple[Adapter, float]], dtype: torch.dtype, report: MergeReport
 ) -> Tensor:
+    changes = _changes(name, stack)
+    if not changes:
+        return weight.to(dtype)
+    exact = _changed(weight, changes)
+    result = rounded(exact, dtype, name)
+    report.add(float((exact - weight.float()).norm()), float((result.float() - exact).norm()))
+    return result
+
+
+def _changes(name: str, stack: Sequence[tuple[Adapter, float]]) -> list[tuple[LowRank | Tensor, float]]:
+    """What adapters change in a parameter, each with its strength."""
     changes: list[tuple[LowRank | Tensor, float]] = []
     for adapter, strength in stack:
         layer = name.removesuffix(".weight")
@@ -110,12 +178,13 @@ def _merged(
             changes.append((adapter.layers[layer], strength))
         if name in adapter.deltas:
             changes.append((adapter.deltas[name], strength))
-    if not changes:
-        return weight.to(dtype)
+    return changes
+
+
+def _changed(weight: Tensor, changes: Sequence[tuple[LowRank | Tensor, float]]) -> Tensor:
+    """The sum, in float32."""
     exact = weight.float()
     for change, strength in changes:
         low_rank = isinstance(change, LowRank)
         exact = change.applied(exact, strength) if low_rank else exact.add(change.float(), alpha=strength)
-    result = rounded(exact, dtype, name)
-    report.add(float((exact - weight.float()).norm()), float((result.float() - exact).norm()))
-    return result
+    return exact

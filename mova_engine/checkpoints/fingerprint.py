@@ -5,22 +5,26 @@ nearly every tensor; equal fingerprints are no proof that files are equal, which
 """
 
 import hashlib
-import json
-import struct
 from pathlib import Path
 
 from mova_engine.checkpoints.folder import listed_components
-from mova_engine.files.tensors import stored_tensors
+from mova_engine.checkpoints.released import QUANTISATION
+from mova_engine.files.tensors import byte_ranges, read_json, stored_tensors
 
 # Bytes that are read of each tensor, at its middle.
 _SAMPLE = 64
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Of the towers and the bridge of a model folder, as hexadecimal digits. Raises MovaError and OSError for files
-    that cannot be read.
+    """Of the towers and the bridge of a model folder, as hexadecimal digits; of one that `mova quantise` wrote, that of
+    the folder that it was made of, whose adapters are its own. Raises MovaError and OSError for files that cannot be
+    read.
     """
     folder, digest = Path(folder), hashlib.sha256()
+    if (folder / QUANTISATION).is_file():
+        source = read_json(folder / QUANTISATION).get("source_fingerprint")
+        if isinstance(source, str):
+            return source
     for component in listed_components(folder):
         stored = stored_tensors(folder / component)
         samples: dict[str, bytes] = {}
@@ -37,12 +41,8 @@ def _samples(path: Path) -> dict[str, bytes]:
     """Bytes from the middle of each tensor of a safetensors file."""
     found: dict[str, bytes] = {}
     with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                middle = begin + max(0, (end - begin - _SAMPLE) // 2)
-                file.seek(8 + length + middle)
-                found[name] = file.read(min(_SAMPLE, end - middle))
+        for name, (begin, end) in byte_ranges(path).items():
+            middle = begin + max(0, (end - begin - _SAMPLE) // 2)
+            file.seek(middle)
+            found[name] = file.read(min(_SAMPLE, end - middle))
     return found

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mova_engine.checkpoints.quantised_files import load_weights
 from mova_engine.checkpoints.released import (
     ABSENT,
     BOUNDARY_RATIO,
@@ -51,7 +52,6 @@ from mova_engine.files.folders import replaced_folder
 from mova_engine.files.tensors import (
     CONFIG,
     MAX_SHARD_BYTES,
-    load_component,
     read_config,
     read_json,
     write_component,
@@ -182,15 +182,16 @@ def load_mova(
     dtype: torch.dtype | None = None,
     config: MovaConfig | None = None,
 ) -> Mova:
-    """Return the checkpoint's model on `device`, in `dtype` (None: as stored). Every tensor must match.
+    """Return the checkpoint's model on `device`, in `dtype` (None: as stored). Every tensor must match. Quantised
+    weights are held as they are stored.
 
     config: the model, where `mova_config_from_folder` has been asked already. Raises MovaError as it and
-    `load_component` do.
+    `load_weights` do.
     """
     mova = Mova(config or mova_config_from_folder(folder), ops, device="meta")
     for name in COMPONENTS:
         if getattr(mova, name) is not None:
-            load_component(getattr(mova, name), Path(folder) / name, device=device, dtype=dtype)
+            load_weights(getattr(mova, name), Path(folder) / name, device=device, dtype=dtype)
     return mova
 
 

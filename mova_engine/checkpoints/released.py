@@ -5,6 +5,8 @@ from mova_engine.config.model import PRESETS
 INDEX = "model_index.json"
 # Our own entry of the index: name, text length, clip, sampling, diffusion. diffusers skips names with an underscore.
 OWN_ENTRY = "_mova_engine"
+# Beside the index of a folder that `mova quantise` wrote: of what it was made, and with which errors.
+QUANTISATION = "quantisation.json"
 BOUNDARY_RATIO = 0.9
 # What a released folder holds that does not state it.
 RELEASED = PRESETS["mova-360p"]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mova_engine.errors import MovaError
+from mova_engine.files.stored_tensor import STORED_DTYPES
 
 # What safetensors calls them.
-_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 # Data begins at a multiple of it.
 _ALIGNED = 8
 
@@ -22,7 +23,7 @@ def write_streamed(
 ) -> None:
     """Write a file with `tensors`, by name their dtype and shape, each made by `make(name)` when its turn comes.
 
-    For use inside a folder that appears when it is complete. Raises MovaError for a dtype that is no plain float, and
+    For use inside a folder that appears when it is complete. Raises MovaError for a dtype that is not written, and
     OSError.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

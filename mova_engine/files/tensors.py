@@ -21,13 +21,13 @@ from torch import Tensor
 
 from mova_engine.errors import MovaError
 from mova_engine.files.folders import flush, replaced, replaced_folder, write_error
+from mova_engine.files.gguf_file import SUFFIX, GgufFile, open_gguf
+from mova_engine.files.stored_tensor import WEIGHT_DTYPES, StoredTensor
 
 CONFIG = "config.json"
 # File stems of diffusers and of transformers.
 STEMS = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# The dtypes of weights, by safetensors' names. Others need more than their bytes, such as scales.
-WEIGHT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_SHARD_BYTES = 10_000_000_000
 _SHOWN = 3
 
@@ -37,14 +37,6 @@ class KeyReport(NamedTuple):
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-
-
-class StoredTensor(NamedTuple):
-    """Where a tensor lies, its shape, and its dtype by safetensors' name, as "BF16"."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -82,6 +74,11 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
         if (single := folder / f"{stem}.safetensors").is_file():
             return tensors_of_file(single)
     names = sorted(path.name for path in folder.iterdir())
+    ggufs = [name for name in names if name.endswith(SUFFIX)]
+    if len(ggufs) > 1:
+        raise MovaError(f"{folder} holds several GGUF files ({', '.join(ggufs[:_SHOWN])}): leave one of them there")
+    if ggufs:
+        return tensors_of_file(folder / ggufs[0])
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         raise MovaError(
@@ -114,7 +111,7 @@ def load_component(
     if only is not None:
         stored = {name: tensor for name, tensor in stored.items() if name in only}
         expected = {name: shape for name, shape in expected.items() if name in only}
-    report = _compared(folder, stored, expected, strict)
+    report = compare_shapes(folder, stored, expected, strict)
     for file in sorted({stored[name].file for name in expected if name in stored}):
         with _opened(file) as tensors:
             names = [name for name in expected if name in stored and stored[name].file == file]
@@ -126,7 +123,7 @@ def load_component(
 def check_component(module: nn.Module, folder: str | Path) -> None:
     """Raise MovaError, as `load_component` would, where a component's weights do not fit. Reads headers only."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    _compared(folder, stored_tensors(folder), expected, strict=True)
+    compare_shapes(folder, stored_tensors(folder), expected)
 
 
 def take_stored_dtypes(module: nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> None:
@@ -135,6 +132,8 @@ def take_stored_dtypes(module: nn.Module, stored: Mapping[str, StoredTensor], dt
     A parameter that the files lack becomes float32. MovaError for weights in a dtype that is not in WEIGHT_DTYPES.
     """
     for name, parameter in module.named_parameters():
+        if parameter.dtype not in WEIGHT_DTYPES.values():
+            continue  # quantised: it is what it is
         kind = stored[name].dtype if name in stored else "F32"
         if kind not in WEIGHT_DTYPES:
             known = ", ".join(WEIGHT_DTYPES)
@@ -149,7 +148,7 @@ def read_rows(folder: str | Path, rows: Mapping[str, tuple[tuple[int, ...], slic
     Raises MovaError as `load_component` does where names or shapes do not fit.
     """
     stored = stored_tensors(folder)
-    _compared(folder, stored, {name: shape for name, (shape, _, _) in rows.items()}, strict=True)
+    compare_shapes(folder, stored, {name: shape for name, (shape, _, _) in rows.items()})
     for file in sorted({stored[name].file for name in rows}):
         with _opened(file) as tensors:
             for name, (shape, wanted, tensor) in rows.items():
@@ -157,8 +156,11 @@ def read_rows(folder: str | Path, rows: Mapping[str, tuple[tuple[int, ...], slic
                     tensor.copy_(tensors.get_slice(name)[wanted] if shape else tensors.get_tensor(name))
 
 
-def _compared(
-    folder: str | Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], strict: bool
+def compare_shapes(
+    folder: str | Path,
+    stored: Mapping[str, StoredTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    strict: bool = True,
 ) -> KeyReport:
     """Which names are not on both sides; MovaError where that or a shape forbids loading."""
     missing = tuple(name for name in expected if name not in stored)
@@ -212,8 +214,9 @@ def write_component(
             raise MovaError(f"{name} is on the meta device and has no data to save")
         if ".lora_A." in f".{name}":
             raise MovaError(f"the model carries a LoRA adapter ({name}): save it with save_lora, or merge it first")
-        if tensor.dtype == torch.float8_e4m3fn:
-            raise MovaError(f"{name} is held in fp8, from which the weight cannot be saved; save the adapters alone")
+        quantised = tensor.dtype not in WEIGHT_DTYPES.values() and name.endswith(".weight")
+        if quantised and not any(other != name and other.startswith(name) for other in tensors):
+            raise MovaError(f"{name} is held quantised, without the scales that belong to it; save the adapters alone")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, {"_class_name": class_name, **config})
     shards = _split(tensors, max_shard_bytes)
@@ -298,6 +301,9 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise MovaError(f"{path} does not exist")
     try:
+        if path.suffix == SUFFIX:
+            yield open_gguf(path)
+            return
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (OSError, SafetensorError) as error:
@@ -306,13 +312,35 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def read_stored(tensor: StoredTensor, name: str) -> Tensor:
     """One tensor of a file, by its name there, on the CPU. Raises MovaError as `stored_tensors` does."""
-    with _opened(tensor.file) as file:
-        return _placed(file.get_tensor(name), "cpu", None)
+    return next(value for _, value in read_several({name: tensor}))
+
+
+def read_several(wanted: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of files one by one, by their names there, on the CPU; each file is opened once."""
+    for path in sorted({tensor.file for tensor in wanted.values()}):
+        with _opened(path) as file:
+            for name, tensor in wanted.items():
+                if tensor.file == path:
+                    yield name, _placed(file.get_tensor(name), "cpu", None)
+
+
+def byte_ranges(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each tensor's bytes begin and end in a file whose header `stored_tensors` has read and found good."""
+    if path.suffix == SUFFIX:
+        return open_gguf(path).ranges
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    places = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (8 + size + begin, 8 + size + end) for name, (begin, end) in places.items()}
 
 
 def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file by name. Reads the header only; MovaError where it is missing or damaged."""
     with _opened(path) as file:
+        if isinstance(file, GgufFile):
+            return file.tensors
         found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: StoredTensor(path, tuple(x.get_shape()), x.get_dtype()) for name, x in found.items()}
 

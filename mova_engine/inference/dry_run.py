@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from mova_engine.checkpoints.folder import listed_components
 from mova_engine.checkpoints.locate import open_model
+from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import PRESETS, MovaConfig
 from mova_engine.config.sample import SAMPLE, SampleConfig
@@ -151,6 +153,9 @@ def _stored_model(config: SampleConfig) -> tuple[MovaConfig, Trained, torch.dtyp
         preset = PRESETS[name]
         return replace(preset, clip=config.clip.over(preset.clip)), Trained(), torch.bfloat16
     folder, model = open_model(config.checkpoint, config.clip)
+    refuse_quantised(
+        (open_component(folder / name) for name in listed_components(folder)), "they are not rehearsed yet"
+    )
     stored = stored_dtypes(folder, model)
     if len(stored) != 1 and config.dtype is None:
         raise MovaError(f"{folder} holds weights of several dtypes: a dry run takes one, give --dtype")

@@ -1,7 +1,7 @@
 """Loads the model, codecs and training facts of a model folder for a pipeline."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mova_engine.checkpoints.folder import (
     load_codecs,
 )
 from mova_engine.checkpoints.integrity import damage, has_checksums
+from mova_engine.checkpoints.quantised_files import StoredComponent, open_component, refuse_quantised
 from mova_engine.checkpoints.released import INDEX
 from mova_engine.codecs.umt5 import Umt5TextEncoder
 from mova_engine.config.adapter_spec import AdapterSpec
@@ -29,12 +30,14 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import check_component, load_component, read_json, stored_tensors
+from mova_engine.files.tensors import read_json
 from mova_engine.memory.model_parts import codec_parts, tower_parts
+from mova_engine.memory.quantised import hold_weights
 from mova_engine.memory.residency import Residency
 from mova_engine.memory.streamed_encoder import open_streamed_encoder
 from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.mova import Mova
+from mova_engine.models.weight_formats import FORMATS, known_format
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 
 log = logging.getLogger(__name__)
@@ -114,16 +117,22 @@ def open_parts(
 
     Weights stay on the meta device until the Residency reads them from `folder`, when the first stage that uses them
     starts. Sharded weights (`shard`) are read at once.
-    dtype: of towers, pretrained video codec and text encoder; None: towers as stored, the others in bfloat16. Raises
-    MovaError for files that are missing, do not fit, or are damaged according to their headers and checksums.
+    dtype: of towers, pretrained video codec and text encoder; None: towers as stored, or bfloat16 beside quantised
+    weights, the others in bfloat16. Raises MovaError for files that are missing, do not fit, or are damaged according
+    to their headers and checksums.
     """
     memory.check("inference", shard)
     check_whole(folder, place)
     device = backend.device(place.launch.local_rank)
+    stored = {name: open_component(folder / name) for name in _component_names(config)}
+    quantised = sorted({each for part in stored.values() for each in part.formats})
+    codec_dtype = dtype
+    dtype = compute_dtype(dtype, [*quantised, *(() if memory.frozen == "activations" else (memory.frozen,))])
     dtypes = (dtype,) if dtype else stored_dtypes(folder, config) or COMPUTE_DTYPES
     ops = place.operators(bind(backend, training=False, dtypes=dtypes))
     waits = "files" if memory.idle == "files" else "host"
     if shard:
+        refuse_quantised(stored.values(), "parallel.shard divides plain weights")
         if lora:
             raise MovaError(
                 "sharded weights take no adapters: merge them first (mova lora merge), or leave out parallel.shard"
@@ -140,33 +149,61 @@ def open_parts(
         mova.requires_grad_(False)
     else:
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
-        towers = tower_parts(mova, _reader(mova, folder, dtype, lora), waits)
-    codecs = load_codecs(folder, device=device, dtype=dtype, weights_on="meta", parts=own_codecs(place))
-    parts = [*codec_parts(codecs, folder, dtype, text_waits=waits, vaes_wait=waits), *towers]
+        towers = tower_parts(mova, _reader(mova, folder, stored, dtype, lora, memory.frozen), waits)
+    codecs = load_codecs(folder, device=device, dtype=codec_dtype, weights_on="meta", parts=own_codecs(place))
+    parts = [*codec_parts(codecs, folder, codec_dtype, text_waits=waits, vaes_wait=waits), *towers]
     if mova.streamed is not None and isinstance(codecs.text, Umt5TextEncoder):
-        text = open_streamed_encoder(codecs.text, folder, device, dtype or torch.bfloat16)
+        text = open_streamed_encoder(codecs.text, folder, device, codec_dtype or torch.bfloat16)
         parts = [text if part.name == TEXT_ENCODER else part for part in parts]
     residency = Residency(device, parts, stages(memory, experts=config.experts, sharded=shard))
     return mova, codecs, residency
 
 
+def compute_dtype(given: torch.dtype | None, formats: Sequence[str]) -> torch.dtype | None:
+    """The dtype in which a model is computed whose layers are held in `formats`: the one given, else bfloat16 beside
+    quantised weights, else None, the stored one. MovaError for a format that does not go with the one given.
+    """
+    for name in formats:
+        takes = known_format(name).dtypes if name in FORMATS else None
+        if takes is not None and given is not None and given not in takes:
+            raise MovaError(
+                f"weights in {name} compute in bfloat16, not in {str(given).removeprefix('torch.')}: "
+                "give --dtype bfloat16"
+            )
+    return given or (torch.bfloat16 if formats else None)
+
+
 def _reader(
-    mova: Mova, folder: Path, dtype: torch.dtype | None, lora: Sequence[AdapterSpec]
+    mova: Mova,
+    folder: Path,
+    stored: Mapping[str, StoredComponent],
+    dtype: torch.dtype | None,
+    lora: Sequence[AdapterSpec],
+    frozen: str,
 ) -> Callable[[str, torch.device], None]:
-    """Return the function (name, device) that reads a component of the model onto a device and attaches its adapters.
+    """Return the function (name, device) that reads a component of the model onto a device, brings its weights into the
+    format `frozen` ("activations": leaves them) and attaches its adapters.
 
     Raises MovaError now if files or adapters do not fit the model.
     """
-    for name in _component_names(mova.config):
-        check_component(getattr(mova, name), folder / name)
+    for name, part in stored.items():
+        part.fit(getattr(mova, name), dtype)
+        if part.quantised and frozen != "activations":
+            raise MovaError(
+                f"memory.frozen {frozen}: {part.folder} is in {', '.join(part.formats)} already; leave memory.frozen "
+                "out"
+            )
     stack = _adapter_stack(mova, folder, lora)
 
     def read(name: str, device: torch.device) -> None:
         component = getattr(mova, name)
         remove_lora(component)
-        load_component(component, folder / name, device=device, dtype=dtype)
+        stored[name].load(component, device=device, dtype=dtype)
         apply_adapters(component, stack, f"{name}.", keep=False)
         component.requires_grad_(False)
+        if frozen != "activations":
+            # After adapters: some of them change a weight itself.
+            hold_weights(component, known_format(frozen))
 
     return read
 
@@ -187,9 +224,9 @@ def _component_names(config: MovaConfig) -> list[str]:
 
 
 def _stored(folder: str | Path, config: MovaConfig) -> set[str]:
-    """The dtypes of a folder's weights, by safetensors' names. Reads only the files' headers."""
-    names = _component_names(config)
-    return {tensor.dtype for name in names for tensor in stored_tensors(Path(folder) / name).values()}
+    """The dtypes of a folder's plain weights, by safetensors' names. Reads only the files' headers."""
+    parts = (open_component(Path(folder) / name) for name in _component_names(config))
+    return {tensor.dtype for part in parts for tensor in part.plain.values()}
 
 
 def stored_dtypes(folder: Path, config: MovaConfig) -> tuple[torch.dtype, ...]:

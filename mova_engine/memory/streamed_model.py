@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mova_engine.checkpoints.quantised_files import StoredComponent, open_component
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import check_component, load_component, stored_tensors, take_stored_dtypes
 from mova_engine.memory.residency import Part
 from mova_engine.memory.streaming import StreamedModel, model_layers
 from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit, WeightSource
+from mova_engine.models.layers import Linear
 from mova_engine.models.mova import Mova
 
 
@@ -24,13 +25,14 @@ def open_streamed(
     mova: Mova, folder: Path, device: torch.device, dtype: torch.dtype | None, where: Literal["host", "files"]
 ) -> list[Part]:
     """Prepare `mova`, which is on the meta device, for streamed layers; return the parts that are not streamed. where:
-    the place of the layers' weights, host memory or files. dtype: of all weights; None: as stored. Reads only the
-    headers of files. Raises MovaError if the folder does not fit the model.
+    the place of the layers' weights, host memory or files. dtype: of all weights that are not quantised; None: as
+    stored. Reads only the headers of files. Raises MovaError if the folder does not fit the model.
     """
     names = [name for name in COMPONENTS if getattr(mova, name) is not None]
+    stored = {name: open_component(folder / name) for name in names}
     for name in names:
-        check_component(getattr(mova, name), folder / name)
-        take_stored_dtypes(getattr(mova, name), stored_tensors(folder / name), dtype)
+        stored[name].fit(getattr(mova, name), dtype)
+        _check_streamed(getattr(mova, name), stored[name])
     streamed = {id(module) for modules in model_layers(mova) for module in modules.values()}
 
     def part(name: str) -> Part:
@@ -39,7 +41,7 @@ def open_streamed(
         wanted = {key for key, _ in rest.named_parameters()} | {key for key, _ in rest.named_buffers()}
 
         def read(at: torch.device) -> None:
-            load_component(component, folder / name, device=at, dtype=dtype, only=wanted)
+            stored[name].load(component, device=at, dtype=dtype, only=wanted)
             component.requires_grad_(False)
 
         return Part(name, rest, read, "files")
@@ -55,6 +57,16 @@ def open_streamed(
         )
     StreamedModel(mova, source, device)
     return [part(name) for name in names]
+
+
+def _check_streamed(component: nn.Module, stored: StoredComponent) -> None:
+    """MovaError for quantised weights within layers that cannot hold them so: nothing is dequantised on the way."""
+    for name, weight in stored.quantised.items():
+        if ("blocks." in name or "conditioners." in name) and not isinstance(component.get_submodule(name), Linear):
+            raise MovaError(
+                f"{stored.folder}: {name} is in {weight.format.name}, in which it does not stream; leave "
+                "memory.weights out"
+            )
 
 
 def without_modules(component: nn.Module, left_out: set[int]) -> nn.Module:

@@ -4,7 +4,6 @@ A *unit* is the weights that one layer of the forward needs: a block of one vide
 layer, a block of the audio tower. Its tensors have fixed offsets in one byte buffer, so that a unit is copied at once.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mova_engine.backend import describe_backend
+from mova_engine.checkpoints.quantised_files import open_component
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import WEIGHT_DTYPES, stored_tensors
+from mova_engine.files.stored_tensor import STORED_DTYPES, StoredTensor
+from mova_engine.files.tensors import byte_ranges
 
 # Alignment of tensors in bytes, for matrix products on every device.
 ALIGNMENT = 256
@@ -172,7 +173,7 @@ class _Range(NamedTuple):
 
 
 class StoredWeights:
-    """Units that are read from the safetensors files of a model folder each time.
+    """Units that are read from the files of a model folder each time; quantised weights as they are stored.
 
     Bytes are read directly into a buffer on the host if the dtype is the stored one. For a buffer on a device, and for
     dtype conversion, they pass through one host buffer of the largest unit's size. Raises MovaError if the files lack a
@@ -193,7 +194,7 @@ class StoredWeights:
         if device.type != "cpu":
             size = max(unit.bytes for unit in units)
             self._staged = describe_backend(device.type).host_memory(size)
-        for file in sorted({found.file for found in self._ranges.values()}):
+        for file in sorted({found.file for found in self._ranges.values() if isinstance(found, _Range)}):
             self._files[file] = _opened(file)
 
     def read(self, unit: int, buffer: Tensor) -> None:
@@ -217,7 +218,9 @@ class StoredWeights:
         """Read one module's weights into its part of a buffer, on the host."""
         for place in chunk.places:
             found, target = self._ranges[place.name], place.of(part, chunk.begin)
-            if found.dtype == place.dtype:
+            if isinstance(found, Tensor):
+                target.copy_(found)
+            elif found.dtype == place.dtype:
                 self._pread(found, target)
             else:
                 stored = torch.empty(place.shape, dtype=found.dtype)
@@ -258,28 +261,29 @@ def _state(descriptor: int) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _ranges(folder: Path, names: Iterable[str]) -> dict[str, _Range]:
-    """The byte ranges of tensors that `folder` holds, by component and name: file, first byte, dtype."""
+def _ranges(folder: Path, names: Iterable[str]) -> dict[str, _Range | Tensor]:
+    """The byte ranges of tensors that `folder` holds, by component and name: file, first byte, dtype. A value that
+    files state otherwise than as a tensor (an offset in JSON) is returned itself.
+    """
     wanted = set(names)
-    found: dict[str, _Range] = {}
+    found: dict[str, _Range | Tensor] = {}
+    ranges: dict[Path, dict[str, tuple[int, int]]] = {}
+
+    def add(full: str, name: str, tensor: StoredTensor) -> None:
+        if full not in wanted:
+            return
+        if tensor.file not in ranges:
+            ranges[tensor.file] = byte_ranges(tensor.file)
+        # What else there is are kinds of GGUF, in bytes.
+        dtype = STORED_DTYPES.get(tensor.dtype, torch.uint8)
+        found[full] = _Range(tensor.file, ranges[tensor.file][name][0], dtype)
+
     for component in sorted({name.partition(".")[0] for name in wanted}):
-        headers: dict[Path, tuple[int, dict]] = {}
-        for name, tensor in stored_tensors(folder / component).items():
-            full = f"{component}.{name}"
-            if full not in wanted:
-                continue
-            if tensor.file not in headers:
-                headers[tensor.file] = _header(tensor.file)
-            begin, header = headers[tensor.file]
-            dtype = WEIGHT_DTYPES.get(tensor.dtype)
-            if dtype is None:
-                raise MovaError(f"{tensor.file}: {name} is of dtype {tensor.dtype}, which cannot be streamed")
-            found[full] = _Range(tensor.file, begin + header[name]["data_offsets"][0], dtype)
+        stored = open_component(folder / component)
+        for name, tensor in stored.plain.items():
+            add(f"{component}.{name}", name, tensor)
+        for layer, weight in stored.quantised.items():
+            for key, (name, tensor) in weight.sources.items():
+                add(f"{component}.{layer}.{key}", name, tensor)
+            found |= {f"{component}.{layer}.{key}": value for key, value in weight.given.items()}
     return found
-
-
-def _header(file: Path) -> tuple[int, dict]:
-    """(first byte of the data, header) of a safetensors file whose header `stored_tensors` has read and found good."""
-    with file.open("rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        return 8 + size, json.loads(opened.read(size))

@@ -5,7 +5,7 @@ Blocks pass a `ResidualStream`: the residual and an update not yet added to it, 
 follows can be one operator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mova_engine.config.model import TowerConfig
+from mova_engine.models.weight_formats import WEIGHT, WeightFormat
 from mova_engine.ops import OpTable
 from mova_engine.ops.fused_linear import Recompute
 
@@ -112,13 +113,12 @@ class NormParameters(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that can carry a low-rank adapter, `x W^T + b + scale * (x A^T) B^T`, and hold W in fp8.
+    """nn.Linear that can carry a low-rank adapter, `x W^T + b + scale * (x A^T) B^T`, and hold W quantised.
 
-    weight_scale [o] float32: of a weight held in fp8 (`memory.fp8_weights`), else None. It is no part of the state:
-    such a weight cannot be saved.
+    weight_format: in which W is held, with all that belongs to it beside it, as buffers; None: as a plain parameter.
+    These buffers are no part of the state: `checkpoints.quantised_files` reads and writes such weights.
     """
 
-    weight_scale: Tensor | None
     bias: nn.Parameter
 
     def __init__(self, in_features: int, out_features: int, ops: OpTable, **factory: Any) -> None:
@@ -127,26 +127,46 @@ class Linear(nn.Linear):
         self.lora_A: nn.Linear | None = None
         self.lora_B: nn.Linear | None = None
         self.lora_scale = 1.0
-        self.register_buffer("weight_scale", None, persistent=False)
+        self.weight_format: WeightFormat | None = None
+        # Names of the buffers that belong to a quantised weight.
+        self._beside: tuple[str, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x, self.bias)
 
     @property
     def plain(self) -> bool:
-        """Neither an adapter nor a weight in fp8."""
-        return self.lora_A is None and self.weight_scale is None
+        """Neither an adapter nor a quantised weight."""
+        return self.lora_A is None and self.weight_format is None
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The layer and tanh-GELU. With an adapter or in fp8 the bias waits for GELU's pass, where it costs nothing."""
+        """The layer and tanh-GELU. Unless `plain`, the bias waits for GELU's pass, where it costs nothing."""
         if self.plain:
             return self.ops.linear_gelu(x, self.weight, self.bias)
         return self.ops.bias_gelu(self._product(x, None), self.bias)
 
+    def hold(self, weight_format: WeightFormat | None, tensors: Mapping[str, Tensor]) -> None:
+        """Take a weight in a format: `tensors` by the names that the format gives them, "weight" among them. None: a
+        plain one, "weight" alone. What was held before is dropped.
+        """
+        for name in self._beside:
+            delattr(self, name)
+        self.weight_format = weight_format
+        self._beside = tuple(name for name in tensors if name != WEIGHT)
+        for name, tensor in tensors.items():
+            if name == WEIGHT:
+                self.weight = nn.Parameter(tensor, requires_grad=False)
+            else:
+                self.register_buffer(name, tensor, persistent=False)
+
+    def held(self) -> dict[str, Tensor]:
+        """What is held of the weight, as `hold` takes it."""
+        return {WEIGHT: self.weight, **{name: getattr(self, name) for name in self._beside}}
+
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         a, b = (part.weight if part is not None else None for part in (self.lora_A, self.lora_B))
-        if self.weight_scale is not None:
-            return self.ops.fp8_linear(x, self.weight, self.weight_scale, bias, a, b, scale=self.lora_scale)
+        if self.weight_format is not None:
+            return self.weight_format.product(self.ops, self.held(), x, (bias, a, b, self.lora_scale))
         if a is None:
             return nn.functional.linear(x, self.weight, bias)
         return self.ops.lora_linear(x, self.weight, bias, a, b, scale=self.lora_scale)

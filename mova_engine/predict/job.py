@@ -10,6 +10,9 @@ from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError, suggest
 
 WIDTHS = {"fp8": 1, "bf16": 2, "fp32": 4}
+# Of weights that are held quantised, by the setting `frozen`, with their scales: in NF4 one byte for each 64 of them,
+# and four for each 256 of those.
+_QUANTISED = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 # Precision of activations -> the dtype's name on the command line and in operators' tables.
 DTYPE_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 
@@ -272,8 +275,15 @@ class PlannedRun:
             return "cfg puts guidance branches side by side: inference only"
         if self.job.training and self.job.clips and self.job.clips % layout.data_parallel:
             return f"{self.job.clips} clips a step cannot be split over {layout.data_parallel} groups of devices"
-        if self.job.task == "full" and self.policy.frozen == "fp8":
-            return "fp8 holds frozen weights; full training freezes none"
+        if self.job.task == "full" and self.policy.frozen != "activations":
+            return f"{self.policy.frozen} holds frozen weights; full training freezes none"
+        if self.policy.frozen in ("int8", "nf4"):
+            held = self.policy.frozen
+            return f"how fast weights in {held} compute is not known: memory.frozen {held} is not planned"
+        if not self.job.training and self.policy.frozen != "activations":
+            return (
+                "how fast sampling is with weights in fp8 is not known: memory.frozen fp8 is planned for training alone"
+            )
         if self.policy.frozen == "fp8" and self.job.precision != "bf16":
             return "weights in fp8 compute in bf16: precision must be bf16"
         if self.job.task == "full" and self.policy.weights == "host":
@@ -309,9 +319,9 @@ class PlannedRun:
         return 1 if self.job.clips is None or not self.job.training else self.job.clips // self.layout.data_parallel
 
     @property
-    def frozen_width(self) -> int:
+    def frozen_width(self) -> float:
         """Bytes of a frozen weight."""
-        return WIDTHS["fp8"] if self.policy.frozen == "fp8" else self.job.width
+        return _QUANTISED.get(self.policy.frozen, self.job.width)
 
     @property
     def clips(self) -> int:

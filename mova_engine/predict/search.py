@@ -143,7 +143,8 @@ def policies(
     run supports yet.
     """
     fixed = fixed or {}
-    useless = {"full": {"frozen", "weights"}, "lora": {"optimizer"}, "inference": {"inputs", "optimizer"}}[job.task]
+    by_task = {"full": {"frozen", "weights"}, "lora": {"optimizer"}, "inference": {"inputs", "optimizer", "frozen"}}
+    useless = by_task[job.task]
     if hardware.host_bandwidth is None or implementation.traffic == "symmetric":
         useless = useless | {"inputs", "weights", "optimizer", "expert"}
     if "fp8" not in hardware.peak or implementation.traffic == "symmetric" or job.precision != "bf16":

@@ -14,6 +14,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from mova_engine.checkpoints.quantised_files import StoredComponent
+from mova_engine.files.tensors import take_stored_dtypes
 from mova_engine.memory import streamed_model, streaming, weight_sources
 from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.mova import Mova
@@ -27,19 +29,12 @@ def absent_files(dtype: torch.dtype, host: MemoryTracker) -> Iterator[None]:
     tracker of the host's memory.
     """
 
-    def load(
-        component: nn.Module, folder: object, *, device: torch.device, dtype: torch.dtype, only: Collection[str]
-    ) -> None:
-        place_weights(component, device, dtype, only)
-
     def ranges(folder: Path, names: Iterable[str]) -> dict[str, weight_sources._Range]:
         return {name: weight_sources._Range(folder, 0, dtype) for name in names}
 
     with ExitStack() as patches:
         for place, name, stand_in in (
-            (streamed_model, "check_component", lambda *_: None),
-            (streamed_model, "stored_tensors", lambda folder: {}),
-            (streamed_model, "load_component", load),
+            (streamed_model, "open_component", _AbsentComponent),
             (streaming, "ThreadPoolExecutor", _AtOnce),
             (weight_sources, "describe_backend", lambda name: _HostMemory(host)),
             (weight_sources, "_ranges", ranges),
@@ -68,6 +63,26 @@ def copied(model: Mova) -> dict[str, int]:
         return {}
     found = model.streamed.stream.report()
     return {"copies": found.copies, "bytes": found.bytes, "unforeseen": found.unforeseen}
+
+
+class _AbsentComponent(StoredComponent):
+    """A component's folder without files, whose weights are plain."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, {})
+
+    def fit(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+        take_stored_dtypes(module, {}, dtype)
+
+    def load(
+        self,
+        module: nn.Module,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype | None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        place_weights(module, torch.device(device), dtype or torch.float32, only)
 
 
 class _HostMemory:

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from mova_engine.adapters.lora import linear_layers
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.config.command import to_plain
@@ -206,7 +207,8 @@ def _describe(run: TrainingRun, clips: int, console: Console) -> None:
     what = f"adapters of rank {config.lora.rank} for {sizes.name}" if config.lora.rank else sizes.name
     console.print(f"{what}: {_millions(sum(counts.values()))} parameters ({parts}), {config.dtype}")
     if config.lora.rank:
-        kept = " in fp8" if config.memory.frozen == "fp8" else ""
+        held = sorted({x.weight_format.name for x in linear_layers(run.model).values() if x.weight_format is not None})
+        kept = f" in {', '.join(held)}" if held else ""
         start = f"; adapters start from {config.lora.init}" if config.lora.init else ""
         console.print(f"frozen weights{kept}: {config.model.checkpoint}{start}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")

@@ -11,6 +11,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from mova_engine.checkpoints.folder import listed_components
+from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
+from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import MovaConfig
 from mova_engine.config.recipes import TRAIN
@@ -48,6 +51,10 @@ def dry_run_training(
     prepared for the machine's kind of device (`rehearsal.fake_devices`). Only the sizes of a checkpoint are read.
     Raises MovaError as the run itself would.
     """
+    start = config.model.checkpoint
+    if start is not None and (start / INDEX).is_file():
+        parts = (open_component(start / name) for name in listed_components(start))
+        refuse_quantised(parts, "they are not rehearsed yet")
     shape = mesh_of(config, world_size)
     sizes = with_layers(model_config(config), layers)
     micro_batches = config.micro_batches(shape)
@@ -163,7 +170,7 @@ def _without_files() -> Iterator[None]:
 
     with ExitStack() as patches:
         for name, stand_in in (
-            ("load_component", load),
+            ("load_weights", load),
             ("read_rows", lambda *_: None),
             ("check_output", lambda *_: None),
             ("initial_adapters", lambda *_: {}),

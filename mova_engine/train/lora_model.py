@@ -12,17 +12,19 @@ from mova_engine.adapters.lora import adapted_layers, add_lora, draw_a, find_lin
 from mova_engine.adapters.reading import read_adapter
 from mova_engine.checkpoints.folder import diffusion_settings
 from mova_engine.checkpoints.locate import find_adapters
+from mova_engine.checkpoints.quantised_files import load_weights
 from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.train import LoraSettings, TrainConfig
 from mova_engine.distributed.fsdp import Shards, shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import load_component, read_rows
-from mova_engine.memory.fp8_weights import hold_in_fp8
+from mova_engine.files.tensors import read_rows
+from mova_engine.memory.quantised import hold_weights
 from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.layers import Linear
 from mova_engine.models.mova import Mova
+from mova_engine.models.weight_formats import known_format
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.timestep_sampling import generator
 
@@ -38,8 +40,8 @@ def build_adapted(
     """Build the checkpoint's model on `device`, frozen, with new trainable adapters. Returns its Shards too if
     parallel.shard is set, else None.
 
-    Frozen weights are in the compute dtype or in fp8; sharded adapters are float32. Raises MovaError for a checkpoint
-    that does not fit or was trained for another kind of output.
+    Frozen weights are in the compute dtype, or quantised; sharded adapters are float32. Raises MovaError for a
+    checkpoint that does not fit or was trained for another kind of output.
     """
     folder, dtype = base_folder(config), DTYPES[config.dtype]
     check_output(config, folder)
@@ -49,13 +51,11 @@ def build_adapted(
     if config.memory.weights != "device":
         _stream(model, config, folder, device)
         return model, None
-    targets = find_linears(model, config.lora.targets)
     for name, component in _components(model):
-        load_component(component, folder / name, device=device, dtype=dtype)
-        own = [target.removeprefix(f"{name}.") for target in targets if target.startswith(f"{name}.")]
-        if own and config.memory.frozen == "fp8":
+        load_weights(component, folder / name, device=device, dtype=dtype)
+        if config.memory.frozen != "activations":
             # One component after the other: only one at a time is on the device in full.
-            hold_in_fp8(component, own)
+            hold_weights(component, known_format(config.memory.frozen))
     add_adapters(model, config.lora, generator(config.seed, "adapters"))
     layers = adapted_layers(model)
     for name, pair in initial_adapters(model, config.lora).items():

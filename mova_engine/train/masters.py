@@ -36,7 +36,7 @@ class Weights:
         if self.copies:
             masters = [p.detach().float().clone() for p in self.parameters]
             if any(p.dtype != dtype for p in self.parameters):
-                # An adapted model is in `dtype` already, and may hold weights in fp8: it is not converted.
+                # An adapted model is in `dtype` already, and may hold quantised weights: it is not converted.
                 model.to(dtype)
             for parameter, master in zip(self.parameters, masters, strict=True):
                 parameter.register_post_accumulate_grad_hook(_adding_to(master))

@@ -3,18 +3,20 @@
 The sizes and names of weights come from the headers of safetensors files and from a model on the meta device.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from mova_engine.adapters.dialects import get_dialect
 from mova_engine.adapters.lora import find_linears
+from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.train import TrainConfig
 from mova_engine.data.metadata import read_metadata
 from mova_engine.errors import MovaError, require_package
-from mova_engine.files.tensors import check_component
 from mova_engine.models.mova import Mova
+from mova_engine.models.weight_formats import FORMATS
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.clip_data import CACHE
 from mova_engine.train.lora_model import base_folder, check_output, initial_adapters
@@ -57,11 +59,7 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
         raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")
     if config.lora.rank:
         start = base_folder(config)
-    if config.memory.frozen == "fp8" and DTYPES[config.dtype] != torch.bfloat16:
-        raise MovaError(
-            f"memory.frozen fp8 computes in bfloat16, and dtype is {config.dtype}: give --dtype bfloat16, or "
-            "--memory.frozen activations"
-        )
+    _check_dtype(config, (config.memory.frozen,))
     model = Mova(sizes, ops, "meta")
     if config.task == "audio":
         audio_only(model)
@@ -79,7 +77,7 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
                 and name not in config.model.init_from_scratch
                 and (resume is None or config.lora.rank)
             ):
-                check_component(component, start / name)
+                _check_stored(config, component, start / name)
     if resume is not None:
         bare = outline(model, torch.float32, config.lora)
         trained = {
@@ -88,3 +86,28 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
             if not config.lora.rank or ".lora_" in name
         }
         check_resumable(resume, trained, config.seed)
+
+
+def _check_stored(config: TrainConfig, component: torch.nn.Module, folder: Path) -> None:
+    """MovaError where a component's files do not fit the run."""
+    stored = open_component(folder)
+    if not config.lora.rank:
+        refuse_quantised([stored], "all weights of this run are trained, and quantised ones cannot be")
+    if config.parallel.shard:
+        refuse_quantised([stored], "parallel.shard divides plain weights")
+    if stored.quantised and config.memory.frozen != "activations":
+        raise MovaError(
+            f"memory.frozen {config.memory.frozen}: {folder} is in {', '.join(stored.formats)} already; leave "
+            "memory.frozen out"
+        )
+    _check_dtype(config, stored.formats)
+    stored.fit(component)
+
+
+def _check_dtype(config: TrainConfig, formats: Iterable[str]) -> None:
+    """MovaError where activations cannot have the run's dtype beside weights in these formats."""
+    for name in formats:
+        takes = FORMATS[name].dtypes if name in FORMATS else None
+        if takes is not None and DTYPES[config.dtype] not in takes:
+            held = f"memory.frozen {name}" if name == config.memory.frozen else f"{config.model.checkpoint} in {name}"
+            raise MovaError(f"{held} computes in bfloat16, and dtype is {config.dtype}: give --dtype bfloat16")

@@ -88,7 +88,7 @@ def about_to_read(trains, monkeypatch, tmp_path):
         raise Stopped(place)
 
     monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", stop)
-    monkeypatch.setattr("mova_engine.adapters.merge.stored_tensors", lambda component: stop(component.parent))
+    monkeypatch.setattr("mova_engine.adapters.merge.open_component", lambda component: stop(component.parent))
     monkeypatch.setattr("mova_engine.data.encode_folder.load_codecs", stop)
     monkeypatch.setattr("mova_engine.model_tables.describe", lambda config: stop(config))
     monkeypatch.setattr("mova_engine.train.trainer.join_processes", lambda config, launch: stop(config.model))

@@ -7,8 +7,9 @@ from mova_engine.adapters.lora import add_lora, lora_parameters, merged_lora
 from mova_engine.backend import get_backend
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import save_component
-from mova_engine.memory.fp8_weights import hold_in_fp8
+from mova_engine.memory.quantised import hold_weights
 from mova_engine.models.layers import FeedForward, NormOutput
+from mova_engine.models.weight_formats import FP8
 from mova_engine.ops import bind
 
 X = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
@@ -38,7 +39,7 @@ def test_outputs_and_gradients_are_near_the_originals(change):
     for held in (False, True):
         ffn = change(_ffn())
         if held:
-            assert hold_in_fp8(ffn, ["0", "2"]) == ["0", "2"]
+            assert hold_weights(ffn, FP8, ["0", "2"]) == ["0", "2"]
         x = X.clone().requires_grad_()
         out = ffn(NormOutput(x))
         wanted = [x, *lora_parameters(ffn).values()]
@@ -63,7 +64,7 @@ def test_the_weight_takes_one_byte_and_an_adapter_may_come_before_or_after():
 
 
 def hold(ffn):
-    hold_in_fp8(ffn, ["0", "2"])
+    hold_weights(ffn, FP8, ["0", "2"])
     return ffn
 
 
@@ -84,7 +85,7 @@ def test_the_feed_forward_goes_through_the_table():
     for change, expected in (
         (lambda: None, ["bias_gelu"]),
         (lambda: add_lora(ffn, ["0"], 4, 8.0), ["lora_linear", "bias_gelu"]),
-        (lambda: hold_in_fp8(ffn, ["0"]), ["fp8_linear", "bias_gelu"]),
+        (lambda: hold_weights(ffn, FP8, ["0"]), ["fp8_linear", "bias_gelu"]),
     ):
         change()
         called.clear()
@@ -96,15 +97,15 @@ def test_what_cannot_be_held_is_refused_and_nothing_changed(tmp_path):
     ffn = _ffn()
     ffn[2].requires_grad_(True)
     with pytest.raises(MovaError, match="2 is trainable: only frozen weights"):
-        hold_in_fp8(ffn, ["0", "2"])
+        hold_weights(ffn, FP8, ["0", "2"])
     assert ffn[0].weight.dtype == torch.bfloat16
     odd = FeedForward(63, 96, bind(get_backend("cpu"))).requires_grad_(False)
-    with pytest.raises(MovaError, match=r"0 is \[96, 63\]: fp8 takes sizes that are multiples of 16"):
-        hold_in_fp8(odd, ["0"])
-    hold_in_fp8(_adapted(ffn.requires_grad_(False)), ["0"])
+    with pytest.raises(MovaError, match=r"0 is \[96, 63\]: fp8 takes sizes that are multiples of 16 and 16"):
+        hold_weights(odd, FP8, ["0"])
+    hold_weights(_adapted(ffn.requires_grad_(False)), FP8, ["0"])
     with pytest.raises(MovaError, match="0 is held in fp8 already"):
-        hold_in_fp8(ffn, ["0"])
-    with pytest.raises(MovaError, match="held in fp8 cannot take an update up: 0"), merged_lora(ffn):
+        hold_weights(ffn, FP8, ["0"])
+    with pytest.raises(MovaError, match="quantised weights are not merged in place: 0"), merged_lora(ffn):
         pass
-    with pytest.raises(MovaError, match="held in fp8, from which the weight cannot be saved"):
+    with pytest.raises(MovaError, match="held quantised, without the scales"):
         save_component({"0.weight": ffn[0].weight}, {}, tmp_path / "model", "Ffn")

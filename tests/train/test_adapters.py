@@ -181,7 +181,7 @@ def test_what_cannot_be_adapted_is_refused(small, adapted, ran):
         ran(adapted(diffusion={"prediction_type": "velocity"}))
     with pytest.raises(MovaError, match="task must be joint"):
         small(lora=LORA, task="audio")
-    with pytest.raises(MovaError, match="beside adapters only: lora.rank"):
+    with pytest.raises(MovaError, match="quantised ones go with adapters"):
         small(memory={"frozen": "fp8"})
     with pytest.raises(MovaError, match="LoRA target 'nothing' matches no linear layer"):
         ran(adapted(lora={"targets": ("nothing",)}))

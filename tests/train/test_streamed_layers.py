@@ -2,6 +2,7 @@
 
 import gc
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from safetensors.torch import load_file
 
 from mova_engine.checkpoints.locate import ADAPTERS
 from mova_engine.config.recipes import load_config
+from mova_engine.config.train import LoraSettings
+from mova_engine.errors import MovaError
+from mova_engine.memory.quantise_folder import quantise_folder
+from mova_engine.ops.machine import assumed_machine
+from mova_engine.train.dry_run import dry_run_training
 from mova_engine.train.trainer import Trainer
 
 
@@ -79,3 +85,30 @@ def test_twenty_rounds_of_training_and_sampling_leave_memory_and_losses_as_they_
     assert len({each[:3] for each in counts[2:]}) == 1, counts
     # The process's memory: by less than a clip's pictures in eighteen rounds.
     assert counts[-1][3] - counts[2][3] < 4 << 20, [each[3] >> 10 for each in counts]
+
+
+def test_adapters_train_on_a_quantised_folder_resident_and_streamed(adapted, ran, tmp_path):
+    """To the bit; and what cannot be trained is refused before anything is read."""
+    base, folder = adapted("x").model.checkpoint, tmp_path / "int8"
+    quantise_folder(base, folder, "int8")
+    common = {"dtype": "bfloat16", "steps": 2, "memory": {"checkpointing": "full"}}
+
+    def config(out, **more):
+        settings = {**common, **more}
+        settings["memory"] = {**common["memory"], **more.get("memory", {})}
+        made = adapted(out, **settings)
+        return replace(made, model=replace(made.model, checkpoint=folder))
+
+    runs = [ran(config(out, memory={"weights": weights})) for out, weights in (("one", "device"), ("two", "files"))]
+    assert all(run.status == 0 and "frozen weights in int8" in run.said for run in runs)
+    assert runs[0].losses == runs[1].losses and len(runs[0].losses) == 2
+    one, other = (load_file(run.config.folder / "checkpoints/step-000002" / ADAPTERS) for run in runs)
+    assert all(torch.equal(x, other[key]) and x.dtype == torch.bfloat16 for key, x in one.items())
+    with pytest.raises(MovaError, match="memory.frozen fp8: .*video_dit is in int8 already"):
+        ran(config("three", memory={"frozen": "fp8"}))
+    whole = replace(config("three"), lora=LoraSettings())
+    with pytest.raises(MovaError, match="holds weights in int8: all weights of this run are trained"):
+        ran(whole)
+    machine = assumed_machine("cuda", "sm90")
+    with pytest.raises(MovaError, match="holds weights in int8: they are not rehearsed yet"):
+        dry_run_training(config("three"), machine)

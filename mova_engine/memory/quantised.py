@@ -1,0 +1,54 @@
+"""Which layers hold their frozen weights quantised, and bringing weights into such a format in place.
+
+These are the linear layers of blocks and of the bridge's conditioners, where nearly all weights are. Embeddings of
+patches, text and time, modulations, norms and the head stay as they are: they are small, and errors there reach every
+token. A quantised weight cannot be trained. An adapter of its layer keeps the dtype of the layer's bias.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn as nn
+
+from mova_engine.errors import MovaError
+from mova_engine.models.layers import Linear
+from mova_engine.models.weight_formats import WeightFormat
+
+
+def quantisable(module: nn.Module, weight_format: WeightFormat) -> list[str]:
+    """The names of the layers of a model or a component that can hold their weights in a format, by their sizes."""
+    return [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, Linear) and weight_format.fits(layer.out_features, layer.in_features)
+    ]
+
+
+@torch.no_grad()
+def hold_weights(module: nn.Module, weight_format: WeightFormat, names: Iterable[str] | None = None) -> list[str]:
+    """Convert the weights of layers to a format; return their names. Adapters may be added before or after.
+
+    names: of `Linear` layers; None: all that are `quantisable`. Raises MovaError where a weight is trained, of sizes
+    that the format does not take, or quantised already; no layer is changed then.
+    """
+    found: dict[str, Linear] = {}
+    for name in quantisable(module, weight_format) if names is None else names:
+        layer = module.get_submodule(name)
+        assert isinstance(layer, Linear), "other layers are not quantised"
+        if layer.weight_format is not None:
+            raise MovaError(f"{name} is held in {layer.weight_format.name} already")
+        if layer.weight.requires_grad:
+            raise MovaError(
+                f"{name} is trainable: only frozen weights can be held in {weight_format.name}; freeze it first"
+            )
+        if not weight_format.fits(layer.out_features, layer.in_features):
+            o, i = weight_format.multiples
+            raise MovaError(
+                f"{name} is {list(layer.weight.shape)}: {weight_format.name} takes sizes that are multiples of "
+                f"{o} and {i}; leave it out"
+            )
+        found[name] = layer
+    assert weight_format.quantise is not None, "weights are brought into formats that can be written"
+    for layer in found.values():
+        layer.hold(weight_format, weight_format.quantise(layer.weight))
+    return list(found)
