@@ -162,7 +162,7 @@ def test_what_cannot_be_quantised_or_multiplied_is_refused():
 
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_kernel_gives_the_look_ups_bits_on_every_instruction_set(dtype):
+def test_the_native_kernel_gives_the_look_ups_bits_on_every_instruction_set(dtype):
     from mova_kernels.cpu.ops import dequantise_nf4 as kernel
 
     before, maps = isa(), (torch.tensor(VALUES), torch.tensor(DYNAMIC_MAP))
@@ -180,7 +180,7 @@ def test_the_kernel_gives_the_look_ups_bits_on_every_instruction_set(dtype):
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
-def test_torch_judges_the_kernels_registration_and_it_refuses_by_name():
+def test_torch_judges_the_native_kernels_registration_and_it_refuses_by_name():
     operator, maps = torch.ops.mova_kernels.dequantise_nf4.default, (torch.tensor(VALUES), torch.tensor(DYNAMIC_MAP))
     held = quantise_nf4(torch.randn(5, 128))
     torch.library.opcheck(operator, (*held, *maps, torch.bfloat16))
