@@ -66,8 +66,8 @@ def dequantising(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def layers(rounds: int) -> list[dict[str, Any]]:
-    """Layers beside plain ones of the same shape, forward, by threads."""
+def layers(rounds: int) -> dict[str, Any]:
+    """Layers beside plain ones of the same shape, forward."""
     i, o = _LAYER
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(1, _TOKENS, i, generator=generator), torch.randn(o, i, generator=generator) * i**-0.5
@@ -87,18 +87,14 @@ def layers(rounds: int) -> list[dict[str, Any]]:
         error = float((forms[name]().float() - expected).norm() / expected.norm())
         if error > 0.02:  # of which the rounding of inputs to 8 bits is half
             raise SystemExit(f"error: {name} is off by {error:.3f}")
+    print(f"layer of {_TOKENS} tokens, {i} to {o}")
     pairs = {
         "nf4 beside bfloat16": ("bfloat16", "nf4 native"),
         "nf4 native beside look-up": ("nf4 look-up", "nf4 native"),
         "int8 beside bfloat16": ("bfloat16", "int8"),
         "int8 beside float32": ("float32", "int8 float32"),
     }
-    rows, threads = [], torch.get_num_threads()
-    for count in sorted({1, threads}):
-        torch.set_num_threads(count)
-        print(f"layer of {_TOKENS} tokens, {i} to {o}, {count} threads")
-        rows.append({"threads": count} | {name: compared(forms, *of, rounds) for name, of in pairs.items()})
-    return rows
+    return {name: compared(forms, *of, rounds) for name, of in pairs.items()}
 
 
 if __name__ == "__main__":
