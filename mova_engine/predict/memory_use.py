@@ -97,7 +97,7 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
             parts |= {name: value * run.job.batch for name, value in saved.items()}
             if run.micro_batches <= run.job.batch and parts is device:
                 # One micro-batch: gradients come as activations go.
-                activations = sum(saved.values()) * run.job.batch
+                activations = _freed_by_layers(run, saved) * run.job.batch
                 device[_GRADIENTS] = max(device.get(_GRADIENTS, 0) - activations, 0)
     device[_WORKING] = _working(run, machine) * run.job.batch
     if run.implementation.codecs_resident or (run.job.training and run.job.online):
@@ -126,8 +126,7 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
             host[_SECOND] = (sum(layer_parameters(counts[each]) for each in names.values()) * width) - host["weights"]
         else:
             host["a layer on its way from files"] = device[_RING_OF_LAYERS] / STREAM_SLOTS
-        place = device
-        place["adapters"] = adapter_parameters(run, used=False) * _FP32
+        _adapters(run, device, alone=True)
         return
     place = host if policy.weights_on_host else device
     place["weights"] = used * width / shards
@@ -138,10 +137,15 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     elif shards > 1 or policy.weights == "host":
         gathered = _BUFFERS * _largest_unit(run)
         device["weights gathered for the layers at work"] = gathered * (job.width if trained else width)
+    _adapters(run, place, alone=shards == 1 and place is device)
+
+
+def _adapters(run: PlannedRun, place: dict[str, float], alone: bool) -> None:
+    """Of all adapters. alone: one device has them whole, and a copy in the activations' dtype."""
     adapters = adapter_parameters(run, used=False)
-    place["adapters"] = adapters * _FP32 / shards
-    if shards == 1 and place is device and job.width != _FP32:
-        device["adapters' copies to compute with"] = adapters * job.width
+    place["adapters"] = adapters * _FP32 / sharded(run.layout)
+    if alone and run.job.width != _FP32:
+        place["adapters' copies to compute with"] = adapters * run.job.width
 
 
 def _largest_layer(run: PlannedRun, component: str) -> float:
@@ -273,9 +277,17 @@ def _bridge_kept(run: PlannedRun, machine: Machine | None) -> float:
     if "dual_tower_bridge" not in job.components or not bridge:
         return 0.0
     saved, _ = _saved_activations(run, machine)
-    of_layers = sum(saved.values()) - (saved["block inputs"] if run.policy.inputs == "host" else 0)
     layers = job.model.video.num_layers
-    return max(_BRIDGE_KEPT * run.local_video - (layers - 1 - max(bridge)) * of_layers / layers, 0.0)
+    freed = (layers - 1 - max(bridge)) * _freed_by_layers(run, saved) / layers
+    return max(_BRIDGE_KEPT * run.local_video - freed, 0.0)
+
+
+def _freed_by_layers(run: PlannedRun, saved: dict[str, float]) -> float:
+    """Bytes of `saved`, on the device, that the backward frees layer by layer: not the block inputs of two layers, if
+    those of the others are on the host.
+    """
+    waiting = saved.get("block inputs", 0) if run.policy.inputs == "host" else 0
+    return sum(saved.values()) - waiting
 
 
 def _layer_gradients(run: PlannedRun) -> float:
