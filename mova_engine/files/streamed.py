@@ -4,7 +4,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -26,6 +26,20 @@ def write_streamed(
     For use inside a folder that appears when it is complete. Raises MovaError for a dtype that is not written, and
     OSError.
     """
+    with open(path, "wb") as file:
+        write_header(file, tensors)
+        for name, (dtype, shape) in tensors.items():
+            tensor = make(name).contiguous()
+            if (tensor.dtype, tensor.shape) != (dtype, shape):
+                raise ValueError(f"{name} was announced as {dtype} {list(shape)}, not {tensor.dtype} {tensor.shape}")
+            # 0-dimensional tensors cannot be viewed as bytes.
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def write_header(file: BinaryIO, tensors: Mapping[str, tuple[torch.dtype, torch.Size]]) -> int:
+    """Write the header of a safetensors file with `tensors`, whose data follow in their order. Returns the file's size
+    with them. Raises MovaError for a dtype that is not written.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape) in tensors.items():
@@ -36,11 +50,5 @@ def write_streamed(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNED)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, (dtype, shape) in tensors.items():
-            tensor = make(name).contiguous()
-            if (tensor.dtype, tensor.shape) != (dtype, shape):
-                raise ValueError(f"{name} was announced as {dtype} {list(shape)}, not {tensor.dtype} {tensor.shape}")
-            # 0-dimensional tensors cannot be viewed as bytes.
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    file.write(struct.pack("<Q", len(text)) + text)
+    return file.tell() + offset
