@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast, get_args
 
@@ -27,6 +28,7 @@ from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 from cyclopts.token import Token
 
+from mova_engine.config.shorthand import Shorthand
 from mova_engine.errors import MovaError, suggest
 
 Settings = TypeVar("Settings")
@@ -44,8 +46,9 @@ class Nothing:
     """No options beside a command's settings."""
 
 
+@cache
 def section(title: str) -> Parameter:
-    """The heading of a nested dataclass's options in help: `Annotated[OptimSettings, section("Optimizer")]`."""
+    """The heading of options in help, `Annotated[OptimSettings, section("Optimizer")]`; the same for the same title."""
     return Parameter(group=Group.create_ordered(title))  # pyright: ignore[reportUnknownMemberType] cyclopts
 
 
@@ -119,6 +122,7 @@ class Command(Generic[Settings]):
 
     hidden: options of shared groups that it refuses, which its help leaves out.
     beside: a dataclass of options that are no settings: they say how the command is run, and no file holds them.
+    shorthand: a word for a group of settings. A command's recipes have theirs expanded where they are read.
     """
 
     name: str
@@ -127,6 +131,7 @@ class Command(Generic[Settings]):
     recipes: Recipes | None = None
     hidden: tuple[str, ...] = ()
     beside: type = Nothing
+    shorthand: Shorthand | None = None
 
     def parse(self, argv: Sequence[str] | None = None) -> Settings | None:
         """Parse a command line (None: that of the process) to the command's settings.
@@ -140,6 +145,7 @@ class Command(Generic[Settings]):
         """As `parse`; returns the options beside the settings too."""
         argv = sys.argv[1:] if argv is None else argv
         under, source = self._under(argv)
+        argv = argv if self.shorthand is None else self.shorthand.taken_off(argv)
         app, shown = self._app(under, source), []
         found = self._run(app, argv, shown)
         if found is None:
@@ -152,6 +158,7 @@ class Command(Generic[Settings]):
 
     def fill(self, settings: Mapping[str, Any], source: str) -> Settings:
         """The settings that nested mappings give. source: where they come from, for errors."""
+        settings = self._expanded(settings, source)
         found = self._run(self._app(settings, source), [], [])
         assert found is not None
         return found
@@ -177,9 +184,15 @@ class Command(Generic[Settings]):
             source = f"recipe {recipe}"
         if path := _value_of("--config", argv):
             own = read_yaml(Path(path)) if self.recipes is None else self.recipes.read(path)
+            own = self._expanded(own, f"{self.shorthand.group} in {path}" if self.shorthand else path)
             named = {"name": Path(path).stem} if self.recipes is not None else {}
             settings, source = merge(settings, named | own), f"{source} and {path}" if source else path
+        if self.shorthand is not None and (word := _value_of(self.shorthand.flag, argv)) is not None:
+            settings = merge(settings, self._expanded({self.shorthand.group: word}, self.shorthand.flag))
         return settings, source
+
+    def _expanded(self, settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+        return dict(settings) if self.shorthand is None else self.shorthand.expand(settings, source)
 
     def _app(self, under: Mapping[str, Any], source: str) -> App:
         values = to_plain(_without_none(under))
@@ -231,12 +244,16 @@ class Command(Generic[Settings]):
         # A dataclass without fields would be shown in the help as an argument of its own.
         given = Parameter(parse=False) if self.beside is Nothing else Parameter(name="*", group=_BESIDE)
         more: Any = Annotated[self.beside, given]
+        # Declared for help and completion; `Shorthand.taken_off` has it off the command line by then.
+        short, said = (Nothing, Parameter(parse=False)) if self.shorthand is None else self.shorthand.declared
+        word: Any = Annotated[short, said]
         if self.recipes is None:
 
             def run(
                 settings: fields = None,
                 *,
                 beside: more = None,
+                shorthand: word = None,
                 config: with_file = None,
                 print_config: flag = False,
             ) -> Any:
@@ -257,6 +274,7 @@ class Command(Generic[Settings]):
                 settings: fields = None,
                 *,
                 beside: more = None,
+                shorthand: word = None,
                 recipe: Annotated[str, general] = default,
                 config: with_file = None,
                 print_config: flag = False,

@@ -1,7 +1,7 @@
 """Where tensors live and what is computed again: the settings that training, sampling and the planner share."""
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mova_engine.errors import MovaError, suggest
 
@@ -11,14 +11,19 @@ CHECKPOINTING = ("none", "selective", "out", "full")
 # Training of all weights, of low-rank adapters, and sampling.
 TASKS = ("full", "lora", "inference")
 
-Place = Literal["device", "host"]
+# The word by which a setting is left to the planner.
+AUTO = "auto"
+Place = Literal["auto", "device", "host"]
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """How memory is saved. Each setting but the default costs time; `mova plan` says how much."""
+    """How memory is saved. Each setting but the default costs time; `mova plan` says how much.
 
-    checkpointing: Literal["none", "full", "selective", "out"] = "none"
+    `auto` leaves a setting to the planner, which decides for the machine of the run (`memory.chosen_memory`).
+    """
+
+    checkpointing: Literal["auto", "none", "full", "selective", "out"] = "none"
     """What the backward pass computes again instead of keeping it: nothing; every layer; every layer without video
     self-attention and without exchanges between processes; the same, but exchanging its queries, keys and values again.
     """
@@ -29,7 +34,7 @@ class MemoryConfig:
     quantised when they are: in fp8 or int8 (half the memory of bf16), or in NF4 (28% of it). A folder that `mova
     quantise` wrote needs no setting.
     """
-    weights: Literal["device", "host", "files"] = "device"
+    weights: Literal["auto", "device", "host", "files"] = "device"
     """Where weights that are not trained are while not in use. Without parallel.shard, layers of towers and bridge come
     to the device one by one, while the one before computes, from the host's memory or from their files; adapters stay
     on the device. In sampling the text encoder's layers come from their files likewise. With parallel.shard, shards of
@@ -39,7 +44,7 @@ class MemoryConfig:
     """Where trained weights, their gradients and the optimizer's state are while not in use; with parallel.shard."""
     expert: Place = "device"
     """Where the video expert waits that a denoising step does not use."""
-    idle: Literal["host", "files", "device"] = "host"
+    idle: Literal["auto", "host", "files", "device"] = "host"
     """Where text encoder, codecs and towers wait while sampling does not use them: in the host's memory, in their
     files, which are then read again, or on the device. Towers that parallel.shard divides stay on the device.
     """
@@ -52,6 +57,23 @@ class MemoryConfig:
                     f"memory.{field.name}: unknown value '{value}'.{suggest(str(value), known)} "
                     f"Known: {', '.join(known)}"
                 )
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Names of the settings that are left to the planner."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) == AUTO)
+
+    @property
+    def decided(self) -> dict[str, str]:
+        """The other settings."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != AUTO}
+
+    @property
+    def mode(self) -> str:
+        """The word of `MODES` for where weights are."""
+        if self.weights in (AUTO, "device"):
+            return AUTO if self.weights == AUTO else "expert" if self.expert == "host" else "resident"
+        return {"host": "stream", "files": "disk"}[self.weights]
 
     @property
     def weights_on_host(self) -> bool:
@@ -145,13 +167,57 @@ class MemoryConfig:
         return found
 
     def check(self, task: str, sharded: bool) -> None:
-        """MovaError that names the first setting which a run of `task` cannot obey (`unavailable`)."""
+        """MovaError that names the first setting which a run of `task` cannot obey (`unavailable`); what depends on a
+        setting that is left to the planner is for the planner to judge.
+        """
+        if self.undecided:
+            if task == "full":
+                raise MovaError(
+                    f"memory.{self.undecided[0]} auto is for adapters (lora.rank) and sampling: ask mova plan what "
+                    "training of all weights needs, and give its options"
+                )
+            return
         for name, reason in self.unavailable(task, sharded).items():
             raise MovaError(f"memory.{name} {getattr(self, name)}: {reason}")
 
     def changes(self, base: "MemoryConfig") -> dict[str, str]:
         """Settings in which this differs from `base`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)}
+
+
+# Settings by the word that stands for them (`--memory stream`, `memory: stream`): where the weights are while a step
+# does not use them. Nothing here changes what is computed; `frozen`, which does, is never left to the planner.
+_TOWERS = {
+    "resident": {"weights": "device", "expert": "device"},
+    "expert": {"weights": "device", "expert": "host"},
+    "stream": {"weights": "host", "expert": "device"},
+    "disk": {"weights": "files", "expert": "device"},
+}
+_OPEN = dict.fromkeys((f.name for f in fields(MemoryConfig) if f.name != "frozen"), AUTO)
+MODES: dict[str, dict[str, dict[str, str]]] = {
+    "lora": {AUTO: _OPEN, **_TOWERS},
+    "inference": {AUTO: _OPEN, **_TOWERS, "disk": {**_TOWERS["disk"], "idle": "files"}},
+}
+
+
+def memory_of_word(word: str, task: str = "inference") -> MemoryConfig:
+    """The settings that a word of `MODES` stands for, over the defaults. MovaError, with the nearest, for another."""
+    known = MODES[task]
+    if word not in known:
+        raise MovaError(f"memory: unknown value '{word}'.{suggest(word, known)} Known: {', '.join(known)}")
+    given: dict[str, Any] = dict(known[word])
+    return MemoryConfig(**given)
+
+
+@dataclass(frozen=True)
+class MemoryMode:
+    """The option that gives several settings of memory by one word."""
+
+    memory: Literal["auto", "resident", "expert", "stream", "disk"] | None = None
+    """Where weights are: resident on the device; the expert that a step does not use on the host (sampling); layers
+    streamed from the host's memory, or from disk; or auto: what fits --vram and --ram, chosen by the planner at the
+    start. A single setting wins over it.
+    """
 
 
 # What a run is compared with, by task: the plain settings, under which nothing is offloaded.

@@ -8,8 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mova_engine.config.command import Command, Recipes, merge, parse_yaml, read_yaml, to_plain
+from mova_engine.config.command import Command, Recipes, merge, parse_yaml, read_yaml, section, to_plain
+from mova_engine.config.memory import MODES, MemoryMode
 from mova_engine.config.rehearsal import RehearsalOptions
+from mova_engine.config.shorthand import Shorthand
 from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError, suggest
 
@@ -38,6 +40,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return _merged(recipe, ())
 
 
+_MEMORY_MODE = Shorthand("memory", MODES["lora"], MemoryMode, section("Memory"))
 TRAIN = Command(
     "mova train",
     TrainConfig,
@@ -45,6 +48,7 @@ TRAIN = Command(
     Recipes(read_recipe, DEFAULT),
     hidden=("--parallel.cfg", "--memory.expert", "--memory.idle"),
     beside=RehearsalOptions,
+    shorthand=_MEMORY_MODE,
 )
 
 
@@ -53,7 +57,7 @@ def load_config(recipe: str = DEFAULT, **overrides: Any) -> TrainConfig:
 
     Raises MovaError for an unknown recipe or field (with the nearest name) and for a value that does not fit.
     """
-    settings = merge(read_recipe(recipe), overrides)
+    settings = merge(read_recipe(recipe), _MEMORY_MODE.expand(overrides, "memory"))
     return TRAIN.fill({"name": Path(recipe).stem, **settings}, f"recipe {recipe}")
 
 
@@ -65,7 +69,7 @@ def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
 def _merged(recipe: str, above: tuple[str, ...]) -> dict[str, Any]:
     if recipe in above:
         raise MovaError(f"recipe '{recipe}' is its own base ({' -> '.join((*above, recipe))})")
-    settings = _read(recipe)
+    settings = _MEMORY_MODE.expand(_read(recipe), f"memory in recipe {recipe}")
     base = settings.pop(_BASE, None)
     return settings if base is None else merge(_merged(str(base), (*above, recipe)), settings)
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mova_engine.config.adapter_spec import parse_adapter
+from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section
 from mova_engine.config.limits import check, check_least, check_threads
-from mova_engine.config.memory import MemoryConfig
+from mova_engine.config.memory import MODES, MemoryConfig, MemoryMode
 from mova_engine.config.parallel import ParallelConfig
 from mova_engine.config.rehearsal import RehearsalOptions
+from mova_engine.config.shorthand import Shorthand
 
 # The word for the reference's own negative prompt.
 REFERENCE = "default"
@@ -77,6 +79,10 @@ class SampleConfig:
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
     parallel: Annotated[ParallelConfig, section("Several processes")] = field(default_factory=ParallelConfig)
     memory: Annotated[MemoryConfig, section("Memory")] = field(default_factory=MemoryConfig)
+    vram: Annotated[str | None, section("Memory")] = None
+    """The most of the device's memory to use, such as 12GB or 12GiB; default: what is free."""
+    ram: Annotated[str | None, section("Memory")] = None
+    """The most of the host's memory to use, over all processes of a machine; default: what is free."""
 
     def __post_init__(self) -> None:
         check(
@@ -88,6 +94,7 @@ class SampleConfig:
         check(bool(self.lora) or self.lora_alpha is None, "--lora-alpha has no effect without --lora")
         for each in self.lora:
             parse_adapter(each)
+        check_bytes(vram=self.vram, ram=self.ram)
         self.memory.check("inference", self.parallel.shard)
 
     def check_guidance(self, form: str) -> None:
@@ -102,4 +109,11 @@ class SampleConfig:
 
 # What `MemoryConfig.unavailable` says of sampling.
 _REFUSED = tuple(f"--memory.{name}" for name in ("checkpointing", "inputs", "frozen", "optimizer"))
-SAMPLE = Command("mova sample", SampleConfig, ABOUT, hidden=_REFUSED, beside=RehearsalOptions)
+SAMPLE = Command(
+    "mova sample",
+    SampleConfig,
+    ABOUT,
+    hidden=_REFUSED,
+    beside=RehearsalOptions,
+    shorthand=Shorthand("memory", MODES["inference"], MemoryMode, section("Memory")),
+)

@@ -19,9 +19,13 @@ EXPERTS = ("video_dit", "video_dit_2")
 
 # Clips of a data set into latents; captions; first and last frames of clips that are to be made.
 ENCODE_CLIPS, ENCODE_TEXT, ENCODE_FRAMES = "encode clips", "encode text", "encode frames"
+# The names of parts in reports.
+PART_NAMES = {TEXT_ENCODER: "text encoder", VIDEO_VAE: "video codec", AUDIO_VAE: "audio codec"}
 # By the expert that serves the steps.
 DENOISE = ("denoise at high noise", "denoise at low noise")
 DECODE_VIDEO, DECODE_AUDIO = "decode video", "decode audio"
+# The stage of training in which steps are taken.
+TRAIN = "train"
 # Towers that stay while clips are made, before the first step; no stage of its own work.
 LOAD_TOWERS = "load towers"
 SAMPLING = (ENCODE_TEXT, ENCODE_FRAMES, LOAD_TOWERS, *DENOISE, DECODE_VIDEO, DECODE_AUDIO)

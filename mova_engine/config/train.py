@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
 from mova_engine.config.diffusion import LossWeights, PredictionConfig, ScheduleConfig
@@ -275,6 +276,10 @@ class TrainConfig:
     log: Annotated[LogSettings, section("Logs")] = field(default_factory=LogSettings)
     parallel: Annotated[ParallelConfig, section("Several processes")] = field(default_factory=ParallelConfig)
     memory: Annotated[MemoryConfig, section("Memory")] = field(default_factory=MemoryConfig)
+    vram: Annotated[str | None, section("Memory")] = None
+    """The most of the device's memory to use, such as 12GB or 12GiB; default: what is free."""
+    ram: Annotated[str | None, section("Memory")] = None
+    """The most of the host's memory to use, over all processes of a machine; default: what is free."""
 
     def __post_init__(self) -> None:
         check_least(self, "", steps=1, global_batch_size=1)
@@ -297,6 +302,11 @@ class TrainConfig:
             "lora.rank adapts a whole trained model: task must be joint and model.init_from_scratch empty",
         )
         check(self.parallel.cfg == 1, "parallel.cfg shares guidance's evaluations: it is for sampling alone")
+        check_bytes(vram=self.vram, ram=self.ram)
+        check(
+            self.lora.rank > 0 or (self.vram is None and self.ram is None),
+            "--vram and --ram limit runs of adapters (lora.rank) and sampling: ask mova plan what full training needs",
+        )
         self.memory.check("lora" if self.lora.rank else "full", self.parallel.shard)
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from mova_engine.config.byte_sizes import parse_bytes, parse_rate
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section, spelled, split_names
 from mova_engine.config.memory import PLAIN, MemoryConfig
@@ -16,6 +17,7 @@ from mova_engine.plan import measured, report
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import (
+    OURS,
     ImplementationCost,
     Job,
     Layout,
@@ -25,6 +27,7 @@ from mova_engine.predict.job import (
     unsharded,
 )
 from mova_engine.predict.published import measured_here
+from mova_engine.predict.remedies import remedies
 from mova_engine.predict.search import CHOICES, Plan, best, leanest, plan, rescue, smallest_change
 
 RESULTS = Path("benchmarks/results")
@@ -44,6 +47,12 @@ class PlanConfig:
     """Training of all weights, of adapters, or a denoising step; default: full."""
     hardware: str = "h100-80gb"
     """A card of the engine's list, or a .yaml or .json file of that form."""
+    vram: str | None = None
+    """The most of a card's memory to use, such as 12GB or 12GiB; default: the card's."""
+    ram: str | None = None
+    """The host's memory, likewise; default: not limited."""
+    disk: str | None = None
+    """How fast files are read, such as 3GB/s; default: what hardware.yaml says, 6GB/s."""
     packages: Annotated[str | None, spelled("--with")] = None
     """What is installed there to serve operators, as flash-attn-2,apex; default: what hardware.yaml says."""
     devices: int | None = None
@@ -90,6 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     job, hardware, implementation = _job(args), calibrated(args.hardware), get_implementation(args.implementation)
     if args.packages is not None:
         hardware = hardware.with_packages(split_names(args.packages))
+    hardware = hardware.with_limits(
+        None if args.vram is None else parse_bytes(args.vram, "--vram"),
+        None if args.ram is None else parse_bytes(args.ram, "--ram"),
+        None if args.disk is None else parse_rate(args.disk, "--disk"),
+    )
     fixed = _memory(args.memory, hardware, job.task, implementation)
     # A mesh does not say whether weights are shared: in training they are, in sampling they are not, unless the policy
     # wants it otherwise.
@@ -118,6 +132,9 @@ def _job(args: PlanConfig) -> Job:
     given = {name: getattr(args, name) for name in ("task", "clips") if getattr(args, name) is not None}
     if args.dtype is not None:
         given["precision"] = precision_of(args.dtype)
+    if given.get("task") == "inference":
+        # As the command has it that runs a plan: guidance's evaluations take turns.
+        given["sequential"] = True
     clip = args.clip.over(job.model.clip)
     if given.get("task") == "inference" and args.recipe:
         given.setdefault("clips", None)
@@ -143,7 +160,8 @@ def _memory(
         if name not in CHOICES:
             raise MovaError(f"unknown setting memory.{name}.{suggest(name, CHOICES)} Known: {', '.join(CHOICES)}")
         given: dict[str, Any] = {name: value}
-        MemoryConfig(**given)
+        if MemoryConfig(**given).undecided:
+            continue
         if value == "fp8" and "fp8" not in hardware.peak:
             raise MovaError(f"{hardware.name} has no fp8 arithmetic; leave memory.frozen fp8 out")
         if value == "host" and hardware.host_bandwidth is None:
@@ -251,11 +269,12 @@ def _show_misfit(
         raise MovaError(f"no mesh of {devices} devices can run this: {job.clips} clips do not divide over any")
     # First what was asked for and could be left free, then other devices and clips.
     freed = best(job, devices, hardware, implementation)[:1] if fixed or layout else []
-    found = freed or rescue(job, devices, hardware, implementation)
-    lines = [
-        f"nothing fits: the leanest needs {report.gb(closest.memory.total)} GB of {report.gb(hardware.budget)} "
-        f"({report.words(closest.changes)}; {closest.run.layout})",
-    ]
+    limited = implementation.name == OURS and not freed and (args.vram is not None or args.ram is not None)
+    found = freed or ([] if limited else rescue(job, devices, hardware, implementation))
+    need = f"{report.gb(closest.memory.total)} GB of {report.gb(hardware.budget)}"
+    if hardware.host_budget is not None:
+        need += f" and {report.gb(closest.memory.on_host)} of the host's {report.gb(hardware.host_budget)}"
+    lines = [f"nothing fits: the leanest needs {need} ({report.words(closest.changes)}; {closest.run.layout})"]
     planned = leanest(job, devices, hardware, implementation, layout, fixed, planned=True)
     if planned is not None and planned.fits:
         lines.append(
@@ -267,6 +286,9 @@ def _show_misfit(
         what = "with a free choice of mesh and policy" if freed else what
         what += f", {report.words(one.changes)}"
         lines += [f"would fit: {what}", *report.summary(one), *report.how_to_run(one, args.recipe)]
+    for each in remedies(job, closest.run.layout, hardware, fixed) if limited else ():
+        found.append(each.plan)
+        lines += [f"would fit: {each.words}", *report.summary(each.plan), *report.how_to_run(each.plan, args.recipe)]
     facts = {
         "fits": False,
         "leanest": report.facts(closest, args.recipe),

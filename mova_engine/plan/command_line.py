@@ -134,7 +134,7 @@ def _sampling(run: PlannedRun) -> list[str]:
     clips = layout.data_parallel
     what = ["--prompt", "TEXT"] if clips == 1 else ["--prompts", "PROMPTS", "--count", str(clips)]
     found = ["--checkpoint", "FOLDER", *_clip(job.model), *what, "--dtype", DTYPE_NAMES[job.precision]]
-    found += ["--guidance", "text", *([] if layout.cfg > 1 else ["--sequential-guidance"])]
+    found += ["--guidance", "text", *(["--sequential-guidance"] if job.sequential and layout.cfg == 1 else [])]
     found += [*memory_words(run.policy, MemoryConfig()), *_shared(run)]
     found += ["--parallel.cfg", str(layout.cfg)] if layout.cfg > 1 else []
     found += ["--parallel.shard"] if sharded(layout) > 1 else []

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mova_engine.config.memory import PLAIN, MemoryConfig
 from mova_engine.plan.command_line import command, lines, unavailable
-from mova_engine.predict.hardware import Hardware
+from mova_engine.predict.hardware import DISK, Hardware
 from mova_engine.predict.job import OURS, Job
 from mova_engine.predict.operator_cost import bound
 from mova_engine.predict.operator_cost import words as operator_words
@@ -29,8 +29,11 @@ _WORDS = {
     ("checkpointing", "out"): "selective checkpointing that keeps attention's output only",
     ("checkpointing", "full"): "full checkpointing",
     ("frozen", "fp8"): "frozen weights in fp8",
+    ("frozen", "int8"): "frozen weights in int8",
+    ("frozen", "nf4"): "frozen weights in nf4",
     ("inputs", "host"): "block inputs on the host",
     ("weights", "host"): "weights on the host",
+    ("weights", "files"): "weights in their files",
     ("optimizer", "host"): "masters, gradients and moments on the host",
     ("expert", "host"): "the waiting video expert on the host",
     ("idle", "device"): "all parts on the device all the time",
@@ -52,7 +55,7 @@ def policy_words(policy: MemoryConfig, job: Job) -> str:
     if job.task == "full":
         precision += ", float32 masters" if job.precision == "bf16" else ""
     else:
-        precision += f", weights in {'fp8' if policy.frozen == 'fp8' else job.precision}"
+        precision += f", weights in {job.precision if policy.frozen == 'activations' else policy.frozen}"
     rest = {name: value for name, value in changed.items() if name not in ("checkpointing", "frozen")}
     return "; ".join([*parts, precision, words(rest) if rest else "nothing offloaded"])
 
@@ -70,8 +73,20 @@ def headline(job: Job, hardware: Hardware, devices: int, implementation: str) ->
         f"{clip.video_tokens} video and {clip.audio_tokens} audio tokens",
         f"{devices} x {hardware.title}, {gb(hardware.budget)} of {gb(hardware.memory)} GB usable; "
         f"implementation: {implementation}",
+        *_limits(hardware),
         *([f"{operator_words(hardware, job)} ({hardware.machine})"] if implementation == OURS else []),
         f"Every figure below is a {LABEL}.",
+    ]
+
+
+def _limits(hardware: Hardware) -> list[str]:
+    """What the host gives, where it is limited."""
+    if hardware.host_budget is None or hardware.host_bandwidth is None:
+        return []
+    given = "" if hardware.disk_bandwidth != DISK else " (assumed: one NVMe drive; --disk says another)"
+    return [
+        f"host: {gb(hardware.host_budget)} of {gb(hardware.host_memory or 0)} GB usable; files are read at "
+        f"{gb(hardware.disk_bandwidth)} GB/s{given}"
     ]
 
 
@@ -88,6 +103,8 @@ def tables(plan: Plan) -> list[Table]:
         memory.add_row(peak, gb(plan.memory.total), f"{plan.memory.total / plan.hardware.budget:.0%}")
     for name, value in plan.memory.host.items():
         memory.add_row(f"on the host: {name}", gb(value), "")
+    if plan.hardware.host_budget is not None and plan.memory.host:
+        memory.add_row("on the host, at most", gb(plan.memory.on_host), "")
     time = _table("time per step (predicted)", "s", "share")
     for name, value in prediction.parts.items():
         if value >= _SHOWN * prediction.seconds:
@@ -107,6 +124,7 @@ def tables(plan: Plan) -> list[Table]:
         "gradients between replicas": total.replicas,
         "to the host": total.to_host,
         "from the host": total.from_host,
+        "from files": total.from_files,
     }
     for name, value in rows.items():
         if value > 0:
@@ -167,6 +185,7 @@ def facts(plan: Plan, recipe: str | None = None) -> dict[str, Any]:
         "fits": plan.fits,
         "memory_bytes": {**plan.memory.device, "in all": sum(plan.memory.device.values())},
         "host_bytes": plan.memory.host,
+        "most_host_bytes": plan.memory.on_host,
         "bytes_by_stage": plan.memory.stages,
         "usable_bytes": plan.hardware.budget,
         "seconds": {**prediction.parts, "in all": prediction.seconds},

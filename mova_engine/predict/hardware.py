@@ -18,6 +18,10 @@ from mova_engine.ops.table import OPERATORS
 LINK_KINDS = ("switch", "mesh")
 # Share of the host bus's nominal rate that pinned copies reach (assumed).
 _PINNED = 0.8
+# Share of the host's memory that a run can fill; the rest is for the system and the process itself (assumed).
+HOST_USABLE = 0.9
+# Bytes/s at which files are read where an entry does not say it: one NVMe drive on PCIe 4 (assumed).
+DISK = 6.0e9
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,21 @@ class Hardware:
     latency: float
     achieved: Achieved
     source: str
+    names: tuple[str, ...] = ()
+    host_memory: float | None = None
+    disk_bandwidth: float = DISK
 
     @property
     def budget(self) -> float:
         """Bytes of device memory that a run may use."""
         return self.memory * self.usable
+
+    @property
+    def host_budget(self) -> float | None:
+        """Bytes that the processes of one host may fill there; None: not limited. Of a host that is the device: its
+        `budget`.
+        """
+        return None if self.host_memory is None else self.host_memory * HOST_USABLE
 
     def peak_flops(self, dtype: str) -> float:
         """Dense FLOP/s. Raises MovaError if the device has no peak for the dtype."""
@@ -87,6 +101,21 @@ class Hardware:
         if self.host_bandwidth is None:
             raise MovaError(f"{self.name} is the host itself: nothing can be offloaded to it")
         return self.host_bandwidth * _PINNED
+
+    def with_limits(self, vram: float | None = None, ram: float | None = None, disk: float | None = None) -> "Hardware":
+        """The same device with other bytes of its own memory and of its host's, and another rate of reading files.
+
+        MovaError for memory of its own where the device is the host.
+        """
+        found = self
+        if vram is not None:
+            if self.host_bandwidth is None:
+                raise MovaError(f"{self.name} has no memory of its own: limit the host's with --ram, leave --vram out")
+            found = replace(found, memory=float(vram))
+        if ram is not None:
+            found = replace(found, host_memory=float(ram))
+            found = replace(found, memory=float(ram)) if self.host_bandwidth is None else found
+        return found if disk is None else replace(found, disk_bandwidth=float(disk))
 
     def with_achieved(self, **factors: float) -> "Hardware":
         """The same device with achieved rates multiplied: gemm, attention (both directions), bandwidth, link."""
@@ -129,6 +158,15 @@ def get_hardware(name: str) -> Hardware:
     return _hardware(str(key), entry, name)
 
 
+def hardware_of(kind: str, name: str) -> tuple[Hardware, bool]:
+    """The entry of a device by its kind and its own name, and whether it is this device's; where none is, the first of
+    its kind, whose memory and speed are not this device's.
+    """
+    found = [get_hardware(entry) for entry in hardware_names()]
+    alike = [one for one in found if one.machine.kind == kind]
+    return next(((one, True) for one in alike if name in one.names), (alike[0], False))
+
+
 @cache
 def _entries() -> dict[str, Any]:
     return yaml.safe_load(resources.files("mova_engine.predict").joinpath("hardware.yaml").read_text(encoding="utf-8"))
@@ -165,6 +203,9 @@ def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
     for field in entry:
         if field not in fields:
             raise MovaError(f"{where}, {name}: unknown field '{field}'.{suggest(str(field), fields)}")
+    names = entry.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise MovaError(f"{where}, {name}: names must be a list of texts, got {names!r}")
     link, achieved, peak = mapping(entry, "link"), mapping(entry, "achieved"), mapping(entry, "peak")
     if link.get("kind") not in LINK_KINDS:
         raise MovaError(f"{where}, {name}: link.kind must be switch or mesh, got {link.get('kind')!r}")
@@ -195,6 +236,9 @@ def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:
         latency=number(entry, "latency"),
         achieved=Achieved(kernels=kernels, **shares),
         source=str(entry.get("source", "not given")),
+        names=tuple(names),
+        host_memory=number(entry, "host_memory") if "host_memory" in entry else None,
+        disk_bandwidth=number(entry, "disk_bandwidth") if "disk_bandwidth" in entry else DISK,
     )
 
 

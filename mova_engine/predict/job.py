@@ -10,8 +10,8 @@ from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError, suggest
 
 WIDTHS = {"fp8": 1, "bf16": 2, "fp32": 4}
-# Of weights that are held quantised, by the setting `frozen`, with their scales: in NF4 one byte for each 64 of them,
-# and four for each 256 of those.
+# Bytes of a quantised weight with its scales but those of rows: in NF4 one byte for each 64 of them, and four for each 256
+# of those.
 _QUANTISED = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 # Precision of activations -> the dtype's name on the command line and in operators' tables.
 DTYPE_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -37,7 +37,9 @@ class Job:
 
     precision: of activations, bf16 or fp32. ema: keep a moving average of the trained weights. online: encode clips
     while training, instead of reading latents from a cache. clips: of an optimizer step over all devices; None: one for
-    each group of devices that shares a clip. batch: clips of a micro-batch, which affects only memory.
+    each group of devices that shares a clip. batch: clips of a micro-batch, which affects only memory. sequential: in
+    sampling, evaluations that differ only in the text do not share a forward. base: how the files hold the frozen
+    weights of layers, a value of memory.frozen.
     """
 
     model: MovaConfig
@@ -50,6 +52,8 @@ class Job:
     clips: int | None = None
     batch: int = 1
     evaluations: int = 2
+    sequential: bool = False
+    base: str = "activations"
 
     def __post_init__(self) -> None:
         choose(self.task, TASKS, "task")
@@ -275,19 +279,15 @@ class PlannedRun:
             return "cfg puts guidance branches side by side: inference only"
         if self.job.training and self.job.clips and self.job.clips % layout.data_parallel:
             return f"{self.job.clips} clips a step cannot be split over {layout.data_parallel} groups of devices"
-        if self.job.task == "full" and self.policy.frozen != "activations":
-            return f"{self.policy.frozen} holds frozen weights; full training freezes none"
-        if self.policy.frozen in ("int8", "nf4"):
-            held = self.policy.frozen
-            return f"how fast weights in {held} compute is not known: memory.frozen {held} is not planned"
-        if not self.job.training and self.policy.frozen != "activations":
-            return (
-                "how fast sampling is with weights in fp8 is not known: memory.frozen fp8 is planned for training alone"
-            )
-        if self.policy.frozen == "fp8" and self.job.precision != "bf16":
-            return "weights in fp8 compute in bf16: precision must be bf16"
+        frozen = self.policy.frozen
+        if self.job.task == "full" and frozen != "activations":
+            return f"{frozen} holds frozen weights; full training freezes none"
+        if frozen != "activations" and self.job.precision != "bf16":
+            return f"weights in {frozen} compute in bf16: precision must be bf16"
         if self.job.task == "full" and self.policy.weights == "host":
             return "trained weights go to the host with the optimizer: use memory.optimizer host"
+        if self.job.task == "full" and self.policy.weights == "files":
+            return "trained weights cannot stay in files: memory.weights files is for weights that are not trained"
         if self.job.task == "lora" and self.policy.optimizer == "host":
             return "adapters are too small to be worth the host: memory.optimizer host is for full training"
         if self.policy.checkpointing not in self.implementation.checkpointing:
@@ -320,8 +320,12 @@ class PlannedRun:
 
     @property
     def frozen_width(self) -> float:
-        """Bytes of a frozen weight."""
-        return _QUANTISED.get(self.policy.frozen, self.job.width)
+        """Bytes of a layer's frozen weight, including its share of scales: as the policy holds it, or as the base's files
+        do. Weights outside of layers have the width of activations.
+        """
+        kind = self.job.base if self.policy.frozen == "activations" else self.policy.frozen
+        rows = 4 / self.job.model.video.dim if kind == "int8" else 0.0
+        return _QUANTISED.get(kind, self.job.width) + rows
 
     @property
     def clips(self) -> int:

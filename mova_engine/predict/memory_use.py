@@ -1,6 +1,7 @@
 """Predicts the bytes on one device by part, and the bytes of host memory for it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from mova_engine.config.model import COMPONENTS
 from mova_engine.config.stages import (
@@ -12,20 +13,31 @@ from mova_engine.config.stages import (
     ENCODE_FRAMES,
     ENCODE_TEXT,
     EXPERTS,
+    PART_NAMES,
     SAMPLING,
     STREAM_SLOTS,
     TEXT_ENCODER,
+    TRAIN,
     VIDEO_VAE,
     held,
     stages,
 )
 from mova_engine.ops.machine import Machine
 from mova_engine.ops.table import OPERATORS
-from mova_engine.predict.codec_cost import encode_cost
+from mova_engine.predict.codec_cost import codec_bytes, encode_cost, streamed_text_bytes
 from mova_engine.predict.flops import layer_parameters, parameter_counts
+from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, PlannedRun, sharded
 from mova_engine.predict.operator_cost import bound
-from mova_engine.predict.step_traffic import adapter_parameters, parameters, saved_inputs, trained_parameters
+from mova_engine.predict.step_traffic import (
+    SECOND_EXPERT,
+    adapter_parameters,
+    component_bytes,
+    layer_bytes,
+    parameters,
+    saved_inputs,
+    trained_parameters,
+)
 
 _FP32 = WIDTHS["fp32"]
 # Layers whose weights are on the device at once where they are gathered or streamed: in use, and the next.
@@ -39,6 +51,8 @@ _RING = 19
 _BEFORE_ATTENTION = {"full": 10, "selective": 6}
 # P of q, k and v packed and arriving, beside those that are sent, while a clip is sampled by several.
 _EXCHANGE = 7
+# P of a residual stream with its pending update.
+_STREAM = 2
 # P when q and k are normalised and rotated, while sampling, without what the operator takes for itself.
 _ROTATING = 10.1
 # P of a layer that has been computed again, when it is differentiated back to its feed-forward: where heads are
@@ -48,14 +62,8 @@ _AT_GELU_EXCHANGED, _AT_GELU, _AT_ATTENTION = 27.5, 22.5, 31.2
 _ADAPTERS_INPUTS = 3.7
 # P that a bridge keeps for its backward while the block after it is computed again.
 _BRIDGE_KEPT = 8.2
-_SECOND = "second video expert"
 _OUTSIDE = "weights outside of layers"
 _RING_OF_LAYERS = "layers on their way"
-_NAMES = {TEXT_ENCODER: "text encoder", VIDEO_VAE: "video codec", AUDIO_VAE: "audio codec"}
-
-
-# The stage of training in which steps are taken.
-TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,15 @@ class Memory:
     """Bytes on one device by part, in a training step or a denoising step; and bytes of host memory for that device, by
     part.
 
-    stages: bytes on the device in each stage, in the order of the stages.
+    stages: bytes on the device in each stage, in the order of the stages. on_host: the largest number of bytes in host
+    memory in a stage. shared: the largest number of bytes on device and host together if they are one, as on a CPU.
     """
 
     device: dict[str, float]
     host: dict[str, float]
     stages: dict[str, float]
+    on_host: float
+    shared: float
 
     @property
     def total(self) -> float:
@@ -107,7 +118,29 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
     found = {name: {part: value for part, value in parts.items() if value > 0} for name, parts in found.items()}
     totals = {name: sum(parts.values()) for name, parts in found.items()}
     work = max((name for name in (TRAIN, *DENOISE) if name in found), key=totals.__getitem__)
-    return Memory(found[work], {name: value for name, value in host.items() if value > 0}, totals)
+    return Memory(found[work], **_of_host(run, host, found, machine), stages=totals)
+
+
+def _of_host(
+    run: PlannedRun, host: dict[str, float], device: dict[str, dict[str, float]], machine: Machine | None
+) -> dict[str, Any]:
+    """What `Memory` says of the host. host: what a step has there. device: by stage, what the device has.
+
+    A part that waits on the host, and is on the device meanwhile, is there once where the two are one.
+    """
+    if run.policy.weights == "files" and (machine is None or machine.kind != "cpu"):
+        # What is read goes to the device from a buffer of one layer.
+        host["a layer on its way from files"] = _largest_layers(run)
+    before: dict[str, float] = {}
+    if not run.implementation.codecs_resident:
+        host = host | waiting(run)
+        before = encoding(run) if run.job.training else {}
+    host = {name: value for name, value in host.items() if value > 0}
+    most = 0.0
+    for name, parts in device.items():
+        there = before if name in (ENCODE_CLIPS, ENCODE_TEXT) and run.job.training else host
+        most = max(most, sum(max(parts.get(part, 0.0), there.get(part, 0.0)) for part in {*parts, *there}))
+    return {"host": host, "on_host": max(sum(host.values()), sum(before.values())), "shared": most}
 
 
 def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
@@ -115,28 +148,27 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     used, everything = parameters(run, used=True), parameters(run, used=False)
     shards = sharded(layout)
     trained = job.task == "full"
-    width = _FP32 if trained else run.frozen_width
     if run.streams_layers:
-        counts, names = parameter_counts(job.model), run.owned
-        rest = {name: sum(counts[each].values()) - layer_parameters(counts[each]) for name, each in names.items()}
-        device[_OUTSIDE] = sum(rest.values()) * width
-        device[_RING_OF_LAYERS] = STREAM_SLOTS * sum(_largest_layer(run, name) for name in job.components) * width
+        device[_OUTSIDE] = sum(component_bytes(run, layers=False).values())
+        device[_RING_OF_LAYERS] = STREAM_SLOTS * _largest_layers(run)
         if policy.weights == "host":
-            host["weights"] = sum(layer_parameters(counts[name]) for name in job.components) * width
-            host[_SECOND] = (sum(layer_parameters(counts[each]) for each in names.values()) * width) - host["weights"]
-        else:
-            host["a layer on its way from files"] = device[_RING_OF_LAYERS] / STREAM_SLOTS
+            host["weights"] = layer_bytes(run, used=True)
+            host[SECOND_EXPERT] = layer_bytes(run, used=False) - host["weights"]
         _adapters(run, device, alone=True)
         return
     place = host if policy.weights_on_host else device
-    place["weights"] = used * width / shards
-    waiting = host if policy.expert == "host" else place
-    waiting[_SECOND] = (everything - used) * width / shards
+    sizes = {True: used * _FP32, False: everything * _FP32}
+    if not trained:
+        frozen = component_bytes(run)
+        sizes = {True: sum(frozen[name] for name in job.components), False: sum(frozen.values())}
+    place["weights"] = sizes[True] / shards
+    second = host if policy.expert == "host" else place
+    second[SECOND_EXPERT] = (sizes[False] - sizes[True]) / shards
     if trained and shards == 1 and job.width != _FP32:
         device["weights' copies to compute with"] = used * job.width
     elif shards > 1 or policy.weights == "host":
         gathered = _BUFFERS * _largest_unit(run)
-        device["weights gathered for the layers at work"] = gathered * (job.width if trained else width)
+        device["weights gathered for the layers at work"] = gathered * (job.width if trained else run.frozen_width)
     _adapters(run, place, alone=shards == 1 and place is device)
 
 
@@ -146,6 +178,11 @@ def _adapters(run: PlannedRun, place: dict[str, float], alone: bool) -> None:
     place["adapters"] = adapters * _FP32 / sharded(run.layout)
     if alone and run.job.width != _FP32:
         place["adapters' copies to compute with"] = adapters * run.job.width
+
+
+def _largest_layers(run: PlannedRun) -> float:
+    """Bytes of the largest layer of each component that runs, which come together where layers are streamed."""
+    return sum(_largest_layer(run, name) for name in run.job.components) * run.frozen_width
 
 
 def _largest_layer(run: PlannedRun, component: str) -> float:
@@ -242,7 +279,11 @@ def _working(run: PlannedRun, machine: Machine | None) -> float:
     if run.job.training:
         return _differentiated(run, machine, video, audio)
     # Of guidance's evaluations two that differ in text alone share a forward.
-    together = min(2, run.job.evaluations // run.layout.cfg)
+    forwards = run.job.evaluations // run.layout.cfg
+    together = 1 if run.job.sequential else min(2, forwards)
+    if run.streams_layers and forwards > together:
+        # Forwards run side by side, layer by layer: the streams of those that wait are there too.
+        return (_streaming(run, machine) * together + _STREAM * (forwards - together)) * (video + audio)
     return _streaming(run, machine) * together * (video + audio)
 
 
@@ -334,31 +375,13 @@ def _time_weights(run: PlannedRun) -> float:
     return sum((7 * tower.dim + tower.freq_dim) * tower.dim * _FP32 for tower in towers)
 
 
-def _codec_bytes(run: PlannedRun) -> dict[str, float]:
-    """Of the codecs and the text encoder that a run has, by the names of parts. Training has the autoencoders in
-    float32 and the text encoder in bf16, sampling all in its own precision.
-
-    Of those that sample a clip together one has the text encoder, another one the audio codec: what counts is the
-    first.
-    """
-    job, layout, cost = run.job, run.layout, encode_cost(run.job.model)
-    widths = (WIDTHS["bf16"], _FP32) if job.training else (job.width, job.width)
-    alone = job.training or layout.cfg * layout.context_parallel == 1
-    found: dict[str, float] = {TEXT_ENCODER: cost.text_weights * widths[0]}
-    if "video_dit" in job.components:
-        found[VIDEO_VAE] = cost.video_weights * widths[1]
-    if "audio_dit" in job.components and alone:
-        found[AUDIO_VAE] = cost.audio_weights * widths[1]
-    return found
-
-
 def _resident_codecs(run: PlannedRun) -> dict[str, float]:
     """Codecs and text encoder that stay on the device in all stages."""
-    sizes = _codec_bytes(run)
+    sizes = codec_bytes(run)
     online = run.job.training and run.job.online and VIDEO_VAE in sizes
     return {
         "codecs": sizes.get(VIDEO_VAE, 0) + sizes.get(AUDIO_VAE, 0),
-        _NAMES[TEXT_ENCODER]: sizes[TEXT_ENCODER],
+        PART_NAMES[TEXT_ENCODER]: sizes[TEXT_ENCODER],
         "codecs' working set": encode_cost(run.job.model).working_bytes * online,
     }
 
@@ -367,17 +390,17 @@ def _training_stages(run: PlannedRun, step: dict[str, float], idle: dict[str, fl
     """Clips are encoded, then captions, before there is a model; samples of a validation are decoded beside the
     weights. step: what a step has on the device; idle: what of that is there between steps.
     """
-    sizes = _codec_bytes(run)
-    vaes = {_NAMES[name]: sizes[name] for name in (VIDEO_VAE, AUDIO_VAE) if name in sizes}
+    sizes = codec_bytes(run)
+    vaes = {PART_NAMES[name]: sizes[name] for name in (VIDEO_VAE, AUDIO_VAE) if name in sizes}
     working = encode_cost(run.job.model).working_bytes * (VIDEO_VAE in sizes)
     found = {
         ENCODE_CLIPS: {**vaes, "codecs' working set": working},
-        ENCODE_TEXT: {_NAMES[TEXT_ENCODER]: sizes[TEXT_ENCODER]},
+        ENCODE_TEXT: {PART_NAMES[TEXT_ENCODER]: sizes[TEXT_ENCODER]},
         TRAIN: step,
     }
     if len(vaes) == 2:
         decoded = {DECODE_VIDEO: VIDEO_VAE, DECODE_AUDIO: AUDIO_VAE}
-        found |= {stage: {**idle, _NAMES[part]: sizes[part]} for stage, part in decoded.items()}
+        found |= {stage: {**idle, PART_NAMES[part]: sizes[part]} for stage, part in decoded.items()}
     return found
 
 
@@ -386,26 +409,27 @@ def _sampling_stages(run: PlannedRun, denoising: dict[str, float]) -> dict[str, 
     denoising alone. denoising: what is there then, with both experts where neither waits on the host.
     """
     job, policy, shards = run.job, run.policy, sharded(run.layout)
-    sizes = _codec_bytes(run)
+    sizes = codec_bytes(run)
     if "weights" in denoising or run.streams_layers:
-        counts = parameter_counts(job.model)
-        for name, each in run.owned.items():
-            held_back = layer_parameters(counts[each]) if run.streams_layers else 0
-            sizes[name] = (sum(counts[each].values()) - held_back) * run.frozen_width / shards
-    order = [x for x in stages(policy, experts=job.model.experts, sharded=shards > 1) if x.name in SAMPLING]
-    rest = {name: value for name, value in denoising.items() if name not in ("weights", _SECOND, _OUTSIDE)}
+        sizes |= {n: size / shards for n, size in component_bytes(run, layers=not run.streams_layers).items()}
     ring = {_RING_OF_LAYERS: denoising.get(_RING_OF_LAYERS, 0)}
+    rings = {ENCODE_TEXT: {}, ENCODE_FRAMES: {}}
+    if run.streams_layers:
+        sizes[TEXT_ENCODER], block = streamed_text_bytes(run)
+        rings[ENCODE_TEXT] = {_RING_OF_LAYERS: STREAM_SLOTS * block}
+    order = [x for x in stages(policy, experts=job.model.experts, sharded=shards > 1) if x.name in SAMPLING]
+    rest = {name: value for name, value in denoising.items() if name not in ("weights", SECOND_EXPERT, _OUTSIDE)}
     found = {}
     for name, there in held(order, sizes).items():
         experts = [part for part in there if part in EXPERTS]
         parts = {
             "weights": sum(sizes[part] for part in there if part in COMPONENTS and part not in experts[1:]),
-            _SECOND: sum(sizes[part] for part in experts[1:]),
-            **{_NAMES[part]: sizes[part] for part in there if part in _NAMES},
+            SECOND_EXPERT: sum(sizes[part] for part in experts[1:]),
+            **{PART_NAMES[part]: sizes[part] for part in there if part in PART_NAMES},
         }
         if run.streams_layers:
-            parts[_OUTSIDE] = parts.pop("weights") + parts.pop(_SECOND)
+            parts[_OUTSIDE] = parts.pop("weights") + parts.pop(SECOND_EXPERT)
         # The slots of streamed layers are given back while words are encoded.
-        found[name] = {**parts, **(rest if name in DENOISE else {} if name in (ENCODE_TEXT, ENCODE_FRAMES) else ring)}
+        found[name] = {**parts, **(rest if name in DENOISE else rings.get(name, ring))}
     # Shards in the host's memory come layer by layer.
     return found if "weights" in denoising or run.streams_layers else {**found, DENOISE[0]: denoising}

@@ -2,9 +2,9 @@
 
 Meshes: Ulysses over as many ranks as divide the video heads, a ring for the rest; weights divided over whole nodes or
 all devices, or whole on each. If there are very many, only some are tried (`thinned`). Policies: all combinations of
-checkpointing, dtype of frozen weights, and tensors in host memory that a run supports (`MemoryConfig.unavailable`). A
-change against the plain policy is recommended only if it makes the step at least 1% faster. Copies to and from the host
-that keep the bus busy for the whole step count as one more change.
+checkpointing, dtype of frozen weights, and tensors in host memory that a run supports (`MemoryConfig.unavailable`); if
+host memory is limited, also weights in files. A change against the plain policy is recommended only if it makes the
+step at least 1% faster. Copies to and from the host that keep the bus busy for the whole step count as one more change.
 """
 
 import math
@@ -33,11 +33,11 @@ CHOICES = {
     "checkpointing": ("selective", "out", "full", "none"),
     "frozen": ("activations", "fp8"),
     "inputs": ("device", "host"),
-    "weights": ("device", "host"),
+    "weights": ("device", "host", "files"),
     "optimizer": ("device", "host"),
     "expert": ("device", "host"),
-    # What stays costs no time in a prediction of one step: taken where it is asked for.
-    "idle": ("host",),
+    # What stays on the device costs no time in a prediction of one step: taken where it is asked for.
+    "idle": ("host", "files"),
 }
 _WORTH = 0.01
 _MOST_DEVICES, _FEWEST_FRAMES = 1024, 17
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.hardware.budget
+        return fill(self.memory, self.run, self.hardware) <= 1
 
     @property
     def changes(self) -> dict[str, str]:
@@ -66,6 +66,17 @@ class Plan:
     @property
     def seconds_per_clip(self) -> float:
         return self.prediction.seconds / self.prediction.clips
+
+
+def fill(found: Memory, run: PlannedRun, hardware: Hardware) -> float:
+    """What a run holds as a share of what there is, at most 1 where it fits: on the device or on its host, which serves
+    all devices of a node, whichever is fuller.
+    """
+    if hardware.host_bandwidth is None:
+        return found.shared / hardware.budget
+    limit, devices = hardware.host_budget, min(run.layout.world, hardware.link.devices)
+    on_host = found.on_host * devices / limit if limit is not None else 0.0
+    return max(found.total / hardware.budget, on_host)
 
 
 def plan(run: PlannedRun, hardware: Hardware) -> Plan:
@@ -146,12 +157,21 @@ def policies(
     by_task = {"full": {"frozen", "weights"}, "lora": {"optimizer"}, "inference": {"inputs", "optimizer", "frozen"}}
     useless = by_task[job.task]
     if hardware.host_bandwidth is None or implementation.traffic == "symmetric":
-        useless = useless | {"inputs", "weights", "optimizer", "expert"}
+        useless = useless | {"inputs", "optimizer", "expert"}
+    if implementation.traffic == "symmetric":
+        useless = useless | {"weights", "idle"}
+    if job.training:
+        useless = useless | {"idle"}
     if "fp8" not in hardware.peak or implementation.traffic == "symmetric" or job.precision != "bf16":
         useless = useless | {"frozen"}
     if job.model.experts == 1:
         useless = useless | {"expert"}
     allowed = {name: values[:1] if name in useless else values for name, values in CHOICES.items()}
+    for name in ("weights", "idle"):
+        # Files are slower than the host's memory, and for where that does not suffice; a CPU's is the host's.
+        left_out = {"host"} if hardware.host_bandwidth is None and name == "weights" else set[str]()
+        left_out |= {"files"} if hardware.host_memory is None and hardware.host_bandwidth is not None else set()
+        allowed[name] = tuple(value for value in allowed[name] if value not in left_out)
     allowed["checkpointing"] = [x for x in allowed["checkpointing"] if x in implementation.checkpointing]
     if not job.training:
         allowed["checkpointing"] = [PLAIN[job.task].checkpointing]
@@ -160,6 +180,7 @@ def policies(
         policy = MemoryConfig(**dict(zip(allowed, values, strict=True)))
         pointless = policy.inputs == "host" and policy.checkpointing == "none"
         # Where the expert at work lies on the host, the one that waits does.
+        pointless |= policy.weights != "device" and policy.expert == "host"
         pointless |= policy.weights_on_host and policy.expert == "host"
         pointless |= policy.checkpointing == "out" and layout.context_parallel == 1
         runs = planned or not policy.unavailable(job.task, sharded(layout) > 1)
@@ -192,8 +213,8 @@ def fitting(
     """All policies with which a mesh fits, fastest first."""
     chosen = policies(job, layout, hardware, implementation, fixed)
     runs = (PlannedRun(job, layout, policy, implementation) for policy in chosen)
-    fits = (run for run in runs if memory(run, hardware.machine).total <= hardware.budget)
-    return sorted((plan(run, hardware) for run in fits), key=_rank)
+    found = (run for run in runs if fill(memory(run, hardware.machine), run, hardware) <= 1)
+    return sorted((plan(run, hardware) for run in found), key=_rank)
 
 
 def smallest_change(
@@ -231,7 +252,9 @@ def leanest(
         for one in chosen
         for policy in policies(job, one, hardware, implementation, fixed, planned)
     ]
-    return plan(min(runs, key=lambda run: memory(run, hardware.machine).total), hardware) if runs else None
+    if not runs:
+        return None
+    return plan(min(runs, key=lambda run: fill(memory(run, hardware.machine), run, hardware)), hardware)
 
 
 def rescue(job: Job, devices: int, hardware: Hardware, implementation: ImplementationCost) -> list[Plan]:

@@ -9,7 +9,6 @@ FSDP's gathers and scatters and offload beside everything.
 from dataclasses import dataclass
 
 from mova_engine.config.model import TowerConfig
-from mova_engine.errors import MovaError
 from mova_engine.predict.codec_cost import encode_cost
 from mova_engine.predict.flops import Attention, MatrixProduct, operations, training_flops
 from mova_engine.predict.hardware import Hardware
@@ -44,10 +43,8 @@ class StepPrediction:
 
 
 def predict(run: PlannedRun, hardware: Hardware) -> StepPrediction:
-    """Predict a run's step on a device. MovaError for a run whose speed depends on what is not known."""
+    """Predict a run's step on a device."""
     job, layout = run.job, run.layout
-    if run.policy.weights == "files":
-        raise MovaError("how fast files are read is not known: memory.weights files is not planned")
     rounds = run.micro_batches if job.training else job.evaluations // layout.cfg
     linears, attentions = matrix_seconds(run, hardware)
     passes = pass_bytes(run, hardware) / (hardware.bandwidth * hardware.achieved.bandwidth)
@@ -203,8 +200,11 @@ def _communication(
     ring = traffic.ring / _rate(hardware, layout.ring, layout.context_parallel, neighbours=True)
     beside = parts["attention"] * (layout.ring - 1) / layout.ring
     shards = (traffic.gather + traffic.scatter) / _rate(hardware, sharded(layout), sharded(layout))
-    offloaded = max(traffic.to_host, traffic.from_host)
+    copied = traffic.from_files if hardware.host_bandwidth is not None else 0.0
+    offloaded = max(traffic.to_host, traffic.from_host + copied)
     bus = offloaded / hardware.host_rate if offloaded else 0.0
+    # A thread reads a layer and copies it before it reads the next.
+    bus += traffic.from_files / hardware.disk_bandwidth
     computing = parts["GEMM"] + parts["attention"] + parts["memory-bound passes"]
     parts["communication"] = exchange + max(0.0, ring - beside) + max(0.0, shards - computing)
     parts["offload"] = max(0.0, bus - computing)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.job import WIDTHS, PlannedRun, copies, sharded
 
+SECOND_EXPERT = "second video expert"
 # How often a step takes another video expert than the one before: experts are drawn with the probability of their
 # interval, 358 of 1000 and the rest.
 _SWITCH = 2 * 0.358 * 0.642
@@ -27,7 +28,7 @@ class StepTraffic:
     """Bytes sent per rank and step, and how many collectives they are.
 
     all_to_all, ring, reduce: context parallelism. gather, scatter: FSDP. replicas: gradients between copies.
-    to_host, from_host: offload.
+    to_host, from_host: offload. from_files: weights that wait in files, which cross the host's bus too.
     """
 
     all_to_all: float = 0
@@ -38,6 +39,7 @@ class StepTraffic:
     replicas: float = 0
     to_host: float = 0
     from_host: float = 0
+    from_files: float = 0
     collectives: int = 0
 
     @property
@@ -117,6 +119,23 @@ def parameters(run: PlannedRun, used: bool) -> int:
     return sum(counts[name] * (experts if name == "video_dit" else 1) for name in run.job.components)
 
 
+def component_bytes(run: PlannedRun, layers: bool = True) -> dict[str, float]:
+    """By component that a run has, bytes of weights that are not trained; layers: those of layers included."""
+    counts, found = parameter_counts(run.job.model), {}
+    for name, each in run.owned.items():
+        inside = layer_parameters(counts[each])
+        outside = sum(counts[each].values()) - inside
+        found[name] = outside * run.job.width + (inside * run.frozen_width if layers else 0.0)
+    return found
+
+
+def layer_bytes(run: PlannedRun, used: bool) -> float:
+    """Bytes of the weights of all layers, which are not trained: of one step (`used`), or with both video experts."""
+    counts = parameter_counts(run.job.model)
+    names = run.job.components if used else run.owned.values()
+    return sum(layer_parameters(counts[name]) for name in names) * run.frozen_width
+
+
 def adapter_parameters(run: PlannedRun, used: bool) -> int:
     """Weights of the adapters on every linear layer of blocks and bridge; 0 without."""
     rank, model = run.job.adapters, run.job.model
@@ -147,26 +166,25 @@ def micro_traffic(run: PlannedRun) -> StepTraffic:
     """Traffic of one clip on its group of ranks: context parallelism, FSDP, offload."""
     job, layout, policy = run.job, run.layout, run.policy
     share = (sharded(layout) - 1) / sharded(layout)
-    count, width = parameters(run, used=True), job.width if job.task == "full" else run.frozen_width
-    weights = count * width
+    count = parameters(run, used=True)
+    weights = count * job.width if job.task == "full" else _frozen_bytes(run, used=True)
     passes = 1 + job.training
     gather = passes * weights * share
     scatter = trained_parameters(run, used=True) * WIDTHS["fp32"] * share
     collectives = (passes + job.training) * _layers(run) if sharded(layout) > 1 else 0
     down = up = saved_inputs(run) * (policy.inputs == "host")
+    # In sampling all forwards of a step pass a layer before the next one comes.
+    streamed = (passes if job.training else layout.cfg / job.evaluations) * layer_bytes(run, used=True)
+    read = streamed * (policy.weights == "files")
     if policy.weights == "host":
-        moved = weights / sharded(layout)
-        if run.streams_layers:
-            counts = parameter_counts(job.model)
-            moved = sum(layer_parameters(counts[name]) for name in job.components) * width
-        up += passes * moved
+        up += streamed if run.streams_layers else passes * weights / sharded(layout)
         if run.state_on_host:
             down += trained_parameters(run, used=True) * WIDTHS["fp32"] / sharded(layout)  # the adapters' gradients
     if policy.optimizer == "host" and sharded(layout) > 1:  # float32 shards come in, and go back as gradients
         up += passes * count * WIDTHS["fp32"] / sharded(layout)
         down += count * WIDTHS["fp32"] / sharded(layout)
     return context_traffic(run) + StepTraffic(
-        gather=gather, scatter=scatter, to_host=down, from_host=up, collectives=collectives
+        gather=gather, scatter=scatter, to_host=down, from_host=up, from_files=read, collectives=collectives
     )
 
 
@@ -179,9 +197,10 @@ def step_traffic(run: PlannedRun) -> StepTraffic:
     whole = policy.optimizer == "host" and sharded(layout) == 1  # gradients out, renewed copies in
     switched = 0.0  # the video expert that waits on the host, when its turn comes
     if (policy.expert, policy.weights, policy.optimizer) == ("host", "device", "device"):
-        other = parameters(run, used=False) - parameters(run, used=True)
-        width = WIDTHS["fp32"] if run.job.task == "full" else run.frozen_width
-        switched = _SWITCH * other * width / sharded(layout)
+        other = (parameters(run, used=False) - parameters(run, used=True)) * WIDTHS["fp32"]
+        if run.job.task != "full":
+            other = _frozen_bytes(run, used=False) - _frozen_bytes(run, used=True)
+        switched = _SWITCH * other / sharded(layout)
     once = StepTraffic(
         replicas=2 * (copies(layout) - 1) / copies(layout) * gradients,
         to_host=gradients * whole + (switched if run.job.task == "full" else 0),
@@ -189,6 +208,12 @@ def step_traffic(run: PlannedRun) -> StepTraffic:
         collectives=_layers(run) * (copies(layout) > 1),
     )
     return micro_traffic(run) * run.micro_batches + once
+
+
+def _frozen_bytes(run: PlannedRun, used: bool) -> float:
+    """Bytes of weights that are not trained: of one step (`used`), or with both video experts."""
+    found = component_bytes(run)
+    return sum(size for name, size in found.items() if not used or name in run.job.components)
 
 
 def _layers(run: PlannedRun) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from plan_page import PAGE, blocks, output
+from plan_page import PAGE, blocks, memory_table, output, shown_table
 
 from mova_engine.config.memory import PLAIN
 from mova_engine.config.model import get_preset
@@ -48,6 +48,10 @@ def _plan(command: str) -> int:
 @pytest.mark.parametrize("arguments, shown, _start, _end", list(blocks(PAGE.read_text(encoding="utf-8"))))
 def test_the_page_shows_what_the_commands_print(arguments, shown, _start, _end):
     assert shown == output(arguments), "renew it: python tests/plan_page.py"
+
+
+def test_the_page_shows_the_table_of_memory():
+    assert shown_table(PAGE.read_text(encoding="utf-8")) == memory_table(), "renew it: python tests/plan_page.py"
 
 
 def test_the_page_shows_what_was_asked():

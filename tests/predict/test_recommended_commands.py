@@ -4,6 +4,8 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from plan_page import CARDS, HOSTS, MODELS, limited
+from plan_page import TASKS as PLANNED_TASKS
 
 from mova_engine.backend import get_backend
 from mova_engine.config.memory import PLAIN, TASKS, MemoryConfig
@@ -79,7 +81,7 @@ def _check_sampling(one: Plan, monkeypatch) -> None:
     assert run.policy == config.memory
     assert read.clip == model.clip and len(read.work) == run.clips
     assert read.settings.guidance.evaluations == run.job.evaluations
-    assert config.sequential_guidance == (run.layout.cfg == 1)
+    assert config.sequential_guidance == (run.job.sequential and run.layout.cfg == 1)
     assert config.dtype == {"bf16": "bfloat16", "fp32": "float32"}[run.job.precision]
 
 
@@ -103,6 +105,21 @@ def test_recommendations_are_commands(monkeypatch):
         assert {point[axis] for point in USUAL} == {point[axis] for point in GRID}
     seen = _walk(USUAL, monkeypatch)
     assert {("task", task) for task in TASKS} <= seen and {("devices", n) for n in (1, 2, 8, 16, 64)} <= seen
+
+
+def test_the_table_of_memory_has_commands(monkeypatch):
+    modes = set()
+    for task, model, card, host in product(PLANNED_TASKS, MODELS, CARDS, HOSTS):
+        one, would = limited(task, model, card, host)
+        for fits in [one] if one is not None else [each.plan for each in would]:
+            assert fits.fits and not unavailable(fits.run)
+            if task == "lora":
+                _check_training(fits)
+            else:
+                _check_sampling(fits, monkeypatch)
+            modes.add((task, fits.run.policy.mode))
+    assert {("inference", mode) for mode in ("resident", "expert", "stream", "disk")} <= modes
+    assert {("lora", mode) for mode in ("stream", "disk")} <= modes
 
 
 @pytest.mark.slow

@@ -129,8 +129,8 @@ def test_policies_leave_out_what_has_no_meaning():
         assert away == (name != "cpu")
         assert not any(policy.unavailable(job.task, sharded=False) for policy in found)
         planned = list(policies(job, Layout(), hardware, OURS, planned=True))
-        # Trained weights do not leave one device, and layers that come one by one are not quantised on the way.
-        more = name != "cpu" and job.task != "inference"
+        # Layers that come one by one need checkpointing, trained weights do not leave one device.
+        more = {"inference": False, "lora": True, "full": name != "cpu"}[job.task]
         assert set(found) <= set(planned) and (len(planned) > len(found)) == more
     assert all(set(values) >= {getattr(SELECTIVE, name)} for name, values in CHOICES.items())
 
