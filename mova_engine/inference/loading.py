@@ -122,6 +122,7 @@ def open_parts(
     to their headers and checksums.
     """
     memory.check("inference", shard)
+    assert not memory.undecided, "the planner has decided by now (`inference.sampling_memory`)"
     check_whole(folder, place)
     device = backend.device(place.launch.local_rank)
     stored = {name: open_component(folder / name) for name in _component_names(config)}
@@ -139,7 +140,7 @@ def open_parts(
             )
         mova = _load_sharded(folder, config, ops, device, dtype, memory, place)
         towers = tower_parts(mova, None)
-    elif memory.weights != "device":
+    elif memory.weights in ("host", "files"):
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
         towers = open_streamed(mova, folder, device, dtype, memory.weights)
         stack = _adapter_stack(mova, folder, lora)

@@ -15,8 +15,9 @@ from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs, mova_config_from_folder
 from mova_engine.checkpoints.locate import open_model
 from mova_engine.config.adapter_spec import AdapterSpec, parse_adapter
+from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
-from mova_engine.config.memory import MemoryConfig
+from mova_engine.config.memory import MemoryConfig, memory_of_word
 from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
 from mova_engine.config.stages import CODEC_PARTS, EXPERTS, LOAD_TOWERS
 from mova_engine.data.media.decode import Clip
@@ -31,7 +32,9 @@ from mova_engine.inference.denoising import Latents, LoopOptions, Step, denoise,
 from mova_engine.inference.generated_clip import GeneratedClip
 from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import Request, read_frame
+from mova_engine.inference.sampling_memory import choose_for_sampling
 from mova_engine.inference.turns import Turn, part_of, turns_of
+from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 
@@ -48,6 +51,8 @@ BATCH_TOKENS, MOST_CLIPS = 4096, 16
 ENCODED_AHEAD = 256
 # The stage passed to `on_stage` whose duration depends on the disk.
 LOADING = "loading towers"
+# The stage with which denoising of a batch begins.
+FIRST_STEP = "first step"
 NO_CODECS = Codecs(None, None, None)
 # A file, or pixels uint8 [h, w, 3].
 Picture = str | Path | np.ndarray | None
@@ -88,7 +93,7 @@ class Pipeline:
     clip: shape of the clips; None: `mova.config.clip`. processes: the processes of the run, each of which has its own
     pipeline with the codecs that `loading.own_codecs` names. sharded: each process holds a shard of the weights.
     device: where the towers compute; None: where their weights are. residency: moves the parts to the device for their
-    stages; None: all of them are on their devices.
+    stages; None: all of them are on their devices. chosen: what the planner chose, where it was asked to.
     """
 
     mova: Mova
@@ -101,6 +106,7 @@ class Pipeline:
     sharded: bool = False
     device: torch.device | None = None
     residency: Residency | None = None
+    chosen: ChosenMemory | None = None
 
     def __post_init__(self) -> None:
         given = type(self.mova).__name__
@@ -119,7 +125,9 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         *,
         clip: ClipSettings | None = None,
-        memory: MemoryConfig | None = None,
+        memory: MemoryConfig | str | None = None,
+        vram: str | None = None,
+        ram: str | None = None,
         lora: str | Path | Sequence[str | Path] | None = None,
     ) -> "Pipeline":
         """Open a model folder, a training run (its newest checkpoint) or a Hugging Face cache folder.
@@ -132,7 +140,10 @@ class Pipeline:
         memory: where weights are while they are not used, `mova_engine.MemoryConfig(idle=...)`. "host" (default): in
         host memory, so that the device holds only the parts of one stage. "files": nowhere, they are read again.
         "device": on the device. `expert="host"`: only one video expert is on the device at a time. `weights="host"` or
-        "files": layers are streamed to the device one by one, so that it holds two of them at a time.
+        "files": layers are streamed to the device one by one, so that it holds two of them at a time. Or a word for
+        several settings, `mova sample --memory`: "resident", "expert", "stream", "disk", or "auto": what the planner
+        chooses for this device, by the model's own settings of sampling. vram, ram: the most of the device's and of the
+        host's memory to use, such as "12GB"; None: what is free. `pipeline.chosen.words()` says what was chosen.
         Weights are read when the first call needs them. Later calls read no file again, except with idle="files".
         Raises MovaError for missing or damaged files, and for arguments of a wrong type.
 
@@ -147,7 +158,9 @@ class Pipeline:
             ("device", device, (str, type(None))),
             ("dtype", dtype, (torch.dtype, type(None))),
             ("clip", clip, (ClipSettings, type(None))),
-            ("memory", memory, (MemoryConfig, type(None))),
+            ("memory", memory, (MemoryConfig, str, type(None))),
+            ("vram", vram, (str, type(None))),
+            ("ram", ram, (str, type(None))),
             ("lora", lora, (str, Path, list, tuple, type(None))),
         ):
             if not isinstance(value, kinds):
@@ -156,8 +169,26 @@ class Pipeline:
         backend = get_backend(device) if device else default_backend()
         found, config = open_model(folder, clip or ClipSettings())
         given = [] if lora is None else [lora] if isinstance(lora, str | Path) else lora
-        chosen = [parse_adapter(str(each)) for each in given]
-        return load_pipeline(found, backend, dtype=dtype, clip=config.clip, memory=memory, lora=chosen, config=config)
+        adapters = [parse_adapter(str(each)) for each in given]
+        settings = memory_of_word(memory) if isinstance(memory, str) else memory or MemoryConfig()
+        check_bytes(vram=vram, ram=ram)
+        planned = choose_for_sampling(
+            settings,
+            found,
+            config,
+            backend,
+            dtype=dtype,
+            evaluations=Guidance(config.sampling.guidance).evaluations,
+            batch=default_batch(config.clip, MOST_CLIPS),
+            vram=vram,
+            ram=ram,
+        )
+        options: dict[str, Any] = {"dtype": dtype, "clip": config.clip, "lora": adapters, "config": config}
+        made = load_pipeline(found, backend, memory=settings if planned is None else planned.config, **options)
+        made.chosen = planned
+        if planned is not None and planned.sequential:
+            made.options = replace(made.options, batch_guidance=False)
+        return made
 
     @overload
     def __call__(
@@ -342,7 +373,7 @@ class Pipeline:
             if on_step is not None:
                 on_step(step)
 
-        on_stage("first step")
+        on_stage(FIRST_STEP)
         return denoise(
             self.mova,
             conditions,

@@ -23,7 +23,9 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Launch, Processes, rank0_first, read_launch
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
+from mova_engine.inference.denoising import Step
 from mova_engine.inference.pipeline import (
+    FIRST_STEP,
     LOADING,
     REFERENCE_NEGATIVE_PROMPT,
     Pipeline,
@@ -35,6 +37,7 @@ from mova_engine.inference.pipeline import (
 from mova_engine.inference.process_mesh import choose_shape, join_processes
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_prompts
 from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
+from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling
 from mova_engine.ops import DTYPES
 
 # The advice in the error message after a process has died.
@@ -97,8 +100,28 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
 
 def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     config, folder, backend, first = job.config, job.folder, job.backend, processes.is_first
-    out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite) if first else None
     console = Console(stderr=True, quiet=not first, soft_wrap=True, markup=False, highlight=False)
+    dtype = None if config.dtype is None else DTYPES[config.dtype]
+    # The clips are divided among the data-parallel groups.
+    batch = config.batch or default_batch(job.clip, -(-len(job.work) // job.mesh.data_parallel))
+    chosen = choose_for_sampling(
+        config.memory,
+        folder,
+        job.model,
+        backend,
+        dtype=dtype,
+        evaluations=job.settings.guidance.evaluations,
+        batch=batch,
+        sequential=config.sequential_guidance,
+        processes=processes,
+        mesh=job.mesh,
+        shard=config.parallel.shard,
+        vram=config.vram,
+        ram=config.ram,
+    )
+    if chosen is not None:
+        console.print(chosen.words())
+    out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite) if first else None
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models (velocity)")
     if diffusion_settings(folder).get("skip_first_frame") and any(p.first_frame is None for p, _ in job.work):
@@ -108,9 +131,9 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
         pipeline = load_pipeline(
             folder,
             backend,
-            dtype=None if config.dtype is None else DTYPES[config.dtype],
+            dtype=dtype,
             clip=job.clip,
-            memory=config.memory,
+            memory=config.memory if chosen is None else chosen.config,
             lora=job.lora,
             processes=processes,
             shard=config.parallel.shard,
@@ -119,13 +142,15 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
         # Loading takes longer in some processes than in others.
         processes.wait_for_first()
     pipeline.schedule = _schedule(config, pipeline.schedule)
-    pipeline.options = replace(pipeline.options, batch_guidance=not config.sequential_guidance)
-    # The clips are divided among the data-parallel groups.
-    batch = config.batch or default_batch(job.clip, -(-len(job.work) // job.mesh.data_parallel))
+    sequential = config.sequential_guidance if chosen is None else chosen.sequential
+    pipeline.options = replace(pipeline.options, batch_guidance=not sequential)
     facts = _facts(folder, job.settings, pipeline.schedule, job.lora)
     backend.use_threads(config.threads, job.model.video.dim)
-    started = time.perf_counter()
-    _run(pipeline, job, batch, out, facts, console, watch)
+    backend.reset_peak_memory()
+    started, clock = time.perf_counter(), StepClock(FIRST_STEP)
+    _run(pipeline, job, batch, out, facts, console, watch, clock)
+    if chosen is not None:
+        console.print(chosen.outcome(backend.peak_memory(), clock.mean))
     if out is None:
         return 0
     sheet, seconds = out.finish(), time.perf_counter() - started
@@ -199,6 +224,7 @@ def _run(
     facts: dict,
     console: Console,
     watch: Watch,
+    clock: StepClock,
 ) -> None:
     """Make the clips; in the first process, write them to `out`."""
     work, settings, groups = job.work, job.settings, job.mesh.data_parallel
@@ -207,12 +233,21 @@ def _run(
     with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
         task = progress.add_task("sampling", total=turns * settings.steps)
         requests = [request for _, request in work]
+
+        def at_stage(stage: str) -> None:
+            clock.at(stage)
+            watch.at(stage, watched=stage != LOADING)
+
+        def stepped(_: Step) -> None:
+            clock.step()
+            progress.advance(task)
+
         clips = pipeline.generate(
             requests,
             settings,
             batch=batch,
-            on_step=lambda _: progress.advance(task),
-            on_stage=lambda stage: watch.at(stage, watched=stage != LOADING),
+            on_step=stepped,
+            on_stage=at_stage,
         )
         for (prompt, request), clip in zip(work, clips, strict=True):
             if out is None or clip is None:

@@ -105,7 +105,7 @@ def join_processes(config: TrainConfig, launch: Launch) -> Processes:
 
     Raises the same MovaError in all processes if their number or the clips of a step do not allow the mesh.
     """
-    return start_processes(_backend(config), launch, mesh_of(config, launch.world), config.parallel.timeout)
+    return start_processes(device_of(config), launch, mesh_of(config, launch.world), config.parallel.timeout)
 
 
 def mesh_of(config: TrainConfig, world: int) -> MeshShape:
@@ -113,13 +113,14 @@ def mesh_of(config: TrainConfig, world: int) -> MeshShape:
     return config.mesh(model_config(config).video.num_heads, world)
 
 
-def _backend(config: TrainConfig) -> Backend:
+def device_of(config: TrainConfig) -> Backend:
+    """The backend of the run's device: the one that is named, or the best that works."""
     return get_backend(config.device) if config.device else default_backend()
 
 
 def assemble(config: TrainConfig, resume: Path | None, console: Console, processes: Processes) -> TrainingRun:
     """Build a run and restore the checkpoint `resume` into it, if any. Prints what it does on `console`."""
-    backend = _backend(config)
+    backend = device_of(config)
     device = backend.device(processes.launch.local_rank)
     _say_precision(config, backend, console)
     # The engine has its own generators; the global ones are seeded for operators and models of the user.

@@ -166,7 +166,7 @@ def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.devic
 def _stream(model: Mova, config: TrainConfig, folder: Path, device: torch.device) -> None:
     """Layers come one by one from where memory.weights has them; adapters and what is no layer lie on the device."""
     dtype, where = DTYPES[config.dtype], config.memory.weights
-    assert where != "device", "nothing is streamed that stays"
+    assert where in ("host", "files"), "nothing is streamed that stays"
     for part in open_streamed(model, folder, device, dtype, where):
         assert part.read is not None, "the parts of a folder are read from it"
         part.read(device)

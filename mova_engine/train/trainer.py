@@ -6,6 +6,7 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +22,10 @@ from mova_engine.distributed.processes import Processes, rank0_first, read_launc
 from mova_engine.distributed.reserve import reserve_tensors
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
+from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.ops import DTYPES
-from mova_engine.train.assembly import TrainingRun, assemble, join_processes
+from mova_engine.train.assembly import TrainingRun, assemble, device_of, join_processes
+from mova_engine.train.lora_memory import choose_for_adapters
 from mova_engine.train.loss_curve import PICTURE, loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
 from mova_engine.train.model_setup import export_model, outline, with_folders
@@ -59,6 +62,9 @@ class Trainer:
         self.saved_folder: Path | None = None
         # The run's folder and its lock, in the first process.
         self.held: RunFolder | None = None
+        # What the planner chose of memory, where it was asked to; seconds of the steps of this process, and how many.
+        self.chosen: ChosenMemory | None = None
+        self.took: tuple[float, int] = 0.0, 0
         # Whether the validation of the last step was postponed by a stop.
         self.validation_due: bool = False
 
@@ -90,6 +96,7 @@ class Trainer:
         try:
             with stop.at_once(), watch.guard():
                 agree_on_settings(config, processes)
+                config = self._decide_memory(config, processes)
                 with processes.first_alone():
                     if first:
                         self.held = RunFolder(config)
@@ -115,6 +122,15 @@ class Trainer:
         # All processes end together: a launcher kills the others when one ends with a status other than 0.
         processes.wait_for_first()
         return status
+
+    def _decide_memory(self, config: TrainConfig, processes: Processes) -> TrainConfig:
+        """The settings with those of memory that the planner was left to choose."""
+        self.chosen = choose_for_adapters(config, device_of(config), processes)
+        if self.chosen is not None:
+            self.console.print(self.chosen.words())
+            config = replace(config, memory=self.chosen.config)
+        self.config = config
+        return config
 
     def _stopped_early(self, stop: StopRequest) -> int:
         stop.over()
@@ -160,7 +176,9 @@ class Trainer:
             due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
             result = updater.step(self.step, batches, parts.build, watch.at, detailed=due)
             self.step += 1
-            self._count(result, reporter, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.took = self.took[0] + seconds, self.took[1] + 1
+            self._count(result, reporter, seconds)
             row = self._row(parts) if due else None
             if row is not None:
                 log.write(self.step, row)
@@ -169,6 +187,8 @@ class Trainer:
             self._validate(parts, log, reporter, stop)
             if self.step % config.checkpoint.every == 0 and self.step < config.steps:
                 self._save(parts, reporter)
+        if self.chosen is not None:
+            reporter.say(self.chosen.outcome(parts.backend.peak_memory(), self.took[0] / max(self.took[1], 1)))
         watch.at("the last checkpoint", watched=False)
         folder = self._save_last(parts, reporter)
         stop.over()

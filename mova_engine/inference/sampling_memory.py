@@ -1,0 +1,77 @@
+"""Settings of memory for sampling where they are left to the planner, and what a run measures of them."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from mova_engine.backend import Backend
+from mova_engine.config.memory import MemoryConfig
+from mova_engine.config.mesh import MeshShape
+from mova_engine.config.model import MovaConfig
+from mova_engine.distributed.processes import Processes
+from mova_engine.inference.loading import stored_dtypes
+from mova_engine.memory.chosen_memory import ChosenMemory, choose_memory
+from mova_engine.predict.job import Job, layout_of
+
+
+def choose_for_sampling(
+    settings: MemoryConfig,
+    folder: Path,
+    model: MovaConfig,
+    backend: Backend,
+    *,
+    dtype: torch.dtype | None,
+    evaluations: int,
+    batch: int,
+    sequential: bool = False,
+    processes: Processes | None = None,
+    mesh: MeshShape | None = None,
+    shard: bool = False,
+    vram: str | None = None,
+    ram: str | None = None,
+) -> ChosenMemory | None:
+    """What `memory.chosen_memory` chooses for clips of `model.clip`; None where the settings leave nothing open and no
+    limit is given. All processes call it. dtype: None: as the folder's weights are stored.
+    """
+    if not settings.undecided and vram is None and ram is None:
+        return None
+    dtypes = {dtype} if dtype is not None else set(stored_dtypes(folder, model))
+    job = Job(
+        model,
+        task="inference",
+        precision="bf16" if dtypes == {torch.bfloat16} else "fp32",
+        batch=batch,
+        evaluations=evaluations,
+        sequential=sequential,
+    )
+    place = processes or Processes()
+
+    def least(value: int) -> int:
+        return min(place.all_gather_object(value))
+
+    layout = layout_of(mesh or MeshShape(), shard)
+    return choose_memory(settings, job, layout, backend, vram=vram, ram=ram, least=least)
+
+
+class StepClock:
+    """Seconds of denoising steps. A batch's first step begins at the stage `begins`."""
+
+    def __init__(self, begins: str) -> None:
+        self._begins, self._since = begins, 0.0
+        self._seconds, self._steps = 0.0, 0
+
+    def at(self, stage: str) -> None:
+        """The stage that begins now."""
+        if stage == self._begins:
+            self._since = time.perf_counter()
+
+    def step(self) -> None:
+        """A step is done."""
+        now = time.perf_counter()
+        self._seconds, self._steps, self._since = self._seconds + now - self._since, self._steps + 1, now
+
+    @property
+    def mean(self) -> float | None:
+        """Seconds of a step; None: none was taken."""
+        return self._seconds / self._steps if self._steps else None
