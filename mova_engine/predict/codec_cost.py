@@ -22,8 +22,8 @@ _WAN_ALIVE = 10
 
 @dataclass(frozen=True)
 class EncodeCost:
-    """Costs of one clip. video_flops: one encode of all frames. *_weights: number of parameters and buffers; text_block:
-    those of one block of the text encoder.
+    """Costs of one clip. video_flops: one encode of all frames. *_weights: number of parameters and buffers.
+    text_block: number of parameters of a block of the text encoder.
     """
 
     video_flops: float
