@@ -180,6 +180,14 @@ class MemoryConfig:
         for name, reason in self.unavailable(task, sharded).items():
             raise MovaError(f"memory.{name} {getattr(self, name)}: {reason}")
 
+    def check_decided(self) -> None:
+        """MovaError if a setting is left to the planner, for what runs without it: a dry run, a pipeline's parts."""
+        for name in self.undecided:
+            raise MovaError(
+                f"memory.{name} auto is chosen where a run starts: here give settings, such as --memory stream; "
+                "mova plan --vram 24GB --ram 64GB says which"
+            )
+
     def changes(self, base: "MemoryConfig") -> dict[str, str]:
         """Settings in which this differs from `base`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)}

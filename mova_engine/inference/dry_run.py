@@ -51,6 +51,7 @@ def dry_run_sampling(
     tower, for a quick run; None: all. Call it in a process that is prepared for the machine's kind of device
     (`rehearsal.fake_devices`). Raises MovaError as the run itself would.
     """
+    config.memory.check_decided()
     if config.lora:
         raise MovaError("a dry run of sampling adds no adapters: leave --lora out; merged adapters take no memory")
     model, facts, settings, dtype = _model_of(config)
@@ -176,7 +177,7 @@ def _built(
     if config.parallel.shard:
         shard_model(mova, processes, device, dtype, config.memory.weights_on_host)
     else:
-        if config.memory.weights == "device":
+        if config.memory.weights not in ("host", "files"):
             towers = tower_parts(mova, lambda name, place: place_weights(getattr(mova, name), place, dtype))
         else:
             towers = open_streamed(mova, config.checkpoint, device, dtype, config.memory.weights)

@@ -122,7 +122,7 @@ def open_parts(
     to their headers and checksums.
     """
     memory.check("inference", shard)
-    assert not memory.undecided, "the planner has decided by now (`inference.sampling_memory`)"
+    memory.check_decided()
     check_whole(folder, place)
     device = backend.device(place.launch.local_rank)
     stored = {name: open_component(folder / name) for name in _component_names(config)}

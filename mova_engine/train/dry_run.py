@@ -51,6 +51,7 @@ def dry_run_training(
     prepared for the machine's kind of device (`rehearsal.fake_devices`). Only the sizes of a checkpoint are read.
     Raises MovaError as the run itself would.
     """
+    config.memory.check_decided()
     start = config.model.checkpoint
     if start is not None and (start / INDEX).is_file():
         parts = (open_component(start / name) for name in listed_components(start))

@@ -12,6 +12,8 @@ from mova_engine.checkpoints.locate import ADAPTERS
 from mova_engine.config.recipes import TRAIN, load_config
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.ops.machine import assumed_machine
+from mova_engine.train.dry_run import dry_run_training
 from mova_engine.train.lora_memory import choose_for_adapters
 
 
@@ -62,3 +64,5 @@ def test_files_say_it_as_the_command_line_does(tmp_path):
         load_config("nano", memory="auto")
     with pytest.raises(MovaError, match="limit runs of adapters"):
         load_config("nano", vram="12GB")
+    with pytest.raises(MovaError, match="memory.checkpointing auto is chosen where a run starts"):
+        dry_run_training(read, assumed_machine("cuda", "sm90"))
