@@ -230,6 +230,14 @@ def _stored(folder: str | Path, config: MovaConfig) -> set[str]:
     return {tensor.dtype for part in parts for tensor in part.plain.values()}
 
 
+def stored_base(folder: Path, config: MovaConfig) -> str:
+    """How a folder holds the weights of layers, as the planner counts them: "nf4", "int8" or "fp8"; "activations" for
+    plain weights, several formats and others. Reads only the files' headers.
+    """
+    found = {each for name in _component_names(config) for each in open_component(Path(folder) / name).formats}
+    return found.pop() if len(found) == 1 and found <= {"fp8", "int8", "nf4"} else "activations"
+
+
 def stored_dtypes(folder: Path, config: MovaConfig) -> tuple[torch.dtype, ...]:
     """The dtypes of a folder's weights; () if one of them is not a dtype that the operators compute in."""
     stored = _stored(folder, config)

@@ -10,7 +10,7 @@ from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import MovaConfig
 from mova_engine.distributed.processes import Processes
-from mova_engine.inference.loading import stored_dtypes
+from mova_engine.inference.loading import stored_base, stored_dtypes
 from mova_engine.memory.chosen_memory import ChosenMemory, choose_memory
 from mova_engine.predict.job import Job, layout_of
 
@@ -36,7 +36,9 @@ def choose_for_sampling(
     """
     if not settings.undecided and vram is None and ram is None:
         return None
-    dtypes = {dtype} if dtype is not None else set(stored_dtypes(folder, model))
+    base = stored_base(folder, model)
+    plain = base == "activations" and settings.frozen == "activations"
+    dtypes = {dtype} if dtype is not None else set(stored_dtypes(folder, model)) if plain else {torch.bfloat16}
     job = Job(
         model,
         task="inference",
@@ -44,6 +46,7 @@ def choose_for_sampling(
         batch=batch,
         evaluations=evaluations,
         sequential=sequential,
+        base=base,
     )
     place = processes or Processes()
 

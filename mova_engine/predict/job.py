@@ -10,8 +10,8 @@ from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError, suggest
 
 WIDTHS = {"fp8": 1, "bf16": 2, "fp32": 4}
-# Bytes of a quantised weight with its scales but those of rows: in NF4 one byte for each 64 of them, and four for each 256
-# of those.
+# Bytes of a quantised weight with its scales but those of rows: in NF4 one byte for each 64 of them, and four for each
+# 256 of those.
 _QUANTISED = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 # Precision of activations -> the dtype's name on the command line and in operators' tables.
 DTYPE_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -320,8 +320,8 @@ class PlannedRun:
 
     @property
     def frozen_width(self) -> float:
-        """Bytes of a layer's frozen weight, including its share of scales: as the policy holds it, or as the base's files
-        do. Weights outside of layers have the width of activations.
+        """Bytes of a layer's frozen weight, including its share of scales: as the policy holds it, or as the files do.
+        Weights outside of layers have the width of activations.
         """
         kind = self.job.base if self.policy.frozen == "activations" else self.policy.frozen
         rows = 4 / self.job.model.video.dim if kind == "int8" else 0.0
