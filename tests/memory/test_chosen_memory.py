@@ -83,7 +83,7 @@ def test_what_is_decided_stays():
             r"would fit: 23 GB of the host's memory .--ram 23GB.$",
         ),
         (SAMPLING, {"vram": "8GB", "ram": "8GB"}, r"would fit: --clip.frames \d+; or a device with 10 GB"),
-        (LORA, {"vram": "8GB", "ram": "4GB"}, r"would fit: --vram 22GB and --ram 23GB"),
+        (LORA, {"vram": "8GB", "ram": "4GB"}, r"would fit: --vram 23GB and --ram 23GB"),
     ],
 )
 def test_a_refusal_says_what_would_fit(job, limits, says):
