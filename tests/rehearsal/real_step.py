@@ -25,7 +25,7 @@ class RealStage:
     """What `dry_run` builds on, with tensors that have data."""
 
     def __init__(self) -> None:
-        self.backend, self.tracker = get_backend("cpu"), MemoryTracker("cpu")
+        self.backend, self.tracker, self.host = get_backend("cpu"), MemoryTracker("cpu"), MemoryTracker("cpu")
 
     @contextmanager
     def play(self, part):
