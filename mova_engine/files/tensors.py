@@ -304,10 +304,18 @@ def _opened(path: Path) -> Iterator[Any]:
         if path.suffix == SUFFIX:
             yield open_gguf(path)
             return
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with _mapped(path) as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise MovaError(f"{path} is damaged or incomplete ({error}): copy or download it again") from error
+
+
+def _mapped(path: Path) -> Any:
+    """A safetensors file, opened. MovaError where the process may not have the address space that it takes."""
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (RuntimeError, MemoryError) as error:
+        raise MovaError(f"cannot map {path} into memory ({error}): raise the process's limit (ulimit -v)") from error
 
 
 def read_stored(tensor: StoredTensor, name: str) -> Tensor:
