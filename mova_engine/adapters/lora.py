@@ -145,6 +145,56 @@ def apply_adapters(
         _fold(model, name, changes, keep)
 
 
+def beside_only(model: nn.Module, adapter: Adapter) -> bool:
+    """Whether all that an adapter changes are low-rank updates of `Linear` layers, computed beside their weights."""
+    linears = linear_layers(model)
+    pairs = adapter.layers.items()
+    return not adapter.deltas and all(name in linears and pair.magnitude is None for name, pair in pairs)
+
+
+@torch.no_grad()
+def swap_adapters(
+    model: nn.Module,
+    stack: Sequence[tuple[Adapter, float]],
+    prefix: str = "",
+    *,
+    rank: int = 0,
+    device: torch.device | None = None,
+) -> None:
+    """Give a model the low-rank updates of `stack` in the place of those that it has; for an empty one they are removed
+    and the model computes as without.
+
+    They are written into the memory of those before, where that has room; A and B are filled up with zeros, and B is
+    multiplied by all scales, so that neither shapes nor numbers outside of tensors change. rank: the least rank that
+    memory is taken for. prefix, device: as of `apply_adapters`. All of the stack is `beside_only`.
+    """
+    for short, layer in linear_layers(model).items():
+        if not stack:
+            layer.lora_A = layer.lora_B = None
+            continue
+        name = f"{prefix}{short}"
+        pairs = [(adapter.layers[name], strength) for adapter, strength in stack if name in adapter.layers]
+        room = 0 if layer.lora_A is None else layer.lora_A.weight.shape[0]
+        if not pairs and not room:
+            continue
+        wanted = sum(pair.rank for pair, _ in pairs)
+        if wanted > room:
+            room = max(wanted, rank)
+            a, b = torch.zeros(room, layer.in_features), torch.zeros(layer.out_features, room)
+            _attach(layer, a, b, 1.0, device)
+        own_a, own_b = _adapter(layer)
+        own_a.weight.zero_()
+        own_b.weight.zero_()
+        layer.lora_scale, start = 1.0, 0
+        for pair, strength in pairs:
+            end = start + pair.rank
+            own_a.weight[start:end].copy_(pair.a)
+            own_b.weight[:, start:end].copy_(pair.b.float() * (pair.scale * strength))
+            start = end
+        for part in (own_a, own_b):
+            part.weight.requires_grad_(False)
+
+
 def stacked(pairs: Sequence[tuple[LowRank, float]]) -> tuple[Tensor, Tensor, float]:
     """(A, B, scale) of several updates with strengths, concatenated along the rank. If all have one scale, A and B are
     as stored; otherwise B is multiplied by the scales, in float32.
@@ -293,5 +343,6 @@ def _attach(layer: Linear, a: Tensor, b: Tensor, scale: float, device: torch.dev
     layer.lora_A, layer.lora_B = (nn.Linear(t.shape[1], t.shape[0], bias=False, device="meta") for t in (a, b))
     for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
         # The bias has the layer's dtype even where the weight is quantised.
-        part.weight = nn.Parameter(value.to(device or layer.bias.device, layer.bias.dtype))
+        # A copy: what is in the layer may be trained or overwritten.
+        part.weight = nn.Parameter(value.to(device or layer.bias.device, layer.bias.dtype, copy=True))
     layer.lora_scale = scale

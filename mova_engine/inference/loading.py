@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mova_engine.adapters.form import Adapter, check_shapes
-from mova_engine.adapters.lora import apply_adapters, remove_lora, shapes_of
-from mova_engine.adapters.reading import read_adapter, say_other_base
+from mova_engine.adapters.lora import apply_adapters, remove_lora
 from mova_engine.backend import Backend
 from mova_engine.checkpoints.folder import (
     Codecs,
@@ -31,6 +29,7 @@ from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import read_json
+from mova_engine.inference.active_adapters import ActiveAdapters
 from mova_engine.memory.model_parts import codec_parts, tower_parts
 from mova_engine.memory.quantised import hold_weights
 from mova_engine.memory.residency import Residency
@@ -111,9 +110,10 @@ def open_parts(
     memory: MemoryConfig,
     lora: Sequence[AdapterSpec],
     shard: bool,
-) -> tuple[Mova, Codecs, Residency]:
-    """Open the model and the codecs that this process needs, and the Residency that moves them. If memory.weights asks
-    for it, layers of the towers and of the text encoder are streamed (`memory.streaming`).
+) -> tuple[Mova, Codecs, Residency, ActiveAdapters | None]:
+    """Open the model and the codecs that this process needs, the Residency that moves them, and the adapters, which
+    sharded weights do not take. If memory.weights asks for it, layers of the towers and of the text encoder are
+    streamed (`memory.streaming`).
 
     Weights stay on the meta device until the Residency reads them from `folder`, when the first stage that uses them
     starts. Sharded weights (`shard`) are read at once.
@@ -132,6 +132,7 @@ def open_parts(
     dtypes = (dtype,) if dtype else stored_dtypes(folder, config) or COMPUTE_DTYPES
     ops = place.operators(bind(backend, training=False, dtypes=dtypes))
     waits = "files" if memory.idle == "files" else "host"
+    adapters = None
     if shard:
         refuse_quantised(stored.values(), "parallel.shard divides plain weights")
         if lora:
@@ -143,21 +144,26 @@ def open_parts(
     elif memory.weights in ("host", "files"):
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
         towers = open_streamed(mova, folder, device, dtype, memory.weights)
-        stack = _adapter_stack(mova, folder, lora)
+        adapters = ActiveAdapters(mova, folder, lora)
         for name in _component_names(config):
             # Adapters stay on the device while the layers beside them come and go.
-            apply_adapters(getattr(mova, name), stack, f"{name}.", device=device)
+            apply_adapters(getattr(mova, name), adapters.stack, f"{name}.", device=device)
         mova.requires_grad_(False)
     else:
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
-        towers = tower_parts(mova, _reader(mova, folder, stored, dtype, lora, memory.frozen), waits)
+        for name, part in stored.items():
+            part.fit(getattr(mova, name), dtype)
+        adapters = ActiveAdapters(mova, folder, lora)
+        towers = tower_parts(mova, _reader(mova, stored, dtype, adapters, memory.frozen), waits)
     codecs = load_codecs(folder, device=device, dtype=codec_dtype, weights_on="meta", parts=own_codecs(place))
     parts = [*codec_parts(codecs, folder, codec_dtype, text_waits=waits, vaes_wait=waits), *towers]
     if mova.streamed is not None and isinstance(codecs.text, Umt5TextEncoder):
         text = open_streamed_encoder(codecs.text, folder, device, codec_dtype or torch.bfloat16)
         parts = [text if part.name == TEXT_ENCODER else part for part in parts]
     residency = Residency(device, parts, stages(memory, experts=config.experts, sharded=shard))
-    return mova, codecs, residency
+    if adapters is not None:
+        adapters.use(residency)
+    return mova, codecs, residency, adapters
 
 
 def compute_dtype(given: torch.dtype | None, formats: Sequence[str]) -> torch.dtype | None:
@@ -176,48 +182,34 @@ def compute_dtype(given: torch.dtype | None, formats: Sequence[str]) -> torch.dt
 
 def _reader(
     mova: Mova,
-    folder: Path,
     stored: Mapping[str, StoredComponent],
     dtype: torch.dtype | None,
-    lora: Sequence[AdapterSpec],
+    adapters: ActiveAdapters,
     frozen: str,
 ) -> Callable[[str, torch.device], None]:
     """Return the function (name, device) that reads a component of the model onto a device, brings its weights into the
-    format `frozen` ("activations": leaves them) and attaches its adapters.
+    format `frozen` ("activations": leaves them) and attaches the adapters that are on.
 
-    Raises MovaError now if files or adapters do not fit the model.
+    Raises MovaError now where weights are quantised that are to be.
     """
-    for name, part in stored.items():
-        part.fit(getattr(mova, name), dtype)
+    for part in stored.values():
         if part.quantised and frozen != "activations":
             raise MovaError(
                 f"memory.frozen {frozen}: {part.folder} is in {', '.join(part.formats)} already; leave memory.frozen "
                 "out"
             )
-    stack = _adapter_stack(mova, folder, lora)
 
     def read(name: str, device: torch.device) -> None:
         component = getattr(mova, name)
         remove_lora(component)
         stored[name].load(component, device=device, dtype=dtype)
-        apply_adapters(component, stack, f"{name}.", keep=False)
+        apply_adapters(component, adapters.stack, f"{name}.", keep=False)
         component.requires_grad_(False)
         if frozen != "activations":
             # After adapters: some of them change a weight itself.
             hold_weights(component, known_format(frozen))
 
     return read
-
-
-def _adapter_stack(mova: Mova, folder: Path, lora: Sequence[AdapterSpec]) -> list[tuple[Adapter, float]]:
-    """The adapters with their strengths. MovaError for what does not fit the model."""
-    shapes, stack = shapes_of(mova), []
-    for choice in lora:
-        adapter = read_adapter(choice.path, alpha=choice.alpha, part=choice.part, say=log.warning)
-        check_shapes(adapter, shapes, choice.path)
-        say_other_base(adapter, folder, choice.path, log.warning)
-        stack.append((adapter, choice.strength))
-    return stack
 
 
 def _component_names(config: MovaConfig) -> list[str]:

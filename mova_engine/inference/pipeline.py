@@ -27,6 +27,7 @@ from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.inference.active_adapters import ActiveAdapters
 from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
 from mova_engine.inference.denoising import Latents, LoopOptions, Step, denoise, draw_noise
 from mova_engine.inference.generated_clip import GeneratedClip
@@ -93,7 +94,8 @@ class Pipeline:
     clip: shape of the clips; None: `mova.config.clip`. processes: the processes of the run, each of which has its own
     pipeline with the codecs that `loading.own_codecs` names. sharded: each process holds a shard of the weights.
     device: where the towers compute; None: where their weights are. residency: moves the parts to the device for their
-    stages; None: all of them are on their devices. chosen: what the planner chose, where it was asked to.
+    stages; None: all of them are on their devices. chosen: what the planner chose, where it was asked to. adapters:
+    switches adapters on and off between clips; None: the pipeline takes none.
     """
 
     mova: Mova
@@ -107,6 +109,7 @@ class Pipeline:
     device: torch.device | None = None
     residency: Residency | None = None
     chosen: ChosenMemory | None = None
+    adapters: ActiveAdapters | None = None
 
     def __post_init__(self) -> None:
         given = type(self.mova).__name__
@@ -417,7 +420,7 @@ def load_pipeline(
     config = config or mova_config_from_folder(folder)
     more: dict[str, Any] = {"dtype": dtype, "memory": memory, "shard": shard}
     more |= {"lora": lora}
-    mova, codecs, residency = open_parts(folder, config, backend, place, **more)
+    mova, codecs, residency, adapters = open_parts(folder, config, backend, place, **more)
     return Pipeline(
         mova,
         codecs,
@@ -429,4 +432,5 @@ def load_pipeline(
         shard,
         residency.device,
         residency,
+        adapters=adapters,
     )

@@ -167,6 +167,15 @@ class Residency:
             if part is not None and not part.dropped and name not in self._resident and _is_absent(part):
                 self._read(part, torch.device("cpu"))
 
+    def call_back(self, name: str) -> bool:
+        """Evict a part that is not in use, so that its weights can be changed where they wait. Returns whether they are
+        there to be changed; False: they are read from their files when they are wanted.
+        """
+        part = self._parts[name]
+        if part.name in self._resident and not part.stays and not self._users[name]:
+            self._evict(part)
+        return not _is_absent(part)
+
     def drop_unused(self) -> None:
         """Free the host memory of parts that wait in files and are not on the device."""
         for part in self._parts.values():
@@ -193,6 +202,8 @@ class Residency:
 
     def _load(self, part: Part) -> None:
         weights, absent = _weights(part), _is_absent(part)
+        # Adapters may have been added since.
+        self._bytes[part.name] = _bytes(weights)
         if absent:
             self._read(part, self.device)
         elif weights is not None and part.dropped:
