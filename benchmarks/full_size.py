@@ -71,7 +71,10 @@ def write(folder: Path) -> None:
             plain = [layer for layer in linear_names(module) if layer not in layers]
             started = time.monotonic()
             writer = ComponentWriter(
-                stored, dict.fromkeys(layers, NF4), _random_codes(name, layers), lambda key, like: _random(key, like)
+                stored,
+                dict.fromkeys(layers, NF4),
+                _random_codes(name, layers),
+                lambda key, like, name=name: _random(f"{name}.{key}", like),
             )
             with replaced_folder(fresh / f"{name}.new") as new:
                 writer.write(new, quantisation_config(NF4, plain))

@@ -15,9 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mova_engine.backend import get_backend
 from mova_engine.backend.circumstances import circumstances
+from mova_engine.checkpoints.locate import find_model
+from mova_engine.config.adapter_spec import AdapterSpec
+from mova_engine.config.stages import DENOISE
 from mova_engine.files.results import write_result
+from mova_engine.inference.pipeline import load_pipeline
+from mova_engine.models.modality import modalities
 
 # NF4's blocks of 64 inputs do not fit nano's 96 channels.
 FORMATS = ("bf16", "fp8", "int8")
@@ -69,15 +77,37 @@ def measure(run: Path, name: str, work: Path) -> dict[str, Any]:
     return {**found, "sync": json.loads((work / f"{name}.json").read_text()), "losses": trained, "heldout": held}
 
 
-def beside(row: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
-    """How far the losses of adapters on a format are from those on bf16.
+@torch.no_grad()
+def effect(folder: Path, run: Path) -> Tensor:
+    """What a run's adapters change in the velocities of both modalities, at three noise levels of a clip of noise."""
+    found: list[list[Tensor]] = []
+    for lora in ([], [AdapterSpec(run)]):
+        pipeline = load_pipeline(folder, get_backend("cpu"), dtype=torch.bfloat16, lora=lora)
+        config, generator = pipeline.mova.config, torch.Generator().manual_seed(0)
+        shapes = (
+            (1, config.video.in_dim, *config.clip.latent_shape),
+            (1, config.audio.in_dim, config.clip.audio_tokens),
+            (1, config.text_tokens, config.video.text_dim),
+        )
+        inputs = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+        assert pipeline.residency is not None
+        with pipeline.residency.stage(DENOISE[0]):
+            times = [torch.tensor([t]) for t in (900.0, 500.0, 100.0)]
+            outputs = [pipeline.mova(*modalities(*inputs, time, time)) for time in times]
+        found.append([x.float().flatten() for output in outputs for x in output])
+    return torch.cat([adapted - plain for plain, adapted in zip(*found, strict=True)])
 
-    curve: mean difference of the training losses over their mean. effect: the difference in what training took off the
-    held-out loss, over what it took off in bf16.
+
+def beside(row: dict[str, Any], base: dict[str, Any], changes: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """How far adapters on a format are from those on bf16.
+
+    curve: mean difference of the training losses over their mean. size: of the adapters' effect, over its size in bf16.
+    effect: the difference of both effects over their size in bf16.
     """
     curve = sum(abs(a - b) for a, b in zip(row["losses"], base["losses"], strict=True)) / sum(base["losses"])
-    gained = [each["heldout"][0] - each["heldout"][-1] for each in (row, base)]
-    return {"curve": curve, "effect": abs(gained[0] - gained[1]) / abs(gained[1])}
+    own, expected = changes
+    size, difference = (float(x.norm() / expected.norm()) for x in (own, own - expected))
+    return {"curve": curve, "size": size, "effect": difference}
 
 
 if __name__ == "__main__":
@@ -90,7 +120,9 @@ if __name__ == "__main__":
         shutil.rmtree(args.work)
     args.work.mkdir(parents=True)
     rows = {name: measure(args.run, name, args.work) for name in FORMATS}
-    compared = {name: beside(rows[name], rows["bf16"]) for name in FORMATS[1:]}
+    folders = {name: find_model(args.run) if name == "bf16" else args.work / name for name in FORMATS}
+    changes = {name: effect(folders[name], args.work / f"{name}-lora") for name in FORMATS}
+    compared = {name: beside(rows[name], rows["bf16"], (changes[name], changes["bf16"])) for name in FORMATS[1:]}
     write_result(args.out, "quantised-bases", circumstances(get_backend("cpu")), formats=rows, beside_bf16=compared)
     for name in FORMATS:
         sys.stdout.write(f"{name}: {json.dumps(compared.get(name, {}))}\n")
