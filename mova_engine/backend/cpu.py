@@ -100,7 +100,10 @@ class CpuBackend(Backend):
             # A container may have less than the machine.
             limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
             if limit != "max":
-                whole, free = min(whole, int(limit)), min(free, int(limit) - int(used))
+                # Pages of files that were read count as used, and are given back.
+                kinds = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+                cached = int(kinds["active_file"]) + int(kinds["inactive_file"])
+                whole, free = min(whole, int(limit)), min(free, int(limit) - int(used) + cached)
         except (OSError, KeyError):
             pass  # not Linux, or no such limit
         return free, whole

@@ -29,6 +29,7 @@ from mova_engine.checkpoints.quantised_files import (
 )
 from mova_engine.checkpoints.released import INDEX, OWN_ENTRY, QUANTISATION
 from mova_engine.config.model import MovaConfig
+from mova_engine.files.folders import nearest_folder
 from mova_engine.files.stored_tensor import STORED_DTYPES
 from mova_engine.files.streamed import write_streamed
 from mova_engine.files.tensors import (
@@ -78,7 +79,7 @@ def file_specs(layer: str, weight_format: WeightFormat, o: int, i: int) -> dict[
 def file_tensors(
     layer: str, weight_format: WeightFormat, o: int, i: int, held: Held, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The same with their values. dtype: of the weight before it was quantised, which bitsandbytes gives it back in."""
+    """The same with their values. dtype: in which bitsandbytes gives the weight back."""
     specs, name = file_specs(layer, weight_format, o, i), f"{layer}.weight"
     if weight_format not in (NF4, NF4_PLAIN_SCALES):
         return {name: held[WEIGHT], f"{layer}.{SCALE}": held[SCALE]}
@@ -182,7 +183,7 @@ class ComponentWriter:
 
 def copied_bytes(source: Path, out: Path, new: Sequence[str]) -> int:
     """Bytes that `rewrite` copies of a model folder: 0 where `out` can link to the files."""
-    if os.stat(source).st_dev == os.stat(out.absolute().parent).st_dev:
+    if os.stat(source).st_dev == os.stat(nearest_folder(out)).st_dev:
         return 0
     files = (path for entry in _others(source, new) for path in (entry.rglob("*") if entry.is_dir() else [entry]))
     return sum(path.stat().st_size for path in files if path.is_file())

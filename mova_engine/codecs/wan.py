@@ -58,14 +58,12 @@ class WanVideoCodec:
         """
         check_video(video, self.stride)
         vae, parts = self.vae, []
-        vae.clear_cache()
-        with reused(vae.encoder) if is_still_somewhere(video, self.stride[0]) else nullcontext():
+        with self._caches(), reused(vae.encoder) if is_still_somewhere(video, self.stride[0]) else nullcontext():
             for chunk in (video[:, :, :1], *video[:, :, 1:].split(self.stride[0], 2)):
                 if chunk.shape[2]:
                     vae._enc_conv_idx = [0]
                     caches = {"feat_cache": vae._enc_feat_map, "feat_idx": vae._enc_conv_idx}
                     parts.append(vae.encoder(self._place(chunk), **caches))
-        vae.clear_cache()
         mean, _ = vae.quant_conv(torch.cat(parts, 2)).chunk(2, 1)
         return self.stats.normalise(mean.float())
 
@@ -80,15 +78,13 @@ class WanVideoCodec:
         """
         check_latents(latents, self.channels, "t h w")
         vae = self.vae
-        vae.clear_cache()
-        with nullcontext() if rows.size == 1 else self._sharing(rows):
+        with self._caches(), nullcontext() if rows.size == 1 else self._sharing(rows):
             x = vae.post_quant_conv(self._place(self.stats.denormalise(latents.float())))
             for index, latent in enumerate(x.split(1, 2)):
                 vae._conv_idx = [0]
                 first = {"first_chunk": True} if index == 0 else {}
                 frames = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first)
                 yield frames.clamp(-1, 1).float()
-        vae.clear_cache()
 
     def state(self) -> dict[str, Any]:
         """Empty: the statistics are part of the checkpoint's configuration."""
@@ -100,6 +96,17 @@ class WanVideoCodec:
             facts = {"version": 1, "stats": self.stats.state()}
             self._fingerprint = fingerprint("wan-video", facts, self.vae.state_dict().items())
         return self._fingerprint
+
+    @contextmanager
+    def _caches(self) -> Iterator[None]:
+        """Within the block encoder and decoder have causal caches of their own, which are freed at its end, whatever
+        ends it: evicting the module would leave them on the device.
+        """
+        self.vae.clear_cache()
+        try:
+            yield
+        finally:
+            self.vae.clear_cache()
 
     @contextmanager
     def _sharing(self, rows: Rows) -> Iterator[None]:

@@ -108,6 +108,11 @@ def replaced(folder: Path) -> Path:
     return _beside(folder, "old")
 
 
+def nearest_folder(path: str | Path) -> Path:
+    """The nearest folder above a path that is there: on its disk the path will be."""
+    return next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+
+
 def write_error(path: str | Path, error: Exception) -> MovaError:
     """One line for a failed write of `path`."""
     # safetensors reports the system's error as text only.

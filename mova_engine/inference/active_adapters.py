@@ -28,8 +28,8 @@ class ActiveAdapters:
         pipeline.adapters.set({"style": 0.8})
 
     Those that the pipeline was opened with are there too, by the names of their files. Only low-rank updates of linear
-    layers can be switched: they are computed beside the weights, quantised ones among them. Adapters that change
-    weights themselves (DoRA, full differences) stay as the pipeline was opened with them.
+    layers can be switched: they are computed beside the weights, quantised ones among them. A pipeline that was opened
+    with adapters which change weights themselves (DoRA, full differences) switches none.
     """
 
     def __init__(self, mova: Mova, folder: Path, chosen: Sequence[AdapterSpec]) -> None:
@@ -37,12 +37,14 @@ class ActiveAdapters:
         self._mova, self._folder, self._shapes = mova, folder, shapes_of(mova)
         self._residency: Residency | None = None
         self._fixed: Stack = []
+        self._fixed_names: list[str] = []
         self._known: dict[str, Adapter] = {}
         self._strengths: dict[str, float] = {}
         for choice in chosen:
             adapter = self._read(choice.path, choice.part, choice.alpha)
             if not beside_only(mova, adapter):
                 self._fixed.append((adapter, choice.strength))
+                self._fixed_names.append(str(choice.path))
                 continue
             name = self._free_name(choice.path.stem)
             self._known[name], self._strengths[name] = adapter, choice.strength
@@ -68,6 +70,7 @@ class ActiveAdapters:
         part, alpha: as of `read_adapter`. Raises MovaError for a name that is taken, and for an adapter that does not
         fit the model or changes weights themselves.
         """
+        self._check_free()
         if name in self._known:
             raise MovaError(f"there is an adapter '{name}' already: give another name, or remove it")
         adapter = self._read(Path(source), part, alpha)
@@ -90,12 +93,16 @@ class ActiveAdapters:
         For none at all, adapters are removed. Updates are written into the memory of those before, filled up with zeros
         where their ranks add up to less; B takes the strength, rounded to the layer's dtype. rank: the least rank that
         memory is taken for, so that larger adapters later need none. Raises MovaError, and changes nothing, for an
-        unknown name or a strength that is not a finite number.
+        unknown name or a strength that is not a finite number, for a pipeline with adapters that cannot be switched,
+        and while a clip is made.
         """
+        self._check_free()
         for name, strength in strengths.items():
             self._check(name)
             if not math.isfinite(strength):
                 raise MovaError(f"the strength of '{name}' must be a finite number, got {strength}")
+        if self._residency is not None:
+            self._residency.check_idle()
         self._strengths = {name: float(strength) for name, strength in strengths.items() if strength}
         on = [(self._known[name], strength) for name, strength in self._strengths.items()]
         # Layers of a streamed model come and go; their adapters stay on the device.
@@ -117,6 +124,13 @@ class ActiveAdapters:
         check_shapes(adapter, self._shapes, path)
         say_other_base(adapter, self._folder, path, log.warning)
         return adapter
+
+    def _check_free(self) -> None:
+        if self._fixed:
+            raise MovaError(
+                f"the pipeline was opened with {', '.join(self._fixed_names)}, which changes weights themselves (DoRA "
+                "or full differences): open one without it to switch adapters, or merge it first (mova lora merge)"
+            )
 
     def _check(self, name: str) -> None:
         if name not in self._known:

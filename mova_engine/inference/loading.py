@@ -226,8 +226,16 @@ def stored_base(folder: Path, config: MovaConfig) -> str:
     """How a folder holds the weights of layers, as the planner counts them: "nf4", "int8" or "fp8"; "activations" for
     plain weights, several formats and others. Reads only the files' headers.
     """
-    found = {each for name in _component_names(config) for each in open_component(Path(folder) / name).formats}
-    return found.pop() if len(found) == 1 and found <= {"fp8", "int8", "nf4"} else "activations"
+    parts = [tuple(open_component(Path(folder) / name).formats) for name in _component_names(config)]
+    found = {each for formats in parts for each in formats}
+    # A component of plain weights beside quantised ones counts as all plain, which is the safe side.
+    alike = len(found) == 1 and all(parts) and found <= set(FORMATS)
+    return found.pop() if alike else "activations"
+
+
+def is_quantised(folder: Path, config: MovaConfig) -> bool:
+    """Whether a folder holds quantised weights, of whatever format. Reads only the files' headers."""
+    return any(open_component(Path(folder) / name).quantised for name in _component_names(config))
 
 
 def stored_dtypes(folder: Path, config: MovaConfig) -> tuple[torch.dtype, ...]:

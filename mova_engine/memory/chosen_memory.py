@@ -20,10 +20,7 @@ _REMEDIES = 3
 
 @dataclass(frozen=True)
 class ChosenMemory:
-    """Settings that the planner has chosen, with what it planned. timed: its seconds are those of this device.
-
-    own: whether the device has memory of its own, apart from the host's.
-    """
+    """Settings that the planner has chosen, with what it planned. timed: its seconds are those of this device."""
 
     plan: Plan
     timed: bool

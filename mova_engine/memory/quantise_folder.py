@@ -27,7 +27,7 @@ from mova_engine.checkpoints.quantised_writing import ComponentWriter, copied_by
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError, suggest
-from mova_engine.files.folders import check_replaceable, replaced_folder
+from mova_engine.files.folders import check_replaceable, nearest_folder, replaced_folder
 from mova_engine.files.tensors import read_stored
 from mova_engine.files.writable import check_writable
 from mova_engine.memory.quantised import quantisable
@@ -218,7 +218,7 @@ class _Steps:
 
 
 def _check_room(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out.absolute().parent).free
+    free = shutil.disk_usage(nearest_folder(out)).free
     if free < needed + _BESIDE:
         raise MovaError(
             f"{out} would take {(needed + _BESIDE) / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB free: make "

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mova_engine.config.stages import ModelStage
+from mova_engine.errors import MovaError
 from mova_engine.models.rope import RopeTables
 
 
@@ -167,12 +168,18 @@ class Residency:
             if part is not None and not part.dropped and name not in self._resident and _is_absent(part):
                 self._read(part, torch.device("cpu"))
 
+    def check_idle(self) -> None:
+        """MovaError while a stage uses a part."""
+        used = [name for name, users in self._users.items() if users]
+        if used:
+            raise MovaError(f"{', '.join(used)} in use: change them between clips, not from on_step or on_stage")
+
     def call_back(self, name: str) -> bool:
-        """Evict a part that is not in use, so that its weights can be changed where they wait. Returns whether they are
+        """Evict a part that no stage uses, so that its weights can be changed where they wait. Returns whether they are
         there to be changed; False: they are read from their files when they are wanted.
         """
         part = self._parts[name]
-        if part.name in self._resident and not part.stays and not self._users[name]:
+        if part.name in self._resident and not part.stays:
             self._evict(part)
         return not _is_absent(part)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
 from mova_engine.codecs.umt5 import Umt5TextEncoder
 from mova_engine.config.stages import TEXT_ENCODER
 from mova_engine.files.tensors import load_component, stored_tensors
@@ -27,6 +28,7 @@ def open_streamed_encoder(codec: Umt5TextEncoder, folder: Path, device: torch.de
 
     A block's weights come before it runs; the slots' memory is given back after each call of the encoder.
     """
+    refuse_quantised([open_component(folder / _FOLDER)], "a text encoder streams plain weights")
     encoder: Any = codec.weights.to(dtype)
     blocks: Iterable[nn.Module] = encoder.encoder.block
     stored = stored_tensors(folder / _FOLDER)

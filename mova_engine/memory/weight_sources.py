@@ -147,9 +147,9 @@ class HostArena:
 
     def read(self, unit: int, buffer: Tensor) -> None:
         if self._stored is not None:
-            stored, self._stored = self._stored, None
-            self._fill(stored.fill)
-            stored.close()
+            self._fill(self._stored.fill)
+            self._stored.close()
+            self._stored = None
         for chunk in self._units[unit].chunks:
             buffer[chunk.begin : chunk.end].copy_(self._chunks[id(chunk.module)], non_blocking=True)
 
@@ -167,8 +167,11 @@ def without_data(tensor: Tensor) -> Tensor:
 
 
 class _Range(NamedTuple):
+    """Where a tensor lies. end: after its last byte; None: nothing is there, and nothing is read."""
+
     file: Path
     offset: int
+    end: int | None
     dtype: torch.dtype
 
 
@@ -186,8 +189,14 @@ class StoredWeights:
         self._ranges = _ranges(folder, names)
         for unit in units:
             for place in unit.places:
-                if place.name not in self._ranges:
+                found = self._ranges.get(place.name)
+                if found is None:
                     raise MovaError(f"{folder} does not hold {place.name}")
+                size = place.shape.numel() * found.dtype.itemsize
+                if isinstance(found, _Range) and found.end is not None and found.end - found.offset != size:
+                    raise MovaError(
+                        f"{found.file}: {place.name} has {found.end - found.offset} bytes, the model needs {size}"
+                    )
         self._files: dict[Path, tuple[int, tuple[int, int]]] = {}
         self._staged: Tensor | None = None
         self._copied: torch.Event | None = None
@@ -276,7 +285,7 @@ def _ranges(folder: Path, names: Iterable[str]) -> dict[str, _Range | Tensor]:
             ranges[tensor.file] = byte_ranges(tensor.file)
         # What else there is are kinds of GGUF, in bytes.
         dtype = STORED_DTYPES.get(tensor.dtype, torch.uint8)
-        found[full] = _Range(tensor.file, ranges[tensor.file][name][0], dtype)
+        found[full] = _Range(tensor.file, *ranges[tensor.file][name], dtype)
 
     for component in sorted({name.partition(".")[0] for name in wanted}):
         stored = open_component(folder / component)

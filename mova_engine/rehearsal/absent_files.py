@@ -30,7 +30,7 @@ def absent_files(dtype: torch.dtype, host: MemoryTracker) -> Iterator[None]:
     """
 
     def ranges(folder: Path, names: Iterable[str]) -> dict[str, weight_sources._Range]:
-        return {name: weight_sources._Range(folder, 0, dtype) for name in names}
+        return {name: weight_sources._Range(folder, 0, None, dtype) for name in names}
 
     with ExitStack() as patches:
         for place, name, stand_in in (

@@ -188,7 +188,8 @@ class Trainer:
             if self.step % config.checkpoint.every == 0 and self.step < config.steps:
                 self._save(parts, reporter)
         if self.chosen is not None:
-            reporter.say(self.chosen.outcome(parts.backend.peak_memory(), self.took[0] / max(self.took[1], 1)))
+            mean = self.took[0] / self.took[1] if self.took[1] else None
+            reporter.say(self.chosen.outcome(parts.backend.peak_memory(), mean))
         watch.at("the last checkpoint", watched=False)
         folder = self._save_last(parts, reporter)
         stop.over()

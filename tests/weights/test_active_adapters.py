@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mova_engine.adapters.lora import adapted_layers, add_lora, remove_lora, save_lora
+from mova_engine.adapters.reading import read_adapter
+from mova_engine.adapters.writing import write_adapter
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import load_mova
 from mova_engine.config.adapter_spec import AdapterSpec
@@ -120,4 +123,39 @@ def test_what_cannot_be_switched_is_said(complete, styles):
         with pytest.raises(MovaError, match=message):
             action()
     assert adapters.strengths == {"small": 1.0, "small-2": 0.5}
-    assert replace(pipeline, adapters=None).adapters is None
+
+
+def test_adapters_that_change_weights_are_neither_added_nor_left_behind(complete, styles, files):
+    """A file with a full difference beside low-rank updates: part of it could be switched, the rest not."""
+    mixed = files / "mixed" / "high_noise.safetensors"
+    adapter = read_adapter(styles["small"])
+    bias = "video_dit.blocks.0.ffn.0.bias"
+    deltas = {
+        bias: torch.ones(
+            load_file(complete / "video_dit" / "diffusion_pytorch_model.safetensors")[
+                bias.removeprefix("video_dit.")
+            ].shape
+        )
+    }
+    if not mixed.exists():
+        layers = {name: pair for name, pair in adapter.layers.items() if name.startswith("video_dit.")}
+        write_adapter(replace(adapter, layers=layers, deltas=deltas), mixed.parent, "lightx2v")
+    with pytest.raises(MovaError, match="cannot be switched"):
+        opened(complete).adapters.add("mixed", mixed, part="high")
+    pipeline = opened(complete, [AdapterSpec(mixed, "high"), AdapterSpec(styles["large"])])
+    before = clip(pipeline)
+    for change in (
+        lambda: pipeline.adapters.set({}),
+        lambda: pipeline.adapters.add("small", styles["small"]),
+        lambda: pipeline.adapters.remove("large"),
+    ):
+        with pytest.raises(MovaError, match="high_noise.safetensors, which changes weights themselves"):
+            change()
+    assert same(clip(pipeline), before)
+
+
+def test_adapters_are_not_switched_amid_a_clip(complete, styles):
+    pipeline = opened(complete, [AdapterSpec(styles["small"])])
+    requests, settings = [Request("ball", 1)], SampleSettings(2)
+    with pytest.raises(MovaError, match="between clips"):
+        list(pipeline.generate(requests, settings, on_step=lambda step: pipeline.adapters.set({})))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mova_engine.adapters.lora import adapted_layers, add_lora, save_lora
 from mova_engine.backend import get_backend
@@ -140,3 +141,18 @@ def test_adapters_stay_while_the_layers_beside_them_come_and_go(complete, ops, t
             made.append(next(pipeline.generate([Request("ball", 1)], SampleSettings(2))))
     plain, streamed, adapted, both = (clip.video for clip in made)
     assert np.array_equal(plain, streamed) and np.array_equal(adapted, both) and not np.array_equal(plain, adapted)
+
+
+def test_a_text_encoder_that_does_not_stream_as_it_is_stored_is_refused(complete):
+    """Codes of quantised weights are not taken for the weights, nor is what lies behind a shorter tensor."""
+    file = complete / "text_encoder" / "model.safetensors"
+    stored = load_file(file)
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    scale = {name + "_scale": torch.ones(len(stored[name]))}
+    for changed, message in (
+        ({name: stored[name].to(torch.int8), **scale}, "holds weights in int8"),
+        ({name: stored[name][:, 1:].contiguous()}, "bytes, the model needs"),
+    ):
+        save_file({**stored, **changed}, file, {"format": "pt"})
+        with pytest.raises(MovaError, match=message):
+            load_pipeline(complete, get_backend("cpu"), memory=MemoryConfig(weights="files"))

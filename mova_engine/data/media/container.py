@@ -26,7 +26,7 @@ from av.video.stream import VideoStream
 from mova_engine.data.media import avi, gif, mxf
 from mova_engine.data.media.matroska import Clusters
 from mova_engine.data.media.numbered import ffv1_is_whole, flac_sample
-from mova_engine.data.media.ogg import Pages
+from mova_engine.data.media.ogg import pages_of
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
 
@@ -215,7 +215,7 @@ class Reader(Generic[MediaFrame]):
         # Whether FFV1 has checksums.
         self._summed = self._decoder.name == "ffv1" and _has_checksums(path, stream.index)
         self._clusters = Clusters(path) if container.format.name == "matroska,webm" else None
-        self._pages = Pages(path) if container.format.name == "ogg" else None
+        self._pages = pages_of(path) if container.format.name == "ogg" else None
         self._packets = self._demuxed()
         self._fed: list[Packet] = []
         self._clear()

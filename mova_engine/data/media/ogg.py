@@ -6,6 +6,7 @@ The media library skips pages whose checksum is wrong, and does not read the num
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,6 +62,17 @@ class Pages:
     def lacks_beginning(self, stream: int) -> bool:
         """Whether a page is lost up to the first one with data: a header, or the first data."""
         return stream < len(self._streams) and self._streams[stream].beginning_lost
+
+
+def pages_of(path: str | Path) -> Pages:
+    """The pages of a file, read once as long as it stays the same: each clip of a recording opens it again."""
+    status = Path(path).stat()
+    return _read(Path(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, size: int, changed: int) -> Pages:
+    return Pages(path)
 
 
 def _pages(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
