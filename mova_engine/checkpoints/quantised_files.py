@@ -86,6 +86,14 @@ class StoredComponent:
         """The names of the formats that there are."""
         return sorted({weight.format.name for weight in self.quantised.values()})
 
+    def check_frozen(self, frozen: str) -> None:
+        """MovaError where weights are quantised already that memory.frozen would bring into another format."""
+        if self.quantised and frozen != "activations":
+            raise MovaError(
+                f"memory.frozen {frozen}: {self.folder} is in {', '.join(self.formats)} already; leave memory.frozen "
+                "out"
+            )
+
     def fit(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Give a module's layers the formats of their files, without data, and its other parameters their dtypes:
         `dtype`, or those that are stored. Raises one MovaError for names and shapes that do not fit.

@@ -36,7 +36,7 @@ from mova_engine.memory.residency import Residency
 from mova_engine.memory.streamed_encoder import open_streamed_encoder
 from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.mova import Mova
-from mova_engine.models.weight_formats import FORMATS, known_format
+from mova_engine.models.weight_formats import FORMATS, computes_in, known_format
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,7 @@ def compute_dtype(given: torch.dtype | None, formats: Sequence[str]) -> torch.dt
     quantised weights, else None, the stored one. MovaError for a format that does not go with the one given.
     """
     for name in formats:
-        takes = known_format(name).dtypes if name in FORMATS else None
-        if takes is not None and given is not None and given not in takes:
+        if given is not None and not computes_in(name, given):
             raise MovaError(
                 f"weights in {name} compute in bfloat16, not in {str(given).removeprefix('torch.')}: "
                 "give --dtype bfloat16"
@@ -193,11 +192,7 @@ def _reader(
     Raises MovaError now where weights are quantised that are to be.
     """
     for part in stored.values():
-        if part.quantised and frozen != "activations":
-            raise MovaError(
-                f"memory.frozen {frozen}: {part.folder} is in {', '.join(part.formats)} already; leave memory.frozen "
-                "out"
-            )
+        part.check_frozen(frozen)
 
     def read(name: str, device: torch.device) -> None:
         component = getattr(mova, name)

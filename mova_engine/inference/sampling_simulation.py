@@ -5,7 +5,6 @@ exactly once and reach rank 0 in its order; ranks that make a clip together must
 must have different noise.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import draw_noise
 from mova_engine.inference.requests import Prompt, Request, make_requests
 from mova_engine.inference.turns import part_of, turns_of
-from mova_engine.rehearsal.all_ranks import sent_by_all, simulate_mesh
+from mova_engine.rehearsal.all_ranks import Laps, sent_by_all, simulate_mesh
 from mova_engine.rehearsal.result import Collective
 from mova_engine.rehearsal.simulated import Simulation
 
@@ -36,12 +35,7 @@ def simulate(
     """Check all ranks of a run whose rank 0 was rehearsed. clips: number of clips of all groups. batch: clips that a
     group makes at a time. seed: of the first clip. Raises MovaError for an inconsistency.
     """
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-
-    def lap(part: str) -> None:
-        seconds[part] = round(time.perf_counter() - started - sum(seconds.values()), 2)
-
+    lap = Laps()
     coordinates, groups = simulate_mesh(shape, processes)
     lap("mesh")
     requests = [request for _, request in make_requests([Prompt("clip", None, None)], clips, seed)]
@@ -51,7 +45,7 @@ def simulate(
     noise = simulate_noise(made, model, shape)
     lap("noise")
     sizes: dict[str, int] = dict(zip(DIMENSIONS, shape.sizes, strict=True))
-    return Simulation(sizes, coordinates, groups, data, noise, {}, sent_by_all(collectives, shape.world), seconds)
+    return Simulation(sizes, coordinates, groups, data, noise, {}, sent_by_all(collectives, shape.world), lap.seconds)
 
 
 def batches_of_ranks(

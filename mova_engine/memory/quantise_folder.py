@@ -30,7 +30,7 @@ from mova_engine.errors import MovaError, suggest
 from mova_engine.files.folders import check_replaceable, nearest_folder, replaced_folder
 from mova_engine.files.tensors import read_stored
 from mova_engine.files.writable import check_writable
-from mova_engine.memory.quantised import quantisable
+from mova_engine.memory.quantised import quantisable, within_layers
 from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import Held, WeightFormat, known_format
 from mova_engine.ops import bind
@@ -144,7 +144,9 @@ def quantise_folder(
             )
         stored.fit(module)
         layers = quantisable(module, weight_format)
-        report.plain += [f"{name}.{each}" for each in linear_names(module) if each not in layers and _within(each)]
+        report.plain += [
+            f"{name}.{each}" for each in linear_names(module) if each not in layers and within_layers(each)
+        ]
         counted = _Counted(stored, name, weight_format, report)
         writer = ComponentWriter(stored, dict.fromkeys(layers, weight_format), counted.held, counted.checked)
         plain = [each for each in linear_names(module) if each not in layers]
@@ -173,11 +175,6 @@ def quantise_folder(
 def linear_names(module: nn.Module) -> list[str]:
     """The names of all linear layers of a component, of whatever kind."""
     return [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-
-
-def _within(layer: str) -> bool:
-    """Whether a layer belongs to a block or a conditioner."""
-    return "blocks." in layer or "conditioners." in layer
 
 
 class _Counted:

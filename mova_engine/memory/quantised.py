@@ -24,6 +24,11 @@ def quantisable(module: nn.Module, weight_format: WeightFormat) -> list[str]:
     ]
 
 
+def within_layers(name: str) -> bool:
+    """Whether a module of a component, by its name, belongs to a block or a conditioner."""
+    return "blocks." in name or "conditioners." in name
+
+
 @torch.no_grad()
 def hold_weights(module: nn.Module, weight_format: WeightFormat, names: Iterable[str] | None = None) -> list[str]:
     """Convert the weights of layers to a format; return their names. Adapters may be added before or after.

@@ -14,6 +14,7 @@ from torch import nn
 from mova_engine.checkpoints.quantised_files import StoredComponent, open_component
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError
+from mova_engine.memory.quantised import within_layers
 from mova_engine.memory.residency import Part
 from mova_engine.memory.streaming import StreamedModel, model_layers
 from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit, WeightSource
@@ -47,8 +48,8 @@ def open_streamed(
         return Part(name, rest, read, "files")
 
     def source(units: Sequence[Unit]) -> WeightSource:
-        stored = StoredWeights(units, folder, torch.device("cpu") if where == "host" else device)
-        return HostArena(units, device, stored) if where == "host" else stored
+        files = StoredWeights(units, folder, torch.device("cpu") if where == "host" else device)
+        return HostArena(units, device, files) if where == "host" else files
 
     if where == "host" and device.type == "cpu":
         raise MovaError(
@@ -62,7 +63,7 @@ def open_streamed(
 def _check_streamed(component: nn.Module, stored: StoredComponent) -> None:
     """MovaError for quantised weights within layers that cannot hold them so: nothing is dequantised on the way."""
     for name, weight in stored.quantised.items():
-        if ("blocks." in name or "conditioners." in name) and not isinstance(component.get_submodule(name), Linear):
+        if within_layers(name) and not isinstance(component.get_submodule(name), Linear):
             raise MovaError(
                 f"{stored.folder}: {name} is in {weight.format.name}, in which it does not stream; leave "
                 "memory.weights out"

@@ -161,6 +161,12 @@ def gguf_format(kind: str) -> WeightFormat:
 FORMATS = {each.name: each for each in (FP8, INT8, NF4)}
 
 
+def computes_in(name: str, dtype: torch.dtype) -> bool:
+    """Whether activations may have a dtype beside weights in the named format. Formats that are read only take any."""
+    takes = FORMATS[name].dtypes if name in FORMATS else None
+    return takes is None or dtype in takes
+
+
 def known_format(name: str) -> WeightFormat:
     """The format of a setting. MovaError for an unknown name."""
     if name not in FORMATS:

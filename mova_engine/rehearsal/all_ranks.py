@@ -28,6 +28,18 @@ _CHECKSUM_BYTES = 3 * 8
 _SHOWN = 2
 
 
+class Laps:
+    """The seconds of the parts of a piece of work: calling it ends a part and names it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def __call__(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part], self._since = round(now - self._since, 2), now
+
+
 def groups_of(shape: MeshShape) -> dict[str, list[list[int]]]:
     """The ranks of all groups, by kind of group: one for each mesh dimension, and those that span several."""
     spans = {name: (name,) for name in DIMENSIONS}

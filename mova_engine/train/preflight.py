@@ -16,7 +16,7 @@ from mova_engine.config.train import TrainConfig
 from mova_engine.data.metadata import read_metadata
 from mova_engine.errors import MovaError, require_package
 from mova_engine.models.mova import Mova
-from mova_engine.models.weight_formats import FORMATS
+from mova_engine.models.weight_formats import computes_in
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.clip_data import CACHE
 from mova_engine.train.lora_model import base_folder, check_output, initial_adapters
@@ -95,11 +95,7 @@ def _check_stored(config: TrainConfig, component: torch.nn.Module, folder: Path)
         refuse_quantised([stored], "all weights of this run are trained, and quantised ones cannot be")
     if config.parallel.shard:
         refuse_quantised([stored], "parallel.shard divides plain weights")
-    if stored.quantised and config.memory.frozen != "activations":
-        raise MovaError(
-            f"memory.frozen {config.memory.frozen}: {folder} is in {', '.join(stored.formats)} already; leave "
-            "memory.frozen out"
-        )
+    stored.check_frozen(config.memory.frozen)
     _check_dtype(config, stored.formats)
     stored.fit(component)
 
@@ -107,7 +103,6 @@ def _check_stored(config: TrainConfig, component: torch.nn.Module, folder: Path)
 def _check_dtype(config: TrainConfig, formats: Iterable[str]) -> None:
     """MovaError where activations cannot have the run's dtype beside weights in these formats."""
     for name in formats:
-        takes = FORMATS[name].dtypes if name in FORMATS else None
-        if takes is not None and DTYPES[config.dtype] not in takes:
+        if not computes_in(name, DTYPES[config.dtype]):
             held = f"memory.frozen {name}" if name == config.memory.frozen else f"{config.model.checkpoint} in {name}"
             raise MovaError(f"{held} computes in bfloat16, and dtype is {config.dtype}: give --dtype bfloat16")

@@ -5,7 +5,6 @@ occur once per epoch, also if the run resumes with another number of ranks. Rank
 noise, all others different noise.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
 from mova_engine.ops import DTYPES
-from mova_engine.rehearsal.all_ranks import sent_by_all, simulate_checkpoint, simulate_mesh
+from mova_engine.rehearsal.all_ranks import Laps, sent_by_all, simulate_checkpoint, simulate_mesh
 from mova_engine.rehearsal.result import Collective
 from mova_engine.rehearsal.simulated import Simulation
 from mova_engine.train.assembly import mesh_of
@@ -53,12 +52,7 @@ def simulate(
 
     Raises MovaError for an inconsistency between ranks.
     """
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-
-    def lap(part: str) -> None:
-        seconds[part] = round(time.perf_counter() - started - sum(seconds.values()), 2)
-
+    lap = Laps()
     coordinates, groups = simulate_mesh(shape, processes)
     lap("mesh")
     data = simulate_data(config, shape)
@@ -71,7 +65,7 @@ def simulate(
     lap("checkpoint")
     sizes: dict[str, int] = dict(zip(DIMENSIONS, shape.sizes, strict=True))
     sent = sent_by_all(collectives, shape.world)
-    return Simulation(sizes, coordinates, groups, data, noise, checkpoint, sent, seconds)
+    return Simulation(sizes, coordinates, groups, data, noise, checkpoint, sent, lap.seconds)
 
 
 def _shape_alone(x: torch.Tensor) -> torch.Tensor:
