@@ -1,4 +1,4 @@
-"""Linear layers with quantised weights: what dequantising takes, and each layer beside a plain one.
+"""Linear layers with quantised weights: what quantising and dequantising take, and each layer beside a plain one.
 
     python -m benchmarks.quantised --out benchmarks/results/quantised.json
 
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -20,9 +21,11 @@ from mova_engine.backend import get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.bench.timing import interleave, median_ratio, stopwatch
 from mova_engine.files.results import write_result
+from mova_engine.models.weight_formats import FORMATS, WEIGHT
 from mova_engine.ops import bind
 from mova_engine.ops.int8 import dequantise_int8, quantise_int8
 from mova_engine.ops.nf4 import DYNAMIC_MAP, VALUES, dequantise_nf4, quantise_nf4
+from mova_engine.ops.reference import quantize_rows_reference
 from mova_kernels.cpu import isa, isas, use_isa
 from mova_kernels.cpu.ops import dequantise_nf4 as kernel
 
@@ -66,6 +69,48 @@ def dequantising(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def quantising(rounds: int) -> list[dict[str, Any]]:
+    """A weight in bfloat16 to each format: NF4 by the kernel beside PyTorch's search; rows of 8 bits in a few rows at a
+    time beside the whole weight; by threads.
+    """
+    weight = (torch.randn(*_WEIGHT, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+    whole = {"int8": quantise_int8, "fp8": quantize_rows_reference}
+    pairs: dict[str, tuple[str, str, Forms]] = {
+        name: ("whole", "rows", {"whole": partial(_whole, function, weight), "rows": partial(_held, name, weight)})
+        for name, function in whole.items()
+    }
+    pairs["nf4"] = ("search", "native", {"search": partial(_searched, weight), "native": partial(_held, "nf4", weight)})
+    rows, threads = [], torch.get_num_threads()
+    for count in sorted({1, threads}):
+        torch.set_num_threads(count)
+        for name, (slower, faster, forms) in pairs.items():
+            if not torch.equal(forms[slower](), forms[faster]()):
+                raise SystemExit(f"error: {faster} does not give {slower}'s {name}")
+            print(f"quantise {list(_WEIGHT)} to {name}, {count} threads")
+            row = compared(forms, slower, faster, rounds)
+            speed = {n: round(_WEIGHT[0] * _WEIGHT[1] / s / 1e6) for n, s in row["seconds"].items()}
+            print(f"    million weights per second: {speed}")
+            rows.append({"format": name, "threads": count, "million_per_second": speed, **row})
+    torch.set_num_threads(threads)
+    return rows
+
+
+def _held(name: str, weight: Tensor) -> Tensor:
+    quantise = FORMATS[name].quantise
+    assert quantise is not None
+    return quantise(weight)[WEIGHT].view(torch.uint8)
+
+
+def _whole(quantise: Callable[[Tensor], tuple[Tensor, Tensor]], weight: Tensor) -> Tensor:
+    return quantise(weight)[0].view(torch.uint8)
+
+
+def _searched(weight: Tensor) -> Tensor:
+    """NF4 as where the kernel for CPUs was not built."""
+    with patch("mova_kernels.cpu.unavailable", lambda: "left out"):
+        return quantise_nf4(weight).weight
+
+
 def layers(rounds: int) -> dict[str, Any]:
     """Layers beside plain ones of the same shape, forward."""
     i, o = _LAYER
@@ -104,5 +149,6 @@ if __name__ == "__main__":
     args = parser.parse_args()
     backend = get_backend("cpu")
     backend.prepare()
-    measured = {"dequantise": dequantising(args.rounds), "layers": layers(args.rounds)}
+    measured = {"quantise": quantising(args.rounds), "dequantise": dequantising(args.rounds)}
+    measured["layers"] = layers(args.rounds)
     write_result(args.out, "quantised", circumstances(backend), **measured)

