@@ -4,8 +4,8 @@ It uses torch's selective checkpointing. A policy lists the operators whose resu
 recomputed. Gradients are bit-identical to those without checkpointing under every policy.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -95,6 +95,8 @@ class CheckpointedLayers:
         self, layers: DualTowerLayers, layer: int, video: ResidualStream, audio: ResidualStream
     ) -> tuple[ResidualStream, ResidualStream]:
         if layers.trace is not None or not torch.is_grad_enabled():
+            if layers.enter is not None:
+                layers.enter(layer)
             return layers.run(layer, video, audio)
 
         video = _shrink_inputs(video, layers.video_dit.ops)
@@ -108,8 +110,35 @@ class CheckpointedLayers:
 
         # An expanded zero update (stride 0) occupies no memory worth offloading.
         inputs = [x for x in (*video[:2], *audio[:2]) if x is not None and 0 not in x.stride()]
+        settings = self.settings
+        if layers.enter is not None:
+            contexts = settings.get("context_fn", _no_contexts)
+            settings = {**settings, "context_fn": partial(_entered, partial(layers.enter, layer), contexts)}
         with nullcontext() if self.host is None else self.host.of(inputs):
-            return checkpoint(region, *video, *audio, **self.settings)
+            return checkpoint(region, *video, *audio, **settings)
+
+
+def _no_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), nullcontext()
+
+
+def _entered(
+    enter: Callable[[], None], contexts: Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
+) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """The contexts of a layer's forward and recomputation, each after `enter`.
+
+    Selective checkpointing compares the operators of both. Those that bring the layer's weights differ, because other
+    layers are fetched ahead in the backward, so that they must not run in its contexts.
+    """
+
+    @contextmanager
+    def after(context: AbstractContextManager) -> Iterator[None]:
+        enter()
+        with context:
+            yield
+
+    forward, recomputation = contexts()
+    return after(forward), after(recomputation)
 
 
 def _shrink_inputs(stream: ResidualStream, ops: OpTable) -> ResidualStream:

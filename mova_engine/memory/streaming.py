@@ -309,26 +309,25 @@ class _StreamedLayers:
     def run(
         self, layers: DualTowerLayers, layer: int, video: ResidualStream, audio: ResidualStream
     ) -> tuple[ResidualStream, ResidualStream]:
-        if self._inner is DIRECT and torch.is_grad_enabled():
+        if self._inner is not DIRECT:
+            return self._inner.run(_Entering(layers, self._enter), layer, video, audio)  # type: ignore[arg-type]
+        if torch.is_grad_enabled():
             raise MovaError(
                 "layers whose weights come and go keep none of them for a backward: choose memory.checkpointing full, "
                 "selective or out, or run under torch.no_grad()"
             )
-        entering = _Entering(layers, self._stream, self._units)
-        return self._inner.run(entering, layer, video, audio)  # type: ignore[arg-type]
+        self._enter(layer)
+        return layers.run(layer, video, audio)
+
+    def _enter(self, layer: int) -> None:
+        self._stream.enter(self._units[layer])
 
 
 class _Entering:
-    """The layers of a forward, each of which is entered when it is run."""
+    """The layers of a forward whose weights `enter` brings."""
 
-    def __init__(self, layers: DualTowerLayers, stream: WeightStream, units: range) -> None:
-        self._layers, self._stream, self._units = layers, stream, units
+    def __init__(self, layers: DualTowerLayers, enter: Callable[[int], None]) -> None:
+        self._layers, self.enter = layers, enter
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._layers, name)
-
-    def run(
-        self, layer: int, video: ResidualStream, audio: ResidualStream, recomputed: bool = False
-    ) -> tuple[ResidualStream, ResidualStream]:
-        self._stream.enter(self._units[layer])
-        return self._layers.run(layer, video, audio, recomputed)

@@ -6,7 +6,7 @@ the longer tower's remaining blocks follow alone. Training and sampling run the 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn as nn
@@ -255,8 +255,12 @@ class DualTowerPass:
 
 @dataclass(frozen=True)
 class DualTowerLayers:
-    """All layers of one forward, with what each needs beside the two streams."""
+    """All layers of one forward, with what each needs beside the two streams.
 
+    enter: brings the weights of a layer before it is run or recomputed; None: they are there.
+    """
+
+    enter: ClassVar[Callable[[int], None] | None] = None
     video_dit: VideoDiT
     audio_dit: AudioDiT
     bridge: Bridge | None

@@ -18,6 +18,7 @@ from mova_engine.memory.streaming import StreamedModel, WeightStream, layer_coun
 from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit
 from mova_engine.models.modality import modalities
 from mova_engine.ops import bind
+from mova_engine.rehearsal.absent_files import _AtOnce
 
 
 @pytest.fixture
@@ -133,6 +134,12 @@ def test_gradients_of_adapters_are_those_of_a_resident_base(ops, backend, folder
         expected = gradients(resident, layer_runner(policy), expert)
         assert len(found) == len(expected) > 2 and equal(found, expected)
     assert model.stream.report().unforeseen == 0
+
+
+def test_selective_checkpointing_does_not_compare_copies_of_layers(ops, backend, folder, monkeypatch):
+    """Copies in the calling thread, as in a dry run: the backward makes others than the forward did."""
+    monkeypatch.setattr("mova_engine.memory.streaming.ThreadPoolExecutor", _AtOnce)
+    test_gradients_of_adapters_are_those_of_a_resident_base(ops, backend, folder, "host", "selective")
 
 
 def test_a_backward_without_checkpointing_is_refused(ops, backend, folder):

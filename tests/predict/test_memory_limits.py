@@ -1,5 +1,7 @@
 """Plans under limits of the device's and the host's memory: they keep them, or say what would, which then does."""
 
+import re
+from importlib import resources
 from itertools import product
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 from mova_engine.config.byte_sizes import parse_bytes, parse_rate
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import get_preset
+from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
+from mova_engine.plan.recipe import job_of
 from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.hardware import DISK
 from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
@@ -32,6 +36,27 @@ def test_a_plan_keeps_the_limits_or_says_what_fits(task, vram, ram):
     if not found:
         would = list(remedies(job, Layout(), hardware, {}))
         assert would and all(one.words and one.plan.fits for one in would)
+
+
+@pytest.mark.parametrize(
+    "recipe, device, vram, ram, says",
+    [
+        ("lora-24gb", "rtx4090", 24e9, 32e9, "{card} GB on the card, {host} GB on the host, and 87 s a clip"),
+        ("lora-24gb", "910a2", 32e9, 32e9, "On an NPU torch_npu's operators need more: {card} GB"),
+        ("lora-80gb", "h100-80gb", 80e9, 96e9, "{card} GB on the card, {host} GB on the host, and 15.8 s a clip"),
+        ("lora-80gb", "910a2", 68e9, 96e9, "On an NPU torch_npu's operators need a little more: {card} of the 64 GB"),
+    ],
+)
+def test_presets_are_what_the_search_finds_for_their_cards(recipe, device, vram, ram, says):
+    """And need what their comments say."""
+    hardware = calibrated(device).with_limits(vram=vram, ram=ram)
+    best = fitting(job_of(recipe), Layout(), hardware, IMPLEMENTATIONS["ours"])[0]
+    assert best.run.policy == load_config(recipe).memory
+    text = resources.files("mova_engine.config").joinpath("recipes", f"{recipe}.yaml").read_text()
+    card, host = f"{best.memory.total / 1e9:.1f}", f"{best.memory.on_host / 1e9:.1f}"
+    assert says.format(card=card, host=host) in re.sub(r"\s*\n#?\s*", " ", text)
+    seconds = re.search(r"([\d.]+) s a clip", says)
+    assert seconds is None or best.seconds_per_clip == pytest.approx(float(seconds[1]), rel=0.01)
 
 
 def test_the_host_holds_what_does_not_fit_beside_it():

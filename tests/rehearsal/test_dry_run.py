@@ -79,6 +79,16 @@ def test_a_denoising_step(device, checkpoint):
 
 
 @pytest.mark.dry
+@pytest.mark.parametrize("device", ["cuda", "npu"])
+@pytest.mark.parametrize("recipe", ["lora-24gb", "lora-80gb"])
+def test_presets_for_cards(recipe, device):
+    """What selective checkpointing keeps does not depend on which layers are fetched ahead."""
+    found = _rehearse(recipe, device, 1)
+    assert found.predicted == pytest.approx(found.peak, rel=0.05), str(found)
+    assert found.copied["copies"] > 0 and found.copied["unforeseen"] == 0
+
+
+@pytest.mark.dry
 @pytest.mark.parametrize("device, where", [("cuda", "host"), ("npu", "files")])
 def test_layers_that_come_one_by_one(device, where):
     """The ring is on the device, the arena or one layer of a file on the host. Each layer is copied for the forward and
