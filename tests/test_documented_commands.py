@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,13 +139,18 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("shown", COMMANDS.values(), ids=COMMANDS.keys())
-def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch):
+def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch, tmp_path):
     assert shown.name in cli.COMMANDS, f"{shown.text}: no such command"
     if not shown.words:
         return  # the name alone, in a sentence
+    if {"--from-musubi", "--from-aitk"} & {*shown.words}:
+        shutil.copytree(ROOT / "tests" / "data" / "from_tools", tmp_path, dirs_exist_ok=True)
+        (tmp_path / "clips").mkdir()
+        (tmp_path / "clips" / "metadata.jsonl").write_text("{}\n")
     try:
         if shown.name == "train":
             monkeypatch.undo()
+            monkeypatch.chdir(tmp_path)
             _train(shown)
         elif shown.name == "sample":
             monkeypatch.undo()
@@ -160,7 +166,8 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch):
 @pytest.mark.parametrize("shown", COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_shown_command_does_not_take_the_place_of_make_nano(shown):
     """`make nano` leaves its run in runs/nano: a shown command that trains nano otherwise names its own folder."""
-    if shown.name == "train" and shown.words and not {"--print-config", "--dry-run"} & {*shown.words}:
+    named = {"--print-config", "--dry-run", "--from-musubi", "--from-aitk"}
+    if shown.name == "train" and shown.words and not named & {*shown.words}:
         config = TRAIN.parse(shown.words)
         assert config.name != "nano" or "--out" in shown.words, f"{shown.text}: give it an --out"
 

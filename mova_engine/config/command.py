@@ -28,6 +28,7 @@ from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 from cyclopts.token import Token
 
+from mova_engine.config.from_tools.translation import Translator, translate_one
 from mova_engine.config.shorthand import Shorthand
 from mova_engine.errors import MovaError, suggest
 
@@ -50,6 +51,11 @@ class Nothing:
 def section(title: str) -> Parameter:
     """The heading of options in help, `Annotated[OptimSettings, section("Optimizer")]`; the same for the same title."""
     return Parameter(group=Group.create_ordered(title))  # pyright: ignore[reportUnknownMemberType] cyclopts
+
+
+def configuring() -> Parameter:
+    """The heading of options beside a command's settings that say where those come from."""
+    return Parameter(group=_GENERAL)
 
 
 def spelled(option: str) -> Parameter:
@@ -123,6 +129,8 @@ class Command(Generic[Settings]):
     hidden: options of shared groups that it refuses, which its help leaves out.
     beside: a dataclass of options that are no settings: they say how the command is run, and no file holds them.
     shorthand: a word for a group of settings. A command's recipes have theirs expanded where they are read.
+    translators: what reads other tools' files, by option; the option itself is one of `beside`. Their settings lie over
+    the recipe `Translation.recipe` and under the user's own file.
     """
 
     name: str
@@ -132,6 +140,7 @@ class Command(Generic[Settings]):
     hidden: tuple[str, ...] = ()
     beside: type = Nothing
     shorthand: Shorthand | None = None
+    translators: Mapping[str, Translator] = dataclasses.field(default_factory=dict[str, Translator])
 
     def parse(self, argv: Sequence[str] | None = None) -> Settings | None:
         """Parse a command line (None: that of the process) to the command's settings.
@@ -144,7 +153,7 @@ class Command(Generic[Settings]):
     def parse_both(self, argv: Sequence[str] | None = None) -> tuple[Settings | None, Any]:
         """As `parse`; returns the options beside the settings too."""
         argv = sys.argv[1:] if argv is None else argv
-        under, source = self._under(argv)
+        under, source, lines = self._under(argv)
         argv = argv if self.shorthand is None else self.shorthand.taken_off(argv)
         app, shown = self._app(under, source), []
         found = self._run(app, argv, shown)
@@ -152,7 +161,9 @@ class Command(Generic[Settings]):
             return None, self.beside()
         print_config, beside = shown[0]
         if not print_config:
+            sys.stdout.writelines(f"{line}\n" for line in lines)
             return found, beside
+        sys.stdout.writelines(f"# {line}\n" for line in lines)
         sys.stdout.write(to_yaml(found))
         return None, beside
 
@@ -174,14 +185,21 @@ class Command(Generic[Settings]):
         arguments = self.app().assemble_argument_collection()
         return {name for argument in arguments for name in argument.names if name.startswith("--")}
 
-    def _under(self, argv: Sequence[str]) -> tuple[dict[str, Any], str]:
-        """What lies under the command line, and where it comes from."""
+    def _under(self, argv: Sequence[str]) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+        """What lies under the command line, where it comes from, and what is to be said of it."""
         settings: dict[str, Any] = {}
         source = ""
+        files = {flag: path for flag in self.translators if (path := _value_of(flag, argv)) is not None}
+        given = {(name := word.partition("=")[0]): _value_of(name, argv) for word in argv if word.startswith("--")}
+        translated, file = translate_one(self.translators, files, given)
         if self.recipes is not None:
-            recipe = _value_of("--recipe", argv) or self.recipes.default
+            default = self.recipes.default if translated is None else translated.recipe
+            recipe = _value_of("--recipe", argv) or default
             settings = {"name": Path(recipe).stem, **self.recipes.read(recipe)}
             source = f"recipe {recipe}"
+        if translated is not None:
+            settings = merge(settings, self._expanded(translated.settings, file))
+            source = f"{source} and {file}"
         if path := _value_of("--config", argv):
             own = read_yaml(Path(path)) if self.recipes is None else self.recipes.read(path)
             own = self._expanded(own, f"{self.shorthand.group} in {path}" if self.shorthand else path)
@@ -189,7 +207,8 @@ class Command(Generic[Settings]):
             settings, source = merge(settings, named | own), f"{source} and {path}" if source else path
         if self.shorthand is not None and (word := _value_of(self.shorthand.flag, argv)) is not None:
             settings = merge(settings, self._expanded({self.shorthand.group: word}, self.shorthand.flag))
-        return settings, source
+        lines = () if translated is None else tuple(f"{file}: {line}" for line in translated.lines)
+        return settings, source, lines
 
     def _expanded(self, settings: Mapping[str, Any], source: str) -> dict[str, Any]:
         return dict(settings) if self.shorthand is None else self.shorthand.expand(settings, source)

@@ -4,11 +4,13 @@ A recipe is a name in mova_engine/config/recipes or the path of a YAML file, suc
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mova_engine.config.command import Command, Recipes, merge, parse_yaml, read_yaml, section, to_plain
+from mova_engine.config.command import Command, Recipes, configuring, merge, parse_yaml, read_yaml, section, to_plain
+from mova_engine.config.from_tools import aitk_job, musubi_options
 from mova_engine.config.memory import MODES, MemoryMode
 from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.config.shorthand import Shorthand
@@ -29,6 +31,18 @@ SIGUSR1 saves a checkpoint and goes on.
 """
 
 
+@dataclass(frozen=True)
+class TrainOptions(RehearsalOptions):
+    """Options of the trainer that are no settings."""
+
+    from_musubi: Annotated[Path | None, configuring()] = None
+    """File of musubi-tuner, whose settings are taken over those of the recipe lora: a shell script with its command, or
+    a .toml of options or of a data set. What each key becomes is printed; with --print-config as a recipe of one's own.
+    """
+    from_aitk: Annotated[Path | None, configuring()] = None
+    """The same for a job's file of ai-toolkit."""
+
+
 def recipe_names() -> tuple[str, ...]:
     """Names of the recipes that come with the engine."""
     files = resources.files("mova_engine.config").joinpath("recipes").iterdir()
@@ -47,8 +61,9 @@ TRAIN = Command(
     ABOUT,
     Recipes(read_recipe, DEFAULT),
     hidden=("--parallel.cfg", "--memory.expert", "--memory.idle"),
-    beside=RehearsalOptions,
+    beside=TrainOptions,
     shorthand=_MEMORY_MODE,
+    translators={"--from-musubi": musubi_options.translate, "--from-aitk": aitk_job.translate},
 )
 
 

@@ -57,6 +57,8 @@ class LoraSettings:
     """Rank of the adapters; 0: none, all weights are trained."""
     alpha: float | None = None
     """Their output counts alpha / rank; default: the rank, or what the file says that `init` names."""
+    rank_stabilised: bool = False
+    """Their output counts alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023); files say it as alpha * sqrt(rank)."""
     init: Path | None = None
     """Adapters to start from, to train them on other clips: a file, or a run of adapters. Its rank and layers must be
     those asked for; its alpha is kept.
@@ -71,8 +73,16 @@ class LoraSettings:
         usable = self.alpha is None or (self.alpha > 0 and math.isfinite(self.alpha))
         check(usable, f"lora.alpha must be a positive number, got {self.alpha}")
         check(len(self.targets) > 0, "lora.targets names no layer")
-        for name, given in (("init", self.init is not None), ("export", bool(self.export))):
+        for name, given in (
+            ("init", self.init is not None),
+            ("export", bool(self.export)),
+            ("rank_stabilised", self.rank_stabilised),
+        ):
             check(not given or self.rank > 0, f"lora.{name} needs lora.rank: give it, or a recipe such as lora")
+        check(
+            not self.rank_stabilised or self.init is None,
+            "lora.rank_stabilised is for new adapters: those of lora.init have their scale, which stays",
+        )
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,8 @@ class OptimSettings:
     """Peak learning rate of the towers."""
     bridge_lr: float | None = None
     """Peak learning rate of the bridge; default: the towers'."""
+    lora_plus: float = 1.0
+    """Factor on the learning rate of adapters' B (LoRA+, Hayou et al. 2024, which takes 16); 1: that of A."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the moments."""
     eps: float = 1e-8
@@ -174,7 +186,7 @@ class OptimSettings:
     """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
 
     def __post_init__(self) -> None:
-        check_least(self, "optim.", lr=0, bridge_lr=0, eps=0, weight_decay=0, warmup=0, max_nonfinite=1)
+        check_least(self, "optim.", lr=0, lora_plus=0, bridge_lr=0, eps=0, weight_decay=0, warmup=0, max_nonfinite=1)
         for name in ("decay_start", "final_lr"):
             check(0 <= getattr(self, name) <= 1, f"optim.{name} must lie in 0..1, got {getattr(self, name)}")
         check(0 <= self.ema < 1, f"optim.ema must lie in 0..1 (1 excluded), got {self.ema}")
@@ -205,6 +217,8 @@ class ValidationSettings:
 
     every: int = 0
     """Steps between validations; 0: none."""
+    at_start: bool = False
+    """Validate before the first step too."""
     data: Path | None = None
     """Folder of held-out clips."""
     synthetic_clips: int = 0
@@ -213,11 +227,31 @@ class ValidationSettings:
     """How many clips the held-out loss is taken over."""
     samples: int = 0
     """How many held-out clips to sample at each validation; 0: none. The audio task samples none."""
+    prompt: tuple[str, ...] = ()
+    """Prompts to sample at each validation, with or without held-out clips; each may end in `--i FILE`, a first frame,
+    and `--d SEED`.
+    """
+    prompts: Path | None = None
+    """The same in a file: .txt with one prompt a line, or a folder of clips (caption and first frame of each)."""
+    steps: int | None = None
+    """Denoising steps of the samples; default: the model's, mostly 50."""
 
     def __post_init__(self) -> None:
-        check_least(self, "validation.", every=0, synthetic_clips=0, clips=1, samples=0)
-        wanted = not self.every or self.data is not None or self.synthetic_clips > 0
-        check(wanted, "validation.every asks for validation: give --validation.data, a folder of held-out clips")
+        check_least(self, "validation.", every=0, synthetic_clips=0, clips=1, samples=0, steps=1)
+        given = self.data is not None or self.synthetic_clips > 0 or self.has_prompts
+        check(
+            not self.every or given,
+            "validation.every asks for validation: give --validation.data, a folder of held-out clips, or "
+            "--validation.prompt, what to sample",
+        )
+        check(
+            self.every > 0 or not self.has_prompts, "prompts of validation are sampled at --validation.every: give it"
+        )
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether samples are made of prompts."""
+        return bool(self.prompt) or self.prompts is not None
 
 
 @dataclass(frozen=True)
@@ -302,6 +336,10 @@ class TrainConfig:
             "lora.rank adapts a whole trained model: task must be joint and model.init_from_scratch empty",
         )
         check(self.parallel.cfg == 1, "parallel.cfg shares guidance's evaluations: it is for sampling alone")
+        check(
+            self.lora.rank > 0 or self.optim.lora_plus == 1,
+            "optim.lora_plus concerns adapters: give lora.rank, or a recipe such as lora",
+        )
         check_bytes(vram=self.vram, ram=self.ram)
         check(
             self.lora.rank > 0 or (self.vram is None and self.ram is None),

@@ -1,6 +1,7 @@
 """Reads prompts, pictures and folders of clips, and makes the pipeline's requests from them."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -19,6 +20,12 @@ from mova_engine.errors import MovaError, counted
 MOST_REQUESTS = 1_000_000
 # torch.Generator takes 64 bits.
 MAX_SEED = 2**63 - 1
+# Switches of a line of prompts, in the form of musubi-tuner's prompt files.
+_SWITCH = re.compile(r"(?:^|\s)--(\w+)(?=\s|$)")
+_NOT_OF_A_LINE = {
+    "w": "width", "h": "height", "f": "frames", "s": "steps", "g": "guidance", "l": "guidance", "fs": "shift",
+    "n": "negative prompt", "cn": "control video", "ci": "control image",
+}  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -59,11 +66,15 @@ def _kind(frame: object) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, the first frame (uint8 [h, w, 3]; None: white), and the frame's source, for the output's metadata."""
+    """A caption, the first frame (uint8 [h, w, 3]; None: white), and the frame's source, for the output's metadata.
+
+    seed: its own; None: one is counted up.
+    """
 
     caption: str
     first_frame: np.ndarray | None = None
     source: str | None = None
+    seed: int | None = None
 
 
 def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
@@ -83,8 +94,8 @@ def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.nda
 
 
 def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
-    """Read prompts from a folder of clips (caption and first frame of each) or a .txt file (a caption per line, white
-    first frame). Raises MovaError if there are none, or if a file is missing or unreadable.
+    """Read prompts from a folder of clips (caption and first frame of each) or a .txt file (a prompt per line, as
+    `prompts_of_lines` has them). Raises MovaError if there are none, or if a file is missing or unreadable.
     """
     path = Path(path)
     if path.name in FILES:
@@ -94,9 +105,40 @@ def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
     if path.suffix.lower() != ".txt":
         raise MovaError(f"{path}: prompts are a folder of clips, or a .txt file with one prompt a line")
     # Lines end at a line feed only: a prompt may hold other separators.
-    prompts = [Prompt(line.strip()) for line in read_text(path).split("\n") if line.strip()]
+    prompts = prompts_of_lines(read_text(path).split("\n"), clip, str(path), path.parent)
     if not prompts:
         raise MovaError(f"{path}: holds no prompts")
+    return prompts
+
+
+def prompts_of_lines(lines: Sequence[str], clip: ClipConfig, source: str, folder: Path) -> list[Prompt]:
+    """Prompts from lines: a caption, then `--i FILE`, a first frame (default: white), and `--d SEED`.
+
+    These are lines of musubi-tuner's prompt files. Its switches for size, steps and guidance, which are the same for
+    all prompts here, are left out with a warning. Empty lines and lines that begin with # are left out. source: the
+    lines' origin, for errors. folder: what paths are relative to. Raises MovaError for an unknown switch, a seed that
+    is no number, and a frame that cannot be read.
+    """
+    prompts, unused = list[Prompt](), dict[str, str]()
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        caption, *pairs = (part.strip() for part in _SWITCH.split(line))
+        given = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        where = f"{source}, prompt {number}"
+        for name in given:
+            if name in _NOT_OF_A_LINE:
+                unused[f"--{name}"] = _NOT_OF_A_LINE[name]
+            elif name not in ("i", "d"):
+                raise MovaError(f"{where}: unknown switch --{name}; known are --i FILE, a first frame, and --d SEED")
+        seed = given.get("d")
+        if seed is not None and not re.fullmatch(r"\d+", seed):
+            raise MovaError(f"{where}: --d takes a seed, a whole number, got '{seed}'")
+        frame = read_frame(folder / given["i"], clip) if "i" in given else None
+        prompts.append(Prompt(caption, frame, given.get("i"), None if seed is None else int(seed)))
+    if unused:
+        what = ", ".join(sorted(set(unused.values())))
+        log.warning("%s: %s of a line are not used: %s are the same for all prompts", source, ", ".join(unused), what)
     return prompts
 
 
@@ -117,10 +159,16 @@ def _prompts_of_clips(folder: Path, clip: ClipConfig) -> list[Prompt]:
 def make_requests(
     prompts: Sequence[Prompt], count: int, seed: int, last_frame: np.ndarray | None = None
 ) -> list[tuple[Prompt, Request]]:
-    """Make `count` requests, repeating the prompts cyclically. Request i has seed `seed + i`."""
+    """Make `count` requests, repeating the prompts cyclically. Request i has seed `seed + i`, or its prompt's own, to
+    which the number of its earlier rounds is added.
+    """
     if not 1 <= count <= MOST_REQUESTS:
         raise MovaError(f"count must lie between 1 and {MOST_REQUESTS}, got {count}")
     return [
-        (prompt, Request(prompt.caption, seed + i, prompt.first_frame, last_frame))
+        (prompt, Request(prompt.caption, _seed(prompt, seed + i, i // len(prompts)), prompt.first_frame, last_frame))
         for i, prompt in enumerate(islice(cycle(prompts), count))
     ]
+
+
+def _seed(prompt: Prompt, counted_up: int, rounds: int) -> int:
+    return counted_up if prompt.seed is None else prompt.seed + rounds

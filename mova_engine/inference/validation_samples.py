@@ -1,10 +1,8 @@
 """Samples during training, made with the trainer's model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.config.model import ClipConfig
@@ -14,7 +12,7 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
 from mova_engine.inference.denoising import LoopOptions
 from mova_engine.inference.pipeline import Pipeline, default_settings
-from mova_engine.inference.requests import Request
+from mova_engine.inference.requests import Prompt, Request, make_requests
 from mova_engine.inference.sample_folder import SampleFolder
 from mova_engine.inference.turns import batched
 from mova_engine.memory.residency import Residency
@@ -36,14 +34,14 @@ def encode_samples(
     codecs: Codecs,
     shape: ClipConfig,
     residency: Residency | None,
-    clips: Sequence[tuple[str, np.ndarray]],
+    prompts: Sequence[Prompt],
     seed: int,
 ) -> SampleInputs:
-    """Encode the caption and the first frame (uint8 [h, w, 3]) of each clip; clip i gets the seed `seed + i`.
+    """Encode captions and first frames; prompt i gets the seed `seed + i`, unless it has its own.
 
     Called once, before the model is built, so that the text encoder and the model are never in memory together.
     """
-    requests = [Request(caption, seed + i, frame) for i, (caption, frame) in enumerate(clips)]
+    requests = [request for _, request in make_requests(prompts, len(prompts), seed)]
     encoded = ClipCodecs(codecs, shape, Processes(), residency).encode(batched(requests, BATCH), "")
     return SampleInputs(tuple(requests), tuple(encoded))
 
@@ -58,19 +56,22 @@ def make_samples(
     inputs: SampleInputs,
     out: Path,
     bridge: bool = True,
+    steps: int | None = None,
     residency: Residency | None = None,
 ) -> Path:
     """Write a clip for each of `inputs` to the folder `out`; return the path of its contact sheet.
 
     The same seed gives the same noise at every call, so that samples of successive steps can be compared. Existing
-    samples in `out` are replaced. Settings are the model's defaults; the model is not changed. residency: moves the
-    codecs to the device while they decode.
+    samples in `out` are replaced. Settings are the model's defaults, except the number of denoising `steps` if given;
+    the model is not changed. residency: moves the codecs to the device while they decode.
     """
     options = LoopOptions(clean_first_frame, bridge)
     pipeline = Pipeline(model, codecs, schedule, prediction, options, residency=residency)
     requests = inputs.requests
     folder = SampleFolder(out, model.config.clip, len(requests), overwrite=True)
-    clips = pipeline.generate(requests, default_settings(model.config), batch=BATCH, encoded=inputs.encoded)
+    settings = default_settings(model.config)
+    settings = settings if steps is None else replace(settings, steps=steps)
+    clips = pipeline.generate(requests, settings, batch=BATCH, encoded=inputs.encoded)
     for request, clip in zip(requests, clips, strict=True):
         if clip is not None:
             folder.add(clip, request.caption, {"seed": request.seed})

@@ -49,7 +49,7 @@ from mova_engine.train.preflight import check_before_work
 from mova_engine.train.rank_agreement import agree_on_data
 from mova_engine.train.timestep_sampling import rank_seed
 from mova_engine.train.training_state import TrainingState, differences, load_checkpoint
-from mova_engine.train.validation import Validator
+from mova_engine.train.validation import Validator, read_own_prompts
 
 
 @dataclass
@@ -131,6 +131,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     ops = processes.operators(bind(backend, config.ops, dtypes=(DTYPES[config.dtype],)))
     sizes = model_config(config)
     check_before_work(config, sizes, ops, resume)
+    prompts = read_own_prompts(config.validation, sizes.clip)
     backend.use_threads(config.threads, sizes.video.dim)
     with _progress(console) as report, processes.first_alone():
         folder = training_folder(config, report)
@@ -139,7 +140,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         source = resume if whole and resume is not None else config.model.checkpoint
         codecs, residency = build_codecs(config, sizes, source, folder, device)
         held_folder = heldout_folder(config, report)
-    if held_folder is None and config.validation.every:
+    if held_folder is None and config.validation.every and not prompts:
         console.print("note: no validation, no samples on the way: --validation.data names a folder of held-out clips")
     # All processes encode; each starts at a different clip.
     with _progress(console) as report:
@@ -151,8 +152,8 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     agree_on_data(codecs, clips, heldout, processes)
     build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
     validator = None
-    if heldout is not None:
-        validator = Validator(config, heldout, build, processes.sharding)
+    if heldout is not None or prompts:
+        validator = Validator(config, heldout, build, prompts, processes.sharding)
         with processes.first_alone():
             # With sharded weights all processes run the sampling, and only the first keeps the result.
             if processes.is_first or config.parallel.shard:

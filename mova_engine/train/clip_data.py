@@ -61,7 +61,7 @@ def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
         return None
     if config.validation.data is not None:
         return config.validation.data
-    if config.data is not None:
+    if config.data is not None or not config.validation.synthetic_clips:
         return None
     return _generated(config.folder / "heldout", config.validation.synthetic_clips, config.seed, "heldout", progress)
 

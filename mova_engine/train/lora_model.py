@@ -1,5 +1,6 @@
 """Low-rank adapters on a frozen checkpoint: the model that a LoRA run trains."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +189,8 @@ def _components(model: Mova) -> list[tuple[str, torch.nn.Module]]:
 
 
 def _alpha(lora: LoraSettings) -> float:
-    return float(lora.rank if lora.alpha is None else lora.alpha)
+    alpha = float(lora.rank if lora.alpha is None else lora.alpha)
+    return alpha * math.sqrt(lora.rank) if lora.rank_stabilised else alpha
 
 
 def check_output(config: TrainConfig, folder: Path) -> None:

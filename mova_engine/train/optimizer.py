@@ -34,12 +34,20 @@ class NamedWeight(NamedTuple):
 
 
 def build_optimizer(weights: list[NamedWeight], settings: OptimSettings, ops: OpTable) -> torch.optim.Optimizer:
-    """AdamW over one parameter group per component; each group remembers its name and its peak learning rate."""
-    groups: dict[str, list[Tensor]] = {}
+    """AdamW over one parameter group per component, and one more for the B of its adapters where these have a rate of
+    their own; each group remembers its name and its peak learning rate.
+    """
+    groups: dict[tuple[str, bool], list[Tensor]] = {}
     for weight in weights:
-        groups.setdefault(weight.component, []).append(weight.tensor)
+        apart = settings.lora_plus != 1 and ".lora_B." in weight.name
+        groups.setdefault((weight.component, apart), []).append(weight.tensor)
     described = [
-        {"params": tensors, "name": name, "peak_lr": peak_lr(name, settings)} for name, tensors in groups.items()
+        {
+            "params": tensors,
+            "name": f"{name}/lora_B" if apart else name,
+            "peak_lr": peak_lr(name, settings) * (settings.lora_plus if apart else 1.0),
+        }
+        for (name, apart), tensors in groups.items()
     ]
     return ops.adamw(
         described, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay

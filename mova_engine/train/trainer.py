@@ -29,7 +29,7 @@ from mova_engine.train.lora_memory import choose_for_adapters
 from mova_engine.train.loss_curve import PICTURE, loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
 from mova_engine.train.model_setup import export_model, outline, with_folders
-from mova_engine.train.optimizer import lr_factor, peak_lr
+from mova_engine.train.optimizer import lr_factor
 from mova_engine.train.preflight import check_folders
 from mova_engine.train.rank_agreement import agree_on_settings
 from mova_engine.train.resume import check_named, find_resume
@@ -165,7 +165,7 @@ class Trainer:
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
         batches = iter(parts.loader)
         parts.backend.reset_peak_memory()
-        if self.validation_due:
+        if self.validation_due or (self.step == 0 and config.validation.at_start):
             self.validation_due = False
             self._validate(parts, log, reporter, stop)
         while self.step < config.steps and not self._asked_to_stop(stop, processes):
@@ -243,9 +243,7 @@ class Trainer:
         """The metrics of the steps since the last row."""
         means, config = self.meter.take(), self.config
         factor = lr_factor(self.step - 1, config.steps, config.optim)
-        rates = {
-            group["name"]: peak_lr(group["name"], config.optim) * factor for group in parts.state.optimizer.param_groups
-        }
+        rates = {group["name"]: group["peak_lr"] * factor for group in parts.state.optimizer.param_groups}
         row = {**means, "lr": config.optim.lr * factor, **{f"lr/{name}": rate for name, rate in rates.items()}}
         row["tokens/second"] = parts.tokens_per_step / means["seconds/step"]
         row["tflops"] = parts.flops_per_step / means["seconds/step"] / 1e12
@@ -286,6 +284,8 @@ class Trainer:
             except Stopped:
                 reporter.say(f"asked to stop: the samples of step {self.step} are not complete")
         parts.processes.wait_for_first()
+        if not losses:
+            return
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
 

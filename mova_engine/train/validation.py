@@ -1,20 +1,21 @@
 """Validation during training: held-out loss, and samples.
 
 The loss is computed with the averaged weights on fixed clips, noise levels and noise, so that it changes only with the
-model. Samples are those that `mova sample` would make from held-out captions and first frames.
+model. Samples are those that `mova sample` would make from held-out captions and first frames, or from prompts.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.config.model import ClipConfig
-from mova_engine.config.train import TrainConfig
+from mova_engine.config.train import TrainConfig, ValidationSettings
 from mova_engine.data.dataset import LatentDataset
-from mova_engine.data.media.decode import read_clip
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule
+from mova_engine.inference.requests import Prompt, prompts_of_lines, read_frame, read_prompts
 from mova_engine.inference.validation_samples import SampleInputs, encode_samples, make_samples
 from mova_engine.memory.residency import Residency
 from mova_engine.models.context_parallel import NO_CP, Sharding
@@ -25,29 +26,41 @@ from mova_engine.train.step import StepDraw, micro_losses
 from mova_engine.train.timestep_sampling import draw_noise, draw_times, generator
 
 
+def read_own_prompts(settings: ValidationSettings, shape: ClipConfig) -> list[Prompt]:
+    """The prompts that the settings give, as a list and as a file. Raises MovaError as `requests.read_prompts`."""
+    own = prompts_of_lines(settings.prompt, shape, "validation.prompt", Path())
+    return own if settings.prompts is None else [*own, *read_prompts(settings.prompts, shape)]
+
+
 class Validator:
     """Held-out loss and samples of a run's model."""
 
     def __init__(
-        self, config: TrainConfig, clips: LatentDataset, build: BatchBuilder, sharding: Sharding = NO_CP
+        self,
+        config: TrainConfig,
+        clips: LatentDataset | None,
+        build: BatchBuilder,
+        prompts: Sequence[Prompt] = (),
+        sharding: Sharding = NO_CP,
     ) -> None:
+        """clips: held-out ones; None: there are none, and samples of `prompts` are all that is made."""
         self.config, self.clips, self.build, self.sharding = config, clips, build, sharding
-        self.count = min(config.validation.clips, len(clips))
+        self.prompts = prompts
+        self.count = 0 if clips is None else min(config.validation.clips, len(clips))
         # The encoded inputs of the samples; None: no samples.
         self.inputs: SampleInputs | None = None
 
     def encode(self, shape: ClipConfig, codecs: Codecs, residency: Residency) -> None:
-        """Encode held-out captions and first frames for later samples. Does nothing in the audio task.
-
-        Raises MovaError if a clip cannot be read.
+        """Encode captions and first frames of held-out clips and of prompts for later samples. Does nothing in the
+        audio task. Raises MovaError if a clip cannot be read.
         """
-        if not self.config.validation.samples or self.config.task != "joint":
+        if self.config.task != "joint":
             return
-        clips = [
-            (entry.caption, read_clip(entry.path, shape, start=entry.start, silent="zeros").pictures[0])
-            for entry in self.clips.entries[: self.config.validation.samples]
-        ]
-        self.inputs = encode_samples(codecs, shape, residency, clips, self.config.seed)
+        entries = [] if self.clips is None else self.clips.entries[: self.config.validation.samples]
+        prompts = [Prompt(entry.caption, read_frame(entry.path, shape, entry.start)) for entry in entries]
+        prompts += self.prompts
+        if prompts:
+            self.inputs = encode_samples(codecs, shape, residency, prompts, self.config.seed)
 
     @torch.no_grad()
     def losses(self, model: Mova) -> dict[str, float]:
@@ -57,6 +70,8 @@ class Validator:
         Processes that share clips each compute their share, and all return the sum.
         """
         sums: dict[str, float] = {}
+        if self.clips is None:
+            return sums
         masked, heard = self.config.loader.silent_audio == "mask", 0.0
         for expert in self._experts(model):
             source = generator(self.config.seed, "heldout", expert)
@@ -107,6 +122,7 @@ class Validator:
             clean_first_frame=diffusion.skip_first_frame,
             bridge=self.config.model.bridge,
             inputs=self.inputs,
+            steps=self.config.validation.steps,
             out=out,
             residency=residency,
         )

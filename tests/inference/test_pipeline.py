@@ -24,7 +24,7 @@ from mova_engine.inference.clip_codecs import ClipCodecs
 from mova_engine.inference.denoising import LoopOptions
 from mova_engine.inference.loading import trained
 from mova_engine.inference.pipeline import Pipeline, SampleSettings, default_settings, load_pipeline
-from mova_engine.inference.requests import Request
+from mova_engine.inference.requests import Prompt, Request
 from mova_engine.inference.validation_samples import encode_samples, make_samples
 
 SETTINGS = SampleSettings(4, Guidance("text", 2.0))
@@ -264,7 +264,7 @@ def test_the_trainers_hook_writes_comparable_samples(pipeline, frame, tmp_path):
         "schedule": Schedule(),
         "prediction": Prediction(),
         "clean_first_frame": True,
-        "inputs": encode_samples(pipeline.codecs, pipeline.shape, None, [(text, frame) for text in CAPTIONS], 3),
+        "inputs": encode_samples(pipeline.codecs, pipeline.shape, None, [Prompt(text, frame) for text in CAPTIONS], 3),
         "out": tmp_path / "step-000010",
     }
     torch.manual_seed(1)

@@ -12,7 +12,7 @@ from PIL import Image
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import read_clip
 from mova_engine.errors import MovaError
-from mova_engine.inference.requests import read_frame, read_prompts
+from mova_engine.inference.requests import make_requests, read_frame, read_prompts
 
 CLIP = ClipConfig(frames=5, height=48, width=48)
 # Suffix, and what FFmpeg is told to write: the codecs that these containers usually hold.
@@ -66,6 +66,37 @@ def test_a_data_set_of_other_containers_gives_prompts(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = read_prompts(tmp_path, ClipConfig(frames=5, height=96, width=96))
     assert [read_barcode(prompt.first_frame) for prompt in prompts] == [0, 10, 20]
+
+
+def test_a_line_of_prompts_may_name_its_first_frame_and_seed(tmp_path, caplog):
+    """As in musubi-tuner's prompt files, whose other switches are said not to be used."""
+    Image.fromarray(barcode(7, 48, 48)).save(tmp_path / "start.png")
+    path = tmp_path / "prompts.txt"
+    path.write_text("# two cats\nA cat -- asleep --i start.png --d 9 --w 640 --s 20\n\nrain\n")
+    prompts = read_prompts(path, CLIP)
+    assert [(x.caption, x.source, x.seed) for x in prompts] == [
+        ("A cat -- asleep", "start.png", 9),
+        ("rain", None, None),
+    ]
+    assert read_barcode(prompts[0].first_frame) == 7 and prompts[1].first_frame is None
+    assert "--w, --s of a line are not used: steps, width are the same for all prompts" in caplog.text
+    # A prompt that is sampled again has another seed.
+    assert [request.seed for _, request in make_requests(prompts, 4, 3)] == [9, 4, 10, 6]
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("rain --ar 16", "prompt 1: unknown switch --ar; known are --i FILE, a first frame, and --d SEED"),
+        ("rain --d -1", "prompt 1: --d takes a seed, a whole number, got '-1'"),
+        ("rain --i none.png", "none.png: no such file"),
+    ],
+)
+def test_lines_of_prompts_that_cannot_be_used(tmp_path, line, says):
+    (tmp_path / "prompts.txt").write_text(line)
+    with pytest.raises(MovaError) as error:
+        read_prompts(tmp_path / "prompts.txt", CLIP)
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,22 @@ def weights_of(folder):
     }
 
 
+def test_b_may_learn_faster_and_the_scale_grow_with_the_root_of_the_rank(adapted, ran):
+    """The first step of AdamW moves every weight by its learning rate; that of A is zero, for B is."""
+    common = {"ema": 0, "warmup": 0, "weight_decay": 0.0}
+    made = []
+    for out, lora, factor in (("plain", {}, 1.0), ("plus", {"alpha": 6.0, "rank_stabilised": True}, 4.0)):
+        run = ran(adapted(out, steps=1, lora=lora, optim={**common, "lora_plus": factor}))
+        path = run.config.folder / "checkpoints/step-000001" / ADAPTERS
+        made.append((read_adapter(path), run.rows[0]))
+    (plain, rates), (plus, faster) = made
+    name = next(name for name in plain.layers if plain.layers[name].b.any())
+    assert {pair.alpha for pair in plus.layers.values()} == {6.0 * 4**0.5} and plain.layers[name].alpha == 4.0
+    moved, moved_plain = (float(x.layers[name].b.abs().max()) for x in (plus, plain))
+    assert moved == pytest.approx(4 * moved_plain, rel=1e-2)
+    assert faster["lr/audio_dit/lora_B"] == 4 * faster["lr/audio_dit"] == 4 * rates["lr/audio_dit"]
+
+
 def test_only_adapters_are_trained_and_saved(adapted, ran, base):
     before = weights_of(base)
     run = ran(adapted(optim={"ema": 0}, lora={"export": ("comfy", "peft", "diffusers")}))

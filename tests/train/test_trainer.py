@@ -16,8 +16,8 @@ from mova_engine.checkpoints.folder import diffusion_settings, load_codecs, load
 from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
 from mova_engine.ops import bind
+from mova_engine.train import assembly, trainer, validation
 from mova_engine.train import step as step_module
-from mova_engine.train import trainer, validation
 from mova_engine.train.trainer import Trainer
 
 EXACT = {"global_batch_size": 4, "loader": {"batch": 2, "workers": 1, "preload": False}, "optim": {"ema": 0.9}}
@@ -253,7 +253,9 @@ def test_a_run_starts_from_a_checkpoints_weights(small, ran):
 def sample_stub(**arguments) -> None:
     """Stands in for `make_samples`: writes down what it was given."""
     arguments["out"].mkdir(parents=True)
-    facts = {"clips": [(x.caption, list(x.first_frame.shape)) for x in arguments["inputs"].requests]}
+    requests = arguments["inputs"].requests
+    facts = {"clips": [(x.caption, None if x.first_frame is None else list(x.first_frame.shape)) for x in requests]}
+    facts |= {"seeds": [x.seed for x in requests], "steps": arguments["steps"]}
     facts |= {"prediction": arguments["prediction"].kind, "clean": arguments["clean_first_frame"]}
     (arguments["out"] / "facts.json").write_text(json.dumps(facts))
 
@@ -268,6 +270,28 @@ def test_validation_reports_the_held_out_loss_and_samples_clips(small, ran, clip
     assert facts["prediction"] == "x0" and facts["clean"] and [f[1] for f in facts["clips"]] == [[48, 48, 3]] * 2
     plain = ran(small("plain", steps=4))
     assert plain.losses == done.losses  # looking changes nothing
+
+
+def test_prompts_are_sampled_on_the_way_with_and_without_held_out_clips(small, ran, clips, monkeypatch, tmp_path):
+    monkeypatch.setattr(validation, "make_samples", sample_stub)
+    (tmp_path / "prompts.txt").write_text("a blue ball\n")
+    own = {"prompt": [f"a red ball --i {clips / 'train_00000.mp4'} --d 7"], "prompts": str(tmp_path / "prompts.txt")}
+    done = ran(small(steps=2, seed=1, validation={"every": 2, "at_start": True, "steps": 3, **own}))
+    assert not any("heldout/video" in row for row in done.rows) and "held out" not in done.said
+    for step in (0, 2):
+        facts = json.loads((done.config.folder / f"samples/step-{step:06d}/facts.json").read_text())
+        assert facts["clips"] == [["a red ball", [48, 48, 3]], ["a blue ball", None]]
+        assert facts["seeds"] == [7, 2] and facts["steps"] == 3
+    both = ran(small("both", steps=2, validation={"every": 2, "data": str(clips), "clips": 1, "samples": 1, **own}))
+    assert len([row for row in both.rows if "heldout/video" in row]) == 1
+    facts = json.loads((both.config.folder / "samples/step-000002/facts.json").read_text())
+    assert [caption for caption, _ in facts["clips"][1:]] == ["a red ball", "a blue ball"] and len(facts["clips"]) == 3
+
+
+def test_prompts_that_cannot_be_read_are_refused_before_clips_are_encoded(small, ran, tmp_path, monkeypatch):
+    monkeypatch.setattr(assembly, "open_clips", lambda *given: pytest.fail("clips were encoded first"))
+    with pytest.raises(MovaError, match=r"none\.txt"):
+        ran(small(validation={"every": 2, "prompts": str(tmp_path / "none.txt")}))
 
 
 @pytest.mark.parametrize("encode", ["ahead", "online"])
