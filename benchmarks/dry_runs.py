@@ -48,7 +48,10 @@ BESIDE = (
     "train --recipe lora --memory.frozen fp8 --memory.inputs host --world-size 1",
     "train --recipe lora --memory.weights host --memory.checkpointing full --memory.inputs host --world-size 1",
     "train --recipe lora --memory.weights files --memory.checkpointing full --memory.inputs host --world-size 1",
+    "train --recipe lora --memory.weights host --memory.checkpointing full --memory.inputs host --memory.chunking rows "
+    "--clip.height 720 --clip.width 1280 --world-size 1",
     "sample --checkpoint mova-360p --prompt clip --memory.weights host --world-size 1",
+    "sample --checkpoint mova-720p --prompt clip --memory.weights host --sequential-guidance --world-size 1",
     "sample --checkpoint mova-360p --prompt clip --memory.weights files --world-size 1",
 )
 

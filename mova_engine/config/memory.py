@@ -14,6 +14,8 @@ TASKS = ("full", "lora", "inference")
 # The word by which a setting is left to the planner.
 AUTO = "auto"
 Place = Literal["auto", "device", "host"]
+# Tokens of a chunk: many for a matrix unit, few beside a clip's.
+CHUNK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class MemoryConfig:
     """How weights that are not trained are held, those of the linear layers of blocks and bridge: as they are read, or
     quantised when they are: in fp8 or int8 (half the memory of bf16), or in NF4 (28% of it). A folder that `mova
     quantise` wrote needs no setting.
+    """
+    chunking: Literal["auto", "none", "rows"] = "none"
+    """Whether what a block does with each token by itself is computed in chunks of 8192 tokens: the feed-forward, and
+    the norm and rotation of queries and keys. What these hold on their way is then that of one chunk; in training the
+    backward computes each chunk again.
     """
     weights: Literal["auto", "device", "host", "files"] = "device"
     """Where weights that are not trained are while not in use. Without parallel.shard, layers of towers and bridge come
@@ -74,6 +81,11 @@ class MemoryConfig:
         if self.weights in (AUTO, "device"):
             return AUTO if self.weights == AUTO else "expert" if self.expert == "host" else "resident"
         return {"host": "stream", "files": "disk"}[self.weights]
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Tokens of a chunk; None: all at once."""
+        return CHUNK_ROWS if self.chunking == "rows" else None
 
     @property
     def weights_on_host(self) -> bool:

@@ -328,6 +328,10 @@ class TrainConfig:
             "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
         )
         check(
+            self.task == "joint" or self.memory.chunking == "none",
+            "memory.chunking rows is for the many tokens of video, which the audio task has none of: leave it out",
+        )
+        check(
             self.task == "joint" or self.loader.silent_audio != "mask",
             "loader.silent_audio mask learns a silent clip's pictures alone; the audio task has none: use refuse",
         )

@@ -124,7 +124,14 @@ def _predicted(
     batch: int,
 ) -> Memory:
     precision = precision_of(str(dtype).removeprefix("torch."))
-    job = Job(model, task="inference", precision=precision, batch=batch, evaluations=guidance.evaluations)
+    job = Job(
+        model,
+        task="inference",
+        precision=precision,
+        batch=batch,
+        evaluations=guidance.evaluations,
+        sequential=config.sequential_guidance,
+    )
     return memory(PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory), machine)
 
 
@@ -173,6 +180,7 @@ def _built(
     """The model as the sampler loads it (`inference.loading`), without reading any weights."""
     device = stage.backend.device()
     mova = Mova(sizes, ops, "meta", dtype).requires_grad_(False)
+    mova.chunk_rows = config.memory.chunk_rows
     residency = None
     if config.parallel.shard:
         shard_model(mova, processes, device, dtype, config.memory.weights_on_host)

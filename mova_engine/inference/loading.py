@@ -155,6 +155,7 @@ def open_parts(
             part.fit(getattr(mova, name), dtype)
         adapters = ActiveAdapters(mova, folder, lora)
         towers = tower_parts(mova, _reader(mova, stored, dtype, adapters, memory.frozen), waits)
+    mova.chunk_rows = memory.chunk_rows
     codecs = load_codecs(folder, device=device, dtype=codec_dtype, weights_on="meta", parts=own_codecs(place))
     parts = [*codec_parts(codecs, folder, codec_dtype, text_waits=waits, vaes_wait=waits), *towers]
     if mova.streamed is not None and isinstance(codecs.text, Umt5TextEncoder):

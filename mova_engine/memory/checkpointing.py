@@ -109,7 +109,7 @@ class CheckpointedLayers:
             return layers.run(layer, ResidualStream(x, y, gate), ResidualStream(x_a, y_a, gate_a), recomputed=True)
 
         # An expanded zero update (stride 0) occupies no memory worth offloading.
-        inputs = [x for x in (*video[:2], *audio[:2]) if x is not None and 0 not in x.stride()]
+        inputs = [x for x in (video.x, video.y, audio.x, audio.y) if x is not None and 0 not in x.stride()]
         settings = self.settings
         if layers.enter is not None:
             contexts = settings.get("context_fn", _no_contexts)

@@ -72,8 +72,9 @@ class InnerAttention(nn.Module):
         if trace:
             trace("q_rope", q)
             trace("k_rope", k)
-        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return self.o(attend(self.attention, *heads, tokens=tokens).flatten(-2))
+        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
+        del q, k, v
+        return self.o(attend(self.attention, heads, tokens).flatten(-2))
 
 
 class FramePooling(nn.Module):

@@ -5,14 +5,16 @@ Blocks pass a `ResidualStream`: the residual and an update not yet added to it, 
 follows can be one operator.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mova_engine.config.model import TowerConfig
+from mova_engine.models.token_chunks import in_token_chunks
 from mova_engine.models.weight_formats import WEIGHT, WeightFormat
 from mova_engine.ops import OpTable
 from mova_engine.ops.fused_linear import Recompute
@@ -25,32 +27,60 @@ Trace = Callable[[str, Tensor], None]
 class LayerOptions(NamedTuple):
     """How a layer is run. tokens: of the whole clip, where processes share it and the video stream has this one's part.
     recomputed: the backward runs the layer again, so that nothing within it need be computed a third time.
+    chunk_rows: tokens of a chunk in which the feed-forward, and norm and rotation of q and k, are run
+    (`models.token_chunks`); None: all at once.
     """
 
     tokens: int | None = None
     recomputed: bool = False
+    chunk_rows: int | None = None
 
 
 WHOLE = LayerOptions()
 
 
-class ResidualStream(NamedTuple):
+class _UsedOnce:
+    """Base of values that a caller may still hold while a layer runs. Where no gradient is recorded, whoever uses one
+    takes the tensors out of it, so that their memory is free as soon as they have served. Using it again is an
+    AttributeError.
+    """
+
+    __slots__ = ()
+    names: tuple[str, ...]
+
+    def __init_subclass__(cls) -> None:
+        # FSDP looks for the tensors in what a module is given and returns.
+        pytree.register_pytree_node(cls, lambda value: (list(value), None), lambda parts, _: cls(*parts))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([getattr(self, name) for name in self.names])
+
+    def _used(self) -> None:
+        if not torch.is_grad_enabled():
+            for name in self.names:
+                delattr(self, name)
+
+
+class ResidualStream(_UsedOnce):
     """A residual stream: x [b, s, d] and a pending update, so that its value is `x + gate * y` (y None: just x).
 
     gate [b * g, d]: a row for each of g equal groups of consecutive tokens of a clip, as `shift` and `scale` of a norm
-    have. Operators take a row per clip: they see each group as a clip, which is a view.
+    have. Operators take a row per clip: they see each group as a clip, which is a view. Without gradients it serves
+    once: what gives its value takes its tensors.
     """
 
-    x: Tensor
-    y: Tensor | None = None
-    gate: Tensor | None = None
+    names = ("x", "y", "gate")
+    __slots__ = names
+
+    def __init__(self, x: Tensor, y: Tensor | None = None, gate: Tensor | None = None) -> None:
+        self.x, self.y, self.gate = x, y, gate
 
     def settle(self, ops: OpTable) -> Tensor:
         """The stream's value [b, s, d]."""
-        if self.y is None:
-            return self.x
         x, y, gate = self._grouped(1)
-        return self._whole(ops.gate_residual(x, y, gate))
+        value = self.x if y is None else self._whole(ops.gate_residual(x, y, gate))
+        self._used()
+        return value
 
     def _grouped(self, rows: int) -> "ResidualStream":
         """The stream with each group of tokens as a clip, for an operator that has `rows` rows of its own."""
@@ -77,7 +107,7 @@ class ResidualStream(NamedTuple):
         else:
             value, h = ops.gate_residual_norm_modulate(x, y, gate, shift, scale, eps=eps)
         again = None if options.recomputed else Recompute(ops.norm_modulate, (value, shift, scale), {"eps": eps})
-        return self._whole(value), NormOutput(self._whole(h), again)
+        return self._normed(value, h, again)
 
     def add_norm(
         self, ops: OpTable, norm: "NormParameters", eps: float, options: LayerOptions = WHOLE
@@ -91,16 +121,30 @@ class ResidualStream(NamedTuple):
         again = None
         if not options.recomputed:
             again = Recompute(ops.layer_norm, (value, norm.weight, norm.bias), {"eps": eps})
-        return self._whole(value), NormOutput(self._whole(h), again)
+        return self._normed(value, h, again)
+
+    def _normed(self, value: Tensor, h: Tensor, again: Recompute | None) -> tuple[Tensor, "NormOutput"]:
+        value, h = self._whole(value), self._whole(h)
+        self._used()
+        return value, NormOutput(h, again if torch.is_grad_enabled() else None)
 
 
-class NormOutput(NamedTuple):
+class NormOutput(_UsedOnce):
     """A norm's output x [b, s, d], and how a backward gets it from what the norm keeps anyway (None: it is kept), as
     rows of any shape.
     """
 
-    x: Tensor
-    again: Recompute | None = None
+    names = ("x", "again")
+    __slots__ = names
+
+    def __init__(self, x: Tensor, again: Recompute | None = None) -> None:
+        self.x, self.again = x, again
+
+    def take(self) -> Tensor:
+        """x, for the last one who needs it."""
+        x = self.x
+        self._used()
+        return x
 
 
 class NormParameters(nn.Module):
@@ -176,8 +220,10 @@ def project(ops: OpTable, inputs: NormOutput, *layers: Linear) -> tuple[Tensor, 
     """Several linear layers of one input [b, s, d]."""
     if all(layer.plain for layer in layers):
         weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)
-        return ops.shared_linear(inputs.x, weights, biases, inputs.again)
-    return tuple(layer(inputs.x) for layer in layers)
+        again = inputs.again
+        return ops.shared_linear(inputs.take(), weights, biases, again)
+    x = inputs.take()
+    return tuple(layer(x) for layer in layers)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -217,21 +263,34 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (Linear(dim, dim, ops, **factory) for _ in range(4))
         self.norm_q, self.norm_k = (NormParameters(dim, bias=False, **factory) for _ in range(2))
 
-    def forward(self, inputs: NormOutput, rope: Rope, trace: Trace | None = None, tokens: int | None = None) -> Tensor:
-        """inputs of [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]. tokens: see `LayerOptions`."""
+    def forward(
+        self, inputs: NormOutput, rope: Rope, trace: Trace | None = None, options: LayerOptions = WHOLE
+    ) -> Tensor:
+        """inputs of [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]."""
         q, k, v = project(self.ops, inputs, self.q, self.k, self.v)
-        norm_rope = self.ops.rms_norm_rope
-        q = norm_rope(q, self.norm_q.weight, *rope, eps=self.eps, interleaved=True)
-        k = norm_rope(k, self.norm_k.weight, *rope, eps=self.eps, interleaved=True)
+        q = self._rotated(q, self.norm_q.weight, rope, options.chunk_rows)
+        k = self._rotated(k, self.norm_k.weight, rope, options.chunk_rows)
         if trace:
             trace("q_rope", q)
             trace("k_rope", k)
-        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return self.o(attend(self.attention, *heads, tokens=tokens).flatten(-2))
+        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
+        del q, k, v  # not needed beside the output projection's result
+        return self.o(attend(self.attention, heads, options.tokens).flatten(-2))
+
+    def _rotated(self, x: Tensor, weight: Tensor, rope: Rope, chunk_rows: int | None) -> Tensor:
+        def norm_rope(x: Tensor, tokens: slice) -> Tensor:
+            cos, sin = (table[tokens] for table in rope)
+            return self.ops.rms_norm_rope(x, weight, cos, sin, eps=self.eps, interleaved=True)
+
+        return in_token_chunks(norm_rope, x, chunk_rows, (weight,))
 
 
-def attend(attention: Callable, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> Tensor:
-    """An attention in its role. tokens: the whole clip's, where processes share it; only such roles are told."""
+def attend(attention: Callable, heads: list[Tensor], tokens: int | None = None) -> Tensor:
+    """An attention in its role to q, k and v, which the list is emptied of. tokens: the whole clip's, where processes
+    share it; only such roles are told.
+    """
+    q, k, v = heads
+    heads.clear()
     return attention(q, k, v) if tokens is None else attention(q, k, v, tokens)
 
 
@@ -244,8 +303,9 @@ class CrossAttention(SelfAttention):
         k, v = project(self.ops, NormOutput(context), self.k, self.v)
         q = self.ops.rms_norm(q, self.norm_q.weight, eps=self.eps)
         k = self.ops.rms_norm(k, self.norm_k.weight, eps=self.eps)
-        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return self.o(self.attention(*heads).flatten(-2))
+        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
+        del q, k, v
+        return self.o(attend(self.attention, heads).flatten(-2))
 
 
 class FeedForward(nn.Sequential):
@@ -257,17 +317,31 @@ class FeedForward(nn.Sequential):
         )
         self.ops = ops
 
-    def forward(self, inputs: NormOutput) -> Tensor:
+    def forward(self, inputs: NormOutput, chunk_rows: int | None = None) -> Tensor:
+        """inputs of [b, s, d] -> [b, s, d]. chunk_rows: see `LayerOptions`."""
+        if chunk_rows is not None and inputs.x.shape[:-1].numel() > chunk_rows:
+            return in_token_chunks(lambda x, _: self._whole(x), inputs.take(), chunk_rows, tuple(self.parameters()))
+        up, down = self._products
+        if torch.is_grad_enabled() and up.plain and down.plain and inputs.again is not None:
+            return self.ops.feed_forward(inputs.x, up.weight, up.bias, down.weight, down.bias, inputs.again)
+        return self._whole(inputs.take())
+
+    @property
+    def _products(self) -> tuple[Linear, Linear]:
         up, _, down = self
         assert isinstance(up, Linear) and isinstance(down, Linear)
+        return up, down
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """Where a norm's output is kept, since the layer is recomputed, so is GELU's."""
+        up, down = self._products
         if torch.is_grad_enabled() and up.plain and down.plain:
-            if inputs.again is None:
-                # Where the norm's output is kept, since the layer is recomputed, so is GELU's.
-                (product,) = self.ops.shared_linear(inputs.x, (up.weight,), (None,))
-                hidden = self.ops.bias_gelu(product, up.bias)
-                return self.ops.shared_linear(hidden, (down.weight,), (down.bias,))[0]
-            return self.ops.feed_forward(inputs.x, up.weight, up.bias, down.weight, down.bias, inputs.again)
-        return down(up.gelu(inputs.x))
+            (product,) = self.ops.shared_linear(x, (up.weight,), (None,))
+            hidden = self.ops.bias_gelu(product, up.bias)
+            return self.ops.shared_linear(hidden, (down.weight,), (down.bias,))[0]
+        hidden = up.gelu(x)
+        del x  # not needed beside the second product's result
+        return down(hidden)
 
 
 class Block(nn.Module):
@@ -300,7 +374,7 @@ class Block(nn.Module):
         x, h = stream.add_norm_modulate(self.ops, shift1, scale1, self.eps, options)
         if trace:
             trace("self_attn_in", h.x)
-        h = self.self_attn(h, rope, trace, options.tokens)
+        h = self.self_attn(h, rope, trace, options)
         if trace:
             trace("self_attn", h)
         x, h = ResidualStream(x, h, gate1).add_norm(self.ops, self.norm3, self.eps, options)
@@ -308,7 +382,7 @@ class Block(nn.Module):
         if trace:
             trace("cross_attn", h)
         x, h = ResidualStream(x, h).add_norm_modulate(self.ops, shift2, scale2, self.eps, options)
-        h = self.ffn(h)
+        h = self.ffn(h, options.chunk_rows)
         if trace:
             trace("ffn", h)
         return ResidualStream(x, h, gate2)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mova_engine.config.model import MovaConfig
 from mova_engine.errors import MovaError
@@ -73,9 +74,11 @@ class Mova(nn.Module):
     """`video_dit` (high noise), `video_dit_2` (low noise; None with one expert), `audio_dit`, `dual_tower_bridge`.
 
     streamed: brings the layers' weights, where they are not on the device all the time; None: they are.
+    chunk_rows: tokens of a chunk in which blocks run what they do row by row, see `LayerOptions`.
     """
 
     streamed: LayerSource | None = None
+    chunk_rows: int | None = None
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ class Mova(nn.Module):
         connection = self.dual_tower_bridge if bridge else None
         if self.streamed is not None:
             options["runner"] = self.streamed.runner(expert, options.get("runner", DIRECT))
+        options["chunk_rows"] = self.chunk_rows
         return dual_tower_forward(self.expert(expert), self.audio_dit, connection, video, audio, **options)
 
     def forward_side_by_side(
@@ -117,6 +121,7 @@ class Mova(nn.Module):
         """
         if self.streamed is not None:
             options["runner"] = self.streamed.runner(expert, options.get("runner", DIRECT), len(inputs))
+        options["chunk_rows"] = self.chunk_rows
         passes = [
             DualTowerPass.begin(
                 self.expert(expert), self.audio_dit, self.dual_tower_bridge if bridge else None, video, audio, **options
@@ -172,6 +177,7 @@ def dual_tower_forward(
     runner: LayerRunner = DIRECT,
     sharding: Sharding = NO_CP,
     trace: Trace | None = None,
+    chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predict both velocities (or what the network was trained to predict).
 
@@ -179,6 +185,7 @@ def dual_tower_forward(
     bridge None: no bridge layer in either direction. bridge_scale: (audio to video, video to audio).
     runner: how the layers are run, such as recomputed in the backward (`memory.checkpointing.layer_runner`).
     sharding: which video tokens are this process's own; all inputs are whole. trace(name, tensor) receives states.
+    chunk_rows: see `LayerOptions`.
     Returns ([b, 16, t, h, w], [b, 128, l]) in the towers' dtype. Raises MovaError for shapes that do not fit.
     """
     forward = DualTowerPass.begin(
@@ -192,6 +199,7 @@ def dual_tower_forward(
         runner=runner,
         sharding=sharding,
         trace=trace,
+        chunk_rows=chunk_rows,
     )
     for layer in range(forward.layer_count):
         forward.run(layer)
@@ -221,6 +229,7 @@ class DualTowerPass:
         runner: LayerRunner = DIRECT,
         sharding: Sharding = NO_CP,
         trace: Trace | None = None,
+        chunk_rows: int | None = None,
     ) -> "DualTowerPass":
         """Embed the inputs. Arguments and errors are those of `dual_tower_forward`."""
         if video.batch != audio.batch:
@@ -235,7 +244,9 @@ class DualTowerPass:
         if bridge is not None:
             times = (video.times, audio.times)
             rope = bridge.rope(video_in.grid, audio_in.grid[0], fps, video.latents.device, sharding, times)
-        layers = DualTowerLayers(video_dit, audio_dit, bridge, video_in, audio_in, rope, bridge_scale, trace)
+        layers = DualTowerLayers(
+            video_dit, audio_dit, bridge, video_in, audio_in, rope, bridge_scale, trace, chunk_rows
+        )
         return cls(layers, runner, video_stream, audio_stream)
 
     @property
@@ -269,19 +280,20 @@ class DualTowerLayers:
     rope: tuple[Rope, Rope] | None
     bridge_scale: tuple[float, float]
     trace: Trace | None
+    chunk_rows: int | None = None
 
     def run(
         self, layer: int, video: ResidualStream, audio: ResidualStream, recomputed: bool = False
     ) -> tuple[ResidualStream, ResidualStream]:
         """Bridge, video block, audio block: whichever of them this layer has. recomputed: see `LayerOptions`."""
         tokens = self.video_in.tokens if self.video_in.sharding.size > 1 else None
-        options = LayerOptions(tokens, recomputed)
+        options = LayerOptions(tokens, recomputed, self.chunk_rows)
         if self.bridge is not None and layer in self.bridge.config.layers:
             video, audio = self._bridge(self.bridge, layer, video, audio, options)
         if layer < len(self.video_dit.blocks):
             video = self._block("visual", self.video_dit, layer, video, self.video_in, options)
         if layer < len(self.audio_dit.blocks):
-            audio = self._block("audio", self.audio_dit, layer, audio, self.audio_in, LayerOptions(None, recomputed))
+            audio = self._block("audio", self.audio_dit, layer, audio, self.audio_in, options._replace(tokens=None))
         return video, audio
 
     def settle(self, video: ResidualStream, audio: ResidualStream) -> tuple[Tensor, Tensor]:
@@ -293,7 +305,15 @@ class DualTowerLayers:
     ) -> tuple[ResidualStream, ResidualStream]:
         trace = _scoped(self.trace, "bridge", layer, ".")
         place = (self.rope, self.video_in.grid, self.bridge_scale)
-        video, audio = bridge(layer, video, audio, *place, trace, options)
+
+        def run(*parts: Any) -> tuple[ResidualStream, ResidualStream]:
+            return bridge(layer, ResidualStream(*parts[:3]), ResidualStream(*parts[3:]), *place, trace, options)
+
+        if options.chunk_rows is not None and options.recomputed and options.tokens is None:
+            # What it keeps waits for the block to be differentiated: little work, but half as much as a block keeps.
+            video, audio = checkpoint(run, *video, *audio, use_reentrant=False, preserve_rng_state=False)
+        else:
+            video, audio = bridge(layer, video, audio, *place, trace, options)
         if trace is not None:
             video, audio = map(ResidualStream, self.settle(video, audio))
             trace("visual", video.x)

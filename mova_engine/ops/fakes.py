@@ -13,7 +13,7 @@ An implementation that is none of them is a MovaError: nothing may be left out o
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,10 @@ def _nothing(arguments: Arguments) -> int:
     return 0
 
 
+def _none(arguments: Arguments) -> tuple[Tensor, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class FakeForm:
     """What a fused implementation of an operator returns and keeps.
@@ -45,7 +49,7 @@ class FakeForm:
 
     outputs: Callable[[Arguments], tuple[Tensor, ...]]
     kept: tuple[str, ...] = ()
-    own: Callable[[Arguments], tuple[Tensor, ...]] = lambda _: ()
+    own: Callable[[Arguments], tuple[Tensor, ...]] = _none
     keeps_outputs: tuple[int, ...] = ()
 
 
@@ -70,9 +74,13 @@ def _product(arguments: Arguments) -> tuple[Tensor, ...]:
 
 def attention_outputs(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """Output [b, s, h, e] and log-sum-exp [b, h, s] float32 of q [b, s, h, e]."""
+    return _empty(arguments["q"]), *_log_sum_exp(arguments)
+
+
+def _log_sum_exp(arguments: Arguments) -> tuple[Tensor]:
     q = arguments["q"]
     b, s, h, _ = q.shape
-    return _empty(q), q.new_empty((b, h, s), dtype=torch.float32)
+    return (q.new_empty((b, h, s), dtype=torch.float32),)
 
 
 def _merged(arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -100,9 +108,7 @@ _FORMS: dict[str, FakeForm] = {
     # The product is kept beside what it was made of.
     "linear_gelu": FakeForm(_product, ("x", "weight", "bias"), _product),
     "quantize_rows": FakeForm(_quantized),
-    "attention": FakeForm(
-        lambda a: attention_outputs(a)[:1], ("q", "k", "v"), lambda a: attention_outputs(a)[1:], (0,)
-    ),
+    "attention": FakeForm(_like("q"), ("q", "k", "v"), _log_sum_exp, (0,)),
     "attention_lse": FakeForm(attention_outputs),
     "attention_backward": FakeForm(_like("q", "k", "v")),
     "merge_lse": FakeForm(_merged),
@@ -134,6 +140,8 @@ _WORKSPACE: dict[tuple[str, str], tuple[Workspace, Workspace]] = {
 # tensors without data PyTorch's own choice among kernels is that of no device.
 _FUSED = ("native", "triton", "cuda-cpp", "apex", "epilogue", "onednn")
 _ATTENTION = ("attention", "attention_lse", "attention_backward")
+# Implementations of `linear_gelu`, without gradients, that write GELU's result where the product would be.
+_IN_THE_PRODUCT = ("epilogue", "onednn")
 # Adapters that run over operators without data.
 _VENDOR = "mova_kernels.npu"
 _OF_VENDOR = (_VENDOR, "mova_engine.ops.quantised_impl:int8_npu")
@@ -182,6 +190,8 @@ def _take(size: int, beside: Tensor) -> None:
 def _fused(operator: Operator, implementation: str) -> Callable[..., Any]:
     """An operator by its form, with the operator's own signature."""
     form = _FORMS[operator.name]
+    if operator.name == "linear_gelu" and implementation in _IN_THE_PRODUCT:
+        form = replace(form, kept=(), own=_none)
     workspace = _WORKSPACE.get((operator.name, implementation), (_nothing, _nothing))
     signature = inspect.signature(operator.reference)
     names = tuple(signature.parameters)

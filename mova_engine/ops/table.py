@@ -104,8 +104,12 @@ _NPU_PASSES = {
     "bias_gelu": Passes(14, 14),
 }
 # What torch_npu's compositions hold at once in float32: the norm and its rotation, in the backward also its input; the
-# sum with the bias and GELU's result, or gradient.
-_NPU_SCRATCH = {"rms_norm_rope": (4.0, 6.0), "bias_gelu": (4.0, 4.0)}
+# sum and its norm; the sum with the bias and GELU's result, or gradient.
+_NPU_SCRATCH = {
+    "rms_norm_rope": (4.0, 6.0),
+    "gate_residual_norm_modulate": (4.0, 6.0),
+    "bias_gelu": (4.0, 4.0),
+}
 # Passes of the references in bfloat16, counted on a CPU; those of the last by reading.
 _COMPOSED = {
     "rms_norm_rope": Passes(38, 84),

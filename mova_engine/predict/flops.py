@@ -22,6 +22,9 @@ from typing import Any
 from mova_engine.config.model import ACTIVE_COMPONENTS, BridgeConfig, MovaConfig, TowerConfig
 from mova_engine.errors import MovaError, suggest
 
+# The name of the video blocks' feed-forward among the parts.
+VIDEO_FEED_FORWARD = "video FFN"
+
 
 @dataclass(frozen=True)
 class MatrixProduct:
@@ -210,7 +213,7 @@ def _video(config: MovaConfig) -> list[MatrixProduct | Attention]:
     parts = {
         "self": "video self-attention",
         "qkvo": "video q,k,v,o",
-        "ffn": "video FFN",
+        "ffn": VIDEO_FEED_FORWARD,
         "cross": "video text cross-attention",
     }
     blocks = _blocks("video_dit", parts, config.video, tokens, text, kept=True)

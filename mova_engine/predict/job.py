@@ -164,7 +164,7 @@ class ImplementationCost:
         the operators that the machine binds (`predict/operator_cost.py`).
     adapters: factor on all of them when low-rank adapters are trained.
     working: P alive inside (a block while it is differentiated, in addition one with a bridge).
-    streaming: P alive in inference.
+    streaming: P alive in inference; of ours, in attention.
     checkpointing: which settings it has.
     inputs_per_bridge: whether a bridge is a checkpointed unit of its own, whose input is saved.
     pending_updates: whether a layer is given the update before it beside the stream, not yet added.
@@ -203,7 +203,7 @@ IMPLEMENTATIONS = {
             bridge=None,
             adapters=1.0,
             working=(16, 6),
-            streaming=11.5,
+            streaming=5,
             checkpointing=CHECKPOINTING,
             inputs_per_bridge=False,
             pending_updates=True,

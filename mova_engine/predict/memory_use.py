@@ -23,12 +23,11 @@ from mova_engine.config.stages import (
     stages,
 )
 from mova_engine.ops.machine import Machine
-from mova_engine.ops.table import OPERATORS
 from mova_engine.predict.codec_cost import codec_bytes, encode_cost, streamed_text_bytes
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, PlannedRun, sharded
-from mova_engine.predict.operator_cost import bound
+from mova_engine.predict.sampling_activations import sampled, scratch_of
 from mova_engine.predict.step_traffic import (
     SECOND_EXPERT,
     adapter_parameters,
@@ -49,19 +48,17 @@ _WORKING = "working set of a layer"
 _RING = 19
 # P of a layer that has been computed again as far as its self-attention: all of it, or without what is kept.
 _BEFORE_ATTENTION = {"full": 10, "selective": 6}
-# P of q, k and v packed and arriving, beside those that are sent, while a clip is sampled by several.
-_EXCHANGE = 7
-# P of a residual stream with its pending update.
-_STREAM = 2
-# P when q and k are normalised and rotated, while sampling, without what the operator takes for itself.
-_ROTATING = 10.1
+# P of a residual stream with its pending update; of latents, rotary tables, text and velocities while sampling.
+_STREAM, _BESIDE = 2, 0.3
 # P of a layer that has been computed again, when it is differentiated back to its feed-forward: where heads are
 # exchanged, and where not; and in the latter case when it is differentiated back to its self-attention.
 _AT_GELU_EXCHANGED, _AT_GELU, _AT_ATTENTION = 27.5, 22.5, 31.2
 # P of a block's inputs of adapters that a block without them does not keep.
 _ADAPTERS_INPUTS = 3.7
-# P that a bridge keeps for its backward while the block after it is computed again.
-_BRIDGE_KEPT = 8.2
+# P that a bridge keeps for its backward while the block after it is computed again; and where it is computed a third
+# time. P of the former kind, at the feed-forward, where that is computed in chunks.
+_BRIDGE_KEPT, _BRIDGE_AGAIN = 8.2, 3.3
+_AT_CHUNKS, _BESIDE_CHUNK = 18.1, 3.3
 _OUTSIDE = "weights outside of layers"
 _RING_OF_LAYERS = "layers on their way"
 
@@ -253,7 +250,7 @@ def _adapted(run: PlannedRun, machine: Machine | None) -> float:
     job, video = run.job, run.job.model.video
     if job.task != "lora" or not run.implementation.pending_updates:
         return 0.0
-    widened = _FP32 / job.width - 1 if _scratch(run, machine, "bias_gelu")[0] else 0
+    widened = _FP32 / job.width - 1 if scratch_of(run, machine, "bias_gelu")[0] else 0
     return _ADAPTERS_INPUTS + (1 + widened) * video.ffn_dim / video.dim
 
 
@@ -281,10 +278,9 @@ def _working(run: PlannedRun, machine: Machine | None) -> float:
     # Of guidance's evaluations two that differ in text alone share a forward.
     forwards = run.job.evaluations // run.layout.cfg
     together = 1 if run.job.sequential else min(2, forwards)
-    if run.streams_layers and forwards > together:
-        # Forwards run side by side, layer by layer: the streams of those that wait are there too.
-        return (_streaming(run, machine) * together + _STREAM * (forwards - together)) * (video + audio)
-    return _streaming(run, machine) * together * (video + audio)
+    # Forwards run side by side where layers are streamed: the streams of those that wait are there too.
+    waiting = _STREAM * (forwards - together) * run.streams_layers + _BESIDE * run.implementation.pending_updates
+    return (sampled(run, machine) * together + waiting) * (video + audio)
 
 
 def _differentiated(run: PlannedRun, machine: Machine | None, video: float, audio: float) -> float:
@@ -301,8 +297,12 @@ def _differentiated(run: PlannedRun, machine: Machine | None, video: float, audi
     if run.policy.checkpointing == "none":
         # What layers have kept is counted by itself, and goes as their gradients come.
         return usual
-    scratch, model = _scratch(run, machine, "bias_gelu")[1], run.job.model
+    scratch, model = scratch_of(run, machine, "bias_gelu")[1], run.job.model
     passes, least = (_AT_GELU_EXCHANGED, 0.0) if run.layout.ulysses > 1 else (_AT_GELU, _AT_ATTENTION)
+    if run.policy.chunking == "rows":
+        # Of a norm that is composed in float32 more is there than of a chunk.
+        normalising = scratch_of(run, machine, "gate_residual_norm_modulate")[1] - _BESIDE_CHUNK
+        passes, least, scratch = _AT_CHUNKS + max(normalising, 0.0), 0.0, 0.0
     towers = (model.video, video, _bridge_kept(run, machine)), (model.audio, audio, 0.0)
     again = sum(
         max((passes + scratch * tower.ffn_dim / tower.dim) * size + kept, least * size) for tower, size, kept in towers
@@ -320,7 +320,8 @@ def _bridge_kept(run: PlannedRun, machine: Machine | None) -> float:
     saved, _ = _saved_activations(run, machine)
     layers = job.model.video.num_layers
     freed = (layers - 1 - max(bridge)) * _freed_by_layers(run, saved) / layers
-    return max(_BRIDGE_KEPT * run.local_video - freed, 0.0)
+    again = run.policy.chunking == "rows" and run.layout.context_parallel == 1
+    return max((_BRIDGE_AGAIN if again else _BRIDGE_KEPT) * run.local_video - freed, 0.0)
 
 
 def _freed_by_layers(run: PlannedRun, saved: dict[str, float]) -> float:
@@ -336,25 +337,6 @@ def _layer_gradients(run: PlannedRun) -> float:
     if run.job.task != "full" or (sharded(run.layout) == 1 and not run.policy.weights_on_host):
         return 0
     return _largest_unit(run) * (run.job.width + _FP32)
-
-
-def _scratch(run: PlannedRun, machine: Machine | None, operator: str) -> tuple[float, float]:
-    """(forward, backward) of what a machine binds, as multiples of the operator's activations."""
-    if machine is None:
-        return 0.0, 0.0
-    chosen = bound(machine, training=run.job.training, precision=run.job.precision)
-    return OPERATORS[operator].scratch(chosen[operator])
-
-
-def _streaming(run: PlannedRun, machine: Machine | None) -> float:
-    """P alive while one evaluation of a clip is sampled: in the feed-forward, while heads are exchanged, or in an
-    operator that takes more than its result.
-    """
-    implementation = run.implementation
-    if not implementation.pending_updates:
-        return implementation.streaming
-    usual = implementation.streaming + _EXCHANGE * (run.layout.ulysses > 1)
-    return max(usual, _ROTATING + _scratch(run, machine, "rms_norm_rope")[0])
 
 
 def _largest_unit(run: PlannedRun) -> float:

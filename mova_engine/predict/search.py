@@ -33,6 +33,7 @@ CHOICES = {
     "checkpointing": ("selective", "out", "full", "none"),
     "frozen": ("activations", "fp8"),
     "inputs": ("device", "host"),
+    "chunking": ("none", "rows"),
     "weights": ("device", "host", "files"),
     "optimizer": ("device", "host"),
     "expert": ("device", "host"),
@@ -154,12 +155,16 @@ def policies(
     run supports yet.
     """
     fixed = fixed or {}
-    by_task = {"full": {"frozen", "weights"}, "lora": {"optimizer"}, "inference": {"inputs", "optimizer", "frozen"}}
+    by_task = {
+        "full": {"frozen", "weights", "chunking"},
+        "lora": {"optimizer"},
+        "inference": {"inputs", "optimizer", "frozen"},
+    }
     useless = by_task[job.task]
     if hardware.host_bandwidth is None or implementation.traffic == "symmetric":
         useless = useless | {"inputs", "optimizer", "expert"}
     if implementation.traffic == "symmetric":
-        useless = useless | {"weights", "idle"}
+        useless = useless | {"weights", "idle", "chunking"}
     if job.training:
         useless = useless | {"idle"}
     if "fp8" not in hardware.peak or implementation.traffic == "symmetric" or job.precision != "bf16":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mova_engine.config.model import TowerConfig
 from mova_engine.predict.codec_cost import encode_cost
-from mova_engine.predict.flops import Attention, MatrixProduct, operations, training_flops
+from mova_engine.predict.flops import VIDEO_FEED_FORWARD, Attention, MatrixProduct, operations, training_flops
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import OURS, PlannedRun, copies, sharded
 from mova_engine.predict.operator_cost import OperatorCost, attention_rates
@@ -19,6 +19,8 @@ from mova_engine.predict.step_traffic import StepTraffic, step_traffic, trained_
 # Bytes that a fused AdamW moves per weight: weight, two moments and gradient in float32 read, the first three written,
 # a bf16 copy; clipping reads the gradient once more. The moving average reads two and writes one.
 _ADAMW, _EMA = 34, 12
+# P that are read and written to put the chunks of a block's tensors together: feed-forward, queries, keys.
+_CHUNK_PASSES = 6
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,14 @@ def step_flops(run: PlannedRun) -> tuple[float, float]:
         "out": cost.hardware_selective,
         "full": cost.hardware_full,
     }
-    return cost.model * run.clips, hardware[run.policy.checkpointing] * run.clips
+    chunks = [op for op in operations(job.model, job.components) if _in_chunks(op, run)]
+    again = sum(op.flops + op.adapter_flops(job.adapters) for op in chunks if isinstance(op, MatrixProduct))
+    return cost.model * run.clips, (hardware[run.policy.checkpointing] + again) * run.clips
+
+
+def _in_chunks(op: MatrixProduct | Attention, run: PlannedRun) -> bool:
+    """Whether it is computed in chunks of tokens, and in training once more by the backward."""
+    return run.policy.chunking == "rows" and op.part == VIDEO_FEED_FORWARD
 
 
 def executed(op: MatrixProduct | Attention, run: PlannedRun) -> tuple[float, float, float]:
@@ -86,7 +95,8 @@ def executed(op: MatrixProduct | Attention, run: PlannedRun) -> tuple[float, flo
         return 1, recomputed, 2.5
     full = job.task == "full"
     dgrad = {"input": False, "condition": full, "hidden": True}[op.source]
-    return 1, policy.checkpointing != "none" and op.in_block, dgrad + full
+    recomputed = (policy.checkpointing != "none" and op.in_block) + _in_chunks(op, run)
+    return 1, recomputed, dgrad + full
 
 
 def rank_share(op: MatrixProduct | Attention, run: PlannedRun) -> float:
@@ -133,7 +143,7 @@ def matrix_seconds(run: PlannedRun, hardware: Hardware) -> tuple[float, float]:
 def pass_bytes(run: PlannedRun, hardware: Hardware) -> float:
     """Bytes that memory-bound operations move for one clip on one rank, forward and backward, or for one evaluation."""
     job, implementation, model = run.job, run.implementation, run.job.model
-    forwards, backwards = 1, 0
+    forwards, backwards, chunks = 1, 0, 0.0
     if job.training:
         forwards, backwards = 1 + (run.policy.checkpointing != "none"), 1
 
@@ -146,11 +156,13 @@ def pass_bytes(run: PlannedRun, hardware: Hardware) -> float:
             block, bridge = cost.block(dims), cost.bridge(dims.dim, other.dim)
         return (passes(block) * dims.num_layers + passes(bridge) * bridges) * bytes_a_pass
 
+    if run.policy.chunking == "rows":
+        chunks = (forwards + backwards) * _CHUNK_PASSES * model.video.num_layers * run.local_video
     recomputed = job.training and run.policy.checkpointing != "none"
     cost = OperatorCost(hardware.machine, job, run.policy.frozen == "fp8", recomputed)
     bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
     video = tower(model.video, model.audio, run.local_video) * ("video_dit" in job.components)
-    return video + tower(model.audio, model.video, run.local_audio) * ("audio_dit" in job.components)
+    return chunks + video + tower(model.audio, model.video, run.local_audio) * ("audio_dit" in job.components)
 
 
 def encode_seconds(run: PlannedRun, hardware: Hardware) -> float:

@@ -47,6 +47,7 @@ def build_adapted(
     folder, dtype = base_folder(config), DTYPES[config.dtype]
     check_output(config, folder)
     model = Mova(sizes, ops, "meta").requires_grad_(False)
+    model.chunk_rows = config.memory.chunk_rows
     if config.parallel.shard:
         return model, _sharded(model, config, folder, device, processes)
     if config.memory.weights != "device":

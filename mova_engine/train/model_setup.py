@@ -99,6 +99,7 @@ def build_model(
         model.audio_dit = AudioDiT(sizes.audio, ops, place)
     else:
         model = Mova(sizes, ops, place)
+        model.chunk_rows = config.memory.chunk_rows
     if settings.shard:
         shards = shard_model(model, processes, device, DTYPES[config.dtype], config.memory.weights_on_host)
         if fill:

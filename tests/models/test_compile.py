@@ -88,11 +88,11 @@ def _streams(*sizes):
 
 def _graphs(function, streams, trained=()):
     """How many; compiled, results and gradients of streams and parameters must be those of the function itself."""
-    leaves = [*(x for stream in streams for x in stream[:2]), *trained]
+    leaves = [*(x for stream in streams for x in (stream.x, stream.y)), *trained]
     run, counter = compiled(function)
     found = []
     for each in (function, run):
-        outputs = [x for stream in each(*streams) for x in stream[:2]]
+        outputs = [x for stream in each(*streams) for x in (stream.x, stream.y)]
         found.append((outputs, torch.autograd.grad([x.square().sum() for x in outputs], leaves)))
     for ours, plain in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(list(ours), list(plain), rtol=1e-4, atol=1e-4)

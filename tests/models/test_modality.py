@@ -13,7 +13,7 @@ from mova_engine.config.model import get_preset
 from mova_engine.errors import MovaError
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.context_parallel import Sharding
-from mova_engine.models.layers import ResidualStream
+from mova_engine.models.layers import NormOutput, ResidualStream
 from mova_engine.models.modality import Modality, group_columns, modalities
 from mova_engine.models.mova import Mova
 from mova_engine.models.tower import Tower
@@ -92,12 +92,11 @@ def test_a_block_modulates_each_token_by_its_own_timestep(ops, backend):
     shift1, scale1, gate1, shift2, scale2, gate2 = rows
     norm = lambda y: F.layer_norm(y, (dim,), eps=exact.eps)  # noqa: E731
     tables = tuple(t.double() for t in rope)
-    own = lambda y: type("Input", (), {"x": y, "again": None})()  # noqa: E731
     y = wide[0]
-    y = y + gate1 * exact.self_attn(own(norm(y) * (1 + scale1) + shift1), tables)
+    y = y + gate1 * exact.self_attn(NormOutput(norm(y) * (1 + scale1) + shift1), tables)
     normed = F.layer_norm(y, (dim,), exact.norm3.weight, exact.norm3.bias, exact.eps)
-    y = y + exact.cross_attn(own(normed), context.double())
-    y = y + gate2 * exact.ffn(own(norm(y) * (1 + scale2) + shift2))
+    y = y + exact.cross_attn(NormOutput(normed), context.double())
+    y = y + gate2 * exact.ffn(NormOutput(norm(y) * (1 + scale2) + shift2))
     expected = torch.autograd.grad((y * cotangent.double()).sum(), [*wide, *exact.parameters()])
     assert close([found], [y.to(found.dtype)])
     assert close(gradients, [g.float() for g in expected], 3e-5)

@@ -6,7 +6,13 @@ import sys
 
 import pytest
 
+from mova_engine.config.recipes import TRAIN
+from mova_engine.config.rehearsal import RehearsalOptions
+from mova_engine.config.sample import SAMPLE
+from mova_engine.rehearsal.rehearse import rehearse
 from mova_engine.rehearsal.result import Rehearsal
+
+CHECKPOINTED = ("--memory.checkpointing", "full", "--memory.inputs", "host")
 
 # At full size, which takes minutes; by default the first, beside test_dry_run.py's on a fake NPU.
 RUNS = {
@@ -19,6 +25,23 @@ RUNS = {
     "adapters, nothing made again": "--device npu --recipe lora --global-batch-size 1 --memory.checkpointing none",
     "sound alone": "--device cuda --recipe audio-pretrain --world-size 16",
 }
+
+# Of three layers, each with a bridge; the second as slow as one at full size.
+CHUNKS = [
+    ("inference", "npu", "--checkpoint mova-720p --prompt x --sequential-guidance --memory.weights host"),
+    pytest.param("train", "cuda", "--recipe lora --memory.weights host", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.dry
+@pytest.mark.parametrize("command, device, words", CHUNKS)
+def test_chunks_of_tokens_are_planned_as_they_are_counted(command, device, words):
+    settings = (SAMPLE if command == "inference" else TRAIN).parse(
+        [*words.split(), "--device", device, "--memory.chunking", "rows", *CHECKPOINTED * (command == "train")]
+    )
+    target = f"mova_engine.{command}.dry_run:in_this_process"
+    found = Rehearsal.from_dict(rehearse(target, settings, device, RehearsalOptions(dry_run=True), 3))
+    assert found.predicted == pytest.approx(found.peak, rel=0.05), str(found)
 
 
 @pytest.mark.dry

@@ -1,0 +1,43 @@
+"""Predicts what is alive in a layer while a clip is sampled, and what operators take for themselves, in P."""
+
+from mova_engine.ops.machine import Machine
+from mova_engine.ops.table import OPERATORS
+from mova_engine.predict.job import PlannedRun
+from mova_engine.predict.operator_cost import bound
+
+# P of q, k and v packed and arriving, beside those that are sent, while a clip is sampled by several.
+_EXCHANGE = 8.6
+# P around an operator that adds an update and normalises, and around a feed-forward that is computed in chunks.
+_NORMALISING, _CHUNKED = 4, 3
+
+
+def sampled(run: PlannedRun, machine: Machine | None) -> float:
+    """P alive while one evaluation of a clip is sampled: in attention, when heads are exchanged or q and k rotated
+    before it, in a norm that takes more than its result, or in the feed-forward.
+    """
+    implementation, video = run.implementation, run.job.model.video
+    attending = implementation.streaming
+    if not implementation.pending_updates:
+        return attending
+    chunked = run.policy.chunking == "rows"
+    rotating = attending + scratch_of(run, machine, "rms_norm_rope")[0] * (not chunked)
+    # A product that has GELU in it needs no second tensor.
+    hidden = 1 if machine is None or _in_the_product(run, machine) else 2
+    feeding = _CHUNKED if chunked else 2 + hidden * video.ffn_dim / video.dim
+    normalising = _NORMALISING + scratch_of(run, machine, "gate_residual_norm_modulate")[0]
+    return max(attending + _EXCHANGE * (run.layout.ulysses > 1), rotating, feeding, normalising)
+
+
+def _in_the_product(run: PlannedRun, machine: Machine) -> bool:
+    """Whether a machine's `linear_gelu` writes nothing but GELU's result."""
+    chosen = bound(machine, training=run.job.training, precision=run.job.precision)["linear_gelu"]
+    passes = OPERATORS["linear_gelu"].passes(chosen)
+    return passes is not None and passes.forward == 0
+
+
+def scratch_of(run: PlannedRun, machine: Machine | None, operator: str) -> tuple[float, float]:
+    """(forward, backward) of what a machine binds, as multiples of the operator's activations."""
+    if machine is None:
+        return 0.0, 0.0
+    chosen = bound(machine, training=run.job.training, precision=run.job.precision)
+    return OPERATORS[operator].scratch(chosen[operator])
