@@ -44,10 +44,15 @@ def _chunks(x: Tensor, rows: int) -> Iterator[slice]:
     return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
 
 
+def _part(x: Tensor, tokens: slice) -> Tensor:
+    """Contiguous, as the whole is: of others torch makes a product first, rounds it, and then adds the bias."""
+    return x[:, tokens].contiguous()
+
+
 def _forward(function: RowFunction, x: Tensor, rows: int) -> Tensor:
     out = None
     for part in _chunks(x, rows):
-        y = function(x[:, part], part).detach()
+        y = function(_part(x, part), part).detach()
         if out is None:
             out = y.new_empty(*x.shape[:2], *y.shape[2:])
         out[:, part] = y
@@ -73,10 +78,10 @@ class _InTokenChunks(torch.autograd.Function):
         sums: list[Tensor] = []
         for part in _chunks(x, ctx.rows):
             with torch.enable_grad():
-                leaf = x[:, part].detach().requires_grad_(dx is not None)
+                leaf = _part(x, part).detach().requires_grad_(dx is not None)
                 y = ctx.function(leaf, part)
             leaves = (*((leaf,) if dx is not None else ()), *ctx.parameters)
-            found = list(torch.autograd.grad(y, leaves, grad[:, part]))
+            found = list(torch.autograd.grad(y, leaves, _part(grad, part)))
             del y
             if dx is not None:
                 dx[:, part] = found.pop(0)
