@@ -34,6 +34,7 @@ _PUBLIC = {
         "distributed.processes": "read_launch start_processes",
         "errors": "MovaError",
         "inference.generated_clip": "GeneratedClip",
+        "inference.given_clip": "GivenClip",
         "inference.pipeline": "Pipeline",
         "models.modality": "Modality",
         "models.mova": "Mova",

@@ -38,6 +38,7 @@ from mova_engine.distributed.processes import read_launch as read_launch
 from mova_engine.distributed.processes import start_processes as start_processes
 from mova_engine.errors import MovaError as MovaError
 from mova_engine.inference.generated_clip import GeneratedClip as GeneratedClip
+from mova_engine.inference.given_clip import GivenClip as GivenClip
 from mova_engine.inference.pipeline import Pipeline as Pipeline
 from mova_engine.models.modality import Modality as Modality
 from mova_engine.models.mova import Mova as Mova

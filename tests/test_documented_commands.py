@@ -128,7 +128,10 @@ def _sample(shown: Shown, monkeypatch) -> None:
     monkeypatch.setattr(main, "open_model", lambda folder, *_: (folder, get_preset(_preset(str(folder)))))
     monkeypatch.setattr(main, "require_adapter", lambda path: None)
     monkeypatch.setattr(main, "get_backend", lambda name: get_backend("cpu"))
-    monkeypatch.setattr(main, "_work", lambda config, shape: [None] * (config.count or (96 if config.prompts else 1)))
+    # The files that are given are not there.
+    monkeypatch.setattr(main, "fitted_shape", lambda given, shape, stated: (shape, None))
+    monkeypatch.setattr(main, "_extension", lambda *_: (None, None))
+    monkeypatch.setattr(main, "_work", lambda config, *_: [None] * (config.count or (96 if config.prompts else 1)))
     main.read_job(SAMPLE.parse(shown.words), Launch(rank=0, world=shown.world))
 
 

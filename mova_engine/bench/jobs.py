@@ -17,7 +17,8 @@ from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
-from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise
+from mova_engine.inference.denoising import LoopOptions, denoise
+from mova_engine.inference.velocities import Conditions, Latents
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.bridge import Bridge
 from mova_engine.models.layers import Block, ResidualStream
@@ -271,7 +272,7 @@ def denoise_job(config: MovaConfig) -> Workload:
     def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         mova = Mova(config, ops, device="meta")
         with_parameters(mova, tensors)
-        conditions = Conditions(*(tensors[f"in.{name}"] for name in ("condition", "text", "empty")))
+        conditions = Conditions(tensors["in.condition"], tensors["in.text"], tensors["in.empty"])
         noise = Latents(tensors["in.video"], tensors["in.audio"])
 
         def forward(_: Tensors) -> tuple[Tensor, ...]:

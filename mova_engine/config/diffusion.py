@@ -1,7 +1,9 @@
 """Numbers of the noise schedule, of the networks' output and of the loss; `diffusion` computes with them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mova_engine.config.limits import check
 from mova_engine.errors import suggest
@@ -9,6 +11,34 @@ from mova_engine.errors import suggest
 # The smallest time of the released model's schedules.
 MIN_TIME = 0.003 / 1.002
 PREDICTION_TYPES = ("velocity", "x0")
+# Which integrate the sampling equation (`diffusion.solvers`).
+SOLVERS = ("euler", "heun", "unipc")
+
+
+def check_solver(name: str) -> None:
+    """MovaError, with the nearest, for a name that is no solver's."""
+    check(name in SOLVERS, f"unknown solver '{name}'.{suggest(name, SOLVERS)} Known: {', '.join(SOLVERS)}")
+
+
+def check_sigmas(video: Sequence[float], audio: Sequence[float] | None = None, switch: int | None = None) -> None:
+    """MovaError for lists of noise levels that no sampling run can follow. switch: steps of the high-noise expert."""
+    for name, sigmas in (("sigmas", video), ("audio sigmas", audio)):
+        if sigmas is not None:
+            falling = all(a > b for a, b in pairwise((math.inf, *sigmas, 0.0)))
+            check(
+                len(sigmas) > 0 and falling and sigmas[0] <= 1,
+                f"{name} must be noise levels of at most 1 that fall, without the 0 at the end, got "
+                + ", ".join(f"{sigma:g}" for sigma in sigmas),
+            )
+    check(
+        audio is None or len(audio) == len(video),
+        f"each step has a noise level of video and of audio, but there are {len(video)} sigmas and "
+        f"{len(audio or ())} audio sigmas",
+    )
+    check(
+        switch is None or 0 <= switch <= len(video),
+        f"the switch of experts must lie between 0 and {len(video)}, the number of steps, got {switch}",
+    )
 
 
 @dataclass(frozen=True)

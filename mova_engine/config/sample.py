@@ -8,18 +8,25 @@ from mova_engine.config.adapter_spec import parse_adapter
 from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section
+from mova_engine.config.diffusion import check_sigmas
 from mova_engine.config.limits import check, check_least, check_threads
 from mova_engine.config.memory import MODES, MemoryConfig, MemoryMode
 from mova_engine.config.parallel import ParallelConfig
 from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.config.shorthand import Shorthand
+from mova_engine.errors import MovaError
 
 # The word for the reference's own negative prompt.
 REFERENCE = "default"
-# Which strengths a form of guidance takes.
-_SCALES = {"none": (), "text": ("text",), "text_bridge": ("text",), "dual": ("text", "bridge")}
+# Longer clips, which are held in memory, are most likely a typing error.
+MOST_SECONDS = 3600.0
+# Settings that have an effect only where there is guidance, and those that only `dual` takes.
+_GUIDED = ("text_scale", "audio_text_scale", "guide_from", "guide_until", "guidance_rescale", "negative_prompt")
+_DUAL = ("bridge_scale", "audio_bridge_scale")
+_STEPS, _GUIDANCE, _GIVEN = section("Steps"), section("Guidance"), section("Given pictures or sound")
 
-ABOUT = """Generate clips with sound from a caption and a first frame, as mp4 files.
+ABOUT = """Generate clips with sound from a caption and a first frame, as mp4 files; or sound for a video, pictures for
+a sound, a part of a clip anew.
 
 A folder of samples holds the clips, metadata.jsonl with the settings of each, and a contact sheet to look at.
 """
@@ -39,6 +46,29 @@ class SampleConfig:
     """First frame: a picture, or a video's first one; default: white."""
     last_image: Path | None = None
     """Last frame, likewise; default: free."""
+    video: Annotated[Path | None, _GIVEN] = None
+    """A video to make sound for. Its pictures stay as they are; it lasts as long as the clip."""
+    audio: Annotated[Path | None, _GIVEN] = None
+    """Sound to make pictures for: a file of sound, or a video's. It stays as it is."""
+    retake: Annotated[Path | None, _GIVEN] = None
+    """A clip of which a window is made anew, the rest kept."""
+    window: Annotated[tuple[float, float] | None, _GIVEN] = None
+    """That window: where it begins and ends, in seconds."""
+    retake_of: Annotated[Literal["both", "video", "audio"], _GIVEN] = "both"
+    """What is made anew in the window."""
+    extend: Annotated[Path | None, _GIVEN] = None
+    """A clip to go on from; with --seconds, how long it becomes."""
+    seconds: Annotated[float | None, _GIVEN] = None
+    """Length of the clips where it is more than the model makes at once: windows, each of which continues the last."""
+    overlap: Annotated[int | None, _GIVEN] = None
+    """Frames that two windows share, 4n+1; default: about a quarter of a window."""
+    given: Annotated[Literal["video", "audio"] | None, _GIVEN] = None
+    """With prompts from a folder of clips: what is given of each; the other is made for it."""
+    video_passes: Annotated[str, _GIVEN] = "exact"
+    """With a given video, how often the video tower runs: exact, in each step; a number N, in one of N steps; once, at
+    the cost of sound that it does not adapt to."""
+    audio_alone: Annotated[bool, _GIVEN] = False
+    """Make sound alone, by the audio tower, as wav files."""
     out: Path = Path("samples")
     """Where to write."""
     overwrite: bool = False
@@ -49,20 +79,39 @@ class SampleConfig:
     """Clip i has seed + i."""
     steps: int | None = None
     """Denoising steps; default: the model's, mostly 50."""
-    guidance: Literal["none", "text", "text_bridge", "dual"] | None = None
-    """What steers the sampling; default: the model's, mostly text."""
-    text_scale: float | None = None
-    """Strength of guidance by text; default: 5."""
-    bridge_scale: float | None = None
-    """Strength of guidance by the bridge, for dual; default: 1."""
-    negative_prompt: str | None = None
-    """What guidance steers away from; "default": what MOVA's own scripts take. Default: the empty prompt."""
-    sequential_guidance: bool = False
-    """One evaluation at a time, to save memory."""
-    video_shift: float | None = None
+    solver: Annotated[Literal["euler", "heun", "unipc"], _STEPS] = "euler"
+    """How steps are taken: euler, first order, as MOVA was published; unipc, second order at the same cost; heun,
+    second order with two evaluations a step."""
+    video_shift: Annotated[float | None, _STEPS] = None
     """Sigma shift of the video; default: the training's."""
-    audio_shift: float | None = None
+    audio_shift: Annotated[float | None, _STEPS] = None
     """Sigma shift of the sound; default: the training's."""
+    sigmas: Annotated[tuple[float, ...], _STEPS] = ()
+    """Noise levels of the steps, falling from 1, for models distilled to a few steps: 1 0.9375 0.8333 0.625."""
+    audio_sigmas: Annotated[tuple[float, ...], _STEPS] = ()
+    """Those of the sound; default: sigmas."""
+    switch: Annotated[int | None, _STEPS] = None
+    """With sigmas: how many steps the high-noise expert serves; default: those above the boundary."""
+    guidance: Annotated[Literal["none", "text", "text_bridge", "dual"] | None, _GUIDANCE] = None
+    """What steers the sampling; default: the model's, mostly text."""
+    text_scale: Annotated[float | None, _GUIDANCE] = None
+    """Strength of guidance by text; default: 5."""
+    bridge_scale: Annotated[float | None, _GUIDANCE] = None
+    """Strength of guidance by the bridge, for dual; default: 1."""
+    audio_text_scale: Annotated[float | None, _GUIDANCE] = None
+    """Strength of guidance by text for the sound; default: text-scale."""
+    audio_bridge_scale: Annotated[float | None, _GUIDANCE] = None
+    """Strength of guidance by the bridge for the sound; default: bridge-scale."""
+    guide_from: Annotated[float | None, _GUIDANCE] = None
+    """Share of the steps before which there is no guidance; default: 0."""
+    guide_until: Annotated[float | None, _GUIDANCE] = None
+    """Share of the steps after which there is none, which saves its evaluations; default: 1."""
+    guidance_rescale: Annotated[float | None, _GUIDANCE] = None
+    """Share of a result with the standard deviation of the unguided one, against overexposure; default: 0."""
+    negative_prompt: Annotated[str | None, _GUIDANCE] = None
+    """What guidance steers away from; "default": what MOVA's own scripts take. Default: the empty prompt."""
+    sequential_guidance: Annotated[bool, _GUIDANCE] = False
+    """One evaluation at a time, to save memory."""
     batch: int | None = None
     """Clips at a time; default: up to 16 small ones, one large."""
     device: str | None = None
@@ -89,22 +138,71 @@ class SampleConfig:
             (self.prompt is None) != (self.prompts is None),
             "what to sample: give --prompt, a text, or --prompts, a folder of clips or a text file; one of the two",
         )
+        self._check_given()
         check_least(self, "", batch=1, steps=1)
         check_threads(self.threads)
         check(bool(self.lora) or self.lora_alpha is None, "--lora-alpha has no effect without --lora")
         for each in self.lora:
             parse_adapter(each)
         check_bytes(vram=self.vram, ram=self.ram)
+        if self.sigmas:
+            check_sigmas(self.sigmas, self.audio_sigmas or None, self.switch)
+            for name in ("steps", "video_shift", "audio_shift"):
+                wanted = f"--sigmas states the noise levels of all steps: leave --{name.replace('_', '-')} out"
+                check(getattr(self, name) is None, wanted)
+        check(bool(self.sigmas) or not self.audio_sigmas, "--audio-sigmas goes with --sigmas")
+        check(bool(self.sigmas) or self.switch is None, "--switch goes with --sigmas")
         self.memory.check("inference", self.parallel.shard)
+
+    def _check_given(self) -> None:
+        named = [name for name in ("video", "audio", "retake", "extend", "given") if getattr(self, name) is not None]
+        check(len(named) < 2, f"--{named[0]} and --{named[-1]} exclude one another" if named else "")
+        check((self.retake is None) == (self.window is None), "--retake CLIP and --window BEGIN END go together")
+        check(self.retake_of == "both" or self.retake is not None, "--retake-of goes with --retake")
+        check(self.given is None or self.prompts is not None, "--given goes with --prompts, a folder of clips")
+        check(
+            not named or named == ["given"] or self.prompts is None,
+            f"--{named[0] if named else ''} goes with --prompt; with --prompts FOLDER: --given video or audio",
+        )
+        check(self.extend is None or self.seconds is not None, "--extend CLIP goes with --seconds, its length then")
+        check(self.overlap is None or self.seconds is not None, "--overlap goes with --seconds")
+        check(self.seconds is None or named in ([], ["extend"]), "--seconds goes with --prompt or --extend alone")
+        check(
+            self.seconds is None or 0 < self.seconds <= MOST_SECONDS,
+            f"seconds must lie between 0 and {MOST_SECONDS:g}, got {self.seconds}",
+        )
+        check(
+            self.image is None or not (self.video or self.retake or self.extend or self.given == "video"),
+            "the given pictures have the first frame: leave --image out",
+        )
+        check(self.last_image is None or not named, "--last-image does not go with given pictures or sound")
+        pictures = self.image is not None or self.last_image is not None or self.seconds is not None
+        check(
+            not self.audio_alone or (not named and not pictures),
+            "--audio-alone makes sound from text: leave pictures, given sound and --seconds out",
+        )
+        every = self.video_every
+        sees = self.video is not None or self.given == "video"
+        check(every == 1 or sees, "--video-passes goes with --video, or --given video")
+
+    @property
+    def video_every(self) -> int:
+        """`LoopOptions.video_every`: the video tower runs in one of so many evaluations; 0: once."""
+        words = {"exact": 1, "once": 0}
+        number = words.get(self.video_passes)
+        if number is None and self.video_passes.isdigit():
+            number = int(self.video_passes)
+        if number is None or (number < 1 and self.video_passes != "once"):
+            raise MovaError(f"video_passes must be exact, once or a number from 1 on, got '{self.video_passes}'")
+        return number
 
     def check_guidance(self, form: str) -> None:
         """MovaError for a setting that has no effect with this form of guidance, the model's or the chosen one."""
-        for name in ("text", "bridge"):
-            check(
-                getattr(self, f"{name}_scale") is None or name in _SCALES[form],
-                f"--{name}-scale has no effect with guidance '{form}'",
-            )
-        check(not self.negative_prompt or form != "none", "--negative-prompt has no effect with guidance 'none'")
+        useless = (*(() if form == "dual" else _DUAL), *(_GUIDED if form == "none" else ()))
+        for name in useless:
+            # An empty negative prompt is what there is without one.
+            given = getattr(self, name) not in (None, "")
+            check(not given, f"--{name.replace('_', '-')} has no effect with guidance '{form}'")
 
 
 # What `MemoryConfig.unavailable` says of sampling.

@@ -23,6 +23,8 @@ ENCODE_CLIPS, ENCODE_TEXT, ENCODE_FRAMES = "encode clips", "encode text", "encod
 PART_NAMES = {TEXT_ENCODER: "text encoder", VIDEO_VAE: "video codec", AUDIO_VAE: "audio codec"}
 # By the expert that serves the steps.
 DENOISE = ("denoise at high noise", "denoise at low noise")
+# The audio tower alone.
+DENOISE_AUDIO = "denoise audio"
 DECODE_VIDEO, DECODE_AUDIO = "decode video", "decode audio"
 # The stage of training in which steps are taken.
 TRAIN = "train"
@@ -56,6 +58,7 @@ def stages(memory: MemoryConfig, *, experts: int = 2, sharded: bool = False) -> 
         ENCODE_FRAMES: (VIDEO_VAE,),
         LOAD_TOWERS: tuple(name for name in denoised[0] if name in staying),
         **dict(zip(DENOISE, denoised, strict=True)),
+        DENOISE_AUDIO: ("audio_dit",),
         DECODE_VIDEO: (VIDEO_VAE,),
         DECODE_AUDIO: (AUDIO_VAE,),
     }

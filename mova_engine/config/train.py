@@ -144,10 +144,20 @@ class DiffusionSettings:
     """Leave latent frame 0, which is given as condition, out of the loss."""
     text_dropout: float = 0.0
     """Share of clips whose text is replaced by the empty prompt's."""
+    bridge_dropout: float = 0.0
+    """Share of steps without the bridge: for guidance by the bridge, which evaluates the model without it."""
+    given_video: float = 0.0
+    """Share of clips whose video is given clean, and only the audio learned: sound for a video. With two experts, of
+    the steps that train the low-noise one."""
+    given_audio: float = 0.0
+    """Share of clips whose audio is given clean, and only the video learned: pictures for a sound."""
 
     def __post_init__(self) -> None:
         check_least(self, "diffusion.", video_weight=0, audio_weight=0)
-        check(0 <= self.text_dropout <= 1, f"diffusion.text_dropout must lie in 0..1, got {self.text_dropout}")
+        for name in ("text_dropout", "bridge_dropout", "given_video", "given_audio"):
+            check(0 <= getattr(self, name) <= 1, f"diffusion.{name} must lie in 0..1, got {getattr(self, name)}")
+        given = self.given_video + self.given_audio
+        check(given <= 1, f"diffusion.given_video and given_audio are shares of the same clips: their sum is {given:g}")
         ScheduleConfig(self.video_shift, self.audio_shift, self.boundary)
         PredictionConfig(self.prediction_type, self.sigma_floor)
 
@@ -326,6 +336,11 @@ class TrainConfig:
         check(
             self.task == "joint" or self.parallel.context_parallel == 1,
             "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
+        )
+        joint_only = self.diffusion.given_video + self.diffusion.given_audio + self.diffusion.bridge_dropout
+        check(
+            self.task == "joint" or not joint_only,
+            "diffusion.given_video, given_audio and bridge_dropout concern joint training; the audio task has no video",
         )
         check(
             self.task == "joint" or self.memory.chunking == "none",

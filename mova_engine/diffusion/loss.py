@@ -36,9 +36,11 @@ def mse(prediction: Tensor, target: Tensor, own: Tensor | None = None, factors: 
     what each clip's own mean is multiplied by before the mean over clips.
     """
     squares = (prediction.float() - target.float()).square()
+    if own is not None:
+        squares = squares * own
     if factors is not None:
         return (squares.flatten(1).mean(1) * factors).mean()
-    return squares.mean() if own is None else (squares * own).sum() / squares.numel()
+    return squares.mean() if own is None else squares.sum() / squares.numel()
 
 
 def velocity_loss(
@@ -48,10 +50,11 @@ def velocity_loss(
     audio_target: Tensor,
     weights: LossWeights,
     share: Share = WHOLE,
+    video_factors: Tensor | None = None,
     audio_factors: Tensor | None = None,
 ) -> Losses:
-    """video [b, 16, t, h, w] and audio [b, 128, l] velocities beside their targets; audio_factors: as of `mse`, for
-    clips whose sound does not count. MovaError where no latent frame counts.
+    """video [b, 16, t, h, w] and audio [b, 128, l] velocities beside their targets; video_factors, audio_factors: as of
+    `mse`, for clips whose pictures or sound do not count. MovaError where no latent frame counts.
     """
     own = share.video
     if weights.skip_first_frame:
@@ -59,6 +62,6 @@ def velocity_loss(
             raise MovaError("skip_first_frame leaves nothing of a clip of one latent frame: there is no video loss")
         video, video_target = video[:, :, 1:], video_target[:, :, 1:]
         own = None if own is None else own[:, :, 1:]
-    video_loss = mse(video, video_target, own)
+    video_loss = mse(video, video_target, own, video_factors)
     audio_loss = share.audio * mse(audio, audio_target, factors=audio_factors)
     return Losses(weights.video * video_loss + weights.audio * audio_loss, video_loss, audio_loss)

@@ -4,13 +4,14 @@ Flow matching (Lipman et al., 2023): `x_t = (1 - sigma) x + sigma noise`, timest
 becomes `sigma = shift * s / (1 + (shift - 1) * s)` (Esser et al., 2024), with a shift per modality.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from mova_engine.config.diffusion import ScheduleConfig
+from mova_engine.config.diffusion import ScheduleConfig, check_sigmas
 from mova_engine.config.train import DiffusionSettings
 from mova_engine.errors import MovaError
 
@@ -53,7 +54,7 @@ class Schedule(ScheduleConfig):
         return HIGH_NOISE if video_timestep >= self.boundary * self.num_train_timesteps else LOW_NOISE
 
     def inference(self, steps: int) -> Steps:
-        """The noise levels of `steps` Euler steps, times linear from 1 to `min_time`, then to sigma 0."""
+        """The noise levels of `steps` steps, times linear from 1 to `min_time`, then to sigma 0."""
         if steps < 1:
             raise MovaError(f"steps must be at least 1, got {steps}")
         # In float32, as the released model is sampled: the time embedding makes 1e-5 of angle of an ulp here.
@@ -66,6 +67,22 @@ class Schedule(ScheduleConfig):
         experts = tuple(self.expert(t) for t in video_timesteps.tolist())
         end = torch.zeros(1)
         return Steps(torch.cat([video, end]), torch.cat([audio, end]), video_timesteps, audio_timesteps, experts)
+
+    def listed(self, video: Sequence[float], audio: Sequence[float] | None = None, switch: int | None = None) -> Steps:
+        """Steps at given noise levels, as models that were distilled to a few steps state them: sigmas of the video,
+        and of the audio (None: the same), to which no shift is applied; sigma 0 follows. switch: number of steps that
+        the high-noise expert serves; None: those at and above the boundary.
+
+        Raises MovaError for levels that do not descend within 0 < sigma <= 1, and for lists of different lengths.
+        """
+        audio = video if audio is None else audio
+        check_sigmas(video, audio, switch)
+        video_sigmas, audio_sigmas = (torch.tensor([*each, 0.0], dtype=torch.float32) for each in (video, audio))
+        video_timesteps, audio_timesteps = (x[:-1] * self.num_train_timesteps for x in (video_sigmas, audio_sigmas))
+        experts = tuple(self.expert(t) for t in video_timesteps.tolist())
+        if switch is not None:
+            experts = (HIGH_NOISE,) * switch + (LOW_NOISE,) * (len(video) - switch)
+        return Steps(video_sigmas, audio_sigmas, video_timesteps, audio_timesteps, experts)
 
     def boundary_time(self) -> float:
         """The time s at which the video's sigma crosses the expert boundary."""

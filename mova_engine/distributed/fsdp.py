@@ -140,6 +140,8 @@ def shard_model(
         if isinstance(unit, Tower):
             # The unit of a tower has the weights of its embeddings; its blocks and its head are separate units.
             register_fsdp_forward_method(unit, "embed")
+    if bridge is not None:
+        register_fsdp_forward_method(bridge, "forward_audio")
     model.to_empty(device="cpu" if offload else device)
     group = open_group(mesh["shard"].get_group(), device)
     return Shards(group, mesh["copy"].get_local_rank() if copies > 1 else 0)

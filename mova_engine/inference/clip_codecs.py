@@ -11,14 +11,23 @@ from torch import Tensor
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.codecs import video_from_uint8, video_to_uint8
 from mova_engine.config.model import ClipConfig
-from mova_engine.config.stages import DECODE_AUDIO, DECODE_VIDEO, ENCODE_FRAMES, ENCODE_TEXT
+from mova_engine.config.stages import DECODE_AUDIO, DECODE_VIDEO, ENCODE_CLIPS, ENCODE_FRAMES, ENCODE_TEXT
 from mova_engine.data.media.decode import Clip
 from mova_engine.data.media.resize import crop_resize
 from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.inference.denoising import Conditions, Latents
+from mova_engine.inference.given_clip import (
+    Window,
+    kept_audio_latents,
+    kept_frames,
+    kept_latent_frames,
+    with_kept_pictures,
+    with_kept_sound,
+)
+from mova_engine.inference.given_latents import GivenLatents
 from mova_engine.inference.requests import Request
+from mova_engine.inference.velocities import Conditions, Latents
 from mova_engine.memory.residency import Residency, stage
 
 WHITE = 255
@@ -37,11 +46,12 @@ class Encoded:
     """What one process encoded of a batch, on the host.
 
     text: the features "text" [b, n, d] of the prompts and "empty" [1, n, d] of the negative prompt; None if another
-    process encoded them. pictures: the condition [1, 20, t, h, w] of each clip; empty if another process encoded them.
+    process encoded them. pictures: of each clip the "condition" [1, 20, t, h, w], and what the request gives: latents
+    "video" [1, 16, t, h, w] and "audio" [1, 128, l]; empty if another process encoded them.
     """
 
     text: dict[str, Tensor] | None = None
-    pictures: list[Tensor] = field(default_factory=list)
+    pictures: list[dict[str, Tensor]] = field(default_factory=list[dict[str, Tensor]])
 
 
 @dataclass(frozen=True)
@@ -78,40 +88,80 @@ class ClipCodecs:
                         text = encoder.encode([request.caption for request in requests]).cpu()
                         inputs.text = {"text": text, "empty": empty}
         if clip.rank == clip.size - 1 and any(batches):
-            encoded: dict[tuple[int, int], Tensor] = {}
-            with stage(self.residency, ENCODE_FRAMES):
+            encoded: dict[tuple[int, ...], dict[str, Tensor]] = {}
+            given = any(request.given for requests in batches for request in requests)
+            with stage(self.residency, ENCODE_CLIPS if given else ENCODE_FRAMES):
                 for inputs, requests in zip(found, batches, strict=True):
                     for request in requests:
-                        key = id(request.first_frame), id(request.last_frame)
+                        key = id(request.first_frame), id(request.last_frame), id(request.given)
                         if key not in encoded:
-                            encoded[key] = self._encode_frames(request).cpu()
+                            encoded[key] = self._encode_pictures(request)
                         inputs.pictures.append(encoded[key])
         return found
 
-    def gather(self, inputs: Encoded, device: torch.device) -> Conditions:
-        """Share what the processes that make the clips together have encoded; returns all of it, on `device`."""
-        clip, rounds = self.processes.clip, self.processes.rounds
-        features = inputs.text
-        pictures = {"condition": torch.cat(inputs.pictures)} if clip.rank == clip.size - 1 else None
+    def gather(
+        self, inputs: Encoded, requests: Sequence[Request], device: torch.device, clean: bool = False
+    ) -> Conditions:
+        """Share what the processes that make the clips together have encoded; returns all of it, on `device`.
+
+        clean: parts of a modality that are given are shown to the model clean, as it was trained; see `GivenLatents`.
+        Raises MovaError for requests of which not all give the same.
+        """
+        clip, rounds, shape = self.processes.clip, self.processes.rounds, self.shape
+        kinds = {None if request.given is None else request.given.kind for request in requests}
+        if len(kinds) > 1:
+            raise MovaError("the requests of a batch must all give the same of their clips: pictures, sound or nothing")
+        features, pictures = inputs.text, None
+        if clip.rank == clip.size - 1:
+            pictures = {name: torch.cat([each[name] for each in inputs.pictures]) for name in inputs.pictures[0]}
         if rounds is not None:
             features, pictures = rounds.broadcast(features, 0), rounds.broadcast(pictures, clip.size - 1)
         features, pictures = _required(features, "text features"), _required(pictures, "condition")
         text, empty = features["text"].to(device), features["empty"].to(device)
-        return Conditions(pictures["condition"].to(device), text, empty.expand_as(text))
+        video, audio = kinds.pop() or ("none", "none")
+        return Conditions(
+            pictures["condition"].to(device),
+            text,
+            empty.expand_as(text),
+            _given_latents(pictures.get("video"), kept_latent_frames(video, shape), device, clean),
+            _given_latents(pictures.get("audio"), kept_audio_latents(audio, shape), device, clean),
+        )
 
-    def decode(self, latents: Latents, on_stage: Callable[[str], object]) -> Iterator[Clip | None]:
+    def decode(
+        self, latents: Latents, requests: Sequence[Request], on_stage: Callable[[str], object]
+    ) -> Iterator[Clip | None]:
         """Decode the latents of a batch: the pictures of all clips, one clip at a time, then their sound; yield each
-        clip.
+        clip. What a request gives is not decoded: it is in the clip as it was given.
 
         The processes that made the clips together each decode some rows of the pictures, and the last one decodes the
         sound. The first process gets the clips, the others get None. on_stage: called with the name of the stage.
         """
-        with stage(self.residency, DECODE_VIDEO):
-            pictures = [self._decode_pictures(video, on_stage) for video in latents.video.split(1)]
-        with stage(self.residency, DECODE_AUDIO):
-            sounds = [self._decode_sound(audio) for audio in latents.audio.split(1)]
-        for frames, sound in zip(pictures, sounds, strict=True):
-            yield None if frames is None or sound is None else Clip(frames.numpy(), sound.numpy())
+        kept = [("none", "none") if each.given is None else each.given.kind for each in requests]
+        pictures: list[Tensor | None] = [None] * len(requests)
+        sounds: list[Tensor | None] = [None] * len(requests)
+        if any(video != "all" for video, _ in kept):
+            with stage(self.residency, DECODE_VIDEO):
+                pictures = [self._decode_pictures(video, on_stage) for video in latents.video.split(1)]
+        if any(audio != "all" for _, audio in kept):
+            with stage(self.residency, DECODE_AUDIO):
+                sounds = [self._decode_sound(audio) for audio in latents.audio.split(1)]
+        for request, frames, sound in zip(requests, pictures, sounds, strict=True):
+            yield self._completed(request, frames, sound) if self.processes.clip.rank == 0 else None
+
+    def _completed(self, request: Request, frames: Tensor | None, sound: Tensor | None) -> Clip:
+        """In the first process: a clip of what was decoded and what its request gives."""
+        made = None if frames is None else frames.numpy(), None if sound is None else sound.numpy()
+        if request.given is None:
+            return Clip(_required(made[0], "pictures"), _required(made[1], "sound"))
+        given, shape, (video, audio) = request.given.read(self.shape), self.shape, request.given.kind
+        pictures, samples = given.pictures if video == "all" else _required(made[0], "pictures"), made[1]
+        if isinstance(video, Window):
+            pictures = with_kept_pictures(pictures, given.pictures, video, shape)
+        if samples is None:
+            samples = given.audio[: self.samples]
+        elif isinstance(audio, Window):
+            samples = with_kept_sound(samples, given.audio, audio, shape)
+        return Clip(pictures, samples)
 
     def _decode_pictures(self, latents: Tensor, on_stage: Callable[[str], object]) -> Tensor | None:
         """Latents [1, 16, t, h, w] -> frames uint8 [f, height, width, 3] on the host; None except in the first
@@ -142,16 +192,38 @@ class ClipCodecs:
         sounds = place.rounds.collected(sound, [(0,)] * (size - 1) + [(self.samples,)])
         return None if sounds is None else sounds[-1]
 
-    def _encode_frames(self, request: Request) -> Tensor:
+    def _encode_pictures(self, request: Request) -> dict[str, Tensor]:
+        """What `Encoded.pictures` has of a request, on the host."""
+        given, first, found = None, request.first_frame, {}
+        if request.given is not None:
+            given, (video, audio) = request.given.read(self.shape), request.given.kind
+            if video != "none":
+                volume = video_from_uint8(torch.from_numpy(given.pictures))[None]
+                found["video"] = _required(self.codecs.video, "video VAE").encode(volume).float().cpu()
+                if first is None and kept_frames(video, self.shape)[0]:
+                    first = given.pictures[0]
+            if audio != "none":
+                sound = torch.from_numpy(given.audio)[None, None]
+                found["audio"] = _required(self.codecs.audio, "audio VAE").encode(sound).float().cpu()
+        return {"condition": self._encode_frames(first, request.last_frame).cpu(), **found}
+
+    def _encode_frames(self, first: np.ndarray | None, last: np.ndarray | None) -> Tensor:
         """Condition [1, 20, t, h, w]: the latents of [first frame, zeros, (last frame)] and their mask."""
         clip = self.shape
         volume = torch.zeros(1, 3, clip.frames, clip.height, clip.width)
-        first = request.first_frame
         if first is None:
             first = np.full((clip.height, clip.width, 3), WHITE, np.uint8)
-        for index, frame in ((0, first), (-1, request.last_frame)):
+        for index, frame in ((0, first), (-1, last)):
             if frame is not None:
                 fitted = np.ascontiguousarray(crop_resize(frame, clip.height, clip.width))
                 volume[0, :, index] = video_from_uint8(torch.from_numpy(fitted)[None])[:, 0]
         latents = _required(self.codecs.video, "video VAE").encode(volume)
-        return first_frame_condition(latents, last_frame=request.last_frame is not None)
+        return first_frame_condition(latents, last_frame=last is not None)
+
+
+def _given_latents(
+    latents: Tensor | None, positions: tuple[bool, ...], device: torch.device, clean: bool
+) -> GivenLatents | None:
+    if latents is None:
+        return None
+    return GivenLatents(latents.to(device), positions, clean or all(positions))

@@ -1,50 +1,30 @@
-"""The denoising loop: from noise to the latents of video and audio, both at once.
+"""The denoising loop: from noise to the latents of video and audio, both at once, or of one while the other is given.
 
-Euler steps along the learned velocity (Lipman et al., 2023). Latents, guidance and steps are float32 in every dtype of
-the towers; noise levels are those of the schedule, not rounded to that dtype.
+A solver integrates the learned velocity (Lipman et al., 2023). Latents, guidance and steps are float32 in every dtype
+of the towers; noise levels are those of the schedule, not rounded to that dtype.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from mova_engine.config.diffusion import check_solver
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.stages import DENOISE
-from mova_engine.diffusion.conditioning import video_input
-from mova_engine.diffusion.guidance import Branch, Guidance, Velocities
+from mova_engine.diffusion.guidance import Branch, Guidance
 from mova_engine.diffusion.prediction import Prediction
-from mova_engine.diffusion.schedule import Steps, add_noise, euler_step
+from mova_engine.diffusion.schedule import LOW_NOISE, Steps
+from mova_engine.diffusion.solvers import solver
 from mova_engine.distributed.branches import all_branches, own_branches
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.inference.given_latents import GivenLatents
+from mova_engine.inference.velocities import Conditions, Latents, VelocityModel
 from mova_engine.memory.residency import Residency, stage
-from mova_engine.models.context_parallel import Sharding
-from mova_engine.models.modality import Modality
 from mova_engine.models.mova import Mova
-
-
-class Latents(NamedTuple):
-    """Latents of both modalities, float32: video [b, 16, t, h, w] and audio [b, 128, l]."""
-
-    video: Tensor
-    audio: Tensor
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """The conditions of a batch of clips.
-
-    condition [b, 20, t, h, w]: mask and latents of the given frames. text [b, n, d]: features of the prompts.
-    empty_text [b, n, d]: features of the empty or the negative prompt, for guidance.
-    """
-
-    condition: Tensor
-    text: Tensor
-    empty_text: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,18 +41,31 @@ class Step:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How the loop runs. The first two options must be as in training; the last one trades speed for memory.
+    """How the loop runs. The first two options must be as in training.
 
     clean_first_frame: latent frame 0 is the given image at each step's noise level, not the network's output; for
     networks whose training loss excluded that frame.
     bridge: False for a model that was trained without a bridge.
     batch_guidance: evaluations that differ only in the text share one forward of twice the batch; False halves the
     memory.
+    clean_given: stretches of a clip that are given are shown to the model clean, as it was trained (`conditions`).
+    solver: one of `diffusion.solvers`.
+    video_every: for sound to a given video: the video tower runs in one of so many evaluations, and the audio reads in
+    the others what it read then. 0: it runs once, without what the bridge brings it from the audio; the video then does
+    not depend on the audio, so that nothing is lost by it.
     """
 
     clean_first_frame: bool = False
     bridge: bool = True
     batch_guidance: bool = True
+    clean_given: bool = False
+    solver: str = "euler"
+    video_every: int = 1
+
+    def __post_init__(self) -> None:
+        check_solver(self.solver)
+        if self.video_every < 0:
+            raise MovaError(f"video_every must be at least 0, got {self.video_every}")
 
 
 def draw_noise(
@@ -113,104 +106,147 @@ def denoise(
     processes: the processes that make the clips together. All pass the same arguments and return bit-identical results;
     each computes its guidance branches on its tokens. residency: moves towers and bridge to the device for the steps
     that use them; None: they are there.
-    Raises MovaError for shapes that do not fit, and if the result is not finite.
+    Raises MovaError for shapes that do not fit, and for the first step after which the latents are not finite.
     """
     options, place = options or LoopOptions(), processes or Processes()
-    model = _Model(mova, conditions, prediction, fps, options, place.sharding)
-    own = own_branches(guidance.branches, place.branches)
+    start = Latents(noise.video.float(), noise.audio.float())
+    if options.clean_first_frame and conditions.video is None:
+        conditions = _with_first_frame(conditions, start)
+    given = conditions.video, conditions.audio
+    for name, part, latents in zip(Latents._fields, given, start, strict=True):
+        if part is not None:
+            part.check(latents, name)
+    if conditions.video is not None and conditions.video.is_whole:
+        # A clean video is at timestep 0, where the expert of low noise serves.
+        steps = replace(steps, experts=(LOW_NOISE,) * len(steps.experts))
+    count, kind = len(steps.experts), solver(options.solver)
+    evaluations = kind.evaluations(count)
+    if options.video_every != 1 and (conditions.video is None or not conditions.video.is_whole):
+        raise MovaError("the video tower can be left out of steps only where the whole video is given")
+    model = VelocityModel(
+        mova,
+        conditions,
+        prediction,
+        fps,
+        options.bridge,
+        options.batch_guidance,
+        place.sharding,
+        1.0 if options.video_every else 0.0,
+    )
+    passes = _passes(guidance, [each.level / count for each in evaluations], options, place)
     if mova.streamed is not None:
-        mova.streamed.plan(steps.experts, together=len(model.forwards(own)))
-    state = start = Latents(noise.video.float(), noise.audio.float())
-    image = conditions.condition[:, -noise.video.shape[1] :, 0].float()
-    video_sigmas, audio_sigmas = steps.video_sigmas.tolist(), steps.audio_sigmas.tolist()
-    for expert, served in groupby(range(len(steps.experts)), steps.experts.__getitem__):
+        mova.streamed.plan(_entered(model, passes, [steps.experts[each.level] for each in evaluations]))
+    sigmas = Latents(steps.video_sigmas, steps.audio_sigmas)
+    solvers = [
+        None if part is not None and part.is_whole else kind(each.tolist())
+        for part, each in zip(given, sigmas, strict=True)
+    ]
+    state = _put(given, start, start, sigmas, 0)
+    for expert, served in groupby(range(len(evaluations)), lambda number: steps.experts[evaluations[number].level]):
         with stage(residency, DENOISE[expert]):
-            for index in served:
-                found = all_branches(guidance.branches, model.evaluate(own, state, steps, index), place.branches)
-                velocity = Latents(*guidance.combine(lambda *branch, found=found: found[branch]))
-                # Video is gathered, so it is equal in all processes. Audio was computed by each process: make it equal.
-                velocity = velocity._replace(audio=place.sharding.broadcast(velocity.audio))
-                state = Latents(
-                    euler_step(state.video, velocity.video, *video_sigmas[index : index + 2]),
-                    euler_step(state.audio, velocity.audio, *audio_sigmas[index : index + 2]),
-                )
-                if options.clean_first_frame:
-                    sigma = steps.video_sigmas[index + 1].expand(len(image))
-                    state.video[:, :, 0] = add_noise(image, start.video[:, :, 0], sigma)
-                if on_step is not None:
-                    on_step(Step(index, expert, state, velocity))
-    for name, latents in state._asdict().items():
-        if not latents.isfinite().all():
-            raise MovaError(f"sampling gave {name} latents that are not finite; try --dtype float32 or a smaller scale")
+            for number in served:
+                level, completes = evaluations[number]
+                velocity = _guided(model, passes[number], state, steps, level, place)
+                moved = [
+                    x if each is None else each.advance(x, v)
+                    for x, v, each in zip(state, velocity, solvers, strict=True)
+                ]
+                following = evaluations[number + 1].level if number + 1 < len(evaluations) else count
+                state = _put(given, Latents(*moved), start, sigmas, following)
+                if completes is not None:
+                    check_finite(state, completes)
+                    if on_step is not None:
+                        on_step(Step(completes, expert, state, velocity))
     return state
 
 
 @dataclass(frozen=True)
-class _Model:
-    """The model with the conditions of one batch: evaluates velocities."""
+class _Pass:
+    """What one evaluation runs. guidance: at its noise level. own: the branches that this process evaluates.
+    video: "run": both towers; "record": both, and what the audio reads of the video is kept; "recorded": the audio
+    tower alone, on what was kept.
+    """
 
-    mova: Mova
-    conditions: Conditions
-    prediction: Prediction
-    fps: float
-    options: LoopOptions
-    sharding: Sharding
+    guidance: Guidance
+    own: tuple[Branch, ...]
+    video: Literal["run", "record", "recorded"]
 
-    def forwards(self, branches: Sequence[Branch]) -> list[list[Branch]]:
-        """The branches of each forward of a step. Those that differ in text alone share one, where the options allow
-        it.
-        """
-        if not self.options.batch_guidance:
-            return [[branch] for branch in branches]
-        return [[b for b in branches if b[1] == bridge] for bridge in {bridge: None for _, bridge in branches}]
+    @property
+    def shared(self) -> bool:
+        """Whether other processes evaluate other branches."""
+        return len(self.own) < len(self.guidance.branches)
 
-    def evaluate(
-        self, branches: Sequence[Branch], state: Latents, steps: Steps, index: int
-    ) -> dict[Branch, Velocities]:
-        """Return branch -> (video, audio) velocities, float32, at `state` and the noise level of step `index`.
 
-        Branches that differ only in the text share a forward if `options.batch_guidance` is set. Forwards of a model
-        whose layers are streamed run side by side, so that each layer's weights come once.
-        """
-        forwards = self.forwards(branches)
-        inputs = [self._inputs(together, state, steps, index) for together in forwards]
-        options = {"expert": steps.experts[index], "fps": self.fps, "sharding": self.sharding}
-        if self.mova.streamed is not None and len(inputs) > 1:
-            outputs = self.mova.forward_side_by_side(inputs, **options)
+def _passes(guidance: Guidance, places: Sequence[float], options: LoopOptions, place: Processes) -> list[_Pass]:
+    """The passes of all evaluations. places: each one's share of the steps."""
+    every = options.video_every or len(places)
+    found: list[_Pass] = []
+    recorded: tuple[Branch, ...] = ()
+    for number, share in enumerate(places):
+        guided = guidance.at(share)
+        # With fewer branches than processes to share them, each evaluates all: their shards of weights stay in step.
+        alike = len(guided.branches) < place.branches.size
+        own = guided.branches if alike else own_branches(guided.branches, place.branches)
+        if every == 1:
+            found.append(_Pass(guided, own, "run"))
+        elif number % every and set(own) <= set(recorded):
+            found.append(_Pass(guided, own, "recorded"))
         else:
-            outputs = [self.mova(video, audio, bridge=bridge, **options) for video, audio, bridge in inputs]
-        found: dict[Branch, Velocities] = {}
-        for together, output in zip(forwards, outputs, strict=True):
-            found.update(zip(together, self._velocities(output, len(together), state, steps, index), strict=True))
-        return found
+            found.append(_Pass(guided, own, "record"))
+            recorded = own
+    return found
 
-    def _inputs(
-        self, together: Sequence[Branch], state: Latents, steps: Steps, index: int
-    ) -> tuple[Modality, Modality, bool]:
-        """(video, audio, whether through the bridge) of one forward: a copy of the batch for each of its branches, with
-        the text or the empty text.
-        """
-        n, here = len(together), slice(index, index + 1)
-        text = torch.cat(
-            [self.conditions.text if with_text else self.conditions.empty_text for with_text, _ in together]
-        )
-        video = torch.cat([video_input(state.video, self.conditions.condition)] * n)
-        return (
-            Modality(video, steps.video_timesteps[here], text),
-            Modality(torch.cat([state.audio] * n), steps.audio_timesteps[here], text),
-            together[0][1] and self.options.bridge,
-        )
 
-    def _velocities(
-        self, outputs: tuple[Tensor, Tensor], n: int, state: Latents, steps: Steps, index: int
-    ) -> list[Velocities]:
-        """The velocities of each of a forward's `n` branches, from what the network predicts."""
-        pairs = zip(*(output.float().chunk(n) for output in outputs), strict=True)
-        video_sigma, audio_sigma = steps.video_sigmas[index : index + 1], steps.audio_sigmas[index : index + 1]
-        return [
-            (
-                self.prediction.velocity(video, state.video, video_sigma),
-                self.prediction.velocity(audio, state.audio, audio_sigma),
+def _entered(model: VelocityModel, passes: Sequence[_Pass], experts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """For streamed layers: the forwards of all passes, as `LayerSource.plan` takes them."""
+    recorded: list[tuple[Branch, ...]] = []
+    for each, expert in zip(passes, experts, strict=True):
+        if each.video == "recorded":
+            yield from ((expert, 1) for together in recorded if set(together) & set(each.own))
+        else:
+            recorded = model.forwards(each.own)
+            yield expert, len(recorded)
+
+
+def _guided(model: VelocityModel, each: _Pass, state: Latents, steps: Steps, level: int, place: Processes) -> Latents:
+    """The guided velocity at a noise level."""
+    found: dict[Branch, Any]
+    if each.video == "recorded":
+        found = model.evaluate_audio(each.own, state, steps, level)
+    else:
+        found = model.evaluate(each.own, state, steps, level, record=each.video == "record")
+    if each.shared:
+        found = all_branches(each.guidance.branches, found, place.branches)
+    velocity = Latents(*each.guidance.combine(lambda *branch: found[branch]))
+    # Video is gathered, so it is equal in all processes. Audio was computed by each process: make it equal.
+    return velocity._replace(audio=place.sharding.broadcast(velocity.audio))
+
+
+def _with_first_frame(conditions: Conditions, start: Latents) -> Conditions:
+    """Conditions whose video has the given image as its latent frame 0, at each step's noise level."""
+    channels, frames = start.video.shape[1:3]
+    image = conditions.condition[:, -channels:].float()
+    first = GivenLatents(image, tuple(frame == 0 for frame in range(frames)), clean=False)
+    return replace(conditions, video=first)
+
+
+def _put(
+    given: tuple[GivenLatents | None, GivenLatents | None], state: Latents, start: Latents, sigmas: Latents, level: int
+) -> Latents:
+    """The state at noise level `level` with what is given in its place."""
+    return Latents(
+        *(
+            x if part is None else part.put(x, noise, sigma[level])
+            for part, x, noise, sigma in zip(given, state, start, sigmas, strict=True)
+        )
+    )
+
+
+def check_finite(state: Latents, step: int) -> None:
+    """MovaError unless the latents after step `step` (from 0) are finite."""
+    for name, latents in state._asdict().items():
+        if not latents.isfinite().all():
+            raise MovaError(
+                f"sampling gave {name} latents that are not finite in step {step + 1}; try --dtype float32 or a "
+                "smaller scale"
             )
-            for video, audio in pairs
-        ]

@@ -21,7 +21,6 @@ from mova_engine.config.memory import MemoryConfig, memory_of_word
 from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
 from mova_engine.config.stages import CODEC_PARTS, EXPERTS, LOAD_TOWERS
 from mova_engine.data.media.decode import Clip
-from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
@@ -29,12 +28,15 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.active_adapters import ActiveAdapters
 from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
-from mova_engine.inference.denoising import Latents, LoopOptions, Step, denoise, draw_noise
+from mova_engine.inference.denoising import LoopOptions, Step, denoise, draw_noise
 from mova_engine.inference.generated_clip import GeneratedClip
+from mova_engine.inference.given_clip import GivenClip
 from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import Request, read_frame
+from mova_engine.inference.sample_settings import SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import choose_for_sampling
 from mova_engine.inference.turns import Turn, part_of, turns_of
+from mova_engine.inference.velocities import Latents
 from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
@@ -57,28 +59,6 @@ FIRST_STEP = "first step"
 NO_CODECS = Codecs(None, None, None)
 # A file, or pixels uint8 [h, w, 3].
 Picture = str | Path | np.ndarray | None
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """Number of Euler steps, guidance, negative prompt. Raises MovaError for values that cannot be used together."""
-
-    steps: int = 50
-    guidance: Guidance = field(default_factory=Guidance)
-    negative_prompt: str = ""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise MovaError(f"steps must be at least 1, got {self.steps}")
-        if self.negative_prompt and self.guidance.form == "none":
-            raise MovaError("a negative prompt has no effect with guidance 'none'")
-        if reason := flaw(self.negative_prompt):
-            raise MovaError(f"the negative prompt {reason}")
-
-
-def default_settings(config: MovaConfig) -> SampleSettings:
-    """A model's own sampling settings, which its folder states (`train.model_setup.model_config`)."""
-    return SampleSettings(config.sampling.steps, Guidance(config.sampling.guidance))
 
 
 def default_batch(clip: ClipConfig, count: int) -> int:
@@ -201,6 +181,7 @@ class Pipeline:
         seed: int = 0,
         *,
         last_image: Picture = None,
+        given: GivenClip | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
         negative_prompt: str = "",
@@ -215,6 +196,7 @@ class Pipeline:
         seed: int = 0,
         *,
         last_image: Picture = None,
+        given: GivenClip | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
         negative_prompt: str = "",
@@ -228,6 +210,7 @@ class Pipeline:
         seed: int = 0,
         *,
         last_image: Picture = None,
+        given: GivenClip | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
         negative_prompt: str = "",
@@ -236,15 +219,16 @@ class Pipeline:
         """Make a clip from a prompt, or a list of clips from several prompts. Clip i has the seed `seed + i`.
 
         image, last_image: first and last frame of all clips: a picture file, a video file (its first frame), or uint8
-        [h, w, 3]. They are resized and cropped to the clip. steps, guidance: None: the model's own. batch: clips that
-        are denoised at once; None: `default_batch`. For a single process. Raises MovaError as `generate` does.
+        [h, w, 3]. They are resized and cropped to the clip. given: what of the clip is given, such as
+        `GivenClip.pictures("rain.mp4")`, for which sound is made. steps, guidance: None: the model's own. batch: clips
+        that are denoised at once; None: `default_batch`. For a single process. Raises MovaError as `generate` does.
         """
         settings = default_settings(self.mova.config)
-        given = {"steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
-        settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+        stated = {"steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
+        settings = replace(settings, **{name: value for name, value in stated.items() if value is not None})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        frames = [self._frame(picture) for picture in (image, last_image)]
-        requests = [Request(caption, seed + i, *frames) for i, caption in enumerate(prompts)]
+        first, last = self._frame(image), self._frame(last_image)
+        requests = [Request(caption, seed + i, first, last, given) for i, caption in enumerate(prompts)]
         batch = batch or default_batch(self.shape, len(requests))
         clips = [
             self._generated(request, clip)
@@ -338,7 +322,7 @@ class Pipeline:
         if part:
             latents = self._denoise(part, inputs, settings, on_step, on_stage)
             if place.data_rank < len(turn):
-                made = self._clip_codecs.decode(latents, on_stage)
+                made = self._clip_codecs.decode(latents, part, on_stage)
         if place.is_first:
             yield from made
             on_stage("collecting clips of other groups")
@@ -369,10 +353,10 @@ class Pipeline:
     ) -> Latents:
         # The audio tower is on the device during all steps, the video experts may be on the host.
         device = self.device or self.mova.audio_dit.head.head.weight.device
-        conditions = self._clip_codecs.gather(inputs, device)
+        conditions = self._clip_codecs.gather(inputs, requests, device, self.options.clean_given)
 
         def stepped(step: Step) -> None:
-            on_stage(f"step {step.index + 1} of {settings.steps} done")
+            on_stage(f"step {step.index + 1} of {settings.count} done")
             if on_step is not None:
                 on_step(step)
 
@@ -381,11 +365,11 @@ class Pipeline:
             self.mova,
             conditions,
             draw_noise(self.mova.config, [request.seed for request in requests], self.shape, device),
-            self.schedule.inference(settings.steps),
+            settings.noise_levels(self.schedule),
             settings.guidance,
             self.prediction,
             fps=self.shape.fps,
-            options=self.options,
+            options=replace(self.options, solver=settings.solver),
             on_step=stepped,
             processes=self.processes,
             residency=self.residency,

@@ -15,6 +15,7 @@ from mova_engine.data.media.stills import is_picture, read_image
 from mova_engine.data.metadata import FILES, read_metadata
 from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError, counted
+from mova_engine.inference.given_clip import GivenClip, Kept
 
 # A larger count is most likely a typing error, and the list of requests would fill the host's memory.
 MOST_REQUESTS = 1_000_000
@@ -34,13 +35,15 @@ class Request:
     """A clip to generate. first_frame, last_frame: uint8 [h, w, 3], resized and cropped as training clips are.
 
     first_frame None: the model gets a white frame, by which it was trained to generate from the text only. The noise is
-    determined by `seed`. Raises MovaError for arguments of a wrong type or value.
+    determined by `seed`. given: what of the clip is given: its pictures, its sound, or all but a window; the first
+    frame is then that of the given pictures. Raises MovaError for arguments of a wrong type or value.
     """
 
     caption: str
     seed: int = 0
     first_frame: np.ndarray | None = None
     last_frame: np.ndarray | None = None
+    given: GivenClip | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
@@ -66,7 +69,8 @@ def _kind(frame: object) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, the first frame (uint8 [h, w, 3]; None: white), and the frame's source, for the output's metadata.
+    """A caption, the first frame (uint8 [h, w, 3]; None: white), the frame's source, for the output's metadata, and
+    what is given of the clip.
 
     seed: its own; None: one is counted up.
     """
@@ -75,6 +79,7 @@ class Prompt:
     first_frame: np.ndarray | None = None
     source: str | None = None
     seed: int | None = None
+    given: GivenClip | None = None
 
 
 def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
@@ -93,15 +98,18 @@ def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.nda
     return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").pictures[0]
 
 
-def read_prompts(path: str | Path, clip: ClipConfig) -> list[Prompt]:
+def read_prompts(path: str | Path, clip: ClipConfig, given: tuple[Kept, Kept] = ("none", "none")) -> list[Prompt]:
     """Read prompts from a folder of clips (caption and first frame of each) or a .txt file (a prompt per line, as
-    `prompts_of_lines` has them). Raises MovaError if there are none, or if a file is missing or unreadable.
+    `prompts_of_lines` has them). given: what is kept of each clip's pictures and sound. Raises MovaError if there are
+    none, or if a file is missing or unreadable.
     """
     path = Path(path)
     if path.name in FILES:
         path = path.parent
     if path.is_dir():
-        return _prompts_of_clips(path, clip)
+        return _prompts_of_clips(path, clip, given)
+    if given != ("none", "none"):
+        raise MovaError(f"{path}: a list of prompts gives neither pictures nor sound: give a folder of clips")
     if path.suffix.lower() != ".txt":
         raise MovaError(f"{path}: prompts are a folder of clips, or a .txt file with one prompt a line")
     # Lines end at a line feed only: a prompt may hold other separators.
@@ -142,12 +150,16 @@ def prompts_of_lines(lines: Sequence[str], clip: ClipConfig, source: str, folder
     return prompts
 
 
-def _prompts_of_clips(folder: Path, clip: ClipConfig) -> list[Prompt]:
+def _prompts_of_clips(folder: Path, clip: ClipConfig, given: tuple[Kept, Kept]) -> list[Prompt]:
     """Caption and first frame of each clip that can be read. The others are logged as warnings, as in training."""
     prompts, entries, reason = [], read_metadata(folder), ""
     for entry in entries:
         try:
-            prompts.append(Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id))
+            kept = None if given == ("none", "none") else GivenClip(entry.path, *given, entry.start)
+            if kept is not None:
+                # Found out before any weight is loaded.
+                kept.read(clip)
+            prompts.append(Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id, given=kept))
         except MovaError as error:
             log.warning("clip '%s' gives no prompt: %s", entry.id, error)
             reason = str(error)
@@ -165,7 +177,16 @@ def make_requests(
     if not 1 <= count <= MOST_REQUESTS:
         raise MovaError(f"count must lie between 1 and {MOST_REQUESTS}, got {count}")
     return [
-        (prompt, Request(prompt.caption, _seed(prompt, seed + i, i // len(prompts)), prompt.first_frame, last_frame))
+        (
+            prompt,
+            Request(
+                prompt.caption,
+                _seed(prompt, seed + i, i // len(prompts)),
+                prompt.first_frame,
+                last_frame,
+                prompt.given,
+            ),
+        )
         for i, prompt in enumerate(islice(cycle(prompts), count))
     ]
 

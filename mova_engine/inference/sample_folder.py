@@ -1,4 +1,4 @@
-"""The output folder of sampling: NNN.mp4, metadata.jsonl (so that it is a folder of clips) and contact_sheet.png."""
+"""The folder that sampling writes: NNN.mp4, or NNN.wav of sound alone, metadata.jsonl and contact_sheet.png."""
 
 import hashlib
 import json
@@ -9,12 +9,15 @@ from typing import Any
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.contact_sheet import SheetClip, contact_sheet_png
-from mova_engine.data.media.decode import Clip
-from mova_engine.data.media.write import encode_mp4
+from mova_engine.data.media.decode import Clip, probe
+from mova_engine.data.media.remux import with_new_sound, with_source_sound
+from mova_engine.data.media.spectrogram import spectrogram_frames
+from mova_engine.data.media.write import encode_mp4, encode_wav
 from mova_engine.data.metadata import FILES
 from mova_engine.errors import MovaError, require_package
 from mova_engine.files.writable import check_writable
 from mova_engine.files.written import Written
+from mova_engine.inference.given_clip import STRIDE, GivenClip
 
 LISTING, SHEET = FILES[0], "contact_sheet.png"
 # The contact sheet shows at most this many clips.
@@ -26,19 +29,22 @@ WAY_OUT = "give another --out"
 class SampleFolder:
     """Writes `clips` clips one after another. A clip is listed in metadata.jsonl once its file is complete.
 
+    sound: clips have no pictures, and are written as wav files; the sheet shows their spectrograms.
     overwrite: remove the samples that the folder holds when the first new one is written; otherwise they are an error.
     Only files that sampling has written and nobody has changed since are replaced. The constructor raises MovaError if
     another file is in the way, or if the folder cannot be written to.
     """
 
-    def __init__(self, folder: str | Path, shape: ClipConfig, clips: int, overwrite: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, shape: ClipConfig, clips: int, overwrite: bool = False, sound: bool = False
+    ) -> None:
         require_package("matplotlib", f"the contact sheet, {SHEET},")
-        self.folder, self.shape = Path(folder), shape
+        self.folder, self.shape, self._suffix = Path(folder), shape, "wav" if sound else "mp4"
         self.written = 0
         self._sheet: list[SheetClip] = []
         check_writable(self.folder, OPTION)
         self._record = Written(self.folder, "sample")
-        names = [LISTING, SHEET, *map(_name, range(clips))]
+        names = [LISTING, SHEET, *map(self._name, range(clips))]
         # A folder with two metadata files could not be read.
         for other in (name for name in FILES if name != LISTING and os.path.lexists(self.folder / name)):
             raise MovaError(f"{self.folder} holds clips that are listed in {other}: {WAY_OUT}")
@@ -48,22 +54,41 @@ class SampleFolder:
         self._old = list(self._record.names)
         self._listed = hashlib.sha256()
 
-    def add(self, clip: Clip, caption: str, facts: Mapping[str, Any]) -> Path:
-        """Write one clip and its metadata row: `video_path`, `caption` and `facts`. Returns the path of the mp4."""
+    def add(self, clip: Clip, caption: str, facts: Mapping[str, Any], given: GivenClip | None = None) -> Path:
+        """Write one clip and its metadata row: `video_path`, `caption` and `facts`. Returns the path of the mp4.
+
+        given: whole pictures or sound of a file that are given go into the mp4 as they are in that file.
+        """
         try:
             while self._old:
                 self._record.remove(self._old.pop())
         except OSError as error:
             raise MovaError(f"cannot replace {error.filename}: {error.strerror}") from None
-        name = _name(self.written)
-        shape = {"fps": self.shape.fps, "sample_rate": self.shape.sample_rate}
-        data = encode_mp4(self.folder / name, clip.pictures, clip.audio, **shape)
+        name = self._name(self.written)
+        data = self._encoded(self.folder / name, clip, given)
         path = self._record.write(name, data, WAY_OUT, sync=False)
         self._list(json.dumps({"video_path": name, "caption": caption, **facts}, ensure_ascii=False) + "\n")
         self.written += 1
         if len(self._sheet) < SHEET_CLIPS:
-            self._sheet.append(SheetClip(clip.pictures, clip.audio, caption, self.shape.fps, self.shape.sample_rate))
+            shown = spectrogram_frames(clip.audio, self.shape.frames) if clip.video is None else clip.pictures
+            self._sheet.append(SheetClip(shown, clip.audio, caption, self.shape.fps, self.shape.sample_rate))
         return path
+
+    def _name(self, index: int) -> str:
+        return f"{index:03d}.{self._suffix}"
+
+    def _encoded(self, path: Path, clip: Clip, given: GivenClip | None) -> bytes:
+        fps, rate = self.shape.fps, self.shape.sample_rate
+        if clip.video is None:
+            return encode_wav(path, clip.audio, rate)
+        if given is not None and isinstance(given.source, Path):
+            # Of pictures that go on for longer than the clip, the rest would have no sound.
+            end = self.shape.duration + STRIDE / fps
+            if given.kind == ("all", "none") and not given.start and probe(given.source).duration < end:
+                return with_new_sound(given.source, clip.audio, rate, name=path)
+            if given.kind == ("none", "all"):
+                return with_source_sound(given.source, clip.pictures, fps, start=given.start, name=path)
+        return encode_mp4(path, clip.pictures, clip.audio, fps=fps, sample_rate=rate)
 
     def finish(self) -> Path:
         """Write the contact sheet of the clips (the first 24 of them) and return its path."""
@@ -81,7 +106,3 @@ class SampleFolder:
                 file.write(line.encode())
         except OSError as error:
             raise MovaError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _name(index: int) -> str:
-    return f"{index:03d}.mp4"

@@ -2,8 +2,10 @@
 
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,31 +19,42 @@ from mova_engine.config.adapter_spec import AdapterSpec, parse_adapter
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.sample import REFERENCE, SampleConfig
+from mova_engine.data.media.decode import Clip, probe, read_clip
+from mova_engine.data.media.remux import check_copied_pictures
 from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Launch, Processes, rank0_first, read_launch
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
+from mova_engine.inference.audio_alone import check_form, generate_sound
 from mova_engine.inference.denoising import Step
+from mova_engine.inference.extension import Extension, extended
+from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fitted_shape
 from mova_engine.inference.pipeline import (
     FIRST_STEP,
     LOADING,
     REFERENCE_NEGATIVE_PROMPT,
     Pipeline,
-    SampleSettings,
     default_batch,
-    default_settings,
     load_pipeline,
 )
 from mova_engine.inference.process_mesh import choose_shape, join_processes
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_prompts
 from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
+from mova_engine.inference.sample_settings import SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling
+from mova_engine.inference.velocities import Latents
 from mova_engine.ops import DTYPES
 
 # The advice in the error message after a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
+# What is kept of pictures and sound, by what `SampleConfig.given` names.
+_KEPT: dict[str | None, tuple[Kept, Kept]] = {
+    None: ("none", "none"),
+    "video": ("all", "none"),
+    "audio": ("none", "all"),
+}
 
 
 def run(config: SampleConfig) -> int:
@@ -77,6 +90,8 @@ class SamplingJob:
     settings: SampleSettings
     work: list[tuple[Prompt, Request]]
     mesh: MeshShape
+    extension: Extension | None = None
+    source: Clip | None = None
 
     @property
     def clip(self) -> ClipConfig:
@@ -93,9 +108,42 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
     for each in lora:
         require_adapter(each.path)
     settings = sample_settings(config, default_settings(model))
-    work = _work(config, model.clip)
+    if config.audio_alone:
+        if launch.world > 1:
+            raise MovaError("--audio-alone: sound is made by one process: leave torchrun out")
+        check_form(settings.guidance)
+    given = _given(config)
+    if given is not None:
+        shape, said = fitted_shape(given, model.clip, config.clip.frames is not None)
+        model = replace(model, clip=shape)
+        if said:
+            console.print(said)
+    work = _work(config, model.clip, given)
     mesh = choose_shape(config.parallel, launch, model, settings.guidance, len(work))
-    return SamplingJob(config, backend, folder, model, lora, settings, work, mesh)
+    extension, source = _extension(config, model.clip, launch)
+    return SamplingJob(config, backend, folder, model, lora, settings, work, mesh, extension, source)
+
+
+def _extension(config: SampleConfig, shape: ClipConfig, launch: Launch) -> tuple[Extension | None, Clip | None]:
+    """How far clips are extended, and the clip from which they go on."""
+    if config.seconds is None:
+        return None, None
+    if launch.world > 1:
+        raise MovaError("--seconds: clips are extended by one process: leave torchrun out")
+    extension, source = Extension.of(shape, config.seconds, config.overlap), None
+    if config.extend is not None:
+        # Of the clip all frames, but not the part of a second that is no whole frame.
+        frames = int(probe(config.extend).duration * shape.fps + 1e-3)
+        length = max(1, (frames - 1) // STRIDE * STRIDE + 1)
+        read = read_clip(config.extend, replace(shape, frames=length), silent="zeros")
+        source = Clip(read.pictures, read.audio[: extension.sample(length)])
+        if length >= extension.frames:
+            raise MovaError(
+                f"{config.extend} lasts {length / shape.fps:.3f} s already: --seconds is its length with what is added"
+            )
+        # Refused before any weight is loaded.
+        extension.continued(source)
+    return extension, source
 
 
 def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
@@ -121,10 +169,12 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     )
     if chosen is not None:
         console.print(chosen.words())
-    out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite) if first else None
+    out = None
+    if first:
+        out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite, sound=config.audio_alone)
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models (velocity)")
-    if diffusion_settings(folder).get("skip_first_frame") and any(p.first_frame is None for p, _ in job.work):
+    if diffusion_settings(folder).get("skip_first_frame") and any(_has_no_first_frame(p, job) for p, _ in job.work):
         console.print("warning: this model was trained with given first frames; without --image it gets a white one")
     watch.at("loading", watched=False)
     with console.status(Text(f"loading {folder}")):
@@ -143,8 +193,8 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
         processes.wait_for_first()
     pipeline.schedule = _schedule(config, pipeline.schedule)
     sequential = config.sequential_guidance if chosen is None else chosen.sequential
-    pipeline.options = replace(pipeline.options, batch_guidance=not sequential)
-    facts = _facts(folder, job.settings, pipeline.schedule, job.lora)
+    pipeline.options = replace(pipeline.options, batch_guidance=not sequential, video_every=config.video_every)
+    facts = _facts(config, folder, job.settings, pipeline.schedule, job.lora)
     backend.use_threads(config.threads, job.model.video.dim)
     backend.reset_peak_memory()
     started, clock = time.perf_counter(), StepClock(FIRST_STEP)
@@ -174,8 +224,19 @@ def sample_settings(config: SampleConfig, defaults: SampleSettings) -> SampleSet
     """Return the settings of the command line, completed by a model's own (`defaults`)."""
     guidance = Guidance(config.guidance) if config.guidance else defaults.guidance
     config.check_guidance(guidance.form)
-    guidance = replace(guidance, **_not_none(config, "text_scale", "bridge_scale"))
-    settings = replace(defaults, guidance=guidance, **_not_none(config, "steps"))
+    scales = ("text_scale", "bridge_scale", "audio_text_scale", "audio_bridge_scale")
+    named = {"rescale": config.guidance_rescale, "begin": config.guide_from, "end": config.guide_until}
+    given = {name: value for name, value in named.items() if value is not None}
+    guidance = replace(guidance, **_not_none(config, *scales), **given)
+    settings = replace(
+        defaults,
+        guidance=guidance,
+        solver=config.solver,
+        sigmas=config.sigmas,
+        audio_sigmas=config.audio_sigmas,
+        switch=config.switch,
+        **_not_none(config, "steps"),
+    )
     if config.negative_prompt is None:
         return settings
     negative = REFERENCE_NEGATIVE_PROMPT if config.negative_prompt == REFERENCE else config.negative_prompt
@@ -184,13 +245,22 @@ def sample_settings(config: SampleConfig, defaults: SampleSettings) -> SampleSet
     return replace(settings, negative_prompt=negative)
 
 
-def _work(config: SampleConfig, shape: ClipConfig) -> list[tuple[Prompt, Request]]:
+def _work(config: SampleConfig, shape: ClipConfig, given: GivenClip | None) -> list[tuple[Prompt, Request]]:
     image = read_frame(config.image, shape) if config.image else None
-    source = str(config.image) if config.image else None
+    if given is not None:
+        # Found out before any weight is loaded, and before anything is made.
+        for kept in given.kind:
+            if isinstance(kept, Window):
+                kept.check(shape)
+        given.read(shape)
+        if given.kind == ("all", "none"):
+            check_copied_pictures(given.path)
+    from_file = given.path if given is not None else config.extend or config.image
+    source = None if from_file is None else str(from_file)
     if config.prompts is None:
-        prompts = [Prompt(config.prompt or "", image, source)]
+        prompts = [Prompt(config.prompt or "", image, source, given=given)]
     else:
-        prompts = read_prompts(config.prompts, shape)
+        prompts = read_prompts(config.prompts, shape, _KEPT[config.given])
         if image is not None:
             if any(prompt.first_frame is not None for prompt in prompts):
                 raise MovaError(f"--image and {config.prompts} both give first frames: leave --image out")
@@ -200,19 +270,67 @@ def _work(config: SampleConfig, shape: ClipConfig) -> list[tuple[Prompt, Request
     return make_requests(prompts, count, config.seed, last_frame)
 
 
-def _facts(folder: Path, settings: SampleSettings, schedule: Schedule, lora: list[AdapterSpec]) -> dict:
+def _given(config: SampleConfig) -> GivenClip | None:
+    """What the command gives of its one clip."""
+    if config.video is not None:
+        return GivenClip.pictures(config.video)
+    if config.audio is not None:
+        return GivenClip.sound(config.audio)
+    if config.retake is None or config.window is None:
+        return None
+    window = Window(*config.window)
+    video: Kept = "all" if config.retake_of == "audio" else window
+    return GivenClip(config.retake, video, "all" if config.retake_of == "video" else window)
+
+
+def _facts(
+    config: SampleConfig, folder: Path, settings: SampleSettings, schedule: Schedule, lora: list[AdapterSpec]
+) -> dict:
     """The entries of every metadata row that say how the clip was made."""
     guidance = settings.guidance
     return {
         "checkpoint": str(folder),
-        "steps": settings.steps,
+        "steps": settings.count,
+        "solver": settings.solver,
+        "sigmas": list(settings.sigmas),
+        "audio_sigmas": list(settings.audio_sigmas),
+        "switch": settings.switch,
         "guidance": guidance.form,
         "text_scale": guidance.text_scale,
         "bridge_scale": guidance.bridge_scale,
+        "audio_text_scale": guidance.audio_text_scale,
+        "audio_bridge_scale": guidance.audio_bridge_scale,
+        "guide_from": guidance.begin,
+        "guide_until": guidance.end,
+        "guidance_rescale": guidance.rescale,
         "negative_prompt": settings.negative_prompt,
+        "video_every": config.video_every,
+        "seconds": config.seconds,
+        "overlap": config.overlap,
         "video_shift": schedule.video_shift,
         "audio_shift": schedule.audio_shift,
         "lora": [{**each._asdict(), "path": str(each.path)} for each in lora],
+    }
+
+
+def _has_no_first_frame(prompt: Prompt, job: SamplingJob) -> bool:
+    pictures = (
+        job.config.audio_alone or job.source is not None or (prompt.given is not None and prompt.given.video != "none")
+    )
+    return prompt.first_frame is None and not pictures
+
+
+def _frames(clip: Clip | None) -> int:
+    return 0 if clip is None else len(clip.pictures)
+
+
+def _facts_of_given(given: GivenClip | None) -> dict:
+    """What is said of a clip's given part: of each modality none, all, or all but so many seconds."""
+    if given is None:
+        return {}
+    return {
+        f"given_{name}": [kept.begin, kept.end] if isinstance(kept, Window) else kept
+        for name, kept in zip(Latents._fields, given.kind, strict=True)
     }
 
 
@@ -231,7 +349,8 @@ def _run(
     turns = -(-len(work) // (batch * groups))
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
-        task = progress.add_task("sampling", total=turns * settings.steps)
+        windows = 1 if job.extension is None else job.extension.windows(_frames(job.source))
+        task = progress.add_task("sampling", total=turns * settings.count * windows)
         requests = [request for _, request in work]
 
         def at_stage(stage: str) -> None:
@@ -242,15 +361,17 @@ def _run(
             clock.step()
             progress.advance(task)
 
-        clips = pipeline.generate(
-            requests,
-            settings,
-            batch=batch,
-            on_step=stepped,
-            on_stage=at_stage,
-        )
+        clips: Iterator[Clip | None]
+        heard: dict[str, Any] = {"batch": batch, "on_step": stepped, "on_stage": at_stage}
+        if job.config.audio_alone:
+            clips = (Clip(None, sound) for sound in generate_sound(pipeline, requests, settings, **heard))
+        elif job.extension is None:
+            clips = pipeline.generate(requests, settings, **heard)
+        else:
+            clips = extended(pipeline, requests, settings, job.extension, source=job.source, **heard)
         for (prompt, request), clip in zip(work, clips, strict=True):
             if out is None or clip is None:
                 continue
-            out.add(clip, prompt.caption, {"seed": request.seed, "source": prompt.source, **facts})
+            facts_of_clip = {"seed": request.seed, "source": prompt.source, **_facts_of_given(request.given), **facts}
+            out.add(clip, prompt.caption, facts_of_clip, request.given)
             progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")

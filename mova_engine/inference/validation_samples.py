@@ -11,9 +11,10 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Processes
 from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
 from mova_engine.inference.denoising import LoopOptions
-from mova_engine.inference.pipeline import Pipeline, default_settings
+from mova_engine.inference.pipeline import Pipeline
 from mova_engine.inference.requests import Prompt, Request, make_requests
 from mova_engine.inference.sample_folder import SampleFolder
+from mova_engine.inference.sample_settings import default_settings
 from mova_engine.inference.turns import batched
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova

@@ -272,11 +272,15 @@ class StreamedModel:
         self.stream = WeightStream(units, make_source(units), device, slots, poison)
         mova.streamed = self
 
-    def plan(self, experts: Iterable[int], together: int = 1) -> None:
-        """Say which experts the next forwards go through, none of which has a backward. together: forwards that enter
-        each layer side by side.
+    def plan(self, evaluations: Iterable[tuple[int, int]]) -> None:
+        """Say what the next forwards, none of which has a backward, go through: (expert, number of forwards that enter
+        each of its layers side by side).
         """
-        self.stream.plan(unit for expert in experts for unit in self.units(expert) for _ in range(together))
+        self.stream.plan(unit for expert, n in evaluations for unit in self.units(expert) for _ in range(n))
+
+    def enter(self, expert: int, layer: int) -> None:
+        """Bring the weights of a layer of a forward through an expert."""
+        self.stream.enter(self.units(expert)[layer])
 
     def free(self) -> None:
         """Give back the memory of the slots until the next forward."""

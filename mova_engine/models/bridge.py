@@ -4,7 +4,9 @@ Layer i runs before block i of both towers, and both directions read the states 
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.config.model import BridgeConfig
+from mova_engine.errors import MovaError
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.layers import (
     WHOLE,
@@ -33,6 +36,25 @@ from mova_engine.ops import OpTable
 EPS = 1e-6
 # LayerNorm of the pooled variant's adaptive norm.
 ADALN_EPS = 1e-5
+
+
+class KeysValues(NamedTuple):
+    """What an attention reads of the other tower: keys, normalised and rotated, and values, [b, n, d] each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass
+class VideoRecord:
+    """What the audio reads of the video in one forward: the keys and values of each bridge layer, of this process's own
+    tokens. With it the audio tower can be run again without the video (`Mova.forward_audio`). grid: the video's tokens
+    along (t, h, w). times: its places in time, see `Modality`.
+    """
+
+    grid: tuple[int, ...] = ()
+    times: Times = None
+    layers: dict[int, KeysValues] = field(default_factory=dict[int, KeysValues])
 
 
 class InnerAttention(nn.Module):
@@ -58,17 +80,25 @@ class InnerAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        y: NormOutput,
+        y: NormOutput | KeysValues,
         rope_x: Rope | None,
         rope_y: Rope | None,
         trace: Trace | None = None,
         tokens: int | None = None,
+        record: Callable[[KeysValues], None] | None = None,
     ) -> Tensor:
-        """x [b, s, d], y of [b, n, other] -> [b, s, d]. tokens: see `LayerOptions`."""
+        """x [b, s, d], y of [b, n, other], or its keys and values from an earlier call -> [b, s, d]. tokens: see
+        `LayerOptions`. record: receives the keys and values.
+        """
         (q,) = project(self.ops, NormOutput(x), self.q)
-        k, v = project(self.ops, y, self.k, self.v)
         q = self._normed(q, self.norm_q, rope_x)
-        k = self._normed(k, self.norm_k, rope_y)
+        if isinstance(y, KeysValues):
+            k, v = y
+        else:
+            k, v = project(self.ops, y, self.k, self.v)
+            k = self._normed(k, self.norm_k, rope_y)
+        if record:
+            record(KeysValues(k, v))
         if trace:
             trace("q_rope", q)
             trace("k_rope", k)
@@ -194,9 +224,10 @@ class Bridge(nn.Module):
         scale: tuple[float, float] = (1.0, 1.0),
         trace: Trace | None = None,
         options: LayerOptions = WHOLE,
+        record: VideoRecord | None = None,
     ) -> tuple[ResidualStream, ResidualStream]:
         """Layer `layer` on both streams; scale = (audio to video, video to audio). Returns streams with pending
-        updates.
+        updates. record: takes what the audio reads.
         """
         name = self.names[layer]
         # A ModuleDict does not say what it holds.
@@ -214,7 +245,8 @@ class Bridge(nn.Module):
         if to_audio.per_frame_pooling is not None:
             # The video's frames drive the query's norm; keys and values remain the video's tokens.
             query_a = self._pooled_query(to_audio, x_a, x_v, grid[0], trace)
-        update_a = to_audio.inner(query_a, normed_v, rope_a, rope_v, scoped("v2a"), options.tokens)
+        keep = None if record is None else partial(record.layers.__setitem__, layer)
+        update_a = to_audio.inner(query_a, normed_v, rope_a, rope_v, scoped("v2a"), options.tokens, keep)
         if trace:
             trace("a2v_features", update_v)
             trace("v2a_features", update_a)
@@ -222,6 +254,30 @@ class Bridge(nn.Module):
             ResidualStream(x_v, update_v, self._gate(x_v, scale[0])),
             ResidualStream(x_a, update_a, self._gate(x_a, scale[1])),
         )
+
+    def forward_audio(
+        self,
+        layer: int,
+        audio: ResidualStream,
+        rope: Rope | None,
+        record: VideoRecord,
+        scale: float = 1.0,
+        options: LayerOptions = WHOLE,
+    ) -> ResidualStream:
+        """The audio's half of `forward` on what an earlier one recorded: the same values, where the video is the same.
+
+        rope: the audio's. scale: of video to audio. Raises MovaError for the pooled variant, whose audio also reads
+        the video's states.
+        """
+        name = self.names[layer]
+        to_video: Any = self.audio_to_video_conditioners[name]
+        to_audio: Any = self.video_to_audio_conditioners[name]
+        if to_audio.per_frame_pooling is not None:
+            raise MovaError("the bridge's pooled variant reads the video at every step: audio cannot be run alone")
+        # Rounded as `forward` rounds it: by the same operator, whose norm nobody reads here.
+        x, _ = audio.add_norm(self.ops, to_video.y_norm, EPS, options)
+        update = to_audio.inner(x, record.layers[layer], rope, None, None, options.tokens)
+        return ResidualStream(x, update, self._gate(x, scale))
 
     def _gate(self, x: Tensor, scale: float) -> Tensor | None:
         """The factor of a direction's update, [b, d] float32; None for one."""

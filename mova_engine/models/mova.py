@@ -4,9 +4,10 @@ Layer i of the forward: bridge i where there is one, then block i of the video t
 the longer tower's remaining blocks follow alone. Training and sampling run the same one.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn as nn
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mova_engine.config.model import MovaConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.audio_dit import AudioDiT
-from mova_engine.models.bridge import Bridge
+from mova_engine.models.bridge import Bridge, VideoRecord
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.layers import LayerOptions, NormParameters, ResidualStream, Rope, Trace
 from mova_engine.models.modality import Modality
@@ -59,15 +60,28 @@ class LayerSource(Protocol):
         """
         ...
 
-    def plan(self, experts: Iterable[int], together: int = 1) -> None:
-        """Say which experts the next forwards go through, so that weights can come ahead. together: forwards that go
-        through each of them side by side.
+    def plan(self, evaluations: Iterable[tuple[int, int]]) -> None:
+        """Say what the next forwards go through, so that weights can come ahead: (expert, number of forwards that go
+        through its layers side by side).
         """
+        ...
+
+    def enter(self, expert: int, layer: int) -> None:
+        """Bring the weights of a layer now, for what is not run by a runner."""
         ...
 
     def free(self) -> None:
         """Give back the device's memory until the next forward."""
         ...
+
+
+class ForwardInputs(NamedTuple):
+    """The inputs of one forward among several. bridge, record: as of `dual_tower_forward`."""
+
+    video: Modality
+    audio: Modality
+    bridge: bool = True
+    record: VideoRecord | None = None
 
 
 class Mova(nn.Module):
@@ -114,24 +128,59 @@ class Mova(nn.Module):
         return dual_tower_forward(self.expert(expert), self.audio_dit, connection, video, audio, **options)
 
     def forward_side_by_side(
-        self, inputs: Sequence[tuple[Modality, Modality, bool]], *, expert: int = 0, **options: Any
+        self, inputs: Sequence[ForwardInputs], *, expert: int = 0, **options: Any
     ) -> list[tuple[Tensor, Tensor]]:
-        """The forwards of several (video, audio, bridge) through one expert. Each layer is run for all of them before
-        the next one, so that weights that are streamed come once; every forward's residual streams are held meanwhile.
+        """The forwards of several inputs through one expert. Each layer is run for all of them before the next one, so
+        that weights that are streamed come once; every forward's residual streams are held meanwhile.
         """
         if self.streamed is not None:
             options["runner"] = self.streamed.runner(expert, options.get("runner", DIRECT), len(inputs))
         options["chunk_rows"] = self.chunk_rows
         passes = [
             DualTowerPass.begin(
-                self.expert(expert), self.audio_dit, self.dual_tower_bridge if bridge else None, video, audio, **options
+                self.expert(expert),
+                self.audio_dit,
+                self.dual_tower_bridge if each.bridge else None,
+                each.video,
+                each.audio,
+                record=each.record,
+                **options,
             )
-            for video, audio, bridge in inputs
+            for each in inputs
         ]
         for layer in range(passes[0].layer_count):
             for each in passes:
                 each.run(layer)
         return [each.finish() for each in passes]
+
+    def forward_audio(
+        self,
+        audio: Modality,
+        record: VideoRecord | None,
+        *,
+        expert: int = 0,
+        fps: float = 24.0,
+        bridge_scale: float = 1.0,
+        sharding: Sharding = NO_CP,
+    ) -> Tensor:
+        """The audio's output [b, 128, l] of a forward whose video is that of an earlier one, which filled `record`;
+        None: without the bridge. bridge_scale: of video to audio. expert: whose layers come with the audio's and the
+        bridge's, where they are streamed.
+        """
+        stream, inputs = self.audio_dit.embed(audio)
+        bridge, rope, options = self.dual_tower_bridge, None, LayerOptions()
+        if record is not None:
+            times = (record.times, audio.times)
+            ropes = bridge.rope(record.grid, inputs.grid[0], fps, audio.latents.device, sharding, times)
+            rope = None if ropes is None else ropes[1]
+            options = LayerOptions(math.prod(record.grid) if sharding.size > 1 else None)
+        for layer, block in enumerate(self.audio_dit.blocks):
+            if self.streamed is not None:
+                self.streamed.enter(expert, layer)
+            if record is not None and layer in record.layers:
+                stream = bridge.forward_audio(layer, stream, rope, record, bridge_scale, options)
+            stream = block(stream, inputs.t_mod, inputs.context, inputs.rope)
+        return self.audio_dit.finish(stream, inputs)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
@@ -178,6 +227,7 @@ def dual_tower_forward(
     sharding: Sharding = NO_CP,
     trace: Trace | None = None,
     chunk_rows: int | None = None,
+    record: VideoRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predict both velocities (or what the network was trained to predict).
 
@@ -186,6 +236,7 @@ def dual_tower_forward(
     runner: how the layers are run, such as recomputed in the backward (`memory.checkpointing.layer_runner`).
     sharding: which video tokens are this process's own; all inputs are whole. trace(name, tensor) receives states.
     chunk_rows: see `LayerOptions`.
+    record: an empty one takes what the audio reads of the video.
     Returns ([b, 16, t, h, w], [b, 128, l]) in the towers' dtype. Raises MovaError for shapes that do not fit.
     """
     forward = DualTowerPass.begin(
@@ -200,6 +251,7 @@ def dual_tower_forward(
         sharding=sharding,
         trace=trace,
         chunk_rows=chunk_rows,
+        record=record,
     )
     for layer in range(forward.layer_count):
         forward.run(layer)
@@ -230,6 +282,7 @@ class DualTowerPass:
         sharding: Sharding = NO_CP,
         trace: Trace | None = None,
         chunk_rows: int | None = None,
+        record: VideoRecord | None = None,
     ) -> "DualTowerPass":
         """Embed the inputs. Arguments and errors are those of `dual_tower_forward`."""
         if video.batch != audio.batch:
@@ -244,8 +297,10 @@ class DualTowerPass:
         if bridge is not None:
             times = (video.times, audio.times)
             rope = bridge.rope(video_in.grid, audio_in.grid[0], fps, video.latents.device, sharding, times)
+        if record is not None:
+            record.grid, record.times = video_in.grid, video.times
         layers = DualTowerLayers(
-            video_dit, audio_dit, bridge, video_in, audio_in, rope, bridge_scale, trace, chunk_rows
+            video_dit, audio_dit, bridge, video_in, audio_in, rope, bridge_scale, trace, chunk_rows, record
         )
         return cls(layers, runner, video_stream, audio_stream)
 
@@ -281,6 +336,7 @@ class DualTowerLayers:
     bridge_scale: tuple[float, float]
     trace: Trace | None
     chunk_rows: int | None = None
+    record: VideoRecord | None = None
 
     def run(
         self, layer: int, video: ResidualStream, audio: ResidualStream, recomputed: bool = False
@@ -313,7 +369,7 @@ class DualTowerLayers:
             # What it keeps waits for the block to be differentiated: little work, but half as much as a block keeps.
             video, audio = checkpoint(run, *video, *audio, use_reentrant=False, preserve_rng_state=False)
         else:
-            video, audio = bridge(layer, video, audio, *place, trace, options)
+            video, audio = bridge(layer, video, audio, *place, trace, options, self.record)
         if trace is not None:
             video, audio = map(ResidualStream, self.settle(video, audio))
             trace("visual", video.x)

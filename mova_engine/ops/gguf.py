@@ -156,6 +156,6 @@ def dequantise_gguf(weight: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
         raise MovaError(f"{kind} takes rows of blocks of {of.size} bytes, got {list(weight.shape)}")
     o, blocks = len(weight), weight.shape[1] // of.size
     out = torch.empty(o, blocks * of.values, dtype=dtype, device=weight.device)
-    for rows in row_chunks(*out.shape):
+    for rows in row_chunks(out.shape[0], out.shape[1]):
         out[rows] = of.decode(weight[rows].reshape(-1, of.size)).view(-1, out.shape[1])
     return out

@@ -23,6 +23,6 @@ def quantise_int8(x: Tensor) -> tuple[Tensor, Tensor]:
 def dequantise_int8(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`weight * weight_scale` in `dtype`: int8 [n, d] with a float32 scale [n] of each row; rounded once."""
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for rows in row_chunks(*weight.shape):
+    for rows in row_chunks(weight.shape[0], weight.shape[1]):
         out[rows] = weight[rows] * weight_scale[rows].unsqueeze(1)
     return out

@@ -7,7 +7,8 @@ from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.reference_compat import Table
-from mova_engine.inference.denoising import Conditions, Latents, Step, denoise
+from mova_engine.inference.denoising import Step, denoise
+from mova_engine.inference.velocities import Conditions, Latents
 from mova_engine.models.mova import Mova
 from mova_engine.parity import parameters
 from mova_engine.parity.case import CaseDevice, GoldenCase

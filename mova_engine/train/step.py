@@ -69,7 +69,7 @@ def _joint(
         Modality(video_input(noisy_video, first_frame_condition(batch.image)), times.video_timestep, text),
         Modality(noisy_audio, times.audio_timestep, text),
         expert=expert,
-        bridge=config.model.bridge,
+        bridge=config.model.bridge and draw.bridge,
         fps=mova.config.clip.fps,
         runner=layer_runner(config.memory.checkpointing, config.memory.inputs == "host"),
         sharding=sharding,
@@ -80,8 +80,17 @@ def _joint(
         *prediction.compared(audio.float(), batch.audio, audio_noise, noisy_audio, times.audio_sigma),
         config.diffusion.weights(),
         share,
-        batch.audio_factors,
+        _product(draw.video_factors, None, batch.audio.device),
+        _product(draw.audio_factors, batch.audio_factors, batch.audio.device),
     )
+
+
+def _product(drawn: Tensor | None, of_clips: Tensor | None, device: torch.device) -> Tensor | None:
+    """Factors [b] of the clips' losses; None: all 1."""
+    if drawn is None:
+        return of_clips
+    drawn = drawn.to(device)
+    return drawn if of_clips is None else drawn * of_clips
 
 
 def _audio(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, ...], config: TrainConfig) -> Losses:

@@ -38,18 +38,25 @@ def rank_seed(seed: int, data_rank: int) -> int:
 @dataclass(frozen=True)
 class StepDraw:
     """What an optimizer step draws for its n clips: the video expert that it trains (None: the model has one), noise
-    levels [n], and which clips lose their text, bool [n].
+    levels [n] (0 where a modality is given), and which clips lose their text, bool [n].
+
+    video_factors, audio_factors [n]: what each clip's loss counts, 0 where the modality is given, and as much more
+    elsewhere that the loss is a mean over the others; None: nothing is given. bridge: whether it is used.
     """
 
     expert: int | None
     times: TrainingTimes
     drop_text: Tensor
+    video_factors: Tensor | None = None
+    audio_factors: Tensor | None = None
+    bridge: bool = True
 
     def part(self, first: int, count: int) -> "StepDraw":
         """The draw of clips `first` to `first + count - 1`: a micro-batch's."""
         here = slice(first, first + count)
         times = TrainingTimes(*(getattr(self.times, name)[here] for name in TrainingTimes.__dataclass_fields__))
-        return StepDraw(self.expert, times, self.drop_text[here])
+        video, audio = (None if x is None else x[here] for x in (self.video_factors, self.audio_factors))
+        return StepDraw(self.expert, times, self.drop_text[here], video, audio, self.bridge)
 
 
 def draw_step(settings: DiffusionSettings, experts: int, seed: int, step: int, clips: int) -> StepDraw:
@@ -63,7 +70,30 @@ def draw_step(settings: DiffusionSettings, experts: int, seed: int, step: int, c
         high = torch.rand((), generator=source) < Schedule.of(settings).expert_probability(HIGH_NOISE)
         expert = HIGH_NOISE if high else LOW_NOISE
     times = draw_times(settings, source, expert, clips)
-    return StepDraw(expert, times, torch.rand(clips, generator=source) < settings.text_dropout)
+    drop_text = torch.rand(clips, generator=source) < settings.text_dropout
+    # From generators of their own: what else is drawn does not depend on these settings.
+    bridge = True
+    if settings.bridge_dropout:
+        bridge = bool(torch.rand((), generator=generator(seed, "bridge", step)) >= settings.bridge_dropout)
+    if not settings.given_video and not settings.given_audio:
+        return StepDraw(expert, times, drop_text, bridge=bridge)
+    place = torch.rand(clips, generator=generator(seed, "given", step))
+    # A clean video is never seen by the expert of high noise.
+    video = (place < settings.given_video) & (expert != HIGH_NOISE)
+    audio = (place >= settings.given_video) & (place < settings.given_video + settings.given_audio)
+    times = TrainingTimes(
+        times.video_sigma.masked_fill(video, 0.0),
+        times.audio_sigma.masked_fill(audio, 0.0),
+        times.video_timestep.masked_fill(video, 0.0),
+        times.audio_timestep.masked_fill(audio, 0.0),
+    )
+    return StepDraw(expert, times, drop_text, _counted(video), _counted(audio), bridge)
+
+
+def _counted(given: Tensor) -> Tensor:
+    """Factors [n] of losses, float32: 0 where `given`, and a mean of 1, unless all are."""
+    left = (~given).float()
+    return left / left.mean().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def draw_times(settings: DiffusionSettings, source: torch.Generator, expert: int | None, clips: int) -> TrainingTimes:

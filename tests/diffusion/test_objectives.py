@@ -103,6 +103,29 @@ def test_guidance_forms(guidance, expected):
     assert len(model.calls) == guidance.evaluations
 
 
+def test_each_modality_may_have_scales_of_its_own():
+    video, audio = Guidance("dual", 5.0, 2.0, audio_text_scale=3.0, audio_bridge_scale=4.0).combine(Model())
+    assert video.item() == pytest.approx(1 + 2 * (3 - 1) + 5 * (7 - 3))
+    assert audio.item() == pytest.approx(10 * (1 + 4 * (3 - 1) + 3 * (7 - 3)))
+
+
+def test_guidance_outside_its_steps_is_none():
+    guidance = Guidance("dual", begin=0.2, end=0.6)
+    assert [guidance.at(level / 5).form for level in range(5)] == ["none", "dual", "dual", "none", "none"]
+
+
+def test_rescaled_velocities_have_the_deviation_of_the_unguided():
+    full, empty = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+
+    def evaluate(with_text, with_bridge):
+        return (full if with_text else empty,) * 2
+
+    plain, half, whole = (Guidance("text", 5.0, rescale=share).combine(evaluate)[0] for share in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(whole.std((1, 2)), full.std((1, 2)))
+    torch.testing.assert_close(half, (plain + whole) / 2)
+    assert (plain.std((1, 2)) > 2 * full.std((1, 2))).all()
+
+
 def test_guided_velocities_are_float32():
     guided = Guidance("text", 5.0).combine(lambda t, b: (torch.ones(1, dtype=torch.bfloat16),) * 2)
     assert [v.dtype for v in guided] == [torch.float32] * 2
@@ -117,6 +140,9 @@ def test_guided_velocities_are_float32():
         (lambda: Prediction("x0", math.nan), "sigma_floor must be positive, got nan"),
         (lambda: Guidance("text", math.nan), "text_scale must be a finite number, got nan"),
         (lambda: Guidance("dual", 5.0, -math.inf), "bridge_scale must be a finite number, got -inf"),
+        (lambda: Guidance("text", audio_text_scale=math.nan), "audio_text_scale must be a finite number, got nan"),
+        (lambda: Guidance("text", rescale=1.5), "guidance rescale must lie between 0 and 1, got 1.5"),
+        (lambda: Guidance("text", begin=0.6, end=0.6), "0 <= begin < end <= 1, got 0.6 and 0.6"),
         (lambda: Schedule(video_shift=math.nan), "video_shift must be positive, got nan"),
         (lambda: Schedule(audio_shift=math.inf), "audio_shift must be positive, got inf"),
         (lambda: first_frame_condition(torch.zeros(1, 16, 4, 4)), "image latents must be"),

@@ -1,5 +1,7 @@
 """The schedule that trainer and sampler share."""
 
+import math
+
 import pytest
 import torch
 
@@ -87,3 +89,31 @@ def test_one_step_along_the_true_velocity_recovers_the_clip():
 def test_impossible_schedules_are_refused(build, message):
     with pytest.raises(MovaError, match=message):
         build()
+
+
+def test_listed_noise_levels_take_no_shift_and_switch_where_told():
+    schedule = Schedule(video_shift=5.0, audio_shift=1.0)
+    steps = schedule.listed((1.0, 0.9375, 0.8333, 0.625), switch=1)
+    assert steps.video_sigmas.tolist() == pytest.approx([1.0, 0.9375, 0.8333, 0.625, 0.0])
+    assert torch.equal(steps.audio_sigmas, steps.video_sigmas)
+    assert torch.equal(steps.video_timesteps, 1000 * steps.video_sigmas[:-1])
+    assert steps.experts == (HIGH_NOISE, LOW_NOISE, LOW_NOISE, LOW_NOISE)
+    assert schedule.listed((1.0, 0.9375, 0.8333)).experts == (HIGH_NOISE, HIGH_NOISE, LOW_NOISE)
+    assert schedule.listed((1.0, 0.5), (0.9, 0.2)).audio_sigmas.tolist() == pytest.approx([0.9, 0.2, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((),), "sigmas must be noise levels"),
+        (((0.5, 0.7),), "sigmas must be noise levels of at most 1 that fall"),
+        (((1.0, 0.0),), "without the 0 at the end"),
+        (((1.2, 0.5),), "at most 1"),
+        (((math.nan, 0.5),), "sigmas must be"),
+        (((1.0, 0.5), (1.0,)), "2 sigmas and 1 audio sigmas"),
+        (((1.0, 0.5), None, 3), "between 0 and 2"),
+    ],
+)
+def test_lists_that_cannot_be_followed_are_refused(arguments, message):
+    with pytest.raises(MovaError, match=message):
+        Schedule().listed(*arguments)

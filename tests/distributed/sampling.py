@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -30,9 +31,12 @@ from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes, read_launch, start_processes
 from mova_engine.inference import denoising
 from mova_engine.inference.__main__ import main
-from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise, draw_noise
-from mova_engine.inference.pipeline import Pipeline, SampleSettings, load_pipeline
+from mova_engine.inference.denoising import LoopOptions, denoise, draw_noise
+from mova_engine.inference.given_latents import GivenLatents
+from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Request
+from mova_engine.inference.sample_settings import SampleSettings
+from mova_engine.inference.velocities import Conditions, Latents
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 
@@ -93,9 +97,12 @@ def errors_of_sampling(
     fsdp: bool = False,
     batch_guidance: bool = True,
     mutation: str | None = None,
+    begin: float = 0.0,
+    video_every: int = 1,
 ) -> dict[str, tuple[float, float, bool]]:
     """How far the latents that all ranks make together are from one process's, by form of guidance: video and audio,
-    relative to the maximum; and whether this rank's are rank 0's to the last bit.
+    relative to the maximum; and whether this rank's are rank 0's to the last bit. begin: of guidance, a share of the
+    steps. video_every: not 1: sound for a given video, whose tower runs so often.
     """
     group, ops = place(cfg, context_parallel, ulysses), bind(backend(), training=False)
     table, alone = group.operators(ops), fill(Mova(MODEL, ops)).to(device())
@@ -108,7 +115,8 @@ def errors_of_sampling(
                 shards.piece(parameter).take(weights[name])
     errors = {}
     for form in forms:
-        run = functools.partial(_denoised, guidance=Guidance(form, 3.0, 2.0), batch_guidance=batch_guidance)
+        guidance, options = Guidance(form, 3.0, 2.0, begin=begin), LoopOptions(False, True, batch_guidance)
+        run = functools.partial(_denoised, guidance=guidance, options=replace(options, video_every=video_every))
         with ExitStack() as broken:
             if mutation is not None:
                 broken.enter_context(patch.object(denoising, "all_branches", BROKEN[mutation]))
@@ -120,19 +128,20 @@ def errors_of_sampling(
     return errors
 
 
-def _denoised(model: Mova, guidance: Guidance, batch_guidance: bool, processes: Processes | None = None) -> Latents:
+def _denoised(model: Mova, guidance: Guidance, options: LoopOptions, processes: Processes | None = None) -> Latents:
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(2, 16, *MODEL.clip.latent_shape, generator=generator)
     text, empty = torch.randn(2, 2, 12, 16, generator=generator)
     image, text, empty = (x.to(device()) for x in (image, text, empty))
+    given = None if options.video_every == 1 else GivenLatents.whole(image.flip(0))
     return denoise(
         model,
-        Conditions(first_frame_condition(image), text, empty),
+        Conditions(first_frame_condition(image), text, empty, video=given),
         draw_noise(MODEL, (3, 4), MODEL.clip, device()),
         Schedule().inference(4),
         guidance,
         Prediction(),
-        options=LoopOptions(batch_guidance=batch_guidance),
+        options=options,
         processes=processes,
     )
 

@@ -78,6 +78,20 @@ def test_one_evaluation_at_a_time_too(worlds):
     assert max(errors.values()) <= LATENTS, errors
 
 
+@pytest.mark.parametrize(
+    ("cfg", "context_parallel", "options"),
+    [
+        (2, 1, {"begin": 0.5}),
+        (1, 2, {"video_every": 2}),
+        (2, 1, {"video_every": 0, "begin": 0.5}),
+        (1, 2, {"video_every": 0, "fsdp": True}),
+    ],
+)
+def test_guidance_of_some_steps_and_sound_on_a_recorded_video(worlds, cfg, context_parallel, options):
+    errors = sampled(worlds, 2, cfg, context_parallel, None, "dual", **options)
+    assert max(errors.values()) <= LATENTS, errors
+
+
 @pytest.mark.parametrize("mutation", ["swapped", "not exchanged"])
 def test_branches_that_are_mixed_up_are_noticed(worlds, mutation):
     arguments = {"cfg": 2, "context_parallel": 1, "ulysses": None, "forms": ("text",), "mutation": mutation}

@@ -23,8 +23,9 @@ from mova_engine.errors import MovaError
 from mova_engine.inference.clip_codecs import ClipCodecs
 from mova_engine.inference.denoising import LoopOptions
 from mova_engine.inference.loading import trained
-from mova_engine.inference.pipeline import Pipeline, SampleSettings, default_settings, load_pipeline
+from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Prompt, Request
+from mova_engine.inference.sample_settings import SampleSettings, default_settings
 from mova_engine.inference.validation_samples import encode_samples, make_samples
 
 SETTINGS = SampleSettings(4, Guidance("text", 2.0))
@@ -87,7 +88,7 @@ def test_the_given_first_frame_is_what_the_clip_begins_with(pipeline, frame):
 def test_conditions_are_the_latents_of_first_frame_then_zeros(pipeline, frame):
     codecs = ClipCodecs(pipeline.codecs, pipeline.shape, pipeline.processes, pipeline.residency)
     requests = [Request("a", 0, frame), Request("b"), Request("c", 0, frame, frame)]
-    given = codecs.gather(codecs.encode([requests], "")[0], torch.device("cpu"))
+    given = codecs.gather(codecs.encode([requests], "")[0], requests, torch.device("cpu"))
     volume = torch.zeros(1, 3, 9, 32, 48)
     volume[0, :, :1] = video_from_uint8(torch.from_numpy(frame[None, 8:40].copy()))
     assert torch.equal(given.condition[0, 4:], pipeline.codecs.video.encode(volume)[0])

@@ -10,8 +10,9 @@ from mova_engine.checkpoints.locate import find_model
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.errors import MovaError
-from mova_engine.inference.pipeline import Pipeline, SampleSettings, load_pipeline
+from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Request
+from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.memory.quantise_folder import quantise_folder
 
 SETTINGS = SampleSettings(2, Guidance("none"))

@@ -17,7 +17,8 @@ from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
-from mova_engine.inference.denoising import Conditions, Latents, LoopOptions, denoise, draw_noise
+from mova_engine.inference.denoising import LoopOptions, denoise, draw_noise
+from mova_engine.inference.velocities import Conditions, Latents
 from mova_engine.memory.residency import Part, Residency
 from mova_engine.memory.streaming import StreamedModel
 from mova_engine.memory.weight_sources import HostArena

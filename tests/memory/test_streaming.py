@@ -17,6 +17,7 @@ from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.memory.streaming import StreamedModel, WeightStream, layer_count
 from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit
 from mova_engine.models.modality import modalities
+from mova_engine.models.mova import ForwardInputs
 from mova_engine.ops import bind
 from mova_engine.rehearsal.absent_files import _AtOnce
 
@@ -85,12 +86,12 @@ def test_streamed_is_resident_to_the_bit(ops, backend, folder, kind, slots):
 def test_forwards_side_by_side_copy_each_layer_once(ops, backend, folder):
     video, audio = modalities(*inputs(backend))
     other = replace(video, text=video.text * 0.5)
-    calls = [(video, audio, True), (other, audio, True), (video, audio, False)]
+    calls = [ForwardInputs(video, audio), ForwardInputs(other, audio), ForwardInputs(video, audio, bridge=False)]
     resident = loaded(ops, folder)
     mova, model = streamed(ops, backend, folder, "files")
     with torch.no_grad():
         expected = [resident(*call[:2], bridge=call[2], expert=1) for call in calls]
-        model.plan([1], together=len(calls))
+        model.plan([(1, len(calls))])
         found = mova.forward_side_by_side(calls, expert=1)
         assert all(map(equal, found, expected)) and not equal(expected[0], expected[2])
         report = model.stream.report()

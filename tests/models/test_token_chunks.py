@@ -12,6 +12,7 @@ from mova_engine.errors import MovaError
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.layers import FeedForward, NormOutput, ResidualStream
 from mova_engine.models.modality import modalities
+from mova_engine.models.mova import ForwardInputs
 from mova_engine.models.token_chunks import in_token_chunks
 from mova_engine.models.weight_formats import FORMATS
 from mova_engine.ops import bind
@@ -133,7 +134,7 @@ def test_a_model_s_own_setting_reaches_its_layers(ops, backend):
     block.ffn.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
     with torch.no_grad():
         model(*modalities(*args))
-        model.forward_side_by_side([(*modalities(*args), True)])
+        model.forward_side_by_side([ForwardInputs(*modalities(*args))])
     assert seen == [10, 10]
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from mova_engine.backend import get_backend
+from mova_engine.config.diffusion import LossWeights
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.config.train import DiffusionSettings, OptimSettings
-from mova_engine.diffusion.schedule import Schedule
+from mova_engine.diffusion.loss import Share, velocity_loss
+from mova_engine.diffusion.schedule import LOW_NOISE, Schedule
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.train.batch import LatentBatch
@@ -263,3 +265,46 @@ def test_generators_of_different_purposes_are_different():
     keys = (("a",), ("b",), ("a", 1), ("a", 11), ("a1", 1))
     draws = {float(torch.rand((), generator=generator(0, *key))) for key in keys}
     assert len(draws) == 5 and float(torch.rand((), generator=generator(0, "a"))) in draws
+
+
+def test_given_modalities_have_no_noise_and_no_loss():
+    settings = DiffusionSettings(given_video=0.25, given_audio=0.5, timestep_sampling="independent")
+    draw, plain = (draw_step(each, 1, 0, 3, 4000) for each in (settings, DiffusionSettings()))
+    video, audio = draw.times.video_sigma == 0, draw.times.audio_sigma == 0
+    assert video.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert audio.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not (video & audio).any()
+    assert torch.equal(draw.times.video_timestep == 0, video)
+    assert torch.equal(draw.video_factors == 0, video) and torch.equal(draw.audio_factors == 0, audio)
+    assert draw.video_factors.mean().item() == pytest.approx(1) == draw.audio_factors.mean().item()
+    # All else is drawn as without.
+    assert torch.equal(draw.times.video_sigma[~video], plain.times.video_sigma[~video])
+    assert torch.equal(draw.drop_text, plain.drop_text)
+    part = draw.part(8, 4)
+    assert torch.equal(part.video_factors, draw.video_factors[8:12])
+    # The expert of high noise sees no clean video.
+    for step in range(40):
+        drawn = draw_step(settings, 2, 0, step, 50)
+        assert (drawn.times.video_sigma == 0).any() == (drawn.expert == LOW_NOISE)
+
+
+def test_losses_are_means_over_the_clips_that_count():
+    video, audio = torch.randn(4, 16, 3, 2, 2), torch.randn(4, 128, 5)
+    factors = torch.tensor([0.0, 2.0, 2.0, 0.0])
+    losses = velocity_loss(
+        video, 0 * video, audio, 0 * audio, LossWeights(), video_factors=factors, audio_factors=2 - factors
+    )
+    torch.testing.assert_close(losses.video, video[1:3].square().mean())
+    torch.testing.assert_close(losses.audio, audio[[0, 3]].square().mean())
+    own = (torch.arange(3) < 2).float().view(1, 1, 3, 1, 1)
+    shares = [
+        velocity_loss(video, 0 * video, audio, 0 * audio, LossWeights(), Share(part, 0.5), factors, 2 - factors)
+        for part in (own, 1 - own)
+    ]
+    torch.testing.assert_close(shares[0].total + shares[1].total, losses.total)
+
+
+def test_steps_without_the_bridge():
+    drawn = [draw_step(DiffusionSettings(bridge_dropout=0.3), 1, 0, step, 1).bridge for step in range(400)]
+    assert sum(drawn) / 400 == pytest.approx(0.7, abs=0.07)
+    assert all(draw_step(DiffusionSettings(), 1, 0, step, 1).bridge for step in range(20))

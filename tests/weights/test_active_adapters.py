@@ -15,8 +15,9 @@ from mova_engine.checkpoints.folder import load_mova
 from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.errors import MovaError
-from mova_engine.inference.pipeline import SampleSettings, load_pipeline
+from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.inference.requests import Request
+from mova_engine.inference.sample_settings import SampleSettings
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from mova_engine.config.model import COMPONENTS
 from mova_engine.config.recipes import load_config
 from mova_engine.config.stages import CODEC_PARTS, DECODE_AUDIO, DECODE_VIDEO, ENCODE_CLIPS, ENCODE_TEXT
 from mova_engine.data.synthetic.bounce import generate
-from mova_engine.inference.pipeline import SampleSettings, load_pipeline
+from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.inference.requests import Request
+from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.predict import codec_cost
 from mova_engine.predict.job import Job, PlannedRun
 from mova_engine.predict.memory_use import memory

@@ -17,8 +17,9 @@ from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS
 from mova_engine.config.stages import EXPERTS
 from mova_engine.errors import MovaError
-from mova_engine.inference.pipeline import SampleSettings, load_pipeline
+from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.inference.requests import Request
+from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.ops import bind
 
 

@@ -74,6 +74,16 @@ def probe(path: str | Path) -> MediaInfo:
 
 
 @in_reader_process
+def probe_sound(path: str | Path) -> float:
+    """The seconds that a file's sound lasts, as the file declares it. Raises MovaError if it has none."""
+    with open_media(path, pictures=False) as container:
+        stream = audio_stream(container)
+        unit = None if stream is None else stream.time_base
+        length = 0 if stream is None or unit is None else (stream.duration or 0) * unit
+        return float(length or Fraction(container.duration or 0, av.time_base))
+
+
+@in_reader_process
 def read_clip(
     path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent: Silent = "refuse", pictures: bool = True
 ) -> Clip:

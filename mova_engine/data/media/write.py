@@ -1,16 +1,22 @@
 """Writes clips to mp4 files that players show with sound and picture in step."""
 
+import heapq
 import io
 import os
+import wave
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.stream import VideoStream
 
 from mova_engine.data.media.frames import SCALER
 from mova_engine.data.media.pictures import exact_rate
@@ -19,6 +25,8 @@ from mova_engine.files.atomic import write_atomic
 
 # Samples per AAC frame.
 AAC_FRAME = 1024
+# H.264's quality, and AAC's bits a second.
+CRF, AUDIO_BIT_RATE = 18, 192_000
 
 
 def encode_mp4(
@@ -28,8 +36,8 @@ def encode_mp4(
     fps: float = 24.0,
     sample_rate: int = 48000,
     *,
-    crf: int = 18,
-    audio_bit_rate: int = 192_000,
+    crf: int = CRF,
+    audio_bit_rate: int = AUDIO_BIT_RATE,
 ) -> bytes:
     """Encode an mp4 file: pictures uint8 [f, h, w, 3] as H.264 (yuv420p, BT.709), mono sound float [n] as AAC.
 
@@ -50,9 +58,25 @@ def encode_mp4(
     buffer = io.BytesIO()
     try:
         with av.open(buffer, "w", format="mp4") as container:
-            _encode(container, video, np.clip(audio, -1, 1), fps, sample_rate, crf, audio_bit_rate)
+            pictures = add_pictures(container, video, fps, crf)
+            sound = add_sound(container, sample_rate, audio_bit_rate)
+            samples = encode_sound(sound, np.clip(audio, -1, 1), sample_rate)
+            mux(container, encode_frames(pictures, video, fps), samples)
     except FFmpegError as error:
         raise MovaError(f"{path}: cannot be encoded ({error.strerror})") from None
+    return buffer.getvalue()
+
+
+def encode_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> bytes:
+    """Mono sound float32 [n] as a wav file of 16 bits; outside [-1, 1] it is clipped. path: for error messages."""
+    if audio.ndim != 1 or not np.isfinite(audio).all():
+        raise MovaError(f"{path}: audio must be mono [n] and finite, got {list(audio.shape)}")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(np.round(np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
     return buffer.getvalue()
 
 
@@ -66,28 +90,34 @@ def write_mp4(path: str | Path, video: np.ndarray, audio: np.ndarray, **settings
     write_atomic(path, encode_mp4(path, video, audio, **settings), sync=False)
 
 
-def _encode(
-    container: OutputContainer,
-    video: np.ndarray,
-    audio: np.ndarray,
-    fps: float,
-    sample_rate: int,
-    crf: int,
-    audio_bit_rate: int,
-) -> None:
-    rate = exact_rate(fps)
-    pictures = container.add_stream("libx264", rate=rate, options={"crf": str(crf), **_repeatable()})
+def mux(container: OutputContainer, *streams: Iterable[Packet]) -> None:
+    """Write the packets of several streams in the order of time, in which players read them."""
+    for packet in heapq.merge(*streams, key=lambda packet: float((packet.dts or 0) * packet.time_base)):
+        container.mux(packet)
+
+
+def add_pictures(container: OutputContainer, video: np.ndarray, fps: float, crf: int = CRF) -> VideoStream:
+    """A stream of H.264 for pictures uint8 [f, h, w, 3]."""
+    pictures = container.add_stream("libx264", rate=exact_rate(fps), options={"crf": str(crf), **_repeatable()})
     pictures.height, pictures.width = video.shape[1:3]
     pictures.pix_fmt = "yuv420p"
     colours = pictures.codec_context
     # Said in the file: left to guess, players decode small pictures with another matrix than large ones.
     colours.colorspace, colours.color_range = Colorspace.ITU709, ColorRange.MPEG
     colours.color_primaries, colours.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return pictures
+
+
+def add_sound(container: OutputContainer, sample_rate: int, bit_rate: int = AUDIO_BIT_RATE) -> AudioStream:
+    """A stream of AAC for mono sound."""
     # The faster of the encoder's two coders, and at this rate the nearer to the waveform by 3 to 15 dB.
     coder = {"aac_coder": "fast"}
-    sound = container.add_stream("aac", rate=sample_rate, layout="mono", bit_rate=audio_bit_rate, options=coder)
+    return container.add_stream("aac", rate=sample_rate, layout="mono", bit_rate=bit_rate, options=coder)
 
-    position = 0
+
+def encode_frames(stream: VideoStream, video: np.ndarray, fps: float) -> Iterator[Packet]:
+    """Packets of the pictures uint8 [f, h, w, 3]."""
+    rate = exact_rate(fps)
     for index, pixels in enumerate(video):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         frame = frame.reformat(
@@ -98,17 +128,18 @@ def _encode(
             threads=1,
         )
         frame.pts, frame.time_base = index, 1 / rate
-        container.mux(pictures.encode(frame))
-        # In the order of time, so that the container interleaves the streams.
-        until = len(audio) if index == len(video) - 1 else round((index + 1) / rate * sample_rate)
-        while position < min(until, len(audio)):
-            chunk = audio[None, position : position + AAC_FRAME]
-            samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk), format="fltp", layout="mono")
-            samples.sample_rate, samples.pts, samples.time_base = sample_rate, position, Fraction(1, sample_rate)
-            container.mux(sound.encode(samples))
-            position += chunk.shape[1]
-    container.mux(pictures.encode(None))
-    container.mux(sound.encode(None))
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+def encode_sound(stream: AudioStream, audio: np.ndarray, sample_rate: int) -> Iterator[Packet]:
+    """Packets of mono sound float32 [n] in [-1, 1]."""
+    for position in range(0, len(audio), AAC_FRAME):
+        chunk = np.ascontiguousarray(audio[None, position : position + AAC_FRAME])
+        samples = av.AudioFrame.from_ndarray(chunk, format="fltp", layout="mono")
+        samples.sample_rate, samples.pts, samples.time_base = sample_rate, position, Fraction(1, sample_rate)
+        yield from stream.encode(samples)
+    yield from stream.encode(None)
 
 
 def _repeatable() -> dict[str, str]:

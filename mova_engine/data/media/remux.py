@@ -1,0 +1,140 @@
+"""Writes mp4 files one stream of which is another file's, its packets copied as they are, without decoding them.
+
+Sound for given pictures goes beside the pictures themselves, and pictures for a given sound beside the sound itself.
+"""
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Stream
+from av.video.stream import VideoStream
+
+from mova_engine.data.media.container import audio_stream, open_media, video_stream
+from mova_engine.data.media.sound import first_sound
+from mova_engine.data.media.write import add_pictures, add_sound, encode_frames, encode_sound, mux
+from mova_engine.errors import MovaError
+
+# Sound that mp4 holds and players know; other kinds are stored without loss, as FLAC.
+COPIED_SOUND = ("aac", "mp3", "alac", "flac", "opus", "ac3", "eac3")
+
+
+def check_copied_pictures(source: str | Path) -> None:
+    """MovaError if a file's pictures cannot be copied into mp4."""
+    with_new_sound(source, np.zeros(1, np.float32), 48000, packets=1)
+
+
+def with_new_sound(
+    source: str | Path, audio: np.ndarray, sample_rate: int, *, name: str | Path = "", packets: int | None = None
+) -> bytes:
+    """An mp4 file with the pictures of `source`, packet by packet, and the mono sound `audio` [n], which begins with
+    the first of them. packets: copy no more than so many, for a trial. name: of the file to be written, for errors.
+
+    Raises MovaError for pictures of a kind that mp4 does not hold.
+    """
+    buffer = io.BytesIO()
+    with open_media(source) as given:
+        stream = video_stream(given, source)
+        kind = stream.codec_context.name
+        copied = list(_packets(given, stream, packets))
+        if not copied:
+            raise MovaError(f"{source}: damaged or cut short: no packet of its pictures can be read")
+        first = min(packet.pts for packet in copied if packet.pts is not None)
+        try:
+            with av.open(buffer, "w", format="mp4") as container:
+                pictures = container.add_stream_from_template(stream)
+                sound = add_sound(container, sample_rate)
+                samples = encode_sound(sound, np.clip(audio, -1, 1), sample_rate)
+                mux(container, _shifted(copied, pictures, first), samples)
+        except (FFmpegError, ValueError) as error:
+            raise MovaError(
+                f"{name or source}: pictures of the kind {kind} cannot be copied into mp4 ({error}): convert "
+                f"{source} to H.264 first"
+            ) from None
+    return buffer.getvalue()
+
+
+def with_source_sound(
+    source: str | Path, video: np.ndarray, fps: float, *, start: float = 0.0, name: str | Path = ""
+) -> bytes:
+    """An mp4 file with the pictures `video` uint8 [f, h, w, 3], encoded, and the sound of `source` from `start` seconds
+    on, as long as the pictures last: its packets where mp4 holds their kind and the sound is taken from its beginning,
+    else its samples as FLAC, without loss. name: of the file to be written, for errors.
+    """
+    duration, buffer = Fraction(len(video)) / Fraction(fps).limit_denominator(1001), io.BytesIO()
+    try:
+        with open_media(source, pictures=False) as given, av.open(buffer, "w", format="mp4") as container:
+            stream = audio_stream(given)
+            assert stream is not None
+            pictures = add_pictures(container, video, fps)
+            if stream.codec_context.name in COPIED_SOUND and not start:
+                sound = container.add_stream_from_template(stream)
+                # The first sample that is heard; an encoder's priming lies before it.
+                unit = stream.time_base or Fraction(1)
+                with open_media(source, pictures=False) as again:
+                    first = round(first_sound(again, source) / unit)
+                end = first + duration / unit
+                copied = [x for x in _packets(given, stream, None) if x.pts is not None and x.pts < end]
+                packets = _shifted(copied, sound, first)
+            else:
+                packets = _lossless(container, given, stream, start, duration)
+            mux(container, encode_frames(pictures, video, fps), packets)
+    except FFmpegError as error:
+        raise MovaError(f"{name or source}: cannot be encoded ({error.strerror})") from None
+    return buffer.getvalue()
+
+
+def _packets(container: InputContainer, stream: VideoStream | AudioStream, most: int | None) -> Iterator[Packet]:
+    """A stream's packets, in their order."""
+    for number, packet in enumerate(container.demux(stream)):
+        # The last one is empty: it flushes decoders.
+        if packet.size and (most is None or number < most):
+            yield packet
+
+
+def _shifted(packets: list[Packet], stream: Stream, first: int) -> Iterator[Packet]:
+    """Packets of another file for the stream, their times shifted so that `first` becomes 0."""
+    for packet in packets:
+        if packet.dts is not None:
+            packet.dts -= first
+        if packet.pts is not None:
+            packet.pts -= first
+        packet.stream = stream
+        yield packet
+
+
+def _lossless(
+    container: OutputContainer, given: InputContainer, stream: AudioStream, start: float, duration: Fraction
+) -> Iterator[Packet]:
+    """The decoded samples of a stretch, as FLAC of the same rate, channels and, up to 24 bits, depth."""
+    context = stream.codec_context
+    deep = (context.format.bytes if context.format else 4) > 2
+    sound = container.add_stream(
+        "flac", rate=context.sample_rate, layout=context.layout.name, format="s32" if deep else "s16"
+    )
+    resampler = av.AudioResampler("s32" if deep else "s16", context.layout.name, context.sample_rate)
+    begin, count = round(start * context.sample_rate), round(duration * context.sample_rate)
+    position = written = 0
+    samples: Any
+    kept: Any
+    for frame in given.decode(stream):
+        for part in resampler.resample(frame):
+            samples = part.to_ndarray().reshape(-1, len(context.layout.channels))
+            lead = max(0, begin - position)
+            position += len(samples)
+            kept = np.ascontiguousarray(samples[lead : lead + count - written])
+            if len(kept):
+                chunk = av.AudioFrame.from_ndarray(kept.reshape(1, -1), part.format.name, context.layout.name)
+                chunk.sample_rate, chunk.pts = context.sample_rate, written
+                chunk.time_base = Fraction(1, context.sample_rate)
+                written += len(kept)
+                yield from sound.encode(chunk)
+    yield from sound.encode(None)

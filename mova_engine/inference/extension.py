@@ -1,0 +1,131 @@
+"""Clips longer than the model's: window after window, each of which continues the one before.
+
+The last frames of a window and their sound begin the next one: they are given, and the rest is made (`GivenClip`). In
+the result they are those of the earlier window, to the bit, sound up to its last whole latent; from there it fades into
+what follows within 10 ms.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.decode import Clip
+from mova_engine.errors import MovaError
+from mova_engine.inference.denoising import Step
+from mova_engine.inference.given_clip import STRIDE, GivenClip, Window, kept_audio_latents
+from mova_engine.inference.pipeline import Pipeline
+from mova_engine.inference.requests import MAX_SEED, Request
+from mova_engine.inference.sample_settings import SampleSettings
+
+
+@dataclass(frozen=True)
+class Extension:
+    """How long clips become. frames: of the whole clip. overlap: frames that two windows share, 4n+1. shape: of a
+    window. Raises MovaError for numbers that do not go together.
+    """
+
+    shape: ClipConfig
+    frames: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.frames <= self.shape.frames:
+            raise MovaError(
+                f"a clip of {self.frames} frames needs no extension: the model makes {self.shape.frames} at once; "
+                "give --clip.frames"
+            )
+        if self.overlap % STRIDE != 1 or not 1 <= self.overlap < self.shape.frames:
+            raise MovaError(f"windows must share 4n+1 frames, fewer than their {self.shape.frames}, got {self.overlap}")
+
+    @classmethod
+    def of(cls, shape: ClipConfig, seconds: float, overlap: int | None) -> "Extension":
+        """For a length in seconds. overlap: None: about a quarter of a window."""
+        if overlap is None:
+            overlap = shape.frames // (4 * STRIDE) * STRIDE + 1
+        return cls(shape, round(seconds * shape.fps), overlap)
+
+    @property
+    def step(self) -> int:
+        """Frames by which a window is later than the one before."""
+        return self.shape.frames - self.overlap
+
+    def windows(self, given: int = 0) -> int:
+        """How many windows are made. given: frames that there are already."""
+        there = max(given, 0)
+        first = 1 if not there else 0
+        length = self.shape.frames if first else there
+        return first + max(0, math.ceil((self.frames - length) / self.step))
+
+    def sample(self, frame: int) -> int:
+        """The audio sample at which a frame begins."""
+        return round(frame / self.shape.fps * self.shape.sample_rate)
+
+    def continued(self, clip: Clip) -> GivenClip:
+        """What the next window is given of a clip: its last frames and their sound, at the window's beginning."""
+        frames, shape = len(clip.pictures), self.shape
+        if frames < self.overlap:
+            raise MovaError(f"the clip has {frames} frames; to go on from it takes its last {self.overlap}")
+        pictures = np.zeros((shape.frames, *clip.pictures.shape[1:]), np.uint8)
+        pictures[: self.overlap] = clip.pictures[-self.overlap :]
+        sound = np.zeros(shape.audio_samples, np.float32)
+        head = clip.audio[self.sample(frames - self.overlap) : self.sample(frames)]
+        sound[: len(head)] = head
+        return GivenClip(Clip(pictures, sound), video=self._made, audio=self._made)
+
+    def joined(self, clip: Clip, following: Clip) -> Clip:
+        """A clip and the window that continues it."""
+        pictures = np.concatenate([clip.pictures, following.pictures[self.overlap :]])
+        # Where the last whole latent of kept sound ends, within a latent of the overlap's end.
+        kept = sum(kept_audio_latents(self._made, self.shape))
+        length = kept * self.shape.audio_samples // self.shape.audio_tokens
+        begin = self.sample(len(clip.pictures) - self.overlap)
+        return Clip(pictures, np.concatenate([clip.audio[: begin + length], following.audio[length:]]))
+
+    @property
+    def _made(self) -> Window:
+        """What of a window is made."""
+        return Window(self.overlap / self.shape.fps, self.shape.duration)
+
+
+def extended(
+    pipeline: Pipeline,
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    extension: Extension,
+    *,
+    source: Clip | None = None,
+    batch: int = 1,
+    on_step: Callable[[Step], None] | None = None,
+    on_stage: Callable[[str], object] = lambda _: None,
+) -> Iterator[Clip]:
+    """Yield a clip of `extension.frames` frames per request, in order. source: a clip that all of them continue.
+
+    Window i of a clip has the request's seed plus i. For a single process. The rest: as of `Pipeline.generate`.
+    """
+    if pipeline.processes.launch.world > 1:
+        raise MovaError("clips are extended by one process: leave torchrun out, or make clips of the model's length")
+    options = {"batch": batch, "on_step": on_step, "on_stage": on_stage}
+    for start in range(0, len(requests), batch):
+        some = requests[start : start + batch]
+        clips: list[Clip | None] = [source] * len(some)
+        for window in range(extension.windows(0 if source is None else len(source.pictures))):
+            following = [_window(request, clip, window, extension) for request, clip in zip(some, clips, strict=True)]
+            made = pipeline.generate(following, settings, **options)
+            clips = [
+                new if old is None or new is None else extension.joined(old, new)
+                for old, new in zip(clips, made, strict=True)
+            ]
+        for clip in clips:
+            assert clip is not None, "one process gets every clip"
+            length = extension.sample(extension.frames)
+            yield Clip(clip.pictures[: extension.frames], clip.audio[:length])
+
+
+def _window(request: Request, clip: Clip | None, window: int, extension: Extension) -> Request:
+    seed = (request.seed + window) % (MAX_SEED + 1)
+    if clip is None:
+        return replace(request, seed=seed)
+    return replace(request, seed=seed, first_frame=None, given=extension.continued(clip))

@@ -1,0 +1,58 @@
+"""The settings of a sampling run that change what is made: steps, solver, guidance, negative prompt."""
+
+from dataclasses import dataclass, field
+
+from mova_engine.config.diffusion import check_sigmas, check_solver
+from mova_engine.config.model import MovaConfig
+from mova_engine.data.text import flaw
+from mova_engine.diffusion.guidance import Guidance
+from mova_engine.diffusion.schedule import Schedule, Steps
+from mova_engine.errors import MovaError
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How clips are sampled. Raises MovaError for values that cannot be used together.
+
+    steps: number of steps, whose noise levels the model's schedule gives. solver: one of `diffusion.solvers`.
+    sigmas: noise levels of the video's steps instead, as models distilled to a few steps have them; no shift is applied
+    to them. audio_sigmas: those of the audio; empty: the same. switch: how many of these steps the high-noise expert
+    serves; None: those at and above the boundary.
+    """
+
+    steps: int = 50
+    guidance: Guidance = field(default_factory=Guidance)
+    negative_prompt: str = ""
+    solver: str = "euler"
+    sigmas: tuple[float, ...] = ()
+    audio_sigmas: tuple[float, ...] = ()
+    switch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise MovaError(f"steps must be at least 1, got {self.steps}")
+        if self.negative_prompt and self.guidance.form == "none":
+            raise MovaError("a negative prompt has no effect with guidance 'none'")
+        if reason := flaw(self.negative_prompt):
+            raise MovaError(f"the negative prompt {reason}")
+        check_solver(self.solver)
+        if self.sigmas:
+            check_sigmas(self.sigmas, self.audio_sigmas or None, self.switch)
+        elif self.audio_sigmas or self.switch is not None:
+            raise MovaError("audio_sigmas and switch go with sigmas, the noise levels of the video")
+
+    @property
+    def count(self) -> int:
+        """Number of steps."""
+        return len(self.sigmas) or self.steps
+
+    def noise_levels(self, schedule: Schedule) -> Steps:
+        """The noise levels of the steps, and which expert serves each. schedule: the model's."""
+        if not self.sigmas:
+            return schedule.inference(self.steps)
+        return schedule.listed(self.sigmas, self.audio_sigmas or None, self.switch)
+
+
+def default_settings(config: MovaConfig) -> SampleSettings:
+    """A model's own sampling settings, which its folder states (`train.model_setup.model_config`)."""
+    return SampleSettings(config.sampling.steps, Guidance(config.sampling.guidance))
