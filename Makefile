@@ -12,10 +12,12 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano test test-dry test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
+.PHONY: help setup setup-dev setup-npu native cuda nano test test-kernels test-ranks test-dry test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
+	@echo "make test-kernels   the GPU kernels without a GPU: Triton's interpreter and compiler, CUDA C++ built for the CPU (a minute)"
+	@echo "make test-ranks     training, sampling and checkpoints of several processes, against one process (minutes)"
 	@echo "make test-dry   rehearse the recipes and the sampler on devices that are not here, and runs that must fail (some minutes)"
 	@echo "make test-npu   set up .venv-npu with torch_npu, run the tests of the Ascend path on an emulated NPU"
 	@echo "make test-isa   operators, a training and a sampling run on lowered instruction sets of this CPU"
@@ -71,6 +73,13 @@ nano: setup
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
+# Triton interprets and compiles, and a C++ compiler builds the CUDA sources for the host.
+test-kernels: setup-dev
+	$(PY) -m pytest tests/triton_kernels tests/cuda_kernels --kernels $(ARGS)
+
+test-ranks: setup-dev
+	$(PY) -m pytest tests/distributed --worlds cpu $(ARGS)
+
 # One recipe at full size for each kind of device, the rest with a layer or two; CMake and a C++ compiler serve the fake GPU.
 test-dry: setup-dev
 	$(PY) -m pytest tests/rehearsal --dry $(ARGS)
@@ -100,7 +109,7 @@ sanitize: setup-dev
 	$(PY) tests/sanitize.py
 
 check-triton-kernels: setup-dev
-	$(PY) -m pytest tests/triton_kernels --slow $(ARGS)
+	$(PY) -m pytest tests/triton_kernels --kernels --slow $(ARGS)
 	$(PY) -m mova_kernels.check_triton --dtype bfloat16 float16 float32
 
 # triton-ascend takes the place of triton, so it has an environment of its own in front of the usual one.

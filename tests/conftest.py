@@ -18,7 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
     parser.addoption("--dry", action="store_true", help="also rehearse runs in processes of their own (make test-dry)")
-    parser.addoption("--worlds", default="cpu", help="the device of tests/distributed's processes: cpu, standin, npu")
+    parser.addoption("--kernels", action="store_true", help="also run GPU kernels without a GPU (make test-kernels)")
+    parser.addoption("--worlds", help="also run several processes, on cpu, standin or npu (make test-ranks)")
     parser.addoption("--device", default="cpu", help="run the operator and model suites on cpu, cuda or npu")
 
 
@@ -37,30 +38,49 @@ def _no_npu() -> str | None:
 def pytest_collection_modifyitems(config, items):
     reasons = {
         "slow": None if config.getoption("--slow") else "takes minutes; run with --slow",
-        "dry": None if config.getoption("--dry") else "rehearses a run in a process of its own; run with --dry",
+        "dry": None if config.getoption("--dry") else "rehearses a run in a process of its own; `make test-dry`",
+        "kernels": None if config.getoption("--kernels") else "runs a GPU's kernels without one; `make test-kernels`",
+        "ranks": None if config.getoption("--worlds") else "runs in several processes; `make test-ranks`",
         "gpu": _no_gpu(),
         "npu": _no_npu(),
     }
     for item in items:
+        if "worlds" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ranks)
         for name, reason in reasons.items():
             # Not its keywords: those contain the names of folders too, such as the one that holds the checkout.
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+# Tests that take longer to prepare than to run: worlds of processes, and what imports diffusers, transformers or peft.
+_PREPARED_ONCE = {
+    "worlds": ("tests/distributed/",),
+    "diffusers": (
+        "tests/adapters/",
+        "tests/codecs/",
+        "tests/weights/",
+        "tests/bench/test_encode.py",
+        "tests/memory/test_quantised_folders.py",
+        "tests/predict/test_sizes.py",
+        "tests/train/test_adapters.py",
+    ),
+}
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With --dist loadfile all files of tests/distributed go to one process, which starts their worlds once."""
+    """With --dist loadfile the files that share an expensive preparation go to one process."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class ByFileOrWorld(LoadFileScheduling):
+    class ByFileOrPreparation(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file, together = super()._split_scope(nodeid), "tests/distributed/"
-            return together if file.startswith(together) else file
+            file = super()._split_scope(nodeid)
+            return next((name for name, paths in _PREPARED_ONCE.items() if file.startswith(paths)), file)
 
-    return ByFileOrWorld(config, log)
+    return ByFileOrPreparation(config, log)
 
 
 @pytest.fixture(autouse=True)

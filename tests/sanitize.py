@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
 # What the tests run: the native CPU implementations of every operator, and the CUDA kernels' emulation.
-RUNS = (("tests/ops", "-k", "native"), ("tests/cuda_kernels/test_host.py",))
+RUNS = (("tests/ops", "-k", "native"), ("tests/cuda_kernels/test_host.py", "--kernels"))
 
 
 def build(folder: Path) -> None:

@@ -47,6 +47,19 @@ def test_make_targets_and_commands_named_exist(page):
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
+def test_every_suite_that_must_be_asked_for_has_a_target_that_ci_runs_and_the_pages_name():
+    """A test that `make test` leaves out, but for want of a device or for its length, runs in another target."""
+    found = re.findall(r'addoption\("(--\w+)"', (ROOT / "tests" / "conftest.py").read_text())
+    options = set(found) - {"--slow", "--device"}
+    commands = dict(re.findall(r"^(test-[a-z]+):.*\n\t(.+)$", (ROOT / "Makefile").read_text(), re.M))
+    ran = set(re.findall(r"make (test-[a-z]+) ", (ROOT / ".ci" / "run").read_text()))
+    assert ran == set(commands) and len(options) >= 3
+    for option in options:
+        (target,) = (name for name, command in commands.items() if f" {option} " in command)
+        assert f"`make {target}`" in (ROOT / "README.md").read_text()
+        assert f"(make {target})" in (ROOT / "pyproject.toml").read_text()
+
+
 def test_the_two_commands_come_first():
     """A newcomer finds both in the first code block of the README."""
     first = re.search(r"(?:^    .+\n)+", (ROOT / "README.md").read_text(), re.M)[0]

@@ -18,6 +18,7 @@ from mova_kernels.cuda import ops
 from mova_kernels.cuda.library import Library
 from source_tree import ROOT
 
+pytestmark = pytest.mark.kernels
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FUNCTIONS = {"rms_norm_rope": ops.rms_norm_rope, "norm_modulate": ops.norm_modulate}

@@ -43,6 +43,7 @@ def interpreted(request) -> dict[str, str]:
 
 
 @needs_triton
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     "check", [pytest.param(name, marks=[pytest.mark.slow] * is_a_repetition(name)) for name in checks()]
 )
@@ -51,6 +52,7 @@ def test_under_the_interpreter(interpreted, check):
 
 
 @needs_triton
+@pytest.mark.kernels
 @pytest.mark.parametrize("capability", ["90", pytest.param("80 100", marks=pytest.mark.slow)])
 def test_every_kernel_compiles_without_spilling(capability):
     """At MOVA's widths, to PTX and cubin; the command's report is in the output of a failure."""
@@ -62,6 +64,7 @@ def test_every_kernel_compiles_without_spilling(capability):
 
 
 @needs_triton
+@pytest.mark.kernels
 def test_a_spill_is_reported(monkeypatch, capsys):
     """A tile far too large for the registers: the report must say so, and the exit status too."""
     from mova_kernels import check_triton, triton_tiles, triton_variants

@@ -85,6 +85,7 @@ def test_fp8_is_left_to_gpus_that_have_it(tables):
 
 
 @needs_triton
+@pytest.mark.kernels
 def test_a_tile_that_spills_or_outgrows_shared_memory_does_not_fit(tables, monkeypatch):
     from mova_kernels import triton_tuner
     from mova_kernels.triton_tiles import Key, built_in, tuned
@@ -177,6 +178,7 @@ def test_results_agree_up_to_rounding_alone():
 
 
 @needs_triton
+@pytest.mark.kernels
 def test_the_fastest_that_fits_and_computes_the_same_is_chosen_and_written(tmp_path):
     path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
     child = _child(str(PROGRAM), TRITON_INTERPRET="1", PYTHONPATH=path, MOVA_TILES=str(tmp_path))

@@ -1,10 +1,12 @@
 """The recorded reference weights, and MOVA folders written from them."""
 
 import json
+import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from mova_engine.backend import get_backend
@@ -75,25 +77,34 @@ def tiny_folder(tiny, tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture
-def complete(tiny_folder):
-    """The tiny checkpoint with video_vae, audio_vae, text_encoder and tokenizer as their own packages save them."""
+@pytest.fixture(scope="session")
+def pretrained_codecs(tmp_path_factory) -> Path:
+    """A folder of video_vae, audio_vae, text_encoder and tokenizer as their own packages save them."""
     for package in ("diffusers", "transformers", "tokenizers", "ftfy"):
         pytest.importorskip(package, reason=f"{package} is not installed (extra [codecs])")
     from diffusers import AutoencoderKLWan
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-    AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(tiny_folder / "video_vae")
+    folder = tmp_path_factory.mktemp("codecs")
+    torch.manual_seed(0)
+    AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(folder / "video_vae")
     dac = Dac(DacConfig(encoder_dim=2, encoder_rates=(2, 3), latent_dim=128, decoder_dim=8, decoder_rates=(3, 2)))
-    (tiny_folder / "audio_vae").mkdir()
-    (tiny_folder / "audio_vae" / "config.json").write_text(json.dumps({"_class_name": "DAC", **asdict(dac.config)}))
-    save_file(dac.state_dict(), tiny_folder / "audio_vae" / "diffusion_pytorch_model.safetensors")
+    (folder / "audio_vae").mkdir()
+    (folder / "audio_vae" / "config.json").write_text(json.dumps({"_class_name": "DAC", **asdict(dac.config)}))
+    save_file(dac.state_dict(), folder / "audio_vae" / "diffusion_pytorch_model.safetensors")
     config = UMT5Config(vocab_size=8, d_model=32, d_kv=4, d_ff=24, num_layers=1, num_heads=2)
-    UMT5EncoderModel(config).save_pretrained(tiny_folder / "text_encoder")
+    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
     words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "ball": 3}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    tokenizer.save_pretrained(tiny_folder / "tokenizer")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def complete(tiny_folder, pretrained_codecs) -> Path:
+    """The tiny checkpoint with those codecs: a copy that a test may spoil."""
+    shutil.copytree(pretrained_codecs, tiny_folder, dirs_exist_ok=True)
     index = json.loads((tiny_folder / "model_index.json").read_text())
     index |= {
         "video_vae": ["diffusers", "AutoencoderKLWan"],

@@ -94,51 +94,71 @@ class Noise:
         Returns name -> (z of every line, root mean square and maximum of z of one form of the reference against the
         others), for "slope along AXIS" and "mean along AXIS".
         """
+        weighted, lines = self._lines
         found = {}
-        for name, line, apart in self._lines:
-            for kind, z, usual in zip(("slope", "mean"), line.of(error), apart, strict=True):
+        product = error * weighted
+        for name, line, apart in lines:
+            for kind, z, usual in zip(("slope", "mean"), line.of(error, product), apart, strict=True):
                 found[f"{kind} along {name}"] = z, *usual
         return found
 
     @cached_property
-    def _lines(self) -> list[tuple[str, "_Lines", list[tuple[float, float]]]]:
-        """The lines along each axis, and the reference forms' own z along them. Independent of the tested error."""
+    def _lines(self) -> tuple[Tensor, list[tuple[str, "_Lines", list[tuple[float, float]]]]]:
+        """The truth over the variance; the lines along each axis, and the reference forms' own z along them.
+        Independent of the tested error.
+        """
+        # The tensor's own variance and those of all forms at once, on an axis in front: many small tensors are judged.
+        errors = torch.stack([e for e, _ in self.forms])
+        variance = torch.stack([self.variance, *(variance for _, variance in self.forms)])
+        truth = self.truth.where(self.weight.bool(), 0)
+        weighted = truth * self.weight / variance
+        pull, chance, product = truth * weighted, variance * self.weight, errors * weighted[1:]
+        power, moved = truth.square(), self.moved.square()
         axes = [(f"axis {i}", (i,)) for i, n in enumerate(self.truth.shape) if _SHORTEST <= n < self.truth.numel()]
         found = []
         for name, dims in (*axes, ("all", tuple(range(self.truth.dim())))):
-            apart = []
-            for theirs in zip(*(self._along(variance, dims).of(e) for e, variance in self.forms), strict=True):
-                usual = max(float(z.square().mean()) ** 0.5 for z in theirs)
-                apart.append((usual, max(float(z.abs().max()) for z in theirs)))
-            found.append((name, self._along(self.variance, dims), apart))
-        return found
+            behind = tuple(i + 1 for i in dims)
+            lines = _Lines.of_sums(
+                dims, self.weight.sum(dims), power.sum(dims), moved.sum(dims), pull.sum(behind), chance.sum(behind)
+            )
+            theirs = _Lines(behind, lines.slope[1:], lines.mean[1:], lines.sloped).of(errors, product)
+            apart = [(float(_size(z).max()), float(z.abs().max())) for z in theirs]
+            found.append((name, _Lines(dims, lines.slope[0], lines.mean[0], lines.sloped), apart))
+        return weighted[0], found
 
-    def _along(self, variance: Tensor, dims: tuple[int, ...]) -> "_Lines":
-        truth, inverse = self.truth.where(self.weight.bool(), 0), self.weight / variance
-        count, moved = self.weight.sum(dims).clamp(min=1), self.moved.square().sum(dims)
-        power, weighted = truth.square().sum(dims), truth * inverse
-        pull = (truth * weighted).sum(dims).clamp(min=1e-300)
-        slope = pull * (1 / pull + moved / power.clamp(min=1e-300)).sqrt()
-        chance = ((variance * self.weight).sum(dims) / count**2 + moved / count).sqrt().clamp(min=1e-300)
-        return _Lines(dims, weighted, slope, count * chance, power > 0)
+
+def _size(z: Tensor) -> Tensor:
+    """The root mean square of each form's z."""
+    return z.square().flatten(1).mean(1).sqrt() if z.dim() > 1 else z.abs()
 
 
 class _Lines(NamedTuple):
-    """Lines of a tensor along `dims`. weighted: truth / variance. slope, mean: standard deviations by chance of the sum
-    of an error times `weighted`, and of the sum of an error. sloped: the lines whose truth is not zero.
+    """Lines of a tensor along `dims`. slope, mean: standard deviations by chance of the sum of an error times the truth
+    over the variance, and of the sum of an error. sloped: the lines whose truth is not zero.
     """
 
     dims: tuple[int, ...]
-    weighted: Tensor
     slope: Tensor
     mean: Tensor
     sloped: Tensor
 
-    def of(self, error: Tensor) -> tuple[Tensor, Tensor]:
-        """(slope against the truth, mean) of the errors along `dims`, in units of their standard deviation by
-        chance.
+    @staticmethod
+    def of_sums(
+        dims: tuple[int, ...], count: Tensor, power: Tensor, moved: Tensor, pull: Tensor, chance: Tensor
+    ) -> "_Lines":
+        """Build the lines from sums along them: of the weights, of the squares of the truth and of `moved`, of truth^2
+        over variance, and of the variance.
         """
-        slope = (error * self.weighted).sum(self.dims) / self.slope
+        count, pull = count.clamp(min=1), pull.clamp(min=1e-300)
+        slope = pull * (1 / pull + moved / power.clamp(min=1e-300)).sqrt()
+        mean = count * (chance / count**2 + moved / count).sqrt().clamp(min=1e-300)
+        return _Lines(dims, slope, mean, power > 0)
+
+    def of(self, error: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
+        """(slope against the truth, mean) of the errors along `dims`, in units of their standard deviation by chance.
+        product: the errors times the truth over the variance.
+        """
+        slope = product.sum(self.dims) / self.slope
         return slope.where(self.sloped, 0), error.sum(self.dims) / self.mean
 
 
