@@ -1,6 +1,7 @@
 """What every test gets: fixed seeds, one thread, poisoned memory; and the reasons why a test cannot run here."""
 
 import functools
+import gc
 import importlib.util
 import os
 import random
@@ -33,6 +34,19 @@ def _no_npu() -> str | None:
     from mova_engine.backend import describe_backend
 
     return describe_backend("npu").unavailable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Keep the garbage collector from what is imported and collected: half a million objects that stay to the end,
+    which it would visit time and again, here and in every test that collects.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):
