@@ -7,7 +7,7 @@ import torch
 _AT_ONCE, _IN_CACHE = 1 << 22, 1 << 18
 
 
-def row_chunks(rows: int, width: int, cached: torch.device | None = None) -> list[slice]:
+def row_chunks(rows: int, width: int, *, cached: torch.device | None = None) -> list[slice]:
     """Slices that cover `rows` rows of `width` elements. cached: the device, where several operations read a chunk."""
     most = _IN_CACHE if cached is not None and cached.type == "cpu" else _AT_ONCE
     step = max(1, min(most, _AT_ONCE) // max(1, width))
