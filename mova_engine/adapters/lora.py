@@ -24,6 +24,7 @@ from mova_engine.adapters.reading import read_adapter
 from mova_engine.adapters.rounding import rounded
 from mova_engine.errors import MovaError, suggest
 from mova_engine.files.tensors import write_new_file
+from mova_engine.models.clip_updates import ClipUpdates, Update
 from mova_engine.models.layers import Linear
 
 ALPHA = "alpha"
@@ -193,6 +194,35 @@ def swap_adapters(
             start = end
         for part in (own_a, own_b):
             part.weight.requires_grad_(False)
+
+
+def set_clip_updates(
+    model: nn.Module, stacks: Sequence[tuple[Sequence[tuple[Adapter, float]], tuple[int, ...]]], prefix: str = ""
+) -> None:
+    """Let the clips of a batch take low-rank updates of their own, in place of the model's adapters.
+
+    stacks: adapters with strengths, all `beside_only`, and the clips that take them, by their place in the batch;
+    together they name each clip once. Empty: the model's adapters count again. prefix: as of `apply_adapters`. Values
+    are those that `swap_adapters` would write.
+    """
+    for short, layer in linear_layers(model).items():
+        name = f"{prefix}{short}"
+        groups = [
+            (_summed([(adapter.layers[name], x) for adapter, x in stack if name in adapter.layers]), clips)
+            for stack, clips in stacks
+        ]
+        if any(update is not None for update, _ in groups) or (groups and layer.lora_A is not None):
+            layer.clip_updates = ClipUpdates(groups)
+        else:
+            layer.clip_updates = None
+
+
+def _summed(pairs: Sequence[tuple[LowRank, float]]) -> Update | None:
+    """The sum of updates with strengths, concatenated along the rank; B is multiplied by all scales, in float32."""
+    if not pairs:
+        return None
+    a = torch.cat([pair.a for pair, _ in pairs])
+    return Update(a, torch.cat([pair.b.float() * (pair.scale * strength) for pair, strength in pairs], 1), 1.0)
 
 
 def stacked(pairs: Sequence[tuple[LowRank, float]]) -> tuple[Tensor, Tensor, float]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, suggest
 
 # What a user calls the parts of the model: the first video expert takes the steps of high noise.
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -15,6 +15,29 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "audio": ("audio_dit",),
     "bridge": ("dual_tower_bridge",),
 }
+
+
+# One number for all that an adapter changes, or one for each of PARTS, others being 0.
+Strength = float | Mapping[str, float]
+
+
+def strength_in(strength: Strength, component: str) -> float:
+    """The strength in one component of the model."""
+    if not isinstance(strength, Mapping):
+        return float(strength)
+    return float(next((x for part, x in strength.items() if component in PARTS[part]), 0.0))
+
+
+def check_strength(name: str, strength: Strength) -> None:
+    """MovaError for a strength of the adapter `name` that is not finite, and for an unknown part."""
+    values = strength.items() if isinstance(strength, Mapping) else [("", strength)]
+    for part, value in values:
+        if part and part not in PARTS:
+            raise MovaError(
+                f"the strength of '{name}': unknown part '{part}'.{suggest(part, PARTS)} Known: {', '.join(PARTS)}"
+            )
+        if not math.isfinite(value):
+            raise MovaError(f"the strength of '{name}' must be a finite number, got {value}")
 
 
 class AdapterSpec(NamedTuple):

@@ -147,7 +147,7 @@ def open_parts(
         adapters = ActiveAdapters(mova, folder, lora)
         for name in _component_names(config):
             # Adapters stay on the device while the layers beside them come and go.
-            apply_adapters(getattr(mova, name), adapters.stack, f"{name}.", device=device)
+            apply_adapters(getattr(mova, name), adapters.stack(name), f"{name}.", device=device)
         mova.requires_grad_(False)
     else:
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
@@ -199,7 +199,7 @@ def _reader(
         component = getattr(mova, name)
         remove_lora(component)
         stored[name].load(component, device=device, dtype=dtype)
-        apply_adapters(component, adapters.stack, f"{name}.", keep=False)
+        apply_adapters(component, adapters.stack(name), f"{name}.", keep=False)
         component.requires_grad_(False)
         if frozen != "activations":
             # After adapters: some of them change a weight itself.

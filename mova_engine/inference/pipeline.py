@@ -26,13 +26,13 @@ from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.inference.active_adapters import ActiveAdapters
+from mova_engine.inference.active_adapters import ActiveAdapters, adapters_of, check_adapters
 from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
 from mova_engine.inference.denoising import LoopOptions, Step, denoise, draw_noise
 from mova_engine.inference.generated_clip import GeneratedClip
 from mova_engine.inference.given_clip import GivenClip
 from mova_engine.inference.loading import open_parts, trained
-from mova_engine.inference.requests import Request, read_frame
+from mova_engine.inference.requests import OfClips, Request, read_frame, strengths_of
 from mova_engine.inference.sample_settings import SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import choose_for_sampling
 from mova_engine.inference.turns import Turn, part_of, turns_of
@@ -186,6 +186,7 @@ class Pipeline:
         guidance: Guidance | None = None,
         negative_prompt: str = "",
         batch: int | None = None,
+        adapters: OfClips = None,
     ) -> GeneratedClip: ...
 
     @overload
@@ -201,6 +202,7 @@ class Pipeline:
         guidance: Guidance | None = None,
         negative_prompt: str = "",
         batch: int | None = None,
+        adapters: OfClips = None,
     ) -> list[GeneratedClip]: ...
 
     def __call__(
@@ -215,20 +217,23 @@ class Pipeline:
         guidance: Guidance | None = None,
         negative_prompt: str = "",
         batch: int | None = None,
+        adapters: OfClips = None,
     ) -> GeneratedClip | list[GeneratedClip]:
         """Make a clip from a prompt, or a list of clips from several prompts. Clip i has the seed `seed + i`.
 
         image, last_image: first and last frame of all clips: a picture file, a video file (its first frame), or uint8
         [h, w, 3]. They are resized and cropped to the clip. given: what of the clip is given, such as
         `GivenClip.pictures("rain.mp4")`, for which sound is made. steps, guidance: None: the model's own. batch: clips
-        that are denoised at once; None: `default_batch`. For a single process. Raises MovaError as `generate` does.
+        that are denoised at once; None: `default_batch`. adapters: strengths of `pipeline.adapters` for these clips, by
+        name (`ActiveAdapters.set`), or a list with those of each clip; None: those that are set. For a single process.
+        Raises MovaError as `generate` does.
         """
         settings = default_settings(self.mova.config)
         stated = {"steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
         settings = replace(settings, **{name: value for name, value in stated.items() if value is not None})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        first, last = self._frame(image), self._frame(last_image)
-        requests = [Request(caption, seed + i, first, last, given) for i, caption in enumerate(prompts)]
+        first, last, chosen = self._frame(image), self._frame(last_image), strengths_of(prompts, adapters)
+        requests = [Request(x, seed + i, first, last, given, chosen[i]) for i, x in enumerate(prompts)]
         batch = batch or default_batch(self.shape, len(requests))
         clips = [
             self._generated(request, clip)
@@ -278,6 +283,7 @@ class Pipeline:
         """
         if batch < 1:
             raise MovaError(f"batch must be at least 1, got {batch}")
+        check_adapters(self.adapters, requests)
         turns = turns_of(requests, batch, self.processes.shape.data_parallel)
         ahead = max(1, ENCODED_AHEAD // batch)
         for start in range(0, len(turns), ahead):
@@ -320,7 +326,8 @@ class Pipeline:
         place, part = self.processes, self._part(turn)
         made: Iterator[Clip | None] = iter(())
         if part:
-            latents = self._denoise(part, inputs, settings, on_step, on_stage)
+            with adapters_of(self.adapters, part):
+                latents = self._denoise(part, inputs, settings, on_step, on_stage)
             if place.data_rank < len(turn):
                 made = self._clip_codecs.decode(latents, part, on_stage)
         if place.is_first:

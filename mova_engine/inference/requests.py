@@ -2,13 +2,14 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 
+from mova_engine.config.adapter_spec import Strength
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import probe, read_clip
 from mova_engine.data.media.stills import is_picture, read_image
@@ -29,11 +30,15 @@ _NOT_OF_A_LINE = {
 }  # fmt: skip
 log = logging.getLogger(__name__)
 
+# Strengths of adapters by name: for all clips, or a list with those of each.
+OfClips = Mapping[str, Strength] | Sequence[Mapping[str, Strength] | None] | None
+
 
 @dataclass(frozen=True)
 class Request:
     """A clip to generate. first_frame, last_frame: uint8 [h, w, 3], resized and cropped as training clips are.
 
+    adapters: strengths of the pipeline's adapters for this clip, by name (`ActiveAdapters.set`); None: those set there.
     first_frame None: the model gets a white frame, by which it was trained to generate from the text only. The noise is
     determined by `seed`. given: what of the clip is given: its pictures, its sound, or all but a window; the first
     frame is then that of the given pictures. Raises MovaError for arguments of a wrong type or value.
@@ -44,6 +49,7 @@ class Request:
     first_frame: np.ndarray | None = None
     last_frame: np.ndarray | None = None
     given: GivenClip | None = None
+    adapters: Mapping[str, Strength] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
@@ -80,6 +86,17 @@ class Prompt:
     source: str | None = None
     seed: int | None = None
     given: GivenClip | None = None
+
+
+def strengths_of(prompts: Sequence[str], adapters: OfClips) -> list[Mapping[str, Strength] | None]:
+    """The adapters of each prompt. MovaError for a list of another length."""
+    if adapters is None or isinstance(adapters, Mapping):
+        return [adapters] * len(prompts)
+    if len(adapters) != len(prompts):
+        raise MovaError(
+            f"adapters are given for {counted(len(adapters), 'clip')}, of {counted(len(prompts), 'prompt')}"
+        )
+    return list(adapters)
 
 
 def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:

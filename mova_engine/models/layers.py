@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mova_engine.config.model import TowerConfig
+from mova_engine.models.clip_updates import ClipUpdates, Product, Update
 from mova_engine.models.token_chunks import in_token_chunks
 from mova_engine.models.weight_formats import WEIGHT, WeightFormat
 from mova_engine.ops import OpTable
@@ -159,6 +160,7 @@ class NormParameters(nn.Module):
 class Linear(nn.Linear):
     """nn.Linear that can carry a low-rank adapter, `x W^T + b + scale * (x A^T) B^T`, and hold W quantised.
 
+    clip_updates: the clips of a batch take updates of their own in place of the adapter; None: they do not.
     weight_format: in which W is held, with all that belongs to it beside it, as buffers; None: as a plain parameter.
     These buffers are no part of the state: `checkpoints.quantised_files` reads and writes such weights.
     """
@@ -171,23 +173,34 @@ class Linear(nn.Linear):
         self.lora_A: nn.Linear | None = None
         self.lora_B: nn.Linear | None = None
         self.lora_scale = 1.0
+        self.clip_updates: ClipUpdates | None = None
         self.weight_format: WeightFormat | None = None
         # Names of the buffers that belong to a quantised weight.
         self._beside: tuple[str, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._product(x, self.bias)
+        return self._with_updates(x, lambda rows, update: self._product(rows, self.bias, update))
 
     @property
     def plain(self) -> bool:
         """Neither an adapter nor a quantised weight."""
-        return self.lora_A is None and self.weight_format is None
+        return self.lora_A is None and self.clip_updates is None and self.weight_format is None
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The layer and tanh-GELU. Unless `plain`, the bias waits for GELU's pass, where it costs nothing."""
-        if self.plain:
+        """The layer and tanh-GELU. Unless the layer is plain, the bias waits for GELU's pass, at no cost."""
+        return self._with_updates(x, self._gelu)
+
+    def _gelu(self, x: Tensor, update: Update | None) -> Tensor:
+        if update is None and self.weight_format is None:
             return self.ops.linear_gelu(x, self.weight, self.bias)
-        return self.ops.bias_gelu(self._product(x, None), self.bias)
+        return self.ops.bias_gelu(self._product(x, None, update), self.bias)
+
+    def _with_updates(self, x: Tensor, product: Product) -> Tensor:
+        if self.clip_updates is not None:
+            return self.clip_updates.product(x, product)
+        if self.lora_A is None or self.lora_B is None:
+            return product(x, None)
+        return product(x, Update(self.lora_A.weight, self.lora_B.weight, self.lora_scale))
 
     def hold(self, weight_format: WeightFormat | None, tensors: Mapping[str, Tensor]) -> None:
         """Take a weight in a format: `tensors` by the names that the format gives them, "weight" among them. None: a
@@ -207,13 +220,13 @@ class Linear(nn.Linear):
         """What is held of the weight, as `hold` takes it."""
         return {WEIGHT: self.weight, **{name: getattr(self, name) for name in self._beside}}
 
-    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        a, b = (part.weight if part is not None else None for part in (self.lora_A, self.lora_B))
+    def _product(self, x: Tensor, bias: Tensor | None, update: Update | None) -> Tensor:
+        a, b, scale = (None, None, 1.0) if update is None else update
         if self.weight_format is not None:
-            return self.weight_format.product(self.ops, self.held(), x, (bias, a, b, self.lora_scale))
+            return self.weight_format.product(self.ops, self.held(), x, (bias, a, b, scale))
         if a is None:
             return nn.functional.linear(x, self.weight, bias)
-        return self.ops.lora_linear(x, self.weight, bias, a, b, scale=self.lora_scale)
+        return self.ops.lora_linear(x, self.weight, bias, a, b, scale=scale)
 
 
 def project(ops: OpTable, inputs: NormOutput, *layers: Linear) -> tuple[Tensor, ...]:

@@ -18,6 +18,8 @@ from mova_engine.errors import MovaError
 from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
+from mova_engine.memory.quantise_folder import quantise_folder
+from mova_engine.models.clip_updates import ClipUpdates, Update
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +162,74 @@ def test_adapters_are_not_switched_amid_a_clip(complete, styles):
     requests, settings = [Request("ball", 1)], SampleSettings(2)
     with pytest.raises(MovaError, match="between clips"):
         list(pipeline.generate(requests, settings, on_step=lambda step: pipeline.adapters.set({})))
+
+
+@pytest.mark.parametrize("memory", [{}, {"weights": "files"}])
+def test_clips_of_a_batch_have_strengths_of_their_own(complete, styles, memory):
+    """Each clip is, to the bit, what it is alone with its adapters, by whichever way they are set; by part too."""
+    pipeline = opened(complete, **memory)
+    for name, path in styles.items():
+        pipeline.adapters.add(name, path)
+    chosen = [
+        {"small": 0.5},
+        {},
+        {"large": {"audio": 0.25, "high": 1.0}},
+        {"small": 0.5},
+        {"small": 1.0, "large": 0.25},
+    ]
+    settings = SampleSettings(2)
+
+    def made(adapters, batch):
+        requests = [Request("ball", seed, adapters=each) for seed, each in adapters]
+        return [(x.video, x.audio) for x in pipeline.generate(requests, settings, batch=batch)]
+
+    together = made(list(enumerate(chosen)), 5)
+    for seed, strengths in enumerate(chosen):
+        assert same(together[seed], made([(seed, strengths)], 1)[0]), strengths
+        pipeline.adapters.set({})
+        pipeline.adapters.set(strengths)
+        assert same(together[seed], made([(seed, None)], 1)[0]), strengths
+    # Requests without take those that are set, and the next batch has nothing left of this one.
+    pipeline.adapters.set({})
+    pipeline.adapters.set({"large": 0.25})
+    mixed = made([(0, None), (0, {})], 2)
+    assert same(mixed[0], made([(0, {"large": 0.25})], 1)[0]) and not near(*mixed)
+    assert same(mixed[0], made([(0, None)], 1)[0])
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_clips_of_a_batch_have_strengths_of_their_own_on_quantised_weights(complete, styles, tmp_path, name):
+    quantise_folder(complete, tmp_path / name, name)
+    pipeline = load_pipeline(tmp_path / name, get_backend("cpu"))
+    pipeline.adapters.add("small", styles["small"])
+    chosen, settings = [{"small": 0.5}, {}, {"small": {"bridge": 1.0, "low": 0.5}}], SampleSettings(2)
+    requests = [Request("ball", seed, adapters=each) for seed, each in enumerate(chosen)]
+    together = list(pipeline.generate(requests, settings, batch=3))
+    for request, clip_of_all in zip(requests, together, strict=True):
+        alone = next(pipeline.generate([request], settings))
+        assert same((clip_of_all.video, clip_of_all.audio), (alone.video, alone.audio)), request.adapters
+
+
+def test_strengths_of_clips_that_cannot_be_used_are_said(complete, styles):
+    pipeline = opened(complete, [AdapterSpec(styles["small"])])
+    for adapters, says in (
+        ({"smal": 1.0}, "unknown adapter 'smal'. Did you mean 'small'"),
+        ({"small": float("inf")}, "must be a finite number"),
+        ({"small": {"hihg": 1.0}}, "unknown part 'hihg'. Did you mean 'high'"),
+        ([{"small": 1.0}], "adapters are given for 1 clip, of 2 prompts"),
+    ):
+        with pytest.raises(MovaError, match=says):
+            pipeline(["ball", "cat"], adapters=adapters)
+    with pytest.raises(MovaError, match="unknown part 'hihg'"):
+        pipeline.adapters.set({"small": {"hihg": 1.0}})
+    pipeline.adapters = None
+    with pytest.raises(MovaError, match="takes no adapters"):
+        pipeline("ball", adapters={"small": 1.0})
+
+
+def test_a_layer_that_works_on_all_clips_alike_is_refused():
+    updates = ClipUpdates([(None, (0, 2)), (Update(torch.ones(1, 4), torch.ones(4, 1), 1.0), (1,))])
+    with pytest.raises(MovaError, match="4 rows for 3 clips"):
+        updates.product(torch.ones(4, 2, 4), lambda x, update: x)
+    rows = updates.product(torch.ones(6, 2, 4), lambda x, update: x if update is None else 2 * x)
+    assert rows[:, 0, 0].tolist() == [1, 2, 1, 1, 2, 1]
