@@ -3,7 +3,7 @@
     python -m benchmarks.directions runs/any0 runs/any1 runs/any2 --out benchmarks/results/nano-any.json
 
 RUN: a model that `mova train --recipe nano-any --seed N --out RUN` left. All are sampled on the first one's held-out
-clips: as a whole, with the clips' pictures given (the video tower passed in each step, in one of four, once), with their
+clips: as a whole, with their pictures given (the video tower passed in each step, in one of four, once), with their
 sound given, and as clips of three windows. Each is scored as `mova nano sync` does; windows of long clips one by one.
 """
 
