@@ -6,6 +6,7 @@ follows can be one operator.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -43,25 +44,21 @@ WHOLE = LayerOptions()
 class _UsedOnce:
     """Base of values that a caller may still hold while a layer runs. Where no gradient is recorded, whoever uses one
     takes the tensors out of it, so that their memory is free as soon as they have served. Using it again is an
-    AttributeError.
+    AttributeError. Dataclasses, and pytrees: FSDP looks for the tensors in what a module is given and returns.
     """
 
-    __slots__ = ()
-    names: tuple[str, ...]
-
     def __init_subclass__(cls) -> None:
-        # FSDP looks for the tensors in what a module is given and returns.
         pytree.register_pytree_node(cls, lambda value: (list(value), None), lambda parts, _: cls(*parts))
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([getattr(self, name) for name in self.names])
+        return iter([getattr(self, name) for name in self.__dataclass_fields__])  # type: ignore[attr-defined]
 
     def _used(self) -> None:
         if not torch.is_grad_enabled():
-            for name in self.names:
-                delattr(self, name)
+            self.__dict__.clear()
 
 
+@dataclass(eq=False)
 class ResidualStream(_UsedOnce):
     """A residual stream: x [b, s, d] and a pending update, so that its value is `x + gate * y` (y None: just x).
 
@@ -70,11 +67,9 @@ class ResidualStream(_UsedOnce):
     once: what gives its value takes its tensors.
     """
 
-    names = ("x", "y", "gate")
-    __slots__ = names
-
-    def __init__(self, x: Tensor, y: Tensor | None = None, gate: Tensor | None = None) -> None:
-        self.x, self.y, self.gate = x, y, gate
+    x: Tensor
+    y: Tensor | None = None
+    gate: Tensor | None = None
 
     def settle(self, ops: OpTable) -> Tensor:
         """The stream's value [b, s, d]."""
@@ -130,16 +125,14 @@ class ResidualStream(_UsedOnce):
         return value, NormOutput(h, again if torch.is_grad_enabled() else None)
 
 
+@dataclass(eq=False)
 class NormOutput(_UsedOnce):
     """A norm's output x [b, s, d], and how a backward gets it from what the norm keeps anyway (None: it is kept), as
     rows of any shape.
     """
 
-    names = ("x", "again")
-    __slots__ = names
-
-    def __init__(self, x: Tensor, again: Recompute | None = None) -> None:
-        self.x, self.again = x, again
+    x: Tensor
+    again: Recompute | None = None
 
     def take(self) -> Tensor:
         """x, for the last one who needs it."""
