@@ -165,6 +165,7 @@ class Pipeline:
             batch=default_batch(config.clip, MOST_CLIPS),
             vram=vram,
             ram=ram,
+            lora=adapters,
         )
         options: dict[str, Any] = {"dtype": dtype, "clip": config.clip, "lora": adapters, "config": config}
         made = load_pipeline(found, backend, memory=settings if planned is None else planned.config, **options)

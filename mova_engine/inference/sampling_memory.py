@@ -1,18 +1,21 @@
 """Settings of memory for sampling where they are left to the planner, and what a run measures of them."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from mova_engine.adapters.reading import read_adapter
 from mova_engine.backend import Backend
+from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import MovaConfig
 from mova_engine.distributed.processes import Processes
 from mova_engine.inference.loading import is_quantised, stored_base, stored_dtypes
 from mova_engine.memory.chosen_memory import ChosenMemory, choose_memory
-from mova_engine.predict.job import Job, layout_of
+from mova_engine.predict.job import AddedAdapters, Job, layout_of
 
 
 def choose_for_sampling(
@@ -30,9 +33,11 @@ def choose_for_sampling(
     shard: bool = False,
     vram: str | None = None,
     ram: str | None = None,
+    lora: Sequence[AdapterSpec] = (),
 ) -> ChosenMemory | None:
     """What `memory.chosen_memory` chooses for clips of `model.clip`; None where the settings leave nothing open and no
-    limit is given. All processes call it. dtype: None: as the folder's weights are stored.
+    limit is given. All processes call it. dtype: None: as the folder's weights are stored. lora: adapters that are
+    added, whose files are read to be counted.
     """
     if not settings.undecided and vram is None and ram is None:
         return None
@@ -47,6 +52,7 @@ def choose_for_sampling(
         evaluations=evaluations,
         sequential=sequential,
         base=base,
+        added=added_adapters(lora),
     )
     place = processes or Processes()
 
@@ -55,6 +61,19 @@ def choose_for_sampling(
 
     layout = layout_of(mesh or MeshShape(), shard)
     return choose_memory(settings, job, layout, backend, vram=vram, ram=ram, least=least)
+
+
+def added_adapters(chosen: Sequence[AdapterSpec]) -> AddedAdapters:
+    """What adapters add to a model in memory: all low-rank updates. Others are added to the weights, and take none."""
+    weights, stored = dict[str, int](), 0
+    for each in chosen:
+        adapter = read_adapter(each.path, alpha=each.alpha, part=each.part)
+        for name, pair in adapter.layers.items():
+            if pair.magnitude is None:
+                component = name.partition(".")[0]
+                weights[component] = weights.get(component, 0) + pair.a.numel() + pair.b.numel()
+                stored += pair.a.nbytes + pair.b.nbytes
+    return AddedAdapters(tuple(weights.items()), stored)
 
 
 class StepClock:

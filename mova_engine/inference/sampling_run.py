@@ -166,6 +166,7 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
         shard=config.parallel.shard,
         vram=config.vram,
         ram=config.ram,
+        lora=job.lora,
     )
     if chosen is not None:
         console.print(chosen.words())

@@ -31,6 +31,18 @@ def choose(value: str, known: tuple[str, ...], what: str) -> str:
 
 
 @dataclass(frozen=True)
+class AddedAdapters:
+    """Low-rank updates that are computed beside the weights in sampling.
+
+    weights: pairs of a component and the number of its adapters' weights. stored: bytes of them as they were read,
+    which stay on the host to be switched.
+    """
+
+    weights: tuple[tuple[str, int], ...] = ()
+    stored: int = 0
+
+
+@dataclass(frozen=True)
 class Job:
     """Training all weights ("full") or adapters ("lora"), or one denoising step ("inference") of `evaluations` forward
     passes.
@@ -39,7 +51,7 @@ class Job:
     while training, instead of reading latents from a cache. clips: of an optimizer step over all devices; None: one for
     each group of devices that shares a clip. batch: clips of a micro-batch, which affects only memory. sequential: in
     sampling, evaluations that differ only in the text do not share a forward. base: how the files hold the frozen
-    weights of layers, a value of memory.frozen.
+    weights of layers, a value of memory.frozen. added: adapters that sampling adds.
     """
 
     model: MovaConfig
@@ -54,6 +66,7 @@ class Job:
     evaluations: int = 2
     sequential: bool = False
     base: str = "activations"
+    added: AddedAdapters = AddedAdapters()
 
     def __post_init__(self) -> None:
         choose(self.task, TASKS, "task")

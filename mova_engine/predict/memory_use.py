@@ -96,6 +96,7 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
     device: dict[str, float] = {}
     host: dict[str, float] = {}
     _weights(run, device, host)
+    _added_adapters(run, device, host)
     if run.job.training:
         _training_state(run, device, host)
     idle = dict(device)
@@ -175,6 +176,19 @@ def _adapters(run: PlannedRun, place: dict[str, float], alone: bool) -> None:
     place["adapters"] = adapters * _FP32 / sharded(run.layout)
     if alone and run.job.width != _FP32:
         place["adapters' copies to compute with"] = adapters * run.job.width
+
+
+def _added_adapters(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
+    """Of adapters that sampling adds: in the activations' dtype where their layers are (on the device where layers are
+    streamed), and on the host as they were read.
+    """
+    sizes = {name: count * run.job.width for name, count in run.job.added.weights}
+    away = 0.0
+    if run.policy.expert == "host" and not run.streams_layers:
+        away = min(sizes.get(name, 0.0) for name in ("video_dit", "video_dit_2"))
+        host["adapters of the second video expert"] = away
+    device["adapters"] = device.get("adapters", 0.0) + sum(sizes.values()) - away
+    host["adapters as they were read"] = run.job.added.stored
 
 
 def _largest_layers(run: PlannedRun) -> float:

@@ -7,14 +7,20 @@ import pytest
 import torch
 from deep_model import DEEP, save_deep
 
+from mova_engine.adapters.lora import adapted_layers, add_lora, save_lora
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import load_mova
+from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig, memory_of_word
 from mova_engine.config.sample import SAMPLE
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
-from mova_engine.inference.pipeline import Pipeline
-from mova_engine.inference.sampling_memory import choose_for_sampling
+from mova_engine.inference.pipeline import Pipeline, load_pipeline
+from mova_engine.inference.requests import Request
+from mova_engine.inference.sample_settings import SampleSettings
+from mova_engine.inference.sampling_memory import added_adapters, choose_for_sampling
+from mova_engine.ops import bind
 
 CPU = get_backend("cpu")
 SIZES = ClipSettings(frames=9, height=32, width=48)
@@ -49,6 +55,41 @@ def test_auto_under_a_small_limit_reads_layers_from_disk_and_changes_no_bit(deep
     assert small.mova.streamed is not None and plain.mova.streamed is None
     assert (found.frames == expected.frames).all() and (found.audio == expected.audio).all()
     assert Pipeline.from_pretrained(deep, "cpu", memory="auto").chosen.config.mode == "resident"
+
+
+def test_adapters_that_are_added_are_counted(deep, tmp_path):
+    """To the byte on the device; large ones decide where the weights are."""
+    mova = load_mova(deep, bind(CPU), device="cpu").requires_grad_(False)
+    add_lora(mova, ("q", "v", "ffn.0"), 16, 16.0)
+    save_lora(mova, tmp_path / "large.safetensors")
+    lora = [AdapterSpec(tmp_path / "large.safetensors")]
+    found = added_adapters(lora)
+    facts = {"dtype": torch.bfloat16, "evaluations": 1, "batch": 1, "ram": "1GB"}
+    model = replace(DEEP, clip=SIZES.over(DEEP.clip))
+    for word in ("resident", "disk"):
+        settings = memory_of_word(word)
+        plain, added = (
+            choose_for_sampling(settings, deep, model, CPU, **facts, lora=each).plan.memory for each in ((), lora)
+        )
+        pipeline = load_pipeline(deep, CPU, dtype=torch.bfloat16, memory=settings, lora=lora, config=model)
+        next(pipeline.generate([Request("a ball", 1)], SampleSettings(1)))
+        layers = adapted_layers(pipeline.mova).values()
+        counted = sum(half.weight.nbytes for layer in layers for half in (layer.lora_A, layer.lora_B))
+        assert counted == added.device["adapters"] and "adapters" not in plain.device
+        held = pipeline.adapters.stack("video_dit")[0][0].layers.values()
+        assert (
+            sum(pair.a.nbytes + pair.b.nbytes for pair in held)
+            == added.host["adapters as they were read"]
+            == found.stored
+        )
+        assert added.shared == pytest.approx(plain.shared + counted + found.stored)
+    plans = [choose_for_sampling(memory_of_word("resident"), deep, model, CPU, **facts, lora=x) for x in ((), lora)]
+    between = sum(plan.planned_bytes for plan in plans) / 2 / plans[0].plan.hardware.usable
+    facts["ram"] = f"{between / 1e6:.3f}MB"
+    chosen = [
+        choose_for_sampling(memory_of_word("auto"), deep, model, CPU, **facts, lora=x).config.mode for x in ((), lora)
+    ]
+    assert chosen == ["resident", "disk"]
 
 
 def test_the_command_says_what_it_chose_and_what_was_measured(deep, tmp_path, capsys):
