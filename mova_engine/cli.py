@@ -18,6 +18,7 @@ COMMANDS = {
     "lora combine": ("mova_engine.commands.lora_combine", "write several adapters with their strengths as one"),
     "quantise": ("mova_engine.commands.quantise", "write a model folder with quantised weights"),
     "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
+    "data preview": ("mova_engine.commands.data_preview", "draw a sheet of what training sees of a folder of clips"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
     "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),

@@ -65,6 +65,8 @@ class LoraSettings:
     """
     targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
     """The adapted layers, by the last parts of their names: all products of blocks and bridge by default."""
+    words: tuple[str, ...] = ()
+    """Words of the captions that call up what is learnt; the adapters' card and metadata name them."""
     export: tuple[str, ...] = ()
     """Dialects in which the finished adapters are written too, such as comfy and diffusers (docs/adapters.md)."""
 

@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from mova_engine.adapters.lora import linear_layers
+from mova_engine.adapters.reading import read_adapter, say_other_base
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs
+from mova_engine.checkpoints.locate import ADAPTERS
 from mova_engine.config.command import to_plain
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
@@ -42,6 +44,7 @@ from mova_engine.train.clip_data import (
     open_loader,
     training_folder,
 )
+from mova_engine.train.lora_model import base_folder
 from mova_engine.train.masters import Weights
 from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
@@ -131,6 +134,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     ops = processes.operators(bind(backend, config.ops, dtypes=(DTYPES[config.dtype],)))
     sizes = model_config(config)
     check_before_work(config, sizes, ops, resume)
+    _say_other_bases(config, resume, console)
     prompts = read_own_prompts(config.validation, sizes.clip)
     backend.use_threads(config.threads, sizes.video.dim)
     with _progress(console) as report, processes.first_alone():
@@ -190,6 +194,14 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
             console.print(f"note: not as in {resume.name}: {line}")
     _describe(run, len(clips), console)
     return run
+
+
+def _say_other_bases(config: TrainConfig, resume: Path | None, console: Console) -> None:
+    """A warning where the adapters that the run starts or goes on from were trained on another model."""
+    source = config.lora.init if resume is None else resume / ADAPTERS
+    if config.lora.rank and source is not None and source.is_file():
+        adapter = read_adapter(source, alpha=config.lora.alpha)
+        say_other_base(adapter, base_folder(config), source, lambda line: console.print(f"warning: {line}"))
 
 
 def _say_precision(config: TrainConfig, backend: Backend, console: Console) -> None:

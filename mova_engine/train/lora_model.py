@@ -32,7 +32,7 @@ from mova_engine.train.timestep_sampling import generator
 
 def add_adapters(model: Mova, lora: LoraSettings, source: torch.Generator | None = None) -> list[str]:
     """`add_lora` as the settings say; returns the layers' names."""
-    return add_lora(model, lora.targets, lora.rank, _alpha(lora), source)
+    return add_lora(model, lora.targets, lora.rank, alpha_of(lora), source)
 
 
 def build_adapted(
@@ -189,7 +189,8 @@ def _components(model: Mova) -> list[tuple[str, torch.nn.Module]]:
     return [(name, getattr(model, name)) for name in COMPONENTS if getattr(model, name) is not None]
 
 
-def _alpha(lora: LoraSettings) -> float:
+def alpha_of(lora: LoraSettings) -> float:
+    """The alpha of new adapters: their output counts alpha / rank."""
     alpha = float(lora.rank if lora.alpha is None else lora.alpha)
     return alpha * math.sqrt(lora.rank) if lora.rank_stabilised else alpha
 

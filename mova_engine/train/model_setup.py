@@ -21,7 +21,8 @@ from mova_engine.files.tensors import load_component, write_component, write_ten
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
-from mova_engine.train.lora_model import add_adapters, base_folder, build_adapted, with_initial_adapters
+from mova_engine.train.adapter_card import metadata_of, write_card
+from mova_engine.train.lora_model import add_adapters, alpha_of, base_folder, build_adapted, with_initial_adapters
 from mova_engine.train.timestep_sampling import generator
 
 AUDIO = "audio_dit"
@@ -163,16 +164,18 @@ def export_model(
     codecs: Codecs,
     config: TrainConfig,
     folder: Path,
+    step: int,
     write: Callable[..., None] | None = None,
 ) -> None:
     """Write the model as a folder that the sampler loads. An audio-only model is written as its component's folder,
-    adapters as a file.
+    adapters as a file with a card. step: the run's.
 
     Pretrained codecs are copied from their folder, so that the checkpoint is complete. write: as of `write_component`.
     """
     if config.lora.rank:
-        facts = {**base_of(base_folder(config)), "recipe": config.name, "engine": __version__}
+        facts = {**base_of(base_folder(config)), **metadata_of(config, step), "engine": __version__}
         save_lora(model, folder / ADAPTERS, write or write_tensors, facts)
+        write_card(config, step, facts, alpha_of(config.lora), folder)
         return
     if model.video_dit is None:
         values, kind = component_configs(model.config)[AUDIO], MODEL_CLASSES[AUDIO][1]

@@ -324,7 +324,7 @@ class Trainer:
 
         def export(folder: Path) -> None:
             with parts.state.weights.averaged():
-                export_model(parts.model, parts.codecs, self.config, folder)
+                export_model(parts.model, parts.codecs, self.config, folder, self.step)
 
         try:
             folder = save_checkpoint(self.folder, self.step, parts.state, progress, to_plain(self.config), export)
@@ -339,11 +339,11 @@ class Trainer:
         parts.processes.wait_for_first()
 
     def _save_shards(self, parts: TrainingRun, progress: dict[str, Any], reporter: Reporter, must: bool) -> None:
-        config, dtype = self.config, DTYPES[self.config.dtype]
+        config, dtype, step = self.config, DTYPES[self.config.dtype], self.step
         bare = outline(parts.model, dtype, config.lora)
 
         def export(folder: Path) -> None:
-            export_model(bare, parts.codecs, config, folder, write=reserve_tensors)
+            export_model(bare, parts.codecs, config, folder, step, write=reserve_tensors)
 
         def saved(save: Callable[[], Path]) -> Path:
             folder = save()

@@ -1,9 +1,12 @@
 """Runs that train adapters on a frozen checkpoint: what they leave, how they go on, and what they are good for."""
 
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from mova_engine import __version__
@@ -74,7 +77,7 @@ def test_only_adapters_are_trained_and_saved(adapted, ran, base):
     run = ran(adapted(optim={"ema": 0}, lora={"export": ("comfy", "peft", "diffusers")}))
     folder = run.config.folder / "checkpoints" / "step-000004"
     assert run.status == 0 and "adapters of rank 4 for " in run.said
-    assert sorted(path.name for path in folder.iterdir()) == [ADAPTERS, "training"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", ADAPTERS, "training"]
     adapters = load_file(folder / ADAPTERS)
     exported = run.config.folder / "export" / "step-000004"
     assert {path.name for path in exported.iterdir()} >= {"peft"}
@@ -88,6 +91,32 @@ def test_only_adapters_are_trained_and_saved(adapted, ran, base):
     assert all(bool(x.any()) for name, x in adapters.items() if "lora_B" in name)
     after = weights_of(base)
     assert all(torch.equal(x, before[name]) for name, x in after.items() if "training" not in name)
+
+
+def test_a_card_lies_beside_the_adapters_and_another_base_is_said(adapted, ran, base, clips, tmp_path):
+    """On resume, from other adapters, and in use; weights that differ in one component."""
+    settings = {"prompt": ["p3r5on smiles"], "every": 2, "steps": 1}
+    run = ran(adapted(steps=2, lora={"words": ["p3r5on"], "alpha": 2.0}, validation=settings))
+    folder = run.config.folder / "checkpoints" / "step-000002"
+    card = (folder / "README.md").read_text()
+    _, head, text = card.split("---\n", 2)
+    assert yaml.safe_load(head)["base_model"] == base.name and yaml.safe_load(head)["instance_prompt"] == "p3r5on"
+    for said in (f"`{fingerprint(base)}`", "| alpha | 2 |", "| rank | 4 |", "| steps | 2 of 2 |", "* p3r5on smiles"):
+        assert said in text
+    picture = re.search(r"\]\((\S+)\)", text)[1]
+    assert (folder / picture).is_file(), "the samples that it shows are there"
+    assert read_adapter(folder / ADAPTERS).metadata["words"] == "p3r5on"
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    weights = load_file(other / "audio_dit" / "diffusion_pytorch_model.safetensors")
+    save_file({name: x + 1 for name, x in weights.items()}, other / "audio_dit" / "diffusion_pytorch_model.safetensors")
+    (other / "training" / "checksums.json").unlink(missing_ok=True)
+    warned = f"warning: {folder / ADAPTERS} was trained on another model than {other}"
+    again = adapted(steps=3, lora={"words": ["p3r5on"], "alpha": 2.0})
+    assert warned in ran(replace(again, model=replace(again.model, checkpoint=other))).said
+    new = adapted("new", steps=1, lora={"init": folder / ADAPTERS})
+    assert warned in ran(replace(new, model=replace(new.model, checkpoint=other))).said
+    assert "another model" not in ran(adapted("same", steps=1, lora={"init": folder / ADAPTERS})).said
 
 
 def test_an_adapted_run_that_was_cut_goes_on_bit_for_bit(adapted, ran):
@@ -149,7 +178,7 @@ def test_a_run_starts_from_another_runs_adapters(adapted, ran, base):
     found = second.config.folder / "checkpoints" / "step-000001" / ADAPTERS
     ours, theirs = read_adapter(found), read_adapter(file).layers
     assert {pair.alpha for pair in ours.layers.values()} == {6} and ours.layers.keys() == theirs.keys()
-    assert ours.metadata == {"base": fingerprint(base), "recipe": "nano", "engine": __version__}
+    assert ours.metadata == {"base": fingerprint(base), "recipe": "nano", "step": "1", "engine": __version__}
     for name, pair in ours.layers.items():
         assert torch.equal(pair.a, theirs[name].a) and torch.equal(pair.b, theirs[name].b)
     # What was learned is there from the first step on: its loss is not that of new adapters.
