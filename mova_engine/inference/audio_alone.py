@@ -16,7 +16,7 @@ from mova_engine.inference.pipeline import FIRST_STEP, Pipeline
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.inference.turns import batched
-from mova_engine.inference.velocities import Conditions, Latents, VelocityModel
+from mova_engine.inference.velocities import Conditions, Latents, Recording, VelocityModel
 from mova_engine.memory.residency import stage
 
 # Forms of guidance that need no bridge.
@@ -87,11 +87,11 @@ def _denoise(
     model = VelocityModel(
         mova, conditions, pipeline.prediction, pipeline.shape.fps, False, pipeline.options.batch_guidance, sharding
     )
-    model.recorded.update(dict.fromkeys(model.forwards(guidance.branches)))
+    nothing = Recording(dict.fromkeys(model.forwards(guidance.branches)))
     integrator = kind(steps.audio_sigmas.tolist())
     for level, completes in kind.evaluations(count):
         guided = guidance.at(level / count)
-        found = model.evaluate_audio(guided.branches, state, steps, level)
+        found = model.evaluate_audio(guided.branches, state, steps, level, nothing)
         velocity = Latents(*guided.combine(lambda *branch, found=found: found[branch]))
         state = state._replace(audio=integrator.advance(state.audio, velocity.audio))
         if completes is not None:

@@ -4,10 +4,10 @@ A solver integrates the learned velocity (Lipman et al., 2023). Latents, guidanc
 of the towers; noise levels are those of the schedule, not rounded to that dtype.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,11 +18,12 @@ from mova_engine.diffusion.guidance import Branch, Guidance
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import LOW_NOISE, Steps
 from mova_engine.diffusion.solvers import solver
-from mova_engine.distributed.branches import all_branches, own_branches
+from mova_engine.distributed.branches import all_branches
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.given_latents import GivenLatents
-from mova_engine.inference.velocities import Conditions, Latents, VelocityModel
+from mova_engine.inference.velocities import Conditions, Latents, Recording, VelocityModel
+from mova_engine.inference.video_passes import Pass, entered, repeating_passes, reusing_passes
 from mova_engine.memory.residency import Residency, stage
 from mova_engine.models.mova import Mova
 
@@ -53,6 +54,8 @@ class LoopOptions:
     video_every: for sound to a given video: the video tower runs in one of so many evaluations, and the audio reads in
     the others what it read then. 0: it runs once, without what the bridge brings it from the audio; the video then does
     not depend on the audio, so that nothing is lost by it.
+    reused: steps, from 0, in which the video tower does not run: the video moves along the velocity of the step before,
+    while the audio tower runs on what the bridge read of the video then (`inference.step_cache` chooses them).
     """
 
     clean_first_frame: bool = False
@@ -61,11 +64,17 @@ class LoopOptions:
     clean_given: bool = False
     solver: str = "euler"
     video_every: int = 1
+    reused: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_solver(self.solver)
         if self.video_every < 0:
             raise MovaError(f"video_every must be at least 0, got {self.video_every}")
+        if self.reused and self.solver == "heun":
+            raise MovaError(
+                "solver heun corrects each step by a second evaluation, which a reused video velocity makes an empty "
+                "one: with the step cache take euler or unipc"
+            )
 
 
 def draw_noise(
@@ -121,8 +130,7 @@ def denoise(
         steps = replace(steps, experts=(LOW_NOISE,) * len(steps.experts))
     count, kind = len(steps.experts), solver(options.solver)
     evaluations = kind.evaluations(count)
-    if options.video_every != 1 and (conditions.video is None or not conditions.video.is_whole):
-        raise MovaError("the video tower can be left out of steps only where the whole video is given")
+    _check_left_out(mova, conditions, options)
     model = VelocityModel(
         mova,
         conditions,
@@ -133,20 +141,28 @@ def denoise(
         place.sharding,
         1.0 if options.video_every else 0.0,
     )
-    passes = _passes(guidance, [each.level / count for each in evaluations], options, place)
+    places, experts = [each.level / count for each in evaluations], [steps.experts[each.level] for each in evaluations]
+    if options.reused:
+        passes = reusing_passes(guidance, places, experts, options.reused, place)
+    else:
+        passes = repeating_passes(guidance, places, experts, options.video_every, place)
     if mova.streamed is not None:
-        mova.streamed.plan(_entered(model, passes, [steps.experts[each.level] for each in evaluations]))
+        mova.streamed.plan(entered(model, passes, experts))
     sigmas = Latents(steps.video_sigmas, steps.audio_sigmas)
     solvers = [
         None if part is not None and part.is_whole else kind(each.tolist())
         for part, each in zip(given, sigmas, strict=True)
     ]
     state = _put(given, start, start, sigmas, 0)
-    for expert, served in groupby(range(len(evaluations)), lambda number: steps.experts[evaluations[number].level]):
+    recording = Recording()
+    for expert, served in groupby(range(len(evaluations)), experts.__getitem__):
         with stage(residency, DENOISE[expert]):
             for number in served:
                 level, completes = evaluations[number]
-                velocity = _guided(model, passes[number], state, steps, level, place)
+                if passes[number].video != "recorded":
+                    # What was kept is freed before more comes.
+                    recording = Recording()
+                velocity = _guided(model, passes[number], state, steps, level, place, recording)
                 moved = [
                     x if each is None else each.advance(x, v)
                     for x, v, each in zip(state, velocity, solvers, strict=True)
@@ -160,61 +176,32 @@ def denoise(
     return state
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What one evaluation runs. guidance: at its noise level. own: the branches that this process evaluates.
-    video: "run": both towers; "record": both, and what the audio reads of the video is kept; "recorded": the audio
-    tower alone, on what was kept.
-    """
-
-    guidance: Guidance
-    own: tuple[Branch, ...]
-    video: Literal["run", "record", "recorded"]
-
-    @property
-    def shared(self) -> bool:
-        """Whether other processes evaluate other branches."""
-        return len(self.own) < len(self.guidance.branches)
+def _check_left_out(mova: Mova, conditions: Conditions, options: LoopOptions) -> None:
+    """MovaError where the video tower cannot be left out of steps as the options ask."""
+    given = conditions.video is not None and conditions.video.is_whole
+    if options.video_every != 1 and not given:
+        raise MovaError("the video tower can be left out of steps only where the whole video is given")
+    if options.reused and given:
+        raise MovaError("the step cache is for videos that are made: for a given one, video_every says what runs")
+    if (options.reused or options.video_every != 1) and options.bridge and mova.config.bridge.pooled_adaln:
+        raise MovaError("the bridge's pooled variant reads the video at every step: its tower must run in each")
 
 
-def _passes(guidance: Guidance, places: Sequence[float], options: LoopOptions, place: Processes) -> list[_Pass]:
-    """The passes of all evaluations. places: each one's share of the steps."""
-    every = options.video_every or len(places)
-    found: list[_Pass] = []
-    recorded: tuple[Branch, ...] = ()
-    for number, share in enumerate(places):
-        guided = guidance.at(share)
-        # With fewer branches than processes to share them, each evaluates all: their shards of weights stay in step.
-        alike = len(guided.branches) < place.branches.size
-        own = guided.branches if alike else own_branches(guided.branches, place.branches)
-        if every == 1:
-            found.append(_Pass(guided, own, "run"))
-        elif number % every and set(own) <= set(recorded):
-            found.append(_Pass(guided, own, "recorded"))
-        else:
-            found.append(_Pass(guided, own, "record"))
-            recorded = own
-    return found
-
-
-def _entered(model: VelocityModel, passes: Sequence[_Pass], experts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """For streamed layers: the forwards of all passes, as `LayerSource.plan` takes them."""
-    recorded: list[tuple[Branch, ...]] = []
-    for each, expert in zip(passes, experts, strict=True):
-        if each.video == "recorded":
-            yield from ((expert, 1) for together in recorded if set(together) & set(each.own))
-        else:
-            recorded = model.forwards(each.own)
-            yield expert, len(recorded)
-
-
-def _guided(model: VelocityModel, each: _Pass, state: Latents, steps: Steps, level: int, place: Processes) -> Latents:
-    """The guided velocity at a noise level."""
+def _guided(
+    model: VelocityModel,
+    each: Pass,
+    state: Latents,
+    steps: Steps,
+    level: int,
+    place: Processes,
+    recording: Recording,
+) -> Latents:
+    """The guided velocity at a noise level. recording: what was kept, or an empty one that is filled if need be."""
     found: dict[Branch, Any]
     if each.video == "recorded":
-        found = model.evaluate_audio(each.own, state, steps, level)
+        found = model.evaluate_audio(each.own, state, steps, level, recording)
     else:
-        found = model.evaluate(each.own, state, steps, level, record=each.video == "record")
+        found = model.evaluate(each.own, state, steps, level, recording if each.video == "record" else None)
     if each.shared:
         found = all_branches(each.guidance.branches, found, place.branches)
     velocity = Latents(*each.guidance.combine(lambda *branch: found[branch]))

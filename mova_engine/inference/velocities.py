@@ -42,11 +42,25 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """What one evaluation leaves for later ones that run the audio tower alone.
+
+    read: what the audio reads of the video, by forward, which is named by its branches; None: no bridge. video: the
+    video's velocity by branch, float32; a branch that is missing has none, since its video is given.
+    """
+
+    read: dict[tuple[Branch, ...], VideoRecord | None] = field(
+        default_factory=dict[tuple[Branch, ...], VideoRecord | None]
+    )
+    video: dict[Branch, Tensor] = field(default_factory=dict[Branch, Tensor])
+
+
+@dataclass(frozen=True)
 class VelocityModel:
     """The model with the conditions of one batch: evaluates velocities.
 
     batch_guidance: branches that differ in the text alone share a forward. audio_to_video: the bridge's scale in that
-    direction. recorded: what the audio reads of the video in the last evaluation that recorded it, by forward.
+    direction.
     """
 
     mova: Mova
@@ -57,9 +71,6 @@ class VelocityModel:
     batch_guidance: bool
     sharding: Sharding
     audio_to_video: float = 1.0
-    recorded: dict[tuple[Branch, ...], VideoRecord | None] = field(
-        default_factory=dict[tuple[Branch, ...], VideoRecord | None]
-    )
 
     def forwards(self, branches: Sequence[Branch]) -> list[tuple[Branch, ...]]:
         """The branches of each forward of a step. Those that differ in text alone share one, where that is allowed."""
@@ -68,16 +79,21 @@ class VelocityModel:
         return [tuple(b for b in branches if b[1] == bridge) for bridge in {bridge: None for _, bridge in branches}]
 
     def evaluate(
-        self, branches: Sequence[Branch], state: Latents, steps: Steps, index: int, record: bool = False
+        self,
+        branches: Sequence[Branch],
+        state: Latents,
+        steps: Steps,
+        index: int,
+        recording: Recording | None = None,
     ) -> dict[Branch, Velocities]:
         """Return branch -> (video, audio) velocities, float32, at `state` and the noise level of step `index`.
 
         Branches that differ only in the text share a forward if `batch_guidance` is set. Forwards of a model whose
-        layers are streamed run side by side, so that each layer's weights come once. record: keep what the audio reads
-        of the video, for `evaluate_audio`.
+        layers are streamed run side by side, so that each layer's weights come once. recording: an empty one takes what
+        `evaluate_audio` needs.
         """
         forwards = self.forwards(branches)
-        inputs = [self._inputs(together, state, steps, index, record) for together in forwards]
+        inputs = [self._inputs(together, state, steps, index, recording is not None) for together in forwards]
         options: dict[str, Any] = {"expert": steps.experts[index], "fps": self.fps, "sharding": self.sharding}
         if self.audio_to_video != 1.0:
             options["bridge_scale"] = (self.audio_to_video, 1.0)
@@ -87,9 +103,6 @@ class VelocityModel:
             outputs = [
                 self.mova(each.video, each.audio, bridge=each.bridge, record=each.record, **options) for each in inputs
             ]
-        if record:
-            self.recorded.clear()
-            self.recorded.update(zip(forwards, (each.record for each in inputs), strict=True))
         found: dict[Branch, Velocities] = {}
         for together, (video, audio) in zip(forwards, outputs, strict=True):
             pairs = zip(
@@ -98,17 +111,21 @@ class VelocityModel:
                 strict=True,
             )
             found.update(zip(together, pairs, strict=True))
+        if recording is not None:
+            recording.read.update(zip(forwards, (each.record for each in inputs), strict=True))
+            if self.conditions.video is None or not self.conditions.video.is_whole:
+                recording.video.update({branch: video for branch, (video, _) in found.items()})
         return found
 
     def evaluate_audio(
-        self, branches: Sequence[Branch], state: Latents, steps: Steps, index: int
+        self, branches: Sequence[Branch], state: Latents, steps: Steps, index: int, recording: Recording
     ) -> dict[Branch, Velocities]:
         """As `evaluate`, with the video as it was when it was recorded: only the audio tower runs, and the video's
-        velocity is zero.
+        velocity is the recorded one, or zero where the video is given.
         """
         still = torch.zeros_like(state.video)
         found: dict[Branch, Velocities] = {}
-        for together, record in self.recorded.items():
+        for together, record in recording.read.items():
             if set(together).isdisjoint(branches):
                 continue
             output = self.mova.forward_audio(
@@ -122,7 +139,7 @@ class VelocityModel:
             for branch, velocity in zip(
                 together, self._velocities(output, len(together), state.audio, sigma), strict=True
             ):
-                found[branch] = (still, velocity)
+                found[branch] = (recording.video.get(branch, still), velocity)
         return found
 
     def _inputs(

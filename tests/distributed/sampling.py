@@ -98,11 +98,13 @@ def errors_of_sampling(
     batch_guidance: bool = True,
     mutation: str | None = None,
     begin: float = 0.0,
+    end: float = 1.0,
     video_every: int = 1,
+    reused: tuple[int, ...] = (),
 ) -> dict[str, tuple[float, float, bool]]:
     """How far the latents that all ranks make together are from one process's, by form of guidance: video and audio,
-    relative to the maximum; and whether this rank's are rank 0's to the last bit. begin: of guidance, a share of the
-    steps. video_every: not 1: sound for a given video, whose tower runs so often.
+    relative to the maximum; and whether this rank's are rank 0's to the last bit. begin, end: of guidance, shares of
+    the steps. video_every: not 1: sound for a given video, whose tower runs so often. reused: steps that reuse a video.
     """
     group, ops = place(cfg, context_parallel, ulysses), bind(backend(), training=False)
     table, alone = group.operators(ops), fill(Mova(MODEL, ops)).to(device())
@@ -115,8 +117,9 @@ def errors_of_sampling(
                 shards.piece(parameter).take(weights[name])
     errors = {}
     for form in forms:
-        guidance, options = Guidance(form, 3.0, 2.0, begin=begin), LoopOptions(False, True, batch_guidance)
-        run = functools.partial(_denoised, guidance=guidance, options=replace(options, video_every=video_every))
+        guidance, options = Guidance(form, 3.0, 2.0, begin=begin, end=end), LoopOptions(False, True, batch_guidance)
+        options = replace(options, video_every=video_every, reused=tuple(reused))
+        run = functools.partial(_denoised, guidance=guidance, options=options)
         with ExitStack() as broken:
             if mutation is not None:
                 broken.enter_context(patch.object(denoising, "all_branches", BROKEN[mutation]))

@@ -85,6 +85,11 @@ def test_one_evaluation_at_a_time_too(worlds):
         (1, 2, {"video_every": 2}),
         (2, 1, {"video_every": 0, "begin": 0.5}),
         (1, 2, {"video_every": 0, "fsdp": True}),
+        # Where guidance ends, one process has the video that the other lacks.
+        (2, 1, {"video_every": 2, "end": 0.7}),
+        (2, 1, {"reused": (1, 3)}),
+        (1, 2, {"reused": (1, 3)}),
+        (1, 2, {"reused": (1,), "fsdp": True}),
     ],
 )
 def test_guidance_of_some_steps_and_sound_on_a_recorded_video(worlds, cfg, context_parallel, options):
