@@ -169,7 +169,7 @@ def resaved(source: str, **settings) -> None:
 
         def export_whole(folder: Path) -> None:
             with parts.state.weights.averaged():
-                export_model(parts.model, parts.codecs, config, folder)
+                export_model(parts.model, parts.codecs, config, folder, step)
 
         save_checkpoint(config.folder, step, parts.state, progress, {}, export_whole)
     else:
@@ -177,7 +177,7 @@ def resaved(source: str, **settings) -> None:
         bare = outline(parts.model, dtype)
 
         def export(folder: Path) -> None:
-            export_model(bare, parts.codecs, config, folder, write=reserve.reserve_tensors)
+            export_model(bare, parts.codecs, config, folder, step, write=reserve.reserve_tensors)
 
         sharded_save(config.folder, step, parts.state, progress, {}, export, dtype, parts.saver.group)()
     processes.close()

@@ -28,7 +28,7 @@ def saved(config: TrainConfig, folder: Path) -> Path:
     """What the run would save, but for the weights."""
     model = Mova(model_config(config), OPS, "meta")
     folder.mkdir()
-    export_model(model, Codecs(None, None, None), config, folder, write=lambda path, tensors: None)
+    export_model(model, Codecs(None, None, None), config, folder, 0, write=lambda path, tensors: None)
     return folder
 
 
