@@ -37,6 +37,7 @@ from mova_engine.files.tensors import (
 from mova_engine.models.layers import Linear
 from mova_engine.models.weight_formats import (
     ABSMAX,
+    FORMATS,
     FP8,
     INT8,
     NESTED_ABSMAX,
@@ -88,7 +89,7 @@ class StoredComponent:
 
     def check_frozen(self, frozen: str) -> None:
         """MovaError where weights are quantised already that memory.frozen would bring into another format."""
-        if self.quantised and frozen != "activations":
+        if self.formats and frozen != "activations":
             raise MovaError(
                 f"memory.frozen {frozen}: {self.folder} is in {', '.join(self.formats)} already; leave memory.frozen "
                 "out"
@@ -212,10 +213,21 @@ def load_weights(
     open_component(folder).load(module, device=device, dtype=dtype)
 
 
+def base_of(components: Iterable[StoredComponent]) -> str:
+    """How a model's components hold the weights of layers, as the planner counts them: "nf4", "int8" or "fp8";
+    "activations" for plain weights, several formats and others.
+    """
+    parts = [tuple(each.formats) for each in components]
+    found = {each for formats in parts for each in formats}
+    # A component of plain weights beside quantised ones counts as all plain, which is the safe side.
+    alike = len(found) == 1 and all(parts) and found <= set(FORMATS)
+    return found.pop() if alike else "activations"
+
+
 def refuse_quantised(components: Iterable[StoredComponent], why: str) -> None:
     """MovaError where one of the components holds quantised weights. why: what cannot be done with them."""
     for component in components:
-        if component.quantised:
+        if component.formats:
             raise MovaError(
                 f"{component.folder} holds weights in {', '.join(component.formats)}: {why}; name the folder that it "
                 "was made of"

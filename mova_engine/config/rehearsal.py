@@ -1,7 +1,7 @@
 """The options that turn a run of the trainer or the sampler into its rehearsal."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from mova_engine.config.command import spelled
 from mova_engine.config.limits import check
@@ -21,12 +21,16 @@ class RehearsalOptions:
     """With --dry-run: the machine, such as sm90, sm100 or 910a2; default: sm90 for cuda, 910a2 for npu."""
     packages: Annotated[str | None, spelled("--with")] = None
     """With --dry-run: packages that serve operators there, such as flash-attn-3,apex."""
+    stored: Literal["nf4", "int8", "fp8"] | None = None
+    """With --dry-run: how the files of a model that is not here hold the weights of layers, as `mova quantise` would
+    write them; default: plain. A model folder that is here says so itself.
+    """
     json: bool = False
     """With --dry-run: print the report as one JSON object."""
 
     def __post_init__(self) -> None:
         check(self.world_size >= 1, f"world_size must be at least 1, got {self.world_size}")
         given = {"--world-size": self.world_size != 1, "--assume": self.assume is not None}
-        given |= {"--with": self.packages is not None, "--json": self.json}
+        given |= {"--with": self.packages is not None, "--stored": self.stored is not None, "--json": self.json}
         for name, used in given.items():
             check(self.dry_run or not used, f"{name} says what is tried by --dry-run: give it too, or leave {name} out")

@@ -3,16 +3,18 @@
 Codecs and text encoder are left out: they are not on the device while the towers denoise.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from mova_engine.checkpoints.folder import listed_components
 from mova_engine.checkpoints.locate import open_model
-from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
+from mova_engine.checkpoints.quantised_files import base_of
 from mova_engine.config.mesh import MeshShape
-from mova_engine.config.model import PRESETS, MovaConfig
+from mova_engine.config.model import COMPONENTS, PRESETS, MovaConfig
 from mova_engine.config.sample import SAMPLE, SampleConfig
 from mova_engine.config.stages import DENOISE, EXPERTS, stages
 from mova_engine.diffusion.guidance import Guidance
@@ -21,10 +23,10 @@ from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Launch, Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import LoopOptions, denoise
-from mova_engine.inference.loading import Trained, stored_dtypes, trained
+from mova_engine.inference.loading import Trained, compute_dtype, refuse_sharded, stored_dtypes, trained
 from mova_engine.inference.pipeline import default_batch
 from mova_engine.inference.process_mesh import choose_shape
-from mova_engine.inference.sample_settings import SampleSettings, default_settings
+from mova_engine.inference.sample_settings import default_settings
 from mova_engine.inference.sampling_run import sample_settings
 from mova_engine.inference.sampling_simulation import simulate
 from mova_engine.inference.velocities import Conditions, Latents
@@ -32,34 +34,38 @@ from mova_engine.memory.model_parts import tower_parts
 from mova_engine.memory.residency import Residency
 from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.mova import Mova
+from mova_engine.models.weight_formats import known_format
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.predict.job import Job, PlannedRun, layout_of, precision_of
 from mova_engine.predict.memory_use import Memory, memory
 from mova_engine.rehearsal.absent_files import take_slots
+from mova_engine.rehearsal.absent_weights import AbsentComponent, absent_components, hold_absent
 from mova_engine.rehearsal.memory_tracker import INPUTS, PARAMETERS
 from mova_engine.rehearsal.result import Rehearsal
 from mova_engine.rehearsal.stage import Stage
-from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
+from mova_engine.rehearsal.weights import local_tensors, with_layers
 
 
 def dry_run_sampling(
-    config: SampleConfig, machine: Machine, world_size: int = 1, layers: int | None = None
+    config: SampleConfig, machine: Machine, world_size: int = 1, layers: int | None = None, stored: str | None = None
 ) -> Rehearsal:
     """Build the model on fake tensors as rank 0 of `world_size`, and run one denoising step with guidance.
 
     config.checkpoint may also name a model size, if there is no such folder. Prompts are not read: the number of clips
     is config.count, or one for each group of processes. machine: the assumed machine. layers: number of layers of each
-    tower, for a quick run; None: all. Call it in a process that is prepared for the machine's kind of device
-    (`rehearsal.fake_devices`). Raises MovaError as the run itself would.
+    tower, for a quick run; None: all. stored: how the files of a model size would hold the weights of layers; None:
+    plain. Call it in a process that is prepared for the machine's kind of device (`rehearsal.fake_devices`). Raises
+    MovaError as the run itself would.
     """
     config.memory.check_decided()
     if config.lora:
         raise MovaError("a dry run of sampling adds no adapters: leave --lora out; merged adapters take no memory")
-    model, facts, settings, dtype = _model_of(config)
-    model = with_layers(model, layers)
+    opened = _opened(config, stored)
+    model, facts, dtype = with_layers(opened.sizes, layers), opened.trained, opened.dtype
+    settings = sample_settings(config, default_settings(opened.sizes))
     streamed = config.memory.weights != "device" and not config.parallel.shard
-    stage = Stage(machine, world_size, dtype if streamed else None)
+    stage = Stage(machine, world_size, dtype if streamed else None, opened.components)
     shape, batch = _shares(config, model, settings.guidance, stage.launch)
     table = stage.operators({}, (dtype,), training=False)
     steps = facts.schedule.inference(settings.steps)
@@ -104,35 +110,30 @@ def dry_run_sampling(
         clips_per_step=batch * shape.data_parallel,
         operators=table,
         given={"video_latents": noise.video, "audio_latents": noise.audio, "text": conditions.text},
-        predicted=_predicted(config, model, settings.guidance, dtype, machine, shape, batch),
+        predicted=_predicted(config, replace(opened, sizes=model), settings.guidance, machine, shape, batch),
         simulation=simulation,
     )
 
 
 def predict_sampling(config: SampleConfig, machine: Machine, world_size: int = 1) -> Memory:
     """Without a rehearsal: what the cost model says of memory while denoising."""
-    model, _, settings, dtype = _model_of(config)
-    shape, batch = _shares(config, model, settings.guidance, Launch(0, 0, world_size))
-    return _predicted(config, model, settings.guidance, dtype, machine, shape, batch)
+    opened = _opened(config, None)
+    guidance = sample_settings(config, default_settings(opened.sizes)).guidance
+    shape, batch = _shares(config, opened.sizes, guidance, Launch(0, 0, world_size))
+    return _predicted(config, opened, guidance, machine, shape, batch)
 
 
 def _predicted(
-    config: SampleConfig,
-    model: MovaConfig,
-    guidance: Guidance,
-    dtype: torch.dtype,
-    machine: Machine,
-    shape: MeshShape,
-    batch: int,
+    config: SampleConfig, opened: "_Opened", guidance: Guidance, machine: Machine, shape: MeshShape, batch: int
 ) -> Memory:
-    precision = precision_of(str(dtype).removeprefix("torch."))
     job = Job(
-        model,
+        opened.sizes,
         task="inference",
-        precision=precision,
+        precision=precision_of(str(opened.dtype).removeprefix("torch.")),
         batch=batch,
         evaluations=guidance.evaluations,
         sequential=config.sequential_guidance,
+        base=base_of(opened.components.values()),
     )
     return memory(PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory), machine)
 
@@ -149,27 +150,42 @@ def _clips(config: SampleConfig, world: int) -> int:
     return config.count or (1 if config.prompts is None else world)
 
 
-def _model_of(config: SampleConfig) -> tuple[MovaConfig, Trained, SampleSettings, torch.dtype]:
-    """The model, how it was trained, how it samples, and in which dtype."""
-    model, facts, stored = _stored_model(config)
-    dtype = stored if config.dtype is None else DTYPES[config.dtype]
-    return model, facts, sample_settings(config, default_settings(model)), dtype
+@dataclass(frozen=True)
+class _Opened:
+    """A model as it would be loaded: its sizes, how it was trained, its components by name, and the dtype of all but
+    quantised weights.
+    """
+
+    sizes: MovaConfig
+    trained: Trained
+    components: Mapping[str, AbsentComponent]
+    dtype: torch.dtype
 
 
-def _stored_model(config: SampleConfig) -> tuple[MovaConfig, Trained, torch.dtype]:
-    """The model, how it was trained, and the dtype of its weights; bfloat16 for a model size without a folder."""
+def _opened(config: SampleConfig, stored: str | None) -> _Opened:
+    """The model of a folder or, if there is none, of a size, with the refusals of `inference.loading.open_parts`."""
     name = str(config.checkpoint)
-    if name in PRESETS and not config.checkpoint.exists():
-        preset = PRESETS[name]
-        return replace(preset, clip=config.clip.over(preset.clip)), Trained(), torch.bfloat16
-    folder, model = open_model(config.checkpoint, config.clip)
-    refuse_quantised(
-        (open_component(folder / name) for name in listed_components(folder)), "they are not rehearsed yet"
-    )
-    stored = stored_dtypes(folder, model)
-    if len(stored) != 1 and config.dtype is None:
-        raise MovaError(f"{folder} holds weights of several dtypes: a dry run takes one, give --dtype")
-    return model, trained(folder), stored[0] if stored else torch.float32
+    preset = PRESETS[name] if name in PRESETS and not config.checkpoint.exists() else None
+    if preset is not None:
+        folder, sizes = None, replace(preset, clip=config.clip.over(preset.clip))
+    else:
+        folder, sizes = open_model(config.checkpoint, config.clip)
+        if stored is not None:
+            raise MovaError(f"--stored {stored}: the files of {folder} say so themselves; leave it out")
+    parts = absent_components(folder, COMPONENTS if folder is None else listed_components(folder), stored)
+    frozen = config.memory.frozen
+    for part in parts.values():
+        part.check_frozen(frozen)
+    if config.parallel.shard:
+        refuse_sharded(parts.values())
+    formats = {each for part in parts.values() for each in part.formats} | ({frozen} - {"activations"})
+    dtype = compute_dtype(None if config.dtype is None else DTYPES[config.dtype], sorted(formats))
+    if dtype is None and folder is not None:
+        found = stored_dtypes(folder, sizes)
+        if len(found) != 1:
+            raise MovaError(f"{folder} holds weights of several dtypes: a dry run takes one, give --dtype")
+        dtype = found[0]
+    return _Opened(sizes, Trained() if folder is None else trained(folder), parts, dtype or torch.bfloat16)
 
 
 def _first(steps: Steps) -> tuple[Any, ...]:
@@ -188,9 +204,9 @@ def _built(
         shard_model(mova, processes, device, dtype, config.memory.weights_on_host)
     else:
         if config.memory.weights not in ("host", "files"):
-            towers = tower_parts(mova, lambda name, place: place_weights(getattr(mova, name), place, dtype))
+            towers = tower_parts(mova, partial(_read, stage, config.memory.frozen, mova, dtype))
         else:
-            towers = open_streamed(mova, config.checkpoint, device, dtype, config.memory.weights)
+            towers = open_streamed(mova, stage.components, device, dtype, config.memory.weights)
             take_slots(mova, stage.tracker)
         residency = Residency(device, towers, stages(config.memory, experts=sizes.experts))
         # The state after the first clip: every expert has been read, and the evicted ones are where they wait.
@@ -200,6 +216,14 @@ def _built(
                 pass
     stage.tracker.label(local_tensors(mova), PARAMETERS, known=True)
     return mova, residency
+
+
+def _read(stage: Stage, frozen: str, mova: Mova, dtype: torch.dtype, name: str, device: torch.device) -> None:
+    """A component onto a device, as the sampler reads it."""
+    component = getattr(mova, name)
+    stage.components[name].load(component, device=device, dtype=dtype)
+    if frozen != "activations":
+        hold_absent(component, known_format(frozen))
 
 
 def _inputs(sizes: MovaConfig, batch: int, stage: Stage) -> tuple[Conditions, Latents]:
@@ -214,8 +238,8 @@ def _inputs(sizes: MovaConfig, batch: int, stage: Stage) -> tuple[Conditions, La
 
 
 def in_this_process(
-    settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None
+    settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None, stored: str | None = None
 ) -> dict[str, Any]:
     """`dry_run_sampling` with plain values as arguments and result, to be called in a child process."""
     config = SAMPLE.fill(settings, "the rehearsal")
-    return dry_run_sampling(config, assumed_machine(**machine), world_size, layers).to_dict()
+    return dry_run_sampling(config, assumed_machine(**machine), world_size, layers, stored).to_dict()

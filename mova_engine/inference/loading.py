@@ -1,7 +1,7 @@
 """Loads the model, codecs and training facts of a model folder for a pipeline."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mova_engine.checkpoints.folder import (
     load_codecs,
 )
 from mova_engine.checkpoints.integrity import damage, has_checksums
-from mova_engine.checkpoints.quantised_files import StoredComponent, open_component, refuse_quantised
+from mova_engine.checkpoints.quantised_files import StoredComponent, base_of, open_component, refuse_quantised
 from mova_engine.checkpoints.released import INDEX
 from mova_engine.codecs.umt5 import Umt5TextEncoder
 from mova_engine.config.adapter_spec import AdapterSpec
@@ -36,7 +36,7 @@ from mova_engine.memory.residency import Residency
 from mova_engine.memory.streamed_encoder import open_streamed_encoder
 from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.mova import Mova
-from mova_engine.models.weight_formats import FORMATS, computes_in, known_format
+from mova_engine.models.weight_formats import computes_in, known_format
 from mova_engine.ops import COMPUTE_DTYPES, OpTable, bind
 
 log = logging.getLogger(__name__)
@@ -129,12 +129,12 @@ def open_parts(
     quantised = sorted({each for part in stored.values() for each in part.formats})
     codec_dtype = dtype
     dtype = compute_dtype(dtype, [*quantised, *(() if memory.frozen == "activations" else (memory.frozen,))])
-    dtypes = (dtype,) if dtype else stored_dtypes(folder, config) or COMPUTE_DTYPES
+    dtypes = (dtype,) if dtype else _dtypes_of(stored.values()) or COMPUTE_DTYPES
     ops = place.operators(bind(backend, training=False, dtypes=dtypes))
     waits = "files" if memory.idle == "files" else "host"
     adapters = None
     if shard:
-        refuse_quantised(stored.values(), "parallel.shard divides plain weights")
+        refuse_sharded(stored.values())
         if lora:
             raise MovaError(
                 "sharded weights take no adapters: merge them first (mova lora merge), or leave out parallel.shard"
@@ -143,7 +143,7 @@ def open_parts(
         towers = tower_parts(mova, None)
     elif memory.weights in ("host", "files"):
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
-        towers = open_streamed(mova, folder, device, dtype, memory.weights)
+        towers = open_streamed(mova, stored, device, dtype, memory.weights)
         adapters = ActiveAdapters(mova, folder, lora)
         for name in _component_names(config):
             # Adapters stay on the device while the layers beside them come and go.
@@ -165,6 +165,11 @@ def open_parts(
     if adapters is not None:
         adapters.use(residency)
     return mova, codecs, residency, adapters
+
+
+def refuse_sharded(stored: Iterable[StoredComponent]) -> None:
+    """MovaError where components cannot be divided among processes."""
+    refuse_quantised(stored, "parallel.shard divides plain weights")
 
 
 def compute_dtype(given: torch.dtype | None, formats: Sequence[str]) -> torch.dtype | None:
@@ -222,11 +227,7 @@ def stored_base(folder: Path, config: MovaConfig) -> str:
     """How a folder holds the weights of layers, as the planner counts them: "nf4", "int8" or "fp8"; "activations" for
     plain weights, several formats and others. Reads only the files' headers.
     """
-    parts = [tuple(open_component(Path(folder) / name).formats) for name in _component_names(config)]
-    found = {each for formats in parts for each in formats}
-    # A component of plain weights beside quantised ones counts as all plain, which is the safe side.
-    alike = len(found) == 1 and all(parts) and found <= set(FORMATS)
-    return found.pop() if alike else "activations"
+    return base_of(open_component(Path(folder) / name) for name in _component_names(config))
 
 
 def is_quantised(folder: Path, config: MovaConfig) -> bool:
@@ -236,7 +237,11 @@ def is_quantised(folder: Path, config: MovaConfig) -> bool:
 
 def stored_dtypes(folder: Path, config: MovaConfig) -> tuple[torch.dtype, ...]:
     """The dtypes of a folder's weights; () if one of them is not a dtype that the operators compute in."""
-    stored = _stored(folder, config)
+    return _dtypes_of(open_component(folder / name) for name in _component_names(config))
+
+
+def _dtypes_of(components: Iterable[StoredComponent]) -> tuple[torch.dtype, ...]:
+    stored = {tensor.dtype for part in components for tensor in part.plain.values()}
     return tuple(DTYPES[name] for name in sorted(stored)) if stored <= DTYPES.keys() else ()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
 from mova_engine.codecs.umt5 import Umt5TextEncoder
 from mova_engine.config.stages import TEXT_ENCODER
-from mova_engine.files.tensors import load_component, stored_tensors
+from mova_engine.files.tensors import load_component
 from mova_engine.memory.residency import Part
 from mova_engine.memory.streamed_model import without_modules
 from mova_engine.memory.streaming import WeightStream
@@ -28,12 +28,12 @@ def open_streamed_encoder(codec: Umt5TextEncoder, folder: Path, device: torch.de
 
     A block's weights come before it runs; the slots' memory is given back after each call of the encoder.
     """
-    refuse_quantised([open_component(folder / _FOLDER)], "a text encoder streams plain weights")
+    component = open_component(folder / _FOLDER)
+    refuse_quantised([component], "a text encoder streams plain weights")
     encoder: Any = codec.weights.to(dtype)
     blocks: Iterable[nn.Module] = encoder.encoder.block
-    stored = stored_tensors(folder / _FOLDER)
     units = [Unit.of({f"{_FOLDER}.encoder.block.{index}": block}) for index, block in enumerate(blocks)]
-    stream = WeightStream(units, StoredWeights(units, folder, device), device)
+    stream = WeightStream(units, StoredWeights(units, {_FOLDER: component}, device), device)
 
     def enter(index: int) -> None:
         if not stream.planned:
@@ -44,7 +44,7 @@ def open_streamed_encoder(codec: Umt5TextEncoder, folder: Path, device: torch.de
         block.register_forward_pre_hook(lambda *_, index=index: enter(index))
     encoder.register_forward_hook(lambda *_: stream.free())
     rest = without_modules(encoder, {id(block) for block in blocks})
-    wanted = {name for name, _ in rest.named_parameters(remove_duplicate=False)} & stored.keys()
+    wanted = {name for name, _ in rest.named_parameters(remove_duplicate=False)} & component.plain.keys()
 
     def read(at: torch.device) -> None:
         load_component(encoder, folder / _FOLDER, device=at, dtype=dtype, only=wanted)

@@ -4,14 +4,13 @@ Embeddings, heads and time projections (0.4 GB of an expert's 28.6 in bf16) are 
 whole towers are without streaming. The weights of the layers stay in host memory or in the folder's files.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 
-from mova_engine.checkpoints.quantised_files import StoredComponent, open_component
+from mova_engine.checkpoints.quantised_files import StoredComponent
 from mova_engine.config.model import COMPONENTS
 from mova_engine.errors import MovaError
 from mova_engine.memory.quantised import within_layers
@@ -23,14 +22,19 @@ from mova_engine.models.mova import Mova
 
 
 def open_streamed(
-    mova: Mova, folder: Path, device: torch.device, dtype: torch.dtype | None, where: Literal["host", "files"]
+    mova: Mova,
+    stored: Mapping[str, StoredComponent],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    where: Literal["host", "files"],
 ) -> list[Part]:
-    """Prepare `mova`, which is on the meta device, for streamed layers; return the parts that are not streamed. where:
-    the place of the layers' weights, host memory or files. dtype: of all weights that are not quantised; None: as
-    stored. Reads only the headers of files. Raises MovaError if the folder does not fit the model.
+    """Prepare `mova`, which is on the meta device, for streamed layers; return the parts that are not streamed.
+
+    stored: the model's components by name, as opened: no header is read again. where: the place of the layers' weights,
+    host memory or files. dtype: of all weights that are not quantised; None: as stored. Raises MovaError if files do
+    not fit the model.
     """
     names = [name for name in COMPONENTS if getattr(mova, name) is not None]
-    stored = {name: open_component(folder / name) for name in names}
     for name in names:
         stored[name].fit(getattr(mova, name), dtype)
         _check_streamed(getattr(mova, name), stored[name])
@@ -48,7 +52,7 @@ def open_streamed(
         return Part(name, rest, read, "files")
 
     def source(units: Sequence[Unit]) -> WeightSource:
-        files = StoredWeights(units, folder, torch.device("cpu") if where == "host" else device)
+        files = StoredWeights(units, stored, torch.device("cpu") if where == "host" else device)
         return HostArena(units, device, files) if where == "host" else files
 
     if where == "host" and device.type == "cpu":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mova_engine.backend import describe_backend
-from mova_engine.checkpoints.quantised_files import open_component
+from mova_engine.checkpoints.quantised_files import StoredComponent
 from mova_engine.errors import MovaError
 from mova_engine.files.stored_tensor import STORED_DTYPES, StoredTensor
 from mova_engine.files.tensors import byte_ranges
@@ -183,15 +183,17 @@ class StoredWeights:
     weight, and if one changes while it is in use.
     """
 
-    def __init__(self, units: Sequence[Unit], folder: Path, device: torch.device) -> None:
+    def __init__(self, units: Sequence[Unit], components: Mapping[str, StoredComponent], device: torch.device) -> None:
+        """components: those that the weights belong to, as opened, by the first part of the weights' names."""
         self._units = units
         names = {place.name for unit in units for place in unit.places}
-        self._ranges = _ranges(folder, names)
+        self._ranges = _ranges(components, names)
         for unit in units:
             for place in unit.places:
                 found = self._ranges.get(place.name)
                 if found is None:
-                    raise MovaError(f"{folder} does not hold {place.name}")
+                    component, _, name = place.name.partition(".")
+                    raise MovaError(f"{components[component].folder} does not hold {name}")
                 size = place.shape.numel() * found.dtype.itemsize
                 if isinstance(found, _Range) and found.end is not None and found.end - found.offset != size:
                     raise MovaError(
@@ -270,8 +272,8 @@ def _state(descriptor: int) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _ranges(folder: Path, names: Iterable[str]) -> dict[str, _Range | Tensor]:
-    """The byte ranges of tensors that `folder` holds, by component and name: file, first byte, dtype. A value that
+def _ranges(components: Mapping[str, StoredComponent], names: Iterable[str]) -> dict[str, _Range | Tensor]:
+    """The byte ranges of tensors that components hold, by component and name: file, first byte, dtype. A value that
     files state otherwise than as a tensor (an offset in JSON) is returned itself.
     """
     wanted = set(names)
@@ -288,7 +290,7 @@ def _ranges(folder: Path, names: Iterable[str]) -> dict[str, _Range | Tensor]:
         found[full] = _Range(tensor.file, *ranges[tensor.file][name], dtype)
 
     for component in sorted({name.partition(".")[0] for name in wanted}):
-        stored = open_component(folder / component)
+        stored = components[component]
         for name, tensor in stored.plain.items():
             add(f"{component}.{name}", name, tensor)
         for layer, weight in stored.quantised.items():

@@ -23,7 +23,9 @@ from torch import Tensor
 from mova_engine.errors import MovaError
 from mova_engine.ops.declarations import REFERENCE, Choice, Operator, resolve
 from mova_engine.ops.fp8_impl import checked
+from mova_engine.ops.quantised_impl import nf4_checked
 from mova_engine.ops.registry import OpTable, table_of
+from mova_engine.ops.row_chunks import row_chunks
 from mova_engine.ops.table import OPERATORS
 
 Arguments = Mapping[str, Any]
@@ -181,6 +183,20 @@ class _Faked(torch.autograd.Function):
         return None, None, None, *found
 
 
+# Bytes that `dequantise_nf4` has on the way for each weight of a chunk of rows: codes in 32 bits, a look-up, a product.
+_NF4_CHUNK = 2 + 4 + 4
+
+
+def _dequantised_nf4(chunk: int, weight: Tensor, *stored: Tensor | torch.dtype | None) -> Tensor:
+    """A weight [o, i] as `dequantise_nf4` gives it; in the work of three operations, not of as many as rows."""
+    *_, dtype = stored
+    assert isinstance(dtype, torch.dtype), "the last argument of a function that dequantises"
+    o, i = len(weight), 2 * weight.shape[1]
+    out = torch.empty(o, i, dtype=dtype, device=weight.device)
+    _take(chunk * i * max((rows.stop - rows.start for rows in row_chunks(o, i)), default=0), out)
+    return out
+
+
 def _take(size: int, beside: Tensor) -> None:
     """Take memory on the device of `beside` and give it back."""
     if size:
@@ -220,9 +236,9 @@ def fake_function(operator: Operator, implementation: str) -> Callable[..., Any]
         return resolve(entry.target)
     if (operator.name, implementation) == ("fp8_linear", "scaled-mm-triton"):
         return partial(checked, _fused(OPERATORS["quantize_rows"], "triton"))
-    if (operator.name, implementation) == ("nf4_linear", "native"):
-        # The kernel alone needs the library; what is taken, returned and kept is the same.
-        return fake_function(operator, "dequantise")
+    if operator.name == "nf4_linear" and implementation in ("native", "dequantise"):
+        chunk = _NF4_CHUNK if implementation == "dequantise" else 0
+        return partial(nf4_checked, partial(_dequantised_nf4, chunk))
     known = (operator.name, implementation) in _WORKSPACE or entry.target.startswith(_VENDOR)
     if operator.name in _FORMS and (implementation in _FUSED or known):
         return _fused(operator, implementation)

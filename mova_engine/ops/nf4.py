@@ -125,7 +125,7 @@ def _searched(weight: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
 
 def _middles(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Between each two neighbouring values, in float32."""
-    of = torch.tensor(values, dtype=torch.float32, device=device)
+    of = torch.tensor(values, dtype=torch.float32).to(device)
     return (of[:-1] + of[1:]) / 2
 
 

@@ -11,7 +11,7 @@ from mova_engine.ops.dequantised_linear import Dequantise, Product, dequantised_
 from mova_engine.ops.gguf import dequantise_gguf, gguf_kind
 from mova_engine.ops.int8 import dequantise_int8, quantise_int8
 from mova_engine.ops.nf4 import BLOCK, DYNAMIC_MAP, NESTED_BLOCK, VALUES, dequantise_nf4
-from mova_engine.ops.row_chunks import row_chunks
+from mova_engine.ops.row_chunks import product_chunks
 
 # cuBLASLt's products of int8 numbers take sizes that are multiples of this, and no fewer rows.
 _MULTIPLE, _LEAST_ROWS = 8, 17
@@ -51,7 +51,7 @@ def _matrix(operator: str, weight: Tensor, dtype: torch.dtype, what: str) -> Non
         raise MovaError(f"{operator}: weight must be {what} {dtype}, got {list(weight.shape)} {weight.dtype}")
 
 
-def _nf4(
+def nf4_checked(
     dequantise: Dequantise,
     x: Tensor,
     weight: Tensor,
@@ -96,7 +96,7 @@ def nf4_dequantise(
     scale: float,
 ) -> Tensor:
     """`nf4_linear` with the weight looked up by PyTorch's operations."""
-    return _nf4(dequantise_nf4, x, weight, absmax, nested_absmax, nested_offset, bias, lora_a, lora_b, scale)
+    return nf4_checked(dequantise_nf4, x, weight, absmax, nested_absmax, nested_offset, bias, lora_a, lora_b, scale)
 
 
 def _native(
@@ -121,7 +121,7 @@ def nf4_native(
     scale: float,
 ) -> Tensor:
     """`nf4_linear` with the weight looked up by the engine's kernel for CPUs. float32 and bfloat16."""
-    return _nf4(_native, x, weight, absmax, nested_absmax, nested_offset, bias, lora_a, lora_b, scale)
+    return nf4_checked(_native, x, weight, absmax, nested_absmax, nested_offset, bias, lora_a, lora_b, scale)
 
 
 def gguf_dequantise(
@@ -164,7 +164,9 @@ def _int8(
 
 
 def _rounded_product(rows: Tensor, bias: Tensor | None, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    values = dequantise_int8(*quantise_int8(rows), rows.dtype)
+    values = torch.empty_like(rows)
+    for part in product_chunks(*rows.shape):
+        values[part] = dequantise_int8(*quantise_int8(rows[part]), rows.dtype)
     return F.linear(values, dequantise_int8(weight, weight_scale, rows.dtype), bias)
 
 
@@ -183,16 +185,16 @@ def int8_dequantise(
 
 
 def _integer_product(rows: Tensor, bias: Tensor | None, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    """The sums are exact; they are scaled, and rounded once to the dtype of the rows."""
-    n, out = len(rows), torch.empty(len(rows), len(weight), dtype=rows.dtype, device=rows.device)
-    values, scale = quantise_int8(rows)
-    if n == 0:
-        return out
-    if n < _LEAST_ROWS:
-        values = F.pad(values, (0, 0, 0, _LEAST_ROWS - n))
-    sums = torch._int_mm(values, weight.t())[:n]
-    for part in row_chunks(n, len(weight)):
-        scaled = (sums[part] * scale[part].unsqueeze(1)).mul_(weight_scale)
+    """The sums are exact; they are scaled, and rounded once to the dtype of the rows. Some rows at a time, since on the
+    way they are wider: quantising takes 12 bytes for each of their numbers.
+    """
+    out = torch.empty(len(rows), len(weight), dtype=rows.dtype, device=rows.device)
+    for part in product_chunks(len(rows), max(weight.shape)):
+        values, scale = quantise_int8(rows[part])
+        if len(values) < _LEAST_ROWS:
+            values = F.pad(values, (0, 0, 0, _LEAST_ROWS - len(values)))
+        sums = torch._int_mm(values, weight.t())[: len(scale)]
+        scaled = (sums * scale.unsqueeze(1)).mul_(weight_scale)
         out[part] = scaled if bias is None else scaled.add_(bias)
     return out
 
@@ -224,8 +226,12 @@ def _npu_product(rows: Tensor, bias: Tensor | None, weight: Tensor, weight_scale
 
     if 0 in (len(rows), len(weight)):
         return rows.new_zeros(len(rows), len(weight))
-    quantise = quantise_rows if rows.shape[1] <= WIDEST_ROW else quantise_int8
-    return int8_product(*quantise(rows), weight, weight_scale, bias, rows.dtype)
+    if rows.shape[1] <= WIDEST_ROW:
+        return int8_product(*quantise_rows(rows), weight, weight_scale, bias, rows.dtype)
+    out = torch.empty(len(rows), len(weight), dtype=rows.dtype, device=rows.device)
+    for part in product_chunks(len(rows), max(weight.shape)):
+        out[part] = int8_product(*quantise_int8(rows[part]), weight, weight_scale, bias, rows.dtype)
+    return out
 
 
 def int8_npu(

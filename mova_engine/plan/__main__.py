@@ -67,6 +67,10 @@ class PlanConfig:
     """What the model computes in; default: the recipe's, else bfloat16."""
     lora_rank: int | None = None
     """Default: the recipe's, else 16."""
+    stored: Literal["nf4", "int8", "fp8"] | None = None
+    """How the model's files hold the weights of layers, as `mova quantise` writes them; default: plain. Of adapters and
+    of sampling.
+    """
     online: bool = False
     """Clips are encoded while training, not read from a cache."""
     implementation: Literal["ours", "reference"] = "ours"
@@ -141,6 +145,10 @@ def _job(args: PlanConfig) -> Job:
     model = replace(job.model, clip=clip)
     if args.lora_rank is not None:
         given["lora_rank"] = args.lora_rank
+    if args.stored is not None:
+        if given.get("task", job.task) == "full":
+            raise MovaError(f"--stored {args.stored}: all weights are trained, which are plain: add --task lora")
+        given["base"] = args.stored
     return replace(job, model=model, online=args.online or job.online, **given)
 
 

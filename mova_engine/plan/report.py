@@ -56,7 +56,8 @@ def policy_words(policy: MemoryConfig, job: Job) -> str:
     if job.task == "full":
         precision += ", float32 masters" if job.precision == "bf16" else ""
     else:
-        precision += f", weights in {job.precision if policy.frozen == 'activations' else policy.frozen}"
+        kind = job.base if policy.frozen == "activations" else policy.frozen
+        precision += f", weights in {job.precision if kind == 'activations' else kind}"
     rest = {name: value for name, value in changed.items() if name not in ("checkpointing", "frozen")}
     return "; ".join([*parts, precision, words(rest) if rest else "nothing offloaded"])
 

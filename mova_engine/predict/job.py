@@ -336,9 +336,15 @@ class PlannedRun:
         """Bytes of a layer's frozen weight, including its share of scales: as the policy holds it, or as the files do.
         Weights outside of layers have the width of activations.
         """
+        kind = self.quantised
+        rows = 4 / self.job.model.video.dim if kind in ("int8", "fp8") else 0.0
+        return self.job.width if kind is None else _QUANTISED[kind] + rows
+
+    @property
+    def quantised(self) -> str | None:
+        """The format of the layers' frozen weights, by the policy or by the files; None: they are plain."""
         kind = self.job.base if self.policy.frozen == "activations" else self.policy.frozen
-        rows = 4 / self.job.model.video.dim if kind == "int8" else 0.0
-        return _QUANTISED.get(kind, self.job.width) + rows
+        return kind if kind in _QUANTISED else None
 
     @property
     def clips(self) -> int:

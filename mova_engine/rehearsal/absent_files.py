@@ -4,7 +4,7 @@ The functions that would read files return fake tensors of the same sizes. Copie
 the stream's own, because torch's dispatch modes, which count memory, belong to one thread.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,29 +12,28 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mova_engine.checkpoints.quantised_files import StoredComponent
-from mova_engine.files.tensors import take_stored_dtypes
-from mova_engine.memory import streamed_model, streaming, weight_sources
+from mova_engine.memory import streaming, weight_sources
 from mova_engine.memory.streaming import StreamedModel
 from mova_engine.models.mova import Mova
+from mova_engine.rehearsal.absent_weights import AbsentComponent
 from mova_engine.rehearsal.memory_tracker import PARAMETERS, SLOTS, MemoryTracker
-from mova_engine.rehearsal.weights import place_weights
 
 
 @contextmanager
-def absent_files(dtype: torch.dtype, host: MemoryTracker) -> Iterator[None]:
-    """Within the block `streamed_model.open_streamed` accepts any folder, as if its weights had `dtype`. host: the
-    tracker of the host's memory.
+def absent_files(dtype: torch.dtype, host: MemoryTracker, components: Mapping[str, AbsentComponent]) -> Iterator[None]:
+    """Within the block `streamed_model.open_streamed` takes `components`, by name, as if their plain weights had
+    `dtype`. host: the tracker of the host's memory.
     """
 
-    def ranges(folder: Path, names: Iterable[str]) -> dict[str, weight_sources._Range]:
-        return {name: weight_sources._Range(folder, 0, None, dtype) for name in names}
+    def ranges(_: object, names: Iterable[str]) -> dict[str, weight_sources._Range]:
+        split = {name: name.partition(".") for name in names}
+        kinds = {name: components[part].dtypes.get(rest, dtype) for name, (part, _, rest) in split.items()}
+        return {name: weight_sources._Range(Path(), 0, None, kind) for name, kind in kinds.items()}
 
     with ExitStack() as patches:
         for place, name, stand_in in (
-            (streamed_model, "open_component", _AbsentComponent),
             (streaming, "ThreadPoolExecutor", _AtOnce),
             (weight_sources, "describe_backend", lambda name: _HostMemory(host)),
             (weight_sources, "_ranges", ranges),
@@ -63,26 +62,6 @@ def copied(model: Mova) -> dict[str, int]:
         return {}
     found = model.streamed.stream.report()
     return {"copies": found.copies, "bytes": found.bytes, "unforeseen": found.unforeseen}
-
-
-class _AbsentComponent(StoredComponent):
-    """A component's folder without files, whose weights are plain."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, {})
-
-    def fit(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
-        take_stored_dtypes(module, {}, dtype)
-
-    def load(
-        self,
-        module: nn.Module,
-        *,
-        device: torch.device | str,
-        dtype: torch.dtype | None,
-        only: Collection[str] | None = None,
-    ) -> None:
-        place_weights(module, torch.device(device), dtype or torch.float32, only)
 
 
 class _HostMemory:

@@ -31,6 +31,7 @@ def rehearse(
     """
     machine = _described(device, options)
     job = {"settings": to_plain(config), "machine": machine, "world_size": options.world_size, "layers": layers}
+    job["stored"] = options.stored
     return in_child(target, device, job)
 
 

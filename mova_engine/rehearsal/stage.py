@@ -22,6 +22,7 @@ from mova_engine.ops.fakes import fake_table
 from mova_engine.ops.machine import Machine
 from mova_engine.predict.memory_use import Memory
 from mova_engine.rehearsal.absent_files import absent_files, copied
+from mova_engine.rehearsal.absent_weights import AbsentComponent
 from mova_engine.rehearsal.collective_log import CollectiveLog
 from mova_engine.rehearsal.fake_processes import AbsentBackend, fake_world, join_fake_group
 from mova_engine.rehearsal.memory_tracker import MemoryTracker, is_wrapped
@@ -36,11 +37,17 @@ class Stage:
     """Rank 0 of `world_size` on a device that this machine need not have.
 
     Create process groups inside `world()`; build and run the model inside `play()`. Call `fake_devices.prepare_device`
-    in this process before. streamed: the dtype of the weights if layers are streamed; the host's memory is counted
-    too then. None: layers are not streamed.
+    in this process before. streamed: the dtype of the plain weights if layers are streamed; the host's memory is
+    counted too then. None: layers are not streamed. components: of the model's folder, by name.
     """
 
-    def __init__(self, machine: Machine, world_size: int = 1, streamed: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        world_size: int = 1,
+        streamed: torch.dtype | None = None,
+        components: Mapping[str, AbsentComponent] | None = None,
+    ) -> None:
         device = machine.kind
         self.machine = machine
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -48,6 +55,7 @@ class Stage:
         self.launch = Launch(0, 0, world_size)
         self.tracker, self.log = MemoryTracker(device), CollectiveLog()
         self.streamed, self.host = streamed, MemoryTracker("cpu")
+        self.components = components or {}
         self.seconds: dict[str, float] = {}
 
     def operators(self, wanted: Mapping[str, str], dtypes: Iterable[torch.dtype], training: bool = True) -> OpTable:
@@ -73,7 +81,7 @@ class Stage:
                 stack.callback(torch.distributed.destroy_process_group)
                 stack.enter_context(fake_world(self.mode))
             if self.streamed is not None:
-                stack.enter_context(absent_files(self.streamed, self.host))
+                stack.enter_context(absent_files(self.streamed, self.host, self.components))
             yield
 
     @contextmanager

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mova_engine.config.model import MovaConfig
+from mova_engine.models.layers import Linear
+from mova_engine.models.weight_formats import WEIGHT
 
 
 def with_layers(sizes: MovaConfig, layers: int | None) -> MovaConfig:
@@ -21,12 +23,18 @@ def with_layers(sizes: MovaConfig, layers: int | None) -> MovaConfig:
 def place_weights(
     component: nn.Module, device: torch.device, dtype: torch.dtype, only: Collection[str] | None = None
 ) -> None:
-    """Replace a component's meta tensors by uninitialised ones of `dtype` on `device`, as loading it would. only: names
-    of the parameters that are replaced; None: all.
+    """Replace a component's meta tensors by uninitialised ones on `device`, as loading it would: in `dtype`, but what
+    is held of quantised weights. only: names of the tensors that are replaced; None: all.
     """
     for path, module in component.named_modules():
+        plain = True
+        if isinstance(module, Linear) and module.weight_format is not None:
+            plain = False
+            if only is None or f"{path}.{WEIGHT}".removeprefix(".") in only:
+                held = {name: torch.empty_like(old, device=device) for name, old in module.held().items()}
+                module.hold(module.weight_format, held)
         for name, old in module.named_parameters(recurse=False):
-            if only is not None and f"{path}.{name}".removeprefix(".") not in only:
+            if (name == WEIGHT and not plain) or (only is not None and f"{path}.{name}".removeprefix(".") not in only):
                 continue
             fresh = torch.empty(old.shape, dtype=dtype, device=device)
             setattr(module, name, nn.Parameter(fresh, requires_grad=old.requires_grad))

@@ -1,6 +1,6 @@
 """Dry run of a training step at full size: the run's own code on fake tensors, as one rank of many."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,28 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from mova_engine.checkpoints.folder import listed_components
-from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
+from mova_engine.checkpoints.quantised_files import base_of
 from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.mesh import MeshShape
-from mova_engine.config.model import MovaConfig
+from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.recipes import TRAIN
 from mova_engine.config.train import TrainConfig
 from mova_engine.distributed.processes import Processes
+from mova_engine.errors import MovaError
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
 from mova_engine.predict.job import PlannedRun, layout_of, training_job
 from mova_engine.predict.memory_use import Memory, memory
 from mova_engine.rehearsal.absent_files import take_slots
+from mova_engine.rehearsal.absent_weights import AbsentComponent, absent_components, hold_absent
 from mova_engine.rehearsal.memory_tracker import AVERAGE, GRADIENTS, INPUTS, MOMENTS, PARAMETERS
 from mova_engine.rehearsal.result import Rehearsal
 from mova_engine.rehearsal.stage import Stage
-from mova_engine.rehearsal.weights import local_tensors, place_weights, with_layers
+from mova_engine.rehearsal.weights import local_tensors, with_layers
 from mova_engine.train import lora_model
 from mova_engine.train.assembly import mesh_of
 from mova_engine.train.batch import BatchBuilder, LatentBatch
 from mova_engine.train.masters import Weights
 from mova_engine.train.model_setup import build_model, model_config
 from mova_engine.train.optimizer import build_optimizer
+from mova_engine.train.preflight import check_stored
 from mova_engine.train.simulation import simulate
 from mova_engine.train.step import Updater
 
@@ -42,29 +45,27 @@ _MICRO_BATCHES = 2
 
 
 def dry_run_training(
-    config: TrainConfig, machine: Machine, world_size: int = 1, layers: int | None = None
+    config: TrainConfig, machine: Machine, world_size: int = 1, layers: int | None = None, stored: str | None = None
 ) -> Rehearsal:
     """Build the run's model on fake tensors as rank 0 of `world_size`, and run one optimizer step.
 
     The step is not the first one: the optimizer's moments exist. At most two micro-batches are run. machine: the
-    assumed machine. layers: number of layers of each tower, for a quick run; None: all. Call it in a process that is
-    prepared for the machine's kind of device (`rehearsal.fake_devices`). Only the sizes of a checkpoint are read.
-    Raises MovaError as the run itself would.
+    assumed machine. layers: number of layers of each tower, for a quick run; None: all. stored: how the files of a
+    checkpoint that is not here hold the weights of layers; None: plain. Call it in a process that is prepared for the
+    machine's kind of device (`rehearsal.fake_devices`). Only sizes and headers of a checkpoint are read. Raises
+    MovaError as the run itself would.
     """
     config.memory.check_decided()
-    start = config.model.checkpoint
-    if start is not None and (start / INDEX).is_file():
-        parts = (open_component(start / name) for name in listed_components(start))
-        refuse_quantised(parts, "they are not rehearsed yet")
+    components = _components(config, stored)
     shape = mesh_of(config, world_size)
     sizes = with_layers(model_config(config), layers)
     micro_batches = config.micro_batches(shape)
     batches = min(micro_batches, _MICRO_BATCHES) * config.loader.batch * shape.data_parallel
     once = replace(config, global_batch_size=batches, model=replace(config.model, checkpoint=Path("nothing-is-read")))
     streamed = config.memory.weights != "device" and not config.parallel.shard
-    stage = Stage(machine, world_size, DTYPES[config.dtype] if streamed else None)
+    stage = Stage(machine, world_size, DTYPES[config.dtype] if streamed else None, components)
     table = stage.operators(config.ops, (DTYPES[config.dtype],))
-    with stage.world(), _without_files():
+    with stage.world(), _without_files(components):
         processes = stage.processes(shape, config.parallel.timeout)
         ops = processes.operators(table)
         updater, batches, build = _built(stage, once, sizes, ops, processes)
@@ -84,18 +85,33 @@ def dry_run_training(
         clips_per_step=config.clips_per_step(shape),
         operators=table,
         given=given,
-        predicted=_predicted(config, sizes, machine, shape),
+        predicted=_predicted(config, sizes, machine, shape, base_of(components.values())),
         simulation=simulation,
     )
 
 
 def predict_training(config: TrainConfig, machine: Machine, world_size: int = 1) -> Memory:
     """Without a rehearsal: what the cost model says of memory in a step."""
-    return _predicted(config, model_config(config), machine, mesh_of(config, world_size))
+    base = base_of(_components(config, None).values())
+    return _predicted(config, model_config(config), machine, mesh_of(config, world_size), base)
 
 
-def _predicted(config: TrainConfig, sizes: MovaConfig, machine: Machine, shape: MeshShape) -> Memory:
-    return memory(planned(config, sizes, shape), machine)
+def _predicted(config: TrainConfig, sizes: MovaConfig, machine: Machine, shape: MeshShape, base: str) -> Memory:
+    return memory(planned(config, sizes, shape, base), machine)
+
+
+def _components(config: TrainConfig, stored: str | None) -> dict[str, AbsentComponent]:
+    """Components of the checkpoint, by the headers of its files or as `stored` says, where they go with the run."""
+    start = config.model.checkpoint
+    folder = start if start is not None and (start / INDEX).is_file() else None
+    if stored is not None and (folder is not None or not config.lora.rank):
+        why = "trains all weights" if not config.lora.rank else f"starts from {folder}, whose files say so themselves"
+        raise MovaError(f"--stored {stored}: {config.name} {why}; leave it out")
+    found = absent_components(folder, COMPONENTS if folder is None else listed_components(folder), stored)
+    for name, part in found.items():
+        if name not in config.model.init_from_scratch:
+            check_stored(config, part)
+    return found
 
 
 def _built(
@@ -163,15 +179,17 @@ def clip_tensors(sizes: MovaConfig, config: TrainConfig) -> dict[str, tuple[int,
 
 
 @contextmanager
-def _without_files() -> Iterator[None]:
+def _without_files(components: Mapping[str, AbsentComponent]) -> Iterator[None]:
     """Within the block no weights are read from files, and no folder is compared with the settings."""
 
-    def load(component: nn.Module, folder: object, device: torch.device, dtype: torch.dtype) -> None:
-        place_weights(component, device, dtype)
+    def load(component: nn.Module, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        components[folder.name].load(component, device=device, dtype=dtype)
 
     with ExitStack() as patches:
         for name, stand_in in (
             ("load_weights", load),
+            ("open_component", lambda folder: components[folder.name]),
+            ("hold_weights", hold_absent),
             ("read_rows", lambda *_: None),
             ("check_output", lambda *_: None),
             ("initial_adapters", lambda *_: {}),
@@ -180,15 +198,15 @@ def _without_files() -> Iterator[None]:
         yield
 
 
-def planned(config: TrainConfig, sizes: MovaConfig, shape: MeshShape) -> PlannedRun:
-    """The run as the cost model's input."""
-    job = replace(training_job(config, sizes), clips=config.clips_per_step(shape))
+def planned(config: TrainConfig, sizes: MovaConfig, shape: MeshShape, base: str = "activations") -> PlannedRun:
+    """The run as the cost model's input. base: how files hold the weights of layers, see `Job`."""
+    job = replace(training_job(config, sizes), clips=config.clips_per_step(shape), base=base)
     return PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory)
 
 
 def in_this_process(
-    settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None
+    settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None, stored: str | None = None
 ) -> dict[str, Any]:
     """`dry_run_training` with plain values as arguments and result, to be called in a child process."""
     config = TRAIN.fill(settings, "the rehearsal")
-    return dry_run_training(config, assumed_machine(**machine), world_size, layers).to_dict()
+    return dry_run_training(config, assumed_machine(**machine), world_size, layers, stored).to_dict()

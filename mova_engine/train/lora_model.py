@@ -13,7 +13,7 @@ from mova_engine.adapters.lora import adapted_layers, add_lora, draw_a, find_lin
 from mova_engine.adapters.reading import read_adapter
 from mova_engine.checkpoints.folder import diffusion_settings
 from mova_engine.checkpoints.locate import find_adapters
-from mova_engine.checkpoints.quantised_files import load_weights
+from mova_engine.checkpoints.quantised_files import load_weights, open_component
 from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.train import LoraSettings, TrainConfig
@@ -169,7 +169,8 @@ def _stream(model: Mova, config: TrainConfig, folder: Path, device: torch.device
     """Layers come one by one from where memory.weights has them; adapters and what is no layer lie on the device."""
     dtype, where = DTYPES[config.dtype], config.memory.weights
     assert where in ("host", "files"), "nothing is streamed that stays"
-    for part in open_streamed(model, folder, device, dtype, where):
+    stored = {name: open_component(folder / name) for name, _ in _components(model)}
+    for part in open_streamed(model, stored, device, dtype, where):
         assert part.read is not None, "the parts of a folder are read from it"
         part.read(device)
     names = add_adapters(model, config.lora)

@@ -10,7 +10,7 @@ import torch
 
 from mova_engine.adapters.dialects import get_dialect
 from mova_engine.adapters.lora import find_linears
-from mova_engine.checkpoints.quantised_files import open_component, refuse_quantised
+from mova_engine.checkpoints.quantised_files import StoredComponent, open_component, refuse_quantised
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.train import TrainConfig
 from mova_engine.data.metadata import read_metadata
@@ -77,7 +77,9 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
                 and name not in config.model.init_from_scratch
                 and (resume is None or config.lora.rank)
             ):
-                _check_stored(config, component, start / name)
+                stored = open_component(start / name)
+                check_stored(config, stored)
+                stored.fit(component)
     if resume is not None:
         bare = outline(model, torch.float32, config.lora)
         trained = {
@@ -88,16 +90,14 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
         check_resumable(resume, trained, config.seed)
 
 
-def _check_stored(config: TrainConfig, component: torch.nn.Module, folder: Path) -> None:
-    """MovaError where a component's files do not fit the run."""
-    stored = open_component(folder)
+def check_stored(config: TrainConfig, stored: StoredComponent) -> None:
+    """MovaError where the formats of a component's weights do not go with the run."""
     if not config.lora.rank:
         refuse_quantised([stored], "all weights of this run are trained, and quantised ones cannot be")
     if config.parallel.shard:
         refuse_quantised([stored], "parallel.shard divides plain weights")
     stored.check_frozen(config.memory.frozen)
     _check_dtype(config, stored.formats)
-    stored.fit(component)
 
 
 def _check_dtype(config: TrainConfig, formats: Iterable[str]) -> None:

@@ -20,7 +20,9 @@ from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.inference.sampling_memory import added_adapters, choose_for_sampling
+from mova_engine.memory.quantise_folder import quantise_folder
 from mova_engine.ops import bind
+from mova_engine.predict.step_traffic import component_bytes
 
 CPU = get_backend("cpu")
 SIZES = ClipSettings(frames=9, height=32, width=48)
@@ -31,12 +33,12 @@ def deep(tmp_path_factory):
     return save_deep(tmp_path_factory.mktemp("deep") / "model")
 
 
-def between(folder, batch: int) -> str:
+def between(folder, batch: int, dtype: torch.dtype = torch.float32) -> str:
     """A limit of the host's memory in which some layers fit, but not all of them."""
     model = replace(DEEP, clip=SIZES.over(DEEP.clip))
 
     def planned(word: str) -> float:
-        facts = {"dtype": torch.float32, "evaluations": 1, "batch": batch, "ram": "1GB"}
+        facts = {"dtype": dtype, "evaluations": 1, "batch": batch, "ram": "1GB"}
         chosen = choose_for_sampling(memory_of_word(word), folder, model, CPU, **facts)
         return chosen.planned_bytes / chosen.plan.hardware.usable
 
@@ -90,6 +92,22 @@ def test_adapters_that_are_added_are_counted(deep, tmp_path):
         choose_for_sampling(memory_of_word("auto"), deep, model, CPU, **facts, lora=x).config.mode for x in ((), lora)
     ]
     assert chosen == ["resident", "disk"]
+
+
+def test_auto_on_a_quantised_folder_counts_its_bytes_and_changes_no_bit(deep, tmp_path):
+    quantise_folder(deep, tmp_path / "int8", "int8")
+
+    def clip(**options):
+        pipeline = Pipeline.from_pretrained(tmp_path / "int8", "cpu", clip=SIZES, **options)
+        return pipeline, pipeline("a ball", seed=1, steps=2)
+
+    limit = between(tmp_path / "int8", 16, torch.bfloat16)
+    (roomy, expected), (small, found) = clip(memory="auto"), clip(memory="auto", ram=limit)
+    assert (roomy.chosen.config.mode, small.chosen.config.mode) == ("resident", "disk")
+    assert (found.frames == expected.frames).all() and (found.audio == expected.audio).all()
+    run = roomy.chosen.plan.run
+    held = sum(x.nbytes for x in (*roomy.mova.parameters(), *roomy.mova.buffers()))
+    assert run.quantised == "int8" and sum(component_bytes(run).values()) == pytest.approx(held, rel=0.02)
 
 
 def test_the_command_says_what_it_chose_and_what_was_measured(deep, tmp_path, capsys):

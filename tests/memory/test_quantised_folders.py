@@ -14,7 +14,7 @@ from mova_engine.adapters import add_lora, lora_parameters, merge_folder, save_l
 from mova_engine.adapters.lora import linear_layers
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.fingerprint import fingerprint
-from mova_engine.checkpoints.folder import load_mova, save_mova
+from mova_engine.checkpoints.folder import listed_components, load_mova, save_mova
 from mova_engine.checkpoints.integrity import damage
 from mova_engine.checkpoints.quantised_files import open_component
 from mova_engine.errors import MovaError
@@ -141,8 +141,10 @@ def test_streamed_is_resident_to_the_bit_and_so_are_gradients(ops, cpu, folders,
         expected = [resident(*args, expert=expert) for expert in (0, 1)]
     expected_gradients, device = gradients(resident, args, 1), torch.device("cpu")
 
+    opened = {name: open_component(folder / name) for name in listed_components(folder)}
+
     def stored(units):
-        return StoredWeights(units, folder, device)
+        return StoredWeights(units, opened, device)
 
     for make in (stored, lambda units: HostArena(units, device, stored(units))):
         mova = adapted(loaded(ops, folder, kind))

@@ -11,7 +11,8 @@ from models.test_towers import TINY, build, inputs
 
 from mova_engine.adapters import add_lora, lora_parameters
 from mova_engine.backend import get_backend
-from mova_engine.checkpoints.folder import load_mova, save_mova
+from mova_engine.checkpoints.folder import listed_components, load_mova, save_mova
+from mova_engine.checkpoints.quantised_files import open_component
 from mova_engine.errors import MovaError
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.memory.streaming import StreamedModel, WeightStream, layer_count
@@ -38,6 +39,10 @@ def loaded(ops, folder, **options):
     return load_mova(folder, ops, **{"device": ops.device, **options}).requires_grad_(False)
 
 
+def opened(folder):
+    return {name: open_component(folder / name) for name in listed_components(folder)}
+
+
 def stream(mova, backend, folder, kind, **options):
     """The model with its layers in a source; what is no layer lies on the device."""
     device = backend.device()
@@ -45,7 +50,7 @@ def stream(mova, backend, folder, kind, **options):
     def source(units):
         if kind == "host":
             return HostArena(units, device)
-        return StoredWeights(units, folder, device)
+        return StoredWeights(units, opened(folder), device)
 
     return StreamedModel(mova, source, device=device, poison=True, **options)
 
@@ -194,8 +199,8 @@ def test_a_replaced_file_is_read_as_it_was(ops, backend, folder, tmp_path):
 def test_weights_that_are_missing_are_named(ops, backend, folder):
     mova = loaded(ops, folder)
     units = [Unit.of({"video_dit.blocks.9": mova.video_dit.blocks[0]})]
-    with pytest.raises(MovaError, match=r"does not hold video_dit\.blocks\.9\."):
-        StoredWeights(units, folder, backend.device())
+    with pytest.raises(MovaError, match=r"video_dit does not hold blocks\.9\."):
+        StoredWeights(units, opened(folder), backend.device())
     with pytest.raises(MovaError, match="at least 2 slots"):
         WeightStream(units, None, backend.device(), slots=1)
 

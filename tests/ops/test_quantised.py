@@ -81,6 +81,23 @@ def test_weights_in_chunks_of_rows_are_those_in_one_go(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole, everything(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["int8_dequantise", "int8_int_mm"])
+def test_products_of_a_few_rows_at_a_time_are_those_of_all(name, monkeypatch):
+    function = resolve(f"mova_engine.ops.quantised_impl:{name}")
+    x, (weight, scale), bias = torch.randn(2, 35, 64), quantise_int8(torch.randn(24, 64)), torch.randn(24)
+
+    def product():
+        return function(x, weight, scale, bias, None, None, scale=1.0)
+
+    whole = product()
+    # The last part has fewer rows than the integer product takes.
+    monkeypatch.setattr("mova_engine.ops.row_chunks._PRODUCT", 20 * 64)
+    assert torch.equal(product(), whole)
+    assert (
+        product().shape == whole.shape and function(x[:, :0], weight, scale, bias, None, None, scale=1.0).numel() == 0
+    )
+
+
 def test_int8_rounds_halves_to_even_and_keeps_zeros():
     values, scale = quantise_int8(torch.tensor([[127.0, 0.5, 1.5, -2.5], [0, 0, 0, 0]]))
     assert values.tolist() == [[127, 0, 2, -2], [0, 0, 0, 0]] and scale[0] == 1

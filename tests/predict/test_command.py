@@ -50,6 +50,14 @@ def test_the_page_shows_what_the_commands_print(arguments, shown, _start, _end):
     assert shown == output(arguments), "renew it: python tests/plan_page.py"
 
 
+def test_stored_weights_make_adapters_fit_a_smaller_card(capsys):
+    command = "mova-360p --task lora --hardware h100-80gb --vram 40GB --memory.weights device"
+    assert _plan(command) == 1 and _plan(f"{command} --stored nf4") == 0
+    assert "bf16 activations, weights in nf4" in capsys.readouterr().out
+    with pytest.raises(MovaError, match="--stored nf4: all weights are trained, which are plain: add --task lora"):
+        _plan("mova-360p --stored nf4")
+
+
 def test_the_page_shows_the_table_of_memory():
     assert shown_table(PAGE.read_text(encoding="utf-8")) == memory_table(), "renew it: python tests/plan_page.py"
 

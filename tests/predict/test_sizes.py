@@ -15,6 +15,7 @@ from mova_engine.config.model import ClipConfig, get_preset
 from mova_engine.config.stages import DECODE_AUDIO, DECODE_VIDEO, DENOISE, ENCODE_FRAMES, ENCODE_TEXT, LOAD_TOWERS
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
+from mova_engine.models.weight_formats import FORMATS
 from mova_engine.ops import bind
 from mova_engine.ops.machine import assumed_machine
 from mova_engine.predict.codec_cost import dac_encoder_flops, encode_cost, wan_encoder_flops
@@ -23,7 +24,14 @@ from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
 from mova_engine.predict.memory_use import memory
 from mova_engine.predict.published import ROWS
 from mova_engine.predict.step_time import executed, rank_share, step_flops
-from mova_engine.predict.step_traffic import adapter_parameters, context_traffic, parameters, step_traffic
+from mova_engine.predict.step_traffic import (
+    adapter_parameters,
+    component_bytes,
+    context_traffic,
+    parameters,
+    step_traffic,
+)
+from mova_engine.rehearsal.absent_weights import absent_components
 
 SELECTIVE = PLAIN["lora"]
 M360, M720 = get_preset("mova-360p"), get_preset("mova-720p")
@@ -115,6 +123,16 @@ def test_full_training_holds_sixteen_bytes_a_weight_over_its_shards():
     assert device["weights"] + device["second video expert"] == 4 * all_of_it / 16
     assert device["optimizer's moments"] == 8 * all_of_it / 16 and device["moving average"] == 4 * all_of_it / 16
     assert device["gradients"] == 4 * used / 16
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_of_quantised_weights_are_those_of_the_released_model(kind):
+    model = Mova(M360, bind(get_backend("cpu"), "reference"), "meta", torch.bfloat16)
+    planned = component_bytes(PlannedRun(Job(M360, "inference", base=kind)))
+    for name, component in absent_components(None, planned, kind).items():
+        component.fit(getattr(model, name), torch.bfloat16)
+        held = sum(x.nbytes for x in (*getattr(model, name).parameters(), *getattr(model, name).buffers()))
+        assert planned[name] == pytest.approx(held, rel=0.005), name  # biases count as weights
 
 
 def test_what_is_moved_to_the_host_leaves_the_device():

@@ -59,7 +59,9 @@ def test_adapters(device):
     assert found.peak_memory_bytes["moments"] < found.peak_memory_bytes["parameters"] / 50
 
 
-@pytest.mark.parametrize("name, value", [("world_size", 8), ("assume", "sm90"), ("json", True), ("packages", "apex")])
+@pytest.mark.parametrize(
+    "name, value", [("world_size", 8), ("assume", "sm90"), ("json", True), ("packages", "apex"), ("stored", "nf4")]
+)
 def test_options_of_a_rehearsal_need_one(name, value):
     with pytest.raises(MovaError, match="says what is tried by --dry-run"):
         RehearsalOptions(**{name: value})

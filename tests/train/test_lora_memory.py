@@ -8,10 +8,13 @@ from deep_model import save_deep
 from safetensors.torch import load_file
 
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import load_mova
 from mova_engine.checkpoints.locate import ADAPTERS
 from mova_engine.config.recipes import TRAIN, load_config
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.memory.quantise_folder import quantise_folder
+from mova_engine.ops import bind
 from mova_engine.ops.machine import assumed_machine
 from mova_engine.train.dry_run import dry_run_training
 from mova_engine.train.lora_memory import choose_for_adapters
@@ -40,6 +43,21 @@ def test_auto_picks_what_fits_and_trains_the_same_adapters(small, ran, base):
     expected, *others = (load_file(run.config.folder / "checkpoints/step-000002" / ADAPTERS) for run in runs)
     for found in others:
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_auto_counts_a_quantised_base(small, base, tmp_path):
+    """At nano's widths all but a few of the weights are in layers; beside int8 activations may have any dtype."""
+    quantise_folder(base, tmp_path / "int8", "int8")
+
+    def weights(folder):
+        config = small("none", lora={"rank": 2}, optim={"ema": 0}, model={"checkpoint": folder}, memory="auto")
+        plan = choose_for_adapters(config, get_backend("cpu"), Processes()).plan
+        return plan.run.quantised, plan.memory.device["weights"]
+
+    (plain, wide), (kind, narrow) = weights(base), weights(tmp_path / "int8")
+    model = load_mova(tmp_path / "int8", bind(get_backend("cpu")), device="cpu", dtype=torch.float32)
+    held = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+    assert (plain, kind) == (None, "int8") and narrow == pytest.approx(held, rel=0.05) and narrow < 0.35 * wide
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(small, ran, base):
