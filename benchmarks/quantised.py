@@ -145,10 +145,11 @@ def layers(rounds: int) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", choices=("quantise", "dequantise", "layers"), help="default: all")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     backend = get_backend("cpu")
     backend.prepare()
-    measured = {"quantise": quantising(args.rounds), "dequantise": dequantising(args.rounds)}
-    measured["layers"] = layers(args.rounds)
+    parts = {"quantise": quantising, "dequantise": dequantising, "layers": layers}
+    measured = {name: part(args.rounds) for name, part in parts.items() if args.only in (None, name)}
     write_result(args.out, "quantised", circumstances(backend), **measured)

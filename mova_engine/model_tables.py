@@ -10,7 +10,9 @@ from pathlib import Path
 import torch.nn as nn
 
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import listed_components
 from mova_engine.checkpoints.locate import open_model
+from mova_engine.checkpoints.quantised_files import open_component
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.model import PRESETS, MovaConfig, get_preset
 from mova_engine.errors import MovaError, suggest
@@ -94,11 +96,31 @@ def _training_rows(config: MovaConfig) -> Iterable[str]:
         yield f"  {name:38}" + "".join(f"{value:>14.{1 if value >= 20 else 2}f}" for value in values)
 
 
-def named_model(name: str, clip: ClipSettings) -> MovaConfig:
+def stored_weights(folder: Path) -> str:
+    """A table of how a model folder's components hold their weights, by headers: tensors in each format, and bytes."""
+    rows: list[tuple[str, str, list[int]]] = []
+    for name in listed_components(folder):
+        stored, kinds = open_component(folder / name), dict[str, list[int]]()
+        found = [(each.dtype, each.bytes) for each in stored.plain.values()]
+        for weight in stored.quantised.values():
+            found.append((weight.format.name, sum(tensor.bytes for _, tensor in weight.sources.values())))
+        for kind, size in found:
+            kinds.setdefault(kind, []).append(size)
+        rows += [(name, kind, kinds[kind]) for kind in sorted(kinds, key=lambda kind: -sum(kinds[kind]))]
+    whole = sum(sum(sizes) for _, _, sizes in rows)
+    scale, unit = (1e9, "GB") if whole >= 1e8 else (1e6, "MB")
+    lines = [f"{'stored':<28}{'in':<28}{'tensors':>8}{unit:>10}"]
+    lines += [f"  {name:<26}{kind:<28}{len(sizes):>8}{sum(sizes) / scale:>10.3f}" for name, kind, sizes in rows]
+    return "\n".join([*lines, f"  {'in all':<62}{whole / scale:>10.3f}"])
+
+
+def named_model(name: str, clip: ClipSettings) -> tuple[MovaConfig, Path | None]:
+    """The sizes of a preset, or those of a model folder or a training run, with the folder."""
     # A preset's name is one even where a folder has it too; what looks like a path is meant as one.
     if name in PRESETS:
-        return replace(get_preset(name), clip=clip.over(get_preset(name).clip))
+        return replace(get_preset(name), clip=clip.over(get_preset(name).clip)), None
     if not (Path(name).exists() or os.sep in name):
         known = f"{', '.join(PRESETS)}, or the path of a model folder or run"
         raise MovaError(f"unknown model '{name}'.{suggest(name, PRESETS)} Known: {known}")
-    return open_model(name, clip).config
+    folder, config = open_model(name, clip)
+    return config, folder

@@ -19,7 +19,9 @@ class DescribeConfig:
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
 
 
-DESCRIBE = Command("mova describe", DescribeConfig, "Print a model's parameters and FLOPs per component.")
+DESCRIBE = Command(
+    "mova describe", DescribeConfig, "Print a model's parameters and FLOPs per component, and how a folder stores them."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,9 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
-    from mova_engine.model_tables import describe, named_model
+    from mova_engine.model_tables import describe, named_model, stored_weights
 
-    sys.stdout.write(describe(named_model(config.model, config.clip)) + "\n")
+    sizes, folder = named_model(config.model, config.clip)
+    stored = "" if folder is None else f"\n{stored_weights(folder)}\n"
+    sys.stdout.write(f"{describe(sizes)}\n{stored}")
     return 0
 
 

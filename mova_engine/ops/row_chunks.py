@@ -3,8 +3,8 @@
 import torch
 
 # Elements of a chunk: few beside a weight, many beside what a call costs. On a CPU, where a call costs little, so few
-# that what they are on the way stays in a core's second cache.
-_AT_ONCE, _IN_CACHE = 1 << 22, 1 << 18
+# that what they are on the way stays in its caches.
+_AT_ONCE, _IN_CACHE = 1 << 22, 1 << 20
 # Of activations: enough rows to occupy a matrix product on a GPU, which are some tenths of a GB in float32.
 _PRODUCT = 1 << 25
 

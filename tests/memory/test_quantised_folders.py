@@ -13,18 +13,22 @@ from safetensors.torch import load_file, save_file
 from mova_engine.adapters import add_lora, lora_parameters, merge_folder, save_lora
 from mova_engine.adapters.lora import linear_layers
 from mova_engine.backend import get_backend
+from mova_engine.checkpoints import quantised_files
 from mova_engine.checkpoints.fingerprint import fingerprint
 from mova_engine.checkpoints.folder import listed_components, load_mova, save_mova
 from mova_engine.checkpoints.integrity import damage
 from mova_engine.checkpoints.quantised_files import open_component
+from mova_engine.commands.describe import main as describe
 from mova_engine.errors import MovaError
 from mova_engine.memory import quantise_folder as module
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.memory.quantise_folder import quantise_folder
 from mova_engine.memory.quantised import hold_weights
+from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.memory.streaming import StreamedModel
 from mova_engine.memory.weight_sources import HostArena, StoredWeights
 from mova_engine.models.modality import modalities
+from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import FORMATS, known_format
 from mova_engine.ops import bind
 
@@ -211,6 +215,24 @@ def test_a_folder_says_what_it_is(source, folders):
     data[-100] ^= 1
     file.write_bytes(data)
     assert damage(spoilt) == f"video_dit/{FILE} has other bytes than were written"
+
+
+def test_describe_shows_formats_and_bytes_and_streaming_reads_headers_once(cpu, folders, capsys, monkeypatch):
+    folder = folders("nf4")
+    assert describe([str(folder)]) == 0
+    table = capsys.readouterr().out.split("\nstored")[1].splitlines()
+    rows = [line.split() for line in table]
+    assert rows[1][:3] == ["video_dit", "F32", "49"] and rows[2][:3] == ["video_dit", "nf4", "20"]
+    # Files have headers, maps of values and descriptions beside that.
+    written = sum(each.stat().st_size for each in folder.glob("*/*.safetensors"))
+    assert 0.5 < float(rows[-1][-1]) * 1e6 / written < 1
+    read = []
+    whole = quantised_files.stored_tensors
+    monkeypatch.setattr(quantised_files, "stored_tensors", lambda of: read.append(of) or whole(of))
+    opened = {name: open_component(folder / name) for name in listed_components(folder)}
+    mova = Mova(SIZES, bind(cpu), "meta").requires_grad_(False)
+    parts = open_streamed(mova, opened, cpu.device(), torch.float32, "files")
+    assert len(parts) == len(read) == 4 and mova.streamed is not None
 
 
 def test_other_bytes_of_one_layer_give_another_output(ops, cpu, folders, tmp_path):
