@@ -46,6 +46,8 @@ class SampleConfig:
     """First frame: a picture, or a video's first one; default: white."""
     last_image: Path | None = None
     """Last frame, likewise; default: free."""
+    keyframe: tuple[str, ...] = ()
+    """Pictures in between, as FILE:SECONDS; models were trained with first frames alone."""
     video: Annotated[Path | None, _GIVEN] = None
     """A video to make sound for. Its pictures stay as they are; it lasts as long as the clip."""
     audio: Annotated[Path | None, _GIVEN] = None
@@ -175,8 +177,10 @@ class SampleConfig:
             self.image is None or not (self.video or self.retake or self.extend or self.given == "video"),
             "the given pictures have the first frame: leave --image out",
         )
-        check(self.last_image is None or not named, "--last-image does not go with given pictures or sound")
-        pictures = self.image is not None or self.last_image is not None or self.seconds is not None
+        other = self.last_image is not None or bool(self.keyframe)
+        check(not other or named in ([], ["audio"]), "--last-image and --keyframe go with no other given pictures")
+        check(not other or self.seconds is None, "--last-image and --keyframe do not go with --seconds")
+        pictures = self.image is not None or other or self.seconds is not None
         check(
             not self.audio_alone or (not named and not pictures),
             "--audio-alone makes sound from text: leave pictures, given sound and --seconds out",

@@ -93,7 +93,7 @@ class ClipCodecs:
             with stage(self.residency, ENCODE_CLIPS if given else ENCODE_FRAMES):
                 for inputs, requests in zip(found, batches, strict=True):
                     for request in requests:
-                        key = id(request.first_frame), id(request.last_frame), id(request.given)
+                        key = id(request.first_frame), id(request.last_frame), id(request.given), id(request.keyframes)
                         if key not in encoded:
                             encoded[key] = self._encode_pictures(request)
                         inputs.pictures.append(encoded[key])
@@ -205,20 +205,23 @@ class ClipCodecs:
             if audio != "none":
                 sound = torch.from_numpy(given.audio)[None, None]
                 found["audio"] = _required(self.codecs.audio, "audio VAE").encode(sound).float().cpu()
-        return {"condition": self._encode_frames(first, request.last_frame).cpu(), **found}
+        return {"condition": self._encode_frames(request, first).cpu(), **found}
 
-    def _encode_frames(self, first: np.ndarray | None, last: np.ndarray | None) -> Tensor:
-        """Condition [1, 20, t, h, w]: the latents of [first frame, zeros, (last frame)] and their mask."""
+    def _encode_frames(self, request: Request, first: np.ndarray | None) -> Tensor:
+        """Condition [1, 20, t, h, w]: the latents of [first frame, zeros, (last frame)], keyframes in their places, and
+        their mask.
+        """
         clip = self.shape
         volume = torch.zeros(1, 3, clip.frames, clip.height, clip.width)
         if first is None:
             first = np.full((clip.height, clip.width, 3), WHITE, np.uint8)
-        for index, frame in ((0, first), (-1, last)):
+        for index, frame in ((0, first), *request.keyframes, (-1, request.last_frame)):
             if frame is not None:
                 fitted = np.ascontiguousarray(crop_resize(frame, clip.height, clip.width))
                 volume[0, :, index] = video_from_uint8(torch.from_numpy(fitted)[None])[:, 0]
         latents = _required(self.codecs.video, "video VAE").encode(volume)
-        return first_frame_condition(latents, last_frame=last is not None)
+        keyframes = [index for index, _ in request.keyframes]
+        return first_frame_condition(latents, request.last_frame is not None, keyframes)
 
 
 def _given_latents(

@@ -41,7 +41,8 @@ class Request:
     adapters: strengths of the pipeline's adapters for this clip, by name (`ActiveAdapters.set`); None: those set there.
     first_frame None: the model gets a white frame, by which it was trained to generate from the text only. The noise is
     determined by `seed`. given: what of the clip is given: its pictures, its sound, or all but a window; the first
-    frame is then that of the given pictures. Raises MovaError for arguments of a wrong type or value.
+    frame is then that of the given pictures. keyframes: other pictures that are given, by their index. Raises
+    MovaError for arguments of a wrong type or value.
     """
 
     caption: str
@@ -50,6 +51,7 @@ class Request:
     last_frame: np.ndarray | None = None
     given: GivenClip | None = None
     adapters: Mapping[str, Strength] | None = None
+    keyframes: tuple[tuple[int, np.ndarray], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
@@ -58,8 +60,8 @@ class Request:
             raise MovaError(f"a prompt must be a text, got {type(self.caption).__name__}")
         if reason := flaw(self.caption):
             raise MovaError(f"prompt '{shown(self.caption)}' {reason}")
-        for name in ("first_frame", "last_frame"):
-            frame = getattr(self, name)
+        named = {"first_frame": self.first_frame, "last_frame": self.last_frame}
+        for name, frame in (*named.items(), *((f"keyframe {index}", frame) for index, frame in self.keyframes)):
             if frame is not None and not _is_frame(frame):
                 # Floats from 0 to 1 would give a nearly black picture.
                 raise MovaError(f"{name} must be a picture as uint8 [height, width, 3], got {_kind(frame)}")
@@ -186,7 +188,11 @@ def _prompts_of_clips(folder: Path, clip: ClipConfig, given: tuple[Kept, Kept]) 
 
 
 def make_requests(
-    prompts: Sequence[Prompt], count: int, seed: int, last_frame: np.ndarray | None = None
+    prompts: Sequence[Prompt],
+    count: int,
+    seed: int,
+    last_frame: np.ndarray | None = None,
+    keyframes: tuple[tuple[int, np.ndarray], ...] = (),
 ) -> list[tuple[Prompt, Request]]:
     """Make `count` requests, repeating the prompts cyclically. Request i has seed `seed + i`, or its prompt's own, to
     which the number of its earlier rounds is added.
@@ -202,6 +208,7 @@ def make_requests(
                 prompt.first_frame,
                 last_frame,
                 prompt.given,
+                keyframes=keyframes,
             ),
         )
         for i, prompt in enumerate(islice(cycle(prompts), count))
@@ -210,3 +217,26 @@ def make_requests(
 
 def _seed(prompt: Prompt, counted_up: int, rounds: int) -> int:
     return counted_up if prompt.seed is None else prompt.seed + rounds
+
+
+def read_keyframes(named: Sequence[str], clip: ClipConfig) -> tuple[tuple[int, np.ndarray], ...]:
+    """Keyframes as typed, `FILE:SECONDS`: (index of the picture, pixels). MovaError for a time that is not within the
+    clip's pictures after the first, or that is taken.
+    """
+    found: dict[int, np.ndarray] = {}
+    for text in named:
+        path, _, seconds = text.rpartition(":")
+        try:
+            index = round(float(seconds) * clip.fps)
+        except (ValueError, OverflowError):
+            raise MovaError(f"--keyframe {text}: FILE:SECONDS is wanted, such as train.png:2.5") from None
+        last = clip.frames - 1
+        if not path or not 0 < index <= last:
+            raise MovaError(
+                f"--keyframe {text}: FILE:SECONDS is wanted, of a picture from {1 / clip.fps:.3f} to "
+                f"{last / clip.fps:.3f} s; --image gives the first"
+            )
+        if index in found:
+            raise MovaError(f"--keyframe {text}: there is a keyframe at this picture already")
+        found[index] = read_frame(path, clip)
+    return tuple(sorted(found.items(), key=lambda pair: pair[0]))

@@ -21,7 +21,7 @@ from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.sample import REFERENCE, SampleConfig
 from mova_engine.data.media.decode import Clip, probe, read_clip
 from mova_engine.data.media.remux import check_copied_pictures
-from mova_engine.data.text import flaw
+from mova_engine.data.text import flaw, shown
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Launch, Processes, rank0_first, read_launch
@@ -40,7 +40,7 @@ from mova_engine.inference.pipeline import (
     load_pipeline,
 )
 from mova_engine.inference.process_mesh import choose_shape, join_processes
-from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_prompts
+from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_keyframes, read_prompts
 from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
 from mova_engine.inference.sample_settings import SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling
@@ -49,6 +49,8 @@ from mova_engine.ops import DTYPES
 
 # The advice in the error message after a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
+# Standard deviation of all pixels, in levels of 255, below which a clip is one solid colour.
+SOLID_LEVELS = 4.0
 # What is kept of pictures and sound, by what `SampleConfig.given` names.
 _KEPT: dict[str | None, tuple[Kept, Kept]] = {
     None: ("none", "none"),
@@ -268,7 +270,7 @@ def _work(config: SampleConfig, shape: ClipConfig, given: GivenClip | None) -> l
             prompts = [Prompt(prompt.caption, image, source) for prompt in prompts]
     last_frame = read_frame(config.last_image, shape) if config.last_image else None
     count = len(prompts) if config.count is None else config.count
-    return make_requests(prompts, count, config.seed, last_frame)
+    return make_requests(prompts, count, config.seed, last_frame, read_keyframes(config.keyframe, shape))
 
 
 def _given(config: SampleConfig) -> GivenClip | None:
@@ -325,6 +327,15 @@ def _frames(clip: Clip | None) -> int:
     return 0 if clip is None else len(clip.pictures)
 
 
+def is_solid(clip: Clip) -> bool:
+    """Whether all pictures of a clip are of one colour, as of a model that has collapsed: none of a picture's pixels
+    is far from the clip's mean.
+    """
+    if clip.video is None:
+        return False
+    return float(clip.video.std((0, 1, 2)).max()) < SOLID_LEVELS
+
+
 def _facts_of_given(given: GivenClip | None) -> dict:
     """What is said of a clip's given part: of each modality none, all, or all but so many seconds."""
     if given is None:
@@ -374,5 +385,8 @@ def _run(
             if out is None or clip is None:
                 continue
             facts_of_clip = {"seed": request.seed, "source": prompt.source, **_facts_of_given(request.given), **facts}
+            if is_solid(clip):
+                facts_of_clip["solid_colour"] = True
+                console.print(f"warning: clip {out.written} ('{shown(prompt.caption)}') stays one solid colour")
             out.add(clip, prompt.caption, facts_of_clip, request.given)
             progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")

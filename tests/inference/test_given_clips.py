@@ -14,6 +14,7 @@ from mova_engine.diffusion.guidance import Guidance
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.audio_alone import generate_sound
+from mova_engine.inference.clip_codecs import ClipCodecs
 from mova_engine.inference.denoising import LoopOptions
 from mova_engine.inference.extension import Extension, extended
 from mova_engine.inference.given_clip import (
@@ -24,8 +25,10 @@ from mova_engine.inference.given_clip import (
     kept_latent_frames,
     with_kept_sound,
 )
+from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
+from mova_engine.inference.sampling_run import is_solid
 
 SHAPE = ClipConfig(frames=9, height=32, width=48)
 WINDOW = Window(0.15, 0.25)
@@ -306,3 +309,49 @@ def test_sound_alone_is_written_as_wav(sample, tmp_path):
     sound = read_clip(tmp_path / "out" / "000.wav", SHAPE, silent="zeros", pictures=False)
     assert np.abs(sound.audio).max() > 0
     assert (tmp_path / "out" / "contact_sheet.png").is_file()
+
+
+def test_keyframes_are_shown_to_the_model_in_their_places(pipeline):
+    codecs = ClipCodecs(pipeline.codecs, pipeline.shape, pipeline.processes, None)
+    pictures, _ = pictures_and_sound()
+    request = Request("rain", 0, pictures[0], keyframes=((2, pictures[2]), (5, pictures[5])))
+    condition = codecs.gather(codecs.encode([[request]], "")[0], [request], torch.device("cpu")).condition
+    volume = torch.zeros(1, 3, 9, 32, 48)
+    for index in (0, 2, 5):
+        volume[0, :, index] = torch.from_numpy(pictures[index]).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(condition[:, 4:], pipeline.codecs.video.encode(volume))
+    mask = condition[0, :4].mean((2, 3))
+    # Picture 2 is the second of latent frame 1, picture 5 the first of latent frame 2.
+    assert mask.T.tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [1, 0, 0, 0]]
+
+
+def test_a_keyframe_is_read(sample, clip_file, run_folder, tmp_path):
+    sample("--prompt", "rain", "--image", clip_file, "--keyframe", f"{clip_file}:0.2")
+    for word, message in (
+        (f"{clip_file}", "FILE:SECONDS is wanted"),
+        (f"{clip_file}:0", "--image gives the first"),
+        (f"{clip_file}:9", "of a picture from 0.042 to 0.333 s"),
+    ):
+        command = ["--checkpoint", run_folder, "--out", tmp_path / "x", "--prompt", "rain", "--keyframe", word]
+        with pytest.raises(MovaError, match=message):
+            main([str(each) for each in command])
+
+
+def test_a_clip_of_one_solid_colour_is_named(sample, monkeypatch, capsys):
+    class Solid(Pipeline):
+        def generate(self, requests, *args, **kwargs):
+            yield from (Clip(np.full((9, 32, 48, 3), 120, np.uint8), np.zeros(18000, np.float32)) for _ in requests)
+
+    made = load_pipeline
+
+    def solid(*args, **kwargs):
+        pipeline = made(*args, **kwargs)
+        pipeline.__class__ = Solid
+        return pipeline
+
+    monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", solid)
+    _, row = sample("--prompt", "rain")
+    assert row["solid_colour"] is True
+    assert "clip 0 ('rain') stays one solid colour" in capsys.readouterr().err
+    pictures, sound = pictures_and_sound()
+    assert not is_solid(Clip(pictures, sound))
