@@ -27,7 +27,8 @@ def write_card(config: TrainConfig, step: int, facts: Mapping[str, str], alpha: 
 def adapter_card(config: TrainConfig, step: int, facts: Mapping[str, str], alpha: float) -> str:
     """The card's text, Markdown with a head of YAML."""
     base = config.model.checkpoint.name if config.model.checkpoint is not None else "unknown"
-    prompts = list(config.validation.prompt)
+    # Without their first frames and seeds.
+    prompts = [line.partition(" --")[0].strip() for line in config.validation.prompt]
     words = ", ".join(config.lora.words)
     head = {"base_model": base, "library_name": "mova_engine", "tags": ["lora", "text-to-video", "text-to-audio"]}
     if words:

@@ -95,13 +95,13 @@ def test_only_adapters_are_trained_and_saved(adapted, ran, base):
 
 def test_a_card_lies_beside_the_adapters_and_another_base_is_said(adapted, ran, base, clips, tmp_path):
     """On resume, from other adapters, and in use; weights that differ in one component."""
-    settings = {"prompt": ["p3r5on smiles"], "every": 2, "steps": 1}
+    settings = {"prompt": ["p3r5on smiles --d 3"], "every": 2, "steps": 1}
     run = ran(adapted(steps=2, lora={"words": ["p3r5on"], "alpha": 2.0}, validation=settings))
     folder = run.config.folder / "checkpoints" / "step-000002"
     card = (folder / "README.md").read_text()
     _, head, text = card.split("---\n", 2)
     assert yaml.safe_load(head)["base_model"] == base.name and yaml.safe_load(head)["instance_prompt"] == "p3r5on"
-    for said in (f"`{fingerprint(base)}`", "| alpha | 2 |", "| rank | 4 |", "| steps | 2 of 2 |", "* p3r5on smiles"):
+    for said in (f"`{fingerprint(base)}`", "| alpha | 2 |", "| rank | 4 |", "| steps | 2 of 2 |", "* p3r5on smiles\n"):
         assert said in text
     picture = re.search(r"\]\((\S+)\)", text)[1]
     assert (folder / picture).is_file(), "the samples that it shows are there"
