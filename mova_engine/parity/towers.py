@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from mova_engine.models.layers import Block, sinusoid
+from mova_engine.models.layers import Block, ResidualStream, sinusoid
 from mova_engine.models.modality import Modality
 from mova_engine.models.rope import audio_angles, axis_dims, video_angles
 from mova_engine.models.tower import Tower
@@ -56,7 +56,8 @@ def _states(tower: Tower, batch: str, inputs: dict[str, Tensor], timestep: Tenso
             seen: dict[str, Tensor] = {}
             inputs_of_block = (tower_inputs.t_mod, tower_inputs.context, tower_inputs.rope)
             stream = block(stream, *inputs_of_block, seen.__setitem__)
-            seen["out"] = stream.settle(tower.ops)
+            # A copy: without gradients a stream serves once.
+            seen["out"] = ResidualStream(*stream).settle(tower.ops)
             attention = block.self_attn
             # The model computes norm and rotation as one operator: the state between them is made here.
             seen["q_norm"] = tower.ops.rms_norm(
