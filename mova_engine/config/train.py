@@ -184,6 +184,10 @@ class OptimSettings:
     """AdamW's epsilon."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
+    moments: Literal["float32", "8bit"] = "float32"
+    """How AdamW's two moments are held: in float32, or in 8 bits with a scale for each 256 values, 2.03 bytes a weight
+    instead of 8, which rounds them. A run keeps what it began with.
+    """
     warmup: int = 0
     """Steps over which the learning rate rises linearly."""
     decay_start: float = 1.0
@@ -360,6 +364,10 @@ class TrainConfig:
         check(
             self.lora.rank > 0 or self.optim.lora_plus == 1,
             "optim.lora_plus concerns adapters: give lora.rank, or a recipe such as lora",
+        )
+        check(
+            self.optim.moments == "float32" or "adamw" not in self.ops,
+            "ops.adamw names a step with float32 moments: leave it out, or optim.moments 8bit",
         )
         check_bytes(vram=self.vram, ram=self.ram)
         check(

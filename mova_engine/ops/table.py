@@ -15,6 +15,7 @@ _APEX = "mova_engine.ops.apex_impl"
 _COMPILED = "mova_engine.ops.compiled"
 _REFERENCE = "mova_engine.ops.reference"
 _OPTIMIZER = "mova_engine.ops.optimizer_impl"
+_ADAMW_8BIT = "mova_engine.ops.adamw_8bit"
 # Ascend's products that triton-ascend and MindIE-SD serve.
 _ATLAS = ("910a2", "910a3")
 # GPUs convert to fp8 from Ada on.
@@ -336,6 +337,13 @@ OPERATORS: dict[str, Operator] = {
             Implementation("foreach", f"{_OPTIMIZER}:adamw_foreach", dtypes=("float32",)),
             _apex("ApexAdamW", "apex.multi_tensor_apply:multi_tensor_applier", dtypes=("float32",)),
             formula=f"{_OPTIMIZER}:AdamWReference",
+            kind="optimizer",
+            called_in=("float32",),
+        ),
+        _operator(
+            "adamw_8bit",
+            Implementation("rows", f"{_ADAMW_8BIT}:AdamW8bit", dtypes=("float32",)),
+            formula=f"{_ADAMW_8BIT}:AdamW8bitReference",
             kind="optimizer",
             called_in=("float32",),
         ),

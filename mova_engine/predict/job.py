@@ -51,7 +51,8 @@ class Job:
     while training, instead of reading latents from a cache. clips: of an optimizer step over all devices; None: one for
     each group of devices that shares a clip. batch: clips of a micro-batch, which affects only memory. sequential: in
     sampling, evaluations that differ only in the text do not share a forward. base: how the files hold the frozen
-    weights of layers, a value of memory.frozen. added: adapters that sampling adds.
+    weights of layers, a value of memory.frozen. added: adapters that sampling adds. moments: how AdamW's are held, a
+    value of optim.moments.
     """
 
     model: MovaConfig
@@ -67,6 +68,7 @@ class Job:
     sequential: bool = False
     base: str = "activations"
     added: AddedAdapters = AddedAdapters()
+    moments: str = "float32"
 
     def __post_init__(self) -> None:
         choose(self.task, TASKS, "task")
@@ -99,6 +101,7 @@ def training_job(config: TrainConfig, model: MovaConfig) -> Job:
         online=config.loader.encode == "online",
         clips=config.global_batch_size,
         batch=config.loader.batch,
+        moments=config.optim.moments,
     )
     if config.lora.rank:
         job = replace(job, task="lora", lora_rank=config.lora.rank)

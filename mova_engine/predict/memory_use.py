@@ -23,10 +23,11 @@ from mova_engine.config.stages import (
     stages,
 )
 from mova_engine.ops.machine import Machine
+from mova_engine.ops.moment_blocks import moment_bytes
 from mova_engine.predict.codec_cost import codec_bytes, encode_cost, streamed_text_bytes
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.host_memory import encoding, waiting
-from mova_engine.predict.job import WIDTHS, PlannedRun, sharded
+from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
 from mova_engine.predict.sampling_activations import sampled, scratch_of
 from mova_engine.predict.step_traffic import (
     SECOND_EXPERT,
@@ -212,10 +213,18 @@ def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, f
     place = host if run.state_on_host else device
     place[_GRADIENTS] = trained_parameters(run, used=True) * _FP32 / shards
     device["gradients of the layer at work"] = _layer_gradients(run)
-    moments = trained_parameters(run, used=False) * _FP32 / shards
-    place["optimizer's moments"] = 2 * moments
+    weights = trained_parameters(run, used=False) / shards
+    place["optimizer's moments"] = 2 * weights * _moment_bytes(job)
     if job.ema:
-        place["moving average"] = moments
+        place["moving average"] = weights * _FP32
+
+
+def _moment_bytes(job: Job) -> float:
+    """Of one moment of a weight. Half of adapters' weights, those of B, have rows of its rank."""
+    if job.moments == "float32":
+        return _FP32
+    usual = moment_bytes(job.model.video.dim)
+    return usual if job.adapters is None else (usual + moment_bytes(job.adapters)) / 2
 
 
 def _saved_activations(run: PlannedRun, machine: Machine | None) -> tuple[dict[str, float], dict[str, float]]:

@@ -27,7 +27,8 @@ class Remedy:
 
 def remedies(job: Job, layout: Layout, hardware: Hardware, fixed: dict[str, str]) -> Iterator[Remedy]:
     """Changes that make a run of ours fit on one mesh, the cheapest first: settings that are given left free, more of
-    the host's memory, a base of fewer bits, a shorter clip, a larger device. fixed: settings that are given.
+    the host's memory, moments in 8 bits, a base of fewer bits, a shorter clip, a larger device. fixed: settings that
+    are given.
     """
     one = list(_single(job, layout, hardware, fixed))
     yield from one or _larger_machine(job, layout, hardware, fixed)
@@ -38,6 +39,10 @@ def _single(job: Job, layout: Layout, hardware: Hardware, fixed: dict[str, str])
     if kept != fixed and (found := _fitting(job, layout, hardware, kept)):
         yield Remedy(f"without {_options({n: v for n, v in fixed.items() if n not in kept})}", found[0])
     yield from _more_on_host(job, layout, hardware, fixed)
+    if job.training and job.moments == "float32":
+        held = replace(job, moments="8bit")
+        if found := _fitting(held, layout, hardware, fixed):
+            yield Remedy("moments in 8 bits (--optim.moments 8bit)", found[0])
     if job.task != "full" and fixed.get("frozen", "activations") == "activations":
         yield from _quantised(job, layout, hardware, fixed)
     yield from _shorter(job, layout, hardware, fixed)

@@ -49,9 +49,8 @@ def build_optimizer(weights: list[NamedWeight], settings: OptimSettings, ops: Op
         }
         for (name, apart), tensors in groups.items()
     ]
-    return ops.adamw(
-        described, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
+    adamw = ops.adamw_8bit if settings.moments == "8bit" else ops.adamw
+    return adamw(described, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
 
 
 def peak_lr(component: str, settings: OptimSettings) -> float:

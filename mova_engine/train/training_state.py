@@ -39,6 +39,7 @@ from mova_engine.errors import MovaError
 from mova_engine.files.atomic import set_aside
 from mova_engine.files.folders import remove_folder, remove_unfinished, replaced, replaced_folder
 from mova_engine.files.tensors import read_json, read_tensors, tensors_of_file, write_json, write_tensors
+from mova_engine.ops.moment_blocks import SCALE
 from mova_engine.train.masters import Weights
 from mova_engine.train.optimizer import load_optimizer_tensors, optimizer_tensors
 
@@ -173,7 +174,8 @@ def saved_pieces(
     by_name = {weight.name: weight.piece for weight in weights.masters}
     for key, value in optimizer_tensors(optimizer, weights.masters).items():
         piece = by_name[key.rpartition(":")[0]]
-        own = replace(piece, tensor=copied(value)) if value.ndim else LocalShard(copied(value), ())
+        shape = (piece.shape[0], *value.shape[1:]) if value.ndim else ()
+        own = LocalShard(copied(value), shape, piece.first if value.ndim else 0)
         pieces[f"{TRAINING}/optimizer:{key}"] = own
     return pieces
 
@@ -234,12 +236,18 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     return described
 
 
-def check_resumable(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+def check_resumable(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, moments: str) -> None:
     """Raise MovaError if a run with weights of these shapes cannot resume from a checkpoint. Reads headers only."""
     described = read_state(folder)
     path = folder / TRAINING / "master.safetensors"
     found = {name: list(tensor.shape) for name, tensor in tensors_of_file(path).items()}
     _check_same(path, found, {name: list(shape) for name, shape in shapes.items()})
+    states = tensors_of_file(folder / TRAINING / "optimizer.safetensors")
+    held = "8bit" if any(name.endswith(SCALE) for name in states) else "float32"
+    if states and held != moments:
+        raise MovaError(
+            f"{folder} holds AdamW's moments in {held}: give --optim.moments {held}, or --out for a new run"
+        )
     saved = described["config"].get("seed", seed)
     if saved != seed:
         raise MovaError(
@@ -342,12 +350,12 @@ def _check_same(path: Path, found: Mapping[str, list[int]], expected: Mapping[st
 
 
 def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:
-    """The optimizer's state: this process's rows of tensors that have their weight's shape, other tensors in full."""
+    """The optimizer's state: this process's rows of tensors with as many as their weight, other tensors in full."""
     pieces = {weight.name: weight.piece for weight in weights.masters}
 
     def own(key: str, shape: tuple[int, ...]) -> slice | None:
         piece = pieces.get(key.rpartition(":")[0])
-        return piece.rows if shape and piece is not None and shape == piece.shape else None
+        return piece.rows if shape and piece is not None and shape[0] == piece.shape[0] else None
 
     return read_tensors(path, rows=own)[0]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from distributed.runs import clips_taken, resaved, run_shared
 from distributed.saved import different, losses, progress, tensors
 
@@ -13,13 +14,13 @@ from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.loader import build_loader
 
 
-def resave(worlds, clips: Path, source: Path, out: Path, size: int, replicate: int = 1) -> Path:
+def resave(worlds, clips: Path, source: Path, out: Path, size: int, replicate: int = 1, **settings) -> Path:
     """The checkpoint as `size` processes save it after they have loaded it, each its own rows."""
     if size == 1:
-        resaved(str(source), clips=str(clips), out=str(out), batch=4)
+        resaved(str(source), clips=str(clips), out=str(out), batch=4, **settings)
     else:
         parallel = {"shard": True, "replicate": replicate}
-        worlds(size).train(clips, out, "resaved", source=str(source), batch=4, parallel=parallel)
+        worlds(size).train(clips, out, "resaved", source=str(source), batch=4, parallel=parallel, **settings)
     return out / "checkpoints" / source.name
 
 
@@ -30,6 +31,18 @@ def test_a_checkpoint_of_two_processes_goes_to_one_and_back_without_a_bit_change
     one = resave(worlds, clips, source, tmp_path / "one", 1)
     assert different(one, source) == []
     assert different(resave(worlds, clips, one, tmp_path / "two", 2), source) == []
+
+
+def test_moments_in_8_bits_go_to_one_process_and_back_without_a_bit_changed(clips, worlds, tmp_path):
+    """Codes and scales are divided and joined with the rows of their weights."""
+    eight = {"optim": {"moments": "8bit"}}
+    assert worlds(2).train(clips, tmp_path / "run", steps=1, every=1, batch=4, **eight)[0][0] == 0
+    source = tmp_path / "run" / "checkpoints" / "step-000001"
+    held = {name: x.dtype for name, x in tensors(source).items() if name.endswith("ffn.0.weight:exp_avg")}
+    assert held and set(held.values()) == {torch.uint8}
+    one = resave(worlds, clips, source, tmp_path / "one", 1, **eight)
+    assert different(one, source) == []
+    assert different(resave(worlds, clips, one, tmp_path / "two", 2, **eight), source) == []
 
 
 @pytest.mark.slow

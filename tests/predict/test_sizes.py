@@ -18,6 +18,7 @@ from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import FORMATS
 from mova_engine.ops import bind
 from mova_engine.ops.machine import assumed_machine
+from mova_engine.ops.moment_blocks import moment_bytes
 from mova_engine.predict.codec_cost import dac_encoder_flops, encode_cost, wan_encoder_flops
 from mova_engine.predict.flops import Attention, operations, training_flops
 from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
@@ -307,6 +308,25 @@ def test_the_first_frame_condition_costs_what_the_planner_says():
 def test_what_does_not_go_together_is_refused(change, message):
     with pytest.raises(MovaError, match=message):
         replace(PlannedRun(Job(M360, "lora")), **change)
+
+
+@pytest.mark.parametrize("rank", [8, 16, 64])
+def test_moments_in_8_bits_have_the_bytes_that_are_counted(rank):
+    """Of adapters on all layers, and of all weights, whose rows are of many lengths; on the meta device."""
+    mova = Mova(M360, bind(get_backend("cpu"), "reference"), "meta")
+    moments = lambda job: memory(PlannedRun(job)).device["optimizer's moments"]  # noqa: E731
+
+    def held(parameters):
+        return 2 * sum(p.numel() * moment_bytes(p.shape[1:].numel()) for p in parameters)
+
+    if rank == 16:
+        assert moments(Job(M360, moments="8bit")) == pytest.approx(held(mova.parameters()), rel=1e-3)
+    mova.requires_grad_(False)
+    add_lora(mova, ("q", "k", "v", "o", "ffn.0", "ffn.2"), rank, alpha=1.0)
+    trained = [p for p in mova.parameters() if p.requires_grad]
+    counted = moments(Job(M360, "lora", lora_rank=rank, moments="8bit"))
+    assert counted == pytest.approx(held(trained), rel=0.05)
+    assert counted < 0.65 * moments(Job(M360, "lora", lora_rank=rank))
 
 
 def test_operators_that_compute_in_float32_take_more():

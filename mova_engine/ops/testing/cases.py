@@ -353,6 +353,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "attention_backward": attention_cases(backward=True, empty=True),
     "merge_lse": MERGE_CASES,
     "adamw": ADAMW_CASES,
+    "adamw_8bit": ADAMW_CASES,
     "clip_grad_norm": CLIP_CASES,
 }
 
