@@ -53,6 +53,12 @@ BESIDE = (
     "sample --checkpoint mova-360p --prompt clip --memory.weights host --world-size 1",
     "sample --checkpoint mova-720p --prompt clip --memory.weights host --sequential-guidance --world-size 1",
     "sample --checkpoint mova-360p --prompt clip --memory.weights files --world-size 1",
+    # Held out: the planner's constants were not set by these.
+    "train --recipe joint-phase2 --clip.frames 97 --parallel.context-parallel 4 --world-size 16",
+    "train --recipe joint-phase3 --world-size 512",
+    "train --recipe lora --clip.height 720 --clip.width 1280 --memory.weights host --memory.checkpointing full "
+    "--memory.inputs host --world-size 1",
+    "sample --checkpoint mova-720p --prompt clip --clip.frames 97 --memory.weights files --world-size 1",
 )
 
 

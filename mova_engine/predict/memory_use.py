@@ -28,6 +28,7 @@ from mova_engine.predict.codec_cost import codec_bytes, encode_cost, streamed_te
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
+from mova_engine.predict.row_padding import block_padding, padding
 from mova_engine.predict.sampling_activations import sampled, scratch_of
 from mova_engine.predict.step_traffic import (
     SECOND_EXPERT,
@@ -156,7 +157,7 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
         _adapters(run, device, alone=True)
         return
     place = host if policy.weights_on_host else device
-    sizes = {True: used * _FP32, False: everything * _FP32}
+    sizes = {each: (count + padding(run, each)) * _FP32 for each, count in ((True, used), (False, everything))}
     if not trained:
         frozen = component_bytes(run)
         sizes = {True: sum(frozen[name] for name in job.components), False: sum(frozen.values())}
@@ -213,7 +214,8 @@ def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, f
     place = host if run.state_on_host else device
     place[_GRADIENTS] = trained_parameters(run, used=True) * _FP32 / shards
     device["gradients of the layer at work"] = _layer_gradients(run)
-    weights = trained_parameters(run, used=False) / shards
+    added = padding(run, used=False) if job.task == "full" else 0
+    weights = (trained_parameters(run, used=False) + added) / shards
     place["optimizer's moments"] = 2 * weights * _moment_bytes(job)
     if job.ema:
         place["moving average"] = weights * _FP32
@@ -363,9 +365,13 @@ def _layer_gradients(run: PlannedRun) -> float:
 
 
 def _largest_unit(run: PlannedRun) -> float:
-    """Weights of the largest part that is gathered by itself: a block, or one direction of a bridge layer."""
+    """Weights of the largest part that is gathered by itself, with the rows that FSDP adds: a block, or one direction of
+    a bridge layer.
+    """
     parts = {"video_dit": 1, "audio_dit": 1, "dual_tower_bridge": 2}
-    return max(_largest_layer(run, name) / parts[name] for name in run.job.components)
+    model, ranks = run.job.model, sharded(run.layout)
+    added = {"video_dit": block_padding(model.video, ranks), "audio_dit": block_padding(model.audio, ranks)}
+    return max(_largest_layer(run, name) / parts[name] + added.get(name, 0) for name in run.job.components)
 
 
 def _time_weights(run: PlannedRun) -> float:
