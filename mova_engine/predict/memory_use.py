@@ -365,7 +365,7 @@ def _layer_gradients(run: PlannedRun) -> float:
 
 
 def _largest_unit(run: PlannedRun) -> float:
-    """Weights of the largest part that is gathered by itself, with the rows that FSDP adds: a block, or one direction of
+    """Weights of the largest part that is gathered by itself, with the rows that FSDP adds: a block, or a direction of
     a bridge layer.
     """
     parts = {"video_dit": 1, "audio_dit": 1, "dual_tower_bridge": 2}

@@ -74,7 +74,7 @@ def _check_sampling(one: Plan, monkeypatch) -> None:
     monkeypatch.setattr(sampler, "open_model", opened)
     monkeypatch.setattr(sampler, "get_backend", lambda name: get_backend("cpu"))
     monkeypatch.setattr(sampler, "default_backend", lambda: get_backend("cpu"))
-    monkeypatch.setattr(sampler, "_work", lambda config, shape: [None] * (config.count or 1))
+    monkeypatch.setattr(sampler, "_work", lambda config, *_: [None] * (config.count or 1))
     config = SAMPLE.parse(words)
     read = sampler.read_job(config, Launch(rank=0, world=world))
     assert world == run.layout.world and str(layout_of(read.mesh, config.parallel.shard)) == str(run.layout)

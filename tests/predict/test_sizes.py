@@ -24,6 +24,7 @@ from mova_engine.predict.flops import Attention, operations, training_flops
 from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
 from mova_engine.predict.memory_use import memory
 from mova_engine.predict.published import ROWS
+from mova_engine.predict.row_padding import block_padding, padding
 from mova_engine.predict.step_time import executed, rank_share, step_flops
 from mova_engine.predict.step_traffic import (
     adapter_parameters,
@@ -121,9 +122,21 @@ def test_full_training_holds_sixteen_bytes_a_weight_over_its_shards():
     device = memory(run).device
     used, all_of_it = parameters(run, used=True), parameters(run, used=False)
     assert all_of_it - used == pytest.approx(14.289e9, rel=1e-3)
-    assert device["weights"] + device["second video expert"] == 4 * all_of_it / 16
-    assert device["optimizer's moments"] == 8 * all_of_it / 16 and device["moving average"] == 4 * all_of_it / 16
+    held = all_of_it + padding(run, used=False)
+    assert held == pytest.approx(all_of_it, rel=2e-3)
+    assert device["weights"] + device["second video expert"] == 4 * held / 16
+    assert device["optimizer's moments"] == 8 * held / 16 and device["moving average"] == 4 * held / 16
     assert device["gradients"] == 4 * used / 16
+
+
+@pytest.mark.parametrize("ranks", [2, 16, 1024])
+def test_rows_that_fsdp_adds_to_a_block(ranks):
+    model = Mova(M360, bind(get_backend("cpu"), "reference"), "meta")
+    for tower in (model.video_dit, model.audio_dit):
+        added = sum(
+            (-(-len(each) // ranks) * ranks - len(each)) * each[0].numel() for each in tower.blocks[0].parameters()
+        )
+        assert block_padding(tower.config, ranks) == pytest.approx(added, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
