@@ -17,6 +17,7 @@ COMMANDS = {
     "lora extract": ("mova_engine.commands.lora_extract", "write what a full fine-tune changed as adapters"),
     "lora combine": ("mova_engine.commands.lora_combine", "write several adapters with their strengths as one"),
     "quantise": ("mova_engine.commands.quantise", "write a model folder with quantised weights"),
+    "calibrate": ("mova_engine.commands.calibrate_steps", "measure what a step cache costs, for mova sample --cache"),
     "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
     "data preview": ("mova_engine.commands.data_preview", "draw a sheet of what training sees of a folder of clips"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),

@@ -1,5 +1,6 @@
 """What a sampling run is made of, as typed and validated settings: the command line fills them in."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,8 @@ from mova_engine.errors import MovaError
 
 # The word for the reference's own negative prompt.
 REFERENCE = "default"
+# Where a model's calibration is, beside it.
+CACHE_FILE = "step_cache.json"
 # Longer clips, which are held in memory, are most likely a typing error.
 MOST_SECONDS = 3600.0
 # Settings that have an effect only where there is guidance, and those that only `dual` takes.
@@ -94,6 +97,11 @@ class SampleConfig:
     """Those of the sound; default: sigmas."""
     switch: Annotated[int | None, _STEPS] = None
     """With sigmas: how many steps the high-noise expert serves; default: those above the boundary."""
+    cache: Annotated[float, _STEPS] = 1.0
+    """How many times less often the video tower runs, such as 1.6: in the other steps the video goes on as before,
+    while the sound is computed in each. Which steps, says the calibration, by the least error."""
+    cache_file: Annotated[Path | None, _STEPS] = None
+    """What mova calibrate wrote; default: step_cache.json in the folder of --checkpoint."""
     guidance: Annotated[Literal["none", "text", "text_bridge", "dual"] | None, _GUIDANCE] = None
     """What steers the sampling; default: the model's, mostly text."""
     text_scale: Annotated[float | None, _GUIDANCE] = None
@@ -154,7 +162,22 @@ class SampleConfig:
                 check(getattr(self, name) is None, wanted)
         check(bool(self.sigmas) or not self.audio_sigmas, "--audio-sigmas goes with --sigmas")
         check(bool(self.sigmas) or self.switch is None, "--switch goes with --sigmas")
+        self._check_cache()
         self.memory.check("inference", self.parallel.shard)
+
+    def _check_cache(self) -> None:
+        check(1 <= self.cache < math.inf, f"cache is a speed-up of at least 1, got {self.cache:g}")
+        if self.cache == 1:
+            check(self.cache_file is None, "--cache-file goes with --cache, a speed-up above 1")
+            return
+        check(
+            self.solver != "heun",
+            "--cache: solver heun corrects each step by a second evaluation, which would find nothing new of the "
+            "video: take euler or unipc",
+        )
+        sees = self.video is not None or self.given == "video" or self.retake_of == "audio"
+        check(not sees, "--cache is for videos that are made; with a given one, --video-passes says how often it runs")
+        check(not self.audio_alone, "--audio-alone runs no video tower: leave --cache out")
 
     def _check_given(self) -> None:
         named = [name for name in ("video", "audio", "retake", "extend", "given") if getattr(self, name) is not None]
@@ -210,12 +233,12 @@ class SampleConfig:
 
 
 # What `MemoryConfig.unavailable` says of sampling.
-_REFUSED = tuple(f"--memory.{name}" for name in ("checkpointing", "inputs", "frozen", "optimizer"))
+REFUSED_MEMORY = tuple(f"--memory.{name}" for name in ("checkpointing", "inputs", "frozen", "optimizer"))
 SAMPLE = Command(
     "mova sample",
     SampleConfig,
     ABOUT,
-    hidden=_REFUSED,
+    hidden=REFUSED_MEMORY,
     beside=RehearsalOptions,
     shorthand=Shorthand("memory", MODES["inference"], MemoryMode, section("Memory")),
 )

@@ -18,25 +18,27 @@ def write_result(
     path: Path,
     kind: str,
     circumstances: Mapping[str, Any],
+    *,
+    option: str = "--json",
     **facts: Any,
 ) -> None:
     """One result file: {"kind", "circumstances", ...facts, "sha256"}; circumstances: of the machine that measured,
-    see `backend.circumstances`. MovaError as of `check_result`.
+    see `backend.circumstances`. option, MovaError: as of `check_result`.
     """
-    check_result(path)
+    check_result(path, option)
     content = {"kind": kind, "circumstances": circumstances, **facts}
     # As it is read again: keys become text, tuples lists.
     write_atomic(path, _signed(json.loads(json.dumps(content))))
 
 
-def check_result(path: Path) -> None:
+def check_result(path: Path, option: str = "--json") -> None:
     """Before anything is measured: MovaError where `path` cannot be written, or where something lies that is no result
-    file as it was written, which is not replaced.
+    file as it was written, which is not replaced. option: which names the file on the command line.
     """
-    check_writable(path.parent, "--json")
+    check_writable(path.parent, option)
     if os.path.lexists(path) and not _is_own(path):
         raise MovaError(
-            f"{path} was not written by this command, or was changed since; it is not replaced: give another --json, "
+            f"{path} was not written by this command, or was changed since; it is not replaced: give another {option}, "
             "or move it away"
         )
 

@@ -14,7 +14,7 @@ import torch
 from mova_engine.config.diffusion import check_solver
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.stages import DENOISE
-from mova_engine.diffusion.guidance import Branch, Guidance
+from mova_engine.diffusion.guidance import Branch, Guidance, Velocities
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import LOW_NOISE, Steps
 from mova_engine.diffusion.solvers import solver
@@ -38,6 +38,20 @@ class Step:
     expert: int
     state: Latents
     velocity: Latents
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One evaluation of both towers: the model, the index of the noise level, the state, the guidance there, the
+    velocities by branch, and what later evaluations need to run the audio tower on this one's video.
+    """
+
+    model: VelocityModel
+    level: int
+    state: Latents
+    guidance: Guidance
+    found: dict[Branch, Velocities]
+    recording: Recording
 
 
 @dataclass(frozen=True)
@@ -106,12 +120,14 @@ def denoise(
     fps: float = 24.0,
     options: LoopOptions | None = None,
     on_step: Callable[[Step], None] | None = None,
+    observe: Callable[[Observed], None] | None = None,
     processes: Processes | None = None,
     residency: Residency | None = None,
 ) -> Latents:
     """Denoise `noise` by all `steps`; return the clean latents, float32, on the device of the noise.
 
     fps: video frames per second, with which the bridge aligns audio and video tokens. on_step: called after every step.
+    observe: called after every evaluation of both towers, of a single process; each is recorded for it.
     processes: the processes that make the clips together. All pass the same arguments and return bit-identical results;
     each computes its guidance branches on its tokens. residency: moves towers and bridge to the device for the steps
     that use them; None: they are there.
@@ -142,11 +158,14 @@ def denoise(
         1.0 if options.video_every else 0.0,
     )
     places, experts = [each.level / count for each in evaluations], [steps.experts[each.level] for each in evaluations]
+    when = guidance, places, experts, mova.config.experts
     if options.reused:
-        passes = reusing_passes(guidance, places, experts, options.reused, place)
+        passes = reusing_passes(*when, options.reused, place)
     else:
-        passes = repeating_passes(guidance, places, experts, options.video_every, place)
-    if mova.streamed is not None:
+        passes = repeating_passes(*when, options.video_every, place)
+    if observe is not None:
+        passes = [replace(each, video="record") if each.video == "run" else each for each in passes]
+    elif mova.streamed is not None:
         mova.streamed.plan(entered(model, passes, experts))
     sigmas = Latents(steps.video_sigmas, steps.audio_sigmas)
     solvers = [
@@ -162,7 +181,7 @@ def denoise(
                 if passes[number].video != "recorded":
                     # What was kept is freed before more comes.
                     recording = Recording()
-                velocity = _guided(model, passes[number], state, steps, level, place, recording)
+                velocity = _guided(model, passes[number], state, steps, level, place, recording, observe)
                 moved = [
                     x if each is None else each.advance(x, v)
                     for x, v, each in zip(state, velocity, solvers, strict=True)
@@ -195,6 +214,7 @@ def _guided(
     level: int,
     place: Processes,
     recording: Recording,
+    observe: Callable[[Observed], None] | None,
 ) -> Latents:
     """The guided velocity at a noise level. recording: what was kept, or an empty one that is filled if need be."""
     found: dict[Branch, Any]
@@ -202,6 +222,8 @@ def _guided(
         found = model.evaluate_audio(each.own, state, steps, level, recording)
     else:
         found = model.evaluate(each.own, state, steps, level, recording if each.video == "record" else None)
+        if observe is not None:
+            observe(Observed(model, level, state, each.guidance, found, recording))
     if each.shared:
         found = all_branches(each.guidance.branches, found, place.branches)
     velocity = Latents(*each.guidance.combine(lambda *branch: found[branch]))

@@ -28,26 +28,19 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.active_adapters import ActiveAdapters, adapters_of, check_adapters
 from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
-from mova_engine.inference.denoising import LoopOptions, Step, denoise, draw_noise
+from mova_engine.inference.denoising import LoopOptions, Observed, Step, denoise, draw_noise
 from mova_engine.inference.generated_clip import GeneratedClip
 from mova_engine.inference.given_clip import GivenClip
 from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import OfClips, Request, read_frame, strengths_of
 from mova_engine.inference.sample_settings import SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import choose_for_sampling
-from mova_engine.inference.turns import Turn, part_of, turns_of
+from mova_engine.inference.turns import Turn, batched, part_of, turns_of
 from mova_engine.inference.velocities import Latents
 from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 
-# The default negative prompt of MOVA's own inference scripts, from the Wan project (Wan 2.1, Apache-2.0): garish,
-# overexposed, static, blurred, subtitles, low quality, JPEG artefacts, deformed hands and faces.
-REFERENCE_NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
-    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
-    "杂乱的背景，三条腿，背景人很多，倒着走"
-)
 # The default batch has about this many video tokens, and at most this many clips; at the released sizes it is one clip.
 BATCH_TOKENS, MOST_CLIPS = 4096, 16
 # Clips whose prompts and frames are encoded before the first of them is denoised; at 360p 18 MB of host memory each.
@@ -300,6 +293,24 @@ class Pipeline:
             for turn, inputs in zip(some, ready, strict=True):
                 yield from self._turn(turn, inputs, settings, on_step, on_stage)
 
+    def latents(
+        self,
+        requests: Sequence[Request],
+        settings: SampleSettings,
+        *,
+        batch: int = 1,
+        on_step: Callable[[Step], None] | None = None,
+        observe: Callable[[Observed], None] | None = None,
+    ) -> Iterator[Latents]:
+        """Yield the clean latents of each batch, which are not decoded. observe: see `denoise`. The rest: as of
+        `generate`. For a single process.
+        """
+        for some in batched(requests, batch):
+            (inputs,) = self._clip_codecs.encode([some], settings.negative_prompt)
+            self._load_towers(lambda _: None)
+            with adapters_of(self.adapters, some):
+                yield self._denoise(some, inputs, settings, on_step, lambda _: None, observe)
+
     def _load_towers(self, on_stage: Callable[[str], object]) -> None:
         """Load the towers that stay on the device between stages. All processes wait for the one with the slowest
         disk.
@@ -358,6 +369,7 @@ class Pipeline:
         settings: SampleSettings,
         on_step: Callable[[Step], None] | None,
         on_stage: Callable[[str], object],
+        observe: Callable[[Observed], None] | None = None,
     ) -> Latents:
         # The audio tower is on the device during all steps, the video experts may be on the host.
         device = self.device or self.mova.audio_dit.head.head.weight.device
@@ -377,8 +389,11 @@ class Pipeline:
             settings.guidance,
             self.prediction,
             fps=self.shape.fps,
-            options=replace(self.options, solver=settings.solver),
+            options=replace(
+                self.options, solver=settings.solver, reused=settings.cache.reused if settings.cache else ()
+            ),
             on_step=stepped,
+            observe=observe,
             processes=self.processes,
             residency=self.residency,
         )

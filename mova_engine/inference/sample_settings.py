@@ -8,6 +8,15 @@ from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule, Steps
 from mova_engine.errors import MovaError
+from mova_engine.inference.step_plan import StepPlan
+
+# The default negative prompt of MOVA's own inference scripts, from the Wan project (Wan 2.1, Apache-2.0): garish,
+# overexposed, static, blurred, subtitles, low quality, JPEG artefacts, deformed hands and faces.
+REFERENCE_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,8 @@ class SampleSettings:
     steps: number of steps, whose noise levels the model's schedule gives. solver: one of `diffusion.solvers`.
     sigmas: noise levels of the video's steps instead, as models distilled to a few steps have them; no shift is applied
     to them. audio_sigmas: those of the audio; empty: the same. switch: how many of these steps the high-noise expert
-    serves; None: those at and above the boundary.
+    serves; None: those at and above the boundary. cache: the steps that reuse the video's velocity
+    (`step_cache.planned`); None: none.
     """
 
     steps: int = 50
@@ -27,6 +37,7 @@ class SampleSettings:
     sigmas: tuple[float, ...] = ()
     audio_sigmas: tuple[float, ...] = ()
     switch: int | None = None
+    cache: StepPlan | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -40,6 +51,8 @@ class SampleSettings:
             check_sigmas(self.sigmas, self.audio_sigmas or None, self.switch)
         elif self.audio_sigmas or self.switch is not None:
             raise MovaError("audio_sigmas and switch go with sigmas, the noise levels of the video")
+        if self.cache is not None and self.cache.steps != self.count:
+            raise MovaError(f"the step cache was planned for {self.cache.steps} steps, this run has {self.count}")
 
     @property
     def count(self) -> int:

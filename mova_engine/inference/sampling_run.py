@@ -18,7 +18,7 @@ from mova_engine.checkpoints.locate import open_model
 from mova_engine.config.adapter_spec import AdapterSpec, parse_adapter
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
-from mova_engine.config.sample import REFERENCE, SampleConfig
+from mova_engine.config.sample import CACHE_FILE, REFERENCE, SampleConfig
 from mova_engine.data.media.decode import Clip, probe, read_clip
 from mova_engine.data.media.remux import check_copied_pictures
 from mova_engine.data.text import flaw, shown
@@ -31,10 +31,10 @@ from mova_engine.inference.audio_alone import check_form, generate_sound
 from mova_engine.inference.denoising import Step
 from mova_engine.inference.extension import Extension, extended
 from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fitted_shape
+from mova_engine.inference.loading import trained
 from mova_engine.inference.pipeline import (
     FIRST_STEP,
     LOADING,
-    REFERENCE_NEGATIVE_PROMPT,
     Pipeline,
     default_batch,
     load_pipeline,
@@ -42,9 +42,11 @@ from mova_engine.inference.pipeline import (
 from mova_engine.inference.process_mesh import choose_shape, join_processes
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_keyframes, read_prompts
 from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
-from mova_engine.inference.sample_settings import SampleSettings, default_settings
+from mova_engine.inference.sample_settings import REFERENCE_NEGATIVE_PROMPT, SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling
+from mova_engine.inference.step_cache import key_of, planned
 from mova_engine.inference.velocities import Latents
+from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.ops import DTYPES
 
 # The advice in the error message after a process has died.
@@ -122,6 +124,18 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
             console.print(said)
     work = _work(config, model.clip, given)
     mesh = choose_shape(config.parallel, launch, model, settings.guidance, len(work))
+    if config.cache > 1:
+        schedule = _schedule(config, trained(folder).schedule)
+        plan = planned(
+            config.cache_file or config.checkpoint / CACHE_FILE,
+            key_of(folder, model.clip, settings, schedule, lora),
+            config.cache,
+            settings,
+            schedule,
+            model.experts,
+        )
+        settings = replace(settings, cache=plan)
+        console.print(plan.words())
     extension, source = _extension(config, model.clip, launch)
     return SamplingJob(config, backend, folder, model, lora, settings, work, mesh, extension, source)
 
@@ -151,25 +165,9 @@ def _extension(config: SampleConfig, shape: ClipConfig, launch: Launch) -> tuple
 def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     config, folder, backend, first = job.config, job.folder, job.backend, processes.is_first
     console = Console(stderr=True, quiet=not first, soft_wrap=True, markup=False, highlight=False)
-    dtype = None if config.dtype is None else DTYPES[config.dtype]
     # The clips are divided among the data-parallel groups.
     batch = config.batch or default_batch(job.clip, -(-len(job.work) // job.mesh.data_parallel))
-    chosen = choose_for_sampling(
-        config.memory,
-        folder,
-        job.model,
-        backend,
-        dtype=dtype,
-        evaluations=job.settings.guidance.evaluations,
-        batch=batch,
-        sequential=config.sequential_guidance,
-        processes=processes,
-        mesh=job.mesh,
-        shard=config.parallel.shard,
-        vram=config.vram,
-        ram=config.ram,
-        lora=job.lora,
-    )
+    chosen = choose_memory_of(job, processes, batch)
     if chosen is not None:
         console.print(chosen.words())
     out = None
@@ -180,23 +178,7 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     if diffusion_settings(folder).get("skip_first_frame") and any(_has_no_first_frame(p, job) for p, _ in job.work):
         console.print("warning: this model was trained with given first frames; without --image it gets a white one")
     watch.at("loading", watched=False)
-    with console.status(Text(f"loading {folder}")):
-        pipeline = load_pipeline(
-            folder,
-            backend,
-            dtype=dtype,
-            clip=job.clip,
-            memory=config.memory if chosen is None else chosen.config,
-            lora=job.lora,
-            processes=processes,
-            shard=config.parallel.shard,
-            config=job.model,
-        )
-        # Loading takes longer in some processes than in others.
-        processes.wait_for_first()
-    pipeline.schedule = _schedule(config, pipeline.schedule)
-    sequential = config.sequential_guidance if chosen is None else chosen.sequential
-    pipeline.options = replace(pipeline.options, batch_guidance=not sequential, video_every=config.video_every)
+    pipeline = open_job(job, processes, chosen, console)
     facts = _facts(config, folder, job.settings, pipeline.schedule, job.lora)
     backend.use_threads(config.threads, job.model.video.dim)
     backend.reset_peak_memory()
@@ -212,6 +194,50 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     made, shown = len(job.work), f" (of the first {SHEET_CLIPS})" if len(job.work) > SHEET_CLIPS else ""
     print(f"{counted(made, 'clip')} in {out.folder} in {seconds:.1f} s ({how}); to look at: {sheet}{shown}")
     return 0
+
+
+def choose_memory_of(job: SamplingJob, processes: Processes, batch: int) -> ChosenMemory | None:
+    """What `choose_for_sampling` chooses for a job whose clips are made `batch` at a time."""
+    config = job.config
+    return choose_for_sampling(
+        config.memory,
+        job.folder,
+        job.model,
+        job.backend,
+        dtype=None if config.dtype is None else DTYPES[config.dtype],
+        evaluations=job.settings.guidance.evaluations,
+        batch=batch,
+        sequential=config.sequential_guidance,
+        processes=processes,
+        mesh=job.mesh,
+        shard=config.parallel.shard,
+        vram=config.vram,
+        ram=config.ram,
+        lora=job.lora,
+    )
+
+
+def open_job(job: SamplingJob, processes: Processes, chosen: ChosenMemory | None, console: Console) -> Pipeline:
+    """The job's pipeline, with the options of its command. chosen: what the planner chose, where it was asked to."""
+    config = job.config
+    with console.status(Text(f"loading {job.folder}")):
+        pipeline = load_pipeline(
+            job.folder,
+            job.backend,
+            dtype=None if config.dtype is None else DTYPES[config.dtype],
+            clip=job.clip,
+            memory=config.memory if chosen is None else chosen.config,
+            lora=job.lora,
+            processes=processes,
+            shard=config.parallel.shard,
+            config=job.model,
+        )
+        # Loading takes longer in some processes than in others.
+        processes.wait_for_first()
+    pipeline.schedule = _schedule(config, pipeline.schedule)
+    sequential = config.sequential_guidance if chosen is None else chosen.sequential
+    pipeline.options = replace(pipeline.options, batch_guidance=not sequential, video_every=config.video_every)
+    return pipeline
 
 
 def _not_none(config: SampleConfig, *names: str) -> dict:
@@ -298,6 +324,7 @@ def _facts(
         "sigmas": list(settings.sigmas),
         "audio_sigmas": list(settings.audio_sigmas),
         "switch": settings.switch,
+        "reused_steps": list(settings.cache.reused) if settings.cache else [],
         "guidance": guidance.form,
         "text_scale": guidance.text_scale,
         "bridge_scale": guidance.bridge_scale,

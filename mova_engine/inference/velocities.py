@@ -54,6 +54,11 @@ class Recording:
     )
     video: dict[Branch, Tensor] = field(default_factory=dict[Branch, Tensor])
 
+    def to(self, device: torch.device) -> "Recording":
+        """The same on a device."""
+        read = {together: None if each is None else each.to(device) for together, each in self.read.items()}
+        return Recording(read, {branch: velocity.to(device) for branch, velocity in self.video.items()})
+
 
 @dataclass(frozen=True)
 class VelocityModel:

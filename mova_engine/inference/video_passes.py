@@ -28,11 +28,12 @@ class Pass:
         return len(self.own) < len(self.guidance.branches)
 
 
-def phases(guidance: Guidance, places: Sequence[float], experts: Sequence[int]) -> list[int]:
+def phases(guidance: Guidance, places: Sequence[float], experts: Sequence[int], of: int) -> list[int]:
     """For each evaluation, the first one of its phase: a run of evaluations by one expert with the same branches of
-    guidance. What is kept of the video never leaves its phase. places: each one's share of the steps.
+    guidance. What is kept of the video never leaves its phase. places: each one's share of the steps. of: how many
+    experts the model has; one serves as both.
     """
-    kinds = [(expert, guidance.at(share).branches) for expert, share in zip(experts, places, strict=True)]
+    kinds = [(expert % of, guidance.at(share).branches) for expert, share in zip(experts, places, strict=True)]
     first: list[int] = []
     for number, kind in enumerate(kinds):
         first.append(first[-1] if number and kind == kinds[number - 1] else number)
@@ -40,12 +41,17 @@ def phases(guidance: Guidance, places: Sequence[float], experts: Sequence[int]) 
 
 
 def reusing_passes(
-    guidance: Guidance, places: Sequence[float], experts: Sequence[int], reused: Sequence[int], place: Processes
+    guidance: Guidance,
+    places: Sequence[float],
+    experts: Sequence[int],
+    of: int,
+    reused: Sequence[int],
+    place: Processes,
 ) -> list[Pass]:
-    """The passes of a run whose evaluations `reused` take the video of the one before. Raises MovaError for those that
-    cannot.
+    """The passes of a run whose evaluations `reused` take the video of the one before. The first four arguments are
+    those of `phases`. Raises MovaError for evaluations that cannot.
     """
-    first, skipped = phases(guidance, places, experts), set(reused)
+    first, skipped = phases(guidance, places, experts, of), set(reused)
     for number in sorted(skipped):
         if not 0 <= number < len(first):
             raise MovaError(f"step {number + 1} cannot reuse a video: there are {len(first)} steps")
@@ -63,14 +69,14 @@ def reusing_passes(
 
 
 def repeating_passes(
-    guidance: Guidance, places: Sequence[float], experts: Sequence[int], every: int, place: Processes
+    guidance: Guidance, places: Sequence[float], experts: Sequence[int], of: int, every: int, place: Processes
 ) -> list[Pass]:
     """The passes of a run on a given video, whose tower runs in one of `every` evaluations; 0: in the first of each
     phase alone.
     """
     found: list[Pass] = []
     # By phases, not by what this process has of an earlier one: processes that share guidance must agree on it.
-    for number, first in enumerate(phases(guidance, places, experts)):
+    for number, first in enumerate(phases(guidance, places, experts, of)):
         guided = guidance.at(places[number])
         again = number == first or (every and number % every == 0)
         video = "run" if every == 1 else "record" if again else "recorded"

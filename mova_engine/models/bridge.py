@@ -56,6 +56,11 @@ class VideoRecord:
     times: Times = None
     layers: dict[int, KeysValues] = field(default_factory=dict[int, KeysValues])
 
+    def to(self, device: torch.device) -> "VideoRecord":
+        """The same on a device."""
+        there = {layer: KeysValues(*(x.to(device) for x in each)) for layer, each in self.layers.items()}
+        return VideoRecord(self.grid, self.times, there)
+
 
 class InnerAttention(nn.Module):
     """Cross-attention from `dim` to `other_dim`: q, k normalised over all heads, halves rotated where tables are

@@ -16,7 +16,7 @@ from mova_engine.data.metadata import read_metadata
 from mova_engine.data.synthetic.bounce import generate
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
-from mova_engine.inference.pipeline import REFERENCE_NEGATIVE_PROMPT
+from mova_engine.inference.sample_settings import REFERENCE_NEGATIVE_PROMPT
 from mova_engine.scores.bounce_sync import measure
 
 SHAPE = ClipConfig(frames=9, height=32, width=48)
