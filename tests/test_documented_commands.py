@@ -17,6 +17,7 @@ from mova_engine.config.recipes import TRAIN
 from mova_engine.config.sample import SAMPLE
 from mova_engine.distributed.processes import Launch
 from mova_engine.errors import MovaError
+from mova_engine.inference.step_plan import StepPlan
 from source_tree import ROOT
 
 RECIPES = sorted((ROOT / "mova_engine" / "config" / "recipes").glob("*.yaml"))
@@ -131,6 +132,7 @@ def _sample(shown: Shown, monkeypatch) -> None:
     # The files that are given are not there.
     monkeypatch.setattr(main, "fitted_shape", lambda given, shape, stated: (shape, None))
     monkeypatch.setattr(main, "_extension", lambda *_: (None, None))
+    monkeypatch.setattr(main, "_planned", lambda _, __, ___, settings, *____: StepPlan((), settings.count, 1, 1, 0, 0))
     monkeypatch.setattr(main, "_work", lambda config, *_: [None] * (config.count or (96 if config.prompts else 1)))
     main.read_job(SAMPLE.parse(shown.words), Launch(rank=0, world=shown.world))
 

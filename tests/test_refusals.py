@@ -82,6 +82,14 @@ WRONG = {
         "folder --weights int8 --out text.txt",
         "folder --weights int8 --out new --components tower",
     ],
+    "calibrate": [
+        "--checkpoint nowhere --prompt rain --out new.json",
+        "--checkpoint folder --prompts text.txt --out new.json",
+        "--checkpoint text.txt --prompt rain --out text.txt",
+        "--checkpoint folder --prompt rain --out new.json --longest 0",
+        "--checkpoint folder --prompt rain --out new.json --cache 2",
+        "--checkpoint folder --prompt rain --out new.json --solver heun",
+    ],
     "encode": [
         "--data nowhere --model nano",
         "--data text.txt --model nano",

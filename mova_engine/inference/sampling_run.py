@@ -45,6 +45,7 @@ from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
 from mova_engine.inference.sample_settings import REFERENCE_NEGATIVE_PROMPT, SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling
 from mova_engine.inference.step_cache import key_of, planned
+from mova_engine.inference.step_plan import StepPlan
 from mova_engine.inference.velocities import Latents
 from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.ops import DTYPES
@@ -125,19 +126,22 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
     work = _work(config, model.clip, given)
     mesh = choose_shape(config.parallel, launch, model, settings.guidance, len(work))
     if config.cache > 1:
-        schedule = _schedule(config, trained(folder).schedule)
-        plan = planned(
-            config.cache_file or config.checkpoint / CACHE_FILE,
-            key_of(folder, model.clip, settings, schedule, lora),
-            config.cache,
-            settings,
-            schedule,
-            model.experts,
-        )
+        plan = _planned(config, folder, model, settings, lora)
         settings = replace(settings, cache=plan)
         console.print(plan.words())
     extension, source = _extension(config, model.clip, launch)
     return SamplingJob(config, backend, folder, model, lora, settings, work, mesh, extension, source)
+
+
+def _planned(
+    config: SampleConfig, folder: Path, model: MovaConfig, settings: SampleSettings, lora: list[AdapterSpec]
+) -> StepPlan:
+    """Which steps reuse the video's velocity."""
+    schedule = _schedule(config, trained(folder).schedule)
+    key = key_of(folder, model.clip, settings, schedule, lora)
+    return planned(
+        config.cache_file or config.checkpoint / CACHE_FILE, key, config.cache, settings, schedule, model.experts
+    )
 
 
 def _extension(config: SampleConfig, shape: ClipConfig, launch: Launch) -> tuple[Extension | None, Clip | None]:
