@@ -101,8 +101,8 @@ class Reuse:
     through the velocities of two steps; and the change that all blocks made to their input, added to the input of now.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, settings: SampleSettings) -> None:
+        self._pipeline, self._levels = pipeline, settings.noise_levels(pipeline.schedule).video_sigmas
         self._tokens: dict[str, Any] = {}
         self._steps: list[dict[str, Any]] = []
         self._sums: defaultdict[str, list[float]] = defaultdict(list)
@@ -134,8 +134,7 @@ class Reuse:
             self._steps.clear()
         (branch,) = seen.found
         video, tokens = seen.found[branch][0], dict(self._tokens)
-        levels = self._pipeline.schedule.inference(default_settings(self._pipeline.mova.config).steps).video_sigmas
-        sigma = levels[seen.level : seen.level + 1]
+        sigma = self._levels[seen.level : seen.level + 1]
         for back in (1, 2):
             if seen.level < back + 1:
                 continue
@@ -161,6 +160,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, help="default: the model's")
     parser.add_argument("--work", type=Path, default=Path("runs/step-cache"))
     args = parser.parse_args()
     folder, backend = find_model(args.run), get_backend("cpu")
@@ -168,9 +168,10 @@ if __name__ == "__main__":
     prompts = read_prompts(args.run / "heldout", pipeline.shape)
     run = Run(pipeline, [request for _, request in make_requests(prompts, len(prompts), 0)], args.work)
     settings = default_settings(pipeline.mova.config)
+    settings = replace(settings, steps=args.steps or settings.steps)
     others = [request for _, request in make_requests(prompts, _CALIBRATED, _OTHER_SEEDS)]
 
-    reuse = Reuse(pipeline)
+    reuse = Reuse(pipeline, settings)
     with reuse.watch():
         list(pipeline.latents(others, settings, batch=_BATCH, observe=reuse.take))
     errors = calibrate(pipeline, others, settings, _LONGEST, batch=_BATCH)
