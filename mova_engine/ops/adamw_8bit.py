@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.ops.moment_blocks import BLOCK, LEAST_ROW, SCALE
+from mova_engine.ops.optimizer_impl import WithoutCompiler
 from mova_engine.ops.reference import up
 from mova_engine.ops.row_chunks import row_chunks
 
@@ -71,7 +72,7 @@ def row_length(p: Tensor) -> int:
     return p.shape[1:].numel()
 
 
-class AdamW8bitReference(torch.optim.Optimizer):
+class AdamW8bitReference(WithoutCompiler):
     """`AdamWReference` with moments in 8 bits: dequantise, AdamW's formulas, quantise. In float32 at least."""
 
     def __init__(

@@ -48,14 +48,17 @@ class AdamWReference(torch.optim.Optimizer):
                 state["exp_avg_sq"].copy_(v)
 
 
-class _AdamW(torch.optim.AdamW):
-    """torch's AdamW without torch's compiler: what it wraps for `torch.compile` imports that, for seconds, when called.
-
-    The wrappers keep the compiler from following into the function; outside of it they change nothing.
+class WithoutCompiler(torch.optim.Optimizer):
+    """An optimizer without torch's compiler: what torch wraps for `torch.compile` imports that, for seconds, when
+    called. The wrappers keep the compiler from following into the function; outside of it they change nothing.
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _unwrapped(super().add_param_group)(self, param_group)
+
+
+class _AdamW(WithoutCompiler, torch.optim.AdamW):
+    """torch's AdamW."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
