@@ -1,6 +1,7 @@
 """What a sampling run is made of, as typed and validated settings: the command line fills them in."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -196,8 +197,10 @@ class SampleConfig:
             self.seconds is None or 0 < self.seconds <= MOST_SECONDS,
             f"seconds must lie between 0 and {MOST_SECONDS:g}, got {self.seconds}",
         )
+        # A part of a clip from its beginning may get another first frame.
+        kept = self.retake is not None and self.window is not None and self.window[0] > 0
         check(
-            self.image is None or not (self.video or self.retake or self.extend or self.given == "video"),
+            self.image is None or not (self.video or kept or self.extend or self.given == "video"),
             "the given pictures have the first frame: leave --image out",
         )
         other = self.last_image is not None or bool(self.keyframe)
@@ -208,6 +211,9 @@ class SampleConfig:
             not self.audio_alone or (not named and not pictures),
             "--audio-alone makes sound from text: leave pictures, given sound and --seconds out",
         )
+        for name in ("video_shift", "switch"):
+            useless = f"--{name.replace('_', '-')} has no effect with --audio-alone"
+            check(not self.audio_alone or getattr(self, name) is None, useless)
         every = self.video_every
         sees = self.video is not None or self.given == "video"
         check(every == 1 or sees, "--video-passes goes with --video, or --given video")
@@ -216,12 +222,11 @@ class SampleConfig:
     def video_every(self) -> int:
         """`LoopOptions.video_every`: the video tower runs in one of so many evaluations; 0: once."""
         words = {"exact": 1, "once": 0}
-        number = words.get(self.video_passes)
-        if number is None and self.video_passes.isdigit():
-            number = int(self.video_passes)
-        if number is None or (number < 1 and self.video_passes != "once"):
+        if self.video_passes in words:
+            return words[self.video_passes]
+        if re.fullmatch("[1-9][0-9]{0,8}", self.video_passes) is None:
             raise MovaError(f"video_passes must be exact, once or a number from 1 on, got '{self.video_passes}'")
-        return number
+        return int(self.video_passes)
 
     def check_guidance(self, form: str) -> None:
         """MovaError for a setting that has no effect with this form of guidance, the model's or the chosen one."""

@@ -135,7 +135,7 @@ def denoise(
     """
     options, place = options or LoopOptions(), processes or Processes()
     start = Latents(noise.video.float(), noise.audio.float())
-    if options.clean_first_frame and conditions.video is None:
+    if options.clean_first_frame:
         conditions = _with_first_frame(conditions, start)
     given = conditions.video, conditions.audio
     for name, part, latents in zip(Latents._fields, given, start, strict=True):
@@ -234,8 +234,15 @@ def _guided(
 def _with_first_frame(conditions: Conditions, start: Latents) -> Conditions:
     """Conditions whose video has the given image as its latent frame 0, at each step's noise level."""
     channels, frames = start.video.shape[1:3]
-    image = conditions.condition[:, -channels:].float()
-    first = GivenLatents(image, tuple(frame == 0 for frame in range(frames)), clean=False)
+    given, image = conditions.video, conditions.condition[:, -channels:].float()
+    if given is None:
+        first = GivenLatents(image, tuple(frame == 0 for frame in range(frames)), clean=False)
+    elif given.clean or given.positions[0]:
+        return conditions
+    else:
+        # A stretch from the clip's beginning is made anew.
+        latents = torch.cat([image[:, :, :1], given.latents[:, :, 1:].float()], 2)
+        first = replace(given, latents=latents, positions=(True, *given.positions[1:]))
     return replace(conditions, video=first)
 
 

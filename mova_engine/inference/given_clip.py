@@ -9,6 +9,7 @@ import numpy as np
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import Clip, probe, probe_sound, read_clip
+from mova_engine.data.media.remux import check_copied_pictures
 from mova_engine.data.media.stills import is_picture
 from mova_engine.errors import MovaError
 
@@ -97,6 +98,24 @@ class GivenClip:
             return clip
         return Clip(self._pictures(self.source, shape), self._sound(self.source, shape))
 
+    def check(self, shape: ClipConfig) -> None:
+        """MovaError for what `read` refuses, for a window that is not within the clip, and for a file whose pictures go
+        into the result as they are, and cannot: found out before any weight is loaded, and before anything is made.
+        """
+        for kept in self.kind:
+            if isinstance(kept, Window):
+                kept.check(shape)
+        self.read(shape)
+        if self.copies_pictures(shape):
+            check_copied_pictures(self.path)
+
+    def copies_pictures(self, shape: ClipConfig) -> bool:
+        """Whether the result has the file's pictures as they are, packet by packet."""
+        if not isinstance(self.source, Path) or self.kind != ("all", "none") or self.start:
+            return False
+        # Of pictures that go on for longer than the clip, the rest would have no sound.
+        return probe(self.source).duration < shape.duration + STRIDE / shape.fps
+
     def _pictures(self, clip: Clip, shape: ClipConfig) -> np.ndarray | None:
         if self.video == "none":
             return None
@@ -180,7 +199,7 @@ def fitted_shape(given: GivenClip, shape: ClipConfig, frames_stated: bool) -> tu
     longest shorter one that the file fills; and what to say of it.
 
     Raises MovaError for a video that goes on for longer than a latent frame after the clip: the rest would have no
-    sound.
+    sound, or be lost.
     """
     source, pictures = given.path, given.video != "none"
     if pictures and is_picture(source):
@@ -190,9 +209,10 @@ def fitted_shape(given: GivenClip, shape: ClipConfig, frames_stated: bool) -> tu
     fitting = max(1, (frames - 1) // STRIDE * STRIDE + 1)
     if frames >= shape.frames + STRIDE:
         if pictures:
+            rest = "have no sound" if given.audio == "none" else "be lost"
             raise MovaError(
-                f"{source} lasts {duration:.3f} s, the clip {shape.duration:.3f} s: the rest would have no sound. Cut "
-                f"it, or give --clip.frames {fitting}"
+                f"{source} lasts {duration:.3f} s, the clip {shape.duration:.3f} s: the rest would {rest}. Cut it, or "
+                f"give --clip.frames {fitting}"
             )
         return shape, f"{source} lasts {duration:.3f} s: its first {shape.duration:.3f} s are used"
     if frames >= shape.frames or frames_stated:

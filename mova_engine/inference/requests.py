@@ -176,8 +176,7 @@ def _prompts_of_clips(folder: Path, clip: ClipConfig, given: tuple[Kept, Kept]) 
         try:
             kept = None if given == ("none", "none") else GivenClip(entry.path, *given, entry.start)
             if kept is not None:
-                # Found out before any weight is loaded.
-                kept.read(clip)
+                kept.check(clip)
             prompts.append(Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id, given=kept))
         except MovaError as error:
             log.warning("clip '%s' gives no prompt: %s", entry.id, error)

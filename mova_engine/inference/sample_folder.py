@@ -9,7 +9,7 @@ from typing import Any
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.contact_sheet import SheetClip, contact_sheet_png
-from mova_engine.data.media.decode import Clip, probe
+from mova_engine.data.media.decode import Clip
 from mova_engine.data.media.remux import with_new_sound, with_source_sound
 from mova_engine.data.media.spectrogram import spectrogram_frames
 from mova_engine.data.media.write import encode_mp4, encode_wav
@@ -17,7 +17,7 @@ from mova_engine.data.metadata import FILES
 from mova_engine.errors import MovaError, require_package
 from mova_engine.files.writable import check_writable
 from mova_engine.files.written import Written
-from mova_engine.inference.given_clip import STRIDE, GivenClip
+from mova_engine.inference.given_clip import GivenClip
 
 LISTING, SHEET = FILES[0], "contact_sheet.png"
 # The contact sheet shows at most this many clips.
@@ -82,9 +82,7 @@ class SampleFolder:
         if clip.video is None:
             return encode_wav(path, clip.audio, rate)
         if given is not None and isinstance(given.source, Path):
-            # Of pictures that go on for longer than the clip, the rest would have no sound.
-            end = self.shape.duration + STRIDE / fps
-            if given.kind == ("all", "none") and not given.start and probe(given.source).duration < end:
+            if given.copies_pictures(self.shape):
                 return with_new_sound(given.source, clip.audio, rate, name=path)
             if given.kind == ("none", "all"):
                 return with_source_sound(given.source, clip.pictures, fps, start=given.start, name=path)

@@ -20,7 +20,6 @@ from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.sample import CACHE_FILE, REFERENCE, SampleConfig
 from mova_engine.data.media.decode import Clip, probe, read_clip
-from mova_engine.data.media.remux import check_copied_pictures
 from mova_engine.data.text import flaw, shown
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
@@ -30,7 +29,7 @@ from mova_engine.errors import MovaError, counted
 from mova_engine.inference.audio_alone import check_form, generate_sound
 from mova_engine.inference.denoising import Step
 from mova_engine.inference.extension import Extension, extended
-from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fitted_shape
+from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fitted_shape, kept_frames
 from mova_engine.inference.loading import trained
 from mova_engine.inference.pipeline import (
     FIRST_STEP,
@@ -152,8 +151,8 @@ def _extension(config: SampleConfig, shape: ClipConfig, launch: Launch) -> tuple
         raise MovaError("--seconds: clips are extended by one process: leave torchrun out")
     extension, source = Extension.of(shape, config.seconds, config.overlap), None
     if config.extend is not None:
-        # Of the clip all frames, but not the part of a second that is no whole frame.
-        frames = int(probe(config.extend).duration * shape.fps + 1e-3)
+        # As many frames as the model's clips can have, 4n+1. Declared durations are rounded, mostly to 1 ms.
+        frames = round(probe(config.extend).duration * shape.fps)
         length = max(1, (frames - 1) // STRIDE * STRIDE + 1)
         read = read_clip(config.extend, replace(shape, frames=length), silent="zeros")
         source = Clip(read.pictures, read.audio[: extension.sample(length)])
@@ -281,13 +280,7 @@ def sample_settings(config: SampleConfig, defaults: SampleSettings) -> SampleSet
 def _work(config: SampleConfig, shape: ClipConfig, given: GivenClip | None) -> list[tuple[Prompt, Request]]:
     image = read_frame(config.image, shape) if config.image else None
     if given is not None:
-        # Found out before any weight is loaded, and before anything is made.
-        for kept in given.kind:
-            if isinstance(kept, Window):
-                kept.check(shape)
-        given.read(shape)
-        if given.kind == ("all", "none"):
-            check_copied_pictures(given.path)
+        given.check(shape)
     from_file = given.path if given is not None else config.extend or config.image
     source = None if from_file is None else str(from_file)
     if config.prompts is None:
@@ -297,10 +290,13 @@ def _work(config: SampleConfig, shape: ClipConfig, given: GivenClip | None) -> l
         if image is not None:
             if any(prompt.first_frame is not None for prompt in prompts):
                 raise MovaError(f"--image and {config.prompts} both give first frames: leave --image out")
-            prompts = [Prompt(prompt.caption, image, source) for prompt in prompts]
+            prompts = [replace(prompt, first_frame=image, source=source) for prompt in prompts]
     last_frame = read_frame(config.last_image, shape) if config.last_image else None
+    keyframes = read_keyframes(config.keyframe, shape)
+    if last_frame is not None and any(index == shape.frames - 1 for index, _ in keyframes):
+        raise MovaError("--last-image and a --keyframe both give the last picture: leave one of them out")
     count = len(prompts) if config.count is None else config.count
-    return make_requests(prompts, count, config.seed, last_frame, read_keyframes(config.keyframe, shape))
+    return make_requests(prompts, count, config.seed, last_frame, keyframes)
 
 
 def _given(config: SampleConfig) -> GivenClip | None:
@@ -348,10 +344,9 @@ def _facts(
 
 
 def _has_no_first_frame(prompt: Prompt, job: SamplingJob) -> bool:
-    pictures = (
-        job.config.audio_alone or job.source is not None or (prompt.given is not None and prompt.given.video != "none")
-    )
-    return prompt.first_frame is None and not pictures
+    if job.config.audio_alone or job.source is not None or prompt.first_frame is not None:
+        return False
+    return prompt.given is None or not kept_frames(prompt.given.video, job.clip)[0]
 
 
 def _frames(clip: Clip | None) -> int:

@@ -11,6 +11,7 @@ from av.codec import CodecContext
 from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
@@ -42,10 +43,13 @@ def declared_duration(stream: VideoStream) -> Fraction:
     return stream.duration * stream.time_base if stream.duration and stream.time_base else Fraction(0)
 
 
-def read_pictures(
-    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction
-) -> tuple[Fraction, np.ndarray]:
-    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
+def first_picture(container: InputContainer, path: str | Path) -> Fraction:
+    """The time of the file's first picture, in seconds on the container's clock. Raises MovaError if there is none."""
+    return _opened(container, path)[1]
+
+
+def _opened(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFrame], Fraction]:
+    """A reader of the file's pictures, and the first one's time."""
     stream = video_stream(container, path)
     decoder = choose_decoder(stream, path)
     # One thread: a decoder with several must not be freed in another process, as a forked worker might do, and decoding
@@ -55,7 +59,15 @@ def read_pictures(
     first = reader.first()
     if first is None:
         raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
-    origin = first[0]
+    return reader, first[0]
+
+
+def read_pictures(
+    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction
+) -> tuple[Fraction, np.ndarray]:
+    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
+    reader, origin = _opened(container, path)
+    stream = video_stream(container, path)
     begin = origin + start
     search = start > PREROLL
     if search:

@@ -19,6 +19,7 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from mova_engine.data.media.container import audio_stream, open_media, video_stream
+from mova_engine.data.media.pictures import first_picture
 from mova_engine.data.media.sound import first_sound
 from mova_engine.data.media.write import add_pictures, add_sound, encode_frames, encode_sound, mux
 from mova_engine.errors import MovaError
@@ -47,7 +48,10 @@ def with_new_sound(
         copied = list(_packets(given, stream, packets))
         if not copied:
             raise MovaError(f"{source}: damaged or cut short: no packet of its pictures can be read")
-        first = min(packet.pts for packet in copied if packet.pts is not None)
+        # Packets before the first picture that is shown, as files have that were cut without encoding them again, are
+        # needed by later ones: they come along, and remain hidden.
+        with open_media(source) as again:
+            first = round(first_picture(again, source) / (stream.time_base or Fraction(1)))
         try:
             with av.open(buffer, "w", format="mp4") as container:
                 pictures = container.add_stream_from_template(stream)
@@ -126,6 +130,8 @@ def _lossless(
     samples: Any
     kept: Any
     for frame in given.decode(stream):
+        if written == count:
+            break
         for part in resampler.resample(frame):
             samples = part.to_ndarray().reshape(-1, len(context.layout.channels))
             lead = max(0, begin - position)
