@@ -14,8 +14,6 @@ from mova_engine.config.recipes import load_config
 from mova_engine.config.train import LoraSettings
 from mova_engine.errors import MovaError
 from mova_engine.memory.quantise_folder import quantise_folder
-from mova_engine.ops.machine import assumed_machine
-from mova_engine.train.dry_run import dry_run_training
 from mova_engine.train.trainer import Trainer
 
 
@@ -109,6 +107,3 @@ def test_adapters_train_on_a_quantised_folder_resident_and_streamed(adapted, ran
     whole = replace(config("three"), lora=LoraSettings())
     with pytest.raises(MovaError, match="holds weights in int8: all weights of this run are trained"):
         ran(whole)
-    machine = assumed_machine("cuda", "sm90")
-    with pytest.raises(MovaError, match="holds weights in int8: they are not rehearsed yet"):
-        dry_run_training(config("three"), machine)
