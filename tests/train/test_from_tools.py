@@ -61,6 +61,19 @@ def test_a_number_of_steps_on_the_command_line_is_that_of_the_decay(here):
     assert config.steps == 40 and config.optim.decay_start == 0.25
 
 
+def test_lines_of_a_script_as_people_write_them(here):
+    """A comment after a variable's value, an environment before the command, a name that looks like a number."""
+    command = "accelerate launch src/musubi_tuner/wan_train_network.py --dataset_config dataset.toml"
+    Path("a.sh").write_text(
+        f"LR=1e-4 # high\nNAME='001 # cat'\nCUDA_VISIBLE_DEVICES=0 {command} --learning_rate $LR --network_dim 32 "
+        '--output_name "$NAME"\n'
+    )
+    found = musubi_options.translate(Path("a.sh")).settings
+    assert (found["optim"]["lr"], found["lora"]["rank"], found["name"]) == (1e-4, 32, "001 # cat")
+    Path("a.sh").write_text(f"{command} --output_name 001")
+    assert musubi_options.translate(Path("a.sh")).settings["name"] == "001"
+
+
 def test_every_word_of_a_file_is_answered(here):
     """By its name, in what is printed or, after its value is changed to what has no counterpart, in the refusal."""
     lines = " ".join(musubi_options.translate(Path("train.sh")).lines)

@@ -13,6 +13,11 @@ from mova_engine.errors import MovaError
 
 _SCRIPT = re.compile(r"\w+_train_network(\.py)?$")
 _ASSIGNMENT = re.compile(r"^\s*(?:export\s+|set\s+)?([A-Za-z_]\w*)=(.*)$")
+_QUOTED = re.compile(r"""(["'])(.*?)\1""")
+# An assignment's value that a training command follows, as in CUDA_VISIBLE_DEVICES=0 accelerate launch ...
+_COMMAND_FOLLOWS = re.compile(r"""^(?:"[^"]*"|'[^']*'|[^\s"'])*\s+.*_train_network""")
+# Options whose value is a text, though it may look like a number.
+_TEXTS = ("output_name", "output_dir", "network_weights", "dataset_config", "config_file", "sample_prompts")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?|%([A-Za-z_]\w*)%")
 
 
@@ -51,8 +56,9 @@ def _command(path: Path) -> dict[str, Any]:
     for line in text.splitlines():
         if line.lstrip().startswith(("#", "::", "rem ", "REM ")):
             continue
-        if (assigned := _ASSIGNMENT.match(line)) is not None:
-            variables[assigned[1]] = _replaced(assigned[2].strip().strip("\"'"), variables, path)
+        assigned = _ASSIGNMENT.match(line)
+        if assigned is not None and not _COMMAND_FOLLOWS.match(assigned[2]):
+            variables[assigned[1]] = _replaced(_assigned(assigned[2]), variables, path)
             continue
         if "_train_network" not in line:
             continue
@@ -69,6 +75,13 @@ def _command(path: Path) -> dict[str, Any]:
         number = "no" if not found else "more than one"
         raise MovaError(f"{path}: holds {number} command of a *_train_network.py of musubi-tuner")
     return _options(found[0], path)
+
+
+def _assigned(text: str) -> str:
+    """The value of an assignment, without its quotes and a comment after it."""
+    text = text.strip()
+    quoted = _QUOTED.match(text)
+    return re.sub(r"\s+#.*", "", text).strip("\"'") if quoted is None else quoted[2]
 
 
 def _replaced(text: str, variables: dict[str, str], path: Path) -> str:
@@ -93,7 +106,11 @@ def _options(words: list[str], path: Path) -> dict[str, Any]:
         else:
             found[name].append(word)
     several = ("network_args", "optimizer_args", "lr_scheduler_args", "base_weights", "base_weights_multiplier")
-    one = {key: _value(values) for key, values in found.items() if key not in several}
+    one = {
+        key: " ".join(values) if values and key in _TEXTS else _value(values)
+        for key, values in found.items()
+        if key not in several
+    }
     config = one.pop("config_file", None)
     under: dict[str, Any] = {}
     if config is not None:
