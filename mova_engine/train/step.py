@@ -199,6 +199,11 @@ class Updater:
         if heard is not None:
             values["heard"] = heard
             modalities = modalities if heard else {"video": video}
+        # Of what is given in all clips of the step, there is no loss.
+        learned = {"video": draw.video_factors, "audio": draw.audio_factors}
+        modalities = {
+            name: loss for name, loss in modalities.items() if (each := learned[name]) is None or bool(each.any())
+        }
         values |= {"loss": total, **{f"loss/{name}": value for name, value in modalities.items()}, "skipped": 0.0}
         if draw.expert is not None:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}

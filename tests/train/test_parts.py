@@ -212,6 +212,15 @@ def test_a_masked_clips_sound_is_not_learned(model, heard):
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("given, learned", [("given_video", "audio"), ("given_audio", "video")])
+def test_what_is_given_in_all_clips_of_a_step_has_no_loss_among_the_metrics(model, given, learned):
+    config = load_config("nano", loader={"batch": 2}, global_batch_size=2, diffusion={given: 1.0})
+    weights = Weights(model, torch.float32)
+    descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.0}], lr=0.0)
+    values = Updater(config, model, weights, descent, OPS).step(0, iter([latents(2)]), lambda batch: batch).values
+    assert [name for name in values if name in ("loss/video", "loss/audio")] == [f"loss/{learned}"]
+
+
 def test_the_norm_of_all_gradients_is_that_of_the_towers_together(model):
     (values,), _ = run_updates(model, loader={"batch": 8})
     towers = [values[f"grad_norm/{name}"] for name in ("video_dit", "audio_dit", "dual_tower_bridge")]
