@@ -29,7 +29,7 @@ class Prediction(PredictionConfig):
         """
         if self.kind == "velocity":
             return output
-        if (sigma <= 0).any():
+        if not (sigma > 0).all():
             raise MovaError("an x0 network has no velocity at sigma 0: steps must begin at positive noise levels")
         return _from_x0(output, noisy, sigma)
 

@@ -13,6 +13,7 @@ from mova_engine.checkpoints.folder import load_mova
 from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig, memory_of_word
+from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.config.sample import SAMPLE
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
@@ -23,6 +24,8 @@ from mova_engine.inference.sampling_memory import added_adapters, choose_for_sam
 from mova_engine.memory.quantise_folder import quantise_folder
 from mova_engine.ops import bind
 from mova_engine.predict.step_traffic import component_bytes
+from mova_engine.rehearsal.rehearse import rehearse
+from mova_engine.rehearsal.result import Rehearsal
 
 CPU = get_backend("cpu")
 SIZES = ClipSettings(frames=9, height=32, width=48)
@@ -130,3 +133,13 @@ def test_words_are_settings_and_single_ones_win():
     assert parsed("--memory=stream", "--memory.idle", "files") == MemoryConfig(weights="host", idle="files")
     auto = parsed("--memory.weights", "host", "--memory", "auto")
     assert auto.decided == {"weights": "host", "frozen": "activations"}
+
+
+@pytest.mark.dry
+def test_a_dry_run_of_a_network_that_predicts_x0(saved_run):
+    """Whose noise levels must not be zero: those of a dry run have no values."""
+    config = SAMPLE.parse(["--checkpoint", str(saved_run), "--prompt", "rain", "--device", "cpu"])
+    found = Rehearsal.from_dict(
+        rehearse("mova_engine.inference.dry_run:in_this_process", config, "cpu", RehearsalOptions(dry_run=True), 2)
+    )
+    assert found.command == "sample"
