@@ -353,6 +353,11 @@ class TrainConfig:
             "memory.chunking rows is for the many tokens of video, which the audio task has none of: leave it out",
         )
         check(
+            self.loader.silent_audio != "mask" or not self.diffusion.given_audio,
+            "diffusion.given_audio gives any clip's sound, but loader.silent_audio mask keeps clips that have none: "
+            "use refuse",
+        )
+        check(
             self.task == "joint" or self.loader.silent_audio != "mask",
             "loader.silent_audio mask learns a silent clip's pictures alone; the audio task has none: use refuse",
         )

@@ -99,12 +99,9 @@ class ClipCodecs:
                         inputs.pictures.append(encoded[key])
         return found
 
-    def gather(
-        self, inputs: Encoded, requests: Sequence[Request], device: torch.device, clean: bool = False
-    ) -> Conditions:
+    def gather(self, inputs: Encoded, requests: Sequence[Request], device: torch.device) -> Conditions:
         """Share what the processes that make the clips together have encoded; returns all of it, on `device`.
 
-        clean: parts of a modality that are given are shown to the model clean, as it was trained; see `GivenLatents`.
         Raises MovaError for requests of which not all give the same.
         """
         clip, rounds, shape = self.processes.clip, self.processes.rounds, self.shape
@@ -123,8 +120,8 @@ class ClipCodecs:
             pictures["condition"].to(device),
             text,
             empty.expand_as(text),
-            _given_latents(pictures.get("video"), kept_latent_frames(video, shape), device, clean),
-            _given_latents(pictures.get("audio"), kept_audio_latents(audio, shape), device, clean),
+            _given_latents(pictures.get("video"), kept_latent_frames(video, shape), device),
+            _given_latents(pictures.get("audio"), kept_audio_latents(audio, shape), device),
         )
 
     def decode(
@@ -224,9 +221,7 @@ class ClipCodecs:
         return first_frame_condition(latents, request.last_frame is not None, keyframes)
 
 
-def _given_latents(
-    latents: Tensor | None, positions: tuple[bool, ...], device: torch.device, clean: bool
-) -> GivenLatents | None:
+def _given_latents(latents: Tensor | None, positions: tuple[bool, ...], device: torch.device) -> GivenLatents | None:
     if latents is None:
         return None
-    return GivenLatents(latents.to(device), positions, clean or all(positions))
+    return GivenLatents(latents.to(device), positions, clean=all(positions))

@@ -63,7 +63,6 @@ class LoopOptions:
     bridge: False for a model that was trained without a bridge.
     batch_guidance: evaluations that differ only in the text share one forward of twice the batch; False halves the
     memory.
-    clean_given: stretches of a clip that are given are shown to the model clean, as it was trained (`conditions`).
     solver: one of `diffusion.solvers`.
     video_every: for sound to a given video: the video tower runs in one of so many evaluations, and the audio reads in
     the others what it read then. 0: it runs once, without what the bridge brings it from the audio; the video then does
@@ -75,7 +74,6 @@ class LoopOptions:
     clean_first_frame: bool = False
     bridge: bool = True
     batch_guidance: bool = True
-    clean_given: bool = False
     solver: str = "euler"
     video_every: int = 1
     reused: tuple[int, ...] = ()

@@ -61,6 +61,13 @@ def dry_run_sampling(
     config.memory.check_decided()
     if config.lora:
         raise MovaError("a dry run of sampling adds no adapters: leave --lora out; merged adapters take no memory")
+    given = ("video", "audio", "retake", "extend", "given", "seconds")
+    named = next((name for name in given if getattr(config, name) is not None), "audio_alone")
+    if getattr(config, named):
+        raise MovaError(
+            f"a dry run of sampling rehearses steps that make pictures and sound of one clip's length: leave "
+            f"--{named.replace('_', '-')} out"
+        )
     opened = _opened(config, stored)
     model, facts, dtype = with_layers(opened.sizes, layers), opened.trained, opened.dtype
     settings = sample_settings(config, default_settings(opened.sizes))
@@ -68,7 +75,7 @@ def dry_run_sampling(
     stage = Stage(machine, world_size, dtype if streamed else None, opened.components)
     shape, batch = _shares(config, model, settings.guidance, stage.launch)
     table = stage.operators({}, (dtype,), training=False)
-    steps = facts.schedule.inference(settings.steps)
+    steps = settings.noise_levels(facts.schedule)
     first = Steps(steps.video_sigmas[:2], steps.audio_sigmas[:2], *_first(steps))
     with stage.world():
         processes = stage.processes(shape, config.parallel.timeout, sampling=True)

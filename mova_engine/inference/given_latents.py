@@ -15,10 +15,10 @@ class GivenLatents:
 
     latents: float32, video [b, 16, t, h, w] or audio [b, 128, l]; only those of the given positions are read.
     positions: for each latent frame or audio latent, whether it is given.
-    clean: the model sees them clean, at timestep 0, as it was trained to with `conditions`, or as a whole modality of
-        models whose timesteps were independent. False: it sees them at each step's noise level, and they are put back
-        after every step (the replacement method: Song et al., 2021, section 5; Lugmayr et al., 2022), which any model
-        takes.
+    clean: the model sees them clean, at timestep 0, as a whole modality of models whose timesteps were independent,
+        or that were trained so (`given_video`, `given_audio`). False: it sees them at each step's noise level, and they
+        are put back after every step (the replacement method: Song et al., 2021, section 5; Lugmayr et al., 2022),
+        which any model takes.
     """
 
     latents: Tensor

@@ -373,7 +373,7 @@ class Pipeline:
     ) -> Latents:
         # The audio tower is on the device during all steps, the video experts may be on the host.
         device = self.device or self.mova.audio_dit.head.head.weight.device
-        conditions = self._clip_codecs.gather(inputs, requests, device, self.options.clean_given)
+        conditions = self._clip_codecs.gather(inputs, requests, device)
 
         def stepped(step: Step) -> None:
             on_stage(f"step {step.index + 1} of {settings.count} done")

@@ -15,7 +15,6 @@ from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.audio_alone import generate_sound
 from mova_engine.inference.clip_codecs import ClipCodecs
-from mova_engine.inference.denoising import LoopOptions
 from mova_engine.inference.extension import Extension, extended
 from mova_engine.inference.given_clip import (
     GivenClip,
@@ -84,12 +83,10 @@ def test_given_sound_comes_back_and_its_pictures_follow_it(pipeline):
     assert (clips[0].frames != clips[1].frames).mean() > 0.2
 
 
-@pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize(
     ("video", "audio"), [(WINDOW, "all"), ("all", WINDOW), (WINDOW, WINDOW), ("none", WINDOW), (WINDOW, "none")]
 )
-def test_what_is_outside_the_window_stays_to_the_bit(pipeline, video, audio, clean):
-    pipeline.options = LoopOptions(clean_given=clean)
+def test_what_is_outside_the_window_stays_to_the_bit(pipeline, video, audio):
     pictures, sound = pictures_and_sound(seed=3)
     clip = pipeline("rain", given=GivenClip(Clip(pictures, sound), video, audio), steps=2)
     frames = np.array(kept_frames(video, SHAPE))

@@ -120,3 +120,9 @@ def test_a_setting_that_came_after_a_checkpoint_differs_only_where_it_is_set():
     assert differences(with_defaults(old), to_plain(config)) == []
     chosen = load_config("nano", loader={"dtype": "bfloat16"})
     assert differences(with_defaults(old), to_plain(chosen)) == ['loader.dtype: "float32" -> "bfloat16"']
+
+
+def test_given_sound_must_be_heard():
+    with pytest.raises(MovaError, match="loader.silent_audio mask keeps clips that have none"):
+        load_config("nano-any", loader={"silent_audio": "mask"})
+    assert load_config("nano-any", diffusion={"given_audio": 0.0}, loader={"silent_audio": "mask"})

@@ -182,7 +182,7 @@ def optimizer(keys: Keys, name: str, params: str, given: Mapping[str, Any]) -> N
     if plain == "adamw":
         keys.unused(name, "AdamW is the optimizer")
     elif plain in ("adamw8bit", "pagedadamw8bit"):
-        keys.unused(name, "AdamW is the optimizer; its moments are float32, which few weights of adapters need")
+        keys.set("optim.moments", "8bit", name)
     else:
         keys.refuse(name, "AdamW is the only optimizer; with --optim.lr, a learning rate for it, this is settled", _LR)
     values = dict(given)
