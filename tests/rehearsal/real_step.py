@@ -77,9 +77,16 @@ def main() -> None:
     with LiveTensors() as live:
         again()
     found["live"] = before + live.peak()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        again()
-    found["allocator"] = before + allocated(profile)
+    peaks = []
+    # Where an exchange waits for the other process, on a busy machine, the next ones' buffers pile up: the step in
+    # which the fewest did is taken.
+    for _ in range(4 if launch.world > 1 else 1):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            again()
+        peaks.append(before + allocated(profile))
+    found["allocator"] = min(peaks)
+    if launch.rank == 0:
+        print(f"peaks: {peaks}", file=sys.stderr)
     if launch.rank == 0:
         print("real: " + json.dumps(found))
     processes.close()
