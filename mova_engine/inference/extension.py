@@ -15,7 +15,7 @@ from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import Clip
 from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import Step
-from mova_engine.inference.given_clip import STRIDE, GivenClip, Window, kept_audio_latents
+from mova_engine.inference.given_clip import FADE_S, STRIDE, GivenClip, Window, kept_audio_latents
 from mova_engine.inference.pipeline import Pipeline
 from mova_engine.inference.requests import MAX_SEED, Request
 from mova_engine.inference.sample_settings import SampleSettings
@@ -73,6 +73,9 @@ class Extension:
         sound = np.zeros(shape.audio_samples, np.float32)
         head = clip.audio[self.sample(frames - self.overlap) : self.sample(frames)]
         sound[: len(head)] = head
+        # What kept sound fades into begins with it (`with_kept_sound`): its mirror image has no jump, as zeros have.
+        mirrored = head[::-1][: min(round(FADE_S * shape.sample_rate), len(sound) - len(head))]
+        sound[len(head) : len(head) + len(mirrored)] = mirrored
         return GivenClip(Clip(pictures, sound), video=self._made, audio=self._made)
 
     def joined(self, clip: Clip, following: Clip) -> Clip:

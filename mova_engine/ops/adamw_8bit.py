@@ -10,7 +10,7 @@ divided and joined as those of the weight. Weights of fewer than 16 values a row
 the paper, a second moment that is not zero is never rounded to zero, since steps divide by its root.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.ops.moment_blocks import BLOCK, LEAST_ROW, SCALE
-from mova_engine.ops.optimizer_impl import WithoutCompiler
+from mova_engine.ops.optimizer_impl import AdamWReference
 from mova_engine.ops.reference import up
 from mova_engine.ops.row_chunks import row_chunks
 
@@ -72,13 +72,8 @@ def row_length(p: Tensor) -> int:
     return p.shape[1:].numel()
 
 
-class AdamW8bitReference(WithoutCompiler):
+class AdamW8bitReference(AdamWReference):
     """`AdamWReference` with moments in 8 bits: dequantise, AdamW's formulas, quantise. In float32 at least."""
-
-    def __init__(
-        self, params: Iterable, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:

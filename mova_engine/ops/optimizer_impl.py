@@ -14,7 +14,16 @@ from torch import Tensor
 from mova_engine.ops.reference import up
 
 
-class AdamWReference(torch.optim.Optimizer):
+class WithoutCompiler(torch.optim.Optimizer):
+    """An optimizer without torch's compiler: what torch wraps for `torch.compile` imports that, for seconds, when
+    called. The wrappers keep the compiler from following into the function; outside of it they change nothing.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _unwrapped(super().add_param_group)(self, param_group)
+
+
+class AdamWReference(WithoutCompiler):
     """AdamW (Loshchilov & Hutter, 2019) as its formula, one parameter after the other.
 
     m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p = p (1 - lr wd) - lr * m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps).
@@ -46,15 +55,6 @@ class AdamWReference(torch.optim.Optimizer):
                 p.copy_(weight * (1 - group["lr"] * group["weight_decay"]) - step)
                 state["exp_avg"].copy_(m)
                 state["exp_avg_sq"].copy_(v)
-
-
-class WithoutCompiler(torch.optim.Optimizer):
-    """An optimizer without torch's compiler: what torch wraps for `torch.compile` imports that, for seconds, when
-    called. The wrappers keep the compiler from following into the function; outside of it they change nothing.
-    """
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        _unwrapped(super().add_param_group)(self, param_group)
 
 
 class _AdamW(WithoutCompiler, torch.optim.AdamW):

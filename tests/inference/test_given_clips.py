@@ -1,6 +1,7 @@
 """Sound for pictures, pictures for sound, and parts of a clip anew: through the pipeline and as a user runs it."""
 
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -270,6 +271,20 @@ def test_windows_continue_one_another(pipeline):
     # Where a window goes over into the next, the sound has no jump beyond its own.
     jumps = np.abs(np.diff(clip.audio))
     assert jumps[extension.sample(8) - 20 : extension.sample(9) + 20].max() <= 1.5 * jumps.max()
+
+
+@pytest.mark.parametrize("overlap", [1, 5, 13])
+def test_sound_has_no_jump_where_a_window_ends(overlap):
+    """Of 13 frames the sound goes on for 2 ms after its last whole latent, which is less than the fade."""
+    shape = replace(SHAPE, frames=25)
+    time = np.arange(2 * shape.audio_samples) / shape.sample_rate
+    sine = (0.4 * np.cos(2 * np.pi * 300 * time)).astype(np.float32)
+    extension = Extension(shape, 45, overlap)
+    before = Clip(np.zeros((25, 2, 2, 3), np.uint8), sine[: extension.sample(25)])
+    given = extension.continued(before)
+    made = sine[extension.sample(25 - overlap) :][: shape.audio_samples]
+    sound = with_kept_sound(made, given.source.audio, given.audio, shape)
+    assert np.abs(np.diff(sound)).max() < 1.5 * np.abs(np.diff(sine)).max()
 
 
 def test_a_clip_is_extended(sample, clip_file):
