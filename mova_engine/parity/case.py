@@ -153,7 +153,7 @@ def find_cases(folder: Path) -> list[GoldenCase]:
         case = GoldenCase(folder, path.stem)
         if "case" in case.meta:
             cases.append(case)
-        elif "weights" not in case.meta.get("kind", ""):
+        elif not any(word in case.meta.get("kind", "") for word in ("weights", "state dict")):
             raise MovaError(f"{path} is neither a case nor a weights file (no 'case' and no 'kind' in it)")
     if not cases:
         raise MovaError(f"{folder} holds no recorded case (*.json with a 'case' entry)")

@@ -9,6 +9,7 @@ from torch import Tensor
 from mova_engine.errors import MovaError, suggest
 from mova_engine.parity import adapters, bridges, latents, sampling, schedules, steps, towers
 from mova_engine.parity.case import CaseDevice, GoldenCase, find_cases
+from mova_engine.parity.evaluation.evaluation_runner import EVALUATION_RUNNERS, run_evaluation_case
 from mova_engine.parity.judge import ParityRow, judge
 from mova_engine.parity.parameters import check_case
 
@@ -40,25 +41,28 @@ _LEFT_OUT_BELOW_FLOAT32 = {
 }
 
 
-def find_runner(case: GoldenCase) -> Runner:
-    """The runner of a case. MovaError for an unknown case, or one that sets what its runner does not read."""
-    if case.kind not in RUNNERS:
+def check_known(case: GoldenCase) -> None:
+    """MovaError for an unknown case, or one of the model that sets what its runner does not read."""
+    known = (*RUNNERS, *EVALUATION_RUNNERS)
+    if case.kind not in known:
         raise MovaError(
-            f"{case.folder / case.name}.json: unknown case '{case.kind}'.{suggest(case.kind, RUNNERS)} "
-            f"Known: {', '.join(RUNNERS)}"
+            f"{case.folder / case.name}.json: unknown case '{case.kind}'.{suggest(case.kind, known)} "
+            f"Known: {', '.join(known)}"
         )
-    check_case(case)
-    return RUNNERS[case.kind]
+    if case.kind in RUNNERS:
+        check_case(case)
 
 
 def run_case(case: GoldenCase, machine: CaseDevice) -> list[ParityRow]:
     """Run one case; one row per recorded tensor that is not an input."""
-    runner = find_runner(case)
+    check_known(case)
     if case.kind.startswith(_FLOAT32_ONLY):
         machine = CaseDevice(machine.ops, machine.device, torch.float32)
     left_out = {} if machine.dtype == torch.float32 else _LEFT_OUT_BELOW_FLOAT32
     try:
-        rows = judge(case.name, case.tensors, runner(case, machine), machine.dtype, left_out)
+        if case.kind in EVALUATION_RUNNERS:
+            return run_evaluation_case(case, machine)
+        rows = judge(case.name, case.tensors, RUNNERS[case.kind](case, machine), machine.dtype, left_out)
         facts = _FACTS.get(case.kind, lambda _: [])(case)
     except KeyError as error:
         raise MovaError(f"{case.path}: the case lacks {error}") from None
@@ -73,6 +77,6 @@ def run_folder(folder: Path, machine: CaseDevice) -> Iterator[tuple[GoldenCase, 
     """Run every case of a folder. All cases are known before the first runs."""
     cases = find_cases(folder)
     for case in cases:
-        find_runner(case)
+        check_known(case)
     for case in cases:
         yield case, run_case(case, machine)
