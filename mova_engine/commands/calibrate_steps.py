@@ -2,9 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mova_engine.config.calibration import CALIBRATE
+from mova_engine.config.calibration import CALIBRATE, CalibrateConfig
 from mova_engine.errors import counted, run_cli
+
+if TYPE_CHECKING:
+    from mova_engine.distributed.stop_signals import StopRequest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,6 +17,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
+    from mova_engine.distributed.stop_signals import ended_at_once
+
+    with ended_at_once(lambda: "nothing was written") as stop:
+        return _calibrate(config, stop)
+
+
+def _calibrate(config: CalibrateConfig, stop: "StopRequest") -> int:
     from rich.console import Console
     from rich.progress import track
 
@@ -41,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def stepped(_: Step) -> None:
         next(steps, None)
+        stop.raise_if_asked()
 
     errors = calibrate(pipeline, requests, job.settings, config.longest, batch=batch, on_step=stepped)
     key = key_of(job.folder, job.clip, job.settings, pipeline.schedule, job.lora)

@@ -18,6 +18,7 @@ from mova_engine.errors import MovaError, require_package
 from mova_engine.files.writable import check_writable
 from mova_engine.files.written import Written
 from mova_engine.inference.given_clip import GivenClip
+from mova_engine.inference.unfinished import complete_clips, read_back
 
 LISTING, SHEET = FILES[0], "contact_sheet.png"
 # The contact sheet shows at most this many clips.
@@ -30,17 +31,26 @@ class SampleFolder:
     """Writes `clips` clips one after another. A clip is listed in metadata.jsonl once its file is complete.
 
     sound: clips have no pictures, and are written as wav files; the sheet shows their spectrograms.
+    run: a folder that a run of this name (`unfinished.run_name`, "run" of its rows) left unfinished is gone on with:
+    `written` is then the number of its clips.
     overwrite: remove the samples that the folder holds when the first new one is written; otherwise they are an error.
     Only files that sampling has written and nobody has changed since are replaced. The constructor raises MovaError if
     another file is in the way, or if the folder cannot be written to.
     """
 
     def __init__(
-        self, folder: str | Path, shape: ClipConfig, clips: int, overwrite: bool = False, sound: bool = False
+        self,
+        folder: str | Path,
+        shape: ClipConfig,
+        clips: int,
+        overwrite: bool = False,
+        sound: bool = False,
+        run: str | None = None,
     ) -> None:
         require_package("matplotlib", f"the contact sheet, {SHEET},")
         self.folder, self.shape, self._suffix = Path(folder), shape, "wav" if sound else "mp4"
         self.written = 0
+        self._old: list[str] = []
         self._sheet: list[SheetClip] = []
         check_writable(self.folder, OPTION)
         self._record = Written(self.folder, "sample")
@@ -49,10 +59,25 @@ class SampleFolder:
         for other in (name for name in FILES if name != LISTING and os.path.lexists(self.folder / name)):
             raise MovaError(f"{self.folder} holds clips that are listed in {other}: {WAY_OUT}")
         self._record.check(names, WAY_OUT)
+        self._listed = hashlib.sha256()
+        if not overwrite and run is not None and self._goes_on(run, clips):
+            return
         if not overwrite and any(os.path.lexists(self.folder / name) for name in names):
             raise MovaError(f"{folder} already holds samples: give another folder, or --overwrite")
         self._old = list(self._record.names)
-        self._listed = hashlib.sha256()
+
+    def _goes_on(self, run: str, clips: int) -> bool:
+        """Whether the folder holds the first clips of a run of this name, which are then those that were written."""
+        rows = complete_clips(self.folder / LISTING, run)
+        if not rows or len(rows) > clips or (self.folder / SHEET).exists():
+            return False
+        self._listed.update((self.folder / LISTING).read_bytes())
+        self.written = len(rows)
+        for row in rows[:SHEET_CLIPS]:
+            clip = read_back(self.folder / row["video_path"], self.shape)
+            if clip is not None:
+                self._show(clip, row["caption"])
+        return True
 
     def add(self, clip: Clip, caption: str, facts: Mapping[str, Any], given: GivenClip | None = None) -> Path:
         """Write one clip and its metadata row: `video_path`, `caption` and `facts`. Returns the path of the mp4.
@@ -69,10 +94,14 @@ class SampleFolder:
         path = self._record.write(name, data, WAY_OUT, sync=False)
         self._list(json.dumps({"video_path": name, "caption": caption, **facts}, ensure_ascii=False) + "\n")
         self.written += 1
+        self._show(clip, caption)
+        return path
+
+    def _show(self, clip: Clip, caption: str) -> None:
+        """On the contact sheet, as long as there is room."""
         if len(self._sheet) < SHEET_CLIPS:
             shown = spectrogram_frames(clip.audio, self.shape.frames) if clip.video is None else clip.pictures
             self._sheet.append(SheetClip(shown, clip.audio, caption, self.shape.fps, self.shape.sample_rate))
-        return path
 
     def _name(self, index: int) -> str:
         return f"{index:03d}.{self._suffix}"

@@ -24,9 +24,11 @@ from mova_engine.data.text import flaw, shown
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Launch, Processes, rank0_first, read_launch
+from mova_engine.distributed.stop_signals import StopRequest, ended_at_once
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
 from mova_engine.inference.audio_alone import check_form, generate_sound
+from mova_engine.inference.clip_facts import facts_of_given, facts_of_run, is_solid
 from mova_engine.inference.denoising import Step
 from mova_engine.inference.extension import Extension, extended
 from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fitted_shape, kept_frames
@@ -40,19 +42,17 @@ from mova_engine.inference.pipeline import (
 )
 from mova_engine.inference.process_mesh import choose_shape, join_processes
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_keyframes, read_prompts
-from mova_engine.inference.sample_folder import SHEET_CLIPS, SampleFolder
+from mova_engine.inference.sample_folder import LISTING, SHEET_CLIPS, SampleFolder
 from mova_engine.inference.sample_settings import REFERENCE_NEGATIVE_PROMPT, SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling
 from mova_engine.inference.step_cache import key_of, planned
 from mova_engine.inference.step_plan import StepPlan
-from mova_engine.inference.velocities import Latents
+from mova_engine.inference.unfinished import run_name
 from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.ops import DTYPES
 
 # The advice in the error message after a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
-# Standard deviation of all pixels, in levels of 255, below which a clip is one solid colour.
-SOLID_LEVELS = 4.0
 # What is kept of pictures and sound, by what `SampleConfig.given` names.
 _KEPT: dict[str | None, tuple[Kept, Kept]] = {
     None: ("none", "none"),
@@ -67,6 +67,22 @@ def run(config: SampleConfig) -> int:
     All processes call this; only rank 0 prints and writes files.
     """
     launch = read_launch()
+    if launch.world > 1:
+        return _run_job(config, launch)
+    with ended_at_once(lambda: _left(config)) as stop:
+        return _run_job(config, launch, stop)
+
+
+def _left(config: SampleConfig) -> str:
+    """What there is of a run that was stopped, and how to go on."""
+    listing = config.out / LISTING
+    if not listing.is_file():
+        return "no clip is complete; the same command makes all of them"
+    then = "makes all of them anew" if config.overwrite else "goes on from there"
+    return f"the clips that {listing} lists are complete; the same command {then}"
+
+
+def _run_job(config: SampleConfig, launch: Launch, stop: StopRequest | None = None) -> int:
     with rank0_first(launch):
         job = read_job(config, launch)
         processes = join_processes(config.parallel, job.backend, launch, job.mesh)
@@ -74,7 +90,7 @@ def run(config: SampleConfig) -> int:
     before = signal.signal(signal.SIGTERM, watch.stop) if launch.world > 1 else None
     try:
         with watch.guard():
-            return _sample(job, processes, watch)
+            return _sample(job, processes, watch, stop)
     finally:
         watch.close()
         processes.close()
@@ -101,6 +117,11 @@ class SamplingJob:
     def clip(self) -> ClipConfig:
         """The clips' shape."""
         return self.model.clip
+
+    @property
+    def name(self) -> str:
+        """The run's, by all that decides its clips."""
+        return run_name(self.config, self.folder, self.lora, self.settings, self.work, self.source)
 
 
 def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
@@ -165,7 +186,7 @@ def _extension(config: SampleConfig, shape: ClipConfig, launch: Launch) -> tuple
     return extension, source
 
 
-def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
+def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequest | None) -> int:
     config, folder, backend, first = job.config, job.folder, job.backend, processes.is_first
     console = Console(stderr=True, quiet=not first, soft_wrap=True, markup=False, highlight=False)
     # The clips are divided among the data-parallel groups.
@@ -173,20 +194,23 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch) -> int:
     chosen = choose_memory_of(job, processes, batch)
     if chosen is not None:
         console.print(chosen.words())
-    out = None
+    out, run = None, None if stop is None else job.name
     if first:
-        out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite, sound=config.audio_alone)
+        out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite, sound=config.audio_alone, run=run)
+        if out.written:
+            console.print(f"{counted(out.written, 'clip')} of a run of this command that was stopped stay; going on")
+            job = replace(job, work=job.work[out.written :])
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models (velocity)")
     if diffusion_settings(folder).get("skip_first_frame") and any(_has_no_first_frame(p, job) for p, _ in job.work):
         console.print("warning: this model was trained with given first frames; without --image it gets a white one")
     watch.at("loading", watched=False)
     pipeline = open_job(job, processes, chosen, console)
-    facts = _facts(config, folder, job.settings, pipeline.schedule, job.lora)
+    facts = {**facts_of_run(config, folder, job.settings, pipeline.schedule, job.lora), "run": run}
     backend.use_threads(config.threads, job.model.video.dim)
     backend.reset_peak_memory()
     started, clock = time.perf_counter(), StepClock(FIRST_STEP)
-    _run(pipeline, job, batch, out, facts, console, watch, clock)
+    _run(pipeline, job, batch, out, facts, console, watch, clock, stop)
     if chosen is not None:
         console.print(chosen.outcome(backend.peak_memory(), clock.mean))
     if out is None:
@@ -312,37 +336,6 @@ def _given(config: SampleConfig) -> GivenClip | None:
     return GivenClip(config.retake, video, "all" if config.retake_of == "video" else window)
 
 
-def _facts(
-    config: SampleConfig, folder: Path, settings: SampleSettings, schedule: Schedule, lora: list[AdapterSpec]
-) -> dict:
-    """The entries of every metadata row that say how the clip was made."""
-    guidance = settings.guidance
-    return {
-        "checkpoint": str(folder),
-        "steps": settings.count,
-        "solver": settings.solver,
-        "sigmas": list(settings.sigmas),
-        "audio_sigmas": list(settings.audio_sigmas),
-        "switch": settings.switch,
-        "reused_steps": list(settings.cache.reused) if settings.cache else [],
-        "guidance": guidance.form,
-        "text_scale": guidance.text_scale,
-        "bridge_scale": guidance.bridge_scale,
-        "audio_text_scale": guidance.audio_text_scale,
-        "audio_bridge_scale": guidance.audio_bridge_scale,
-        "guide_from": guidance.begin,
-        "guide_until": guidance.end,
-        "guidance_rescale": guidance.rescale,
-        "negative_prompt": settings.negative_prompt,
-        "video_every": config.video_every,
-        "seconds": config.seconds,
-        "overlap": config.overlap,
-        "video_shift": schedule.video_shift,
-        "audio_shift": schedule.audio_shift,
-        "lora": [{**each._asdict(), "path": str(each.path)} for each in lora],
-    }
-
-
 def _has_no_first_frame(prompt: Prompt, job: SamplingJob) -> bool:
     if job.config.audio_alone or job.source is not None or prompt.first_frame is not None:
         return False
@@ -351,25 +344,6 @@ def _has_no_first_frame(prompt: Prompt, job: SamplingJob) -> bool:
 
 def _frames(clip: Clip | None) -> int:
     return 0 if clip is None else len(clip.pictures)
-
-
-def is_solid(clip: Clip) -> bool:
-    """Whether all pictures of a clip are of one colour, as of a model that has collapsed: none of a picture's pixels
-    is far from the clip's mean.
-    """
-    if clip.video is None:
-        return False
-    return float(clip.video.std((0, 1, 2)).max()) < SOLID_LEVELS
-
-
-def _facts_of_given(given: GivenClip | None) -> dict:
-    """What is said of a clip's given part: of each modality none, all, or all but so many seconds."""
-    if given is None:
-        return {}
-    return {
-        f"given_{name}": [kept.begin, kept.end] if isinstance(kept, Window) else kept
-        for name, kept in zip(Latents._fields, given.kind, strict=True)
-    }
 
 
 def _run(
@@ -381,6 +355,7 @@ def _run(
     console: Console,
     watch: Watch,
     clock: StepClock,
+    stop: StopRequest | None,
 ) -> None:
     """Make the clips; in the first process, write them to `out`."""
     work, settings, groups = job.work, job.settings, job.mesh.data_parallel
@@ -398,6 +373,8 @@ def _run(
         def stepped(_: Step) -> None:
             clock.step()
             progress.advance(task)
+            if stop is not None:
+                stop.raise_if_asked()
 
         clips: Iterator[Clip | None]
         heard: dict[str, Any] = {"batch": batch, "on_step": stepped, "on_stage": at_stage}
@@ -410,7 +387,7 @@ def _run(
         for (prompt, request), clip in zip(work, clips, strict=True):
             if out is None or clip is None:
                 continue
-            facts_of_clip = {"seed": request.seed, "source": prompt.source, **_facts_of_given(request.given), **facts}
+            facts_of_clip = {"seed": request.seed, "source": prompt.source, **facts_of_given(request.given), **facts}
             if is_solid(clip):
                 facts_of_clip["solid_colour"] = True
                 console.print(f"warning: clip {out.written} ('{shown(prompt.caption)}') stays one solid colour")

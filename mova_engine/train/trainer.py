@@ -20,6 +20,7 @@ from mova_engine.config.command import to_plain
 from mova_engine.config.train import TrainConfig
 from mova_engine.distributed.processes import Processes, rank0_first, read_launch
 from mova_engine.distributed.reserve import reserve_tensors
+from mova_engine.distributed.stop_signals import Stopped, StopRequest
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
 from mova_engine.memory.chosen_memory import ChosenMemory
@@ -35,7 +36,6 @@ from mova_engine.train.rank_agreement import agree_on_settings
 from mova_engine.train.resume import check_named, find_resume
 from mova_engine.train.run_folder import SAMPLES, WAY_OUT, RunFolder
 from mova_engine.train.step import StepResult, Updater
-from mova_engine.train.stop_signals import Stopped, StopRequest
 from mova_engine.train.training_state import checkpoints_of, retain, save_checkpoint, sharded_save
 
 

@@ -35,8 +35,8 @@ from distributed.world import World
 from safetensors.torch import load_file
 
 from mova_engine.data.synthetic.bounce import generate
+from mova_engine.distributed.stop_signals import STOPS
 from mova_engine.train.metrics import read_metrics
-from mova_engine.train.stop_signals import STOPS
 from mova_engine.train.training_state import checkpoints_of
 
 ENDLESS = 1_000_000

@@ -16,6 +16,7 @@ from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.audio_alone import generate_sound
 from mova_engine.inference.clip_codecs import ClipCodecs
+from mova_engine.inference.clip_facts import is_solid
 from mova_engine.inference.extension import Extension, extended
 from mova_engine.inference.given_clip import (
     GivenClip,
@@ -28,7 +29,6 @@ from mova_engine.inference.given_clip import (
 from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
-from mova_engine.inference.sampling_run import is_solid
 
 SHAPE = ClipConfig(frames=9, height=32, width=48)
 WINDOW = Window(0.15, 0.25)

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import pytest
 
+from mova_engine.distributed.stop_signals import SAME_REQUEST_S, STOPS, Stopped, StopRequest
 from mova_engine.train import assembly, trainer
-from mova_engine.train.stop_signals import SAME_REQUEST_S, STOPS, Stopped, StopRequest
 from mova_engine.train.trainer import Trainer
 from mova_engine.train.training_state import checkpoints_of
 from mova_engine.train.validation import Validator

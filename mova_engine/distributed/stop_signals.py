@@ -1,10 +1,13 @@
-"""Signals to a run: SIGTERM, SIGHUP and Ctrl-C make it save a checkpoint and stop, SIGUSR1 save one and continue.
+"""Signals to a run. Training: SIGTERM, SIGHUP and Ctrl-C make it save a checkpoint and stop, SIGUSR1 save one and
+continue. Sampling: the first three end it where it is (`ended_at_once`).
 
-A signal may arrive at any moment, in any of the processes. Before the first step there is nothing to save, and the run
-ends at once. Later a signal is only noted, and after each step all processes agree on what any of them was asked.
+A signal may arrive at any moment, in any of the processes. Before training's first step there is nothing to save, and
+the run ends at once. Later a signal is only noted, and after each step all processes agree on what any of them was
+asked.
 """
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,10 +81,10 @@ class StopRequest:
         """A with-block in which nothing needs to be finished: a stop signal, also an earlier one, raises `Stopped`."""
         self._at_once = True
         try:
-            self._raise_if_asked()
+            self.raise_if_asked()
             yield
             # `Stopped` may have been raised where Python ignores exceptions, as in a finalizer.
-            self._raise_if_asked()
+            self.raise_if_asked()
         finally:
             self._at_once = False
 
@@ -101,7 +104,8 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         self._restore()
 
-    def _raise_if_asked(self) -> None:
+    def raise_if_asked(self) -> None:
+        """Raise `Stopped` if a stop was requested: for work in small pieces, of which the handler's own may be lost."""
         if self.signal is not None:
             raise Stopped(self.exit_code)
 
@@ -125,3 +129,19 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+@contextmanager
+def ended_at_once(left: Callable[[], str]) -> Iterator[StopRequest]:
+    """A with-block that the first stop signal ends where it is, by `Stopped`, with one line on stderr. left: what the
+    line says of what there is then.
+    """
+    with StopRequest() as stop:
+        try:
+            with stop.at_once():
+                yield stop
+        except Stopped:
+            # What is left to do is short: a second signal must not cut it.
+            stop.over()
+            sys.stderr.write(f"stopped by {signal.Signals(stop.exit_code - INTERRUPTED).name}: {left()}\n")
+            raise

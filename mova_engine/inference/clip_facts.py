@@ -1,0 +1,64 @@
+"""What metadata.jsonl says of each clip that was sampled."""
+
+from pathlib import Path
+
+from mova_engine.config.adapter_spec import AdapterSpec
+from mova_engine.config.sample import SampleConfig
+from mova_engine.data.media.decode import Clip
+from mova_engine.diffusion.schedule import Schedule
+from mova_engine.inference.given_clip import GivenClip, Window
+from mova_engine.inference.sample_settings import SampleSettings
+from mova_engine.inference.velocities import Latents
+
+# Standard deviation of all pixels, in levels of 255, below which a clip is one solid colour.
+SOLID_LEVELS = 4.0
+
+
+def facts_of_run(
+    config: SampleConfig, folder: Path, settings: SampleSettings, schedule: Schedule, lora: list[AdapterSpec]
+) -> dict:
+    """The entries of every metadata row that say how the clip was made."""
+    guidance = settings.guidance
+    return {
+        "checkpoint": str(folder),
+        "steps": settings.count,
+        "solver": settings.solver,
+        "sigmas": list(settings.sigmas),
+        "audio_sigmas": list(settings.audio_sigmas),
+        "switch": settings.switch,
+        "reused_steps": list(settings.cache.reused) if settings.cache else [],
+        "guidance": guidance.form,
+        "text_scale": guidance.text_scale,
+        "bridge_scale": guidance.bridge_scale,
+        "audio_text_scale": guidance.audio_text_scale,
+        "audio_bridge_scale": guidance.audio_bridge_scale,
+        "guide_from": guidance.begin,
+        "guide_until": guidance.end,
+        "guidance_rescale": guidance.rescale,
+        "negative_prompt": settings.negative_prompt,
+        "video_every": config.video_every,
+        "seconds": config.seconds,
+        "overlap": config.overlap,
+        "video_shift": schedule.video_shift,
+        "audio_shift": schedule.audio_shift,
+        "lora": [{**each._asdict(), "path": str(each.path)} for each in lora],
+    }
+
+
+def is_solid(clip: Clip) -> bool:
+    """Whether all pictures of a clip are of one colour, as of a model that has collapsed: none of a picture's pixels
+    is far from the clip's mean.
+    """
+    if clip.video is None:
+        return False
+    return float(clip.video.std((0, 1, 2)).max()) < SOLID_LEVELS
+
+
+def facts_of_given(given: GivenClip | None) -> dict:
+    """What is said of a clip's given part: of each modality none, all, or all but so many seconds."""
+    if given is None:
+        return {}
+    return {
+        f"given_{name}": [kept.begin, kept.end] if isinstance(kept, Window) else kept
+        for name, kept in zip(Latents._fields, given.kind, strict=True)
+    }
