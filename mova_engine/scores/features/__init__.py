@@ -1,0 +1,1 @@
+"""What networks that score sound read: spectra, mel bands, resampled samples; in torch and NumPy alone."""
