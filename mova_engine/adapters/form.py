@@ -12,6 +12,7 @@ dialect that states all three loses nothing.
 # torch does not say of all its functions what they take.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -106,6 +107,24 @@ class Adapter:
     def components(self) -> list[str]:
         """The components that it changes; with UNSAID if its file does not state one."""
         return sorted({component_of(name) for name in self.names})
+
+    @property
+    def content(self) -> str:
+        """A digest, as hexadecimal digits, of all that it changes, whatever its file is called and its dialect is."""
+        digest = hashlib.sha256()
+
+        def add(name: str, tensor: Tensor | None) -> None:
+            if tensor is not None:
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+                digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+
+        for name, layer in sorted(self.layers.items()):
+            digest.update(f"{name} {layer.alpha} ".encode())
+            for each in ("a", "b", "magnitude"):
+                add(each, getattr(layer, each))
+        for name, delta in sorted(self.deltas.items()):
+            add(name, delta)
+        return digest.hexdigest()[:32]
 
 
 def resolved(adapter: Adapter, part: str | None, source: object) -> Adapter:

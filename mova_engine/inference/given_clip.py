@@ -9,7 +9,7 @@ import numpy as np
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import Clip, probe, probe_sound, read_clip
-from mova_engine.data.media.remux import check_copied_pictures
+from mova_engine.data.media.remux import check_copied_pictures, check_source_sound
 from mova_engine.data.media.stills import is_picture
 from mova_engine.errors import MovaError
 
@@ -87,27 +87,34 @@ class GivenClip:
         Raises MovaError for a source that cannot be read, or that is too short or silent where its sound is kept.
         """
         if isinstance(self.source, Path):
-            if self.video != "none" and is_picture(self.source):
-                raise MovaError(f"{self.source}: is a picture; sound is made for a video")
+            self.refuse_picture()
             clip = read_clip(self.source, shape, start=self.start, silent="zeros", pictures=self.video != "none")
-            if self.audio != "none" and not clip.heard:
+            # Where pictures alone are made anew, silence stays.
+            if self.audio != "none" and not clip.heard and not self._keeps_silence:
+                way_out = "; --retake-of video keeps it silent" if isinstance(self.video, Window) else ""
                 raise MovaError(
                     f"{self.source}: has no sound to keep: no sound track, a silent one, or one that covers less than "
-                    f"half of the clip's {shape.duration:.3f} s"
+                    f"half of the clip's {shape.duration:.3f} s{way_out}"
                 )
             return clip
         return Clip(self._pictures(self.source, shape), self._sound(self.source, shape))
 
     def check(self, shape: ClipConfig) -> None:
-        """MovaError for what `read` refuses, for a window that is not within the clip, and for a file whose pictures go
-        into the result as they are, and cannot: found out before any weight is loaded, and before anything is made.
+        """MovaError for what `read` refuses, for a window that is not within the clip or makes nothing, and for a file
+        whose pictures or sound go into the result as they are, and cannot: found out before any weight is loaded, and
+        before anything is made.
         """
-        for kept in self.kind:
+        for kept, latents in ((self.video, kept_latent_frames), (self.audio, kept_audio_latents)):
             if isinstance(kept, Window):
                 kept.check(shape)
+                if all(latents(kept, shape)):
+                    span = f"{kept.begin:g} to {kept.end:g} s"
+                    raise MovaError(f"a window from {span} makes nothing: it is less than one latent frame")
         self.read(shape)
         if self.copies_pictures(shape):
             check_copied_pictures(self.path)
+        if isinstance(self.source, Path) and self.kind == ("none", "all"):
+            check_source_sound(self.source, self.start)
 
     def copies_pictures(self, shape: ClipConfig) -> bool:
         """Whether the result has the file's pictures as they are, packet by packet."""
@@ -115,6 +122,16 @@ class GivenClip:
             return False
         # Of pictures that go on for longer than the clip, the rest would have no sound.
         return probe(self.source).duration < shape.duration + STRIDE / shape.fps
+
+    @property
+    def _keeps_silence(self) -> bool:
+        return self.audio == "all" and isinstance(self.video, Window)
+
+    def refuse_picture(self) -> None:
+        """MovaError for a picture in place of a video."""
+        if self.video != "none" and is_picture(self.path):
+            what = "sound is made for a video" if self.kind == ("all", "none") else "a window is made anew of a video"
+            raise MovaError(f"{self.path}: is a picture; {what}")
 
     def _pictures(self, clip: Clip, shape: ClipConfig) -> np.ndarray | None:
         if self.video == "none":
@@ -202,8 +219,7 @@ def fitted_shape(given: GivenClip, shape: ClipConfig, frames_stated: bool) -> tu
     sound, or be lost.
     """
     source, pictures = given.path, given.video != "none"
-    if pictures and is_picture(source):
-        raise MovaError(f"{source}: is a picture; sound is made for a video")
+    given.refuse_picture()
     duration = probe(source).duration if pictures else probe_sound(source)
     frames = int(duration * shape.fps + 0.5)
     fitting = max(1, (frames - 1) // STRIDE * STRIDE + 1)

@@ -227,6 +227,8 @@ class Pipeline:
         settings = replace(settings, **{name: value for name, value in stated.items() if value is not None})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         first, last, chosen = self._frame(image), self._frame(last_image), strengths_of(prompts, adapters)
+        if given is not None:
+            given.check(self.shape)
         requests = [Request(x, seed + i, first, last, given, chosen[i]) for i, x in enumerate(prompts)]
         batch = batch or default_batch(self.shape, len(requests))
         clips = [

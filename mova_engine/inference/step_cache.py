@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mova_engine.adapters.reading import read_adapter
 from mova_engine.checkpoints.fingerprint import fingerprint
 from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.command import to_plain
@@ -27,7 +28,9 @@ KIND = "step-cache"
 def key_of(
     folder: Path, clip: ClipConfig, settings: SampleSettings, schedule: Schedule, lora: Sequence[AdapterSpec] = ()
 ) -> dict[str, Any]:
-    """What a calibration belongs to, as JSON holds it, by the words in which a difference is told."""
+    """What a calibration belongs to, as JSON holds it, by the words in which a difference is told. Raises MovaError for
+    adapters that cannot be read.
+    """
     guidance = {f"guidance {name}": value for name, value in asdict(settings.guidance).items()}
     key = {
         "checkpoint": fingerprint(folder),
@@ -45,9 +48,13 @@ def key_of(
         "boundary": schedule.boundary,
         **guidance,
         "negative prompt": settings.negative_prompt,
-        "adapters": [{**each._asdict(), "path": each.path.name} for each in lora],
+        "adapters": [{"content": _content(each), "strength": each.strength} for each in lora],
     }
     return to_plain(key)
+
+
+def _content(spec: AdapterSpec) -> str:
+    return read_adapter(spec.path, part=spec.part, alpha=spec.alpha).content
 
 
 def check_key(path: Path, found: Mapping[str, Any], key: Mapping[str, Any]) -> None:
@@ -55,8 +62,8 @@ def check_key(path: Path, found: Mapping[str, Any], key: Mapping[str, Any]) -> N
     for name, value in key.items():
         if name not in found or found[name] != value:
             raise MovaError(
-                f"{path} was calibrated for another {name}: {found.get(name)}, this run has {value}; run mova "
-                "calibrate with the options of this run"
+                f"{path} was calibrated for {'other' if name == 'adapters' else 'another'} {name}: {found.get(name)}, "
+                f"this run has {value}; run mova calibrate with the options of this run"
             )
 
 

@@ -166,6 +166,16 @@ def test_a_retake(sample, clip_file):
     assert len(read_clip(path, SHAPE, silent="zeros").pictures) == 9
 
 
+def test_pictures_of_a_silent_clip_are_made_anew(sample, tmp_path):
+    pictures, sound = pictures_and_sound()
+    write_mp4(tmp_path / "silent.mp4", pictures, 0 * sound[:18000])
+    command = ("--prompt", "x", "--retake", tmp_path / "silent.mp4", "--window", 0.15, 0.25, "--retake-of", "video")
+    path, row = sample(*command)
+    assert (row["given_video"], row["given_audio"]) == ([0.15, 0.25], "all")
+    made = read_clip(path, SHAPE, silent="zeros")
+    assert not made.heard and not made.audio.any()
+
+
 def test_folders_of_clips_give_their_pictures(sample, run_folder, clip_file, tmp_path):
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -204,6 +214,12 @@ def test_what_cannot_be_given_is_refused_before_weights_are_read(run_folder, tmp
         ((*prompt, "--retake", clip_file), "--retake CLIP and --window BEGIN END go together"),
         ((*prompt, "--retake", clip_file, "--window", 0.3, 0.2), "a window must lie within the clip's"),
         ((*prompt, "--retake", clip_file, "--window", 0.3, 9), "a window must lie within the clip's"),
+        ((*prompt, "--retake", clip_file, "--window", 0.1, 0.1000001), "makes nothing: it is less than one latent"),
+        ((*prompt, "--retake", picture, "--window", 0.1, 0.2), "is a picture; a window is made anew of a video"),
+        (
+            (*prompt, "--retake", silent, "--window", 0.1, 0.2),
+            "no sound to keep: .*--retake-of video keeps it",
+        ),
         ((*prompt, "--video-passes", "once"), "--video-passes goes with --video"),
         ((*prompt, "--video", clip_file, "--video-passes", "often"), "video_passes must be exact, once or a number"),
         ((*prompt, "--video", clip_file, "--image", picture), "leave --image out"),
@@ -234,6 +250,8 @@ def test_given_arrays_are_checked(pipeline):
         (GivenClip.pictures(pictures / 255.0), "given pictures must be uint8"),
         (GivenClip.sound(sound[:100]), "given sound must be float32"),
         (GivenClip.sound(sound * np.nan), "finite"),
+        (GivenClip(Clip(pictures, sound), Window(0.3, 9.0), "all"), "a window must lie within the clip's"),
+        (GivenClip(Clip(pictures, sound), "all", Window(0.1, 0.1000001)), "makes nothing"),
     ):
         with pytest.raises(MovaError, match=message):
             pipeline("rain", given=given, steps=1)

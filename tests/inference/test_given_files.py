@@ -9,7 +9,8 @@ from PIL import Image
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import probe, read_clip
-from mova_engine.data.media.remux import with_new_sound
+from mova_engine.data.media.flac_layout import flac_layout
+from mova_engine.data.media.remux import check_source_sound, with_new_sound, with_source_sound
 from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
@@ -33,6 +34,70 @@ def write_video(path, codec="libx264", hidden=0, frames=20):
             packet.dts -= round(hidden / 24 / packet.time_base)
             container.mux(packet)
     return path
+
+
+def write_levels(path, layout, order=None):
+    """Sound of a second, whose channel k has the level (k + 1) / 16. order: Apple's tag of the channels' order."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=48000, layout=layout)
+        levels = 2048 * np.arange(1, stream.codec_context.layout.nb_channels + 1)
+        frame = av.AudioFrame.from_ndarray(np.tile(levels, 48000).astype(np.int16)[None], "s16", layout)
+        frame.sample_rate = 48000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    if order is not None:
+        data = path.read_bytes()
+        place = data.index(b"chan") + 8  # behind the kind, version and flags
+        path.write_bytes(data[:place] + order.to_bytes(4, "big") + data[place + 4 :])
+    return path
+
+
+def placed(layout):
+    """Names of a layout's channels; the only pair of surround channels is SL, SR."""
+    names = [channel.name for channel in layout.channels]
+    return names if "SL" in names else [{"BL": "SL", "BR": "SR"}.get(name, name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("layout", "order"),
+    [
+        *((name, None) for name in ("mono", "stereo", "3.0", "quad", "quad(side)", "5.0", "5.1", "5.1(side)")),
+        *((name, None) for name in ("6.1", "6.1(back)", "7.1")),
+        ("5.1", (123 << 16) | 6),  # L C R Ls Rs LFE, of films
+    ],
+)
+def test_sound_kept_as_flac_stays_with_its_loudspeakers(tmp_path, layout, order):
+    source = write_levels(tmp_path / ("a.mov" if order else "a.wav"), layout, order)
+    check_source_sound(source, 0)
+    (tmp_path / "b.mp4").write_bytes(with_source_sound(source, np.zeros((9, 32, 48, 3), np.uint8), 24))
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        frame = next(container.decode(audio=0))
+        made = av.AudioResampler("s16").resample(frame)[0].to_ndarray()[0] / 2048
+        found = dict(zip(placed(frame.layout), made[: frame.layout.nb_channels], strict=True))
+    names = ["FL", "FC", "FR", "SL", "SR", "LFE"] if order else placed(av.AudioLayout(layout))
+    assert found == {name: k for k, name in enumerate(names, 1)}
+
+
+def test_sound_that_flac_gives_to_other_loudspeakers_is_refused_before_weights_are_read(
+    run_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mova_engine.inference.sampling_run.load_pipeline", None)
+    source, words = tmp_path / "a.wav", "a.wav: its sound has the channels FL FR .*: mix it down to stereo first"
+    for layout in ("2.1", "3.0(back)", "3.1", "4.0", "4.1", "6.0", "hexagonal", "7.0", "7.1(wide)"):
+        write_levels(source, layout)
+        with pytest.raises(MovaError, match=words):
+            check_source_sound(source, 0)
+    command = ["--checkpoint", run_folder, "--out", tmp_path / "out", "--prompt", "rain", "--audio", source]
+    with pytest.raises(MovaError, match=words):
+        main([str(word) for word in command])
+
+
+def test_two_channels_of_any_name_are_stereo():
+    for names in (("DL", "DR"), ("BIL", "BIR"), ("NONE", "NONE")):
+        assert flac_layout(names) == ("stereo", [0, 1])
+    assert flac_layout(("NONE",)) == ("mono", [0])
+    with pytest.raises(MovaError, match="has the channels FL LFE"):
+        flac_layout(("FL", "LFE"))
 
 
 @pytest.fixture

@@ -8,8 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from mova_engine.adapters.lora import add_lora, remove_lora, save_lora
 from mova_engine.commands.calibrate_steps import main as calibrate_command
+from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.calibration import CALIBRATE
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import read_clip
@@ -19,6 +22,7 @@ from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
+from mova_engine.inference.step_cache import check_key, key_of
 from mova_engine.inference.step_calibration import calibrate
 from mova_engine.inference.step_plan import StepPlan, least_error, must_run
 
@@ -202,6 +206,31 @@ def test_a_calibration_of_another_checkpoint_or_a_damaged_one_is_refused(saved_r
     broken.write_text("{")
     with pytest.raises(MovaError, match="cannot read"):
         sampled(broken)
+
+
+def test_adapters_of_a_calibration_are_told_by_their_content(saved_run, pipeline, tmp_path):
+    folder, one, two = saved_run / "checkpoints" / "step-000100", tmp_path / "one", tmp_path / "two"
+
+    def key(file, alpha=None, strength=1.0):
+        return key_of(folder, CLIP, SETTINGS, SCHEDULE, [AdapterSpec(file, alpha=alpha, strength=strength)])
+
+    mova = pipeline.mova.requires_grad_(False)
+    for seed, place in enumerate((one, two)):
+        place.mkdir()
+        add_lora(mova, ("q",), 2, 4.0, torch.Generator().manual_seed(seed))
+        save_lora(mova, place / "style.safetensors")
+        remove_lora(mova)
+    first = key(one / "style.safetensors")
+    (one / "style.safetensors").rename(one / "renamed.safetensors")
+    check_key(tmp_path, first, key(one / "renamed.safetensors"))
+    for other in (
+        key(two / "style.safetensors"),
+        key(one / "renamed.safetensors", alpha=3.0),
+        key(one / "renamed.safetensors", strength=0.5),
+        key_of(folder, CLIP, SETTINGS, SCHEDULE),
+    ):
+        with pytest.raises(MovaError, match="was calibrated for other adapters"):
+            check_key(tmp_path, first, other)
 
 
 def test_what_a_cache_cannot_do_is_refused_on_the_command_line(saved_run, tmp_path):

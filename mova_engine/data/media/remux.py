@@ -18,7 +18,8 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from mova_engine.data.media.container import audio_stream, open_media, video_stream
+from mova_engine.data.media.container import audio_stream, channel_order, open_media, video_stream
+from mova_engine.data.media.flac_layout import flac_layout
 from mova_engine.data.media.pictures import first_picture
 from mova_engine.data.media.sound import first_sound
 from mova_engine.data.media.write import add_pictures, add_sound, encode_frames, encode_sound, mux
@@ -31,6 +32,15 @@ COPIED_SOUND = ("aac", "mp3", "alac", "flac", "opus", "ac3", "eac3")
 def check_copied_pictures(source: str | Path) -> None:
     """MovaError if a file's pictures cannot be copied into mp4."""
     with_new_sound(source, np.zeros(1, np.float32), 48000, packets=1)
+
+
+def check_source_sound(source: str | Path, start: float) -> None:
+    """MovaError for a file whose sound from `start` seconds on `with_source_sound` cannot keep."""
+    with open_media(source, pictures=False) as given:
+        stream = audio_stream(given)
+        assert stream is not None
+        if not _is_copied(stream, start):
+            _flac_layout(stream, source)
 
 
 def with_new_sound(
@@ -79,7 +89,7 @@ def with_source_sound(
             stream = audio_stream(given)
             assert stream is not None
             pictures = add_pictures(container, video, fps)
-            if stream.codec_context.name in COPIED_SOUND and not start:
+            if _is_copied(stream, start):
                 sound = container.add_stream_from_template(stream)
                 # The first sample that is heard; an encoder's priming lies before it.
                 unit = stream.time_base or Fraction(1)
@@ -89,7 +99,7 @@ def with_source_sound(
                 copied = [x for x in _packets(given, stream, None) if x.pts is not None and x.pts < end]
                 packets = _shifted(copied, sound, first)
             else:
-                packets = _lossless(container, given, stream, start, duration)
+                packets = _lossless(container, given, stream, source, start, duration)
             mux(container, encode_frames(pictures, video, fps), packets)
     except FFmpegError as error:
         raise MovaError(f"{name or source}: cannot be encoded ({error.strerror})") from None
@@ -115,16 +125,31 @@ def _shifted(packets: list[Packet], stream: Stream, first: int) -> Iterator[Pack
         yield packet
 
 
+def _is_copied(stream: AudioStream, start: float) -> bool:
+    return stream.codec_context.name in COPIED_SOUND and not start
+
+
+def _flac_layout(stream: AudioStream, source: str | Path) -> tuple[str, list[int]]:
+    try:
+        return flac_layout(channel_order(stream))
+    except MovaError as error:
+        raise MovaError(f"{source}: {error}") from None
+
+
 def _lossless(
-    container: OutputContainer, given: InputContainer, stream: AudioStream, start: float, duration: Fraction
+    container: OutputContainer,
+    given: InputContainer,
+    stream: AudioStream,
+    source: str | Path,
+    start: float,
+    duration: Fraction,
 ) -> Iterator[Packet]:
     """The decoded samples of a stretch, as FLAC of the same rate, channels and, up to 24 bits, depth."""
+    layout, order = _flac_layout(stream, source)
     context = stream.codec_context
-    deep = (context.format.bytes if context.format else 4) > 2
-    sound = container.add_stream(
-        "flac", rate=context.sample_rate, layout=context.layout.name, format="s32" if deep else "s16"
-    )
-    resampler = av.AudioResampler("s32" if deep else "s16", context.layout.name, context.sample_rate)
+    kind = "s32" if (context.format.bytes if context.format else 4) > 2 else "s16"
+    sound = container.add_stream("flac", rate=context.sample_rate, layout=layout, format=kind)
+    resampler = av.AudioResampler(kind)
     begin, count = round(start * context.sample_rate), round(duration * context.sample_rate)
     position = written = 0
     samples: Any
@@ -133,12 +158,12 @@ def _lossless(
         if written == count:
             break
         for part in resampler.resample(frame):
-            samples = part.to_ndarray().reshape(-1, len(context.layout.channels))
+            samples = part.to_ndarray().reshape(-1, len(order))
             lead = max(0, begin - position)
             position += len(samples)
-            kept = np.ascontiguousarray(samples[lead : lead + count - written])
+            kept = np.ascontiguousarray(samples[lead : lead + count - written, order])
             if len(kept):
-                chunk = av.AudioFrame.from_ndarray(kept.reshape(1, -1), part.format.name, context.layout.name)
+                chunk = av.AudioFrame.from_ndarray(kept.reshape(1, -1), kind, layout)
                 chunk.sample_rate, chunk.pts = context.sample_rate, written
                 chunk.time_base = Fraction(1, context.sample_rate)
                 written += len(kept)
