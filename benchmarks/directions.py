@@ -23,7 +23,7 @@ from mova_engine.backend.circumstances import circumstances
 from mova_engine.data.media.decode import probe
 from mova_engine.files.results import write_result
 from mova_engine.scores.bounce_events import Events, observe
-from mova_engine.scores.bounce_sync import measure, plain, score
+from mova_engine.scores.bounce_sync import TOLERANCES_MS, match, measure, plain, score
 
 WAYS = {
     "joint": (),
@@ -57,9 +57,12 @@ def windows(folder: Path) -> list[dict[str, Any]]:
 
 
 def within(events: Events, begin: float, end: float) -> Events:
-    """The events of a stretch of time, in seconds."""
+    """The events of a stretch of time, in seconds. A click belongs where its bounce does: pairs are not cut apart."""
     bounces = tuple(time for time in events.bounces if begin <= time < end)
-    kept = [index for index, time in enumerate(events.clicks) if begin <= time < end]
+    places = list(events.clicks)
+    for bounce, click in match(events.bounces, events.clicks, TOLERANCES_MS[-1] / 1000):
+        places[click] = events.bounces[bounce]
+    kept = [index for index, time in enumerate(places) if begin <= time < end]
     clicks, pitches = (tuple(values[index] for index in kept) for values in (events.clicks, events.pitches))
     return replace(events, bounces=bounces, clicks=clicks, pitches=pitches)
 

@@ -268,7 +268,7 @@ def write_mova(
     and entries of config files that we do not use. Without it pretrained components are listed as absent.
     boundary: the expert boundary that the model was trained with. diffusion: what else its sampler must know of the
     training, for `diffusion_settings`: video_shift, audio_shift, prediction_type, sigma_floor, skip_first_frame,
-    bridge.
+    bridge, start_frames.
     write: as of `write_component`.
     Raises MovaError as `write_component` does, and for an embedded codec that is needed but not given.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mova_engine.config.command import Command
-from mova_engine.config.limits import check_least
+from mova_engine.config.limits import check, check_least
 from mova_engine.errors import counted, run_cli
 
 ABOUT = "Write the embedded data set: videos of balls whose bounces click, with captions."
@@ -25,9 +25,12 @@ class ClipsConfig:
     """Seed of the delays and positions."""
     split: Literal["train", "heldout"] = "train"
     """Which pairs of colour and tempo."""
+    midway: float = 0.0
+    """Share of clips that begin in the middle of the motion, anywhere, instead of with the ball at rest."""
 
     def __post_init__(self) -> None:
         check_least(self, "", seed=0)
+        check(0 <= self.midway <= 1, f"midway must lie in 0..1, got {self.midway}")
 
 
 CLIPS = Command("mova nano clips", ClipsConfig, ABOUT)
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mova_engine.files.writable import check_writable
 
     check_writable(config.out, "OUT")
-    rows = generate(config.out, config.clips, config.seed, config.split)
+    rows = generate(config.out, config.clips, config.seed, config.split, midway=config.midway)
     sys.stdout.write(f"wrote {counted(len(rows), 'clip')} ({config.split}) to {config.out}\n")
     return 0
 

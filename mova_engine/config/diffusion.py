@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
-from mova_engine.config.limits import check
+from mova_engine.config.limits import check, check_least
 from mova_engine.errors import suggest
 
 # The smallest time of the released model's schedules.
@@ -13,6 +14,8 @@ MIN_TIME = 0.003 / 1.002
 PREDICTION_TYPES = ("velocity", "x0")
 # Which integrate the sampling equation (`diffusion.solvers`).
 SOLVERS = ("euler", "heun", "unipc")
+# Settings, each a share of the clips, of which none is in two.
+GIVEN = ("given_video", "given_audio", "given_start")
 
 
 def check_solver(name: str) -> None:
@@ -85,3 +88,68 @@ class LossWeights:
     video: float = 1.0
     audio: float = 1.0
     skip_first_frame: bool = False
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Noise levels, output, loss."""
+
+    video_shift: float = 5.0
+    """Sigma shift of the video."""
+    audio_shift: float = 5.0
+    """Sigma shift of the audio."""
+    boundary: float = 0.9
+    """Video noise level from which on the high-noise expert serves."""
+    timestep_sampling: Literal["paired", "independent"] = "independent"
+    """Whether both modalities of a clip share the time from which their noise levels follow."""
+    stratified: bool = False
+    """Spread the times of an optimizer step evenly over the interval."""
+    prediction_type: Literal["velocity", "x0"] = "velocity"
+    """What the networks put out; x0 is converted to a velocity."""
+    sigma_floor: float = 0.25
+    """Noise level below which the x0 loss's weight, 1/sigma^2, grows no further; sampling divides by sigma itself."""
+    video_weight: float = 1.0
+    """Factor of the video's loss."""
+    audio_weight: float = 1.0
+    """Factor of the audio's loss."""
+    skip_first_frame: bool = False
+    """Leave latent frame 0, which is given as condition, out of the loss."""
+    text_dropout: float = 0.0
+    """Share of clips whose text is replaced by the empty prompt's."""
+    bridge_dropout: float = 0.0
+    """Share of steps without the bridge: for guidance by the bridge, which evaluates the model without it."""
+    given_video: float = 0.0
+    """Share of clips whose video is given clean, and only the audio learned: sound for a video. With two experts, of
+    the steps that train the low-noise one."""
+    given_audio: float = 0.0
+    """Share of clips whose audio is given clean, and only the video learned: pictures for a sound."""
+    given_start: float = 0.0
+    """Share of clips whose beginning is given clean, pictures with their sound, and only the rest learned: clips that
+    go on from others, as the windows of `mova sample --extend` do."""
+    start_frames: int = 9
+    """Pictures of a beginning that is given, 4n+1: the `--overlap` of the windows that are wanted."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "diffusion.", video_weight=0, audio_weight=0)
+        for name in ("text_dropout", "bridge_dropout", *GIVEN):
+            check(0 <= getattr(self, name) <= 1, f"diffusion.{name} must lie in 0..1, got {getattr(self, name)}")
+        check(
+            self.given <= 1,
+            "diffusion.given_video, given_audio and given_start are shares of the same clips: their sum is "
+            f"{self.given:g}",
+        )
+        check(
+            self.start_frames > 0 and self.start_frames % 4 == 1,
+            f"diffusion.start_frames must be 4n+1 pictures, whole latent frames, got {self.start_frames}",
+        )
+        ScheduleConfig(self.video_shift, self.audio_shift, self.boundary)
+        PredictionConfig(self.prediction_type, self.sigma_floor)
+
+    @property
+    def given(self) -> float:
+        """Share of clips of which something is given."""
+        return sum(getattr(self, name) for name in GIVEN)
+
+    def weights(self) -> LossWeights:
+        """The loss's weights."""
+        return LossWeights(self.video_weight, self.audio_weight, self.skip_first_frame)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
-from mova_engine.config.diffusion import LossWeights, PredictionConfig, ScheduleConfig
+from mova_engine.config.diffusion import DiffusionSettings
 from mova_engine.config.limits import check, check_least, check_seed, check_threads
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape, accumulation, choose_mesh
@@ -115,57 +115,12 @@ class LoaderSettings:
     """From how many clips a new model's embedded codecs take the scale of their latents."""
     synthetic_clips: int = 0
     """Without --data: write so many bouncing-ball clips into `OUT/data` and train on them; 0: none."""
+    synthetic_midway: float = 0.0
+    """Share of those clips that begin in the middle of the motion, anywhere, instead of with the ball at rest."""
 
     def __post_init__(self) -> None:
         check_least(self, "loader.", batch=1, workers=0, num_fit_clips=1, synthetic_clips=0)
-
-
-@dataclass(frozen=True)
-class DiffusionSettings:
-    """Noise levels, output, loss."""
-
-    video_shift: float = 5.0
-    """Sigma shift of the video."""
-    audio_shift: float = 5.0
-    """Sigma shift of the audio."""
-    boundary: float = 0.9
-    """Video noise level from which on the high-noise expert serves."""
-    timestep_sampling: Literal["paired", "independent"] = "independent"
-    """Whether both modalities of a clip share the time from which their noise levels follow."""
-    stratified: bool = False
-    """Spread the times of an optimizer step evenly over the interval."""
-    prediction_type: Literal["velocity", "x0"] = "velocity"
-    """What the networks put out; x0 is converted to a velocity."""
-    sigma_floor: float = 0.25
-    """Noise level below which the x0 loss's weight, 1/sigma^2, grows no further; sampling divides by sigma itself."""
-    video_weight: float = 1.0
-    """Factor of the video's loss."""
-    audio_weight: float = 1.0
-    """Factor of the audio's loss."""
-    skip_first_frame: bool = False
-    """Leave latent frame 0, which is given as condition, out of the loss."""
-    text_dropout: float = 0.0
-    """Share of clips whose text is replaced by the empty prompt's."""
-    bridge_dropout: float = 0.0
-    """Share of steps without the bridge: for guidance by the bridge, which evaluates the model without it."""
-    given_video: float = 0.0
-    """Share of clips whose video is given clean, and only the audio learned: sound for a video. With two experts, of
-    the steps that train the low-noise one."""
-    given_audio: float = 0.0
-    """Share of clips whose audio is given clean, and only the video learned: pictures for a sound."""
-
-    def __post_init__(self) -> None:
-        check_least(self, "diffusion.", video_weight=0, audio_weight=0)
-        for name in ("text_dropout", "bridge_dropout", "given_video", "given_audio"):
-            check(0 <= getattr(self, name) <= 1, f"diffusion.{name} must lie in 0..1, got {getattr(self, name)}")
-        given = self.given_video + self.given_audio
-        check(given <= 1, f"diffusion.given_video and given_audio are shares of the same clips: their sum is {given:g}")
-        ScheduleConfig(self.video_shift, self.audio_shift, self.boundary)
-        PredictionConfig(self.prediction_type, self.sigma_floor)
-
-    def weights(self) -> LossWeights:
-        """The loss's weights."""
-        return LossWeights(self.video_weight, self.audio_weight, self.skip_first_frame)
+        check(0 <= self.synthetic_midway <= 1, f"loader.synthetic_midway must lie in 0..1, got {self.synthetic_midway}")
 
 
 @dataclass(frozen=True)
@@ -343,19 +298,19 @@ class TrainConfig:
             self.task == "joint" or self.parallel.context_parallel == 1,
             "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
         )
-        joint_only = self.diffusion.given_video + self.diffusion.given_audio + self.diffusion.bridge_dropout
         check(
-            self.task == "joint" or not joint_only,
-            "diffusion.given_video, given_audio and bridge_dropout concern joint training; the audio task has no video",
+            self.task == "joint" or not (self.diffusion.given or self.diffusion.bridge_dropout),
+            "diffusion.given_video, given_audio, given_start and bridge_dropout concern joint training; the audio task "
+            "has no video",
         )
         check(
             self.task == "joint" or self.memory.chunking == "none",
             "memory.chunking rows is for the many tokens of video, which the audio task has none of: leave it out",
         )
         check(
-            self.loader.silent_audio != "mask" or not self.diffusion.given_audio,
-            "diffusion.given_audio gives any clip's sound, but loader.silent_audio mask keeps clips that have none: "
-            "use refuse",
+            self.loader.silent_audio != "mask" or not (self.diffusion.given_audio or self.diffusion.given_start),
+            "diffusion.given_audio and given_start give any clip's sound, but loader.silent_audio mask keeps clips "
+            "that have none: use refuse",
         )
         check(
             self.task == "joint" or self.loader.silent_audio != "mask",

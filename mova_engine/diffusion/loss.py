@@ -33,13 +33,15 @@ WHOLE = Share()
 
 def mse(prediction: Tensor, target: Tensor, own: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
     """Mean over all elements of the squared difference, in float32; own: others' elements count as zero. factors [b]:
-    what each clip's own mean is multiplied by before the mean over clips.
+    what each clip's own mean is multiplied by before the mean over clips; [b, p]: the same for each of its positions,
+    the third dimension.
     """
     squares = (prediction.float() - target.float()).square()
     if own is not None:
         squares = squares * own
     if factors is not None:
-        return (squares.flatten(1).mean(1) * factors).mean()
+        each = squares.flatten(1) if factors.ndim == 1 else squares.transpose(1, 2).flatten(2)
+        return (each.mean(-1) * factors).mean()
     return squares.mean() if own is None else squares.sum() / squares.numel()
 
 
@@ -54,7 +56,8 @@ def velocity_loss(
     audio_factors: Tensor | None = None,
 ) -> Losses:
     """video [b, 16, t, h, w] and audio [b, 128, l] velocities beside their targets; video_factors, audio_factors: as of
-    `mse`, for clips whose pictures or sound do not count. MovaError where no latent frame counts.
+    `mse`, for clips whose pictures or sound do not count, in whole or in part; for latent frames, of those that
+    skip_first_frame leaves. MovaError where no latent frame counts.
     """
     own = share.video
     if weights.skip_first_frame:

@@ -9,8 +9,7 @@ from typing import Self
 
 from torch import Tensor
 
-from mova_engine.config.diffusion import PredictionConfig
-from mova_engine.config.train import DiffusionSettings
+from mova_engine.config.diffusion import DiffusionSettings, PredictionConfig
 from mova_engine.errors import MovaError
 
 

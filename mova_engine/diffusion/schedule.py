@@ -11,8 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mova_engine.config.diffusion import ScheduleConfig, check_sigmas
-from mova_engine.config.train import DiffusionSettings
+from mova_engine.config.diffusion import DiffusionSettings, ScheduleConfig, check_sigmas
 from mova_engine.errors import MovaError
 
 HIGH_NOISE, LOW_NOISE = 0, 1

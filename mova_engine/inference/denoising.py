@@ -56,11 +56,13 @@ class Observed:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How the loop runs. The first two options must be as in training.
+    """How the loop runs. The first three options must be as in training.
 
     clean_first_frame: latent frame 0 is the given image at each step's noise level, not the network's output; for
     networks whose training loss excluded that frame.
     bridge: False for a model that was trained without a bridge.
+    clean_start: a beginning that is given of both modalities is shown clean, for models that were trained so
+    (recipes' `given_start`). False: by replacement, as other stretches.
     batch_guidance: evaluations that differ only in the text share one forward of twice the batch; False halves the
     memory.
     solver: one of `diffusion.solvers`.
@@ -73,6 +75,7 @@ class LoopOptions:
 
     clean_first_frame: bool = False
     bridge: bool = True
+    clean_start: bool = False
     batch_guidance: bool = True
     solver: str = "euler"
     video_every: int = 1
@@ -133,6 +136,8 @@ def denoise(
     """
     options, place = options or LoopOptions(), processes or Processes()
     start = Latents(noise.video.float(), noise.audio.float())
+    if options.clean_start:
+        conditions = _with_clean_start(conditions)
     if options.clean_first_frame:
         conditions = _with_first_frame(conditions, start)
     given = conditions.video, conditions.audio
@@ -242,6 +247,14 @@ def _with_first_frame(conditions: Conditions, start: Latents) -> Conditions:
         latents = torch.cat([image[:, :, :1], given.latents[:, :, 1:].float()], 2)
         first = replace(given, latents=latents, positions=(True, *given.positions[1:]))
     return replace(conditions, video=first)
+
+
+def _with_clean_start(conditions: Conditions) -> Conditions:
+    """Conditions whose given latents are clean, if they are the beginning of both modalities."""
+    video, audio = conditions.video, conditions.audio
+    if video is None or audio is None or not (video.is_start and audio.is_start):
+        return conditions
+    return replace(conditions, video=replace(video, clean=True), audio=replace(audio, clean=True))
 
 
 def _put(

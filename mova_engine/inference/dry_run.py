@@ -84,7 +84,7 @@ def dry_run_sampling(
             inputs = _inputs(model, batch, stage)
         with stage.play("step"):
             stage.forget()
-            options = LoopOptions(facts.clean_first_frame, facts.bridge, not config.sequential_guidance)
+            options = LoopOptions(facts.clean_first_frame, facts.bridge, batch_guidance=not config.sequential_guidance)
             denoise(
                 mova,
                 *inputs,

@@ -90,7 +90,7 @@ class Extension:
     @property
     def _made(self) -> Window:
         """What of a window is made."""
-        return Window(self.overlap / self.shape.fps, self.shape.duration)
+        return Window.after(self.overlap, self.shape)
 
 
 def extended(

@@ -33,6 +33,11 @@ class Window:
                 f"a window must lie within the clip's 0 to {clip.duration:.3f} s, got {self.begin:g} to {self.end:g} s"
             )
 
+    @classmethod
+    def after(cls, frames: int, clip: ClipConfig) -> "Window":
+        """All of a clip but its first `frames` pictures."""
+        return cls(frames / clip.fps, clip.duration)
+
 
 # What is kept of a modality: nothing, all, or all but a window, which is made anew.
 Kept = Literal["none", "all"] | Window

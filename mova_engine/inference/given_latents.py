@@ -16,9 +16,9 @@ class GivenLatents:
     latents: float32, video [b, 16, t, h, w] or audio [b, 128, l]; only those of the given positions are read.
     positions: for each latent frame or audio latent, whether it is given.
     clean: the model sees them clean, at timestep 0, as a whole modality of models whose timesteps were independent,
-        or that were trained so (`given_video`, `given_audio`). False: it sees them at each step's noise level, and they
-        are put back after every step (the replacement method: Song et al., 2021, section 5; Lugmayr et al., 2022),
-        which any model takes.
+        or that were trained so (`given_video`, `given_audio`, `given_start`). False: it sees them at each step's noise
+        level, and they are put back after every step (the replacement method: Song et al., 2021, section 5; Lugmayr et
+        al., 2022), which any model takes.
     """
 
     latents: Tensor
@@ -34,6 +34,12 @@ class GivenLatents:
     def is_whole(self) -> bool:
         """Whether nothing of the modality is left to generate: it is no longer integrated."""
         return self.clean and all(self.positions)
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is a beginning: some positions, the first ones, and not all."""
+        count = sum(self.positions)
+        return 0 < count < len(self.positions) and all(self.positions[:count])
 
     @property
     def seen(self) -> tuple[bool, ...] | None:

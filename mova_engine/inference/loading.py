@@ -50,12 +50,14 @@ class Trained:
     """What sampling must know about a model's training. The defaults are those of the released models.
 
     clean_first_frame: latent frame 0 was excluded from the loss. bridge: the model was trained with a bridge.
+    start_frames: pictures of the beginnings that were given clean in training; 0: none were.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
     prediction: Prediction = field(default_factory=Prediction)
     clean_first_frame: bool = False
     bridge: bool = True
+    start_frames: int = 0
 
 
 def trained(folder: str | Path) -> Trained:
@@ -76,6 +78,8 @@ def trained(folder: str | Path) -> Trained:
             Prediction(told["prediction_type"], told["sigma_floor"]),
             told["skip_first_frame"],
             told["bridge"],
+            # Checkpoints of before this was said were not trained so.
+            told.get("start_frames", 0),
         )
     except (KeyError, TypeError) as error:
         raise MovaError(f"{folder / INDEX} does not say how the model was trained: {error!r}") from None

@@ -63,7 +63,7 @@ def default_batch(clip: ClipConfig, count: int) -> int:
 class Pipeline:
     """A model with its codecs and text encoder, which makes clips from prompts.
 
-    schedule, prediction, options.clean_first_frame and options.bridge must be those of the training.
+    schedule, prediction and the first three of options must be those of the training.
     clip: shape of the clips; None: `mova.config.clip`. processes: the processes of the run, each of which has its own
     pipeline with the codecs that `loading.own_codecs` names. sharded: each process holds a shard of the weights.
     device: where the towers compute; None: where their weights are. residency: moves the parts to the device for their
@@ -435,7 +435,7 @@ def load_pipeline(
         codecs,
         facts.schedule,
         facts.prediction,
-        LoopOptions(facts.clean_first_frame, facts.bridge),
+        LoopOptions(facts.clean_first_frame, facts.bridge, facts.start_frames > 0),
         clip,
         place,
         shard,

@@ -48,7 +48,10 @@ def training_folder(config: TrainConfig, progress: Progress) -> Path:
         return config.data
     if not config.loader.synthetic_clips:
         raise MovaError("no clips to train on: give --data, a folder with metadata.jsonl")
-    return _generated(config.folder / "data", config.loader.synthetic_clips, config.seed, "train", progress)
+    settings = config.loader
+    return _generated(
+        config.folder / "data", settings.synthetic_clips, config.seed, "train", progress, settings.synthetic_midway
+    )
 
 
 def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
@@ -66,9 +69,9 @@ def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
     return _generated(config.folder / "heldout", config.validation.synthetic_clips, config.seed, "heldout", progress)
 
 
-def _generated(folder: Path, clips: int, seed: int, split: str, progress: Progress) -> Path:
+def _generated(folder: Path, clips: int, seed: int, split: str, progress: Progress, midway: float = 0.0) -> Path:
     if not any((folder / name).is_file() for name in FILES):
-        generate(folder, clips, seed, split, lambda done: progress(done, clips, f"writing {folder}"))
+        generate(folder, clips, seed, split, lambda done: progress(done, clips, f"writing {folder}"), midway)
     return folder
 
 

@@ -51,7 +51,7 @@ def model_config(config: TrainConfig) -> MovaConfig:
     """The sizes of the run's model, its clip, and its default sampling settings.
 
     Sizes are the checkpoint's; the preset's if there is no checkpoint or if components start from scratch. Raises
-    MovaError if diffusion.skip_first_frame leaves no frame.
+    MovaError if diffusion.skip_first_frame or given_start leaves no frame.
     """
     settings = config.model
     if (folder := _sizes_folder(config)) is not None:
@@ -63,6 +63,11 @@ def model_config(config: TrainConfig) -> MovaConfig:
         raise MovaError(
             f"diffusion.skip_first_frame leaves the first latent frame out of the loss, and clips of "
             f"{model.clip.frames} frames have no other: train on longer clips, or set --diffusion.no-skip-first-frame"
+        )
+    if config.diffusion.given_start and config.diffusion.start_frames >= model.clip.frames:
+        raise MovaError(
+            f"diffusion.start_frames gives {config.diffusion.start_frames} pictures of clips of {model.clip.frames}: "
+            "nothing would be left to learn"
         )
     model = replace(model, sampling=_sampling(config, model.sampling))
     if settings.aligned_rope:
@@ -190,6 +195,10 @@ def export_model(
         audio_codec=codecs.audio,
         base=config.model.codecs or config.model.checkpoint,
         boundary=diffusion.boundary,
-        diffusion={**{name: getattr(diffusion, name) for name in told}, "bridge": config.model.bridge},
+        diffusion={
+            **{name: getattr(diffusion, name) for name in told},
+            "bridge": config.model.bridge,
+            "start_frames": diffusion.start_frames if diffusion.given_start else 0,
+        },
         write=write,
     )

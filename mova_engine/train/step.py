@@ -27,6 +27,7 @@ from mova_engine.models.modality import Modality
 from mova_engine.models.mova import Mova
 from mova_engine.ops import OpTable
 from mova_engine.train.batch import BuildBatch, LatentBatch
+from mova_engine.train.given_start import GivenStart, SeenNoise
 from mova_engine.train.masters import Weights
 from mova_engine.train.metrics import EXPERTS
 from mova_engine.train.optimizer import lr_factor, set_lr
@@ -64,10 +65,22 @@ def _joint(
     assert batch.video is not None and batch.image is not None, "a joint batch has video"
     noisy_video = add_noise(batch.video, video_noise, times.video_sigma)
     noisy_audio = add_noise(batch.audio, audio_noise, times.audio_sigma)
-    text = batch.context(draw.drop_text)
+    text, first = batch.context(draw.drop_text), int(config.diffusion.skip_first_frame)
+    video_factors = _product(draw.video_factors, None, batch.audio.device)
+    audio_factors = _product(draw.audio_factors, batch.audio_factors, batch.audio.device)
+    seen_video, seen_audio = SeenNoise(noisy_video, times.video_timestep), SeenNoise(noisy_audio, times.audio_timestep)
+    if draw.starts is not None:
+        start = GivenStart.of(mova.config.clip, config.diffusion.start_frames, draw.starts)
+        seen_video, seen_audio = start.video.shown(seen_video, batch.video), start.audio.shown(seen_audio, batch.audio)
+        video_factors, audio_factors = start.video.counted(video_factors, first), start.audio.counted(audio_factors)
     video, audio = mova(
-        Modality(video_input(noisy_video, first_frame_condition(batch.image)), times.video_timestep, text),
-        Modality(noisy_audio, times.audio_timestep, text),
+        Modality(
+            video_input(seen_video.latents, first_frame_condition(batch.image)),
+            seen_video.timestep,
+            text,
+            index=seen_video.index,
+        ),
+        Modality(seen_audio.latents, seen_audio.timestep, text, index=seen_audio.index),
         expert=expert,
         bridge=config.model.bridge and draw.bridge,
         fps=mova.config.clip.fps,
@@ -80,8 +93,8 @@ def _joint(
         *prediction.compared(audio.float(), batch.audio, audio_noise, noisy_audio, times.audio_sigma),
         config.diffusion.weights(),
         share,
-        _product(draw.video_factors, None, batch.audio.device),
-        _product(draw.audio_factors, batch.audio_factors, batch.audio.device),
+        video_factors,
+        audio_factors,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mova_engine.config.train import DiffusionSettings
+from mova_engine.config.diffusion import DiffusionSettings
 from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule, TrainingTimes
 
 
@@ -41,7 +41,8 @@ class StepDraw:
     levels [n] (0 where a modality is given), and which clips lose their text, bool [n].
 
     video_factors, audio_factors [n]: what each clip's loss counts, 0 where the modality is given, and as much more
-    elsewhere that the loss is a mean over the others; None: nothing is given. bridge: whether it is used.
+    elsewhere that the loss is a mean over the others; None: nothing is given. bridge: whether it is used. starts [n],
+    bool: clips whose beginning is given; None: no clip's is.
     """
 
     expert: int | None
@@ -50,13 +51,15 @@ class StepDraw:
     video_factors: Tensor | None = None
     audio_factors: Tensor | None = None
     bridge: bool = True
+    starts: Tensor | None = None
 
     def part(self, first: int, count: int) -> "StepDraw":
         """The draw of clips `first` to `first + count - 1`: a micro-batch's."""
         here = slice(first, first + count)
         times = TrainingTimes(*(getattr(self.times, name)[here] for name in TrainingTimes.__dataclass_fields__))
-        video, audio = (None if x is None else x[here] for x in (self.video_factors, self.audio_factors))
-        return StepDraw(self.expert, times, self.drop_text[here], video, audio, self.bridge)
+        optional = self.video_factors, self.audio_factors, self.starts
+        video, audio, starts = (None if x is None else x[here] for x in optional)
+        return StepDraw(self.expert, times, self.drop_text[here], video, audio, self.bridge, starts)
 
 
 def draw_step(settings: DiffusionSettings, experts: int, seed: int, step: int, clips: int) -> StepDraw:
@@ -75,19 +78,23 @@ def draw_step(settings: DiffusionSettings, experts: int, seed: int, step: int, c
     bridge = True
     if settings.bridge_dropout:
         bridge = bool(torch.rand((), generator=generator(seed, "bridge", step)) >= settings.bridge_dropout)
-    if not settings.given_video and not settings.given_audio:
+    if not settings.given:
         return StepDraw(expert, times, drop_text, bridge=bridge)
     place = torch.rand(clips, generator=generator(seed, "given", step))
     # A clean video is never seen by the expert of high noise.
     video = (place < settings.given_video) & (expert != HIGH_NOISE)
-    audio = (place >= settings.given_video) & (place < settings.given_video + settings.given_audio)
+    whole = settings.given_video + settings.given_audio
+    audio = (place >= settings.given_video) & (place < whole)
+    starts = (place >= whole) & (place < settings.given) if settings.given_start else None
+    if not whole:
+        return StepDraw(expert, times, drop_text, bridge=bridge, starts=starts)
     times = TrainingTimes(
         times.video_sigma.masked_fill(video, 0.0),
         times.audio_sigma.masked_fill(audio, 0.0),
         times.video_timestep.masked_fill(video, 0.0),
         times.audio_timestep.masked_fill(audio, 0.0),
     )
-    return StepDraw(expert, times, drop_text, _counted(video), _counted(audio), bridge)
+    return StepDraw(expert, times, drop_text, _counted(video), _counted(audio), bridge, starts)
 
 
 def _counted(given: Tensor) -> Tensor:

@@ -79,6 +79,28 @@ def test_clicks_of_one_colour_are_in_phase_whenever_they_start():
     assert all(carrier % 50 == 0 and 500 <= carrier <= 2250 for _, carrier in COLOURS.values())
 
 
+def test_clips_begin_in_the_middle_of_the_motion_where_that_is_asked_for():
+    pairs = SPLITS["train"]
+    clips = [draw(np.random.default_rng(i), *pairs[i % len(pairs)], midway=0.5) for i in range(960)]
+    plain = drawn(960)
+    midway = [clip.delay < 0 for clip in clips]
+    assert np.mean(midway) == pytest.approx(0.5, abs=0.05)
+    assert all(a == b for a, b, moved in zip(clips, plain, midway, strict=True) if not moved)
+    shares = [-clip.delay / clip.period for clip, moved in zip(clips, midway, strict=True) if moved]
+    assert 0 < min(shares) < 0.05 and 0.95 < max(shares) <= 1 and np.mean(shares) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_clip_from_the_middle_is_the_end_of_a_longer_one():
+    """Half a second later, at which frames, sound and the clicks' phase all begin anew; 0.02 s after a bounce."""
+    first, later = (replace(CLIP, delay=delay) for delay in (0.18, 0.18 - 0.5))
+    assert later.times == pytest.approx((0.58, 1.18)) and later.contacts[0] == pytest.approx(-0.02)
+    whole, end = bounce.render_video(first), bounce.render_video(later)
+    assert (end[: 33 - 12] == whole[12:]).all()
+    whole, end = bounce.render_audio(first), bounce.render_audio(later)
+    assert np.abs(end[: 66000 - 24000] - whole[24000:]).max() < 1e-4
+    assert np.abs(end[:480]).max() > 0.2
+
+
 def test_captions_fit_the_model_and_tell_only_colour_and_tempo(caplog):
     config = get_preset("nano")
     text = build_text_encoder("bytes", tokens=config.text_tokens, dim=config.video.text_dim)

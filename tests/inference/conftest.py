@@ -58,7 +58,7 @@ def saved_run(tmp_path_factory) -> Path:
     folder = run / "checkpoints" / "step-000100"
     codecs = {"video_codec": pipeline.codecs.video, "audio_codec": pipeline.codecs.audio}
     shifts, output = {"video_shift": 3.0, "audio_shift": 2.0}, {"prediction_type": "x0", "sigma_floor": 0.25}
-    diffusion = {**shifts, **output, "skip_first_frame": True, "bridge": True}
+    diffusion = {**shifts, **output, "skip_first_frame": True, "bridge": True, "start_frames": 9}
     save_mova(pipeline.mova, folder, **codecs, boundary=0.8, diffusion=diffusion)
     return run
 

@@ -105,6 +105,23 @@ def test_given_stretches_are_in_the_result_to_the_bit(mova, solver, clean_ones):
     assert not torch.equal(sample(mova, replace(given, audio=other), solver=solver).video, out.video)
 
 
+@pytest.mark.parametrize(
+    "video, audio, shown_clean",
+    [((0, 1), (0, 1, 2), True), ((0, 1), (2, 3), False), ((1,), (0, 1), False), ((0, 1), (), False)],
+)
+def test_a_model_that_was_trained_so_is_shown_a_beginning_of_both_clean(mova, video, audio, shown_clean):
+    """Anything else is kept by replacement: at the noise level of each step."""
+    kept, states = clean(mova, 8), []
+    given = replace(
+        conditions(mova),
+        video=GivenLatents(kept.video, positions(kept.video, *video), clean=False),
+        audio=GivenLatents(kept.audio, positions(kept.audio, *audio), clean=False) if audio else None,
+    )
+    sample(mova, given, clean_start=True, on_step=lambda step: states.append(step.state))
+    assert torch.equal(states[0].video[:, :, video], kept.video[:, :, video]) is shown_clean
+    assert not torch.equal(sample(mova, given, clean_start=True).video, sample(mova, given).video) or not shown_clean
+
+
 @pytest.mark.parametrize("guidance", [TEXT, Guidance("none"), Guidance("dual", 3.0, 2.0)])
 def test_audio_on_a_recorded_video_is_the_joint_forward_s(mova, guidance):
     """Recording at every evaluation but reading at none, or with the same video at all, changes no bit."""

@@ -155,6 +155,7 @@ def test_a_checkpoint_says_how_it_was_trained(run_folder):
     assert facts.prediction == Prediction("x0", 0.25)
     assert facts.clean_first_frame
     assert facts.bridge
+    assert facts.start_frames == 9
     index = json.loads((folder / "model_index.json").read_text())
     del index["_mova_engine"]["diffusion"]["prediction_type"]
     (folder / "model_index.json").write_text(json.dumps(index))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mova_engine.backend import get_backend
-from mova_engine.config.diffusion import LossWeights
+from mova_engine.config.diffusion import DiffusionSettings, LossWeights
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
-from mova_engine.config.train import DiffusionSettings, OptimSettings
+from mova_engine.config.train import OptimSettings
 from mova_engine.diffusion.loss import Share, velocity_loss
 from mova_engine.diffusion.schedule import LOW_NOISE, Schedule
 from mova_engine.models.mova import Mova
@@ -295,6 +295,62 @@ def test_given_modalities_have_no_noise_and_no_loss():
     for step in range(40):
         drawn = draw_step(settings, 2, 0, step, 50)
         assert (drawn.times.video_sigma == 0).any() == (drawn.expert == LOW_NOISE)
+
+
+def test_of_clips_that_go_on_from_others_the_rest_is_drawn_as_without():
+    settings = DiffusionSettings(given_video=0.25, given_start=0.5)
+    draw, plain = (draw_step(each, 1, 0, 3, 4000) for each in (settings, DiffusionSettings(given_video=0.25)))
+    assert draw.starts.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not (draw.starts & (draw.times.video_sigma == 0)).any()
+    assert torch.equal(draw.times.video_sigma, plain.times.video_sigma)
+    assert torch.equal(draw.audio_factors, plain.audio_factors)
+    assert torch.equal(draw.part(8, 4).starts, draw.starts[8:12])
+    assert plain.starts is None and draw_step(DiffusionSettings(), 1, 0, 3, 4).starts is None
+
+
+@torch.no_grad()
+def test_a_given_beginning_is_seen_clean_and_only_the_rest_is_learned(model, monkeypatch):
+    """9 of 33 pictures are 3 of 9 latent frames, and their sound the first 18 of 69 latents of 20 ms."""
+    batch, noise = latents(2), draw_noise(((128, 69), (16, 9, 6, 6)), 0, 0, 0, 2)
+    config = load_config("nano", diffusion={"given_start": 0.5})
+    draw = replace(draw_step(config.diffusion, 1, 0, 0, 2), starts=torch.tensor([True, False]))
+    seen = {}
+
+    def spy(video_dit, audio_dit, bridge, video, audio, **_):
+        seen.update(video=video, audio=audio)
+        return torch.zeros_like(batch.video), torch.zeros_like(batch.audio)
+
+    monkeypatch.setattr("mova_engine.models.mova.dual_tower_forward", spy)
+    losses = micro_losses(model, batch, draw, noise, config)
+    for name, given in (("video", 3), ("audio", 18)):
+        modality, clean = seen[name], getattr(batch, name)
+        latent = modality.latents[:, : clean.shape[1]]
+        timestep = getattr(draw.times, f"{name}_timestep")
+        rows, index = modality.noise_levels()
+        assert torch.equal(rows[:, list(index)][0], torch.where(torch.arange(clean.shape[2]) < given, 0, timestep[0]))
+        assert (rows[:, list(index)][1] == timestep[1]).all()
+        assert torch.equal(latent[0, :, :given], clean[0, :, :given])
+        assert far_from(latent[0, :, given:], clean[0, :, given:]) and far_from(latent[1], clean[1])
+        # Each clip's loss is the mean over what is learned of it: x0 over max(sigma, 0.25), and no first latent frame.
+        sigma = getattr(draw.times, f"{name}_sigma").clamp(min=0.25)
+        squares = [clean[0, :, given:] / sigma[0], clean[1, :, 1 if name == "video" else 0 :] / sigma[1]]
+        expected = sum(each.square().mean() for each in squares) / 2
+        torch.testing.assert_close(getattr(losses, name), expected)
+
+
+def far_from(a, b):
+    return ((a - b).abs() > 1e-3).float().mean() > 0.9
+
+
+def test_a_beginning_that_no_clip_of_the_step_has_changes_nothing(model):
+    batch, noise = latents(2), draw_noise(((128, 69), (16, 9, 6, 6)), 0, 0, 0, 2)
+    config = load_config("nano", diffusion={"given_start": 0.5})
+    draw = draw_step(config.diffusion, 1, 0, 0, 2)
+    none, plain = (
+        micro_losses(model, batch, replace(draw, starts=starts), noise, config)
+        for starts in (torch.zeros(2, dtype=torch.bool), None)
+    )
+    torch.testing.assert_close(none.total, plain.total)
 
 
 def test_losses_are_means_over_the_clips_that_count():

@@ -38,6 +38,10 @@ WRONG = {
         {"clip": {"frames": 1}, "diffusion": {"skip_first_frame": True}},
         "clips of 1 frames have no other: train on longer clips, or set --diffusion.no-skip-first-frame",
     ),
+    "beginnings that are the whole clip": (
+        {"clip": {"frames": 9}, "diffusion": {"given_start": 0.5}},
+        "diffusion.start_frames gives 9 pictures of clips of 9",
+    ),
     "a LoRA target that matches nothing": (
         {"lora": {"rank": 4, "targets": ["qq"]}, "model": {"checkpoint": "TRAINED"}},
         "LoRA target 'qq' matches no linear layer",

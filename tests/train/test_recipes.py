@@ -48,6 +48,9 @@ def test_the_command_line_overrides_the_recipe_which_overrides_the_defaults():
         (["--model.preset", "nanoo"], ("nanoo", "'nano'")),
         (["--loader.batch", "0"], ("loader.batch", "at least 1")),
         (["--optim.ema", "1.5"], ("optim.ema", "1.5")),
+        (["--diffusion.given-start", "0.6", "--diffusion.given-audio", "0.6"], ("their sum is 1.2",)),
+        (["--diffusion.start-frames", "8"], ("diffusion.start_frames", "4n+1", "8")),
+        (["--loader.synthetic-midway", "-0.5"], ("loader.synthetic_midway", "-0.5")),
         (["--validation.every", "5", "--validation.synthetic-clips", "0"], ("validation.data",)),
         (["--task", "audio", "--model.no-bridge"], ("audio task",)),
         (["stray"], ("stray",)),
@@ -122,7 +125,9 @@ def test_a_setting_that_came_after_a_checkpoint_differs_only_where_it_is_set():
     assert differences(with_defaults(old), to_plain(chosen)) == ['loader.dtype: "float32" -> "bfloat16"']
 
 
-def test_given_sound_must_be_heard():
+@pytest.mark.parametrize("given", ["given_audio", "given_start"])
+def test_given_sound_must_be_heard(given):
+    other = {"given_audio": "given_start", "given_start": "given_audio"}[given]
     with pytest.raises(MovaError, match="loader.silent_audio mask keeps clips that have none"):
-        load_config("nano-any", loader={"silent_audio": "mask"})
-    assert load_config("nano-any", diffusion={"given_audio": 0.0}, loader={"silent_audio": "mask"})
+        load_config("nano-any", diffusion={other: 0.0}, loader={"silent_audio": "mask"})
+    assert load_config("nano-any", diffusion={given: 0.0, other: 0.0}, loader={"silent_audio": "mask"})

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,9 @@ COLUMNS = (12.0, 20.0, 28.0, 36.0)
 
 @dataclass(frozen=True)
 class Bounce:
-    """The parameters of one clip. delay: seconds at rest before the release. column: x of the ball's centre, pixels."""
+    """The parameters of one clip. delay: seconds at rest before the release; negative: so long before the clip begins
+    the ball was released. column: x of the ball's centre, pixels.
+    """
 
     colour: str
     tempo: str
@@ -79,6 +81,11 @@ class Bounce:
     @property
     def times(self) -> tuple[float, ...]:
         """Seconds at which the ball touches the floor, within the clip."""
+        return tuple(time for time in self.contacts if time >= 0)
+
+    @property
+    def contacts(self) -> tuple[float, ...]:
+        """The same, and those before the clip, whose clicks may reach into it."""
         first = self.delay + self.period / 2
         return tuple(np.arange(first, DURATION, self.period).tolist())
 
@@ -91,11 +98,17 @@ class Bounce:
         return 4 * phase * (1 - phase)
 
 
-def draw(rng: np.random.Generator, colour: str, tempo: str) -> Bounce:
-    """A clip of the given colour and tempo; delay ~ U(0, min(T, 1.1 - T/2)) seconds, T the period; a random column."""
+def draw(rng: np.random.Generator, colour: str, tempo: str, midway: float = 0.0) -> Bounce:
+    """A clip of the given colour and tempo; delay ~ U(0, min(T, 1.1 - T/2)) seconds, T the period; a random column.
+
+    midway: the probability that it begins in the middle of the motion instead, delay ~ U(-T, 0).
+    """
     period = TEMPI[tempo]
     delay = rng.uniform(0, min(period, LATEST_FIRST_BOUNCE - period / 2))
-    return Bounce(colour, tempo, float(delay), float(rng.choice(COLUMNS)))
+    clip = Bounce(colour, tempo, float(delay), float(rng.choice(COLUMNS)))
+    if midway and rng.uniform() < midway:
+        return replace(clip, delay=-float(rng.uniform(0, period)))
+    return clip
 
 
 def render_video(clip: Bounce) -> np.ndarray:
@@ -115,7 +128,7 @@ def render_audio(clip: Bounce) -> np.ndarray:
     t = np.arange(round(DURATION * SAMPLE_RATE)) / SAMPLE_RATE
     carrier = np.sin(2 * np.pi * COLOURS[clip.colour][1] * t)
     envelope = np.zeros_like(t)
-    for bounce in clip.times:
+    for bounce in clip.contacts:
         since = np.maximum(t - bounce, 0.0)
         envelope += np.minimum(since / CLICK_ATTACK, 1.0) * np.exp(-since / CLICK_DECAY)
     return (CLICK_LEVEL * envelope * carrier).astype(np.float32)
@@ -137,11 +150,13 @@ def generate(
     seed: int = 0,
     split: str = "train",
     progress: Callable[[int], None] = lambda done: None,
+    midway: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Write `clips` clips of a split and their metadata.jsonl into `folder`; return the metadata rows.
 
     Colour-tempo pairs alternate, so that a multiple of their number (24 train, 6 heldout) has each pair equally often.
-    Clip i depends only on (seed, split, i). metadata.jsonl is written last: a folder that has one is complete.
+    Clip i depends only on (seed, split, i) and midway, the share of clips that begin in the middle of the motion (see
+    `draw`). metadata.jsonl is written last: a folder that has one is complete.
     progress: called with the number of clips written so far.
     Raises MovaError for an unknown split, a count below 1, a folder that already holds clips, and for files under the
     clips' names that were not written here.
@@ -160,7 +175,7 @@ def generate(
 
     def make(index: int) -> dict[str, Any]:
         rng = np.random.default_rng((seed, list(SPLITS).index(split), index))
-        clip = draw(rng, *SPLITS[split][index % len(SPLITS[split])])
+        clip = draw(rng, *SPLITS[split][index % len(SPLITS[split])], midway)
         name = names[index]
         # Lossless pictures: a lossy encoder spends bits on a frame by what follows, and the first would tell the delay.
         data = encode_mp4(name, render_video(clip), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
