@@ -48,6 +48,8 @@ BESIDE = (
     "train --recipe lora --memory.frozen fp8 --memory.inputs host --world-size 1",
     "train --recipe lora --memory.weights host --memory.checkpointing full --memory.inputs host --world-size 1",
     "train --recipe lora --memory.weights files --memory.checkpointing full --memory.inputs host --world-size 1",
+    "train --recipe lora --memory.weights host --memory.checkpointing selective --memory.inputs host "
+    "--memory.saved host --world-size 1",
     "train --recipe lora --memory.weights host --memory.checkpointing full --memory.inputs host --memory.chunking rows "
     "--clip.height 720 --clip.width 1280 --world-size 1",
     "sample --checkpoint mova-360p --prompt clip --memory.weights host --world-size 1",

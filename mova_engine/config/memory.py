@@ -31,6 +31,8 @@ class MemoryConfig:
     """
     inputs: Place = "device"
     """Where checkpointed layers' inputs wait for the backward pass."""
+    saved: Place = "device"
+    """Where results that checkpointed layers keep, attention's output and log-sum-exp, wait for the backward pass."""
     frozen: Literal["activations", "fp8", "int8", "nf4"] = "activations"
     """How weights that are not trained are held, those of the linear layers of blocks and bridge: as they are read, or
     quantised when they are: in fp8 or int8 (half the memory of bf16), or in NF4 (28% of it). A folder that `mova
@@ -107,6 +109,12 @@ class MemoryConfig:
                 "inputs",
                 self.inputs == "host" and self.checkpointing == "none",
                 "only checkpointed layers' inputs wait: choose memory.checkpointing full, selective or out",
+            ),
+            ("saved", self.saved == "host" and sampling, "sampling has no backward pass"),
+            (
+                "saved",
+                self.saved == "host" and self.checkpointing in ("none", "full"),
+                "no results are kept apart: choose memory.checkpointing selective or out",
             ),
             (
                 "frozen",

@@ -238,7 +238,7 @@ class SampleConfig:
 
 
 # What `MemoryConfig.unavailable` says of sampling.
-REFUSED_MEMORY = tuple(f"--memory.{name}" for name in ("checkpointing", "inputs", "frozen", "optimizer"))
+REFUSED_MEMORY = tuple(f"--memory.{name}" for name in ("checkpointing", "inputs", "saved", "frozen", "optimizer"))
 SAMPLE = Command(
     "mova sample",
     SampleConfig,

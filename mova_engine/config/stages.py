@@ -11,6 +11,8 @@ from mova_engine.config.model import COMPONENTS
 
 # Layers of a streamed model that the device holds: one computes while the next is copied (`memory.streaming`).
 STREAM_SLOTS = 2
+# Layers of which it holds what they keep for the backward, where that waits on the host (`memory.host_offload`).
+OFFLOAD_LAYERS = 2
 
 TEXT_ENCODER, VIDEO_VAE, AUDIO_VAE = "text_encoder", "video_vae", "audio_vae"
 CODEC_PARTS = (TEXT_ENCODER, VIDEO_VAE, AUDIO_VAE)

@@ -1,7 +1,8 @@
 """Activation checkpointing: the backward pass runs a layer again instead of keeping the layer's intermediate results.
 
 It uses torch's selective checkpointing. A policy lists the operators whose results a layer keeps; everything else is
-recomputed. Gradients are bit-identical to those without checkpointing under every policy.
+recomputed. Hooks on saved tensors do not see these results, so that where they wait on the host, contexts of our own
+keep them (`host_offload`). Gradients are bit-identical to those without checkpointing under every policy.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from mova_engine.config.memory import CHECKPOINTING
 from mova_engine.errors import MovaError
-from mova_engine.memory.host_offload import HostCopies
+from mova_engine.memory.host_offload import ActivationArena
 from mova_engine.models.layers import ResidualStream
 from mova_engine.models.mova import DIRECT, DualTowerLayers, LayerRunner
 from mova_engine.ops import OpTable
@@ -29,25 +30,33 @@ POLICIES: dict[str, tuple[str, ...]] = {
 }
 
 
-def layer_runner(checkpointing: str = "none", offload: bool = False, save: Iterable[str] = ()) -> LayerRunner:
-    """Return the LayerRunner that runs the layers of one forward pass.
+def layer_runner(
+    checkpointing: str = "none", offload: bool = False, save: Iterable[str] = (), offload_saved: bool = False
+) -> LayerRunner:
+    """Return the LayerRunner that runs the layers of forward passes, one after the other.
 
     checkpointing: what the backward recomputes. "none": nothing. "full": every layer, from its inputs. "selective":
     every layer except attention and the exchanges between processes, whose results are kept. "out": as "selective", but
     the exchange of q, k and v (context parallelism) is repeated.
     offload: keep the layers' inputs in host memory until the backward needs them.
     save: further operators of torch's dispatcher whose results are kept, such as "aten::mm".
-    Raises MovaError for an unknown `checkpointing`, for `offload` with "none", and as `saved_operators` does.
+    offload_saved: keep the results in host memory likewise. A runner that offloads keeps that memory: use one for all
+    steps.
+    Raises MovaError for an unknown `checkpointing`, for `offload` with "none", for `offload_saved` where no results are
+    kept, and as `saved_operators` does.
     """
     if checkpointing not in CHECKPOINTING:
         raise MovaError(f"checkpointing must be one of {', '.join(CHECKPOINTING)}, got '{checkpointing}'")
+    saved = saved_operators((*POLICIES.get(checkpointing, ()), *save))
+    if offload_saved and (checkpointing == "none" or not saved):
+        raise MovaError(f"checkpointing {checkpointing} keeps no results for the host: choose selective or out")
     if checkpointing == "none":
         if offload:
             raise MovaError(
                 "inputs can wait on the host with checkpointing only: choose checkpointing full, selective or out"
             )
         return DIRECT
-    return CheckpointedLayers(saved_operators((*POLICIES[checkpointing], *save)), offload)
+    return CheckpointedLayers(saved, offload, offload_saved)
 
 
 def saved_operators(names: Iterable[str]) -> frozenset[torch._ops.OpOverload]:
@@ -82,14 +91,14 @@ def _changes_arguments(schema: torch._C.FunctionSchema) -> bool:
 class CheckpointedLayers:
     """A LayerRunner that keeps the inputs of each layer and the results of the operators in `saved` for the backward.
 
-    offload: keep the inputs in host memory.
+    offload: keep the inputs in host memory. offload_saved: keep the results there. arena: that memory.
     """
 
-    def __init__(self, saved: frozenset[torch._ops.OpOverload], offload: bool = False) -> None:
-        self.host = HostCopies() if offload else None
-        self.settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        if saved:
-            self.settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy(saved))
+    def __init__(
+        self, saved: frozenset[torch._ops.OpOverload], offload: bool = False, offload_saved: bool = False
+    ) -> None:
+        self.saved, self.offload, self.offload_saved = saved, offload, offload_saved
+        self.arena = ActivationArena() if offload or offload_saved else None
 
     def run(
         self, layers: DualTowerLayers, layer: int, video: ResidualStream, audio: ResidualStream
@@ -110,11 +119,16 @@ class CheckpointedLayers:
 
         # An expanded zero update (stride 0) occupies no memory worth offloading.
         inputs = [x for x in (video.x, video.y, audio.x, audio.y) if x is not None and 0 not in x.stride()]
-        settings = self.settings
+        copies = None if self.arena is None else self.arena.begin_layer()
+        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        if self.offload_saved and copies is not None:
+            settings["context_fn"] = partial(copies.results, self.saved)
+        elif self.saved:
+            settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy(self.saved))
         if layers.enter is not None:
             contexts = settings.get("context_fn", _no_contexts)
-            settings = {**settings, "context_fn": partial(_entered, partial(layers.enter, layer), contexts)}
-        with nullcontext() if self.host is None else self.host.of(inputs):
+            settings["context_fn"] = partial(_entered, partial(layers.enter, layer), contexts)
+        with copies.inputs(inputs) if self.offload and copies is not None else nullcontext():
             return checkpoint(region, *video, *audio, **settings)
 
 

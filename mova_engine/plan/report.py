@@ -32,6 +32,7 @@ _WORDS = {
     ("frozen", "int8"): "frozen weights in int8",
     ("frozen", "nf4"): "frozen weights in nf4",
     ("inputs", "host"): "block inputs on the host",
+    ("saved", "host"): "kept attention on the host",
     ("chunking", "rows"): "feed-forward in chunks of tokens",
     ("weights", "host"): "weights on the host",
     ("weights", "files"): "weights in their files",

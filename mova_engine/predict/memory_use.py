@@ -30,13 +30,13 @@ from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
 from mova_engine.predict.row_padding import block_padding, padding
 from mova_engine.predict.sampling_activations import sampled, scratch_of
+from mova_engine.predict.saved_activations import freed_by_layers, saved_activations
 from mova_engine.predict.step_traffic import (
     SECOND_EXPERT,
     adapter_parameters,
     component_bytes,
     layer_bytes,
     parameters,
-    saved_inputs,
     trained_parameters,
 )
 
@@ -55,8 +55,6 @@ _STREAM, _BESIDE = 2, 0.3
 # P of a layer that has been computed again, when it is differentiated back to its feed-forward: where heads are
 # exchanged, and where not; and in the latter case when it is differentiated back to its self-attention.
 _AT_GELU_EXCHANGED, _AT_GELU, _AT_ATTENTION = 27.5, 22.5, 31.2
-# P of a block's inputs of adapters that a block without them does not keep.
-_ADAPTERS_INPUTS = 3.7
 # P that a bridge keeps for its backward while the block after it is computed again; and where it is computed a third
 # time. P of the former kind, at the feed-forward, where that is computed in chunks.
 _BRIDGE_KEPT, _BRIDGE_AGAIN = 8.2, 3.3
@@ -104,11 +102,11 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
     idle = dict(device)
     if run.job.training:
         device["time embeddings in float32"] = _time_weights(run)
-        for parts, saved in zip((device, host), _saved_activations(run, machine), strict=True):
+        for parts, saved in zip((device, host), saved_activations(run, machine), strict=True):
             parts |= {name: value * run.job.batch for name, value in saved.items()}
             if run.micro_batches <= run.job.batch and parts is device:
                 # One micro-batch: gradients come as activations go.
-                activations = _freed_by_layers(run, saved) * run.job.batch
+                activations = freed_by_layers(run, machine) * run.job.batch
                 device[_GRADIENTS] = max(device.get(_GRADIENTS, 0) - activations, 0)
     device[_WORKING] = _working(run, machine) * run.job.batch
     if run.implementation.codecs_resident or (run.job.training and run.job.online):
@@ -229,71 +227,6 @@ def _moment_bytes(job: Job) -> float:
     return usual if job.adapters is None else (usual + moment_bytes(job.adapters)) / 2
 
 
-def _saved_activations(run: PlannedRun, machine: Machine | None) -> tuple[dict[str, float], dict[str, float]]:
-    """For one clip: bytes on the device, on the host."""
-    device: dict[str, float] = {}
-    host: dict[str, float] = {}
-    job, policy, model = run.job, run.policy, run.job.model
-    layers = model.video.num_layers
-    inputs = saved_inputs(run)
-    if policy.inputs == "host":
-        host["block inputs"] = inputs
-        inputs = _BUFFERS * run.local_video
-    device["block inputs"] = inputs
-    if policy.checkpointing == "full":
-        return device, host
-    if "video_dit" not in job.components:
-        if policy.checkpointing == "none":
-            device["all activations"] = model.audio.num_layers * _audio_block(run) * run.local_audio
-        return device, host
-    if policy.checkpointing == "none":
-        block, bridge = run.implementation.working
-        block += _adapted(run, machine)
-        bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
-        device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
-        return device, host
-    # What selective checkpointing saves (`memory.checkpointing`): q, k and v as exchanged, output and log-sum-exp, the
-    # output as returned.
-    exchanged = run.layout.ulysses > 1
-    tensors = 4 if exchanged and policy.checkpointing == "selective" else 1
-    lse = model.clip.video_tokens * model.video.num_heads * _FP32 / run.layout.context_parallel
-    names = "q, k, v, out and LSE" if tensors == 4 else "out and LSE"
-    where = ", head-sharded" if exchanged else ""
-    saved = layers * (tensors * run.local_video + lse)
-    if run.layout.context_parallel > 1 and "dual_tower_bridge" in job.components:
-        saved += len(model.bridge.layers) * _merged_attention(run)
-    device[f"saved attention ({names}{where})"] = saved
-    if exchanged:
-        device["attention's output, exchanged back"] = layers * run.local_video
-    return device, host
-
-
-def _adapted(run: PlannedRun, machine: Machine | None) -> float:
-    """P that a block keeps more where it has adapters: their inputs, and GELU's result, which is not made again; and
-    where GELU is a composition, its argument in float32.
-    """
-    job, video = run.job, run.job.model.video
-    if job.task != "lora" or not run.implementation.pending_updates:
-        return 0.0
-    widened = _FP32 / job.width - 1 if scratch_of(run, machine, "bias_gelu")[0] else 0
-    return _ADAPTERS_INPUTS + (1 + widened) * video.ffn_dim / video.dim
-
-
-def _audio_block(run: PlannedRun) -> float:
-    """P that an audio block keeps: a video block's, its wider feed-forward, and the text's k (twice) and v, of which
-    there are more tokens than of sound.
-    """
-    video, audio = run.job.model.video, run.job.model.audio
-    wider = audio.ffn_dim / audio.dim - video.ffn_dim / video.dim
-    return run.implementation.working[0] + wider + 3 * run.job.model.text_tokens / run.audio_tokens
-
-
-def _merged_attention(run: PlannedRun) -> float:
-    """Output and log-sum-exp of one video-to-audio attention, which all ranks of a clip have whole."""
-    bridge, queries = run.job.model.bridge, run.job.model.clip.audio_tokens
-    return queries * (bridge.audio_hidden_dim * run.job.width + bridge.audio_hidden_dim // bridge.head_dim * _FP32)
-
-
 def _working(run: PlannedRun, machine: Machine | None) -> float:
     """Bytes that are alive inside one layer of both towers."""
     chosen = run.job.components
@@ -342,19 +275,10 @@ def _bridge_kept(run: PlannedRun, machine: Machine | None) -> float:
     job, bridge = run.job, run.job.model.bridge.layers
     if "dual_tower_bridge" not in job.components or not bridge:
         return 0.0
-    saved, _ = _saved_activations(run, machine)
     layers = job.model.video.num_layers
-    freed = (layers - 1 - max(bridge)) * _freed_by_layers(run, saved) / layers
+    freed = (layers - 1 - max(bridge)) * freed_by_layers(run, machine) / layers
     again = run.policy.chunking == "rows" and run.layout.context_parallel == 1
     return max((_BRIDGE_AGAIN if again else _BRIDGE_KEPT) * run.local_video - freed, 0.0)
-
-
-def _freed_by_layers(run: PlannedRun, saved: dict[str, float]) -> float:
-    """Bytes of `saved`, on the device, that the backward frees layer by layer: not the block inputs of two layers, if
-    those of the others are on the host.
-    """
-    waiting = saved.get("block inputs", 0) if run.policy.inputs == "host" else 0
-    return sum(saved.values()) - waiting
 
 
 def _layer_gradients(run: PlannedRun) -> float:

@@ -33,6 +33,7 @@ CHOICES = {
     "checkpointing": ("selective", "out", "full", "none"),
     "frozen": ("activations", "fp8"),
     "inputs": ("device", "host"),
+    "saved": ("device", "host"),
     "chunking": ("none", "rows"),
     "weights": ("device", "host", "files"),
     "optimizer": ("device", "host"),
@@ -158,11 +159,11 @@ def policies(
     by_task = {
         "full": {"frozen", "weights", "chunking"},
         "lora": {"optimizer"},
-        "inference": {"inputs", "optimizer", "frozen"},
+        "inference": {"inputs", "saved", "optimizer", "frozen"},
     }
     useless = by_task[job.task]
     if hardware.host_bandwidth is None or implementation.traffic == "symmetric":
-        useless = useless | {"inputs", "optimizer", "expert"}
+        useless = useless | {"inputs", "saved", "optimizer", "expert"}
     if implementation.traffic == "symmetric":
         useless = useless | {"weights", "idle", "chunking"}
     if job.training:
@@ -184,6 +185,8 @@ def policies(
     for values in product(*allowed.values()):
         policy = MemoryConfig(**dict(zip(allowed, values, strict=True)))
         pointless = policy.inputs == "host" and policy.checkpointing == "none"
+        # What is kept apart takes as much as the inputs, and comes later.
+        pointless |= policy.saved == "host" and (policy.inputs == "device" or policy.checkpointing in ("none", "full"))
         # Where the expert at work lies on the host, the one that waits does.
         pointless |= policy.weights != "device" and policy.expert == "host"
         pointless |= policy.weights_on_host and policy.expert == "host"

@@ -14,8 +14,10 @@ to the byte and hold against counts; a test compares the two.
 
 from dataclasses import dataclass, fields
 
+from mova_engine.config.stages import OFFLOAD_LAYERS
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.job import WIDTHS, PlannedRun, copies, sharded
+from mova_engine.predict.saved_activations import on_host
 
 SECOND_EXPERT = "second video expert"
 # How often a step takes another video expert than the one before: experts are drawn with the probability of their
@@ -172,7 +174,10 @@ def micro_traffic(run: PlannedRun) -> StepTraffic:
     gather = passes * weights * share
     scatter = trained_parameters(run, used=True) * WIDTHS["fp32"] * share
     collectives = (passes + job.training) * _layers(run) if sharded(layout) > 1 else 0
-    down = up = saved_inputs(run) * (policy.inputs == "host")
+    down, up = sum(on_host(run).values()), 0.0
+    if down:
+        # What the last layers keep is used where it is.
+        up = down * max(1 - OFFLOAD_LAYERS / _layers(run), 0)
     # In sampling all forwards of a step pass a layer before the next one comes.
     streamed = (passes if job.training else layout.cfg / job.evaluations) * layer_bytes(run, used=True)
     read = streamed * (policy.weights == "files")
@@ -220,22 +225,3 @@ def _layers(run: PlannedRun) -> int:
     """Number of layers of the longest tower that runs."""
     model = run.job.model
     return model.video.num_layers if "video_dit" in run.job.components else model.audio.num_layers
-
-
-def saved_inputs(run: PlannedRun) -> float:
-    """Bytes of block inputs that checkpointing keeps on a rank; 0 without checkpointing.
-
-    Where a block's gate is trained, its gradient needs the update that waits beside the stream: both are inputs of the
-    next layer. Of a frozen gate the sum alone is.
-    """
-    if run.policy.checkpointing == "none" or not run.job.training:
-        return 0
-    model, chosen = run.job.model, run.job.components
-    bridges = len(model.bridge.layers) * (run.implementation.inputs_per_bridge and "dual_tower_bridge" in chosen)
-    pending = run.implementation.pending_updates and run.job.task == "full"
-
-    def inputs(layers: int) -> int:
-        return layers + bridges + (layers - 1) * pending
-
-    video = inputs(model.video.num_layers) * run.local_video * ("video_dit" in chosen)
-    return video + inputs(model.audio.num_layers) * run.local_audio * ("audio_dit" in chosen)

@@ -35,7 +35,7 @@ def absent_files(dtype: torch.dtype, host: MemoryTracker, components: Mapping[st
     with ExitStack() as patches:
         for place, name, stand_in in (
             (streaming, "ThreadPoolExecutor", _AtOnce),
-            (weight_sources, "describe_backend", lambda name: _HostMemory(host)),
+            (weight_sources, "describe_backend", lambda name: HostMemory(host, PARAMETERS)),
             (weight_sources, "_ranges", ranges),
             (weight_sources, "_opened", lambda file: (-1, (0, 0))),
             (weight_sources.StoredWeights, "_pread", lambda *_: None),
@@ -64,14 +64,14 @@ def copied(model: Mova) -> dict[str, int]:
     return {"copies": found.copies, "bytes": found.bytes, "unforeseen": found.unforeseen}
 
 
-class _HostMemory:
-    """The part of a backend that allocates host memory to copy from; not pinned here."""
+class HostMemory:
+    """The part of a backend that allocates host memory to copy from; not pinned here. part: its purpose."""
 
-    def __init__(self, host: MemoryTracker) -> None:
-        self._host = host
+    def __init__(self, host: MemoryTracker, part: str) -> None:
+        self._host, self._part = host, part
 
     def host_memory(self, size: int) -> Tensor:
-        with self._host.within(PARAMETERS):
+        with self._host.within(self._part):
             return torch.empty(size, dtype=torch.uint8)
 
 

@@ -16,16 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mova_engine.backend import describe_backend
 from mova_engine.config.mesh import MeshShape
 from mova_engine.distributed.processes import Launch, Processes, start_processes
+from mova_engine.memory import host_offload
 from mova_engine.models.mova import Mova
 from mova_engine.ops import REFERENCE, OpTable, choose
 from mova_engine.ops.fakes import fake_table
 from mova_engine.ops.machine import Machine
 from mova_engine.predict.memory_use import Memory
-from mova_engine.rehearsal.absent_files import absent_files, copied
+from mova_engine.rehearsal.absent_files import HostMemory, absent_files, copied
 from mova_engine.rehearsal.absent_weights import AbsentComponent
 from mova_engine.rehearsal.collective_log import CollectiveLog
 from mova_engine.rehearsal.fake_processes import AbsentBackend, fake_world, join_fake_group
-from mova_engine.rehearsal.memory_tracker import MemoryTracker, is_wrapped
+from mova_engine.rehearsal.memory_tracker import ACTIVATIONS, MemoryTracker, is_wrapped
 from mova_engine.rehearsal.result import Rehearsal, without_codecs
 from mova_engine.rehearsal.simulated import Simulation
 from mova_engine.rehearsal.weights import weights_by_dtype
@@ -76,6 +77,8 @@ class Stage:
         with ExitStack() as stack:
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(patch.object(torch.utils, "swap_tensors", _take_over))
+            kept = HostMemory(self.host, ACTIVATIONS)
+            stack.enter_context(patch.object(host_offload, "describe_backend", lambda name: kept))
             if self.launch.world > 1:
                 join_fake_group(self.backend.name, self.launch)
                 stack.callback(torch.distributed.destroy_process_group)
@@ -160,7 +163,7 @@ def _take_over(old: Tensor, new: Tensor) -> None:
         old.data = new.data
 
 
-_VALUE_OF, _RECORD_STREAM = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.record_stream.default
+_VALUE_OF = torch.ops.aten._local_scalar_dense.default
 
 
 class _ToldValues(TorchDispatchMode):
@@ -173,7 +176,4 @@ class _ToldValues(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is _VALUE_OF and isinstance(args[0], FakeTensor):
             return True if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
-        if func is _RECORD_STREAM:
-            # Has no fake implementation in torch, and no effect without an allocator.
-            return None
         return func(*args, **(kwargs or {}))

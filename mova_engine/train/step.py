@@ -24,7 +24,7 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.modality import Modality
-from mova_engine.models.mova import Mova
+from mova_engine.models.mova import DIRECT, LayerRunner, Mova
 from mova_engine.ops import OpTable
 from mova_engine.train.batch import BuildBatch, LatentBatch
 from mova_engine.train.given_start import GivenStart, SeenNoise
@@ -41,15 +41,17 @@ def micro_losses(
     noise: tuple[Tensor, ...],
     config: TrainConfig,
     sharding: Sharding = NO_CP,
+    runner: LayerRunner = DIRECT,
 ) -> Losses:
     """Losses on one micro-batch, float32 scalars; `draw` and `noise` (audio, video) are this micro-batch's part.
 
     The networks' outputs become velocities before the loss (see `diffusion.prediction`). Where processes share the
-    clips, these are this one's share of the losses, and so are the gradients: see `parallel.context`.
+    clips, these are this one's share of the losses, and so are the gradients: see `parallel.context`. runner: how the
+    layers are run (`memory.checkpointing.layer_runner`).
     """
     if config.task == "audio":
         return _audio(mova, batch, draw, noise, config)
-    return _joint(mova, batch, draw, noise, config, sharding)
+    return _joint(mova, batch, draw, noise, config, sharding, runner)
 
 
 def _joint(
@@ -59,6 +61,7 @@ def _joint(
     noise: tuple[Tensor, ...],
     config: TrainConfig,
     sharding: Sharding,
+    runner: LayerRunner,
 ) -> Losses:
     times, prediction, expert = draw.times, Prediction.of(config.diffusion), draw.expert or 0
     audio_noise, video_noise = noise
@@ -84,7 +87,7 @@ def _joint(
         expert=expert,
         bridge=config.model.bridge and draw.bridge,
         fps=mova.config.clip.fps,
-        runner=layer_runner(config.memory.checkpointing, config.memory.inputs == "host"),
+        runner=runner,
         sharding=sharding,
     )
     share = Share(mova.expert(expert).own_latents(batch.video.shape, sharding, batch.video.device), 1 / sharding.size)
@@ -143,6 +146,8 @@ class Updater:
         self.config, self.model, self.weights, self.optimizer, self.ops = config, model, weights, optimizer, ops
         self.processes = processes or Processes()
         self.experts = 2 if model.video_dit_2 is not None else 1
+        memory = config.memory
+        self.runner = layer_runner(memory.checkpointing, memory.inputs == "host", offload_saved=memory.saved == "host")
 
     def step(
         self,
@@ -184,7 +189,7 @@ class Updater:
             noise = draw_noise(batch.noise_shapes(), config.seed, step, first, settings.batch)
             noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
             part = draw.part(first, settings.batch)
-            result = micro_losses(self.model, batch, part, noise, config, processes.sharding)
+            result = micro_losses(self.model, batch, part, noise, config, processes.sharding, self.runner)
             (result.total / micro_batches).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
             ids += batch.ids

@@ -13,6 +13,7 @@ from mova_engine.config.mesh import choose_mesh
 from mova_engine.distributed.counted_traffic import SMALL
 from mova_engine.distributed.processes import read_launch, start_processes
 from mova_engine.memory.checkpointing import layer_runner
+from mova_engine.memory.host_offload import ActivationArena
 from mova_engine.models.context_parallel import NO_CP
 from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
@@ -63,21 +64,24 @@ def count(checkpointing: str, sharding=NO_CP, ops=None) -> int:
 
 
 def changed_by_checkpointing(ulysses: int | None, fsdp: bool, dtype: str = "float32") -> list[str]:
-    """In this rank: gradients that are not those without checkpointing, bit for bit, by policy; both experts, two
-    forwards between which gradients add up.
+    """In this rank: gradients that are not those without checkpointing, bit for bit, by policy and whether what it
+    keeps is on the host; both experts, two forwards between which gradients add up.
     """
     place, dtype = processes(ulysses), getattr(torch, dtype)
     table, changed, expected = place.context.operators(bind(backend())), [], {}
     model = build_sharded(place, table, dtype)[0] if fsdp else build(table).to(dtype)
-    for policy, offload in (("none", False), ("full", False), ("selective", True), ("out", False)):
+    kept = (("selective", True, False), ("selective", True, True), ("out", False, False), ("out", False, True))
+    for policy, offload, saved in (("none", False, False), ("full", False, False), *kept):
         model.zero_grad(set_to_none=True)
+        runner = layer_runner(policy, offload, offload_saved=saved)
+        if saved:
+            runner.arena = ActivationArena(poison=True)
         for expert in (0, 1):
-            runner = layer_runner(policy, offload)
             backward(model, clips(64, 1, expert), expert, place.context, runner=runner)
         found = {name: p.grad for name, p in model.named_parameters()}
         found = {name: x.to_local() if isinstance(x, DTensor) else x for name, x in found.items()}
         expected = expected or found
-        changed += [f"{policy}: {name}" for name, x in expected.items() if not torch.equal(x, found[name])]
+        changed += [f"{policy} {saved}: {name}" for name, x in expected.items() if not torch.equal(x, found[name])]
     return changed
 
 

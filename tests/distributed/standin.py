@@ -317,4 +317,3 @@ def _patch_streams() -> None:
     """torch's own would be the CPU's where a device is written in Python."""
     torch.Stream = torch.Event = _Stream
     torch.accelerator.current_stream = lambda device=None: _Stream()
-    torch.Tensor.record_stream = lambda x, stream: None

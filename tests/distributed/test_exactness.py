@@ -89,7 +89,7 @@ def test_weights_and_moments_after_three_steps(worlds, world, ulysses, optimizer
     ],
 )
 def test_checkpointing_changes_no_bit(worlds, world, ulysses, fsdp, dtype):
-    """Every policy, one of them with offload, in every rank."""
+    """Every policy, with what is kept on the device and on the host, in every rank."""
     found = worlds(world).run("changed_by_checkpointing", ulysses=ulysses, fsdp=fsdp, dtype=dtype)
     assert not any(found), found
 

@@ -114,9 +114,10 @@ def test_a_shared_module_lies_on_the_host_once(ops, backend, folder):
     assert model.stream.source.arena.nbytes == sum(own.values()) < sum(unit.bytes for unit in model.stream.units)
 
 
-@pytest.mark.parametrize("policy", ["full", "selective"])
+@pytest.mark.parametrize("policy", ["full", "selective", "selective on the host"])
 @pytest.mark.parametrize("kind", ["host", "files"])
 def test_gradients_of_adapters_are_those_of_a_resident_base(ops, backend, folder, kind, policy):
+    policy, _, away = policy.partition(" ")
     args = modalities(*inputs(backend))
 
     def gradients(mova, runner, expert):
@@ -133,10 +134,10 @@ def test_gradients_of_adapters_are_those_of_a_resident_base(ops, backend, folder
         return mova
 
     resident, mova = adapted(loaded(ops, folder)), adapted(loaded(ops, folder))
-    model = stream(mova, backend, folder, kind)
+    model, runner = stream(mova, backend, folder, kind), layer_runner(policy, bool(away), offload_saved=bool(away))
     for expert in (0, 1, 0):
         model.stream.plan((*model.units(expert), *model.units(expert, backward=True)))
-        found = gradients(mova, layer_runner(policy), expert)
+        found = gradients(mova, runner, expert)
         expected = gradients(resident, layer_runner(policy), expert)
         assert len(found) == len(expected) > 2 and equal(found, expected)
     assert model.stream.report().unforeseen == 0

@@ -14,7 +14,7 @@ from mova_engine.bench.peak_memory import LiveTensors
 from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig, get_preset
 from mova_engine.errors import MovaError
 from mova_engine.memory.checkpointing import layer_runner
-from mova_engine.memory.host_offload import HostCopies
+from mova_engine.memory.host_offload import ActivationArena
 from mova_engine.models.modality import Modality, modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.models.rope import RopeTables, audio_rope
@@ -152,12 +152,12 @@ def test_results_of_other_operators_can_be_kept_too(ops, backend):
 
 
 def test_offload_keeps_no_layer_input_on_the_device(ops, backend):
-    host, x = HostCopies(), torch.randn(3, requires_grad=True)
+    layer, x = ActivationArena().begin_layer(), torch.randn(3, requires_grad=True)
     y = x * 2
-    with host.of((y,)):
+    with layer.inputs((y,)):
         z = y.square()
-    assert [len(layer) for layer in host.layers] == [1]
-    assert all(copy.host.data_ptr() != y.data_ptr() for copy in host.layers[0])
+    assert [len(each) for each in layer.buffers] == [y.nbytes]
+    y = None
     z.sum().backward(retain_graph=True)
     torch.testing.assert_close(x.grad, 8 * x.detach())
     z.sum().backward()
@@ -165,9 +165,9 @@ def test_offload_keeps_no_layer_input_on_the_device(ops, backend):
 
 
 def test_offload_serves_a_second_backward_and_a_derivative_of_the_gradient():
-    host, x = HostCopies(), torch.tensor([1.0, 2.0], requires_grad=True)
+    layer, x = ActivationArena().begin_layer(), torch.tensor([1.0, 2.0], requires_grad=True)
     y, other = x * 1, x * 3
-    with host.of((y, other)):
+    with layer.inputs((y, other)):
         z = (y.pow(3) * other).sum()
     (first,) = torch.autograd.grad(z, x, create_graph=True)
     torch.testing.assert_close(first, 12 * x.detach() ** 3)

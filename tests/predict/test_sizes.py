@@ -62,6 +62,20 @@ def test_context_parallel_traffic_is_what_the_runtime_counts(run, counted):
     assert f"{context_traffic(run).context / 1e9:.1f}" == counted
 
 
+@pytest.mark.parametrize("layout", [Layout(), Layout(ulysses=4)])
+def test_what_is_kept_on_the_host_is_counted(layout):
+    """The device has two layers' part of it; all of it goes to the host, and all but two layers' comes back."""
+    here, away = (_lora(layout, inputs="host", saved=place) for place in ("device", "host"))
+    before, after = memory(here), memory(away)
+    names = [name for name in before.device if "attention" in name]
+    kept, layers = sum(before.device[name] for name in names), M360.video.num_layers
+    assert kept > 17e9 / layout.context_parallel and after.host.items() >= {(n, before.device[n]) for n in names}
+    assert [after.device[name] for name in names] == [2 / layers * before.device[name] for name in names]
+    sent = step_traffic(away).to_host - step_traffic(here).to_host
+    assert sent == pytest.approx(away.micro_batches * kept)
+    assert step_traffic(away).from_host - step_traffic(here).from_host == pytest.approx(sent * (layers - 2) / layers)
+
+
 def test_traffic_by_policy():
     none, selective, full = (
         context_traffic(_lora(Layout(ulysses=4), checkpointing=name)).all_to_all

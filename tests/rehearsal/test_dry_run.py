@@ -91,12 +91,13 @@ def test_presets_for_cards(recipe, device):
 
 
 @pytest.mark.dry
-@pytest.mark.parametrize("device, where", [("cuda", "host"), ("npu", "files")])
-def test_layers_that_come_one_by_one(device, where):
+@pytest.mark.parametrize("device, where, saved", [("cuda", "host", ""), ("npu", "files", ""), ("cuda", "host", "host")])
+def test_layers_that_come_one_by_one(device, where, saved):
     """The ring is on the device, the arena or one layer of a file on the host. Each layer is copied for the forward and
     for the backward, except the layers that are still in the ring. Memory is as planned.
     """
     memory = {"weights": where, "checkpointing": "full", "inputs": "host"}
+    memory |= {"checkpointing": "selective", "saved": saved} if saved else {}
     found = _rehearse("lora", device, 1, 3, memory=memory, global_batch_size=1)
     ring, arena = found.peak_memory_bytes["layers on their way"], found.host_memory_bytes["parameters"]
     assert found.predicted == pytest.approx(found.peak, rel=0.05), str(found)
