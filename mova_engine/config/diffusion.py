@@ -34,9 +34,9 @@ def check_sigmas(video: Sequence[float], audio: Sequence[float] | None = None, s
                 + ", ".join(f"{sigma:g}" for sigma in sigmas),
             )
     check(
-        audio is None or len(audio) == len(video),
-        f"each step has a noise level of video and of audio, but there are {len(video)} sigmas and "
-        f"{len(audio or ())} audio sigmas",
+        audio is None or (len(audio) >= len(video) and len(audio) % len(video) == 0),
+        "each step has one noise level of the video and one or several of the audio, so many in each, but there are "
+        f"{len(video)} sigmas and {len(audio or ())} audio sigmas",
     )
     check(
         switch is None or 0 <= switch <= len(video),

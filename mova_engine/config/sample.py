@@ -95,7 +95,7 @@ class SampleConfig:
     sigmas: Annotated[tuple[float, ...], _STEPS] = ()
     """Noise levels of the steps, falling from 1, for models distilled to a few steps: 1 0.9375 0.8333 0.625."""
     audio_sigmas: Annotated[tuple[float, ...], _STEPS] = ()
-    """Those of the sound; default: sigmas."""
+    """Those of the sound; default: sigmas. N times as many: the sound takes N steps in each of the video."""
     switch: Annotated[int | None, _STEPS] = None
     """With sigmas: how many steps the high-noise expert serves; default: those above the boundary."""
     cache: Annotated[float, _STEPS] = 1.0
@@ -163,6 +163,11 @@ class SampleConfig:
                 check(getattr(self, name) is None, wanted)
         check(bool(self.sigmas) or not self.audio_sigmas, "--audio-sigmas goes with --sigmas")
         check(bool(self.sigmas) or self.switch is None, "--switch goes with --sigmas")
+        check(
+            len(self.audio_sigmas) <= len(self.sigmas) or not self._sees_video,
+            "several --audio-sigmas for each of the video's are for videos that are made; with a given one, "
+            "--video-passes says how often it is passed",
+        )
         self._check_cache()
         self.memory.check("inference", self.parallel.shard)
 
@@ -176,9 +181,16 @@ class SampleConfig:
             "--cache: solver heun corrects each step by a second evaluation, which would find nothing new of the "
             "video: take euler or unipc",
         )
-        sees = self.video is not None or self.given == "video" or self.retake_of == "audio"
-        check(not sees, "--cache is for videos that are made; with a given one, --video-passes says how often it runs")
+        check(
+            not self._sees_video,
+            "--cache is for videos that are made; with a given one, --video-passes says how often it runs",
+        )
         check(not self.audio_alone, "--audio-alone runs no video tower: leave --cache out")
+
+    @property
+    def _sees_video(self) -> bool:
+        """Whether the whole video is given."""
+        return self.video is not None or self.given == "video" or self.retake_of == "audio"
 
     def _check_given(self) -> None:
         named = [name for name in ("video", "audio", "retake", "extend", "given") if getattr(self, name) is not None]

@@ -72,15 +72,22 @@ class Schedule(ScheduleConfig):
         and of the audio (None: the same), to which no shift is applied; sigma 0 follows. switch: number of steps that
         the high-noise expert serves; None: those at and above the boundary.
 
-        Raises MovaError for levels that do not descend within 0 < sigma <= 1, and for lists of different lengths.
+        With n times as many levels of the audio, each step of the video is divided into n of these steps, in equal
+        parts of its sigma: along one velocity, of the first part, it ends where one step does (`audio_substeps`).
+        Raises MovaError for levels that do not descend within 0 < sigma <= 1, and for lengths that do not fit.
         """
         audio = video if audio is None else audio
         check_sigmas(video, audio, switch)
+        parts = len(audio) // len(video)
+        high = None if switch is None else switch * parts
+        ends = (*video[1:], 0.0)
+        video = [a + (b - a) * part / parts for a, b in zip(video, ends, strict=True) for part in range(parts)]
         video_sigmas, audio_sigmas = (torch.tensor([*each, 0.0], dtype=torch.float32) for each in (video, audio))
         video_timesteps, audio_timesteps = (x[:-1] * self.num_train_timesteps for x in (video_sigmas, audio_sigmas))
-        experts = tuple(self.expert(t) for t in video_timesteps.tolist())
-        if switch is not None:
-            experts = (HIGH_NOISE,) * switch + (LOW_NOISE,) * (len(video) - switch)
+        # One expert serves all parts of a step.
+        experts = tuple(self.expert(t) for t in video_timesteps.tolist()[::parts] for _ in range(parts))
+        if high is not None:
+            experts = (HIGH_NOISE,) * high + (LOW_NOISE,) * (len(video) - high)
         return Steps(video_sigmas, audio_sigmas, video_timesteps, audio_timesteps, experts)
 
     def boundary_time(self) -> float:

@@ -26,7 +26,7 @@ def facts_of_run(
         "sigmas": list(settings.sigmas),
         "audio_sigmas": list(settings.audio_sigmas),
         "switch": settings.switch,
-        "reused_steps": list(settings.cache.reused) if settings.cache else [],
+        "reused_steps": list(settings.reused),
         "guidance": guidance.form,
         "text_scale": guidance.text_scale,
         "bridge_scale": guidance.bridge_scale,

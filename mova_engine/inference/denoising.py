@@ -204,7 +204,10 @@ def _check_left_out(mova: Mova, conditions: Conditions, options: LoopOptions) ->
     if options.video_every != 1 and not given:
         raise MovaError("the video tower can be left out of steps only where the whole video is given")
     if options.reused and given:
-        raise MovaError("the step cache is for videos that are made: for a given one, video_every says what runs")
+        raise MovaError(
+            "steps of the audio alone (step cache, more audio sigmas) are for videos that are made: for a given one, "
+            "video_every says what runs"
+        )
     if (options.reused or options.video_every != 1) and options.bridge and mova.config.bridge.pooled_adaln:
         raise MovaError("the bridge's pooled variant reads the video at every step: its tower must run in each")
 

@@ -391,9 +391,7 @@ class Pipeline:
             settings.guidance,
             self.prediction,
             fps=self.shape.fps,
-            options=replace(
-                self.options, solver=settings.solver, reused=settings.cache.reused if settings.cache else ()
-            ),
+            options=replace(self.options, solver=settings.solver, reused=settings.reused),
             on_step=stepped,
             observe=observe,
             processes=self.processes,

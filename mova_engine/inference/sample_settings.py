@@ -25,9 +25,10 @@ class SampleSettings:
 
     steps: number of steps, whose noise levels the model's schedule gives. solver: one of `diffusion.solvers`.
     sigmas: noise levels of the video's steps instead, as models distilled to a few steps have them; no shift is applied
-    to them. audio_sigmas: those of the audio; empty: the same. switch: how many of these steps the high-noise expert
-    serves; None: those at and above the boundary. cache: the steps that reuse the video's velocity
-    (`step_cache.planned`); None: none.
+    to them. audio_sigmas: those of the audio; empty: the same; n times as many: the audio takes n steps in each of the
+    video, on what the bridge read of it there. switch: how many of the video's steps the high-noise expert serves;
+    None: those at and above the boundary. cache: the steps that reuse the video's velocity (`step_cache.planned`);
+    None: none.
     """
 
     steps: int = 50
@@ -51,13 +52,30 @@ class SampleSettings:
             check_sigmas(self.sigmas, self.audio_sigmas or None, self.switch)
         elif self.audio_sigmas or self.switch is not None:
             raise MovaError("audio_sigmas and switch go with sigmas, the noise levels of the video")
+        if self.audio_substeps > 1 and (self.solver != "euler" or self.cache is not None):
+            raise MovaError(
+                "several audio sigmas for each of the video's go with solver euler, whose video moves along one "
+                "velocity meanwhile, and without a step cache, which plans such steps itself"
+            )
         if self.cache is not None and self.cache.steps != self.count:
             raise MovaError(f"the step cache was planned for {self.cache.steps} steps, this run has {self.count}")
 
     @property
     def count(self) -> int:
-        """Number of steps."""
-        return len(self.sigmas) or self.steps
+        """Number of steps; of the audio's, where it takes several in each of the video."""
+        return len(self.sigmas) * self.audio_substeps or self.steps
+
+    @property
+    def audio_substeps(self) -> int:
+        """Steps of the audio in each of the video."""
+        return len(self.audio_sigmas) // len(self.sigmas) if self.audio_sigmas else 1
+
+    @property
+    def reused(self) -> tuple[int, ...]:
+        """The steps in which the audio tower runs alone, on the video of the step before."""
+        if self.cache is not None:
+            return self.cache.reused
+        return tuple(step for step in range(self.count) if step % self.audio_substeps)
 
     def noise_levels(self, schedule: Schedule) -> Steps:
         """The noise levels of the steps, and which expert serves each. schedule: the model's."""

@@ -102,6 +102,13 @@ def test_listed_noise_levels_take_no_shift_and_switch_where_told():
     assert schedule.listed((1.0, 0.5), (0.9, 0.2)).audio_sigmas.tolist() == pytest.approx([0.9, 0.2, 0.0])
 
 
+def test_parts_of_a_step_end_where_the_step_does_and_are_of_one_expert():
+    steps = Schedule(boundary=0.9).listed((1.0, 0.6), (1.0, 0.8, 0.5, 0.3))
+    assert steps.video_sigmas.tolist() == pytest.approx([1.0, 0.8, 0.6, 0.3, 0.0])
+    assert steps.audio_sigmas.tolist() == pytest.approx([1.0, 0.8, 0.5, 0.3, 0.0])
+    assert steps.experts == (HIGH_NOISE, HIGH_NOISE, LOW_NOISE, LOW_NOISE)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -111,6 +118,7 @@ def test_listed_noise_levels_take_no_shift_and_switch_where_told():
         (((1.2, 0.5),), "at most 1"),
         (((math.nan, 0.5),), "sigmas must be"),
         (((1.0, 0.5), (1.0,)), "2 sigmas and 1 audio sigmas"),
+        (((1.0, 0.5), (1.0, 0.5, 0.2)), "2 sigmas and 3 audio sigmas"),
         (((1.0, 0.5), None, 3), "between 0 and 2"),
     ],
 )

@@ -223,6 +223,10 @@ def test_what_cannot_be_given_is_refused_before_weights_are_read(run_folder, tmp
         ((*prompt, "--video-passes", "once"), "--video-passes goes with --video"),
         ((*prompt, "--video", clip_file, "--video-passes", "often"), "video_passes must be exact, once or a number"),
         ((*prompt, "--video", clip_file, "--image", picture), "leave --image out"),
+        (
+            (*prompt, "--video", clip_file, "--sigmas", 1, "--audio-sigmas", 1, 0.5),
+            "several --audio-sigmas for each of the video's are for videos that are made",
+        ),
         ((*prompt, "--given", "video"), "--given goes with --prompts"),
         ((*prompt, "--extend", clip_file), "--extend CLIP goes with --seconds"),
         ((*prompt, "--extend", clip_file, "--seconds", 0.3), "needs no extension"),

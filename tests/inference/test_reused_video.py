@@ -9,10 +9,12 @@ import torch
 from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.prediction import Prediction
-from mova_engine.diffusion.schedule import Schedule, euler_step
+from mova_engine.diffusion.schedule import Schedule, Steps, euler_step
 from mova_engine.errors import MovaError
 from mova_engine.inference.denoising import LoopOptions, denoise, draw_noise
 from mova_engine.inference.given_latents import GivenLatents
+from mova_engine.inference.sample_settings import SampleSettings
+from mova_engine.inference.step_plan import StepPlan
 from mova_engine.inference.velocities import Conditions, Latents, VelocityModel
 from mova_engine.memory.streaming import StreamedModel
 from mova_engine.memory.weight_sources import HostArena
@@ -114,6 +116,57 @@ def test_the_video_s_velocity_stays_and_the_audio_s_does_not(mova, monkeypatch):
         assert not torch.equal(steps[step].velocity.audio, steps[step - 1].velocity.audio)
 
 
+def test_the_audio_takes_several_steps_in_each_of_the_video(mova, monkeypatch):
+    """The video's steps, one by one, are those of the run without sub-steps; the audio's are taken on what was read of
+    the video at the first.
+    """
+    video, audio = (0.9, 0.7, 0.4), (1.0, 0.9, 0.8, 0.6, 0.4, 0.2)
+    settings = SampleSettings(sigmas=video, audio_sigmas=audio, switch=2)
+    assert (settings.count, settings.reused) == (6, (1, 3, 5))
+    steps, model, forwards = settings.noise_levels(Schedule()), deaf(mova), []
+    assert steps.experts == (0, 0, 0, 0, 1, 1)
+    real = type(mova).forward
+    monkeypatch.setattr(type(mova), "forward", lambda self, *a, **k: forwards.append(1) or real(self, *a, **k))
+    arguments = conditions(model), draw_noise(model.config, (3,), model.config.clip)
+    options = LoopOptions(reused=settings.reused)
+    found = denoise(model, *arguments, steps, TEXT, Prediction("x0"), options=options)
+    assert len(forwards) == len(video)
+    # By hand: the deaf video alone, and the audio on the video of each of its steps.
+    plain = Schedule().listed(video, switch=2)
+    states = [arguments[1].video]
+    denoise(model, *arguments, plain, TEXT, Prediction("x0"), on_step=lambda step: states.append(step.state.video))
+    torch.testing.assert_close(found.video, states[-1])
+    evaluated = VelocityModel(model, arguments[0], Prediction("x0"), 24.0, True, True, NO_CP)
+    sound, ends = arguments[1].audio, (*audio, 0.0)
+    with torch.no_grad():
+        for step, experts in enumerate(steps.experts):
+            level = step // 2
+            levels = Steps(
+                plain.video_sigmas[level].expand(2),
+                torch.tensor(ends[step : step + 2]),
+                plain.video_timesteps[level].expand(1),
+                torch.tensor([1000 * ends[step]]),
+                (experts,),
+            )
+            branches = evaluated.evaluate(TEXT.branches, Latents(states[level], sound), levels, 0)
+            _, velocity = TEXT.combine(lambda *branch, branches=branches: branches[branch])
+            sound = euler_step(sound, velocity, *ends[step : step + 2])
+    torch.testing.assert_close(found.audio, sound, rtol=1e-4, atol=1e-4)
+
+
+def test_one_step_of_the_audio_in_each_of_the_video_is_the_plain_run(mova):
+    one = SampleSettings(sigmas=(1.0, 0.5), audio_sigmas=(0.9, 0.2))
+    assert (one.count, one.reused, one.audio_substeps) == (2, (), 1)
+    steps = one.noise_levels(Schedule())
+    assert steps.video_sigmas.tolist() == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("more", [{"solver": "unipc"}, {"cache": StepPlan((), 4, 4, 4, 0.0, 0.0)}])
+def test_steps_of_the_audio_alone_go_with_euler_and_without_a_cache(more):
+    with pytest.raises(MovaError, match="solver euler"):
+        SampleSettings(sigmas=(1.0, 0.5), audio_sigmas=(0.9, 0.7, 0.4, 0.2), **more)
+
+
 def test_no_reuse_is_the_plain_run(mova):
     assert equal(sample(mova, reused=()), sample(mova))
     assert not equal(sample(mova, reused=(4,)), sample(mova))
@@ -159,7 +212,7 @@ def test_where_nothing_can_be_reused_is_said(mova):
     with pytest.raises(MovaError, match="solver heun corrects each step .* take euler or unipc"):
         sample(mova, reused=(2,), solver="heun")
     video = GivenLatents.whole(draw_noise(mova.config, (8,), mova.config.clip).video)
-    with pytest.raises(MovaError, match="the step cache is for videos that are made"):
+    with pytest.raises(MovaError, match="are for videos that are made"):
         sample(mova, given=replace(conditions(mova), video=video), reused=(2,))
     pooled = copy.deepcopy(mova)
     pooled.config = replace(mova.config, bridge=replace(mova.config.bridge, pooled_adaln=True))
