@@ -1,8 +1,8 @@
 """Distances between sets of clips, from features of a network: Frechet distance, KL, kernel distance, inception score.
 
 Features and logits are arrays [clips, dimensions]; all sums run in float64. Sources: Frechet distance: Heusel et al.
-2017 (arXiv 1706.08500); KID: Binkowski et al. 2018 (arXiv 1801.01401); inception score: Salimans et al. 2016
-(arXiv 1606.03498). The options reproduce what av-benchmark and MOVA's evaluation compute.
+2017 (arXiv 1706.08500); KID: Binkowski et al. 2018 (arXiv 1801.01401); inception score: Salimans et al. 2016 (arXiv
+1606.03498). The options reproduce what av-benchmark and MOVA's evaluation compute.
 """
 
 from collections.abc import Iterator
@@ -74,6 +74,11 @@ def probabilities_of_outputs(clipwise: ArrayLike) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         logits = (np.log(p) - np.log(np.float32(1) - p)).astype(np.float64)
         return np.exp(_log_softmax(logits))
+
+
+def softmax_of_logits(logits: ArrayLike) -> Array:
+    """Distributions over classes [n, classes] from logits, in float64."""
+    return np.exp(_log_softmax(_table(logits, "logits", least=1)))
 
 
 def inception_score(probabilities: ArrayLike) -> float:

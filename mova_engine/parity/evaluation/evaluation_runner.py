@@ -31,6 +31,7 @@ UNJUDGED = {
 }
 _HERE = "mova_engine.parity.evaluation"
 EVALUATION_RUNNERS = {
+    "case4_panns": f"{_HERE}.panns_case:CASE",
     "case4_set_metrics": f"{_HERE}.set_metrics_case:CASE",
 }
 

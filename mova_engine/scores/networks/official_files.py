@@ -1,0 +1,65 @@
+"""Official checkpoints of networks that score clips, loaded strictly, without initialisation and without a copy."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mova_engine.errors import MovaError
+
+Network = TypeVar("Network", bound=nn.Module)
+# Besides tensors, official files hold a few plain numbers of NumPy (losses, scores): data that run no code.
+_NUMBERS = [
+    (np.dtype, "numpy.dtype"),
+    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # type: ignore[attr-defined]
+    *((type(np.dtype(kind)), f"numpy.dtypes.{type(np.dtype(kind)).__name__}") for kind in ("f4", "f8", "i4", "i8")),
+]
+
+
+def load_official(
+    build: Callable[[], Network],
+    path: Path,
+    *,
+    under: str | None = None,
+    prefix: str = "",
+    dropped: frozenset[str] = frozenset(),
+) -> Network:
+    """The network that `build` makes, with exactly the weights of an official file; in eval mode, without gradients.
+
+    path: .safetensors, or a pickle of torch that is read with weights_only. under: the entry that holds the state dict,
+    where the file has one. prefix: what its names have before the network's. dropped: names (without the prefix) that
+    the network does without. The network is built on the meta device and takes the file's own tensors.
+
+    Raises MovaError for an unreadable file, and for names or shapes that differ.
+    """
+    weights = _read(path)
+    if under is not None and isinstance(weights.get(under), Mapping):
+        weights = weights[under]
+    named = {name.removeprefix(prefix): x for name, x in weights.items() if isinstance(x, Tensor)}
+    with torch.device("meta"):
+        network = build()
+    try:
+        network.load_state_dict({n: x for n, x in named.items() if n not in dropped}, strict=True, assign=True)
+    except RuntimeError as error:
+        raise MovaError(f"{path} does not hold this network's weights: {' '.join(str(error).split())}") from None
+    return network.eval().requires_grad_(False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_NUMBERS):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise MovaError(f"cannot read {path}: {error}") from None
+    except Exception as error:  # torch raises RuntimeError, EOFError and pickle's errors for damaged or unsafe files
+        raise MovaError(f"cannot read {path} as weights: {str(error).splitlines()[0]}") from None
+    if not isinstance(found, dict):
+        raise MovaError(f"{path} holds no state dict")
+    return found

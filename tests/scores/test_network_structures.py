@@ -1,0 +1,61 @@
+"""Networks of scores have the names, shapes and sizes of the official checkpoints, and load them strictly."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mova_engine.errors import MovaError
+from mova_engine.parity.evaluation.recipe_weights import recipe_shapes
+from mova_engine.scores.networks.cnn14 import CNN14_16K, CNN14_32K, Cnn14, PannsConfig
+from mova_engine.scores.networks.official_files import load_official
+
+GOLDEN_EVAL = Path(__file__).resolve().parents[1] / "data" / "golden_eval"
+# List of an official state dict's names and shapes -> the network.
+NETWORKS = {
+    "recipe_cnn14_16k": lambda: Cnn14(CNN14_16K),
+    "recipe_cnn14_32k": lambda: Cnn14(CNN14_32K),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_names_and_shapes_are_the_official_ones(name):
+    with torch.device("meta"):
+        found = {key: list(x.shape) for key, x in NETWORKS[name]().state_dict().items()}
+    assert found == recipe_shapes(GOLDEN_EVAL / f"{name}.json")
+
+
+TINY = PannsConfig(800, 32, 10, mels=8, high=400.0, classes=3, channels=(2, 3))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_official_files_load_strictly_and_need_no_copy(tmp_path, suffix):
+    weights = Cnn14(TINY).state_dict()
+    named = OrderedDict((f"module.{name}", x) for name, x in weights.items())
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"epoch": 3, "score": np.float64(0.5), "model": named | {"module.extra": torch.zeros(1)}}, path)
+    else:
+        save_file(named | {"module.extra": torch.zeros(1)}, path)
+    load = {"under": "model", "prefix": "module."}
+    network = load_official(lambda: Cnn14(TINY), path, **load, dropped=frozenset({"extra"}))
+    assert {name: x.tolist() for name, x in network.state_dict().items()} == {
+        name: x.tolist() for name, x in weights.items()
+    }
+    assert not network.training and not any(x.requires_grad for x in network.parameters())
+    assert network(torch.randn(2, 800)).logits.isfinite().all()
+    with pytest.raises(MovaError, match=r"does not hold this network's weights.*extra"):
+        load_official(lambda: Cnn14(TINY), path, **load)
+
+
+def test_other_files_are_refused_in_one_line(tmp_path):
+    damaged, unsafe = tmp_path / "damaged.pth", tmp_path / "unsafe.pth"
+    damaged.write_bytes(b"not a checkpoint")
+    torch.save({"model": Path("x")}, unsafe)
+    for path in (damaged, unsafe, tmp_path / "absent.pth", tmp_path / "absent.safetensors"):
+        with pytest.raises(MovaError, match="cannot read") as refused:
+            load_official(lambda: Cnn14(TINY), path)
+        assert "\n" not in str(refused.value)
