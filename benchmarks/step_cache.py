@@ -4,7 +4,8 @@
 
 RUN: a model that `mova train --recipe nano-any` left. It is calibrated on clips of other seeds, then sampled on its
 held-out clips: without a step cache; with planned ones, where the audio is computed in every step ("live"); with the
-same plans but the audio left out with the video ("joint"); and in fewer steps, as many as those run the video tower.
+same plans but the audio left out with the video ("joint"); in fewer steps, as many as those run the video tower; and
+with the adaptive cache at several thresholds, with its mean of passes.
 Each is scored as `mova nano sync` does. The latents' error is the distance from those of the run without a cache, over
 their norm. Besides: the error of a step's velocity, over its norm, by what is reused of earlier steps.
 """
@@ -30,6 +31,7 @@ from mova_engine.checkpoints.locate import find_model
 from mova_engine.data.media.decode import Clip
 from mova_engine.files.results import write_result
 from mova_engine.inference.denoising import Observed, Step
+from mova_engine.inference.first_block import FirstBlock
 from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Request, make_requests, read_prompts
 from mova_engine.inference.sample_folder import SampleFolder
@@ -42,6 +44,7 @@ from mova_engine.models.tower import Tower
 from mova_engine.scores.bounce_sync import measure, plain
 
 _SPEEDUPS, _CALIBRATED, _BATCH, _LONGEST = (1.3, 1.6, 2.0), 16, 16, 4
+_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 # Seeds of the calibration's clips, beyond those of the sampled ones.
 _OTHER_SEEDS = 1000
 
@@ -71,17 +74,22 @@ class Run:
     pipeline: Pipeline
     requests: Sequence[Request]
     work: Path
+    # Passes of the video tower in the last run, per clip.
+    passes: float = 0.0
 
     def sample(self, name: str, settings: SampleSettings) -> tuple[dict[str, Any], Latents]:
         """Make a clip for each request: how well their clicks fit their bounces, and the clean latents."""
         ends: list[Latents] = []
+        # The adaptive cache decides clip by clip.
+        batch, self.passes = _BATCH if settings.first_block is None else 1, 0.0
 
         def stepped(step: Step) -> None:
+            self.passes += step.video_passes[0] * len(step.state.video) / len(self.requests)
             if step.index == settings.count - 1:
                 ends.append(step.state)
 
         folder = SampleFolder(self.work / name, self.pipeline.shape, len(self.requests), overwrite=True)
-        clips = self.pipeline.generate(self.requests, settings, batch=_BATCH, on_step=stepped)
+        clips = self.pipeline.generate(self.requests, settings, batch=batch, on_step=stepped)
         for request, clip in zip(self.requests, clips, strict=True):
             assert isinstance(clip, Clip)
             folder.add(clip, request.caption, {"seed": request.seed})
@@ -192,11 +200,14 @@ if __name__ == "__main__":
         ways[f"joint {name}"] = {**facts, "f1": f1, "error": distances(latents, true)}
         f1, latents = run.sample(f"fewer-{name}", replace(settings, steps=plan.evaluations))
         ways[f"fewer {name}"] = {"passes": plan.evaluations, "f1": f1, "error": distances(latents, true)}
+    for threshold in _THRESHOLDS:
+        f1, latents = run.sample(f"adaptive-{threshold}", replace(settings, cache=FirstBlock(threshold)))
+        ways[f"adaptive {threshold}"] = {"passes": run.passes, "f1": f1, "error": distances(latents, true)}
     write_result(args.out, "step-cache-benchmark", circumstances(backend), ways=ways, reuse=reuse.means())
     for name, mean in reuse.means().items():
         sys.stdout.write(f"{name}: {mean:.4f}\n")
     for name, way in ways.items():
         f1, error = way["f1"], way.get("error", {"video": math.nan, "audio": math.nan})
         interval = f"{f1['value']:.3f} [{f1['low']:.3f}, {f1['high']:.3f}]"
-        sys.stdout.write(f"{name}: {way['passes']} passes, F1 {interval}, video {error['video']:.4f}, ")
+        sys.stdout.write(f"{name}: {way['passes']:g} passes, F1 {interval}, video {error['video']:.4f}, ")
         sys.stdout.write(f"audio {error['audio']:.4f}, predicted {way.get('predicted')}\n")

@@ -132,7 +132,10 @@ def _sample(shown: Shown, monkeypatch) -> None:
     # The files that are given are not there.
     monkeypatch.setattr(main, "fitted_shape", lambda given, shape, stated: (shape, None))
     monkeypatch.setattr(main, "_extension", lambda *_: (None, None))
-    monkeypatch.setattr(main, "_planned", lambda _, __, ___, settings, *____: StepPlan((), settings.count, 1, 1, 0, 0))
+    monkeypatch.setattr(
+        "mova_engine.inference.command_settings._planned",
+        lambda _, __, ___, ____, settings, *_____: StepPlan((), settings.count, 1, 1, 0, 0),
+    )
     monkeypatch.setattr(main, "_work", lambda config, *_: [None] * (config.count or (96 if config.prompts else 1)))
     main.read_job(SAMPLE.parse(shown.words), Launch(rank=0, world=shown.world))
 

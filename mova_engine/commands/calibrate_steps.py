@@ -32,8 +32,7 @@ def _calibrate(config: CalibrateConfig, stop: "StopRequest") -> int:
     from mova_engine.errors import MovaError
     from mova_engine.files.results import check_result, write_result
     from mova_engine.inference.denoising import Step
-    from mova_engine.inference.pipeline import default_batch
-    from mova_engine.inference.sampling_run import choose_memory_of, open_job, read_job
+    from mova_engine.inference.sampling_run import batch_of, choose_memory_of, open_job, read_job
     from mova_engine.inference.step_cache import KIND, key_of
     from mova_engine.inference.step_calibration import calibrate
 
@@ -42,7 +41,7 @@ def _calibrate(config: CalibrateConfig, stop: "StopRequest") -> int:
         raise MovaError("mova calibrate is for one process: leave torchrun out")
     check_result(config.out, "--out")
     job = read_job(config, launch)
-    batch = config.batch or default_batch(job.clip, len(job.work))
+    batch = batch_of(job)
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     pipeline = open_job(job, Processes(), choose_memory_of(job, Processes(), batch), console)
     job.backend.use_threads(config.threads, job.model.video.dim)

@@ -22,6 +22,8 @@ from mova_engine.errors import MovaError
 REFERENCE = "default"
 # Where a model's calibration is, beside it.
 CACHE_FILE = "step_cache.json"
+# Relative change of the first layer below which the adaptive cache leaves out the others: that of diffusers.
+CACHE_THRESHOLD = 0.05
 # Longer clips, which are held in memory, are most likely a typing error.
 MOST_SECONDS = 3600.0
 # Settings that have an effect only where there is guidance, and those that only `dual` takes.
@@ -85,9 +87,12 @@ class SampleConfig:
     """Clip i has seed + i."""
     steps: int | None = None
     """Denoising steps; default: the model's, mostly 50."""
-    solver: Annotated[Literal["euler", "heun", "unipc"], _STEPS] = "euler"
+    fast: Annotated[bool, _STEPS] = False
+    """What was measured to make as good clips in less time: unipc, 16 steps, and a planned cache where mova calibrate
+    has measured one for this run. It says what it turned on."""
+    solver: Annotated[Literal["euler", "heun", "unipc"] | None, _STEPS] = None
     """How steps are taken: euler, first order, as MOVA was published; unipc, second order at the same cost; heun,
-    second order with two evaluations a step."""
+    second order with two evaluations a step. Default: euler."""
     video_shift: Annotated[float | None, _STEPS] = None
     """Sigma shift of the video; default: the training's."""
     audio_shift: Annotated[float | None, _STEPS] = None
@@ -98,9 +103,10 @@ class SampleConfig:
     """Those of the sound; default: sigmas. N times as many: the sound takes N steps in each of the video."""
     switch: Annotated[int | None, _STEPS] = None
     """With sigmas: how many steps the high-noise expert serves; default: those above the boundary."""
-    cache: Annotated[float, _STEPS] = 1.0
+    cache: Annotated[str, _STEPS] = "none"
     """How many times less often the video tower runs, such as 1.6: in the other steps the video goes on as before,
-    while the sound is computed in each. Which steps, says the calibration, by the least error."""
+    while the sound is computed in each. Which steps, says the calibration, by the least error. Or adaptive,
+    adaptive:0.05: where its first layer changes by less than so much, its other layers are left out."""
     cache_file: Annotated[Path | None, _STEPS] = None
     """What mova calibrate wrote; default: step_cache.json in the folder of --checkpoint."""
     guidance: Annotated[Literal["none", "text", "text_bridge", "dual"] | None, _GUIDANCE] = None
@@ -164,17 +170,21 @@ class SampleConfig:
         check(bool(self.sigmas) or not self.audio_sigmas, "--audio-sigmas goes with --sigmas")
         check(bool(self.sigmas) or self.switch is None, "--switch goes with --sigmas")
         check(
-            len(self.audio_sigmas) <= len(self.sigmas) or not self._sees_video,
+            len(self.audio_sigmas) <= len(self.sigmas) or not self.makes_no_video,
             "several --audio-sigmas for each of the video's are for videos that are made; with a given one, "
             "--video-passes says how often it is passed",
         )
+        self._check_fast()
         self._check_cache()
         self.memory.check("inference", self.parallel.shard)
 
     def _check_cache(self) -> None:
-        check(1 <= self.cache < math.inf, f"cache is a speed-up of at least 1, got {self.cache:g}")
-        if self.cache == 1:
-            check(self.cache_file is None, "--cache-file goes with --cache, a speed-up above 1")
+        speedup, adaptive = self.cache_speedup, self.cache_threshold is not None
+        check(
+            self.cache_file is None or speedup > 1 or self.fast,
+            "--cache-file goes with --cache, a speed-up above 1, or --fast",
+        )
+        if speedup == 1 and not adaptive:
             return
         check(
             self.solver != "heun",
@@ -182,15 +192,47 @@ class SampleConfig:
             "video: take euler or unipc",
         )
         check(
-            not self._sees_video,
+            not self.makes_no_video,
             "--cache is for videos that are made; with a given one, --video-passes says how often it runs",
         )
         check(not self.audio_alone, "--audio-alone runs no video tower: leave --cache out")
+        check(not adaptive or self.batch in (None, 1), "--cache adaptive decides clip by clip: leave --batch out, or 1")
 
     @property
-    def _sees_video(self) -> bool:
-        """Whether the whole video is given."""
+    def makes_no_video(self) -> bool:
+        """Whether all pictures are given."""
         return self.video is not None or self.given == "video" or self.retake_of == "audio"
+
+    @property
+    def cache_threshold(self) -> float | None:
+        """That of the adaptive cache; None: none."""
+        word, colon, number = self.cache.partition(":")
+        if word != "adaptive":
+            return None
+        threshold = _number(number) if colon else CACHE_THRESHOLD
+        if threshold is None or not 0 <= threshold < math.inf:
+            raise MovaError(f"--cache adaptive:THRESHOLD takes a number from 0 on, got '{number}'")
+        return threshold
+
+    @property
+    def cache_speedup(self) -> float:
+        """That of the planned cache; 1: none."""
+        if self.cache == "none" or self.cache_threshold is not None:
+            return 1.0
+        speedup = _number(self.cache)
+        if speedup is None or not 1 <= speedup < math.inf:
+            raise MovaError(f"cache is a speed-up of at least 1, adaptive or none, got '{self.cache}'")
+        return speedup
+
+    def _check_fast(self) -> None:
+        if not self.fast:
+            return
+        for name in ("steps", "sigmas", "audio_sigmas", "switch"):
+            given = getattr(self, name) not in (None, ())
+            check(not given, f"--fast says how many steps there are: leave --{name.replace('_', '-')} out")
+        check(self.solver in (None, "unipc"), f"--fast takes unipc: leave --solver {self.solver} out")
+        check(self.cache == "none", "--fast takes a planned cache where there is one: leave --cache out")
+        check(not self.audio_alone, "--fast was measured with pictures: with --audio-alone, leave it out")
 
     def _check_given(self) -> None:
         named = [name for name in ("video", "audio", "retake", "extend", "given") if getattr(self, name) is not None]
@@ -247,6 +289,13 @@ class SampleConfig:
             # An empty negative prompt is what there is without one.
             given = getattr(self, name) not in (None, "")
             check(not given, f"--{name.replace('_', '-')} has no effect with guidance '{form}'")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 # What `MemoryConfig.unavailable` says of sampling.

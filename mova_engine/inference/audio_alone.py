@@ -97,5 +97,5 @@ def _denoise(
         if completes is not None:
             check_finite(state, completes)
             if on_step is not None:
-                on_step(Step(completes, LOW_NOISE, state, velocity))
+                on_step(Step(completes, LOW_NOISE, state, velocity, (0, 0)))
     return state.audio

@@ -27,6 +27,7 @@ def facts_of_run(
         "audio_sigmas": list(settings.audio_sigmas),
         "switch": settings.switch,
         "reused_steps": list(settings.reused),
+        "cache_threshold": settings.first_block,
         "guidance": guidance.form,
         "text_scale": guidance.text_scale,
         "bridge_scale": guidance.bridge_scale,

@@ -21,9 +21,10 @@ from mova_engine.diffusion.solvers import solver
 from mova_engine.distributed.branches import all_branches
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.inference.first_block import FirstBlockCache
 from mova_engine.inference.given_latents import GivenLatents
 from mova_engine.inference.velocities import Conditions, Latents, Recording, VelocityModel
-from mova_engine.inference.video_passes import Pass, entered, repeating_passes, reusing_passes
+from mova_engine.inference.video_passes import Pass, entered, phases, repeating_passes, reusing_passes
 from mova_engine.memory.residency import Residency, stage
 from mova_engine.models.mova import Mova
 
@@ -31,13 +32,15 @@ from mova_engine.models.mova import Mova
 @dataclass(frozen=True)
 class Step:
     """One denoising step. index: from 0. expert: index of the video expert. state: the latents after the step.
-    velocity: the guided velocity of the step.
+    velocity: the guided velocity of the step. video_passes: evaluations of the video tower in the step, and how many
+    there would be without any cache.
     """
 
     index: int
     expert: int
     state: Latents
     velocity: Latents
+    video_passes: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class LoopOptions:
     video_every: for sound to a given video: the video tower runs in one of so many evaluations, and the audio reads in
     the others what it read then. 0: it runs once, without what the bridge brings it from the audio; the video then does
     not depend on the audio, so that nothing is lost by it.
+    first_block: threshold of the adaptive step cache (`inference.first_block`), of one clip at a time; None: none.
     reused: steps, from 0, in which the video tower does not run: the video moves along the velocity of the step before,
     while the audio tower runs on what the bridge read of the video then (`inference.step_cache` chooses them).
     """
@@ -80,12 +84,15 @@ class LoopOptions:
     solver: str = "euler"
     video_every: int = 1
     reused: tuple[int, ...] = ()
+    first_block: float | None = None
 
     def __post_init__(self) -> None:
         check_solver(self.solver)
         if self.video_every < 0:
             raise MovaError(f"video_every must be at least 0, got {self.video_every}")
-        if self.reused and self.solver == "heun":
+        if self.reused and self.first_block is not None:
+            raise MovaError("a step cache is planned or adaptive, not both")
+        if (self.reused or self.first_block is not None) and self.solver == "heun":
             raise MovaError(
                 "solver heun corrects each step by a second evaluation, which a reused video velocity makes an empty "
                 "one: with the step cache take euler or unipc"
@@ -150,6 +157,7 @@ def denoise(
     count, kind = len(steps.experts), solver(options.solver)
     evaluations = kind.evaluations(count)
     _check_left_out(mova, conditions, options)
+    _check_adaptive(mova, start, options, place)
     model = VelocityModel(
         mova,
         conditions,
@@ -176,7 +184,9 @@ def denoise(
         for part, each in zip(given, sigmas, strict=True)
     ]
     state = _put(given, start, start, sigmas, 0)
-    recording = Recording()
+    recording, cache = Recording(), None if options.first_block is None else FirstBlockCache(options.first_block)
+    begins = phases(*when) if cache is not None else []
+    ran = of = 0
     for expert, served in groupby(range(len(evaluations)), experts.__getitem__):
         with stage(residency, DENOISE[expert]):
             for number in served:
@@ -184,7 +194,13 @@ def denoise(
                 if passes[number].video != "recorded":
                     # What was kept is freed before more comes.
                     recording = Recording()
-                velocity = _guided(model, passes[number], state, steps, level, place, recording, observe)
+                left_out = 0 if cache is None else cache.left_out
+                if cache is not None:
+                    cache.enter(begins[number])
+                velocity = _guided(model, passes[number], state, steps, level, place, recording, observe, cache)
+                left_out = 0 if cache is None else cache.left_out - left_out
+                there = passes[number].guidance.evaluations
+                ran, of = ran + (0 if passes[number].video == "recorded" else there - left_out), of + there
                 moved = [
                     x if each is None else each.advance(x, v)
                     for x, v, each in zip(state, velocity, solvers, strict=True)
@@ -194,7 +210,8 @@ def denoise(
                 if completes is not None:
                     check_finite(state, completes)
                     if on_step is not None:
-                        on_step(Step(completes, expert, state, velocity))
+                        on_step(Step(completes, expert, state, velocity, (ran, of)))
+                    ran = of = 0
     return state
 
 
@@ -203,13 +220,28 @@ def _check_left_out(mova: Mova, conditions: Conditions, options: LoopOptions) ->
     given = conditions.video is not None and conditions.video.is_whole
     if options.video_every != 1 and not given:
         raise MovaError("the video tower can be left out of steps only where the whole video is given")
-    if options.reused and given:
+    adaptive = options.first_block is not None
+    if (options.reused or adaptive) and given:
         raise MovaError(
             "steps of the audio alone (step cache, more audio sigmas) are for videos that are made: for a given one, "
             "video_every says what runs"
         )
-    if (options.reused or options.video_every != 1) and options.bridge and mova.config.bridge.pooled_adaln:
+    if (options.reused or adaptive or options.video_every != 1) and options.bridge and mova.config.bridge.pooled_adaln:
         raise MovaError("the bridge's pooled variant reads the video at every step: its tower must run in each")
+
+
+def _check_adaptive(mova: Mova, start: Latents, options: LoopOptions, place: Processes) -> None:
+    """MovaError where the video tower cannot be left out by what its first layer says."""
+    if options.first_block is None:
+        return
+    if len(start.video) > 1:
+        raise MovaError("the adaptive step cache decides clip by clip: it takes one at a time (batch 1)")
+    if place.launch.world > 1:
+        raise MovaError("the adaptive step cache is for one process; a planned one serves several")
+    if mova.streamed is not None:
+        raise MovaError(
+            "the adaptive step cache does not say ahead which layers come: with streamed weights take a planned one"
+        )
 
 
 def _guided(
@@ -221,13 +253,14 @@ def _guided(
     place: Processes,
     recording: Recording,
     observe: Callable[[Observed], None] | None,
+    cache: FirstBlockCache | None,
 ) -> Latents:
     """The guided velocity at a noise level. recording: what was kept, or an empty one that is filled if need be."""
     found: dict[Branch, Any]
     if each.video == "recorded":
         found = model.evaluate_audio(each.own, state, steps, level, recording)
     else:
-        found = model.evaluate(each.own, state, steps, level, recording if each.video == "record" else None)
+        found = model.evaluate(each.own, state, steps, level, recording if each.video == "record" else None, cache)
         if observe is not None:
             observe(Observed(model, level, state, each.guidance, found, recording))
     if each.shared:

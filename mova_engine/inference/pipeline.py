@@ -391,7 +391,12 @@ class Pipeline:
             settings.guidance,
             self.prediction,
             fps=self.shape.fps,
-            options=replace(self.options, solver=settings.solver, reused=settings.reused),
+            options=replace(
+                self.options,
+                solver=settings.solver,
+                reused=settings.reused,
+                first_block=settings.first_block,
+            ),
             on_step=stepped,
             observe=observe,
             processes=self.processes,

@@ -8,6 +8,7 @@ from mova_engine.data.text import flaw
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import Schedule, Steps
 from mova_engine.errors import MovaError
+from mova_engine.inference.first_block import FirstBlock
 from mova_engine.inference.step_plan import StepPlan
 
 # The default negative prompt of MOVA's own inference scripts, from the Wan project (Wan 2.1, Apache-2.0): garish,
@@ -27,8 +28,8 @@ class SampleSettings:
     sigmas: noise levels of the video's steps instead, as models distilled to a few steps have them; no shift is applied
     to them. audio_sigmas: those of the audio; empty: the same; n times as many: the audio takes n steps in each of the
     video, on what the bridge read of it there. switch: how many of the video's steps the high-noise expert serves;
-    None: those at and above the boundary. cache: the steps that reuse the video's velocity (`step_cache.planned`);
-    None: none.
+    None: those at and above the boundary. cache: the steps that reuse the video's velocity (`step_cache.planned`),
+    or the rule by which they are found in the run; None: none.
     """
 
     steps: int = 50
@@ -38,7 +39,7 @@ class SampleSettings:
     sigmas: tuple[float, ...] = ()
     audio_sigmas: tuple[float, ...] = ()
     switch: int | None = None
-    cache: StepPlan | None = None
+    cache: StepPlan | FirstBlock | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -57,8 +58,13 @@ class SampleSettings:
                 "several audio sigmas for each of the video's go with solver euler, whose video moves along one "
                 "velocity meanwhile, and without a step cache, which plans such steps itself"
             )
-        if self.cache is not None and self.cache.steps != self.count:
+        if isinstance(self.cache, StepPlan) and self.cache.steps != self.count:
             raise MovaError(f"the step cache was planned for {self.cache.steps} steps, this run has {self.count}")
+
+    @property
+    def first_block(self) -> float | None:
+        """The threshold of the adaptive cache; None: none."""
+        return self.cache.threshold if isinstance(self.cache, FirstBlock) else None
 
     @property
     def count(self) -> int:
@@ -73,7 +79,7 @@ class SampleSettings:
     @property
     def reused(self) -> tuple[int, ...]:
         """The steps in which the audio tower runs alone, on the video of the step before."""
-        if self.cache is not None:
+        if isinstance(self.cache, StepPlan):
             return self.cache.reused
         return tuple(step for step in range(self.count) if step % self.audio_substeps)
 

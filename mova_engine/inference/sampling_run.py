@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -18,21 +19,19 @@ from mova_engine.checkpoints.locate import open_model
 from mova_engine.config.adapter_spec import AdapterSpec, parse_adapter
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
-from mova_engine.config.sample import CACHE_FILE, REFERENCE, SampleConfig
+from mova_engine.config.sample import SampleConfig
 from mova_engine.data.media.decode import Clip, probe, read_clip
-from mova_engine.data.text import flaw, shown
-from mova_engine.diffusion.guidance import Guidance
-from mova_engine.diffusion.schedule import Schedule
+from mova_engine.data.text import shown
 from mova_engine.distributed.processes import Launch, Processes, rank0_first, read_launch
 from mova_engine.distributed.stop_signals import StopRequest, ended_at_once
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import MovaError, counted
 from mova_engine.inference.audio_alone import check_form, generate_sound
 from mova_engine.inference.clip_facts import facts_of_given, facts_of_run, is_solid
+from mova_engine.inference.command_settings import sample_settings, schedule_of, with_cache
 from mova_engine.inference.denoising import Step
 from mova_engine.inference.extension import Extension, extended
 from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fitted_shape, kept_frames
-from mova_engine.inference.loading import trained
 from mova_engine.inference.pipeline import (
     FIRST_STEP,
     LOADING,
@@ -43,10 +42,8 @@ from mova_engine.inference.pipeline import (
 from mova_engine.inference.process_mesh import choose_shape, join_processes
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_keyframes, read_prompts
 from mova_engine.inference.sample_folder import LISTING, SHEET_CLIPS, SampleFolder
-from mova_engine.inference.sample_settings import REFERENCE_NEGATIVE_PROMPT, SampleSettings, default_settings
+from mova_engine.inference.sample_settings import SampleSettings, default_settings
 from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling
-from mova_engine.inference.step_cache import key_of, planned
-from mova_engine.inference.step_plan import StepPlan
 from mova_engine.inference.unfinished import run_name
 from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.ops import DTYPES
@@ -145,23 +142,11 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
             console.print(said)
     work = _work(config, model.clip, given)
     mesh = choose_shape(config.parallel, launch, model, settings.guidance, len(work))
-    if config.cache > 1:
-        plan = _planned(config, folder, model, settings, lora)
-        settings = replace(settings, cache=plan)
-        console.print(plan.words())
+    settings = with_cache(config, folder, model, settings, lora, console.print)
+    if settings.first_block is not None and launch.world > 1:
+        raise MovaError("--cache adaptive is for one process; a planned one, --cache 1.6, serves several")
     extension, source = _extension(config, model.clip, launch)
     return SamplingJob(config, backend, folder, model, lora, settings, work, mesh, extension, source)
-
-
-def _planned(
-    config: SampleConfig, folder: Path, model: MovaConfig, settings: SampleSettings, lora: list[AdapterSpec]
-) -> StepPlan:
-    """Which steps reuse the video's velocity."""
-    schedule = _schedule(config, trained(folder).schedule)
-    key = key_of(folder, model.clip, settings, schedule, lora)
-    return planned(
-        config.cache_file or config.checkpoint / CACHE_FILE, key, config.cache, settings, schedule, model.experts
-    )
 
 
 def _extension(config: SampleConfig, shape: ClipConfig, launch: Launch) -> tuple[Extension | None, Clip | None]:
@@ -190,7 +175,7 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequ
     config, folder, backend, first = job.config, job.folder, job.backend, processes.is_first
     console = Console(stderr=True, quiet=not first, soft_wrap=True, markup=False, highlight=False)
     # The clips are divided among the data-parallel groups.
-    batch = config.batch or default_batch(job.clip, -(-len(job.work) // job.mesh.data_parallel))
+    batch = batch_of(job)
     chosen = choose_memory_of(job, processes, batch)
     if chosen is not None:
         console.print(chosen.words())
@@ -221,6 +206,13 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequ
     made, shown = len(job.work), f" (of the first {SHEET_CLIPS})" if len(job.work) > SHEET_CLIPS else ""
     print(f"{counted(made, 'clip')} in {out.folder} in {seconds:.1f} s ({how}); to look at: {sheet}{shown}")
     return 0
+
+
+def batch_of(job: SamplingJob) -> int:
+    """How many clips are made at a time, by each data-parallel group."""
+    if job.settings.first_block is not None:
+        return 1
+    return job.config.batch or default_batch(job.clip, -(-len(job.work) // job.mesh.data_parallel))
 
 
 def choose_memory_of(job: SamplingJob, processes: Processes, batch: int) -> ChosenMemory | None:
@@ -261,44 +253,10 @@ def open_job(job: SamplingJob, processes: Processes, chosen: ChosenMemory | None
         )
         # Loading takes longer in some processes than in others.
         processes.wait_for_first()
-    pipeline.schedule = _schedule(config, pipeline.schedule)
+    pipeline.schedule = schedule_of(config, pipeline.schedule)
     sequential = config.sequential_guidance if chosen is None else chosen.sequential
     pipeline.options = replace(pipeline.options, batch_guidance=not sequential, video_every=config.video_every)
     return pipeline
-
-
-def _not_none(config: SampleConfig, *names: str) -> dict:
-    """The named settings that are not None; None leaves a setting to the model."""
-    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-
-
-def _schedule(config: SampleConfig, schedule: Schedule) -> Schedule:
-    return replace(schedule, **_not_none(config, "video_shift", "audio_shift"))
-
-
-def sample_settings(config: SampleConfig, defaults: SampleSettings) -> SampleSettings:
-    """Return the settings of the command line, completed by a model's own (`defaults`)."""
-    guidance = Guidance(config.guidance) if config.guidance else defaults.guidance
-    config.check_guidance(guidance.form)
-    scales = ("text_scale", "bridge_scale", "audio_text_scale", "audio_bridge_scale")
-    named = {"rescale": config.guidance_rescale, "begin": config.guide_from, "end": config.guide_until}
-    given = {name: value for name, value in named.items() if value is not None}
-    guidance = replace(guidance, **_not_none(config, *scales), **given)
-    settings = replace(
-        defaults,
-        guidance=guidance,
-        solver=config.solver,
-        sigmas=config.sigmas,
-        audio_sigmas=config.audio_sigmas,
-        switch=config.switch,
-        **_not_none(config, "steps"),
-    )
-    if config.negative_prompt is None:
-        return settings
-    negative = REFERENCE_NEGATIVE_PROMPT if config.negative_prompt == REFERENCE else config.negative_prompt
-    if reason := flaw(negative):
-        raise MovaError(f"--negative-prompt {reason}")
-    return replace(settings, negative_prompt=negative)
 
 
 def _work(config: SampleConfig, shape: ClipConfig, given: GivenClip | None) -> list[tuple[Prompt, Request]]:
@@ -370,7 +328,10 @@ def _run(
             clock.at(stage)
             watch.at(stage, watched=stage != LOADING)
 
-        def stepped(_: Step) -> None:
+        passes = np.zeros(2, int)
+
+        def stepped(step: Step) -> None:
+            passes[:] += step.video_passes
             clock.step()
             progress.advance(task)
             if stop is not None:
@@ -393,3 +354,5 @@ def _run(
                 console.print(f"warning: clip {out.written} ('{shown(prompt.caption)}') stays one solid colour")
             out.add(clip, prompt.caption, facts_of_clip, request.given)
             progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")
+    if settings.first_block is not None:
+        console.print(f"step cache: {passes[1] - passes[0]} of {passes[1]} passes of the video tower were left out")

@@ -11,6 +11,7 @@ from mova_engine.diffusion.conditioning import video_input
 from mova_engine.diffusion.guidance import Branch, Velocities
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import Steps
+from mova_engine.inference.first_block import FirstBlockCache
 from mova_engine.inference.given_latents import GivenLatents
 from mova_engine.models.bridge import VideoRecord
 from mova_engine.models.context_parallel import Sharding
@@ -90,24 +91,27 @@ class VelocityModel:
         steps: Steps,
         index: int,
         recording: Recording | None = None,
+        cache: FirstBlockCache | None = None,
     ) -> dict[Branch, Velocities]:
         """Return branch -> (video, audio) velocities, float32, at `state` and the noise level of step `index`.
 
         Branches that differ only in the text share a forward if `batch_guidance` is set. Forwards of a model whose
         layers are streamed run side by side, so that each layer's weights come once. recording: an empty one takes what
-        `evaluate_audio` needs.
+        `evaluate_audio` needs. cache: leaves layers of the video tower out.
         """
-        forwards = self.forwards(branches)
-        inputs = [self._inputs(together, state, steps, index, recording is not None) for together in forwards]
+        forwards, record = self.forwards(branches), recording is not None or cache is not None
+        inputs = [self._inputs(together, state, steps, index, record) for together in forwards]
         options: dict[str, Any] = {"expert": steps.experts[index], "fps": self.fps, "sharding": self.sharding}
         if self.audio_to_video != 1.0:
             options["bridge_scale"] = (self.audio_to_video, 1.0)
         if self.mova.streamed is not None and len(inputs) > 1:
             outputs = self.mova.forward_side_by_side(inputs, **options)
         else:
-            outputs = [
-                self.mova(each.video, each.audio, bridge=each.bridge, record=each.record, **options) for each in inputs
-            ]
+            outputs = []
+            for together, each in zip(forwards, inputs, strict=True):
+                if cache is not None:
+                    options["runner"] = cache.runner(together, len(together))
+                outputs.append(self.mova(each.video, each.audio, bridge=each.bridge, record=each.record, **options))
         found: dict[Branch, Velocities] = {}
         for together, (video, audio) in zip(forwards, outputs, strict=True):
             pairs = zip(

@@ -307,7 +307,7 @@ class DualTowerPass:
     @property
     def layer_count(self) -> int:
         """Layers of the longer tower."""
-        return max(len(self.layers.video_dit.blocks), len(self.layers.audio_dit.blocks))
+        return self.layers.count
 
     def run(self, layer: int) -> None:
         """Run layer `layer` (from 0); layers are run in order."""
@@ -338,6 +338,11 @@ class DualTowerLayers:
     chunk_rows: int | None = None
     record: VideoRecord | None = None
 
+    @property
+    def count(self) -> int:
+        """Layers of the longer tower."""
+        return max(len(self.video_dit.blocks), len(self.audio_dit.blocks))
+
     def run(
         self, layer: int, video: ResidualStream, audio: ResidualStream, recomputed: bool = False
     ) -> tuple[ResidualStream, ResidualStream]:
@@ -351,6 +356,16 @@ class DualTowerLayers:
         if layer < len(self.audio_dit.blocks):
             audio = self._block("audio", self.audio_dit, layer, audio, self.audio_in, options._replace(tokens=None))
         return video, audio
+
+    def run_audio(self, layer: int, audio: ResidualStream, record: VideoRecord | None) -> ResidualStream:
+        """The audio's part of a layer on what an earlier forward recorded of the video; None: without the bridge."""
+        options = LayerOptions(chunk_rows=self.chunk_rows)
+        if self.bridge is not None and record is not None and layer in record.layers:
+            rope = None if self.rope is None else self.rope[1]
+            audio = self.bridge.forward_audio(layer, audio, rope, record, self.bridge_scale[1], options)
+        if layer < len(self.audio_dit.blocks):
+            audio = self._block("audio", self.audio_dit, layer, audio, self.audio_in, options)
+        return audio
 
     def settle(self, video: ResidualStream, audio: ResidualStream) -> tuple[Tensor, Tensor]:
         """The streams' values [b, s, d]: their pending updates added."""

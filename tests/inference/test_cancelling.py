@@ -28,6 +28,7 @@ from mova_engine.inference import audio_alone, denoising
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.audio_alone import generate_sound
 from mova_engine.inference.extension import Extension, extended
+from mova_engine.inference.first_block import FirstBlock
 from mova_engine.inference.given_clip import GivenClip, Window
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
@@ -35,6 +36,7 @@ from mova_engine.inference.step_calibration import calibrate
 from mova_engine.inference.step_plan import StepPlan
 from mova_engine.inference.velocities import VelocityModel
 
+# Of the stop signal's test, "fast" has more steps: it is stopped in one of the first.
 SHAPE, STEPS, TEXT = ClipConfig(frames=9, height=32, width=48), 4, Guidance("text", 3.0)
 # What `cancelled` and `poisoned` generate; None: all that is.
 BOTH, VIDEO, AUDIO = ("video", "audio"), ("video",), ("audio",)
@@ -101,6 +103,8 @@ MODES = {
     "cache": replace(
         _of("--cache 1.3 --cache-file {cache}", cache=StepPlan((2,), STEPS, 3, 4, 0.0, 0.0)),
     ),
+    "adaptive cache": _of("--cache adaptive:0.3", cache=FirstBlock(0.3)),
+    "fast": _of("--fast", solver="unipc"),
     "calibrate": Mode("calibrate", how=_errors),
 }
 
@@ -205,7 +209,11 @@ def command(saved_run, tmp_path, files):
 
     def run(words, *more):
         given = {**_COMMON, "--checkpoint": saved_run, "--out": tmp_path / "out"}
-        for stated, dropped in (("--sigmas", ("--steps",)), ("--guidance", ("--guidance", "--text-scale"))):
+        for stated, dropped in (
+            ("--sigmas", ("--steps",)),
+            ("--fast", ("--steps",)),
+            ("--guidance", ("--guidance", "--text-scale")),
+        ):
             if stated in words:
                 given = {option: value for option, value in given.items() if option not in dropped}
         calibrating = words == "calibrate"
@@ -238,7 +246,10 @@ def signalled(monkeypatch):
             monkeypatch.setattr(module, "check_finite", counted)
         return steps
 
-    return prepare
+    # Ignored, as under nohup, it stays ignored.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield prepare
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_a_stop_signal_ends_the_command_within_a_step(command, mode, draw, signalled, tmp_path, capsys):

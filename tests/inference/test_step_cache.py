@@ -235,8 +235,16 @@ def test_adapters_of_a_calibration_are_told_by_their_content(saved_run, pipeline
 
 def test_what_a_cache_cannot_do_is_refused_on_the_command_line(saved_run, tmp_path):
     for options, told in (
-        (("--cache", "0.5"), "cache is a speed-up of at least 1, got 0.5"),
-        (("--cache", "nan"), "cache is a speed-up of at least 1, got nan"),
+        (("--cache", "0.5"), "cache is a speed-up of at least 1, adaptive or none, got '0.5'"),
+        (("--cache", "nan"), "cache is a speed-up of at least 1, adaptive or none, got 'nan'"),
+        (("--cache", "often"), "cache is a speed-up of at least 1, adaptive or none, got 'often'"),
+        (("--cache", "adaptive:x"), "adaptive:THRESHOLD takes a number from 0 on, got 'x'"),
+        (("--cache", "adaptive:-1"), "adaptive:THRESHOLD takes a number from 0 on, got '-1'"),
+        (("--cache", "adaptive", "--batch", "2"), "leave --batch out"),
+        (("--cache", "adaptive", "--solver", "heun"), "heun corrects each step"),
+        (("--cache", "adaptive", "--video", "x.mp4"), "--video-passes says how often"),
+        (("--cache", "adaptive", "--audio-alone"), "leave --cache out"),
+        (("--cache", "adaptive", "--cache-file", "x.json"), "--cache-file goes with --cache"),
         (("--cache-file", "x.json"), "--cache-file goes with --cache"),
         (("--cache", "2", "--solver", "heun"), "heun corrects each step"),
         (("--cache", "2", "--video", "x.mp4"), "--video-passes says how often"),
