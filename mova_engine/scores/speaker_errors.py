@@ -70,8 +70,9 @@ def edit_distance(reference: Sequence[Hashable], hypothesis: Sequence[Hashable])
 
 
 def clean_transcript(text: str) -> str:
-    """A recogniser's text in one line "[S01] words [S02] words": <asides> go, consecutive turns of a speaker are joined,
-    text before the first tag is dropped.
+    """A recogniser's text in one line "[S01] words [S02] words".
+
+    <Asides> go, consecutive turns of a speaker are joined, text before the first tag is dropped.
     """
     turns: list[tuple[str, list[str]]] = []
     tag = None
@@ -159,7 +160,9 @@ def recognised_text(reply: Mapping[str, Any]) -> str:
         if isinstance(found := reply.get(name), str) and ("[S0" in found or "[S1" in found):
             return found
     result = reply.get("asr_transcription_result", {})
-    segments = [(segment.get("speaker", "S01"), segment.get("text", "").strip()) for segment in result.get("segments", [])]
+    segments = [
+        (segment.get("speaker", "S01"), segment.get("text", "").strip()) for segment in result.get("segments", [])
+    ]
     if spoken := " ".join(f"{_speaker_tag(speaker)} {text}" for speaker, text in segments if text):
         return spoken
     return result.get("full_text") or json.dumps(reply, ensure_ascii=False)

@@ -1,0 +1,109 @@
+"""What reaches the metrics of a file: which frames at which rate, and sound through ffmpeg's conversion."""
+
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
+from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
+from mova_engine.parity.evaluation.recorded_media import media_file
+from mova_engine.parity.evaluation.stated import StatedCase
+from mova_engine.scores.features import frame_choice
+from mova_engine.scores.features.converted_sound import averaged_stereo_32k, convert_sound, unit_floats
+
+IMAGEBIND_RATE, SYNCHFORMER_RATE = Fraction(1, 2), Fraction(25)
+_SOUND_RATE = 48000
+# What the case stores of pictures and sounds.
+_ROWS, _COLUMNS, _EVERY = 60, 80, 2
+_SYNCHFORMER_FRAMES = (0, 10, 100, 196)
+_SECONDS = 7.9
+
+
+def run_decoding(case: StatedCase, device: torch.device) -> EvaluationOutcome:
+    """Frame indices of every recorded source; sounds and pictures of the recorded ones."""
+    tensors: dict[str, torch.Tensor] = {}
+    level = 1.0
+    for name in ("mono", "stereo"):
+        samples = case.tensors[f"in.sound.{name}_48k"].numpy()
+        through_stereo = averaged_stereo_32k(samples, _SOUND_RATE)
+        tensors |= {
+            f"out.sound.{name}.16k_mono": torch.from_numpy(convert_sound(samples, _SOUND_RATE, 16000)),
+            f"out.sound.{name}.32k_via_stereo": torch.from_numpy(through_stereo),
+            f"out.sound.{name}.44k_mono": torch.from_numpy(
+                convert_sound(samples, _SOUND_RATE, 44100, sample_format="flt")[::_EVERY].copy()
+            ),
+        }
+        if name == "mono":
+            plain = unit_floats(np.asarray(convert_sound(samples, _SOUND_RATE, 32000), np.int16))
+            level = float(np.sqrt(np.square(through_stereo).mean() / np.square(plain).mean()))
+    recorded = {name.split(".")[1] for name in case.tensors if name.startswith("out.")}
+    for name in recorded - {"sound"}:
+        tensors |= _pictures(case, name)
+    values = {
+        "frame_indices": [_indices(entry) for entry in case.values["frame_indices"]],
+        "level_of_a_mono_source_in_IS_and_CLAP": level,
+    }
+    return EvaluationOutcome(tensors, values)
+
+
+def _indices(entry: dict[str, Any]) -> dict[str, Any]:
+    rate, count = Fraction(entry["source_fps"]), entry["source_frames"]
+    times = [i / rate for i in range(count)]
+    wanted = [int(float(each) * entry["seconds"]) for each in (IMAGEBIND_RATE, SYNCHFORMER_RATE)]
+    imagebind, synchformer = (frame_choice.fps_filter(times, each) for each in (IMAGEBIND_RATE, SYNCHFORMER_RATE))
+    lip_sync = frame_choice.constant_rate(times, SYNCHFORMER_RATE, 1 / rate)
+    fall_back = [
+        frame_choice.by_duration(each, float(rate), float(target), count)
+        for each, target in zip(wanted, (IMAGEBIND_RATE, SYNCHFORMER_RATE), strict=True)
+    ]
+    return {
+        "source_fps": entry["source_fps"],
+        "source_frames": count,
+        "seconds": entry["seconds"],
+        "imagebind_0.5fps": imagebind[: wanted[0]],
+        "synchformer_25fps": frame_choice.padded(synchformer, wanted[1]),
+        "imagebind_after_padding": frame_choice.padded(imagebind, wanted[0]),
+        "synchformer_frames_decoded": len(synchformer[: wanted[1]]),
+        "decord_fallback_imagebind": fall_back[0],
+        "decord_fallback_synchformer_first_60": fall_back[1][:60],
+        "lip_sync_25fps_count": len(lip_sync),
+        "lip_sync_25fps_first_40_last_5": lip_sync[:40] + lip_sync[-5:],
+    }
+
+
+def _pictures(case: StatedCase, name: str) -> dict[str, torch.Tensor]:
+    """Thinned pixels of the recorded frames of one file, by ffmpeg's own conversion to RGB."""
+    with av.open(str(media_file(case.case, f"{name}.mp4"))) as container:
+        stream = container.streams.video[0]
+        # The stream's memory goes with its container.
+        time_base = stream.time_base
+        frames = list(container.decode(stream))
+    times = [Fraction(frame.pts - frames[0].pts) * time_base for frame in frames]
+    imagebind = frame_choice.fps_filter(times, IMAGEBIND_RATE)[: int(float(IMAGEBIND_RATE) * _SECONDS)]
+    synchformer = frame_choice.padded(
+        frame_choice.fps_filter(times, SYNCHFORMER_RATE), int(float(SYNCHFORMER_RATE) * _SECONDS)
+    )
+    chosen = {"imagebind": imagebind, "synchformer": [synchformer[i] for i in _SYNCHFORMER_FRAMES]}
+    return {
+        f"out.{name}.{metric}": torch.stack([_thinned(frames[i]) for i in indices])
+        for metric, indices in chosen.items()
+    }
+
+
+def _thinned(frame: av.VideoFrame) -> torch.Tensor:
+    return torch.from_numpy(frame.to_ndarray(format="rgb24")[::_ROWS, ::_COLUMNS].transpose(2, 0, 1).copy())
+
+
+CASE = CaseRunner(
+    run_decoding,
+    {
+        "out.sound.*.16k_mono": Bound(2, "absolute"),
+        "out.sound.*": Bound(1e-4, "absolute"),
+        "out.*": Bound(2, "absolute"),
+        "values.level_of_a_mono_source_in_IS_and_CLAP": Bound(1e-3, "absolute"),
+    },
+    dict.fromkeys(("values.torchaudio_with_torio", "values.ffmpeg"), "what the case was recorded with"),
+)
