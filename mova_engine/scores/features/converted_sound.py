@@ -23,8 +23,8 @@ def convert_sound(
 ) -> NDArray[np.int16] | NDArray[np.float32]:
     """Sound [n] or [n, channels] at source_rate as [m] or [m, 2] at `rate` (Hz), int16 or float32.
 
-    What `ffmpeg -ac 1|2 -ar RATE -f s16le|f32le` gives. Between 16-bit samples ffmpeg up to 5 resamples in 16 bits, later
-    in floats (up to 3 units apart); published scores were computed with the former, so it is done here.
+    What `ffmpeg -ac 1|2 -ar RATE -f s16le|f32le` gives. Between 16-bit samples ffmpeg 5 resamples in 16 bits, later
+    ones in floats (up to 3 units apart); published scores were computed with the former, so it is done here.
     """
     table = samples[:, None] if samples.ndim == 1 else samples
     if table.dtype not in (np.int16, np.float32):
