@@ -1,1 +1,3 @@
-"""What networks that score sound read: spectra, mel bands, resampled samples; in torch and NumPy alone."""
+"""What networks of scores read: spectra, bands and cepstra of sound, resampled samples, resized pictures; in torch,
+NumPy and SciPy alone.
+"""
