@@ -13,6 +13,7 @@ every window that fits, and each mean over the windows that have a partner at th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -20,8 +21,11 @@ import torch
 from torch import Tensor
 
 from mova_engine.errors import MovaError
+from mova_engine.scores import face_boxes
+from mova_engine.scores.face_tracks import FaceTrack, TrackConfig, find_tracks, mouth_pictures
 from mova_engine.scores.features.mfcc import frame_count, mfcc
-from mova_engine.scores.features.resize import resize_bilinear_u8
+from mova_engine.scores.features.picture_size import resize_bilinear_u8
+from mova_engine.scores.networks.s3fd import S3FD
 from mova_engine.scores.networks.syncnet import COLUMNS, SIDE, WINDOW, SyncNet
 
 Convention = Literal["mova", "corrected"]
@@ -122,3 +126,42 @@ def score_lip_sync(features: LipFeatures, max_shift: int = MAX_SHIFT, convention
 def best_track(tracks: Sequence[LipSync]) -> LipSync | None:
     """The track that stands for a clip in MOVA's evaluation: the largest LSE-C - LSE-D; None without a track."""
     return max(tracks, key=lambda track: track.confidence - track.distance, default=None)
+
+
+def mean_over_tracks(tracks: Sequence[LipSync]) -> tuple[float, float] | None:
+    """Means of LSE-C and LSE-D over tracks, what MOVA's evaluation of a folder of face crops writes; None for none."""
+    if not tracks:
+        return None
+    return fmean(track.confidence for track in tracks), fmean(track.distance for track in tracks)
+
+
+def score_clip(
+    detector: S3FD,
+    network: SyncNet,
+    pictures: np.ndarray,
+    samples: np.ndarray,
+    shots: Sequence[tuple[int, int]] | None = None,
+    convention: Convention = "mova",
+) -> list[tuple[FaceTrack, LipSync]]:
+    """Every face track of a clip with its scores.
+
+    pictures: uint8 [t, h, w, 3], red first, 25 per second. samples: int16 [n] at 16 kHz.
+
+    shots: (first picture, last picture + 1) of each, the whole clip without. Tracks that are too short for a window are
+    left out; no track is an empty list: such a clip has no score. `best_track` picks the one that stands for a clip.
+    """
+    config = TrackConfig()
+    scale = face_boxes.SCALE if convention == "mova" else None
+    scored = []
+    for start, end in shots or [(0, len(pictures))]:
+        if end - start < config.least_boxes:
+            continue
+        faces = [face_boxes.detect_faces(detector, pictures[i], i, scale) for i in range(start, end)]
+        for track in find_tracks(faces, config, convention, pictures.shape[1]):
+            first, last = int(track.frames[0]), int(track.frames[-1]) + 1
+            voice = samples[first * _SAMPLES_PER_PICTURE : last * _SAMPLES_PER_PICTURE]
+            if window_count(len(track.frames), len(voice), convention) > 0:
+                mouths = mouth_pictures(pictures, track, convention=convention)
+                features = lip_features(network, mouths, voice, convention=convention)
+                scored.append((track, score_lip_sync(features, convention=convention)))
+    return scored

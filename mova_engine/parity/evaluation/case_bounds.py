@@ -21,16 +21,19 @@ class Bound:
     """How far from the recorded number ours may be.
 
     of: "maximum" divides the largest difference by the largest recorded magnitude, "absolute" leaves it, "relative"
-    divides each difference by its own recorded number. Words and truth values must be equal under each.
+    divides each difference by its own recorded number. Words and truth values must be equal under each. rows: only so
+    many first rows are compared, where a choice between nearly equal numbers moves all later ones.
     """
 
     limit: float
     of: Literal["maximum", "absolute", "relative"] = "maximum"
+    rows: int | None = None
 
     def difference(self, ours: Tensor, recorded: Tensor) -> float:
         """The difference in this bound's units; infinite for another shape and where one alone is not finite."""
         if ours.shape != recorded.shape:
             return math.inf
+        ours, recorded = ours[: self.rows] if self.rows else ours, recorded[: self.rows] if self.rows else recorded
         a, b = ours.detach().to("cpu", torch.float64), recorded.to(torch.float64)
         off = torch.where(a == b, torch.zeros_like(b), (a - b).abs())  # equal infinities differ by nothing
         off = torch.where(a.isnan() & b.isnan(), torch.zeros_like(b), off)

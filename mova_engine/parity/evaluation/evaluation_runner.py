@@ -34,6 +34,8 @@ EVALUATION_RUNNERS = {
     "case11_decoding": f"{_HERE}.decoding_case:CASE",
     "case12_video_reward": f"{_HERE}.video_reward_case:CASE",
     "case4_panns": f"{_HERE}.panns_case:CASE",
+    "case1_faces": f"{_HERE}.faces_case:CASE",
+    "case1_syncnet": f"{_HERE}.syncnet_case:CASE",
     "case4_set_metrics": f"{_HERE}.set_metrics_case:CASE",
     "case8_cpcer": f"{_HERE}.transcripts_case:CASE",
     "case9_loudness": f"{_HERE}.loudness_case:CASE",

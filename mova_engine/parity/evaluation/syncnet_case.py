@@ -5,19 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
 from mova_engine.parity.evaluation.described import description, enlarged, enlarged_last, every
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
+from mova_engine.parity.evaluation.recorded import recorded
 from mova_engine.parity.evaluation.stated import StatedCase
 from mova_engine.scores import lip_sync
 from mova_engine.scores.features.mfcc import MfccConfig, band_energies, filter_bank, mfcc
-from mova_engine.scores.features.resize import resize_bilinear_u8
+from mova_engine.scores.features.picture_size import resize_bilinear_u8
 from mova_engine.scores.lip_sync import LipFeatures, LipSync
 from mova_engine.scores.networks import syncnet
-
-_KEPT = 3  # features end to end that a case keeps: every n-th, as it says
 
 
 def run_syncnet(case: StatedCase, device: torch.device) -> EvaluationOutcome:
@@ -56,7 +55,7 @@ def _config(case: StatedCase) -> MfccConfig:
     case.require("mfcc_frames_per_video_frame", lip_sync.COLUMNS_PER_PICTURE)
     case.require("mfcc_frames_per_window", syncnet.COLUMNS)
     case.require("mfcc.numcep", syncnet.COEFFICIENTS)
-    config = MfccConfig(
+    return MfccConfig(
         sample_rate=case.parameter("sample_rate"),
         window=case.parameter("mfcc.winlen"),
         step=case.parameter("mfcc.winstep"),
@@ -69,45 +68,95 @@ def _config(case: StatedCase) -> MfccConfig:
         lifter=case.parameter("mfcc.ceplifter"),
         energy_first=case.parameter("mfcc.appendEnergy"),
     )
-    case.require("mfcc", case.parameter("mfcc"))
-    return config
 
 
 def _towers(case: StatedCase, network: syncnet.SyncNet, device: torch.device) -> dict[str, Tensor]:
     pictures = enlarged(case, "in.lip.frames_lowres").to(device, torch.float32)
-    kept: dict[str, Tensor] = {}
-    with _recording(network.netcnnlip, kept, "mid.lip", {"conv0": 0, "pool3": 3, "pool7": 7}):
+    lip, aud = network.netcnnlip, network.netcnnaud
+    layers = {"lip.conv0": lip[0], "lip.pool3": lip[3], "lip.pool7": lip[7]}
+    layers |= {"aud.pool7": aud[7], "aud.pool17": aud[17], "aud.conv20": aud[20]}
+    with recorded({f"mid.{name}": layer for name, layer in layers.items()}) as kept:
         features = network.lip_convolutions(pictures)
-    tensors: dict[str, Tensor] = {"mid.lip.features512": features, "out.lip.embedding": network.netfclip(features)}
-    with _recording(network.netcnnaud, kept, "mid.aud", {"pool7": 7, "pool17": 17, "conv20": 20}):
+        tensors: dict[str, Tensor] = {"mid.lip.features512": features, "out.lip.embedding": network.netfclip(features)}
         tensors["out.aud.embedding"] = network.sound(case.tensors["in.aud.mfcc"].to(device))
-    for name, made in kept.items():
-        if name in case.tensors:
-            if "::" in description(case, name):
-                made = made[:, :: every(case, name, "channels")]
-            if name.startswith("mid.lip"):
-                step = every(case, name, "rows and columns")
-                made = made[..., ::step, ::step]
-            tensors[name] = made
+    for name in kept.keys() & case.tensors.keys():
+        made = kept[name]
+        if "channels ::" in description(case, name):
+            made = made[:, :: every(case, name, "channels")]
+        if name.startswith("mid.lip"):
+            step = every(case, name, "rows and columns")
+            made = made[..., ::step, ::step]
+        tensors[name] = made
     return tensors
 
 
-class _recording:
-    """While open, outputs of layers of a sequence are copied to `kept` under "prefix.name"."""
+def _cepstra(case: StatedCase, config: MfccConfig) -> dict[str, Tensor]:
+    tensors: dict[str, Any] = {"mid.mfcc.filterbank": filter_bank(config)}
+    for name in case.tensors:
+        if not (stated := re.fullmatch(r"in\.mfcc\.(.+)", name)):
+            continue
+        clip, sound = stated[1], case.tensors[name].numpy()
+        energies = band_energies(sound, config)
+        tensors[f"mid.mfcc.{clip}.filterbank_energies"] = energies.bands
+        tensors[f"mid.mfcc.{clip}.frame_energy"] = energies.frame
+        tensors[f"out.mfcc.{clip}"] = mfcc(sound, config)
+        first = "mid.mfcc.first_frames_power"
+        if first in case.tensors and description(case, first).startswith(f"{clip}:"):
+            tensors[first] = energies.power[: len(case.tensors[first])]
+    return {name: torch.from_numpy(np.asarray(made)) for name, made in tensors.items()}
 
-    def __init__(self, layers: nn.Sequential, kept: dict[str, Tensor], prefix: str, names: dict[str, int]) -> None:
-        self._made = (layers, kept, prefix, names)
-        self._hooks: list[Any] = []
 
-    def __enter__(self) -> None:
-        layers, kept, prefix, names = self._made
-        for name, index in names.items():
+def _end_to_end(case: StatedCase, clip: str, network: syncnet.SyncNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    frames = enlarged_last(case, f"in.{clip}.frames_lowres")
+    samples = case.tensors[f"in.{clip}.audio"].numpy()
+    max_shift = case.parameter("vshift")
+    # The case stores blue first, as the reference reads pictures; ours are red first.
+    pair = lip_sync.lip_features(network, frames[..., ::-1], samples, case.parameter("batch_size"))
+    distances = lip_sync.shift_distances(pair, max_shift)
+    best = lip_sync.mean_distances(distances).sort().values
+    made = {f"mid.{clip}.lip": pair.lip, f"mid.{clip}.aud": pair.sound}
+    tensors = {name: features[:, :: every(case, name, "features")] for name, features in made.items()}
+    tensors[f"mid.{clip}.distances"] = distances
+    scored = lip_sync.score_lip_sync(pair, max_shift)
+    values = _named(scored) | {
+        "frames": len(frames),
+        "samples": len(samples),
+        "vshift": max_shift,
+        "windows": scored.windows,
+        "gap_between_best_and_second_mean_distance": float(best[1] - best[0]),
+    }
+    return tensors, values
 
-            def keep(module: nn.Module, inputs: Any, output: Tensor, name: str = f"{prefix}.{name}") -> None:
-                kept[name] = output.clone()
 
-            self._hooks.append(layers[index].register_forward_hook(keep))
+def _named(scored: LipSync) -> dict[str, Any]:
+    return {"offset": scored.offset, "LSE_C": scored.confidence, "LSE_D": scored.distance}
 
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+
+def _several(faces: dict[str, Any]) -> dict[str, Any]:
+    confidences, distances = faces["LSE_C_of_each_face"], faces["LSE_D_of_each_face"]
+    tracks = [LipSync(0, c, d, 1) for c, d in zip(confidences, distances, strict=True)]
+    best, mean = lip_sync.best_track(tracks), lip_sync.mean_over_tracks(tracks)
+    assert best is not None and mean is not None
+    return {
+        "video_LSE_C": best.confidence,
+        "video_LSE_D": best.distance,
+        "mean_LSE_C": mean[0],
+        "mean_LSE_D": mean[1],
+    }
+
+
+CASE = CaseRunner(
+    run_syncnet,
+    {
+        "mid.mfcc.*": Bound(1e-9),
+        "out.mfcc.*": Bound(1e-9),
+        "out.resize.*": Bound(0.0, "absolute"),
+        "mid.*": Bound(1e-4),
+        "out.*": Bound(1e-4),
+        "values.*.LSE_*": Bound(1e-4, "relative"),
+        # The difference of two mean distances, each within 1e-4 of distances of about a hundred.
+        "values.*.gap_*": Bound(0.02, "absolute"),
+        "values.several_faces.*": Bound(1e-9, "relative"),
+    },
+    unjudged={"values.several_faces.*_of_each_face": "given to the run"},
+)

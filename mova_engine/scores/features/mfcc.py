@@ -58,7 +58,7 @@ def mfcc(samples: ArrayLike, config: MfccConfig | None = None) -> Array:
     """
     config = config or MfccConfig()
     energies = band_energies(samples, config)
-    cepstra = dct(np.log(energies.bands), type=2, axis=1, norm="ortho")[:, : config.coefficients]
+    cepstra = np.asarray(dct(np.log(energies.bands), type=2, axis=1, norm="ortho"))[:, : config.coefficients]
     if config.lifter > 0:
         index = np.arange(cepstra.shape[1])
         cepstra = cepstra * (1 + config.lifter / 2 * np.sin(np.pi * index / config.lifter))

@@ -116,5 +116,3 @@ def centre_crop(pictures: Tensor, size: int) -> Tensor:
 def repeat_pixels(pictures: Tensor, times: int) -> Tensor:
     """Pictures [..., h, w] with every pixel repeated in both directions: the nearest neighbours' enlargement."""
     return pictures.repeat_interleave(times, -2).repeat_interleave(times, -1)
-
-
