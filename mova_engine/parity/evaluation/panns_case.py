@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
-from mova_engine.parity.evaluation.inner_outputs import inner_outputs
+from mova_engine.parity.evaluation.recorded import recorded
 from mova_engine.parity.evaluation.stated import StatedCase, int16_sound
 from mova_engine.scores import audio_tagging, distances
 from mova_engine.scores.networks.cnn14 import Cnn14, PannsConfig
@@ -41,7 +41,7 @@ def _at_16k(case: StatedCase, device: torch.device) -> dict[str, Tensor]:
     network = _network(case, "cnn14_16k", "fd_16k", device)
     waves = case.tensors["in.16k.wave"].to(device)
     waves = waves[:, : int(case.parameter("fd_16k.seconds") * network.config.sample_rate)]
-    with inner_outputs(network, _INNER) as inner:
+    with recorded({name: network.get_submodule(path) for name, path in _INNER.items()}) as inner:
         tags = network(waves)
     return {
         "mid.16k.power_spectrum": inner["power"][:, ::10, ::8],
@@ -61,7 +61,7 @@ def _at_32k(case: StatedCase, device: torch.device) -> tuple[dict[str, Tensor], 
     seconds = case.parameter("is_32k.seconds")
     order = case.values["order"]
     clips = [int16_sound(case.tensors[f"in.32k.{name}"]).to(device) for name in order]
-    with inner_outputs(network, _INNER) as inner:
+    with recorded({name: network.get_submodule(path) for name, path in _INNER.items()}) as inner:
         first = audio_tagging.tag_clips(network, clips[:1], seconds=seconds)
     others = audio_tagging.tag_clips(network, clips[1:], seconds=seconds)
     clipwise = torch.cat([first.clipwise, others.clipwise])
