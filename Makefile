@@ -99,7 +99,7 @@ $(NPU)/.mova-npu: requirements/torch.txt requirements/core.txt requirements/npu.
 	@$(NPU)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
-NPU_SUITES := tests/ascend tests/memory/test_streaming.py tests/ops/test_operators.py tests/backend tests/parity tests/doctor
+NPU_SUITES := tests/ascend tests/memory/test_streaming.py tests/memory/test_activation_arena.py tests/ops/test_operators.py tests/backend tests/parity tests/doctor
 test-npu: setup-npu
 	$(NPU)/bin/python tests/ascend/emulate.py --list python -m pytest -n 2 --dist loadgroup --device npu $(NPU_SUITES) $(ARGS)
 

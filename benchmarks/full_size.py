@@ -38,8 +38,7 @@ from mova_engine.files.folders import replaced_folder
 from mova_engine.files.results import write_result
 from mova_engine.files.streamed import write_header
 from mova_engine.files.tensors import stored_tensors
-from mova_engine.memory.quantise_folder import linear_names
-from mova_engine.memory.quantised import quantisable
+from mova_engine.memory.quantised import linear_names, quantisable
 from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import ABSMAX, NESTED_ABSMAX, NESTED_OFFSET, NF4, WEIGHT, Held
 from mova_engine.ops import bind

@@ -8,7 +8,7 @@ import torch
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import save_mova
 from mova_engine.codecs import build_audio_codec, build_video_codec
-from mova_engine.config.model import BridgeConfig, get_preset
+from mova_engine.config.model import BridgeConfig, MovaConfig, get_preset
 from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 
@@ -23,9 +23,9 @@ DEEP = replace(
 )
 
 
-def save_deep(folder: Path) -> Path:
-    """Write the model with random weights into `folder`, as one of the nano recipe's training, and return it."""
-    model, generator = Mova(DEEP, bind(get_backend("cpu"))), torch.Generator().manual_seed(3)
+def save_deep(folder: Path, sizes: MovaConfig = DEEP) -> Path:
+    """Write a model with random weights into `folder`, as one of the nano recipe's training, and return it."""
+    model, generator = Mova(sizes, bind(get_backend("cpu"))), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.05, generator=generator)

@@ -5,11 +5,16 @@ Where torch_npu has no fused operator with a gradient, an autograd function keep
 narrow dtype, and computes in float32.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 # npu_rotary_mul: batch times heads below the first, head dim below the second and even.
 ROTARY_ROWS, ROTARY_HEAD_DIM = 1000, 896
+# Elements that GELU takes in float32 at once: few beside the hidden activations of a clip, many beside what a call of
+# the device costs.
+_GELU_CHUNK = 1 << 25
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -87,8 +92,46 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Ten
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """`gelu(x + bias)` in the tanh form by `npu_gelu`, in float32: the sum is not rounded before."""
-    return torch.ops.npu.npu_gelu(x.float() + bias.float(), approximate="tanh").to(x.dtype)
+    """`gelu(x + bias)` in the tanh form by `npu_gelu`, in float32: the sum is not rounded before. Rows are taken in
+    chunks, so that no tensor of x's size is in float32.
+    """
+    return _BiasGelu.apply(x, bias)
+
+
+class _BiasGelu(torch.autograd.Function):
+    """Keeps x as it came."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for rows, result in _chunks(x, y):
+            result.copy_(torch.ops.npu.npu_gelu(_sum(rows, bias), approximate="tanh"))
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, bias = ctx.saved_tensors
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dbias = torch.zeros_like(bias, dtype=torch.float32)
+        for rows, cotangent, result in _chunks(x, grad, dx):
+            each = torch.ops.npu.npu_gelu_backward(cotangent.float(), _sum(rows, bias), approximate="tanh")
+            dbias += each.sum(0)
+            result.copy_(each)
+        return dx, dbias.to(bias.dtype)
+
+
+def _sum(rows: Tensor, bias: Tensor) -> Tensor:
+    """float32, of rows in any dtype."""
+    return rows.float() + bias.float()
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of tensors [..., d] of one shape, at most `_GELU_CHUNK` elements of each at once."""
+    flat = [x.reshape(-1, x.shape[-1]) for x in tensors]
+    step = max(1, _GELU_CHUNK // flat[0].shape[1])
+    return zip(*(x.split(step) for x in flat), strict=True)
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:

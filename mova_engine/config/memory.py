@@ -35,8 +35,9 @@ class MemoryConfig:
     """Where results that checkpointed layers keep, attention's output and log-sum-exp, wait for the backward pass."""
     frozen: Literal["activations", "fp8", "int8", "nf4"] = "activations"
     """How weights that are not trained are held, those of the linear layers of blocks and bridge: as they are read, or
-    quantised when they are: in fp8 or int8 (half the memory of bf16), or in NF4 (28% of it). A folder that `mova
-    quantise` wrote needs no setting.
+    quantised when they are: in fp8 or int8 (half the memory of bf16), or in NF4 (28% of it). Layers whose sizes a
+    format does not take (NF4: inputs in multiples of 64; fp8: both sizes in multiples of 16) stay as they are. A folder
+    that `mova quantise` wrote needs no setting.
     """
     chunking: Literal["auto", "none", "rows"] = "none"
     """Whether what a block does with each token by itself is computed in chunks of 8192 tokens: the feed-forward, and

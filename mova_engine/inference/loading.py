@@ -31,7 +31,7 @@ from mova_engine.errors import MovaError
 from mova_engine.files.tensors import read_json
 from mova_engine.inference.active_adapters import ActiveAdapters
 from mova_engine.memory.model_parts import codec_parts, tower_parts
-from mova_engine.memory.quantised import hold_weights
+from mova_engine.memory.quantised import check_fits, hold_weights
 from mova_engine.memory.residency import Residency
 from mova_engine.memory.streamed_encoder import open_streamed_encoder
 from mova_engine.memory.streamed_model import open_streamed
@@ -203,6 +203,8 @@ def _reader(
     """
     for part in stored.values():
         part.check_frozen(frozen)
+    if frozen != "activations":
+        check_fits(mova, known_format(frozen), f"memory.frozen {frozen}")
 
     def read(name: str, device: torch.device) -> None:
         component = getattr(mova, name)

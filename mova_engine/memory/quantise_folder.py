@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mova_engine import __version__
 from mova_engine.backend import get_backend
@@ -30,7 +30,7 @@ from mova_engine.errors import MovaError, suggest
 from mova_engine.files.folders import check_replaceable, nearest_folder, replaced_folder
 from mova_engine.files.tensors import read_stored
 from mova_engine.files.writable import check_writable
-from mova_engine.memory.quantised import quantisable, within_layers
+from mova_engine.memory.quantised import left_plain, linear_names, quantisable
 from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import Held, WeightFormat, known_format
 from mova_engine.ops import bind
@@ -144,9 +144,7 @@ def quantise_folder(
             )
         stored.fit(module)
         layers = quantisable(module, weight_format)
-        report.plain += [
-            f"{name}.{each}" for each in linear_names(module) if each not in layers and within_layers(each)
-        ]
+        report.plain += [f"{name}.{each}" for each in left_plain(module, weight_format)]
         counted = _Counted(stored, name, weight_format, report)
         writer = ComponentWriter(stored, dict.fromkeys(layers, weight_format), counted.held, counted.checked)
         plain = [each for each in linear_names(module) if each not in layers]
@@ -170,11 +168,6 @@ def quantise_folder(
     with replaced_folder(out) as fresh:
         rewrite(folder, fresh, config, writers, facts)
     return report
-
-
-def linear_names(module: nn.Module) -> list[str]:
-    """The names of all linear layers of a component, of whatever kind."""
-    return [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
 
 
 class _Counted:

@@ -24,6 +24,30 @@ def quantisable(module: nn.Module, weight_format: WeightFormat) -> list[str]:
     ]
 
 
+def linear_names(module: nn.Module) -> list[str]:
+    """The names of all linear layers of a component, of whatever kind."""
+    return [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+
+
+def left_plain(module: nn.Module, weight_format: WeightFormat) -> list[str]:
+    """The names of the linear layers of blocks and conditioners that cannot hold their weights in a format, by their
+    sizes: they stay as they are.
+    """
+    fit = set(quantisable(module, weight_format))
+    return [name for name in linear_names(module) if name not in fit and within_layers(name)]
+
+
+def check_fits(module: nn.Module, weight_format: WeightFormat, what: str) -> None:
+    """MovaError where no layer can hold its weights in the format that `what`, a setting or a folder, asks for."""
+    if not quantisable(module, weight_format):
+        first, (o, i) = left_plain(module, weight_format)[0], weight_format.multiples
+        shape = list(module.get_parameter(f"{first}.weight").shape)
+        raise MovaError(
+            f"{what}: no layer fits {weight_format.name}, which takes weights [outputs, inputs] in multiples of {o} "
+            f"and {i}; {first} is {shape}"
+        )
+
+
 def within_layers(name: str) -> bool:
     """Whether a module of a component, by its name, belongs to a block or a conditioner."""
     return "blocks." in name or "conditioners." in name

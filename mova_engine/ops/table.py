@@ -102,14 +102,13 @@ _NPU_PASSES = {
     "gate_residual": Passes(15, 21, ungated=(3, 0)),
     "gate_residual_norm": Passes(25, 39, ungated=(13, 18)),
     "gate_residual_norm_modulate": Passes(25, 39, ungated=(13, 18)),
-    "bias_gelu": Passes(14, 14),
+    "bias_gelu": Passes(14, 21),
 }
 # What torch_npu's compositions hold at once in float32: the norm and its rotation, in the backward also its input; the
-# sum and its norm; the sum with the bias and GELU's result, or gradient.
+# sum and its norm. (GELU takes a few rows at once.)
 _NPU_SCRATCH = {
     "rms_norm_rope": (4.0, 6.0),
     "gate_residual_norm_modulate": (4.0, 6.0),
-    "bias_gelu": (4.0, 4.0),
 }
 # Passes of the references in bfloat16, counted on a CPU; those of the last by reading.
 _COMPOSED = {

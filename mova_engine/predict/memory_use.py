@@ -102,11 +102,11 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
     idle = dict(device)
     if run.job.training:
         device["time embeddings in float32"] = _time_weights(run)
-        for parts, saved in zip((device, host), saved_activations(run, machine), strict=True):
+        for parts, saved in zip((device, host), saved_activations(run), strict=True):
             parts |= {name: value * run.job.batch for name, value in saved.items()}
             if run.micro_batches <= run.job.batch and parts is device:
                 # One micro-batch: gradients come as activations go.
-                activations = freed_by_layers(run, machine) * run.job.batch
+                activations = freed_by_layers(run) * run.job.batch
                 device[_GRADIENTS] = max(device.get(_GRADIENTS, 0) - activations, 0)
     device[_WORKING] = _working(run, machine) * run.job.batch
     if run.implementation.codecs_resident or (run.job.training and run.job.online):
@@ -255,20 +255,17 @@ def _differentiated(run: PlannedRun, machine: Machine | None, video: float, audi
     if run.policy.checkpointing == "none":
         # What layers have kept is counted by itself, and goes as their gradients come.
         return usual
-    scratch, model = scratch_of(run, machine, "bias_gelu")[1], run.job.model
     passes, least = (_AT_GELU_EXCHANGED, 0.0) if run.layout.ulysses > 1 else (_AT_GELU, _AT_ATTENTION)
     if run.policy.chunking == "rows":
         # Of a norm that is composed in float32 more is there than of a chunk.
         normalising = scratch_of(run, machine, "gate_residual_norm_modulate")[1] - _BESIDE_CHUNK
-        passes, least, scratch = _AT_CHUNKS + max(normalising, 0.0), 0.0, 0.0
-    towers = (model.video, video, _bridge_kept(run, machine)), (model.audio, audio, 0.0)
-    again = sum(
-        max((passes + scratch * tower.ffn_dim / tower.dim) * size + kept, least * size) for tower, size, kept in towers
-    )
+        passes, least = _AT_CHUNKS + max(normalising, 0.0), 0.0
+    towers = (video, _bridge_kept(run)), (audio, 0.0)
+    again = sum(max(passes * size + kept, least * size) for size, kept in towers)
     return max(usual, again - _layer_gradients(run))
 
 
-def _bridge_kept(run: PlannedRun, machine: Machine | None) -> float:
+def _bridge_kept(run: PlannedRun) -> float:
     """Bytes that the last layer with a bridge has more than the last of all, less those that the backward has freed
     between them: the block inputs of the layers between and what else they had saved.
     """
@@ -276,7 +273,7 @@ def _bridge_kept(run: PlannedRun, machine: Machine | None) -> float:
     if "dual_tower_bridge" not in job.components or not bridge:
         return 0.0
     layers = job.model.video.num_layers
-    freed = (layers - 1 - max(bridge)) * freed_by_layers(run, machine) / layers
+    freed = (layers - 1 - max(bridge)) * freed_by_layers(run) / layers
     again = run.policy.chunking == "rows" and run.layout.context_parallel == 1
     return max((_BRIDGE_AGAIN if again else _BRIDGE_KEPT) * run.local_video - freed, 0.0)
 

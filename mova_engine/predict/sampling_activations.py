@@ -21,11 +21,8 @@ def sampled(run: PlannedRun, machine: Machine | None) -> float:
         return attending
     chunked = run.policy.chunking == "rows"
     rotating = attending + scratch_of(run, machine, "rms_norm_rope")[0] * (not chunked)
-    # A product that has GELU in it needs no second tensor.
-    hidden = 1.0 if machine is None or _in_the_product(run, machine) else 2.0
-    if run.quantised is not None:
-        # The product of quantised weights and GELU are two operators.
-        hidden = 1 + max(1.0, scratch_of(run, machine, "bias_gelu")[0])
+    # A product that has GELU in it needs no second tensor; that of quantised weights has not.
+    hidden = 1.0 if run.quantised is None and (machine is None or _in_the_product(run, machine)) else 2.0
     feeding = _CHUNKED if chunked else 2 + hidden * video.ffn_dim / video.dim
     normalising = _NORMALISING + scratch_of(run, machine, "gate_residual_norm_modulate")[0]
     return max(attending + _EXCHANGE * (run.layout.ulysses > 1), rotating, feeding, normalising)

@@ -1,9 +1,7 @@
 """Bytes that layers keep for the backward of a clip, on the device and on the host."""
 
 from mova_engine.config.stages import OFFLOAD_LAYERS
-from mova_engine.ops.machine import Machine
 from mova_engine.predict.job import WIDTHS, PlannedRun
-from mova_engine.predict.sampling_activations import scratch_of
 
 _FP32 = WIDTHS["fp32"]
 # P of a block's inputs of adapters that a block without them does not keep.
@@ -11,7 +9,7 @@ _ADAPTERS_INPUTS = 3.7
 _INPUTS = "block inputs"
 
 
-def saved_activations(run: PlannedRun, machine: Machine | None) -> tuple[dict[str, float], dict[str, float]]:
+def saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, float]]:
     """By part, for one clip: bytes on the device, on the host."""
     job, policy, model = run.job, run.policy, run.job.model
     layers = model.video.num_layers
@@ -22,7 +20,7 @@ def saved_activations(run: PlannedRun, machine: Machine | None) -> tuple[dict[st
         device["all activations"] = model.audio.num_layers * _audio_block(run) * run.local_audio
     else:
         block, bridge = run.implementation.working
-        block += _adapted(run, machine)
+        block += _adapted(run)
         bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
         device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
     for name in host:
@@ -36,11 +34,11 @@ def on_host(run: PlannedRun) -> dict[str, float]:
     return found | (saved_results(run) if run.policy.saved == "host" else {})
 
 
-def freed_by_layers(run: PlannedRun, machine: Machine | None) -> float:
+def freed_by_layers(run: PlannedRun) -> float:
     """Bytes on the device, of one clip, that the backward frees layer by layer: not what two layers keep, if what the
     others keep is on the host.
     """
-    device, host = saved_activations(run, machine)
+    device, host = saved_activations(run)
     return sum(size for name, size in device.items() if name not in host)
 
 
@@ -84,15 +82,12 @@ def saved_results(run: PlannedRun) -> dict[str, float]:
     return found
 
 
-def _adapted(run: PlannedRun, machine: Machine | None) -> float:
-    """P that a block keeps more where it has adapters: their inputs, and GELU's result, which is not made again; and
-    where GELU is a composition, its argument in float32.
-    """
+def _adapted(run: PlannedRun) -> float:
+    """P that a block keeps more where it has adapters: their inputs, and GELU's result, which is not made again."""
     job, video = run.job, run.job.model.video
     if job.task != "lora" or not run.implementation.pending_updates:
         return 0.0
-    widened = _FP32 / job.width - 1 if scratch_of(run, machine, "bias_gelu")[0] else 0
-    return _ADAPTERS_INPUTS + (1 + widened) * video.ffn_dim / video.dim
+    return _ADAPTERS_INPUTS + video.ffn_dim / video.dim
 
 
 def _audio_block(run: PlannedRun) -> float:

@@ -29,6 +29,7 @@ from mova_engine.data.loader import Loader
 from mova_engine.distributed.background import Background
 from mova_engine.distributed.processes import Launch, Processes, start_processes
 from mova_engine.errors import counted
+from mova_engine.memory.quantised import within_layers
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, REFERENCE, OpTable, bind
@@ -221,8 +222,11 @@ def _describe(run: TrainingRun, clips: int, console: Console) -> None:
     what = f"adapters of rank {config.lora.rank} for {sizes.name}" if config.lora.rank else sizes.name
     console.print(f"{what}: {_millions(sum(counts.values()))} parameters ({parts}), {config.dtype}")
     if config.lora.rank:
-        held = sorted({x.weight_format.name for x in linear_layers(run.model).values() if x.weight_format is not None})
+        layers = linear_layers(run.model)
+        held = sorted({x.weight_format.name for x in layers.values() if x.weight_format is not None})
+        plain = [name for name, x in layers.items() if x.weight_format is None and within_layers(name)] if held else []
         kept = f" in {', '.join(held)}" if held else ""
+        kept += f" ({len(plain)} layers in {config.dtype}, {plain[0]} the first)" if plain else ""
         start = f"; adapters start from {config.lora.init}" if config.lora.init else ""
         console.print(f"frozen weights{kept}: {config.model.checkpoint}{start}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")

@@ -21,7 +21,7 @@ from mova_engine.distributed.fsdp import Shards, shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import read_rows
-from mova_engine.memory.quantised import hold_weights
+from mova_engine.memory.quantised import check_fits, hold_weights
 from mova_engine.memory.streamed_model import open_streamed
 from mova_engine.models.layers import Linear
 from mova_engine.models.mova import Mova
@@ -48,6 +48,8 @@ def build_adapted(
     check_output(config, folder)
     model = Mova(sizes, ops, "meta").requires_grad_(False)
     model.chunk_rows = config.memory.chunk_rows
+    if config.memory.frozen != "activations":
+        check_fits(model, known_format(config.memory.frozen), f"memory.frozen {config.memory.frozen}")
     if config.parallel.shard:
         return model, _sharded(model, config, folder, device, processes)
     if config.memory.weights != "device":

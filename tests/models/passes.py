@@ -20,6 +20,8 @@ _PRODUCTS = (
     *("_scaled_dot_product", "attention"),
 )
 _GELU = ("gelu", "bias_gelu")
+# What makes a tensor and neither reads nor writes one; `copy_` writes its first and does not read it.
+_MAKING = ("empty", "new_empty")
 
 
 @dataclass
@@ -58,6 +60,10 @@ class PassCounter(TorchDispatchMode):
         if not made and not written:
             return result  # a view
         self.outputs += sum(t.numel() * t.element_size() for t in fresh)
+        if name.startswith(_MAKING):
+            return result
+        if name == "copy_" and self._counts(args[0]):
+            inputs.pop(args[0].data_ptr(), None)
         moved = sum(t.numel() * t.element_size() for t in (*inputs.values(), *fresh, *written))
         if name.startswith(_GELU):
             self.gelu += moved

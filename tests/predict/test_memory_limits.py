@@ -42,9 +42,9 @@ def test_a_plan_keeps_the_limits_or_says_what_fits(task, vram, ram):
     "recipe, device, vram, ram, says",
     [
         ("lora-24gb", "rtx4090", 24e9, 32e9, "{card} GB on the card, {host} GB on the host, and 87 s a clip"),
-        ("lora-24gb", "910a2", 32e9, 32e9, "On an NPU torch_npu's operators need more: {card} GB"),
+        ("lora-24gb", "910a2", 32e9, 32e9, "On an NPU it is the same {card} GB"),
         ("lora-80gb", "h100-80gb", 80e9, 96e9, "{card} GB on the card, {host} GB on the host, and 15.8 s a clip"),
-        ("lora-80gb", "910a2", 68e9, 96e9, "On an NPU torch_npu's operators need a little more: {card} of the 64 GB"),
+        ("lora-80gb", "910a2", 68e9, 96e9, "On an NPU it is the same {card} GB, of the 64"),
     ],
 )
 def test_presets_are_what_the_search_finds_for_their_cards(recipe, device, vram, ram, says):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from deep_model import DEEP, save_deep
 from safetensors.torch import load_file, save_file
 
 from mova_engine import __version__
@@ -21,6 +22,7 @@ from mova_engine.config.recipes import load_config
 from mova_engine.errors import MovaError
 from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.models.modality import modalities
+from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.train.trainer import Trainer
 
@@ -217,6 +219,22 @@ def test_bfloat16_keeps_float32_masters_and_the_base_as_it_is_held(adapted, ran,
     assert {x.dtype for x in load_file(folder / ADAPTERS).values()} == {torch.bfloat16}
     assert {x.dtype for x in load_file(folder / "training" / "master.safetensors").values()} == {torch.float32}
     assert ("frozen weights in fp8" in run.said) == (frozen == "fp8")
+
+
+def test_layers_that_do_not_fit_a_format_stay_as_they_are_and_are_said(small, adapted, ran, tmp_path):
+    """Where none fits, nothing is done: NF4 takes inputs in multiples of 64, and nano's are 96 and 288."""
+    settings = {"dtype": "bfloat16", "steps": 1, "memory": {"checkpointing": "selective", "frozen": "nf4"}}
+    with pytest.raises(MovaError, match=r"memory.frozen nf4: no layer fits nf4, .* 64; .*self_attn.q is \[96, 96\]"):
+        ran(adapted("none", **settings))
+    sizes = replace(DEEP, video=replace(DEEP.video, ffn_dim=128))
+    base = save_deep(tmp_path / "base", sizes)
+    run = ran(small("some", lora={"rank": 2}, optim={"ema": 0}, model={"checkpoint": base}, **settings))
+    linears = {
+        n: x for n, x in Mova(sizes, bind(get_backend("cpu")), "meta").named_modules() if isinstance(x, torch.nn.Linear)
+    }
+    plain = [n for n, x in linears.items() if ("blocks." in n or "conditioners." in n) and x.in_features % 64]
+    assert run.status == 0 and len(plain) > 200
+    assert f"frozen weights in nf4 ({len(plain)} layers in bfloat16, {plain[0]} the first)" in run.said
 
 
 def test_what_cannot_be_adapted_is_refused(small, adapted, ran):
