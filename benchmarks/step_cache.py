@@ -28,9 +28,9 @@ from torch import Tensor
 from mova_engine.backend import get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.checkpoints.locate import find_model
-from mova_engine.data.media.decode import Clip
 from mova_engine.files.results import write_result
 from mova_engine.inference.denoising import Observed, Step
+from mova_engine.inference.encoded_clip import sample_encoders
 from mova_engine.inference.first_block import FirstBlock
 from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Request, make_requests, read_prompts
@@ -88,10 +88,12 @@ class Run:
             if step.index == settings.count - 1:
                 ends.append(step.state)
 
-        folder = SampleFolder(self.work / name, self.pipeline.shape, len(self.requests), overwrite=True)
-        clips = self.pipeline.generate(self.requests, settings, batch=batch, on_step=stepped)
+        shape, count = self.pipeline.shape, len(self.requests)
+        folder = SampleFolder(self.work / name, shape, count, overwrite=True)
+        encoders = sample_encoders(shape, shape.frames, count)
+        clips = self.pipeline.generate_into(encoders, self.requests, settings, batch=batch, on_step=stepped)
         for request, clip in zip(self.requests, clips, strict=True):
-            assert isinstance(clip, Clip)
+            assert clip is not None
             folder.add(clip, request.caption, {"seed": request.seed})
         report = json.loads(json.dumps(measure(folder.folder), default=plain))
         return report["own_sound"]["within_84_ms"]["f1"], Latents(

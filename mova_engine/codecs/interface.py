@@ -10,7 +10,7 @@ not read; always None: constants of a few kB, which stay.
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -48,7 +48,7 @@ class VideoCodec(Protocol):
         """
         raise NotImplementedError
 
-    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Iterator[Tensor]:
+    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Generator[Tensor, None, None]:
         """The video of `decode`, to the bit, in parts [b, 3, n, 8h, 8w] that follow one another, as they are made."""
         raise NotImplementedError
 

@@ -1,6 +1,6 @@
 """The released models' video codec: diffusers' AutoencoderKLWan (Wan 2.1), behind the VideoCodec protocol."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class WanVideoCodec:
         return torch.cat(list(self.decode_frames(latents, rows)), 2)
 
     @torch.no_grad()
-    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Iterator[Tensor]:
+    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Generator[Tensor, None, None]:
         """The frames of `decode` as they are made: 1, then 4 for each latent frame. The decoder's causal cache makes
         them those of the whole; the device never holds more of them.
         """

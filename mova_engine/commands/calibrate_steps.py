@@ -32,7 +32,8 @@ def _calibrate(config: CalibrateConfig, stop: "StopRequest") -> int:
     from mova_engine.errors import MovaError
     from mova_engine.files.results import check_result, write_result
     from mova_engine.inference.denoising import Step
-    from mova_engine.inference.sampling_run import batch_of, choose_memory_of, open_job, read_job
+    from mova_engine.inference.sampling_job import batch_of, read_job
+    from mova_engine.inference.sampling_run import choose_memory_of, open_job
     from mova_engine.inference.step_cache import KIND, key_of
     from mova_engine.inference.step_calibration import calibrate
 

@@ -9,6 +9,7 @@ Bytes are counted for this rank by the same rules as the prediction (`mova_engin
 all-to-all counts what goes to other ranks, a shift all of it, an all-reduce of n bytes 2 (p - 1) / p * n (a ring's).
 """
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -150,6 +151,17 @@ class Group(Named):
         x = torch.empty(tuple(shape), dtype=dtype, device=self.device)
         dist.recv(x, self._global(source), group=self.process_group)
         return x
+
+    def send_object(self, value: Any, to: int) -> None:
+        """Send a picklable value, of any size, to rank `to`, which calls `receive_object`. Only for CPU groups."""
+        data = torch.frombuffer(bytearray(pickle.dumps(value, pickle.HIGHEST_PROTOCOL)), dtype=torch.uint8)
+        self.send(torch.tensor([len(data)]), to)
+        self.send(data, to)
+
+    def receive_object(self, source: int) -> Any:
+        """Wait for the value that rank `source`, another process of this run, sends with `send_object`."""
+        size = int(self.receive((1,), torch.int64, source))
+        return pickle.loads(self.receive((size,), torch.uint8, source).numpy().data)
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return the small, picklable values of all ranks, by rank. Only for CPU groups."""

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -162,14 +162,13 @@ class Processes:
         """Return this process's share in decoding a clip of `total` latent rows."""
         return ALL_ROWS if self.clip.size == 1 else SharedRows(self.clip, total)
 
-    def send_to_first(self, *tensors: torch.Tensor) -> None:
-        """Send tensors to rank 0, which calls `receive_from` for each. The timeout is days."""
-        for x in tensors:
-            self.cpu_group.send(x, 0)
+    def send_object_to_first(self, value: Any) -> None:
+        """Send a picklable value to rank 0, which calls `receive_object_from`. The timeout is days."""
+        self.cpu_group.send_object(value, 0)
 
-    def receive_from(self, group: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """In rank 0: receive a tensor, on the CPU, from the first rank of data-parallel group `group`."""
-        return self.cpu_group.receive(shape, dtype, group * self.shape.context_parallel)
+    def receive_object_from(self, group: int) -> Any:
+        """In rank 0: receive a value from the first rank of data-parallel group `group`."""
+        return self.cpu_group.receive_object(group * self.shape.context_parallel)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -11,8 +11,9 @@ from mova_engine.diffusion.guidance import Guidance
 from mova_engine.diffusion.schedule import LOW_NOISE, Steps
 from mova_engine.diffusion.solvers import solver
 from mova_engine.errors import MovaError
+from mova_engine.inference.clip_generator import FIRST_STEP
 from mova_engine.inference.denoising import Step, check_finite, draw_noise
-from mova_engine.inference.pipeline import FIRST_STEP, Pipeline
+from mova_engine.inference.pipeline import Pipeline
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.inference.turns import batched

@@ -1,7 +1,8 @@
 """Encoding of prompts and frames before denoising, decoding of latents to pictures and sound after it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,9 @@ from mova_engine.data.media.resize import crop_resize
 from mova_engine.diffusion.conditioning import first_frame_condition
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
+from mova_engine.inference.clip_sinks import Made, Sinks
 from mova_engine.inference.given_clip import (
+    Kept,
     Window,
     kept_audio_latents,
     kept_frames,
@@ -125,58 +128,88 @@ class ClipCodecs:
         )
 
     def decode(
-        self, latents: Latents, requests: Sequence[Request], on_stage: Callable[[str], object]
-    ) -> Iterator[Clip | None]:
-        """Decode the latents of a batch: the pictures of all clips, one clip at a time, then their sound; yield each
-        clip. What a request gives is not decoded: it is in the clip as it was given.
+        self, latents: Latents, requests: Sequence[Request], on_stage: Callable[[str], object], sinks: Sinks[Made]
+    ) -> Generator[Made | None, None, None]:
+        """Decode the latents of a batch: the pictures of all clips, one clip at a time, then their sound; yield what
+        the sink of each clip made of them. What a request gives is not decoded: it is in the clip as it was given.
 
-        The processes that made the clips together each decode some rows of the pictures, and the last one decodes the
-        sound. The first process gets the clips, the others get None. on_stage: called with the name of the stage.
+        A clip's pictures go to its sink as they are made, a few at a time. The processes that made the clips together
+        each decode some rows of the pictures, and the last one decodes the sound. The first process has the sinks, the
+        others yield None. on_stage: called with a description of each part of the work before it; what it raises gives
+        the clips up that are not finished.
         """
-        kept = [("none", "none") if each.given is None else each.given.kind for each in requests]
-        pictures: list[Tensor | None] = [None] * len(requests)
+        kept: list[tuple[Kept, Kept]] = [
+            ("none", "none") if each.given is None else each.given.kind for each in requests
+        ]
+        first = self.processes.clip.rank == 0
+        given: list[Clip | None] = [None] * len(requests)
         sounds: list[Tensor | None] = [None] * len(requests)
-        if any(video != "all" for video, _ in kept):
-            with stage(self.residency, DECODE_VIDEO):
-                pictures = [self._decode_pictures(video, on_stage) for video in latents.video.split(1)]
-        if any(audio != "all" for _, audio in kept):
-            with stage(self.residency, DECODE_AUDIO):
-                sounds = [self._decode_sound(audio) for audio in latents.audio.split(1)]
-        for request, frames, sound in zip(requests, pictures, sounds, strict=True):
-            yield self._completed(request, frames, sound) if self.processes.clip.rank == 0 else None
+        with ExitStack() as opened:
+            taken = [opened.enter_context(closing(sinks(each))) for each in requests] if first else []
+            if any(video != "all" for video, _ in kept):
+                with stage(self.residency, DECODE_VIDEO):
+                    for index, video in enumerate(latents.video.split(1)):
+                        clip = self._read(requests[index]) if first and isinstance(kept[index][0], Window) else None
+                        with closing(self._decode_pictures(video, on_stage)) as parts:
+                            for done, pictures in parts:
+                                taken[index].add(self._with_given(pictures, done, clip, kept[index][0]))
+                        given[index] = None if clip is None else replace(clip, video=None)
+            if any(audio != "all" for _, audio in kept):
+                on_stage("decoding sound")
+                with stage(self.residency, DECODE_AUDIO):
+                    sounds = [self._decode_sound(audio) for audio in latents.audio.split(1)]
+            if not first:
+                yield from (None for _ in requests)
+                return
+            for sink, request, (video, audio), clip, sound in zip(taken, requests, kept, given, sounds, strict=True):
+                if video == "all" or (audio != "none" and clip is None):
+                    clip = self._read(request)
+                if clip is not None and video == "all":
+                    sink.add(clip.pictures)
+                yield sink.finish(self._sound(sound, clip, audio))
 
-    def _completed(self, request: Request, frames: Tensor | None, sound: Tensor | None) -> Clip:
-        """In the first process: a clip of what was decoded and what its request gives."""
-        made = None if frames is None else frames.numpy(), None if sound is None else sound.numpy()
-        if request.given is None:
-            return Clip(_required(made[0], "pictures"), _required(made[1], "sound"))
-        given, shape, (video, audio) = request.given.read(self.shape), self.shape, request.given.kind
-        pictures, samples = given.pictures if video == "all" else _required(made[0], "pictures"), made[1]
-        if isinstance(video, Window):
-            pictures = with_kept_pictures(pictures, given.pictures, video, shape)
-        if samples is None:
-            samples = given.audio[: self.samples]
-        elif isinstance(audio, Window):
-            samples = with_kept_sound(samples, given.audio, audio, shape)
-        return Clip(pictures, samples)
+    def _read(self, request: Request) -> Clip | None:
+        return None if request.given is None else request.given.read(self.shape)
 
-    def _decode_pictures(self, latents: Tensor, on_stage: Callable[[str], object]) -> Tensor | None:
-        """Latents [1, 16, t, h, w] -> frames uint8 [f, height, width, 3] on the host; None except in the first
-        process.
-        """
-        on_stage("decoding")
-        place, clip = self.processes, self.shape
-        rows = place.rows(latents.shape[-2])
-        pictures = torch.empty(clip.frames, 0, clip.width, 3, dtype=torch.uint8)
-        if rows.take(latents).shape[-2]:
-            # As they are made: a device holds a few frames, not the clip.
-            parts = _required(self.codecs.video, "video VAE").decode_frames(latents, rows)
-            pictures = torch.cat([video_to_uint8(frames[0]).cpu() for frames in parts])
-        if place.rounds is None:
+    def _with_given(self, pictures: np.ndarray, first: int, given: Clip | None, kept: Kept) -> np.ndarray:
+        """Pictures that were made, the clip's from `first` on; in their place, those that are kept of a given clip."""
+        if given is None or not isinstance(kept, Window):
             return pictures
+        return with_kept_pictures(pictures, given.pictures, kept, self.shape, first)
+
+    def _sound(self, made: Tensor | None, given: Clip | None, kept: Kept) -> np.ndarray:
+        """A clip's sound, of what was made and what is kept of a given clip."""
+        if given is None or kept == "none":
+            return _required(made, "sound").numpy()
+        if made is None:
+            return given.audio[: self.samples]
+        return with_kept_sound(made.numpy(), given.audio, kept, self.shape)
+
+    def _decode_pictures(
+        self, latents: Tensor, on_stage: Callable[[str], object]
+    ) -> Generator[tuple[int, np.ndarray], None, None]:
+        """Latents [1, 16, t, h, w] -> parts uint8 [n, height, width, 3] on the host, each after the number of frames
+        before it; none except in the first process.
+        """
+        place, clip, done = self.processes, self.shape, 0
+        rows = place.rows(latents.shape[-2])
+        if not rows.take(latents).shape[-2]:
+            return
         height = clip.height // latents.shape[-2]
-        parts = place.rounds.collected(pictures, [(clip.frames, height * own, clip.width, 3) for own in rows.lengths])
-        return None if parts is None else torch.cat(parts, 1)
+        on_stage("decoding")
+        # As they are made: neither device nor host holds more than a few frames.
+        with closing(_required(self.codecs.video, "video VAE").decode_frames(latents, rows)) as parts:
+            for frames in parts:
+                part = video_to_uint8(frames[0]).cpu()
+                count = len(part)
+                if place.rounds is not None:
+                    shapes = [(count, height * own, clip.width, 3) for own in rows.lengths]
+                    shares = place.rounds.collected(part, shapes)
+                    part = None if shares is None else torch.cat(shares, 1)
+                if part is not None:
+                    yield done, part.numpy()
+                done += count
+                on_stage(f"decoding: {done} of {clip.frames} frames done")
 
     def _decode_sound(self, latents: Tensor) -> Tensor | None:
         """Latents [1, 128, l] -> samples float32 [n] on the host; None except in the first process."""

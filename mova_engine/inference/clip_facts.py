@@ -4,14 +4,10 @@ from pathlib import Path
 
 from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.sample import SampleConfig
-from mova_engine.data.media.decode import Clip
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.inference.given_clip import GivenClip, Window
 from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.inference.velocities import Latents
-
-# Standard deviation of all pixels, in levels of 255, below which a clip is one solid colour.
-SOLID_LEVELS = 4.0
 
 
 def facts_of_run(
@@ -44,15 +40,6 @@ def facts_of_run(
         "audio_shift": schedule.audio_shift,
         "lora": [{**each._asdict(), "path": str(each.path)} for each in lora],
     }
-
-
-def is_solid(clip: Clip) -> bool:
-    """Whether all pictures of a clip are of one colour, as of a model that has collapsed: none of a picture's pixels
-    is far from the clip's mean.
-    """
-    if clip.video is None:
-        return False
-    return float(clip.video.std((0, 1, 2)).max()) < SOLID_LEVELS
 
 
 def facts_of_given(given: GivenClip | None) -> dict:

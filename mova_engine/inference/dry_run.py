@@ -22,10 +22,10 @@ from mova_engine.diffusion.schedule import Steps
 from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Launch, Processes
 from mova_engine.errors import MovaError
+from mova_engine.inference.clip_generator import default_batch
 from mova_engine.inference.command_settings import sample_settings
 from mova_engine.inference.denoising import LoopOptions, denoise
 from mova_engine.inference.loading import Trained, compute_dtype, refuse_sharded, stored_dtypes, trained
-from mova_engine.inference.pipeline import default_batch
 from mova_engine.inference.process_mesh import choose_shape
 from mova_engine.inference.sample_settings import default_settings
 from mova_engine.inference.sampling_simulation import simulate

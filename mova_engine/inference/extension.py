@@ -7,13 +7,16 @@ what follows within 10 ms.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from typing import Generic, cast
 
 import numpy as np
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import Clip
 from mova_engine.errors import MovaError
+from mova_engine.inference.clip_sinks import ClipSink, Made, Sinks
 from mova_engine.inference.denoising import Step
 from mova_engine.inference.given_clip import FADE_S, STRIDE, GivenClip, Window, kept_audio_latents
 from mova_engine.inference.pipeline import Pipeline
@@ -63,9 +66,12 @@ class Extension:
         """The audio sample at which a frame begins."""
         return round(frame / self.shape.fps * self.shape.sample_rate)
 
-    def continued(self, clip: Clip) -> GivenClip:
-        """What the next window is given of a clip: its last frames and their sound, at the window's beginning."""
-        frames, shape = len(clip.pictures), self.shape
+    def continued(self, clip: Clip, frames: int | None = None) -> GivenClip:
+        """What the next window is given of a clip: its last frames and their sound, at the window's beginning.
+
+        frames: of the clip, where `clip` has all of its sound and only its last pictures.
+        """
+        frames, shape = len(clip.pictures) if frames is None else frames, self.shape
         if frames < self.overlap:
             raise MovaError(f"the clip has {frames} frames; to go on from it takes its last {self.overlap}")
         pictures = np.zeros((shape.frames, *clip.pictures.shape[1:]), np.uint8)
@@ -78,14 +84,13 @@ class Extension:
         sound[len(head) : len(head) + len(mirrored)] = mirrored
         return GivenClip(Clip(pictures, sound), video=self._made, audio=self._made)
 
-    def joined(self, clip: Clip, following: Clip) -> Clip:
-        """A clip and the window that continues it."""
-        pictures = np.concatenate([clip.pictures, following.pictures[self.overlap :]])
+    def joined(self, frames: int, sound: np.ndarray, following: np.ndarray) -> np.ndarray:
+        """The sound of a clip of so many frames and that of the window which continues it."""
         # Where the last whole latent of kept sound ends, within a latent of the overlap's end.
         kept = sum(kept_audio_latents(self._made, self.shape))
         length = kept * self.shape.audio_samples // self.shape.audio_tokens
-        begin = self.sample(len(clip.pictures) - self.overlap)
-        return Clip(pictures, np.concatenate([clip.audio[: begin + length], following.audio[length:]]))
+        begin = self.sample(frames - self.overlap)
+        return np.concatenate([sound[: begin + length], following[length:]])
 
     @property
     def _made(self) -> Window:
@@ -93,8 +98,42 @@ class Extension:
         return Window.after(self.overlap, self.shape)
 
 
+class _LongClip(Generic[Made]):
+    """A clip that grows by windows. Its pictures go to `sink`; the last ones, which the next window is given, and the
+    sound are kept.
+    """
+
+    def __init__(self, extension: Extension, sink: ClipSink[Made]) -> None:
+        self._extension, self._sink = extension, sink
+        self._frames, self._end = 0, cast("Clip | None", None)
+
+    def add(self, clip: Clip) -> None:
+        """A source, or the next window."""
+        extension, pictures, sound = self._extension, clip.pictures, clip.audio
+        if self._end is not None:
+            pictures = pictures[extension.overlap :]
+            sound = extension.joined(self._frames, self._end.audio, sound)
+        if len(wanted := pictures[: max(0, extension.frames - self._frames)]):
+            self._sink.add(wanted)
+        self._frames += len(pictures)
+        self._end = Clip(clip.pictures[-extension.overlap :].copy(), sound)
+
+    def following(self, request: Request, window: int) -> Request:
+        """The request for window number `window`."""
+        seed = (request.seed + window) % (MAX_SEED + 1)
+        if self._end is None:
+            return replace(request, seed=seed)
+        return replace(request, seed=seed, first_frame=None, given=self._extension.continued(self._end, self._frames))
+
+    def finish(self) -> Made:
+        """What the sink makes of it."""
+        assert self._end is not None, "a clip has at least one window"
+        return self._sink.finish(self._end.audio[: self._extension.sample(self._extension.frames)])
+
+
 def extended(
     pipeline: Pipeline,
+    sinks: Sinks[Made],
     requests: Sequence[Request],
     settings: SampleSettings,
     extension: Extension,
@@ -103,8 +142,9 @@ def extended(
     batch: int = 1,
     on_step: Callable[[Step], None] | None = None,
     on_stage: Callable[[str], object] = lambda _: None,
-) -> Iterator[Clip]:
-    """Yield a clip of `extension.frames` frames per request, in order. source: a clip that all of them continue.
+) -> Iterator[Made]:
+    """Yield, for each request in order, what its sink makes of a clip of `extension.frames` frames. A window at a time
+    is in memory. source: a clip that all of them continue.
 
     Window i of a clip has the request's seed plus i. For a single process. The rest: as of `Pipeline.generate`.
     """
@@ -113,22 +153,15 @@ def extended(
     options = {"batch": batch, "on_step": on_step, "on_stage": on_stage}
     for start in range(0, len(requests), batch):
         some = requests[start : start + batch]
-        clips: list[Clip | None] = [source] * len(some)
-        for window in range(extension.windows(0 if source is None else len(source.pictures))):
-            following = [_window(request, clip, window, extension) for request, clip in zip(some, clips, strict=True)]
-            made = pipeline.generate(following, settings, **options)
-            clips = [
-                new if old is None or new is None else extension.joined(old, new)
-                for old, new in zip(clips, made, strict=True)
-            ]
-        for clip in clips:
-            assert clip is not None, "one process gets every clip"
-            length = extension.sample(extension.frames)
-            yield Clip(clip.pictures[: extension.frames], clip.audio[:length])
-
-
-def _window(request: Request, clip: Clip | None, window: int, extension: Extension) -> Request:
-    seed = (request.seed + window) % (MAX_SEED + 1)
-    if clip is None:
-        return replace(request, seed=seed)
-    return replace(request, seed=seed, first_frame=None, given=extension.continued(clip))
+        with ExitStack() as opened:
+            clips = [_LongClip(extension, opened.enter_context(closing(sinks(request)))) for request in some]
+            if source is not None:
+                for clip in clips:
+                    clip.add(source)
+            for window in range(extension.windows(0 if source is None else len(source.pictures))):
+                following = [clip.following(request, window) for request, clip in zip(some, clips, strict=True)]
+                for clip, made in zip(clips, pipeline.generate(following, settings, **options), strict=True):
+                    assert made is not None, "one process gets every clip"
+                    clip.add(made)
+            for clip in clips:
+                yield clip.finish()

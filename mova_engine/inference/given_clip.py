@@ -190,10 +190,13 @@ def _outside(kept: Kept, spans: Sequence[tuple[float, float]]) -> tuple[bool, ..
     return tuple(end <= kept.begin + 1e-6 or begin >= kept.end - 1e-6 for begin, end in spans)
 
 
-def with_kept_pictures(made: np.ndarray, given: np.ndarray, kept: Kept, shape: ClipConfig) -> np.ndarray:
-    """The pictures of a clip [f, h, w, 3]: those that are kept, and those that were made."""
-    where = np.array(kept_frames(kept, shape))
-    return np.where(where[:, None, None, None], given, made)
+def with_kept_pictures(
+    made: np.ndarray, given: np.ndarray, kept: Kept, shape: ClipConfig, first: int = 0
+) -> np.ndarray:
+    """The pictures `made` [n, h, w, 3], a clip's from `first` on, with those of `given` [f, h, w, 3] that are kept."""
+    span = slice(first, first + len(made))
+    where = np.array(kept_frames(kept, shape)[span])
+    return np.where(where[:, None, None, None], given[span], made)
 
 
 def with_kept_sound(made: np.ndarray, given: np.ndarray, kept: Kept, shape: ClipConfig) -> np.ndarray:

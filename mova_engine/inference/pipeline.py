@@ -3,8 +3,8 @@
 # Some of torch's functions are not fully typed. Arguments are checked at run time whatever their annotation.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnnecessaryIsInstance=false
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,70 +19,28 @@ from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig, memory_of_word
 from mova_engine.config.model import COMPONENTS, ClipConfig, MovaConfig
-from mova_engine.config.stages import CODEC_PARTS, EXPERTS, LOAD_TOWERS
+from mova_engine.config.stages import CODEC_PARTS
 from mova_engine.data.media.decode import Clip
 from mova_engine.diffusion.guidance import Guidance
-from mova_engine.diffusion.prediction import Prediction
-from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.inference.active_adapters import ActiveAdapters, adapters_of, check_adapters
-from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
-from mova_engine.inference.denoising import LoopOptions, Observed, Step, denoise, draw_noise
+from mova_engine.inference.clip_generator import MOST_CLIPS, NO_CODECS, ClipGenerator, default_batch
+from mova_engine.inference.denoising import LoopOptions
 from mova_engine.inference.generated_clip import GeneratedClip
 from mova_engine.inference.given_clip import GivenClip
 from mova_engine.inference.loading import open_parts, trained
 from mova_engine.inference.requests import OfClips, Request, read_frame, strengths_of
-from mova_engine.inference.sample_settings import SampleSettings, default_settings
+from mova_engine.inference.sample_settings import default_settings
 from mova_engine.inference.sampling_memory import choose_for_sampling
-from mova_engine.inference.turns import Turn, batched, part_of, turns_of
-from mova_engine.inference.velocities import Latents
-from mova_engine.memory.chosen_memory import ChosenMemory
-from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
 
-# The default batch has about this many video tokens, and at most this many clips; at the released sizes it is one clip.
-BATCH_TOKENS, MOST_CLIPS = 4096, 16
-# Clips whose prompts and frames are encoded before the first of them is denoised; at 360p 18 MB of host memory each.
-ENCODED_AHEAD = 256
-# The stage passed to `on_stage` whose duration depends on the disk.
-LOADING = "loading towers"
-# The stage with which denoising of a batch begins.
-FIRST_STEP = "first step"
-NO_CODECS = Codecs(None, None, None)
 # A file, or pixels uint8 [h, w, 3].
 Picture = str | Path | np.ndarray | None
 
 
-def default_batch(clip: ClipConfig, count: int) -> int:
-    """The default batch size for `count` clips: many small clips, or one of a released size, keep a device busy."""
-    return max(1, min(MOST_CLIPS, BATCH_TOKENS // clip.video_tokens, count))
-
-
 @dataclass
-class Pipeline:
-    """A model with its codecs and text encoder, which makes clips from prompts.
-
-    schedule, prediction and the first three of options must be those of the training.
-    clip: shape of the clips; None: `mova.config.clip`. processes: the processes of the run, each of which has its own
-    pipeline with the codecs that `loading.own_codecs` names. sharded: each process holds a shard of the weights.
-    device: where the towers compute; None: where their weights are. residency: moves the parts to the device for their
-    stages; None: all of them are on their devices. chosen: what the planner chose, where it was asked to. adapters:
-    switches adapters on and off between clips; None: the pipeline takes none.
-    """
-
-    mova: Mova
-    codecs: Codecs = NO_CODECS
-    schedule: Schedule = field(default_factory=Schedule)
-    prediction: Prediction = field(default_factory=Prediction)
-    options: LoopOptions = field(default_factory=LoopOptions)
-    clip: ClipConfig | None = None
-    processes: Processes = field(default_factory=Processes)
-    sharded: bool = False
-    device: torch.device | None = None
-    residency: Residency | None = None
-    chosen: ChosenMemory | None = None
-    adapters: ActiveAdapters | None = None
+class Pipeline(ClipGenerator):
+    """A model with its codecs and text encoder, which makes clips from prompts."""
 
     def __post_init__(self) -> None:
         given = type(self.mova).__name__
@@ -253,159 +211,6 @@ class Pipeline:
         """
         if self.residency is not None:
             self.residency.read_ahead(*CODEC_PARTS, *COMPONENTS)
-
-    @property
-    def shape(self) -> ClipConfig:
-        """The shape of the generated clips."""
-        return self.clip or self.mova.config.clip
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        settings: SampleSettings,
-        *,
-        batch: int = 1,
-        encoded: Sequence[Encoded] | None = None,
-        on_step: Callable[[Step], None] | None = None,
-        on_stage: Callable[[str], object] = lambda _: None,
-    ) -> Iterator[Clip | None]:
-        """Yield a clip per request, in order, as each batch of `batch` clips is done. Its pictures and its sound have
-        the same duration. A clip does not depend on the other clips of its batch.
-
-        on_step: called after each denoising step. on_stage: called with a description of the next stage.
-        encoded: the results of `ClipCodecs.encode` for each batch, for a single process; None: encode now.
-        With several processes all pass the same requests, and each data-parallel group makes one batch at a time. Rank
-        0 yields the clips, the others yield None for each. Raises MovaError if latents are not finite.
-        """
-        if batch < 1:
-            raise MovaError(f"batch must be at least 1, got {batch}")
-        check_adapters(self.adapters, requests)
-        turns = turns_of(requests, batch, self.processes.shape.data_parallel)
-        ahead = max(1, ENCODED_AHEAD // batch)
-        for start in range(0, len(turns), ahead):
-            some = turns[start : start + ahead]
-            if encoded is None:
-                if self.mova.streamed is not None:
-                    self.mova.streamed.free()
-                on_stage("encoding words and first frames")
-                ready = self._clip_codecs.encode([self._part(turn) for turn in some], settings.negative_prompt)
-            else:
-                ready = encoded[start : start + ahead]
-            self._load_towers(on_stage)
-            for turn, inputs in zip(some, ready, strict=True):
-                yield from self._turn(turn, inputs, settings, on_step, on_stage)
-
-    def latents(
-        self,
-        requests: Sequence[Request],
-        settings: SampleSettings,
-        *,
-        batch: int = 1,
-        on_step: Callable[[Step], None] | None = None,
-        observe: Callable[[Observed], None] | None = None,
-    ) -> Iterator[Latents]:
-        """Yield the clean latents of each batch, which are not decoded. observe: see `denoise`. The rest: as of
-        `generate`. For a single process.
-        """
-        for some in batched(requests, batch):
-            (inputs,) = self._clip_codecs.encode([some], settings.negative_prompt)
-            self._load_towers(lambda _: None)
-            with adapters_of(self.adapters, some):
-                yield self._denoise(some, inputs, settings, on_step, lambda _: None, observe)
-
-    def _load_towers(self, on_stage: Callable[[str], object]) -> None:
-        """Load the towers that stay on the device between stages. All processes wait for the one with the slowest
-        disk.
-        """
-        if self.residency is not None:
-            on_stage(LOADING)
-            # An expert that waits on the host is read to there, and comes for its steps.
-            self.residency.read_ahead(*(name for name in EXPERTS if not self.residency.lingers(name)))
-            with self.residency.stage(LOAD_TOWERS):
-                self.processes.wait_for_first()
-
-    def _part(self, turn: Turn) -> Sequence[Request]:
-        """The batch of a turn that this process works on."""
-        return part_of(turn, self.processes.data_rank, self.sharded)
-
-    def _turn(
-        self,
-        turn: Turn,
-        inputs: Encoded,
-        settings: SampleSettings,
-        on_step: Callable[[Step], None] | None,
-        on_stage: Callable[[str], object],
-    ) -> Iterator[Clip | None]:
-        """Make one batch in each data-parallel group."""
-        place, part = self.processes, self._part(turn)
-        made: Iterator[Clip | None] = iter(())
-        if part:
-            with adapters_of(self.adapters, part):
-                latents = self._denoise(part, inputs, settings, on_step, on_stage)
-            if place.data_rank < len(turn):
-                made = self._clip_codecs.decode(latents, part, on_stage)
-        if place.is_first:
-            yield from made
-            on_stage("collecting clips of other groups")
-            for group, requests in enumerate(turn[1:], 1):
-                for _ in requests:
-                    yield self._receive_clip(group)
-            return
-        for clip in made:
-            if clip is not None:
-                place.send_to_first(torch.from_numpy(clip.pictures), torch.from_numpy(clip.audio))
-        yield from (None for requests in turn for _ in requests)
-
-    def _receive_clip(self, group: int) -> Clip:
-        """In rank 0: receive the next clip of data-parallel group `group`."""
-        clip = self.shape
-        pictures = self.processes.receive_from(group, (clip.frames, clip.height, clip.width, 3), torch.uint8)
-        return Clip(
-            pictures.numpy(), self.processes.receive_from(group, (self._clip_codecs.samples,), torch.float32).numpy()
-        )
-
-    def _denoise(
-        self,
-        requests: Sequence[Request],
-        inputs: Encoded,
-        settings: SampleSettings,
-        on_step: Callable[[Step], None] | None,
-        on_stage: Callable[[str], object],
-        observe: Callable[[Observed], None] | None = None,
-    ) -> Latents:
-        # The audio tower is on the device during all steps, the video experts may be on the host.
-        device = self.device or self.mova.audio_dit.head.head.weight.device
-        conditions = self._clip_codecs.gather(inputs, requests, device)
-
-        def stepped(step: Step) -> None:
-            on_stage(f"step {step.index + 1} of {settings.count} done")
-            if on_step is not None:
-                on_step(step)
-
-        on_stage(FIRST_STEP)
-        return denoise(
-            self.mova,
-            conditions,
-            draw_noise(self.mova.config, [request.seed for request in requests], self.shape, device),
-            settings.noise_levels(self.schedule),
-            settings.guidance,
-            self.prediction,
-            fps=self.shape.fps,
-            options=replace(
-                self.options,
-                solver=settings.solver,
-                reused=settings.reused,
-                first_block=settings.first_block,
-            ),
-            on_step=stepped,
-            observe=observe,
-            processes=self.processes,
-            residency=self.residency,
-        )
-
-    @property
-    def _clip_codecs(self) -> ClipCodecs:
-        return ClipCodecs(self.codecs, self.shape, self.processes, self.residency)
 
 
 def load_pipeline(

@@ -4,25 +4,20 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.contact_sheet import SheetClip, contact_sheet_png
-from mova_engine.data.media.decode import Clip
-from mova_engine.data.media.remux import with_new_sound, with_source_sound
-from mova_engine.data.media.spectrogram import spectrogram_frames
-from mova_engine.data.media.write import encode_mp4, encode_wav
 from mova_engine.data.metadata import FILES
 from mova_engine.errors import MovaError, require_package
 from mova_engine.files.writable import check_writable
 from mova_engine.files.written import Written
-from mova_engine.inference.given_clip import GivenClip
+from mova_engine.inference.encoded_clip import SHEET_CLIPS, EncodedClip, shown_clip
 from mova_engine.inference.unfinished import complete_clips, read_back
 
 LISTING, SHEET = FILES[0], "contact_sheet.png"
-# The contact sheet shows at most this many clips.
-SHEET_CLIPS = 24
 OPTION = "--out"
 WAY_OUT = "give another --out"
 
@@ -76,46 +71,30 @@ class SampleFolder:
         for row in rows[:SHEET_CLIPS]:
             clip = read_back(self.folder / row["video_path"], self.shape)
             if clip is not None:
-                self._show(clip, row["caption"])
+                self._show(shown_clip(clip, self.shape, clips), row["caption"])
         return True
 
-    def add(self, clip: Clip, caption: str, facts: Mapping[str, Any], given: GivenClip | None = None) -> Path:
-        """Write one clip and its metadata row: `video_path`, `caption` and `facts`. Returns the path of the mp4.
-
-        given: whole pictures or sound of a file that are given go into the mp4 as they are in that file.
-        """
+    def add(self, clip: EncodedClip, caption: str, facts: Mapping[str, Any]) -> Path:
+        """Write one clip and its metadata row: `video_path`, `caption` and `facts`. Returns the path of its file."""
         try:
             while self._old:
                 self._record.remove(self._old.pop())
         except OSError as error:
             raise MovaError(f"cannot replace {error.filename}: {error.strerror}") from None
         name = self._name(self.written)
-        data = self._encoded(self.folder / name, clip, given)
-        path = self._record.write(name, data, WAY_OUT, sync=False)
+        path = self._record.write(name, clip.data, WAY_OUT, sync=False)
         self._list(json.dumps({"video_path": name, "caption": caption, **facts}, ensure_ascii=False) + "\n")
         self.written += 1
-        self._show(clip, caption)
+        self._show(clip.sheet, caption)
         return path
 
-    def _show(self, clip: Clip, caption: str) -> None:
+    def _show(self, clip: SheetClip, caption: str) -> None:
         """On the contact sheet, as long as there is room."""
         if len(self._sheet) < SHEET_CLIPS:
-            shown = spectrogram_frames(clip.audio, self.shape.frames) if clip.video is None else clip.pictures
-            self._sheet.append(SheetClip(shown, clip.audio, caption, self.shape.fps, self.shape.sample_rate))
+            self._sheet.append(replace(clip, caption=caption))
 
     def _name(self, index: int) -> str:
         return f"{index:03d}.{self._suffix}"
-
-    def _encoded(self, path: Path, clip: Clip, given: GivenClip | None) -> bytes:
-        fps, rate = self.shape.fps, self.shape.sample_rate
-        if clip.video is None:
-            return encode_wav(path, clip.audio, rate)
-        if given is not None and isinstance(given.source, Path):
-            if given.copies_pictures(self.shape):
-                return with_new_sound(given.source, clip.audio, rate, name=path)
-            if given.kind == ("none", "all"):
-                return with_source_sound(given.source, clip.pictures, fps, start=given.start, name=path)
-        return encode_mp4(path, clip.pictures, clip.audio, fps=fps, sample_rate=rate)
 
     def finish(self) -> Path:
         """Write the contact sheet of the clips (the first 24 of them) and return its path."""

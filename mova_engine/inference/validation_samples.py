@@ -11,6 +11,7 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.distributed.processes import Processes
 from mova_engine.inference.clip_codecs import ClipCodecs, Encoded
 from mova_engine.inference.denoising import LoopOptions
+from mova_engine.inference.encoded_clip import sample_encoders
 from mova_engine.inference.pipeline import Pipeline
 from mova_engine.inference.requests import Prompt, Request, make_requests
 from mova_engine.inference.sample_folder import SampleFolder
@@ -69,10 +70,11 @@ def make_samples(
     options = LoopOptions(clean_first_frame, bridge)
     pipeline = Pipeline(model, codecs, schedule, prediction, options, residency=residency)
     requests = inputs.requests
-    folder = SampleFolder(out, model.config.clip, len(requests), overwrite=True)
+    folder, shape = SampleFolder(out, model.config.clip, len(requests), overwrite=True), model.config.clip
     settings = default_settings(model.config)
     settings = settings if steps is None else replace(settings, steps=steps)
-    clips = pipeline.generate(requests, settings, batch=BATCH, encoded=inputs.encoded)
+    encoders = sample_encoders(shape, shape.frames, len(requests))
+    clips = pipeline.generate_into(encoders, requests, settings, batch=BATCH, encoded=inputs.encoded)
     for request, clip in zip(requests, clips, strict=True):
         if clip is not None:
             folder.add(clip, request.caption, {"seed": request.seed})

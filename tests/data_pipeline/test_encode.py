@@ -1,6 +1,7 @@
 """What we write comes back in step, in colour, whole or not at all."""
 
 import errno
+import io
 import os
 
 import av
@@ -10,7 +11,16 @@ from data_pipeline.media import barcode, click_time, clicks, read_barcode
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import read_clip
-from mova_engine.data.media.write import encode_mp4, write_mp4
+from mova_engine.data.media.write import (
+    PictureEncoder,
+    add_pictures,
+    add_sound,
+    encode_frames,
+    encode_mp4,
+    encode_sound,
+    mux,
+    write_mp4,
+)
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
 
@@ -33,6 +43,29 @@ def test_sound_comes_back_at_its_sample(tmp_path):
     assert lag_in_samples(heard, noise) == 0
     error = np.sqrt(np.mean((heard[:66000] - noise) ** 2) / np.mean(noise**2))
     assert error < 0.1  # 20 dB
+
+
+def test_a_clip_in_parts_is_the_whole_to_the_byte():
+    """Also where one container takes packets as they come, as no sound is waited for."""
+    sound, buffer = clicks([0.5], 1.375)[0].astype(np.float32), io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        pictures, heard = add_pictures(container, NUMBERS, 24.0), add_sound(container, 48000)
+        encoded = (packet for part in (NUMBERS, None) for packet in _encoded(pictures, part))
+        mux(container, encoded, encode_sound(heard, sound, 48000))
+    whole = encode_mp4("x.mp4", NUMBERS, sound)
+    assert whole == buffer.getvalue()
+    for sizes in ([1, 4, 4, 24], [32, 1]):
+        encoder = PictureEncoder("x.mp4", 24.0)
+        for part in np.split(NUMBERS, np.cumsum(sizes)[:-1]):
+            encoder.add(part)
+        assert encoder.with_sound(sound, 48000) == whole
+        encoder.close()
+    with pytest.raises(MovaError, match=r"x.mp4: a clip needs at least one picture"):
+        PictureEncoder("x.mp4", 24.0).with_sound(sound, 48000)
+
+
+def _encoded(stream, pictures):
+    return stream.encode(None) if pictures is None else encode_frames(stream, pictures, 24.0)
 
 
 @pytest.mark.parametrize("sample", [0, 1, 12345, 65000])

@@ -27,6 +27,7 @@ from mova_engine.errors import MovaError
 from mova_engine.inference import audio_alone, denoising
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.audio_alone import generate_sound
+from mova_engine.inference.clip_sinks import WholeClip
 from mova_engine.inference.extension import Extension, extended
 from mova_engine.inference.first_block import FirstBlock
 from mova_engine.inference.given_clip import GivenClip, Window
@@ -62,7 +63,8 @@ def _clips(pipeline, requests, settings, mode, clip, **hooks):
 
 def _long(pipeline, requests, settings, mode, clip, **hooks):
     extension = Extension.of(SHAPE, 0.6, 5)
-    return list(extended(pipeline, requests, settings, extension, source=clip if mode.source else None, **hooks))
+    hooks["source"] = clip if mode.source else None
+    return list(extended(pipeline, lambda _: WholeClip(14, 32, 48), requests, settings, extension, **hooks))
 
 
 def _sound(pipeline, requests, settings, mode, clip, **hooks):

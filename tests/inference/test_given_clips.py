@@ -16,7 +16,8 @@ from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.audio_alone import generate_sound
 from mova_engine.inference.clip_codecs import ClipCodecs
-from mova_engine.inference.clip_facts import is_solid
+from mova_engine.inference.clip_sinks import WholeClip
+from mova_engine.inference.encoded_clip import SOLID_LEVELS, ColourSpread
 from mova_engine.inference.extension import Extension, extended
 from mova_engine.inference.given_clip import (
     GivenClip,
@@ -277,7 +278,7 @@ def test_windows_continue_one_another(pipeline):
             yield clip
 
     pipeline.generate = spy
-    (clip,) = extended(pipeline, [Request("rain", 3)], settings, extension)
+    (clip,) = extended(pipeline, lambda _: WholeClip(19, 32, 48), [Request("rain", 3)], settings, extension)
     assert len(clip.pictures) == 19 and len(clip.audio) == extension.sample(19)
     assert [request.seed for request, _ in seen] == [3, 4, 5, 6]
     for number, (before, (request, after)) in enumerate(zip([c for _, c in seen], seen[1:], strict=False)):
@@ -373,8 +374,10 @@ def test_a_keyframe_is_read(sample, clip_file, run_folder, tmp_path):
 
 def test_a_clip_of_one_solid_colour_is_named(sample, monkeypatch, capsys):
     class Solid(Pipeline):
-        def generate(self, requests, *args, **kwargs):
-            yield from (Clip(np.full((9, 32, 48, 3), 120, np.uint8), np.zeros(18000, np.float32)) for _ in requests)
+        def generate_into(self, sinks, requests, *args, **kwargs):
+            for sink in map(sinks, requests):
+                sink.add(np.full((9, 32, 48, 3), 120, np.uint8))
+                yield sink.finish(np.zeros(18000, np.float32))
 
     made = load_pipeline
 
@@ -387,5 +390,8 @@ def test_a_clip_of_one_solid_colour_is_named(sample, monkeypatch, capsys):
     _, row = sample("--prompt", "rain")
     assert row["solid_colour"] is True
     assert "clip 0 ('rain') stays one solid colour" in capsys.readouterr().err
-    pictures, sound = pictures_and_sound()
-    assert not is_solid(Clip(pictures, sound))
+    pictures, spread = pictures_and_sound()[0], ColourSpread()
+    for part in np.split(pictures, 3):
+        spread.add(part)
+    assert spread.levels == pytest.approx(float(pictures.std((0, 1, 2)).max()), rel=1e-9)
+    assert spread.levels > SOLID_LEVELS

@@ -11,7 +11,7 @@ from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import probe, read_clip
 from mova_engine.data.media.flac_layout import flac_layout
 from mova_engine.data.media.remux import check_source_sound, with_new_sound, with_source_sound
-from mova_engine.data.media.write import write_mp4
+from mova_engine.data.media.write import PictureEncoder, write_mp4
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
 
@@ -69,7 +69,9 @@ def placed(layout):
 def test_sound_kept_as_flac_stays_with_its_loudspeakers(tmp_path, layout, order):
     source = write_levels(tmp_path / ("a.mov" if order else "a.wav"), layout, order)
     check_source_sound(source, 0)
-    (tmp_path / "b.mp4").write_bytes(with_source_sound(source, np.zeros((9, 32, 48, 3), np.uint8), 24))
+    encoder = PictureEncoder("b.mp4", 24)
+    encoder.add(np.zeros((9, 32, 48, 3), np.uint8))
+    (tmp_path / "b.mp4").write_bytes(with_source_sound(source, encoder, 24))
     with av.open(str(tmp_path / "b.mp4")) as container:
         frame = next(container.decode(audio=0))
         made = av.AudioResampler("s16").resample(frame)[0].to_ndarray()[0] / 2048

@@ -14,7 +14,7 @@ from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import TRAIN
 from mova_engine.config.sample import SAMPLE
 from mova_engine.distributed.processes import Launch
-from mova_engine.inference import sampling_run as sampler
+from mova_engine.inference import sampling_job as sampler
 from mova_engine.plan.command_line import command, lines, unavailable
 from mova_engine.plan.recipe import job_of, layout_as_set
 from mova_engine.predict.calibrate import calibrated

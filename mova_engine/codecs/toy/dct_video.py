@@ -11,7 +11,7 @@ Source of the transform: Ahmed, Natarajan, Rao, "Discrete Cosine Transform", IEE
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -139,7 +139,7 @@ class DctVideoCodec:
             video = torch.cat([video, self._synthesise(latents[:, :, 1:], 4)], dim=2)
         return video
 
-    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Iterator[Tensor]:
+    def decode_frames(self, latents: Tensor, rows: Rows = ALL_ROWS) -> Generator[Tensor, None, None]:
         """All frames of `decode` at once."""
         yield self.decode(latents, rows)
 

@@ -30,13 +30,18 @@ BACKGROUND, STRIP, WAVE, TEXT = (0, 0, 0), (22, 22, 24), (120, 195, 255), (225, 
 
 @dataclass(frozen=True)
 class SheetClip:
-    """A clip to draw. video: uint8 [f, h, w, 3] at `fps`. audio: float [n] at `sample_rate`. caption: its title."""
+    """A clip to draw. video: uint8 [f, h, w, 3] at `fps`. audio: float [n] at `sample_rate`. caption: its title.
+
+    stride, tile_width: of a video that has every `stride`-th picture alone, as tiles of a sheet (`SheetFrames`).
+    """
 
     video: np.ndarray
     audio: np.ndarray
     caption: str = ""
     fps: float = 24.0
     sample_rate: int = 48000
+    stride: int = 1
+    tile_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,11 @@ class SheetLayout:
     def of(cls, clip: SheetClip, tiles: int, per_row: int) -> "SheetLayout":
         """The layout with at most `tiles` frames, and at most `per_row` in a row."""
         frames, height, width, _ = clip.video.shape
-        stride = math.ceil(frames / tiles)
-        shown = math.ceil(frames / stride)
+        step = math.ceil(frames / tiles)
+        shown = math.ceil(frames / step)
         rows = math.ceil(shown / per_row)
-        return cls(stride, math.ceil(shown / rows), rows, max(1, round(TILE_HEIGHT * width / height)), clip.fps)
+        tile = clip.tile_width or _tile_width(height, width)
+        return cls(clip.stride * step, math.ceil(shown / rows), rows, tile, clip.fps)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -82,6 +88,27 @@ class SheetLayout:
         return int((tile - row * self.columns) * self.tile_width), row
 
 
+class SheetFrames:
+    """Those pictures of a clip that a sheet shows, kept as its tiles while the clip's pictures come in parts.
+
+    frames, height, width: of the clip. clips: how many the sheet shows.
+    """
+
+    def __init__(self, frames: int, height: int, width: int, clips: int) -> None:
+        self.stride, self.tile_width = math.ceil(frames / _tiles(clips)), _tile_width(height, width)
+        self._seen, self._kept = 0, list[np.ndarray]()
+
+    def add(self, pictures: np.ndarray) -> None:
+        """The next pictures, uint8 [n, h, w, 3]."""
+        first = -self._seen % self.stride
+        self._kept += (np.asarray(_tile(each, self.tile_width)) for each in pictures[first :: self.stride])
+        self._seen += len(pictures)
+
+    def clip(self, audio: np.ndarray, fps: float, sample_rate: int) -> SheetClip:
+        """The clip as the sheet draws it, without a caption."""
+        return SheetClip(np.stack(self._kept), audio, "", fps, sample_rate, self.stride, self.tile_width)
+
+
 def contact_sheet(clips: Sequence[SheetClip]) -> Image.Image:
     """Draw one clip with up to 48 frames, or several clips as a grid, each with one row of up to 11 frames.
 
@@ -89,7 +116,7 @@ def contact_sheet(clips: Sequence[SheetClip]) -> Image.Image:
     """
     if not clips:
         raise MovaError("a contact sheet needs at least one clip")
-    tiles = SINGLE_TILES if len(clips) == 1 else SEVERAL_TILES
+    tiles = _tiles(len(clips))
     cells = [_draw(clip, SheetLayout.of(_checked(clip), tiles, TILES_PER_ROW)) for clip in clips]
     down = math.ceil(len(cells) / math.ceil(len(cells) / CLIPS_PER_COLUMN))
     columns = [cells[start : start + down] for start in range(0, len(cells), down)]
@@ -109,6 +136,21 @@ def contact_sheet_png(clips: Sequence[SheetClip]) -> bytes:
     return buffer.getvalue()
 
 
+def _tiles(clips: int) -> int:
+    """The most pictures that are shown of each of so many clips."""
+    return SINGLE_TILES if clips == 1 else SEVERAL_TILES
+
+
+def _tile_width(height: int, width: int) -> int:
+    return max(1, round(TILE_HEIGHT * width / height))
+
+
+def _tile(picture: np.ndarray, width: int) -> Image.Image:
+    """A picture uint8 [h, w, 3] as a tile: one pixel narrower, which leaves a line between neighbours."""
+    size = (max(1, width - 1), TILE_HEIGHT)
+    return Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BOX)
+
+
 def _checked(clip: SheetClip) -> SheetClip:
     video, audio = clip.video, clip.audio
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
@@ -122,10 +164,8 @@ def _draw(clip: SheetClip, layout: SheetLayout) -> Image.Image:
     """Draw the sheet of one clip."""
     image = Image.new("RGB", layout.size, BACKGROUND)
     draw = ImageDraw.Draw(image)
-    # One pixel narrower than the tile, which leaves a line between neighbours.
-    size = (max(1, layout.tile_width - 1), TILE_HEIGHT)
-    for index, frame in enumerate(clip.video[:: layout.stride]):
-        image.paste(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BOX), layout.tile(index))
+    for index, frame in enumerate(clip.video[:: layout.stride // clip.stride]):
+        image.paste(_tile(frame, layout.tile_width), layout.tile(index))
     peak = max(LEAST_PEAK, float(np.abs(clip.audio).max(initial=0.0)))
     for row in range(layout.rows):
         top = layout.tile(row * layout.columns)[1] + TILE_HEIGHT

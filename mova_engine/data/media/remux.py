@@ -6,6 +6,7 @@ Sound for given pictures goes beside the pictures themselves, and pictures for a
 import io
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mova_engine.data.media.container import audio_stream, channel_order, open_m
 from mova_engine.data.media.flac_layout import flac_layout
 from mova_engine.data.media.pictures import first_picture
 from mova_engine.data.media.sound import first_sound
-from mova_engine.data.media.write import add_pictures, add_sound, encode_frames, encode_sound, mux
+from mova_engine.data.media.write import PictureEncoder, add_sound, encode_sound, mux
 from mova_engine.errors import MovaError
 
 # Sound that mp4 holds and players know; other kinds are stored without loss, as FLAC.
@@ -77,33 +78,36 @@ def with_new_sound(
 
 
 def with_source_sound(
-    source: str | Path, video: np.ndarray, fps: float, *, start: float = 0.0, name: str | Path = ""
+    source: str | Path, encoder: PictureEncoder, fps: float, *, start: float = 0.0, name: str | Path = ""
 ) -> bytes:
-    """An mp4 file with the pictures `video` uint8 [f, h, w, 3], encoded, and the sound of `source` from `start` seconds
-    on, as long as the pictures last: its packets where mp4 holds their kind and the sound is taken from its beginning,
-    else its samples as FLAC, without loss. name: of the file to be written, for errors.
+    """An mp4 file with the pictures that `encoder` was given, and the sound of `source` from `start` seconds on, as
+    long as the pictures last: its packets where mp4 holds their kind and the sound is taken from its beginning, else
+    its samples as FLAC, without loss. name: of the file to be written, for errors.
     """
-    duration, buffer = Fraction(len(video)) / Fraction(fps).limit_denominator(1001), io.BytesIO()
+    duration = Fraction(encoder.pictures) / Fraction(fps).limit_denominator(1001)
     try:
-        with open_media(source, pictures=False) as given, av.open(buffer, "w", format="mp4") as container:
-            stream = audio_stream(given)
-            assert stream is not None
-            pictures = add_pictures(container, video, fps)
-            if _is_copied(stream, start):
-                sound = container.add_stream_from_template(stream)
-                # The first sample that is heard; an encoder's priming lies before it.
-                unit = stream.time_base or Fraction(1)
-                with open_media(source, pictures=False) as again:
-                    first = round(first_sound(again, source) / unit)
-                end = first + duration / unit
-                copied = [x for x in _packets(given, stream, None) if x.pts is not None and x.pts < end]
-                packets = _shifted(copied, sound, first)
-            else:
-                packets = _lossless(container, given, stream, source, start, duration)
-            mux(container, encode_frames(pictures, video, fps), packets)
+        with open_media(source, pictures=False) as given:
+            return encoder.finish(partial(_sound_of, given, source, start, duration))
     except FFmpegError as error:
         raise MovaError(f"{name or source}: cannot be encoded ({error.strerror})") from None
-    return buffer.getvalue()
+
+
+def _sound_of(
+    given: InputContainer, source: str | Path, start: float, duration: Fraction, container: OutputContainer
+) -> Iterator[Packet]:
+    """Packets of a stretch of a file's sound, for a stream of it that is added to `container`."""
+    stream = audio_stream(given)
+    assert stream is not None
+    if not _is_copied(stream, start):
+        return _lossless(container, given, stream, source, start, duration)
+    sound = container.add_stream_from_template(stream)
+    # The first sample that is heard; an encoder's priming lies before it.
+    unit = stream.time_base or Fraction(1)
+    with open_media(source, pictures=False) as again:
+        first = round(first_sound(again, source) / unit)
+    end = first + duration / unit
+    copied = [x for x in _packets(given, stream, None) if x.pts is not None and x.pts < end]
+    return _shifted(copied, sound, first)
 
 
 def _packets(container: InputContainer, stream: VideoStream | AudioStream, most: int | None) -> Iterator[Packet]:

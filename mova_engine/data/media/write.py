@@ -4,7 +4,8 @@ import heapq
 import io
 import os
 import wave
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -46,25 +47,82 @@ def encode_mp4(
     quality, 0 to 51, lower is better. path: of the file to be written, for error messages.
     Returns the file's content. Raises MovaError for shapes that the format cannot hold.
     """
-    video, audio = np.asarray(video), np.asarray(audio, dtype=np.float32)
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
-        raise MovaError(f"{path}: video must be uint8 [f, h, w, 3], got {video.dtype} {list(video.shape)}")
-    if video.shape[1] % 2 or video.shape[2] % 2:
-        raise MovaError(f"{path}: H.264 needs an even height and width, got {video.shape[1]}x{video.shape[2]}")
+    audio = _checked_sound(path, audio)
+    with closing(PictureEncoder(path, fps, crf)) as encoder:
+        encoder.add(video)
+        return encoder.with_sound(audio, sample_rate, audio_bit_rate)
+
+
+class PictureEncoder:
+    """Encodes an mp4 file whose pictures come in parts, and then its sound. Of what was encoded only the packets are
+    kept; the file is that of `encode_mp4`, to the byte. Arguments and errors: as there.
+
+    Close it, finished or not.
+    """
+
+    def __init__(self, path: str | Path, fps: float, crf: int = CRF) -> None:
+        self._path, self._fps, self._crf = path, fps, crf
+        self._buffer, self._packets = io.BytesIO(), list[Packet]()
+        self._container: OutputContainer = av.open(self._buffer, "w", format="mp4")
+        self._stream: VideoStream | None = None
+        # Pictures that have been added.
+        self.pictures = 0
+
+    def add(self, video: np.ndarray) -> None:
+        """Encode the next pictures, uint8 [n, h, w, 3]."""
+        video = np.asarray(video)
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
+            raise MovaError(f"{self._path}: video must be uint8 [f, h, w, 3], got {video.dtype} {list(video.shape)}")
+        if video.shape[1] % 2 or video.shape[2] % 2:
+            raise MovaError(
+                f"{self._path}: H.264 needs an even height and width, got {video.shape[1]}x{video.shape[2]}"
+            )
+        with self._said():
+            if self._stream is None:
+                self._stream = add_pictures(self._container, video, self._fps, self._crf)
+            self._packets += encode_frames(self._stream, video, self._fps, self.pictures)
+        self.pictures += len(video)
+
+    def with_sound(self, audio: np.ndarray, sample_rate: int, bit_rate: int = AUDIO_BIT_RATE) -> bytes:
+        """The file, with mono sound float [n] as AAC."""
+        sound = np.clip(_checked_sound(self._path, audio), -1, 1)
+
+        def packets(container: OutputContainer) -> Iterator[Packet]:
+            return encode_sound(add_sound(container, sample_rate, bit_rate), sound, sample_rate)
+
+        return self.finish(packets)
+
+    def finish(self, sound: Callable[[OutputContainer], Iterable[Packet]]) -> bytes:
+        """The file. sound: adds a stream to the container, and returns its packets."""
+        if self._stream is None:
+            raise MovaError(f"{self._path}: a clip needs at least one picture")
+        with self._said():
+            packets = sound(self._container)
+            self._packets += self._stream.encode(None)
+            mux(self._container, self._packets, packets)
+            self._container.close()
+        return self._buffer.getvalue()
+
+    def close(self) -> None:
+        """Give up what is not finished."""
+        self._packets.clear()
+        self._container.close()
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except FFmpegError as error:
+            raise MovaError(f"{self._path}: cannot be encoded ({error.strerror})") from None
+
+
+def _checked_sound(path: str | Path, audio: np.ndarray) -> np.ndarray:
+    audio = np.asarray(audio, dtype=np.float32)
     if audio.ndim != 1:
         raise MovaError(f"{path}: audio must be mono [n], got {list(audio.shape)}")
     if not np.isfinite(audio).all():
         raise MovaError(f"{path}: audio holds values that are not finite")
-    buffer = io.BytesIO()
-    try:
-        with av.open(buffer, "w", format="mp4") as container:
-            pictures = add_pictures(container, video, fps, crf)
-            sound = add_sound(container, sample_rate, audio_bit_rate)
-            samples = encode_sound(sound, np.clip(audio, -1, 1), sample_rate)
-            mux(container, encode_frames(pictures, video, fps), samples)
-    except FFmpegError as error:
-        raise MovaError(f"{path}: cannot be encoded ({error.strerror})") from None
-    return buffer.getvalue()
+    return audio
 
 
 def encode_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> bytes:
@@ -115,10 +173,12 @@ def add_sound(container: OutputContainer, sample_rate: int, bit_rate: int = AUDI
     return container.add_stream("aac", rate=sample_rate, layout="mono", bit_rate=bit_rate, options=coder)
 
 
-def encode_frames(stream: VideoStream, video: np.ndarray, fps: float) -> Iterator[Packet]:
-    """Packets of the pictures uint8 [f, h, w, 3]."""
+def encode_frames(stream: VideoStream, video: np.ndarray, fps: float, first: int = 0) -> Iterator[Packet]:
+    """Packets of the pictures uint8 [f, h, w, 3], the first of which is picture `first` of the clip. Some come only
+    with later pictures, the last ones when the stream is told of the end.
+    """
     rate = exact_rate(fps)
-    for index, pixels in enumerate(video):
+    for index, pixels in enumerate(video, first):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         frame = frame.reformat(
             format="yuv420p",
@@ -129,7 +189,6 @@ def encode_frames(stream: VideoStream, video: np.ndarray, fps: float) -> Iterato
         )
         frame.pts, frame.time_base = index, 1 / rate
         yield from stream.encode(frame)
-    yield from stream.encode(None)
 
 
 def encode_sound(stream: AudioStream, audio: np.ndarray, sample_rate: int) -> Iterator[Packet]:
