@@ -17,6 +17,7 @@ from mova_engine.config.recipes import TRAIN
 from mova_engine.config.sample import SAMPLE
 from mova_engine.distributed.processes import Launch
 from mova_engine.errors import MovaError
+from mova_engine.inference.lossy_attention import LossyAttention
 from mova_engine.inference.step_plan import StepPlan
 from source_tree import ROOT
 
@@ -129,6 +130,8 @@ def _sample(shown: Shown, monkeypatch) -> None:
     monkeypatch.setattr(main, "open_model", lambda folder, *_: (folder, get_preset(_preset(str(folder)))))
     monkeypatch.setattr(main, "require_adapter", lambda path: None)
     monkeypatch.setattr(main, "get_backend", lambda name: get_backend("cpu"))
+    # Nor is the device for which an attention is shown.
+    monkeypatch.setattr(main, "check_attention", lambda name, _: LossyAttention(name))
     # The files that are given are not there.
     monkeypatch.setattr(main, "fitted_shape", lambda given, shape, stated: (shape, None))
     monkeypatch.setattr(main, "_extension", lambda *_: (None, None))

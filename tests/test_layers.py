@@ -49,7 +49,7 @@ LIGHT = {
 # Of other rooms, the modules that import no torch either: what is declared of operators, and choosing by it.
 LIGHT_MODULES = tuple(
     f"{PACKAGE}.ops{name}"
-    for name in ("", ".machine", ".declarations", ".attention_table", ".table", ".choice", ".__main__")
+    for name in ("", ".machine", ".declarations", ".attention_table", ".lossy_table", ".table", ".choice", ".__main__")
 )
 _LAZY_TARGET = re.compile(rf"{PACKAGE}(\.\w+)+(:\w+)?")
 

@@ -18,6 +18,7 @@ NAMES_DEVICES = {
     # The devices on which each implementation runs, and what is known of machines that are not here.
     "mova_engine/ops/table.py",
     "mova_engine/ops/attention_table.py",
+    "mova_engine/ops/lossy_table.py",
     "mova_engine/ops/machine.py",
     # Makes devices that are not here.
     "mova_engine/rehearsal/fake_devices.py",

@@ -55,7 +55,7 @@ def _calibrate(config: CalibrateConfig, stop: "StopRequest") -> int:
         stop.raise_if_asked()
 
     errors = calibrate(pipeline, requests, job.settings, config.longest, batch=batch, on_step=stepped)
-    key = key_of(job.folder, job.clip, job.settings, pipeline.schedule, job.lora)
+    key = key_of(job.folder, job.clip, job.settings, pipeline.schedule, job.lora, config.attention)
     facts = {"key": key, "clips": len(requests), "longest": config.longest, "errors": errors}
     write_result(config.out, KIND, circumstances(job.backend), option="--out", **facts)
     pairs, clips = counted(len(errors), "pair"), counted(len(requests), "clip")

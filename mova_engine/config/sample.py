@@ -109,6 +109,11 @@ class SampleConfig:
     adaptive:0.05: where its first layer changes by less than so much, its other layers are left out."""
     cache_file: Annotated[Path | None, _STEPS] = None
     """What mova calibrate wrote; default: step_cache.json in the folder of --checkpoint."""
+    attention: Annotated[str, _STEPS] = "exact"
+    """How the video tower's self-attention is computed after the first steps: exact, or in 8 bits or sparse, by an
+    implementation of lossy_attention that mova ops lists. It is checked in the first step."""
+    exact_steps: Annotated[int | None, _STEPS] = None
+    """With another attention than exact: the first steps in which it is; default: 15 % of them."""
     guidance: Annotated[Literal["none", "text", "text_bridge", "dual"] | None, _GUIDANCE] = None
     """What steers the sampling; default: the model's, mostly text."""
     text_scale: Annotated[float | None, _GUIDANCE] = None
@@ -156,7 +161,9 @@ class SampleConfig:
             "what to sample: give --prompt, a text, or --prompts, a folder of clips or a text file; one of the two",
         )
         self._check_given()
-        check_least(self, "", batch=1, steps=1)
+        check_least(self, "", batch=1, steps=1, exact_steps=1)
+        check(self.exact_steps is None or self.attention != "exact", "--exact-steps goes with --attention")
+        check(self.attention == "exact" or not self.audio_alone, "--audio-alone has no video: leave --attention out")
         check_threads(self.threads)
         check(bool(self.lora) or self.lora_alpha is None, "--lora-alpha has no effect without --lora")
         for each in self.lora:

@@ -23,6 +23,8 @@ def facts_of_run(
         "audio_sigmas": list(settings.audio_sigmas),
         "switch": settings.switch,
         "reused_steps": list(settings.reused),
+        "attention": config.attention,
+        "exact_steps": config.exact_steps,
         "cache_threshold": settings.first_block,
         "guidance": guidance.form,
         "text_scale": guidance.text_scale,

@@ -20,6 +20,7 @@ from mova_engine.diffusion.schedule import Schedule
 from mova_engine.errors import MovaError
 from mova_engine.inference.first_block import FirstBlock
 from mova_engine.inference.loading import trained
+from mova_engine.inference.lossy_attention import LossyAttention
 from mova_engine.inference.sample_settings import REFERENCE_NEGATIVE_PROMPT, SampleSettings
 from mova_engine.inference.step_cache import key_of, planned
 from mova_engine.inference.step_plan import StepPlan
@@ -30,6 +31,11 @@ FAST_SOLVER, FAST_STEPS, FAST_CACHE = "unipc", 16, 1.3
 def _not_none(config: SampleConfig, *names: str) -> dict[str, Any]:
     """The named settings that are not None; None leaves a setting to the model."""
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
+def attention_of(config: SampleConfig) -> LossyAttention | None:
+    """What approximates the video's self-attention; None: it is exact."""
+    return None if config.attention == "exact" else LossyAttention(config.attention, config.exact_steps)
 
 
 def schedule_of(config: SampleConfig, schedule: Schedule) -> Schedule:
@@ -118,7 +124,7 @@ def _planned(
 ) -> StepPlan:
     """Which steps reuse the video's velocity."""
     schedule = schedule_of(config, trained(folder).schedule)
-    key = key_of(folder, model.clip, settings, schedule, lora)
+    key = key_of(folder, model.clip, settings, schedule, lora, config.attention)
     return planned(_cache_file(config), key, speedup, settings, schedule, model.experts)
 
 

@@ -5,6 +5,7 @@ of the towers; noise levels are those of the schedule, not rounded to that dtype
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -23,6 +24,7 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.first_block import FirstBlockCache
 from mova_engine.inference.given_latents import GivenLatents
+from mova_engine.inference.lossy_attention import LossyAttention
 from mova_engine.inference.velocities import Conditions, Latents, Recording, VelocityModel
 from mova_engine.inference.video_passes import Pass, entered, phases, repeating_passes, reusing_passes
 from mova_engine.memory.residency import Residency, stage
@@ -73,6 +75,7 @@ class LoopOptions:
     the others what it read then. 0: it runs once, without what the bridge brings it from the audio; the video then does
     not depend on the audio, so that nothing is lost by it.
     first_block: threshold of the adaptive step cache (`inference.first_block`), of one clip at a time; None: none.
+    attention: approximates the video tower's self-attention in all but the first steps; None: it is exact.
     reused: steps, from 0, in which the video tower does not run: the video moves along the velocity of the step before,
     while the audio tower runs on what the bridge read of the video then (`inference.step_cache` chooses them).
     """
@@ -85,6 +88,7 @@ class LoopOptions:
     video_every: int = 1
     reused: tuple[int, ...] = ()
     first_block: float | None = None
+    attention: LossyAttention | None = None
 
     def __post_init__(self) -> None:
         check_solver(self.solver)
@@ -187,8 +191,12 @@ def denoise(
     recording, cache = Recording(), None if options.first_block is None else FirstBlockCache(options.first_block)
     begins = phases(*when) if cache is not None else []
     ran = of = 0
+    if options.attention is not None and place.sharding.size > 1:
+        raise MovaError("attention in 8 bits or sparse is not for clips that several processes share")
+    (t, h, w), (pt, ph, pw) = start.video.shape[2:], mova.config.video.patch_size
+    lossy, grid = options.attention, (t // pt, h // ph, w // pw)
     for expert, served in groupby(range(len(evaluations)), experts.__getitem__):
-        with stage(residency, DENOISE[expert]):
+        with stage(residency, DENOISE[expert]), nullcontext() if lossy is None else lossy.in_place(mova, grid):
             for number in served:
                 level, completes = evaluations[number]
                 if passes[number].video != "recorded":
@@ -197,6 +205,8 @@ def denoise(
                 left_out = 0 if cache is None else cache.left_out
                 if cache is not None:
                     cache.enter(begins[number])
+                if lossy is not None:
+                    lossy.enter(level, count)
                 velocity = _guided(model, passes[number], state, steps, level, place, recording, observe, cache)
                 left_out = 0 if cache is None else cache.left_out - left_out
                 there = passes[number].guidance.evaluations

@@ -20,6 +20,7 @@ from mova_engine.inference.clip_generator import default_batch
 from mova_engine.inference.command_settings import sample_settings, with_cache
 from mova_engine.inference.extension import Extension
 from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fitted_shape
+from mova_engine.inference.lossy_attention import check_attention
 from mova_engine.inference.process_mesh import choose_shape
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_keyframes, read_prompts
 from mova_engine.inference.sample_settings import SampleSettings, default_settings
@@ -62,6 +63,8 @@ class SamplingJob:
 def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
     """Read and check everything that needs no weights. Raises MovaError for what cannot be used."""
     backend = get_backend(config.device) if config.device else default_backend()
+    if config.attention != "exact":
+        check_attention(config.attention, backend)
     console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
     folder, model = open_model(config.checkpoint, config.clip, console.print)
     lora = [parse_adapter(each, config.lora_alpha) for each in config.lora]

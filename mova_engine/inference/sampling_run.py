@@ -22,7 +22,7 @@ from mova_engine.errors import counted
 from mova_engine.inference.audio_alone import generate_sound
 from mova_engine.inference.clip_facts import facts_of_given, facts_of_run
 from mova_engine.inference.clip_generator import FIRST_STEP, LOADING
-from mova_engine.inference.command_settings import schedule_of
+from mova_engine.inference.command_settings import attention_of, schedule_of
 from mova_engine.inference.denoising import Step
 from mova_engine.inference.encoded_clip import SHEET_CLIPS, EncodedClip, encoded_sound, sample_encoders
 from mova_engine.inference.extension import extended
@@ -154,7 +154,12 @@ def open_job(job: SamplingJob, processes: Processes, chosen: ChosenMemory | None
         processes.wait_for_first()
     pipeline.schedule = schedule_of(config, pipeline.schedule)
     sequential = config.sequential_guidance if chosen is None else chosen.sequential
-    pipeline.options = replace(pipeline.options, batch_guidance=not sequential, video_every=config.video_every)
+    pipeline.options = replace(
+        pipeline.options,
+        batch_guidance=not sequential,
+        video_every=config.video_every,
+        attention=attention_of(config),
+    )
     return pipeline
 
 
@@ -221,5 +226,7 @@ def _run(
                 console.print(f"warning: clip {out.written} ('{shown(prompt.caption)}') stays one solid colour")
             out.add(clip, prompt.caption, facts_of_clip)
             progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")
+    if pipeline.options.attention is not None:
+        console.print(pipeline.options.attention.words())
     if settings.first_block is not None:
         console.print(f"step cache: {passes[1] - passes[0]} of {passes[1]} passes of the video tower were left out")

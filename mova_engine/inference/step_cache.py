@@ -26,7 +26,12 @@ KIND = "step-cache"
 
 
 def key_of(
-    folder: Path, clip: ClipConfig, settings: SampleSettings, schedule: Schedule, lora: Sequence[AdapterSpec] = ()
+    folder: Path,
+    clip: ClipConfig,
+    settings: SampleSettings,
+    schedule: Schedule,
+    lora: Sequence[AdapterSpec] = (),
+    attention: str = "exact",
 ) -> dict[str, Any]:
     """What a calibration belongs to, as JSON holds it, by the words in which a difference is told. Raises MovaError for
     adapters that cannot be read.
@@ -48,6 +53,7 @@ def key_of(
         "boundary": schedule.boundary,
         **guidance,
         "negative prompt": settings.negative_prompt,
+        "attention": attention,
         "adapters": [{"content": _content(each), "strength": each.strength} for each in lora],
     }
     return to_plain(key)

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # Imported late, so that help is instant.
     from mova_engine.ops.choice import describe_choices
+    from mova_engine.ops.lossy_table import LOSSY
     from mova_engine.ops.machine import assumed_machine
 
     if config.assume is not None:
@@ -59,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         absent = backend.unavailable()
         machine = ThisMachine(backend)
         line = f"device {backend.name}: {f'NOT usable here: {absent}' if absent else backend.describe()}"
-    sys.stdout.write("\n".join([line, *describe_choices(machine, training=not config.inference, dtype=config.dtype)]))
+    lines = describe_choices(machine, training=not config.inference, dtype=config.dtype)
+    # For sampling alone, where it is named: whatever the others are asked for.
+    lossy = describe_choices(machine, training=False, dtype=config.dtype, operators=LOSSY)
+    sys.stdout.write("\n".join([line, *lines, *lossy]))
     sys.stdout.write("\n")
     return 0
 

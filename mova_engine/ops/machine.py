@@ -16,6 +16,7 @@ PACKAGES = {
     "flash-attn-2": ("flash_attn.flash_attn_interface",),
     "flash-attn-3": ("flash_attn_interface",),
     "flash-attn-4": ("flash_attn.cute.interface",),
+    "sageattention": ("sageattention",),
     "apex": ("amp_C", "fused_layer_norm_cuda", "apex.multi_tensor_apply", "apex.normalization.fused_layer_norm"),
     "triton": ("triton",),
     "torch_npu": ("torch_npu",),

@@ -51,6 +51,11 @@ def flash3() -> dict[str, types.ModuleType]:
         sm_margin=0, return_attn_probs=False,
     ):  # fmt: skip
         _scaled(q, softmax_scale)
+        if q.dtype == torch.float8_e4m3fn:
+            scales = (q_descale, k_descale, v_descale)
+            assert all(x.shape == (q.shape[0], q.shape[2]) and x.dtype == torch.float32 for x in scales)
+            whole = [x.float() * scale[:, None, :, None] for x, scale in zip((q, k, v), scales, strict=True)]
+            return reference.attention_reference(*whole).to(torch.bfloat16)
         if return_attn_probs:
             return reference.attention_lse_reference(q, k, v)
         return reference.attention_reference(q, k, v)
@@ -88,6 +93,53 @@ def flash4() -> dict[str, types.ModuleType]:
     interface.flash_attn_func, interface._flash_attn_bwd = flash_attn_func, _flash_attn_bwd
     parents = {name: types.ModuleType(name) for name in ("flash_attn", "flash_attn.cute")}
     return parents | {interface.__name__: interface}
+
+
+def sageattention() -> dict[str, types.ModuleType]:
+    """sageattention 2: q and k rounded to int8, keys smoothed, with a scale for each token."""
+
+    def sageattn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False, **kwargs):
+        assert q.dtype in (torch.float16, torch.bfloat16) and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+        assert not (is_causal or return_lse or kwargs)
+        _scaled(q, sm_scale)
+        if tensor_layout == "HND":
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+
+        def rounded(x):
+            scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
+            return (x.float() / scale).round() * scale
+
+        whole = rounded(q), rounded(k.float() - k.float().mean(1, keepdim=True)), v.float()
+        out = reference.attention_reference(*whole).to(q.dtype)
+        return out.transpose(1, 2) if tensor_layout == "HND" else out
+
+    module = types.ModuleType("sageattention")
+    module.sageattn = sageattn
+    return {"sageattention": module}
+
+
+def mindiesd() -> dict[str, types.ModuleType]:
+    """MindIE-SD 3.1: `mindiesd.layers.flash_attn.sparse_attention`, which chooses blocks by a batch's first clip alone.
+    Here it keeps all blocks.
+    """
+
+    def sparse_attention(
+        q, k, v, attn_mask=None, scale=None, is_causal=False, head_num=1, input_layout="BNSD", inner_precise=0,
+        sparse_type=None, txt_len=0, block_size=128, latent_shape_q=None, latent_shape_k=None, video_spans=None,
+        keep_sink=True, keep_recent=True, cdf_threshold=1.0, sparsity=0.0, precision="bf16", **kwargs,
+    ):  # fmt: skip
+        assert (input_layout, sparse_type, txt_len, block_size, attn_mask) == ("BSND", "rf_v2", 0, 128, None)
+        assert not (is_causal or kwargs) and 0 < sparsity < 1
+        assert len(q) == 1 and q.shape[2] == head_num and all(x.is_contiguous() for x in (q, k, v))
+        t, h, w = latent_shape_q
+        assert latent_shape_q == latent_shape_k and t * h * w == q.shape[1]
+        _scaled(q, scale)
+        return reference.attention_reference(q, k, v)
+
+    names = ("mindiesd", "mindiesd.layers", "mindiesd.layers.flash_attn")
+    modules = {name: types.ModuleType(name) for name in names}
+    modules[names[-1]].sparse_attention = sparse_attention
+    return modules
 
 
 FLASH = {2: flash2, 3: flash3, 4: flash4}
