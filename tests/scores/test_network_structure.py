@@ -8,11 +8,13 @@ import torch
 
 from mova_engine.ops import resolve
 from mova_engine.parity.evaluation.recipe_weights import recipe_shapes
+from mova_engine.scores.networks.clap import ClapSizes
 from mova_engine.scores.networks.cnn14 import CNN14_16K, CNN14_32K
 
 GOLDEN_EVAL = Path(__file__).resolve().parents[1] / "data" / "golden_eval"
 # Recorded list of names -> the module, its arguments.
 NETWORKS = {
+    "recipe_clap": ("clap:Clap", {"sizes": ClapSizes()}),
     "recipe_cnn14_16k": ("cnn14:Cnn14", {"config": CNN14_16K}),
     "recipe_cnn14_32k": ("cnn14:Cnn14", {"config": CNN14_32K}),
     "recipe_s3fd": ("s3fd:S3FD", {}),

@@ -35,6 +35,7 @@ EVALUATION_RUNNERS = {
     "case1_syncnet": f"{_HERE}.syncnet_case:CASE",
     "case4_panns": f"{_HERE}.panns_case:CASE",
     "case4_set_metrics": f"{_HERE}.set_metrics_case:CASE",
+    "case5_clap": f"{_HERE}.clap_case:CASE",
     "case6_dnsmos": f"{_HERE}.dnsmos_case:CASE",
     "case8_cpcer": f"{_HERE}.transcripts_case:CASE",
     "case9_loudness": f"{_HERE}.loudness_case:CASE",

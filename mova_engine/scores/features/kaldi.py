@@ -5,10 +5,10 @@ within float32's rounding. Differences to `mel.py`: frames are not centred and n
 loses its own mean and is pre-emphasised, the spectrum has the next power of two, and the triangles are straight in mel.
 """
 
+import math
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,7 +43,7 @@ def fbank(
     frames = (frames - preemphasis * before) * _window(window, length).to(samples)
     padded = 1 << (length - 1).bit_length()
     spectrum = torch.fft.rfft(F.pad(frames, (0, padded - length)))
-    power = spectrum.real.square() + spectrum.imag.square()
+    power = spectrum.abs().square()
     energies = power @ kaldi_filter_bank(sample_rate, padded, mels, low, high).to(power)
     return energies.clamp_min(torch.finfo(torch.float32).eps).log()
 
@@ -55,19 +55,16 @@ def kaldi_filter_bank(sample_rate: int, n_fft: int, mels: int, low: float = 20.0
 
 @lru_cache(16)
 def _bank(sample_rate: int, n_fft: int, mels: int, low: float, high: float) -> Tensor:
-    corners = np.linspace(_mel(low), _mel(high), mels + 2)
-    bins = _mel(np.arange(n_fft // 2) * (sample_rate / n_fft))[:, None]
-    step = corners[1] - corners[0]
-    rising, falling = (bins - corners[None, :-2]) / step, (corners[None, 2:] - bins) / step
-    bank = np.maximum(0, np.minimum(rising, falling))
-    return torch.from_numpy(np.pad(bank, ((0, 1), (0, 0))).astype(np.float32))
-
-
-def _mel(hertz: "np.ndarray | float") -> np.ndarray:
-    return 1127 * np.log1p(np.asarray(hertz, np.float64) / 700)
+    first, last = (1127 * math.log(1 + edge / 700) for edge in (low, high))
+    # In float32 from here on, as torchaudio has it: a bin beside a triangle's foot differs by 1e-5.
+    corners = first + torch.arange(mels + 2) * ((last - first) / (mels + 1))
+    bins = 1127 * (1 + sample_rate / n_fft * torch.arange(n_fft // 2) / 700).log()[:, None]
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    bank = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp_min(0)
+    return F.pad(bank, (0, 0, 0, 1))
 
 
 def _window(name: KaldiWindow, length: int) -> Tensor:
     """Kaldi's windows end with zeros at both ends: they are symmetric, not periodic."""
-    hann = torch.hann_window(length, periodic=False, dtype=torch.float64)
+    hann = torch.hann_window(length, periodic=False)
     return hann if name == "hanning" else hann.pow(0.85)

@@ -1,7 +1,7 @@
 """Mel-frequency cepstral coefficients as SyncNet was trained on: the definition of python_speech_features.
 
-Frames of 25 ms every 10 ms without a window, pre-emphasis 0.97 over the whole sound, |FFT|^2 / n, triangles between
-mel points that are rounded down to bins, logarithm, orthonormal DCT-II, lifter, and the frame's energy in place of
+Frames of 25 ms every 10 ms without a window, pre-emphasis 0.97 over the whole sound, |FFT|^2 / n, triangles between mel
+points that are rounded down to bins, logarithm, orthonormal DCT-II, lifter, and the frame's energy in place of
 coefficient 0. All in float64.
 """
 

@@ -1,0 +1,157 @@
+"""CLAP: texts and sounds to embeddings and scores, short, quiet and long clips, the 16-bit step."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
+from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
+from mova_engine.parity.evaluation.recorded import recorded
+from mova_engine.parity.evaluation.stated import StatedCase, int16_sound
+from mova_engine.scores import clap_score
+from mova_engine.scores.networks.clap import Clap, ClapSizes
+
+_QUANTISED_SAMPLES = 4000
+
+
+def run_clap(case: StatedCase, device: torch.device) -> EvaluationOutcome:
+    """Text, every recorded clip, the long one, and the arithmetic around them."""
+    network = Clap(ClapSizes())
+    case.load("clap", network)
+    network.to(device)
+    tensors, texts = _texts(case, network, device)
+    scores: dict[str, Any] = {}
+    for name, stated in case.values["scores"].items():
+        found, embedding = _clip(case, network, name, device)
+        tensors |= found
+        text = texts[case.values["prompts"].index(stated["prompt"])]
+        scores[name] = {"CLAP": clap_score.cosine(embedding, text)}
+    found, long = _long(case, network, device)
+    tensors |= found | {"out.int16.values": _stepped(case.tensors["in.int16.values"])}
+    return EvaluationOutcome(
+        tensors,
+        {
+            **_arithmetic(case),
+            "audio_cfg": _configuration(network.sizes),
+            "scores": scores,
+            "CLAP": float(np.mean([x["CLAP"] for x in scores.values()])),
+            "long": long,
+        },
+    )
+
+
+def _texts(case: StatedCase, network: Clap, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    text = network.text_branch
+    inner = {"embeddings": text.embeddings, "layer0": text.encoder.layer[0], "pooler": text}
+    with recorded(inner) as kept:
+        tokens, mask = (case.tensors[f"in.text.{name}"].to(device) for name in ("input_ids", "attention_mask"))
+        embedding = clap_score.text_embeddings(network, tokens, mask)
+    tensors = {
+        "mid.text.embeddings": kept["embeddings"][:, ::7, ::16],
+        "mid.text.layer0": kept["layer0"][:, ::7, ::16],
+        "mid.text.pooler": kept["pooler"],
+        "out.text.embedding": embedding,
+    }
+    return tensors, embedding
+
+
+def _clip(case: StatedCase, network: Clap, name: str, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    samples = int16_sound(case.tensors[f"in.{name}.samples"]).numpy()
+    heard = clap_score.heard_by_clap(samples, clap_score.PUBLISHED_RATE, "mova").to(device)
+    branch = network.audio_branch
+    with recorded(
+        {"patches": branch.patch_embed, "layer0": branch.layers[0], "norm": branch.norm, "whole": branch}
+    ) as kept:
+        read = clap_score.fused_mels(heard, network.sizes.sound, np.random.RandomState(0))
+        embedding = clap_score.embedded(network, [read])
+    tensors = {
+        f"mid.{name}.quantised": (heard[:_QUANTISED_SAMPLES] * 32767).round().to(torch.int16),
+        f"mid.{name}.mel": read.mels[0, ::5],
+        f"mid.{name}.patch_embed": kept["patches"][:, ::64, ::4],
+        f"mid.{name}.layer0": kept["layer0"][:, ::16, ::8],
+        f"mid.{name}.norm": kept["norm"][..., ::16],
+        f"mid.{name}.embedding768": kept["whole"],
+        f"out.{name}.embedding": embedding,
+    }
+    return tensors, embedding[0]
+
+
+def _long(case: StatedCase, network: Clap, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    stated, sizes = case.values["long"], network.sizes.sound
+    base = int16_sound(case.tensors["in.long.base"])
+    times = stated["samples"] // len(base)
+    samples = torch.cat([base * np.float32(i / times) for i in range(1, times + 1)]).to(device)
+    random = np.random.RandomState(stated["numpy_global_seed"])
+    long = clap_score.fused_mels(samples, sizes, random)
+    quiet = clap_score.fused_mels(int16_sound(case.tensors["in.quiet.samples"]).to(device), sizes, random)
+    with recorded({"fusion": network.audio_branch.patch_embed.fusion_model}) as kept:
+        embedding = clap_score.embedded(network, [long])
+    tensors = {
+        "mid.long.mel_shrunk": long.mels[0, ::10],
+        "mid.long.mel_middle": long.mels[2, ::10],
+        "mid.long.fusion": kept["fusion"][:, ::12, ::8, ::8],
+        "out.long.embedding": embedding,
+        "out.long_and_quiet.embedding": clap_score.embedded(network, [long, quiet]),
+    }
+    values = {
+        "samples": len(samples),
+        "frames": len(clap_score.log_mel(samples, sizes)),
+        "chunk_starts_front_middle_back": list(long.starts),
+        "longer": long.longer,
+    }
+    return tensors, values
+
+
+def _stepped(samples: Tensor) -> Tensor:
+    return torch.from_numpy(clap_score.from_16_bits(clap_score.in_16_bits(samples.numpy())))
+
+
+def _arithmetic(case: StatedCase) -> dict[str, Any]:
+    files = case.values["file_to_prompt"]
+    peak = np.array(case.values["peak_normalise"]["in"], np.float32)
+    return {
+        "peak_normalise": {"minus_1_dB": clap_score.at_peak(peak).tolist()},
+        "file_to_prompt": {"matched": clap_score.prompts_of_files(files["files"], files["prompts_by_id"], "mova")},
+    }
+
+
+def _configuration(sizes: ClapSizes) -> dict[str, Any]:
+    sound = sizes.sound
+    return {
+        "audio_length": sound.size * sound.folds,
+        "clip_samples": sound.clip_samples,
+        "mel_bins": sound.mels,
+        "sample_rate": sound.sample_rate,
+        "window_size": sound.n_fft,
+        "hop_size": sound.hop,
+        "fmin": sound.low,
+        "fmax": sound.high,
+        "class_num": sound.classes,
+        "model_type": "HTSAT",
+        "model_name": "tiny",
+    }
+
+
+CASE = CaseRunner(
+    run_clap,
+    {
+        "mid.*.mel*": Bound(2e-3, "absolute"),
+        "mid.*.quantised": Bound(1, "absolute"),
+        "mid.*": Bound(1e-4),
+        "out.*": Bound(1e-4),
+        "values.scores.*": Bound(1e-4, "absolute"),
+        "values.CLAP": Bound(1e-4, "absolute"),
+        "values.peak_normalise.*": Bound(1e-6, "relative"),
+    },
+    {
+        "values.prompts*": "input",
+        "values.scores.*.prompt": "input",
+        "values.peak_normalise.in": "input",
+        "values.file_to_prompt.files": "input",
+        "values.file_to_prompt.prompts_by_id*": "input",
+        "values.long.numpy_global_seed": "input",
+        "values.long.waveform_start": "where the reference cuts a waveform that nothing reads",
+    },
+)
