@@ -25,7 +25,7 @@ help:
 	@echo "make setup      only the virtual environment $(VENV), with pinned dependencies and the engine in it"
 	@echo "make native     build the C++ library mova_kernels._C, or say why not"
 	@echo "make cuda       build the CUDA library mova_kernels._cuda (CMake and nvcc; no GPU needed)"
-	@echo "make mutants    mutants of the operators, made by rule, which the operators' judgement must find (hours; ARGS='--share 0.1')"
+	@echo "make mutants    mutants of the operators, made by rule, which the operators' judgement must find (some 20 minutes; ARGS='--share 0.1')"
 	@echo "make sanitize   the tests of the C++ kernels under AddressSanitizer and UBSan (CMake and GCC; some minutes)"
 	@echo "make check-triton-kernels   the Triton kernels in Triton's interpreter, and compiled for absent NVIDIA GPUs (some minutes)"
 	@echo "make check-ascend-kernels   lower the Triton kernels for an Ascend 910B, without one, in an environment of its own"
@@ -107,7 +107,7 @@ test-npu: setup-npu
 test-isa: setup-dev
 	$(PY) tests/isa.py $(ARGS)
 
-# Every mutant of every operator: hours on two cores; ARGS='--share 0.1 --op attention' tries a part.
+# Every mutant of every operator: some 20 minutes of CPU time; ARGS='--share 0.1 --op attention' tries a part.
 mutants: setup-dev
 	$(PY) tests/ops/mutants.py $(ARGS)
 

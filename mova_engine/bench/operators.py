@@ -64,11 +64,12 @@ def candidates(
         entry = next((i for i in operator.implementations if i.name == name), None)
         if entry and dtype not in torch_dtypes(entry):
             continue
+        # Not tried in vain: that takes seconds.
+        if entry and not entry.automatic and not compiled:
+            continue
         if entry and refusal(operator, entry, backend, entry.differentiable, (dtype,)):
             continue
         if entry and not entry.automatic:
-            if not compiled:
-                continue
             # Else the shapes of earlier cases would make of it a program for any shape.
             torch.compiler.reset()
         function, _ = bind_operator(operator, backend, name, training=False, dtypes=(dtype,))

@@ -11,7 +11,7 @@ A mutant that passes is excused only where a check shows that there is nothing t
 every case; in float64 it computes the truth to 1e-9, so that it is the same mathematics in another order; in float64
 no row of any result moves by more than `unseen(slack)` of the noise there; or it rounds an intermediate result, and in
 no tensor of any case is it further from the truth than the reference is in the same dtype (root mean squares over all
-draws, and what chance leaves of those).
+draws, and what chance leaves of those; or, where the reference itself rounds twice, than three roundings are).
 """
 
 import argparse
@@ -51,6 +51,10 @@ _TAKEN_APART = get_decompositions(
         _aten.logsumexp,
     ]
 )
+
+# Gradients that the reference rounds twice: behind the norm, and where that of the residual stream is added. A third
+# rounding, which only adds half of what they cause, is within the slack of every implementation, in any case.
+_TWICE_ROUNDED = dict.fromkeys(("gate_residual_norm", "gate_residual_norm_modulate"), ("grad.x", "grad.y", "grad.gate"))
 
 
 def unseen(slack: float) -> float:
@@ -182,6 +186,8 @@ class Bench:
     of: tuple[Case, ...] | None = None
     errors: dict[Mutant, str] = field(default_factory=dict)
     plain: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    # The first draw of a case, in float64.
+    exact: dict[Case, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chosen = cases_of(self.operator) if self.of is None else self.of
@@ -190,21 +196,19 @@ class Bench:
         size = {c: sum(x.truth.numel() for x in t[0].noise.values()) for c, t in self.made.items()}
         self.cases = sorted(cases, key=size.get)
 
-    def kills(self, mutant: Mutant, case: Case) -> bool:
-        """Whether the judgement finds the mutant wrong on a case."""
-        pairs = [(trial, run(self.operator, mutant, trial, self.dtype)) for trial in self.made[case]]
-        return any(not finding.passed for finding in judge(self.operator, pairs))
-
     def verdict(self, mutant: Mutant) -> str:
         """ "killed", why it need not be, "does not run" or "LIVES"."""
+        made: dict[Case, list[tuple[Trial, dict[str, Tensor]]]] = {}
         try:
-            if any(self.kills(mutant, case) for case in self.cases):
-                return "killed"
+            for case in self.cases:
+                made[case] = [(trial, run(self.operator, mutant, trial, self.dtype)) for trial in self.made[case]]
+                if any(not finding.passed for finding in judge(self.operator, made[case])):
+                    return "killed"
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             self.errors[mutant] = str(error).splitlines()[0]
             return "does not run"
-        made = [(t, run(self.operator, mutant, t, self.dtype)) for case in self.cases for t in self.made[case]]
-        if all(_same_bits(x, self._plain(mutant, t)[name]) for t, found in made for name, x in found.items()):
+        pairs = [pair for each in made.values() for pair in each]
+        if all(_same_bits(x, self._plain(mutant, t)[name]) for t, found in pairs for name, x in found.items()):
             return "same bits"
         if not _of_halves(mutant):
             moved, of_noise = self._moved(mutant)
@@ -212,7 +216,7 @@ class Bench:
                 return "same mathematics"
             if of_noise <= unseen(self.operator.slack):
                 return "below the noise"
-        if _rounds(mutant) and all(self._harmless(case, mutant) for case in self.cases):
+        if _rounds(mutant) and all(map(self._harmless, made.values())):
             return "harmless rounding"
         return "LIVES"
 
@@ -229,7 +233,9 @@ class Bench:
         """By how much the mutant in float64 moves the row that it moves most: as a share of it, and of its noise."""
         most = of_noise = 0.0
         for case in self.cases:
-            exact, trial = next(trials(self.operator, case, CPU, torch.float64)), self.made[case][0]
+            if case not in self.exact:
+                self.exact[case] = next(trials(self.operator, case, CPU, torch.float64))
+            exact, trial = self.exact[case], self.made[case][0]
             for name, x in run(self.operator, mutant, exact, torch.float64).items():
                 if x.numel() == 0:
                     continue
@@ -240,22 +246,26 @@ class Bench:
                 of_noise = max(of_noise, float(trial.noise[name].rows(error).nan_to_num(math.inf).max()))
         return most, of_noise
 
-    def _harmless(self, case: Case, mutant: Mutant) -> bool:
-        """Whether the mutant is no further from the truth, in any tensor, than the reference is or is expected to be:
-        but for twice the deviation of a mean square of that many elements; or of that many rows where the operator
+    def _harmless(self, made: list[tuple[Trial, dict[str, Tensor]]]) -> bool:
+        """Whether a case has results no further from the truth, in any tensor, than the reference is or is expected to
+        be: but for twice the deviation of a mean square of that many elements; or of that many rows where the operator
         rounds factors of a product, for these are shared by the elements of a row: of few keys, five in the case
         "odd-length", the softmax weights and the numerators that the forms round may lie on grids that differ by more.
         """
         squares: dict[str, list[float]] = {}
-        for trial in self.made[case]:
-            for name, x in run(self.operator, mutant, trial, self.dtype).items():
+        for trial, results_of_draw in made:
+            for name, x in results_of_draw.items():
                 noise = trial.noise[name]
                 own = max(float(e.square().sum()) for e, _ in noise.forms)
                 ours, usual = float(noise.error(x).square().sum()), float((noise.variance * noise.weight).sum())
                 independent = float(noise.weight.sum()) / (max(noise.row, 1) if self.operator.rounded else 1)
                 found = (ours, max(own, usual), independent)
                 squares[name] = [a + b for a, b in zip(squares.get(name, (0, 0, 0)), found, strict=True)]
-        return all(ours <= usual * (1 + 2 * (2 / max(n, 1)) ** 0.5) for ours, usual, n in squares.values())
+        twice = _TWICE_ROUNDED.get(self.operator.name, ())
+        return all(
+            ours <= usual * (1.5 if name in twice else 1) * (1 + 2 * (2 / max(n, 1)) ** 0.5)
+            for name, (ours, usual, n) in squares.items()
+        )
 
 
 def _of_halves(mutant: Mutant) -> bool:

@@ -124,14 +124,21 @@ _GELU_ROWS = (-3.0, -1.5, -4.0, 0.0, 10.0, -10.0)
 
 
 def gelu_cases() -> tuple[Case, ...]:
-    """Cases of `bias_gelu`, including one with rows in the tails of GELU."""
+    """Cases of `bias_gelu`, including one with rows in the tails of GELU, and one where the factor that multiplies x is
+    small, so that rounding it once more doubles the error of every element.
+    """
 
     def tails(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
         offsets = torch.tensor([_GELU_ROWS[i % len(_GELU_ROWS)] for i in range(s)], dtype=torch.float64)
         x = make(b, s, d, scale=0.5, dtype=torch.float64).cpu() + offsets[:, None]
         return {"x": x.to(make.device, make.dtype), "bias": make(d, scale=0.1)}
 
-    return (*row_cases(inputs_of.bias_gelu), _case("tails", tails, (2, 18, 96, 48)))
+    def small_factor(make: Maker, b: int, s: int, d: int, e: int) -> dict[str, Any]:
+        x = make(b, s, d, scale=0.25, dtype=torch.float64).cpu() - 1.25
+        return {"x": x.to(make.device, make.dtype), "bias": make(d, scale=0.1)}
+
+    own = _case("tails", tails, (2, 18, 96, 48)), _case("small-factor", small_factor, (2, 40, 64, 48))
+    return (*row_cases(inputs_of.bias_gelu), *own)
 
 
 # (batch, tokens, in, out)
@@ -241,12 +248,14 @@ _BENCH_ATTENTIONS = {
 
 
 # "sharp": scores with standard deviation 4, on which a wrong scale shows. "large-scores": scores about 100, which
-# overflow unless the maximum is subtracted, and whose log-sum-exp needs more than half precision. In both, the values v
-# are about 2, so that an error in the sum of the weights shows.
+# overflow unless the maximum is subtracted, and whose log-sum-exp needs more than half precision. They are large by
+# their keys: were the queries large too, scores would lie so far apart that one key has nearly all the weight, and the
+# gradient of q would be a difference of which nothing is left but the rounding of the log-sum-exp. In both, the values
+# v are about 2, so that an error in the sum of the weights shows.
 _SCORES = {"sharp": (1, 33, 65, 2, 64), "large-scores": (2, 17, 40, 1, 64)}
 _DRAWS = {
     "sharp": {"q_scale": 4.0, "v_offset": 2.0},
-    "large-scores": {"q_offset": 3.5, "k_offset": 3.5, "v_offset": 2.0},
+    "large-scores": {"q_offset": 1.75, "k_offset": 7.0, "v_offset": 2.0},
 }
 
 
