@@ -1,5 +1,6 @@
 """What a run of an evaluation case produced, and the verdict on each recorded tensor and value."""
 
+import dataclasses
 import fnmatch
 import math
 from collections.abc import Iterator, Mapping
@@ -54,10 +55,14 @@ EXACT = Bound(0.0, "absolute")
 
 @dataclass(frozen=True)
 class EvaluationOutcome:
-    """tensors: by the recorded names. values: nested as the case's `values`; leaves are numbers, words, lists."""
+    """tensors: by the recorded names. values: nested as the case's `values`; leaves are numbers, words, lists.
+
+    absent: {pattern: why} of what could not be produced here, such as results of a file that is not at hand.
+    """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge_evaluation(
@@ -82,7 +87,12 @@ def judge_evaluation(
         name = VALUES + path
         if not _matches(name, unjudged):
             rows.append(_row(case.name, name, produced.get(path), value, _bound_of(name, bounds)))
-    return rows
+    return [_explained(row, outcome.absent) for row in rows]
+
+
+def _explained(row: ParityRow, absent: Mapping[str, str]) -> ParityRow:
+    reason = next((why for pattern, why in absent.items() if fnmatch.fnmatchcase(row.tensor, pattern)), "")
+    return dataclasses.replace(row, note=reason) if row.difference is None and reason else row
 
 
 def _row(case: str, name: str, ours: Any, recorded: Any, bound: Bound) -> ParityRow:

@@ -1,12 +1,14 @@
 """What reaches the metrics of a file: which frames at which rate, and sound through ffmpeg's conversion."""
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import torch
 
+from mova_engine.errors import MovaError
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.recorded_media import media_file
@@ -39,14 +41,18 @@ def run_decoding(case: StatedCase, device: torch.device) -> EvaluationOutcome:
         if name == "mono":
             plain = unit_floats(np.asarray(convert_sound(samples, _SOUND_RATE, 32000), np.int16))
             level = float(np.sqrt(np.square(through_stereo).mean() / np.square(plain).mean()))
+    absent = {}
     recorded = {name.split(".")[1] for name in case.tensors if name.startswith("out.")}
     for name in recorded - {"sound"}:
-        tensors |= _pictures(case, name)
+        try:
+            tensors |= _pictures(media_file(case.case, f"{name}.mp4"), name)
+        except MovaError as error:
+            absent[f"out.{name}.*"] = str(error)
     values = {
         "frame_indices": [_indices(entry) for entry in case.values["frame_indices"]],
         "level_of_a_mono_source_in_IS_and_CLAP": level,
     }
-    return EvaluationOutcome(tensors, values)
+    return EvaluationOutcome(tensors, values, absent)
 
 
 def _indices(entry: dict[str, Any]) -> dict[str, Any]:
@@ -74,9 +80,9 @@ def _indices(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pictures(case: StatedCase, name: str) -> dict[str, torch.Tensor]:
+def _pictures(path: Path, name: str) -> dict[str, torch.Tensor]:
     """Thinned pixels of the recorded frames of one file, by ffmpeg's own conversion to RGB."""
-    with av.open(str(media_file(case.case, f"{name}.mp4"))) as container:
+    with av.open(str(path)) as container:
         stream = container.streams.video[0]
         # The stream's memory goes with its container.
         time_base = stream.time_base

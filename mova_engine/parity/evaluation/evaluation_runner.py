@@ -37,6 +37,7 @@ EVALUATION_RUNNERS = {
     "case4_set_metrics": f"{_HERE}.set_metrics_case:CASE",
     "case5_clap": f"{_HERE}.clap_case:CASE",
     "case6_dnsmos": f"{_HERE}.dnsmos_case:CASE",
+    "case7_av_align": f"{_HERE}.av_align_case:CASE",
     "case8_cpcer": f"{_HERE}.transcripts_case:CASE",
     "case9_loudness": f"{_HERE}.loudness_case:CASE",
     "case11_decoding": f"{_HERE}.decoding_case:CASE",
