@@ -33,6 +33,9 @@ _HERE = "mova_engine.parity.evaluation"
 EVALUATION_RUNNERS = {
     "case1_faces": f"{_HERE}.faces_case:CASE",
     "case1_syncnet": f"{_HERE}.syncnet_case:CASE",
+    "case2_desync_end_to_end": f"{_HERE}.synchformer_case:END_TO_END",
+    "case2_synchformer": f"{_HERE}.synchformer_case:CASE",
+    "case3_imagebind": f"{_HERE}.imagebind_case:CASE",
     "case4_panns": f"{_HERE}.panns_case:CASE",
     "case4_set_metrics": f"{_HERE}.set_metrics_case:CASE",
     "case5_clap": f"{_HERE}.clap_case:CASE",

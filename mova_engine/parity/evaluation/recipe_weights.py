@@ -45,6 +45,11 @@ def recipe_weights(path: Path, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
+def drawn_tensor(name: str, shape: list[int], seed: int, kind: str, number: float) -> Tensor:
+    """One tensor float32 by a rule of recipes: what a case draws for an input instead of recording it."""
+    return torch.from_numpy(_drawn(name, shape, seed, kind, number))
+
+
 def _drawn(name: str, shape: list[int], seed: int, kind: str, number: float) -> "np.ndarray[Any, np.dtype[np.float32]]":
     if kind == "const":
         return np.full(shape, number, np.float32)
