@@ -1,18 +1,19 @@
-"""`python -m benchmarks.step_cache RUN`: clicks and bounces, and the latents' error, where the video tower is left out.
+"""`python -m benchmarks.step_cache RUN...`: clicks and bounces, and the latents' error, where the video tower is left
+out.
 
-    python -m benchmarks.step_cache runs/any0 --out benchmarks/results/step-cache-nano.json
+    python -m benchmarks.step_cache runs/any0 runs/any1 --guided --out benchmarks/results/step-cache-nano.json
 
-RUN: a model that `mova train --recipe nano-any` left. It is calibrated on clips of other seeds, then sampled on its
-held-out clips: without a step cache; with planned ones, where the audio is computed in every step ("live"); with the
-same plans but the audio left out with the video ("joint"); in fewer steps, as many as those run the video tower; and
-with the adaptive cache at several thresholds, with its mean of passes.
-Each is scored as `mova nano sync` does. The latents' error is the distance from those of the run without a cache, over
-their norm. Besides: the error of a step's velocity, over its norm, by what is reused of earlier steps.
+RUN: a model that `mova train --recipe nano-any` left. Each is calibrated on clips of other seeds, then sampled on the
+first one's held-out clips: without a step cache; with planned ones, where the audio is computed in every step ("live");
+with the same plans but the audio left out with the video ("joint"); and in fewer steps, as many as those run the video
+tower; and with the adaptive cache, clip by clip, at several thresholds. Each is scored as `mova nano sync` does, the clips of all models together, within several tolerances. The
+latents' error is the distance from those of the run without a cache, over their norm; with guidance, which nano was not
+trained for, from those of guidance in all steps. Besides: the error of a step's velocity, over its norm, by what is
+reused of earlier steps.
 """
 
 import argparse
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from torch import Tensor
 from mova_engine.backend import get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.checkpoints.locate import find_model
+from mova_engine.data.metadata import read_metadata
+from mova_engine.diffusion.guidance import Guidance
 from mova_engine.files.results import write_result
 from mova_engine.inference.denoising import Observed, Step
 from mova_engine.inference.encoded_clip import sample_encoders
@@ -41,10 +44,14 @@ from mova_engine.inference.step_calibration import calibrate
 from mova_engine.inference.velocities import Latents, VelocityModel
 from mova_engine.models.layers import ResidualStream
 from mova_engine.models.tower import Tower
-from mova_engine.scores.bounce_sync import measure, plain
+from mova_engine.scores.bounce_events import Events, observe
+from mova_engine.scores.bounce_sync import plain, score
 
-_SPEEDUPS, _CALIBRATED, _BATCH, _LONGEST = (1.3, 1.6, 2.0), 16, 16, 4
-_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4)
+_CALIBRATED, _BATCH, _LONGEST = 16, 16, 4
+# A codec's latent of sound is 20 ms, a picture 42 ms.
+_TOLERANCES_MS = (10, 21, 42, 84)
+# Scale of guidance by text, and shares of the steps after which it ends.
+_GUIDED_BY, _UNTIL = 2.0, (0.5,)
 # Seeds of the calibration's clips, beyond those of the sampled ones.
 _OTHER_SEEDS = 1000
 
@@ -77,8 +84,8 @@ class Run:
     # Passes of the video tower in the last run, per clip.
     passes: float = 0.0
 
-    def sample(self, name: str, settings: SampleSettings) -> tuple[dict[str, Any], Latents]:
-        """Make a clip for each request: how well their clicks fit their bounces, and the clean latents."""
+    def sample(self, name: str, settings: SampleSettings) -> tuple[list[Events], Latents]:
+        """Make a clip for each request: what is seen and heard in them, and the clean latents."""
         ends: list[Latents] = []
         # The adaptive cache decides clip by clip.
         batch, self.passes = _BATCH if settings.first_block is None else 1, 0.0
@@ -95,10 +102,9 @@ class Run:
         for request, clip in zip(self.requests, clips, strict=True):
             assert clip is not None
             folder.add(clip, request.caption, {"seed": request.seed})
-        report = json.loads(json.dumps(measure(folder.folder), default=plain))
-        return report["own_sound"]["within_84_ms"]["f1"], Latents(
-            *(torch.cat(each) for each in zip(*ends, strict=True))
-        )
+        captions = {entry.path: entry.caption for entry in read_metadata(folder.folder)}
+        seen = [observe(path, captions[path]) for path in sorted(folder.folder.glob("*.mp4"))]
+        return seen, Latents(*(torch.cat(each) for each in zip(*ends, strict=True)))
 
 
 def distances(found: Latents, true: Latents) -> dict[str, float]:
@@ -166,17 +172,12 @@ class Reuse:
         return {name: sum(values) / len(values) for name, values in self._sums.items()}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="default: the model's")
-    parser.add_argument("--work", type=Path, default=Path("runs/step-cache"))
-    args = parser.parse_args()
-    folder, backend = find_model(args.run), get_backend("cpu")
-    pipeline = load_pipeline(folder, backend)
-    prompts = read_prompts(args.run / "heldout", pipeline.shape)
-    run = Run(pipeline, [request for _, request in make_requests(prompts, len(prompts), 0)], args.work)
+def studied(args: argparse.Namespace, number: int) -> tuple[dict[str, Any], dict[str, list[Events]], dict[str, float]]:
+    """What one model gives: by way its figures, by way what is seen and heard, and errors by what is reused."""
+    folder, backend = find_model(args.runs[number]), get_backend("cpu")
+    pipeline, work = load_pipeline(folder, backend), args.work / str(number)
+    prompts = read_prompts(args.runs[0] / "heldout", pipeline.shape)
+    run = Run(pipeline, [request for _, request in make_requests(prompts, len(prompts), 0)], work)
     settings = default_settings(pipeline.mova.config)
     settings = replace(settings, steps=args.steps or settings.steps)
     others = [request for _, request in make_requests(prompts, _CALIBRATED, _OTHER_SEEDS)]
@@ -185,31 +186,68 @@ if __name__ == "__main__":
     with reuse.watch():
         list(pipeline.latents(others, settings, batch=_BATCH, observe=reuse.take))
     errors = calibrate(pipeline, others, settings, _LONGEST, batch=_BATCH)
-    key, calibration = key_of(folder, pipeline.shape, settings, pipeline.schedule), args.work / "step_cache.json"
+    key, calibration = key_of(folder, pipeline.shape, settings, pipeline.schedule), work / "step_cache.json"
     write_result(calibration, KIND, circumstances(backend), key=key, clips=_CALIBRATED, errors=errors)
 
-    f1, true = run.sample("plain", settings)
-    ways: dict[str, Any] = {"plain": {"passes": settings.count, "f1": f1}}
-    for speedup in _SPEEDUPS:
+    seen: dict[str, list[Events]] = {}
+    seen["plain"], true = run.sample("plain", settings)
+    ways: dict[str, Any] = {"plain": {"passes": run.passes}}
+
+    def sampled(name: str, settings: SampleSettings, true: Latents = true, **facts: Any) -> Latents:
+        seen[name], latents = run.sample(name.replace(" ", "-"), settings)
+        ways[name] = {"passes": run.passes, "error": distances(latents, true), **facts}
+        return latents
+
+    for speedup in args.speedups:
         plan = planned(calibration, key, speedup, settings, pipeline.schedule, pipeline.mova.config.experts)
         cached, name = replace(settings, cache=plan), f"{speedup:g}"
-        f1, latents = run.sample(f"live-{name}", cached)
-        facts = {"passes": plan.evaluations, "reused": plan.reused}
         predicted = {"video": plan.video_error, "audio": plan.audio_error}
-        ways[f"live {name}"] = {**facts, "f1": f1, "predicted": predicted, "error": distances(latents, true)}
+        sampled(f"live {name}", cached, reused=plan.reused, predicted=predicted)
         with joint_skip():
-            f1, latents = run.sample(f"joint-{name}", cached)
-        ways[f"joint {name}"] = {**facts, "f1": f1, "error": distances(latents, true)}
-        f1, latents = run.sample(f"fewer-{name}", replace(settings, steps=plan.evaluations))
-        ways[f"fewer {name}"] = {"passes": plan.evaluations, "f1": f1, "error": distances(latents, true)}
-    for threshold in _THRESHOLDS:
-        f1, latents = run.sample(f"adaptive-{threshold}", replace(settings, cache=FirstBlock(threshold)))
-        ways[f"adaptive {threshold}"] = {"passes": run.passes, "f1": f1, "error": distances(latents, true)}
-    write_result(args.out, "step-cache-benchmark", circumstances(backend), ways=ways, reuse=reuse.means())
-    for name, mean in reuse.means().items():
+            sampled(f"joint {name}", cached, reused=plan.reused)
+        sampled(f"fewer {name}", replace(settings, steps=plan.evaluations))
+    for threshold in args.thresholds:
+        sampled(f"adaptive {threshold:g}", replace(settings, cache=FirstBlock(threshold)))
+    if args.guided:
+        guidance = Guidance("text", _GUIDED_BY)
+        whole = sampled("guided", replace(settings, guidance=guidance))
+        for until in _UNTIL:
+            sampled(f"guided until {until:g}", replace(settings, guidance=replace(guidance, end=until)), whole)
+    return ways, seen, reuse.means()
+
+
+def pooled(rows: Sequence[dict[str, Any]], seen: Sequence[dict[str, list[Events]]], name: str) -> dict[str, Any]:
+    """A way over all models: F1 of all their clips together, means of the errors."""
+    report = score([clip for each in seen for clip in each[name]], tolerances_ms=_TOLERANCES_MS)["own_sound"]
+    found: dict[str, Any] = {"passes": [each[name]["passes"] for each in rows]}
+    found |= {f"within {tolerance} ms": report[f"within_{tolerance}_ms"]["f1"] for tolerance in _TOLERANCES_MS}
+    found["median error, ms"] = report["median_error_ms"]
+    for what in ("predicted", "error"):
+        if what in rows[0][name]:
+            each = [row[name][what] for row in rows]
+            found[what] = {modality: sum(x[modality] for x in each) / len(each) for modality in Latents._fields}
+    return json.loads(json.dumps(found, default=plain))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, help="default: the model's")
+    parser.add_argument("--speedups", type=float, nargs="+", default=[1.6, 2.0, 2.6])
+    parser.add_argument("--thresholds", type=float, nargs="*", default=[0.05, 0.1, 0.2], help="of the adaptive cache")
+    parser.add_argument("--guided", action="store_true", help="also with guidance by text, in all steps and in some")
+    parser.add_argument("--work", type=Path, default=Path("runs/step-cache"))
+    args = parser.parse_args()
+    rows, seen, reuses = zip(*(studied(args, number) for number in range(len(args.runs))), strict=True)
+    means = {name: sum(each[name] for each in reuses) / len(reuses) for name in reuses[0]}
+    ways = {name: pooled(rows, seen, name) for name in rows[0]}
+    facts = {"ways": ways, "runs": rows, "reuse": means}
+    write_result(args.out, "step-cache-benchmark", circumstances(get_backend("cpu")), **facts)
+    for name, mean in means.items():
         sys.stdout.write(f"{name}: {mean:.4f}\n")
     for name, way in ways.items():
-        f1, error = way["f1"], way.get("error", {"video": math.nan, "audio": math.nan})
-        interval = f"{f1['value']:.3f} [{f1['low']:.3f}, {f1['high']:.3f}]"
-        sys.stdout.write(f"{name}: {way['passes']:g} passes, F1 {interval}, video {error['video']:.4f}, ")
-        sys.stdout.write(f"audio {error['audio']:.4f}, predicted {way.get('predicted')}\n")
+        f1 = (way[f"within {tolerance} ms"] for tolerance in _TOLERANCES_MS)
+        told = ", ".join(f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]" for each in f1)
+        sys.stdout.write(f"{name}: {way['passes']} passes, F1 {told}, error {way.get('error')}, ")
+        sys.stdout.write(f"predicted {way.get('predicted')}\n")

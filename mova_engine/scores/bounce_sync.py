@@ -51,7 +51,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one sound fits one picture. `hits`: pairs within each of TOLERANCES_MS; `errors`: seconds, of all pairs."""
+    """How one sound fits one picture. `hits`: pairs within each of the tolerances; `errors`: seconds, of all pairs."""
 
     hits: tuple[int, ...]
     missed: tuple[int, ...]
@@ -70,7 +70,7 @@ def match(bounces: Sequence[float], clicks: Sequence[float], tolerance: float = 
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if within[i, j]]
 
 
-def agree(seen: Events, heard: Events) -> Agreement:
+def agree(seen: Events, heard: Events, tolerances_ms: Sequence[int] = TOLERANCES_MS) -> Agreement:
     """Compare the bounces of one clip with the clicks of a clip (its own, or another for chance).
 
     A picture without bounce under a sound without click is no agreement: every caption asks for a bounce, so it counts
@@ -79,7 +79,7 @@ def agree(seen: Events, heard: Events) -> Agreement:
     hits, missed, extra = [], [], []
     required = seen.last_frame - EDGE
     nothing = not seen.bounces and not heard.clicks
-    for tolerance in TOLERANCES_MS:
+    for tolerance in tolerances_ms:
         pairs = match(seen.bounces, heard.clicks, tolerance / 1000)
         lonely_bounces = set(range(len(seen.bounces))) - {i for i, _ in pairs}
         lonely_clicks = set(range(len(heard.clicks))) - {j for _, j in pairs}
@@ -90,7 +90,7 @@ def agree(seen: Events, heard: Events) -> Agreement:
     return Agreement(tuple(hits), tuple(missed), tuple(extra), errors)
 
 
-def score(clips: Sequence[Events], seed: int = 0) -> dict[str, Any]:
+def score(clips: Sequence[Events], seed: int = 0, tolerances_ms: Sequence[int] = TOLERANCES_MS) -> dict[str, Any]:
     """The report on observed clips: a dict of counts and Figures (see the module's docstring and `format_report`).
 
     own_sound and shuffled_sound hold, for each tolerance, precision, recall and F1 over all events of all clips, and
@@ -101,12 +101,12 @@ def score(clips: Sequence[Events], seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     count = len(clips)
     resamples = rng.integers(0, count, (RESAMPLES, count))
-    own = [[agree(clip, clip)] for clip in clips]
+    own = [[agree(clip, clip, tolerances_ms)] for clip in clips]
     shuffled = [[] for _ in clips]
     for _ in range(DERANGEMENTS if count > 1 else 0):
         order = rng.permutation(count)  # each hears the next in a random ring: nobody its own
         for picture, sound in zip(order, np.roll(order, -1), strict=True):
-            shuffled[picture].append(agree(clips[picture], clips[sound]))
+            shuffled[picture].append(agree(clips[picture], clips[sound], tolerances_ms))
     named = [(clip, colour) for clip in clips if (colour := named_colour(clip.caption))]
     pitches = [[abs(pitch - COLOURS[colour][1]) <= PITCH_TOLERANCE for pitch in clip.pitches] for clip, colour in named]
     return {
@@ -115,8 +115,8 @@ def score(clips: Sequence[Events], seed: int = 0) -> dict[str, Any]:
         "clicks": sum(len(clip.clicks) for clip in clips),
         "silent_clips": sum(not clip.clicks for clip in clips),
         "still_clips": sum(not clip.bounces for clip in clips),
-        "own_sound": _figures(own, resamples),
-        "shuffled_sound": _figures(shuffled, resamples) if count > 1 else None,
+        "own_sound": _figures(own, resamples, tolerances_ms),
+        "shuffled_sound": _figures(shuffled, resamples, tolerances_ms) if count > 1 else None,
         "pitch_matches_caption": _share(pitches, rng),
         "colour_matches_caption": _share([[clip.colour == colour] for clip, colour in named], rng),
     }
@@ -153,10 +153,10 @@ def named_colour(caption: str | None) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-def _figures(trials: list[list[Agreement]], resamples: np.ndarray) -> dict:
+def _figures(trials: list[list[Agreement]], resamples: np.ndarray, tolerances_ms: Sequence[int]) -> dict:
     """Figures of `trials` (per clip, one agreement or more), bootstrapped over clips."""
     figures = {}
-    for k, tolerance in enumerate(TOLERANCES_MS):
+    for k, tolerance in enumerate(tolerances_ms):
         counts = [np.sum([(a.hits[k], a.missed[k], a.extra[k]) for a in clip], axis=0) for clip in trials]
         hits, missed, extra = np.array(counts).T
         figures[f"within_{tolerance}_ms"] = {

@@ -93,6 +93,12 @@ def test_a_known_lag_is_measured(observed, milliseconds, within_84, within_167):
     assert report["own_sound"]["median_error_ms"].value == pytest.approx(abs(milliseconds), abs=3)
 
 
+def test_smaller_tolerances_tell_smaller_lags_apart():
+    clip = Events("a", LAST, (0.3, 0.9), (0.315, 0.95), (500.0, 500.0), "red")
+    report = score([clip], tolerances_ms=(10, 20, 60))
+    assert [f1(report, tolerance) for tolerance in (10, 20, 60)] == [0.0, 0.5, 1.0]
+
+
 def test_shuffling_the_sounds_of_true_clips_gives_the_figure_of_chance(observed):
     rng = np.random.default_rng(1)
     order = rng.permutation(len(observed))
