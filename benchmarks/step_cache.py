@@ -5,11 +5,11 @@ out.
 
 RUN: a model that `mova train --recipe nano-any` left. Each is calibrated on clips of other seeds, then sampled on the
 first one's held-out clips: without a step cache; with planned ones, where the audio is computed in every step ("live");
-with the same plans but the audio left out with the video ("joint"); and in fewer steps, as many as those run the video
-tower; and with the adaptive cache, clip by clip, at several thresholds. Each is scored as `mova nano sync` does, the clips of all models together, within several tolerances. The
-latents' error is the distance from those of the run without a cache, over their norm; with guidance, which nano was not
-trained for, from those of guidance in all steps. Besides: the error of a step's velocity, over its norm, by what is
-reused of earlier steps.
+with the same plans but the audio left out with the video ("joint"); in fewer steps, as many as those run the video
+tower; and with the adaptive cache, clip by clip, at several thresholds. Each is scored as `mova nano sync` does, the
+clips of all models together, within several tolerances. The latents' error is the distance from those of the run
+without a cache, over their norm; with guidance, which nano was not trained for, from those of guidance in all steps.
+Besides: the error of a step's velocity, over its norm, by what is reused of earlier steps.
 """
 
 import argparse
