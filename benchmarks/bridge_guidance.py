@@ -19,21 +19,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.step_cache import Run
 from mova_engine.backend import get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.checkpoints.locate import find_model
-from mova_engine.data.metadata import read_metadata
 from mova_engine.data.synthetic.bounce import LATEST_FIRST_BOUNCE, TEMPI, Bounce, render_video
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.files.results import write_result
 from mova_engine.inference.pipeline import load_pipeline
 from mova_engine.inference.requests import make_requests, read_prompts
-from mova_engine.inference.sample_folder import SampleFolder
 from mova_engine.inference.sample_settings import default_settings
-from mova_engine.scores.bounce_events import observe
+from mova_engine.scores.bounce_events import read_streams
 from mova_engine.scores.bounce_sync import plain, score
 
-_SCALES, _BATCH = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0), 16
 _TOLERANCES_MS = (21, 84)
 # Seconds between moments of release that are tried.
 _APART = 1 / 96
@@ -53,27 +51,23 @@ def nearest(pictures: np.ndarray, truth: dict[str, Any]) -> float:
     return min(float(np.sqrt(np.square(pictures.astype(np.float32) - clip).mean())) for clip in clips)
 
 
-def studied(run: Path, heldout: Path, work: Path) -> dict[str, Any]:
+def studied(run: Path, heldout: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What one model gives, by way."""
     pipeline = load_pipeline(find_model(run), get_backend("cpu"))
     prompts = read_prompts(heldout, pipeline.shape)
-    requests = [request for _, request in make_requests(prompts, len(prompts), 0)]
-    truths = [json.loads(line) for line in (heldout / "metadata.jsonl").read_text().splitlines()]
+    prompts = prompts[: args.clips]
+    sampling = Run(pipeline, [request for _, request in make_requests(prompts, len(prompts), 0)], work)
+    truths = [json.loads(line) for line in (heldout / "metadata.jsonl").read_text().splitlines()][: len(prompts)]
     plain_settings = default_settings(pipeline.mova.config)
     ways: dict[str, Any] = {}
     for name, guidance in (
         ("no guidance", Guidance("none")),
-        *((f"bridge scale {scale:g}", Guidance("dual", 1.0, scale)) for scale in _SCALES),
+        *((f"bridge scale {scale:g}", Guidance("dual", 1.0, scale)) for scale in args.scales),
     ):
-        folder = SampleFolder(work / name.replace(" ", "-"), pipeline.shape, len(requests), overwrite=True)
-        errors: list[float] = []
-        clips = pipeline.generate(requests, replace(plain_settings, guidance=guidance), batch=_BATCH)
-        for request, truth, clip in zip(requests, truths, clips, strict=True):
-            assert clip is not None
-            errors.append(nearest(clip.pictures, truth))
-            folder.add(clip, request.caption, {"seed": request.seed})
-        captions = {entry.path: entry.caption for entry in read_metadata(folder.folder)}
-        seen = [observe(path, captions[path]) for path in sorted(folder.folder.glob("*.mp4"))]
+        folder = name.replace(" ", "-")
+        seen, _ = sampling.sample(folder, replace(plain_settings, guidance=guidance))
+        pictures = [read_streams(work / folder / clip.name)[0] for clip in seen]
+        errors = [nearest(*pair) for pair in zip(pictures, truths, strict=True)]
         report = json.loads(json.dumps(score(seen, tolerances_ms=_TOLERANCES_MS), default=plain))
         ways[name] = {"sync": report, "picture_errors": errors, "picture_error": float(np.median(errors))}
         f1 = [report["own_sound"][f"within_{tolerance}_ms"]["f1"] for tolerance in _TOLERANCES_MS]
@@ -88,11 +82,13 @@ if __name__ == "__main__":
     parser.add_argument("without", type=Path)
     parser.add_argument("with_dropout", type=Path, metavar="with")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scales", type=float, nargs="+", default=[0.0, 1.5, 2.0, 3.0, 5.0])
+    parser.add_argument("--clips", type=int, default=96)
     parser.add_argument("--work", type=Path, default=Path("runs/bridge-guidance"))
     args = parser.parse_args()
     heldout = args.without / "heldout"
     found = {
-        name: studied(run, heldout, args.work / name)
+        name: studied(run, heldout, args.work / name, args)
         for name, run in (("without", args.without), ("with", args.with_dropout))
     }
     write_result(args.out, "bridge-guidance", circumstances(get_backend("cpu")), runs=found)
