@@ -99,7 +99,7 @@ def _fast_cache(
     config: SampleConfig, folder: Path, model: MovaConfig, settings: SampleSettings, lora: Sequence[AdapterSpec]
 ) -> tuple[StepPlan | None, str]:
     """The plan of --fast where there is one, and what is said of it."""
-    path = _cache_file(config)
+    path = cache_file(config)
     if isinstance(config, CalibrateConfig):
         return None, "calibrated without a step cache"
     if config.makes_no_video:
@@ -125,8 +125,9 @@ def _planned(
     """Which steps reuse the video's velocity."""
     schedule = schedule_of(config, trained(folder).schedule)
     key = key_of(folder, model.clip, settings, schedule, lora, config.attention)
-    return planned(_cache_file(config), key, speedup, settings, schedule, model.experts)
+    return planned(cache_file(config), key, speedup, settings, schedule, model.experts)
 
 
-def _cache_file(config: SampleConfig) -> Path:
+def cache_file(config: SampleConfig) -> Path:
+    """Where the calibration of a step cache is."""
     return config.cache_file or config.checkpoint / CACHE_FILE

@@ -23,11 +23,13 @@ from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Launch, Processes
 from mova_engine.errors import MovaError
 from mova_engine.inference.clip_generator import default_batch
-from mova_engine.inference.command_settings import sample_settings
+from mova_engine.inference.command_settings import cache_file, sample_settings
 from mova_engine.inference.denoising import LoopOptions, denoise
+from mova_engine.inference.given_latents import GivenLatents
 from mova_engine.inference.loading import Trained, compute_dtype, refuse_sharded, stored_dtypes, trained
 from mova_engine.inference.process_mesh import choose_shape
-from mova_engine.inference.sample_settings import default_settings
+from mova_engine.inference.sample_settings import SampleSettings, default_settings
+from mova_engine.inference.sampling_memory import kept_of
 from mova_engine.inference.sampling_simulation import simulate
 from mova_engine.inference.velocities import Conditions, Latents
 from mova_engine.memory.model_parts import tower_parts
@@ -37,7 +39,7 @@ from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import known_format
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
-from mova_engine.predict.job import Job, PlannedRun, layout_of, precision_of
+from mova_engine.predict.job import Job, KeptVideo, PlannedRun, layout_of, precision_of
 from mova_engine.predict.memory_use import Memory, memory
 from mova_engine.rehearsal.absent_files import take_slots
 from mova_engine.rehearsal.absent_weights import AbsentComponent, absent_components, hold_absent
@@ -61,13 +63,7 @@ def dry_run_sampling(
     config.memory.check_decided()
     if config.lora:
         raise MovaError("a dry run of sampling adds no adapters: leave --lora out; merged adapters take no memory")
-    given = ("video", "audio", "retake", "extend", "given", "seconds")
-    named = next((name for name in given if getattr(config, name) is not None), "audio_alone")
-    if getattr(config, named):
-        raise MovaError(
-            f"a dry run of sampling rehearses steps that make pictures and sound of one clip's length: leave "
-            f"--{named.replace('_', '-')} out"
-        )
+    _check_rehearsed(config)
     opened = _opened(config, stored)
     model, facts, dtype = with_layers(opened.sizes, layers), opened.trained, opened.dtype
     settings = sample_settings(config, default_settings(opened.sizes))
@@ -76,20 +72,29 @@ def dry_run_sampling(
     shape, batch = _shares(config, model, settings.guidance, stage.launch)
     table = stage.operators({}, (dtype,), training=False)
     steps = settings.noise_levels(facts.schedule)
-    first = Steps(steps.video_sigmas[:2], steps.audio_sigmas[:2], *_first(steps))
+    kept = _kept(config, settings)
+    # What is kept of the video is there in the next step.
+    count = 1 if kept is None or _sees(config) else 2
+    options = LoopOptions(
+        facts.clean_first_frame,
+        facts.bridge,
+        batch_guidance=not config.sequential_guidance,
+        video_every=config.video_every,
+        reused=() if count == 1 else (1,),
+    )
     with stage.world():
         processes = stage.processes(shape, config.parallel.timeout, sampling=True)
         with stage.play("build"):
             mova, residency = _built(stage, config, model, processes.operators(table), processes, dtype)
-            inputs = _inputs(model, batch, stage)
+            inputs = _inputs(model, batch, stage, _sees(config))
         with stage.play("step"):
             stage.forget()
-            options = LoopOptions(facts.clean_first_frame, facts.bridge, batch_guidance=not config.sequential_guidance)
             denoise(
                 mova,
                 *inputs,
-                first,
-                settings.guidance,
+                _first(steps, count),
+                # With guidance, wherever in a run that begins.
+                replace(settings.guidance, begin=0.0, end=1.0),
                 facts.prediction,
                 fps=model.clip.fps,
                 options=options,
@@ -117,7 +122,7 @@ def dry_run_sampling(
         clips_per_step=batch * shape.data_parallel,
         operators=table,
         given={"video_latents": noise.video, "audio_latents": noise.audio, "text": conditions.text},
-        predicted=_predicted(config, replace(opened, sizes=model), settings.guidance, machine, shape, batch),
+        predicted=_predicted(config, replace(opened, sizes=model), settings, machine, shape, batch),
         simulation=simulation,
     )
 
@@ -125,22 +130,23 @@ def dry_run_sampling(
 def predict_sampling(config: SampleConfig, machine: Machine, world_size: int = 1) -> Memory:
     """Without a rehearsal: what the cost model says of memory while denoising."""
     opened = _opened(config, None)
-    guidance = sample_settings(config, default_settings(opened.sizes)).guidance
-    shape, batch = _shares(config, opened.sizes, guidance, Launch(0, 0, world_size))
-    return _predicted(config, opened, guidance, machine, shape, batch)
+    settings = sample_settings(config, default_settings(opened.sizes))
+    shape, batch = _shares(config, opened.sizes, settings.guidance, Launch(0, 0, world_size))
+    return _predicted(config, opened, settings, machine, shape, batch)
 
 
 def _predicted(
-    config: SampleConfig, opened: "_Opened", guidance: Guidance, machine: Machine, shape: MeshShape, batch: int
+    config: SampleConfig, opened: "_Opened", settings: SampleSettings, machine: Machine, shape: MeshShape, batch: int
 ) -> Memory:
     job = Job(
         opened.sizes,
         task="inference",
         precision=precision_of(str(opened.dtype).removeprefix("torch.")),
         batch=batch,
-        evaluations=guidance.evaluations,
+        evaluations=settings.guidance.evaluations,
         sequential=config.sequential_guidance,
         base=base_of(opened.components.values()),
+        kept=_kept(config, settings),
     )
     return memory(PlannedRun(job, layout_of(shape, config.parallel.shard), config.memory), machine)
 
@@ -195,8 +201,41 @@ def _opened(config: SampleConfig, stored: str | None) -> _Opened:
     return _Opened(sizes, Trained() if folder is None else trained(folder), parts, dtype or torch.bfloat16)
 
 
-def _first(steps: Steps) -> tuple[Any, ...]:
-    return steps.video_timesteps[:1], steps.audio_timesteps[:1], steps.experts[:1]
+def _check_rehearsed(config: SampleConfig) -> None:
+    """MovaError for what a dry run leaves out."""
+    given = ("audio", "retake", "extend", "seconds")
+    named = next((name for name in given if getattr(config, name) is not None), "audio_alone")
+    if config.given == "audio":
+        named = "given"
+    if getattr(config, named):
+        raise MovaError(
+            f"a dry run of sampling rehearses steps that make pictures and sound of one clip's length, or sound for a "
+            f"video: leave --{named.replace('_', '-')} out"
+        )
+    if config.cache_threshold is not None:
+        raise MovaError("a dry run has no values, by which --cache adaptive decides: leave it out, or --cache 1.6")
+
+
+def _sees(config: SampleConfig) -> bool:
+    """Whether the video is given."""
+    return config.video is not None or config.given == "video"
+
+
+def _kept(config: SampleConfig, settings: SampleSettings) -> KeptVideo | None:
+    """What is kept of the video; without reading a calibration, which a model that is not there has not."""
+    planned = config.cache_speedup > 1 or (config.fast and not _sees(config) and cache_file(config).exists())
+    return kept_of(config, settings, planned)
+
+
+def _first(steps: Steps, count: int) -> Steps:
+    """The first steps, by the first one's expert."""
+    return Steps(
+        steps.video_sigmas[: count + 1],
+        steps.audio_sigmas[: count + 1],
+        steps.video_timesteps[:count],
+        steps.audio_timesteps[:count],
+        steps.experts[:1] * count,
+    )
 
 
 def _built(
@@ -233,15 +272,16 @@ def _read(stage: Stage, frozen: str, mova: Mova, dtype: torch.dtype, name: str, 
         hold_absent(component, known_format(frozen))
 
 
-def _inputs(sizes: MovaConfig, batch: int, stage: Stage) -> tuple[Conditions, Latents]:
-    """The conditions and the noise of the loop, float32 on the device."""
+def _inputs(sizes: MovaConfig, batch: int, stage: Stage, given: bool) -> tuple[Conditions, Latents]:
+    """The conditions and the noise of the loop, float32 on the device. given: so is the video."""
     device, latent = stage.backend.device(), sizes.clip.latent_shape
     with stage.tracker.within(INPUTS):
         text = torch.empty(batch, sizes.text_tokens, sizes.video.text_dim, device=device)
         condition = torch.empty(batch, sizes.video.in_dim - sizes.video.out_dim, *latent, device=device)
         video = torch.empty(batch, sizes.video.out_dim, *latent, device=device)
         audio = torch.empty(batch, sizes.audio.in_dim, sizes.clip.audio_tokens, device=device)
-        return Conditions(condition, text, torch.empty_like(text)), Latents(video, audio)
+        seen = GivenLatents.whole(torch.empty_like(video)) if given else None
+        return Conditions(condition, text, torch.empty_like(text), seen), Latents(video, audio)
 
 
 def in_this_process(

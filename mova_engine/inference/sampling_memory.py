@@ -12,10 +12,12 @@ from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import MovaConfig
+from mova_engine.config.sample import SampleConfig
 from mova_engine.distributed.processes import Processes
 from mova_engine.inference.loading import is_quantised, stored_base, stored_dtypes
+from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.memory.chosen_memory import ChosenMemory, choose_memory
-from mova_engine.predict.job import AddedAdapters, Job, layout_of
+from mova_engine.predict.job import AddedAdapters, Job, KeptVideo, layout_of
 
 
 def choose_for_sampling(
@@ -34,10 +36,11 @@ def choose_for_sampling(
     vram: str | None = None,
     ram: str | None = None,
     lora: Sequence[AdapterSpec] = (),
+    kept: KeptVideo | None = None,
 ) -> ChosenMemory | None:
     """What `memory.chosen_memory` chooses for clips of `model.clip`; None where the settings leave nothing open and no
     limit is given. All processes call it. dtype: None: as the folder's weights are stored. lora: adapters that are
-    added, whose files are read to be counted.
+    added, whose files are read to be counted. kept: what is kept of the video (`kept_of`).
     """
     if not settings.undecided and vram is None and ram is None:
         return None
@@ -53,6 +56,7 @@ def choose_for_sampling(
         sequential=sequential,
         base=base,
         added=added_adapters(lora),
+        kept=kept,
     )
     place = processes or Processes()
 
@@ -61,6 +65,18 @@ def choose_for_sampling(
 
     layout = layout_of(mesh or MeshShape(), shard)
     return choose_memory(settings, job, layout, backend, vram=vram, ram=ram, least=least)
+
+
+def kept_of(config: SampleConfig, settings: SampleSettings, planned: bool = False) -> KeptVideo | None:
+    """What a run of these settings keeps of the video for evaluations of the audio alone. planned: with a step cache
+    that is yet to be planned.
+    """
+    bridged = sum(bridge for _, bridge in settings.guidance.branches)
+    if config.video_every != 1:
+        return KeptVideo(bridged)
+    if settings.first_block is not None:
+        return KeptVideo(bridged, layers=True)
+    return KeptVideo(bridged, velocities=True) if planned or settings.reused else None
 
 
 def added_adapters(chosen: Sequence[AdapterSpec]) -> AddedAdapters:

@@ -32,7 +32,7 @@ from mova_engine.inference.process_mesh import join_processes
 from mova_engine.inference.requests import Prompt
 from mova_engine.inference.sample_folder import LISTING, SampleFolder
 from mova_engine.inference.sampling_job import SamplingJob, batch_of, read_job
-from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling
+from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling, kept_of
 from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.ops import DTYPES
 
@@ -132,6 +132,7 @@ def choose_memory_of(job: SamplingJob, processes: Processes, batch: int) -> Chos
         vram=config.vram,
         ram=config.ram,
         lora=job.lora,
+        kept=kept_of(config, job.settings),
     )
 
 

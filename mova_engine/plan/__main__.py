@@ -1,6 +1,7 @@
 """`mova plan MODEL --task T --hardware H --devices N`: predict memory, time and traffic, and recommend how to run."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from mova_engine.predict.job import (
     OURS,
     ImplementationCost,
     Job,
+    KeptVideo,
     Layout,
     PlannedRun,
     get_implementation,
@@ -71,6 +73,8 @@ class PlanConfig:
     """How the model's files hold the weights of layers, as `mova quantise` writes them; default: plain. Of adapters and
     of sampling.
     """
+    cache: str | None = None
+    """Of sampling: with a step cache, as mova sample --cache 1.6; what it keeps of the video counts."""
     online: bool = False
     """Clips are encoded while training, not read from a cache."""
     implementation: Literal["ours", "reference"] = "ours"
@@ -143,6 +147,12 @@ def _job(args: PlanConfig) -> Job:
     if given.get("task") == "inference" and args.recipe:
         given.setdefault("clips", None)
     model = replace(job.model, clip=clip)
+    if args.cache is not None:
+        if given.get("task") != "inference":
+            raise MovaError("--cache is of sampling: add --task inference")
+        # As the command has it that runs a plan: guidance by the text, with the bridge in all evaluations.
+        words = ("--cache", f"{_speedup(args.cache):g}")
+        given["kept"] = KeptVideo(job.evaluations, velocities=True, words=words)
     if args.lora_rank is not None:
         given["lora_rank"] = args.lora_rank
     if args.stored is not None:
@@ -150,6 +160,17 @@ def _job(args: PlanConfig) -> Job:
             raise MovaError(f"--stored {args.stored}: all weights are trained, which are plain: add --task lora")
         given["base"] = args.stored
     return replace(job, model=model, online=args.online or job.online, **given)
+
+
+def _speedup(text: str) -> float:
+    """The speed-up of a planned cache. Raises MovaError for another text."""
+    try:
+        speedup = float(text)
+    except ValueError:
+        speedup = 0.0
+    if not 1 < speedup < math.inf:
+        raise MovaError(f"--cache is a speed-up above 1, such as 1.6, got '{text}'")
+    return speedup
 
 
 def _job_of(recipe: str) -> Job:

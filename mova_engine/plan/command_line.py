@@ -137,6 +137,7 @@ def _sampling(run: PlannedRun) -> list[str]:
     what = ["--prompt", "TEXT"] if clips == 1 else ["--prompts", "PROMPTS", "--count", str(clips)]
     found = ["--checkpoint", "FOLDER", *_clip(job.model), *what, "--dtype", DTYPE_NAMES[job.precision]]
     found += ["--guidance", "text", *(["--sequential-guidance"] if job.sequential and layout.cfg == 1 else [])]
+    found += () if job.kept is None else job.kept.words
     found += [*memory_words(run.policy, MemoryConfig()), *_shared(run)]
     found += ["--parallel.cfg", str(layout.cfg)] if layout.cfg > 1 else []
     found += ["--parallel.shard"] if sharded(layout) > 1 else []

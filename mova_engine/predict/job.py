@@ -43,6 +43,20 @@ class AddedAdapters:
 
 
 @dataclass(frozen=True)
+class KeptVideo:
+    """What a sampling run keeps of the video for evaluations that run the audio tower alone. bridged: evaluations of
+    guidance with the bridge, whose keys and values are kept. velocities: those of the video too, where it is made.
+    layers: what layers made of it too, for a cache that decides by the first of them. words: of the command that asks
+    for it.
+    """
+
+    bridged: int
+    velocities: bool = False
+    layers: bool = False
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Job:
     """Training all weights ("full") or adapters ("lora"), or one denoising step ("inference") of `evaluations` forward
     passes.
@@ -52,7 +66,7 @@ class Job:
     each group of devices that shares a clip. batch: clips of a micro-batch, which affects only memory. sequential: in
     sampling, evaluations that differ only in the text do not share a forward. base: how the files hold the frozen
     weights of layers, a value of memory.frozen. added: adapters that sampling adds. moments: how AdamW's are held, a
-    value of optim.moments.
+    value of optim.moments. kept: what sampling keeps of the video; None: both towers run in each evaluation.
     """
 
     model: MovaConfig
@@ -69,6 +83,7 @@ class Job:
     base: str = "activations"
     added: AddedAdapters = AddedAdapters()
     moments: str = "float32"
+    kept: KeptVideo | None = None
 
     def __post_init__(self) -> None:
         choose(self.task, TASKS, "task")

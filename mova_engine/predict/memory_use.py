@@ -29,7 +29,7 @@ from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
 from mova_engine.predict.row_padding import block_padding, padding
-from mova_engine.predict.sampling_activations import sampled, scratch_of
+from mova_engine.predict.sampling_activations import kept_video, sampled, scratch_of
 from mova_engine.predict.saved_activations import freed_by_layers, saved_activations
 from mova_engine.predict.step_traffic import (
     SECOND_EXPERT,
@@ -109,6 +109,7 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
                 activations = freed_by_layers(run) * run.job.batch
                 device[_GRADIENTS] = max(device.get(_GRADIENTS, 0) - activations, 0)
     device[_WORKING] = _working(run, machine) * run.job.batch
+    device["keys and values of the video"] = kept_video(run) * run.job.batch
     if run.implementation.codecs_resident or (run.job.training and run.job.online):
         found = {TRAIN if run.job.training else DENOISE[0]: {**device, **_resident_codecs(run)}}
     else:

@@ -38,6 +38,8 @@ def _single(job: Job, layout: Layout, hardware: Hardware, fixed: dict[str, str])
     kept = {name: value for name, value in fixed.items() if name == "frozen"}
     if kept != fixed and (found := _fitting(job, layout, hardware, kept)):
         yield Remedy(f"without {_options({n: v for n, v in fixed.items() if n not in kept})}", found[0])
+    if job.kept is not None and (found := _fitting(replace(job, kept=None), layout, hardware, fixed)):
+        yield Remedy("both towers in each step (without --cache, --audio-sigmas, --video-passes)", found[0])
     yield from _more_on_host(job, layout, hardware, fixed)
     if job.training and job.moments == "float32":
         held = replace(job, moments="8bit")

@@ -1,8 +1,10 @@
 """Predicts what is alive in a layer while a clip is sampled, and what operators take for themselves, in P."""
 
+import math
+
 from mova_engine.ops.machine import Machine
 from mova_engine.ops.table import OPERATORS
-from mova_engine.predict.job import PlannedRun
+from mova_engine.predict.job import WIDTHS, PlannedRun
 from mova_engine.predict.operator_cost import bound
 
 # P of q, k and v packed and arriving, beside those that are sent, while a clip is sampled by several.
@@ -26,6 +28,24 @@ def sampled(run: PlannedRun, machine: Machine | None) -> float:
     feeding = _CHUNKED if chunked else 2 + hidden * video.ffn_dim / video.dim
     normalising = _NORMALISING + scratch_of(run, machine, "gate_residual_norm_modulate")[0]
     return max(attending + _EXCHANGE * (run.layout.ulysses > 1), rotating, feeding, normalising)
+
+
+def kept_video(run: PlannedRun) -> float:
+    """Bytes that are kept of a clip's video for evaluations that run the audio tower alone (`inference.velocities`):
+    the keys and values that the bridge reads of it, by layer and evaluation; its velocities in float32; what its first
+    layer and the others have added to the stream.
+    """
+    job, kept = run.job, run.job.kept
+    if kept is None:
+        return 0.0
+    # Guidance's evaluations are divided among processes, or all in this one.
+    bridged, evaluations = (min(count, 1) if run.layout.cfg > 1 else count for count in (kept.bridged, job.evaluations))
+    model, tokens = job.model, job.model.clip.video_tokens / run.layout.context_parallel
+    read = len(model.bridge.layers) * 2 * model.bridge.audio_hidden_dim * job.width
+    found = bridged * tokens * read * ("dual_tower_bridge" in job.components)
+    if kept.velocities:
+        found += evaluations * model.video.out_dim * math.prod(model.clip.latent_shape) * WIDTHS["fp32"]
+    return found + 2 * evaluations * run.local_video * kept.layers
 
 
 def _in_the_product(run: PlannedRun, machine: Machine) -> bool:

@@ -15,14 +15,16 @@ from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig, memory_of_word
 from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.config.sample import SAMPLE
+from mova_engine.diffusion.guidance import Guidance
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
 from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
-from mova_engine.inference.sampling_memory import added_adapters, choose_for_sampling
+from mova_engine.inference.sampling_memory import added_adapters, choose_for_sampling, kept_of
 from mova_engine.memory.quantise_folder import quantise_folder
 from mova_engine.ops import bind
+from mova_engine.predict.job import KeptVideo
 from mova_engine.predict.step_traffic import component_bytes
 from mova_engine.rehearsal.rehearse import rehearse
 from mova_engine.rehearsal.result import Rehearsal
@@ -95,6 +97,41 @@ def test_adapters_that_are_added_are_counted(deep, tmp_path):
         choose_for_sampling(memory_of_word("auto"), deep, model, CPU, **facts, lora=x).config.mode for x in ((), lora)
     ]
     assert chosen == ["resident", "disk"]
+
+
+@pytest.mark.parametrize("form, branches", [("text", 2), ("dual", 3), ("none", 1)])
+def test_what_is_kept_of_the_video_is_counted_to_the_byte(deep, form, branches):
+    """In a step cache keys and values of each bridge layer and evaluation with the bridge, and velocities."""
+    pipeline, held = load_pipeline(deep, CPU, dtype=torch.bfloat16, clip=SIZES.over(DEEP.clip)), []
+
+    def observe(seen):
+        read = [each for record in seen.recording.read.values() if record for each in record.layers.values()]
+        kept = [*(x for pair in read for x in pair), *seen.recording.video.values()]
+        held.append(sum(x.numel() * x.element_size() for x in kept))
+
+    settings = SampleSettings(2, Guidance(form))
+    list(pipeline.latents([Request("a ball", 1), Request("rain", 2)], settings, batch=2, observe=observe))
+    config = SAMPLE.parse(["--checkpoint", str(deep), "--prompt", "x", "--cache", "1.6"])
+    facts = {"dtype": torch.bfloat16, "evaluations": branches, "batch": 2, "ram": "1GB"}
+    facts["kept"] = kept_of(config, settings, planned=True)
+    model = replace(DEEP, clip=SIZES.over(DEEP.clip))
+    found = choose_for_sampling(memory_of_word("resident"), deep, model, CPU, **facts).plan.memory
+    assert held == [found.device["keys and values of the video"]] * 2
+
+
+def test_a_step_cache_that_does_not_fit_is_refused_and_said(deep):
+    model = replace(DEEP, clip=SIZES.over(DEEP.clip))
+    facts = {"dtype": torch.bfloat16, "evaluations": 2, "batch": 16}
+    with_cache = {**facts, "kept": KeptVideo(2, velocities=True)}
+    plain, kept = (
+        choose_for_sampling(memory_of_word("resident"), deep, model, CPU, ram="1GB", **each).plan
+        for each in (facts, with_cache)
+    )
+    between = f"{(plain.memory.shared + kept.memory.shared) / 2 / plain.hardware.usable / 1e6:.4f}MB"
+    settings = replace(memory_of_word("resident"), chunking="none", idle="device")
+    choose_for_sampling(settings, deep, model, CPU, ram=between, sequential=True, **facts)
+    with pytest.raises(MovaError, match=r"would fit: .*both towers in each step \(without --cache"):
+        choose_for_sampling(settings, deep, model, CPU, ram=between, sequential=True, **with_cache)
 
 
 def test_auto_on_a_quantised_folder_counts_its_bytes_and_changes_no_bit(deep, tmp_path):

@@ -33,6 +33,24 @@ CHUNKS = [
 ]
 
 
+# What is kept of the video between evaluations: of two of them, of one at a time of two; with streamed layers.
+KEPT = [
+    ("cuda", "--cache 1.6"),
+    pytest.param("cuda", "--video x.mp4 --video-passes 4", marks=pytest.mark.slow),
+    pytest.param("npu", "--cache 1.6 --memory.weights host", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.dry
+@pytest.mark.parametrize("device, words", KEPT)
+def test_what_is_kept_of_the_video_is_planned_as_it_is_counted(device, words):
+    """3 layers, each with a bridge: a tenth of all, of which nearly nothing may be missing."""
+    settings = SAMPLE.parse(["--checkpoint", "mova-360p", "--prompt", "x", "--device", device, *words.split()])
+    target = "mova_engine.inference.dry_run:in_this_process"
+    found = Rehearsal.from_dict(rehearse(target, settings, device, RehearsalOptions(dry_run=True), 3))
+    assert found.predicted == pytest.approx(found.peak, rel=0.045), str(found)
+
+
 @pytest.mark.dry
 @pytest.mark.parametrize("command, device, words", CHUNKS)
 def test_chunks_of_tokens_are_planned_as_they_are_counted(command, device, words):
