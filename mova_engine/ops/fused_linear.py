@@ -36,6 +36,9 @@ def shared_linear(
 
     again: gives x in the backward; without it x itself is kept. A gradient of a gradient raises RuntimeError.
     """
+    if not torch.is_grad_enabled():
+        # The compiler takes the number of weights for one of them where no gradient is recorded.
+        return _products(x, weights, biases)
     return _SharedLinear.apply(x, again, len(weights), *weights, *biases)
 
 
@@ -57,6 +60,10 @@ def feed_forward_of(bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> Callable[.
 def forms(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """The forms that are made of a table's operators."""
     return {"feed_forward": feed_forward_of(functions["bias_gelu"])}
+
+
+def _products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -83,7 +90,7 @@ class _SharedLinear(torch.autograd.Function):
         ctx.count = count
         ctx.again, kept = _kept_input(x, again, any(ctx.needs_input_grad[3 : 3 + count]))
         ctx.save_for_backward(*weights, *kept)
-        return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return _products(x, weights, biases)
 
     @staticmethod
     @once_differentiable

@@ -109,6 +109,22 @@ def test_a_block_is_one_graph(backend, adapters):
     assert _graphs(lambda stream: (tower.blocks[1](stream, t_mod, context, rope),), streams, trained) == 1
 
 
+@torch.no_grad()
+def test_the_blocks_of_both_experts_are_one_graph_without_gradients(backend):
+    model = _model(backend, None, torch.float32, False, dataclasses.replace(TWO_LAYERS, experts=2))
+    run, counter = compiled(lambda block, *args: block(*args))
+    rope = model.video_dit.rope((2, 2, 3), backend.device())
+    x, t_mod, context = torch.randn(2, 12, VIDEO.dim), torch.randn(2, 6, VIDEO.dim), torch.randn(2, 5, VIDEO.dim)
+    for tower in (model.video_dit, model.video_dit_2):
+        for block in tower.blocks:
+            found, expected = (
+                each(block, ResidualStream(x), t_mod, context, rope).settle(tower.ops)
+                for each in (run, lambda block, *args: block(*args))
+            )
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert counter.graphs == 1
+
+
 def test_a_bridge_layer_is_one_graph(backend):
     bridge, grid = _model(backend, None, torch.float32, False).dual_tower_bridge, (2, 2, 3)
     rope = bridge.rope(grid, 7, 24.0, backend.device())
