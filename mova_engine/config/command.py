@@ -28,7 +28,7 @@ from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 from cyclopts.token import Token
 
-from mova_engine.config.from_tools.translation import Translator, translate_one
+from mova_engine.config.from_tools.translation import Translation, Translator, translate_one
 from mova_engine.config.shorthand import Shorthand
 from mova_engine.errors import MovaError, suggest
 
@@ -153,10 +153,18 @@ class Command(Generic[Settings]):
     def parse_both(self, argv: Sequence[str] | None = None) -> tuple[Settings | None, Any]:
         """As `parse`; returns the options beside the settings too."""
         argv = sys.argv[1:] if argv is None else argv
-        under, source, lines = self._under(argv)
+        under, source, translated = self._under(argv)
         argv = argv if self.shorthand is None else self.shorthand.taken_off(argv)
         app, shown = self._app(under, source), []
-        found = self._run(app, argv, shown)
+        try:
+            found = self._run(app, argv, shown)
+        except MovaError as error:
+            # A value of the other tool's file is told by the name that it has there.
+            origin = "" if translated is None else translated[0].told(str(error))
+            if translated is None or not origin:
+                raise
+            raise MovaError(f"{error} ({translated[1]}: {origin})") from error
+        lines = () if translated is None else [f"{translated[1]}: {line}" for line in translated[0].lines]
         if found is None:
             return None, self.beside()
         print_config, beside = shown[0]
@@ -185,8 +193,8 @@ class Command(Generic[Settings]):
         arguments = self.app().assemble_argument_collection()
         return {name for argument in arguments for name in argument.names if name.startswith("--")}
 
-    def _under(self, argv: Sequence[str]) -> tuple[dict[str, Any], str, tuple[str, ...]]:
-        """What lies under the command line, where it comes from, and what is to be said of it."""
+    def _under(self, argv: Sequence[str]) -> tuple[dict[str, Any], str, tuple[Translation, str] | None]:
+        """What lies under the command line, where it comes from, and another tool's file in it, translated."""
         settings: dict[str, Any] = {}
         source = ""
         files = {flag: path for flag in self.translators if (path := _value_of(flag, argv)) is not None}
@@ -207,8 +215,7 @@ class Command(Generic[Settings]):
             settings, source = merge(settings, named | own), f"{source} and {path}" if source else path
         if self.shorthand is not None and (word := _value_of(self.shorthand.flag, argv)) is not None:
             settings = merge(settings, self._expanded({self.shorthand.group: word}, self.shorthand.flag))
-        lines = () if translated is None else tuple(f"{file}: {line}" for line in translated.lines)
-        return settings, source, lines
+        return settings, source, None if translated is None else (translated, file)
 
     def _expanded(self, settings: Mapping[str, Any], source: str) -> dict[str, Any]:
         return dict(settings) if self.shorthand is None else self.shorthand.expand(settings, source)

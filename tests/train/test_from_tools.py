@@ -1,12 +1,15 @@
 """Configurations of musubi-tuner and ai-toolkit: each key becomes a setting, or is named with what to do."""
 
+import copy
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mova_engine.config.from_tools import aitk_job, musubi_options
+from mova_engine.config.from_tools.musubi_files import read_options
 from mova_engine.config.from_tools.translation import Same
 from mova_engine.config.memory import memory_of_word
 from mova_engine.config.recipes import TRAIN, load_config
@@ -151,7 +154,11 @@ def test_options_in_a_toml_are_those_of_a_script(here):
         ("bf16 --fp8", "fp16 --fp8", "mixed_precision fp16: computed in no or bf16 here"),
         ("$OUT", "$NOWHERE", "the variable NOWHERE is not set"),
         ("wan_train_network", "wan_generate_video", "holds no command of a"),
-        ("2e-4", "fast", r"\[optim\]\[lr\] from recipe lora and train.sh"),
+        ("2e-4", "fast", r"\[optim\]\[lr\] from recipe lora and .*\(train.sh: learning_rate fast\)"),
+        ("2e-4", "-1", r"optim.lr must be at least 0, got -1.0 \(train.sh: learning_rate -1\)"),
+        ("workers 2", "workers 2.5", r"--loader.workers .* \(train.sh: max_data_loader_n_workers 2.5\)"),
+        ("boundary 900", "boundary -1", r"expert boundary must .* \(train.sh: timestep_boundary -1\)"),
+        ("epochs 16", "epochs -1", "train.sh: max_train_epochs must be a whole number from 0 on, got -1"),
         ("dataset.toml", "none.toml", "dataset_config none.toml: there is no such file"),
     ],
 )
@@ -162,6 +169,48 @@ def test_what_musubi_tuner_has_and_this_has_not(here, old, new, says):
     with pytest.raises(MovaError, match=says) as error:
         TRAIN.parse(["--from-musubi", "train.sh"])
     assert "\n" not in str(error.value)
+
+
+def places(content, above=()):
+    """The way to each value of nested mappings and lists."""
+    pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in pairs:
+        yield (*above, key)
+        yield from places(value, (*above, key))
+
+
+def spoiled(content, way, value):
+    content = copy.deepcopy(content)
+    inner = content
+    for key in way[:-1]:
+        inner = inner[key]
+    inner[way[-1]] = value
+    return content
+
+
+@pytest.mark.parametrize("value", ["abc", [1], {"a": 1}, -1, 1.5, None, float("nan")], ids=str)
+def test_a_wrong_value_is_told_by_file_and_key(here, value):
+    """In every place of a job, of a data set, and of a script's options: taken, or refused in one line."""
+    job, data = yaml.safe_load(Path("job.yaml").read_text()), tomllib.loads(Path("dataset.toml").read_text())
+    options = read_options(Path("train.sh"))
+    cases = [
+        *((aitk_job, "job.yaml", way, "read_yaml", spoiled(job, way, value)) for way in places(job)),
+        *((musubi_options, "dataset.toml", way, "read_options", spoiled(data, way, value)) for way in places(data)),
+        *((musubi_options, "train.sh", way, "read_options", spoiled(options, way, value)) for way in places(options)),
+    ]
+    refused = 0
+    for tool, file, way, reader, content in cases:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tool, reader, lambda path, content=content: content)
+            try:
+                tool.translate(Path(file))
+            except MovaError as error:
+                refused += 1
+                told, key = str(error), next((key for key in way[::-1] if isinstance(key, str)))
+                # Folders and files that are not there are told by their names, jobs without parts by what is missing.
+                found = key in told or len(way) < 5 or "no such" in told or "names no" in told
+                assert "\n" not in told and (file in told or "no such" in told) and found, (way, told)
+    assert len(cases) > 100 and refused > 15
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def translate(path: Path, options: Mapping[str, str | None] = NO_OPTIONS) -> Tra
     if not isinstance(config, dict) or not isinstance(processes, list) or not processes:
         raise MovaError(f"{path} is no job of ai-toolkit: it has no config with a process")
     keys = Keys(path, {}, options)
-    process = dict(to.one_of(keys, processes, "process"))
+    process = to.one_of(keys, "process", processes, "process")
     keys.values = _flat(keys, process)
     for name, value in job.items():
         if name not in ("job", "config", "meta"):
@@ -186,27 +186,28 @@ def translate(path: Path, options: Mapping[str, str | None] = NO_OPTIONS) -> Tra
         if name not in ("name", "process"):
             keys.values[name] = value
     keys.values["name"] = config.get("name") or path.stem
-    name = str(keys.values["name"])
-    folder = Path(process.get("training_folder") or "runs") / name
+    name = keys.text("name")
+    folder = Path(keys.text("training_folder") or "runs") / name
     keys.set("name", name, "name")
     keys.set("out", str(folder), "training_folder")
     _data(keys)
-    batch = int(keys.number("train.batch_size", 1))
-    accumulation = int(
-        max(keys.number("train.gradient_accumulation", 1), keys.number("train.gradient_accumulation_steps", 1))
+    batch = keys.whole("train.batch_size", 1, 1)
+    accumulation = max(
+        keys.whole("train.gradient_accumulation", 1, 1), keys.whole("train.gradient_accumulation_steps", 1, 1)
     )
     counts = ("train.batch_size", "train.gradient_accumulation", "train.gradient_accumulation_steps")
-    to.batches(keys, int(keys.number("datasets.batch_size", batch)), accumulation, "datasets.batch_size", *counts)
+    to.batches(keys, keys.whole("datasets.batch_size", batch, 1), accumulation, "datasets.batch_size", *counts)
     alpha = keys.number("network.linear_alpha", keys.number("network.alpha", 1.0))
-    rank = keys.number("network.rank", keys.number("network.linear", 4))
-    keys.set("lora.rank", int(rank), "network.rank", "network.linear")
+    rank = keys.whole("network.rank", keys.whole("network.linear", 4, 1), 1)
+    keys.set("lora.rank", rank, "network.rank", "network.linear")
     keys.set("lora.alpha", float(alpha), "network.linear_alpha", "network.alpha")
-    steps = int(keys.number("train.steps", 1000))
+    steps = keys.whole("train.steps", 1000, 1)
     if not keys.has("train.steps"):
         keys.set("steps", steps)
     if not keys.has("train.lr"):
         keys.set("optim.lr", 1e-6)
-    to.optimizer(keys, "train.optimizer", "train.optimizer_params", keys.values.get("train.optimizer_params") or {})
+    params = "train.optimizer_params"
+    to.optimizer(keys, "train.optimizer", params, to.mapping(path, params, keys.values.get(params)))
     to.course(keys, "train.lr_scheduler", "train.lr_warmup_steps", steps)
     if keys.values.get("train.lr_scheduler_params"):
         keys.refuse("train.lr_scheduler_params", "remove it, or give --optim.warmup", "--optim.warmup")
@@ -231,27 +232,27 @@ def _flat(keys: Keys, process: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in process.items():
         if name == "datasets":
-            only = to.one_of(keys, value or [], "data set")
+            only = to.one_of(keys, name, value, "data set")
             found |= {f"datasets.{key}": each for key, each in only.items()}
         elif name == "logging":
-            found |= dict(value or {})
+            found |= to.mapping(keys.source, name, value)
         elif name in ("network", "save", "train", "model", "sample") and isinstance(value, dict):
             found |= {f"{name}.{key}": each for key, each in value.items()}
         else:
             found[name] = value
-    extra = found.pop("model.model_kwargs", None) or {}
+    extra = to.mapping(keys.source, "model.model_kwargs", found.pop("model.model_kwargs", None))
     return found | {f"model.model_kwargs.{key}": each for key, each in extra.items()}
 
 
 def _data(keys: Keys) -> None:
     folders = [name for name in ("datasets.folder_path", "datasets.dataset_path") if keys.values.get(name)]
     if folders:
-        keys.set("data", str(keys.values[folders[0]]), *folders)
+        keys.set("data", keys.text(folders[0]), *folders)
     elif "--data" not in keys.options:
         raise MovaError(f"{keys.source}: names no folder_path: give --data, the folder of clips")
     for name in ("datasets.resolution", "datasets.buckets", "datasets.bucket_tolerance"):
         keys.refuse(name, _SIZE, "--clip.height", "--clip.width")
-    frames = int(keys.number("datasets.num_frames", 1))
+    frames = keys.whole("datasets.num_frames", 1, 1)
     if frames == 1:
         keys.refuse(
             "datasets.num_frames", "clips are videos with sound: give their length, or --clip.frames", "--clip.frames"
@@ -262,7 +263,7 @@ def _data(keys: Keys) -> None:
         keys.refuse("datasets.shrink_video_to_frames", _STRETCHED, "--clip.frames")
     keys.unused("datasets.shrink_video_to_frames", "a clip is the file's beginning, at clip.fps")
     if keys.has("datasets.fps"):
-        keys.set("clip.fps", int(keys.number("datasets.fps", 24)), "datasets.fps")
+        keys.set("clip.fps", keys.whole("datasets.fps", 24, 1), "datasets.fps")
     if not keys.has("datasets.caption_dropout_rate"):
         keys.set("diffusion.text_dropout", 0.0)
 
@@ -277,16 +278,18 @@ def _noise_levels(keys: Keys) -> None:
 
 
 def _average(keys: Keys) -> None:
-    ema = keys.values.pop("train.ema_config", None) or {}
+    ema = to.mapping(keys.source, "train.ema_config", keys.values.pop("train.ema_config", None))
     if ema.pop("use_ema", False):
-        keys.set("optim.ema", float(ema.pop("ema_decay", 0.99)), why="of ema_config")
+        decay = to.number(keys.source, "train.ema_config: ema_decay", ema.pop("ema_decay", 0.99))
+        keys.set("optim.ema", decay, why="of ema_config")
     for name, value in ema.items():
         keys.values[name] = value
 
 
 def _samples(keys: Keys) -> None:
     """Prompts, each with its seed and first frame."""
-    listed = keys.values.get("sample.samples") or [{"prompt": x} for x in keys.values.get("sample.prompts") or []]
+    samples, prompts = (to.listing(keys.source, n, keys.values.get(n)) for n in ("sample.samples", "sample.prompts"))
+    listed = [to.mapping(keys.source, "sample.samples", x) for x in samples] or [{"prompt": x} for x in prompts]
     off = bool(keys.values.get("train.disable_sampling")) or not listed
     keys.unused("train.disable_sampling", "no prompts are sampled" if off else "prompts are sampled")
     names = ("sample.prompts", "sample.samples", "sample.sample_every", "sample.sample_steps", "sample.seed",
@@ -297,17 +300,21 @@ def _samples(keys: Keys) -> None:
         return
     lines = [_line(keys, each, index) for index, each in enumerate(listed)]
     keys.set("validation.prompt", lines, "sample.prompts", "sample.samples", "sample.seed", "sample.walk_seed")
-    keys.set("validation.every", int(keys.number("sample.sample_every", 100)), "sample.sample_every")
-    keys.set("validation.steps", int(keys.number("sample.sample_steps", 20)), "sample.sample_steps")
+    keys.set("validation.every", keys.whole("sample.sample_every", 100), "sample.sample_every")
+    keys.set("validation.steps", keys.whole("sample.sample_steps", 20, 1), "sample.sample_steps")
     first = not keys.values.get("train.skip_first_sample")
     keys.set("validation.at_start", first, "train.skip_first_sample")
 
 
 def _line(keys: Keys, sample: dict[str, Any], index: int) -> str:
     """A prompt as a line of prompts: caption, `--i FILE`, `--d SEED`."""
-    seed = keys.number("sample.seed", 0)
+    seed = keys.whole("sample.seed", 0)
     own = sample.get("seed")
-    seed = own if own is not None else seed + index * bool(keys.values.get("sample.walk_seed"))
+    seed = (
+        int(to.number(keys.source, "sample.samples: seed", own))
+        if own is not None
+        else seed + index * bool(keys.values.get("sample.walk_seed"))
+    )
     line = " ".join(str(sample.get("prompt") or "").split())
     if sample.get("ctrl_img"):
         line += f" --i {sample['ctrl_img']}"
@@ -315,4 +322,4 @@ def _line(keys: Keys, sample: dict[str, Any], index: int) -> str:
         raise MovaError(f"{keys.source}: sample.samples: {name} has no counterpart: remove it")
     if "[trigger]" in line:
         raise MovaError(f"{keys.source}: a prompt has [trigger]: write the word itself, in captions too")
-    return f"{line} --d {int(seed)}"
+    return f"{line} --d {seed}"

@@ -120,19 +120,22 @@ def translate(path: Path, options: Mapping[str, str | None] = NO_OPTIONS) -> Tra
     given = read_options(path)
     if "datasets" in given:
         return _of_data_alone(path, given, options)
-    data_file = given.pop("dataset_config", None)
     keys = Keys(path, given, options)
+    data_file = keys.text("dataset_config")
+    keys.used("dataset_config")
     data: dict[str, Any] = {}
-    if data_file is not None:
+    if data_file:
         beside = next((x for x in (Path(data_file), path.parent / data_file) if x.is_file()), None)
         if beside is None:
             raise MovaError(f"{path}: dataset_config {data_file}: there is no such file")
         data = _dataset(keys, read_toml(beside))
     elif "--data" not in options:
         raise MovaError(f"{path}: names no dataset_config: give --data, the folder of clips")
-    repeats, batch = int(data.pop("num_repeats", 1)), int(data.pop("batch_size", 1))
-    _data(keys, data)
-    accumulation = int(keys.number("gradient_accumulation_steps", 1))
+    keys.values.update(data)
+    repeats, batch = keys.whole("num_repeats", 1, 1), keys.whole("batch_size", 1, 1)
+    keys.used("num_repeats", "batch_size")
+    _data(keys)
+    accumulation = keys.whole("gradient_accumulation_steps", 1, 1)
     to.batches(keys, batch, accumulation, "gradient_accumulation_steps")
     steps = _lengths(keys, repeats, batch, accumulation)
     _adapters(keys)
@@ -147,7 +150,7 @@ def translate(path: Path, options: Mapping[str, str | None] = NO_OPTIONS) -> Tra
     to.precision(keys, "mixed_precision", {"no": "float32", "bf16": "bfloat16"})
     _noise_levels(keys)
     keys.set("memory", "auto")
-    folder = Path(keys.values.get("output_dir") or "runs") / str(keys.values.get("output_name") or path.stem)
+    folder = Path(keys.text("output_dir") or "runs") / (keys.text("output_name") or path.stem)
     keys.set("name", folder.name, "output_name")
     keys.set("out", str(folder), "output_dir")
     keys.set("lora.export", ["musubi"], why="the finished adapters for musubi-tuner and ComfyUI too")
@@ -158,45 +161,46 @@ def translate(path: Path, options: Mapping[str, str | None] = NO_OPTIONS) -> Tra
 def _of_data_alone(path: Path, given: dict[str, Any], options: Mapping[str, str | None]) -> Translation:
     """A data set's file: the run is the recipe's."""
     keys = Keys(path, {}, options)
-    data = _dataset(keys, given)
-    if "batch_size" in data:
-        keys.set("loader.batch", int(data.pop("batch_size")))
-    if "num_repeats" in data:
-        data.pop("num_repeats")
-    _data(keys, data)
+    keys.values.update(_dataset(keys, given))
+    if keys.has("batch_size"):
+        keys.set("loader.batch", keys.whole("batch_size", 1, 1), "batch_size")
+    keys.used("num_repeats")
+    _data(keys)
     return keys.finish()
 
 
 def _dataset(keys: Keys, given: dict[str, Any]) -> dict[str, Any]:
     """The keys of the one data set of a file, with the general ones under them."""
-    only = to.one_of(keys, given.get("datasets", []), "data set")
-    return {**given.get("general", {}), **only}
+    only = to.one_of(keys, "datasets", given.get("datasets"), "data set")
+    return {**to.mapping(keys.source, "general", given.get("general")), **only}
 
 
-def _data(keys: Keys, data: dict[str, Any]) -> None:
-    keys.values.update(data)
+def _data(keys: Keys) -> None:
     keys.apply(_DATA)
     if keys.has("video_directory"):
-        keys.set("data", str(keys.values["video_directory"]), "video_directory")
+        keys.set("data", keys.text("video_directory"), "video_directory")
     if keys.has("video_jsonl_file"):
-        listed = Path(str(keys.values["video_jsonl_file"]))
+        listed = Path(keys.text("video_jsonl_file"))
         if listed.name == "metadata.jsonl":
             keys.set("data", str(listed.parent), "video_jsonl_file")
         else:
             keys.refuse("video_jsonl_file", "name it metadata.jsonl, in the folder of the clips", "--data")
     if keys.has("resolution"):
         size = keys.values["resolution"]
-        width, height = size if isinstance(size, list) else (size, size)
-        keys.set("clip.width", int(width), "resolution")
-        keys.set("clip.height", int(height), why="of resolution")
+        sides = size if isinstance(size, list) else [size, size]
+        if len(sides) != 2:
+            raise MovaError(f"{keys.source}: resolution must be one number or two, width and height, got {size}")
+        width, height = (int(to.number(keys.source, "resolution", side)) for side in sides)
+        keys.set("clip.width", width, "resolution")
+        keys.set("clip.height", height, why="of resolution")
     if keys.values.get("enable_bucket"):
         keys.refuse("enable_bucket", _SIZE, "--clip.height", "--clip.width")
     else:
         keys.unused("enable_bucket", "a run has one size")
     if keys.has("target_frames"):
-        frames = keys.values["target_frames"]
+        frames = to.listing(keys.source, "target_frames", keys.values["target_frames"])
         if len(frames) == 1:
-            keys.set("clip.frames", int(frames[0]), "target_frames")
+            keys.set("clip.frames", int(to.number(keys.source, "target_frames", frames[0])), "target_frames")
         else:
             keys.refuse("target_frames", "all clips have one length: give one, or --clip.frames", "--clip.frames")
     if keys.values.get("frame_extraction", "head") == "head":
@@ -223,11 +227,11 @@ def _lengths(keys: Keys, repeats: int, batch: int, accumulation: int) -> int:
             an_epoch = ceil(ceil(to.count_clips(Path(data)) * repeats / batch) / accumulation)
     why = f"an epoch is {an_epoch} steps"
     if epochs["max_train_epochs"] and an_epoch:
-        steps = int(keys.number("max_train_epochs", 0)) * an_epoch
+        steps = keys.whole("max_train_epochs", 0) * an_epoch
         keys.set("steps", steps, "max_train_epochs", why=why)
         keys.unused("max_train_steps", "max_train_epochs says it")
     else:
-        steps = int(keys.number("max_train_steps", 1600))
+        steps = keys.whole("max_train_steps", 1600)
         keys.set("steps", steps, "max_train_steps")
         keys.unused("max_train_epochs", "--steps says it")
     for setting, name, alone in (
@@ -235,14 +239,14 @@ def _lengths(keys: Keys, repeats: int, batch: int, accumulation: int) -> int:
         ("validation.every", "sample_every_n_steps", "sample_every_n_epochs"),
     ):
         if epochs[alone] and an_epoch:
-            keys.set(setting, int(keys.number(alone, 0)) * an_epoch, alone, why=why)
+            keys.set(setting, keys.whole(alone, 0) * an_epoch, alone, why=why)
             keys.unused(name, f"{alone} says it")
         elif keys.values.get(name):
-            keys.set(setting, int(keys.number(name, 0)), name)
+            keys.set(setting, keys.whole(name, 0), name)
     every = keys.settings.get("checkpoint", {}).get("every")
-    last = keys.number("save_last_n_steps", 0) or keys.number("save_last_n_epochs", 0) * an_epoch
+    last = keys.whole("save_last_n_steps", 0) or keys.whole("save_last_n_epochs", 0) * an_epoch
     if every and last:
-        keys.set("checkpoint.keep_last", max(1, int(last) // every), "save_last_n_steps", "save_last_n_epochs")
+        keys.set("checkpoint.keep_last", max(1, last // every), "save_last_n_steps", "save_last_n_epochs")
     elif every:
         keys.set("checkpoint.keep_every", every, why="all are kept")
     for name in ("save_last_n_steps", "save_last_n_epochs"):
@@ -254,12 +258,13 @@ def _lengths(keys: Keys, repeats: int, batch: int, accumulation: int) -> int:
 
 
 def _adapters(keys: Keys) -> None:
-    keys.set("lora.rank", int(keys.number("network_dim", 4)), "network_dim")
+    keys.set("lora.rank", keys.whole("network_dim", 4, 1), "network_dim")
     keys.set("lora.alpha", float(keys.number("network_alpha", 1)), "network_alpha")
     keys.set("diffusion.text_dropout", 0.0)
     pairs = _pairs(keys, "network_args")
     if "loraplus_lr_ratio" in pairs:
-        keys.set("optim.lora_plus", float(pairs.pop("loraplus_lr_ratio")), why="of network_args")
+        ratio = to.number(keys.source, "network_args: loraplus_lr_ratio", pairs.pop("loraplus_lr_ratio"))
+        keys.set("optim.lora_plus", ratio, why="of network_args")
     if pairs:
         advice = f"adapters here take no {', '.join(pairs)}: remove them; --lora.targets says which layers are adapted"
         keys.refuse("network_args", advice, "--lora.targets")

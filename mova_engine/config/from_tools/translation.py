@@ -3,7 +3,9 @@
 Each ends as a setting, as unused with the reason, or in a refusal that says what to do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -33,6 +35,16 @@ class Translation:
     settings: Mapping[str, Any]
     lines: tuple[str, ...]
     recipe: str = "lora"
+    # By setting, "optim.lr": the keys that it follows from, with their values.
+    origins: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def told(self, error: str) -> str:
+        """The keys of the settings that an error is about, for its end; "" where there are none."""
+        words = {word.strip("_") for word in re.findall(r"[a-z_0-9.]+", error.replace("][", ".").replace("-", "_"))}
+        named = [origin for setting, origin in self.origins.items() if setting in words]
+        if not named:
+            named = [origin for setting, origin in self.origins.items() if setting.rsplit(".", 1)[-1] in words]
+        return ", ".join(dict.fromkeys(named))
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class Keys:
     _became: list[str] = field(default_factory=list[str])
     _unused: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     _refused: list[str] = field(default_factory=list[str])
+    _origins: dict[str, str] = field(default_factory=dict[str, str])
 
     def has(self, name: str) -> bool:
         """Whether a key is given and was not translated yet."""
@@ -91,11 +104,22 @@ class Keys:
         """A key's number; the key stays. MovaError for what is none."""
         value = self.values.get(name, default)
         value = default if value is None else value
-        try:
-            found = float(value)
-        except (TypeError, ValueError):
-            raise MovaError(f"{self.source}: {name} must be a number, got {value!r}") from None
+        found = number(self.source, name, value)
         return int(found) if found.is_integer() and abs(found) < 1e15 and not _fraction(value) else found
+
+    def whole(self, name: str, default: int, least: int = 0) -> int:
+        """As `number`, for a count. MovaError for a fraction, and for less than `least`."""
+        found = self.number(name, default)
+        if found != int(found) or found < least:
+            raise MovaError(f"{self.source}: {name} must be a whole number from {least} on, got {found!r}")
+        return int(found)
+
+    def text(self, name: str) -> str:
+        """A key's text, "" without one; the key stays. MovaError for what is none."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, str | int | float):
+            raise MovaError(f"{self.source}: {name} must be a text, got {_plain(value)}")
+        return "" if value is None else str(value)
 
     def set(self, setting: str, value: Any, *names: str, why: str = "") -> None:
         """Set `setting` to `value`, which follows from the keys `names`; without any, from the tool's defaults, unless
@@ -109,6 +133,8 @@ class Keys:
         given = [self._shown(name) for name in names if name in self.values]
         for name in names:
             self.values.pop(name, None)
+        if given or why.startswith("of "):
+            self._origins[setting] = ", ".join(given) or why[3:]
         origin, why = (why[3:], "") if not given and why.startswith("of ") else (", ".join(given) or "by default", why)
         self._became.append(f"{origin} -> {setting}: {_plain(value)}" + (f" ({why})" if why else ""))
 
@@ -154,11 +180,40 @@ class Keys:
             what = "key has" if len(self._refused) == 1 else "keys have"
             raise MovaError(f"{self.source}: {len(self._refused)} {what} no counterpart; {'; '.join(self._refused)}")
         unused = (f"unused: {', '.join(names)} ({reason})" for reason, names in self._unused.items())
-        return Translation(self.settings, (*self._became, *unused))
+        return Translation(self.settings, (*self._became, *unused), origins=self._origins)
 
     def _shown(self, name: str) -> str:
         value = self.values[name]
         return name if value is True else f"{name} {_plain(value)}"
+
+
+def number(source: Path, name: str, value: Any) -> float:
+    """A finite number. MovaError that names file and key for what is none."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise MovaError(f"{source}: {name} must be a number, got {value!r}")
+    return found
+
+
+def mapping(source: Path, name: str, value: Any) -> dict[str, Any]:
+    """Keys with values; {} where nothing is given. MovaError that names file and key for what has none."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise MovaError(f"{source}: {name} must hold keys with values, got {_plain(value)}")
+    return dict(cast(dict[str, Any], value))
+
+
+def listing(source: Path, name: str, value: Any) -> list[Any]:
+    """A list; [] where nothing is given. MovaError that names file and key for what is none."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise MovaError(f"{source}: {name} must be a list, got {_plain(value)}")
+    return list(cast(list[Any], value))
 
 
 def _empty(value: Any) -> bool:
@@ -185,18 +240,21 @@ def optimizer(keys: Keys, name: str, params: str, given: Mapping[str, Any]) -> N
         keys.set("optim.moments", "8bit", name)
     else:
         keys.refuse(name, "AdamW is the only optimizer; with --optim.lr, a learning rate for it, this is settled", _LR)
-    values = dict(given)
+    values, source = dict(given), keys.source
     keys.set(
         "optim.weight_decay",
-        float(values.pop("weight_decay", 0.01)),
+        number(source, f"{params}: weight_decay", values.pop("weight_decay", 0.01)),
         why=f"of {params}" if "weight_decay" in given else "",
     )
     if "betas" in values:
         betas = values.pop("betas")
-        betas = betas.split(",") if isinstance(betas, str) else betas
-        keys.set("optim.betas", [float(str(x).strip("() ")) for x in betas], why=f"of {params}")
+        betas = listing(source, f"{params}: betas", betas.split(",") if isinstance(betas, str) else betas)
+        if len(betas) != 2:
+            raise MovaError(f"{source}: {params}: betas must be two numbers, got {_plain(betas)}")
+        pair = [number(source, f"{params}: betas", str(x).strip("() ")) for x in betas]
+        keys.set("optim.betas", pair, why=f"of {params}")
     if "eps" in values:
-        keys.set("optim.eps", float(values.pop("eps")), why=f"of {params}")
+        keys.set("optim.eps", number(source, f"{params}: eps", values.pop("eps")), why=f"of {params}")
     if values:
         keys.refuse(params, f"AdamW here takes no {', '.join(values)}: remove them")
     else:
@@ -211,6 +269,8 @@ def course(keys: Keys, name: str, rise: str, steps: int, least: float = 0.0) -> 
     share of them. least: where the decay ends, as a share of the peak.
     """
     warmup = keys.number(rise, 0)
+    if warmup < 0:
+        raise MovaError(f"{keys.source}: {rise} must be at least 0, got {warmup:g}")
     told = keys.options.get("--steps") or ""
     steps = int(told) if told.isdigit() else steps
     kind = str(keys.values.get(name) or "constant")
@@ -258,14 +318,17 @@ def count_clips(folder: Path, suffix: str = ".txt") -> int:
     return found
 
 
-def one_of(keys: Keys, found: Sequence[Any], name: str) -> Any:
-    """The only one of several parts, such as data sets; MovaError for others, {} where there is none."""
+def one_of(keys: Keys, key: str, value: Any, name: str) -> dict[str, Any]:
+    """The only one of several parts, such as data sets, in the value of `key`; MovaError for others, {} where there is
+    none.
+    """
+    found = listing(keys.source, key, value)
     if len(found) > 1:
         raise MovaError(
             f"{keys.source}: {counted(len(found), name)}, and a run takes one folder of clips: put them into one, or "
             "train on one after the other with --lora.init"
         )
-    return found[0] if found else {}
+    return mapping(keys.source, key, found[0]) if found else {}
 
 
 # From a file and the options of the command line, each with the word after it.
