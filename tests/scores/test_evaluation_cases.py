@@ -15,7 +15,15 @@ from mova_engine.parity.runner import run_case
 
 GOLDEN_EVAL = Path(__file__).resolve().parents[1] / "data" / "golden_eval"
 # Cases that cost less than a second; the others run networks of official size.
-SMALL = {"case11_decoding", "case12_video_reward", "case4_set_metrics", "case8_cpcer", "case9_loudness"}
+SMALL = {
+    "case10_audiobox",
+    "case10_eat",
+    "case11_decoding",
+    "case12_video_reward",
+    "case4_set_metrics",
+    "case8_cpcer",
+    "case9_loudness",
+}
 
 
 def _marked(name):

@@ -8,12 +8,16 @@ import torch
 
 from mova_engine.ops import resolve
 from mova_engine.parity.evaluation.recipe_weights import recipe_shapes
+from mova_engine.scores.networks.audiobox_axes import AudioboxSizes
 from mova_engine.scores.networks.clap import ClapSizes
 from mova_engine.scores.networks.cnn14 import CNN14_16K, CNN14_32K
+from mova_engine.scores.networks.eat import EAT_BASE
 
 GOLDEN_EVAL = Path(__file__).resolve().parents[1] / "data" / "golden_eval"
 # Recorded list of names -> the module, its arguments.
 NETWORKS = {
+    "names_audiobox_aesthetics": ("audiobox_axes:AudioboxNetwork", {"sizes": AudioboxSizes()}),
+    "names_eat_base": ("eat:Eat", {"sizes": EAT_BASE}),
     "recipe_clap": ("clap:Clap", {"sizes": ClapSizes()}),
     "recipe_cnn14_16k": ("cnn14:Cnn14", {"config": CNN14_16K}),
     "recipe_cnn14_32k": ("cnn14:Cnn14", {"config": CNN14_32K}),

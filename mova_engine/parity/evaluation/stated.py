@@ -1,6 +1,7 @@
 """What an evaluation case states of itself, each entry read or refused."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,9 @@ def _paths(values: Mapping[str, Any], before: str = "") -> list[str]:
 def int16_sound(samples: Tensor) -> Tensor:
     """Stored int16 samples as float32 in -1..1."""
     return samples.to(torch.float32) / 32768
+
+
+def recorded_sounds(case: StatedCase) -> list[str]:
+    """Names of the sounds "in.NAME.samples" of a case, in the order in which its JSON describes them."""
+    found = [re.fullmatch(r"in\.(.+)\.samples", name) for name in case.case.meta.get("tensors", {})]
+    return [match[1] for match in found if match]

@@ -37,20 +37,26 @@ def load_official(
 
     Raises MovaError for an unreadable file, and for names or shapes that differ.
     """
-    weights = _read(path)
+    weights = read_weights(path)
     if under is not None and isinstance(weights.get(under), Mapping):
         weights = weights[under]
     named = {name.removeprefix(prefix): x for name, x in weights.items() if isinstance(x, Tensor)}
+    return network_of_weights(build, {name: x for name, x in named.items() if name not in dropped}, path)
+
+
+def network_of_weights(build: Callable[[], Network], weights: Mapping[str, Tensor], path: Path) -> Network:
+    """The network that `build` makes, which takes exactly these tensors as its own. path: where they come from."""
     with torch.device("meta"):
         network = build()
     try:
-        network.load_state_dict({n: x for n, x in named.items() if n not in dropped}, strict=True, assign=True)
+        network.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise MovaError(f"{path} does not hold this network's weights: {' '.join(str(error).split())}") from None
     return network.eval().requires_grad_(False)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a file of safetensors, or a pickle of torch (weights_only), holds. MovaError where it cannot be read."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
