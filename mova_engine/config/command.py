@@ -15,6 +15,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -156,15 +157,9 @@ class Command(Generic[Settings]):
         under, source, translated = self._under(argv)
         argv = argv if self.shorthand is None else self.shorthand.taken_off(argv)
         app, shown = self._app(under, source), []
-        try:
+        with nullcontext() if translated is None else translated.told():
             found = self._run(app, argv, shown)
-        except MovaError as error:
-            # A value of the other tool's file is told by the name that it has there.
-            origin = "" if translated is None else translated[0].told(str(error))
-            if translated is None or not origin:
-                raise
-            raise MovaError(f"{error} ({translated[1]}: {origin})") from error
-        lines = () if translated is None else [f"{translated[1]}: {line}" for line in translated[0].lines]
+        lines = () if translated is None else translated.said
         if found is None:
             return None, self.beside()
         print_config, beside = shown[0]
@@ -193,21 +188,21 @@ class Command(Generic[Settings]):
         arguments = self.app().assemble_argument_collection()
         return {name for argument in arguments for name in argument.names if name.startswith("--")}
 
-    def _under(self, argv: Sequence[str]) -> tuple[dict[str, Any], str, tuple[Translation, str] | None]:
+    def _under(self, argv: Sequence[str]) -> tuple[dict[str, Any], str, Translation | None]:
         """What lies under the command line, where it comes from, and another tool's file in it, translated."""
         settings: dict[str, Any] = {}
         source = ""
         files = {flag: path for flag in self.translators if (path := _value_of(flag, argv)) is not None}
         given = {(name := word.partition("=")[0]): _value_of(name, argv) for word in argv if word.startswith("--")}
-        translated, file = translate_one(self.translators, files, given)
+        translated = translate_one(self.translators, files, given)
         if self.recipes is not None:
             default = self.recipes.default if translated is None else translated.recipe
             recipe = _value_of("--recipe", argv) or default
             settings = {"name": Path(recipe).stem, **self.recipes.read(recipe)}
             source = f"recipe {recipe}"
         if translated is not None:
-            settings = merge(settings, self._expanded(translated.settings, file))
-            source = f"{source} and {file}"
+            settings = merge(settings, self._expanded(translated.settings, translated.file))
+            source = f"{source} and {translated.file}"
         if path := _value_of("--config", argv):
             own = read_yaml(Path(path)) if self.recipes is None else self.recipes.read(path)
             own = self._expanded(own, f"{self.shorthand.group} in {path}" if self.shorthand else path)
@@ -215,7 +210,7 @@ class Command(Generic[Settings]):
             settings, source = merge(settings, named | own), f"{source} and {path}" if source else path
         if self.shorthand is not None and (word := _value_of(self.shorthand.flag, argv)) is not None:
             settings = merge(settings, self._expanded({self.shorthand.group: word}, self.shorthand.flag))
-        return settings, source, None if translated is None else (translated, file)
+        return settings, source, translated
 
     def _expanded(self, settings: Mapping[str, Any], source: str) -> dict[str, Any]:
         return dict(settings) if self.shorthand is None else self.shorthand.expand(settings, source)

@@ -206,9 +206,9 @@ def test_a_wrong_value_is_told_by_file_and_key(here, value):
                 tool.translate(Path(file))
             except MovaError as error:
                 refused += 1
-                told, key = str(error), next((key for key in way[::-1] if isinstance(key, str)))
-                # Folders and files that are not there are told by their names, jobs without parts by what is missing.
-                found = key in told or len(way) < 5 or "no such" in told or "names no" in told
+                told, key = str(error), next(key for key in way[::-1] if isinstance(key, str))
+                # Folders and files that are not there are told by their names, parts by what they lack or hold.
+                found = key in told or len(way) < 5 or "no such" in told or "names no" in told or "a 1: unknown" in told
                 assert "\n" not in told and (file in told or "no such" in told) and found, (way, told)
     assert len(cases) > 100 and refused > 15
 

@@ -5,8 +5,9 @@ Each ends as a setting, as unused with the reason, or in a refusal that says wha
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any, cast
@@ -37,14 +38,31 @@ class Translation:
     recipe: str = "lora"
     # By setting, "optim.lr": the keys that it follows from, with their values.
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    file: str = ""
 
-    def told(self, error: str) -> str:
-        """The keys of the settings that an error is about, for its end; "" where there are none."""
+    @property
+    def said(self) -> list[str]:
+        """`lines`, with the file."""
+        return [f"{self.file}: {line}" for line in self.lines]
+
+    def _keys_in(self, error: str) -> str:
+        """The keys of the settings that an error is about; "" where there are none."""
         words = {word.strip("_") for word in re.findall(r"[a-z_0-9.]+", error.replace("][", ".").replace("-", "_"))}
         named = [origin for setting, origin in self.origins.items() if setting in words]
         if not named:
             named = [origin for setting, origin in self.origins.items() if setting.rsplit(".", 1)[-1] in words]
         return ", ".join(dict.fromkeys(named))
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Within, a MovaError about a setting tells file and key that it follows from."""
+        try:
+            yield
+        except MovaError as error:
+            keys = self._keys_in(str(error))
+            if not keys:
+                raise
+            raise MovaError(f"{error} ({self.file}: {keys})") from error
 
 
 @dataclass(frozen=True)
@@ -337,13 +355,13 @@ Translator = Callable[[Path, Mapping[str, str | None]], Translation]
 
 def translate_one(
     translators: Mapping[str, Translator], files: Mapping[str, str], options: Mapping[str, str | None]
-) -> tuple[Translation | None, str]:
-    """The translation of the one file that `files` has by its option, and the file. (None, ""): there is none.
+) -> Translation | None:
+    """The translation of the one file that `files` has by its option. None: there is none.
 
     Raises MovaError for several files, and as the translator does.
     """
     if len(files) > 1:
         raise MovaError(f"{' and '.join(files)}: give one of them")
     for flag, path in files.items():
-        return translators[flag](Path(path), options), path
-    return None, ""
+        return replace(translators[flag](Path(path), options), file=path)
+    return None
