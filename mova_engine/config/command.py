@@ -15,7 +15,6 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +28,7 @@ from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 from cyclopts.token import Token
 
-from mova_engine.config.from_tools.translation import Translation, Translator, translate_one
+from mova_engine.config.from_tools.translation import Translation, Translator, errors_of, translate_one
 from mova_engine.config.shorthand import Shorthand
 from mova_engine.errors import MovaError, suggest
 
@@ -157,16 +156,15 @@ class Command(Generic[Settings]):
         under, source, translated = self._under(argv)
         argv = argv if self.shorthand is None else self.shorthand.taken_off(argv)
         app, shown = self._app(under, source), []
-        with nullcontext() if translated is None else translated.told():
+        with errors_of(translated):
             found = self._run(app, argv, shown)
         lines = () if translated is None else translated.said
         if found is None:
             return None, self.beside()
         print_config, beside = shown[0]
+        sys.stdout.writelines(f"{'# ' if print_config else ''}{line}\n" for line in lines)
         if not print_config:
-            sys.stdout.writelines(f"{line}\n" for line in lines)
             return found, beside
-        sys.stdout.writelines(f"# {line}\n" for line in lines)
         sys.stdout.write(to_yaml(found))
         return None, beside
 

@@ -5,7 +5,7 @@ Each ends as a setting, as unused with the reason, or in a refusal that says wha
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -45,24 +45,13 @@ class Translation:
         """`lines`, with the file."""
         return [f"{self.file}: {line}" for line in self.lines]
 
-    def _keys_in(self, error: str) -> str:
+    def keys_in(self, error: str) -> str:
         """The keys of the settings that an error is about; "" where there are none."""
         words = {word.strip("_") for word in re.findall(r"[a-z_0-9.]+", error.replace("][", ".").replace("-", "_"))}
         named = [origin for setting, origin in self.origins.items() if setting in words]
         if not named:
             named = [origin for setting, origin in self.origins.items() if setting.rsplit(".", 1)[-1] in words]
         return ", ".join(dict.fromkeys(named))
-
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Within, a MovaError about a setting tells file and key that it follows from."""
-        try:
-            yield
-        except MovaError as error:
-            keys = self._keys_in(str(error))
-            if not keys:
-                raise
-            raise MovaError(f"{error} ({self.file}: {keys})") from error
 
 
 @dataclass(frozen=True)
@@ -365,3 +354,15 @@ def translate_one(
     for flag, path in files.items():
         return replace(translators[flag](Path(path), options), file=path)
     return None
+
+
+@contextmanager
+def errors_of(translated: Translation | None) -> Generator[None]:
+    """Within, a MovaError about a setting tells the file and key that it follows from."""
+    try:
+        yield
+    except MovaError as error:
+        keys = "" if translated is None else translated.keys_in(str(error))
+        if translated is None or not keys:
+            raise
+        raise MovaError(f"{error} ({translated.file}: {keys})") from error
