@@ -117,8 +117,8 @@ WRONG = {
         "text.txt",
         "folder",
         "/dev/null",
-        "talking.mp4 --fps 0",
         "talking.mp4 --score beauty",
+        "clips/media/0.mp4 --score speech-lag",
     ],
     "eval lag": [
         "nowhere.mp4",

@@ -1,29 +1,68 @@
-"""Scores of media files, by the table."""
+"""Scores of media files, by the table: each file is decoded once for all of them."""
 
+import math
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from mova_engine.data.media.reader_process import in_reader_process
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops import resolve
-from mova_engine.scores.score_table import SCORES
-from mova_engine.scores.whole_clip import read_whole
+from mova_engine.scores.decoded_clip import DecodedClip
+from mova_engine.scores.score_table import SCORES, Score
 
 
-def score_file(path: str | Path, names: Iterable[str] = (), fps: float = 24.0) -> dict[str, float]:
-    """The named scores of a whole file, all of them without names, at `fps` pictures a second.
-
-    Raises MovaError for an unknown name, a file that cannot be read, and a clip that does not admit a score.
+@dataclass
+class ClipScores:
+    """values: {column: number} of what could be measured; reasons: {score: why} of what could not; seconds: {score:
+    time}, with "decode" for reading the file.
     """
+
+    values: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def chosen_scores(names: Iterable[str]) -> tuple[Score, ...]:
+    """The named scores, all of them without names. MovaError for an unknown name."""
     chosen = tuple(names) or tuple(SCORES)
     for name in chosen:
         if name not in SCORES:
             raise MovaError(f"unknown score '{name}'.{suggest(name, SCORES)} Known: {', '.join(SCORES)}")
-    clip, sample_rate = read_whole(path, fps)
-    found: dict[str, float] = {}
-    for name in chosen:
-        measure = resolve(SCORES[name].target)
+    return tuple(SCORES[name] for name in chosen)
+
+
+@in_reader_process
+def score_file(path: str | Path, names: Iterable[str] = ()) -> ClipScores:
+    """The named scores of a whole file, all of them without names. A score that fails has a reason instead of a number.
+
+    It runs in a process of its own, so no file can end the caller's. Raises MovaError for an unknown name, and for a
+    file that cannot be read.
+    """
+    scores = chosen_scores(names)
+    found = ClipScores()
+    start = time.perf_counter()
+    clip = DecodedClip.read(path)
+    found.seconds["decode"] = time.perf_counter() - start
+    for score in scores:
+        start = time.perf_counter()
         try:
-            found[name] = float(measure(clip.pictures, clip.audio, fps=fps, sample_rate=sample_rate))
+            measured = resolve(score.target)(clip)
         except MovaError as error:
-            raise MovaError(f"{path}: {name}: {error}") from None
+            found.reasons[score.name] = str(error)
+        else:
+            _check(score, measured)
+            found.values |= measured
+        found.seconds[score.name] = time.perf_counter() - start
     return found
+
+
+def _check(score: Score, measured: dict[str, float]) -> None:
+    """A number that is none, or that no column declares, is a fault of the score's function."""
+    unknown = measured.keys() - {column.name for column in score.columns}
+    if unknown:
+        raise RuntimeError(f"score {score.name} returned {', '.join(sorted(unknown))}, which it does not declare")
+    for name, value in measured.items():
+        if not math.isfinite(value):
+            raise RuntimeError(f"score {score.name} returned {value} for {name}")

@@ -1,0 +1,88 @@
+"""The functions of the declared scores: from a decoded clip to {column: number}."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from mova_engine.scores.decoded_clip import DecodedClip
+from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
+from mova_engine.scores.dnsmos import Dnsmos
+
+# Pixels of the pictures in which lips are looked for, about, and their rate.
+_LAG_AREA, _LAG_FPS = 144 * 256, 24.0
+_LEVEL_RATE = 48000
+
+
+def speech_lag(clip: DecodedClip) -> dict[str, float]:
+    """How far the mouth lags behind the voice, in seconds; positive where the sound is early."""
+    from mova_engine.scores.speech_lag import seconds
+
+    height, width = clip.size
+    scale = (_LAG_AREA / (height * width)) ** 0.5
+    sides = [max(16, 16 * round(side * scale / 16)) for side in (height, width)]
+    pictures = clip.pictures_at(_LAG_FPS, sides[0], sides[1])
+    sound = clip.sound_with_pictures(_LEVEL_RATE)
+    return {"speech_lag": seconds(pictures, sound, fps=_LAG_FPS, sample_rate=_LEVEL_RATE)}
+
+
+def loudness(clip: DecodedClip) -> dict[str, float]:
+    """Amplitude, and the loudness of sound that has one."""
+    import torch
+
+    from mova_engine.errors import MovaError
+    from mova_engine.scores.loudness import loudness as integrated
+    from mova_engine.scores.loudness import rms
+
+    sound = torch.from_numpy(np.asarray(clip.sound(_LEVEL_RATE), np.float32))
+    found = {"rms": rms(sound)}
+    try:
+        return found | {"lufs": integrated(sound, _LEVEL_RATE)}
+    except MovaError:
+        return found  # silence has an amplitude
+
+
+def sound_quality(clip: DecodedClip) -> dict[str, float]:
+    """Silence, band edge and clipping of the track at its own rate."""
+    from mova_engine.errors import MovaError
+    from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
+
+    rate = clip.soundtrack.rate
+    sound = np.asarray(clip.sound(rate), np.float32)
+    silence = silence_shares(sound, rate)
+    found = {
+        "silence": silence.total,
+        "digital_silence": silence.digital,
+        "leading_silence": silence.leading,
+        "trailing_silence": silence.trailing,
+        "clipping": clipping_share(sound),
+    }
+    try:
+        return found | {"band_edge": band_edge(sound, rate)}
+    except MovaError:
+        return found
+
+
+def av_align(clip: DecodedClip) -> dict[str, float]:
+    """AV-Align at the pictures' own size and rate, as MOVA's evaluation measures it."""
+    from mova_engine.scores import av_align as align
+
+    flow = align.mean_flow(align.grey(picture) for picture in clip.pictures_of(range(len(clip.times))))
+    onsets = align.onset_times(align.onset_strength(np.asarray(clip.sound(align.SAMPLE_RATE), np.float32)))
+    return {"av_align": align.intersection_over_union(onsets, align.motion_peaks(flow, clip.fps), clip.fps)}
+
+
+def dnsmos(clip: DecodedClip) -> dict[str, float]:
+    """Ratings of speech over all whole windows."""
+    samples = np.asarray(clip.sound(DNSMOS_RATE, sample_format="s16"), np.float64) / 32768
+    ratings = _dnsmos().rate(samples, DNSMOS_RATE, convention="corrected")
+    return {
+        "dnsmos_p808": ratings.p808_mos,
+        "dnsmos_sig": ratings.sig,
+        "dnsmos_bak": ratings.bak,
+        "dnsmos_ovrl": ratings.ovrl,
+    }
+
+
+@lru_cache(1)
+def _dnsmos() -> Dnsmos:
+    return Dnsmos()

@@ -1,0 +1,178 @@
+"""A media file, decoded once for all scores: pictures and sound as the decoders give them, and views of both."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from mova_engine.data.media.container import audio_stream, open_media, video_stream
+from mova_engine.errors import MovaError
+from mova_engine.scores.features.converted_sound import Format, convert_sound
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+# Bytes of decoded pictures: 8 s of 720p are 270 MB. Longer material is cut into clips first.
+MOST_BYTES = 4 << 30
+_BYTES_PER_PIXEL = 1.5  # of 4:2:0 pictures
+
+
+@dataclass(frozen=True)
+class Soundtrack:
+    """Samples [n, channels], int16 or float32, at `rate` Hz; the first is `start` seconds after the first picture."""
+
+    samples: NDArray[np.int16] | Floats
+    rate: int
+    layout: str
+    start: float
+
+
+class DecodedClip:
+    """A file's frames and sound, decoded once. Either may be missing; what needs it then says so in a MovaError."""
+
+    def __init__(self, path: str | Path, frames: list[av.VideoFrame], time_base: Fraction, fps: float) -> None:
+        self.path = Path(path)
+        self._frames = frames
+        self._time_base = time_base
+        self._fps = fps
+        self._sound: Soundtrack | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> "DecodedClip":
+        """Decode a file. MovaError where it is missing, damaged, holds neither pictures nor sound, or is too long."""
+        moving = _has_pictures(path)
+        with open_media(path, pictures=moving) as container:
+            stream = video_stream(container, path) if moving else None
+            sound = audio_stream(container)
+            base = Fraction(stream.time_base or 1) if stream else Fraction(1)
+            rate = float(stream.average_rate or 0) if stream else 0.0
+            clip = cls(path, [], base, rate)
+            parts: list[av.AudioFrame] = []
+            wanted = [each for each in (stream, sound) if each is not None]
+            size = 0
+            for frame in (frame for packet in container.demux(wanted) for frame in packet.decode()):
+                if isinstance(frame, av.VideoFrame):
+                    clip._frames.append(frame)
+                    size += int(frame.width * frame.height * _BYTES_PER_PIXEL)
+                elif isinstance(frame, av.AudioFrame):
+                    parts.append(frame)
+                if size > MOST_BYTES:
+                    raise MovaError(
+                        f"{path}: more than {MOST_BYTES >> 30} GiB of pictures; scores measure clips: cut it"
+                    )
+            clip._sound = _joined(parts, clip.first_time) if parts else None
+        if not clip._frames and clip._sound is None:
+            raise MovaError(f"{path}: neither a picture nor a sample can be decoded")
+        return clip
+
+    @property
+    def first_time(self) -> Fraction | None:
+        """Presentation time of the first picture in the file, in seconds."""
+        return self._time(self._frames[0]) if self._frames else None
+
+    def _time(self, frame: av.VideoFrame) -> Fraction:
+        return (frame.pts or 0) * self._time_base
+
+    @cached_property
+    def times(self) -> list[Fraction]:
+        """When each picture comes, in seconds from the first. Raises MovaError without pictures."""
+        first = self.first_time
+        if first is None:
+            raise MovaError("there are no pictures")
+        return [self._time(frame) - first for frame in self._frames]
+
+    @property
+    def fps(self) -> float:
+        """Pictures a second, as the file states it. Raises MovaError without pictures."""
+        if not self._frames:
+            raise MovaError("there are no pictures")
+        if not self._fps:
+            raise MovaError("the file states no frame rate")
+        return self._fps
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        if not self._frames:
+            raise MovaError("there are no pictures")
+        return self._frames[0].height, self._frames[0].width
+
+    def pictures_of(self, indices: Sequence[int]) -> Iterator[Pixels]:
+        """The pictures of these indices one after the other at their own size, uint8 [h, w, 3], RGB."""
+        for i in indices:
+            yield self._frames[i].to_ndarray(format="rgb24")
+
+    def pictures_at(self, fps: float, height: int, width: int) -> Pixels:
+        """Pictures uint8 [f, height, width, 3] at k / fps seconds, each the one that is shown then."""
+        times = np.array([float(time) for time in self.times])
+        last = times[-1] + 1 / self.fps
+        at = np.arange(max(1, int(last * fps + 1e-6))) / fps
+        chosen = np.searchsorted(times, at + 1e-6, side="right") - 1
+        shown = {
+            int(i): self._frames[i].to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+            for i in np.unique(chosen)
+        }
+        return np.stack([shown[int(i)] for i in chosen])
+
+    @property
+    def soundtrack(self) -> Soundtrack:
+        """The sound as it is. Raises MovaError for a file without."""
+        if self._sound is None:
+            raise MovaError("there is no sound")
+        return self._sound
+
+    def sound(
+        self, rate: int, channels: Literal["mono", "stereo"] = "mono", sample_format: Format = "flt"
+    ) -> NDArray[np.int16] | Floats:
+        """The whole track [n] or [n, 2] at `rate`, as the ffmpeg program gives it."""
+        track = self.soundtrack
+        return convert_sound(
+            track.samples, track.rate, rate, channels=channels, sample_format=sample_format, source_layout=track.layout
+        )
+
+    def sound_with_pictures(self, rate: int) -> Floats:
+        """Mono sound [n] at `rate` from the first picture on: silence before a late start, an early one cut."""
+        sound = np.asarray(self.sound(rate), np.float32)
+        late = round(self.soundtrack.start * rate)
+        return np.concatenate([np.zeros(late, np.float32), sound]) if late >= 0 else sound[-late:]
+
+
+def _has_pictures(path: str | Path) -> bool:
+    """Whether a file has moving pictures; one without may still have sound."""
+    try:
+        with open_media(path):
+            return True
+    except MovaError:
+        return False
+
+
+def _joined(parts: list[av.AudioFrame], first_picture: Fraction | None) -> Soundtrack:
+    first = parts[0]
+    planar = first.format.is_planar
+    wide = first.format.name.rstrip("p") == "s16"
+    layout, rate = first.layout.name, first.sample_rate
+    channels = len(first.layout.channels)
+    usable = [part for part in parts if (part.sample_rate, part.layout.name) == (rate, layout)]
+    if len(usable) < len(parts):
+        raise MovaError("the sound changes its rate or its channels within the file")
+    arrays = [part.to_ndarray() for part in parts]
+    table = np.concatenate([each.T if planar else each.reshape(-1, channels) for each in arrays])
+    if not wide:
+        table = _floats(table, first.format.name)
+    start = Fraction(first.pts or 0) * Fraction(first.time_base or 1) - (first_picture or 0)
+    return Soundtrack(np.ascontiguousarray(table), rate, layout, float(start))
+
+
+def _floats(table: np.ndarray, name: str) -> Floats:
+    """Samples of another format as float32 in -1..1."""
+    kind = name.rstrip("p")
+    if kind in ("flt", "dbl"):
+        return table.astype(np.float32)
+    if kind == "u8":
+        return (table.astype(np.float32) - 128) / 128
+    return (table / 2.0**31).astype(np.float32)  # s32; 24-bit sound is decoded to it

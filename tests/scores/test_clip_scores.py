@@ -1,0 +1,142 @@
+"""Scores of whole files: known sounds give known numbers, and every odd clip a number or a reason."""
+
+import av
+import numpy as np
+import pytest
+
+from mova_engine.data.media.write import write_mp4
+from mova_engine.errors import MovaError
+from mova_engine.scores.decoded_clip import DecodedClip
+from mova_engine.scores.score_file import score_file
+from mova_engine.scores.score_table import COLUMNS, SCORES
+from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
+
+RATE = 48000
+FPS = 24
+
+
+def tone(frequency, seconds, level=0.3):
+    return (level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def moving():
+    """A picture that moves: noise, shifted by a pixel a frame."""
+    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    return np.stack([np.roll(picture, i, 1) for i in range(49)])
+
+
+def test_silence_is_measured_absolutely_and_by_place():
+    sound = np.concatenate([np.zeros(RATE), tone(440, 2), np.zeros(RATE // 2), tone(440, 0.5), np.full(RATE, 1e-4)])
+    found = silence_shares(sound.astype(np.float32), RATE)
+    assert found.total == pytest.approx(2.5 / 5, abs=0.01)
+    assert found.digital == pytest.approx(1.5 / 5, abs=0.01)
+    assert (found.leading, found.trailing) == (pytest.approx(1 / 5, abs=0.01), pytest.approx(1 / 5, abs=0.01))
+    quiet = silence_shares(np.zeros(RATE, np.float32), RATE)
+    assert (quiet.total, quiet.digital, quiet.leading, quiet.trailing) == (1, 1, 1, 0)
+    with pytest.raises(MovaError, match="too short"):
+        silence_shares(np.zeros(10, np.float32), RATE)
+
+
+@pytest.mark.parametrize("edge", [4000, 8000, 16000])
+def test_the_band_edge_is_where_noise_was_cut(edge):
+    noise = np.random.default_rng(0).standard_normal(4 * RATE)
+    spectrum = np.fft.rfft(noise)
+    spectrum[np.fft.rfftfreq(len(noise), 1 / RATE) > edge] = 0
+    found = band_edge(np.fft.irfft(spectrum).astype(np.float32), RATE)
+    assert found == pytest.approx(edge, abs=4 * RATE / 512)
+    with pytest.raises(MovaError, match="silence"):
+        band_edge(np.zeros(RATE, np.float32), RATE)
+
+
+def test_clipping_counts_samples_that_stay_at_full_scale():
+    assert clipping_share(tone(440, 1, level=0.99)) == 0
+    cut = np.clip(tone(440, 1, level=2), -1, 1)
+    assert clipping_share(cut) == pytest.approx(2 / 3, abs=0.01)  # |sin| >= 1/2 for two thirds of a period
+    lone = np.zeros(100, np.float32)
+    lone[50] = 1
+    assert clipping_share(lone) == 0
+
+
+def write_sound(path, samples, layout):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=RATE, layout=layout)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples).reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate = RATE
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def write_pictures(path, pictures):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=FPS, width=pictures.shape[2], height=pictures.shape[1])
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def odd_clips(tmp_path_factory, moving):
+    """{name: (file, scores that have numbers)} of clips that lack something."""
+    folder = tmp_path_factory.mktemp("odd")
+    heard = {"loudness", "sound-quality", "dnsmos"}
+    clips = {
+        "silent": (moving, np.zeros(2 * RATE, np.float32), {"loudness", "sound-quality", "av-align"}),
+        "one-frame": (moving[:1], tone(300, 2), heard),
+        "portrait": (moving.transpose(0, 2, 1, 3), tone(300, 2), {*heard, "av-align"}),
+    }
+    files = {}
+    for name, (pictures, sound, numbers) in clips.items():
+        files[name] = folder / f"{name}.mp4", numbers
+        write_mp4(files[name][0], np.ascontiguousarray(pictures), sound, fps=FPS, sample_rate=RATE)
+    files["no-sound"] = folder / "no-sound.mkv", set()
+    write_pictures(files["no-sound"][0], moving)
+    six = np.stack([tone(300, 1)] * 6, 1)
+    write_sound(folder / "six.wav", (six * 32767).astype(np.int16), "5.1")
+    files["no-picture-5.1"] = folder / "six.wav", heard
+    return files
+
+
+@pytest.mark.parametrize("name", ["silent", "one-frame", "portrait", "no-sound", "no-picture-5.1"])
+def test_an_odd_clip_gives_numbers_or_reasons(odd_clips, name):
+    file, numbers = odd_clips[name]
+    # Lips are found in noise now and then. DNSMOS takes seconds: once is enough.
+    asked = set(SCORES) - {"speech-lag"} - ({"dnsmos"} if name in ("one-frame", "portrait") else set())
+    found = score_file(file, sorted(asked))
+    measured = {name for name in asked if any(column.name in found.values for column in SCORES[name].columns)}
+    assert measured | found.reasons.keys() == asked
+    assert measured == numbers & asked
+    assert all(found.reasons.values())
+    for column, value in found.values.items():
+        low, high = COLUMNS[column].low, COLUMNS[column].high
+        assert (low is None or value >= low) and (high is None or value <= high), column
+
+
+def test_a_file_that_is_cut_short_is_refused_by_name(odd_clips, tmp_path):
+    whole = odd_clips["portrait"][0].read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MovaError, match=r"cut\.mp4"):
+        score_file(tmp_path / "cut.mp4")
+
+
+def test_a_file_is_decoded_once_for_all_scores(odd_clips, monkeypatch):
+    decoded = []
+
+    class Counted(DecodedClip):
+        @classmethod
+        def read(cls, path):
+            decoded.append(path)
+            return super().read(path)
+
+    monkeypatch.setattr("mova_engine.scores.score_file.DecodedClip", Counted)
+    score_file.__wrapped__(odd_clips["portrait"][0], ["loudness", "av-align"])
+    assert len(decoded) == 1
+
+
+def test_sound_is_placed_by_the_clock_of_the_pictures(tmp_path, moving):
+    """A click at 1 s stays at 1 s when the sound's track starts late or early against the pictures."""
+    sound = np.zeros(2 * RATE, np.float32)
+    sound[RATE : RATE + 20] = 0.9
+    write_mp4(tmp_path / "click.mp4", moving, sound, fps=FPS, sample_rate=RATE)
+    found = DecodedClip.read(tmp_path / "click.mp4").sound_with_pictures(RATE)
+    assert np.abs(found).argmax() == pytest.approx(RATE, abs=0.002 * RATE)
