@@ -21,6 +21,7 @@ NETWORKS = {
     "recipe_clap": ("clap:Clap", {"sizes": ClapSizes()}),
     "recipe_cnn14_16k": ("cnn14:Cnn14", {"config": CNN14_16K}),
     "recipe_cnn14_32k": ("cnn14:Cnn14", {"config": CNN14_32K}),
+    "recipe_dover": ("dover:Dover", {}),
     "recipe_s3fd": ("s3fd:S3FD", {}),
     "recipe_synchformer": ("synchformer:Synchformer", {}),
     "recipe_syncnet": ("syncnet:SyncNet", {}),

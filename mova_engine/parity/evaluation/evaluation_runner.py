@@ -44,6 +44,7 @@ EVALUATION_RUNNERS = {
     "case8_cpcer": f"{_HERE}.transcripts_case:CASE",
     "case9_loudness": f"{_HERE}.loudness_case:CASE",
     "case10_audiobox": f"{_HERE}.audiobox_case:CASE",
+    "case10_dover": f"{_HERE}.dover_case:CASE",
     "case10_eat": f"{_HERE}.eat_case:CASE",
     "case11_decoding": f"{_HERE}.decoding_case:CASE",
     "case12_video_reward": f"{_HERE}.video_reward_case:CASE",

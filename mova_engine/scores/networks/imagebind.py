@@ -135,13 +135,13 @@ class _Trunk(nn.Module):
     ) -> None:
         super().__init__()
         self.pre_transformer_layer = nn.Sequential(nn.LayerNorm(width, eps=1e-6) if norm_first else nn.Identity())
-        self.blocks = nn.Sequential(*(_Block(width, heads, extra_key) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(_ImageBindBlock(width, heads, extra_key) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.pre_transformer_layer(x))
 
 
-class _Block(nn.Module):
+class _ImageBindBlock(nn.Module):
     def __init__(self, width: int, heads: int, extra_key: bool) -> None:
         super().__init__()
         self.attn = _Attention(width, heads, extra_key)
