@@ -66,6 +66,8 @@ class SampleFolder:
         rows = complete_clips(self.folder / LISTING, run)
         if not rows or len(rows) > clips or (self.folder / SHEET).exists():
             return False
+        if not all(self._record.is_own(str(row["video_path"])) for row in rows):
+            return False
         self._listed.update((self.folder / LISTING).read_bytes())
         self.written = len(rows)
         for row in rows[:SHEET_CLIPS]:

@@ -285,9 +285,15 @@ def test_the_same_command_goes_on_after_the_clips_that_are_complete(command, sig
         with pytest.raises(MovaError, match="already holds samples"):
             command(other)
     monkeypatch.undo()
+    # Nor without the clip.
+    (out / "000.mp4").rename(tmp_path / "aside.mp4")
+    with pytest.raises(MovaError, match="already holds samples"):
+        command(words)
+    (tmp_path / "aside.mp4").rename(out / "000.mp4")
     assert command(words) == 0
     assert "1 clip of a run of this command that was stopped stay" in " ".join(capsys.readouterr().err.split())
-    assert (out / "000.mp4").stat() == first
+    after = (out / "000.mp4").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
     assert [row["seed"] for row in rows(out)] == [0, 1, 2]
     gone_on = [(out / row["video_path"]).read_bytes() for row in rows(out)]
     assert command(words, "--overwrite") == 0
