@@ -36,6 +36,32 @@ def test_a_musubi_file_is_written_as_musubi_writes_it(repo_root, tmp_path):
         assert ours[key].dtype == tensor.dtype and torch.equal(ours[key], tensor), key
 
 
+@pytest.mark.parametrize(
+    ("file", "dialect", "layers"),
+    [
+        ("mova", "mova", 38),
+        ("mova_low_resource.pt", "mova-low-resource", 24),
+        ("videox_kohya.safetensors", "videox-kohya", 10),
+        ("diffsynth.safetensors", "diffsynth", 10),
+        ("diffusion_pipe", "comfy", 10),
+    ],
+)
+def test_what_a_tools_own_code_has_saved_is_what_it_computes(repo_root, file, dialect, layers):
+    """Every layer, and no other; tests/data/adapters/README.md says who saved what."""
+    folder = repo_root / "tests" / "data" / "adapters"
+    own = dialect.startswith("mova")
+    found = read_adapter(folder / file, part=None if own else "low")
+    tool = file.partition(".")[0]
+    expected = {
+        name.partition("/")[2] if own else f"video_dit_2.{name.partition('/')[2]}": update
+        for name, update in load_file(folder / "expected.safetensors").items()
+        if name.partition("/")[0] == tool
+    }
+    assert found.dialect == dialect and found.layers.keys() == expected.keys() and len(expected) == layers
+    for name, update in expected.items():
+        assert torch.allclose(found.layers[name].update(), update, rtol=1e-6, atol=1e-6) and update.norm() > 0.1
+
+
 class Tower(torch.nn.Module):
     """Wan's names of a block."""
 

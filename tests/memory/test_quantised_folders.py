@@ -9,6 +9,7 @@ import pytest
 import torch
 from models.test_towers import TINY, build, inputs
 from safetensors.torch import load_file, save_file
+from weights.test_component import small_files
 
 from mova_engine.adapters import add_lora, lora_parameters, merge_folder, save_lora
 from mova_engine.adapters.lora import linear_layers
@@ -277,6 +278,13 @@ def test_an_interrupted_or_refused_run_leaves_nothing(source, folders, tmp_path,
     with pytest.raises(MovaError, match=r"would take 0\.02 GB, and its disk has 0\.00 GB free"):
         quantise_folder(source, tmp_path / "out", "int8")
     assert sorted(x.name for x in tmp_path.iterdir()) == ["nan"]
+
+
+def test_a_disk_that_is_full_before_the_end_is_one_line_and_leaves_nothing(source, tmp_path):
+    """After the header of the first component and a part of its layers."""
+    with pytest.raises(MovaError, match=r"^cannot write \S*out: File too large$"), small_files(20_000):
+        quantise_folder(source, tmp_path / "out", "int8")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_no_layer_fits_is_refused(ops, cpu, tmp_path):

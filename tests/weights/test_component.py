@@ -238,13 +238,13 @@ def test_what_the_engine_is_known_to_have_written_is_replaced(folder):
 
 
 @contextmanager
-def small_files():
-    """No file may grow above 700 bytes: a write that really fails in the middle.
+def small_files(size: int = 700):
+    """No file may grow above `size` bytes: a write that really fails in the middle.
 
     Not a fixture, which would outlast the call: pytest's own report may go to a longer file.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
