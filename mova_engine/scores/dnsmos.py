@@ -88,7 +88,8 @@ def polynomial_ratings(raw: ArrayLike, *, personalised: bool = False) -> Array:
     """Ratings [..., 3] in the order SIG, BAK, OVRL from the P.835 networks' outputs [..., 3]."""
     x = np.asarray(raw, np.float64)
     table = POLYNOMIALS["personalised" if personalised else "standard"]
-    return np.stack([np.polyval(table[axis], x[..., i]) for i, axis in enumerate(AXES)], -1)
+    ratings = [np.polyval(table[axis], x[..., i]) for i, axis in enumerate(AXES)]
+    return np.stack(ratings, -1).astype(np.float64)
 
 
 def p808_input(window: Array) -> NDArray[np.float32]:

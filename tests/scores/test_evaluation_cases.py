@@ -52,6 +52,14 @@ def test_a_bound_is_in_the_units_that_it_names(of, within):
     assert bound.difference(torch.full_like(recorded, float("nan")), recorded) == float("inf")
 
 
+def test_numbers_below_a_level_have_a_wider_limit():
+    recorded = torch.tensor([-70.0, -50.0])
+    bound = Bound(0.01, "absolute", below=(-60.0, 5.0))
+    assert bound.difference(recorded + torch.tensor([0.04, 0.009]), recorded) <= bound.limit
+    for off in ([0.06, 0.0], [0.0, 0.02]):
+        assert bound.difference(recorded + torch.tensor(off), recorded) > bound.limit
+
+
 def _values(tmp_path, text):
     (tmp_path / "case.json").write_text(f'{{"case": "case", "values": {text}}}')
     return GoldenCase(tmp_path, "case")

@@ -23,12 +23,14 @@ class Bound:
 
     of: "maximum" divides the largest difference by the largest recorded magnitude, "absolute" leaves it, "relative"
     divides each difference by its own recorded number. Words and truth values must be equal under each. rows: only so
-    many first rows are compared, where a choice between nearly equal numbers moves all later ones.
+    many first rows are compared, where a choice between nearly equal numbers moves all later ones. below: (level,
+    factor): where the recorded number is below the level, the limit is so many times larger, as for quiet bands in dB.
     """
 
     limit: float
     of: Literal["maximum", "absolute", "relative"] = "maximum"
     rows: int | None = None
+    below: tuple[float, float] | None = None
 
     def difference(self, ours: Tensor, recorded: Tensor) -> float:
         """The difference in this bound's units; infinite for another shape and where one alone is not finite."""
@@ -40,6 +42,9 @@ class Bound:
         off = torch.where(a.isnan() & b.isnan(), torch.zeros_like(b), off)
         if off.numel() == 0:
             return 0.0
+        if self.below is not None:
+            level, factor = self.below
+            off = torch.where(b < level, off / factor, off)
         if self.of == "absolute":
             worst = float(off.max())
         elif self.of == "relative":
@@ -74,8 +79,8 @@ def judge_evaluation(
 ) -> list[ParityRow]:
     """One row for every recorded tensor that is not an input, and one for every recorded value.
 
-    bounds: {pattern of names: bound}; the first that matches counts, and a name that none matches must be exact.
-    Values have the names "values.a.b". unjudged: {pattern: why it is no result of ours}; such names get no row.
+    bounds: {pattern of names: bound}; the first that matches counts, and a name that none matches must be exact. Values
+    have the names "values.a.b". unjudged: {pattern: why it is no result of ours}; such names get no row.
     """
     rows = []
     for name, tensor in recorded.items():

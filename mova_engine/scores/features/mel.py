@@ -62,9 +62,9 @@ def mel_filter_bank(
     """
     top = sample_rate / 2 if high is None else high
     dtype = torch.float32 if scale == "htk" else torch.float64
-    ends = [float(hertz_to_mel(edge, scale)) for edge in (low, top)]
+    first, last = (float(hertz_to_mel(edge, scale)) for edge in (low, top))
     # On the CPU whatever the default device: networks are built on the meta device, with tables that are real.
-    mel = torch.linspace(*ends, mels + 2, dtype=dtype, device="cpu")
+    mel = torch.linspace(first, last, mels + 2, dtype=dtype, device="cpu")
     corners = 700 * (10 ** (mel / 2595) - 1) if scale == "htk" else torch.from_numpy(mel_to_hertz(mel.numpy(), scale))
     bins = torch.linspace(0, sample_rate / n_fft * (n_fft // 2), n_fft // 2 + 1, dtype=dtype, device="cpu")
     widths, ramps = corners.diff(), corners[None] - bins[:, None]
