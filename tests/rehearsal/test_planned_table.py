@@ -1,5 +1,6 @@
 """The commands of the table of memory on docs/plan.md, and of the changes with which what does not fit would: each is
-rehearsed, with three layers, on a GPU that is not here.
+rehearsed, with three layers, on a GPU that is not here. So few layers are predicted less well than a whole model, whose
+policies benchmarks/dry_runs.py rehearses.
 """
 
 from itertools import product
@@ -45,5 +46,4 @@ def test_every_command_of_the_table_of_memory_is_rehearsed(task, model):
         found = Rehearsal.from_dict(rehearse(target, config, "cuda", RehearsalOptions(dry_run=True), 3))
         assert found.copied.get("unforeseen", 0) == 0, words
         deviations[words] = found.predicted / found.peak - 1
-        print(f"{deviations[words]:+.1%} {' '.join(words)}", flush=True)
-    assert len(deviations) >= 4
+    assert len(deviations) >= 4 and not [words for words, error in deviations.items() if abs(error) > 0.1], deviations
