@@ -1,4 +1,7 @@
-"""What every test gets: fixed seeds, one thread, poisoned memory; and the reasons why a test cannot run here."""
+"""What every test gets: fixed seeds, one thread, poisoned memory; and the reasons why a test cannot run here.
+
+torch is imported by what needs it: the process that hands out tests to others does not.
+"""
 
 import functools
 import gc
@@ -7,9 +10,7 @@ import os
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # Programs that tests start use one thread too: the runner's processes already keep the cores busy.
@@ -26,6 +27,8 @@ def pytest_addoption(parser):
 
 
 def _no_gpu() -> str | None:
+    import torch
+
     return None if torch.cuda.is_available() else "no NVIDIA GPU that this torch can use"
 
 
@@ -105,6 +108,9 @@ def _reproducible():
 
     The poison needs PyTorch's deterministic mode; operations without a deterministic form only warn.
     """
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -21,6 +22,7 @@ SPEED = "rtx4090"
 _BEGIN, _END = "<!-- memory table -->", "<!-- end of the memory table -->"
 
 
+@cache
 def limited(task: str, model: str, card: int, host: int):
     """(best plan or None, changes that would make one fit) of one device within these sizes."""
     from mova_engine.config.model import get_preset

@@ -1,10 +1,11 @@
 """Every recommendation can be run: trainer or sampler understand its command, and it means what was planned."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import pytest
-from plan_page import CARDS, HOSTS, MODELS, limited
+from plan_page import CARDS, HOSTS, MODELS, PAGE, limited, memory_table, shown_table
 from plan_page import TASKS as PLANNED_TASKS
 
 from mova_engine.backend import get_backend
@@ -13,6 +14,7 @@ from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import TRAIN
 from mova_engine.config.sample import SAMPLE
+from mova_engine.config.train import TrainConfig
 from mova_engine.distributed.processes import Launch
 from mova_engine.inference import sampling_job as sampler
 from mova_engine.plan.command_line import command, lines, unavailable
@@ -45,9 +47,15 @@ def _split(words: list[str]) -> tuple[int, list[str]]:
     return int(launcher.get("--nnodes", 1)) * int(launcher["--nproc-per-node"]), words[at + 2 :]
 
 
+@cache
+def _parsed(*words: str) -> TrainConfig:
+    """Many a plan has the command of another one."""
+    return TRAIN.parse(words)
+
+
 def _check_training(one: Plan, recipe: str | None = None) -> None:
     run, (world, words) = one.run, _split(command(one, recipe))
-    config = TRAIN.parse(words)
+    config = _parsed(*words)
     job, layout = run.job, layout_as_set(config, run.job.model.video.num_heads, world)
     assert world == run.layout.world and str(layout) == str(run.layout)
     assert config.memory == run.policy
@@ -105,6 +113,10 @@ def test_recommendations_are_commands(monkeypatch):
         assert {point[axis] for point in USUAL} == {point[axis] for point in GRID}
     seen = _walk(USUAL, monkeypatch)
     assert {("task", task) for task in TASKS} <= seen and {("devices", n) for n in (1, 2, 8, 16, 64)} <= seen
+
+
+def test_the_page_shows_the_table_of_memory():
+    assert shown_table(PAGE.read_text(encoding="utf-8")) == memory_table(), "renew it: python tests/plan_page.py"
 
 
 def test_the_table_of_memory_has_commands(monkeypatch):
