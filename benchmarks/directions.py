@@ -22,6 +22,7 @@ from mova_engine.backend import get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.data.media.decode import probe
 from mova_engine.files.results import write_result
+from mova_engine.inference.sample_folder import SHEET
 from mova_engine.scores.bounce_events import Events, observe
 from mova_engine.scores.bounce_sync import TOLERANCES_MS, match, measure, plain, score
 
@@ -37,8 +38,12 @@ _WINDOWS, _FRAMES, _OVERLAP, _FPS = 3, 33, 9, 24
 _LENGTH = _FRAMES + (_WINDOWS - 1) * (_FRAMES - _OVERLAP)
 
 
-def sample(run: Path, heldout: Path, out: Path, *words: str) -> float:
-    """Make a clip for each held-out one; returns the seconds that it took, start-up included."""
+def sample(run: Path, heldout: Path, out: Path, *words: str, go_on: bool) -> float | None:
+    """Make a clip for each held-out one; returns the seconds that it took, start-up included; None: go_on, and they
+    are there.
+    """
+    if go_on and (out / SHEET).exists():
+        return None
     command = ["sample", "--checkpoint", str(run), "--prompts", str(heldout), "--out", str(out), "--overwrite", *words]
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "mova_engine", *command], check=True)
@@ -82,16 +87,17 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/directions"))
+    parser.add_argument("--go-on", action="store_true", help="take the clips that an earlier run left in --work")
     args = parser.parse_args()
     heldout, rows = args.runs[0] / "heldout", []
     for number, run in enumerate(args.runs):
         ways: dict[str, Any] = {}
         for name, words in WAYS.items():
             folder = args.work / str(number) / name.replace(" ", "-").replace(",", "")
-            seconds = sample(run, heldout, folder, *words)
+            seconds = sample(run, heldout, folder, *words, go_on=args.go_on)
             ways[name] = {"seconds": seconds, "sync": plain_report(measure(folder))}
         folder = args.work / str(number) / "long"
-        sample(run, heldout, folder, "--seconds", str(_LENGTH / _FPS), "--overlap", str(_OVERLAP))
+        sample(run, heldout, folder, "--seconds", str(_LENGTH / _FPS), "--overlap", str(_OVERLAP), go_on=args.go_on)
         assert abs(probe(next(folder.glob("*.mp4"))).duration - _LENGTH / _FPS) < 0.5 / _FPS
         rows.append({"ways": ways, "windows": [plain_report(each) for each in windows(folder)]})
     means = {name: float(np.mean([f1(row["ways"][name]["sync"]) for row in rows])) for name in WAYS}
