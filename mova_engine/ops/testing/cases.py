@@ -6,6 +6,7 @@ overflow unless the maximum is subtracted.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -209,8 +210,9 @@ def quantised_cases(
     sizes that are multiples of as little as it takes.
     """
 
-    def one_channel(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
-        # Each token reads one input: a weight that is in the wrong place, or rounded twice, shows.
+    def one_channel(make: Maker, b: int, s: int, i: int, o: int, build: Build = build) -> dict[str, Any]:
+        # Each token reads one input: a weight that is in the wrong place, or rounded twice, shows, and a wrong offset,
+        # which in sums over many inputs is little.
         inputs = build(make, b, s, i, o)
         place = torch.arange(s) * 7 % i
         x = torch.zeros(b, s, i).index_put((torch.zeros(1).long(), torch.arange(s), place), torch.tensor(1.0))
@@ -222,6 +224,7 @@ def quantised_cases(
         _case("no-adapter", other, odd),
         _case("one-channel", one_channel, (1, 256, 256, 64)),
         *(_case(name, kind, _QUANTISED_GEMMS["one-token"]) for name, kind in kinds),
+        *(_case(f"{name}-one-channel", partial(one_channel, build=kind), (1, 256, 256, 64)) for name, kind in kinds),
         *(_case(name, build, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
     )
 
