@@ -1,12 +1,15 @@
 """Lip sync: closed forms of distances and windows, in the reference's convention and in the corrected one."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from mova_engine.errors import MovaError
+from mova_engine.scores.features.mfcc import mfcc
 from mova_engine.scores.lip_sync import (
     LipFeatures,
     LipSync,
@@ -19,6 +22,8 @@ from mova_engine.scores.lip_sync import (
 )
 from mova_engine.scores.networks.s3fd import S3FD
 from mova_engine.scores.networks.syncnet import SyncNet
+
+GOLDEN_EVAL = Path(__file__).resolve().parents[1] / "data" / "golden_eval"
 
 
 def features(windows, size=1024, seed=0):
@@ -77,6 +82,19 @@ def test_shifts_without_any_partner_have_no_say_when_corrected():
 def test_windows_of_a_clip(pictures, samples, mova, corrected):
     assert window_count(pictures, samples) == mova
     assert window_count(pictures, samples, "corrected") == corrected
+
+
+def test_cepstra_are_python_speech_features():
+    """Recorded for speech, for noise and for a sound shorter than a frame."""
+    recorded = load_file(GOLDEN_EVAL / "case1_syncnet.safetensors")
+    sounds = [name.removeprefix("in.mfcc.") for name in recorded if name.startswith("in.mfcc.")]
+    assert len(sounds) == 3
+    for name in sounds:
+        made, expected = mfcc(recorded[f"in.mfcc.{name}"]), recorded[f"out.mfcc.{name}"]
+        assert np.abs(made - expected).max() <= 1e-9 * np.abs(expected).max(), name
+    assert np.isfinite(mfcc(np.zeros(700))).all()
+    with pytest.raises(MovaError, match="one channel of samples"):
+        mfcc(np.zeros((2, 700)))
 
 
 @pytest.mark.networks

@@ -97,13 +97,16 @@ def _network(case: StatedCase, device: torch.device) -> tuple[dict[str, Tensor],
     picture = face_boxes.network_picture(case.tensors["in.s3fd.image"].numpy(), 1)
     maps = network(picture.to(device))
     rows = face_boxes.network_faces(maps)
+    # The recorded table has a fixed length and ends with zeros where there are fewer detections.
+    shown = torch.zeros_like(case.tensors["out.s3fd.detections"])
+    shown[: len(rows)] = rows[: len(shown)]
     tensors = {
         "mid.s3fd.input": picture[0],
         "mid.s3fd.loc": maps.regression[0],
         "mid.s3fd.conf": maps.faces[0],
         "mid.s3fd.priors": maps.priors,
         "mid.s3fd.decoded": maps.boxes()[0],
-        "out.s3fd.detections": rows[: len(case.tensors["out.s3fd.detections"])],
+        "out.s3fd.detections": shown,
     }
     return tensors, {"s3fd_detections": len(rows)}
 

@@ -14,11 +14,12 @@ from mova_engine.parity.evaluation.recorded import recorded
 from mova_engine.parity.evaluation.stated import StatedCase, int16_sound
 from mova_engine.scores import imagebind_score
 from mova_engine.scores.features.kaldi import fbank, kaldi_filter_bank
+from mova_engine.scores.features.resample import resample
 from mova_engine.scores.imagebind_score import PreparedSound
 from mova_engine.scores.networks.imagebind import SIDE, ImageBind, ImageBindConfig
 
 _RATE = re.compile(r"at (\d+) Hz")
-_SOUNDS = re.compile(r"sounds: (.+)")
+_SOUNDS = re.compile(r"sounds: ([\w.]+(?:, [\w.]+)*)")
 
 
 def run_imagebind(case: StatedCase, device: torch.device) -> EvaluationOutcome:
@@ -30,7 +31,7 @@ def run_imagebind(case: StatedCase, device: torch.device) -> EvaluationOutcome:
     pictures, means = _pictures(case)
     if not (stated := _SOUNDS.search(description(case, "out.audio.embedding"))):
         raise MovaError(f"{case.case.path}: tensors.out.audio.embedding does not name its sounds")
-    mel = torch.stack([prepared[name.strip()].mel for name in stated[1].split(",")]).to(device)
+    mel = torch.stack([prepared[name].mel for name in stated[1].rstrip(".").split(", ")]).to(device)
     crops = imagebind_score.normalise_pictures(enlarged(case, "in.video.frames_lowres").to(device) / 255)
     with recorded(_layers(network, "audio")) as heard:
         audio = imagebind_score.audio_embedding(network, mel)
@@ -99,9 +100,7 @@ def _sounds(case: StatedCase) -> tuple[dict[str, PreparedSound], dict[str, Tenso
         if not (stated := re.fullmatch(r"in\.(.+)\.wave", name)):
             continue
         clip = stated[1]
-        if not (rate := _RATE.search(description(case, name))):
-            raise MovaError(f"{case.case.path}: tensors.{name} does not state its rate")
-        sound, sample_rate = int16_sound(stored), int(rate[1])
+        sound, sample_rate = int16_sound(stored), _rate(case, name)
         prepared[clip] = made = imagebind_score.prepare_sound(sound, sample_rate)
         mel, after = f"out.{clip}.mel", f"out.{clip}.wave_after"
         tensors[mel] = made.mel[:, :: every(case, mel, "mels")] if "::" in description(case, mel) else made.mel
@@ -112,7 +111,7 @@ def _sounds(case: StatedCase) -> tuple[dict[str, PreparedSound], dict[str, Tenso
             tensors[after] = made.samples[:, :: every(case, after, "samples")]
         resampled = f"mid.{clip}.wave_16k"
         if resampled in case.tensors:
-            at_16k = imagebind_score.resample(sound, sample_rate, imagebind_score.SAMPLE_RATE)
+            at_16k = resample(sound, sample_rate, imagebind_score.SAMPLE_RATE)
             tensors[resampled] = at_16k[:, : case.tensors[resampled].shape[1]]
         count = made.samples.shape[1]
         times = imagebind_score.clip_times(count / imagebind_score.SAMPLE_RATE)
@@ -124,14 +123,22 @@ def _sounds(case: StatedCase) -> tuple[dict[str, PreparedSound], dict[str, Tenso
     return prepared, tensors | _filter_bank(case), values
 
 
+def _rate(case: StatedCase, name: str) -> int:
+    """Samples per second of a stored sound, from its description."""
+    if not (stated := _RATE.search(description(case, name))):
+        raise MovaError(f"{case.case.path}: tensors.{name} does not state its rate")
+    return int(stated[1])
+
+
 def _filter_bank(case: StatedCase) -> dict[str, Tensor]:
-    stated = re.search(r"first (\d+) s of (\w+)", description(case, "mid.fbank.first_clip"))
+    stated = re.search(r"first (\d+) s of ([\w.]+)", description(case, "mid.fbank.first_clip"))
     if not stated:
         raise MovaError(f"{case.case.path}: tensors.mid.fbank.first_clip does not say of which sound it is")
-    sound = int16_sound(case.tensors[f"in.{stated[2]}.wave"])[:, : int(stated[1]) * imagebind_score.SAMPLE_RATE]
-    energies = fbank((sound - sound.mean())[0], imagebind_score.SAMPLE_RATE, mels=imagebind_score.MEL_BINS)
+    name, rate = f"in.{stated[2]}.wave", imagebind_score.SAMPLE_RATE
+    sound = resample(int16_sound(case.tensors[name]), _rate(case, name), rate)[:, : int(stated[1]) * rate]
+    energies = fbank((sound - sound.mean())[0], rate, mels=imagebind_score.MEL_BINS)
     bins = case.tensors["mid.fbank.mel_banks"].shape[1]
-    bank = kaldi_filter_bank(imagebind_score.SAMPLE_RATE, 2 * bins, imagebind_score.MEL_BINS)
+    bank = kaldi_filter_bank(rate, 2 * bins, imagebind_score.MEL_BINS)
     return {
         "mid.fbank.first_clip": energies[:: every(case, "mid.fbank.first_clip", "frames")],
         "mid.fbank.mel_banks": bank.T[:, :bins],

@@ -24,7 +24,7 @@ def resize_bilinear_u8(picture: np.ndarray, height: int, width: int) -> np.ndarr
     A pixel is a sum of its four nearest ones, whatever the scale. A picture of exactly twice the size is averaged over
     2 x 2 pixels. MovaError for another dtype than uint8 or an empty size.
     """
-    _check(picture)
+    _check(picture, height, width)
     rows, columns = picture.shape[:2]
     if (rows, columns) == (2 * height, 2 * width):
         summed = picture.reshape(height, 2, width, 2, *picture.shape[2:]).sum((1, 3), dtype=np.int32)
@@ -37,23 +37,24 @@ def scale_bilinear_u8(picture: np.ndarray, factor: float) -> np.ndarray:
 
     Sides are rounded, halves to even; the step between sampled places is 1 / factor whatever was rounded.
     """
-    _check(picture)
     height, width = (round(side * factor) for side in picture.shape[:2])
+    _check(picture, height, width)
     if factor == 0.5 and picture.shape[:2] == (2 * height, 2 * width):
         return resize_bilinear_u8(picture, height, width)
     return _resample(picture, height, width, 1 / factor, 1 / factor)
 
 
-def _check(picture: np.ndarray) -> None:
+def _check(picture: np.ndarray, height: int, width: int) -> None:
     if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
         raise MovaError(f"expected an 8-bit picture [h, w, channels], got {picture.dtype} {list(picture.shape)}")
+    rows, columns = picture.shape[:2]
+    if min(rows, columns, height, width) < 1:
+        raise MovaError(f"cannot resize a picture of {rows} x {columns} to {height} x {width}")
 
 
 def _resample(picture: np.ndarray, height: int, width: int, down: float, along: float) -> np.ndarray:
     """`picture` sampled at steps of `down` rows and `along` columns."""
     rows, columns = picture.shape[:2]
-    if min(rows, columns, height, width) < 1:
-        raise MovaError(f"cannot resize a picture of {rows} x {columns} to {height} x {width}")
     if (rows, columns) == (height, width):
         return picture.copy()
     x0, x1, a0, a1 = _neighbours(columns, width, along)
@@ -64,11 +65,12 @@ def _resample(picture: np.ndarray, height: int, width: int, down: float, along: 
     a0, a1 = np.where(outside, 1 << _BITS, a0), np.where(outside, 0, a1)
     wide = (1, -1) + (1,) * (picture.ndim - 2)
     tall = (-1, 1) + (1,) * (picture.ndim - 2)
-    source = picture.astype(np.int32)
+    used, where = np.unique(np.concatenate((y0, y1)), return_inverse=True)  # a picture that shrinks skips rows
+    source = picture[used]
     across = source[:, x0] * a0.reshape(wide) + source[:, x1] * a1.reshape(wide)
     across >>= _DROPPED
-    upper = (across[y0] * b0.reshape(tall)) >> 16
-    lower = (across[y1] * b1.reshape(tall)) >> 16
+    upper = (across[where[:height]] * b0.reshape(tall)) >> 16
+    lower = (across[where[height:]] * b1.reshape(tall)) >> 16
     return ((upper + lower + 2) >> 2).clip(0, 255).astype(np.uint8)
 
 
@@ -111,8 +113,3 @@ def centre_crop(pictures: Tensor, size: int) -> Tensor:
         raise MovaError(f"cannot crop {size} x {size} from a picture of {height} x {width}")
     top, left = round((height - size) / 2), round((width - size) / 2)
     return pictures[..., top : top + size, left : left + size]
-
-
-def repeat_pixels(pictures: Tensor, times: int) -> Tensor:
-    """Pictures [..., h, w] with every pixel repeated in both directions: the nearest neighbours' enlargement."""
-    return pictures.repeat_interleave(times, -2).repeat_interleave(times, -1)
