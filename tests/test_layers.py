@@ -30,7 +30,7 @@ LAYERS = (
     ("inference",),
     ("train",),
     ("parity",),
-    ("plan", "doctor", "bench", "model_tables"),
+    ("plan", "doctor", "bench", "evaluation", "model_tables"),
     ("commands",),
     ("cli",),
     ("__main__",),

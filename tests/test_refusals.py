@@ -112,6 +112,14 @@ WRONG = {
     ],
     "nano clips": ["text.txt --clips 1", "clips --clips 1", "new --clips 0", "new --clips -1", "new --clips abc"],
     "nano sync": ["nowhere", "text.txt", "folder", "clips", "clips --seed abc", "clips --seed -1"],
+    "eval": [
+        "nowhere --out new",
+        "text.txt --out new",
+        "folder --out new",
+        "clips --out text.txt",
+        "clips --out new --score beauty",
+        "clips --out new --workers 0",
+    ],
     "eval scores": [
         "nowhere.mp4",
         "text.txt",

@@ -41,6 +41,7 @@ def completion_app(commands: Mapping[str, tuple[str, str]]) -> App:
             (command,) = (cast(Command[Any], value) for value in found.values() if isinstance(value, Command))
             app: App = command.app(words[-1], text)
             _group(groups, words[:-1]).command(app)
+            groups[words] = app  # `eval` is a command, and the group of `eval lag`
         else:
             for last, command in several.items():
                 _group(groups, words).command(command.app(last))

@@ -1,10 +1,11 @@
 """The functions of the declared scores: from a decoded clip to {column: number}."""
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from mova_engine.scores.decoded_clip import DecodedClip
+from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
 from mova_engine.scores.dnsmos import Dnsmos
 
@@ -62,13 +63,21 @@ def sound_quality(clip: DecodedClip) -> dict[str, float]:
         return found
 
 
-def av_align(clip: DecodedClip) -> dict[str, float]:
+def av_align(clip: DecodedClip) -> Measured:
     """AV-Align at the pictures' own size and rate, as MOVA's evaluation measures it."""
     from mova_engine.scores import av_align as align
 
     flow = align.mean_flow(align.grey(picture) for picture in clip.pictures_of(range(len(clip.times))))
     onsets = align.onset_times(align.onset_strength(np.asarray(clip.sound(align.SAMPLE_RATE), np.float32)))
-    return {"av_align": align.intersection_over_union(onsets, align.motion_peaks(flow, clip.fps), clip.fps)}
+    evidence = {"onsets": onsets, "peaks": align.motion_peaks(flow, clip.fps), "fps": clip.fps}
+    return Measured(av_align_of_pair(evidence, evidence), evidence)
+
+
+def av_align_of_pair(sound: dict[str, Any], pictures: dict[str, Any]) -> dict[str, float]:
+    """The score of one clip's onsets against the motion of another."""
+    from mova_engine.scores.av_align import intersection_over_union
+
+    return {"av_align": intersection_over_union(sound["onsets"], pictures["peaks"], pictures["fps"])}
 
 
 def dnsmos(clip: DecodedClip) -> dict[str, float]:

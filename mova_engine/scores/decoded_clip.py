@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -30,6 +30,14 @@ class Soundtrack:
     rate: int
     layout: str
     start: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers, and what they were computed from as JSON knows it, for the chance level of a set."""
+
+    values: dict[str, float]
+    evidence: Any
 
 
 class DecodedClip:

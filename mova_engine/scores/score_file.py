@@ -5,23 +5,25 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mova_engine.data.media.reader_process import in_reader_process
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops import resolve
-from mova_engine.scores.decoded_clip import DecodedClip
+from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.score_table import SCORES, Score
 
 
 @dataclass
 class ClipScores:
     """values: {column: number} of what could be measured; reasons: {score: why} of what could not; seconds: {score:
-    time}, with "decode" for reading the file.
+    time}, with "decode" for reading the file; evidence: {score: what its chance level is computed from}.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
 
 
 def chosen_scores(names: Iterable[str]) -> tuple[Score, ...]:
@@ -52,6 +54,8 @@ def score_file(path: str | Path, names: Iterable[str] = ()) -> ClipScores:
         except MovaError as error:
             found.reasons[score.name] = str(error)
         else:
+            if isinstance(measured, Measured):
+                found.evidence[score.name], measured = measured.evidence, measured.values
             _check(score, measured)
             found.values |= measured
         found.seconds[score.name] = time.perf_counter() - start

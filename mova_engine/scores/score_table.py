@@ -1,7 +1,8 @@
 """The scores of a clip, each declared once: what it measures, in which columns, by which function. Data alone.
 
-A score's function takes a `DecodedClip` (mova_engine.scores.decoded_clip) and returns {column: number}; it raises
-MovaError, with the reason, where the clip does not admit one. A column that it leaves out is a number that is missing.
+A score's function takes a `DecodedClip` (mova_engine.scores.decoded_clip) and returns {column: number}, or `Measured`
+with evidence beside it; it raises MovaError, with the reason, where the clip does not admit a number. A column that it
+leaves out is a number that is missing.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class Score:
     """target: "module:attribute" of the function, imported only when it is used.
 
     version: rises when the same clip gets another number. extra: the optional packages that it needs. convention:
-    whose definition the numbers follow.
+    whose definition the numbers follow. chance: "module:function" of two clips' evidence, the sound of one and the
+    pictures of the other, which gives the numbers of such a pair.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Score:
     version: int = 1
     extra: str = ""
     convention: str = "corrected"
+    chance: str = ""
 
 
 _HERE = "mova_engine.scores.clip_scores"
@@ -73,6 +76,7 @@ SCORES = {
             (ScoreColumn("av_align", "", "onsets of sound that meet peaks of motion, of all", 0, 1, "up"),),
             extra="eval",
             convention="mova",
+            chance=f"{_HERE}:av_align_of_pair",
         ),
         Score(
             "dnsmos",

@@ -1,0 +1,129 @@
+"""An evaluation as one HTML page that opens without a server: numbers, distributions, and the clips at the ends."""
+
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mova_engine.evaluation.column_summary import ColumnSummary, EvaluationResult, Row
+from mova_engine.scores.score_table import COLUMNS, Score, ScoreColumn
+
+_BARS, _WIDTH, _HEIGHT = 24, 260, 56
+_WORST = 3
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #1c2430; }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
+table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .35em .7em; vertical-align: top }
+th { border-bottom: 2px solid #c4ccd8; font-weight: 600 } td { border-bottom: 1px solid #e4e8ee }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.quiet { color: #677489 } .few { color: #a33 }
+svg rect { fill: #5b83c4 } svg line { stroke: #c0392b; stroke-dasharray: 3 2 }
+figure { display: inline-block; width: 20em; margin: 0 1em 1em 0; vertical-align: top; overflow-wrap: anywhere }
+figure video { width: 100%; background: #000 }
+"""
+
+
+def page(clips: Path, out: Path, scores: Sequence[Score], result: EvaluationResult) -> str:
+    """The page's text. Clips are linked by their place relative to `out`, so the two folders move together."""
+    count = len(result.rows)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>Evaluation of {_text(clips.name)}</title><style>{_STYLE}</style>",
+        f"<h1>Evaluation of {_text(clips.name)}</h1>",
+        f"<p>{count} clips. Intervals hold 95 % of the means of clips drawn anew. A missing number is no zero: it has "
+        "a reason. Chance is the mean for sound and pictures of different clips of this set.</p>",
+        _table(scores, result.summaries),
+    ]
+    for score in scores:
+        parts += [f"<h2>{_text(score.name)} <span class=quiet>({_text(score.convention)} convention)</span></h2>"]
+        parts += [_column(column, result, clips, out) for column in score.columns]
+        parts.append(_reasons(score, result.rows))
+    return "\n".join(parts) + "\n"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
+    owners = {column.name: score for score in scores for column in score.columns}
+    head = "<tr><th>number<th>what it says<th>clips<th>mean<th>95 % interval<th>chance<th>better"
+    rows = [head]
+    for summary in summaries:
+        column = COLUMNS[summary.column] if summary.column in COLUMNS else _declared(owners, summary.column)
+        interval = "" if summary.interval is None else " to ".join(map(_number, summary.interval))
+        coverage = "n" if summary.scored == summary.asked else "n few"
+        mean = f"{_number(summary.mean)} {_text(column.unit)}" if summary.mean is not None else "none"
+        rows.append(
+            f"<tr><td>{_text(summary.column)}<td>{_text(column.about)}"
+            f"<td class='{coverage}'>{summary.scored} of {summary.asked}<td class=n>{mean}<td class=n>{interval}"
+            f"<td class=n>{_number(summary.chance)}<td>{_text(column.better)}"
+        )
+    return "<table>" + "\n".join(rows) + "</table>"
+
+
+def _declared(owners: dict[str, Score], name: str) -> ScoreColumn:
+    return next(column for column in owners[name].columns if column.name == name)
+
+
+def _column(column: ScoreColumn, result: EvaluationResult, clips: Path, out: Path) -> str:
+    known = [(row[column.name], row["clip"]) for row in result.rows if row[column.name] is not None]
+    if not known:
+        return f"<p>{_text(column.name)}: <span class=few>no clip has this number</span></p>"
+    values = np.array([value for value, _ in known])
+    chance = next(summary.chance for summary in result.summaries if summary.column == column.name)
+    drawn = f"<p>{_text(column.name)}, {_text(column.unit or 'no unit')}<br>{_histogram(values, chance)}</p>"
+    if not column.better or len(known) < 2:
+        return drawn
+    worst = sorted(known, reverse=column.better == "down")[:_WORST]
+    players = "".join(_player(value, name, clips, out) for value, name in worst)
+    return f"{drawn}<p class=quiet>lowest first</p>{players}" if column.better == "up" else f"{drawn}{players}"
+
+
+def _histogram(values: np.ndarray, chance: float | None) -> str:
+    low, high = float(values.min()), float(values.max())
+    if chance is not None:
+        low, high = min(low, chance), max(high, chance)
+    span = (high - low) or 1.0
+    counts, _ = np.histogram(values, _BARS, (low, low + span))
+    step = _WIDTH / _BARS
+    bars = "".join(
+        f"<rect x={i * step:.1f} y={_HEIGHT - _HEIGHT * n / counts.max():.1f} width={step - 1:.1f} "
+        f"height={_HEIGHT * n / counts.max():.1f} />"
+        for i, n in enumerate(counts)
+        if n
+    )
+    at = ""
+    if chance is not None:
+        place = f"{(chance - low) / span * _WIDTH:.1f}"
+        at = f"<line x1={place} x2={place} y1=0 y2={_HEIGHT} />"
+    drawing = f"<svg width={_WIDTH} height={_HEIGHT} role=img aria-label='distribution'>{bars}{at}</svg>"
+    said = "; the dashed line is chance" if chance is not None else ""
+    return f"{drawing}<br><span class=quiet>{_number(low)} to {_number(low + span)}{said}</span>"
+
+
+def _player(value: float, name: str, clips: Path, out: Path) -> str:
+    place = Path(os.path.relpath(clips / name, out)).as_posix()
+    tag = f"<video controls preload=none src='{_text(place)}'></video>"
+    return f"<figure>{tag}<figcaption>{_text(name)}: {_number(value)}</figcaption></figure>"
+
+
+def _reasons(score: Score, rows: Sequence[Row]) -> str:
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        if reason := row[f"why_{score.name}"]:
+            told.setdefault(reason, []).append(row["clip"])
+    if not told:
+        return ""
+    lines = [
+        f"<li>{_text(reason)}: {len(names)} of {len(rows)} <span class=quiet>({_text(', '.join(names[:3]))}"
+        f"{' and others' if len(names) > 3 else ''})</span>"
+        for reason, names in sorted(told.items(), key=lambda item: -len(item[1]))
+    ]
+    return f"<p>Without a number:</p><ul>{''.join(lines)}</ul>"

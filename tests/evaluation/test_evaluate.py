@@ -1,0 +1,132 @@
+"""`mova eval`: every clip a row, every missing number a reason, the same bytes again, nothing of a user's replaced."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mova_engine.commands.evaluate import main
+from mova_engine.data.media.write import write_mp4
+from mova_engine.errors import MovaError
+from mova_engine.evaluation.column_summary import bootstrap_interval, summarise
+from mova_engine.evaluation.evaluation_run import evaluate
+from mova_engine.scores.score_file import chosen_scores
+
+SCORES = ["loudness", "sound-quality", "av-align"]
+FPS, RATE = 24, 48000
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two clips with flashes that click, a silent one and a broken file."""
+    folder = tmp_path_factory.mktemp("clips")
+    drawn = np.random.default_rng(0)
+    for name, times in (("first", (0.5, 1.25)), ("second", (0.75, 1.5))):
+        picture = drawn.integers(0, 255, (48, 64, 3), np.uint8)
+        pictures = np.repeat(picture[None], 49, 0)
+        sound = np.zeros(2 * RATE, np.float32)
+        for time in times:
+            pictures[round(time * FPS) :] = np.roll(pictures[round(time * FPS) :], 2, 2)
+            sound[int(time * RATE) :][:2000] = 0.5 * drawn.standard_normal(2000).clip(-1, 1)
+        write_mp4(folder / f"{name}.mp4", pictures, sound, fps=FPS, sample_rate=RATE)
+    (folder / "more").mkdir()
+    write_mp4(folder / "more" / "silent.mp4", pictures, np.zeros(2 * RATE, np.float32), fps=FPS, sample_rate=RATE)
+    (folder / "broken.mp4").write_bytes(b"no clip")
+    (folder / "notes.txt").write_text("not a clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(clips, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation") / "report"
+    assert main([str(clips), "--out", str(out), "--workers", "2", "--score", *SCORES]) == 0
+    return out
+
+
+def test_every_clip_is_a_row_and_what_is_missing_is_null_with_a_reason(measured):
+    rows = {row["clip"]: row for row in pq.read_table(measured / "scores.parquet").to_pylist()}
+    assert list(rows) == ["broken.mp4", "first.mp4", "more/silent.mp4", "second.mp4"]
+    broken = rows["broken.mp4"]
+    assert broken["rms"] is None and broken["av_align"] is None
+    assert broken["why_loudness"] and "broken.mp4" not in broken["why_loudness"]
+    silent = rows["more/silent.mp4"]
+    assert (silent["rms"], silent["lufs"], silent["digital_silence"]) == (pytest.approx(0, abs=1e-4), None, 1.0)
+    assert rows["first.mp4"]["av_align"] > 0 and rows["first.mp4"]["why_loudness"] is None
+
+
+def test_the_summary_has_coverage_intervals_and_the_chance_of_foreign_pairs(measured):
+    report = json.loads((measured / "report.json").read_text())
+    columns = {column["column"]: column for column in report["columns"]}
+    assert (columns["rms"]["scored"], columns["rms"]["asked"]) == (3, 4)
+    assert (columns["lufs"]["scored"], sum(columns["lufs"]["reasons"].values())) == (2, 2)
+    low, high = columns["rms"]["interval"]
+    assert low <= columns["rms"]["mean"] <= high
+    assert columns["av_align"]["chance"] < columns["av_align"]["mean"]
+    assert columns["rms"]["chance"] is None
+    assert {"torch", "commit"} & report["circumstances"].keys()
+
+
+def test_the_page_needs_no_server_and_links_the_clips(measured, clips):
+    page = (measured / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert "3 of 4" in page and "<svg" in page
+    sources = [part.split("'")[0] for part in page.split("src='")[1:]]
+    assert sources and all((measured / source).is_file() for source in sources)
+
+
+def test_what_was_measured_is_not_measured_again(measured, clips, tmp_path, monkeypatch):
+    before = (measured / "scores.parquet").read_bytes()
+    out = tmp_path / "again"
+    shutil.copytree(measured, out)
+    # As if the run had been ended before its last clip.
+    records = sorted(path for path in (out / "records").rglob("*.json") if "values" in json.loads(path.read_text()))
+    records[-1].unlink()
+    asked = []
+    from mova_engine.evaluation import evaluation_run
+
+    score_file = evaluation_run.score_file
+    monkeypatch.setattr(
+        evaluation_run, "score_file", lambda path, names: asked.append(names) or score_file(path, names)
+    )
+    evaluate(clips, out, chosen_scores(SCORES), 1, lambda _: None)
+    assert [len(names) for names in asked] == [1]
+    assert (out / "scores.parquet").read_bytes() == before
+
+
+def test_nothing_of_a_user_s_is_replaced(clips, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(MovaError, match="something else"):
+        main([str(clips), "--out", str(mine), "--score", "loudness"])
+    (mine / "report.json").write_text("{}")
+    with pytest.raises(MovaError, match="not replaced"):
+        main([str(clips), "--out", str(mine), "--score", "loudness"])
+    assert (mine / "report.json").read_text() == "{}"
+
+
+def test_a_report_inside_the_folder_of_clips_is_no_clip(clips, tmp_path):
+    folder = tmp_path / "clips"
+    shutil.copytree(clips, folder)
+    scores = chosen_scores(["loudness"])
+    first = evaluate(folder, folder / "report", scores, 1, lambda _: None)
+    shutil.copy(folder / "first.mp4", folder / "report" / "kept.mp4")
+    assert len(evaluate(folder, folder / "report", scores, 1, lambda _: None).rows) == len(first.rows)
+
+
+def test_the_interval_covers_the_mean_of_a_known_distribution():
+    """Of 200 sets of 50 draws, about 95 % of the intervals hold the true mean."""
+    drawn = np.random.default_rng(1)
+    held = 0
+    for seed in range(200):
+        low, high = bootstrap_interval(drawn.standard_normal(50), seed)
+        held += low <= 0 <= high
+    assert 0.88 <= held / 200 <= 0.99
+    assert bootstrap_interval(np.array([3.0])) is None
+
+
+def test_a_number_that_no_clip_has_is_none():
+    found = summarise("x", [None, None], ["no face", "no face"])
+    assert (found.mean, found.interval, found.scored, found.reasons) == (None, None, 0, {"no face": 2})
