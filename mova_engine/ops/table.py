@@ -82,7 +82,7 @@ _NPU_CALLS = {
     "gate_residual": ("addcmul",),
     "gate_residual_norm": ("addcmul", "native_layer_norm"),
     "gate_residual_norm_modulate": ("addcmul", "native_layer_norm"),
-    "bias_gelu": ("npu_gelu",),
+    "bias_gelu": ("npu_gelu", "npu_gelu_backward"),
     "linear_gelu": ("npu_gelu",),
     "int8_linear": ("npu_dynamic_quant", "npu_quant_matmul"),
     "attention": ("npu_fusion_attention",),
