@@ -1,7 +1,7 @@
 """The released models' video codec: diffusers' AutoencoderKLWan (Wan 2.1), behind the VideoCodec protocol."""
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mova_engine.codecs.interface import check_latents, check_video, fingerprint
 from mova_engine.codecs.row_sharding import ALL_ROWS, Rows, convolutions_on
 from mova_engine.codecs.static_tail_cache import is_still_somewhere, reused
 from mova_engine.codecs.toy.latent_stats import LatentStats
+from mova_engine.codecs.wan_tiles import Tiles, decoded_in_tiles, encoded_in_tiles
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import check_component, load_component, read_config
 
@@ -37,7 +38,9 @@ class WanVideoCodec:
         self.channels = config.z_dim
         self.stride = (config.scale_factor_temporal, config.scale_factor_spatial, config.scale_factor_spatial)
         self.stats = LatentStats(tuple(config.latents_mean), tuple(config.latents_std))
-        self._fingerprint: str | None = None
+        # Pictures are encoded and decoded in tiles of these; None: whole.
+        self.tiles: Tiles | None = None
+        self._fingerprint: dict[Tiles | None, str] = {}
 
     @property
     def weights(self) -> nn.Module | None:
@@ -58,9 +61,18 @@ class WanVideoCodec:
         """
         check_video(video, self.stride)
         vae, parts = self.vae, []
-        with self._caches(), reused(vae.encoder) if is_still_somewhere(video, self.stride[0]) else nullcontext():
-            for chunk in (video[:, :, :1], *video[:, :, 1:].split(self.stride[0], 2)):
-                if chunk.shape[2]:
+        chunks = [x for x in (video[:, :, :1], *video[:, :, 1:].split(self.stride[0], 2)) if x.shape[2]]
+        still = is_still_somewhere(video, self.stride[0])
+
+        def skipping() -> AbstractContextManager[None]:
+            return reused(vae.encoder) if still else nullcontext()
+
+        if self.tiles is not None:
+            height, width = (size // self.stride[1] for size in video.shape[-2:])
+            parts = list(encoded_in_tiles(vae.encoder, chunks, height, width, self.tiles, skipping))
+        else:
+            with self._caches(), skipping():
+                for chunk in chunks:
                     vae._enc_conv_idx = [0]
                     caches = {"feat_cache": vae._enc_feat_map, "feat_idx": vae._enc_conv_idx}
                     parts.append(vae.encoder(self._place(chunk), **caches))
@@ -78,6 +90,12 @@ class WanVideoCodec:
         """
         check_latents(latents, self.channels, "t h w")
         vae = self.vae
+        if self.tiles is not None:
+            if rows.size > 1:
+                raise MovaError("processes that share a clip decode some of its rows each: leave tiles out")
+            x = vae.post_quant_conv(self._place(self.stats.denormalise(latents.float())))
+            yield from decoded_in_tiles(vae.decoder, x, self.tiles)
+            return
         with self._caches(), nullcontext() if rows.size == 1 else self._sharing(rows):
             x = vae.post_quant_conv(self._place(self.stats.denormalise(latents.float())))
             for index, latent in enumerate(x.split(1, 2)):
@@ -91,11 +109,13 @@ class WanVideoCodec:
         return {}
 
     def fingerprint(self) -> str:
-        """Changes with the weights, their dtype and the statistics."""
-        if self._fingerprint is None:
+        """Changes with the weights, their dtype, the statistics, and tiles."""
+        if self.tiles not in self._fingerprint:
             facts = {"version": 1, "stats": self.stats.state()}
-            self._fingerprint = fingerprint("wan-video", facts, self.vae.state_dict().items())
-        return self._fingerprint
+            facts |= {} if self.tiles is None else {"tiles": self.tiles.size}
+            found = fingerprint("wan-video", facts, self.vae.state_dict().items())
+            self._fingerprint[self.tiles] = found
+        return self._fingerprint[self.tiles]
 
     @contextmanager
     def _caches(self) -> Iterator[None]:

@@ -16,6 +16,8 @@ AUTO = "auto"
 Place = Literal["auto", "device", "host"]
 # Tokens of a chunk: many for a matrix unit, few beside a clip's.
 CHUNK_ROWS = 8192
+# Latent rows and columns of a tile of the video VAE, at most, and of what two tiles share; pixels of each.
+VAE_TILE, VAE_OVERLAP, VAE_STRIDE = 32, 12, 8
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class MemoryConfig:
     idle: Literal["auto", "host", "files", "device"] = "host"
     """Where text encoder, codecs and towers wait while sampling does not use them: in the host's memory, in their
     files, which are then read again, or on the device. Towers that parallel.shard divides stay on the device.
+    """
+
+    vae: Literal["auto", "whole", "tiles"] = "whole"
+    """Whether sampling decodes and encodes whole pictures, or tiles of 256 pixels, which takes a fraction of the memory
+    and about twice the time. Tiles overlap by as much as decoding sees: a seam is off by rounding.
     """
 
     def __post_init__(self) -> None:
@@ -180,6 +187,10 @@ class MemoryConfig:
                 self.idle != "host" and not sampling,
                 "training leaves text encoder and codecs when it has encoded; loader.encode online keeps them",
             ),
+        )
+        rules += (
+            ("vae", self.vae == "tiles" and not sampling, "training encodes whole pictures; tiles are for sampling"),
+            ("vae", self.vae == "tiles" and sharded, "processes that make a clip together decode some rows each"),
         )
         found: dict[str, str] = {}
         for name, broken, reason in rules:

@@ -60,7 +60,7 @@ TRAIN = Command(
     TrainConfig,
     ABOUT,
     Recipes(read_recipe, DEFAULT),
-    hidden=("--parallel.cfg", "--memory.expert", "--memory.idle"),
+    hidden=("--parallel.cfg", "--memory.expert", "--memory.idle", "--memory.vae"),
     beside=TrainOptions,
     shorthand=_MEMORY_MODE,
     translators={"--from-musubi": musubi_options.translate, "--from-aitk": aitk_job.translate},

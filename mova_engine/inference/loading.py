@@ -19,8 +19,10 @@ from mova_engine.checkpoints.integrity import damage, has_checksums
 from mova_engine.checkpoints.quantised_files import StoredComponent, base_of, open_component, refuse_quantised
 from mova_engine.checkpoints.released import INDEX
 from mova_engine.codecs.umt5 import Umt5TextEncoder
+from mova_engine.codecs.wan import WanVideoCodec
+from mova_engine.codecs.wan_tiles import Tiles
 from mova_engine.config.adapter_spec import AdapterSpec
-from mova_engine.config.memory import MemoryConfig
+from mova_engine.config.memory import VAE_STRIDE, VAE_TILE, MemoryConfig
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.stages import TEXT_ENCODER, stages
 from mova_engine.diffusion.prediction import Prediction
@@ -160,7 +162,10 @@ def open_parts(
         adapters = ActiveAdapters(mova, folder, lora)
         towers = tower_parts(mova, _reader(mova, stored, dtype, adapters, memory.frozen), waits)
     mova.chunk_rows = memory.chunk_rows
+    check_tiles(memory, config, place.clip.size)
     codecs = load_codecs(folder, device=device, dtype=codec_dtype, weights_on="meta", parts=own_codecs(place))
+    if memory.vae == "tiles" and isinstance(codecs.video, WanVideoCodec):
+        codecs.video.tiles = Tiles(VAE_TILE)
     parts = [*codec_parts(codecs, folder, codec_dtype, text_waits=waits, vaes_wait=waits), *towers]
     if mova.streamed is not None and isinstance(codecs.text, Umt5TextEncoder):
         text = open_streamed_encoder(codecs.text, folder, device, codec_dtype or torch.bfloat16)
@@ -169,6 +174,21 @@ def open_parts(
     if adapters is not None:
         adapters.use(residency)
     return mova, codecs, residency, adapters
+
+
+def check_tiles(memory: MemoryConfig, model: MovaConfig, processes: int) -> None:
+    """MovaError where the video VAE cannot take pictures in tiles. processes: that make a clip together."""
+    if memory.vae != "tiles":
+        return
+    clip, side = model.clip, VAE_TILE * VAE_STRIDE
+    if model.video_codec != "wan":
+        raise MovaError(f"memory.vae tiles: is for Wan's autoencoder; this model's codec is {model.video_codec}")
+    if processes > 1:
+        raise MovaError(
+            "memory.vae tiles: the processes that make a clip together decode some of its rows each already"
+        )
+    if max(clip.height, clip.width) <= side:
+        raise MovaError(f"memory.vae tiles: a clip of {clip.height}x{clip.width} has but one tile of {side} pixels")
 
 
 def refuse_sharded(stored: Iterable[StoredComponent]) -> None:

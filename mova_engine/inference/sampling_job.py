@@ -20,6 +20,7 @@ from mova_engine.inference.clip_generator import default_batch
 from mova_engine.inference.command_settings import sample_settings, with_cache
 from mova_engine.inference.extension import Extension
 from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fitted_shape
+from mova_engine.inference.loading import check_tiles
 from mova_engine.inference.lossy_attention import check_attention
 from mova_engine.inference.process_mesh import choose_shape
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_keyframes, read_prompts
@@ -83,6 +84,7 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
             console.print(said)
     work = _work(config, model.clip, given)
     mesh = choose_shape(config.parallel, launch, model, settings.guidance, len(work))
+    check_tiles(config.memory, model, mesh.clip_ranks)
     settings = with_cache(config, folder, model, settings, lora, console.print)
     if settings.first_block is not None and launch.world > 1:
         raise MovaError("--cache adaptive is for one process; a planned one, --cache 1.6, serves several")

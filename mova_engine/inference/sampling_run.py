@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from mova_engine.checkpoints.folder import diffusion_settings
+from mova_engine.config.memory import VAE_STRIDE, VAE_TILE
 from mova_engine.config.sample import SampleConfig
 from mova_engine.data.media.decode import Clip
 from mova_engine.data.text import shown
@@ -38,6 +39,11 @@ from mova_engine.ops import DTYPES
 
 # The advice in the error message after a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
+# What is said of tiles.
+TILES = (
+    f"video VAE in tiles of {VAE_TILE * VAE_STRIDE} pixels, blended where both are right: seams are off by rounding at "
+    "most"
+)
 
 
 def run(config: SampleConfig) -> int:
@@ -91,6 +97,8 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequ
         if out.written:
             console.print(f"{counted(out.written, 'clip')} of a run of this command that was stopped stay; going on")
             job = replace(job, work=job.work[out.written :])
+    if (config.memory if chosen is None else chosen.config).vae == "tiles":
+        console.print(TILES)
     if not diffusion_settings(folder):
         console.print(f"{folder} does not say how it was trained: sampling it as the released models (velocity)")
     if diffusion_settings(folder).get("skip_first_frame") and any(_has_no_first_frame(p, job) for p, _ in job.work):

@@ -39,6 +39,7 @@ _WORDS = {
     ("optimizer", "host"): "masters, gradients and moments on the host",
     ("expert", "host"): "the waiting video expert on the host",
     ("idle", "device"): "all parts on the device all the time",
+    ("vae", "tiles"): "the video codec in tiles",
     ("idle", "files"): "parts read again for each stage",
 }
 _TASKS = {"full": "full training", "inference": "one denoising step"}

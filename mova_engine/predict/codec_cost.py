@@ -5,8 +5,10 @@ halving height and width thrice and frames twice. DAC's (arXiv 2306.06546): 128 
 and 8. UMT5-XXL's encoder (arXiv 2304.09151): 5.68 billion weights.
 """
 
+import math
 from dataclasses import dataclass
 
+from mova_engine.config.memory import VAE_OVERLAP, VAE_STRIDE, VAE_TILE
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.stages import AUDIO_VAE, TEXT_ENCODER, VIDEO_VAE
 from mova_engine.predict.job import WIDTHS, PlannedRun
@@ -16,14 +18,20 @@ _WAN_WEIGHTS, _DAC_WEIGHTS, _UMT5_WEIGHTS = 126_892_531, 371_539_137, 5_680_910_
 _UMT5_EMBEDDING, _UMT5_BLOCKS = 256_384 * 4096, 24
 _WAN_CHANNELS, _WAN_MULTIPLES, _WAN_UNITS = 96, (1, 2, 4, 4), 2
 _DAC_CHANNELS, _DAC_STRIDES = 128, (2, 3, 4, 5, 8)
-# Full-resolution activations alive at once while four frames are encoded (assumed).
-_WAN_ALIVE = 10
+# Numbers alive at once for each pixel of a picture while frames are decoded and encoded, causal caches included:
+# counted on the real structure without data. Of the decoder: in the layers that see whole pictures where others see
+# tiles, in their result, and in the causal caches of those others.
+_DECODED, _ENCODED, _FRONT, _FRONT_RESULT, _CACHES = 5085, 3728, 460, 24, 2232
+# Bytes of a pixel that x264 holds of the pictures it looks ahead at (measured).
+_ENCODER = 230
+# Frames that the decoder makes at a time.
+_CHUNK = 4
 
 
 @dataclass(frozen=True)
 class EncodeCost:
     """Costs of one clip. video_flops: one encode of all frames. *_weights: number of parameters and buffers.
-    text_block: number of parameters of a block of the text encoder.
+    text_block: number of parameters of a block of the text encoder. working_bytes: while clips are encoded in bf16.
     """
 
     video_flops: float
@@ -49,8 +57,59 @@ def encode_cost(model: MovaConfig) -> EncodeCost:
         audio_weights=_DAC_WEIGHTS,
         text_weights=_UMT5_WEIGHTS,
         text_block=(_UMT5_WEIGHTS - _UMT5_EMBEDDING) // _UMT5_BLOCKS,
-        working_bytes=_WAN_ALIVE * 4 * clip.height * clip.width * _WAN_CHANNELS * 2,
+        working_bytes=_ENCODED * clip.height * clip.width * WIDTHS["bf16"],
     )
+
+
+def encoding_bytes(run: PlannedRun) -> float:
+    """Bytes at work on the device while sampling encodes pictures."""
+    return _working(run, _ENCODED)
+
+
+def decoding_bytes(run: PlannedRun) -> float:
+    """Bytes at work on the device while sampling decodes pictures, those included: a few frames, of the embedded codec
+    all.
+    """
+    clip = run.job.model.clip
+    if run.job.model.video_codec != "wan":
+        return clip.frames * clip.height * clip.width * 3 * WIDTHS["fp32"]
+    return _working(run, _DECODED)
+
+
+def host_pictures(run: PlannedRun) -> dict[str, float]:
+    """Bytes in the host's memory while sampled pictures are decoded and encoded, by part."""
+    clip, wan = run.job.model.clip, run.job.model.video_codec == "wan"
+    area = clip.height * clip.width
+    found: dict[str, float] = {
+        "pictures on their way to the file": area * (3 * min(clip.frames, _CHUNK if wan else clip.frames) + _ENCODER)
+    }
+    if run.policy.vae == "tiles":
+        found["causal caches of tiles"] = _CACHES * run.job.width * _overlapping(clip)
+    return found
+
+
+def _working(run: PlannedRun, numbers: float) -> float:
+    clip = run.job.model.clip
+    if run.job.model.video_codec != "wan":
+        return 0.0
+    area, width = clip.height * clip.width, run.job.width
+    if run.policy.vae != "tiles":
+        # Processes that make a clip together decode some of its rows each.
+        return numbers * width * area / (run.layout.cfg * run.layout.context_parallel)
+    side = VAE_TILE * VAE_STRIDE
+    tile = min(clip.height, side) * min(clip.width, side)
+    whole = _FRONT_RESULT * width * area + _CHUNK * 3 * WIDTHS["fp32"] * area
+    return max(numbers * width * tile + whole, _FRONT * width * area)
+
+
+def _overlapping(clip: ClipConfig) -> float:
+    """Pixels of all tiles of a picture."""
+    found = 1.0
+    for size in (clip.height, clip.width):
+        total = size / VAE_STRIDE
+        count = math.ceil((total - VAE_OVERLAP) / (VAE_TILE - VAE_OVERLAP)) if total > VAE_TILE else 1
+        found *= size + (count - 1) * VAE_OVERLAP * VAE_STRIDE
+    return found
 
 
 def codec_bytes(run: PlannedRun) -> dict[str, float]:

@@ -24,7 +24,14 @@ from mova_engine.config.stages import (
 )
 from mova_engine.ops.machine import Machine
 from mova_engine.ops.moment_blocks import moment_bytes
-from mova_engine.predict.codec_cost import codec_bytes, encode_cost, streamed_text_bytes
+from mova_engine.predict.codec_cost import (
+    codec_bytes,
+    decoding_bytes,
+    encode_cost,
+    encoding_bytes,
+    host_pictures,
+    streamed_text_bytes,
+)
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
@@ -61,6 +68,7 @@ _BRIDGE_KEPT, _BRIDGE_AGAIN = 8.2, 3.3
 _AT_CHUNKS, _BESIDE_CHUNK = 18.1, 3.3
 _OUTSIDE = "weights outside of layers"
 _RING_OF_LAYERS = "layers on their way"
+_CODECS_WORK = "codecs' working set"
 
 
 @dataclass(frozen=True)
@@ -135,11 +143,17 @@ def _of_host(
         host = host | waiting(run)
         before = encoding(run) if run.job.training else {}
     host = {name: value for name, value in host.items() if value > 0}
+    pictures = {} if run.job.training or run.implementation.codecs_resident else host_pictures(run)
     most = 0.0
     for name, parts in device.items():
         there = before if name in (ENCODE_CLIPS, ENCODE_TEXT) and run.job.training else host
+        there = {**there, **pictures} if name == DECODE_VIDEO else there
         most = max(most, sum(max(parts.get(part, 0.0), there.get(part, 0.0)) for part in {*parts, *there}))
-    return {"host": host, "on_host": max(sum(host.values()), sum(before.values())), "shared": most}
+    return {
+        "host": host,
+        "on_host": max(sum(host.values()) + sum(pictures.values()), sum(before.values())),
+        "shared": most,
+    }
 
 
 def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
@@ -315,7 +329,7 @@ def _resident_codecs(run: PlannedRun) -> dict[str, float]:
     return {
         "codecs": sizes.get(VIDEO_VAE, 0) + sizes.get(AUDIO_VAE, 0),
         PART_NAMES[TEXT_ENCODER]: sizes[TEXT_ENCODER],
-        "codecs' working set": encode_cost(run.job.model).working_bytes * online,
+        _CODECS_WORK: encode_cost(run.job.model).working_bytes * online,
     }
 
 
@@ -327,7 +341,7 @@ def _training_stages(run: PlannedRun, step: dict[str, float], idle: dict[str, fl
     vaes = {PART_NAMES[name]: sizes[name] for name in (VIDEO_VAE, AUDIO_VAE) if name in sizes}
     working = encode_cost(run.job.model).working_bytes * (VIDEO_VAE in sizes)
     found = {
-        ENCODE_CLIPS: {**vaes, "codecs' working set": working},
+        ENCODE_CLIPS: {**vaes, _CODECS_WORK: working},
         ENCODE_TEXT: {PART_NAMES[TEXT_ENCODER]: sizes[TEXT_ENCODER]},
         TRAIN: step,
     }
@@ -352,6 +366,7 @@ def _sampling_stages(run: PlannedRun, denoising: dict[str, float]) -> dict[str, 
         rings[ENCODE_TEXT] = {_RING_OF_LAYERS: STREAM_SLOTS * block}
     order = [x for x in stages(policy, experts=job.model.experts, sharded=shards > 1) if x.name in SAMPLING]
     rest = {name: value for name, value in denoising.items() if name not in ("weights", SECOND_EXPERT, _OUTSIDE)}
+    at_work = {ENCODE_FRAMES: encoding_bytes(run), DECODE_VIDEO: decoding_bytes(run)}
     found = {}
     for name, there in held(order, sizes).items():
         experts = [part for part in there if part in EXPERTS]
@@ -362,7 +377,9 @@ def _sampling_stages(run: PlannedRun, denoising: dict[str, float]) -> dict[str, 
         }
         if run.streams_layers:
             parts[_OUTSIDE] = parts.pop("weights") + parts.pop(SECOND_EXPERT)
-        # The slots of streamed layers are given back while words are encoded.
-        found[name] = {**parts, **(rest if name in DENOISE else rings.get(name, ring))}
+        parts[_CODECS_WORK] = at_work.get(name, 0.0)
+        # The slots of streamed layers are given back while words are encoded; adapters stay where their layers are.
+        stay = {"adapters": rest.get("adapters", 0.0) * bool(run.streams_layers or parts.get("weights"))}
+        found[name] = {**parts, **(rest if name in DENOISE else {**rings.get(name, ring), **stay})}
     # Shards in the host's memory come layer by layer.
     return found if "weights" in denoising or run.streams_layers else {**found, DENOISE[0]: denoising}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from mova_engine.config.memory import PLAIN, MemoryConfig
+from mova_engine.config.memory import PLAIN, VAE_STRIDE, VAE_TILE, MemoryConfig
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import (
     IMPLEMENTATIONS,
@@ -40,6 +40,8 @@ CHOICES = {
     "expert": ("device", "host"),
     # What stays on the device costs no time in a prediction of one step: taken where it is asked for.
     "idle": ("host", "files"),
+    # Tiles take time that a prediction of one step does not count: for where nothing else fits (`fitting`).
+    "vae": ("whole", "tiles"),
 }
 _WORTH = 0.01
 _MOST_DEVICES, _FEWEST_FRAMES = 1024, 17
@@ -161,7 +163,7 @@ def policies(
         "lora": {"optimizer"},
         "inference": {"inputs", "saved", "optimizer", "frozen"},
     }
-    useless = by_task[job.task]
+    useless = by_task[job.task] | {"vae"}
     if hardware.host_bandwidth is None or implementation.traffic == "symmetric":
         useless = useless | {"inputs", "saved", "optimizer", "expert"}
     if implementation.traffic == "symmetric":
@@ -218,11 +220,25 @@ def fitting(
     implementation: ImplementationCost,
     fixed: dict[str, str] | None = None,
 ) -> list[Plan]:
-    """All policies with which a mesh fits, fastest first."""
-    chosen = policies(job, layout, hardware, implementation, fixed)
-    runs = (PlannedRun(job, layout, policy, implementation) for policy in chosen)
-    found = (run for run in runs if fill(memory(run, hardware.machine), run, hardware) <= 1)
-    return sorted((plan(run, hardware) for run in found), key=_rank)
+    """All policies with which a mesh fits, fastest first; with tiles of the video VAE only where none does without."""
+    for settings in (fixed or {}, *_in_tiles(job, layout, implementation, fixed)):
+        chosen = policies(job, layout, hardware, implementation, settings)
+        runs = (PlannedRun(job, layout, policy, implementation) for policy in chosen)
+        found = [run for run in runs if fill(memory(run, hardware.machine), run, hardware) <= 1]
+        if found:
+            return sorted((plan(run, hardware) for run in found), key=_rank)
+    return []
+
+
+def _in_tiles(
+    job: Job, layout: Layout, implementation: ImplementationCost, fixed: dict[str, str] | None
+) -> list[dict[str, str]]:
+    """The fixed settings with tiles of the video VAE, where a run has them."""
+    clip = job.model.clip
+    larger = max(clip.height, clip.width) > VAE_TILE * VAE_STRIDE
+    alone = layout.cfg * layout.context_parallel == 1 and sharded(layout) == 1
+    runs = not job.training and job.model.video_codec == "wan" and implementation.name == OURS
+    return [{**(fixed or {}), "vae": "tiles"}] if runs and larger and alone and "vae" not in (fixed or {}) else []
 
 
 def smallest_change(
@@ -258,7 +274,8 @@ def leanest(
     runs = [
         PlannedRun(job, one, policy, implementation)
         for one in chosen
-        for policy in policies(job, one, hardware, implementation, fixed, planned)
+        for settings in (fixed, *_in_tiles(job, one, implementation, fixed))
+        for policy in policies(job, one, hardware, implementation, settings, planned)
     ]
     if not runs:
         return None

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mova_engine.backend import NAMES, describe_backend
 from mova_engine.codecs import VideoCodec, build_video_codec
 from mova_engine.codecs.static_tail_cache import same_bits
 from mova_engine.codecs.toy.latent_stats import WAN_STATS, LatentStats
@@ -87,6 +88,15 @@ def test_convolutions_get_contiguous_memory_where_they_need_it(folder: Path, mon
     with Layouts() as layouts:
         codec.decode(codec.encode(video).to(memory_format=torch.channels_last_3d))
     assert len(layouts.seen) > 100 and all(layouts.seen), f"{layouts.seen.count(False)} of {len(layouts.seen)}"
+
+
+def test_contiguity_is_the_npus_alone(folder: Path) -> None:
+    """Where convolutions take channels that come last, no clip is copied for them; `layouts.seen` has all inputs."""
+    assert [name for name in NAMES if not describe_backend(name).channels_last] == ["npu"]
+    codec = build_video_codec("wan", folder, dtype=torch.float32)
+    with Layouts() as layouts:
+        codec.decode(codec.encode(clip(9).to(memory_format=torch.channels_last_3d)))
+    assert not all(layouts.seen)
 
 
 def test_dtype_and_fingerprint(folder: Path) -> None:

@@ -200,7 +200,9 @@ def test_codecs_count_where_they_lie():
 
 
 def test_sampling_has_in_each_stage_what_residency_has_there():
-    """By stage: words alone, then towers, of which the experts may take turns, beside one codec at a time."""
+    """By stage: words alone, then towers, of which the experts may take turns, beside one codec at a time, with what it
+    works on: of pictures 1.7 GB encoding and 2.3 decoding.
+    """
 
     def gb(**policy):
         found = memory(PlannedRun(Job(M360, "inference"), policy=MemoryConfig(**policy)))
@@ -208,12 +210,12 @@ def test_sampling_has_in_each_stage_what_residency_has_there():
         return {name: round(value / 1e9, 1) for name, value in found.stages.items()}
 
     high, low = DENOISE
-    encode, decode = {ENCODE_TEXT: 11.4, ENCODE_FRAMES: 0.3}, {DECODE_VIDEO: 65.6, DECODE_AUDIO: 66.8}
+    encode, decode = {ENCODE_TEXT: 11.4, ENCODE_FRAMES: 1.9}, {DECODE_VIDEO: 67.9, DECODE_AUDIO: 66.8}
     assert gb() == gb(idle="files") == {**encode, LOAD_TOWERS: 36.7, high: 41.3, low: 69.9, **decode}
-    apart = {LOAD_TOWERS: 8.2, high: 41.3, low: 41.3, DECODE_VIDEO: 8.4, DECODE_AUDIO: 9.6}
+    apart = {LOAD_TOWERS: 8.2, high: 41.3, low: 41.3, DECODE_VIDEO: 10.7, DECODE_AUDIO: 9.6}
     assert gb(expert="host") == {**encode, **apart}
     idle = dict.fromkeys((*encode, LOAD_TOWERS, *decode), 78.4)
-    assert gb(idle="device") == {**idle, high: 83.0, low: 83.0}
+    assert gb(idle="device") == {**idle, high: 83.0, low: 83.0, ENCODE_FRAMES: 80.1, DECODE_VIDEO: 80.7}
 
 
 def test_codecs_have_the_weights_that_are_counted():

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from mova_engine.adapters.lora import adapted_layers, add_lora, save_lora
 from mova_engine.backend import get_backend
-from mova_engine.checkpoints.folder import load_codecs, load_mova, save_mova
+from mova_engine.checkpoints.folder import load_codecs, load_mova, mova_config_from_folder, save_mova
+from mova_engine.codecs.wan_tiles import Tiles
 from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import COMPONENTS
@@ -126,6 +127,22 @@ def test_layers_that_are_read_one_by_one_change_no_bit_of_a_clip(sampled, comple
     assert all(x.is_meta for x in pipeline.mova.video_dit.blocks.parameters())
     held = pipeline.residency.report().parts
     assert held["video_dit"].bytes < sum(x.numel() * 4 for x in pipeline.mova.video_dit.parameters())
+
+
+def test_pictures_in_tiles_are_those_of_the_whole(complete):
+    """Decoded, and encoded as the first frame is; a clip of one tile is refused before anything is read."""
+    clip = replace(mova_config_from_folder(complete).clip, height=272, width=32)
+    config = replace(mova_config_from_folder(complete), clip=clip)
+    made, asked = [], []
+    for vae in ("whole", "tiles"):
+        options = {"dtype": torch.float32, "memory": MemoryConfig(vae=vae), "clip": clip, "config": config}
+        pipeline = load_pipeline(complete, get_backend("cpu"), **options)
+        asked.append(pipeline.codecs.video.tiles)
+        made.append(next(pipeline.generate([Request("ball", 1)], SampleSettings(1))).video.astype(int))
+    assert asked == [None, Tiles(32)]
+    assert np.abs(made[0] - made[1]).max() <= 1 and made[0].std() > 1
+    with pytest.raises(MovaError, match=r"memory.vae tiles: a clip of 48x32 has but one tile of 256 pixels"):
+        load_pipeline(complete, get_backend("cpu"), memory=MemoryConfig(vae="tiles"))
 
 
 def test_adapters_stay_while_the_layers_beside_them_come_and_go(complete, ops, tmp_path):
