@@ -191,11 +191,11 @@ def studied(args: argparse.Namespace, number: int) -> tuple[dict[str, Any], dict
 
     seen: dict[str, list[Events]] = {}
     seen["plain"], true = run.sample("plain", settings)
-    ways: dict[str, Any] = {"plain": {"passes": run.passes}}
+    ways: dict[str, Any] = {"plain": {"passes": round(run.passes, 6)}}
 
     def sampled(name: str, settings: SampleSettings, true: Latents = true, **facts: Any) -> Latents:
         seen[name], latents = run.sample(name.replace(" ", "-"), settings)
-        ways[name] = {"passes": run.passes, "error": distances(latents, true), **facts}
+        ways[name] = {"passes": round(run.passes, 6), "error": distances(latents, true), **facts}
         return latents
 
     for speedup in args.speedups:
