@@ -151,13 +151,15 @@ def test_streamed_is_resident_to_the_bit_and_so_are_gradients(ops, cpu, folders,
     def stored(units):
         return StoredWeights(units, opened, device)
 
-    for make in (stored, lambda units: HostArena(units, device, stored(units))):
+    # With what layers keep for the backward on the device, and on the host.
+    runners = layer_runner("full"), layer_runner("selective", True, offload_saved=True)
+    for make, runner in zip((stored, lambda units: HostArena(units, device, stored(units))), runners, strict=True):
         mova = adapted(loaded(ops, folder, kind))
         stream = StreamedModel(mova, make, device, poison=True)
         with torch.no_grad():
             for expert in (0, 1):
                 assert all(map(torch.equal, mova(*args, expert=expert), expected[expert]))
-        found = gradients(mova, args, 1, layer_runner("full"))
+        found = gradients(mova, args, 1, runner)
         assert len(found) == len(expected_gradients) > 2
         assert all(map(torch.equal, found, expected_gradients))
         stream.stream.close()
