@@ -18,7 +18,7 @@ OPTIONAL = {
     *("accelerate", "amp_C", "apex", "bitsandbytes", "diffusers", "flash_attn", "gradio", "hf_kernels", "kernels"),
     *("liger_kernel", "mindiesd", "onnxruntime", "peft", "polars", "ray", "sageattention", "swanlab", "torch_npu"),
     *("torchao", "torchaudio", "torchcodec", "torchvision", "trackio", "transformer_engine", "transformers", "triton"),
-    *("wandb", "xformers"),
+    *("soxr", "speechmos", "wandb", "xformers"),
 }
 # Runs first in a child process: the names in `absent` cannot be found, as if they were not installed.
 HIDE = """

@@ -35,6 +35,16 @@ def test_official_files_load_strictly_and_need_no_copy(tmp_path, suffix):
         load_official(lambda: Cnn14(TINY), path, **load)
 
 
+def test_numbers_that_numpy_1_pickled_are_read(tmp_path):
+    path = tmp_path / "weights.pt"
+    held = {"loss": np.float64(0.5), "state_dict": Cnn14(TINY).state_dict()}
+    torch.save(held, path, _use_new_zipfile_serialization=False)
+    new, old = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
+    assert new in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(new, old))
+    load_official(lambda: Cnn14(TINY), path, under="state_dict")
+
+
 def test_other_files_are_refused_in_one_line(tmp_path):
     damaged, unsafe = tmp_path / "damaged.pth", tmp_path / "unsafe.pth"
     damaged.write_bytes(b"not a checkpoint")

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mova_engine.errors import MovaError
 
 Network = TypeVar("Network", bound=nn.Module)
-# Besides tensors, official files hold a few plain numbers of NumPy (losses, scores): data that run no code.
+# Besides tensors, official files hold a few plain numbers of NumPy 1 or 2 (losses, scores): data that run no code.
+_SCALAR = np.float64(0).__reduce__()[0]
 _NUMBERS = [
     (np.dtype, "numpy.dtype"),
-    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # type: ignore[attr-defined]
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((type(np.dtype(kind)), f"numpy.dtypes.{type(np.dtype(kind)).__name__}") for kind in ("f4", "f8", "i4", "i8")),
 ]
 
