@@ -28,6 +28,7 @@ COMMANDS = {
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
     "describe": ("mova_engine.commands.describe", "print a model's parameters and FLOPs per component"),
     "eval": ("mova_engine.commands.evaluate", "measure a folder of clips: a table, a summary and a page"),
+    "eval compare": ("mova_engine.commands.eval_compare", "compare two evaluations on the clips that both have"),
     "eval lag": ("mova_engine.commands.eval_lag", "measure the lag between voice and mouth in talking clips"),
     "eval scores": ("mova_engine.commands.eval_scores", "score clips by what the engine knows to measure"),
     "nano clips": ("mova_engine.commands.nano_clips", "write the embedded data set of bouncing balls that click"),

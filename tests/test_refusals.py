@@ -120,6 +120,7 @@ WRONG = {
         "clips --out new --score beauty",
         "clips --out new --workers 0",
     ],
+    "eval compare": ["nowhere nowhere", "text.txt folder", "folder folder", "clips clips"],
     "eval scores": [
         "nowhere.mp4",
         "text.txt",

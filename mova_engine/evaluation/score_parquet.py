@@ -2,8 +2,12 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mova_engine.errors import MovaError
+from mova_engine.files.atomic import require_file
 from mova_engine.scores.score_table import Score
 
 
@@ -23,3 +27,31 @@ def parquet_bytes(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) ->
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class ScoreRows:
+    """rows: {clip: row}; columns: {number: its metadata, "unit", "better", "version", "convention"}."""
+
+    rows: dict[str, dict[str, Any]]
+    columns: dict[str, dict[str, str]]
+
+
+def read_parquet(path: Path) -> ScoreRows:
+    """A table that `parquet_bytes` made. MovaError where it is missing, damaged or something else."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require_file(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise MovaError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    columns = {
+        field.name: {key.decode(): value.decode() for key, value in field.metadata.items()}
+        for field in table.schema
+        if field.metadata and b"convention" in field.metadata
+    }
+    if "clip" not in table.column_names or not columns:
+        raise MovaError(f"{path} is no table of scores")
+    return ScoreRows({row["clip"]: row for row in table.to_pylist()}, columns)

@@ -1,0 +1,68 @@
+"""Two evaluations compared on the clips that both have: the mean difference of each number, with an interval."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mova_engine.errors import MovaError
+from mova_engine.evaluation.column_summary import bootstrap_interval
+from mova_engine.evaluation.evaluation_run import TABLE
+from mova_engine.evaluation.score_parquet import read_parquet
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Of one number: the means of both on the `clips` that both have, and the mean of second minus first.
+
+    interval: 95 % of the means of differences drawn anew, clip by clip; None for fewer than two clips.
+    """
+
+    column: str
+    clips: int
+    first: float
+    second: float
+    difference: float
+    interval: tuple[float, float] | None
+    better: str
+
+    @property
+    def verdict(self) -> str:
+        """ "first" or "second" where the interval leaves out 0 and the number has a better side, else ""."""
+        if not self.better or self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return ""
+        return "second" if (self.difference > 0) == (self.better == "up") else "first"
+
+
+def compare(first: Path, second: Path) -> tuple[list[PairedDifference], int]:
+    """What two evaluations' folders say of the clips that have the same name in both, and how many those are.
+
+    Raises MovaError for what is no evaluation, for other versions of a score, and where no clip is in both.
+    """
+    tables = [read_parquet(folder / TABLE) for folder in (first, second)]
+    common = sorted(tables[0].rows.keys() & tables[1].rows.keys())
+    if not common:
+        raise MovaError(f"{first} and {second} have no clip of the same name")
+    found = []
+    for column, about in tables[0].columns.items():
+        other = tables[1].columns.get(column)
+        if other is None:
+            continue
+        for fact in ("version", "convention"):
+            if about[fact] != other[fact]:
+                told = f"{fact} {about[fact]} in {first}, {other[fact]} in {second}"
+                raise MovaError(f"{column} cannot be compared: {told}; evaluate both anew")
+        pairs = [(tables[0].rows[clip][column], tables[1].rows[clip][column]) for clip in common]
+        known = np.array([pair for pair in pairs if None not in pair], np.float64)
+        if len(known):
+            found.append(_difference(column, known, about))
+    return found, len(common)
+
+
+def _difference(column: str, pairs: np.ndarray, about: dict[str, Any]) -> PairedDifference:
+    differences = pairs[:, 1] - pairs[:, 0]
+    first, second = pairs.mean(0).tolist()
+    return PairedDifference(
+        column, len(pairs), first, second, float(differences.mean()), bootstrap_interval(differences), about["better"]
+    )

@@ -1,0 +1,56 @@
+"""`mova eval compare`: only common clips count, and a difference is told only where it is one."""
+
+import numpy as np
+import pytest
+
+from mova_engine.commands.eval_compare import main
+from mova_engine.errors import MovaError
+from mova_engine.evaluation.comparison_of_sets import compare
+from mova_engine.evaluation.score_parquet import parquet_bytes
+from mova_engine.scores.score_table import Score, ScoreColumn
+
+QUALITY = Score("quality", "x:y", (ScoreColumn("up", "", "", better="up"), ScoreColumn("down", "", "", better="down")))
+
+
+def _written(folder, values, score=QUALITY, first=0):
+    folder.mkdir()
+    rows = [
+        {"clip": f"{first + i}.mp4", "sha256": "0", "up": value, "down": value, "why_quality": None}
+        for i, value in enumerate(values)
+    ]
+    (folder / "scores.parquet").write_bytes(parquet_bytes(rows, [score]))
+    return folder
+
+
+def test_the_difference_is_that_of_pairs(tmp_path):
+    """Clips differ by far more than the two sets do: only pairs show it."""
+    levels = 10 * np.random.default_rng(0).standard_normal(40)
+    first = _written(tmp_path / "a", levels.tolist())
+    second = _written(tmp_path / "b", [*(levels + 0.1).tolist(), 99.0, None])
+    (up, down), common = compare(first, second)
+    assert (common, up.clips) == (40, 40)
+    assert up.difference == pytest.approx(0.1) and up.interval[0] > 0
+    assert (up.verdict, down.verdict) == ("second", "first")
+
+
+def test_no_difference_has_no_verdict(tmp_path, capsys):
+    drawn = np.random.default_rng(1)
+    folders = [_written(tmp_path / name, drawn.standard_normal(30).tolist()) for name in "ab"]
+    assert [pair.verdict for pair in compare(*folders)[0]] == ["", ""]
+    assert main([str(folder) for folder in folders]) == 0
+    assert "30 clips in both" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
+    first = _written(tmp_path / "a", [1.0, 2.0])
+    other = Score("quality", "x:y", QUALITY.columns, version=2)
+    with pytest.raises(MovaError, match="version 1 in .*, 2 in"):
+        compare(first, _written(tmp_path / "b", [1.0, 2.0], other))
+    with pytest.raises(MovaError, match="no clip of the same name"):
+        compare(first, _written(tmp_path / "c", [1.0], first=10))
+    with pytest.raises(MovaError, match="no such file"):
+        compare(first, tmp_path / "nowhere")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "scores.parquet").write_bytes(b"no table")
+    with pytest.raises(MovaError, match="cannot read"):
+        compare(first, tmp_path / "d")
