@@ -59,7 +59,7 @@ def test_spans_cover_everything_once(total, size):
 
 
 def test_one_tile_is_the_whole_to_the_bit(codec):
-    latents, video = drawn(1, 16, 2, 24, 24), drawn(1, 3, 5, 192, 192).clamp(-1, 1)
+    latents, video = drawn(1, 16, 3, 24, 24), drawn(1, 3, 5, 192, 192).clamp(-1, 1)
     whole = codec.decode(latents), codec.encode(video)
     codec.tiles = Tiles(24)
     try:
