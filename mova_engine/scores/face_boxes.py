@@ -58,7 +58,7 @@ def network_faces(maps: FaceMaps) -> Tensor:
     scores, boxes = scores[likely].cpu(), boxes[likely].cpu()
     # Ascending and then reversed: of equal scores the last one leads.
     order = scores.argsort(stable=True).flip(0)[:NETWORK_CANDIDATES]
-    kept = order[_suppress(boxes[order].numpy(), NETWORK_OVERLAP)][:NETWORK_FACES]
+    kept = order[_suppress(boxes[order].numpy(), NETWORK_OVERLAP, NETWORK_FACES)]
     return torch.cat((scores[kept, None], boxes[kept]), 1)
 
 
@@ -91,11 +91,11 @@ def detect_faces(network: S3FD, picture: np.ndarray, frame: int = 0, scale: floa
     return [Face(frame, (a, b, c, d), s) for a, b, c, d, s in faces_of_rows(rows, height, width).tolist()]
 
 
-def _suppress(boxes: np.ndarray, most: float) -> np.ndarray:
-    """Indices of boxes [n, 4], best first, that overlap no kept earlier one by more than `most`."""
+def _suppress(boxes: np.ndarray, most: float, limit: int | None = None) -> np.ndarray:
+    """Indices of the first `limit` boxes [n, 4], best first, that overlap no kept earlier one by more than `most`."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     left, kept = np.arange(len(boxes)), []
-    while len(left):
+    while len(left) and (limit is None or len(kept) < limit):
         best, left = left[0], left[1:]
         kept.append(best)
         low = np.maximum(boxes[best, :2], boxes[left, :2])
