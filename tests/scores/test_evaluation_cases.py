@@ -20,6 +20,8 @@ SMALL = {
     "case10_eat",
     "case11_decoding",
     "case12_video_reward",
+    "case1_faces",
+    "case3_imagebind",
     "case4_set_metrics",
     "case8_cpcer",
     "case9_loudness",
