@@ -304,6 +304,8 @@ CLIP_CASES = (
     Case("zeros", inputs_of.gradients(0.0)),
     # Gradients as small as the eps that is added to the norm.
     Case("tiny", inputs_of.gradients(1e-7, max_norm=1e-6)),
+    # As small as float16 holds with some digits: eps is a few percent of the norm.
+    Case("small", inputs_of.gradients(2e-6, max_norm=4e-5)),
     # Gradients whose squares overflow float16.
     Case("large", inputs_of.gradients(600.0)),
     Case("infinite", inputs_of.gradients(1.0, infinite=True)),
