@@ -113,7 +113,7 @@ class DecodedClip:
     def pictures_of(self, indices: Sequence[int]) -> Iterator[Pixels]:
         """The pictures of these indices one after the other at their own size, uint8 [h, w, 3], RGB."""
         for i in indices:
-            yield self._frames[i].to_ndarray(format="rgb24")
+            yield np.asarray(self._frames[i].to_ndarray(format="rgb24"), np.uint8)
 
     def pictures_at(self, fps: float, height: int, width: int) -> Pixels:
         """Pictures uint8 [f, height, width, 3] at k / fps seconds, each the one that is shown then."""
@@ -169,7 +169,7 @@ def _joined(parts: list[av.AudioFrame], first_picture: Fraction | None) -> Sound
     if len(usable) < len(parts):
         raise MovaError("the sound changes its rate or its channels within the file")
     arrays = [part.to_ndarray() for part in parts]
-    table = np.concatenate([each.T if planar else each.reshape(-1, channels) for each in arrays])
+    table: Any = np.concatenate([each.T if planar else each.reshape(-1, channels) for each in arrays])
     if not wide:
         table = _floats(table, first.format.name)
     start = Fraction(first.pts or 0) * Fraction(first.time_base or 1) - (first_picture or 0)
@@ -182,5 +182,5 @@ def _floats(table: np.ndarray, name: str) -> Floats:
     if kind in ("flt", "dbl"):
         return table.astype(np.float32)
     if kind == "u8":
-        return (table.astype(np.float32) - 128) / 128
+        return ((table.astype(np.float32) - 128) / 128).astype(np.float32)
     return (table / 2.0**31).astype(np.float32)  # s32; 24-bit sound is decoded to it

@@ -90,7 +90,7 @@ def loudness(sound: Tensor, sample_rate: int, convention: Convention = "correcte
 def _block_powers(x: Array, rate: int) -> Array:
     """The mean square of the weighted sound in each block of 0.4 s, every 0.1 s."""
     for b, a in k_weighting(rate):
-        x = lfilter(b, a, x)
+        x = np.asarray(lfilter(b, a, x), np.float64)
     step = 1.0 - OVERLAP
     count = int(np.round((len(x) / rate - BLOCK_SECONDS) / (BLOCK_SECONDS * step))) + 1
     edges = [(int(BLOCK_SECONDS * j * step * rate), int(BLOCK_SECONDS * (j * step + 1) * rate)) for j in range(count)]

@@ -56,7 +56,8 @@ def band_edge(sound: Floats, sample_rate: int) -> float:
         raise MovaError(f"{len(sound)} samples are too few for a spectrum of {_EDGE_FFT}")
     hop = max(1, round(_EDGE_HOP_SECONDS * sample_rate))
     windows = np.lib.stride_tricks.sliding_window_view(sound, _EDGE_FFT)[::hop]
-    spectra = np.fft.rfft(windows * get_window("blackmanharris", _EDGE_FFT).astype(np.float32))
+    window = np.asarray(get_window("blackmanharris", _EDGE_FFT), np.float32)
+    spectra = np.fft.rfft(windows * window)
     power = np.square(np.abs(spectra)).mean(0)
     if power.max() <= 0:
         raise MovaError("digital silence has no band")

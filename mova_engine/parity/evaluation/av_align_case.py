@@ -68,12 +68,12 @@ def _clip(greys: Any, sound: np.ndarray, fps: float) -> tuple[dict[str, Any], di
 def _file(path: Path) -> tuple[dict[str, Any], np.ndarray]:
     """A file's own frames at full size, and its whole sound as the ffmpeg program gives it at 44.1 kHz."""
     with av.open(str(path)) as container:
-        fps = float(container.streams.video[0].average_rate)
-        greys = [av_align.grey(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        fps = float(container.streams.video[0].average_rate or 0)
+        greys = [av_align.grey(np.asarray(f.to_ndarray(format="rgb24"), np.uint8)) for f in container.decode(video=0)]
         container.seek(0)
         stream = container.streams.audio[0]
         rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout.name
-        sound = np.concatenate([frame.to_ndarray() for frame in container.decode(stream)], -1).T
+        sound: Any = np.concatenate([frame.to_ndarray() for frame in container.decode(stream)], -1).T
     mono = convert_sound(
         np.ascontiguousarray(sound), rate, av_align.SAMPLE_RATE, sample_format="flt", source_layout=layout
     )

@@ -85,9 +85,10 @@ def _pictures(path: Path, name: str) -> dict[str, torch.Tensor]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         # The stream's memory goes with its container.
-        time_base = stream.time_base
+        time_base = Fraction(stream.time_base or 1)
         frames = list(container.decode(stream))
-    times = [Fraction(frame.pts - frames[0].pts) * time_base for frame in frames]
+    stamps = [frame.pts or 0 for frame in frames]
+    times = [(stamp - stamps[0]) * time_base for stamp in stamps]
     imagebind = frame_choice.fps_filter(times, IMAGEBIND_RATE)[: int(float(IMAGEBIND_RATE) * _SECONDS)]
     synchformer = frame_choice.padded(
         frame_choice.fps_filter(times, SYNCHFORMER_RATE), int(float(SYNCHFORMER_RATE) * _SECONDS)

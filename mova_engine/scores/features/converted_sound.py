@@ -1,10 +1,11 @@
 """Sound at another rate and with other channels, sample for sample as the ffmpeg program converts it."""
 
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
+from av.filter import Graph
 from numpy.typing import NDArray
 
 from mova_engine.errors import MovaError
@@ -31,7 +32,7 @@ def convert_sound(
         raise MovaError(f"sound must be int16 or float32, got {table.dtype}")
     source_format = "s16" if table.dtype == np.int16 else "flt"
     layout = source_layout or {1: "mono", 2: "stereo"}.get(table.shape[1], f"{table.shape[1]}c")
-    graph = av.filter.Graph()
+    graph = Graph()
     head = graph.add_abuffer(format=source_format, sample_rate=source_rate, layout=layout)
     inner = ":internal_sample_fmt=s16p" if source_format == sample_format == "s16" else ""
     resampler = graph.add("aresample", f"{rate}{inner}")
@@ -40,11 +41,12 @@ def convert_sound(
     for left, right in ((head, resampler), (resampler, form), (form, sink)):
         left.link_to(right)
     graph.configure()
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(table).reshape(1, -1), format=source_format, layout=layout)
+    packed: Any = np.ascontiguousarray(table).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(packed, format=source_format, layout=layout)
     frame.sample_rate, frame.pts, frame.time_base = source_rate, 0, Fraction(1, source_rate)
     graph.push(frame)
     graph.push(None)
-    parts = []
+    parts: list[Any] = []
     while True:
         try:
             pulled = graph.pull()
@@ -52,7 +54,7 @@ def convert_sound(
             break
         assert isinstance(pulled, av.AudioFrame)
         parts.append(pulled.to_ndarray().reshape(-1))
-    found = np.concatenate(parts) if parts else np.zeros(0, table.dtype)
+    found: Any = np.concatenate(parts) if parts else np.zeros(0, table.dtype)
     return found if channels == "mono" else found.reshape(-1, 2)
 
 
