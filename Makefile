@@ -88,7 +88,7 @@ test-dry: setup-dev
 
 # The networks' weights are generated from recipes: nothing is downloaded.
 test-scores: setup-dev
-	$(PY) -m pytest tests/scores --networks $(ARGS)
+	$(PY) -m pytest tests/scores --networks -m networks $(ARGS)
 
 # torch_npu wants an environment of its own: with it installed, torch loads it by itself, which fails without CANN.
 setup-npu: $(NPU)/.mova-npu
