@@ -14,6 +14,7 @@ ABOUT = """Measure every clip of a folder.
 
 Writes a table (scores.parquet), a summary (report.json) and a page (report.html) that opens without a server. Each
 clip is decoded once for all scores. What was measured is kept by content: an interrupted run goes on where it was.
+`mova eval compare FIRST SECOND` compares two such folders; `mova eval scores` measures single files.
 """
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mova_engine.data.text import flaw, shown
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
 from mova_engine.scores.score_file import ClipScores
@@ -18,7 +19,7 @@ SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".wav", ".flac", ".
 def find_clips(folder: Path, leave_out: Path | None = None) -> list[Path]:
     """Every media file of a folder and those within it, in order of name; hidden ones and `leave_out` do not count.
 
-    Raises MovaError where there is no folder, or none in it.
+    Raises MovaError where there is no folder, or none in it, and for a name that is no text.
     """
     if not folder.is_dir():
         raise MovaError(f"{folder}: not a folder of clips")
@@ -31,6 +32,9 @@ def find_clips(folder: Path, leave_out: Path | None = None) -> list[Path]:
         and (hidden is None or not path.resolve().is_relative_to(hidden))
         and path.is_file()
     )
+    for path in found:
+        if flaw(path.relative_to(folder).as_posix()):
+            raise MovaError(f"{shown(str(path))}: the bytes of its name are not UTF-8; rename it")
     if not found:
         raise MovaError(f"{folder}: no clip in it ({', '.join(SUFFIXES)})")
     return found

@@ -2,6 +2,7 @@
 
 import html
 import os
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def _histogram(values: np.ndarray, chance: float | None) -> str:
 
 
 def _player(value: float, name: str, clips: Path, out: Path) -> str:
-    place = Path(os.path.relpath(clips / name, out)).as_posix()
+    # Part of an address: "#", "?" and "%" of a name would be read as such.
+    place = urllib.parse.quote(Path(os.path.relpath(clips / name, out)).as_posix())
     tag = f"<video controls preload=none src='{_text(place)}'></video>"
     return f"<figure>{tag}<figcaption>{_text(name)}: {_number(value)}</figcaption></figure>"
 

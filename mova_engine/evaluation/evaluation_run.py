@@ -12,6 +12,7 @@ import numpy as np
 
 from mova_engine.backend import get_backend
 from mova_engine.backend.circumstances import circumstances
+from mova_engine.data.text import shown
 from mova_engine.errors import MovaError, counted
 from mova_engine.evaluation.clip_records import ClipRecords, find_clips
 from mova_engine.evaluation.column_summary import ColumnSummary, EvaluationResult, Row, summarise
@@ -49,10 +50,16 @@ def evaluate(
     records = ClipRecords(out / RECORDS)
     digests = Digests(out / RECORDS / "digests", lambda path, data: write_atomic(path, data, sync=False))
     keys = {path: digests.of(path) for path in files}
-    todo = {path: lacking for path in files if (lacking := records.missing(keys[path], scores))}
-    if len(todo) < len(files):
-        say(f"{counted(len(files) - len(todo), 'clip')} of {len(files)} measured before")
-    _measure(todo, keys, records, workers, say)
+    # Files of the same bytes are measured once.
+    first = {digest: path for path, digest in reversed(keys.items())}
+    lacking = {digest: records.missing(digest, scores) for digest in first}
+    if before := sum(not lacking[digest] for digest in keys.values()):
+        say(f"{counted(before, 'clip')} of {len(files)} measured before")
+    todo = {path: lacking[digest] for path, digest in keys.items() if lacking[digest] and first[digest] == path}
+    if changed := _measure(todo, keys, digests, records, workers, say):
+        raise MovaError(
+            f"{changed[0]}: changed while it was measured ({counted(len(changed), 'clip')}): run this again"
+        )
     rows = [_row(path, clips, keys[path], records, scores) for path in files]
     result = EvaluationResult(
         rows, _summaries(files, keys, records, scores, rows), _seconds(files, keys, records, scores)
@@ -62,9 +69,16 @@ def evaluate(
 
 
 def _measure(
-    todo: dict[Path, list[Score]], keys: dict[Path, str], records: ClipRecords, workers: int, say: Callable[[str], None]
-) -> None:
+    todo: dict[Path, list[Score]],
+    keys: dict[Path, str],
+    digests: Digests,
+    records: ClipRecords,
+    workers: int,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """Measure and keep. Returns the files whose bytes were other ones afterwards: nothing is kept of them."""
     start, done = time.monotonic(), 0
+    changed: list[Path] = []
     waiting, running = list(todo), {}
     pool = ThreadPoolExecutor(workers)
     try:
@@ -76,12 +90,17 @@ def _measure(
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 path = running.pop(future)
-                records.store(keys[path], todo[path], future.result())
+                scored = future.result()
+                if digests.of(path) == keys[path]:
+                    records.store(keys[path], todo[path], scored)
+                else:
+                    changed.append(path)
                 done += 1
                 left = (time.monotonic() - start) / done * (len(todo) - done)
-                say(f"[{done}/{len(todo)}] {path.name}, {left:.0f} s left")
+                say(f"[{done}/{len(todo)}] {shown(path.name)}, {left:.0f} s left")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    return changed
 
 
 def _scored(path: Path, names: list[str]) -> ClipScores:

@@ -127,11 +127,13 @@ class DecodedClip:
         }
         return np.stack([shown[int(i)] for i in chosen])
 
-    @property
+    @cached_property
     def soundtrack(self) -> Soundtrack:
-        """The sound as it is. Raises MovaError for a file without."""
+        """The sound as it is. Raises MovaError for a file without, and for samples that are no numbers."""
         if self._sound is None:
             raise MovaError("there is no sound")
+        if not np.isfinite(self._sound.samples).all():
+            raise MovaError("the sound has samples that are no numbers (NaN or infinite)")
         return self._sound
 
     def sound(

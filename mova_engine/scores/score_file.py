@@ -51,22 +51,28 @@ def score_file(path: str | Path, names: Iterable[str] = ()) -> ClipScores:
         start = time.perf_counter()
         try:
             measured = resolve(score.target)(clip)
+            evidence = None
+            if isinstance(measured, Measured):
+                evidence, measured = measured.evidence, measured.values
+            _check(score, measured)
         except MovaError as error:
             found.reasons[score.name] = str(error)
         else:
-            if isinstance(measured, Measured):
-                found.evidence[score.name], measured = measured.evidence, measured.values
-            _check(score, measured)
+            if evidence is not None:
+                found.evidence[score.name] = evidence
             found.values |= measured
         found.seconds[score.name] = time.perf_counter() - start
     return found
 
 
 def _check(score: Score, measured: dict[str, float]) -> None:
-    """A number that is none, or that no column declares, is a fault of the score's function."""
+    """MovaError for a number that is none, as of samples far beyond full scale: this clip has no score then.
+
+    A number that no column declares is a fault of the score's function.
+    """
     unknown = measured.keys() - {column.name for column in score.columns}
     if unknown:
         raise RuntimeError(f"score {score.name} returned {', '.join(sorted(unknown))}, which it does not declare")
     for name, value in measured.items():
         if not math.isfinite(value):
-            raise RuntimeError(f"score {score.name} returned {value} for {name}")
+            raise MovaError(f"{name} came out as {value}")

@@ -1,7 +1,9 @@
 """`mova eval`: every clip a row, every missing number a reason, the same bytes again, nothing of a user's replaced."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ import pytest
 from mova_engine.commands.evaluate import main
 from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
+from mova_engine.evaluation import evaluation_page, evaluation_run
 from mova_engine.evaluation.column_summary import bootstrap_interval, summarise
 from mova_engine.evaluation.evaluation_run import evaluate
 from mova_engine.scores.score_file import chosen_scores
@@ -84,8 +87,6 @@ def test_what_was_measured_is_not_measured_again(measured, clips, tmp_path, monk
     records = sorted(path for path in (out / "records").rglob("*.json") if "values" in json.loads(path.read_text()))
     records[-1].unlink()
     asked = []
-    from mova_engine.evaluation import evaluation_run
-
     score_file = evaluation_run.score_file
     monkeypatch.setattr(
         evaluation_run, "score_file", lambda path, names: asked.append(names) or score_file(path, names)
@@ -130,3 +131,45 @@ def test_the_interval_covers_the_mean_of_a_known_distribution():
 def test_a_number_that_no_clip_has_is_none():
     found = summarise("x", [None, None], ["no face", "no face"])
     assert (found.mean, found.interval, found.scored, found.reasons) == (None, None, 0, {"no face": 2})
+
+
+def test_files_of_the_same_bytes_are_measured_once_and_a_name_breaks_no_line(clips, tmp_path):
+    folder, lines = tmp_path / "clips", []
+    folder.mkdir()
+    for name in ("a.mp4", "b #1? 100%.mp4", "c\nd.mp4"):
+        shutil.copy(clips / "first.mp4", folder / name)
+    (folder / "e\nf.mp4").write_bytes(b"no clip")
+    found = evaluate(folder, tmp_path / "out", chosen_scores(["loudness"]), 1, lines.append)
+    assert len(found.rows) == 4 and sum(row["rms"] is not None for row in found.rows) == 3
+    assert [line.split(",")[0] for line in lines] == ["[1/2] a.mp4", r"[2/2] e\nf.mp4"]
+
+
+def test_a_name_s_signs_do_not_break_its_link():
+    player = evaluation_page._player(1.0, "b #1? 100%.mp4", Path("clips"), Path("clips"))
+    assert "src='b%20%231%3F%20100%25.mp4'" in player
+
+
+def test_a_name_that_is_no_text_is_refused_before_work(clips, tmp_path):
+    shutil.copy(clips / "first.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
+    with pytest.raises(MovaError, match="not UTF-8"):
+        evaluate(tmp_path, tmp_path / "out", chosen_scores(["loudness"]), 1, lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_kept_of_a_file_that_changes_while_it_is_measured(clips, tmp_path, monkeypatch):
+    folder, scores = tmp_path / "clips", chosen_scores(["loudness"])
+    shutil.copytree(clips, folder)
+    score_file = evaluation_run.score_file
+
+    def changed(path, names):
+        if path.name == "first.mp4":
+            shutil.copy(clips / "second.mp4", path)
+        return score_file(path, names)
+
+    monkeypatch.setattr(evaluation_run, "score_file", changed)
+    with pytest.raises(MovaError, match=r"first\.mp4: changed"):
+        evaluate(folder, tmp_path / "out", scores, 1, lambda _: None)
+    monkeypatch.undo()
+    found = evaluate(folder, tmp_path / "out", scores, 1, lambda _: None)
+    rms = {row["clip"]: row["rms"] for row in found.rows}
+    assert rms["first.mp4"] == rms["second.mp4"]

@@ -3,9 +3,11 @@
 import av
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
+from mova_engine.scores import clip_scores
 from mova_engine.scores.decoded_clip import DecodedClip
 from mova_engine.scores.score_file import score_file
 from mova_engine.scores.score_table import COLUMNS, SCORES
@@ -140,3 +142,20 @@ def test_sound_is_placed_by_the_clock_of_the_pictures(tmp_path, moving):
     write_mp4(tmp_path / "click.mp4", moving, sound, fps=FPS, sample_rate=RATE)
     found = DecodedClip.read(tmp_path / "click.mp4").sound_with_pictures(RATE)
     assert np.abs(found).argmax() == pytest.approx(RATE, abs=0.002 * RATE)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_that_are_no_numbers_are_a_reason(tmp_path, value):
+    sound = np.full(RATE, 0.1, np.float32)
+    sound[100] = value
+    wavfile.write(tmp_path / "x.wav", RATE, sound)
+    found = score_file(tmp_path / "x.wav", ["loudness", "sound-quality"])
+    assert not found.values and all("no numbers" in found.reasons[name] for name in ("loudness", "sound-quality"))
+
+
+def test_a_result_that_is_no_number_is_a_reason_and_leaves_the_other_scores(tmp_path, monkeypatch):
+    wavfile.write(tmp_path / "x.wav", RATE, np.full(RATE, 0.1, np.float32))
+    monkeypatch.setattr(clip_scores, "loudness", lambda clip: {"rms": float("inf")})
+    found = score_file.__wrapped__(tmp_path / "x.wav", ["loudness", "sound-quality"])
+    assert found.reasons == {"loudness": "rms came out as inf"} and "rms" not in found.values
+    assert "silence" in found.values

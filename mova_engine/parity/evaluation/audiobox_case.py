@@ -6,6 +6,7 @@ import torch
 
 from mova_engine.errors import MovaError
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
+from mova_engine.parity.evaluation.described import thinned
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.recorded import recorded
 from mova_engine.parity.evaluation.stated import StatedCase, int16_sound, recorded_sounds
@@ -41,13 +42,11 @@ def run_audiobox(case: StatedCase, device: torch.device) -> EvaluationOutcome:
     cut = audiobox.cut_windows([int16_sound(case.tensors[f"in.{n}.samples"]).to(device) for n in recorded_sounds(case)])
     features, encoder = network.wavlm_model.feature_extractor, network.wavlm_model.encoder
     layers = {f"mid.layer{i}": layer for i, layer in enumerate([encoder.layer_norm, *encoder.layers])}
-    with recorded({"features": features, "pos_conv": encoder.pos_conv, **layers}) as kept:
+    with recorded({"mid.features": features, "mid.pos_conv": encoder.pos_conv, **layers}) as kept:
         raw = network(cut.samples, cut.padding)
     tensors = {
-        "mid.features": kept["features"][:, ::4, ::25],
-        "mid.pos_conv": kept["pos_conv"][:, ::4, ::25],
-        **{name: kept[name][:, ::25, ::4] for name in layers},
-        "mid.padding_mask": padded_frames(cut.padding, kept["features"].shape[-1]).to(torch.uint8),
+        **{name: thinned(case, name, kept[name]) for name in kept.keys() & case.tensors.keys()},
+        "mid.padding_mask": padded_frames(cut.padding, kept["mid.features"].shape[-1]).to(torch.uint8),
         **{f"out.{axis}.raw": raw[:, i] for i, axis in enumerate(AXES)},
     }
     stated = case.values["target_transform_of_this_case"]

@@ -1,5 +1,6 @@
 """AV-Align: onsets of sound, peaks of motion and how many meet, from stored clips and from whole files."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import torch
 
 from mova_engine.errors import MovaError
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
+from mova_engine.parity.evaluation.described import every
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.recorded_media import media_file
 from mova_engine.parity.evaluation.stated import StatedCase
 from mova_engine.scores import av_align
 from mova_engine.scores.features.converted_sound import convert_sound, unit_floats
 
-# What the case stores: the frame pair and the thinning of one flow, and another hop for the onsets.
-_PAIR, _THINNED = (10, 11), 3
-_OTHER_HOP = 1411
+# Names state the frames whose picture and flow are stored, and other hops for the onsets.
+_GREY, _FLOW = re.compile(r"mid\.first_clip\.gray(\d+)"), re.compile(r"mid\.first_clip\.flow_(\d+)_(\d+)")
+_HOP = re.compile(r"audio_onsets_s_with_hop_(\d+)")
 _STATED_FLOW = "Farneback(pyr_scale 0.5, levels 3, winsize 15, iterations 3, poly_n 5, poly_sigma 1.2, flags 0)"
 
 
@@ -33,20 +35,20 @@ def run_av_align(case: StatedCase, device: torch.device) -> EvaluationOutcome:
         greys = [av_align.grey(frame[..., ::-1]) for frame in case.tensors[f"in.{name}.frames"].numpy()]
         sound = unit_floats(case.tensors[f"in.{name}.samples"].numpy())
         found, measured = _clip(greys, sound, recorded["fps"])
-        other = av_align.onset_strength(sound, hop=_OTHER_HOP)
-        clips[name] = found | {"audio_onsets_s_with_hop_1411": av_align.onset_times(other, hop=_OTHER_HOP)}
+        for hop in (int(stated[1]) for key in recorded if (stated := _HOP.fullmatch(key))):
+            other = av_align.onset_times(av_align.onset_strength(sound, hop=hop), hop=hop)
+            found[f"audio_onsets_s_with_hop_{hop}"] = other
+        clips[name] = found
         tensors |= {f"mid.{name}.{key}": torch.from_numpy(value) for key, value in measured.items()}
         if i == 0:
-            flow = av_align.flow_between(*(greys[place] for place in _PAIR))
-            tensors["mid.first_clip.gray10"] = torch.from_numpy(greys[_PAIR[0]])
-            tensors["mid.first_clip.flow_10_11"] = torch.from_numpy(flow[::_THINNED, ::_THINNED].copy())
+            tensors |= _first_clip(case, greys)
     lists = [
         entry | {"AV_Align": av_align.intersection_over_union(entry["audio"], entry["video"], entry["fps"])}
         for entry in case.values["iou"]
     ]
     files, absent = {}, {}
     for name in case.values.get("whole_files", {}):
-        stem = name.removesuffix(".mp4")
+        stem = Path(name).stem
         try:
             path = media_file(case.case, name)
         except MovaError as error:
@@ -55,6 +57,18 @@ def run_av_align(case: StatedCase, device: torch.device) -> EvaluationOutcome:
         files[name], flow = _file(path)
         tensors[f"mid.file.{stem}.flow"] = torch.from_numpy(flow)
     return EvaluationOutcome(tensors, {"clips": clips, "iou": lists, "whole_files": files}, absent)
+
+
+def _first_clip(case: StatedCase, greys: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name in case.tensors:
+        if stated := _GREY.fullmatch(name):
+            found[name] = torch.from_numpy(greys[int(stated[1])])
+        elif stated := _FLOW.fullmatch(name):
+            step = every(case, name, "rows and columns")
+            flow = av_align.flow_between(greys[int(stated[1])], greys[int(stated[2])])
+            found[name] = torch.from_numpy(flow[::step, ::step].copy())
+    return found
 
 
 def _clip(greys: Any, sound: np.ndarray, fps: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
+from mova_engine.parity.evaluation.described import thinned
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.recorded import recorded
 from mova_engine.parity.evaluation.stated import StatedCase, int16_sound
@@ -48,12 +49,11 @@ def _texts(case: StatedCase, network: Clap, device: torch.device) -> tuple[dict[
         tokens, mask = (case.tensors[f"in.text.{name}"].to(device) for name in ("input_ids", "attention_mask"))
         embedding = clap_score.text_embeddings(network, tokens, mask)
     tensors = {
-        "mid.text.embeddings": kept["embeddings"][:, ::7, ::16],
-        "mid.text.layer0": kept["layer0"][:, ::7, ::16],
-        "mid.text.pooler": kept["pooler"],
-        "out.text.embedding": embedding,
+        name: thinned(case, name, made, same_as="mid.text.embeddings")
+        for name, made in ((f"mid.text.{inner}", made) for inner, made in kept.items())
+        if name in case.tensors
     }
-    return tensors, embedding
+    return tensors | {"out.text.embedding": embedding}, embedding
 
 
 def _clip(case: StatedCase, network: Clap, name: str, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
@@ -61,20 +61,21 @@ def _clip(case: StatedCase, network: Clap, name: str, device: torch.device) -> t
     heard = clap_score.heard_by_clap(samples, clap_score.PUBLISHED_RATE, "mova").to(device)
     branch = network.audio_branch
     with recorded(
-        {"patches": branch.patch_embed, "layer0": branch.layers[0], "norm": branch.norm, "whole": branch}
+        {"patch_embed": branch.patch_embed, "layer0": branch.layers[0], "norm": branch.norm, "embedding768": branch}
     ) as kept:
         read = clap_score.fused_mels(heard, network.sizes.sound, np.random.RandomState(0))
         embedding = clap_score.embedded(network, [read])
+    # [frames, bands] has no batch, and channels alone are left out after the last norm.
+    first = {"mel": 0, "norm": 2}
     tensors = {
-        f"mid.{name}.quantised": (heard[: len(case.tensors[f"mid.{name}.quantised"])] * 32767).round().to(torch.int16),
-        f"mid.{name}.mel": read.mels[0, ::5],
-        f"mid.{name}.patch_embed": kept["patches"][:, ::64, ::4],
-        f"mid.{name}.layer0": kept["layer0"][:, ::16, ::8],
-        f"mid.{name}.norm": kept["norm"][..., ::16],
-        f"mid.{name}.embedding768": kept["whole"],
-        f"out.{name}.embedding": embedding,
+        f"mid.{name}.{key}": thinned(case, f"mid.{name}.{key}", made, first.get(key, 1))
+        for key, made in {"mel": read.mels[0], **kept}.items()
+        if f"mid.{name}.{key}" in case.tensors
     }
-    return tensors, embedding[0]
+    if (quantised := f"mid.{name}.quantised") in case.tensors:
+        count = len(case.tensors[quantised])
+        tensors[quantised] = (heard[:count] * 32767).round().to(torch.int16)
+    return tensors | {f"out.{name}.embedding": embedding}, embedding[0]
 
 
 def _long(case: StatedCase, network: Clap, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -93,9 +94,9 @@ def _long(case: StatedCase, network: Clap, device: torch.device) -> tuple[dict[s
     with recorded({"fusion": network.audio_branch.patch_embed.fusion_model}) as kept:
         embedding = clap_score.embedded(network, [long])
     tensors = {
-        "mid.long.mel_shrunk": long.mels[0, ::10],
-        "mid.long.mel_middle": long.mels[2, ::10],
-        "mid.long.fusion": kept["fusion"][:, ::12, ::8, ::8],
+        "mid.long.mel_shrunk": thinned(case, "mid.long.mel_shrunk", long.mels[0], 0),
+        "mid.long.mel_middle": thinned(case, "mid.long.mel_middle", long.mels[2], 0),
+        "mid.long.fusion": thinned(case, "mid.long.fusion", kept["fusion"]),
         "out.long.embedding": embedding,
         **{name: clap_score.embedded(network, [long, other]) for name, other in others.items()},
     }

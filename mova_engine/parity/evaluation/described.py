@@ -8,6 +8,8 @@ from torch import Tensor
 from mova_engine.errors import MovaError
 from mova_engine.parity.evaluation.stated import StatedCase
 
+_ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
 
 def description(case: StatedCase, name: str) -> str:
     """The words about a tensor; MovaError where the case has none."""
@@ -24,9 +26,24 @@ def every(case: StatedCase, name: str, of: str) -> int:
     """
     text = description(case, name)
     found = re.search(rf"\b{of} ::(\d+)", text) or re.search(r"\bevery (\d+)(?:st|nd|rd|th)\b", text)
+    if not found and (word := re.search(rf"\bevery ({'|'.join(_ORDINALS)})\b", text)):
+        return _ORDINALS.index(word[1]) + 2
     if not found:
         raise MovaError(f"{case.case.path}: tensors.{name} does not say which {of} were kept: {text}")
     return int(found[1])
+
+
+def thinned(case: StatedCase, name: str, made: Tensor, first: int = 1, same_as: str = "") -> Tensor:
+    """Every n-th element of `made` in the dimensions from `first` on, as far as the description of `name` has steps.
+
+    same_as: the tensor whose steps count where the description says "same slice".
+    """
+    text = description(case, name)
+    if same_as and "same slice" in text:
+        text = description(case, same_as)
+    for dimension, step in enumerate(re.findall(r"::(\d+)", text), start=first):
+        made = made[(slice(None),) * dimension + (slice(None, None, int(step)),)]
+    return made
 
 
 def pixel_repeats(case: StatedCase, name: str) -> int | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mova_engine.errors import MovaError
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
+from mova_engine.parity.evaluation.described import every
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.stated import StatedCase
 from mova_engine.scores import dnsmos
@@ -24,7 +25,7 @@ def run_dnsmos(case: StatedCase, device: torch.device) -> EvaluationOutcome:
         samples = case.tensors[f"in.{name}"].numpy() / 32768
         scores[name] = _ratings(networks, samples, stated["sample_rate"])
         if f"mid.{name}.mel_window0" in case.tensors:
-            tensors |= _first_input(name, samples, stated["sample_rate"])
+            tensors |= _first_input(case, name, samples, stated["sample_rate"])
     values = {
         "scores": scores,
         "onnx_inputs": {"P808": _inputs(networks.p808), "P835": _inputs(networks.p835)},
@@ -85,10 +86,11 @@ def _axes(raw: np.ndarray, ratings: np.ndarray) -> dict[str, float]:
     return dict(zip([*raw_names, *dnsmos.AXES], [*raw.mean(0).tolist(), *ratings.tolist()], strict=True))
 
 
-def _first_input(name: str, samples: np.ndarray, rate: int) -> dict[str, Tensor]:
+def _first_input(case: StatedCase, name: str, samples: np.ndarray, rate: int) -> dict[str, Tensor]:
     (first, *_), _ = dnsmos.windows_of(dnsmos.at_16k(samples, rate), "mova")
     mel = torch.from_numpy(dnsmos.p808_input(first))
-    return {f"mid.{name}.mel_window0": mel[::3], f"mid.{name}.mel_window0_sum_over_frames": mel.double().sum(0)}
+    kept = f"mid.{name}.mel_window0"
+    return {kept: mel[:: every(case, kept, "frames")], f"{kept}_sum_over_frames": mel.double().sum(0)}
 
 
 def _inputs(session: Any) -> list[list[Any]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
-from mova_engine.parity.evaluation.described import description, enlarged, every
+from mova_engine.parity.evaluation.described import enlarged, every, thinned
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.recorded import recorded
 from mova_engine.parity.evaluation.stated import StatedCase
@@ -16,6 +16,8 @@ from mova_engine.scores import dover_score
 from mova_engine.scores.dover_score import AESTHETIC_FRAMES, TECHNICAL_FRAMES, DoverScore, FragmentConfig
 from mova_engine.scores.networks.dover import Dover
 
+# The tensor of each branch that "same slice" means.
+_FIRST = {"technical": "mid.technical.patch_embed", "aesthetic": "mid.aesthetic.stem"}
 _SAMPLED = re.compile(r"(technical|aesthetic)_(\d+)_frames")
 _OFFSETS = "random_offsets_rows_then_columns_[i][j][t]"
 
@@ -35,7 +37,7 @@ def run_dover(case: StatedCase, device: torch.device) -> EvaluationOutcome:
     for name in kept.keys() & case.tensors.keys():
         # Within the technical branch channels come last.
         made = kept[name].permute(0, 4, 1, 2, 3) if name.startswith("mid.technical") else kept[name]
-        tensors[name] = _sliced(case, name, made)
+        tensors[name] = thinned(case, name, made, same_as=_FIRST[name.split(".")[1]])
     score = DoverScore(float(maps["technical"].mean()), float(maps["aesthetic"].mean()))
     values: dict[str, Any] = {
         "scores": _named(score),
@@ -82,16 +84,6 @@ def _layers(network: Dover) -> dict[str, torch.nn.Module]:
     layers = {"mid.technical.patch_embed": technical.patch_embed, "mid.aesthetic.stem": aesthetic.downsample_layers[0]}
     layers |= {f"mid.technical.layer{i}": layer for i, layer in enumerate(technical.layers)}
     return layers | {f"mid.aesthetic.stage{i}": stage for i, stage in enumerate(aesthetic.stages)}
-
-
-def _sliced(case: StatedCase, name: str, made: Tensor) -> Tensor:
-    """Every n-th channel, picture, row and column, as far as steps are described, in this order."""
-    text = description(case, name)
-    if "same slice" in text:
-        text = description(case, "mid.aesthetic.stem")
-    for dimension, step in enumerate(re.findall(r"::(\d+)", text), start=1):
-        made = made[(slice(None),) * dimension + (slice(None, None, int(step)),)]
-    return made
 
 
 def _named(score: DoverScore) -> dict[str, float]:

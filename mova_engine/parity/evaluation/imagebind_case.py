@@ -19,7 +19,7 @@ from mova_engine.scores.imagebind_score import PreparedSound
 from mova_engine.scores.networks.imagebind import SIDE, ImageBind, ImageBindConfig
 
 _RATE = re.compile(r"at (\d+) Hz")
-_SOUNDS = re.compile(r"sounds: ([\w.]+(?:, [\w.]+)*)")
+_SOUNDS = re.compile(r"sounds: ([\w.-]+(?:, [\w.-]+)*)")
 
 
 def run_imagebind(case: StatedCase, device: torch.device) -> EvaluationOutcome:
@@ -131,11 +131,11 @@ def _rate(case: StatedCase, name: str) -> int:
 
 
 def _filter_bank(case: StatedCase) -> dict[str, Tensor]:
-    stated = re.search(r"first (\d+) s of ([\w.]+)", description(case, "mid.fbank.first_clip"))
+    stated = re.search(r"first ([\d.]+) s of (\w[\w.-]*)", description(case, "mid.fbank.first_clip"))
     if not stated:
         raise MovaError(f"{case.case.path}: tensors.mid.fbank.first_clip does not say of which sound it is")
     name, rate = f"in.{stated[2]}.wave", imagebind_score.SAMPLE_RATE
-    sound = resample(int16_sound(case.tensors[name]), _rate(case, name), rate)[:, : int(stated[1]) * rate]
+    sound = resample(int16_sound(case.tensors[name]), _rate(case, name), rate)[:, : round(float(stated[1]) * rate)]
     energies = fbank((sound - sound.mean())[0], rate, mels=imagebind_score.MEL_BINS)
     bins = case.tensors["mid.fbank.mel_banks"].shape[1]
     bank = kaldi_filter_bank(rate, 2 * bins, imagebind_score.MEL_BINS)

@@ -1,18 +1,21 @@
 """RMS and integrated loudness of recorded sounds, the weighting's filters, and how sound is taken from a file."""
 
 import math
+import re
 from typing import Any
 
 import torch
 
 from mova_engine.errors import MovaError
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
+from mova_engine.parity.evaluation.described import description, every
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.stated import StatedCase, int16_sound
 from mova_engine.scores import loudness
 
-_SOURCE_RATE = 44100
-_STRIDE = 4  # of the recorded samples
+# Names state the rates, and the description when the first sample comes.
+_SOURCE, _EXTRACT = re.compile(r"in\.extract\.\w+_(\d+)"), re.compile(r"out\.extract\.\w+_(\d+)")
+_START = re.compile(r"first sample at (-?[\d.]+) s")
 
 
 def run_loudness(case: StatedCase, device: torch.device) -> EvaluationOutcome:
@@ -39,16 +42,26 @@ def run_loudness(case: StatedCase, device: torch.device) -> EvaluationOutcome:
         name: {"b": stage[0].tolist(), "a": stage[1].tolist()}
         for name, stage in (("high_shelf", shelf), ("high_pass", high_pass))
     }
-    stereo = case.tensors["in.extract.stereo_44100"]
-    late = case.values["extract"]["zeros_in_front"]
-    mono = loudness.mono_at(stereo, _SOURCE_RATE, late / rate, rate)
-    extract = {
+    tensors, extract = _extract(case)
+    return EvaluationOutcome(tensors, {"scores": scores, "k_weighting": stages, "extract": extract})
+
+
+def _extract(case: StatedCase) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A file's sound from a stated start, at the rate that the recorded tensor's name has."""
+    (name, source), (made, target) = (
+        next((found[0], int(found[1])) for x in case.tensors if (found := pattern.fullmatch(x)))
+        for pattern in (_SOURCE, _EXTRACT)
+    )
+    if not (stated := _START.search(description(case, name))):
+        raise MovaError(f"{case.case.path}: tensors.{name} does not say when its first sample comes")
+    mono = loudness.mono_at(case.tensors[name], source, float(stated[1]), target)
+    heard = (mono != 0).nonzero()
+    values = {
         "length": len(mono),
-        "zeros_in_front": int((mono != 0).nonzero()[0]) if late else 0,
+        "zeros_in_front": int(heard[0]) if len(heard) else len(mono),
         "amplitude_rms": loudness.rms(mono),
     }
-    values = {"scores": scores, "k_weighting": stages, "extract": extract}
-    return EvaluationOutcome({"out.extract.mono_48000": mono[::_STRIDE]}, values)
+    return {made: mono[:: every(case, made, "samples")]}, values
 
 
 def _loudness(sound: torch.Tensor, rate: int, recorded: Any) -> Any:

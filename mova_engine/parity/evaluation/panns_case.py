@@ -1,21 +1,20 @@
 """PANNs Cnn14 at 16 and 32 kHz, the inception score and its distributions."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
+from mova_engine.parity.evaluation.described import thinned
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.recorded import recorded
 from mova_engine.parity.evaluation.stated import StatedCase, int16_sound
 from mova_engine.scores import audio_tagging, distances
 from mova_engine.scores.networks.cnn14 import Cnn14, PannsConfig
 
-_INNER = {
-    "power": "spectrogram_extractor",
-    "logmel": "logmel_extractor",
-    "block1": "conv_block1",
-    "block3": "conv_block3",
-    "block6": "conv_block6",
+_INNER = {"power": "spectrogram_extractor", "logmel": "logmel_extractor"} | {
+    f"block{i}": f"conv_block{i}" for i in range(1, 7)
 }
 
 
@@ -44,11 +43,7 @@ def _at_16k(case: StatedCase, device: torch.device) -> dict[str, Tensor]:
     with recorded({name: network.get_submodule(path) for name, path in _INNER.items()}) as inner:
         tags = network(waves)
     return {
-        "mid.16k.power_spectrum": inner["power"][:, ::10, ::8],
-        "mid.16k.logmel": inner["logmel"],
-        "mid.16k.block1": inner["block1"][:, ::8, ::10, ::8],
-        "mid.16k.block3": inner["block3"][:, ::32, ::2, ::2],
-        "mid.16k.block6": inner["block6"][:, ::64],
+        **_thinned(case, "16k", inner),
         "out.16k.embedding_2048": tags.embedding,
         "out.16k.logits": tags.logits,
         "out.16k.clipwise_output": tags.clipwise,
@@ -66,15 +61,21 @@ def _at_32k(case: StatedCase, device: torch.device) -> tuple[dict[str, Tensor], 
     others = audio_tagging.tag_clips(network, clips[1:], seconds=seconds)
     clipwise = torch.cat([first.clipwise, others.clipwise])
     probabilities = distances.probabilities_of_outputs(clipwise.cpu().numpy())
-    frames = 2 * case.tensors["mid.32k.logmel"].shape[0]
-    found = {
-        "mid.32k.logmel": inner["logmel"][0, :frames:2],
-        "mid.32k.block6": inner["block6"][:, ::32],
+    found = _thinned(case, "32k", inner)
+    if (logmel := "mid.32k.logmel") in found:  # of one clip, up to the frame that the description names
+        found[logmel] = thinned(case, logmel, inner["logmel"][0], 0)[: len(case.tensors[logmel])]
+    found |= {
         "out.32k.embedding": first.embedding,
         "out.32k.clipwise_output": clipwise,
         "out.32k.probabilities": torch.from_numpy(probabilities),
     }
     return found, distances.inception_score(probabilities)
+
+
+def _thinned(case: StatedCase, rate: str, inner: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = {"power": "power_spectrum"}
+    found = {f"mid.{rate}.{names.get(name, name)}": made for name, made in inner.items()}
+    return {name: thinned(case, name, made) for name, made in found.items() if name in case.tensors}
 
 
 CASE = CaseRunner(

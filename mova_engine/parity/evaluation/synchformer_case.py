@@ -18,7 +18,7 @@ from mova_engine.scores import desync
 from mova_engine.scores.networks import synchformer
 from mova_engine.scores.networks.synchformer import Synchformer
 
-_RATE = re.compile(r"at (\d+(?:\.\d+)?) kHz")
+_RATE = re.compile(r"at (\d+(?:\.\d+)?) (k?)Hz")
 
 
 def run_synchformer(case: StatedCase, device: torch.device) -> EvaluationOutcome:
@@ -89,7 +89,8 @@ def _network(case: StatedCase, device: torch.device) -> Synchformer:
 def _audio(case: StatedCase, network: Synchformer, device: torch.device) -> dict[str, Tensor]:
     spectra = desync.sound_segments(case.tensors["in.audio.wave"].to(device))
     ast = network.afeat_extractor.ast
-    layers = {"embeddings": ast.embeddings, "layer0": ast.encoder.layer[0], "layernorm": ast.layernorm}
+    layers = {"embeddings": ast.embeddings, "layernorm": ast.layernorm}
+    layers |= {f"layer{i}": layer for i, layer in enumerate(ast.encoder.layer) if f"mid.audio.layer{i}" in case.tensors}
     with recorded({f"mid.audio.{name}": layer for name, layer in layers.items()}) as kept:
         features = network.audio_features(spectra)
     tensors = {"mid.audio.spec": spectra, "out.audio.features": features}
@@ -103,9 +104,8 @@ def _video(case: StatedCase, network: Synchformer, device: torch.device) -> dict
         "patches": extractor.patch_embed_3d,
         "block0_time_attention": extractor.blocks[0].get_submodule("timeattn"),
         "block0_space_attention": extractor.blocks[0].get_submodule("attn"),
-        "block0": extractor.blocks[0],
     }
-    layers[f"block{len(extractor.blocks) - 1}"] = extractor.blocks[-1]
+    layers |= {f"block{i}": block for i, block in enumerate(extractor.blocks) if f"mid.video.block{i}" in case.tensors}
     with recorded({f"mid.video.{name}": layer for name, layer in layers.items()}) as kept:
         features = desync.video_features(network, pictures[None])
     return {"out.video.features": features} | _kept(case, kept, "mid.video.patches")
@@ -167,7 +167,7 @@ def _resize(case: StatedCase) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _mono(case: StatedCase) -> dict[str, Tensor]:
     if not (stated := _RATE.search(description(case, "in.mono16k.wave"))):
         raise MovaError(f"{case.case.path}: tensors.in.mono16k.wave does not state its rate")
-    rate, count = round(1000 * float(stated[1])), len(case.tensors["out.mono16k.wave"])
+    rate, count = round(float(stated[1]) * (1000 if stated[2] else 1)), len(case.tensors["out.mono16k.wave"])
     return {"out.mono16k.wave": desync.mono_16k(case.tensors["in.mono16k.wave"], rate, count)}
 
 

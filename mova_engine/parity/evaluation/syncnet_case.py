@@ -18,6 +18,9 @@ from mova_engine.scores.features.picture_size import resize_bilinear_u8
 from mova_engine.scores.lip_sync import LipFeatures, LipSync
 from mova_engine.scores.networks import syncnet
 
+# Names of a layer's output end in its number within its tower.
+_LAYER = re.compile(r"mid\.(lip|aud)\.(?:conv|pool)(\d+)")
+
 
 def run_syncnet(case: StatedCase, device: torch.device) -> EvaluationOutcome:
     """Every tensor of the case; names of clips, cepstra and shifts come from the case."""
@@ -73,9 +76,10 @@ def _config(case: StatedCase) -> MfccConfig:
 def _towers(case: StatedCase, network: syncnet.SyncNet, device: torch.device) -> dict[str, Tensor]:
     pictures = enlarged(case, "in.lip.frames_lowres").to(device, torch.float32)
     lip, aud = network.netcnnlip, network.netcnnaud
-    layers = {"lip.conv0": lip[0], "lip.pool3": lip[3], "lip.pool7": lip[7]}
-    layers |= {"aud.pool7": aud[7], "aud.pool17": aud[17], "aud.conv20": aud[20]}
-    with recorded({f"mid.{name}": layer for name, layer in layers.items()}) as kept:
+    towers = {"lip": lip, "aud": aud}
+    stated = (_LAYER.fullmatch(name) for name in case.tensors)
+    layers = {found[0]: towers[found[1]][int(found[2])] for found in stated if found}
+    with recorded(layers) as kept:
         features = network.lip_convolutions(pictures)
         tensors: dict[str, Tensor] = {"mid.lip.features512": features, "out.lip.embedding": network.netfclip(features)}
         tensors["out.aud.embedding"] = network.sound(case.tensors["in.aud.mfcc"].to(device))
