@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mova_engine.config.command import Command
+from mova_engine.data.text import shown
 from mova_engine.errors import MovaError, run_cli
 
 ABOUT = """Compute scores of clips.
@@ -46,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"error: {error}\n")
             continue
         for name, value in found.values.items():
-            sys.stdout.write(f"{file}: {name} {value:.4g} {COLUMNS[name].unit}".rstrip() + "\n")
+            sys.stdout.write(f"{shown(file)}: {name} {value:.4g} {COLUMNS[name].unit}".rstrip() + "\n")
         for name, reason in found.reasons.items():
             failed |= name in config.score
-            sys.stderr.write(f"{file}: {name}: {reason}\n")
+            sys.stderr.write(f"{shown(file)}: {name}: {reason}\n")
     return 2 if failed else 0
 
 

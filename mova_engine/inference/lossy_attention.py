@@ -17,7 +17,7 @@ from mova_engine.backend import Backend
 from mova_engine.errors import MovaError
 from mova_engine.models.mova import Mova
 from mova_engine.ops.choice import choose_operator
-from mova_engine.ops.declarations import resolve
+from mova_engine.ops.declarations import REFERENCE, resolve
 from mova_engine.ops.lossy import Grid, deviation
 from mova_engine.ops.lossy_table import LOSSY
 from mova_engine.ops.registry import ThisMachine
@@ -29,6 +29,8 @@ _OPERATOR = LOSSY["lossy_attention"]
 
 def check_attention(name: str, backend: Backend) -> None:
     """MovaError with the reason for an implementation that is not known or cannot serve on a device."""
+    if name == REFERENCE:
+        raise MovaError(f"--attention {name} is exact attention: leave --attention out")
     choose_operator(_OPERATOR, ThisMachine(backend), name, training=False, dtypes=())
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mova_engine.data.media.container import audio_stream, open_media, video_stream
+from mova_engine.data.media.frames import frame_orientation
+from mova_engine.data.media.orientation import swaps_sides, turn_upright
 from mova_engine.errors import MovaError
 from mova_engine.scores.features.converted_sound import Format, convert_sound
 
@@ -43,11 +45,14 @@ class Measured:
 class DecodedClip:
     """A file's frames and sound, decoded once. Either may be missing; what needs it then says so in a MovaError."""
 
-    def __init__(self, path: str | Path, frames: list[av.VideoFrame], time_base: Fraction, fps: float) -> None:
+    def __init__(
+        self, path: str | Path, frames: list[av.VideoFrame], time_base: Fraction, fps: float, codec: str = ""
+    ) -> None:
         self.path = Path(path)
         self._frames = frames
         self._time_base = time_base
         self._fps = fps
+        self._codec = codec
         self._sound: Soundtrack | None = None
 
     @classmethod
@@ -59,7 +64,7 @@ class DecodedClip:
             sound = audio_stream(container)
             base = Fraction(stream.time_base or 1) if stream else Fraction(1)
             rate = float(stream.average_rate or 0) if stream else 0.0
-            clip = cls(path, [], base, rate)
+            clip = cls(path, [], base, rate, stream.codec_context.name if stream else "")
             parts: list[av.AudioFrame] = []
             wanted = [each for each in (stream, sound) if each is not None]
             size = 0
@@ -105,26 +110,37 @@ class DecodedClip:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the pictures."""
+        """Height and width of the pictures as players show them, turned upright."""
         if not self._frames:
             raise MovaError("there are no pictures")
-        return self._frames[0].height, self._frames[0].width
+        height, width = self._frames[0].height, self._frames[0].width
+        return (width, height) if swaps_sides(self._orientation) else (height, width)
+
+    @cached_property
+    def _orientation(self) -> int:
+        """Of the first picture, EXIF's number. Raises MovaError for what is no quarter turn."""
+        return frame_orientation(self._frames[0], self.path, self._codec)
+
+    def _upright(self, i: int, height: int | None = None, width: int | None = None) -> Pixels:
+        """Picture i. height, width: of the stored picture, else its own."""
+        way = None if height is None else "AREA"
+        pixels = self._frames[i].to_ndarray(format="rgb24", width=width, height=height, interpolation=way)
+        return np.ascontiguousarray(turn_upright(pixels, self._orientation), np.uint8)
 
     def pictures_of(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        """The pictures of these indices one after the other at their own size, uint8 [h, w, 3], RGB."""
+        """The pictures of these indices one after the other, upright, at their own size, uint8 [h, w, 3], RGB."""
         for i in indices:
-            yield np.asarray(self._frames[i].to_ndarray(format="rgb24"), np.uint8)
+            yield self._upright(i)
 
     def pictures_at(self, fps: float, height: int, width: int) -> Pixels:
-        """Pictures uint8 [f, height, width, 3] at k / fps seconds, each the one that is shown then."""
+        """Upright pictures uint8 [f, height, width, 3] at k / fps seconds, each the one that is shown then."""
         times = np.array([float(time) for time in self.times])
         last = times[-1] + 1 / self.fps
         at = np.arange(max(1, int(last * fps + 1e-6))) / fps
         chosen = np.searchsorted(times, at + 1e-6, side="right") - 1
-        shown = {
-            int(i): self._frames[i].to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-            for i in np.unique(chosen)
-        }
+        if swaps_sides(self._orientation):
+            height, width = width, height
+        shown = {int(i): self._upright(i, height=height, width=width) for i in np.unique(chosen)}
         return np.stack([shown[int(i)] for i in chosen])
 
     @cached_property

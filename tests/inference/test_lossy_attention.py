@@ -118,6 +118,7 @@ def test_what_cannot_be_is_refused_before_weights_are_read(command, monkeypatch)
         (("--attention", "sage"), "implementation 'sage' cannot serve: runs on cuda, not on cpu"),
         (("--attention", "rainfusion"), "implementation 'rainfusion' cannot serve: runs on npu, not on cpu"),
         (("--attention", "int9"), "has no implementation 'int9'. Did you mean 'int8'"),
+        (("--attention", "reference"), "leave --attention out"),
         (("--exact-steps", 3), "--exact-steps goes with --attention"),
         (("--attention", "int8", "--exact-steps", 0), "exact_steps must be at least 1"),
         (("--attention", "int8", "--audio-alone"), "leave --attention out"),

@@ -1,5 +1,7 @@
 """Scores of whole files: known sounds give known numbers, and every odd clip a number or a reason."""
 
+import struct
+
 import av
 import numpy as np
 import pytest
@@ -159,3 +161,19 @@ def test_a_result_that_is_no_number_is_a_reason_and_leaves_the_other_scores(tmp_
     found = score_file.__wrapped__(tmp_path / "x.wav", ["loudness", "sound-quality"])
     assert found.reasons == {"loudness": "rms came out as inf"} and "rms" not in found.values
     assert "silence" in found.values
+
+
+def test_pictures_are_upright_as_players_show_them(tmp_path, moving):
+    """A phone's video: stored on its side, with a display matrix in the header of its track."""
+    write_mp4(tmp_path / "flat.mp4", moving[:2], tone(300, 1), fps=FPS, sample_rate=RATE)
+    flat, data = DecodedClip.read(tmp_path / "flat.mp4"), bytearray((tmp_path / "flat.mp4").read_bytes())
+    one = 1 << 16
+    upright, turned = (struct.pack(">9i", *m, 0, 0, 1 << 30) for m in ((one, 0, 0, 0, one, 0), (0, one, 0, -one, 0, 0)))
+    track = data.index(upright, data.index(b"tkhd"))  # the first track's; the film's own matrix comes before
+    data[track : track + len(upright)] = turned
+    (tmp_path / "turned.mp4").write_bytes(data)
+    found = DecodedClip.read(tmp_path / "turned.mp4")
+    assert found.size == flat.size[::-1]
+    assert np.array_equal(next(found.pictures_of([1])), np.rot90(next(flat.pictures_of([1])), -1))
+    wide, high = flat.pictures_at(FPS, 16, 32), found.pictures_at(FPS, 32, 16)
+    assert np.array_equal(high, np.rot90(wide, -1, (1, 2)))

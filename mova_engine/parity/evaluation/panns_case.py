@@ -57,15 +57,15 @@ def _at_32k(case: StatedCase, device: torch.device) -> tuple[dict[str, Tensor], 
     order = case.values["order"]
     clips = [int16_sound(case.tensors[f"in.32k.{name}"]).to(device) for name in order]
     with recorded({name: network.get_submodule(path) for name, path in _INNER.items()}) as inner:
-        first = audio_tagging.tag_clips(network, clips[:1], seconds=seconds)
-    others = audio_tagging.tag_clips(network, clips[1:], seconds=seconds)
-    clipwise = torch.cat([first.clipwise, others.clipwise])
+        tags = audio_tagging.tag_clips(network, clips, seconds=seconds)
+    inner = {name: made[:1] for name, made in inner.items()}  # the case keeps those of the first clip
+    clipwise = tags.clipwise
     probabilities = distances.probabilities_of_outputs(clipwise.cpu().numpy())
     found = _thinned(case, "32k", inner)
     if (logmel := "mid.32k.logmel") in found:  # of one clip, up to the frame that the description names
         found[logmel] = thinned(case, logmel, inner["logmel"][0], 0)[: len(case.tensors[logmel])]
     found |= {
-        "out.32k.embedding": first.embedding,
+        "out.32k.embedding": tags.embedding[:1],
         "out.32k.clipwise_output": clipwise,
         "out.32k.probabilities": torch.from_numpy(probabilities),
     }
