@@ -12,6 +12,7 @@ from mova_engine.parity.case import CaseDevice, GoldenCase
 from mova_engine.parity.runner import run_case
 
 GOLDEN_EVAL = Path(__file__).resolve().parents[1] / "data" / "golden_eval"
+_KID = "kernel_inception_distance_mean"
 
 
 class Twin:
@@ -73,6 +74,31 @@ def test_loudness_takes_the_start_from_the_description(backend, tmp_path):
     assert {"values.extract.zeros_in_front", "values.extract.length", "out.extract.mono_48000"} <= twin.run(
         backend
     ).keys()
+
+
+def test_the_kernel_without_a_width_takes_that_of_its_dimensions(backend, tmp_path):
+    twin = Twin(tmp_path, "case4_set_metrics")
+    kernels = twin.meta["values"]["KID"]
+    width = 1 / twin.tensors["in.features_real"].shape[1]
+    for said in ("None", f"{width}"):
+        kernels[f"degree_2_gamma_{said}_coef0_0.5"] = kernels["degree_2_gamma_0.1_coef0_0.5"]
+    missed = twin.run(backend)  # the recorded numbers are another width's
+    ours = {missed.get(f"values.KID.degree_2_gamma_{said}_coef0_0.5.{_KID}", (None,))[0] for said in ("None", width)}
+    assert len(ours) == 1 and ours != {None}
+
+
+@pytest.mark.networks
+def test_panns_with_one_clip(backend, tmp_path):
+    twin = Twin(tmp_path, "case4_panns")
+    order = twin.meta["values"]["order"]
+    for name in order[1:]:
+        del twin.tensors[f"in.32k.{name}"]
+    del order[1:]
+    for name in ("out.32k.clipwise_output", "out.32k.probabilities"):
+        twin.tensors[name] = twin.tensors[name][:1]
+    twin.thin("mid.16k.block1", "channels ::8, frames ::10", "channels ::16, frames ::20", 1, 2, 2)
+    # The inception score of one clip is 1.
+    assert twin.run(backend).keys() == {"values.IS"}
 
 
 @pytest.mark.networks

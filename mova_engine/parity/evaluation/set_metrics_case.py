@@ -14,7 +14,7 @@ from mova_engine.scores import distances
 
 _SPLIT = re.compile(r"splits_(\d+)_shuffle_(True|False)_seed_(\d+)")
 _SUBSETS = re.compile(r"subsets_(\d+)_size_(\d+)_seed_(\d+)")
-_KERNEL = re.compile(r"degree_(\d+)_gamma_([\d.]+)_coef0_([\d.]+)")
+_KERNEL = re.compile(r"degree_(\d+)_gamma_(None|[\d.e-]+)_coef0_([\d.e-]+)")
 _SEED = re.compile(r"permutation_seed_(\d+)")
 # The value for another kernel does not state its subsets; a search over counts, sizes and seeds found these alone.
 _UNSTATED = {"subsets": 4, "subset_size": 20, "seed": 5}
@@ -72,7 +72,8 @@ def _kid(name: str, generated: np.ndarray, real: np.ndarray) -> dict[str, float]
         subsets, size, seed = map(int, stated.groups())
         found = distances.kernel_distance(generated, real, subsets=subsets, subset_size=size, seed=seed)
     elif stated := _KERNEL.fullmatch(name):
-        kernel = {"degree": int(stated[1]), "gamma": float(stated[2]), "coefficient": float(stated[3])}
+        gamma = None if stated[2] == "None" else float(stated[2])
+        kernel = {"degree": int(stated[1]), "gamma": gamma, "coefficient": float(stated[3])}
         found = distances.kernel_distance(generated, real, **_UNSTATED, **kernel)
     else:
         raise MovaError(f"values.KID.{name} states neither subsets nor a kernel")
