@@ -74,9 +74,20 @@ def run_case(case: GoldenCase, machine: CaseDevice) -> list[ParityRow]:
 
 
 def run_folder(folder: Path, machine: CaseDevice) -> Iterator[tuple[GoldenCase, list[ParityRow]]]:
-    """Run every case of a folder. All cases are known before the first runs."""
+    """Run every case of a folder. All cases are known before the first runs.
+
+    One that cannot be run stops none of the others: its MovaError comes after them.
+    """
     cases = find_cases(folder)
     for case in cases:
         check_known(case)
+    failed: list[MovaError] = []
     for case in cases:
-        yield case, run_case(case, machine)
+        try:
+            rows = run_case(case, machine)
+        except MovaError as error:
+            failed.append(error)
+        else:
+            yield case, rows
+    if failed:
+        raise MovaError("; ".join(map(str, failed))) from failed[0]

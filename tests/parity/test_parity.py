@@ -113,6 +113,17 @@ def test_damaged_folders_are_named(golden_dir, backend, tmp_path, spoil, message
         list(run_folder(tmp_path, CaseDevice(bind(backend), backend.device())))
 
 
+def test_a_case_that_cannot_be_run_stops_none_of_the_others(golden_dir, backend, tmp_path):
+    for name in ("case5_scheduler", "case8_first_frame_condition"):
+        _copy(golden_dir, tmp_path, name)
+    (tmp_path / "case5_scheduler.safetensors").write_bytes(b"nonsense")
+    ran = []
+    with pytest.raises(MovaError, match=r"cannot read .*case5_scheduler"):
+        for case, rows in run_folder(tmp_path, CaseDevice(bind(backend), backend.device())):
+            ran.append((case.name, all(row.passed for row in rows)))
+    assert ran == [("case8_first_frame_condition", True)]
+
+
 def test_missing_weights_are_named(golden_dir, backend, tmp_path):
     _copy(golden_dir, tmp_path, "case1_video_dit")
     with pytest.raises(MovaError, match=r"cannot read .*weights_video_dit.safetensors"):
