@@ -78,7 +78,7 @@ class DecodedClip:
                     raise MovaError(
                         f"{path}: more than {MOST_BYTES >> 30} GiB of pictures; scores measure clips: cut it"
                     )
-            clip._sound = _joined(parts, clip.first_time) if parts else None
+            clip._sound = _joined(parts, clip.first_time, path) if parts else None
         if not clip._frames and clip._sound is None:
             raise MovaError(f"{path}: neither a picture nor a sample can be decoded")
         return clip
@@ -177,7 +177,7 @@ def _has_pictures(path: str | Path) -> bool:
         return False
 
 
-def _joined(parts: list[av.AudioFrame], first_picture: Fraction | None) -> Soundtrack:
+def _joined(parts: list[av.AudioFrame], first_picture: Fraction | None, path: str | Path) -> Soundtrack:
     first = parts[0]
     planar = first.format.is_planar
     wide = first.format.name.rstrip("p") == "s16"
@@ -185,7 +185,7 @@ def _joined(parts: list[av.AudioFrame], first_picture: Fraction | None) -> Sound
     channels = len(first.layout.channels)
     usable = [part for part in parts if (part.sample_rate, part.layout.name) == (rate, layout)]
     if len(usable) < len(parts):
-        raise MovaError("the sound changes its rate or its channels within the file")
+        raise MovaError(f"{path}: the sound changes its rate or its channels within the file")
     arrays = [part.to_ndarray() for part in parts]
     table: Any = np.concatenate([each.T if planar else each.reshape(-1, channels) for each in arrays])
     if not wide:

@@ -177,3 +177,18 @@ def test_pictures_are_upright_as_players_show_them(tmp_path, moving):
     assert np.array_equal(next(found.pictures_of([1])), np.rot90(next(flat.pictures_of([1])), -1))
     wide, high = flat.pictures_at(FPS, 16, 32), found.pictures_at(FPS, 32, 16)
     assert np.array_equal(high, np.rot90(wide, -1, (1, 2)))
+
+
+def test_sound_that_changes_its_channels_is_refused_by_name(tmp_path):
+    """Two streams of MPEG-TS one after the other, as some recorders join them."""
+    parts = []
+    for layout, channels in (("mono", 1), ("stereo", 2)):
+        with av.open(str(tmp_path / f"{layout}.ts"), "w") as container:
+            stream = container.add_stream("aac", rate=RATE, layout=layout)
+            frame = av.AudioFrame.from_ndarray(np.zeros((channels, RATE // 4), np.float32), "fltp", layout)
+            frame.sample_rate = RATE
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+        parts.append((tmp_path / f"{layout}.ts").read_bytes())
+    (tmp_path / "joined.mp4").write_bytes(b"".join(parts))
+    with pytest.raises(MovaError, match=r"joined\.mp4: the sound changes its rate or its channels"):
+        score_file(tmp_path / "joined.mp4", ["loudness"])
