@@ -72,6 +72,11 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
     for each in lora:
         require_adapter(each.path)
     settings = sample_settings(config, default_settings(model))
+    if config.exact_steps is not None and config.exact_steps >= settings.count:
+        console.print(
+            f"warning: with {config.exact_steps} exact steps of {settings.count} attention {config.attention} is "
+            "checked, and used in none"
+        )
     if config.audio_alone:
         if launch.world > 1:
             raise MovaError("--audio-alone: sound is made by one process: leave torchrun out")

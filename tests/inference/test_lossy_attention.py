@@ -107,8 +107,9 @@ def test_the_command_says_what_it_found(command):
     plain, _, _ = command()
     same, row, said = command("--attention", "int8", "--exact-steps", 4)
     assert same == plain and (row["attention"], row["exact_steps"]) == ("int8", 4)
-    assert "attention int8: off by" in said
-    other, row, _ = command("--attention", "int8")
+    assert "attention int8: off by" in said and "warning: with 4 exact steps of 4 attention int8" in said
+    other, row, said = command("--attention", "int8")
+    assert "exact steps of" not in said
     assert other != plain and (row["attention"], row["exact_steps"]) == ("int8", None)
 
 
