@@ -360,13 +360,13 @@ def test_moments_in_8_bits_have_the_bytes_that_are_counted(rank):
 
 def test_operators_that_compute_in_float32_take_more():
     """Of what a device binds those that are not one kernel hold float32 copies: in sampling q's and k's norm and
-    rotation, in training the feed-forward's GELU.
+    rotation. The feed-forward's GELU, which NPUs compute in float32 too, takes a few rows at once.
     """
     cuda, npu = assumed_machine("cuda", "sm90"), assumed_machine("npu", "910a2")
     for job, layout, more in (
         (Job(M360, "inference"), Layout(), 2 * 4),
         (Job(M360, "inference"), Layout(ulysses=4, shard=False), 0),
-        (Job(M360, "lora"), Layout(ulysses=8, shard=False), 4 * 2.7),
+        (Job(M360, "lora"), Layout(ulysses=8, shard=False), 0),
     ):
         run = PlannedRun(job, layout)
         fused, composed = (memory(run, machine).device["working set of a layer"] for machine in (cuda, npu))

@@ -98,7 +98,7 @@ def test_what_a_rehearsal_of_quantised_weights_refuses(quantised):
         dry_run_sampling(SAMPLE.parse(fp8.split()), machine)
 
 
-@pytest.mark.parametrize("words", ["--audio-alone", "--video rain.mp4", "--seconds 20"])
+@pytest.mark.parametrize("words", ["--audio-alone", "--seconds 20"])
 def test_what_is_no_joint_step_is_not_rehearsed(words):
     with pytest.raises(MovaError, match=f"leave {words.split()[0]} out"):
         dry_run_sampling(SAMPLE.parse(f"--checkpoint mova-360p --prompt x {words}".split()), assumed_machine("cpu"))
