@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mova_engine.evaluation.column_summary import ColumnSummary, EvaluationResult, Row
-from mova_engine.scores.score_table import COLUMNS, Score, ScoreColumn
+from mova_engine.scores.score_table import Score, ScoreColumn
 
 _BARS, _WIDTH, _HEIGHT = 24, 260, 56
 _WORST = 3
@@ -53,11 +53,11 @@ def _number(value: float | None) -> str:
 
 
 def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
-    owners = {column.name: score for score in scores for column in score.columns}
+    declared = {column.name: column for score in scores for column in score.columns}
     head = "<tr><th>number<th>what it says<th>clips<th>mean<th>95 % interval<th>chance<th>better"
     rows = [head]
     for summary in summaries:
-        column = COLUMNS[summary.column] if summary.column in COLUMNS else _declared(owners, summary.column)
+        column = declared[summary.column]
         interval = "" if summary.interval is None else " to ".join(map(_number, summary.interval))
         coverage = "n" if summary.scored == summary.asked else "n few"
         mean = f"{_number(summary.mean)} {_text(column.unit)}" if summary.mean is not None else "none"
@@ -67,10 +67,6 @@ def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
             f"<td class=n>{_number(summary.chance)}<td>{_text(column.better)}"
         )
     return "<table>" + "\n".join(rows) + "</table>"
-
-
-def _declared(owners: dict[str, Score], name: str) -> ScoreColumn:
-    return next(column for column in owners[name].columns if column.name == name)
 
 
 def _column(column: ScoreColumn, result: EvaluationResult, clips: Path, out: Path) -> str:

@@ -1,6 +1,5 @@
 """A folder of clips, measured: a table of all numbers, and what the set says of each."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -25,7 +24,6 @@ from mova_engine.ops import resolve
 from mova_engine.scores.score_file import ClipScores, score_file
 from mova_engine.scores.score_table import Score
 
-log = logging.getLogger(__name__)
 # Files of an evaluation's folder.
 REPORT, TABLE, PAGE, RECORDS = "report.json", "scores.parquet", "report.html", "records"
 _CHANCE_PAIRS = 200
@@ -43,9 +41,14 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure every clip of a folder, `workers` at a time, and write what was found to `out`.
 
-    Records that are there already are not measured again. A file that cannot be read is a row of reasons.
+    Records that are there already are not measured again. A file that cannot be read is a row of reasons. Raises
+    MovaError, before any clip is read, where this machine lacks what a score needs.
     """
     check_out(out)
+    # What a machine lacks must not become a clip's reason: reasons are kept, and not sought again.
+    for score in scores:
+        if score.check:
+            resolve(score.check)()
     files = find_clips(clips, leave_out=out)
     records = ClipRecords(out / RECORDS)
     digests = Digests(out / RECORDS / "digests", lambda path, data: write_atomic(path, data, sync=False))

@@ -58,13 +58,13 @@ def onset_times(strength: NDArray[np.floating[Any]], sample_rate: int = SAMPLE_R
 
 def grey(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture [h, w, 3], RGB, in grey [h, w] by OpenCV's weights."""
-    cv2 = _opencv()
+    cv2 = opencv()
     return cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
 
 
 def flow_between(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Farneback's flow [h, w, 2] in pixels (x, y) between two grey pictures."""
-    return _opencv().calcOpticalFlowFarneback(before, after, None, *FLOW.values())
+    return opencv().calcOpticalFlowFarneback(before, after, None, *FLOW.values())
 
 
 def mean_flow(greys: Iterable[NDArray[np.uint8]]) -> Array:
@@ -72,7 +72,7 @@ def mean_flow(greys: Iterable[NDArray[np.uint8]]) -> Array:
 
     Raises MovaError for fewer than two pictures.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     found, last = [], None
     for picture in greys:
         if last is not None:
@@ -104,7 +104,8 @@ def intersection_over_union(onsets: Sequence[float], peaks: Sequence[float], fps
     return matches / union if union else 0.0
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
+    """The module cv2. Raises MovaError, with the command that installs it, where it is missing."""
     try:
         import cv2
     except ImportError:

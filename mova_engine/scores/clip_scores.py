@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from mova_engine.errors import require_package
 from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
-from mova_engine.scores.dnsmos import Dnsmos
+from mova_engine.scores.dnsmos import Dnsmos, network_file
 
 # Pixels of the pictures in which lips are looked for, about, and their rate.
 _LAG_AREA, _LAG_FPS = 144 * 256, 24.0
@@ -90,6 +91,20 @@ def dnsmos(clip: DecodedClip) -> dict[str, float]:
         "dnsmos_bak": ratings.bak,
         "dnsmos_ovrl": ratings.ovrl,
     }
+
+
+def check_av_align() -> None:
+    """MovaError without OpenCV."""
+    from mova_engine.scores.av_align import opencv
+
+    opencv()
+
+
+def check_dnsmos() -> None:
+    """MovaError without what runs the networks, or without their files."""
+    require_package("onnxruntime", "DNSMOS")
+    for network in ("P808", "P835"):
+        network_file(network)
 
 
 @lru_cache(1)

@@ -27,17 +27,18 @@ class ScoreColumn:
 class Score:
     """target: "module:attribute" of the function, imported only when it is used.
 
-    version: rises when the same clip gets another number. extra: the optional packages that it needs. convention:
-    whose definition the numbers follow. chance: "module:function" of two clips' evidence, the sound of one and the
-    pictures of the other, which gives the numbers of such a pair.
+    version: rises when the same clip gets another number. convention: whose definition the numbers follow. check:
+    "module:function" that raises MovaError where this machine lacks a package or a file that the score needs. chance:
+    "module:function" of two clips' evidence, the sound of one and the pictures of the other, which gives the numbers
+    of such a pair.
     """
 
     name: str
     target: str
     columns: tuple[ScoreColumn, ...]
     version: int = 1
-    extra: str = ""
     convention: str = "corrected"
+    check: str = ""
     chance: str = ""
 
 
@@ -74,8 +75,8 @@ SCORES = {
             "av-align",
             f"{_HERE}:av_align",
             (ScoreColumn("av_align", "", "onsets of sound that meet peaks of motion, of all", 0, 1, "up"),),
-            extra="eval",
             convention="mova",
+            check=f"{_HERE}:check_av_align",
             chance=f"{_HERE}:av_align_of_pair",
         ),
         Score(
@@ -87,7 +88,7 @@ SCORES = {
                 ScoreColumn("dnsmos_bak", "MOS", "absence of background noise, P.835", 1, 5, "up"),
                 ScoreColumn("dnsmos_ovrl", "MOS", "overall, P.835", 1, 5, "up"),
             ),
-            extra="eval",
+            check=f"{_HERE}:check_dnsmos",
         ),
     )
 }

@@ -1,5 +1,6 @@
 """`mova eval`: every clip a row, every missing number a reason, the same bytes again, nothing of a user's replaced."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -94,6 +95,17 @@ def test_what_was_measured_is_not_measured_again(measured, clips, tmp_path, monk
     evaluate(clips, out, chosen_scores(SCORES), 1, lambda _: None)
     assert [len(names) for names in asked] == [1]
     assert (out / "scores.parquet").read_bytes() == before
+
+
+def test_what_the_machine_lacks_is_an_error_before_the_work_and_no_clip_s_reason(clips, tmp_path, monkeypatch):
+    """A kept reason would outlive the package's installation."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "onnxruntime" else find_spec(name)
+    )
+    with pytest.raises(MovaError, match="DNSMOS needs the package onnxruntime"):
+        main([str(clips), "--out", str(tmp_path / "out"), "--score", "loudness", "dnsmos"])
+    assert not (tmp_path / "out" / "records").exists()
 
 
 def test_nothing_of_a_user_s_is_replaced(clips, tmp_path):
