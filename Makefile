@@ -12,10 +12,11 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano test test-kernels test-ranks test-dry test-scores test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
+.PHONY: help setup setup-dev setup-npu native cuda nano test test-long test-kernels test-ranks test-dry test-scores test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
+	@echo "make test-long   the tests that a quick loop can do without (minutes)"
 	@echo "make test-kernels   the GPU kernels without a GPU: Triton's interpreter and compiler, CUDA C++ built for the CPU (a minute)"
 	@echo "make test-ranks     training, sampling and checkpoints of several processes, against one process (minutes)"
 	@echo "make test-dry   rehearse the recipes and the sampler on devices that are not here, and runs that must fail (some minutes)"
@@ -74,6 +75,9 @@ nano: setup
 
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-long: setup-dev
+	$(PY) -m pytest tests --long -m long -n 2 --dist loadfile $(ARGS)
 
 # Triton interprets and compiles, and a C++ compiler builds the CUDA sources for the host.
 test-kernels: setup-dev

@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--long", action="store_true", help="also run what a quick loop can do without (make test-long)")
     parser.addoption("--dry", action="store_true", help="also rehearse runs in processes of their own (make test-dry)")
     parser.addoption("--kernels", action="store_true", help="also run GPU kernels without a GPU (make test-kernels)")
     parser.addoption("--networks", action="store_true", help="also run scores' networks (make test-scores)")
@@ -56,6 +57,7 @@ def pytest_collection():
 def pytest_collection_modifyitems(config, items):
     reasons = {
         "slow": None if config.getoption("--slow") else "takes minutes; run with --slow",
+        "long": None if config.getoption("--long") else "costs seconds; `make test-long`",
         "dry": None if config.getoption("--dry") else "rehearses a run in a process of its own; `make test-dry`",
         "kernels": None if config.getoption("--kernels") else "runs a GPU's kernels without one; `make test-kernels`",
         "networks": None if config.getoption("--networks") else "runs networks of official size; `make test-scores`",

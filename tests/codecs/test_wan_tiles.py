@@ -58,6 +58,7 @@ def test_spans_cover_everything_once(total, size):
         assert torch.allclose(parts, torch.ones_like(parts), atol=1e-6)
 
 
+@pytest.mark.long
 def test_one_tile_is_the_whole_to_the_bit(codec):
     latents, video = drawn(1, 16, 3, 24, 24), drawn(1, 3, 5, 192, 192).clamp(-1, 1)
     whole = codec.decode(latents), codec.encode(video)
@@ -68,7 +69,7 @@ def test_one_tile_is_the_whole_to_the_bit(codec):
         codec.tiles = None
 
 
-@pytest.mark.parametrize("shape", [(29, 25), (25, 39)])
+@pytest.mark.parametrize("shape", [(29, 25), pytest.param((25, 39), marks=pytest.mark.long)])
 def test_tiles_are_the_whole_up_to_rounding(codec, shape):
     """Of odd sizes, of which some tiles are in the middle, frame by frame, at seams and elsewhere."""
     latents = drawn(1, 16, 2, *shape)
@@ -82,6 +83,7 @@ def test_tiles_are_the_whole_up_to_rounding(codec, shape):
         codec.tiles = None
 
 
+@pytest.mark.long
 def test_encoding_in_tiles_too(codec):
     """A moving clip, and a first-frame condition, of which what repeats itself is left out in each tile."""
     moving = drawn(1, 3, 5, 8 * 25, 8 * 29).clamp(-1, 1)
