@@ -9,8 +9,8 @@ from typing import Any
 from mova_engine.data.text import flaw, shown
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
+from mova_engine.scores.score_declaration import Score
 from mova_engine.scores.score_file import ClipScores
-from mova_engine.scores.score_table import Score
 
 # What counts as a clip in a folder; other files of it are left out.
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".wav", ".flac", ".mp3", ".m4a", ".ogg")

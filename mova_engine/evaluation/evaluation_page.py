@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mova_engine.evaluation.column_summary import ColumnSummary, EvaluationResult, Row
-from mova_engine.scores.score_table import Score, ScoreColumn
+from mova_engine.scores.score_declaration import Score, ScoreColumn
 
 _BARS, _WIDTH, _HEIGHT = 24, 260, 56
 _WORST = 3
@@ -38,7 +38,9 @@ def page(clips: Path, out: Path, scores: Sequence[Score], result: EvaluationResu
         _table(scores, result.summaries),
     ]
     for score in scores:
-        parts += [f"<h2>{_text(score.name)} <span class=quiet>({_text(score.convention)} convention)</span></h2>"]
+        parts += [
+            f"<h2>{_text(score.name)} <span class=quiet>({_text(score.convention('corrected'))} convention)</span></h2>"
+        ]
         parts += [_column(column, result, clips, out) for column in score.columns]
         parts.append(_reasons(score, result.rows))
     return "\n".join(parts) + "\n"

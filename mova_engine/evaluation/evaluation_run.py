@@ -21,8 +21,8 @@ from mova_engine.files.atomic import write_atomic
 from mova_engine.files.digests import Digests
 from mova_engine.files.results import check_result, write_result
 from mova_engine.ops import resolve
+from mova_engine.scores.score_declaration import Score
 from mova_engine.scores.score_file import ClipScores, score_file
-from mova_engine.scores.score_table import Score
 
 # Files of an evaluation's folder.
 REPORT, TABLE, PAGE, RECORDS = "report.json", "scores.parquet", "report.html", "records"
@@ -165,7 +165,9 @@ def _write(out: Path, clips: Path, scores: Sequence[Score], result: EvaluationRe
         circumstances(get_backend("cpu")),
         option="--out",
         clips=str(clips),
-        scores={score.name: {"version": score.version, "convention": score.convention} for score in scores},
+        scores={
+            score.name: {"version": score.version, "convention": score.convention("corrected")} for score in scores
+        },
         columns=[asdict(summary) for summary in result.summaries],
         seconds=result.seconds,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
-from mova_engine.scores.score_table import Score
+from mova_engine.scores.score_declaration import Score
 
 
 def parquet_bytes(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> bytes:
@@ -18,7 +18,7 @@ def parquet_bytes(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) ->
 
     fields = [pa.field("clip", pa.string()), pa.field("sha256", pa.string())]
     for score in scores:
-        about = {"version": str(score.version), "convention": score.convention}
+        about = {"version": str(score.version), "convention": score.convention("corrected")}
         for column in score.columns:
             said = {"unit": column.unit, "about": column.about, "better": column.better}
             fields.append(pa.field(column.name, pa.float64(), metadata=about | said))

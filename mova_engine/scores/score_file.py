@@ -11,7 +11,8 @@ from mova_engine.data.media.reader_process import in_reader_process
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops import resolve
 from mova_engine.scores.decoded_clip import DecodedClip, Measured
-from mova_engine.scores.score_table import SCORES, Score
+from mova_engine.scores.score_declaration import Score
+from mova_engine.scores.score_table import SCORES
 
 
 @dataclass

@@ -7,7 +7,7 @@ from mova_engine.commands.eval_compare import main
 from mova_engine.errors import MovaError
 from mova_engine.evaluation.comparison_of_sets import compare
 from mova_engine.evaluation.score_parquet import parquet_bytes
-from mova_engine.scores.score_table import Score, ScoreColumn
+from mova_engine.scores.score_declaration import Score, ScoreColumn
 
 QUALITY = Score("quality", "x:y", (ScoreColumn("up", "", "", better="up"), ScoreColumn("down", "", "", better="down")))
 

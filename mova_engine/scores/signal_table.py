@@ -1,0 +1,40 @@
+"""Scores that need neither weights nor a wheel's networks: from the signals themselves."""
+
+from mova_engine.scores.score_declaration import Score, ScoreColumn
+
+_CLIP = "mova_engine.scores.clip_scores"
+SIGNAL_SCORES = (
+    Score(
+        "speech-lag",
+        f"{_CLIP}:speech_lag",
+        (ScoreColumn("speech_lag", "s", "picture behind sound; negative: sound late"),),
+    ),
+    Score(
+        "loudness",
+        f"{_CLIP}:loudness",
+        (
+            ScoreColumn("rms", "", "root mean square of the sound; full scale is 1", 0, 1),
+            ScoreColumn("lufs", "LUFS", "integrated loudness, BS.1770", -70, None),
+        ),
+    ),
+    Score(
+        "sound-quality",
+        f"{_CLIP}:sound_quality",
+        (
+            ScoreColumn("silence", "", "share of the sound below -50 dBFS", 0, 1, "down"),
+            ScoreColumn("digital_silence", "", "share of the sound that is exactly zero", 0, 1, "down"),
+            ScoreColumn("leading_silence", "", "share that is silent at the start", 0, 1, "down"),
+            ScoreColumn("trailing_silence", "", "share that is silent at the end", 0, 1, "down"),
+            ScoreColumn("band_edge", "Hz", "highest frequency within 50 dB of the strongest", 0, None, "up"),
+            ScoreColumn("clipping", "", "share of samples cut at full scale", 0, 1, "down"),
+        ),
+    ),
+    Score(
+        "av-align",
+        f"{_CLIP}:av_align",
+        (ScoreColumn("av_align", "", "onsets of sound that meet peaks of motion, of all", 0, 1, "up"),),
+        conventions=("mova",),
+        check=f"{_CLIP}:check_av_align",
+        chance=f"{_CLIP}:av_align_of_pair",
+    ),
+)
