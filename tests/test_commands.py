@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from cyclopts.argument import ArgumentCollection
+from cyclopts.token import Token
 
 from mova_engine import cli
 from mova_engine.commands.completion import completion_app
@@ -51,6 +53,38 @@ def test_a_file_serves_commands_without_recipes(tmp_path):
         {"inputs": "host"},
         8,
     )
+
+
+@pytest.mark.parametrize("name", ["train", "eval compare"])
+def test_arguments_assembled_once_are_those_that_cyclopts_assembles_each_time(name, monkeypatch):
+    def described(arguments):
+        return [(a.names, a.keys, a.hint, a.parse, a.tokens, [c.name for c in a.children]) for a in arguments]
+
+    app, terms = COMMANDS[name].app(), ["--nowhere", "--no-such.option", "--device.x", 0, 1]
+    again = app.assemble_argument_collection()
+    again[-1].append(Token(value="1"))
+    found = app.assemble_argument_collection()
+    monkeypatch.setattr(app, "declared", None)
+    usual = app.assemble_argument_collection()
+    assert type(usual) is ArgumentCollection and described(found) == described(usual)
+    for term in [*(word for a in usual for name in a.names for word in (name, name.replace("-", "_"))), *terms]:
+        matches = []
+        for collection in (found, usual):
+            try:
+                argument, keys, implicit = collection.match(term)
+                matches.append((argument.name, keys, implicit))
+            except ValueError as error:
+                matches.append(str(error))
+        assert matches[0] == matches[1]
+
+
+def test_a_parsed_line_leaves_nothing_to_the_next():
+    words = ["--recipe", "lora", "--optim.lr", "1e-3", "--data", "a", "--lora.rank", "3"]
+    before = TRAIN.parse(["--recipe", "lora"])
+    with pytest.raises(MovaError):
+        TRAIN.parse([*words, "--optim.lr2", "1"])
+    assert TRAIN.parse(words).lora.rank == 3
+    assert TRAIN.parse(["--recipe", "lora"]) == before
 
 
 @pytest.mark.parametrize("name", ["train", "sample", "plan", "encode", "bench step"])

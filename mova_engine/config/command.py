@@ -25,10 +25,11 @@ from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Repeat
 from cyclopts import convert as converted
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
-from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 from cyclopts.token import Token
 
 from mova_engine.config.from_tools.translation import Translation, Translator, errors_of, translate_one
+from mova_engine.config.option_help import HelpOfValues
+from mova_engine.config.reused_app import ReusedApp
 from mova_engine.config.shorthand import Shorthand
 from mova_engine.errors import MovaError, suggest
 
@@ -215,12 +216,12 @@ class Command(Generic[Settings]):
 
     def _app(self, under: Mapping[str, Any], source: str) -> App:
         values = to_plain(_without_none(under))
-        app = App(
+        app = ReusedApp(
             name=self.name,
             help=self.about,
             config=Dict(values, source=source) if values else None,
             default_parameter=Parameter(converter=_convert, consume_multiple=True),
-            help_formatter=_Help(values, self.hidden),
+            help_formatter=HelpOfValues(values, self.hidden),
             group_parameters=_OPTIONS,
             exit_on_error=False,
             print_error=False,
@@ -229,6 +230,9 @@ class Command(Generic[Settings]):
             help_format="markdown",
         )
         app["--help"].group = _GENERAL
+        # What `_define` makes the signature of.
+        recipe = None if self.recipes is None else self.recipes.default
+        app.declared = (self.settings, self.beside, recipe, None if self.shorthand is None else self.shorthand.declared)
         return app
 
     def _run(self, app: App, argv: Sequence[str], shown: list[tuple[bool, Any]]) -> Settings | None:
@@ -325,42 +329,6 @@ def choose_command(argv: Sequence[str], commands: Mapping[str, Named], what: str
         known = f"Known: {', '.join(commands)}"
         raise MovaError(f"unknown {what} '{argv[0]}'.{suggest(argv[0], commands)} {known}")
     return argv[0], commands[argv[0]]
-
-
-class _Help(DefaultFormatter):
-    """Help that shows the defaults of the recipe and file under the command line, not those of the dataclass.
-
-    hidden: options that this command refuses; they are not shown. A flag that is off is shown by the word that turns it
-    on alone.
-    """
-
-    def __init__(self, values: Mapping[str, Any], hidden: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.values, self.hidden = dict(_leaves(values)), hidden
-
-    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
-        """Print one group."""
-        entries = [self._entry(entry) for entry in panel.entries if not set(entry.names) & set(self.hidden)]
-        super().__call__(console, options, panel.copy(entries=entries))
-
-    def _entry(self, entry: HelpEntry) -> HelpEntry:
-        names = [name.lstrip("-").replace("-", "_").lower() for name in entry.names]
-        value = next((self.values[name] for name in names if name in self.values), None)
-        default = entry.default if value is None else _shown(value)
-        if default in ("False", "()", "{}", "None"):
-            return entry.copy(default=None, negative_names=())
-        return entry.copy(default=default)
-
-
-def _leaves(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        found += _leaves(value, f"{above}{name}.") if isinstance(value, Mapping) else [(f"{above}{name}", value)]
-    return found
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, cast(list[Any], value))) if isinstance(value, list) else str(value)
 
 
 def _value_of(option: str, argv: Sequence[str]) -> str | None:
