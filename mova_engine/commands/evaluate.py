@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mova_engine.scores.score_file import chosen_scores
 
     require_package("pyarrow", "mova eval")
-    scores = chosen_scores(config.score)
+    scores, _ = chosen_scores(config.score)
     check_out(config.out)
     result = evaluate(config.clips, config.out, scores, config.workers, _say)
     for summary in result.summaries:

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from mova_engine.data.media.container import audio_stream, open_media, video_stream
 from mova_engine.data.media.frames import frame_orientation
-from mova_engine.data.media.orientation import swaps_sides, turn_upright
+from mova_engine.data.media.orientation import UPRIGHT, swaps_sides, turn_upright
 from mova_engine.errors import MovaError
 from mova_engine.scores.features.converted_sound import Format, convert_sound
+from mova_engine.scores.frame_file import FrameFile, StoredFrame
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 # Bytes of decoded pictures: 8 s of 720p are 270 MB. Longer material is cut into clips first.
 MOST_BYTES = 4 << 30
-_BYTES_PER_PIXEL = 1.5  # of 4:2:0 pictures
 
 
 @dataclass(frozen=True)
@@ -36,45 +36,55 @@ class Soundtrack:
 
 @dataclass(frozen=True)
 class Measured:
-    """Numbers, and what they were computed from as JSON knows it, for the chance level of a set."""
+    """Numbers, and what they were computed from, for a set's chance levels and own numbers.
+
+    evidence: what JSON knows, and NumPy arrays within it. reason: why numbers are missing, where some of them are.
+    """
 
     values: dict[str, float]
     evidence: Any
+    reason: str = ""
 
 
 class DecodedClip:
-    """A file's frames and sound, decoded once. Either may be missing; what needs it then says so in a MovaError."""
+    """A file's frames and sound, decoded once. Either may be missing; what needs it then says so in a MovaError.
 
-    def __init__(
-        self, path: str | Path, frames: list[av.VideoFrame], time_base: Fraction, fps: float, codec: str = ""
-    ) -> None:
+    Its methods may be called from several threads. `DecodedClip.read` decodes in this process, `clip_reader.read_clip`
+    in another, so that no file can end this one.
+    """
+
+    def __init__(self, path: str | Path, store: FrameFile, time_base: Fraction, fps: float) -> None:
         self.path = Path(path)
-        self._frames = frames
+        self._store = store
+        self._frames: list[StoredFrame] = []
         self._time_base = time_base
         self._fps = fps
-        self._codec = codec
+        self._turned: int | str = UPRIGHT  # EXIF's number, or why there is none
         self._sound: Soundtrack | None = None
 
     @classmethod
-    def read(cls, path: str | Path) -> "DecodedClip":
-        """Decode a file. MovaError where it is missing, damaged, holds neither pictures nor sound, or is too long."""
+    def read(cls, path: str | Path, store: FrameFile | None = None) -> "DecodedClip":
+        """Decode a file; its frames go to `store`, a new one without.
+
+        MovaError where the file is missing, damaged, holds neither pictures nor sound, or is too long.
+        """
         moving = _has_pictures(path)
         with open_media(path, pictures=moving) as container:
             stream = video_stream(container, path) if moving else None
             sound = audio_stream(container)
             base = Fraction(stream.time_base or 1) if stream else Fraction(1)
             rate = float(stream.average_rate or 0) if stream else 0.0
-            clip = cls(path, [], base, rate, stream.codec_context.name if stream else "")
+            clip = cls(path, store or FrameFile(), base, rate)
             parts: list[av.AudioFrame] = []
             wanted = [each for each in (stream, sound) if each is not None]
-            size = 0
             for frame in (frame for packet in container.demux(wanted) for frame in packet.decode()):
                 if isinstance(frame, av.VideoFrame):
-                    clip._frames.append(frame)
-                    size += int(frame.width * frame.height * _BYTES_PER_PIXEL)
+                    if not clip._frames:
+                        clip._turned = _orientation(frame, path, stream.codec_context.name if stream else "")
+                    clip._frames.append(clip._store.append(frame))
                 elif isinstance(frame, av.AudioFrame):
                     parts.append(frame)
-                if size > MOST_BYTES:
+                if clip._store.size > MOST_BYTES:
                     raise MovaError(
                         f"{path}: more than {MOST_BYTES >> 30} GiB of pictures; scores measure clips: cut it"
                     )
@@ -88,8 +98,17 @@ class DecodedClip:
         """Presentation time of the first picture in the file, in seconds."""
         return self._time(self._frames[0]) if self._frames else None
 
-    def _time(self, frame: av.VideoFrame) -> Fraction:
-        return (frame.pts or 0) * self._time_base
+    def moved(self, store: FrameFile) -> "DecodedClip":
+        """This clip, whose frames are read from `store` from now on: the same file in another process."""
+        self._store = store
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the frames' memory, which does not go from process to process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_store"}
+
+    def _time(self, frame: StoredFrame) -> Fraction:
+        return frame.pts * self._time_base
 
     @cached_property
     def times(self) -> list[Fraction]:
@@ -116,15 +135,18 @@ class DecodedClip:
         height, width = self._frames[0].height, self._frames[0].width
         return (width, height) if swaps_sides(self._orientation) else (height, width)
 
-    @cached_property
+    @property
     def _orientation(self) -> int:
         """Of the first picture, EXIF's number. Raises MovaError for what is no quarter turn."""
-        return frame_orientation(self._frames[0], self.path, self._codec)
+        if isinstance(self._turned, str):
+            raise MovaError(self._turned)
+        return self._turned
 
     def _upright(self, i: int, height: int | None = None, width: int | None = None) -> Pixels:
         """Picture i. height, width: of the stored picture, else its own."""
         way = None if height is None else "AREA"
-        pixels = self._frames[i].to_ndarray(format="rgb24", width=width, height=height, interpolation=way)
+        frame = self._store.frame(self._frames[i])
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=way)
         return np.ascontiguousarray(turn_upright(pixels, self._orientation), np.uint8)
 
     def pictures_of(self, indices: Sequence[int]) -> Iterator[Pixels]:
@@ -166,6 +188,13 @@ class DecodedClip:
         sound = np.asarray(self.sound(rate), np.float32)
         late = round(self.soundtrack.start * rate)
         return np.concatenate([np.zeros(late, np.float32), sound]) if late >= 0 else sound[-late:]
+
+
+def _orientation(frame: av.VideoFrame, path: str | Path, codec: str) -> int | str:
+    try:
+        return frame_orientation(frame, path, codec)
+    except MovaError as error:
+        return str(error)
 
 
 def _has_pictures(path: str | Path) -> bool:

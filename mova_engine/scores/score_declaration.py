@@ -3,13 +3,15 @@
 A score's function is called with a clip that was decoded once for all scores, and with what its declaration names:
 
     function(clip)                                       a score without weights
-    function(clip, network, convention)                  a score with weights; network: what `network` opened
+    function(clip, network, convention)                  a score with weights, on the device where they were opened
     function(clip, network, convention, prompt=text)     a score that declares prompt=True
 
-A score without weights that declares several conventions is called with `convention=` too. The function returns
-{column: number}, or `Measured` (mova_engine.scores.decoded_clip) with evidence beside the numbers: what JSON knows, and
-NumPy arrays within it. It raises MovaError, with the reason, where the clip does not admit a number. A column that it
-leaves out is a number that is missing.
+network: what `weights_manifest` opens of its file, or {name: that} where the score names several files; a module is on
+the device that the user chose, in eval mode and without gradients. A score without weights that declares several
+conventions is called with `convention=` too. The function is called from several threads. It returns {column: number},
+or `Measured` (mova_engine.scores.decoded_clip) with evidence beside the numbers (what JSON knows, and NumPy arrays in
+its dicts and lists) and with the reason where some numbers are missing. It raises MovaError, with the reason, where the
+clip does not admit a number. A column that it leaves out is a number that is missing.
 """
 
 from dataclasses import dataclass
@@ -36,12 +38,12 @@ class ScoreColumn:
 class SetNumber:
     """One number of a whole set of clips, from the evidence of each, such as an inception score.
 
-    target: "module:function", called with the list of the clips' evidence and with the convention; with that of the
-    reference's clips between them where `reference` says so: function(evidence, reference, convention) -> float. It
-    raises MovaError, with the reason, where the set admits no number, and logs by `warnings.warn` what weakens it (the
-    report repeats that). reference: "set" compares with another set, "pairs" with the clips of the same names of it,
-    in the same order. resamples: how many sets of clips are drawn anew for an interval; 0 where that makes no sense or
-    costs too much.
+    target: "module:function", called with the list of the clips' evidence and the convention, and with the list of the
+    reference's clips between them where `reference` says so: function(evidence, reference, convention). It returns a
+    float, or (float, note) where the report should say what weakens the number; it raises MovaError, with the reason,
+    where the set admits none. reference: "set" compares with another set, "pairs" with that set's clips of the same
+    names, in the same order. resamples: how many sets of clips are drawn anew for an interval; 0 where that makes no
+    sense or costs too much.
     """
 
     name: str
@@ -63,9 +65,8 @@ class Score:
     the other, which gives the numbers of such a pair; with chance_network=True it is called with network and convention
     too.
 
-    weights: names of the files in `weights_manifest` that it reads. network: "module:function" that opens them, called
-    with {name: path} and a torch.device. prompt: the clip's caption is an argument. set_numbers: what the evidence of
-    all clips gives.
+    weights: names of the files in `weights_manifest` that it reads. prompt: the clip's caption is an argument.
+    set_numbers: what the evidence of all clips gives.
     """
 
     name: str
@@ -77,7 +78,6 @@ class Score:
     chance: str = ""
     chance_network: bool = False
     weights: tuple[str, ...] = ()
-    network: str = ""
     prompt: bool = False
     set_numbers: tuple[SetNumber, ...] = ()
 

@@ -92,7 +92,7 @@ def test_what_was_measured_is_not_measured_again(measured, clips, tmp_path, monk
     monkeypatch.setattr(
         evaluation_run, "score_file", lambda path, names: asked.append(names) or score_file(path, names)
     )
-    evaluate(clips, out, chosen_scores(SCORES), 1, lambda _: None)
+    evaluate(clips, out, chosen_scores(SCORES)[0], 1, lambda _: None)
     assert [len(names) for names in asked] == [1]
     assert (out / "scores.parquet").read_bytes() == before
 
@@ -123,7 +123,7 @@ def test_nothing_of_a_user_s_is_replaced(clips, tmp_path):
 def test_a_report_inside_the_folder_of_clips_is_no_clip(clips, tmp_path):
     folder = tmp_path / "clips"
     shutil.copytree(clips, folder)
-    scores = chosen_scores(["loudness"])
+    scores = chosen_scores(["loudness"])[0]
     first = evaluate(folder, folder / "report", scores, 1, lambda _: None)
     shutil.copy(folder / "first.mp4", folder / "report" / "kept.mp4")
     assert len(evaluate(folder, folder / "report", scores, 1, lambda _: None).rows) == len(first.rows)
@@ -151,7 +151,7 @@ def test_files_of_the_same_bytes_are_measured_once_and_a_name_breaks_no_line(cli
     for name in ("a.mp4", "b #1? 100%.mp4", "c\nd.mp4"):
         shutil.copy(clips / "first.mp4", folder / name)
     (folder / "e\nf.mp4").write_bytes(b"no clip")
-    found = evaluate(folder, tmp_path / "out", chosen_scores(["loudness"]), 1, lines.append)
+    found = evaluate(folder, tmp_path / "out", chosen_scores(["loudness"])[0], 1, lines.append)
     assert len(found.rows) == 4 and sum(row["rms"] is not None for row in found.rows) == 3
     assert [line.split(",")[0] for line in lines] == ["[1/2] a.mp4", r"[2/2] e\nf.mp4"]
 
@@ -164,12 +164,12 @@ def test_a_name_s_signs_do_not_break_its_link():
 def test_a_name_that_is_no_text_is_refused_before_work(clips, tmp_path):
     shutil.copy(clips / "first.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
     with pytest.raises(MovaError, match="not UTF-8"):
-        evaluate(tmp_path, tmp_path / "out", chosen_scores(["loudness"]), 1, lambda _: None)
+        evaluate(tmp_path, tmp_path / "out", chosen_scores(["loudness"])[0], 1, lambda _: None)
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_kept_of_a_file_that_changes_while_it_is_measured(clips, tmp_path, monkeypatch):
-    folder, scores = tmp_path / "clips", chosen_scores(["loudness"])
+    folder, scores = tmp_path / "clips", chosen_scores(["loudness"])[0]
     shutil.copytree(clips, folder)
     score_file = evaluation_run.score_file
 

@@ -9,7 +9,7 @@ from scipy.io import wavfile
 
 from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
-from mova_engine.scores import clip_scores
+from mova_engine.scores import clip_reader, clip_scores
 from mova_engine.scores.decoded_clip import DecodedClip
 from mova_engine.scores.score_file import score_file
 from mova_engine.scores.score_table import COLUMNS, SCORES
@@ -128,12 +128,13 @@ def test_a_file_is_decoded_once_for_all_scores(odd_clips, monkeypatch):
 
     class Counted(DecodedClip):
         @classmethod
-        def read(cls, path):
+        def read(cls, path, store=None):
             decoded.append(path)
-            return super().read(path)
+            return super().read(path, store)
 
-    monkeypatch.setattr("mova_engine.scores.score_file.DecodedClip", Counted)
-    score_file.__wrapped__(odd_clips["portrait"][0], ["loudness", "av-align"])
+    monkeypatch.setattr(clip_reader, "DecodedClip", Counted)
+    monkeypatch.setattr(clip_reader, "_read_into", clip_reader._read_into.__wrapped__)
+    score_file(odd_clips["portrait"][0], ["loudness", "av-align"])
     assert len(decoded) == 1
 
 
@@ -158,7 +159,7 @@ def test_samples_that_are_no_numbers_are_a_reason(tmp_path, value):
 def test_a_result_that_is_no_number_is_a_reason_and_leaves_the_other_scores(tmp_path, monkeypatch):
     wavfile.write(tmp_path / "x.wav", RATE, np.full(RATE, 0.1, np.float32))
     monkeypatch.setattr(clip_scores, "loudness", lambda clip: {"rms": float("inf")})
-    found = score_file.__wrapped__(tmp_path / "x.wav", ["loudness", "sound-quality"])
+    found = score_file(tmp_path / "x.wav", ["loudness", "sound-quality"])
     assert found.reasons == {"loudness": "rms came out as inf"} and "rms" not in found.values
     assert "silence" in found.values
 

@@ -1,0 +1,23 @@
+"""Decodes a clip in a process of its own and hands its frames over in shared memory, so that no file can end this one.
+
+The limits of `reader_process` are for decoding alone: what is then measured of the clip takes as long as it takes.
+"""
+
+from pathlib import Path
+
+from mova_engine.data.media.reader_process import in_reader_process
+from mova_engine.scores.decoded_clip import DecodedClip
+from mova_engine.scores.frame_file import FrameFile
+
+
+def read_clip(path: str | Path) -> DecodedClip:
+    """Decode a whole file once. Raises what `DecodedClip.read` does, and FatalFileError where the file ends the process
+    that reads it, or exceeds its time or memory.
+    """
+    store = FrameFile()
+    return _read_into(path, store.place).moved(store)
+
+
+@in_reader_process
+def _read_into(path: str | Path, place: str) -> DecodedClip:
+    return DecodedClip.read(path, FrameFile(place))

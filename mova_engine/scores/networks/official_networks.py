@@ -1,0 +1,88 @@
+"""Opens each official file of `weights_manifest`: the network with its weights on the CPU, or a refusal of one line."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mova_engine.errors import MovaError
+from mova_engine.scores.networks.official_files import load_official, network_of_weights, read_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def open_synchformer(path: Path) -> "nn.Module":
+    """Synchformer's published state dict."""
+    from mova_engine.scores.networks.synchformer import Synchformer
+
+    return load_official(Synchformer, path)
+
+
+def open_imagebind(path: Path) -> "nn.Module":
+    """ImageBind's towers of pictures and of sound."""
+    from mova_engine.scores.networks.imagebind import ImageBind, towers_of
+
+    return network_of_weights(ImageBind, towers_of(read_weights(path)), path)
+
+
+def open_clap(path: Path) -> "nn.Module":
+    """LAION's CLAP with fusion."""
+    from mova_engine.scores.networks.clap import DROPPED, Clap, ClapSizes
+
+    return load_official(lambda: Clap(ClapSizes()), path, under="state_dict", prefix="module.", dropped=DROPPED)
+
+
+def open_tokenizer(path: Path) -> Path:
+    """The folder of RoBERTa's tokenizer, after its files were sought. MovaError where one is missing."""
+    for name in ("vocab.json", "merges.txt", "config.json"):
+        if not (path / name).is_file():
+            raise MovaError(f"{path} has no {name} of roberta-base's tokenizer")
+    return path
+
+
+def open_syncnet(path: Path) -> "nn.Module":
+    """SyncNet v2."""
+    from mova_engine.scores.networks.syncnet import SyncNet
+
+    return load_official(SyncNet, path)
+
+
+def open_s3fd(path: Path) -> "nn.Module":
+    """The face detector of SyncNet's pipeline."""
+    from mova_engine.scores.networks.s3fd import S3FD
+
+    return load_official(S3FD, path)
+
+
+def open_dover(path: Path) -> "nn.Module":
+    """DOVER's two branches."""
+    from mova_engine.scores.networks.dover import Dover
+
+    return load_official(Dover, path, under="state_dict")
+
+
+def open_audiobox(path: Path) -> object:
+    """Audiobox-Aesthetics: the network and the scales of its ratings."""
+    from mova_engine.scores.audiobox import load_audiobox
+
+    return load_audiobox(path)
+
+
+def open_eat(path: Path) -> "nn.Module":
+    """EAT base, fine-tuned."""
+    from mova_engine.scores.networks.eat import EAT_BASE, Eat
+
+    return load_official(lambda: Eat(EAT_BASE), path, under="model")
+
+
+def open_cnn14_16k(path: Path) -> "nn.Module":
+    """PANNs' Cnn14 at 16 kHz."""
+    from mova_engine.scores.networks.cnn14 import CNN14_16K, Cnn14
+
+    return load_official(lambda: Cnn14(CNN14_16K), path, under="model")
+
+
+def open_cnn14_32k(path: Path) -> "nn.Module":
+    """PANNs' Cnn14 at 32 kHz."""
+    from mova_engine.scores.networks.cnn14 import CNN14_32K, Cnn14
+
+    return load_official(lambda: Cnn14(CNN14_32K), path, under="model")
