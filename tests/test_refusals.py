@@ -129,6 +129,7 @@ WRONG = {
         "talking.mp4 --score beauty",
         "clips/media/0.mp4 --score speech-lag",
     ],
+    "eval selftest": ["--weights nowhere", "--media text.txt", "--weights folder --nonsense 1"],
     "eval lag": [
         "nowhere.mp4",
         "text.txt",
