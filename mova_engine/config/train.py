@@ -206,6 +206,10 @@ class ValidationSettings:
     """The same in a file: .txt with one prompt a line, or a folder of clips (caption and first frame of each)."""
     steps: int | None = None
     """Denoising steps of the samples; default: the model's, mostly 50."""
+    scores: tuple[str, ...] = ()
+    """Scores to measure the samples by, such as speech-lag, loudness, dnsmos (`mova eval scores` has them all): beside
+    the training, by the first process. Clips of bouncing balls are measured by their clicks too.
+    """
 
     def __post_init__(self) -> None:
         check_least(self, "validation.", every=0, synthetic_clips=0, clips=1, samples=0, steps=1)
@@ -217,6 +221,10 @@ class ValidationSettings:
         )
         check(
             self.every > 0 or not self.has_prompts, "prompts of validation are sampled at --validation.every: give it"
+        )
+        check(
+            not self.scores or (self.every > 0 and (self.samples > 0 or self.has_prompts)),
+            "validation.scores measure samples: give --validation.every, and --validation.samples or validation.prompt",
         )
 
     @property

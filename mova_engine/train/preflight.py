@@ -22,6 +22,7 @@ from mova_engine.train.clip_data import CACHE
 from mova_engine.train.lora_model import base_folder, check_output, initial_adapters
 from mova_engine.train.model_setup import audio_only, outline
 from mova_engine.train.run_folder import FOLDERS
+from mova_engine.train.sample_scores import check_scores
 from mova_engine.train.training_state import check_resumable
 
 
@@ -54,6 +55,7 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
     if config.log.tensorboard:
         require_package("tensorboard", "log.tensorboard", ", or give --log.no-tensorboard")
     require_package("matplotlib", "the loss curve")
+    check_scores(config.validation)
     start = config.model.checkpoint
     if start is None and config.model.init_from_scratch:
         raise MovaError(f"{config.name} starts from other components' weights: give --model.checkpoint, their folder")

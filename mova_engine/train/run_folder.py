@@ -10,11 +10,12 @@ from mova_engine.files.written import Written
 from mova_engine.train.loss_curve import PICTURE
 from mova_engine.train.metrics import METRICS, REPLACED, TENSORBOARD, check_metrics
 from mova_engine.train.run_lock import RunLock
+from mova_engine.train.sample_scores import SCORES
 from mova_engine.train.training_state import FOLDER, checkpoints_of, clean_up
 
 CONFIG, SAMPLES = "config.yaml", "samples"
 # The folders that a run writes into, those of its own clips aside.
-FOLDERS = (FOLDER, TENSORBOARD, SAMPLES)
+FOLDERS = (FOLDER, TENSORBOARD, SAMPLES, SCORES)
 # As whose the run's files are recorded.
 BY = "train"
 WAY_OUT = "move it away, or give another --out"

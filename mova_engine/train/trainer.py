@@ -35,6 +35,7 @@ from mova_engine.train.preflight import check_folders
 from mova_engine.train.rank_agreement import agree_on_settings
 from mova_engine.train.resume import check_named, find_resume
 from mova_engine.train.run_folder import SAMPLES, WAY_OUT, RunFolder
+from mova_engine.train.sample_scores import SCORES, SECONDS, SampleScores, sample_folder
 from mova_engine.train.step import StepResult, Updater
 from mova_engine.train.training_state import checkpoints_of, retain, save_checkpoint, sharded_save
 
@@ -67,6 +68,8 @@ class Trainer:
         self.took: tuple[float, int] = 0.0, 0
         # Whether the validation of the last step was postponed by a stop.
         self.validation_due: bool = False
+        # Measures samples, in the first process of a run that asks for it.
+        self.scores: SampleScores | None = None
 
     def run(self) -> int:
         """Train until the last step or a stop signal; return the exit status. Raises MovaError for the user's
@@ -111,6 +114,9 @@ class Trainer:
             self.console.print(f"{self.folder} is done: {counted(self.step, 'step')}, {asked}; --steps would train on")
             return 0
         log = MetricsLog(self.folder, config.log, self.step) if first else NoLog()
+        if first and config.validation.scores and parts.validator is not None:
+            self.scores = SampleScores(self.folder / SCORES, self.folder / SAMPLES, config.validation)
+            self.scores.begin_lost(self.folder / METRICS, self.step)
         try:
             with watch.guard(), Reporter(config.steps, self.step, self.console) as reporter:
                 status = self._train(parts, log, reporter, stop, watch)
@@ -118,6 +124,8 @@ class Trainer:
             raise MovaError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
         finally:
             parts.saver.finish()
+            if self.scores is not None:
+                self.scores.close()
             self._finish(log)
         # All processes end together: a launcher kills the others when one ends with a status other than 0.
         processes.wait_for_first()
@@ -182,6 +190,7 @@ class Trainer:
             row = self._row(parts) if due else None
             if row is not None:
                 log.write(self.step, row)
+                self._tell_scores(log, reporter)
             reporter.advance(self.step, row)
             watch.at(f"after step {self.step}: validation and checkpoint", watched=False)
             self._validate(parts, log, reporter, stop)
@@ -192,6 +201,7 @@ class Trainer:
             reporter.say(self.chosen.outcome(parts.backend.peak_memory(), mean))
         watch.at("the last checkpoint", watched=False)
         folder = self._save_last(parts, reporter)
+        self._tell_scores(log, reporter, stop)
         stop.over()
         took = duration(time.monotonic() - began)
         if self.step < config.steps:
@@ -271,8 +281,10 @@ class Trainer:
                 if parts.processes.is_first:
                     # Without sharding only this process samples, so that a signal may interrupt it.
                     with nullcontext() if sharded else stop.at_once():
-                        out = self.folder / SAMPLES / f"step-{self.step:06d}"
+                        out = sample_folder(self.folder / SAMPLES, self.step)
                         parts.validator.sample(parts.model, parts.codecs, parts.residency, out)
+                    if self.scores is not None and out.is_dir():
+                        self.scores.begin(self.step)
                 elif sharded:
                     # FSDP gathers a block's weights from all ranks, so all ranks sample; only rank 0 keeps the result.
                     with TemporaryDirectory() as unwanted:
@@ -288,6 +300,17 @@ class Trainer:
             return
         log.write(self.step, losses)
         reporter.say("held out: " + " ".join(f"{k.removeprefix('heldout/')} {v:.4f}" for k, v in losses.items()))
+
+    def _tell_scores(self, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest | None = None) -> None:
+        """Log what was measured of samples meanwhile. stop: of a run at its end, which waits for what is missing."""
+        if self.scores is None:
+            return
+        if stop is not None and not stop and self.scores.waiting:
+            reporter.say("waiting for the scores of the last samples; Ctrl-C leaves them out")
+        for found in self.scores.found() if stop is None else self.scores.rest(lambda: bool(stop)):
+            log.write(found.step, found.values)
+            took = f"{found.values[SECONDS]:.1f} s"
+            reporter.say(f"samples of step {found.step}: {', '.join(found.words)} (measured in {took})")
 
     def _save_last(self, parts: TrainingRun, reporter: Reporter) -> Path | None:
         """Save the last checkpoint; return its folder, None in processes that do not know it."""
