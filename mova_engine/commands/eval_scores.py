@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mova_engine.config.command import Command
+from mova_engine.config.measuring import MeasuringOptions
 from mova_engine.data.text import shown
 from mova_engine.errors import MovaError, run_cli
 
@@ -15,14 +16,20 @@ not be read, or a named score not be measured, after the others.
 """
 
 
+@dataclass(frozen=True)
+class _Files:
+    files: tuple[str, ...]
+    """Media files."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScoresConfig:
+class ScoresConfig(MeasuringOptions, _Files):
     """Which clips are scored, and by what."""
 
-    files: tuple[str, ...] = field(kw_only=False)
-    """Media files."""
     score: tuple[str, ...] = ()
-    """Names of scores; default: all."""
+    """Names of scores; default: all whose weights are there."""
+    caption: str | None = None
+    """What the clips are to show and sound like, for scores of sound and text; default: a .txt beside each."""
 
 
 SCORE_FILES = Command("mova eval scores", ScoresConfig, ABOUT)
@@ -34,14 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
-    from mova_engine.scores.score_file import chosen_scores, score_file
+    from mova_engine.scores.opened_runner import open_runner, told_skipped
+    from mova_engine.scores.score_file import caption_beside, chosen_scores, score_file
     from mova_engine.scores.score_table import COLUMNS
 
-    chosen_scores(config.score)
+    runner = open_runner(config)
+    _, skipped = chosen_scores(config.score, runner)
     failed = False
     for file in config.files:
         try:
-            found = score_file(file, config.score)
+            caption = config.caption if config.caption is not None else caption_beside(file)
+            found = score_file(file, config.score, runner=runner, prompt=caption)
         except MovaError as error:
             failed = True
             sys.stderr.write(f"error: {error}\n")
@@ -51,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, reason in found.reasons.items():
             failed |= name in config.score
             sys.stderr.write(f"{shown(file)}: {name}: {reason}\n")
+    for line in told_skipped(skipped, config.weights):
+        sys.stderr.write(f"{line}\n")
     return 2 if failed else 0
 
 

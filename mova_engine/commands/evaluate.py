@@ -3,12 +3,13 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mova_engine.config.command import Command
 from mova_engine.config.limits import check_least
-from mova_engine.errors import require_package, run_cli
+from mova_engine.config.measuring import MeasuringOptions
+from mova_engine.errors import counted, require_package, run_cli
 
 ABOUT = """Measure every clip of a folder.
 
@@ -18,16 +19,22 @@ clip is decoded once for all scores. What was measured is kept by content: an in
 """
 
 
+@dataclass(frozen=True)
+class _Clips:
+    clips: Path
+    """Folder of media files; those in folders within it count too."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(MeasuringOptions, _Clips):
     """Which clips are measured, by what, and where the report goes."""
 
-    clips: Path = field(kw_only=False)
-    """Folder of media files; those in folders within it count too."""
     out: Path
     """Folder of the report, new or of an earlier evaluation."""
     score: tuple[str, ...] = ()
-    """Names of scores; default: all."""
+    """Names of scores; default: all whose weights are there."""
+    reference: Path | None = None
+    """Folder of real clips that the whole set is compared with: FD, KL, KID."""
     workers: int = max(1, (os.cpu_count() or 2) // 2)
     """Clips measured at the same time."""
 
@@ -44,20 +51,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
-    from mova_engine.evaluation.evaluation_run import PAGE, check_out, evaluate
+    from mova_engine.evaluation.evaluation_run import PAGE, check_out, digests_of, evaluate
+    from mova_engine.scores.opened_runner import open_runner, share_threads, told_skipped
     from mova_engine.scores.score_file import chosen_scores
 
     require_package("pyarrow", "mova eval")
-    scores, _ = chosen_scores(config.score)
+    digests = digests_of(config.out)
+    runner = open_runner(config, digests.of)
+    scores, skipped = chosen_scores(config.score, runner)
     check_out(config.out)
-    result = evaluate(config.clips, config.out, scores, config.workers, _say)
+    share_threads(config.workers)
+    result = evaluate(
+        config.clips,
+        config.out,
+        scores,
+        config.workers,
+        _say,
+        runner=runner,
+        reference=config.reference,
+        skipped=skipped,
+        digests=digests,
+    )
     for summary in result.summaries:
         mean = "none" if summary.mean is None else f"{summary.mean:.4g}"
-        interval = "" if summary.interval is None else " [{:.4g}, {:.4g}]".format(*summary.interval)
         chance = "" if summary.chance is None else f", chance {summary.chance:.4g}"
-        sys.stdout.write(f"{summary.column:18} {mean}{interval}{chance} ({summary.scored} of {summary.asked} clips)\n")
+        _say(f"{summary.column:18} {mean}{_told(summary.interval)}{chance} ({summary.scored} of {summary.asked} clips)")
+    for each in result.sets:
+        found = each.reason if each.value is None else f"{each.value:.4g}{_told(each.interval)}"
+        against = "" if each.reference is None else f" against {each.reference}"
+        note = f"; {each.note}" if each.note else ""
+        _say(f"{each.name:18} {found} ({each.clips} of {counted(each.asked, 'clip')}{against}{note})")
+    for line in told_skipped(result.skipped, config.weights):
+        _say(line)
     _say(f"report: {config.out / PAGE}")
     return 0
+
+
+def _told(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else " [{:.4g}, {:.4g}]".format(*interval)
 
 
 def _say(line: str) -> None:

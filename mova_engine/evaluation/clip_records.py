@@ -1,19 +1,24 @@
 """What was measured of each clip, kept by the clip's content: an interrupted run goes on, bytes are judged once."""
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mova_engine.data.text import flaw, shown
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
 from mova_engine.scores.score_declaration import Score
-from mova_engine.scores.score_file import ClipScores
+from mova_engine.scores.score_runner import ClipScores, ScoreRunner
 
 # What counts as a clip in a folder; other files of it are left out.
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".wav", ".flac", ".mp3", ".m4a", ".ogg")
+# The key of an object that stands for an array of evidence, which lies in a file of its own.
+_ARRAY = "__array__"
 
 
 def find_clips(folder: Path, leave_out: Path | None = None) -> list[Path]:
@@ -41,43 +46,100 @@ def find_clips(folder: Path, leave_out: Path | None = None) -> list[Path]:
 
 
 class ClipRecords:
-    """Records in a folder, a file for each content of a clip and each score with its version."""
+    """Records in a folder, one for each content of a clip and each score as a runner measures it.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    A record belongs to the score's version, its convention, its weights' SHA-256 and, where the score reads it, the
+    clip's caption: with others, a clip is measured anew. Evidence that is an array lies beside the record.
+    """
 
-    def missing(self, digest: str, scores: Iterable[Score]) -> list[Score]:
+    def __init__(self, folder: Path, runner: ScoreRunner) -> None:
+        self._folder, self._runner = folder, runner
+        self._facts: dict[str, str] = {}
+
+    def missing(self, digest: str, scores: Iterable[Score], prompt: str | None = None) -> list[Score]:
         """The scores that were not measured yet of a clip with this SHA-256."""
-        return [score for score in scores if self._read(digest, score) is None]
+        return [score for score in scores if self.find(digest, score, prompt) is None]
 
-    def store(self, digest: str, scores: Iterable[Score], found: ClipScores) -> None:
-        """Keep what was measured."""
+    def store(self, digest: str, scores: Iterable[Score], found: ClipScores, prompt: str | None = None) -> None:
+        """Keep what was measured, but for what failed for a reason that passes."""
         for score in scores:
+            if score.name in found.passing:
+                continue
             names = {column.name for column in score.columns}
+            arrays: dict[str, np.ndarray] = {}
             record = {
                 "score": score.name,
-                "version": score.version,
+                **self._runner.facts(score),
+                "device": self._runner.backend.name if score.weights else "cpu",
                 "values": {name: value for name, value in found.values.items() if name in names},
                 "reason": found.reasons.get(score.name),
-                "evidence": found.evidence.get(score.name),
+                "evidence": _without_arrays(found.evidence.get(score.name), arrays),
                 "seconds": found.seconds.get(score.name, 0.0),
+                "decode_seconds": found.seconds.get("decode", 0.0),
             }
-            write_atomic(self._path(digest, score), json.dumps(record).encode(), sync=False)
+            path = self._path(digest, score, prompt)
+            if arrays:
+                write_atomic(path.with_suffix(".npz"), _packed(arrays), sync=False)
+            write_atomic(path, json.dumps(record).encode(), sync=False)
 
-    def read(self, digest: str, score: Score) -> dict[str, Any]:
-        """One record. MovaError where it was not measured."""
-        found = self._read(digest, score)
-        if found is None:
-            raise MovaError(f"{score.name} of a clip was not measured")
+    def find(self, digest: str, score: Score, prompt: str | None = None) -> dict[str, Any] | None:
+        """One record; None where it was not measured. Its evidence is read by `evidence`."""
+        path = self._path(digest, score, prompt)
+        try:
+            found = json.loads(path.read_text())
+            ours = isinstance(found, dict) and found["score"] == score.name and "decode_seconds" in found
+        except (OSError, ValueError, KeyError):
+            return None
+        if not ours or (_ARRAY in json.dumps(found["evidence"]) and not path.with_suffix(".npz").is_file()):
+            return None
         return found
 
-    def _read(self, digest: str, score: Score) -> dict[str, Any] | None:
-        try:
-            found = json.loads(self._path(digest, score).read_text())
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) and found.get("version") == score.version else None
+    def evidence(self, digest: str, score: Score, prompt: str | None = None) -> Any:
+        """What a score keeps of a clip beside its numbers; None where it keeps none or was not measured.
 
-    def _path(self, digest: str, score: Score) -> Path:
-        key = hashlib.sha256(f"{digest} {score.name} {score.version}".encode()).hexdigest()[:32]
+        Raises MovaError for a damaged file.
+        """
+        found = self.find(digest, score, prompt)
+        if found is None or found["evidence"] is None:
+            return None
+        path = self._path(digest, score, prompt).with_suffix(".npz")
+        try:
+            arrays = dict(np.load(path)) if path.is_file() else {}
+            return _with_arrays(found["evidence"], arrays)
+        except (OSError, ValueError, KeyError) as error:
+            raise MovaError(f"{path} is damaged ({error}); delete it to measure its clip anew") from None
+
+    def _path(self, digest: str, score: Score, prompt: str | None) -> Path:
+        if score.name not in self._facts:
+            self._facts[score.name] = json.dumps(self._runner.facts(score), sort_keys=True)
+        read = hashlib.sha256((prompt or "").encode()).hexdigest() if score.prompt else ""
+        told = f"{digest} {score.name} {self._facts[score.name]} {read}"
+        key = hashlib.sha256(told.encode()).hexdigest()[:32]
         return self._folder / key[:2] / f"{key}.json"
+
+
+def _without_arrays(evidence: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """Evidence as JSON knows it; its arrays go to `arrays`."""
+    if isinstance(evidence, np.ndarray):
+        name = f"a{len(arrays)}"
+        arrays[name] = evidence
+        return {_ARRAY: name}
+    if isinstance(evidence, Mapping):
+        return {str(key): _without_arrays(value, arrays) for key, value in evidence.items()}
+    if isinstance(evidence, list | tuple):
+        return [_without_arrays(value, arrays) for value in evidence]
+    return evidence
+
+
+def _with_arrays(evidence: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(evidence, dict):
+        if evidence.keys() == {_ARRAY}:
+            return arrays[evidence[_ARRAY]]
+        return {key: _with_arrays(value, arrays) for key, value in evidence.items()}
+    return [_with_arrays(value, arrays) for value in evidence] if isinstance(evidence, list) else evidence
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType] names, not options
+    return buffer.getvalue()

@@ -3,11 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _DRAWS = 1 << 20  # numbers held at a time
@@ -31,15 +29,6 @@ class ColumnSummary:
     high: float | None = None
     reasons: dict[str, int] = field(default_factory=dict)
     chance: float | None = None
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """rows: one for each clip, with "clip", "sha256", every column and, as "why_SCORE", what kept it from a number."""
-
-    rows: list[Row]
-    summaries: list[ColumnSummary]
-    seconds: dict[str, float]
 
 
 def summarise(

@@ -1,5 +1,6 @@
 """Two evaluations compared on the clips that both have: the mean difference of each number, with an interval."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class PairedDifference:
 def compare(first: Path, second: Path) -> tuple[list[PairedDifference], int]:
     """What two evaluations' folders say of the clips that have the same name in both, and how many those are.
 
-    Raises MovaError for what is no evaluation, for other versions of a score, and where no clip is in both.
+    Raises MovaError for what is no evaluation, for another version, convention or weights of a score, and where no clip
+    is in both.
     """
     tables = [read_parquet(folder / TABLE) for folder in (first, second)]
     common = sorted(tables[0].rows.keys() & tables[1].rows.keys())
@@ -49,15 +51,20 @@ def compare(first: Path, second: Path) -> tuple[list[PairedDifference], int]:
         other = tables[1].columns.get(column)
         if other is None:
             continue
-        for fact in ("version", "convention"):
-            if about[fact] != other[fact]:
-                told = f"{fact} {about[fact]} in {first}, {other[fact]} in {second}"
+        for fact in ("version", "convention", "weights"):
+            if about.get(fact) != other.get(fact):
+                told = f"{fact} {_short(about.get(fact))} in {first}, {_short(other.get(fact))} in {second}"
                 raise MovaError(f"{column} cannot be compared: {told}; evaluate both anew")
         pairs = [(tables[0].rows[clip][column], tables[1].rows[clip][column]) for clip in common]
         known = np.array([pair for pair in pairs if None not in pair], np.float64)
         if len(known):
             found.append(_difference(column, known, about))
     return found, len(common)
+
+
+def _short(fact: str | None) -> str:
+    """A fact as a message tells it: digests by their beginning."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", fact) if fact else "none"
 
 
 def _difference(column: str, pairs: np.ndarray, about: dict[str, Any]) -> PairedDifference:

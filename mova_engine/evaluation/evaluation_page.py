@@ -1,6 +1,5 @@
 """An evaluation as one HTML page that opens without a server: numbers, distributions, and the clips at the ends."""
 
-import html
 import os
 import urllib.parse
 from collections.abc import Sequence
@@ -8,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mova_engine.evaluation.column_summary import ColumnSummary, EvaluationResult, Row
+from mova_engine.evaluation.column_summary import ColumnSummary
+from mova_engine.evaluation.evaluation_result import EvaluationResult, Row
+from mova_engine.evaluation.page_tables import conditions_table, seconds_table, sets_table, skipped_list
+from mova_engine.evaluation.page_text import number, text
 from mova_engine.scores.score_declaration import Score, ScoreColumn
 
 _BARS, _WIDTH, _HEIGHT = 24, 260, 56
@@ -31,27 +33,22 @@ def page(clips: Path, out: Path, scores: Sequence[Score], result: EvaluationResu
     count = len(result.rows)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>Evaluation of {_text(clips.name)}</title><style>{_STYLE}</style>",
-        f"<h1>Evaluation of {_text(clips.name)}</h1>",
+        f"<title>Evaluation of {text(clips.name)}</title><style>{_STYLE}</style>",
+        f"<h1>Evaluation of {text(clips.name)}</h1>",
         f"<p>{count} clips. Intervals hold 95 % of the means of clips drawn anew. A missing number is no zero: it has "
         "a reason. Chance is the mean for sound and pictures of different clips of this set.</p>",
         _table(scores, result.summaries),
+        sets_table(result.sets),
+        skipped_list(result.skipped),
+        seconds_table(result.seconds),
+        conditions_table(result.facts),
     ]
     for score in scores:
-        parts += [
-            f"<h2>{_text(score.name)} <span class=quiet>({_text(score.convention('corrected'))} convention)</span></h2>"
-        ]
+        convention = text(result.facts[score.name]["convention"])
+        parts += [f"<h2>{text(score.name)} <span class=quiet>({convention} convention)</span></h2>"]
         parts += [_column(column, result, clips, out) for column in score.columns]
         parts.append(_reasons(score, result.rows))
     return "\n".join(parts) + "\n"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
@@ -60,13 +57,13 @@ def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
     rows = [head]
     for summary in summaries:
         column = declared[summary.column]
-        interval = "" if summary.interval is None else " to ".join(map(_number, summary.interval))
+        interval = "" if summary.interval is None else " to ".join(map(number, summary.interval))
         coverage = "n" if summary.scored == summary.asked else "n few"
-        mean = f"{_number(summary.mean)} {_text(column.unit)}" if summary.mean is not None else "none"
+        mean = f"{number(summary.mean)} {text(column.unit)}" if summary.mean is not None else "none"
         rows.append(
-            f"<tr><td>{_text(summary.column)}<td>{_text(column.about)}"
+            f"<tr><td>{text(summary.column)}<td>{text(column.about)}"
             f"<td class='{coverage}'>{summary.scored} of {summary.asked}<td class=n>{mean}<td class=n>{interval}"
-            f"<td class=n>{_number(summary.chance)}<td>{_text(column.better)}"
+            f"<td class=n>{number(summary.chance)}<td>{text(column.better)}"
         )
     return "<table>" + "\n".join(rows) + "</table>"
 
@@ -74,10 +71,10 @@ def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
 def _column(column: ScoreColumn, result: EvaluationResult, clips: Path, out: Path) -> str:
     known = [(row[column.name], row["clip"]) for row in result.rows if row[column.name] is not None]
     if not known:
-        return f"<p>{_text(column.name)}: <span class=few>no clip has this number</span></p>"
+        return f"<p>{text(column.name)}: <span class=few>no clip has this number</span></p>"
     values = np.array([value for value, _ in known])
     chance = next(summary.chance for summary in result.summaries if summary.column == column.name)
-    drawn = f"<p>{_text(column.name)}, {_text(column.unit or 'no unit')}<br>{_histogram(values, chance)}</p>"
+    drawn = f"<p>{text(column.name)}, {text(column.unit or 'no unit')}<br>{_histogram(values, chance)}</p>"
     if not column.better or len(known) < 2:
         return drawn
     worst = sorted(known, reverse=column.better == "down")[:_WORST]
@@ -104,14 +101,14 @@ def _histogram(values: np.ndarray, chance: float | None) -> str:
         at = f"<line x1={place} x2={place} y1=0 y2={_HEIGHT} />"
     drawing = f"<svg width={_WIDTH} height={_HEIGHT} role=img aria-label='distribution'>{bars}{at}</svg>"
     said = "; the dashed line is chance" if chance is not None else ""
-    return f"{drawing}<br><span class=quiet>{_number(low)} to {_number(low + span)}{said}</span>"
+    return f"{drawing}<br><span class=quiet>{number(low)} to {number(low + span)}{said}</span>"
 
 
 def _player(value: float, name: str, clips: Path, out: Path) -> str:
     # Part of an address: "#", "?" and "%" of a name would be read as such.
     place = urllib.parse.quote(Path(os.path.relpath(clips / name, out)).as_posix())
-    tag = f"<video controls preload=none src='{_text(place)}'></video>"
-    return f"<figure>{tag}<figcaption>{_text(name)}: {_number(value)}</figcaption></figure>"
+    tag = f"<video controls preload=none src='{text(place)}'></video>"
+    return f"<figure>{tag}<figcaption>{text(name)}: {number(value)}</figcaption></figure>"
 
 
 def _reasons(score: Score, rows: Sequence[Row]) -> str:
@@ -122,7 +119,7 @@ def _reasons(score: Score, rows: Sequence[Row]) -> str:
     if not told:
         return ""
     lines = [
-        f"<li>{_text(reason)}: {len(names)} of {len(rows)} <span class=quiet>({_text(', '.join(names[:3]))}"
+        f"<li>{text(reason)}: {len(names)} of {len(rows)} <span class=quiet>({text(', '.join(names[:3]))}"
         f"{' and others' if len(names) > 3 else ''})</span>"
         for reason, names in sorted(told.items(), key=lambda item: -len(item[1]))
     ]

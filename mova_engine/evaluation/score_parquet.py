@@ -11,14 +11,21 @@ from mova_engine.files.atomic import require_file
 from mova_engine.scores.score_declaration import Score
 
 
-def parquet_bytes(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> bytes:
-    """Columns "clip" and "sha256", each number as a nullable double with its unit as metadata, reasons as text."""
+def parquet_bytes(
+    rows: Sequence[Mapping[str, Any]], scores: Sequence[Score], facts: Mapping[str, Mapping[str, Any]]
+) -> bytes:
+    """Columns "clip" and "sha256", each number as a nullable double with its unit as metadata, reasons as text.
+
+    facts: {score: {"version", "convention", "weights": {name: SHA-256}}}, metadata too.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     fields = [pa.field("clip", pa.string()), pa.field("sha256", pa.string())]
     for score in scores:
-        about = {"version": str(score.version), "convention": score.convention("corrected")}
+        stated = facts[score.name]
+        weights = " ".join(f"{name} {digest}" for name, digest in stated["weights"].items())
+        about = {"version": str(stated["version"]), "convention": stated["convention"], "weights": weights}
         for column in score.columns:
             said = {"unit": column.unit, "about": column.about, "better": column.better}
             fields.append(pa.field(column.name, pa.float64(), metadata=about | said))
@@ -31,7 +38,7 @@ def parquet_bytes(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) ->
 
 @dataclass(frozen=True)
 class ScoreRows:
-    """rows: {clip: row}; columns: {number: its metadata, "unit", "better", "version", "convention"}."""
+    """rows: {clip: row}; columns: {number: its metadata, "unit", "better", "version", "convention", "weights"}."""
 
     rows: dict[str, dict[str, Any]]
     columns: dict[str, dict[str, str]]

@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from mova_engine.data.metadata import CAPTION
+from mova_engine.data.text import read_text
 from mova_engine.errors import MovaError, suggest
 from mova_engine.scores.clip_reader import read_clip
 from mova_engine.scores.score_declaration import Score
@@ -51,3 +53,9 @@ def score_file(
     found = runner.measure(clip, scores, prompt)
     found.seconds = {"decode": decode, **found.seconds}
     return found
+
+
+def caption_beside(path: str | Path) -> str | None:
+    """The caption of a clip that lies in a text file of its name, as in folders of clips; None without."""
+    text = Path(path).with_suffix(CAPTION)
+    return read_text(text).strip() if text.is_file() else None

@@ -11,8 +11,8 @@ _HERE = "mova_engine.scores.networks.official_networks"
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """files: accepted names, the official one first; one that ends in "/" is a folder. sha256: of that official file,
-    None where no hash is on record. size: its bytes, None where not known. commercial: whether its licence allows
+    """files: accepted names, the official one first; one that ends in "/" is a folder. sha256: of official files, none
+    where no hash is on record. size: bytes of the first, None where not known. commercial: whether the licence allows
     commercial use; None where its authors state none.
     """
 
@@ -23,7 +23,7 @@ class WeightsFile:
     licence: str
     commercial: bool | None
     source: str
-    sha256: str | None = None
+    sha256: tuple[str, ...] = ()
     size: int | None = None
 
 
@@ -38,6 +38,8 @@ WEIGHTS = {
             "MIT",
             True,
             "hkchengrex/MMAudio, release v0.1 on GitHub",
+            sha256=("8aff082f2df5c3bc52759db0c865c7ee772ae6400b860d1b7e90413f2defb67c",),
+            size=950058171,
         ),
         WeightsFile(
             "imagebind",
@@ -47,6 +49,8 @@ WEIGHTS = {
             "CC BY-NC-SA 4.0",
             False,
             "facebookresearch/ImageBind, dl.fbaipublicfiles.com/imagebind",
+            sha256=("d6f6c22bedcc90708448d5d2fbb7b2db9c73f505dc89bd0b2e09b23af1b62157",),
+            size=4803584173,
         ),
         WeightsFile(
             "clap",
@@ -74,6 +78,8 @@ WEIGHTS = {
             "not stated for the weights (the code is MIT)",
             None,
             "joonson/syncnet_python, robots.ox.ac.uk/~vgg/software/lipsync",
+            sha256=("961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",),
+            size=54573114,
         ),
         WeightsFile(
             "s3fd",
@@ -83,6 +89,8 @@ WEIGHTS = {
             "not stated for the weights (the code is MIT)",
             None,
             "joonson/syncnet_python, robots.ox.ac.uk/~vgg/software/lipsync",
+            sha256=("d54a87c2b7543b64729c9a25eafd188da15fd3f6e02f0ecec76ae1b30d86c491",),
+            size=89844381,
         ),
         WeightsFile(
             "dover",
@@ -95,12 +103,14 @@ WEIGHTS = {
         ),
         WeightsFile(
             "audiobox",
-            ("checkpoint.pt", "audiobox-aesthetics/model.safetensors", "audiobox-aesthetics/checkpoint.pt"),
+            ("audiobox-aesthetics/model.safetensors", "audiobox-aesthetics/checkpoint.pt", "checkpoint.pt"),
             f"{_HERE}:open_audiobox",
             "Audiobox-Aesthetics, WavLM (a model.safetensors needs its config.json beside it)",
             "CC BY 4.0",
             True,
             "facebook/audiobox-aesthetics on Hugging Face",
+            sha256=("a5a3c2412649cc2384ec525ffd5180ce6c4778f43bed6108e0a1303de04d014e",),
+            size=415472992,
         ),
         WeightsFile(
             "eat",
@@ -123,6 +133,7 @@ WEIGHTS = {
             "CC BY 4.0",
             True,
             "Zenodo record 3987831",
+            sha256=("e2ee543a27919542c2ea03eabaa70b24dcd4e6c8e05621de6b67a94e4c5058e6",),
         ),
         WeightsFile(
             "cnn14-32k",
@@ -132,6 +143,8 @@ WEIGHTS = {
             "CC BY 4.0",
             True,
             "Zenodo record 3987831",
+            sha256=("0dc499e40e9761ef5ea061ffc77697697f277f6a960894903df3ada000e34b31",),
+            size=327428481,
         ),
     )
 }

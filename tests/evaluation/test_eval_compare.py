@@ -12,13 +12,14 @@ from mova_engine.scores.score_declaration import Score, ScoreColumn
 QUALITY = Score("quality", "x:y", (ScoreColumn("up", "", "", better="up"), ScoreColumn("down", "", "", better="down")))
 
 
-def _written(folder, values, score=QUALITY, first=0):
+def _written(folder, values, score=QUALITY, first=0, weights=None):
     folder.mkdir()
     rows = [
         {"clip": f"{first + i}.mp4", "sha256": "0", "up": value, "down": value, "why_quality": None}
         for i, value in enumerate(values)
     ]
-    (folder / "scores.parquet").write_bytes(parquet_bytes(rows, [score]))
+    facts = {"version": score.version, "convention": score.convention("corrected"), "weights": weights or {}}
+    (folder / "scores.parquet").write_bytes(parquet_bytes(rows, [score], {score.name: facts}))
     return folder
 
 
@@ -46,6 +47,11 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     other = Score("quality", "x:y", QUALITY.columns, version=2)
     with pytest.raises(MovaError, match="version 1 in .*, 2 in"):
         compare(first, _written(tmp_path / "b", [1.0, 2.0], other))
+    other = Score("quality", "x:y", QUALITY.columns, conventions=("mova",))
+    with pytest.raises(MovaError, match="convention corrected in .*, mova in"):
+        compare(first, _written(tmp_path / "e", [1.0, 2.0], other))
+    with pytest.raises(MovaError, match=r"weights none in .*, net 0123456789ab\.\.\. in"):
+        compare(first, _written(tmp_path / "f", [1.0, 2.0], weights={"net": "0123456789ab" + 52 * "c"}))
     with pytest.raises(MovaError, match="no clip of the same name"):
         compare(first, _written(tmp_path / "c", [1.0], first=10))
     with pytest.raises(MovaError, match="no such file"):

@@ -13,7 +13,7 @@ import pytest
 from mova_engine.commands.evaluate import main
 from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
-from mova_engine.evaluation import evaluation_page, evaluation_run
+from mova_engine.evaluation import evaluation_page, measured_clips
 from mova_engine.evaluation.column_summary import bootstrap_interval, summarise
 from mova_engine.evaluation.evaluation_run import evaluate
 from mova_engine.scores.score_file import chosen_scores
@@ -88,12 +88,12 @@ def test_what_was_measured_is_not_measured_again(measured, clips, tmp_path, monk
     records = sorted(path for path in (out / "records").rglob("*.json") if "values" in json.loads(path.read_text()))
     records[-1].unlink()
     asked = []
-    score_file = evaluation_run.score_file
+    scored = measured_clips._scored
     monkeypatch.setattr(
-        evaluation_run, "score_file", lambda path, names: asked.append(names) or score_file(path, names)
+        measured_clips, "_scored", lambda path, scores, *more: asked.append(scores) or scored(path, scores, *more)
     )
     evaluate(clips, out, chosen_scores(SCORES)[0], 1, lambda _: None)
-    assert [len(names) for names in asked] == [1]
+    assert [len(scores) for scores in asked] == [1]
     assert (out / "scores.parquet").read_bytes() == before
 
 
@@ -171,14 +171,14 @@ def test_a_name_that_is_no_text_is_refused_before_work(clips, tmp_path):
 def test_nothing_is_kept_of_a_file_that_changes_while_it_is_measured(clips, tmp_path, monkeypatch):
     folder, scores = tmp_path / "clips", chosen_scores(["loudness"])[0]
     shutil.copytree(clips, folder)
-    score_file = evaluation_run.score_file
+    read_clip = measured_clips.read_clip
 
-    def changed(path, names):
+    def changed(path):
         if path.name == "first.mp4":
             shutil.copy(clips / "second.mp4", path)
-        return score_file(path, names)
+        return read_clip(path)
 
-    monkeypatch.setattr(evaluation_run, "score_file", changed)
+    monkeypatch.setattr(measured_clips, "read_clip", changed)
     with pytest.raises(MovaError, match=r"first\.mp4: changed"):
         evaluate(folder, tmp_path / "out", scores, 1, lambda _: None)
     monkeypatch.undo()

@@ -1,0 +1,65 @@
+"""Tables of an evaluation's page beside that of the clips' numbers: the set, what it took, by what it was measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mova_engine.evaluation.evaluation_result import ScoreSeconds
+from mova_engine.evaluation.page_text import number, text
+from mova_engine.evaluation.set_summary import SetResult
+from mova_engine.scores.weights_manifest import WEIGHTS
+
+
+def sets_table(sets: Sequence[SetResult]) -> str:
+    """Numbers of the whole set; nothing where no score declares one."""
+    if not sets:
+        return ""
+    rows = ["<tr><th>number of the set<th>what it says<th>clips<th>value<th>95 % interval<th>better<th>note"]
+    for each in sets:
+        interval = "" if each.interval is None else " to ".join(map(number, each.interval))
+        coverage = "n" if each.clips == each.asked else "n few"
+        against = "" if each.reference is None else f" against {each.reference}"
+        value = f"{number(each.value)} {text(each.unit)}" if each.value is not None else "none"
+        rows.append(
+            f"<tr><td>{text(each.name)}<td>{text(each.about)}<td class='{coverage}'>{each.clips} of {each.asked}"
+            f"{against}<td class=n>{value}<td class=n>{interval}<td>{text(each.better)}"
+            f"<td class=few>{text(each.reason or each.note)}"
+        )
+    return _titled("The set", rows)
+
+
+def seconds_table(seconds: Mapping[str, ScoreSeconds]) -> str:
+    """What decoding and each score took."""
+    rows = ["<tr><th>what<th>clips<th>seconds a clip<th>seconds in all"]
+    for name, taken in seconds.items():
+        cells = f"<td class=n>{taken.clips}<td class=n>{taken.mean:.3f}<td class=n>{taken.total:.1f}"
+        rows.append(f"<tr><td>{text(name)}{cells}")
+    return _titled("Seconds by score", rows)
+
+
+def conditions_table(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """By which version, convention and weights each score was measured."""
+    rows = ["<tr><th>score<th>version<th>convention<th>weights"]
+    for name, about in facts.items():
+        weights = "<br>".join(_weights(each, digest) for each, digest in about["weights"].items())
+        rows.append(f"<tr><td>{text(name)}<td>{about['version']}<td>{text(about['convention'])}<td>{weights}")
+    return _titled("How it was measured", rows)
+
+
+def _weights(name: str, digest: str) -> str:
+    entry = WEIGHTS[name]
+    told = f"{text(name)} <code>{digest[:12]}</code> <span class=quiet>{text(entry.licence)}</span>"
+    if not entry.sha256:
+        return f"{told} <span class=quiet>no hash of the published file is on record</span>"
+    return told if digest in entry.sha256 else f"{told} <span class=few>not the published file</span>"
+
+
+def skipped_list(skipped: Mapping[str, str]) -> str:
+    """Scores that were not measured."""
+    if not skipped:
+        return ""
+    lines = "".join(f"<li>{text(name)}: {text(reason)}" for name, reason in skipped.items())
+    return f"<p>Not measured:</p><ul>{lines}</ul>"
+
+
+def _titled(title: str, rows: Sequence[str]) -> str:
+    return f"<h2>{title}</h2><table>" + "\n".join(rows) + "</table>"
