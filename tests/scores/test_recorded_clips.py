@@ -3,10 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
+from lossless_clip import write_lossless
 
 from mova_engine.parity.case import GoldenCase
 from mova_engine.parity.evaluation.audiobox_case import _sizes as audiobox_sizes
@@ -39,26 +39,8 @@ def stated(name):
     return StatedCase(GoldenCase(DATA / "golden_eval", name))
 
 
-def lossless(path, pictures=None, sound=None, *, rate=16000, fps=25):
-    """A file that holds exactly these pictures uint8 [t, h, w, 3] and samples int16 or float32 [n] or [n, channels]."""
-    with av.open(str(path), "w") as container:
-        streams = []
-        if pictures is not None:
-            stream = container.add_stream("ffv1", rate=fps)
-            stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "bgr0"
-            streams.append((stream, [av.VideoFrame.from_ndarray(p, format="rgb24") for p in pictures]))
-        if sound is not None:
-            table = sound.reshape(len(sound), -1)
-            kind = "s16" if sound.dtype == np.int16 else "flt"
-            layout = {1: "mono", 2: "stereo", 6: "5.1"}[table.shape[1]]
-            stream = container.add_stream({"s16": "pcm_s16le", "flt": "pcm_f32le"}[kind], rate=rate, layout=layout)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(table).reshape(1, -1), kind, layout)
-            frame.sample_rate = rate
-            streams.append((stream, [frame]))
-        for stream, frames in streams:
-            for frame in [*frames, None]:
-                container.mux(stream.encode(frame))
-    return DecodedClip.read(path)
+def lossless(path, pictures=None, sound=None, **rates):
+    return DecodedClip.read(write_lossless(path, pictures, sound, **rates))
 
 
 def close(made, recorded, bound=2e-4):
@@ -67,6 +49,7 @@ def close(made, recorded, bound=2e-4):
 
 
 @pytest.mark.networks
+@pytest.mark.timeout(1200)
 @torch.no_grad()
 def test_desync(tmp_path):
     """Also of a pair, which a clip's own features make: chance levels compare features, not clips."""
