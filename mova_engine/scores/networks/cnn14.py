@@ -82,7 +82,7 @@ class Cnn14(nn.Module):
         halvings = len(self.config.channels) - 1
         if x.shape[-2] < 1 << halvings:
             least = (1 << halvings) * self.config.hop / self.config.sample_rate
-            raise MovaError(f"{samples.shape[-1]} samples are too few for this network: it needs {least:.2f} s of sound")
+            raise MovaError(f"{samples.shape[-1]} samples are too few for this network: {least:.2f} s are needed")
         x = self.bn0(x.unsqueeze(-1).transpose(1, 2)).permute(0, 3, 2, 1)  # norm over mels; then [b, 1, frames, mels]
         for i in range(1, len(self.config.channels) + 1):
             x = self.get_submodule(f"conv_block{i}")(x)
