@@ -21,8 +21,10 @@ waveform and caption. Clips that cannot be used are named, with the reason; stat
 class PreviewConfig:
     """Which clips to show, in which shape."""
 
-    data: Path
-    """Folder of clips with metadata.jsonl or metadata.json, or with a caption a.txt beside each a.mp4."""
+    data: tuple[Path, ...]
+    """Folder of clips (with metadata.jsonl or metadata.json, or a caption a.txt beside each a.mp4), or list of clips
+    (.jsonl, .csv, .parquet); or several.
+    """
     checkpoint: Path | None = None
     """Model folder or training run, for its clips' shape."""
     model: str | None = None

@@ -21,14 +21,16 @@ they are named.
 class EncodeConfig:
     """What to encode, with which codecs."""
 
-    data: Path
-    """Folder of clips with metadata.jsonl or metadata.json, or with a caption a.txt beside each a.mp4."""
+    data: tuple[Path, ...]
+    """Folder of clips (with metadata.jsonl or metadata.json, or a caption a.txt beside each a.mp4), or list of clips
+    (.jsonl, .csv, .parquet); or several.
+    """
     checkpoint: Path | None = None
     """Model folder or training run: its clip, codecs and text encoder."""
     model: str | None = None
     """Or a model size, with embedded codecs that are fitted to no data: nano, bench-mid."""
     out: Path | None = None
-    """Folder to fill; default: DATA/cache."""
+    """Folder to fill; default: `cache` beside the clips."""
     device: str = "cpu"
     """cpu, cuda or npu: where the codecs run."""
     dtype: Literal["float32", "bfloat16"] = "float32"

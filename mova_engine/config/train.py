@@ -191,7 +191,7 @@ class ValidationSettings:
     at_start: bool = False
     """Validate before the first step too."""
     data: Path | None = None
-    """Folder of held-out clips."""
+    """Folder or list of held-out clips."""
     synthetic_clips: int = 0
     """Without --validation.data: write so many held-out bouncing-ball clips into `OUT/heldout`."""
     clips: int = 32
@@ -252,8 +252,10 @@ class TrainConfig:
 
     name: str = "custom"
     """Name of the run; default: the recipe's."""
-    data: Path | None = None
-    """Folder of clips with metadata.jsonl or metadata.json, or with a caption a.txt beside each a.mp4."""
+    data: tuple[Path, ...] = ()
+    """Folder of clips (with metadata.jsonl or metadata.json, or a caption a.txt beside each a.mp4), or list of clips
+    (.jsonl, .csv, .parquet); or several.
+    """
     out: Path | None = None
     """Folder of the run; default: `runs/NAME`."""
     device: str | None = None

@@ -7,7 +7,7 @@ file's content (zeros if it was not read). The ids themselves would be many time
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from mova_engine.data.metadata import Entry
@@ -23,6 +23,15 @@ class Changes(NamedTuple):
 
     order: str
     contents: str
+
+
+def order_digest(ids: Iterable[str], shuffle: bool) -> str:
+    """The digest of the order of clips from which a stream is drawn. A `ClipTable` has it from when it was written."""
+    digest, between = hashlib.sha256(f"{shuffle}\n".encode()), ""
+    for name in ids:
+        digest.update((between + name).encode())
+        between = "\n"
+    return digest.hexdigest()[:16]
 
 
 def marks(entries: Sequence[Entry], content: Callable[[Entry], str] | None) -> str:

@@ -6,17 +6,22 @@ Clips that cannot be used are found before training: `open_dataset` reads every 
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mova_engine.data.clip_changes import marks
+from mova_engine.data.clip_changes import marks, order_digest
+from mova_engine.data.clip_sources import Sources, named, read_clips
+from mova_engine.data.clip_table import ClipTable, SomeClips
 from mova_engine.data.latent_cache import LatentCache
-from mova_engine.data.metadata import Entry, read_metadata
+from mova_engine.data.metadata import Entry
+from mova_engine.data.shard_files import FileInShard
 from mova_engine.errors import MovaError
+from mova_engine.files.atomic import require_file
+from mova_engine.files.byte_ranges import UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +30,12 @@ BadClips = Literal["skip", "stop"]
 PRELOAD_BYTES = 2 << 30
 # How many reasons an error message lists if clips cannot be used.
 SHOWN_REASONS = 3
+# Clips whose fingerprint is kept, 16 bytes each; of longer lists only digests of all together are.
+MARKED = 100_000
+# Clips in a row that cannot be used, after which the fault is not theirs.
+IN_A_ROW = 100
+# Clips of which `open_dataset` looks, before the first step, whether their files are there.
+LOOKED_AT = 32
 
 
 class LatentDataset(Dataset):
@@ -49,10 +60,11 @@ class LatentDataset(Dataset):
             raise MovaError("the dataset holds no clips")
         if bad_clips not in get_args(BadClips):
             raise MovaError(f"bad_clips must be 'skip' or 'stop', got '{bad_clips}'")
-        self.entries, self.cache, self.bad_clips = tuple(entries), cache, bad_clips
+        self.entries = tuple(entries) if isinstance(entries, list) else entries
+        self.cache, self.bad_clips = cache, bad_clips
         self._files_read = read
-        self._captions = [entry.caption for entry in entries]
-        self._ids = [entry.id for entry in entries]
+        # Row -> row of the clip that was read in its place, of tensors in memory.
+        self._instead: dict[int, int] = {}
         self._tensors: dict[str, Tensor] | None = None
         # Index -> reason, of clips that became unusable during training; each is logged once and not tried again.
         self._unusable: dict[int, str] = {}
@@ -70,7 +82,8 @@ class LatentDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One clip: the entries of `batch`, without the batch dimension."""
         index, tensors = self._read(index)
-        return {**tensors, "caption": self._captions[index], "id": self._ids[index]}
+        entry = self._entry(index)
+        return {**tensors, "caption": entry.caption, "id": entry.id}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The clips at `indices`, float32: video_latents and image_latents [b, 16, t, h, w] (not of sound alone),
@@ -83,7 +96,7 @@ class LatentDataset(Dataset):
             read = [self._read(index) for index in indices]
             chosen = [index for index, _ in read]
             tensors = _stack([clip for _, clip in read])
-        return {**tensors, "caption": [self._captions[i] for i in chosen], "id": [self._ids[i] for i in chosen]}
+        return {**tensors, **self._names(chosen)}
 
     def stored_batch(self, indices: Sequence[int]) -> dict[str, Any] | None:
         """As `batch`, but None if a clip would have to be encoded or replaced; for worker processes without codecs."""
@@ -91,17 +104,32 @@ class LatentDataset(Dataset):
         clips = [clip for clip in read if clip is not None]
         if len(clips) < len(read):
             return None
-        return {**_stack(clips), "caption": [self._captions[i] for i in indices], "id": [self._ids[i] for i in indices]}
+        return {**_stack(clips), **self._names(indices)}
 
     @cached_property
-    def marks(self) -> str:
-        """The fingerprint of these clips, by which a resumed run finds changes, see `data.clip_changes`."""
+    def marks(self) -> str | None:
+        """The fingerprint of these clips, by which a resumed run finds changes, see `data.clip_changes`; None for more
+        than MARKED clips.
+        """
+        if len(self) > MARKED:
+            return None
         return marks(self.entries, self.cache.content if self._files_read else None)
+
+    @property
+    def content_digest(self) -> str | None:
+        """The digest of all captions and starts; None where `marks` tells of each."""
+        return self.entries.content_digest if isinstance(self.entries, ClipTable) else None
+
+    def order_digest(self, shuffle: bool = True) -> str:
+        """The digest of the clips' order, see `data.clip_changes.order_digest`."""
+        if isinstance(self.entries, ClipTable) and shuffle:
+            return self.entries.order_digest
+        return order_digest((entry.id for entry in self.entries), shuffle)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The ids of the clips, by index."""
-        return tuple(self._ids)
+        return tuple(self._entry(index).id for index in range(len(self)))
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -113,23 +141,38 @@ class LatentDataset(Dataset):
         """Whether all tensors are kept in memory."""
         return self._tensors is not None
 
+    def _entry(self, index: int) -> Entry:
+        """The clip whose tensors `index` stands for."""
+        return self.entries[self._instead.get(index, index)]
+
+    def _names(self, indices: Sequence[int]) -> dict[str, list[str]]:
+        entries = [self._entry(index) for index in indices]
+        return {"caption": [entry.caption for entry in entries], "id": [entry.id for entry in entries]}
+
     def _read(self, index: int) -> tuple[int, dict[str, Tensor]]:
         """Return (index, tensors) of the clip at `index`, or of the next clip that can be used."""
         if self._tensors is not None:
             return index, {name: x[index] for name, x in self._tensors.items()}
-        for tried in range(len(self)):
+        for tried in range(min(len(self), IN_A_ROW)):
             chosen = (index + tried) % len(self)
             if chosen in self._unusable:
                 continue
             try:
                 return chosen, self.cache.get(self.entries[chosen])
+            except UnreachableError:
+                raise  # another clip in its place would make this process's stream another one
             except MovaError as error:
                 if self.bad_clips == "stop":
                     raise
-                log.warning("clip '%s' cannot be used, the next takes its place: %s", self._ids[chosen], error)
-                self._unusable[chosen] = str(error)
+                self._note(chosen, str(error))
         shown = "; ".join(list(self._unusable.values())[:SHOWN_REASONS])
-        raise MovaError(f"none of the {len(self)} clips can be used: {shown}")
+        if len(self) <= IN_A_ROW:
+            raise MovaError(f"none of the {len(self)} clips can be used: {shown}")
+        raise MovaError(f"{IN_A_ROW} clips in a row cannot be used, which is not their own fault: {shown}")
+
+    def _note(self, row: int, reason: str) -> None:
+        log.warning("clip '%s' cannot be used, the next takes its place: %s", self.entries[row].id, reason)
+        self._unusable[row] = reason
 
     def _preload(self) -> None:
         tensors: dict[str, Tensor] = {}
@@ -137,7 +180,8 @@ class LatentDataset(Dataset):
             index, clip = self._read(row)
             for name, x in clip.items():
                 tensors.setdefault(name, x.new_empty(len(self), *x.shape))[row] = x
-            self._captions[row], self._ids[row] = self._captions[index], self._ids[index]
+            if index != row:
+                self._instead[row] = index
         self._tensors = tensors
 
 
@@ -146,7 +190,7 @@ def _stack(clips: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def open_dataset(
-    folder: str | Path,
+    sources: Sources,
     cache: LatentCache,
     *,
     bad_clips: BadClips = "skip",
@@ -156,31 +200,75 @@ def open_dataset(
     ahead: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LatentDataset:
-    """Read a folder's metadata, encode the clips that are missing in the cache, and return the usable clips.
+    """Read the list of clips, encode those that are missing in the cache, and return the usable clips.
+
+    sources: folders and manifests, see `read_clips`.
 
     Clips that are missing, damaged, silent or too short are logged. With bad_clips "skip" they are left out; with
     "stop" a MovaError counts them and names the first ones. If no clip is usable, MovaError is raised in both cases.
     rank, world: of `world` processes that share the cache, each starts encoding at a different clip; all return the
-    same dataset. ahead=False: clips are encoded when they are first used, and unusable ones are found then.
+    same dataset. ahead=False: clips are encoded when they are first used, and unusable ones are found then; only
+    whether their files are there is looked at before, of LOOKED_AT clips.
     progress: called with the number of clips done. For the other arguments see `LatentDataset`.
     """
-    entries = read_metadata(folder)
+    entries = read_clips(sources, cache.folder)
     if rank == 0 and (otherwise := cache.stored_otherwise(entries)) is not None:
         log.warning("%s; they are encoded anew", otherwise)
     if not ahead:
-        return LatentDataset(entries, cache, bad_clips=bad_clips, preload=bool(preload))
+        missing = _not_there(entries)
+        if bad_clips == "stop" and missing:
+            raise MovaError(f"{named(sources)}: clips cannot be used: {_first_of(list(missing.values()))}")
+        dataset = LatentDataset(entries, cache, bad_clips=bad_clips, preload=False)
+        for row, reason in missing.items():
+            dataset._note(row, reason)
+        if preload:
+            dataset._preload()
+        return dataset
     first = len(entries) * rank // world
-    reasons = {problem.entry.id: problem.reason for problem in cache.fill(entries[first:] + entries[:first], progress)}
-    usable = [entry for entry in entries if entry.id not in reasons]
-    bad = [entry for entry in entries if entry.id in reasons]
-    for entry in bad:
-        log.warning("clip '%s' cannot be used: %s", entry.id, reasons[entry.id])
-    if bad:
-        summary = f"{folder}: {len(bad)} of {len(entries)} clips cannot be used"
-        if bad_clips == "stop" or not usable:
-            shown = "; ".join(reasons[entry.id] for entry in bad[:SHOWN_REASONS])
-            raise MovaError(f"{summary}: {shown}{'; ...' if len(bad) > SHOWN_REASONS else ''}")
-        log.warning("%s and are left out", summary)
+    reasons = {problem.entry.id: problem.reason for problem in cache.fill(_rotated(entries, first), progress)}
+    usable = _without(entries, reasons, bad_clips, named(sources))
     dataset = LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload, read=True)
     dataset._left_out = reasons
     return dataset
+
+
+def _without(entries: Sequence[Entry], reasons: dict[str, str], bad_clips: BadClips, what: str) -> Sequence[Entry]:
+    """The clips other than those whose ids are in `reasons`, which are told. Raises MovaError as `open_dataset`."""
+    if not reasons:
+        return entries
+    bad = [row for row, entry in enumerate(entries) if entry.id in reasons]
+    told = [reasons[entries[row].id] for row in bad]
+    for row, reason in zip(bad, told, strict=True):
+        log.warning("clip '%s' cannot be used: %s", entries[row].id, reason)
+    summary = f"{what}: {len(bad)} of {len(entries)} clips cannot be used"
+    if bad_clips == "stop" or len(bad) == len(entries):
+        raise MovaError(f"{summary}: {_first_of(told)}")
+    log.warning("%s and are left out", summary)
+    kept = SomeClips(entries, np.delete(np.arange(len(entries)), bad))
+    return list(kept) if isinstance(entries, list) else kept
+
+
+def _rotated(entries: Sequence[Entry], first: int) -> Sequence[Entry]:
+    """The clips from `first` on, then those before it."""
+    return SomeClips(entries, np.roll(np.arange(len(entries)), -first)) if first else entries
+
+
+def _first_of(reasons: Sequence[str]) -> str:
+    return "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
+
+
+def _not_there(entries: Sequence[Entry]) -> dict[int, str]:
+    """Row -> reason, of the clips whose files are not there, among LOOKED_AT or more that are spread over the list."""
+    reasons = {}
+    for row in range(0, len(entries), max(1, len(entries) // LOOKED_AT)):
+        entry = entries[row]
+        try:
+            if isinstance(entry.path, FileInShard):
+                entry.path.check_place()
+            else:
+                require_file(entry.path)
+        except UnreachableError:
+            raise
+        except MovaError as error:
+            reasons[row] = str(error)
+    return reasons

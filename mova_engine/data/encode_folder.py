@@ -18,9 +18,9 @@ from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import MovaConfig, get_preset
 from mova_engine.config.stages import stages
+from mova_engine.data.clip_sources import Sources, default_cache, named, read_clips
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.media.decode import Silent
-from mova_engine.data.metadata import read_metadata
 from mova_engine.distributed.processes import Launch, read_launch
 from mova_engine.errors import MovaError
 from mova_engine.memory.model_parts import codec_parts
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def encode_folder(
-    data: Path,
+    data: Sources,
     clip: ClipSettings,
     *,
     checkpoint: Path | None = None,
@@ -44,23 +44,24 @@ def encode_folder(
 ) -> int:
     """Encode the clips of `data` with the codecs of the folder `checkpoint`, or those of the model size `model`.
 
-    Prints the clips that cannot be used. cache: the folder to fill; None: `data/cache`. shard: "I/N", the I-th of N
-    shares, from 1; None: torchrun's rank. For the other arguments see `LatentCache`.
+    Prints the clips that cannot be used. data: folders and manifests. cache: the folder to fill; None: that of
+    `default_cache`. shard: "I/N", the I-th of N shares, from 1; None: torchrun's rank. For the other arguments see
+    `LatentCache`.
     Returns 1 if some clips cannot be used, else 0. Raises MovaError for errors that concern the whole folder.
     """
     launch = read_launch()
     share, shares = (launch.rank + 1, launch.world) if shard is None else _share(shard, launch)
-    entries = read_metadata(data)[share - 1 :: shares]
+    folder = cache or default_cache(data)
+    entries = read_clips(data, folder)[share - 1 :: shares]
     which = f"share {share} of {shares}: " if shares > 1 else ""
     place = get_backend(device).device(launch.local_rank)
     config, codecs, source = _model(model, checkpoint, clip, task, place)
     residency = Residency(place, codec_parts(codecs, source, text_waits="files"), stages(MemoryConfig()))
-    folder = cache or data / "cache"
     store = LatentCache(folder, config.clip, *codecs.encoders(), dtype=dtype, silent=silent, residency=residency)
     if (otherwise := store.stored_otherwise(entries)) is not None:
         log.warning("%s", otherwise.replace("--loader.", "--"))
     with Progress(console=Console(stderr=True, quiet=launch.rank > 0)) as bar:
-        progress = bar.add_task(escape(f"encoding {data}"), total=len(entries))
+        progress = bar.add_task(escape(f"encoding {named(data)}"), total=len(entries))
         problems = store.fill(entries, lambda done: bar.update(progress, completed=done))
     for problem in problems:
         sys.stdout.write(f"cannot be used: {problem.reason}\n")

@@ -46,8 +46,10 @@ from mova_engine.data.cache_forms import Form, as_json, as_stored, difference, f
 from mova_engine.data.media.decode import Clip, Silent, read_clip
 from mova_engine.data.media.reader_process import FatalFileError
 from mova_engine.data.metadata import Entry
+from mova_engine.data.shard_files import FileInShard
 from mova_engine.errors import MovaError, suggest
 from mova_engine.files.atomic import set_aside, write_atomic
+from mova_engine.files.byte_ranges import UnreachableError
 from mova_engine.files.digests import Digests
 from mova_engine.memory.residency import Residency, stage
 from mova_engine.ops import DTYPES
@@ -143,7 +145,7 @@ class LatentCache:
 
     def content(self, entry: Entry) -> str:
         """The digest of a clip's file. Raises MovaError if it cannot be read."""
-        return self._digests.of(entry.path)
+        return entry.path.sha256 if isinstance(entry.path, FileInShard) else self._digests.of(entry.path)
 
     def text(self, caption: str) -> Tensor:
         """Return the features float32 [n, d] of a caption; encodes and stores them if they are not in the cache."""
@@ -163,9 +165,10 @@ class LatentCache:
         """Encode and store the clips that are missing, then their captions; return the clips that cannot be used.
 
         Files are decoded ahead in threads while this thread encodes. progress: called with the number of clips done.
-        Raises MovaError if the cache cannot be written.
+        Raises MovaError if the cache cannot be written, and UnreachableError if the clips' place does not answer, which
+        says nothing about the clips.
         """
-        problems, captions = [], [""]
+        problems, missing = [], {"": None}
         with ExitStack() as encoding:
             began = False
             for done, (entry, outcome) in enumerate(self._read_ahead(entries), start=1):
@@ -176,17 +179,20 @@ class LatentCache:
                     latents = self._encode(entry, outcome) if isinstance(outcome, Clip) else None
                 except MovaError as error:
                     outcome = error
+                if isinstance(outcome, UnreachableError):
+                    raise outcome
                 if isinstance(outcome, MovaError):
                     problems.append(Problem(entry, str(outcome)))
                 else:
                     if latents is not None:
                         self._store(self._clip_path(entry), latents)
                         self._write_form()
-                    captions.append(entry.caption)
+                    if not self._has_text(entry.caption):
+                        missing[entry.caption] = None
                 progress(done)
-        if missing := [text for text in dict.fromkeys(captions) if not self._has_text(text)]:
+        if captions := [text for text in missing if not self._has_text(text)]:
             with stage(self.residency, ENCODE_TEXT):
-                for caption in missing:
+                for caption in captions:
                     self._store(self._text_path(caption), {"text": self._encode_text(caption)})
         return problems
 
@@ -240,7 +246,7 @@ class LatentCache:
     def _decode(self, entry: Entry) -> Clip:
         """Decode the clip. If reading the file ends its process, that is recorded, and later runs do not try again."""
         pictures = self.video_codec is not None
-        content = self._digests.of(entry.path)
+        content = self.content(entry)
         facts = {"content": content, "start": entry.start, "pictures": pictures, "av": av.__version__}
         known = self._path("fatal", facts).with_suffix(".json")
         try:
@@ -293,7 +299,7 @@ class LatentCache:
 
     def _clip_path(self, entry: Entry, form: Form | None = None) -> Path:
         facts = self._clip_facts if form is None else form
-        return self._path("clips", {**facts, "content": self._digests.of(entry.path), "start": entry.start})
+        return self._path("clips", {**facts, "content": self.content(entry), "start": entry.start})
 
     def _text_path(self, caption: str) -> Path:
         return self._path("text", {**self._text_facts, "caption": caption})

@@ -5,7 +5,6 @@ stream is a function of the position in it, for any number of workers: only the 
 """
 
 import gc
-import hashlib
 import multiprocessing
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -17,29 +16,55 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mova_engine.data.clip_changes import Changes, compare
 from mova_engine.data.dataset import LatentDataset
 from mova_engine.data.helper_signals import stop_signals_held
+from mova_engine.data.permutation import Permutation
 from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
 
 # Batches that each worker prepares ahead.
 PREFETCH = 2
+# How the order of clips is drawn, see `ClipOrder`; the number of clips from which on it is a function; for how many
+# positions it is computed at once.
+ARRAY, FUNCTION = 1, 2
+FUNCTION_FROM = 1 << 20
+BLOCK = 4096
 Changed = Literal["stop", "go-on"]
 
 
 class ClipOrder:
-    """The stream of clip indices, by position: in each epoch a permutation of `count` clips (0, 1, ... unshuffled)."""
+    """The stream of clip indices, by position: in each epoch a permutation of `count` clips (0, 1, ... unshuffled).
 
-    def __init__(self, count: int, seed: int, *, shuffle: bool = True) -> None:
+    version: how it is drawn. ARRAY: by shuffling an array. FUNCTION: by `data.permutation`, without an array. A run
+    keeps the one that it began with. Default: FUNCTION from FUNCTION_FROM clips on.
+    """
+
+    def __init__(self, count: int, seed: int, *, shuffle: bool = True, version: int | None = None) -> None:
         self.count, self.seed, self.shuffle = count, seed, shuffle
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self.version = version or (ARRAY if count < FUNCTION_FROM else FUNCTION)
+        if self.version not in (ARRAY, FUNCTION):
+            raise MovaError(f"the checkpoint's order of clips is of a newer kind ({version}): update the engine")
+        # The block of positions that `_block` holds: (epoch, first place).
+        self._known: tuple[int, int] | None = None
+        self._block = np.empty(0, np.int64)
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, self.count)
-        if epoch != self._epoch:
-            self._order = np.arange(self.count)
-            if self.shuffle:
-                np.random.default_rng((self.seed, epoch)).shuffle(self._order)
-            self._epoch = epoch
-        return int(self._order[place])
+        if not self.shuffle:
+            return place
+        size = self.count if self.version == ARRAY else BLOCK
+        first = place - place % size
+        if self._known != (epoch, first):
+            self._block = self._array(epoch) if self.version == ARRAY else self._drawn(epoch, first)
+            self._known = epoch, first
+        return int(self._block[place - first])
+
+    def _array(self, epoch: int) -> np.ndarray:
+        order = np.arange(self.count)
+        np.random.default_rng((self.seed, epoch)).shuffle(order)
+        return order
+
+    def _drawn(self, epoch: int, first: int) -> np.ndarray:
+        places = np.arange(first, min(first + BLOCK, self.count))
+        return Permutation(self.count, self.seed, epoch)(places)
 
 
 class Loader:
@@ -61,10 +86,9 @@ class Loader:
         self.rank, self.world, self.rounds = rank, world, rounds
         self._order = ClipOrder(len(dataset), seed, shuffle=shuffle)
         self._position = 0
-        names = "\n".join(entry.id for entry in dataset.entries)
         # Computed now, because files may change later.
         self._marks = dataset.marks
-        self._digest = hashlib.sha256(f"{shuffle}\n{names}".encode()).hexdigest()[:16]
+        self._digest = dataset.order_digest(shuffle)
 
     @property
     def position(self) -> int:
@@ -88,13 +112,16 @@ class Loader:
         """The position, and what identifies the stream, as plain values for JSON. Independent of the number of workers
         and ranks and of the batch size.
         """
-        return {
+        state = {
             "position": self._position,
             "seed": self._order.seed,
             "clips": len(self.dataset),
             "digest": self._digest,
-            "marks": self._marks,
+            "order": self._order.version,
         }
+        # Of long lists one digest takes the place of the clips' marks.
+        long = {"contents": self.dataset.content_digest}
+        return state | (long if self._marks is None else {"marks": self._marks})
 
     def load_state_dict(self, state: dict[str, Any], changed: Changed = "stop") -> list[str]:
         """Continue at the position of `state`, from the next `iter()`; returns messages about clips that have changed.
@@ -109,13 +136,20 @@ class Loader:
                 f"the checkpoint's order of clips was drawn from seed {state['seed']}, not {here['seed']}: give --seed "
                 f"{state['seed']}"
             )
+        # Checkpoints from before there were several orders have the first.
+        self._order = ClipOrder(
+            len(self.dataset), state["seed"], shuffle=self._order.shuffle, version=state.get("order", ARRAY)
+        )
         found = Changes("", "")
-        if "marks" in state:
-            found = compare(state["marks"], here["marks"], self.dataset.entries)
+        if "marks" in state and self._marks is not None:
+            found = compare(state["marks"], self._marks, self.dataset.entries)
+        elif state["digest"] == here["digest"] and state.get("contents") != here.get("contents"):
+            found = Changes("", "captions or starts have changed")
         notes = [f"clips are not as in the checkpoint: {found.contents}"] if found.contents else []
         if state["digest"] == here["digest"]:
             self._position = state["position"]
             return notes
+        self._order = ClipOrder(len(self.dataset), state["seed"], shuffle=self._order.shuffle)
         differ = f"the clips are not those of the checkpoint ({state['clips']} then, {here['clips']} now"
         differ += f": {found.order})" if found.order else ")"
         if changed == "stop":

@@ -1,11 +1,13 @@
-"""Reads the list of clips of a folder: a metadata file, or captions in text files beside the clips.
+"""Clips as lists name them: the keys of a row, and the list of a folder.
 
-`metadata.jsonl` holds one JSON object per line, `metadata.json` (the reference's format) a list of the same objects:
+A folder holds a metadata file, or captions in text files beside the clips. `metadata.jsonl` holds one JSON object per
+line, `metadata.json` (the reference's format) a list of the same objects:
 
     {"video_path": "clips/0001.mp4", "caption": "a red ball bouncing on the floor", "id": "0001", "start": 2.5}
 
-`video_path` is relative to the folder. `id` names the clip in logs and batches (default: the path, plus the start if it
-is not 0). `start` (default 0) is the time in the file at which the clip begins, in seconds. Other keys are ignored.
+`video_path` is relative to the folder; a file in a tar shard has `shard`, `member`, `offset`, `size` and `sha256` in
+its place, see `mova data index`. `id` names the clip in logs and batches (default: the path, plus the start if it is
+not 0). `start` (default 0) is the time in the file at which the clip begins, in seconds. Other keys are ignored.
 Values that later steps cannot use are errors here: text that cannot be encoded, a start beyond any file's length.
 
 Without a metadata file every video and sound file of the folder is a clip, in the order of their names, and `a.txt` is
@@ -13,13 +15,17 @@ the caption of `a.mp4`. Folders inside it are not searched.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from mova_engine.data.manifest_rows import rows_of
+from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError
+from mova_engine.files.byte_ranges import FileFacts
 
 FILES = ("metadata.jsonl", "metadata.json")
 # The suffix of a clip's caption, and those of the files that are clips, where no metadata file lists them.
@@ -32,11 +38,17 @@ MEDIA = frozenset(
 LATEST_START = 1e9
 
 
+# A file of its own, or one in a tar shard.
+MediaFile = Path | FileInShard
+# What a row is called in its format, and its number: ("line", 3).
+Place = tuple[str, int]
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One clip. path: its file. id: unique in the folder. start: seconds after the file's first picture."""
+    """One clip. path: its file. id: unique in its list. start: seconds after the file's first picture."""
 
-    path: Path
+    path: MediaFile
     caption: str
     id: str
     start: float = 0.0
@@ -49,30 +61,51 @@ def read_metadata(folder: str | Path) -> list[Entry]:
     that has no caption.
     """
     folder = Path(folder)
+    listed = listing_of(folder)
+    return read_captioned(folder) if listed is None else distinct(entries_of(listed), listed)
+
+
+def listing_of(folder: Path) -> Path | None:
+    """The metadata file of a folder of clips; None if it has none. Raises MovaError if it is no folder or has two."""
     if not folder.is_dir():
         what = "a file, not a folder of clips" if folder.exists() else "no such folder"
         raise MovaError(f"{folder}: {what}")
     found = [folder / name for name in FILES if (folder / name).is_file()]
-    if not found:
-        return _captioned(folder)
     if len(found) > 1:
         raise MovaError(f"{folder}: must hold one of {FILES[0]} and {FILES[1]}, has both")
+    return found[0] if found else None
+
+
+def entries_of(path: Path) -> Iterator[tuple[Place, Entry]]:
+    """Yield the clips of a manifest with the place of their rows. Ids are not compared with each other, see
+    `distinct`. Raises MovaError as `read_metadata`.
+    """
+    for word, number, row in rows_of(path):
+        yield (word, number), entry_of(path.parent, f"{path}: {word} {number}", row)
+
+
+def distinct(found: Iterable[tuple[Place, Entry]], path: Path) -> list[Entry]:
+    """The clips of the manifest `path` as a list. Raises MovaError if two have one id, or if there are none."""
     entries: list[Entry] = []
     places: dict[str, str] = {}
-    for place, row in _rows(found[0]):
-        entry = _entry(folder, place, row)
+    for (word, number), entry in found:
+        place = f"{word} {number}"
         if entry.id in places:
-            taken = f"id '{shown(entry.id)}' is taken by {places[entry.id]}"
-            raise MovaError(f"{place}: {taken}: give each of them an 'id' of its own")
-        places[entry.id] = place.rpartition(": ")[2]
+            raise same_id(path, entry.id, place, places[entry.id])
+        places[entry.id] = place
         entries.append(entry)
     if not entries:
-        raise MovaError(f"{found[0]}: lists no clips")
+        raise MovaError(f"{path}: lists no clips")
     return entries
 
 
-def _captioned(folder: Path) -> list[Entry]:
-    """The clips of a folder without a metadata file."""
+def same_id(path: Path, name: str, place: str, other: str) -> MovaError:
+    """The error that two rows of a manifest have one id."""
+    return MovaError(f"{path}: {place}: id '{shown(name)}' is taken by {other}: give each of them an 'id' of its own")
+
+
+def read_captioned(folder: Path) -> list[Entry]:
+    """The clips of a folder without a metadata file, in the order of their names."""
     files = sorted(folder.iterdir(), key=lambda path: path.name)
     clips = [path for path in files if path.suffix.lower() in MEDIA and path.name[0] != "." and path.is_file()]
     if not clips:
@@ -94,47 +127,43 @@ def _with_caption(path: Path) -> Entry:
     return Entry(path, read_text(path.with_suffix(CAPTION)).strip(), path.name)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (place for error messages, parsed value) of each line or item."""
-    text = read_text(path)
-    if path.suffix == ".json":
-        items = _parse(str(path), text)
-        if not isinstance(items, list):
-            raise MovaError(f"{path}: must be a list of objects, got {type(items).__name__}")
-        yield from ((f"{path}: item {number}", item) for number, item in enumerate(items, start=1))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}: line {number}", _parse(f"{path}: line {number}", line)
-
-
-def _parse(place: str, text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except RecursionError:
-        raise MovaError(f"{place}: not valid JSON (nested too deeply)") from None
-    except ValueError as error:
-        raise MovaError(f"{place}: not valid JSON ({error})") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        twice = next(key for number, (key, _) in enumerate(pairs) if any(key == k for k, _ in pairs[:number]))
-        raise ValueError(f"key '{shown(twice)}' occurs twice in one object")
-    return row
-
-
-def _entry(folder: Path, place: str, row: Any) -> Entry:
+def entry_of(folder: Path, place: str, row: Any) -> Entry:
+    """The clip that a row of a manifest in `folder` names. place: file and row, for errors."""
     if not isinstance(row, dict):
         raise MovaError(f"{place}: must be an object with video_path and caption, got {type(row).__name__}")
-    path, caption = _text(place, row, "video_path", name=True), _text(place, row, "caption")
-    start = row.get("start", 0.0)
+    if "shard" in row:
+        file = _in_shard(folder, place, row)
+        name = f"{PurePath(file.shard.address).stem}/{file.name}"
+    else:
+        name = _text(place, row, "video_path", name=True)
+        file = folder / name
+    caption, start = _text(place, row, "caption"), row.get("start", 0.0)
     if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= LATEST_START:
         got = _described(start)
         raise MovaError(f"{place}: key 'start' must be seconds from 0 up to {LATEST_START:g}, got {got}")
-    identity = _text(place, row, "id", name=True) if "id" in row else path + (f"@{start:.15g}" if start else "")
-    return Entry(folder / path, caption, identity, float(start))
+    identity = _text(place, row, "id", name=True) if "id" in row else name + (f"@{start:.15g}" if start else "")
+    return Entry(file, caption, identity, float(start))
+
+
+def _in_shard(folder: Path, place: str, row: dict[str, Any]) -> FileInShard:
+    address, digest = _text(place, row, "shard", name=True), _text(place, row, "sha256")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise MovaError(f"{place}: key 'sha256' must be 64 hexadecimal digits, got '{shown(digest)}'")
+    etag = _text(place, row, "shard_etag") if "shard_etag" in row else None
+    size = _number(place, row, "shard_size") if "shard_size" in row else None
+    modified = row.get("shard_modified")
+    if not isinstance(modified, int | float | None):
+        raise MovaError(f"{place}: key 'shard_modified' must be a number, got {_described(modified)}")
+    shard = Shard(address if "://" in address else str(folder / address), FileFacts(size, modified, etag))
+    offset, length = _number(place, row, "offset"), _number(place, row, "size")
+    return FileInShard(shard, _text(place, row, "member", name=True), offset, length, digest)
+
+
+def _number(place: str, row: dict[str, Any], key: str) -> int:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise MovaError(f"{place}: key '{key}' must be a whole number of bytes, got {_described(value)}")
+    return value
 
 
 def _text(place: str, row: dict, key: str, *, name: bool = False) -> str:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 from mova_engine.config.model import ClipConfig
+from mova_engine.data.clip_sources import Sources, named, read_clips
 from mova_engine.data.media.contact_sheet import SheetClip, contact_sheet_png
 from mova_engine.data.media.decode import probe, read_clip
-from mova_engine.data.metadata import read_metadata
 from mova_engine.errors import MovaError, counted, require_package
 from mova_engine.files.atomic import write_atomic
 
 
 def preview(
-    folder: Path,
+    sources: Sources,
     clip: ClipConfig,
     out: Path,
     *,
@@ -32,7 +32,7 @@ def preview(
     require_package("matplotlib", "the sheet")
     if os.path.lexists(out) and not overwrite:
         raise MovaError(f"{out} is there already: give another --out, or --overwrite")
-    entries, sheet, refused = read_metadata(folder), list[SheetClip](), 0
+    entries, sheet, refused = read_clips(sources), list[SheetClip](), 0
     for entry in entries:
         try:
             found = read_clip(entry.path, clip, start=entry.start, silent=silent)
@@ -49,7 +49,7 @@ def preview(
             text = f"{entry.id} ({used}{sound}): {entry.caption}"
             sheet.append(SheetClip(found.pictures, found.audio, text, clip.fps, clip.sample_rate))
     if not sheet:
-        raise MovaError(f"{folder}: none of {counted(len(entries), 'clip')} can be used")
+        raise MovaError(f"{named(sources)}: none of {counted(len(entries), 'clip')} can be used")
     write_atomic(out, contact_sheet_png(sheet))
     shape = f"{clip.frames} frames of {clip.height}x{clip.width} at {clip.fps:g} a second"
     say(f"{out}: {counted(len(sheet), 'clip')} of {len(entries)}, each {shape}; {refused} cannot be used")

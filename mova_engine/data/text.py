@@ -31,6 +31,8 @@ def flaw(text: str, *, name: bool = False) -> str | None:
     """Why `text` cannot be encoded or tokenised; None if it can. name: also check that it can be a file's or clip's
     name.
     """
+    if text.isprintable():
+        return None
     if any("\ud800" <= c <= "\udfff" for c in text):
         return "holds half a surrogate pair, which is no character: write the character whole"
     if name and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):

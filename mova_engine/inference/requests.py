@@ -13,7 +13,7 @@ from mova_engine.config.adapter_spec import Strength
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.decode import probe, read_clip
 from mova_engine.data.media.stills import is_picture, read_image
-from mova_engine.data.metadata import FILES, read_metadata
+from mova_engine.data.metadata import FILES, MediaFile, read_metadata
 from mova_engine.data.text import flaw, read_text, shown
 from mova_engine.errors import MovaError, counted
 from mova_engine.inference.given_clip import GivenClip, Kept
@@ -101,7 +101,7 @@ def strengths_of(prompts: Sequence[str], adapters: OfClips) -> list[Mapping[str,
     return list(adapters)
 
 
-def read_frame(path: str | Path, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
+def read_frame(path: str | MediaFile, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
     """Read a picture file, or the frame of a video file at `start` seconds; uint8 [height, width, 3] of `clip`.
 
     The content of the file decides between the two; with a `start` it is a video. Raises MovaError if the file is
@@ -174,8 +174,11 @@ def _prompts_of_clips(folder: Path, clip: ClipConfig, given: tuple[Kept, Kept]) 
     prompts, entries, reason = [], read_metadata(folder), ""
     for entry in entries:
         try:
-            kept = None if given == ("none", "none") else GivenClip(entry.path, *given, entry.start)
-            if kept is not None:
+            kept = None
+            if given != ("none", "none"):
+                if not isinstance(entry.path, Path):
+                    raise MovaError(f"{entry.path}: what is given of a clip must be a file of its own, not in a shard")
+                kept = GivenClip(entry.path, *given, entry.start)
                 kept.check(clip)
             prompts.append(Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id, given=kept))
         except MovaError as error:

@@ -40,10 +40,10 @@ from mova_engine.train.clip_data import (
 )
 from mova_engine.train.clip_data import (
     build_codecs,
-    heldout_folder,
+    heldout_source,
     open_clips,
     open_loader,
-    training_folder,
+    training_sources,
 )
 from mova_engine.train.lora_model import base_folder
 from mova_engine.train.masters import Weights
@@ -139,21 +139,21 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     prompts = read_own_prompts(config.validation, sizes.clip)
     backend.use_threads(config.threads, sizes.video.dim)
     with _progress(console) as report, processes.first_alone():
-        folder = training_folder(config, report)
+        data = training_sources(config, report)
         # A checkpoint of adapters or of the audio tower alone holds no codecs.
         whole = config.task == "joint" and not config.lora.rank
         source = resume if whole and resume is not None else config.model.checkpoint
-        codecs, residency = build_codecs(config, sizes, source, folder, device)
-        held_folder = heldout_folder(config, report)
-    if held_folder is None and config.validation.every and not prompts:
+        codecs, residency = build_codecs(config, sizes, source, data, device)
+        held_data = heldout_source(config, report)
+    if held_data is None and config.validation.every and not prompts:
         console.print("note: no validation, no samples on the way: --validation.data names a folder of held-out clips")
     # All processes encode; each starts at a different clip.
     with _progress(console) as report:
         ahead = config.loader.encode == "ahead"
-        clips = open_clips(config, sizes, codecs, residency, folder, report, processes, ahead)
+        clips = open_clips(config, sizes, codecs, residency, data, report, processes, ahead)
         heldout = None
-        if held_folder is not None:
-            heldout = open_clips(config, sizes, codecs, residency, held_folder, report, processes)
+        if held_data is not None:
+            heldout = open_clips(config, sizes, codecs, residency, held_data, report, processes)
     agree_on_data(codecs, clips, heldout, processes)
     build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
     validator = None

@@ -1,8 +1,8 @@
 """Prepares a run's clips: writes the embedded clips, builds and fits the codecs, opens the latent cache."""
 
 import math
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -21,11 +21,12 @@ from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.stages import stages
 from mova_engine.config.train import LoaderSettings, TrainConfig
+from mova_engine.data.clip_sources import Sources, default_cache, named, read_clips
 from mova_engine.data.dataset import SHOWN_REASONS, LatentDataset, open_dataset
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.loader import Loader, build_loader
 from mova_engine.data.media.decode import Clip, read_clip
-from mova_engine.data.metadata import FILES, Entry, read_metadata
+from mova_engine.data.metadata import FILES, Entry
 from mova_engine.data.synthetic.bounce import generate
 from mova_engine.distributed.processes import Processes
 from mova_engine.distributed.rounds import Rounds
@@ -33,29 +34,29 @@ from mova_engine.errors import MovaError
 from mova_engine.memory.model_parts import codec_parts
 from mova_engine.memory.residency import Residency
 
-# The cache's folder in the folder of clips, unless loader.cache names another.
-CACHE = "cache"
 # Called with (number done, total number, description).
 Progress = Callable[[int, int, str], None]
 
 
-def training_folder(config: TrainConfig, progress: Progress) -> Path:
-    """Return the folder of clips to train on; writes the embedded clips first if the recipe asks for them.
+def training_sources(config: TrainConfig, progress: Progress) -> tuple[Path, ...]:
+    """Return the sources of clips to train on; writes the embedded clips first if the recipe asks for them.
 
     Raises MovaError if there are no clips.
     """
-    if config.data is not None:
+    if config.data:
         return config.data
     if not config.loader.synthetic_clips:
         raise MovaError("no clips to train on: give --data, a folder with metadata.jsonl")
     settings = config.loader
-    return _generated(
-        config.folder / "data", settings.synthetic_clips, config.seed, "train", progress, settings.synthetic_midway
+    return (
+        _generated(
+            config.folder / "data", settings.synthetic_clips, config.seed, "train", progress, settings.synthetic_midway
+        ),
     )
 
 
-def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
-    """Return the folder of held-out clips for validation; None if the run has none.
+def heldout_source(config: TrainConfig, progress: Progress) -> Path | None:
+    """Return the folder or manifest of held-out clips for validation; None if the run has none.
 
     Embedded held-out clips are written only if the run trains on embedded clips: for a model that was trained on other
     clips their loss would mean nothing.
@@ -64,7 +65,7 @@ def heldout_folder(config: TrainConfig, progress: Progress) -> Path | None:
         return None
     if config.validation.data is not None:
         return config.validation.data
-    if config.data is not None or not config.validation.synthetic_clips:
+    if config.data or not config.validation.synthetic_clips:
         return None
     return _generated(config.folder / "heldout", config.validation.synthetic_clips, config.seed, "heldout", progress)
 
@@ -76,10 +77,10 @@ def _generated(folder: Path, clips: int, seed: int, split: str, progress: Progre
 
 
 def build_codecs(
-    config: TrainConfig, model: MovaConfig, source: Path | None, folder: Path, device: torch.device
+    config: TrainConfig, model: MovaConfig, source: Path | None, data: Sources, device: torch.device
 ) -> tuple[Codecs, Residency]:
     """Build the model's codecs and text encoder, and their Residency: those of the checkpoint `source`, or embedded
-    ones that are fitted to the clips of `folder`.
+    ones that are fitted to the clips of `data`.
 
     Pretrained codecs start on the host. The Residency moves them to the device for their stages, and keeps them there
     if clips are encoded online. The audio task has no video codec. Raises MovaError if the model needs pretrained
@@ -98,7 +99,7 @@ def build_codecs(
             f"a {model.name} model needs pretrained codecs ({', '.join(pretrained)}): give --model.checkpoint, a "
             "folder to start from, or --model.codecs, a folder to take them from"
         )
-    clips = _to_fit(folder, model.clip, config.loader, pictures)
+    clips = _to_fit(data, model.clip, config.loader, pictures)
     video = None
     if pictures:
         embedded = build_video_codec(model.video_codec, device=device)
@@ -112,31 +113,32 @@ def build_codecs(
     return codecs, Residency(device, codec_parts(codecs), order)
 
 
-def _spread(entries: list[Entry], most: int) -> tuple[list[Entry], int]:
+def _spread(entries: Sequence[Entry], most: int) -> tuple[Iterable[Entry], int]:
     """Return (entries, count): read `count` (at most `most`) of the reordered entries.
 
     The first `count` are spread evenly over the list; the others follow as substitutes for those that cannot be read.
     """
     stride = math.ceil(len(entries) / most)
     first = entries[::stride]
-    return first + [entry for i, entry in enumerate(entries) if i % stride], len(first)
+    return chain(first, (entry for i, entry in enumerate(entries) if i % stride)), len(first)
 
 
-def _to_fit(folder: Path, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
+def _to_fit(data: Sources, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
     """Read the clips that codecs are fitted to; all have sound. Raises MovaError with the first reasons if there are
     none.
     """
-    entries, count = _spread(read_metadata(folder), settings.num_fit_clips)
+    listed = read_clips(data, settings.cache)
+    entries, count = _spread(listed, settings.num_fit_clips)
     reasons: list[str] = []
     clips = list(islice(_readable(entries, clip, settings, pictures, reasons), count))
     if not clips:
         shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
-        raise MovaError(f"{folder}: none of {len(entries)} clips can be read to fit the codecs to: {shown}")
+        raise MovaError(f"{named(data)}: none of {len(listed)} clips can be read to fit the codecs to: {shown}")
     return clips
 
 
 def _readable(
-    entries: list[Entry], clip: ClipConfig, settings: LoaderSettings, pictures: bool, reasons: list[str]
+    entries: Iterable[Entry], clip: ClipConfig, settings: LoaderSettings, pictures: bool, reasons: list[str]
 ) -> Iterator[Clip]:
     """Yield the clips that can be read and have sound; append the reasons of the others to `reasons`."""
     for entry in entries:
@@ -155,14 +157,14 @@ def open_clips(
     model: MovaConfig,
     codecs: Codecs,
     residency: Residency | None,
-    folder: Path,
+    data: Sources,
     progress: Progress,
     processes: Processes,
     ahead: bool = True,
 ) -> LatentDataset:
-    """Open the usable clips of `folder`. ahead: first encode those that are missing in its cache."""
+    """Open the usable clips of `data`. ahead: first encode those that are missing in its cache."""
     settings = config.loader
-    place = settings.cache or folder / CACHE
+    place = settings.cache or default_cache(data)
     cache = LatentCache(
         place,
         model.clip,
@@ -171,16 +173,16 @@ def open_clips(
         silent=settings.silent_audio,
         residency=residency,
     )
-    total = len(read_metadata(folder))
+    total = len(read_clips(data, place))
     return open_dataset(
-        folder,
+        data,
         cache,
         bad_clips=settings.on_bad_clip,
         preload=settings.preload,
         rank=processes.launch.rank,
         world=processes.launch.world,
         ahead=ahead,
-        progress=lambda done: progress(done, total, f"encoding {folder}"),
+        progress=lambda done: progress(done, total, f"encoding {named(data)}"),
     )
 
 

@@ -13,12 +13,13 @@ from mova_engine.adapters.lora import find_linears
 from mova_engine.checkpoints.quantised_files import StoredComponent, open_component, refuse_quantised
 from mova_engine.config.model import COMPONENTS, MovaConfig
 from mova_engine.config.train import TrainConfig
-from mova_engine.data.metadata import read_metadata
+from mova_engine.data.clip_sources import CACHE, home_of, read_clips
+from mova_engine.data.metadata import MediaFile
 from mova_engine.errors import MovaError, require_package
+from mova_engine.files.byte_ranges import is_local
 from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import computes_in
 from mova_engine.ops import DTYPES, OpTable
-from mova_engine.train.clip_data import CACHE
 from mova_engine.train.lora_model import base_folder, check_output, initial_adapters
 from mova_engine.train.model_setup import audio_only, outline
 from mova_engine.train.run_folder import FOLDERS
@@ -33,19 +34,28 @@ def check_folders(config: TrainConfig) -> None:
     """
     out = config.folder.resolve()
     heldout = config.validation.data if config.validation.every else None
-    for option, folder in (("--data", config.data), ("--validation.data", heldout)):
-        if folder is None:
+    if len(config.data) > 1:
+        # Whether they fit together.
+        read_clips(config.data, config.loader.cache)
+    for option, source in (*(("--data", each) for each in config.data), ("--validation.data", heldout)):
+        if source is None:
             continue
-        clips = read_metadata(folder)
-        if (data := folder.resolve()) == out:
+        clips, folder = read_clips(source, config.loader.cache), home_of(source)
+        data = folder.resolve()
+        if data == out and folder == source:
             raise MovaError(f"--out and {option} are the same folder, {folder}: give the run a folder of its own")
         for part in (out / name for name in FOLDERS):
             if data.is_relative_to(part):
-                raise MovaError(f"{option} {folder} lies where the run writes its {part.name}: give another --out")
+                raise MovaError(f"{option} {source} lies where the run writes its {part.name}: give another --out")
         if out.is_relative_to(data / CACHE):
             raise MovaError(f"--out {config.folder} lies in the clips' cache, {folder / CACHE}: give another --out")
-        if out.is_relative_to(data) and any(clip.path.resolve().is_relative_to(out) for clip in clips):
-            raise MovaError(f"--out {config.folder} holds clips of {option} {folder}: give the run a folder of its own")
+        if out.is_relative_to(data) and any(_lies_in(clip.path, out) for clip in clips):
+            raise MovaError(f"--out {config.folder} holds clips of {option} {source}: give the run a folder of its own")
+
+
+def _lies_in(file: MediaFile, folder: Path) -> bool:
+    address = str(file) if isinstance(file, Path) else file.shard.address
+    return is_local(address) and Path(address.removeprefix("file://")).resolve().is_relative_to(folder)
 
 
 def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resume: Path | None) -> None:

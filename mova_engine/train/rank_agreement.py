@@ -13,7 +13,7 @@ from typing import Any
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.config.command import to_plain
 from mova_engine.config.train import TrainConfig
-from mova_engine.data.dataset import LatentDataset
+from mova_engine.data.dataset import MARKED, LatentDataset
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.train.training_state import differences
@@ -39,8 +39,10 @@ def agree_on_data(codecs: Codecs, clips: LatentDataset, heldout: LatentDataset |
     prints = [None if codec is None else codec.fingerprint() for codec in codecs]
     _compare(processes, prints, prints, _different_codecs)
     for data, what in ((clips, "clips"), (heldout, "held-out clips")):
-        taken = None if data is None else (data.ids, data.in_memory)
-        details = None if data is None else (data.ids, data.in_memory, data.left_out)
+        taken = None if data is None else (data.order_digest(), data.in_memory, sorted(data.left_out))
+        # The ids of long lists are not exchanged.
+        ids = () if data is None or len(data) > MARKED else data.ids
+        details = None if data is None else (ids, data.in_memory, data.left_out)
         _compare(processes, taken, details, partial(_different_clips, what))
 
 
@@ -83,13 +85,20 @@ def _different_codecs(every: Sequence[Sequence[str | None]]) -> str:
     )
 
 
-# The clips' ids in order, whether they are in memory, id -> reason of those left out; None: no clips of this kind.
+# The clips' ids in order (none of a long list), whether they are in memory, id -> reason of those left out; None: no
+# clips of this kind.
 _ClipDetails = tuple[tuple[str, ...], bool, dict[str, str]] | None
 
 
 def _different_clips(what: str, every: Sequence[_ClipDetails]) -> str:
     remedy = "start again if a file could not be read for a moment, or look at the files from that machine"
-    held = [set() if found is None else set(found[0]) for found in every]
+    listed = [set() if found is None else set(found[0]) for found in every]
+    lost = [{} if found is None else found[2] for found in every]
+    # Of long lists only the clips that were left out are known.
+    held = [
+        ids - out.keys() if ids or None in every else set[str]().union(*lost) - out.keys()
+        for ids, out in zip(listed, lost, strict=True)
+    ]
     lacking = [
         f"'{name}' only in {_ranks([rank for rank, ids in enumerate(held) if name in ids])}{_why(name, every)}"
         for name in sorted(set.union(*held) - set.intersection(*held))

@@ -14,7 +14,7 @@ import torch
 
 from mova_engine.config.mesh import DIMENSIONS, MeshShape
 from mova_engine.config.train import TrainConfig
-from mova_engine.data.clip_changes import marks
+from mova_engine.data.clip_changes import marks, order_digest
 from mova_engine.data.loader import Loader
 from mova_engine.data.metadata import Entry
 from mova_engine.distributed.processes import Processes
@@ -81,6 +81,10 @@ class _NumberedClips:
     def __init__(self, count: int) -> None:
         self.entries = [Entry(Path(str(number)), "", str(number)) for number in range(count)]
         self.marks = marks(self.entries, None)
+        self.content_digest = None
+
+    def order_digest(self, shuffle: bool) -> str:
+        return order_digest((entry.id for entry in self.entries), shuffle)
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -122,7 +122,7 @@ def test_a_printed_translation_is_a_recipe(here, capsys):
 
 def test_a_data_set_alone_goes_with_any_recipe(here):
     config = TRAIN.parse(["--from-musubi", "dataset.toml", "--recipe", "lora-24gb"])
-    assert config.data == Path("clips") and (config.clip.width, config.clip.frames) == (640, 81)
+    assert config.data == (Path("clips"),) and (config.clip.width, config.clip.frames) == (640, 81)
     assert config.optim == load_config("lora-24gb").optim and config.memory.weights == "files"
 
 

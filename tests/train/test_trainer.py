@@ -171,7 +171,7 @@ def test_another_runs_checkpoint_can_be_gone_on_from(small, ran):
     with pytest.raises(MovaError, match="no such folder"):
         ran(small("third", resume="nowhere"))
     with pytest.raises(MovaError, match="not a checkpoint"):
-        ran(small("third", resume=str(first.config.data)))
+        ran(small("third", resume=str(first.config.data[0])))
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_named(small, ran, monkeypatch):

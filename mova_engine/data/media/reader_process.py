@@ -9,6 +9,9 @@ that names the file.
 A server is started when it is first needed, one for each thread that reads at the same time, and ends with the caller.
 It forks a new worker when the old one has died, or has met an unreadable file, which may have left it in a bad state.
 Arrays are returned through shared memory. The caller logs the worker's log records again.
+
+A file in a tar shard is read by the caller; the worker is given its bytes in shared memory, as a file without a place
+on any disk, which bears the name that it has in the shard.
 """
 
 import atexit
@@ -27,11 +30,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from mova_engine.data.helper_signals import stop_signals_held
+from mova_engine.data.shard_files import FileInShard
 from mova_engine.errors import MovaError
 
 P = ParamSpec("P")
@@ -55,12 +60,14 @@ class FatalFileError(MovaError):
         self.reason = reason
 
 
-def in_reader_process(function: Callable[P, R]) -> Callable[P, R]:
+def in_reader_process(
+    function: Callable[Concatenate[str | Path, P], R],
+) -> Callable[Concatenate[str | Path | FileInShard, P], R]:
     """Decorator: run `function(path, ...)`, defined at a module's top level, in a worker process. `__wrapped__` is the
     undecorated function.
 
     Arguments and results are pickled. Raises what `function` raises, and FatalFileError, which names `path`, if the
-    worker dies or exceeds CPU_SECONDS, WALL_SECONDS or MEMORY.
+    worker dies or exceeds CPU_SECONDS, WALL_SECONDS or MEMORY; and what `FileInShard.read` raises.
     """
 
     call: Callable[..., R] = function
@@ -69,20 +76,37 @@ def in_reader_process(function: Callable[P, R]) -> Callable[P, R]:
     def run(path: Any, *args: Any, **kwargs: Any) -> Any:
         if _in_worker:
             return call(path, *args, **kwargs)
+        given = path.read() if isinstance(path, FileInShard) else None
         with _pool.taken() as server:
-            return server.run(function, path, args, kwargs)
+            return server.run(function, path if given is None else _Given(str(path)), args, kwargs, given)
 
     return run
+
+
+class _Given(str):
+    """The name of a file whose bytes are in the shared memory."""
+
+
+class _NamedFile(type(Path())):
+    """The path of a file that messages call by another name."""
+
+    shown: str
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def __fspath__(self) -> str:
+        return super().__str__()
 
 
 class _Server:
     """The caller's end of one server process."""
 
     def __init__(self) -> None:
-        self._memory = _shared_memory()
+        self._memory, self._given = _shared_memory(), _shared_memory()
         self._socket, theirs = Pipe()
         with theirs, stop_signals_held():
-            fds = (theirs.fileno(), self._memory)
+            fds = (theirs.fileno(), self._memory, self._given)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _SERVE, *map(str, fds)],
                 pass_fds=fds,
@@ -91,8 +115,11 @@ class _Server:
             )
         self.usable = True
 
-    def run(self, function: Callable, path: Any, args: tuple, kwargs: dict) -> Any:
+    def run(self, function: Callable, path: Any, args: tuple, kwargs: dict, given: bytes | None) -> Any:
         self.usable = False  # until the answer is there
+        if given is not None:
+            os.ftruncate(self._given, 0)
+            _write(self._given, memoryview(given), 0)
         limits = (CPU_SECONDS, WALL_SECONDS, MEMORY)
         call = (function.__module__, function.__qualname__, (path, *args), kwargs)
         try:
@@ -127,6 +154,7 @@ class _Server:
         """Close the connection, which ends the server. ends=False: in a forked process, whose parent keeps using it."""
         self._socket.close()
         os.close(self._memory)
+        os.close(self._given)
         if ends:
             self._process.wait()
         else:
@@ -178,7 +206,7 @@ os.register_at_fork(after_in_child=lambda: _pool.close(ends=False))
 atexit.register(_pool.close)
 
 
-def serve(socket: int, memory: int) -> None:
+def serve(socket: int, memory: int, given: int) -> None:
     """The server's loop: pass requests to a worker and send back its answer, or how it died, until the caller closes
     the socket.
     """
@@ -195,7 +223,7 @@ def serve(socket: int, memory: int) -> None:
         module, *_, (cpu, wall, space) = request
         importlib.import_module(module)  # once, for all workers to come
         if worker is None:
-            worker, pid = _fork(caller, memory, space)
+            worker, pid = _fork(caller, memory, given, space)
         with contextlib.suppress(OSError):
             worker.send((request[:-1], cpu))
         ready = wait([caller, worker], timeout=wall)
@@ -231,7 +259,7 @@ def _cause(status: int, cpu: int) -> str:
     return f"reading it crashes the media library ({signal.Signals(number).name}{killed})"
 
 
-def _fork(caller: Connection, memory: int, space: int) -> tuple[Connection, int]:
+def _fork(caller: Connection, memory: int, given: int, space: int) -> tuple[Connection, int]:
     ours, theirs = Pipe()
     pid = os.fork()
     if pid:
@@ -246,12 +274,12 @@ def _fork(caller: Connection, memory: int, space: int) -> tuple[Connection, int]
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (space if most < 0 else min(space, most), most))
-        _work(theirs, memory, space)
+        _work(theirs, memory, given, space)
     finally:
         os._exit(1)
 
 
-def _work(server: Connection, memory: int, space: int) -> None:
+def _work(server: Connection, memory: int, given: int, space: int) -> None:
     records: list[tuple[str, int, str]] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append((record.name, record.levelno, record.getMessage()))
@@ -266,7 +294,8 @@ def _work(server: Connection, memory: int, space: int) -> None:
         try:
             os.chdir(folder)
             function = getattr(importlib.import_module(module), name).__wrapped__
-            answer, spoilt = ("result", _stored(function(*args, **kwargs), memory)), False
+            with _as_file(args[0], given) as path:
+                answer, spoilt = ("result", _stored(function(path, *args[1:], **kwargs), memory)), False
         except MemoryError:
             answer, spoilt = ("died", f"reading it takes more than {space >> 30} GiB of memory"), True
         except Exception as error:
@@ -277,15 +306,37 @@ def _work(server: Connection, memory: int, space: int) -> None:
         server.send(((*answer, list(records)), spoilt))
 
 
+@contextlib.contextmanager
+def _as_file(path: Any, given: int) -> Iterator[Any]:
+    """Yield `path`, or for _Given a path under which the bytes in the shared memory `given` can be opened."""
+    if not isinstance(path, _Given):
+        yield path
+        return
+    place = f"/proc/self/fd/{given}"
+    with tempfile.NamedTemporaryFile() if not os.path.exists(place) else contextlib.nullcontext() as copy:
+        if copy is not None:
+            # Systems without such names: macOS.
+            _write(copy.fileno(), memoryview(os.pread(given, os.fstat(given).st_size, 0)), 0)
+            place = copy.name
+        file = _NamedFile(place)
+        file.shown = str(path)
+        yield file
+
+
+def _write(file: int, data: memoryview, place: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file, data[done:], place + done)
+
+
 def _stored(result: Any, memory: int) -> tuple[bytes, list[int]]:
     """Write the arrays of a result into the shared memory; return the pickled rest and the arrays' sizes in bytes."""
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
     sizes, place = [], 0
     for buffer in buffers:
-        view, done = buffer.raw(), 0
-        while done < len(view):
-            done += os.pwrite(memory, view[done:], place + done)
+        view = buffer.raw()
+        _write(memory, view, place)
         sizes.append(len(view))
         place += len(view)
     return body, sizes

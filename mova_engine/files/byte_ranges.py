@@ -1,0 +1,290 @@
+"""Reads ranges of bytes of files that may be elsewhere: local, over HTTP(S), and through fsspec (s3://, gs://, ...).
+
+HTTP is spoken by Python's own library, not by fsspec's: what matters here is to see whether a server has sent the range
+that it was asked for. A server may ignore ranges and send the whole file, which may take hours to read.
+
+Two kinds of errors are told apart. What may pass (no connection, a busy server, a transfer that broke off or does not
+get on) is tried again for PATIENCE_S seconds, with growing waits, and then raises UnreachableError. What will not pass
+(no such file, no permission, no ranges, another size) is tried ODD_TRIES times, since servers are moody, and then
+raises UnreadableError. Messages name the file without the query of its address, which may hold a signature.
+"""
+
+import errno
+import http.client
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+from mova_engine import __version__
+from mova_engine.errors import MovaError, require_package
+from mova_engine.files.atomic import require_file
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+# Seconds for which what may pass is tried again, and the first and longest waits between two tries.
+PATIENCE_S = 300.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+# Tries of what will not pass.
+ODD_TRIES = 3
+# Seconds without a byte after which a transfer has stopped, and bytes a second below which it does not get on.
+SILENCE_S = 60.0
+LEAST_RATE = 64 << 10
+CHUNK = 1 << 20
+# HTTP statuses that may pass.
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+# Errors of the system that may pass: network file systems report them.
+PASSING_ERRNO = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOTCONN, errno.ECONNRESET)
+
+
+class UnreadableError(MovaError):
+    """A file that cannot be read, however often it is tried."""
+
+
+class UnreachableError(MovaError):
+    """A place that did not answer, or not properly, for PATIENCE_S seconds: this says nothing about its files."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a place says of a file. size: in bytes. modified: seconds since 1970. etag: its version. None: not said."""
+
+    size: int | None = None
+    modified: float | None = None
+    etag: str | None = None
+
+
+class _Passing(Exception):
+    """A try has failed in a way that may pass. after: seconds to wait that the server has asked for."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class _Odd(Exception):
+    """A try has failed in a way that will not pass."""
+
+
+def is_local(address: str) -> bool:
+    """Whether an address is a path, with or without file:// in front."""
+    return "://" not in address or address.startswith("file://")
+
+
+def without_query(address: str) -> str:
+    """An address as messages show it."""
+    return address if is_local(address) else address.partition("?")[0]
+
+
+def read_range(address: str, offset: int, size: int) -> bytes:
+    """The bytes `offset` to `offset + size` of a file. Raises UnreadableError and UnreachableError."""
+    return retried(address, lambda: _place(address).read(address, offset, size))
+
+
+def read_facts(address: str) -> FileFacts:
+    """What a file's place says of it. Raises UnreadableError and UnreachableError."""
+    return retried(address, lambda: _place(address).facts(address))
+
+
+@contextmanager
+def opened(address: str) -> Iterator[BinaryIO]:
+    """The file as a stream, from its beginning on, for `retried`. Errors are those that it tries again."""
+    with _place(address).open(address) as stream, _sorted_errors():
+        yield stream
+
+
+def retried(address: str, attempt: Callable[[], R]) -> R:
+    """What `attempt` returns, which is called until it succeeds or the limits above are reached."""
+    begin, tries, odd, wait = time.monotonic(), 0, 0, FIRST_WAIT_S
+    while True:
+        tries += 1
+        try:
+            return attempt()
+        except _Odd as error:
+            odd += 1
+            if odd >= ODD_TRIES:
+                raise UnreadableError(f"{without_query(address)}: {error}") from None
+            pause = FIRST_WAIT_S
+        except _Passing as error:
+            pause = min(max(wait, error.after), LONGEST_WAIT_S)
+            if time.monotonic() + pause - begin > PATIENCE_S:
+                spent = f"{tries} tries in {time.monotonic() - begin:.0f} s"
+                raise UnreachableError(f"{without_query(address)}: {error} ({spent})") from None
+            if tries == 1:
+                log.warning("%s: %s; trying again for up to %.0f s", without_query(address), error, PATIENCE_S)
+            wait *= 2
+        time.sleep(pause)
+
+
+@contextmanager
+def _sorted_errors() -> Iterator[None]:
+    """Turns what libraries raise into _Passing and _Odd."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        status = f"the server answers {error.code} {error.reason}"
+        error.close()
+        if error.code == 416:
+            raise _Odd("is shorter than the index says (416 Range Not Satisfiable)") from None
+        if error.code in PASSING:
+            raise _Passing(status, _seconds(error.headers.get("Retry-After"))) from None
+        raise _Odd(status) from None
+    except TimeoutError:
+        raise _Passing(f"no byte came for {SILENCE_S:g} s") from None
+    except urllib.error.URLError as error:
+        raise _Passing(f"cannot be reached ({error.reason})") from None
+    except (http.client.HTTPException, ConnectionError) as error:
+        raise _Passing(f"the transfer broke off ({error or type(error).__name__})") from None
+    except FileNotFoundError:
+        raise _Odd("no such file") from None
+    except PermissionError:
+        raise _Odd("no permission to read it") from None
+    except OSError as error:
+        kind = _Passing if error.errno in PASSING_ERRNO or error.errno is None else _Odd
+        raise kind(f"cannot be read ({error.strerror or error})") from None
+
+
+def _seconds(text: str | None) -> float:
+    """The header Retry-After, in seconds; a date counts as none."""
+    return float(text) if text is not None and text.isdecimal() else 0.0
+
+
+class _LocalPlace:
+    """Files of this machine."""
+
+    def open(self, address: str) -> BinaryIO:
+        with _sorted_errors():
+            return open(self._path(address), "rb")
+
+    def read(self, address: str, offset: int, size: int) -> bytes:
+        with self.open(address) as file, _sorted_errors():
+            data = os.pread(file.fileno(), size, offset)
+            while len(data) < size and (more := os.pread(file.fileno(), size - len(data), offset + len(data))):
+                data += more
+        return _whole(data, size)
+
+    def facts(self, address: str) -> FileFacts:
+        try:
+            status = require_file(self._path(address))
+        except MovaError as error:
+            raise _Odd(str(error).removeprefix(f"{self._path(address)}: ")) from None
+        return FileFacts(status.st_size, status.st_mtime)
+
+    def _path(self, address: str) -> str:
+        return address.removeprefix("file://")
+
+
+class _HttpPlace:
+    """Files of a web server. Proxies are used as the environment says."""
+
+    def open(self, address: str) -> BinaryIO:
+        return self._request(address)
+
+    def read(self, address: str, offset: int, size: int) -> bytes:
+        if not size:
+            return b""
+        deadline = time.monotonic() + SILENCE_S + size / LEAST_RATE
+        last = offset + size - 1
+        with self._request(address, Range=f"bytes={offset}-{last}") as answer, _sorted_errors():
+            if answer.status != 206:
+                raise _Odd(f"the server refuses ranges (status {answer.status} instead of 206)")
+            sent = (answer.headers.get("Content-Range") or "").partition("/")[0]
+            if sent != f"bytes {offset}-{last}":
+                raise _Odd(f"the server has sent '{sent}' instead of bytes {offset}-{last}")
+            data = bytearray()
+            while len(data) < size and (part := answer.read(min(CHUNK, size - len(data)))):
+                data += part
+                if time.monotonic() > deadline:
+                    raise _Passing(f"comes more slowly than {LEAST_RATE >> 10} KiB a second")
+            if len(data) < size:
+                raise _Passing(f"the transfer broke off after {len(data)} of {size} bytes")
+        return bytes(data)
+
+    def facts(self, address: str) -> FileFacts:
+        with self._request(address, "HEAD") as answer:
+            length, date = answer.headers.get("Content-Length"), answer.headers.get("Last-Modified")
+            try:
+                modified = None if date is None else parsedate_to_datetime(date).timestamp()
+            except ValueError:
+                modified = None
+            return FileFacts(None if length is None else int(length), modified, answer.headers.get("ETag"))
+
+    def _request(self, address: str, method: str = "GET", **headers: str) -> Any:
+        # Without compression, which some servers apply on the way and which would change the ranges.
+        given = {"User-Agent": f"mova-engine/{__version__}", "Accept-Encoding": "identity", **headers}
+        with _sorted_errors():
+            try:
+                request = urllib.request.Request(address, headers=given, method=method)
+                return urllib.request.urlopen(request, timeout=SILENCE_S)
+            except (ValueError, http.client.InvalidURL) as error:
+                raise _Odd(f"not a usable address ({error})") from None
+
+
+class _FsspecPlace:
+    """Files of whatever fsspec knows: s3:// with s3fs, gs:// with gcsfs, and so on."""
+
+    def __init__(self, scheme: str) -> None:
+        require_package("fsspec", f"{scheme}://")
+        import fsspec
+
+        try:
+            self._files: Any = fsspec.filesystem(scheme)
+        except (ImportError, ValueError) as error:
+            raise MovaError(f"{scheme}:// cannot be read: {' '.join(str(error).split())}") from None
+
+    def open(self, address: str) -> BinaryIO:
+        with self._errors():
+            return self._files.open(address, "rb")
+
+    def read(self, address: str, offset: int, size: int) -> bytes:
+        with self._errors():
+            data = self._files.cat_file(address, start=offset, end=offset + size) if size else b""
+        if len(data) > size:
+            raise _Odd(f"the server refuses ranges (it has sent {len(data)} bytes instead of {size})")
+        return _whole(data, size)
+
+    def facts(self, address: str) -> FileFacts:
+        with self._errors():
+            info = self._files.info(address)
+        etag = next((str(info[key]) for key in ("ETag", "etag") if info.get(key)), None)
+        return FileFacts(info.get("size"), None, etag)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with _sorted_errors():
+                yield
+        except (_Passing, _Odd, MovaError):
+            raise
+        except Exception as error:
+            # Each file system has errors of its own, none of which can be known here.
+            raise _Passing(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    if len(data) < size:
+        raise _Odd(f"is shorter than the index says ({len(data)} of {size} bytes are there)")
+    return data
+
+
+_Place = _LocalPlace | _HttpPlace | _FsspecPlace
+
+
+def _place(address: str) -> _Place:
+    return _place_of("" if is_local(address) else urlsplit(address).scheme.lower())
+
+
+@cache
+def _place_of(scheme: str) -> _Place:
+    if not scheme:
+        return _LocalPlace()
+    return _HttpPlace() if scheme in ("http", "https") else _FsspecPlace(scheme)

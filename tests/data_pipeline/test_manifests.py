@@ -1,0 +1,206 @@
+"""Manifests of every format list the same clips, in memory or in a table on disk; mistakes name file, row and key."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from mova_engine.data.clip_changes import order_digest
+from mova_engine.data.clip_sources import default_cache, read_clips
+from mova_engine.data.clip_table import ClipTable
+from mova_engine.data.dataset import LatentDataset
+from mova_engine.data.metadata import Entry, read_metadata
+from mova_engine.data.shard_files import FileInShard, Shard
+from mova_engine.errors import MovaError
+from mova_engine.files.byte_ranges import FileFacts
+
+ROWS = [
+    {"video_path": "a.mp4", "caption": "a ball"},
+    {"video_path": "a.mp4", "caption": 'two lines\nwith "quotes", and a comma', "start": 2.5},
+    {"video_path": "/elsewhere/ü.wav", "caption": "", "id": "late", "start": 0.1},
+    {"video_path": "b/c.mp4", "caption": "ein Bällchen \U0001f600", "id": "last"},
+]
+SHA = "ab" * 32
+IN_SHARD = {"shard": "s/000.tar", "member": "k.mp4", "offset": 512, "size": 99, "sha256": SHA, "caption": "in a shard"}
+
+
+def write_csv(path: Path, rows) -> Path:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    quoted = [['"' + str(row.get(key, "")).replace('"', '""') + '"' for key in keys] for row in rows]
+    path.write_bytes("\r\n".join([",".join(keys), *(",".join(cells) for cells in quoted), ""]).encode())
+    return path
+
+
+def write_parquet(path: Path, rows) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    pq.write_table(pa.table({key: [row.get(key) for row in rows] for key in keys}), path)
+    return path
+
+
+def write_jsonl(path: Path, rows) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, rows) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+WRITERS = {"jsonl": write_jsonl, "json": write_json, "csv": write_csv, "parquet": write_parquet}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_all_formats_list_the_same_clips(tmp_path, kind):
+    write_jsonl(tmp_path / "metadata.jsonl", ROWS)
+    expected = read_metadata(tmp_path)
+    manifest = WRITERS[kind](tmp_path / f"clips.{kind}", ROWS)
+    assert read_clips(manifest) == expected == read_clips(tmp_path)
+    assert not default_cache(manifest).exists()  # a short list is kept in memory
+    table = read_clips(manifest, listed=3)
+    assert isinstance(table, ClipTable) and list(table) == expected and table[-1] == expected[-1]
+    assert list(table[1::2]) == expected[1::2] and list(table[1:][1:]) == expected[2:]
+    assert table.order_digest == order_digest([entry.id for entry in expected], True)
+    with pytest.raises(IndexError):
+        table[len(ROWS)]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("listed", [100, 0])
+def test_files_in_shards(tmp_path, kind, listed):
+    rows = [*ROWS, IN_SHARD, {**IN_SHARD, "start": 4.0, "shard": "https://host/1.tar?key=secret", "shard_etag": "x"}]
+    rows.append({**IN_SHARD, "id": "third", "shard_size": 7168, "shard_modified": 1.5})
+    found = read_clips(WRITERS[kind](tmp_path / f"clips.{kind}", rows), listed=listed)
+    assert [entry.path for entry in found[:2]] == [tmp_path / "a.mp4"] * 2
+    local = Shard(str(tmp_path / "s/000.tar"))
+    assert found[4] == Entry(FileInShard(local, "k.mp4", 512, 99, SHA), "in a shard", "000/k.mp4")
+    remote = Shard("https://host/1.tar?key=secret", FileFacts(etag="x"))
+    assert found[5] == Entry(FileInShard(remote, "k.mp4", 512, 99, SHA), "in a shard", "1/k.mp4@4", 4.0)
+    assert str(found[5].path) == "https://host/1.tar: k.mp4"  # without the signature
+    assert found[6].path.shard.facts == FileFacts(7168, 1.5, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("offset", -1, "key 'offset' must be a whole number of bytes, got -1"),
+        ("size", "many", "key 'size' must be a whole number of bytes, got \"many\""),
+        ("sha256", "beef", "key 'sha256' must be 64 hexadecimal digits, got 'beef'"),
+        ("member", None, "key 'member' is missing"),
+        ("caption", None, "key 'caption' is missing"),
+    ],
+)
+def test_mistakes_in_rows_of_shards(tmp_path, key, value, message):
+    row = {name: x for name, x in {**IN_SHARD, key: value}.items() if x is not None}
+    with pytest.raises(MovaError, match=f"clips.jsonl: line 2: {message}"):
+        read_clips(write_jsonl(tmp_path / "clips.jsonl", [ROWS[0], row]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("video_path,caption\na.mp4,x\nb.mp4\n", "line 3: has 1 cells, the first line names 2 keys"),
+        ('video_path,caption\na.mp4,"x\ny"\n,z\n', r"line 4: key 'video_path' is missing \(it has: caption\)"),
+        ("video_path,caption,caption\n", "line 1: column 'caption' occurs twice"),
+        ('video_path,caption\na.mp4,"x', r"line 2: not valid CSV \(unexpected end of data"),
+        ("video_path,caption,start\na.mp4,x,soon\n", "line 2: key 'start' must be seconds .*, got \"soon\""),
+        ("video_path,caption\na.mp4,x\n\na.mp4,y\n", "line 4: id 'a.mp4' is taken by line 2"),
+        ("video_path,caption\n", "clips.csv: lists no clips"),
+        ("", "clips.csv: lists no clips"),
+    ],
+)
+@pytest.mark.parametrize("listed", [100, 0])
+def test_mistakes_in_csv(tmp_path, text, message, listed):
+    (tmp_path / "clips.csv").write_text(text)
+    with pytest.raises(MovaError, match=message) as caught:
+        read_clips(tmp_path / "clips.csv", listed=listed)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("facts.json"))
+
+
+def test_mistakes_in_parquet(tmp_path):
+    (tmp_path / "clips.parquet").write_bytes(b"nonsense")
+    with pytest.raises(MovaError, match=r"clips.parquet: cannot be read as Parquet \("):
+        read_clips(tmp_path / "clips.parquet")
+    write_parquet(tmp_path / "clips.parquet", [*ROWS, {"video_path": "x.mp4"}])
+    with pytest.raises(MovaError, match="clips.parquet: row 5: key 'caption' is missing"):
+        read_clips(tmp_path / "clips.parquet")
+    write_parquet(tmp_path / "clips.parquet", [*ROWS, ROWS[0]])
+    with pytest.raises(MovaError, match="clips.parquet: row 5: id 'a.mp4' is taken by row 1"):
+        read_clips(tmp_path / "clips.parquet", listed=0)
+
+
+def test_what_is_no_source(tmp_path):
+    (tmp_path / "clips.txt").touch()
+    for source, message in (
+        (
+            tmp_path / "clips.txt",
+            r"a file, not a folder of clips, nor a list of them \(.jsonl, .json, .csv, .parquet\)",
+        ),
+        (tmp_path / "nowhere", "no such folder"),
+        (tmp_path / "nowhere.csv", "no such file"),
+        ((), "no clips: name a folder or a manifest"),
+    ):
+        with pytest.raises(MovaError, match=message):
+            read_clips(source)
+
+
+def test_several_sources_are_one_list(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    write_jsonl(tmp_path / "one" / "metadata.jsonl", ROWS)
+    second = write_csv(tmp_path / "two" / "films.csv", ROWS[:2])
+    found = read_clips([tmp_path / "one", second], listed=3)
+    assert len(found) == 6 and list(found) == [found[row] for row in range(6)]
+    assert [entry.id for entry in found[3:5]] == ["one/last", "films/a.mp4"]
+    assert found[5].path == tmp_path / "two" / "a.mp4" and found[-1].start == 2.5
+    assert len(list((tmp_path / "one" / "cache" / "tables").glob("*/facts.json"))) == 1
+    with pytest.raises(MovaError, match="two are called one: their names tell clips apart"):
+        read_clips([tmp_path / "one", write_csv(tmp_path / "two" / "one.csv", ROWS)])
+
+
+def test_a_table_is_made_once_and_anew_for_another_list(tmp_path, monkeypatch):
+    manifest = write_csv(tmp_path / "clips.csv", ROWS)
+    read_clips(manifest, listed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("mova_engine.data.clip_sources.write_table", lambda *_: pytest.fail("was made again"))
+        assert len(read_clips(manifest, listed=0)) == 4
+    write_csv(manifest, ROWS[:3])
+    assert len(read_clips(manifest, listed=0)) == 3
+    for facts in (tmp_path / "cache" / "tables").glob("*/facts.json"):
+        facts.write_text("{")
+    with pytest.raises(MovaError, match="not a whole table of clips .*: remove it"):
+        read_clips(manifest, listed=0)
+
+
+def test_processes_that_need_a_table_at_once_make_it_once(tmp_path):
+    manifest, found = write_csv(tmp_path / "clips.csv", ROWS), []
+    threads = [threading.Thread(target=lambda: found.append(read_clips(manifest, listed=0))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [list(each) for each in found] == [list(read_clips(manifest))] * 6
+    assert not [path for path in (tmp_path / "cache" / "tables").iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    manifest = write_csv(tmp_path / "clips.csv", ROWS)
+    (tmp_path / "cache").touch()
+    with pytest.raises(MovaError, match=r"cannot write .*--loader.cache FOLDER keeps it elsewhere"):
+        read_clips(manifest, listed=0)
+
+
+def test_a_data_set_of_a_table_is_that_of_a_list(made_clips, make_cache):
+    """Batches, order and fingerprints, so that a run goes on whichever of the two it began with."""
+    entries = read_metadata(made_clips)
+    cache = make_cache()
+    cache.fill(entries)
+    table = read_clips(made_clips / "metadata.jsonl", cache.folder, listed=0)
+    one, other = LatentDataset(entries, cache), LatentDataset(table, cache)
+    assert one.ids == other.ids and one.marks == other.marks and one.order_digest() == other.order_digest()
+    assert other.order_digest(shuffle=False) == one.order_digest(shuffle=False) != one.order_digest()
+    assert one.batch([2, 5])["id"] == other.batch([2, 5])["id"] == ["2.mp4", "5.mp4"]
