@@ -32,6 +32,10 @@ COMMANDS = {
     "eval lag": ("mova_engine.commands.eval_lag", "measure the lag between voice and mouth in talking clips"),
     "eval scores": ("mova_engine.commands.eval_scores", "score clips by what the engine knows to measure"),
     "eval selftest": ("mova_engine.commands.eval_selftest", "compute published examples of the scores on this machine"),
+    "eval weights": (
+        "mova_engine.commands.eval_weights",
+        "check a folder of weights, and which scores it allows",
+    ),
     "nano clips": ("mova_engine.commands.nano_clips", "write the embedded data set of bouncing balls that click"),
     "nano sync": ("mova_engine.commands.nano_sync", "measure how well clicks and bounces of generated clips agree"),
     "completion": (

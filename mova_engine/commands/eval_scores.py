@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runner = open_runner(config)
     _, skipped = chosen_scores(config.score, runner)
-    failed = False
+    failed, read = False, False
     for file in config.files:
         try:
             caption = config.caption if config.caption is not None else caption_beside(file)
@@ -56,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed = True
             sys.stderr.write(f"error: {error}\n")
             continue
+        read = True
         for name, value in found.values.items():
             sys.stdout.write(f"{shown(file)}: {name} {value:.4g} {COLUMNS[name].unit}".rstrip() + "\n")
         for name, reason in found.reasons.items():
             failed |= name in config.score
             sys.stderr.write(f"{shown(file)}: {name}: {reason}\n")
-    for line in told_skipped(skipped, config.weights):
+    for line in told_skipped(skipped, config.weights) if read else ():
         sys.stderr.write(f"{line}\n")
     return 2 if failed else 0
 

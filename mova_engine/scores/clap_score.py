@@ -138,15 +138,21 @@ def text_embeddings(network: Clap, tokens: Tensor, mask: Tensor) -> Tensor:
 
 def tokenise(texts: Sequence[str], folder: Path) -> tuple[Tensor, Tensor]:
     """Tokens and mask [b, 77] of texts, cut and padded, by roberta-base's tokenizer in a folder that the user names."""
+    found = _tokenizer(folder)(
+        list(texts), padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt"
+    )
+    return found["input_ids"], found["attention_mask"]
+
+
+@lru_cache(1)
+def _tokenizer(folder: Path) -> Any:
     require_package("transformers", "CLAP's tokenizer")
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise MovaError(f"{folder} holds no tokenizer of roberta-base: {str(error).splitlines()[0]}") from None
-    found = tokenizer(list(texts), padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt")
-    return found["input_ids"], found["attention_mask"]
 
 
 def cosine(sound: Tensor, text: Tensor) -> float:

@@ -10,21 +10,15 @@ from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
 from mova_engine.scores.dnsmos import Dnsmos, network_file
 
-# Pixels of the pictures in which lips are looked for, about, and their rate.
-_LAG_AREA, _LAG_FPS = 144 * 256, 24.0
+_LAG_FPS = 24.0
 _LEVEL_RATE = 48000
 
 
 def speech_lag(clip: DecodedClip) -> dict[str, float]:
     """How far the mouth lags behind the voice, in seconds; positive where the sound is early."""
-    from mova_engine.scores.speech_lag import seconds
+    from mova_engine.scores.speech_lag import clip_lag
 
-    height, width = clip.size
-    scale = (_LAG_AREA / (height * width)) ** 0.5
-    sides = [max(16, 16 * round(side * scale / 16)) for side in (height, width)]
-    pictures = clip.pictures_at(_LAG_FPS, sides[0], sides[1])
-    sound = clip.sound_with_pictures(_LEVEL_RATE)
-    return {"speech_lag": seconds(pictures, sound, fps=_LAG_FPS, sample_rate=_LEVEL_RATE)}
+    return {"speech_lag": clip_lag(clip, _LAG_FPS).frames / _LAG_FPS}
 
 
 def loudness(clip: DecodedClip) -> dict[str, float]:
@@ -35,7 +29,7 @@ def loudness(clip: DecodedClip) -> dict[str, float]:
     from mova_engine.scores.loudness import loudness as integrated
     from mova_engine.scores.loudness import rms
 
-    sound = torch.from_numpy(np.asarray(clip.sound(_LEVEL_RATE), np.float32))
+    sound = torch.tensor(clip.sound(_LEVEL_RATE))
     found = {"rms": rms(sound)}
     try:
         return found | {"lufs": integrated(sound, _LEVEL_RATE)}
@@ -69,7 +63,7 @@ def av_align(clip: DecodedClip) -> Measured:
     from mova_engine.scores import av_align as align
 
     flow = align.mean_flow(align.grey(picture) for picture in clip.pictures_of(range(len(clip.times))))
-    onsets = align.onset_times(align.onset_strength(np.asarray(clip.sound(align.SAMPLE_RATE), np.float32)))
+    onsets = align.onset_times(align.onset_strength(np.array(clip.sound(align.SAMPLE_RATE), np.float32)))
     evidence = {"onsets": onsets, "peaks": align.motion_peaks(flow, clip.fps), "fps": clip.fps}
     return Measured(av_align_of_pair(evidence, evidence), evidence)
 

@@ -15,7 +15,8 @@ from mova_engine.data.media.container import audio_stream, open_media, video_str
 from mova_engine.data.media.frames import frame_orientation
 from mova_engine.data.media.orientation import UPRIGHT, swaps_sides, turn_upright
 from mova_engine.errors import MovaError
-from mova_engine.scores.features.converted_sound import Format, convert_sound
+from mova_engine.scores.features.converted_sound import Format, convert_sound, unit_floats
+from mova_engine.scores.features.kept_sounds import KeptSounds
 from mova_engine.scores.frame_file import FrameFile, StoredFrame
 
 Floats = NDArray[np.float32]
@@ -61,6 +62,7 @@ class DecodedClip:
         self._fps = fps
         self._turned: int | str = UPRIGHT  # EXIF's number, or why there is none
         self._sound: Soundtrack | None = None
+        self._sounds = KeptSounds()
 
     @classmethod
     def read(cls, path: str | Path, store: FrameFile | None = None) -> "DecodedClip":
@@ -177,17 +179,36 @@ class DecodedClip:
     def sound(
         self, rate: int, channels: Literal["mono", "stereo"] = "mono", sample_format: Format = "flt"
     ) -> NDArray[np.int16] | Floats:
-        """The whole track [n] or [n, 2] at `rate`, as the ffmpeg program gives it."""
+        """The whole track [n] or [n, 2] at `rate`, as the ffmpeg program gives it; read-only, as scores share it."""
         track = self.soundtrack
-        return convert_sound(
-            track.samples, track.rate, rate, channels=channels, sample_format=sample_format, source_layout=track.layout
+        return self._sounds.get(
+            (rate, channels, sample_format),
+            lambda: convert_sound(
+                track.samples,
+                track.rate,
+                rate,
+                channels=channels,
+                sample_format=sample_format,
+                source_layout=track.layout,
+            ),
         )
 
-    def sound_with_pictures(self, rate: int) -> Floats:
+    def channels(self) -> Floats:
+        """The track as it is: float32 [channels, n] in -1..1 at its own rate, a copy."""
+        samples = self.soundtrack.samples
+        floats = unit_floats(np.asarray(samples, np.int16)) if samples.dtype == np.int16 else samples.astype(np.float32)
+        return np.ascontiguousarray(floats.T)
+
+    def sound_with_pictures(self, rate: int, sample_format: Format = "flt") -> NDArray[np.int16] | Floats:
         """Mono sound [n] at `rate` from the first picture on: silence before a late start, an early one cut."""
-        sound = np.asarray(self.sound(rate), np.float32)
-        late = round(self.soundtrack.start * rate)
-        return np.concatenate([np.zeros(late, np.float32), sound]) if late >= 0 else sound[-late:]
+        return placed(self.sound(rate, sample_format=sample_format), round(self.soundtrack.start * rate))
+
+
+def placed(sound: NDArray[Any], late: int) -> NDArray[Any]:
+    """Sound [..., n] that begins `late` samples after the pictures, from the first picture on."""
+    if late < 0:
+        return sound[..., -late:]
+    return np.concatenate([np.zeros((*sound.shape[:-1], late), sound.dtype), sound], -1)
 
 
 def _orientation(frame: av.VideoFrame, path: str | Path, codec: str) -> int | str:

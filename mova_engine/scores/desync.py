@@ -8,6 +8,7 @@ Conventions "mova" and "av-benchmark" compute the same from pictures and samples
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class Desync:
     offsets: tuple[float, float]
 
 
-def clip_lengths(seconds: float) -> tuple[int, int]:
+def clip_lengths(seconds: float | Fraction) -> tuple[int, int]:
     """Pictures and samples of a clip of so many seconds, rounded down."""
     return int(FPS * seconds), int(SAMPLE_RATE * seconds)
 
@@ -55,6 +56,12 @@ def clip_lengths(seconds: float) -> tuple[int, int]:
 def segment_counts(frames: int, samples: int) -> tuple[int, int]:
     """Segments of pictures and of sound."""
     return max(0, (frames - FRAMES) // FRAME_STEP + 1), max(0, (samples - SEGMENT_SAMPLES) // SAMPLE_STEP + 1)
+
+
+def require_segments(segments: int) -> None:
+    """MovaError where a clip has fewer segments than DeSync reads."""
+    if segments < SEGMENTS:
+        raise MovaError(f"DeSync needs {SEGMENTS} segments (120 pictures at 25 per second, 4.8 s), got {segments}")
 
 
 def class_grid() -> Tensor:
@@ -130,9 +137,7 @@ def window_logits(network: Synchformer, video: Tensor, audio: Tensor) -> tuple[T
 
     MovaError below 14 segments: 120 pictures at 25 per second, 4.8 s.
     """
-    segments = min(video.shape[1], audio.shape[1])
-    if segments < SEGMENTS:
-        raise MovaError(f"DeSync needs {SEGMENTS} segments (120 pictures at 25 per second, 4.8 s), got {segments}")
+    require_segments(min(video.shape[1], audio.shape[1]))
     # Where pictures and sound end in different segments, the reference pairs the last ones of each.
     first = network.compare(video[:, :SEGMENTS], audio[:, :SEGMENTS])
     return first, network.compare(video[:, -SEGMENTS:], audio[:, -SEGMENTS:])

@@ -12,7 +12,7 @@ not: only the upper left part is seen. "corrected" places them over the enlarged
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -188,7 +188,14 @@ def normalise(pictures: Tensor) -> Tensor:
     return (pictures.to(torch.float32) - mean) / std
 
 
-def prepare_views(pictures: Tensor, seed: int, convention: Convention = "mova") -> tuple[Tensor, Tensor]:
+class VideoPictures(Protocol):
+    """Pictures of a video, such as a tensor uint8 [t, 3, h, w]: those of given indices, and how many there are."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: list[int], /) -> Tensor: ...
+
+
+def prepare_views(pictures: VideoPictures, seed: int, convention: Convention = "mova") -> tuple[Tensor, Tensor]:
     """What both networks see of a video uint8 [t, 3, h, w]: uint8 clips [3, 3, 32, 224, 224] and [3, 32, 224, 224].
 
     The first are three clips of spliced fragments, the second 32 resized pictures. MovaError for pictures smaller than
@@ -200,11 +207,14 @@ def prepare_views(pictures: Tensor, seed: int, convention: Convention = "mova") 
     aesthetic = pictures[sample_frames(len(pictures), AESTHETIC_FRAMES, rng)].transpose(0, 1)
     fragments, _ = splice_fragments(technical, generator, convention=convention)
     clips = fragments.unflatten(1, (TECHNICAL_FRAMES.parts, -1)).transpose(0, 1)
-    return clips, aesthetic_view(aesthetic)
+    # One by one: in float32, 32 pictures of 1080p are 800 MB.
+    return clips, torch.cat([aesthetic_view(picture) for picture in aesthetic.split(1, 1)], 1)
 
 
 @torch.no_grad()
-def measure_dover(network: Dover, pictures: Tensor, seed: int = 0, convention: Convention = "mova") -> DoverScore:
+def measure_dover(
+    network: Dover, pictures: VideoPictures, seed: int = 0, convention: Convention = "mova"
+) -> DoverScore:
     """DOVER of a video of pictures uint8 [t, 3, h, w], red first, at its own rate; the same seed gives the same score.
 
     MovaError for pictures smaller than a fragment.

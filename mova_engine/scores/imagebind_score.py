@@ -131,6 +131,6 @@ def score_imagebind(video: Tensor, audio: Tensor) -> Tensor:
     return F.cosine_similarity(video, audio, dim=-1)
 
 
-def frame_count(seconds: float) -> int:
+def frame_count(seconds: float | Fraction) -> int:
     """Pictures that a clip of so many seconds gives."""
     return int(FRAME_RATE * seconds)

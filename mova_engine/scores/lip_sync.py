@@ -13,6 +13,7 @@ every window that fits, and each mean over the windows that have a partner at th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import fsum
 from statistics import fmean
 from typing import Literal
 
@@ -53,6 +54,23 @@ class LipFeatures:
 
     lip: Tensor
     sound: Tensor
+
+
+@dataclass(frozen=True)
+class TrackLips:
+    """A face track, its scores and what they were computed from."""
+
+    track: FaceTrack
+    scores: LipSync
+    features: LipFeatures
+
+
+@dataclass(frozen=True)
+class ClipLips:
+    """faces: how many each picture has. tracks: those that are long and large enough for a score."""
+
+    faces: tuple[int, ...]
+    tracks: tuple[TrackLips, ...]
 
 
 def window_count(pictures: int, samples: int, convention: Convention = "mova") -> int:
@@ -128,6 +146,14 @@ def best_track(tracks: Sequence[LipSync]) -> LipSync | None:
     return max(tracks, key=lambda track: track.confidence - track.distance, default=None)
 
 
+def mean_over_windows(tracks: Sequence[LipSync]) -> tuple[float, float]:
+    """LSE-C and LSE-D of all tracks of a clip, each weighted by its windows: what the `corrected` convention tells."""
+    windows = sum(track.windows for track in tracks)
+    confidence = fsum(track.confidence * track.windows for track in tracks) / windows
+    distance = fsum(track.distance * track.windows for track in tracks) / windows
+    return confidence, distance
+
+
 def mean_over_tracks(tracks: Sequence[LipSync]) -> tuple[float, float] | None:
     """Means of LSE-C and LSE-D over tracks, what MOVA's evaluation of a folder of face crops writes; None for none."""
     if not tracks:
@@ -138,30 +164,31 @@ def mean_over_tracks(tracks: Sequence[LipSync]) -> tuple[float, float] | None:
 def score_clip(
     detector: S3FD,
     network: SyncNet,
-    pictures: np.ndarray,
+    pictures: Sequence[np.ndarray] | np.ndarray,
     samples: np.ndarray,
     shots: Sequence[tuple[int, int]] | None = None,
     convention: Convention = "mova",
-) -> list[tuple[FaceTrack, LipSync]]:
+) -> ClipLips:
     """Every face track of a clip with its scores.
 
-    pictures: uint8 [t, h, w, 3], red first, 25 per second. samples: int16 [n] at 16 kHz.
+    pictures: uint8 [t, h, w, 3], red first, 25 per second; read one after the other for faces, then again for tracks.
+    samples: int16 [n] at 16 kHz. shots: (first picture, last picture + 1) of each, the whole clip without.
 
-    shots: (first picture, last picture + 1) of each, the whole clip without. Tracks that are too short for a window are
-    left out; no track is an empty list: such a clip has no score. `best_track` picks the one that stands for a clip.
+    Tracks that are too short for a window are left out; a clip without a track has no score. `best_track` picks the one
+    that stands for a clip.
     """
     config = TrackConfig()
     scale = face_boxes.SCALE if convention == "mova" else None
+    faces = [face_boxes.detect_faces(detector, picture, i, scale) for i, picture in enumerate(pictures)]
     scored = []
     for start, end in shots or [(0, len(pictures))]:
         if end - start < config.least_boxes:
             continue
-        faces = [face_boxes.detect_faces(detector, pictures[i], i, scale) for i in range(start, end)]
-        for track in find_tracks(faces, config, convention, pictures.shape[1]):
+        for track in find_tracks(faces[start:end], config, convention, pictures[0].shape[0]):
             first, last = int(track.frames[0]), int(track.frames[-1]) + 1
             voice = samples[first * _SAMPLES_PER_PICTURE : last * _SAMPLES_PER_PICTURE]
             if window_count(len(track.frames), len(voice), convention) > 0:
                 mouths = mouth_pictures(pictures, track, convention=convention)
                 features = lip_features(network, mouths, voice, convention=convention)
-                scored.append((track, score_lip_sync(features, convention=convention)))
-    return scored
+                scored.append(TrackLips(track, score_lip_sync(features, convention=convention), features))
+    return ClipLips(tuple(map(len, faces)), tuple(scored))

@@ -21,6 +21,8 @@ MEAN, DEVIATION = -4.268, 4.569
 # AudioSet's numbers of the classes that make speech and singing.
 SPEECH = (0, 1, 2, 3, 4, 5)
 SINGING = (27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37)
+MUSIC = (137,)
+SILENCE = (500,)
 
 
 def eat_input(samples: Tensor, sample_rate: int, sizes: EatSizes) -> Tensor:

@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from mova_engine.errors import MovaError
-from mova_engine.scores.whole_clip import read_whole
+from mova_engine.scores.clip_reader import read_clip
+from mova_engine.scores.decoded_clip import DecodedClip
 
+# Pixels of the pictures in which lips are looked for, about; samples a second of the sound.
+AREA = 144 * 256
+SOUND_RATE = 48000
 # Pixels of a cell's side.
 CELL = 8
 # A mouth covers several cells; the mean of as many is steadier than the best one.
@@ -55,16 +59,21 @@ def measure_lag(video: np.ndarray, audio: np.ndarray, *, fps: float, sample_rate
     return Lag(int(lags[best]), float(scores[best]))
 
 
-def seconds(video: np.ndarray, audio: np.ndarray, *, fps: float, sample_rate: int) -> float:
-    """The score "speech-lag": the lag of `measure_lag` in seconds."""
-    return measure_lag(video, audio, fps=fps, sample_rate=sample_rate).frames / fps
+def clip_lag(clip: DecodedClip, fps: float = 24.0, max_lag: int = 12) -> Lag:
+    """`measure_lag` of a clip at `fps` pictures a second, of about AREA pixels each."""
+    height, width = clip.size
+    scale = (AREA / (height * width)) ** 0.5
+    sides = [max(16, 16 * round(side * scale / 16)) for side in (height, width)]
+    pictures = clip.pictures_at(fps, sides[0], sides[1])
+    sound = np.asarray(clip.sound_with_pictures(SOUND_RATE), np.float32)
+    return measure_lag(pictures, sound, fps=fps, sample_rate=SOUND_RATE, max_lag=max_lag)
 
 
 def measure_file(path: str | Path, fps: float = 24.0, max_lag: int = 12) -> Lag:
-    """`measure_lag` of a whole media file, in frames of `fps` a second."""
-    content, sample_rate = read_whole(path, fps)
+    """The lag in a whole media file, in frames of `fps` a second."""
+    clip = read_clip(path)
     try:
-        return measure_lag(content.pictures, content.audio, fps=fps, sample_rate=sample_rate, max_lag=max_lag)
+        return clip_lag(clip, fps, max_lag)
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
 

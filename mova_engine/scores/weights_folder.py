@@ -56,9 +56,16 @@ class WeightsFolder:
 
     def digest(self, name: str) -> str:
         """SHA-256 of a file; of a folder, that of its files' names and digests. MovaError where it is missing."""
+        self._found(WEIGHTS[name])
+        return self.file_digest_of(name)
+
+    def file_digest_of(self, name: str) -> str:
+        """The same of what lies there, may it be used or not."""
+        path = self.find(name)
+        if path is None:
+            raise MovaError(self.lacking([name]))
         with self._lock:
             if name not in self._digests:
-                path = self._found(WEIGHTS[name])
                 self._digests[name] = self._folder_digest(path) if path.is_dir() else self._file_digest(path)
             return self._digests[name]
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from mova_engine.errors import MovaError
 from mova_engine.scores.features.mfcc import mfcc
 from mova_engine.scores.lip_sync import (
+    ClipLips,
     LipFeatures,
     LipSync,
     best_track,
@@ -122,7 +123,7 @@ def test_a_clip_without_a_face_has_no_score():
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     clip = np.zeros((21, 128, 128, 3), np.uint8)
-    assert score_clip(detector, network, clip, np.zeros(21 * 640, np.int16)) == []
+    assert score_clip(detector, network, clip, np.zeros(21 * 640, np.int16)) == ClipLips((0,) * 21, ())
     assert best_track([]) is None
     with pytest.raises(MovaError, match="too small for the face detector"):
         score_clip(detector, network, clip[:, :100], np.zeros(21 * 640, np.int16))

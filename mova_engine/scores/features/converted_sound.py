@@ -68,5 +68,9 @@ def averaged_stereo_32k(samples: NDArray[np.int16], source_rate: int) -> NDArray
 
     ffmpeg spreads a mono source over both channels at equal power, so it comes out at 0.7071 of its level.
     """
-    stereo = convert_sound(samples, source_rate, 32000, channels="stereo")
-    return unit_floats(np.asarray(stereo, np.int16)).mean(1)
+    return averaged_stereo(np.asarray(convert_sound(samples, source_rate, 32000, channels="stereo"), np.int16))
+
+
+def averaged_stereo(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """16-bit stereo [n, 2] -> the mean of both channels, float32 [n] in -1..1."""
+    return unit_floats(samples).mean(1)

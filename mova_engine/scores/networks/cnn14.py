@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mova_engine.errors import MovaError
 from mova_engine.scores.networks.spectrum_tables import MelTable, PowerSpectrumTables
 
 
@@ -78,6 +79,10 @@ class Cnn14(nn.Module):
 
     def forward(self, samples: Tensor) -> TaggedSound:
         x = self.logmel_extractor(self.spectrogram_extractor(samples))
+        halvings = len(self.config.channels) - 1
+        if x.shape[-2] < 1 << halvings:
+            least = (1 << halvings) * self.config.hop / self.config.sample_rate
+            raise MovaError(f"{samples.shape[-1]} samples are too few for this network: {least:.2f} s are needed")
         x = self.bn0(x.unsqueeze(-1).transpose(1, 2)).permute(0, 3, 2, 1)  # norm over mels; then [b, 1, frames, mels]
         for i in range(1, len(self.config.channels) + 1):
             x = self.get_submodule(f"conv_block{i}")(x)

@@ -1,5 +1,6 @@
 """Official checkpoints of networks that score clips, loaded strictly, without initialisation and without a copy."""
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,13 +57,19 @@ def network_of_weights(build: Callable[[], Network], weights: Mapping[str, Tenso
     return network.eval().requires_grad_(False)
 
 
+def _mapped(path: Path) -> Any:
+    """A pickle's content. In torch's zip format tensors are read when they are used, as fast as from safetensors."""
+    mapped = path.is_file() and zipfile.is_zipfile(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
 def read_weights(path: Path) -> dict[str, Any]:
     """What a file of safetensors, or a pickle of torch (weights_only), holds. MovaError where it cannot be read."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals(_NUMBERS):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = _mapped(path)
     except (OSError, SafetensorError) as error:
         raise MovaError(f"cannot read {path}: {error}") from None
     except Exception as error:  # torch raises RuntimeError, EOFError and pickle's errors for damaged or unsafe files
