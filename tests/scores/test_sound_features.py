@@ -17,6 +17,7 @@ from mova_engine.scores.features.mel import (
     mel_to_hertz,
     power_spectrum,
 )
+from mova_engine.scores.features.mp3_hop import mp3_rate, through_mp3
 from mova_engine.scores.features.resample import resample
 
 
@@ -99,3 +100,17 @@ def test_resampling(source, target, count, step, expected):
     many = resample(chirp().expand(2, 3, -1), source, target)
     torch.testing.assert_close(many[1, 2], found, atol=1e-6, rtol=0)
     assert resample(chirp(), source, source).equal(chirp())
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mp3_delays_by_1105_samples_and_changes_little_else(channels):
+    """As ffmpeg 5.1's own AVI file of the talking clip does: 23.0 ms at 48 kHz."""
+    spectrum = np.fft.rfft(np.random.default_rng(0).normal(0, 0.1, (24000, channels)), axis=0)
+    spectrum[2000:] = 0  # above 4 kHz, where little is kept
+    sound = np.fft.irfft(spectrum, axis=0).astype(np.float32)
+    given = sound[:, 0] if channels == 1 else sound
+    heard = through_mp3(given, 48000).reshape(-1, channels)
+    assert len(heard) > len(sound) + 1105
+    match = [np.corrcoef(heard[late : late + 20000, 0], sound[:20000, 0])[0, 1] for late in range(1095, 1116)]
+    assert 1095 + int(np.argmax(match)) == 1105 and max(match) > 0.99
+    assert [mp3_rate(rate) for rate in (48000, 96000, 44100, 16000, 20000)] == [48000, 48000, 44100, 16000, 22050]

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mova_engine.scores import lip_sync
-from mova_engine.scores.decoded_clip import DecodedClip, Measured
+from mova_engine.scores.decoded_clip import DecodedClip, Measured, placed
+from mova_engine.scores.features.converted_sound import convert_sound
 from mova_engine.scores.features.frame_choice import constant_rate
+from mova_engine.scores.features.mp3_hop import mp3_rate, through_mp3
 from mova_engine.scores.lip_sync import Convention, LipFeatures
 from mova_engine.scores.network_scores.clip_views import ChosenPictures, frame_seconds
 from mova_engine.scores.networks.s3fd import S3FD
@@ -30,9 +33,8 @@ def clip_lip_sync(
     detector: S3FD = opened["s3fd"]
     syncnet: SyncNet = opened["syncnet"]
     indices = constant_rate(clip.times, Fraction(lip_sync.FPS), frame_seconds(clip))
-    voice = np.array(clip.sound_with_pictures(lip_sync.SAMPLE_RATE, "s16"), np.int16)
     pictures = ChosenPictures(clip, indices)
-    found = lip_sync.score_clip(detector, syncnet, pictures, voice, shots, convention)
+    found = lip_sync.score_clip(detector, syncnet, pictures, _voice(clip, convention), shots, convention)
     tracks = [track.scores for track in found.tracks]
     best = lip_sync.best_track(tracks)
     values: dict[str, float] = {
@@ -49,6 +51,18 @@ def clip_lip_sync(
     features = found.tracks[tracks.index(best)].features
     evidence = {"lip": features.lip.cpu().numpy(), "sound": features.sound.cpu().numpy(), "convention": convention}
     return Measured(values, evidence)
+
+
+def _voice(clip: DecodedClip, convention: Convention) -> NDArray[np.int16]:
+    """Sound int16 [n] at 16 kHz from the first picture on; `mova` hears it through MP3, 23 ms late."""
+    rate = lip_sync.SAMPLE_RATE
+    if convention != "mova":
+        return np.array(clip.sound_with_pictures(rate, "s16"), np.int16)
+    track = clip.soundtrack
+    at = mp3_rate(track.rate)
+    channels = "mono" if track.samples.shape[1] == 1 else "stereo"
+    heard = through_mp3(np.asarray(clip.sound(at, channels), np.float32), at)
+    return placed(np.asarray(convert_sound(heard, at, rate), np.int16), round(track.start * rate))
 
 
 def lip_sync_of_pair(sound: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, float]:
