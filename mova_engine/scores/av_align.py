@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mova_engine.errors import MovaError
 from mova_engine.scores.features.mel import decibels, mel_filter_bank, mel_spectrum
+from mova_engine.scores.optional_opencv import opencv
 
 Array = NDArray[np.float64]
 SAMPLE_RATE = 44100
@@ -58,13 +59,13 @@ def onset_times(strength: NDArray[np.floating[Any]], sample_rate: int = SAMPLE_R
 
 def grey(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture [h, w, 3], RGB, in grey [h, w] by OpenCV's weights."""
-    cv2 = opencv()
+    cv2 = opencv("AV-Align")
     return cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
 
 
 def flow_between(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Farneback's flow [h, w, 2] in pixels (x, y) between two grey pictures."""
-    return opencv().calcOpticalFlowFarneback(before, after, None, *FLOW.values())
+    return opencv("AV-Align").calcOpticalFlowFarneback(before, after, None, *FLOW.values())
 
 
 def mean_flow(greys: Iterable[NDArray[np.uint8]]) -> Array:
@@ -72,7 +73,7 @@ def mean_flow(greys: Iterable[NDArray[np.uint8]]) -> Array:
 
     Raises MovaError for fewer than two pictures.
     """
-    cv2 = opencv()
+    cv2 = opencv("AV-Align")
     found, last = [], None
     for picture in greys:
         if last is not None:
@@ -102,12 +103,3 @@ def intersection_over_union(onsets: Sequence[float], peaks: Sequence[float], fps
                 break
     union = len(onsets) + len(peaks) - matches
     return matches / union if union else 0.0
-
-
-def opencv() -> Any:
-    """The module cv2. Raises MovaError, with the command that installs it, where it is missing."""
-    try:
-        import cv2
-    except ImportError:
-        raise MovaError("AV-Align needs OpenCV's optical flow: pip install 'mova-engine[eval]'") from None
-    return cv2

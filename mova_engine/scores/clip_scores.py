@@ -9,7 +9,9 @@ from mova_engine.errors import require_package
 from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
 from mova_engine.scores.dnsmos import Dnsmos, network_file
+from mova_engine.scores.optional_opencv import opencv
 
+# Rate of the pictures in which lips are looked for.
 _LAG_FPS = 24.0
 _LEVEL_RATE = 48000
 
@@ -89,9 +91,7 @@ def dnsmos(clip: DecodedClip) -> dict[str, float]:
 
 def check_av_align() -> None:
     """MovaError without OpenCV."""
-    from mova_engine.scores.av_align import opencv
-
-    opencv()
+    opencv("AV-Align")
 
 
 def check_dnsmos() -> None:

@@ -23,6 +23,8 @@ Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 # Bytes of decoded pictures: 8 s of 720p are 270 MB. Longer material is cut into clips first.
 MOST_BYTES = 4 << 30
+# Pixels of the small pictures, about, which several scores look at.
+SMALL_AREA = 144 * 256
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,14 @@ class DecodedClip:
             raise MovaError(self._turned)
         return self._turned
 
-    def _upright(self, i: int, height: int | None = None, width: int | None = None) -> Pixels:
-        """Picture i. height, width: of the stored picture, else its own."""
-        way = None if height is None else "AREA"
+    def _upright(self, i: int, height: int | None = None, width: int | None = None, way: str = "AREA") -> Pixels:
+        """Picture i. height, width: of the upright picture, else its own. way: how swscale makes it that size."""
+        if swaps_sides(self._orientation):
+            height, width = width, height
         frame = self._store.frame(self._frames[i])
-        pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=way)
+        pixels = frame.to_ndarray(
+            format="rgb24", width=width, height=height, interpolation=None if height is None else way
+        )
         return np.ascontiguousarray(turn_upright(pixels, self._orientation), np.uint8)
 
     def pictures_of(self, indices: Sequence[int]) -> Iterator[Pixels]:
@@ -156,15 +161,29 @@ class DecodedClip:
         for i in indices:
             yield self._upright(i)
 
-    def pictures_at(self, fps: float, height: int, width: int) -> Pixels:
-        """Upright pictures uint8 [f, height, width, 3] at k / fps seconds, each the one that is shown then."""
+    def pictures_in(self, height: int, width: int, way: str = "BICUBIC") -> Pixels:
+        """All upright pictures uint8 [f, height, width, 3], RGB, made that size by swscale's `way`."""
+        return np.stack([self._upright(i, height, width, way) for i in range(len(self.times))])
+
+    @cached_property
+    def small_pictures(self) -> Pixels:
+        """All upright pictures uint8 [f, h, w, 3], RGB, of about SMALL_AREA pixels, sides multiples of 16."""
+        height, width = self.size
+        scale = (SMALL_AREA / (height * width)) ** 0.5
+        sides = [max(16, 16 * round(side * scale / 16)) for side in (height, width)]
+        return self.pictures_in(sides[0], sides[1], "AREA")
+
+    def shown_at(self, fps: float) -> NDArray[np.intp]:
+        """Of k / fps seconds, k = 0, 1, .., to the end: the number of the picture that is shown then."""
         times = np.array([float(time) for time in self.times])
         last = times[-1] + 1 / self.fps
         at = np.arange(max(1, int(last * fps + 1e-6))) / fps
-        chosen = np.searchsorted(times, at + 1e-6, side="right") - 1
-        if swaps_sides(self._orientation):
-            height, width = width, height
-        shown = {int(i): self._upright(i, height=height, width=width) for i in np.unique(chosen)}
+        return np.searchsorted(times, at + 1e-6, side="right") - 1
+
+    def pictures_at(self, fps: float, height: int, width: int) -> Pixels:
+        """Upright pictures uint8 [f, height, width, 3] at k / fps seconds, each the one that is shown then."""
+        chosen = self.shown_at(fps)
+        shown = {int(i): self._upright(i, height, width) for i in np.unique(chosen)}
         return np.stack([shown[int(i)] for i in chosen])
 
     @cached_property

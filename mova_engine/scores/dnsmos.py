@@ -9,8 +9,6 @@ windows of a minute, as well as a last window that begins within the sound's las
 each whole window and refuses digital silence, which the networks rate above white noise.
 """
 
-import hashlib
-import importlib.util
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mova_engine.errors import MovaError, require_package
 from mova_engine.scores.features.mel import decibels, mel_filter_bank, mel_spectrum
+from mova_engine.scores.wheel_networks import WheelFile
 
 Array = NDArray[np.float64]
 DnsmosConvention = Literal["mova", "corrected"]
@@ -46,22 +45,25 @@ POLYNOMIALS = {
     },
 }
 AXES = ("SIG", "BAK", "OVRL")
-# Places of each network's file, in the wheel and in the DNS challenge's repository, and its SHA-256.
+_WHEEL = ("speechmos", "speechmos==0.0.1.1", "DNSMOS")
+# Each network's file: its places in the wheel and in the DNS challenge's repository, and its SHA-256.
 FILES = {
-    "P808": (
+    "P808": WheelFile(
+        *_WHEEL,
         ("dnsmos_models/model_v8.onnx", "DNSMOS/model_v8.onnx"),
         "9246480c58567bc6affd4200938e77eef49468c8bc7ed3776d109c07456f6e91",
     ),
-    "P835": (
+    "P835": WheelFile(
+        *_WHEEL,
         ("dnsmos_models/sig_bak_ovr.onnx", "DNSMOS/sig_bak_ovr.onnx"),
         "269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd",
     ),
-    "P835-personalised": (
+    "P835-personalised": WheelFile(
+        *_WHEEL,
         ("pdnsmos_models/sig_bak_ovr.onnx", "pDNSMOS/sig_bak_ovr.onnx"),
         "9e3a197449ca2177f0997afec3bd6b890117ce2f17b89d6eea7fa0d47272c81c",
     ),
 }
-INSTALL = "pip install --no-deps speechmos==0.0.1.1"
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,7 @@ class Dnsmos:
         return np.array([_run(session, window.astype(np.float32)) for window in windows], np.float64)
 
     def _session(self, name: str) -> Any:
-        require_package("onnxruntime", "DNSMOS")
-        import onnxruntime
-
-        path = network_file(name, self.folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = self.threads
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return FILES[name].session(self.folder, self.threads)
 
 
 def _run(session: Any, window: NDArray[np.float32]) -> Any:
@@ -205,17 +201,6 @@ def _run(session: Any, window: NDArray[np.float32]) -> Any:
 def network_file(name: str, folder: Path | None = None) -> Path:
     """The file of a network of FILES, its contents checked: in `folder`, or in the installed wheel `speechmos`.
 
-    The wheel is not imported. Raises MovaError where the file is missing or another one.
+    Raises MovaError where the file is missing or another one.
     """
-    places, digest = FILES[name]
-    if folder is None:
-        found = importlib.util.find_spec("speechmos")
-        if found is None or not found.submodule_search_locations:
-            raise MovaError(f"DNSMOS needs the networks of the wheel speechmos: {INSTALL}")
-        folder = Path(found.submodule_search_locations[0])
-    path = next((folder / place for place in places if (folder / place).is_file()), None)
-    if path is None:
-        raise MovaError(f"{folder} has no {places[0]}; the wheel speechmos brings it: {INSTALL}")
-    if (got := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
-        raise MovaError(f"{path} is another file than the published one: its SHA-256 is {got}, not {digest}")
-    return path
+    return FILES[name].path(folder)

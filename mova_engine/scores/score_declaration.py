@@ -65,6 +65,7 @@ class Score:
     the other, which gives the numbers of such a pair; with chance_network=True it is called with network and convention
     too.
 
+    on_request: measured only where it is named, as it takes seconds a clip for little more than another score says.
     weights: names of the files in `weights_manifest` that it reads. prompt: the clip's caption is an argument.
     set_numbers: what the evidence of all clips gives.
     """
@@ -77,6 +78,7 @@ class Score:
     check: str = ""
     chance: str = ""
     chance_network: bool = False
+    on_request: bool = False
     weights: tuple[str, ...] = ()
     prompt: bool = False
     set_numbers: tuple[SetNumber, ...] = ()

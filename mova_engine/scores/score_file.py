@@ -21,7 +21,8 @@ def known_score(name: str) -> Score:
 
 
 def chosen_scores(names: Iterable[str], runner: ScoreRunner | None = None) -> tuple[tuple[Score, ...], dict[str, str]]:
-    """The named scores, without names all whose weights are at hand; and why each of the others is not measured.
+    """The named scores, without names all whose weights are at hand but those declared `on_request`; and why each of the
+    others is not measured.
 
     Raises MovaError for an unknown name, and for a named score whose weights are missing.
     """
@@ -32,8 +33,9 @@ def chosen_scores(names: Iterable[str], runner: ScoreRunner | None = None) -> tu
             raise MovaError(f"{score.name} cannot be measured: {reason}")
     if named:
         return tuple(named), {}
-    skipped = {score.name: reason for score in SCORES.values() if (reason := runner.lacking(score))}
-    return tuple(score for score in SCORES.values() if score.name not in skipped), skipped
+    usual = [score for score in SCORES.values() if not score.on_request]
+    skipped = {score.name: reason for score in usual if (reason := runner.lacking(score))}
+    return tuple(score for score in usual if score.name not in skipped), skipped
 
 
 def score_file(

@@ -1,8 +1,9 @@
 """The scores of a clip by name, each declared once in the table of its kind (see score_declaration)."""
 
 from mova_engine.scores.network_table import NETWORK_SCORES
+from mova_engine.scores.picture_table import PICTURE_SCORES
 from mova_engine.scores.signal_table import SIGNAL_SCORES
 from mova_engine.scores.wheel_table import WHEEL_SCORES
 
-SCORES = {score.name: score for score in (*SIGNAL_SCORES, *WHEEL_SCORES, *NETWORK_SCORES)}
+SCORES = {score.name: score for score in (*SIGNAL_SCORES, *PICTURE_SCORES, *WHEEL_SCORES, *NETWORK_SCORES)}
 COLUMNS = {column.name: column for score in SCORES.values() for column in score.columns}

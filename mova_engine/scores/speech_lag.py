@@ -15,8 +15,7 @@ from mova_engine.errors import MovaError
 from mova_engine.scores.clip_reader import read_clip
 from mova_engine.scores.decoded_clip import DecodedClip
 
-# Pixels of the pictures in which lips are looked for, about; samples a second of the sound.
-AREA = 144 * 256
+# Samples a second of the sound.
 SOUND_RATE = 48000
 # Pixels of a cell's side.
 CELL = 8
@@ -60,11 +59,8 @@ def measure_lag(video: np.ndarray, audio: np.ndarray, *, fps: float, sample_rate
 
 
 def clip_lag(clip: DecodedClip, fps: float = 24.0, max_lag: int = 12) -> Lag:
-    """`measure_lag` of a clip at `fps` pictures a second, of about AREA pixels each."""
-    height, width = clip.size
-    scale = (AREA / (height * width)) ** 0.5
-    sides = [max(16, 16 * round(side * scale / 16)) for side in (height, width)]
-    pictures = clip.pictures_at(fps, sides[0], sides[1])
+    """`measure_lag` of a clip at `fps` pictures a second, in small pictures."""
+    pictures = clip.small_pictures[clip.shown_at(fps)]
     sound = np.asarray(clip.sound_with_pictures(SOUND_RATE), np.float32)
     return measure_lag(pictures, sound, fps=fps, sample_rate=SOUND_RATE, max_lag=max_lag)
 

@@ -54,9 +54,10 @@ def _require(case: StatedCase) -> None:
     }
     case.require("mel", mel)
     case.require("polynomials_highest_power_first", dnsmos.POLYNOMIALS)
-    for (_, path), digest in dnsmos.FILES.values():
+    for file in dnsmos.FILES.values():
+        path = file.places[1]
         stated = case.values["onnx_files_of_the_reference"][path]["sha256"]
-        if stated != digest:
+        if stated != file.sha256:
             raise MovaError(f"{case.case.path}: the case ran another {path} than ours, of SHA-256 {stated}")
 
 

@@ -1,0 +1,64 @@
+"""The functions of the scores of pictures alone: from a decoded clip to {column: number}."""
+
+import numpy as np
+
+from mova_engine.errors import MovaError
+from mova_engine.scores import motion as moving
+from mova_engine.scores.decoded_clip import DecodedClip, Measured
+from mova_engine.scores.optional_opencv import opencv
+from mova_engine.scores.shots import Shot, shots_between
+from mova_engine.scores.shots import shots as shots_of
+
+
+def shots(clip: DecodedClip) -> Measured:
+    """How many shots a clip has, and the shortest. Evidence: [first, end) of each, in pictures."""
+    found = shots_of(clip.small_pictures, clip.fps)
+    return Measured(
+        {"shots": len(found), "shot_seconds_shortest": _shortest(clip, found)}, [list(shot) for shot in found]
+    )
+
+
+def transitions(clip: DecodedClip) -> Measured:
+    """Shots with dissolves and fades. Evidence: the pictures [first, end) of each transition."""
+    from mova_engine.scores.networks.transnet import HEIGHT, WIDTH
+    from mova_engine.scores.shot_network import network_transitions, transnet
+
+    found = network_transitions(transnet(), clip.pictures_in(HEIGHT, WIDTH), clip.small_pictures, clip.fps)
+    shots = shots_between(found, len(clip.times))
+    values = {
+        "shots_with_dissolves": len(shots),
+        "dissolves": sum(end > first for first, end in found),
+        "shot_seconds_shortest_with_dissolves": _shortest(clip, shots),
+    }
+    return Measured(values, [list(each) for each in found])
+
+
+def motion(clip: DecodedClip) -> dict[str, float]:
+    """Mean speed within the shots, and the share of time in which nothing moves."""
+    rate = min(moving.RATE, clip.fps)
+    chosen = clip.shown_at(rate)
+    starts = [first for first, _ in shots_of(clip.small_pictures, clip.fps)]
+    shot = np.searchsorted(starts, chosen, side="right").tolist()
+    found = moving.motion_and_stillness(clip.small_pictures[chosen], rate, shot)
+    if found is None:
+        raise MovaError("motion needs two pictures of a shot")
+    return {"motion": found[0], "still_share": found[1]}
+
+
+def check_opencv() -> None:
+    """MovaError without OpenCV."""
+    opencv("Measuring pictures")
+
+
+def check_transitions() -> None:
+    """MovaError without OpenCV, and without TransNet's weights."""
+    from mova_engine.scores.shot_network import WEIGHTS
+
+    check_opencv()
+    WEIGHTS.path()
+
+
+def _shortest(clip: DecodedClip, shots: list[Shot]) -> float:
+    """Seconds of the shortest shot."""
+    times = [*map(float, clip.times), float(clip.times[-1]) + 1 / clip.fps]
+    return min(times[end] - times[first] for first, end in shots)
