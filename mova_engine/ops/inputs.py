@@ -183,6 +183,15 @@ def gguf_linear(kind: str, adapter: bool = True) -> Build:
     return build
 
 
+def gguf_threes(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+    """Q3_K with integers of 3 alone. Of its integers, -4 to 3, which no minimum is taken from, only 3 and -3 are not
+    powers of two: only there does a scale that is rounded by itself make a product that is rounded once more.
+    """
+    inputs = gguf_linear("Q3_K", adapter=False)(make, b, s, i, o)
+    inputs["weight"].view(-1, GGUF_KINDS["Q3_K"].size)[:, :96] = 255  # every bit of the integers
+    return inputs
+
+
 def attention(
     make: Maker,
     b: int,
