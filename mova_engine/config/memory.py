@@ -1,6 +1,7 @@
 """Where tensors live and what is computed again: the settings that training, sampling and the planner share."""
 
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Literal, get_args
 
 from mova_engine.errors import MovaError, suggest
@@ -67,12 +68,11 @@ class MemoryConfig:
     """
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, known = getattr(self, field.name), get_args(field.type)
+        for name, known in _known().items():
+            value = getattr(self, name)
             if value not in known:
                 raise MovaError(
-                    f"memory.{field.name}: unknown value '{value}'.{suggest(str(value), known)} "
-                    f"Known: {', '.join(known)}"
+                    f"memory.{name}: unknown value '{value}'.{suggest(str(value), known)} Known: {', '.join(known)}"
                 )
 
     @property
@@ -223,6 +223,12 @@ class MemoryConfig:
     def changes(self, base: "MemoryConfig") -> dict[str, str]:
         """Settings in which this differs from `base`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)}
+
+
+@cache
+def _known() -> dict[str, tuple[str, ...]]:
+    """The values of each setting. The planner makes thousands of configurations."""
+    return {field.name: get_args(field.type) for field in fields(MemoryConfig)}
 
 
 # Settings by the word that stands for them (`--memory stream`, `memory: stream`): where the weights are while a step

@@ -15,8 +15,9 @@ recomputes the rest.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from mova_engine.config.model import ACTIVE_COMPONENTS, BridgeConfig, MovaConfig, TowerConfig
@@ -158,7 +159,7 @@ def training_flops(
     return TrainingFlops(model, hardware, hardware + recomputed - kept, hardware + recomputed)
 
 
-def parameter_counts(config: MovaConfig) -> dict[str, dict[str, int]]:
+def parameter_counts(config: MovaConfig) -> dict[str, Mapping[str, int]]:
     """Number of parameters by component and top-level module; `video_dit` is one expert."""
     return {
         "video_dit": _tower_parameters(config.video),
@@ -167,7 +168,7 @@ def parameter_counts(config: MovaConfig) -> dict[str, dict[str, int]]:
     }
 
 
-def layer_parameters(groups: dict[str, int]) -> int:
+def layer_parameters(groups: Mapping[str, int]) -> int:
     """Number of parameters of a component that are its layers', of its counts by module."""
     return sum(count for name, count in groups.items() if name == "blocks" or name.endswith("conditioners"))
 
@@ -254,7 +255,9 @@ def _linear(k: int, n: int) -> int:
     return k * n + n
 
 
-def _tower_parameters(tower: TowerConfig) -> dict[str, int]:
+# Cached: the planner asks for them a hundred thousand times.
+@cache
+def _tower_parameters(tower: TowerConfig) -> Mapping[str, int]:
     d, f, volume = tower.dim, tower.ffn_dim, math.prod(tower.patch_size)
     attention = 4 * _linear(d, d) + 2 * d  # q, k, v, o; the two norms of q and k
     block = 2 * attention + 2 * d + _linear(d, f) + _linear(f, d) + 6 * d  # norm3 (affine), modulation
@@ -268,7 +271,8 @@ def _tower_parameters(tower: TowerConfig) -> dict[str, int]:
     }
 
 
-def _bridge_parameters(bridge: BridgeConfig) -> dict[str, int]:
+@cache
+def _bridge_parameters(bridge: BridgeConfig) -> Mapping[str, int]:
     def conditioner(d: int, kv: int) -> int:  # y_norm (affine), q, o, k, v, the two norms of q and k
         return 2 * kv + 2 * _linear(d, d) + 2 * _linear(kv, d) + 2 * d
 

@@ -11,7 +11,9 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
+from typing import Any
 
 from mova_engine.config.memory import PLAIN, VAE_STRIDE, VAE_TILE, MemoryConfig
 from mova_engine.predict.hardware import Hardware
@@ -184,18 +186,32 @@ def policies(
     if not job.training:
         allowed["checkpointing"] = [PLAIN[job.task].checkpointing]
     allowed |= {name: (value,) for name, value in fixed.items()}
-    for values in product(*allowed.values()):
-        policy = MemoryConfig(**dict(zip(allowed, values, strict=True)))
+    choices = tuple((name, tuple(values)) for name, values in allowed.items())
+    yield from _sensible(choices, job.task, sharded(layout) > 1, layout.context_parallel == 1, bool(fixed), planned)
+
+
+@cache
+def _sensible(
+    choices: tuple[tuple[str, tuple[Any, ...]], ...], task: str, shards: bool, whole: bool, fixed: bool, planned: bool
+) -> tuple[MemoryConfig, ...]:
+    """The combinations of choices that are to the purpose, or of which some are fixed; and, unless planned, that run.
+
+    whole: a clip is in one process.
+    """
+    found: list[MemoryConfig] = []
+    names = [name for name, _ in choices]
+    for values in product(*(values for _, values in choices)):
+        policy = MemoryConfig(**dict(zip(names, values, strict=True)))
         pointless = policy.inputs == "host" and policy.checkpointing == "none"
         # What is kept apart takes as much as the inputs, and comes later.
         pointless |= policy.saved == "host" and (policy.inputs == "device" or policy.checkpointing in ("none", "full"))
         # Where the expert at work lies on the host, the one that waits does.
         pointless |= policy.weights != "device" and policy.expert == "host"
         pointless |= policy.weights_on_host and policy.expert == "host"
-        pointless |= policy.checkpointing == "out" and layout.context_parallel == 1
-        runs = planned or not policy.unavailable(job.task, sharded(layout) > 1)
-        if (fixed or not pointless) and runs:
-            yield policy
+        pointless |= policy.checkpointing == "out" and whole
+        if (fixed or not pointless) and (planned or not policy.unavailable(task, shards)):
+            found.append(policy)
+    return tuple(found)
 
 
 def best(
