@@ -66,10 +66,10 @@ def test_console_script_is_declared():
 
 
 def test_a_reader_that_has_enough_is_no_error(repo_root):
-    command = f"{sys.executable} -m mova_engine describe mova-360p | head -1"
+    command = f"{sys.executable} -m mova_engine completion bash | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=repo_root, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("mova-360p")
+    assert len(done.stdout.splitlines()) == 1
 
 
 # train has a parser of its own, which tests/train/test_recipes.py covers.

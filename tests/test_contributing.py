@@ -43,6 +43,13 @@ def test_the_diffs_are_short():
     assert all(len(diff.splitlines()) < 60 for diff in DIFFS.values())
 
 
+@pytest.mark.parametrize("name", DIFFS)
+def test_the_diffs_fit_the_engine(name):
+    check = ["git", "apply", "--check", "--unidiff-zero", "-"]
+    done = subprocess.run(check, cwd=ROOT, input=DIFFS[name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("changed", ["score"], indirect=True)
 def test_a_score(changed, tmp_path):
     fps, rate, frames = 24, 48000, 49
@@ -54,18 +61,21 @@ def test_a_score(changed, tmp_path):
     assert float(re.search(r"quiet ([\d.]+)", out)[1]) == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changed", ["operator implementation"], indirect=True)
 def test_an_operator_implementation(changed):
     out = run(changed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_operators.py", "-k", "addcmul")
     assert int(re.search(r"(\d+) passed", out)[1]) >= 8, out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changed", ["device"], indirect=True)
 def test_a_device(changed):
     code = "from mova_engine.backend import NAMES, describe_backend as d; print(NAMES[-1], d('xpu').unavailable())"
     assert run(changed, "-c", code).startswith("xpu torch sees no Intel GPU")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changed", ["adapter dialect"], indirect=True)
 def test_an_adapter_dialect(changed, tmp_path, repo_root):
     adapter = repo_root / "tests" / "data" / "golden" / "case9_lora_weights.safetensors"

@@ -95,6 +95,7 @@ def test_public_package_named_kernels_is_not_shadowed(tmp_path):
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
+@pytest.mark.long
 def test_libraries_do_not_take_our_folder_for_the_public_package():
     """transformers and diffusers probe for `kernels`; started in the repository's root they see our folder."""
     if importlib.util.find_spec("transformers") is None:

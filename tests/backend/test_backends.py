@@ -113,7 +113,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.g
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory allocator is not glibc's")
 @pytest.mark.parametrize(
     ("chosen", "stays"),
-    [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False), ({"MOVA_KEEP_MEMORY": "0"}, False)],
+    [
+        ({}, True),
+        pytest.param({"MALLOC_MMAP_THRESHOLD_": "131072"}, False, marks=pytest.mark.long),
+        pytest.param({"MOVA_KEEP_MEMORY": "0"}, False, marks=pytest.mark.long),
+    ],
 )
 def test_freed_memory_stays_with_the_process_unless_the_user_chose_otherwise(chosen, stays):
     environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name and "MOVA_" not in name}

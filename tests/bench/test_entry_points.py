@@ -13,6 +13,7 @@ def _pytest(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_every_entry_point_is_found():
     done = _pytest("--collect-only")
     assert done.returncode == 0, done.stdout

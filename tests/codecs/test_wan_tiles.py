@@ -69,7 +69,8 @@ def test_one_tile_is_the_whole_to_the_bit(codec):
         codec.tiles = None
 
 
-@pytest.mark.parametrize("shape", [(29, 25), pytest.param((25, 39), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("shape", [(29, 25), (25, 39)])
 def test_tiles_are_the_whole_up_to_rounding(codec, shape):
     """Of odd sizes, of which some tiles are in the middle, frame by frame, at seams and elsewhere."""
     latents = drawn(1, 16, 2, *shape)

@@ -71,6 +71,7 @@ def test_the_doctor_on_a_cpu_notes_what_breaks_other_programs(started, without_c
     assert found["do"].endswith(f"export {AUTOLOAD}=0")
 
 
+@pytest.mark.long
 def test_training_without_a_named_device_says_why_the_npu_is_not_used(started, without_cann, tmp_path):
     recipe = ("--recipe", "nano", "--steps", "1", "--validation.every", "0", "--loader.synthetic-clips", "2")
     child = started("-m", "mova_engine.train", *recipe, "--loader.batch", "1", "--out", str(tmp_path / "run"))
@@ -79,6 +80,7 @@ def test_training_without_a_named_device_says_why_the_npu_is_not_used(started, w
     assert told.startswith("warning: device 'npu' is there and cannot be used: torch_npu does not import (libhccl.so")
 
 
+@pytest.mark.long
 def test_the_doctor_without_a_named_device_examines_the_one_that_is_broken(started, without_cann):
     child = started(*CLI, "doctor", "--no-self-test")
     assert child.returncode == 1 and "libhccl.so" in child.stdout

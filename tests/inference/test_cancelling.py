@@ -111,7 +111,11 @@ MODES = {
 }
 
 
-@pytest.fixture(params=MODES)
+# Of modes that differ little from another one, the long tests have both.
+LONG = ("dual", "sigmas", "keyframe", "video in every second step", "audio", "retake of the sound", "extend", "cache")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in MODES])
 def mode(request):
     return MODES[request.param]
 

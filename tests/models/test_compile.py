@@ -99,7 +99,7 @@ def _graphs(function, streams, trained=()):
     return counter.graphs
 
 
-@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("adapters", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_block_is_one_graph(backend, adapters):
     tower = _model(backend, None, torch.float32, adapters).video_dit
     rope = tower.rope((2, 2, 3), backend.device())
@@ -125,6 +125,7 @@ def test_the_blocks_of_both_experts_are_one_graph_without_gradients(backend):
     assert counter.graphs == 1
 
 
+@pytest.mark.long
 def test_a_bridge_layer_is_one_graph(backend):
     bridge, grid = _model(backend, None, torch.float32, False).dual_tower_bridge, (2, 2, 3)
     rope = bridge.rope(grid, 7, 24.0, backend.device())
@@ -149,7 +150,7 @@ def test_a_break_is_noticed():
     [
         pytest.param("full", TWO_LAYERS, marks=pytest.mark.slow, id="full"),
         pytest.param("selective", TWO_LAYERS, marks=pytest.mark.slow, id="selective, two layers"),
-        pytest.param("selective", ONE_LAYER, id="selective"),
+        pytest.param("selective", ONE_LAYER, marks=pytest.mark.long, id="selective"),
     ],
 )
 def test_a_checkpointed_forward_compiles(backend, policy, config):

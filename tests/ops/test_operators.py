@@ -14,15 +14,16 @@ from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import judge, results, trials
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Compiling takes seconds for each: one run belongs to every test run, one of each operator to the slow ones.
+# Compiling takes seconds for each: one run belongs to the long tests, one of each operator to the slow ones.
 COMPILE = "compile"
-FAST = ("gate_residual", "float32")
+COMPILED = ("gate_residual", "float32")
 
 
 def _marks(operator, implementation, dtype):
     # float16 is judged in full by the slow ones: no model is trained in it.
-    fast = (dtype != "float16" and implementation != COMPILE) or (operator.name, dtype) == FAST
-    return [] if fast else [pytest.mark.slow]
+    if implementation == COMPILE:
+        return [pytest.mark.long if (operator.name, dtype) == COMPILED else pytest.mark.slow]
+    return [pytest.mark.slow] if dtype == "float16" else []
 
 
 def _runs(machine):

@@ -115,10 +115,12 @@ def test_recommendations_are_commands(monkeypatch):
     assert {("task", task) for task in TASKS} <= seen and {("devices", n) for n in (1, 2, 8, 16, 64)} <= seen
 
 
+@pytest.mark.long
 def test_the_page_shows_the_table_of_memory():
     assert shown_table(PAGE.read_text(encoding="utf-8")) == memory_table(), "renew it: python tests/plan_page.py"
 
 
+@pytest.mark.long
 def test_the_table_of_memory_has_commands(monkeypatch):
     modes = set()
     for task, model, card, host in product(PLANNED_TASKS, MODELS, CARDS, HOSTS):

@@ -218,6 +218,7 @@ def test_sampling_has_in_each_stage_what_residency_has_there():
     assert gb(idle="device") == {**idle, high: 83.0, low: 83.0, ENCODE_FRAMES: 80.1, DECODE_VIDEO: 80.7}
 
 
+@pytest.mark.long
 def test_codecs_have_the_weights_that_are_counted():
     """Of modules of the released sizes, on the meta device."""
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
@@ -305,6 +306,7 @@ def test_the_video_encoder_costs_what_it_multiplies():
     assert counter.get_total_flops() == pytest.approx(wan_encoder_flops(clip), rel=0.01)
 
 
+@pytest.mark.long
 def test_the_first_frame_condition_costs_what_the_planner_says():
     """At 193 frames, with the released autoencoder's layers at a twelfth of its width."""
     diffusers = pytest.importorskip("diffusers", reason="the released video autoencoder comes from diffusers")
@@ -339,7 +341,7 @@ def test_what_does_not_go_together_is_refused(change, message):
         replace(PlannedRun(Job(M360, "lora")), **change)
 
 
-@pytest.mark.parametrize("rank", [8, 16, 64])
+@pytest.mark.parametrize("rank", [16, *(pytest.param(rank, marks=pytest.mark.long) for rank in (8, 64))])
 def test_moments_in_8_bits_have_the_bytes_that_are_counted(rank):
     """Of adapters on all layers, and of all weights, whose rows are of many lengths; on the meta device."""
     mova = Mova(M360, bind(get_backend("cpu"), "reference"), "meta")

@@ -57,6 +57,7 @@ def test_kill_9_and_resume_equals_an_uninterrupted_run_bit_for_bit(clips, tmp_pa
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.long
 def test_sigterm_to_the_whole_group_saves_and_leaves_with_143(clips, tmp_path, repo_root):
     out = tmp_path / "run"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -25,6 +25,7 @@ def base(tmp_path_factory):
     return save_deep(tmp_path_factory.mktemp("base") / "model")
 
 
+@pytest.mark.long
 def test_auto_picks_what_fits_and_trains_the_same_adapters(small, ran, base):
     def config(out, **options):
         return small(out, steps=2, lora={"rank": 2}, optim={"ema": 0}, model={"checkpoint": base}, **options)

@@ -90,6 +90,7 @@ def test_twenty_rounds_of_training_and_sampling_leave_memory_and_losses_as_they_
     assert counts[-1][3] - counts[2][3] < 4 << 20, [each[3] >> 10 for each in counts]
 
 
+@pytest.mark.long
 def test_adapters_train_on_a_quantised_folder_resident_and_streamed(adapted, ran, tmp_path):
     """To the bit; and what cannot be trained is refused before anything is read."""
     base, folder = adapted("x").model.checkpoint, tmp_path / "int8"

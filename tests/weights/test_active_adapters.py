@@ -62,7 +62,14 @@ def near(one, other):
 
 
 @pytest.mark.parametrize(
-    "memory", [{}, {"idle": "files"}, {"expert": "host"}, {"weights": "files"}, {"idle": "device"}]
+    "memory",
+    [
+        {},
+        {"weights": "files"},
+        pytest.param({"idle": "files"}, marks=pytest.mark.long),
+        pytest.param({"expert": "host"}, marks=pytest.mark.long),
+        pytest.param({"idle": "device"}, marks=pytest.mark.long),
+    ],
 )
 def test_a_switched_adapter_is_that_which_a_pipeline_is_opened_with(complete, styles, memory):
     """Strength times alpha / rank is 1 and 0.5, which B takes without rounding."""

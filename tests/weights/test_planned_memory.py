@@ -99,6 +99,7 @@ def test_sampling_layer_by_layer_holds_what_was_planned(complete, codecs, idle):
     assert counted == pytest.approx(outside, rel=1e-9)
 
 
+@pytest.mark.long
 def test_a_lora_run_holds_what_was_planned(complete, codecs, tmp_path, monkeypatch):
     """Weights, adapters, gradients and moments by part while it trains; text encoder and codecs never beside them, but
     for the one that decodes samples.
