@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mova_engine.config.command import Command
-from mova_engine.config.limits import check_least
+from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
 from mova_engine.errors import counted, require_package, run_cli
 
@@ -35,11 +35,17 @@ class EvaluateConfig(MeasuringOptions, _Clips):
     """Names of scores; default: all whose weights are there."""
     reference: Path | None = None
     """Folder of real clips that the whole set is compared with: FD, KL, KID."""
+    bench: str | None = None
+    """Whose clips these are: verse, mybench, audio, or a folder with a metadata.jsonl of one's own bench."""
+    bench_data: Path | None = None
+    """The published files of the bench verse, mybench or audio: their folder, or the list of clips in it."""
     workers: int = max(1, (os.cpu_count() or 2) // 2)
     """Clips measured at the same time."""
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
+        check(self.bench is None or self.reference is None, "a bench names its own recordings: leave out --reference")
+        check(self.bench is not None or self.bench_data is None, "--bench-data is for --bench: give it too")
 
 
 EVALUATE = Command("mova eval", EvaluateConfig, ABOUT)
@@ -51,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
+    from mova_engine.evaluation.benches.bench_formats import read_bench
+    from mova_engine.evaluation.benches.bench_words import told_bench
     from mova_engine.evaluation.evaluation_run import PAGE, check_out, digests_of, evaluate
     from mova_engine.scores.opened_runner import open_runner, share_threads, told_skipped
     from mova_engine.scores.score_file import chosen_scores
@@ -59,6 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     digests = digests_of(config.out)
     runner = open_runner(config, digests.of)
     scores, skipped = chosen_scores(config.score, runner)
+    bench = None if config.bench is None else read_bench(config.bench, config.bench_data)
+    if bench is not None and bench.numbers and not config.score:
+        scores = tuple(score for score in scores if score.name in {number.score for number in bench.numbers})
+        skipped = {name: skipped[name] for name in skipped if name in {number.score for number in bench.numbers}}
+        check(bool(scores), f"none of the scores of {bench.name} can be measured: {'; '.join(skipped.values())}")
     check_out(config.out)
     share_threads(config.workers)
     result = evaluate(
@@ -71,8 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         reference=config.reference,
         skipped=skipped,
         digests=digests,
+        bench=bench,
     )
-    for summary in result.summaries:
+    if result.bench is not None:
+        for line in told_bench(result.bench):
+            _say(line)
+    for summary in result.summaries if result.bench is None else []:
         mean = "none" if summary.mean is None else f"{summary.mean:.4g}"
         chance = "" if summary.chance is None else f", chance {summary.chance:.4g}"
         _say(f"{summary.column:18} {mean}{_told(summary.interval)}{chance} ({summary.scored} of {summary.asked} clips)")

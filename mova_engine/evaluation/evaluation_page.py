@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mova_engine.evaluation.benches.bench_page import bench_section
 from mova_engine.evaluation.column_summary import ColumnSummary
 from mova_engine.evaluation.evaluation_result import EvaluationResult, Row
 from mova_engine.evaluation.page_tables import conditions_table, seconds_table, sets_table, skipped_list
@@ -24,6 +25,8 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 .quiet { color: #677489 } .few { color: #a33 }
 svg rect { fill: #5b83c4 } svg line { stroke: #c0392b; stroke-dasharray: 3 2 }
 figure { display: inline-block; width: 20em; margin: 0 1em 1em 0; vertical-align: top; overflow-wrap: anywhere }
+.wide { overflow-x: auto }
+.published { background: #f5f6f9; border-left: 4px solid #c4ccd8; padding: .2em 1em; margin: 1.5em 0 }
 figure video { width: 100%; background: #000 }
 """
 
@@ -37,6 +40,8 @@ def page(clips: Path, out: Path, scores: Sequence[Score], result: EvaluationResu
         f"<h1>Evaluation of {text(clips.name)}</h1>",
         f"<p>{count} clips. Intervals hold 95 % of the means of clips drawn anew. A missing number is no zero: it has "
         "a reason. Chance is the mean for sound and pictures of different clips of this set.</p>",
+        bench_section(result.bench) if result.bench else "",
+        "<h2>All measured files</h2>" if result.bench else "",
         _table(scores, result.summaries),
         sets_table(result.sets),
         skipped_list(result.skipped),

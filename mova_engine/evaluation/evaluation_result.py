@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mova_engine.evaluation.benches.bench_run import BenchResult
 from mova_engine.evaluation.column_summary import ColumnSummary
 from mova_engine.evaluation.set_summary import SetResult
 
@@ -26,7 +27,7 @@ class EvaluationResult:
     """rows: one for each clip, with "clip", "sha256", every column and, as "why_SCORE", what kept it from a number.
 
     sets: numbers of the whole set. seconds: by score, and of "decode". facts: {score: its version, convention and
-    weights}. skipped: {score: why it was not measured}. clips, reference: the folders' names.
+    weights}. skipped: {score: why it was not measured}. bench: where the clips are those of one; sets is then empty.
     """
 
     rows: list[Row]
@@ -35,3 +36,4 @@ class EvaluationResult:
     seconds: dict[str, ScoreSeconds]
     facts: dict[str, dict[str, Any]]
     skipped: dict[str, str]
+    bench: BenchResult | None = None

@@ -7,6 +7,8 @@ from typing import Any
 
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.errors import MovaError
+from mova_engine.evaluation.benches.bench_items import Bench
+from mova_engine.evaluation.benches.bench_run import BenchRun
 from mova_engine.evaluation.clip_captions import captions_of
 from mova_engine.evaluation.clip_records import ClipRecords, find_clips
 from mova_engine.evaluation.column_summary import ColumnSummary, summarise
@@ -50,13 +52,15 @@ def evaluate(
     reference: Path | None = None,
     skipped: Mapping[str, str] | None = None,
     digests: Digests | None = None,
+    bench: Bench | None = None,
 ) -> EvaluationResult:
     """Measure every clip of a folder, `workers` at a time, and write what was found to `out`.
 
     Records that are there already are not measured again. A file that cannot be read is a row of reasons. runner: with
     the weights, the device and the convention. reference: a folder of real clips, to which sets are compared. skipped:
     {score: why it is not measured}, told in the report; a score of sound and text joins them where no clip has a
-    caption.
+    caption. bench: whose clips the files are, by their names; its prompts and recordings take the place of captions and
+    reference.
 
     Raises MovaError, before any clip is read, where this machine lacks what a score needs.
     """
@@ -69,25 +73,33 @@ def evaluate(
         if score.check:
             resolve(score.check)()
     records = ClipRecords(out / RECORDS, runner)
-    measured = _listed(clips, out, records, digests, any(score.prompt for score in scores))
+    run = None if bench is None else BenchRun(bench, clips, out)
+    captioned = any(score.prompt for score in scores)
+    measured = run.listed(records, digests) if run else _listed(clips, out, records, digests, captioned)
     if not measured.captions:
         uncaptioned = [score for score in scores if score.prompt]
         skipped |= {score.name: "no clip has a caption (metadata.jsonl, or a .txt beside it)" for score in uncaptioned}
         scores = [score for score in scores if not score.prompt]
-    measure_clips(measured, scores, runner, digests, workers, say)
+    (run.measure if run else measure_clips)(measured, scores, runner, digests, workers, say)
     real = None
     compared = [score for score in scores if any(number.reference for number in score.set_numbers)]
-    if reference is not None and compared:
-        say(f"the reference, {reference}:")
+    if compared and run:
+        real = run.references(records, digests)
+    elif compared and reference is not None:
         real = _listed(reference, out, records, digests, any(score.prompt for score in compared))
+    if real is not None:
+        say(f"the reference, {real.folder}:")
         measure_clips(real, compared, runner, digests, workers, say)
+    rows = _rows(measured, scores, run)
+    summaries = _summaries(measured, scores, rows, runner)
     result = EvaluationResult(
-        rows := _rows(measured, scores),
-        _summaries(measured, scores, rows, runner),
-        set_results(scores, measured, real, runner),
+        rows,
+        summaries,
+        [] if run else set_results(scores, measured, real, runner),
         _seconds(measured, scores),
         {score.name: runner.facts(score) for score in scores},
         skipped,
+        run.result(measured, real, rows, summaries, scores, skipped, runner) if run else None,
     )
     _write(out, clips, reference, scores, result, runner, workers)
     return result
@@ -99,10 +111,11 @@ def _listed(clips: Path, out: Path, records: ClipRecords, digests: Digests, capt
     return MeasuredClips(clips, files, keys, captions_of(clips, files) if captioned else {}, records)
 
 
-def _rows(clips: MeasuredClips, scores: Sequence[Score]) -> list[Row]:
+def _rows(clips: MeasuredClips, scores: Sequence[Score], bench: BenchRun | None) -> list[Row]:
     rows = []
     for path in clips.files:
         row: Row = {"clip": clips.name(path), "sha256": clips.keys[path]}
+        row |= bench.labels(clips, path) if bench else {}
         for score in scores:
             record = clips.record(path, score)
             row |= {column.name: record["values"].get(column.name) for column in score.columns}
@@ -163,6 +176,7 @@ def _write(
         columns=[asdict(summary) for summary in result.summaries],
         sets=[asdict(each) for each in result.sets],
         seconds={name: {**asdict(taken), "mean": taken.mean} for name, taken in result.seconds.items()},
+        bench=None if result.bench is None else result.bench.facts(),
     )
 
 

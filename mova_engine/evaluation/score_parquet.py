@@ -14,14 +14,16 @@ from mova_engine.scores.score_declaration import Score
 def parquet_bytes(
     rows: Sequence[Mapping[str, Any]], scores: Sequence[Score], facts: Mapping[str, Mapping[str, Any]]
 ) -> bytes:
-    """Columns "clip" and "sha256", each number as a nullable double with its unit as metadata, reasons as text.
+    """Columns "clip" and "sha256", of a bench's clips "id" and "category"; numbers as nullable doubles with their units
+    as metadata, reasons as text.
 
     facts: {score: {"version", "convention", "weights": {name: SHA-256}}}, metadata too.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fields = [pa.field("clip", pa.string()), pa.field("sha256", pa.string())]
+    labels = [name for name in ("clip", "sha256", "id", "category") if not rows or name in rows[0]]
+    fields = [pa.field(name, pa.string()) for name in labels]
     for score in scores:
         stated = facts[score.name]
         weights = " ".join(f"{name} {digest}" for name, digest in stated["weights"].items())

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -74,6 +74,22 @@ def _set_result(
         return result(reason="no clip has one of the same name in the reference")
     own = [clips.evidence(path, score) for path in files]
     real = [reference.evidence(path, score) for path in others] if reference and others is not None else None
+    found = number_of_evidence(number, own, real, convention)
+    return result(**asdict(found))
+
+
+@dataclass(frozen=True)
+class SetValue:
+    """A number of a set: `value` with `interval` and `note` as in SetResult, or the `reason` why there is none."""
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    note: str = ""
+    reason: str = ""
+
+
+def number_of_evidence(number: SetNumber, own: list[Any], real: list[Any] | None, convention: str) -> SetValue:
+    """The number of clips' evidence. real: that of the reference's clips, in pairs the one of each clip in order."""
     function = resolve(number.target)
 
     def compute(chosen: Sequence[int]) -> tuple[float, str]:
@@ -88,8 +104,8 @@ def _set_result(
         if not np.isfinite(value):
             raise MovaError(f"it came out as {value}")
     except MovaError as error:
-        return result(reason=str(error))
-    return result(value=float(value), note=note, interval=_interval(number.resamples, len(own), compute))
+        return SetValue(reason=str(error))
+    return SetValue(float(value), _interval(number.resamples, len(own), compute), note)
 
 
 def _paired(
