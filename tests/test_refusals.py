@@ -122,6 +122,11 @@ WRONG = {
         "clips --out text.txt",
         "clips --out new --score beauty",
         "clips --out new --workers 0",
+        "clips --out new --bench verse",
+        "clips --out new --bench vers",
+        "clips --out new --bench verse --bench-data text.txt",
+        "clips --out new --bench audio --bench-data folder",
+        "clips --out new --bench-data folder",
     ],
     "eval compare": ["nowhere nowhere", "text.txt folder", "folder folder", "clips clips"],
     "eval scores": [

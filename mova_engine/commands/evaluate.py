@@ -69,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores, skipped = chosen_scores(config.score, runner)
     bench = None if config.bench is None else read_bench(config.bench, config.bench_data)
     if bench is not None and bench.numbers and not config.score:
-        scores = tuple(score for score in scores if score.name in {number.score for number in bench.numbers})
-        skipped = {name: skipped[name] for name in skipped if name in {number.score for number in bench.numbers}}
+        wanted = {number.score for number in bench.numbers}
+        scores = tuple(score for score in scores if score.name in wanted)
+        skipped = {name: reason for name, reason in skipped.items() if name in wanted}
         check(bool(scores), f"none of the scores of {bench.name} can be measured: {'; '.join(skipped.values())}")
     check_out(config.out)
     share_threads(config.workers)

@@ -13,7 +13,7 @@ FILE = Path(__file__).with_name("published_rows.yaml")
 
 
 @dataclass(frozen=True)
-class PublishedRow:
+class PublishedModel:
     """A model's numbers, by the names that the bench gives them, as they are printed there."""
 
     model: str
@@ -30,7 +30,7 @@ class PublishedTable:
     convention: str
     unknown: tuple[str, ...]
     remarks: tuple[str, ...]
-    rows: tuple[PublishedRow, ...]
+    rows: tuple[PublishedModel, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def published_tables(bench: str) -> list[PublishedTable]:
             table["convention"],
             tuple(table["unknown"]),
             tuple(table["remarks"]),
-            tuple(PublishedRow(row["model"], row["values"]) for row in table["rows"]),
+            tuple(PublishedModel(row["model"], row["values"]) for row in table["rows"]),
         )
         for table in tables
         if table["bench"] == bench

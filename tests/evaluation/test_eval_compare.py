@@ -60,3 +60,20 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     (tmp_path / "d" / "scores.parquet").write_bytes(b"no table")
     with pytest.raises(MovaError, match="cannot read"):
         compare(first, tmp_path / "d")
+
+
+def test_clips_of_a_bench_are_compared_by_id_with_the_mean_of_their_files(tmp_path):
+    rows = {
+        "a": [("set1/1_seed0.mp4", "1", 1.0), ("set1/1_seed1.mp4", "1", 3.0), ("set2/1.mp4", "2", None)],
+        "b": [("other 1.mp4", "1", 5.0), ("more.mp4", "3", 7.0)],
+    }
+    facts = {QUALITY.name: {"version": 1, "convention": "corrected", "weights": {}}}
+    for name, values in rows.items():
+        (tmp_path / name).mkdir()
+        table = [
+            {"clip": clip, "sha256": "0", "id": i, "category": "set1", "up": x, "down": x, "why_quality": None}
+            for clip, i, x in values
+        ]
+        (tmp_path / name / "scores.parquet").write_bytes(parquet_bytes(table, [QUALITY], facts))
+    (up, _), common = compare(tmp_path / "a", tmp_path / "b")
+    assert (common, up.clips, up.first, up.second) == (1, 1, 2.0, 5.0)

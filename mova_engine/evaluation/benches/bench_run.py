@@ -86,15 +86,14 @@ class BenchRun:
         for category in self.bench.categories:
             files = [path for path in clips.files if self._item(clips, path).category == category]
             chosen = [score for score in scores if self.asks(score, category)]
-            if not files or not chosen:
-                continue
-            if len(self.bench.categories) > 1:
-                say(f"{category}:")
-            measure_clips(replace(clips, files=files), chosen, runner, digests, workers, say)
             for score in scores:
                 if score not in chosen:
                     for path in files:
                         clips.passing[clips.keys[path], score.name] = f"not asked of {category}"
+            if files and chosen:
+                if len(self.bench.categories) > 1:
+                    say(f"{category}:")
+                measure_clips(replace(clips, files=files), chosen, runner, digests, workers, say)
 
     def _item(self, clips: MeasuredClips, path: Path) -> BenchItem:
         return self.item_of[path.relative_to(clips.folder)]
@@ -122,7 +121,7 @@ class BenchRun:
         for asked in self._all_numbers(scores):
             score = by_name.get(asked.score)
             if score is None:
-                reason = skipped.get(asked.score, f"{asked.score} is not among the scores of this run")
+                reason = skipped.get(asked.score, f"the score {asked.score} is not among those of this run")
                 numbers.append(number_of_rows(self.bench, asked, self.found, by_clip, reason))
                 continue
             of_set = next((number for number in score.set_numbers if number.name == asked.column), None)

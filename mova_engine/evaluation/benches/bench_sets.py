@@ -53,6 +53,8 @@ class BenchSets:
             others = [item.reference for item, _ in chosen if item.reference is not None]
         elif number.reference:
             others = sorted({x.reference for x in items if x.reference is not None and self._recorded(x)})
+            if not others:
+                return ColumnSummary(name, len(items), 0, reasons={**reasons, _NO_RECORDINGS: scored}), ""
         real = self.recordings
         found = number_of_evidence(
             number,
