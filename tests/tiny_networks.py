@@ -12,8 +12,10 @@ from mova_engine.scores.networks.cnn14 import Cnn14, PannsConfig
 from mova_engine.scores.networks.eat import Eat, EatSizes
 from mova_engine.scores.networks.htsat import HtsatSizes
 from mova_engine.scores.networks.imagebind import ImageBind, ImageBindConfig
+from mova_engine.scores.networks.passt import Passt, PasstSizes
 from mova_engine.scores.networks.roberta import RobertaSizes
 from mova_engine.scores.networks.s3fd import MEAN, FaceMaps
+from mova_engine.scores.networks.vggish import Vggish
 from mova_engine.scores.networks.wavlm import WavlmSizes
 
 
@@ -93,6 +95,8 @@ _OPENED = {
     "audiobox": _audiobox,
     "eat": lambda: Eat(EatSizes(width=16, depth=1, heads=2)).eval(),
     "cnn14-16k": lambda: Cnn14(PannsConfig(16000, 512, 160, high=8000.0, channels=(2, 4, 8))).eval(),
+    "passt": lambda: Passt(PasstSizes(width=16, depth=1, heads=2)).eval(),
+    "vggish": lambda: Vggish((2, 2, 4, 4), 16).eval(),
     "cnn14-32k": lambda: Cnn14(PannsConfig(32000, 1024, 320, channels=(2, 4, 8))).eval(),
 }
 

@@ -20,6 +20,17 @@ def _distances(network: str, of: str) -> tuple[SetNumber, ...]:
     )
 
 
+def _divergence(network: str, of: str) -> SetNumber:
+    """Of clips that have a reference of their own; an interval is drawn over them."""
+    about = f"KL of the reference's classes to the clip's, {of}"
+    return SetNumber(f"kl_{network}", "nats", about, f"{_SETS}:set_kl_divergence", "down", "pairs", 200)
+
+
+def _split_score(network: str, of: str) -> SetNumber:
+    about = f"inception score of 10 splits, {of} (av-benchmark's)"
+    return SetNumber(f"is_{network}", "", about, f"{_SETS}:set_split_inception_score", "up")
+
+
 NETWORK_SCORES: tuple[Score, ...] = (
     Score(
         "desync",
@@ -109,22 +120,8 @@ NETWORK_SCORES: tuple[Score, ...] = (
         weights=("cnn14-16k",),
         set_numbers=(
             *_distances("panns", "Cnn14's features at 16 kHz"),
-            SetNumber(
-                "kl_panns",
-                "nats",
-                "KL of the reference's classes to the clip's, Cnn14 at 16 kHz",
-                f"{_SETS}:set_kl_divergence",
-                "down",
-                "pairs",
-                200,
-            ),
-            SetNumber(
-                "is_panns_16k",
-                "",
-                "inception score of 10 splits, Cnn14 at 16 kHz (av-benchmark's)",
-                f"{_SETS}:set_split_inception_score",
-                "up",
-            ),
+            _divergence("panns", "Cnn14 at 16 kHz"),
+            _split_score("panns_16k", "Cnn14 at 16 kHz"),
         ),
     ),
     Score(
@@ -136,5 +133,25 @@ NETWORK_SCORES: tuple[Score, ...] = (
         set_numbers=(
             SetNumber("is_panns", "", "inception score, Cnn14 at 32 kHz", f"{_SETS}:set_inception_score", "up"),
         ),
+    ),
+    Score(
+        "passt",
+        f"{_HERE}.clip_tags:clip_passt",
+        (),
+        conventions=_BOTH_PUBLISHED,
+        weights=("passt",),
+        set_numbers=(
+            *_distances("passt", "PaSST's features"),
+            _divergence("passt", "PaSST"),
+            _split_score("passt", "PaSST"),
+        ),
+    ),
+    Score(
+        "vggish",
+        f"{_HERE}.clip_tags:clip_vggish",
+        (),
+        conventions=_BOTH_PUBLISHED,
+        weights=("vggish",),
+        set_numbers=_distances("vgg", "VGGish's features of each 0.96 s"),
     ),
 )

@@ -146,5 +146,23 @@ WEIGHTS = {
             sha256=("0dc499e40e9761ef5ea061ffc77697697f277f6a960894903df3ada000e34b31",),
             size=327428481,
         ),
+        WeightsFile(
+            "passt",
+            ("passt-s-f128-p16-s10-ap.476-swa.pt", "passt-s-f128-p16-s10-ap.476-swa.safetensors"),
+            f"{_HERE}:open_passt",
+            "PaSST-S, AudioSet",
+            "Apache 2.0",
+            True,
+            "kkoutini/PaSST, release v0.0.1-audioset on GitHub",
+        ),
+        WeightsFile(
+            "vggish",
+            ("vggish-10086976.pth", "vggish-10086976.safetensors"),
+            f"{_HERE}:open_vggish",
+            "VGGish",
+            "Apache 2.0",
+            True,
+            "harritaylor/torchvggish, release v0.1 on GitHub",
+        ),
     )
 }

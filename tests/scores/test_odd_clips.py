@@ -20,7 +20,18 @@ RATE = 16000
 SECONDS = 5
 # Networks that run in full here, and take seconds: a clip of each kind in the long suite.
 DEAR = {"dnsmos", "av-align", "speech-lag"}
-SOUND_ALONE = {"loudness", "sound-quality", "dnsmos", "clap", "audiobox", "sound-events", "panns-16k", "panns-32k"}
+SOUND_ALONE = {
+    "loudness",
+    "sound-quality",
+    "dnsmos",
+    "clap",
+    "audiobox",
+    "sound-events",
+    "panns-16k",
+    "panns-32k",
+    "passt",
+    "vggish",
+}
 PICTURE_ALONE = {"dover"}
 
 

@@ -81,6 +81,20 @@ def open_cnn14_16k(path: Path) -> "nn.Module":
     return load_official(lambda: Cnn14(CNN14_16K), path, under="model")
 
 
+def open_passt(path: Path) -> "nn.Module":
+    """PaSST-S with patches 10 apart."""
+    from mova_engine.scores.networks.passt import Passt
+
+    return load_official(Passt, path, under="state_dict")
+
+
+def open_vggish(path: Path) -> "nn.Module":
+    """VGGish as torchvggish holds it."""
+    from mova_engine.scores.networks.vggish import Vggish
+
+    return load_official(Vggish, path)
+
+
 def open_cnn14_32k(path: Path) -> "nn.Module":
     """PANNs' Cnn14 at 32 kHz."""
     from mova_engine.scores.networks.cnn14 import CNN14_32K, Cnn14
