@@ -21,8 +21,8 @@ def known_score(name: str) -> Score:
 
 
 def chosen_scores(names: Iterable[str], runner: ScoreRunner | None = None) -> tuple[tuple[Score, ...], dict[str, str]]:
-    """The named scores, without names all whose weights are at hand but those declared `on_request`; and why each of the
-    others is not measured.
+    """The named scores, without names all whose weights are at hand but those declared `on_request`; and why each of
+    the others is not measured.
 
     Raises MovaError for an unknown name, and for a named score whose weights are missing.
     """
