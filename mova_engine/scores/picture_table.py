@@ -1,4 +1,4 @@
-"""Scores of pictures alone: shots, motion, text."""
+"""Scores of pictures alone that need no network."""
 
 from mova_engine.scores.score_declaration import Score, ScoreColumn
 
@@ -12,17 +12,6 @@ PICTURE_SCORES = (
             ScoreColumn("shot_seconds_shortest", "s", "length of the shortest shot", 0, None),
         ),
         check=f"{_HERE}:check_opencv",
-    ),
-    Score(
-        "transitions",
-        f"{_HERE}:transitions",
-        (
-            ScoreColumn("shots_with_dissolves", "", "shots, divided by dissolves too", 1, None),
-            ScoreColumn("dissolves", "", "dissolves and fades", 0, None),
-            ScoreColumn("shot_seconds_shortest_with_dissolves", "s", "length of the shortest of them", 0, None),
-        ),
-        check=f"{_HERE}:check_transitions",
-        on_request=True,
     ),
     Score(
         "motion",

@@ -3,6 +3,8 @@
 from mova_engine.scores.score_declaration import Score, ScoreColumn
 
 _CLIP = "mova_engine.scores.clip_scores"
+_PICTURE = "mova_engine.scores.picture_scores"
+_SPEECH = "mova_engine.scores.speech_scores"
 WHEEL_SCORES = (
     Score(
         "dnsmos",
@@ -14,5 +16,26 @@ WHEEL_SCORES = (
             ScoreColumn("dnsmos_ovrl", "MOS", "overall, P.835", 1, 5, "up"),
         ),
         check=f"{_CLIP}:check_dnsmos",
+    ),
+    Score(
+        "speech-activity",
+        f"{_SPEECH}:speech_activity",
+        (
+            ScoreColumn("speech_share", "", "share of the sound in which somebody speaks", 0, 1),
+            ScoreColumn("speech_seconds", "s", "length of the speech", 0, None),
+            ScoreColumn("longest_pause", "s", "longest pause between speech and speech", 0, None),
+        ),
+        check=f"{_SPEECH}:check_speech_activity",
+    ),
+    Score(
+        "transitions",
+        f"{_PICTURE}:transitions",
+        (
+            ScoreColumn("shots_with_dissolves", "", "shots, divided by dissolves too", 1, None),
+            ScoreColumn("dissolves", "", "dissolves and fades", 0, None),
+            ScoreColumn("shot_seconds_shortest_with_dissolves", "s", "length of the shortest of them", 0, None),
+        ),
+        check=f"{_PICTURE}:check_transitions",
+        on_request=True,
     ),
 )
