@@ -60,6 +60,18 @@ def sound_quality(clip: DecodedClip) -> dict[str, float]:
         return found
 
 
+def sound_quality_of_mova(clip: DecodedClip) -> Measured:
+    """Silence, signal-to-noise ratio and bandwidth as MOVA's evaluation has them, of the mean of the channels."""
+    from mova_engine.scores.published_sound import published_bandwidth, published_silence
+
+    sound = clip.channels().mean(0)
+    silence = published_silence(sound)
+    values = {"silence_mova": silence.ratio, "bandwidth_mova": published_bandwidth(sound, clip.soundtrack.rate)}
+    if silence.snr is None:
+        return Measured(values, None, "no ratio: there is no silence between sounds, or no noise in it")
+    return Measured(values | {"snr_mova": silence.snr}, None)
+
+
 def av_align(clip: DecodedClip) -> Measured:
     """AV-Align at the pictures' own size and rate, as MOVA's evaluation measures it."""
     from mova_engine.scores import av_align as align

@@ -30,6 +30,16 @@ SIGNAL_SCORES = (
         ),
     ),
     Score(
+        "sound-quality-mova",
+        f"{_CLIP}:sound_quality_of_mova",
+        (
+            ScoreColumn("silence_mova", "", "share of silence between sounds, 40 dB below the loudest", 0, 1),
+            ScoreColumn("snr_mova", "dB", "power of the sound against that silence"),
+            ScoreColumn("bandwidth_mova", "Hz", "standard deviation of the spectrum", 0, None),
+        ),
+        conventions=("mova",),
+    ),
+    Score(
         "av-align",
         f"{_CLIP}:av_align",
         (ScoreColumn("av_align", "", "onsets of sound that meet peaks of motion, of all", 0, 1, "up"),),

@@ -83,7 +83,8 @@ def write_pictures(path, pictures):
 def odd_clips(tmp_path_factory, moving):
     """{name: (file, scores that have numbers)} of clips that lack something."""
     folder = tmp_path_factory.mktemp("odd")
-    heard, seen = {"loudness", "sound-quality", "dnsmos", "speech-activity"}, {"shots", "motion"}
+    heard = {"loudness", "sound-quality", "sound-quality-mova", "dnsmos", "speech-activity"}
+    seen = {"shots", "motion"}
     clips = {
         "silent": (moving, np.zeros(2 * RATE, np.float32), {*heard - {"dnsmos"}, "av-align", *seen}),
         "one-frame": (moving[:1], tone(300, 2), {*heard, "shots"}),
