@@ -1,10 +1,10 @@
 """Silence, signal-to-noise ratio and bandwidth as MOVA's evaluation computes them, for comparison with its numbers.
 
 What they are called is not what they say. Silence is what lies 40 dB below the loudest frame of the same sound, and
-counts only between sounds: 7 s of silence after 1 s of tone are none, and digital silence is none. The noise of the ratio
-is that inner silence, so a sound without has no ratio (there: infinite). "Bandwidth" is the standard deviation of the
-spectrum around its centroid: 36 Hz for a tone of 440 Hz, 9,948 Hz for tones of 100 Hz and 20 kHz. The steps are those of
-librosa's `effects.split` and `feature.spectral_bandwidth`.
+counts only between sounds: 7 s of silence after 1 s of tone are none, and digital silence is none. The noise of the
+ratio is that inner silence, so a sound without has no ratio (there: infinite). "Bandwidth" is the standard deviation of
+the spectrum around its centroid: 36 Hz for a tone of 440 Hz, 9,948 Hz for tones of 100 Hz and 20 kHz. The steps are
+those of librosa's `effects.split` and `feature.spectral_bandwidth`.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Silence, ratio and bandwidth of MOVA's evaluation: closed forms, and what its code was seen to give for known sounds."""
+"""Silence, ratio and bandwidth of MOVA's evaluation: closed forms, and what its code gives for known sounds."""
 
 import numpy as np
 import pytest
