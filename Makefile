@@ -12,7 +12,7 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano test test-long test-kernels test-ranks test-dry test-scores test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
+.PHONY: help setup setup-dev setup-npu native cuda nano test test-long test-kernels test-ranks test-dry test-scores test-serve test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-ranks     training, sampling and checkpoints of several processes, against one process (minutes)"
 	@echo "make test-dry   rehearse the recipes and the sampler on devices that are not here, and runs that must fail (some minutes)"
 	@echo "make test-scores   scores against recorded cases of the reference's evaluation, with networks of official size (minutes)"
+	@echo "make test-serve   servers and their pages: raters of votes in a real browser, where a Chromium is installed (a minute)"
 	@echo "make test-npu   set up .venv-npu with torch_npu, run the tests of the Ascend path on an emulated NPU"
 	@echo "make test-isa   operators, a training and a sampling run on lowered instruction sets of this CPU"
 	@echo "make setup      only the virtual environment $(VENV), with pinned dependencies and the engine in it"
@@ -93,6 +94,10 @@ test-dry: setup-dev
 # The networks' weights are generated from recipes: nothing is downloaded.
 test-scores: setup-dev
 	$(PY) -m pytest tests/scores --networks -m networks $(ARGS)
+
+# A browser is not installed for it: where no Chromium is on PATH, those tests say so and the servers' own run.
+test-serve: setup-dev
+	$(PY) -m pytest tests --serving -m serving $(ARGS)
 
 # torch_npu wants an environment of its own: with it installed, torch loads it by itself, which fails without CANN.
 setup-npu: $(NPU)/.mova-npu

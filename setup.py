@@ -64,7 +64,14 @@ setup(
     ],
     package_dir={"mova_kernels": "kernels"},
     package_data={
-        "mova_engine": ["py.typed", "__init__.pyi", "config/recipes/*.yaml", "predict/*.yaml", "evaluation/*.yaml"],
+        "mova_engine": [
+            "py.typed",
+            "__init__.pyi",
+            "config/recipes/*.yaml",
+            "predict/*.yaml",
+            "evaluation/*.yaml",
+            "evaluation/votes/page/vote.*",
+        ],
         "mova_kernels": ["tiles/*.json"],
     },
     ext_modules=extensions(),

@@ -36,6 +36,8 @@ COMMANDS = {
         "mova_engine.commands.eval_weights",
         "check a folder of weights, and which scores it allows",
     ),
+    "eval vote serve": ("mova_engine.commands.vote_serve", "serve a page on which raters compare clips, blindly"),
+    "eval vote fit": ("mova_engine.commands.vote_fit", "place systems on a scale by their votes, with intervals"),
     "nano clips": ("mova_engine.commands.nano_clips", "write the embedded data set of bouncing balls that click"),
     "nano sync": ("mova_engine.commands.nano_sync", "measure how well clicks and bounces of generated clips agree"),
     "completion": (
@@ -46,9 +48,9 @@ COMMANDS = {
 
 
 def usage(first: str = "") -> str:
-    """What `mova` alone prints; first: only the commands that begin with this word."""
-    shown = {name: text for name, (_, text) in COMMANDS.items() if not first or name.split()[0] == first}
-    lines = [f"  {name:14} {text}" for name, text in shown.items()]
+    """What `mova` alone prints; first: only the commands that begin with these words."""
+    shown = {name: text for name, (_, text) in COMMANDS.items() if not first or f"{name} ".startswith(f"{first} ")}
+    lines = [f"  {name:15} {text}" for name, text in shown.items()]
     command = f"{first} COMMAND" if first else "COMMAND"
     return "\n".join((f"usage: mova {command} [options]      (mova COMMAND --help tells the options)", "", *lines))
 
@@ -62,20 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"mova_engine {__version__}")
         return 0
-    # Of two words, or of one.
-    for length in (2, 1):
+    # The longest name first: `eval vote` is no clips for `eval`, but stands for the commands that begin so.
+    unknown = words[0]
+    for length in range(min(3, len(words)), 0, -1):
         name = " ".join(words[:length])
         if name in COMMANDS:
             module, rest = importlib.import_module(COMMANDS[name][0]), words[length:]
             return module.main(rest, COMMANDS) if name == "completion" else module.main(rest)
-    if any(name.startswith(f"{words[0]} ") for name in COMMANDS):
-        if len(words) == 1 or words[1].startswith("-") or words[1] == "help":
-            print(usage(words[0]))
-            return 0
-        name = " ".join(words[:2])
-    else:
-        name = words[0]
-    raise MovaError(f"unknown command '{name}'.{suggest(name, COMMANDS)} Known: {', '.join(COMMANDS)}")
+        if any(known.startswith(f"{name} ") for known in COMMANDS):
+            if len(words) == length or words[length].startswith("-") or words[length] == "help":
+                print(usage(name))
+                return 0
+            unknown = " ".join(words[: length + 1])
+            break
+    raise MovaError(f"unknown command '{unknown}'.{suggest(unknown, COMMANDS)} Known: {', '.join(COMMANDS)}")
 
 
 def run() -> None:

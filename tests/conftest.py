@@ -23,6 +23,7 @@ def pytest_addoption(parser):
     parser.addoption("--dry", action="store_true", help="also rehearse runs in processes of their own (make test-dry)")
     parser.addoption("--kernels", action="store_true", help="also run GPU kernels without a GPU (make test-kernels)")
     parser.addoption("--networks", action="store_true", help="also run scores' networks (make test-scores)")
+    parser.addoption("--serving", action="store_true", help="also start servers and a browser (make test-serve)")
     parser.addoption("--worlds", help="also run several processes, on cpu, standin or npu (make test-ranks)")
     parser.addoption("--device", default="cpu", help="run the operator and model suites on cpu, cuda or npu")
 
@@ -61,6 +62,7 @@ def pytest_collection_modifyitems(config, items):
         "dry": None if config.getoption("--dry") else "rehearses a run in a process of its own; `make test-dry`",
         "kernels": None if config.getoption("--kernels") else "runs a GPU's kernels without one; `make test-kernels`",
         "networks": None if config.getoption("--networks") else "runs networks of official size; `make test-scores`",
+        "serving": None if config.getoption("--serving") else "starts servers; `make test-serve`",
         "ranks": None if config.getoption("--worlds") else "runs in several processes; `make test-ranks`",
         "gpu": _no_gpu(),
         "npu": _no_npu(),
