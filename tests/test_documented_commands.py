@@ -53,7 +53,7 @@ class Shown:
         words = shlex.split(match["rest"].split(" > ")[0])
         self.name = modules.get(f"mova_engine.{match['module']}.__main__")
         if match["module"] is None:
-            length = 2 if " ".join(words[:2]) in cli.COMMANDS else 1
+            length = next((n for n in (3, 2) if " ".join(words[:n]) in cli.COMMANDS), 1)
             self.name, words = " ".join(words[:length]), words[length:]
         self.words = [word.replace("DEVICE", "cpu") for word in words]
         counts = dict(re.findall(r"--(nnodes|nproc-per-node) (\d+)", self.launcher))

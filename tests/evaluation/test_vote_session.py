@@ -5,6 +5,7 @@ import sqlite3
 from collections import Counter
 
 import pytest
+from simulated_study import Study
 
 from mova_engine.commands.vote_fit import main as fit
 from mova_engine.errors import MovaError
@@ -12,7 +13,6 @@ from mova_engine.evaluation.votes.rater_checks import CastVote, is_failed, summa
 from mova_engine.evaluation.votes.vote_analysis import AnalysisSettings, analyse, read_votes, sequential_factor
 from mova_engine.evaluation.votes.vote_session import RefusedError
 from mova_engine.evaluation.votes.vote_store import VoteStore
-from simulated_study import Study
 
 
 @pytest.fixture

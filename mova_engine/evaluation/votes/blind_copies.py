@@ -13,7 +13,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
@@ -26,7 +25,6 @@ from mova_engine.data.media.reader_process import in_reader_process
 from mova_engine.data.media.write import add_pictures, encode_frames, mux
 from mova_engine.errors import MovaError
 from mova_engine.scores.decoded_clip import DecodedClip
-from mova_engine.scores.loudness import loudness
 
 # What browsers play from mp4, and the units of a coding that hold notes of its encoder.
 PLAYED_PICTURES, PLAYED_SOUND = ("h264", "av1", "vp9"), ("aac", "mp3", "opus", "flac")
@@ -57,6 +55,11 @@ class InspectedClip:
 @in_reader_process
 def inspect_clip(path: str | Path) -> InspectedClip:
     """Decode every picture and sample. MovaError for what cannot be played with sound and pictures."""
+    # torch is imported by those who measure, in their own process; the server does without.
+    import torch
+
+    from mova_engine.scores.loudness import loudness
+
     clip = DecodedClip.read(path)
     try:
         track, (height, width) = clip.soundtrack, clip.size
