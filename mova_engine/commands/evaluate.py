@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runner=runner,
         reference=config.reference,
         skipped=skipped,
+        named=bool(config.score),
         digests=digests,
         bench=bench,
     )

@@ -51,6 +51,7 @@ def evaluate(
     runner: ScoreRunner | None = None,
     reference: Path | None = None,
     skipped: Mapping[str, str] | None = None,
+    named: bool = False,
     digests: Digests | None = None,
     bench: Bench | None = None,
 ) -> EvaluationResult:
@@ -59,10 +60,10 @@ def evaluate(
     Records that are there already are not measured again. A file that cannot be read is a row of reasons. runner: with
     the weights, the device and the convention. reference: a folder of real clips, to which sets are compared. skipped:
     {score: why it is not measured}, told in the report; a score of sound and text joins them where no clip has a
-    caption. bench: whose clips the files are, by their names; its prompts and recordings take the place of captions and
-    reference.
+    caption, unless the scores are named. bench: whose clips the files are, by their names; its prompts and recordings
+    take the place of captions and reference.
 
-    Raises MovaError, before any clip is read, where this machine lacks what a score needs.
+    Raises MovaError, before any clip is read, where this machine or the folder lacks what a score needs.
     """
     runner = runner or ScoreRunner()
     digests = digests or digests_of(out)
@@ -74,20 +75,22 @@ def evaluate(
             resolve(score.check)()
     records = ClipRecords(out / RECORDS, runner)
     run = None if bench is None else BenchRun(bench, clips, out)
-    captioned = any(score.prompt for score in scores)
-    measured = run.listed(records, digests) if run else _listed(clips, out, records, digests, captioned)
-    if not measured.captions:
-        uncaptioned = [score for score in scores if score.prompt]
-        skipped |= {score.name: "no clip has a caption (metadata.jsonl, or a .txt beside it)" for score in uncaptioned}
+    prompted = [score for score in scores if score.prompt]
+    measured = run.listed(records, digests) if run else _listed(clips, out, records, digests, bool(prompted))
+    if prompted and not measured.captions:
+        reason = "no clip has a caption (metadata.jsonl, or a .txt beside it)"
+        if named:
+            raise MovaError(f"{prompted[0].name} cannot be measured: {reason}")
+        skipped |= {score.name: reason for score in prompted}
         scores = [score for score in scores if not score.prompt]
-    (run.measure if run else measure_clips)(measured, scores, runner, digests, workers, say)
-    real = None
     compared = [score for score in scores if any(number.reference for number in score.set_numbers)]
-    if compared and run:
-        real = run.references(records, digests)
-    elif compared and reference is not None:
-        real = _listed(reference, out, records, digests, any(score.prompt for score in compared))
-    if real is not None:
+    real = None
+    if run:
+        real = run.references(records, digests) if compared else None
+    elif reference is not None:
+        real = _listed(reference, out, records, digests, captioned=False)
+    (run.measure if run else measure_clips)(measured, scores, runner, digests, workers, say)
+    if real is not None and compared:
         say(f"the reference, {real.folder}:")
         measure_clips(real, compared, runner, digests, workers, say)
     rows = _rows(measured, scores, run)

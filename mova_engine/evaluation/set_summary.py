@@ -70,8 +70,9 @@ def _set_result(
 
     if number.reference and others is None:
         return result(reason="it compares with a folder of real clips: --reference DIR")
-    if others is not None and number.reference == "pairs" and not files:
-        return result(reason="no clip has one of the same name in the reference")
+    if not files or others == []:
+        paired = number.reference == "pairs" and clips.with_evidence(score) and others is not None
+        return result(reason="no clip has one of the same name in the reference" if paired else "no clip was measured")
     own = [clips.evidence(path, score) for path in files]
     real = [reference.evidence(path, score) for path in others] if reference and others is not None else None
     found = number_of_evidence(number, own, real, convention)
