@@ -14,8 +14,8 @@ def captions_of(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
     for a damaged metadata file.
     """
     if any((folder / name).is_file() for name in FILES):
-        entries = [entry for entry in read_metadata(folder) if isinstance(entry.path, Path) and not entry.start]
-        stated = {Path(entry.path).resolve(): entry.caption for entry in entries}
+        entries = [(entry.path, entry.caption) for entry in read_metadata(folder) if not entry.start]
+        stated = {path.resolve(): caption for path, caption in entries if isinstance(path, Path)}
         found = {path: stated.get(path.resolve(), "").strip() for path in files}
     else:
         beside = {path: path.with_suffix(CAPTION) for path in files}
