@@ -76,7 +76,8 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-# Tests that take longer to prepare than to run: worlds of processes, and what imports diffusers, transformers or peft.
+# Tests that take longer to prepare than to run: worlds of processes; what imports diffusers, transformers, peft or the
+# compiler; what reads the syntax trees of all files, or compares with the reference's towers.
 _PREPARED_ONCE = {
     "worlds": ("tests/distributed/",),
     "diffusers": (
@@ -84,10 +85,14 @@ _PREPARED_ONCE = {
         "tests/codecs/",
         "tests/weights/",
         "tests/bench/test_encode.py",
+        "tests/inference/test_encoded_clips.py",
         "tests/memory/test_quantised_folders.py",
         "tests/predict/test_sizes.py",
         "tests/train/test_adapters.py",
     ),
+    "compiler": ("tests/models/test_compile.py", "tests/models/test_towers.py", "tests/ops/test_native.py"),
+    "source": ("tests/test_layers.py", "tests/test_names.py", "tests/test_style.py", "tests/test_packaging.py"),
+    "towers": ("tests/doctor/test_doctor.py", "tests/parity/test_builtin.py"),
 }
 
 

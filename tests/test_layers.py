@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 
 import pytest
@@ -117,6 +118,7 @@ def test_kernels_know_nothing_of_the_engine():
     assert not found, "\n".join(found)
 
 
+@cache
 def import_graph() -> dict[str, set[str]]:
     """Every module of the engine and those of the engine that it imports anywhere, inside functions too."""
     modules = {module_name(path): path for path in python_files(PACKAGE)}

@@ -99,13 +99,12 @@ JOBS = {
 }
 
 
-# Every job by default, in one dtype; the chain of kernels in both.
-_SLOW = {("bfloat16", job) for job in ("block", "bridge", "stack", "denoise")} | {
-    ("float32", "audio-block"),
-    ("float32", "step"),
-}
+# By default the chain of kernels, a block and the step, in one dtype each; every job by the long tests.
+_QUICK = (("float32", "chain"), ("float32", "block"), ("bfloat16", "step"))
+_LONG = (("bfloat16", "chain"), ("float32", "bridge"), ("float32", "stack"), ("float32", "denoise"))
+_MARKS = dict.fromkeys((*_LONG, ("bfloat16", "audio-block")), pytest.mark.long) | dict.fromkeys(_QUICK, ())
 RUNS = [
-    pytest.param(dtype, job, marks=pytest.mark.slow if (dtype, job) in _SLOW else ())
+    pytest.param(dtype, job, marks=_MARKS.get((dtype, job), pytest.mark.slow))
     for dtype in ("float32", "bfloat16")
     for job in JOBS
 ]
@@ -140,11 +139,15 @@ def test_every_job_is_measured_beside_the_baseline(tmp_path, capsys, job, dtype)
         assert {"matrix products", "attention"} <= row["breakdown"].keys()
 
 
-def test_the_baseline_has_a_process_of_its_own_and_is_checked_there(monkeypatch, tmp_path):
+def test_the_baseline_has_a_process_of_its_own_and_is_checked_there(tmp_path):
     (row,) = _measured(tmp_path, "chain", "--rows", "40", "--width", "256", *APART)["rows"]
     assert {name: side["own_process"] for name, side in row["sides"].items()} == {"engine": False, "baseline": True}
     assert row["checks"].keys() == {"engine", "baseline", "engine beside baseline"}
-    # A wrong one gets no figure there either; and the job, made anew in that process, is not the error.
+
+
+@pytest.mark.long
+def test_a_wrong_baseline_in_a_process_of_its_own_gets_no_figure_either(monkeypatch, tmp_path):
+    """The job, made anew in that process, is not the error."""
     (tmp_path / "tests_bench_apart.py").write_text(
         "from mova_engine.ops import OPERATORS\n"
         "TABLE = {'rms_norm': lambda x, weight, *, eps: OPERATORS['rms_norm'].reference(x, weight, eps=eps) / 2}\n"
@@ -154,6 +157,7 @@ def test_the_baseline_has_a_process_of_its_own_and_is_checked_there(monkeypatch,
         main(["step", "--model", "nano", *APART, "--baseline", "tests_bench_apart:TABLE"])
 
 
+@pytest.mark.long
 def test_a_baseline_whose_process_dies_ends_with_one_line(monkeypatch, tmp_path):
     (tmp_path / "tests_bench_dying.py").write_text(
         "import os\ndef rms_norm(x, weight, *, eps):\n    os._exit(9)\nTABLE = {'rms_norm': rms_norm}\n"

@@ -114,6 +114,7 @@ def test_each_reason_not_to_use_a_library_that_loads(monkeypatch, built, availab
     assert (reason is None and found is None) or reason in found
 
 
+@pytest.mark.long
 def test_the_command_prints_one_line():
     child = subprocess.run([sys.executable, "-m", "mova_kernels.cuda"], cwd=ROOT, capture_output=True, text=True)
     assert child.returncode == 0 and child.stdout.startswith("CUDA library: ") and child.stdout.count("\n") == 1

@@ -102,6 +102,7 @@ def test_a_mesh_that_does_not_fit_is_refused_by_the_first_process(worlds, clips,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_as_a_user_starts_it(clips, tmp_path):
     alone = start(clips, tmp_path / "alone", 1, "--loader.batch", "4")

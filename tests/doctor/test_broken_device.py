@@ -63,6 +63,7 @@ def test_commands_for_the_npu_say_what_to_do(started, without_cann, tmp_path):
     assert len(child.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_the_doctor_on_a_cpu_notes_what_breaks_other_programs(started, without_cann):
     child = started(*SCRIPT, "doctor", "--device", "cpu", "--no-self-test", "--json")
     assert (child.returncode, child.stderr) == (0, "") and problems(child) == []

@@ -92,8 +92,14 @@ def test_attention_s_operators_hide_no_passes(dtype):
 ASIDE = ("_to_copy", "new_zeros", "expand")
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-@pytest.mark.parametrize("task", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("task", "checkpointing"),
+    [
+        ("full", "none"),
+        ("lora", "full"),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("full", "full"), ("lora", "none"))),
+    ],
+)
 def test_the_planner_counts_what_a_block_and_a_bridge_do(task, checkpointing):
     """Forward and backward, by one more layer of each."""
     ops = bind(get_backend("cpu"))

@@ -171,7 +171,7 @@ def test_adapters_are_not_switched_amid_a_clip(complete, styles):
         list(pipeline.generate(requests, settings, on_step=lambda step: pipeline.adapters.set({})))
 
 
-@pytest.mark.parametrize("memory", [{}, {"weights": "files"}])
+@pytest.mark.parametrize("memory", [{}, pytest.param({"weights": "files"}, marks=pytest.mark.long)])
 def test_clips_of_a_batch_have_strengths_of_their_own(complete, styles, memory):
     """Each clip is, to the bit, what it is alone with its adapters, by whichever way they are set; by part too."""
     pipeline = opened(complete, **memory)
@@ -204,7 +204,7 @@ def test_clips_of_a_batch_have_strengths_of_their_own(complete, styles, memory):
     assert same(mixed[0], made([(0, None)], 1)[0])
 
 
-@pytest.mark.parametrize("name", ["int8", "nf4"])
+@pytest.mark.parametrize("name", ["int8", pytest.param("nf4", marks=pytest.mark.long)])
 def test_clips_of_a_batch_have_strengths_of_their_own_on_quantised_weights(complete, styles, tmp_path, name):
     quantise_folder(complete, tmp_path / name, name)
     pipeline = load_pipeline(tmp_path / name, get_backend("cpu"))

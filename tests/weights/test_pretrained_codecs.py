@@ -62,8 +62,15 @@ def sampled(complete):
     return run
 
 
-@pytest.mark.parametrize("idle", ["host", "files", "device"])
-@pytest.mark.parametrize("expert", ["device", "host"])
+@pytest.mark.parametrize(
+    ("expert", "idle"),
+    [
+        ("device", "host"),
+        ("host", "files"),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("device", "files"), ("host", "host"))),
+        *(pytest.param(expert, "device", marks=pytest.mark.long) for expert in ("device", "host")),
+    ],
+)
 def test_parts_that_come_and_go_change_no_bit_of_a_clip(sampled, expert, idle):
     staged, clips = sampled(MemoryConfig(expert=expert, idle=idle))
     for ours, theirs in zip(clips, sampled(None)[1], strict=True):
