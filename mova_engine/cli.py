@@ -40,6 +40,8 @@ COMMANDS = {
     "eval vote fit": ("mova_engine.commands.vote_fit", "place systems on a scale by their votes, with intervals"),
     "nano clips": ("mova_engine.commands.nano_clips", "write the embedded data set of bouncing balls that click"),
     "nano sync": ("mova_engine.commands.nano_sync", "measure how well clicks and bounces of generated clips agree"),
+    "nano sounds": ("mova_engine.commands.nano_sounds", "write the embedded data set of captioned notes"),
+    "nano notes": ("mova_engine.commands.nano_notes", "measure pitch and onsets of generated sounds by their captions"),
     "completion": (
         "mova_engine.commands.completion",
         "print the script that completes commands in a shell",

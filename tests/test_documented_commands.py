@@ -127,7 +127,7 @@ def _train(shown: Shown) -> None:
 def _sample(shown: Shown, monkeypatch) -> None:
     """Everything that is checked before a model is loaded, on a model of the size that the folder's name tells."""
     main = importlib.import_module("mova_engine.inference.sampling_job")
-    monkeypatch.setattr(main, "open_model", lambda folder, *_: (folder, get_preset(_preset(str(folder)))))
+    monkeypatch.setattr(main, "open_model", lambda folder, *_, **__: (folder, get_preset(_preset(str(folder)))))
     monkeypatch.setattr(main, "require_adapter", lambda path: None)
     monkeypatch.setattr(main, "get_backend", lambda name: get_backend("cpu"))
     # Nor is the device for which an attention is shown.

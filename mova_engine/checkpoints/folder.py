@@ -2,10 +2,12 @@
 
 What is downloaded loads without conversion, and what is saved loads there. The files of one component are
 `mova_engine.files.tensors`' business; here is what the folders mean.
+
+A folder of the audio tower alone, as its pre-training saves it, is such a folder too. It has neither video tower nor
+bridge; its index lists them as absent, and holds the configurations of those that the tower was made for.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mova_engine.checkpoints.codec_entries import class_of, copy_component, kind_in, kinds_of, write_codec
 from mova_engine.checkpoints.quantised_files import load_weights
 from mova_engine.checkpoints.released import (
     ABSENT,
@@ -85,6 +88,12 @@ def codecs_of(task: str) -> tuple[str, ...]:
     return tuple(name for name in Codecs._fields if task != "audio" or name != "video")
 
 
+def is_sound_alone(folder: str | Path) -> bool:
+    """Whether a model folder holds an audio tower alone."""
+    folder = Path(folder)
+    return bool(_absent(folder, read_json(folder / INDEX)))
+
+
 def mova_config_from_folder(folder: str | Path, clip: ClipSettings = ClipSettings()) -> MovaConfig:  # noqa: B008
     """Return the model that a checkpoint folder holds; the components' config.json win over every default.
 
@@ -126,7 +135,7 @@ def own_clip(folder: str | Path) -> ClipConfig | None:
 def listed_components(folder: str | Path) -> tuple[str, ...]:
     """The model's components that a folder's index lists."""
     index = read_json(Path(folder) / INDEX)
-    return tuple(name for name in COMPONENTS if _class_of(index, name))
+    return tuple(name for name in COMPONENTS if class_of(index, name))
 
 
 def _own_entry(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,26 +145,40 @@ def _own_entry(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
+def _absent(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The configurations of components that a folder does not hold, by name; empty for a whole model."""
+    absent = _own_entry(folder, index).get("absent", {})
+    if not isinstance(absent, dict) or not all(
+        name in COMPONENTS and isinstance(v, dict) for name, v in absent.items()
+    ):
+        raise MovaError(f"{folder / INDEX}: {OWN_ENTRY}.absent must hold the configurations of components")
+    return absent
+
+
 def _contents(folder: Path, clip: ClipConfig) -> MovaConfig:
     index = read_json(folder / INDEX)
-    own = _own_entry(folder, index)
-    present = [name for name in COMPONENTS if _class_of(index, name)]
+    own, absent = _own_entry(folder, index), _absent(folder, index)
+    values = {name: read_config(folder / name) for name in COMPONENTS if class_of(index, name)} | absent
     for name in COMPONENTS:
-        if name not in present and name != "video_dit_2":
+        if name not in values and name != "video_dit_2":
             raise MovaError(f"{folder / INDEX} lists no {name}")
-    video = _tower(VideoDiTConfig, folder / "video_dit")
-    if "video_dit_2" in present and _tower(VideoDiTConfig, folder / "video_dit_2") != video:
+
+    def sizes(kind: Any, name: str, optional: tuple[str, ...] = ()) -> Any:
+        return _config(kind, values[name], folder / (INDEX if name in absent else name), optional)
+
+    video = sizes(VideoDiTConfig, "video_dit")
+    if "video_dit_2" in values and sizes(VideoDiTConfig, "video_dit_2") != video:
         raise MovaError(f"{folder}: video_dit and video_dit_2 have different sizes")
-    kinds = {name: _kind(folder, index, name) for name in CODEC_CLASSES}
+    kinds = {name: own.get(name) or kind_in(folder, index, name) for name in CODEC_CLASSES}
     if index.get("audio_vae_type", kinds["audio_vae"]) != kinds["audio_vae"]:
         raise MovaError(f"{folder / INDEX}: audio_vae_type = {json.dumps(index['audio_vae_type'])} is not supported")
     return MovaConfig(
         name=own.get("name", released_name(folder)),
         video=video,
-        audio=_tower(AudioDiTConfig, folder / "audio_dit"),
-        bridge=_config(BridgeConfig, folder / "dual_tower_bridge", optional=("interaction_layers", "aligned")),
+        audio=sizes(AudioDiTConfig, "audio_dit"),
+        bridge=sizes(BridgeConfig, "dual_tower_bridge", optional=("interaction_layers", "aligned")),
         clip=clip,
-        experts=2 if "video_dit_2" in present else 1,
+        experts=2 if "video_dit_2" in values else 1,
         text_tokens=own.get("text_tokens", RELEASED.text_tokens),
         video_codec=kinds["video_vae"],
         audio_codec=kinds["audio_vae"],
@@ -209,6 +232,8 @@ def load_codecs(
     "meta" where they are yet to be read; what is missing is refused then too.
     """
     folder = Path(folder)
+    if "video" in parts and is_sound_alone(folder):
+        raise MovaError(f"{folder} holds an audio tower alone, and no video codec")
     # No codec depends on the clip's size, which the folder need not state.
     config = _contents(folder, RELEASED.clip)
 
@@ -261,7 +286,8 @@ def write_mova(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     write: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
 ) -> None:
-    """`save_mova` into an empty folder, file by file: for use inside `replaced_folder`.
+    """`save_mova` into an empty folder, file by file: for use inside `replaced_folder`. Of a model without video tower
+    and bridge, a folder of the audio tower alone.
 
     video_codec, audio_codec: needed where the model uses an embedded codec, whose fitted scale is stored.
     base: a checkpoint folder from which the rest is taken over: pretrained codecs, text encoder, tokenizer, scheduler,
@@ -276,25 +302,32 @@ def write_mova(
     old = read_json(Path(base) / INDEX) if base is not None else {}
     codecs: dict[str, VideoCodec | AudioCodec | None] = {"video_vae": video_codec, "audio_vae": audio_codec}
     index: dict[str, Any] = {"_class_name": "MOVA", "boundary_ratio": BOUNDARY_RATIO, **old}
+    absent: dict[str, dict[str, Any]] = {}
     for name, values in component_configs(config).items():
-        kept = read_config(Path(base) / name) if base is not None and _class_of(old, name) else {}
+        if getattr(mova, name) is None:
+            absent[name], index[name] = values, ABSENT
+            continue
+        kept = read_config(Path(base) / name) if base is not None and class_of(old, name) else {}
         write_component(
             getattr(mova, name), {**kept, **values}, folder / name, MODEL_CLASSES[name][1], max_shard_bytes, write
         )
         index[name] = old[name] if kept else MODEL_CLASSES[name]
     if config.experts == 1:
         index["video_dit_2"] = ABSENT
-    for name, kind in _kinds(config).items():
-        index[name] = _write_codec(name, kind, folder, codecs.get(name), base, old)
+    kinds = kinds_of(config)
+    for name, kind in kinds.items():
+        wanted = name != "video_vae" or not absent
+        index[name] = write_codec(name, kind, folder, codecs.get(name), base, old) if wanted else ABSENT
     for name in ("tokenizer", "scheduler"):
-        index[name] = _copy(name, folder, base, old)
+        index[name] = copy_component(name, folder, base, old)
     if index["scheduler"] == ABSENT:
         (folder / "scheduler").mkdir()
         write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
         index["scheduler"] = SCHEDULER_CLASS
     index["audio_vae_type"] = config.audio_codec
-    own = ("clip", asdict(config.clip)), ("sampling", asdict(config.sampling))
-    index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, **dict(own)}
+    own = {"clip": asdict(config.clip), "sampling": asdict(config.sampling)}
+    own |= {"absent": absent, "video_vae": kinds["video_vae"]} if absent else {}
+    index[OWN_ENTRY] = {"name": config.name, "text_tokens": config.text_tokens, **own}
     if boundary is not None:
         index["boundary_ratio"] = boundary
     known = old.get(OWN_ENTRY, {}).get("diffusion") if diffusion is None else dict(diffusion)
@@ -316,50 +349,24 @@ def component_configs(config: MovaConfig) -> dict[str, dict[str, Any]]:
     return {**experts, "audio_dit": audio, "dual_tower_bridge": bridge}
 
 
-def _class_of(index: Mapping[str, Any], name: str) -> str | None:
-    """Class name of an entry of model_index.json; None where the component is absent."""
-    entry = index.get(name) or ABSENT
-    if not isinstance(entry, list | tuple) or len(entry) != 2:
-        raise MovaError(f"{INDEX}: {name} must be [library, class], got {entry}")
-    return entry[1]
-
-
-def _kinds(config: MovaConfig) -> dict[str, str]:
-    return {"video_vae": config.video_codec, "audio_vae": config.audio_codec, "text_encoder": config.text_encoder}
-
-
-def _kind(folder: Path, index: Mapping[str, Any], name: str) -> str:
-    """Kind of a codec or text encoder by its class; the released one where the folder was saved without it."""
-    known = {entry[1]: kind for kind, entry in CODEC_CLASSES[name].items()}
-    found = _class_of(index, name)
-    if found is None:
-        return next(iter(known.values()))
-    if found not in known:
-        raise MovaError(f"{folder / INDEX}: {name} is of class {found}; known are {', '.join(known)}")
-    return known[found]
-
-
-def _config(kind: type, folder: Path, optional: tuple[str, ...] = ()) -> Any:
-    """A configuration dataclass from a component's config.json; keys that it does not have are ignored."""
-    stored = read_config(folder)
+def _config(kind: Any, stored: Mapping[str, Any], place: Path, optional: tuple[str, ...] = ()) -> Any:
+    """A configuration dataclass from the values that `place` states of a component; keys that it does not have are
+    ignored. MovaError for options of the network that we do not have.
+    """
+    place = place if place.name == INDEX else place / CONFIG
+    for key, ours in TOWER_OPTIONS.items():
+        if stored.get(key, ours) != ours:
+            raise MovaError(f"{place}: {key} = {json.dumps(stored[key])} is not supported")
+    if stored.get("vae_type") == "oobleck":
+        raise MovaError(f'{place}: vae_type = "oobleck" is not supported; our audio codecs are dac and mdct')
     missing = [field.name for field in fields(kind) if field.name not in stored and field.name not in optional]
     if missing:
-        raise MovaError(f"{folder / CONFIG} lacks {', '.join(missing)}")
+        raise MovaError(f"{place} lacks {', '.join(missing)}")
     values = {field.name: stored[field.name] for field in fields(kind) if field.name in stored}
     try:
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except (MovaError, TypeError) as error:
-        raise MovaError(f"{folder / CONFIG}: {error}") from error
-
-
-def _tower(kind: type, folder: Path) -> Any:
-    stored = read_config(folder)
-    for key, ours in TOWER_OPTIONS.items():
-        if stored.get(key, ours) != ours:
-            raise MovaError(f"{folder / CONFIG}: {key} = {json.dumps(stored[key])} is not supported")
-    if stored.get("vae_type") == "oobleck":
-        raise MovaError(f'{folder / CONFIG}: vae_type = "oobleck" is not supported; our audio codecs are dac and mdct')
-    return _config(kind, folder)
+        raise MovaError(f"{place}: {error}") from error
 
 
 def _clip(values: Mapping[str, Any], folder: Path) -> ClipConfig:
@@ -378,34 +385,3 @@ def _sampling(own: Mapping[str, Any], folder: Path) -> SamplingConfig:
         return SamplingConfig(**own["sampling"])
     except (MovaError, TypeError) as error:
         raise MovaError(f"{folder / INDEX}: {OWN_ENTRY}.sampling: {error}") from error
-
-
-def _copy(name: str, fresh: Path, base: str | Path | None, old: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Take a component over from `base`; returns its entry in the index."""
-    if base is None or _class_of(old, name) is None:
-        return ABSENT
-    shutil.copytree(Path(base) / name, fresh / name)
-    return old[name]
-
-
-def _write_codec(
-    name: str,
-    kind: str,
-    fresh: Path,
-    codec: VideoCodec | AudioCodec | None,
-    base: str | Path | None,
-    old: Mapping[str, Any],
-) -> tuple[str | None, str | None]:
-    """Write an embedded codec's config.json, or take a pretrained one over; returns its entry in the index."""
-    library, class_name = CODEC_CLASSES[name][kind]
-    if library != EMBEDDED:
-        return _copy(name, fresh, base, old) if _class_of(old, name) == class_name else ABSENT
-    if codec is not None and type(codec).__name__ != class_name:
-        raise MovaError(f"the model's {name} is a {class_name}, got a {type(codec).__name__}")
-    if codec is None and name != "text_encoder":
-        if _class_of(old, name) != class_name:
-            raise MovaError(f"saving this model needs its {name} ({class_name}): its fitted scale belongs to the model")
-        return _copy(name, fresh, base, old)
-    (fresh / name).mkdir()
-    write_json(fresh / name / CONFIG, {"_class_name": class_name, **(codec.state() if codec is not None else {})})
-    return library, class_name

@@ -3,6 +3,7 @@
 Every command asks here, so that a folder means the same in each of them:
 
     a model folder                              itself: `model_index.json` and a folder per component
+    a folder of an audio tower alone            the same, where sound is made or trained; elsewhere it is refused
     a training run, or its `checkpoints`        its newest whole checkpoint
     a checkpoint of it, `step-001000`           itself
     a folder of Hugging Face's cache            `models--ORG--NAME`, its `snapshots`, or a snapshot: what is downloaded
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mova_engine.checkpoints.folder import (
+    is_sound_alone,
     listed_components,
     mova_config_from_folder,
     own_clip,
@@ -53,14 +55,20 @@ class Located(NamedTuple):
     config: MovaConfig
 
 
-def open_model(path: str | Path, clip: ClipSettings = ClipSettings(), say: Say = log.warning) -> Located:  # noqa: B008
-    """The model that `path` means, see above. clip: as of `mova_config_from_folder`.
+def open_model(
+    path: str | Path,
+    clip: ClipSettings = ClipSettings(),  # noqa: B008
+    say: Say = log.warning,
+    sound: bool = False,
+) -> Located:
+    """The model that `path` means, see above. clip: as of `mova_config_from_folder`. sound: an audio tower alone will
+    do, if codecs are with it.
 
     say: told in a line of each choice that was not the user's: an older checkpoint, a clip's size by the folder's name;
     and of a clip that is not the folder's own.
     Raises MovaError that says what `path` is instead and what to name, and as `mova_config_from_folder`.
     """
-    folder = find_model(path, say)
+    folder = _found(path, ("model", "sound"), say) if sound else find_model(path, say)
     config = mova_config_from_folder(folder, clip)
     if not clip.states_picture and stated_clip(folder) is None:
         shape = clip_words(config.clip)
@@ -82,8 +90,8 @@ def find_model(path: str | Path, say: Say = log.warning) -> Path:
 
 
 def find_components(path: str | Path, say: Say = log.warning) -> Path:
-    """The same, or a folder of components without an index, such as an audio tower's: what training may start from."""
-    return _found(path, ("model", "components"), say)
+    """The same, or an audio tower alone, or a folder of components without an index: what training may start from."""
+    return _found(path, ("model", "sound", "components"), say)
 
 
 def find_adapters(path: str | Path, say: Say = log.warning) -> Path:
@@ -92,6 +100,11 @@ def find_adapters(path: str | Path, say: Say = log.warning) -> Path:
         return Path(path)
     folder = _found(path, ("adapters", "file"), say)
     return folder / ADAPTERS if (folder / ADAPTERS).is_file() else next(folder.glob("*.safetensors"))
+
+
+def with_index(folder: Path | None) -> Path | None:
+    """A folder of components, if it has an index, and so may have codecs; else None."""
+    return folder if folder is not None and (folder / INDEX).is_file() else None
 
 
 def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
@@ -118,12 +131,17 @@ def _found(path: str | Path, wanted: Collection[str], say: Say) -> Path:
 
 
 def _kind(folder: Path) -> str | None:
-    """What a folder holds, by its files: "model", "adapters", "components" without an index, one "file", or None."""
+    """What a folder holds, by its files: "model", "sound" (an audio tower alone, with its codecs), "adapters",
+    "components" without an index, one "file", or None.
+    """
     if (folder / INDEX).is_file():
-        return "model"
+        try:
+            return "sound" if is_sound_alone(folder) else "model"
+        except MovaError:  # reported where the index is read
+            return "model"
     if (folder / ADAPTERS).is_file():
         return "adapters"
-    if (folder / AUDIO / CONFIG).is_file():
+    if any((folder / name / CONFIG).is_file() for name in COMPONENTS):
         return "components"
     # Adapters that are downloaded have any name; a component's file has a configuration beside it.
     alone = len(list(folder.glob("*.safetensors"))) == 1 and not (folder / CONFIG).is_file()
@@ -148,11 +166,13 @@ def _lack(folder: Path, kind: str | None) -> str | None:
     if kind in (None, "file"):
         return f"{folder} holds no {INDEX}, no {ADAPTERS} and no {AUDIO}"
     try:
-        if kind == "model":
+        if kind in ("model", "sound"):
             for name in listed_components(folder):
                 stored_tensors(folder / name)
         elif kind == "components":
-            stored_tensors(folder / AUDIO)
+            for name in COMPONENTS:
+                if (folder / name / CONFIG).is_file():
+                    stored_tensors(folder / name)
         else:
             tensors_of_file(folder / ADAPTERS)
     except MovaError as error:
@@ -198,9 +218,11 @@ def _other(folder: Path, kind: str | None, wanted: Collection[str]) -> str:
     what = _words(wanted)
     if kind == "adapters":
         return f"{folder} holds adapters, no {what}: name {_base(folder)} (sample and merge add --lora {folder})"
+    if kind == "sound":
+        return f"{folder} holds an audio tower alone, which makes no clips (sound: mova sample --audio-alone)"
     if kind == "components":
-        more = [name for name in COMPONENTS if name != AUDIO and (folder / name).is_dir()]
-        has = "an audio tower alone, which makes no clips" if not more else f"components ({', '.join(more)}, {AUDIO})"
+        there = [name for name in COMPONENTS if (folder / name).is_dir()]
+        has = "an audio tower alone, which makes no clips" if there == [AUDIO] else f"components ({', '.join(there)})"
         return f"{folder} holds {has}, and no {INDEX}: a {what} is wanted"
     if kind == "model":
         return f"{folder} is a whole model, no {what}: name a LoRA run, its checkpoint or a file of adapters"

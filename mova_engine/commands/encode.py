@@ -1,5 +1,6 @@
 """`mova encode`: encode a folder of clips ahead of training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +40,15 @@ class EncodeConfig:
     """Clips without sound, as the trainer's loader.silent_audio."""
     task: Literal["joint", "audio"] = "joint"
     """Pictures and sound, or sound alone, of any file."""
+    cut_every: float | None = None
+    """Several clips of each file, one every so many seconds, as the trainer's loader.cut_every."""
     shard: str | None = None
     """Of N equal shares the I-th, from 1, as 3/8; default: torchrun's rank."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
 
     def __post_init__(self) -> None:
+        usable = self.cut_every is None or 0 < self.cut_every < math.inf
+        check(usable, f"cut_every must be a positive number of seconds, got {self.cut_every}")
         check(
             (self.checkpoint is None) != (self.model is None),
             "give --checkpoint, a model folder or run, or --model, a size, whose codecs are used; one of the two",
@@ -72,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         silent=config.silent_audio,
         task=config.task,
         shard=config.shard,
+        cut_every=config.cut_every,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
+from mova_engine.config.data_mix import WeightedFolder, parse_mix
 from mova_engine.config.diffusion import DiffusionSettings
 from mova_engine.config.limits import check, check_least, check_seed, check_threads
 from mova_engine.config.memory import MemoryConfig
@@ -32,6 +33,10 @@ class ModelSettings:
     """
     init_from_scratch: tuple[str, ...] = ()
     """Components that the checkpoint lacks and that start from scratch, e.g. dual_tower_bridge; sizes: the preset's."""
+    audio_from: Path | None = None
+    """Of a joint run: what the audio tower starts from, a run of the audio task or a model folder. The other components
+    start as without it. The audio codec's fitted scale comes with the tower, unless codecs names a folder.
+    """
     codecs: Path | None = None
     """Model folder, or run, whose codecs and text encoder are used; default: the checkpoint's."""
     bridge: bool = True
@@ -47,6 +52,10 @@ class ModelSettings:
         for name in self.init_from_scratch:
             known = f"Known: {', '.join(COMPONENTS)}"
             check(name in COMPONENTS, f"model.init_from_scratch: unknown component '{name}'. {known}")
+        check(
+            self.audio_from is None or "audio_dit" not in self.init_from_scratch,
+            "model.audio_from says what audio_dit starts from, model.init_from_scratch that it starts from nothing",
+        )
 
 
 @dataclass(frozen=True)
@@ -108,18 +117,28 @@ class LoaderSettings:
     (zeros), or learn its pictures alone (mask).
     """
     preload: bool | None = None
-    """Keep all latents in memory; default: where they take less than 2 GiB. Workers then have nothing to do."""
+    """Keep all latents in memory; default: where they take less than 2 GiB, of a mix those of a source. Workers then
+    have nothing to do.
+    """
+    cut_every: float | None = None
+    """Cut each file into several clips, one beginning every so many seconds as long as the file lasts; default: one
+    clip, where the file or its `start` begins.
+    """
     encode: Literal["ahead", "online"] = "ahead"
     """Encode all clips before the first step, or each when it is first wanted."""
     num_fit_clips: int = 256
     """From how many clips a new model's embedded codecs take the scale of their latents."""
     synthetic_clips: int = 0
-    """Without --data: write so many bouncing-ball clips into `OUT/data` and train on them; 0: none."""
+    """Without --data: write so many clips into `OUT/data` and train on them; 0: none."""
+    synthetic: Literal["bounces", "sounds"] = "bounces"
+    """What these show: balls that bounce and click, or, for the audio task, notes that their captions describe."""
     synthetic_midway: float = 0.0
     """Share of those clips that begin in the middle of the motion, anywhere, instead of with the ball at rest."""
 
     def __post_init__(self) -> None:
         check_least(self, "loader.", batch=1, workers=0, num_fit_clips=1, synthetic_clips=0)
+        usable = self.cut_every is None or 0 < self.cut_every < math.inf
+        check(usable, f"loader.cut_every must be a positive number of seconds, got {self.cut_every}")
         check(0 <= self.synthetic_midway <= 1, f"loader.synthetic_midway must lie in 0..1, got {self.synthetic_midway}")
 
 
@@ -193,7 +212,7 @@ class ValidationSettings:
     data: Path | None = None
     """Folder or list of held-out clips."""
     synthetic_clips: int = 0
-    """Without --validation.data: write so many held-out bouncing-ball clips into `OUT/heldout`."""
+    """Without --validation.data: write so many held-out clips of `loader.synthetic` into `OUT/heldout`."""
     clips: int = 32
     """How many clips the held-out loss is taken over."""
     samples: int = 0
@@ -256,6 +275,10 @@ class TrainConfig:
     """Folder of clips (with metadata.jsonl or metadata.json, or a caption a.txt beside each a.mp4), or list of clips
     (.jsonl, .csv, .parquet); or several.
     """
+    mix: tuple[str, ...] = ()
+    """Instead of --data several such sources, mixed by weight: `music:3 sounds speech:0.5`. A weight of 1 need not be
+    said, and only ratios count: of these, music gives twice as many clips as the others together.
+    """
     out: Path | None = None
     """Folder of the run; default: `runs/NAME`."""
     device: str | None = None
@@ -300,6 +323,12 @@ class TrainConfig:
         check_least(self, "", steps=1, global_batch_size=1)
         check_threads(self.threads)
         check_seed(self.seed)
+        check(not (self.data and self.mix), "--data and --mix both say what to train on: leave one of them out")
+        parse_mix(self.mix)
+        check(
+            self.loader.synthetic == "bounces" or self.task == "audio",
+            "loader.synthetic sounds have no pictures to learn: task must be audio, or loader.synthetic bounces",
+        )
         check(
             self.task == "joint" or (self.model.bridge and self.model.aligned_rope),
             "model.bridge and model.aligned_rope concern joint training; the audio task has no bridge",
@@ -330,6 +359,11 @@ class TrainConfig:
             not self.lora.rank or (self.task == "joint" and not self.model.init_from_scratch),
             "lora.rank adapts a whole trained model: task must be joint and model.init_from_scratch empty",
         )
+        check(
+            self.model.audio_from is None or (self.task == "joint" and not self.lora.rank),
+            "model.audio_from is for joint training of all weights; the audio task and adapters start from "
+            "model.checkpoint",
+        )
         check(self.parallel.cfg == 1, "parallel.cfg shares guidance's evaluations: it is for sampling alone")
         check(
             self.lora.rank > 0 or self.optim.lora_plus == 1,
@@ -350,6 +384,11 @@ class TrainConfig:
     def folder(self) -> Path:
         """Where the run's files go."""
         return self.out if self.out is not None else Path("runs") / self.name
+
+    @property
+    def mixed(self) -> tuple[WeightedFolder, ...]:
+        """The sources of `mix`."""
+        return parse_mix(self.mix)
 
     def mesh(self, heads: int, world: int) -> MeshShape:
         """The mesh that a run makes of `world` processes. heads: attention heads of the video tower.

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mova_engine.data.clip_changes import marks, order_digest
-from mova_engine.data.clip_sources import Sources, named, read_clips
+from mova_engine.data.clip_sources import Sources, named
 from mova_engine.data.clip_table import ClipTable, SomeClips
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.metadata import Entry
 from mova_engine.data.shard_files import FileInShard
+from mova_engine.data.windows import list_clips
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
 from mova_engine.files.byte_ranges import UnreachableError
@@ -198,20 +199,21 @@ def open_dataset(
     rank: int = 0,
     world: int = 1,
     ahead: bool = True,
-    progress: Callable[[int], None] = lambda done: None,
+    cut_every: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentDataset:
     """Read the list of clips, encode those that are missing in the cache, and return the usable clips.
 
-    sources: folders and manifests, see `read_clips`.
+    sources, cut_every: folders and manifests, and how their files are cut, see `list_clips`.
 
     Clips that are missing, damaged, silent or too short are logged. With bad_clips "skip" they are left out; with
     "stop" a MovaError counts them and names the first ones. If no clip is usable, MovaError is raised in both cases.
     rank, world: of `world` processes that share the cache, each starts encoding at a different clip; all return the
     same dataset. ahead=False: clips are encoded when they are first used, and unusable ones are found then; only
     whether their files are there is looked at before, of LOOKED_AT clips.
-    progress: called with the number of clips done. For the other arguments see `LatentDataset`.
+    progress: called with the number of clips done, and that of all. For the other arguments see `LatentDataset`.
     """
-    entries = read_clips(sources, cache.folder)
+    entries = list_clips(sources, cache.folder, cache.clip, cut_every, cache.video_codec is not None)
     if rank == 0 and (otherwise := cache.stored_otherwise(entries)) is not None:
         log.warning("%s; they are encoded anew", otherwise)
     if not ahead:
@@ -225,7 +227,8 @@ def open_dataset(
             dataset._preload()
         return dataset
     first = len(entries) * rank // world
-    reasons = {problem.entry.id: problem.reason for problem in cache.fill(_rotated(entries, first), progress)}
+    problems = cache.fill(_rotated(entries, first), lambda done: progress(done, len(entries)))
+    reasons = {problem.entry.id: problem.reason for problem in problems}
     usable = _without(entries, reasons, bad_clips, named(sources))
     dataset = LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload, read=True)
     dataset._left_out = reasons

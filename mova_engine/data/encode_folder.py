@@ -18,9 +18,10 @@ from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import MovaConfig, get_preset
 from mova_engine.config.stages import stages
-from mova_engine.data.clip_sources import Sources, default_cache, named, read_clips
+from mova_engine.data.clip_sources import Sources, default_cache, named
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.media.decode import Silent
+from mova_engine.data.windows import list_clips
 from mova_engine.distributed.processes import Launch, read_launch
 from mova_engine.errors import MovaError
 from mova_engine.memory.model_parts import codec_parts
@@ -41,21 +42,22 @@ def encode_folder(
     silent: Silent = "refuse",
     task: str = "joint",
     shard: str | None = None,
+    cut_every: float | None = None,
 ) -> int:
     """Encode the clips of `data` with the codecs of the folder `checkpoint`, or those of the model size `model`.
 
     Prints the clips that cannot be used. data: folders and manifests. cache: the folder to fill; None: that of
-    `default_cache`. shard: "I/N", the I-th of N shares, from 1; None: torchrun's rank. For the other arguments see
-    `LatentCache`.
+    `default_cache`. shard: "I/N", the I-th of N shares, from 1; None: torchrun's rank. cut_every: as of `list_clips`.
+    For the other arguments see `LatentCache`.
     Returns 1 if some clips cannot be used, else 0. Raises MovaError for errors that concern the whole folder.
     """
     launch = read_launch()
     share, shares = (launch.rank + 1, launch.world) if shard is None else _share(shard, launch)
     folder = cache or default_cache(data)
-    entries = read_clips(data, folder)[share - 1 :: shares]
     which = f"share {share} of {shares}: " if shares > 1 else ""
     place = get_backend(device).device(launch.local_rank)
     config, codecs, source = _model(model, checkpoint, clip, task, place)
+    entries = list_clips(data, folder, config.clip, cut_every, task == "joint")[share - 1 :: shares]
     residency = Residency(place, codec_parts(codecs, source, text_waits="files"), stages(MemoryConfig()))
     store = LatentCache(folder, config.clip, *codecs.encoders(), dtype=dtype, silent=silent, residency=residency)
     if (otherwise := store.stored_otherwise(entries)) is not None:

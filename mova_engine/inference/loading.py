@@ -13,6 +13,8 @@ from mova_engine.checkpoints.folder import (
     Codecs,
     boundary_ratio,
     diffusion_settings,
+    is_sound_alone,
+    listed_components,
     load_codecs,
 )
 from mova_engine.checkpoints.integrity import damage, has_checksums
@@ -131,7 +133,11 @@ def open_parts(
     memory.check_decided()
     check_whole(folder, place)
     device = backend.device(place.launch.local_rank)
-    stored = {name: open_component(folder / name) for name in _component_names(config)}
+    sound = is_sound_alone(folder)
+    if memory.weights != "device" or lora or shard:
+        refuse_sound_alone(folder)
+    names = listed_components(folder) if sound else _component_names(config)
+    stored = {name: open_component(folder / name) for name in names}
     quantised = sorted({each for part in stored.values() for each in part.formats})
     codec_dtype = dtype
     dtype = compute_dtype(dtype, [*quantised, *(() if memory.frozen == "activations" else (memory.frozen,))])
@@ -157,13 +163,16 @@ def open_parts(
         mova.requires_grad_(False)
     else:
         mova = Mova(config, ops, "meta", dtype).requires_grad_(False)
+        for name in set(COMPONENTS) - set(names):
+            setattr(mova, name, None)
         for name, part in stored.items():
             part.fit(getattr(mova, name), dtype)
         adapters = ActiveAdapters(mova, folder, lora)
         towers = tower_parts(mova, _reader(mova, stored, dtype, adapters, memory.frozen), waits)
     mova.chunk_rows = memory.chunk_rows
     check_tiles(memory, config, place.clip.size)
-    codecs = load_codecs(folder, device=device, dtype=codec_dtype, weights_on="meta", parts=own_codecs(place))
+    wanted = tuple(name for name in own_codecs(place) if not (sound and name == "video"))
+    codecs = load_codecs(folder, device=device, dtype=codec_dtype, weights_on="meta", parts=wanted)
     if memory.vae == "tiles" and isinstance(codecs.video, WanVideoCodec):
         codecs.video.tiles = Tiles(VAE_TILE)
     parts = [*codec_parts(codecs, folder, codec_dtype, text_waits=waits, vaes_wait=waits), *towers]
@@ -174,6 +183,15 @@ def open_parts(
     if adapters is not None:
         adapters.use(residency)
     return mova, codecs, residency, adapters
+
+
+def refuse_sound_alone(folder: Path) -> None:
+    """MovaError for a folder of an audio tower alone, where its weights are divided, streamed, planned or adapted."""
+    if is_sound_alone(folder):
+        raise MovaError(
+            f"{folder} holds an audio tower alone, which is read as a whole and takes no adapters: leave out "
+            "--memory.weights, --memory auto, --vram, --ram, --lora and parallel.shard"
+        )
 
 
 def check_tiles(memory: MemoryConfig, model: MovaConfig, processes: int) -> None:

@@ -117,14 +117,18 @@ def read_frame(path: str | MediaFile, clip: ClipConfig, start: float = 0.0) -> n
     return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").pictures[0]
 
 
-def read_prompts(path: str | Path, clip: ClipConfig, given: tuple[Kept, Kept] = ("none", "none")) -> list[Prompt]:
+def read_prompts(
+    path: str | Path, clip: ClipConfig, given: tuple[Kept, Kept] = ("none", "none"), frames: bool = True
+) -> list[Prompt]:
     """Read prompts from a folder of clips (caption and first frame of each) or a .txt file (a prompt per line, as
-    `prompts_of_lines` has them). given: what is kept of each clip's pictures and sound. Raises MovaError if there are
-    none, or if a file is missing or unreadable.
+    `prompts_of_lines` has them). given: what is kept of each clip's pictures and sound. frames=False: of a folder the
+    captions alone, whatever its files are. Raises MovaError if there are none, or if a file is missing or unreadable.
     """
     path = Path(path)
     if path.name in FILES:
         path = path.parent
+    if path.is_dir() and not frames:
+        return [Prompt(entry.caption, source=entry.id) for entry in read_metadata(path)]
     if path.is_dir():
         return _prompts_of_clips(path, clip, given)
     if given != ("none", "none"):

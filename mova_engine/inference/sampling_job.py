@@ -67,7 +67,7 @@ def read_job(config: SampleConfig, launch: Launch) -> SamplingJob:
     if config.attention != "exact":
         check_attention(config.attention, backend)
     console = Console(stderr=True, quiet=launch.rank > 0, soft_wrap=True, markup=False, highlight=False)
-    folder, model = open_model(config.checkpoint, config.clip, console.print)
+    folder, model = open_model(config.checkpoint, config.clip, console.print, sound=config.audio_alone)
     lora = [parse_adapter(each, config.lora_alpha) for each in config.lora]
     for each in lora:
         require_adapter(each.path)
@@ -135,7 +135,7 @@ def _work(config: SampleConfig, shape: ClipConfig, given: GivenClip | None) -> l
     if config.prompts is None:
         prompts = [Prompt(config.prompt or "", image, source, given=given)]
     else:
-        prompts = read_prompts(config.prompts, shape, _KEPT[config.given])
+        prompts = read_prompts(config.prompts, shape, _KEPT[config.given], frames=not config.audio_alone)
         if image is not None:
             if any(prompt.first_frame is not None for prompt in prompts):
                 raise MovaError(f"--image and {config.prompts} both give first frames: leave --image out")

@@ -14,7 +14,7 @@ from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import MovaConfig
 from mova_engine.config.sample import SampleConfig
 from mova_engine.distributed.processes import Processes
-from mova_engine.inference.loading import is_quantised, stored_base, stored_dtypes
+from mova_engine.inference.loading import is_quantised, refuse_sound_alone, stored_base, stored_dtypes
 from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.memory.chosen_memory import ChosenMemory, choose_memory
 from mova_engine.predict.job import AddedAdapters, Job, KeptVideo, layout_of
@@ -44,6 +44,7 @@ def choose_for_sampling(
     """
     if not settings.undecided and vram is None and ram is None:
         return None
+    refuse_sound_alone(folder)
     base = stored_base(folder, model)
     plain = settings.frozen == "activations" and not is_quantised(folder, model)
     dtypes = {dtype} if dtype is not None else set(stored_dtypes(folder, model)) if plain else {torch.bfloat16}

@@ -117,8 +117,8 @@ def score(clips: Sequence[Events], seed: int = 0, tolerances_ms: Sequence[int] =
         "still_clips": sum(not clip.bounces for clip in clips),
         "own_sound": _figures(own, resamples, tolerances_ms),
         "shuffled_sound": _figures(shuffled, resamples, tolerances_ms) if count > 1 else None,
-        "pitch_matches_caption": _share(pitches, rng),
-        "colour_matches_caption": _share([[clip.colour == colour] for clip, colour in named], rng),
+        "pitch_matches_caption": share(pitches, rng),
+        "colour_matches_caption": share([[clip.colour == colour] for clip, colour in named], rng),
     }
 
 
@@ -169,7 +169,7 @@ def _figures(trials: list[list[Agreement]], resamples: np.ndarray, tolerances_ms
     return figures
 
 
-def _share(answers: list[list[bool]], rng: np.random.Generator) -> Figure:
+def share(answers: list[list[bool]], rng: np.random.Generator) -> Figure:
     """Share of true answers over the answers of all clips asked."""
     resamples = rng.integers(0, max(1, len(answers)), (RESAMPLES, len(answers)))
     return _ratio(np.array([sum(clip) for clip in answers]), np.array([len(clip) for clip in answers]), resamples)

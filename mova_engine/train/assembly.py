@@ -19,13 +19,14 @@ from mova_engine.adapters.lora import linear_layers
 from mova_engine.adapters.reading import read_adapter, say_other_base
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.folder import Codecs
-from mova_engine.checkpoints.locate import ADAPTERS
+from mova_engine.checkpoints.locate import ADAPTERS, with_index
 from mova_engine.config.command import to_plain
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
 from mova_engine.config.recipes import with_defaults
 from mova_engine.config.train import TrainConfig
 from mova_engine.data.loader import Loader
+from mova_engine.data.mixture import MixedClips
 from mova_engine.distributed.background import Background
 from mova_engine.distributed.processes import Launch, Processes, start_processes
 from mova_engine.errors import counted
@@ -43,6 +44,7 @@ from mova_engine.train.clip_data import (
     heldout_source,
     open_clips,
     open_loader,
+    open_mix,
     training_sources,
 )
 from mova_engine.train.lora_model import base_folder
@@ -140,9 +142,8 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     backend.use_threads(config.threads, sizes.video.dim)
     with _progress(console) as report, processes.first_alone():
         data = training_sources(config, report)
-        # A checkpoint of adapters or of the audio tower alone holds no codecs.
-        whole = config.task == "joint" and not config.lora.rank
-        source = resume if whole and resume is not None else config.model.checkpoint
+        # A checkpoint of adapters holds no codecs, nor does an older one of the audio tower alone.
+        source = with_index(resume) or config.model.checkpoint
         codecs, residency = build_codecs(config, sizes, source, data, device)
         held_data = heldout_source(config, report)
     if held_data is None and config.validation.every and not prompts:
@@ -150,7 +151,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     # All processes encode; each starts at a different clip.
     with _progress(console) as report:
         ahead = config.loader.encode == "ahead"
-        clips = open_clips(config, sizes, codecs, residency, data, report, processes, ahead)
+        clips = open_mix(config, sizes, codecs, residency, data, report, processes, ahead)
         heldout = None
         if held_data is not None:
             heldout = open_clips(config, sizes, codecs, residency, held_data, report, processes)
@@ -194,6 +195,8 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         for line in differences(with_defaults(run.resumed["config"]), to_plain(config)):
             console.print(f"note: not as in {resume.name}: {line}")
     _describe(run, len(clips), console)
+    if isinstance(clips, MixedClips):
+        console.print(f"mixed by weight: {clips.words}")
     return run
 
 

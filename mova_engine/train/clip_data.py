@@ -1,4 +1,4 @@
-"""Prepares a run's clips: writes the embedded clips, builds and fits the codecs, opens the latent cache."""
+"""Prepares a run's clips: writes the embedded clips, builds and fits the codecs, opens the latent caches."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mova_engine.checkpoints.folder import Codecs, codecs_of, load_codecs
+from mova_engine.checkpoints.locate import with_index
 from mova_engine.codecs import (
     DctVideoCodec,
     MdctAudioCodec,
@@ -16,6 +17,7 @@ from mova_engine.codecs import (
     build_video_codec,
     video_from_uint8,
 )
+from mova_engine.config.data_mix import WeightedFolder
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
@@ -27,7 +29,9 @@ from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.loader import Loader, build_loader
 from mova_engine.data.media.decode import Clip, read_clip
 from mova_engine.data.metadata import FILES, Entry
+from mova_engine.data.mixture import MixedClips, MixedLoader, MixedSet
 from mova_engine.data.synthetic.bounce import generate
+from mova_engine.data.synthetic.notes import KINDS, generate_sounds
 from mova_engine.distributed.processes import Processes
 from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
@@ -38,21 +42,33 @@ from mova_engine.memory.residency import Residency
 Progress = Callable[[int, int, str], None]
 
 
-def training_sources(config: TrainConfig, progress: Progress) -> tuple[Path, ...]:
+# One source or several as one set of clips, or sources that are mixed by weight.
+Data = Sources | tuple[WeightedFolder, ...]
+
+
+def training_sources(config: TrainConfig, progress: Progress) -> Data:
     """Return the sources of clips to train on; writes the embedded clips first if the recipe asks for them.
 
     Raises MovaError if there are no clips.
     """
     if config.data:
         return config.data
+    if config.mix:
+        return config.mixed
     if not config.loader.synthetic_clips:
-        raise MovaError("no clips to train on: give --data, a folder with metadata.jsonl")
-    settings = config.loader
-    return (
-        _generated(
-            config.folder / "data", settings.synthetic_clips, config.seed, "train", progress, settings.synthetic_midway
-        ),
-    )
+        raise MovaError("no clips to train on: give --data, a folder with metadata.jsonl, or several by --mix")
+    folder = _generated(config, config.folder / "data", config.loader.synthetic_clips, "train", progress)
+    if config.loader.synthetic == "sounds":
+        return tuple(WeightedFolder(folder / kind, 1.0, kind) for kind in KINDS)
+    return folder
+
+
+def _weighted(data: Data) -> list[tuple[str, float, Sources]]:
+    """Name, weight and sources of each set of clips."""
+    sets = [each for each in data if isinstance(each, WeightedFolder)] if not isinstance(data, Path) else []
+    if sets:
+        return [(each.name, each.weight, each.path) for each in sets]
+    return [("", 1.0, data)]  # pyright: ignore[reportReturnType] it has no weights
 
 
 def heldout_source(config: TrainConfig, progress: Progress) -> Path | None:
@@ -65,19 +81,29 @@ def heldout_source(config: TrainConfig, progress: Progress) -> Path | None:
         return None
     if config.validation.data is not None:
         return config.validation.data
-    if config.data or not config.validation.synthetic_clips:
+    if config.data or config.mix or not config.validation.synthetic_clips:
         return None
-    return _generated(config.folder / "heldout", config.validation.synthetic_clips, config.seed, "heldout", progress)
+    return _generated(config, config.folder / "heldout", config.validation.synthetic_clips, "heldout", progress)
 
 
-def _generated(folder: Path, clips: int, seed: int, split: str, progress: Progress, midway: float = 0.0) -> Path:
-    if not any((folder / name).is_file() for name in FILES):
-        generate(folder, clips, seed, split, lambda done: progress(done, clips, f"writing {folder}"), midway)
+def _generated(config: TrainConfig, folder: Path, clips: int, split: str, progress: Progress) -> Path:
+    """The folder of embedded clips of a split; they are written if it has none."""
+    if any((folder / name).is_file() for name in FILES):
+        return folder
+
+    def done(count: int) -> None:
+        progress(count, clips, f"writing {folder}")
+
+    if config.loader.synthetic == "sounds":
+        generate_sounds(folder, clips, config.seed, split, done)
+    else:
+        midway = config.loader.synthetic_midway if split == "train" else 0.0
+        generate(folder, clips, config.seed, split, done, midway)
     return folder
 
 
 def build_codecs(
-    config: TrainConfig, model: MovaConfig, source: Path | None, data: Sources, device: torch.device
+    config: TrainConfig, model: MovaConfig, source: Path | None, data: Data, device: torch.device
 ) -> tuple[Codecs, Residency]:
     """Build the model's codecs and text encoder, and their Residency: those of the checkpoint `source`, or embedded
     ones that are fitted to the clips of `data`.
@@ -87,10 +113,12 @@ def build_codecs(
     codecs and there is no folder to read them from.
     """
     pictures = config.task == "joint"
-    source = config.model.codecs or source
+    source = config.model.codecs or with_index(source)
     order = stages(MemoryConfig(idle="device" if config.loader.encode == "online" else "host"))
+    scaled = _scaled_with_tower(config, source, device)
     if source is not None:
         codecs = load_codecs(source, device=device, weights_on="cpu", parts=codecs_of(config.task))
+        codecs = codecs if scaled is None else codecs._replace(audio=scaled)
         return codecs, Residency(device, codec_parts(codecs, source, text_waits="files"), order)
     kinds = ([model.video_codec] if pictures else []) + [model.audio_codec, model.text_encoder]
     pretrained = [kind for kind in kinds if kind not in ("dct", "mdct", "bytes")]
@@ -105,12 +133,26 @@ def build_codecs(
         embedded = build_video_codec(model.video_codec, device=device)
         assert isinstance(embedded, DctVideoCodec), "the others are pretrained"
         video = embedded.fitted(video_from_uint8(torch.from_numpy(clip.pictures)).unsqueeze(0) for clip in clips)
-    embedded = build_audio_codec(model.audio_codec, device=device)
-    assert isinstance(embedded, MdctAudioCodec), "the others are pretrained"
-    audio = embedded.fitted(torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips)
+    audio = scaled
+    if audio is None:
+        embedded = build_audio_codec(model.audio_codec, device=device)
+        assert isinstance(embedded, MdctAudioCodec), "the others are pretrained"
+        audio = embedded.fitted(torch.from_numpy(clip.audio).view(1, 1, -1) for clip in clips)
     text = build_text_encoder(model.text_encoder, tokens=model.text_tokens, dim=model.video.text_dim, device=device)
     codecs = Codecs(video, audio, text)
     return codecs, Residency(device, codec_parts(codecs), order)
+
+
+def _scaled_with_tower(config: TrainConfig, source: Path | None, device: torch.device) -> MdctAudioCodec | None:
+    """The embedded audio codec of the folder that the audio tower is taken from: the tower learnt latents of its scale.
+    None where there is none, or where `source` is a checkpoint that the run resumes, or codecs that the user named.
+    """
+    start = with_index(config.model.audio_from)
+    named = source is not None and source != config.model.checkpoint
+    if start is None or named:
+        return None
+    codec = load_codecs(start, device=device, weights_on="meta", parts=("audio",)).audio
+    return codec if isinstance(codec, MdctAudioCodec) else None
 
 
 def _spread(entries: Sequence[Entry], most: int) -> tuple[Iterable[Entry], int]:
@@ -123,17 +165,21 @@ def _spread(entries: Sequence[Entry], most: int) -> tuple[Iterable[Entry], int]:
     return chain(first, (entry for i, entry in enumerate(entries) if i % stride)), len(first)
 
 
-def _to_fit(data: Sources, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
-    """Read the clips that codecs are fitted to; all have sound. Raises MovaError with the first reasons if there are
-    none.
+def _to_fit(data: Data, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
+    """Read the clips that codecs are fitted to, of each source of a mix by its weight; all have sound. Raises MovaError
+    with the first reasons if there are none.
     """
-    listed = read_clips(data, settings.cache)
-    entries, count = _spread(listed, settings.num_fit_clips)
-    reasons: list[str] = []
-    clips = list(islice(_readable(entries, clip, settings, pictures, reasons), count))
-    if not clips:
-        shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
-        raise MovaError(f"{named(data)}: none of {len(listed)} clips can be read to fit the codecs to: {shown}")
+    sets, clips = _weighted(data), list[Clip]()
+    whole = sum(weight for _, weight, _ in sets)
+    for _, weight, sources in sets:
+        listed = read_clips(sources, settings.cache)
+        entries, count = _spread(listed, max(1, round(settings.num_fit_clips * weight / whole)))
+        reasons: list[str] = []
+        found = list(islice(_readable(entries, clip, settings, pictures, reasons), count))
+        if not found:
+            shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
+            raise MovaError(f"{named(sources)}: none of {len(listed)} clips can be read to fit the codecs to: {shown}")
+        clips += found
     return clips
 
 
@@ -173,7 +219,6 @@ def open_clips(
         silent=settings.silent_audio,
         residency=residency,
     )
-    total = len(read_clips(data, place))
     return open_dataset(
         data,
         cache,
@@ -182,8 +227,27 @@ def open_clips(
         rank=processes.launch.rank,
         world=processes.launch.world,
         ahead=ahead,
-        progress=lambda done: progress(done, total, f"encoding {named(data)}"),
+        cut_every=settings.cut_every,
+        progress=lambda done, total: progress(done, total, f"encoding {named(data)}"),
     )
+
+
+def open_mix(
+    config: TrainConfig,
+    model: MovaConfig,
+    codecs: Codecs,
+    residency: Residency | None,
+    data: Data,
+    progress: Progress,
+    processes: Processes,
+    ahead: bool = True,
+) -> LatentDataset:
+    """`open_clips` of one set of clips, or of the sources of a mix as one data set."""
+    sets = [
+        MixedSet(name, weight, open_clips(config, model, codecs, residency, sources, progress, processes, ahead))
+        for name, weight, sources in _weighted(data)
+    ]
+    return MixedClips(sets) if len(sets) > 1 else sets[0].clips
 
 
 def open_loader(
@@ -191,6 +255,16 @@ def open_loader(
 ) -> Loader:
     """The batches of one of the data-parallel groups of a mesh. rounds: of the processes of such a group."""
     settings = config.loader
+    if isinstance(clips, MixedClips):
+        return MixedLoader(
+            clips,
+            settings.batch,
+            seed=config.seed,
+            rank=data_rank,
+            world=shape.data_parallel,
+            workers=0 if clips.in_memory else settings.workers,
+            rounds=None if clips.in_memory else rounds,
+        )
     return build_loader(
         clips,
         settings.batch,

@@ -9,15 +9,15 @@ import torch
 from mova_engine import __version__
 from mova_engine.adapters.lora import save_lora
 from mova_engine.adapters.reading import base_of
-from mova_engine.checkpoints.folder import Codecs, component_configs, mova_config_from_folder, write_mova
-from mova_engine.checkpoints.locate import ADAPTERS, find_components, find_model, open_model, say_other_clip
-from mova_engine.checkpoints.released import INDEX, MODEL_CLASSES
+from mova_engine.checkpoints.folder import Codecs, mova_config_from_folder, write_mova
+from mova_engine.checkpoints.locate import ADAPTERS, find_components, find_model, open_model, say_other_clip, with_index
+from mova_engine.checkpoints.released import INDEX
 from mova_engine.config.model import COMPONENTS, MovaConfig, SamplingConfig, get_preset
 from mova_engine.config.train import LoraSettings, TrainConfig
 from mova_engine.distributed.fsdp import Shards, shard_model
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
-from mova_engine.files.tensors import load_component, write_component, write_tensors
+from mova_engine.files.tensors import load_component, write_tensors
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
@@ -42,9 +42,10 @@ def with_folders(config: TrainConfig, say: Callable[[str], object]) -> TrainConf
         if (checkpoint / INDEX).is_file():
             say_other_clip(checkpoint, config.clip.over(get_preset(model.preset).clip), say)
     if codecs is not None:
-        codecs = find_model(codecs, say)
+        codecs = (find_model if config.task == "joint" else find_components)(codecs, say)
+    audio_from = None if model.audio_from is None else find_components(model.audio_from, say)
     lora = with_initial_adapters(config.lora, say)
-    return replace(config, model=replace(model, checkpoint=checkpoint, codecs=codecs), lora=lora)
+    return replace(config, model=replace(model, checkpoint=checkpoint, codecs=codecs, audio_from=audio_from), lora=lora)
 
 
 def model_config(config: TrainConfig) -> MovaConfig:
@@ -126,11 +127,19 @@ def audio_only(model: Mova) -> Mova:
 
 def _sources(model: Mova, config: TrainConfig) -> tuple[bool, dict[str, Path]]:
     """Whether any component starts from random weights, and component -> folder of those that are loaded."""
-    start = config.model.checkpoint
     parts = [name for name in COMPONENTS if getattr(model, name) is not None]
-    new = parts if start is None else config.model.init_from_scratch
-    loaded = {} if start is None else {name: start / name for name in parts if name not in new}
+    loaded = {name: folder for name in parts if (folder := source_of(name, config)) is not None}
     return bool(set(parts) - set(loaded)), loaded
+
+
+def source_of(component: str, config: TrainConfig) -> Path | None:
+    """The folder of the weights that a component starts from; None: from scratch."""
+    settings = config.model
+    if component == AUDIO and settings.audio_from is not None:
+        return settings.audio_from / AUDIO
+    if settings.checkpoint is None or component in settings.init_from_scratch:
+        return None
+    return settings.checkpoint / component
 
 
 def _fill(model: Mova, config: TrainConfig, device: torch.device) -> None:
@@ -172,8 +181,8 @@ def export_model(
     step: int,
     write: Callable[..., None] | None = None,
 ) -> None:
-    """Write the model as a folder that the sampler loads. An audio-only model is written as its component's folder,
-    adapters as a file with a card. step: the run's.
+    """Write the model as a folder that the sampler loads; an audio tower alone for `mova sample --audio-alone`.
+    Adapters are written as a file with a card. step: the run's.
 
     Pretrained codecs are copied from their folder, so that the checkpoint is complete. write: as of `write_component`.
     """
@@ -182,10 +191,6 @@ def export_model(
         save_lora(model, folder / ADAPTERS, write or write_tensors, facts)
         write_card(config, step, facts, alpha_of(config.lora), folder)
         return
-    if model.video_dit is None:
-        values, kind = component_configs(model.config)[AUDIO], MODEL_CLASSES[AUDIO][1]
-        write_component(model.audio_dit, values, folder / AUDIO, kind, write=write)
-        return
     diffusion = config.diffusion
     told = ("video_shift", "audio_shift", "prediction_type", "sigma_floor", "skip_first_frame")
     write_mova(
@@ -193,7 +198,7 @@ def export_model(
         folder,
         video_codec=codecs.video,
         audio_codec=codecs.audio,
-        base=config.model.codecs or config.model.checkpoint,
+        base=config.model.codecs or with_index(config.model.checkpoint),
         boundary=diffusion.boundary,
         diffusion={
             **{name: getattr(diffusion, name) for name in told},

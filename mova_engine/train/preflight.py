@@ -21,7 +21,7 @@ from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import computes_in
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.lora_model import base_folder, check_output, initial_adapters
-from mova_engine.train.model_setup import audio_only, outline
+from mova_engine.train.model_setup import audio_only, outline, source_of
 from mova_engine.train.run_folder import FOLDERS
 from mova_engine.train.sample_scores import check_scores
 from mova_engine.train.training_state import check_resumable
@@ -37,7 +37,8 @@ def check_folders(config: TrainConfig) -> None:
     if len(config.data) > 1:
         # Whether they fit together.
         read_clips(config.data, config.loader.cache)
-    for option, source in (*(("--data", each) for each in config.data), ("--validation.data", heldout)):
+    mixed = [("--mix", each.path) for each in config.mixed]
+    for option, source in (*(("--data", each) for each in config.data), *mixed, ("--validation.data", heldout)):
         if source is None:
             continue
         clips, folder = read_clips(source, config.loader.cache), home_of(source)
@@ -81,15 +82,12 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
         for dialect in config.lora.export:
             get_dialect(dialect)
         initial_adapters(model, config.lora)
-    if start is not None:
+    if resume is None or config.lora.rank:
         for name in COMPONENTS:
             component = getattr(model, name)
-            if (
-                component is not None
-                and name not in config.model.init_from_scratch
-                and (resume is None or config.lora.rank)
-            ):
-                stored = open_component(start / name)
+            source = source_of(name, config) if start is None or not config.lora.rank else start / name
+            if component is not None and source is not None:
+                stored = open_component(source)
                 check_stored(config, stored)
                 stored.fit(component)
     if resume is not None:

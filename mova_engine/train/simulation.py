@@ -1,8 +1,8 @@
 """Computes for all ranks of a training run, in one process, the order of their clips and their random draws.
 
 The trainer's loaders, rounds and draws run for every rank, on a data set of numbers. Over all ranks each clip must
-occur once per epoch, also if the run resumes with another number of ranks. Ranks that share a clip must draw the same
-noise, all others different noise.
+occur once per epoch, of a mix per epoch of its set, also if the run resumes with another number of ranks. Ranks that
+share a clip must draw the same noise, all others different noise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from mova_engine.config.train import TrainConfig
 from mova_engine.data.clip_changes import marks, order_digest
 from mova_engine.data.loader import Loader
 from mova_engine.data.metadata import Entry
+from mova_engine.data.mixture import BLOCK, MixedClips, MixedSet
 from mova_engine.distributed.processes import Processes
 from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
@@ -73,24 +74,44 @@ def _shape_alone(x: torch.Tensor) -> torch.Tensor:
 
 
 class _NumberedClips:
-    """A data set whose clip i is the number i."""
+    """A data set whose clip i is the number first + i."""
 
     # False: ranks that share clips read batches in turn and broadcast them, as they do with clips in files.
     in_memory = False
+    cache = None
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, first: int = 0) -> None:
+        self.first = first
         self.entries = [Entry(Path(str(number)), "", str(number)) for number in range(count)]
         self.marks = marks(self.entries, None)
         self.content_digest = None
 
-    def order_digest(self, shuffle: bool) -> str:
+    def order_digest(self, shuffle: bool = True) -> str:
         return order_digest((entry.id for entry in self.entries), shuffle)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        return {"clips": tuple(indices)}
+        return {"clips": [self.first + index for index in indices], "id": [str(index) for index in indices]}
+
+
+def _clips_of(config: TrainConfig, count: int) -> tuple[_NumberedClips | MixedClips, dict[str, range]]:
+    """About `count` numbered clips as the run has them, and the numbers of each set of them, by its name.
+
+    The sets of a mix are of different sizes, so that their epochs end at different times.
+    """
+    if not config.mix:
+        return _NumberedClips(count), {"": range(count)}
+    whole, first = sum(each.weight for each in config.mixed), 0
+    sets, numbers = list[MixedSet](), dict[str, range]()
+    for place, each in enumerate(config.mixed, 1):
+        own = max(1, round(count * each.weight / whole / place))
+        numbers[each.name] = range(first, first + own)
+        clips: Any = _NumberedClips(own, first)
+        sets.append(MixedSet(each.name, each.weight, clips))
+        first += own
+    return MixedClips(sets), numbers
 
 
 class _RecordedRounds(Rounds):
@@ -106,13 +127,13 @@ class _RecordedRounds(Rounds):
 class _Group:
     """The ranks of one data-parallel group, each with its own loader."""
 
-    def __init__(self, config: TrainConfig, shape: MeshShape, clips: _NumberedClips, members: Sequence[int]) -> None:
+    def __init__(self, config: TrainConfig, shape: MeshShape, clips: Any, members: Sequence[int]) -> None:
         self.members, size = members, len(members)
         several = size > 1
         self.loaders: list[Loader] = [
             open_loader(
                 config,
-                clips,  # pyright: ignore[reportArgumentType] as much of a data set as a loader asks for
+                clips,  # as much of a data set as a loader asks for
                 shape,
                 shape.data_rank(rank),
                 _RecordedRounds(number, size) if several else None,
@@ -129,7 +150,7 @@ class _Group:
         given = [next(batches) for batches in self._batches]
         if len({each.get("turn") for each in given}) > 1:
             raise MovaError(f"data order: ranks {self.members[0]} to {self.members[-1]} take each other's batches")
-        made = [each["clips"] for each in given if each["clips"] is not None]
+        made = [tuple(each["clips"]) for each in given if each["clips"] is not None]
         if len(set(made)) != 1:
             raise MovaError(f"data order: ranks {self.members[0]} to {self.members[-1]} do not train on the same clips")
         return made[0]
@@ -142,7 +163,7 @@ def simulate_data(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
     step = config.clips_per_step(shape)
     # Worker processes do not change the order of batches.
     config = replace(config, loader=replace(config.loader, workers=0))
-    clips = _NumberedClips(_STEPS * step + step // 3 + 1)
+    clips, sets = _clips_of(config, _STEPS * step + step // 3 + 1)
     steps = _STEPS * _EPOCHS // 3
     order: list[tuple[int, int]] = []
     groups = _opened(config, shape, clips, None)
@@ -152,15 +173,18 @@ def simulate_data(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
         raise MovaError("data order: ranks would save different positions in the data")
     other = _other_mesh(config, shape)
     resumed = _opened(config, other, clips, states[0])
-    left = len(clips) * _EPOCHS - len(order)
+    left = (_STEPS * step + step // 3 + 1) * _EPOCHS - len(order)
     at_once = other.data_parallel * config.loader.batch
     _take(resumed, -(-left // at_once), order)
-    for epoch in range(_EPOCHS):
-        _check_epoch(order[epoch * len(clips) : (epoch + 1) * len(clips)], len(clips), epoch)
+    for name, numbers in sets.items():
+        own = [(clip, group) for clip, group in order if clip in numbers]
+        for epoch in range(max(1, len(own) // len(numbers))):
+            _check_epoch(own[epoch * len(numbers) : (epoch + 1) * len(numbers)], len(numbers), epoch)
+        _check_share(config, name, len(own), len(order))
     return {"clips": len(clips), "epochs": _EPOCHS, "steps": steps, "resumed_ranks": other.world}
 
 
-def _opened(config: TrainConfig, shape: MeshShape, clips: _NumberedClips, state: dict[str, Any] | None) -> list[_Group]:
+def _opened(config: TrainConfig, shape: MeshShape, clips: Any, state: dict[str, Any] | None) -> list[_Group]:
     groups = [_Group(config, shape, clips, members) for members in shape.clip_groups()]
     for group in groups:
         if state is not None:
@@ -187,6 +211,13 @@ def _check_epoch(order: Sequence[tuple[int, int]], count: int, epoch: int) -> No
     if len(seen) < count:
         lacking = next(clip for clip in range(count) if clip not in seen)
         raise MovaError(f"data order: in epoch {epoch + 1} {count - len(seen)} clips are left out, such as {lacking}")
+
+
+def _check_share(config: TrainConfig, name: str, given: int, total: int) -> None:
+    """Raise MovaError if a set of a mix gives more or fewer clips than its weight asks for."""
+    weights = {each.name: each.weight for each in config.mixed}
+    if weights and abs(given - (wanted := total * weights[name] / sum(weights.values()))) > BLOCK:
+        raise MovaError(f"data order: {name} gives {given} of {total} clips, by its weight {wanted:.0f}")
 
 
 def _other_mesh(config: TrainConfig, shape: MeshShape) -> MeshShape:

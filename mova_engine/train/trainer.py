@@ -18,6 +18,7 @@ from mova_engine.adapters.writing import export_adapter
 from mova_engine.checkpoints.locate import ADAPTERS
 from mova_engine.config.command import to_plain
 from mova_engine.config.train import TrainConfig
+from mova_engine.data.mixture import MixedLoader
 from mova_engine.distributed.processes import Processes, rank0_first, read_launch
 from mova_engine.distributed.reserve import reserve_tensors
 from mova_engine.distributed.stop_signals import Stopped, StopRequest
@@ -264,6 +265,8 @@ class Trainer:
         # On the CPU the system updates the counters of the two values at different times.
         row["memory/peak_gib"] = max(row["memory/gib"], parts.backend.peak_memory() / 2**30)
         row["epoch"] = parts.loader.epoch
+        if isinstance(parts.loader, MixedLoader):
+            row |= {f"epoch/{name}": epoch for name, epoch in parts.loader.epochs.items()}
         return row
 
     def _validate(self, parts: TrainingRun, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest) -> None:

@@ -76,7 +76,7 @@ def _check_sampling(one: Plan, monkeypatch) -> None:
     run, (world, words) = one.run, _split(command(one))
     model = run.job.model
 
-    def opened(folder, clip, say):
+    def opened(folder, clip, say, **_):
         return folder, replace(get_preset(model.name), clip=clip.over(get_preset("nano").clip))
 
     monkeypatch.setattr(sampler, "open_model", opened)

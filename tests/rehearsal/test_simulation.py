@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from mova_engine.config.mesh import DIMENSIONS, MeshShape
 from mova_engine.config.recipes import load_config
-from mova_engine.data import loader
+from mova_engine.data import loader, mixture
 from mova_engine.distributed.fsdp import LocalShard
 from mova_engine.distributed.processes import Launch, Processes
 from mova_engine.errors import MovaError
@@ -30,6 +30,24 @@ def test_every_clip_comes_once_an_epoch_and_a_clip_has_one_noise(recipe, world):
     micro_batches = min(config.micro_batches(shape), 2)
     assert noise["alike"] == shape.clip_ranks
     assert noise["different"] == noise["steps"] * micro_batches * shape.data_parallel * config.loader.batch
+
+
+MIX = ("music:3", "effects", "speech:0.5")
+
+
+def test_the_folders_of_a_mix_have_their_own_epochs_and_shares(monkeypatch):
+    config, shape = _run("audio-pretrain", 4, mix=MIX)
+    data = simulation.simulate_data(config, shape)
+    assert data["resumed_ranks"] != 4
+    # Weights that the loader does not keep are found, and so is an order in which a clip comes twice.
+    taken = mixture._apportioned
+    monkeypatch.setattr(mixture, "_apportioned", lambda total, weights: taken(total, [1 / 3] * 3))
+    with pytest.raises(MovaError, match=r"data order: music gives \d+ of \d+ clips, by its weight \d+"):
+        simulation.simulate_data(config, shape)
+    monkeypatch.undo()
+    monkeypatch.setattr(mixture.ClipOrder, "__getitem__", lambda self, position: position % max(1, self.count - 1))
+    with pytest.raises(MovaError, match="data order: in epoch 1 clip 0 is given twice"):
+        simulation.simulate_data(config, shape)
 
 
 def _always_the_first_group(self):
