@@ -27,7 +27,7 @@ class ScoresConfig(MeasuringOptions, _Files):
     """Which clips are scored, and by what."""
 
     score: tuple[str, ...] = ()
-    """Names of scores; default: all whose weights are there."""
+    """Names of scores, or all; default: all but slow ones, if their weights are there."""
     caption: str | None = None
     """What the clips are to show and sound like, for scores of sound and text; default: a .txt beside each."""
 

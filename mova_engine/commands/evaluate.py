@@ -32,7 +32,7 @@ class EvaluateConfig(MeasuringOptions, _Clips):
     out: Path
     """Folder of the report, new or of an earlier evaluation."""
     score: tuple[str, ...] = ()
-    """Names of scores; default: all whose weights are there."""
+    """Names of scores, or all; default: all but slow ones, if their weights are there."""
     reference: Path | None = None
     """Folder of real clips that the whole set is compared with: FD, KL, KID."""
     bench: str | None = None

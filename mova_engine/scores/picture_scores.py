@@ -1,13 +1,23 @@
 """The functions of the scores of pictures alone: from a decoded clip to {column: number}."""
 
+from dataclasses import asdict
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, require_package
 from mova_engine.scores import motion as moving
 from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.optional_opencv import opencv
 from mova_engine.scores.shots import Shot, shots_between
 from mova_engine.scores.shots import shots as shots_of
+
+if TYPE_CHECKING:
+    from mova_engine.scores.text_reader import TextReader
+
+# Samples a second in which text is sought.
+TEXT_RATE = 1.0
 
 
 def shots(clip: DecodedClip) -> Measured:
@@ -45,6 +55,22 @@ def motion(clip: DecodedClip) -> dict[str, float]:
     return {"motion": found[0], "still_share": found[1]}
 
 
+def text(clip: DecodedClip) -> Measured:
+    """What text does to a clip, looked at once a second. Evidence: each sample's lines, with what they say."""
+    from mova_engine.scores.text_places import text_numbers
+
+    chosen = clip.shown_at(TEXT_RATE)
+    boxes = [_text_reader().boxes(picture) for picture in clip.pictures_of(chosen.tolist())]
+    found = text_numbers(boxes, clip.small_pictures[chosen])
+    values = {
+        "text_area": found.area,
+        "text_share": found.share,
+        "text_persistence": found.persistence,
+        "text_overlay": found.overlay,
+    }
+    return Measured(values, [[asdict(box) for box in lines] for lines in boxes])
+
+
 def check_opencv() -> None:
     """MovaError without OpenCV."""
     opencv("Measuring pictures")
@@ -56,6 +82,23 @@ def check_transitions() -> None:
 
     check_opencv()
     WEIGHTS.path()
+
+
+def check_text() -> None:
+    """MovaError without OpenCV and onnxruntime, and without the networks that read text."""
+    from mova_engine.scores.text_reader import DETECTOR, RECOGNISER
+
+    check_opencv()
+    require_package("onnxruntime", DETECTOR.what)
+    DETECTOR.path()
+    RECOGNISER.path()
+
+
+@lru_cache(1)
+def _text_reader() -> "TextReader":
+    from mova_engine.scores.text_reader import TextReader
+
+    return TextReader()
 
 
 def _shortest(clip: DecodedClip, shots: list[Shot]) -> float:

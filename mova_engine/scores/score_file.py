@@ -12,6 +12,9 @@ from mova_engine.scores.score_declaration import Score
 from mova_engine.scores.score_runner import ClipScores, ScoreRunner
 from mova_engine.scores.score_table import SCORES
 
+# In place of names: every score, those that are measured only on request too.
+EVERY = "all"
+
 
 def known_score(name: str) -> Score:
     """The score of this name. MovaError for an unknown one."""
@@ -22,20 +25,21 @@ def known_score(name: str) -> Score:
 
 def chosen_scores(names: Iterable[str], runner: ScoreRunner | None = None) -> tuple[tuple[Score, ...], dict[str, str]]:
     """The named scores, without names all whose weights are at hand but those declared `on_request`; and why each of
-    the others is not measured.
+    the others is not measured. The name "all" stands for those too.
 
     Raises MovaError for an unknown name, and for a named score whose weights are missing.
     """
     runner = runner or ScoreRunner()
-    named = [known_score(name) for name in names]
+    names = list(names)
+    named = [known_score(name) for name in names if name != EVERY]
     for score in named:
         if reason := runner.lacking(score):
             raise MovaError(f"{score.name} cannot be measured: {reason}")
-    if named:
+    if named and EVERY not in names:
         return tuple(named), {}
-    usual = [score for score in SCORES.values() if not score.on_request]
-    skipped = {score.name: reason for score in usual if (reason := runner.lacking(score))}
-    return tuple(score for score in usual if score.name not in skipped), skipped
+    wanted = [score for score in SCORES.values() if EVERY in names or not score.on_request]
+    skipped = {score.name: reason for score in wanted if (reason := runner.lacking(score))}
+    return tuple(score for score in wanted if score.name not in skipped), skipped
 
 
 def score_file(

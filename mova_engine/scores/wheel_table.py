@@ -38,4 +38,16 @@ WHEEL_SCORES = (
         check=f"{_PICTURE}:check_transitions",
         on_request=True,
     ),
+    Score(
+        "text",
+        f"{_PICTURE}:text",
+        (
+            ScoreColumn("text_area", "", "mean share of the picture that text covers", 0, 1),
+            ScoreColumn("text_share", "", "share of time with text", 0, 1),
+            ScoreColumn("text_persistence", "", "largest share of time with text at one place", 0, 1),
+            ScoreColumn("text_overlay", "", "share of time with text laid over a moving picture", 0, 1),
+        ),
+        check=f"{_PICTURE}:check_text",
+        on_request=True,
+    ),
 )

@@ -11,7 +11,7 @@ from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
 from mova_engine.scores import clip_reader, clip_scores
 from mova_engine.scores.decoded_clip import DecodedClip
-from mova_engine.scores.score_file import score_file
+from mova_engine.scores.score_file import chosen_scores, score_file
 from mova_engine.scores.score_table import COLUMNS, SCORES
 from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
 
@@ -116,6 +116,16 @@ def test_an_odd_clip_gives_numbers_or_reasons(odd_clips, name):
     for column, value in found.values.items():
         low, high = COLUMNS[column].low, COLUMNS[column].high
         assert (low is None or value >= low) and (high is None or value <= high), column
+
+
+def test_slow_scores_are_measured_where_they_are_asked_for():
+    slow = {score.name for score in SCORES.values() if score.on_request}
+    usual, _ = chosen_scores([])
+    every, _ = chosen_scores(["all"])
+    assert slow and not slow & {score.name for score in usual}
+    assert {score.name for score in every} == slow | {score.name for score in usual}
+    named, _ = chosen_scores([min(slow)])
+    assert [score.name for score in named] == [min(slow)]
 
 
 def test_a_file_that_is_cut_short_is_refused_by_name(odd_clips, tmp_path):
