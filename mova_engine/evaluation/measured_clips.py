@@ -108,6 +108,9 @@ def _measured(
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 yield running.pop(future), future.result()
+    except BaseException:
+        runner.stop()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

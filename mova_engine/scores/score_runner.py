@@ -50,6 +50,7 @@ class ScoreRunner:
         self.device = self.backend.device()
         self.asked = convention
         # Networks of a device take turns: kernels of several threads on one device do not add up.
+        self._stopped = threading.Event()
         self._turn = threading.Lock() if self.device.type != "cpu" else None
 
     def lacking(self, score: Score) -> str:
@@ -69,6 +70,10 @@ class ScoreRunner:
         for score in scores:
             self._network(score)
 
+    def stop(self) -> None:
+        """Have other threads' `measure` end after the score that they are at, by a MovaError."""
+        self._stopped.set()
+
     def measure(self, clip: DecodedClip, scores: Iterable[Score], prompt: str | None = None) -> ClipScores:
         """Numbers of these scores of one clip. A score that fails has a reason instead of a number.
 
@@ -76,6 +81,8 @@ class ScoreRunner:
         """
         found = ClipScores()
         for score in scores:
+            if self._stopped.is_set():
+                raise MovaError("measuring was stopped")
             start = time.perf_counter()
             try:
                 self._store(score, self.run(clip, score, prompt), found)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,9 @@ def test_without_weights_the_rest_is_measured_and_a_named_score_is_an_error_befo
     assert not CALLS and not (tmp_path / "none").exists()
 
 
-def test_numbers_of_clips_and_of_the_set_stand_beside_chance_and_reference(declared, clips, tmp_path):
+def test_numbers_of_clips_and_of_the_set_stand_beside_chance_and_reference(declared, clips, tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(measured_clips, "read_clip", lambda path: decoded.append(path.name) or read_clip(path))
     weights = weights_in(tmp_path / "weights", 2.0)
     words = ["--weights", weights, "--accept-noncommercial"]
     report = run(clips, tmp_path / "out", *words, "--reference", clips)
@@ -161,6 +164,7 @@ def test_numbers_of_clips_and_of_the_set_stand_beside_chance_and_reference(decla
     assert report["seconds"]["decode"]["clips"] == 2 and report["seconds"]["gain"]["total"] > 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(told in page for told in ("mean_gain", "Seconds by score", stated["sha256"][:12], "few clips"))
+    assert sorted(decoded) == ["a.mp4", "b.mp4"]
     # The networks ran in this process: none of the limits of the one that decodes is theirs.
     assert {process for _, process in CALLS} == {os.getpid()}
     # Without a reference, numbers that need one say so.
@@ -284,3 +288,37 @@ def test_programs_get_a_score_by_its_name_or_their_own_declaration(declared, cli
     assert measure(clip, prompt="four") == {"letters": 4}
     with pytest.raises(MovaError, match=r"a\.mp4: letters of mine: the clip has no caption"):
         measure(clip)
+
+
+def test_an_interrupted_run_ends_after_the_score_that_it_is_at(declared, clips, tmp_path, monkeypatch):
+    """Two clips at a time: the first is interrupted, the second has two scores before it and computes one."""
+    begun, interrupted = threading.Event(), threading.Event()
+
+    def scored(path, wanted, runner, caption):
+        if path.name == "a.mp4":
+            begun.wait(20)
+            raise KeyboardInterrupt
+        return measured(path, wanted, runner, caption)
+
+    def waits(*_):
+        begun.set()
+        interrupted.wait(20)
+        CALLS.append("gain")
+        return {"gain": 1.0}
+
+    measured = measured_clips._scored
+    monkeypatch.setattr(measured_clips, "_scored", scored)
+    monkeypatch.setattr(f"{HERE}.gain", waits)
+    monkeypatch.setattr(f"{HERE}.captioned", lambda *_, prompt: CALLS.append("letters") or {"letters": 1.0})
+    folder = tmp_path / "clips"
+    shutil.copytree(clips, folder)
+    (folder / "b.txt").write_text("four")
+    words = ["--weights", weights_in(tmp_path / "weights", 2.0), "--accept-noncommercial", "--score", "gain", "letters"]
+    with pytest.raises(KeyboardInterrupt):
+        main([str(folder), "--out", str(tmp_path / "out"), "--workers", "2", *map(str, words)])
+    before = set(threading.enumerate())
+    interrupted.set()
+    for thread in before - {threading.current_thread()}:
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(20)
+    assert CALLS == ["gain"]
