@@ -1,5 +1,6 @@
 """The captions of an evaluated folder's clips, for scores of sound and text."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,9 @@ def captions_of(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
     for a damaged metadata file.
     """
     if any((folder / name).is_file() for name in FILES):
-        entries = [(entry.path, entry.caption) for entry in read_metadata(folder) if not entry.start]
-        stated = {path.resolve(): caption for path, caption in entries if isinstance(path, Path)}
-        found = {path: stated.get(path.resolve(), "").strip() for path in files}
+        listed = [(entry.path, entry.caption) for entry in read_metadata(folder) if not entry.start]
+        stated = {os.path.realpath(path): caption for path, caption in listed if isinstance(path, Path)}
+        found = {path: stated.get(os.path.realpath(path), "").strip() for path in files}
     else:
         beside = {path: path.with_suffix(CAPTION) for path in files}
         found = {path: read_text(text).strip() for path, text in beside.items() if text.is_file()}

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,25 +25,32 @@ _ARRAY = "__array__"
 def find_clips(folder: Path, leave_out: Path | None = None) -> list[Path]:
     """Every media file of a folder and those within it, in order of name; hidden ones and `leave_out` do not count.
 
-    Raises MovaError where there is no folder, or none in it, and for a name that is no text.
+    Links to folders are followed. What has a media file's name and is none, such as a link to nothing, is among them:
+    that it cannot be read is told where it is read. Raises MovaError where there is no folder, or none in it, for a
+    folder that cannot be read, and for a name that is no text.
     """
     if not folder.is_dir():
         raise MovaError(f"{folder}: not a folder of clips")
     hidden = leave_out.resolve() if leave_out else None
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and (hidden is None or not path.resolve().is_relative_to(hidden))
-        and path.is_file()
-    )
+    seen: set[str] = set()
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(place)
+        again = real in seen or (hidden is not None and Path(real).is_relative_to(hidden))
+        seen.add(real)
+        folders[:] = [] if again else sorted(name for name in folders if not name.startswith("."))
+        names = [] if again else [name for name in files if not name.startswith(".")]
+        found += [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     for path in found:
         if flaw(path.relative_to(folder).as_posix()):
             raise MovaError(f"{shown(str(path))}: the bytes of its name are not UTF-8; rename it")
     if not found:
         raise MovaError(f"{folder}: no clip in it ({', '.join(SUFFIXES)})")
-    return found
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise MovaError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 class ClipRecords:

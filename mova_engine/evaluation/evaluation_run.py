@@ -20,6 +20,7 @@ from mova_engine.evaluation.set_summary import chance_levels, set_results
 from mova_engine.files.atomic import write_atomic
 from mova_engine.files.digests import Digests
 from mova_engine.files.results import check_result, write_result
+from mova_engine.files.writable import PROBE
 from mova_engine.ops import resolve
 from mova_engine.scores.score_declaration import Score
 from mova_engine.scores.score_runner import ScoreRunner
@@ -32,7 +33,8 @@ REPORT, TABLE, PAGE, RECORDS = "report.json", "scores.parquet", "report.html", "
 def check_out(out: Path) -> None:
     """MovaError where `out` cannot take an evaluation, or holds something else than one."""
     check_result(out / REPORT, "--out")
-    if out.is_dir() and any(out.iterdir()) and not ((out / REPORT).exists() or (out / RECORDS).is_dir()):
+    known = (out / REPORT).exists() or (out / RECORDS).is_dir() or not out.is_dir()
+    if not known and any(not path.name.startswith(PROBE) for path in out.iterdir()):
         raise MovaError(f"{out} holds something else than an evaluation; give another --out")
 
 
@@ -110,14 +112,15 @@ def evaluate(
 
 def _listed(clips: Path, out: Path, records: ClipRecords, digests: Digests, captioned: bool) -> MeasuredClips:
     files = find_clips(clips, leave_out=out)
-    keys = {path: digests.of(path) for path in files}
-    return MeasuredClips(clips, files, keys, captions_of(clips, files) if captioned else {}, records)
+    captions = captions_of(clips, files) if captioned else {}
+    return MeasuredClips.listed(clips, files, captions, records, digests)
 
 
 def _rows(clips: MeasuredClips, scores: Sequence[Score], bench: BenchRun | None) -> list[Row]:
     rows = []
     for path in clips.files:
-        row: Row = {"clip": clips.name(path), "sha256": clips.keys[path]}
+        digest = None if path in clips.unreadable else clips.keys[path]
+        row: Row = {"clip": clips.name(path), "sha256": digest}
         row |= bench.labels(clips, path) if bench else {}
         for score in scores:
             record = clips.record(path, score)

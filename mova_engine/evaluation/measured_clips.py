@@ -1,5 +1,6 @@
 """Measures a folder of clips: what was measured before is read, the rest is decoded and scored, several at a time."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,8 +22,9 @@ from mova_engine.scores.score_runner import ClipScores, ScoreRunner
 class MeasuredClips:
     """Clips of a folder with their records.
 
-    keys: {file: SHA-256}. captions: {file: caption} of those that have one. passing: {(SHA-256, score): reason} of what
-    this run could not measure for a reason that is not kept.
+    keys: {file: SHA-256}; of a file that cannot be read, what no file has. captions: {file: caption} of those that have
+    one. passing: {(SHA-256, score): reason} of what this run could not measure for a reason that is not kept.
+    unreadable: {file: why}.
     """
 
     folder: Path
@@ -31,6 +33,21 @@ class MeasuredClips:
     captions: dict[Path, str]
     records: ClipRecords
     passing: dict[tuple[str, str], str] = field(default_factory=dict)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+    @classmethod
+    def listed(
+        cls, folder: Path, files: list[Path], captions: dict[Path, str], records: ClipRecords, digests: Digests
+    ) -> "MeasuredClips":
+        """Files with their digests. One that cannot be read is a clip without numbers."""
+        found = cls(folder, files, {}, captions, records)
+        for path in files:
+            try:
+                found.keys[path] = digests.of(path)
+            except MovaError as error:
+                found.keys[path] = f"unreadable {path}"
+                found.unreadable[path] = _why_unreadable(path, error)
+        return found
 
     def name(self, path: Path) -> str:
         """A clip's name in tables: its path in the folder."""
@@ -41,7 +58,7 @@ class MeasuredClips:
         found = self.records.find(self.keys[path], score, self.captions.get(path))
         if found is not None:
             return found
-        reason = self.passing.get((self.keys[path], score.name), "it was not measured")
+        reason = self.unreadable.get(path) or self.passing.get((self.keys[path], score.name), "it was not measured")
         return {"values": {}, "reason": reason, "evidence": None, "seconds": 0.0, "decode_seconds": 0.0}
 
     def with_evidence(self, score: Score) -> list[Path]:
@@ -51,6 +68,12 @@ class MeasuredClips:
     def evidence(self, path: Path, score: Score) -> Any:
         """What a score keeps of a clip."""
         return self.records.evidence(self.keys[path], score, self.captions.get(path))
+
+
+def _why_unreadable(path: Path, error: MovaError) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"a link to {shown(os.readlink(path))}, which is not there"
+    return str(error).removeprefix(f"{path}: ")
 
 
 def measure_clips(
@@ -67,19 +90,23 @@ def measure_clips(
     reason for each score. Raises MovaError, after the others, for files that changed meanwhile: nothing is kept of
     them.
     """
+    for path in clips.files:
+        if path in clips.unreadable:
+            say(f"{shown(clips.name(path))}: {clips.unreadable[path]}")
+    files = [path for path in clips.files if path not in clips.unreadable]
     prompted = any(score.prompt for score in scores)
-    once = {(clips.keys[path], clips.captions.get(path) if prompted else None): path for path in reversed(clips.files)}
+    once = {(clips.keys[path], clips.captions.get(path) if prompted else None): path for path in reversed(files)}
     lacking = {
         path: clips.records.missing(clips.keys[path], scores, clips.captions.get(path)) for path in once.values()
     }
-    todo = {path: lacking[path] for path in clips.files if lacking.get(path)}
+    todo = {path: lacking[path] for path in files if lacking.get(path)}
     unfinished = {clips.keys[path] for path in todo}
-    if before := sum(clips.keys[path] not in unfinished for path in clips.files):
+    if before := sum(clips.keys[path] not in unfinished for path in files):
         say(f"{counted(before, 'clip')} of {len(clips.files)} measured before")
     runner.open({score for wanted in todo.values() for score in wanted})
     start, changed = time.monotonic(), []
     for done, (path, found) in enumerate(_measured(todo, clips, runner, workers), 1):
-        if digests.of(path) == clips.keys[path]:
+        if _is_same(path, clips.keys[path], digests):
             clips.records.store(clips.keys[path], todo[path], found, clips.captions.get(path))
             for name in found.passing:
                 clips.passing[clips.keys[path], name] = found.reasons[name]
@@ -91,6 +118,13 @@ def measure_clips(
         raise MovaError(
             f"{changed[0]}: changed while it was measured ({counted(len(changed), 'clip')}): run this again"
         )
+
+
+def _is_same(path: Path, key: str, digests: Digests) -> bool:
+    try:
+        return digests.of(path) == key
+    except MovaError:
+        return False  # it is gone
 
 
 def _measured(

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from mova_engine.errors import MovaError
 
+# What the names of the files begin with that `check_writable` writes; a process that is killed leaves one behind.
+PROBE = ".mova_probe."
+
 
 def check_writable(folder: str | Path, option: str) -> float:
     """Write a small file into `folder`, which need not exist, and remove it, with all that was made for it.
@@ -22,7 +25,7 @@ def check_writable(folder: str | Path, option: str) -> float:
                 raise MovaError(f"{option} {folder}: {path} is a file, not a folder; give another {option}")
             break
         missing.append(path)
-    probe = folder / f".mova_probe.{secrets.token_hex(6)}"
+    probe = folder / f"{PROBE}{secrets.token_hex(6)}"
     made: list[Path] = []
     try:
         for path in reversed(missing):

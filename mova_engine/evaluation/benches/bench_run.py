@@ -58,7 +58,7 @@ class BenchRun:
         """The clips that are there, with their prompts as captions."""
         files = [self.folder / file for file in self.item_of]
         captions = {self.folder / file: item.prompt for file, item in self.item_of.items() if item.prompt}
-        return MeasuredClips(self.folder, files, {path: digests.of(path) for path in files}, captions, records)
+        return MeasuredClips.listed(self.folder, files, captions, records, digests)
 
     def references(self, records: ClipRecords, digests: Digests) -> MeasuredClips | None:
         """The recordings of the bench's clips; None where it has none."""
@@ -66,7 +66,7 @@ class BenchRun:
         if not files:
             return None
         folder = self.bench.source.parent
-        return MeasuredClips(folder, files, {path: digests.of(path) for path in files}, {}, records)
+        return MeasuredClips.listed(folder, files, {}, records, digests)
 
     def asks(self, score: Score, category: str) -> bool:
         """Whether a score is measured of a category's clips: those of other categories are not asked for."""
