@@ -64,6 +64,7 @@ NETWORK_SCORES: tuple[Score, ...] = (
             ScoreColumn("face_seconds", "s", "seconds of all those faces", 0, None),
         ),
         conventions=_PUBLISHED,
+        check="mova_engine.scores.picture_scores:check_opencv",
         chance=f"{_HERE}.clip_lip_sync:lip_sync_of_pair",
         weights=("s3fd", "syncnet"),
     ),

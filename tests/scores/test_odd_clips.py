@@ -173,6 +173,16 @@ def test_a_score_changes_nothing_of_what_the_next_one_reads(measured):
         assert forwards.values == backwards.values
 
 
+@pytest.mark.long
+def test_a_face_track_ends_with_its_shot(tmp_path):
+    """The same face before and after a cut of everything around it: a track of each shot."""
+    pictures = scene(60)
+    pictures[30:] = np.where(pictures[30:] < 100, pictures[30:] + 100, pictures[30:])
+    clip = DecodedClip.read(write_lossless(tmp_path / "cut.mkv", pictures, noise(2.4)))
+    found = ScoreRunner(TinyWeights()).run(clip, SCORES["lip-sync"])
+    assert (found.values["face_tracks"], found.values["face_seconds"]) == (2, 2.4)
+
+
 def test_desync_has_the_sign_of_early_sound(tmp_path):
     """A flash 8 segments after its click: the sound is early. Beyond 28 segments only both ends are looked at."""
     for seconds, length in ((5, 9.3), (12, 12)):

@@ -1,6 +1,6 @@
 """LSE-D, LSE-C and the offset of a clip's faces, and of one clip's sound with another's lips."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -17,24 +17,24 @@ from mova_engine.scores.lip_sync import Convention, LipFeatures
 from mova_engine.scores.network_scores.clip_views import ChosenPictures, frame_seconds
 from mova_engine.scores.networks.s3fd import S3FD
 from mova_engine.scores.networks.syncnet import SyncNet
+from mova_engine.scores.shots import published_shots, shots
 
 
-def clip_lip_sync(
-    clip: DecodedClip, opened: Mapping[str, Any], convention: Convention, shots: Sequence[tuple[int, int]] | None = None
-) -> Measured:
+def clip_lip_sync(clip: DecodedClip, opened: Mapping[str, Any], convention: Convention) -> Measured:
     """LSE-D, LSE-C and offset, with the faces they rest on: share of pictures that have one, tracks, their seconds.
 
     `mova` tells of the track with the largest LSE-C - LSE-D; `corrected` means all tracks by their length, and the
     offset of that one. Evidence: that track's features. A clip without a track has no LSE, and a reason.
 
-    opened: S3FD as "s3fd", SyncNet as "syncnet". shots: (first picture, last picture + 1) at 25 per second; the whole
-    clip without.
+    opened: S3FD as "s3fd", SyncNet as "syncnet". A track ends with its shot: `mova` finds cuts as its script does, by
+    PySceneDetect's ContentDetector. MovaError without OpenCV.
     """
     detector: S3FD = opened["s3fd"]
     syncnet: SyncNet = opened["syncnet"]
     indices = constant_rate(clip.times, Fraction(lip_sync.FPS), frame_seconds(clip))
     pictures = ChosenPictures(clip, indices)
-    found = lip_sync.score_clip(detector, syncnet, pictures, _voice(clip, convention), shots, convention)
+    cuts = published_shots(pictures) if convention == "mova" else shots(clip.small_pictures[indices], lip_sync.FPS)
+    found = lip_sync.score_clip(detector, syncnet, pictures, _voice(clip, convention), cuts, convention)
     tracks = [track.scores for track in found.tracks]
     best = lip_sync.best_track(tracks)
     values: dict[str, float] = {
