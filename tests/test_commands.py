@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cyclopts.argument import ArgumentCollection
@@ -76,6 +77,20 @@ def test_arguments_assembled_once_are_those_that_cyclopts_assembles_each_time(na
             except ValueError as error:
                 matches.append(str(error))
         assert matches[0] == matches[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("train", []),
+        ("sample", ["--prompt", "x", "--checkpoint", "a"]),
+        ("lora merge", ["--checkpoint", "a", "--lora", "b"]),
+    ],
+)
+def test_a_program_that_imports_pydantic_can_use_commands(name, words):
+    """cyclopts would have it check what is parsed, and it refuses what is left out."""
+    pytest.importorskip("pydantic", reason="pydantic is not installed")
+    assert COMMANDS[name].parse([*words, "--out", "c"]).out == Path("c")
 
 
 def test_a_parsed_line_leaves_nothing_to_the_next():

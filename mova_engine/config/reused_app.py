@@ -14,6 +14,17 @@ from cyclopts.argument import Argument, ArgumentCollection
 _ASSEMBLED: dict[tuple[Hashable, bool], ArgumentCollection] = {}
 
 
+class TypedArgument(Argument):
+    """An argument whose converted value is taken as it is. cyclopts has it checked once more by pydantic wherever the
+    program, or something that it imports, has imported that; pydantic refuses options that are left out.
+    """
+
+    __slots__ = ()
+
+    def validate(self, value: Any) -> None:
+        """No option has a validator of its own."""
+
+
 class NamedArguments(ArgumentCollection):
     """The arguments of a command, found by their names at once; what has no such name is searched for as usual."""
 
@@ -36,6 +47,7 @@ class NamedArguments(ArgumentCollection):
         """Arguments without tokens in the same tree, which a parser can fill."""
         fresh = {id(argument): copy.copy(argument) for argument in assembled}
         for argument in fresh.values():
+            argument.__class__ = TypedArgument
             argument.tokens = []
             argument.children = ArgumentCollection(fresh[id(child)] for child in argument.children)
         found = cls(fresh.values())
