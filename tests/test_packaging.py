@@ -45,7 +45,8 @@ def test_wheel_holds_every_module_and_no_other_package(wheel):
         assert path.relative_to(ROOT).as_posix() in names
     for path in python_files("kernels"):
         assert f"mova_kernels/{path.relative_to(ROOT / 'kernels').as_posix()}" in names
-    for path in (ROOT / "mova_engine" / "config" / "recipes").glob("*.yaml"):
+    pages = (ROOT / "mova_engine").rglob("page/*.*")
+    for path in (*(ROOT / "mova_engine" / "config" / "recipes").glob("*.yaml"), *pages):
         assert path.relative_to(ROOT).as_posix() in names
     assert "mova_engine/py.typed" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"mova_engine", "mova_kernels"}

@@ -49,10 +49,10 @@ class Server:
         self.process.kill()
         self.process.wait()
 
-    def call(self, path: str, sent=None, rater: str = "", method: str | None = None, **headers):
+    def call(self, path: str, sent=None, rater: str | None = "", method: str | None = None, **headers):
         """(status, headers, body): JSON is parsed."""
         data = None if sent is None else sent if isinstance(sent, bytes) else json.dumps(sent).encode()
-        names = {"X-Rater": rater, **headers}
+        names = headers if rater is None else {"X-Rater": rater, **headers}
         request = urllib.request.Request(self.url + path, data, names, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:

@@ -110,6 +110,8 @@ def test_what_is_sent_wrongly_is_refused_and_the_server_goes_on(server):
     assert server.call("/api/join", {"name": "x" * 100})[0] == 422
     assert server.call("/api/undo", {"vote": "none"}, rater)[0] == 404
     assert server.call("/api/state", rater=rater)[0] == 200
+    status, _, _ = server.call("/api/join", {"name": "foreign"}, rater=None)
+    assert status == 422, "a page of another site cannot send the header"
     head = server.call("/")[1]
     assert "default-src 'none'" in head["Content-Security-Policy"] and head["X-Content-Type-Options"] == "nosniff"
 

@@ -67,7 +67,7 @@ def inspect_clip(path: str | Path) -> InspectedClip:
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
     try:
-        mono = torch.from_numpy(np.asarray(clip.sound(_LOUDNESS_RATE), np.float32))
+        mono = torch.from_numpy(np.array(clip.sound(_LOUDNESS_RATE), np.float32))
         lufs = loudness(mono, _LOUDNESS_RATE)
     except MovaError:
         lufs = None  # silent, or too short for a block

@@ -30,6 +30,8 @@ Covariate = Literal["position", "loudness", "length"]
 SEPARABLE_PRIOR = 400.0
 _SCORES = {"left": 1.0, "right": 0.0, "tie": 0.5, "bad": 0.5}
 _ALPHA = 0.05
+# Elo; an interval wider than this tells that some draws of the bootstrap had no finite strengths.
+_UNBOUNDED = 3000.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,9 @@ def analyse(votes: Sequence[CastVote], question: str, settings: AnalysisSettings
             notes.append(f"all votes are of one {what}: the intervals say nothing of other {what}s")
     answers = [vote.answers[question] for vote in used]
     effects = _effects(arrays, cast, prior, settings)
+    systems = _system_rows(fitted, settings, used, question)
+    if any(high - low > _UNBOUNDED for low, high in (row.intervals["bootstrap"] for row in systems)):
+        notes.append("the bootstrap has no bound: too few votes, some draws leave a system without a win or a loss")
     names = arrays.systems
     gains = pair_gains(arrays.wins())
     return QuestionResult(
@@ -168,7 +173,7 @@ def analyse(votes: Sequence[CastVote], question: str, settings: AnalysisSettings
         len(np.unique(plain.prompt)),
         settings.kind,
         prior,
-        _system_rows(fitted, settings, used, question),
+        systems,
         _neighbours(fitted, settings),
         effects,
         tuple(win_rates(plain)),

@@ -7,8 +7,8 @@
     POST /api/undo               {"vote"}
     GET  /clips/TOKEN            a clip, by ranges
 
-A rater's secret travels in the header X-Rater, which other sites' pages cannot send. Answers are JSON; a refusal is
-{"error"} with a status of HTTP.
+A rater's secret travels in the header X-Rater, which other sites' pages cannot send, and without which nothing is
+taken. Answers are JSON; a refusal is {"error"} with a status of HTTP.
 """
 
 import json
@@ -150,6 +150,8 @@ def _rater(request: "Request") -> str:
 
 async def _sent(request: "Request", **wanted: type) -> dict[str, Any] | None:
     """The JSON object of a request with the wanted fields; None for anything else, and for what is too large."""
+    if "x-rater" not in request.headers:
+        return None
     data = b""
     async for part in request.stream():
         data += part

@@ -27,6 +27,8 @@ QUESTIONS = {
 _SLACK = 1.0
 _LONGEST_NAME = 64
 _PAIR = "select pairs.*, prompts.text from pairs join clips on clips.id = left_clip join prompts on prompts.id = prompt"
+# A pair that was shown, and has no vote, counts as being looked at for so many seconds.
+_LOOKED_AT = 3600
 # The first pairs of a rater are no attention checks.
 _FIRST_CHECK = 3
 
@@ -238,16 +240,17 @@ class VoteSession:
         wins, pending = np.zeros((2, len(self._systems), len(self._systems)))
         shown: Counter[tuple[int, int, int]] = Counter()
         own: Counter[int] = Counter()
-        unseen = self._both.copy()
+        unseen, now = self._both.copy(), time.time()
         for row in database.execute(
-            "select pairs.rater, left_clip, right_clip, answer from pairs left join votes on votes.pair = pairs.id and "
-            "withdrawn is null left join answers on answers.vote = votes.id and question = ? where kind = 'vote'",
+            "select pairs.rater, left_clip, right_clip, served, answer from pairs "
+            "left join votes on votes.pair = pairs.id and withdrawn is null left join answers on answers.vote = votes.id and question = ? where kind = 'vote'",
             (next(iter(self.rules.questions)),),
         ):
             if not self._is_served(row):
                 continue
             (i, prompt), (j, _) = self._place[row["left_clip"]], self._place[row["right_clip"]]
-            _count(wins, pending, i, j, row["answer"])
+            if row["answer"] is not None or row["served"] > now - _LOOKED_AT:
+                _count(wins, pending, i, j, row["answer"])
             shown[min(i, j), max(i, j), prompt] += 1
             if row["rater"] == rater:
                 own[prompt] += 1

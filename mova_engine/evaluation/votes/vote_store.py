@@ -98,10 +98,13 @@ class VoteStore:
     def _database(self) -> sqlite3.Connection:
         found: sqlite3.Connection | None = getattr(self._local, "database", None)
         if found is None:
-            found = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
-            found.row_factory = sqlite3.Row
-            for setting in ("journal_mode=wal", "synchronous=full", "foreign_keys=on"):
-                found.execute(f"pragma {setting}")
+            try:
+                found = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+                found.row_factory = sqlite3.Row
+                for setting in ("journal_mode=wal", "synchronous=full", "foreign_keys=on"):
+                    found.execute(f"pragma {setting}")
+            except sqlite3.Error as error:
+                raise MovaError(f"{self.path}: cannot be opened ({error})") from None
             self._local.database = found
         return found
 
@@ -113,19 +116,20 @@ class VoteStore:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that no other writer runs beside; on disk when the block has ended, undone when it raises."""
+        """A transaction that no other writer runs beside; on disk when the block has ended, undone when it raises.
+
+        MovaError where the store cannot be written, as on a full disk.
+        """
         database = self._database
         try:
             database.execute("begin immediate")
-        except sqlite3.Error as error:
-            raise MovaError(f"{self.path}: cannot be written to ({error})") from None
-        try:
             yield database
             database.execute("commit")
-        except BaseException:
+        except sqlite3.Error as error:
+            raise MovaError(f"{self.path}: cannot be written to ({error})") from None
+        finally:
             if database.in_transaction:
                 database.execute("rollback")
-            raise
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """What a query finds. MovaError for a store that cannot be read."""
