@@ -243,7 +243,8 @@ class VoteSession:
         unseen, now = self._both.copy(), time.time()
         for row in database.execute(
             "select pairs.rater, left_clip, right_clip, served, answer from pairs "
-            "left join votes on votes.pair = pairs.id and withdrawn is null left join answers on answers.vote = votes.id and question = ? where kind = 'vote'",
+            "left join votes on votes.pair = pairs.id and withdrawn is null "
+            "left join answers on answers.vote = votes.id and question = ? where kind = 'vote'",
             (next(iter(self.rules.questions)),),
         ):
             if not self._is_served(row):
