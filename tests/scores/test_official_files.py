@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from mova_engine.errors import MovaError
 from mova_engine.scores.networks.cnn14 import Cnn14, PannsConfig
+from mova_engine.scores.networks.eat import Eat, EatSizes, named_by_fairseq
 from mova_engine.scores.networks.official_files import load_official
 
 TINY = PannsConfig(800, 32, 10, mels=8, high=400.0, classes=3, channels=(2, 3))
@@ -53,3 +54,16 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         with pytest.raises(MovaError, match="cannot read") as refused:
             load_official(lambda: Cnn14(TINY), path)
         assert "\n" not in str(refused.value)
+
+
+def test_both_releases_of_eat_have_the_same_weights():
+    """Names of Hugging Face's model: a wrapper's `model.`, then parts that fairseq's release nests deeper."""
+    network = Eat(EatSizes(width=8, depth=1, heads=2, classes=3, frames=32, longest=4, bands=16))
+    weights = network.state_dict()
+    spectrum = "model.modality_encoders.IMAGE."
+    published = {}
+    for name, tensor in weights.items():
+        short = name.replace(spectrum, "model.").replace("context_encoder.norm", "pre_norm")
+        published[short if short.startswith("model.") else f"model.{short}"] = tensor
+    assert {"model.extra_tokens", "model.pre_norm.bias", "model.head.weight"} <= published.keys()
+    assert named_by_fairseq(published) == weights and named_by_fairseq(weights) == weights

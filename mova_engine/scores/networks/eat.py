@@ -3,6 +3,7 @@
 Only tagging is here: the released fine-tuned models predict from the class token.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,26 @@ class EatSizes:
 
 EAT_BASE = EatSizes()
 EAT_LARGE = EatSizes(width=1024, depth=24, heads=16)
+
+
+# What the checkpoint of Hugging Face calls the parts of the spectrum's encoder and the last layers.
+_PUBLISHED = {
+    "model.local_encoder.": "model.modality_encoders.IMAGE.local_encoder.",
+    "model.extra_tokens": "model.modality_encoders.IMAGE.extra_tokens",
+    "model.fixed_positional_encoder.": "model.modality_encoders.IMAGE.fixed_positional_encoder.",
+    "model.pre_norm.": "model.modality_encoders.IMAGE.context_encoder.norm.",
+    "model.fc_norm.": "fc_norm.",
+    "model.head.": "head.",
+}
+
+
+def named_by_fairseq(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of the first release, which are this module's, from those or from Hugging Face's."""
+    found = {}
+    for name, tensor in weights.items():
+        before = next((each for each in _PUBLISHED if name.startswith(each)), None)
+        found[name if before is None else _PUBLISHED[before] + name.removeprefix(before)] = tensor
+    return found
 
 
 class EatAttention(nn.Module):

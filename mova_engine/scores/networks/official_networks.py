@@ -68,10 +68,12 @@ def open_audiobox(path: Path) -> object:
 
 
 def open_eat(path: Path) -> "nn.Module":
-    """EAT base, fine-tuned."""
-    from mova_engine.scores.networks.eat import EAT_BASE, Eat
+    """EAT base, fine-tuned: as its authors released it for fairseq, or on Hugging Face."""
+    from mova_engine.scores.networks.eat import EAT_BASE, Eat, named_by_fairseq
 
-    return load_official(lambda: Eat(EAT_BASE), path, under="model")
+    weights = read_weights(path)
+    held = weights.get("model", weights)
+    return network_of_weights(lambda: Eat(EAT_BASE), named_by_fairseq(held), path)
 
 
 def open_cnn14_16k(path: Path) -> "nn.Module":
