@@ -112,6 +112,14 @@ WRONG = {
         "--data clips --model nano --cut-every -1",
         "--data clips --model nano --device abacus",
     ],
+    "data index": [
+        "nowhere.tar --out new.parquet",
+        "text.txt --out new.parquet",
+        "folder --out new.parquet",
+        "clips --out new.txt",
+        "--out new.parquet",
+        "nowhere.tar --out new.parquet --threads 0",
+    ],
     "data preview": [
         "--data nowhere --model nano",
         "--data text.txt --model nano",

@@ -89,7 +89,7 @@ def _read_one(source: Path, tables: Path, listed: int) -> Sequence[Entry]:
         try:
             with one_writer(folder):
                 if not folder.is_dir():
-                    write_table(folder, manifest, entries_of(manifest))
+                    write_table(folder, manifest)
         except OSError as error:
             raise MovaError(
                 f"cannot write {folder}: {error.strerror or error}; --loader.cache FOLDER keeps it elsewhere"

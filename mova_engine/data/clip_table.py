@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,8 @@ from typing import Any, BinaryIO, overload
 
 import numpy as np
 
-from mova_engine.data.metadata import Entry, Place, same_id
+from mova_engine.data.clip_columns import ClipColumns, InShards, blocks_of
+from mova_engine.data.metadata import Entry, same_id
 from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.errors import MovaError
 from mova_engine.files.byte_ranges import FileFacts
@@ -145,14 +146,16 @@ def one_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_table(folder: Path, manifest: Path, found: Iterable[tuple[Place, Entry]]) -> None:
-    """Write the clips of `manifest` as the table `folder`, whole or not at all. Raises MovaError if two have one id."""
+def write_table(folder: Path, manifest: Path) -> None:
+    """Write the clips of `manifest` as the table `folder`, whole or not at all. Raises MovaError as `entries_of`, and
+    if two clips have one id.
+    """
     made = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
     made.mkdir(parents=True)
     try:
         with _TableWriter(made, manifest.parent) as writer:
-            for (word, number), entry in found:
-                writer.add(entry, word, number)
+            for word, number, block in blocks_of(manifest, BLOCK):
+                writer.add(word, number, block)
         writer.check_ids(manifest)
         os.replace(made, folder)
     except OSError as error:
@@ -163,7 +166,7 @@ def write_table(folder: Path, manifest: Path, found: Iterable[tuple[Place, Entry
 
 
 class _TableWriter:
-    """The files of a table while they are written, BLOCK rows at a time."""
+    """The files of a table while they are written."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, f"{base}{os.sep}"
@@ -172,60 +175,47 @@ class _TableWriter:
         self._shards: dict[Shard, int] = {}
         self._ends = dict.fromkeys(TEXTS, 0)
         self._count, self._word = 0, "row"
-        self._rows: list[tuple[Entry, int]] = []
 
     def __enter__(self) -> "_TableWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
         if exception[0] is None:
-            self._flush()
             self._write_facts()
         for file in self._files.values():
             file.close()
 
-    def add(self, entry: Entry, word: str, number: int) -> None:
+    def add(self, word: str, numbers: Sequence[int], block: ClipColumns) -> None:
+        """Append clips, whose rows have these numbers in the manifest."""
         self._word = word
-        self._rows.append((entry, number))
-        if len(self._rows) == BLOCK:
-            self._flush()
+        self._numbers("place", "u32", numbers)
+        self._numbers("start", "f64", block.starts)
+        self._texts("id", block.ids)
+        self._texts("caption", block.captions)
+        self._texts("path", [name.removeprefix(self.base) for name in block.names])
+        if block.in_shards is not None or self._shards:
+            self._in_shards(block)
+        self._file("id.hash.u64").write(b"".join([_hash(name) for name in block.ids]))
+        if block.ids:
+            self._order.update((("\n" if self._count else "") + "\n".join(block.ids)).encode())
+        said = [f"{start} {caption}\0" for start, caption in zip(block.starts, block.captions, strict=True)]
+        self._content.update("".join(said).encode())
+        self._count += len(block.ids)
 
-    def _flush(self) -> None:
-        entries = [entry for entry, _ in self._rows]
-        ids = [entry.id for entry in entries]
-        self._numbers("place", "u32", [number for _, number in self._rows])
-        self._numbers("start", "f64", [entry.start for entry in entries])
-        self._texts("id", ids)
-        self._texts("caption", [entry.caption for entry in entries])
-        self._texts("path", [self._named(entry) for entry in entries])
-        if any(isinstance(entry.path, FileInShard) for entry in entries) or self._shards:
-            self._in_shards(entries)
-        hashes = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
-        self._file("id.hash.u64").write(hashes)
-        if ids:
-            self._order.update((("\n" if self._count else "") + "\n".join(ids)).encode())
-        self._content.update("".join(f"{entry.start} {entry.caption}\0" for entry in entries).encode())
-        self._count += len(entries)
-        self._rows = []
-
-    def _named(self, entry: Entry) -> str:
-        if isinstance(entry.path, FileInShard):
-            return entry.path.name
-        return str(entry.path).removeprefix(self.base)
-
-    def _in_shards(self, entries: Sequence[Entry]) -> None:
+    def _in_shards(self, block: ClipColumns) -> None:
         if not self._shards and self._count:
             # The rows before had no shards.
             for name, kind in OF_SHARDS.items():
                 self._file(f"{name}.{kind}").write(bytes(self._count * TYPES[kind].itemsize))
             self._file("sha256.bin").write(bytes(self._count * DIGEST))
-        files = [entry.path if isinstance(entry.path, FileInShard) else None for entry in entries]
-        numbers = [0 if file is None else self._shards.setdefault(file.shard, len(self._shards) + 1) for file in files]
+        nothing = [0] * len(block.ids)
+        found = block.in_shards or InShards([None] * len(nothing), nothing, nothing, bytes(DIGEST * len(nothing)))
+        known = self._shards
+        numbers = [0 if shard is None else known.setdefault(shard, len(known) + 1) for shard in found.shards]
         self._numbers("shard", "u32", numbers)
-        self._numbers("offset", "u64", [0 if file is None else file.offset for file in files])
-        self._numbers("size", "u64", [0 if file is None else file.size for file in files])
-        digests = (bytes(DIGEST) if file is None else bytes.fromhex(file.sha256) for file in files)
-        self._file("sha256.bin").write(b"".join(digests))
+        self._numbers("offset", "u64", found.offsets)
+        self._numbers("size", "u64", found.sizes)
+        self._file("sha256.bin").write(found.digests)
 
     def _numbers(self, name: str, kind: str, values: Sequence[float]) -> None:
         self._file(f"{name}.{kind}").write(np.asarray(values, TYPES[kind]).tobytes())
@@ -267,9 +257,13 @@ class _TableWriter:
         first: dict[str, int] = {}
         for row in range(len(table)):
             name = table._texts["id"][row]
-            if int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") != wanted:
+            if int.from_bytes(_hash(name), "little") != wanted:
                 continue
             if name in first:
                 here, there = (int(table._numbers["place"][r]) for r in (row, first[name]))
                 raise same_id(manifest, name, f"{self._word} {here}", f"{self._word} {there}")
             first[name] = row
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()

@@ -95,6 +95,13 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 
 def _parquet(path: Path) -> Iterator[Row]:
     """A value that is null is a key that the row lacks."""
+    for first, batch in parquet_batches(path, PARQUET_ROWS):
+        for number, row in enumerate(batch.to_pylist(), start=first):
+            yield "row", number, {key: value for key, value in row.items() if value is not None}
+
+
+def parquet_batches(path: Path, rows: int) -> Iterator[tuple[int, Any]]:
+    """Yield (number of the first row from 1, pyarrow.RecordBatch) of up to `rows` rows of a Parquet file."""
     require_package("pyarrow", f"{path}: Parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -106,11 +113,10 @@ def _parquet(path: Path) -> Iterator[Row]:
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise MovaError(f"{path}: column '{shown(twice)}' occurs twice")
-            number = 0
-            for batch in file.iter_batches(PARQUET_ROWS, use_threads=False):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield "row", number, {key: value for key, value in row.items() if value is not None}
+            number = 1
+            for batch in file.iter_batches(rows, use_threads=False):
+                yield number, batch
+                number += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MovaError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())})") from None
 

@@ -3,6 +3,8 @@
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mova_engine.errors import MovaError
@@ -40,6 +42,26 @@ def write_atomic(path: str | Path, data: bytes, *, sync: bool = True) -> None:
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise MovaError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A with-block that writes a large file under the name that it is given; afterwards `path` is that file. If the
+    block fails, `path` stays as it was. MovaError, with the system's reason, if the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -63,16 +63,16 @@ class FileFacts:
     etag: str | None = None
 
 
-class _Passing(Exception):
-    """A try has failed in a way that may pass. after: seconds to wait that the server has asked for."""
+class PassingError(Exception):
+    """Within `retried`: a try has failed in a way that may pass. after: seconds that the server asks to wait."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
         self.after = after
 
 
-class _Odd(Exception):
-    """A try has failed in a way that will not pass."""
+class OddError(Exception):
+    """Within `retried`: a try has failed in a way that will not pass."""
 
 
 def is_local(address: str) -> bool:
@@ -109,12 +109,12 @@ def retried(address: str, attempt: Callable[[], R]) -> R:
         tries += 1
         try:
             return attempt()
-        except _Odd as error:
+        except OddError as error:
             odd += 1
             if odd >= ODD_TRIES:
                 raise UnreadableError(f"{without_query(address)}: {error}") from None
             pause = FIRST_WAIT_S
-        except _Passing as error:
+        except PassingError as error:
             pause = min(max(wait, error.after), LONGEST_WAIT_S)
             if time.monotonic() + pause - begin > PATIENCE_S:
                 spent = f"{tries} tries in {time.monotonic() - begin:.0f} s"
@@ -127,29 +127,29 @@ def retried(address: str, attempt: Callable[[], R]) -> R:
 
 @contextmanager
 def _sorted_errors() -> Iterator[None]:
-    """Turns what libraries raise into _Passing and _Odd."""
+    """Turns what libraries raise into PassingError and OddError."""
     try:
         yield
     except urllib.error.HTTPError as error:
         status = f"the server answers {error.code} {error.reason}"
         error.close()
         if error.code == 416:
-            raise _Odd("is shorter than the index says (416 Range Not Satisfiable)") from None
+            raise OddError("is shorter than the index says (416 Range Not Satisfiable)") from None
         if error.code in PASSING:
-            raise _Passing(status, _seconds(error.headers.get("Retry-After"))) from None
-        raise _Odd(status) from None
+            raise PassingError(status, _seconds(error.headers.get("Retry-After"))) from None
+        raise OddError(status) from None
     except TimeoutError:
-        raise _Passing(f"no byte came for {SILENCE_S:g} s") from None
+        raise PassingError(f"no byte came for {SILENCE_S:g} s") from None
     except urllib.error.URLError as error:
-        raise _Passing(f"cannot be reached ({error.reason})") from None
+        raise PassingError(f"cannot be reached ({error.reason})") from None
     except (http.client.HTTPException, ConnectionError) as error:
-        raise _Passing(f"the transfer broke off ({error or type(error).__name__})") from None
+        raise PassingError(f"the transfer broke off ({error or type(error).__name__})") from None
     except FileNotFoundError:
-        raise _Odd("no such file") from None
+        raise OddError("no such file") from None
     except PermissionError:
-        raise _Odd("no permission to read it") from None
+        raise OddError("no permission to read it") from None
     except OSError as error:
-        kind = _Passing if error.errno in PASSING_ERRNO or error.errno is None else _Odd
+        kind = PassingError if error.errno in PASSING_ERRNO or error.errno is None else OddError
         raise kind(f"cannot be read ({error.strerror or error})") from None
 
 
@@ -176,7 +176,7 @@ class _LocalPlace:
         try:
             status = require_file(self._path(address))
         except MovaError as error:
-            raise _Odd(str(error).removeprefix(f"{self._path(address)}: ")) from None
+            raise OddError(str(error).removeprefix(f"{self._path(address)}: ")) from None
         return FileFacts(status.st_size, status.st_mtime)
 
     def _path(self, address: str) -> str:
@@ -196,17 +196,17 @@ class _HttpPlace:
         last = offset + size - 1
         with self._request(address, Range=f"bytes={offset}-{last}") as answer, _sorted_errors():
             if answer.status != 206:
-                raise _Odd(f"the server refuses ranges (status {answer.status} instead of 206)")
+                raise OddError(f"the server refuses ranges (status {answer.status} instead of 206)")
             sent = (answer.headers.get("Content-Range") or "").partition("/")[0]
             if sent != f"bytes {offset}-{last}":
-                raise _Odd(f"the server has sent '{sent}' instead of bytes {offset}-{last}")
+                raise OddError(f"the server has sent '{sent}' instead of bytes {offset}-{last}")
             data = bytearray()
             while len(data) < size and (part := answer.read(min(CHUNK, size - len(data)))):
                 data += part
                 if time.monotonic() > deadline:
-                    raise _Passing(f"comes more slowly than {LEAST_RATE >> 10} KiB a second")
+                    raise PassingError(f"comes more slowly than {LEAST_RATE >> 10} KiB a second")
             if len(data) < size:
-                raise _Passing(f"the transfer broke off after {len(data)} of {size} bytes")
+                raise PassingError(f"the transfer broke off after {len(data)} of {size} bytes")
         return bytes(data)
 
     def facts(self, address: str) -> FileFacts:
@@ -226,7 +226,7 @@ class _HttpPlace:
                 request = urllib.request.Request(address, headers=given, method=method)
                 return urllib.request.urlopen(request, timeout=SILENCE_S)
             except (ValueError, http.client.InvalidURL) as error:
-                raise _Odd(f"not a usable address ({error})") from None
+                raise OddError(f"not a usable address ({error})") from None
 
 
 class _FsspecPlace:
@@ -249,7 +249,7 @@ class _FsspecPlace:
         with self._errors():
             data = self._files.cat_file(address, start=offset, end=offset + size) if size else b""
         if len(data) > size:
-            raise _Odd(f"the server refuses ranges (it has sent {len(data)} bytes instead of {size})")
+            raise OddError(f"the server refuses ranges (it has sent {len(data)} bytes instead of {size})")
         return _whole(data, size)
 
     def facts(self, address: str) -> FileFacts:
@@ -263,16 +263,16 @@ class _FsspecPlace:
         try:
             with _sorted_errors():
                 yield
-        except (_Passing, _Odd, MovaError):
+        except (PassingError, OddError, MovaError):
             raise
         except Exception as error:
             # Each file system has errors of its own, none of which can be known here.
-            raise _Passing(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
+            raise PassingError(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
 
 
 def _whole(data: bytes, size: int) -> bytes:
     if len(data) < size:
-        raise _Odd(f"is shorter than the index says ({len(data)} of {size} bytes are there)")
+        raise OddError(f"is shorter than the index says ({len(data)} of {size} bytes are there)")
     return data
 
 

@@ -1,0 +1,148 @@
+"""Clips as columns, some thousand rows at a time, as tables are written from manifests.
+
+Rows of Parquet files come as columns already. A block of ordinary ones is checked column by column, with the same rules
+as `metadata.entry_of` has for a row, at a tenth of the time. A block in which something is not ordinary is read row by
+row, which tells what it is.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mova_engine.data.manifest_rows import parquet_batches, rows_of
+from mova_engine.data.metadata import LATEST_START, Entry, entry_of
+from mova_engine.data.shard_files import FileInShard, Shard
+from mova_engine.data.text import flaw
+from mova_engine.files.byte_ranges import FileFacts
+
+# Columns of an ordinary block; others are ignored, and these must not hold null.
+PLAIN = ("id", "caption", "video_path")
+SHARDED = ("id", "caption", "shard", "member", "offset", "size", "sha256")
+FACTS = ("shard_size", "shard_modified", "shard_etag")
+_DIGESTS = re.compile(r"[0-9a-f]*")
+
+
+@dataclass(frozen=True)
+class InShards:
+    """Of each clip its shard (None: it is a file of its own), and where it lies in it; digests: 32 bytes each."""
+
+    shards: Sequence[Shard | None]
+    offsets: Sequence[int]
+    sizes: Sequence[int]
+    digests: bytes
+
+
+@dataclass(frozen=True)
+class ClipColumns:
+    """Clips. names: the paths of files, and the names that files have in their shards. in_shards: None if none are."""
+
+    ids: Sequence[str]
+    captions: Sequence[str]
+    starts: Sequence[float]
+    names: Sequence[str]
+    in_shards: InShards | None
+
+
+def blocks_of(manifest: Path, size: int) -> Iterator[tuple[str, Sequence[int], ClipColumns]]:
+    """Yield the clips of a manifest, about `size` at a time, as (what a row is called, the rows' numbers, clips).
+
+    Raises MovaError as `metadata.entries_of`.
+    """
+    if manifest.suffix.lower() == ".parquet":
+        for number, batch in parquet_batches(manifest, size):
+            columns = batch.to_pydict()
+            numbers = range(number, number + len(batch))
+            block = _ordinary(manifest.parent, columns)
+            if block is None:
+                rows = ({name: x for name, x in row.items() if x is not None} for row in batch.to_pylist())
+                block = _by_rows(manifest, zip(repeat("row"), numbers, rows, strict=False))
+            yield "row", numbers, block
+        return
+    rows = rows_of(manifest)
+    while some := list(islice(rows, size)):
+        yield some[0][0], [number for _, number, _ in some], _by_rows(manifest, iter(some))
+
+
+def _by_rows(manifest: Path, rows: Iterator[tuple[str, int, Any]]) -> ClipColumns:
+    entries = [entry_of(manifest.parent, f"{manifest}: {word} {number}", row) for word, number, row in rows]
+    files = [entry.path if isinstance(entry.path, FileInShard) else None for entry in entries]
+    found = None
+    if any(files):
+        found = InShards(
+            [None if file is None else file.shard for file in files],
+            [0 if file is None else file.offset for file in files],
+            [0 if file is None else file.size for file in files],
+            b"".join(bytes(32) if file is None else bytes.fromhex(file.sha256) for file in files),
+        )
+    names = [_name(entry) for entry in entries]
+    return ClipColumns([e.id for e in entries], [e.caption for e in entries], [e.start for e in entries], names, found)
+
+
+def _name(entry: Entry) -> str:
+    return entry.path.name if isinstance(entry.path, FileInShard) else str(entry.path)
+
+
+def _ordinary(folder: Path, columns: dict[str, list[Any]]) -> ClipColumns | None:
+    """A block whose rows are ordinary; None if one of them is not."""
+    sharded = "shard" in columns
+    for name in SHARDED if sharded else PLAIN:
+        if None in columns.get(name, [None]):
+            return None
+    count = len(columns["id"])
+    starts = columns.get("start") or [0.0] * count
+    ids, captions, names = columns["id"], columns["caption"], columns["member" if sharded else "video_path"]
+    if not (_are_numbers(starts, float) and _are_names(ids) and _are_names(names)):
+        return None
+    times = np.asarray(starts, np.float64)
+    if not ((times >= 0) & (times <= LATEST_START)).all():
+        return None
+    if not all(type(text) is str and (text.isprintable() or flaw(text) is None) for text in captions):
+        return None
+    found = None
+    if sharded:
+        found = _ordinary_shards(folder, columns, count)
+        if found is None:
+            return None
+    else:
+        names = [os.path.join(folder, name) for name in names]
+    return ClipColumns(ids, captions, times.tolist(), names, found)
+
+
+def _ordinary_shards(folder: Path, columns: dict[str, list[Any]], count: int) -> InShards | None:
+    offsets, sizes, digests = columns["offset"], columns["size"], columns["sha256"]
+    if not (_are_numbers(offsets, int) and _are_numbers(sizes, int) and min(offsets) >= 0 and min(sizes) >= 0):
+        return None
+    if not all(type(digest) is str and len(digest) == 64 for digest in digests):
+        return None
+    joined = "".join(digests)
+    if not _DIGESTS.fullmatch(joined) or not _are_names(list(set(columns["shard"]))):
+        return None
+    facts = [columns.get(name) or [None] * count for name in FACTS]
+    known: dict[tuple[Any, ...], Shard] = {}
+    shards = []
+    for key in zip(columns["shard"], *facts, strict=True):
+        shard = known.get(key)
+        if shard is None:
+            address, size, modified, etag = key
+            if not (type(size) in (int, type(None)) and type(modified) in (float, type(None))):
+                return None
+            if etag is not None and (type(etag) is not str or not etag.isprintable()):
+                return None
+            place = address if "://" in address else str(folder / address)
+            shard = known[key] = Shard(place, FileFacts(size, modified, etag))
+        shards.append(shard)
+    return InShards(shards, offsets, sizes, bytes.fromhex(joined))
+
+
+def _are_names(texts: list[Any]) -> bool:
+    return all(type(text) is str and text and text.isprintable() for text in texts)
+
+
+def _are_numbers(values: list[Any], kind: type) -> bool:
+    return set(map(type, values)) <= {kind}

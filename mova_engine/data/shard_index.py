@@ -1,0 +1,327 @@
+"""Makes the index of tar shards: which clips they hold, and where in them the bytes of each lie.
+
+Shards are as WebDataset writes them: plain tar files in which the files of one sample have one name up to the first
+dot.
+
+    0001.mp4  0001.txt                the clip and its caption
+    0001.mp4  0001.json               the clip and {"caption": ..., "start": ..., "id": ...}, or a list of such objects
+
+Each shard is read once from its beginning to its end; the index holds the digest of every media file. It is a Parquet
+file that is a manifest as any other: its columns `shard`, `member`, `offset`, `size` and `sha256` take the place of
+`video_path`, see `data.metadata`.
+"""
+
+import hashlib
+import io
+import json
+import posixpath
+import tarfile
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mova_engine.data.metadata import CAPTION, MEDIA, entry_of
+from mova_engine.data.text import shown
+from mova_engine.errors import MovaError, counted, require_package
+from mova_engine.files.atomic import whole_file
+from mova_engine.files.byte_ranges import (
+    LEAST_RATE,
+    SILENCE_S,
+    FileFacts,
+    PassingError,
+    is_local,
+    opened,
+    read_facts,
+    retried,
+    without_query,
+)
+
+CHUNK = 1 << 20
+# Bytes of a tar file's header and of what its contents are padded to; at its end there is at least one of zeros.
+BLOCK = 512
+# The largest caption or JSON file of a sample that is read.
+LARGEST_TEXT = 16 << 20
+# Keys of a sample's JSON that reach the index.
+KEYS = ("caption", "start", "id")
+# Rows of one group of the Parquet file, and its columns.
+ROWS = 1 << 16
+COLUMNS = {
+    **dict.fromkeys(("id", "caption"), "string"),
+    "start": "float64",
+    **dict.fromkeys(("shard", "member"), "string"),
+    **dict.fromkeys(("offset", "size"), "int64"),
+    "sha256": "string",
+    "shard_size": "int64",
+    "shard_modified": "float64",
+    "shard_etag": "string",
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a shard. text: its content, of captions and JSON; None for media files."""
+
+    name: str
+    offset: int
+    size: int
+    sha256: str
+    text: bytes | None
+
+
+@dataclass(frozen=True)
+class IndexedShard:
+    """A shard's rows, and what was found beside them. without_clip: samples that hold no media file."""
+
+    rows: list[dict[str, Any]]
+    without_clip: int
+
+
+def write_index(
+    shards: Sequence[str],
+    out: Path,
+    *,
+    base: str | None = None,
+    threads: int = 4,
+    overwrite: bool = False,
+    say: Callable[[str], object] = print,
+    progress: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Read `shards` (paths, http://, s3:// and so on) and write their index to `out`; returns the number of clips.
+
+    base: the address under which the trainer will find the shards, by their names; None: where they are now. Shards on
+    this machine are named relative to the folder of `out`. say: told what was found. progress: called with the number
+    of shards that are read.
+    Raises MovaError, naming shard and file, for a shard that is missing, cut short or no tar file, for samples without
+    caption or with two media files, and for clips of one id. Then nothing is written.
+    """
+    require_package("pyarrow", "the index")
+    if not shards:
+        raise MovaError("no shards: name tar files")
+    if out.suffix.lower() != ".parquet":
+        raise MovaError(f"--out {out}: an index ends in .parquet")
+    if out.exists() and not overwrite:
+        raise MovaError(f"{out} is there already: give another --out, or --overwrite")
+    twice = [name for name, count in Counter(posixpath.basename(without_query(s)) for s in shards).items() if count > 1]
+    if twice:
+        raise MovaError(f"two shards are called {twice[0]}: their names tell clips apart, so rename one")
+    without = 0
+    with whole_file(out) as unfinished, ThreadPoolExecutor(threads) as pool:
+        with _IndexWriter(unfinished, out.parent) as writer:
+            try:
+                for done, found in enumerate(pool.map(read_shard, shards), start=1):
+                    writer.add(_stated(shards[done - 1], out.parent, base), found.rows)
+                    without += found.without_clip
+                    progress(done)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        if not writer.count:
+            raise MovaError(f"{counted(len(shards), 'shard')} hold no clips")
+        writer.check_ids()
+    say(f"{out}: {counted(writer.count, 'clip')} of {counted(len(shards), 'shard')}")
+    if without:
+        say(f"{counted(without, 'sample')} without a video or sound file: left out")
+    if same := writer.count - len(np.unique(writer.contents)):
+        say(f"{counted(same, 'clip')} with the bytes and start of another one")
+    return writer.count
+
+
+def read_shard(address: str) -> IndexedShard:
+    """The clips of one shard. Raises MovaError as `write_index`."""
+    name = without_query(address)
+    if not name.lower().endswith(".tar"):
+        raise MovaError(f"{name}: a shard is an uncompressed tar file and ends in .tar")
+    facts = read_facts(address)
+
+    def attempt() -> tuple[list[Member], int]:
+        with opened(address) as stream:
+            counting = _Counting(stream)
+            try:
+                return list(_members(counting, name)), counting.finish()
+            except (tarfile.TarError, EOFError) as error:
+                if facts.size is not None and counting.place < facts.size:
+                    raise PassingError(f"the transfer broke off after {counting.place} of {facts.size} bytes") from None
+                raise MovaError(f"{name}: cut short, or no tar file ({error})") from None
+
+    members, size = retried(address, attempt)
+    end = max((member.offset + -(-member.size // BLOCK) * BLOCK for member in members), default=0)
+    if size < end + BLOCK:
+        raise MovaError(f"{name}: cut short: the blocks of zeros that end a tar file are missing")
+    facts = replace(facts, size=size)
+    return _clips(name, members, facts)
+
+
+class _Counting(io.RawIOBase):
+    """A stream that counts its bytes, and refuses to come too slowly."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.place, self._begin = stream, 0, time.monotonic()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.place += len(data)
+        spent = time.monotonic() - self._begin - SILENCE_S
+        if spent > 0 and self.place < spent * LEAST_RATE:
+            raise PassingError(f"comes more slowly than {LEAST_RATE >> 10} KiB a second")
+        return data
+
+    def finish(self) -> int:
+        """Read to the end; returns the number of all bytes."""
+        while self.read(CHUNK):
+            pass
+        return self.place
+
+
+def _members(stream: _Counting, shard: str) -> Iterator[Member]:
+    # A stream, not a file: tarfile then reads from the beginning to the end without going back.
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:  # pyright: ignore[reportArgumentType]
+        for info in tar:
+            if not info.isfile():
+                continue
+            if info.issparse():
+                raise MovaError(f"{shard}: {shown(info.name)} is stored as a sparse file: write the shard without them")
+            content = tar.extractfile(info)
+            assert content is not None, "a file has content"
+            digest, read, text = hashlib.sha256(), 0, None
+            suffix = PurePosixPath(info.name).suffix.lower()
+            if suffix in (CAPTION, ".json"):
+                if info.size > LARGEST_TEXT:
+                    raise MovaError(f"{shard}: {shown(info.name)} is larger than {LARGEST_TEXT >> 20} MiB")
+                text = content.read()
+                read = len(text)
+            elif suffix in MEDIA:
+                while part := content.read(CHUNK):
+                    digest.update(part)
+                    read += len(part)
+            else:
+                continue
+            if read < info.size:
+                raise EOFError(f"{shown(info.name)} ends after {read} of {info.size} bytes")
+            yield Member(info.name, info.offset_data, info.size, digest.hexdigest(), text)
+
+
+def _clips(shard: str, members: Sequence[Member], facts: FileFacts) -> IndexedShard:
+    samples: dict[str, dict[str, Member]] = {}
+    for member in members:
+        folder, name = posixpath.split(member.name)
+        key, _, kind = name.partition(".")
+        sample = samples.setdefault(posixpath.join(folder, key), {})
+        if kind in sample:
+            raise MovaError(f"{shard}: holds {shown(member.name)} twice")
+        sample[kind] = member
+    rows, without = list[dict[str, Any]](), 0
+    for key, sample in samples.items():
+        media = [member for member in sample.values() if member.text is None]
+        if len(media) > 1:
+            raise MovaError(f"{shard}: sample {shown(key)} holds both {media[0].name} and {media[1].name}")
+        if not media:
+            without += 1
+            continue
+        rows += _rows(shard, media[0], sample, facts)
+    return IndexedShard(rows, without)
+
+
+def _rows(shard: str, media: Member, sample: dict[str, Member], facts: FileFacts) -> Iterator[dict[str, Any]]:
+    place = f"{shard}: {shown(media.name)}"
+    told = next((m for kind, m in sample.items() if kind.lower().rpartition(".")[2] == "json"), None)
+    given = next((m for kind, m in sample.items() if kind.lower().rpartition(".")[2] == "txt"), None)
+    said: Any = {}
+    if told is not None:
+        try:
+            said = json.loads(_text(shard, told))
+        except (ValueError, RecursionError) as error:
+            raise MovaError(f"{shard}: {shown(told.name)}: not valid JSON ({error})") from None
+    clips = said if isinstance(said, list) else [said]
+    for clip in clips:
+        if not isinstance(clip, dict):
+            raise MovaError(f"{place}: its JSON must be an object or a list of them, got {type(clip).__name__}")
+        row = {key: clip[key] for key in KEYS if clip.get(key) is not None}
+        if given is not None:
+            row.setdefault("caption", _text(shard, given).strip())
+        if "caption" not in row:
+            raise MovaError(f"{place}: has no caption: add a {CAPTION} file, or a .json file with the key 'caption'")
+        row |= {"member": media.name, "offset": media.offset, "size": media.size, "sha256": media.sha256}
+        row |= {"shard_size": facts.size, "shard_modified": facts.modified, "shard_etag": facts.etag}
+        yield {key: value for key, value in row.items() if value is not None}
+
+
+def _text(shard: str, member: Member) -> str:
+    try:
+        return (member.text or b"").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MovaError(f"{shard}: {shown(member.name)}: not UTF-8 ({error.reason})") from None
+
+
+def _stated(address: str, folder: Path, base: str | None) -> str:
+    """A shard as the index names it."""
+    if base is not None:
+        return f"{base.rstrip('/')}/{posixpath.basename(without_query(address))}"
+    if not is_local(address):
+        return address
+    path = Path(address.removeprefix("file://")).resolve()
+    within = path.is_relative_to(folder.resolve())
+    return path.relative_to(folder.resolve()).as_posix() if within else str(path)
+
+
+class _IndexWriter:
+    """Writes an index shard by shard. Of each clip it keeps 16 bytes: hashes of its id, and of its bytes and start."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        import pyarrow as pa
+
+        self.path, self.folder, self.count = path, folder, 0
+        self.ids, self.contents = array("Q"), array("Q")
+        self._schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
+
+    def __enter__(self) -> "_IndexWriter":
+        import pyarrow.parquet as pq
+
+        self._file = pq.ParquetWriter(self.path, self._schema, compression="zstd")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def add(self, shard: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Append the clips of a shard. Raises MovaError for rows that a run would refuse."""
+        import pyarrow as pa
+
+        whole = []
+        for row in rows:
+            entry = entry_of(self.folder, f"{shard}: {shown(row['member'])}", {"shard": shard, **row})
+            whole.append({"shard": shard, **row, "id": entry.id, "start": entry.start})
+            self.ids.append(_hash(entry.id))
+            self.contents.append(_hash(f"{row['sha256']} {entry.start}"))
+        if whole:
+            self._file.write_table(pa.Table.from_pylist(whole, self._schema), row_group_size=ROWS)
+        self.count += len(whole)
+
+    def check_ids(self) -> None:
+        """Raise MovaError if two clips have one id."""
+        import pyarrow.parquet as pq
+
+        hashes, counts = np.unique(np.asarray(self.ids), return_counts=True)
+        suspects = set(hashes[counts > 1].tolist())
+        places: dict[str, str] = {}
+        for batch in pq.ParquetFile(self.path).iter_batches(columns=["id", "shard", "member"]) if suspects else ():
+            for row in batch.to_pylist():
+                place = f"{row['shard']}: {shown(row['member'])}"
+                if _hash(row["id"]) not in suspects:
+                    continue
+                if row["id"] in places:
+                    raise MovaError(f"{place}: id '{shown(row['id'])}' is taken by {places[row['id']]}")
+                places[row["id"]] = place
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
