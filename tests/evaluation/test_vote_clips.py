@@ -153,6 +153,32 @@ def test_a_copy_is_the_clip_without_its_names(clip):
     assert copy.find(b"moov") < copy.find(b"mdat"), "players begin before all has come"
 
 
+def test_mono_sound_is_as_loud_as_the_same_sound_in_both_channels(tmp_path):
+    """So do browsers play it. Sine of 997 Hz at full scale on both sides: 0 LUFS (BS.1770-4, annex 2: -3.01 on one)."""
+    tone = np.sin(2 * np.pi * 997 * np.arange(2 * RATE) / RATE)
+    (tmp_path / "pictures.mp4").write_bytes(
+        encode_mp4("x", np.zeros((2 * FPS, 32, 48, 3), np.uint8), 0 * tone, FPS, RATE)
+    )
+    found = {}
+    for layout, channels in (("mono", 1), ("stereo", 2)):
+        path = tmp_path / f"{layout}.mkv"
+        with av.open(tmp_path / "pictures.mp4") as given, av.open(str(path), "w") as container:
+            moving = container.add_stream_from_template(given.streams.video[0])
+            sound = container.add_stream("pcm_s16le", rate=RATE, layout=layout)
+            for packet in given.demux(given.streams.video[0]):
+                if packet.size:
+                    packet.stream = moving
+                    container.mux(packet)
+            samples = np.repeat((0.5 * 32767 * tone).astype(np.int16), channels)[None]
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
+            frame.sample_rate, frame.pts = RATE, 0
+            for packet in [*sound.encode(frame), *sound.encode(None)]:
+                container.mux(packet)
+        found[layout] = inspect_clip.__wrapped__(path).lufs
+    assert found["mono"] == pytest.approx(20 * np.log10(0.5), abs=0.05)
+    assert found["stereo"] == pytest.approx(found["mono"], abs=0.1), "but for blocks that hold both channels' ends"
+
+
 def test_levelling_changes_the_loudness_and_nothing_else(clip):
     path = clip.with_name("quiet.mp4")
     path.write_bytes(blind_mp4.__wrapped__(clip, False, -6.0))

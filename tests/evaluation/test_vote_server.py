@@ -4,6 +4,7 @@ import secrets
 import sqlite3
 import threading
 import time
+from http.client import HTTPException
 
 import pytest
 from vote_servers import SECONDS, SYSTEMS, serving, write_study
@@ -141,7 +142,7 @@ def _vote_until_told(server, name, stop, acknowledged, count=10**6):
                 break
             if status == 200:
                 acknowledged.append(vote["id"])
-    except OSError:
+    except (OSError, HTTPException):
         return  # killed
 
 

@@ -5,6 +5,7 @@ notes are left out: of the container all, of H.264 and AV1 the units that carry 
 sound is encoded anew, and with `encode` the pictures too.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ PLAYED_PICTURES, PLAYED_SOUND = ("h264", "av1", "vp9"), ("aac", "mp3", "opus", "
 _NOTES = {"h264": "filter_units=remove_types=6", "av1": "filter_units=remove_types=5|15"}
 _PLAYED_FORMATS = ("yuv420p", "yuvj420p")
 _CRF, _BIT_RATE, _BLOCK = 12, 256_000, 1024
-_LOUDNESS_RATE = 48000
+_LOUDNESS_RATE, _BOTH_SIDES = 48000, 10 * math.log10(2)
 # Of a damaged copy: pixels joined to squares of this side, noise as loud as the sound, and its delay in seconds.
 _MOSAIC, _QUIETEST, _DELAY = 16, 0.02, 0.8
 
@@ -40,8 +41,8 @@ _Samples = np.ndarray
 
 @dataclass(frozen=True)
 class InspectedClip:
-    """What decoding a whole clip showed. seconds: of its pictures. sound: of its sound. lufs: None without loudness.
-    unplayable: why browsers do not play it as it is, "" where they do.
+    """What decoding a whole clip showed. seconds: of its pictures. sound: of its sound. lufs: its loudness as two
+    loudspeakers give it, None without. unplayable: why browsers do not play it as it is, "" where they do.
     """
 
     seconds: float
@@ -67,8 +68,10 @@ def inspect_clip(path: str | Path) -> InspectedClip:
     except MovaError as error:
         raise MovaError(f"{path}: {error}") from None
     try:
-        mono = torch.from_numpy(np.array(clip.sound(_LOUDNESS_RATE), np.float32))
-        lufs = loudness(mono, _LOUDNESS_RATE)
+        channels = "mono" if track.samples.shape[1] == 1 else "stereo"
+        sound = np.asarray(clip.sound(_LOUDNESS_RATE, channels), np.float32).reshape(-1, 1 if channels == "mono" else 2)
+        # Channels one after the other have the mean of their powers; two loudspeakers give the sum, of mono sound too.
+        lufs = loudness(torch.from_numpy(sound.T.flatten()), _LOUDNESS_RATE) + _BOTH_SIDES
     except MovaError:
         lufs = None  # silent, or too short for a block
     return InspectedClip(seconds, len(track.samples) / track.rate, height, width, lufs, _unplayable(path))
