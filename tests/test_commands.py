@@ -243,11 +243,3 @@ def test_bash_reads_the_completion(tmp_path):
     )
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
     assert done.stdout.split() == ["plan"], done.stderr
-
-
-def test_commands_are_understood_where_pydantic_is_loaded_too():
-    """The command line's library then has it check values by their declared types, defaults too."""
-    pytest.importorskip("pydantic")
-    from mova_engine.commands.eval_compare import COMPARE
-
-    assert COMPARE.parse(["a", "b"]) is not None

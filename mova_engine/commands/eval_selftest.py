@@ -23,6 +23,8 @@ class EvalSelftestConfig:
 
     weights: Path | None = None
     """Folder of official weights."""
+    accept_noncommercial: bool = False
+    """Use weights whose licence forbids commercial use."""
     media: Path | None = None
     """Folder of the examples' recordings; folders in it are searched too."""
 
@@ -35,14 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = SELFTEST.parse(argv)
     if config is None:
         return 0
-    for option, folder in (("--weights", config.weights), ("--media", config.media)):
-        if folder is not None and not folder.is_dir():
-            raise MovaError(f"{option} {folder}: no such folder")
+    if config.media is not None and not config.media.is_dir():
+        raise MovaError(f"--media {config.media}: no such folder")
     # Imported late, so that help is instant.
     from mova_engine.evaluation.selftest import read_examples, run_examples
+    from mova_engine.scores.weights_folder import WeightsFolder
 
+    weights = WeightsFolder(config.weights, accept_noncommercial=config.accept_noncommercial)
     states = Counter[str]()
-    for verdict in run_examples(read_examples(), config.weights, config.media):
+    for verdict in run_examples(read_examples(), weights, config.media):
         states[verdict.state] += 1
         example = verdict.example
         _say(f"{verdict.state:6} {example.name}")

@@ -263,13 +263,13 @@ class Command(Generic[Settings]):
         general = Parameter(group=_GENERAL)
         with_file: Any = Annotated[Path | None, general]
         flag: Any = Annotated[bool, Parameter(group=_GENERAL, negative="")]
-        fields: Any = Annotated[kind | None, Parameter(name="*")]
+        fields: Any = Annotated[kind, Parameter(name="*")]
         # A dataclass without fields would be shown in the help as an argument of its own.
         given = Parameter(parse=False) if self.beside is Nothing else Parameter(name="*", group=_BESIDE)
-        more: Any = Annotated[self.beside | None, given]
+        more: Any = Annotated[self.beside, given]
         # Declared for help and completion; `Shorthand.taken_off` has it off the command line by then.
         short, said = (Nothing, Parameter(parse=False)) if self.shorthand is None else self.shorthand.declared
-        word: Any = Annotated[short | None, said]
+        word: Any = Annotated[short, said]
         if self.recipes is None:
 
             def run(

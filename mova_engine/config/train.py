@@ -229,6 +229,10 @@ class ValidationSettings:
     """Scores to measure the samples by, such as speech-lag, loudness, dnsmos (`mova eval scores` has them all): beside
     the training, by the first process. Clips of bouncing balls are measured by their clicks too.
     """
+    weights: Path | None = None
+    """Folder of the weights that those scores need, as of `mova eval --weights`."""
+    accept_noncommercial: bool = False
+    """Use weights whose licence forbids commercial use."""
 
     def __post_init__(self) -> None:
         check_least(self, "validation.", every=0, synthetic_clips=0, clips=1, samples=0, steps=1)

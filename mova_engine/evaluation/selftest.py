@@ -12,17 +12,19 @@ from typing import Any, Literal
 import yaml
 
 from mova_engine.errors import MovaError
-from mova_engine.evaluation.selftest_checks import CHECKS
+from mova_engine.evaluation.selftest_checks import CHECKS, SelftestInputs
+from mova_engine.scores.weights_folder import WeightsFolder
+from mova_engine.scores.weights_manifest import WEIGHTS
 
 EXAMPLES = Path(__file__).with_name("selftest_examples.yaml")
 
 
 @dataclass(frozen=True)
 class ExampleNeeds:
-    """packages: names to import. weights, media: {file: where it comes from}."""
+    """packages: names to import. weights: names in the manifest. media: {file: where it comes from}."""
 
     packages: tuple[str, ...] = ()
-    weights: Mapping[str, str] = field(default_factory=dict[str, str])
+    weights: tuple[str, ...] = ()
     media: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -58,22 +60,24 @@ def read_examples(path: Path = EXAMPLES) -> list[SelftestExample]:
 
 
 def run_examples(
-    examples: Iterable[SelftestExample], weights: Path | None = None, media: Path | None = None
+    examples: Iterable[SelftestExample], weights: WeightsFolder | None = None, media: Path | None = None
 ) -> Iterator[ExampleVerdict]:
-    """Each example's verdict, in order. weights, media: folders searched, with those in them, for files.
+    """Each example's verdict, in order. media: a folder searched, with those in it, for recordings.
 
     An example whose files or packages are not there has no numbers and says where they come from.
     """
+    weights = weights or WeightsFolder(None)
     for example in examples:
         files, lacking = _found(example.needs, weights, media)
-        yield (
-            ExampleVerdict(example, "absent", reason=f"needs {'; '.join(lacking)}") if lacking else _try(example, files)
-        )
+        if lacking:
+            yield ExampleVerdict(example, "absent", reason=f"needs {'; '.join(lacking)}")
+        else:
+            yield _try(example, SelftestInputs(files, weights))
 
 
-def _try(example: SelftestExample, files: Mapping[str, Path]) -> ExampleVerdict:
+def _try(example: SelftestExample, inputs: SelftestInputs) -> ExampleVerdict:
     try:
-        found = CHECKS[example.check](example.given, files)
+        found = CHECKS[example.check](example.given, inputs)
     except MovaError as error:
         return ExampleVerdict(example, "missed", reason=str(error))
     got = {name: float(found[name]) for name in example.expected}
@@ -81,14 +85,16 @@ def _try(example: SelftestExample, files: Mapping[str, Path]) -> ExampleVerdict:
     return ExampleVerdict(example, "held" if held else "missed", got)
 
 
-def _found(needs: ExampleNeeds, weights: Path | None, media: Path | None) -> tuple[dict[str, Path], list[str]]:
+def _found(needs: ExampleNeeds, weights: WeightsFolder, media: Path | None) -> tuple[dict[str, Path], list[str]]:
     files: dict[str, Path] = {}
     lacking = [f"the package {name}" for name in needs.packages if importlib.util.find_spec(name) is None]
-    for wanted, folder in ((needs.weights, weights), (needs.media, media)):
-        for name, origin in wanted.items():
-            place = None if folder is None else next(iter(sorted(folder.rglob(name))), None)
-            if place is None:
-                lacking.append(f"{name} ({origin})")
-            else:
-                files[name] = place
+    for name in needs.weights:
+        if reason := weights.lacking([name]):
+            lacking.append(f"{reason} ({WEIGHTS[name].source})")
+    for name, origin in needs.media.items():
+        place = None if media is None else next(iter(sorted(media.rglob(name))), None)
+        if place is None:
+            lacking.append(f"{name} ({origin})")
+        else:
+            files[name] = place
     return files, lacking

@@ -23,6 +23,8 @@ from mova_engine.files.results import read_result
 from mova_engine.ops import resolve
 from mova_engine.scores.bounce_sync import TOLERANCES_MS, named_colour
 from mova_engine.scores.score_file import chosen_scores
+from mova_engine.scores.score_runner import ScoreRunner
+from mova_engine.scores.weights_folder import WeightsFolder
 from mova_engine.train.metrics import read_metrics
 
 # Folder of the reports, beside that of the samples.
@@ -52,7 +54,8 @@ def check_scores(settings: ValidationSettings) -> None:
     if not settings.scores:
         return
     require_package("pyarrow", "validation.scores")
-    for score in chosen_scores(settings.scores)[0]:
+    runner = ScoreRunner(WeightsFolder(settings.weights, accept_noncommercial=settings.accept_noncommercial))
+    for score in chosen_scores(settings.scores, runner)[0]:
         if score.check:
             resolve(score.check)()
 
@@ -135,7 +138,11 @@ class SampleScores:
     def _scores(self, step: int) -> tuple[dict[str, float], list[str]]:
         out = sample_folder(self._folder, step)
         folder = sample_folder(self._samples, step)
-        self._run(out, "eval", str(folder), "--out", str(out), "--workers", "1", "--score", *self._settings.scores)
+        options = [] if self._settings.weights is None else ["--weights", str(self._settings.weights)]
+        options += ["--accept-noncommercial"] if self._settings.accept_noncommercial else []
+        self._run(
+            out, "eval", str(folder), "--out", str(out), "--workers", "1", *options, "--score", *self._settings.scores
+        )
         columns: list[dict[str, Any]] = read_result(out / _REPORT)["columns"]
         return {f"samples/{x['column']}": x["mean"] for x in columns if x["mean"] is not None}, list(
             map(_told, columns)

@@ -88,6 +88,8 @@ def test_what_cannot_be_measured_is_refused_before_training(monkeypatch):
     check_scores(ValidationSettings())
     with pytest.raises(MovaError, match="unknown score 'loudnes'. Did you mean 'loudness'"):
         check_scores(ValidationSettings(every=1, samples=1, synthetic_clips=1, scores=("loudnes",)))
+    with pytest.raises(MovaError, match="desync cannot be measured: weights missing"):
+        check_scores(ValidationSettings(every=1, samples=1, synthetic_clips=1, scores=("desync",)))
     for settings in ({}, {"every": 1, "synthetic_clips": 1}, {"samples": 1}):
         with pytest.raises(MovaError, match="validation.scores measure samples"):
             ValidationSettings(scores=("loudness",), **settings)
