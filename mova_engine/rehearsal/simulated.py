@@ -53,9 +53,12 @@ class Simulation:
 
     def _training(self) -> Iterator[str]:
         data, noise, saved = self.data, self.noise, self.checkpoint
+        once = f"each once an epoch in {data['epochs']} epochs"
+        if data.get("sources"):
+            once = f"of {data['sources']} sources by their weights, each once in every epoch of its source"
         yield (
-            f"  {'data order':<18}{data['clips']} clips, each once an epoch in {data['epochs']} epochs; resumed after "
-            f"{data['steps']} steps by {data['resumed_ranks']} ranks"
+            f"  {'data order':<18}{data['clips']} clips, {once}; resumed after {data['steps']} steps by "
+            f"{data['resumed_ranks']} ranks"
         )
         yield (
             f"  {'noise':<18}{noise['different']} different draws in {noise['steps']} steps, each the same in the "

@@ -181,7 +181,8 @@ def simulate_data(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
         for epoch in range(max(1, len(own) // len(numbers))):
             _check_epoch(own[epoch * len(numbers) : (epoch + 1) * len(numbers)], len(numbers), epoch)
         _check_share(config, name, len(own), len(order))
-    return {"clips": len(clips), "epochs": _EPOCHS, "steps": steps, "resumed_ranks": other.world}
+    mixed = {"sources": len(sets)} if config.mix else {}
+    return {"clips": len(clips), "epochs": _EPOCHS, "steps": steps, "resumed_ranks": other.world} | mixed
 
 
 def _opened(config: TrainConfig, shape: MeshShape, clips: Any, state: dict[str, Any] | None) -> list[_Group]:

@@ -38,7 +38,7 @@ MIX = ("music:3", "effects", "speech:0.5")
 def test_the_folders_of_a_mix_have_their_own_epochs_and_shares(monkeypatch):
     config, shape = _run("audio-pretrain", 4, mix=MIX)
     data = simulation.simulate_data(config, shape)
-    assert data["resumed_ranks"] != 4
+    assert data["resumed_ranks"] != 4 and data["sources"] == 3
     # Weights that the loader does not keep are found, and so is an order in which a clip comes twice.
     taken = mixture._apportioned
     monkeypatch.setattr(mixture, "_apportioned", lambda total, weights: taken(total, [1 / 3] * 3))
