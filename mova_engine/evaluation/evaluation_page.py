@@ -25,7 +25,8 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 .quiet { color: #677489 } .few { color: #a33 }
 svg rect { fill: #5b83c4 } svg line { stroke: #c0392b; stroke-dasharray: 3 2 }
 figure { display: inline-block; width: 20em; margin: 0 1em 1em 0; vertical-align: top; overflow-wrap: anywhere }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto } body > table { display: block; width: auto; max-width: 100%; overflow-x: auto }
+.plots { display: flex; flex-wrap: wrap; gap: 1em 2.5em } .plots p { margin: .3em 0 } details { margin: .6em 0 }
 .published { background: #f5f6f9; border-left: 4px solid #c4ccd8; padding: .2em 1em; margin: 1.5em 0 }
 figure video { width: 100%; background: #000 }
 """
@@ -51,7 +52,9 @@ def page(clips: Path, out: Path, scores: Sequence[Score], result: EvaluationResu
     for score in scores:
         convention = text(result.facts[score.name]["convention"])
         parts += [f"<h2>{text(score.name)} <span class=quiet>({convention} convention)</span></h2>"]
-        parts += [_column(column, result, clips, out) for column in score.columns]
+        parts += ["<div class=plots>", *(_plot(column, result) for column in score.columns), "</div>"]
+        judged = [column for column in score.columns if column.better]
+        parts += [_worst(column, result, clips, out, shown=column is judged[0]) for column in judged]
         parts.append(_reasons(score, result.rows))
     return "\n".join(parts) + "\n"
 
@@ -73,18 +76,30 @@ def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
     return "<table>" + "\n".join(rows) + "</table>"
 
 
-def _column(column: ScoreColumn, result: EvaluationResult, clips: Path, out: Path) -> str:
-    known = [(row[column.name], row["clip"]) for row in result.rows if row[column.name] is not None]
+def _known(column: ScoreColumn, result: EvaluationResult) -> list[tuple[float, str]]:
+    """The numbers that there are, each with its clip."""
+    return [(row[column.name], row["clip"]) for row in result.rows if row[column.name] is not None]
+
+
+def _plot(column: ScoreColumn, result: EvaluationResult) -> str:
+    known = _known(column, result)
     if not known:
         return f"<p>{text(column.name)}: <span class=few>no clip has this number</span></p>"
-    values = np.array([value for value, _ in known])
     chance = next(summary.chance for summary in result.summaries if summary.column == column.name)
-    drawn = f"<p>{text(column.name)}, {text(column.unit or 'no unit')}<br>{_histogram(values, chance)}</p>"
-    if not column.better or len(known) < 2:
-        return drawn
+    unit = f", {text(column.unit)}" if column.unit else ""
+    return f"<p>{text(column.name)}{unit}<br>{_histogram(np.array([value for value, _ in known]), chance)}</p>"
+
+
+def _worst(column: ScoreColumn, result: EvaluationResult, clips: Path, out: Path, *, shown: bool) -> str:
+    """The clips at a number's bad end, which a click unfolds. shown: unfolded from the start, with their pictures."""
+    known = _known(column, result)
+    if len(known) < 2:
+        return ""
     worst = sorted(known, reverse=column.better == "down")[:_WORST]
-    players = "".join(_player(value, name, clips, out) for value, name in worst)
-    return f"{drawn}<p class=quiet>lowest first</p>{players}" if column.better == "up" else f"{drawn}{players}"
+    players = "".join(_player(value, name, clips, out, pictures=shown) for value, name in worst)
+    end = "highest" if column.better == "down" else "lowest"
+    opened = " open" if shown else ""
+    return f"<details{opened}><summary>{text(column.name)}, {end} first</summary>{players}</details>"
 
 
 def _histogram(values: np.ndarray, chance: float | None) -> str:
@@ -104,15 +119,17 @@ def _histogram(values: np.ndarray, chance: float | None) -> str:
     if chance is not None:
         place = f"{(chance - low) / span * _WIDTH:.1f}"
         at = f"<line x1={place} x2={place} y1=0 y2={_HEIGHT} />"
+    ends = number(low) if high == low else f"{number(low)} to {number(high)}"
     drawing = f"<svg width={_WIDTH} height={_HEIGHT} role=img aria-label='distribution'>{bars}{at}</svg>"
     said = "; the dashed line is chance" if chance is not None else ""
-    return f"{drawing}<br><span class=quiet>{number(low)} to {number(low + span)}{said}</span>"
+    return f"{drawing}<br><span class=quiet>{ends}{said}</span>"
 
 
-def _player(value: float, name: str, clips: Path, out: Path) -> str:
+def _player(value: float, name: str, clips: Path, out: Path, *, pictures: bool = False) -> str:
+    """pictures: the browser fetches the first picture; otherwise nothing before it plays."""
     # Part of an address: "#", "?" and "%" of a name would be read as such.
     place = urllib.parse.quote(Path(os.path.relpath(clips / name, out)).as_posix())
-    tag = f"<video controls preload=none src='{text(place)}'></video>"
+    tag = f"<video controls preload={'metadata' if pictures else 'none'} src='{text(place)}'></video>"
     return f"<figure>{tag}<figcaption>{text(name)}: {number(value)}</figcaption></figure>"
 
 
