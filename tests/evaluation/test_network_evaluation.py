@@ -18,7 +18,7 @@ from mova_engine.commands.evaluate import main
 from mova_engine.data.media.reader_process import FatalFileError
 from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
-from mova_engine.evaluation import measured_clips
+from mova_engine.evaluation import measured_clips, set_summary
 from mova_engine.evaluation.comparison_of_sets import compare
 from mova_engine.scores.clip_reader import read_clip
 from mova_engine.scores.decoded_clip import Measured
@@ -322,3 +322,13 @@ def test_an_interrupted_run_ends_after_the_score_that_it_is_at(declared, clips, 
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join(20)
     assert CALLS == ["gain"]
+
+
+def test_pairs_for_chance_are_of_different_clips_and_each_comes_once():
+    few = set_summary._pairs(["a", "b", "a"])
+    assert few == [(0, 1), (1, 0), (1, 2), (2, 1)]
+    assert set_summary._pairs(["a", "a"]) == []
+    # Nearly all the same: there are fewer pairs than would be drawn.
+    assert len(set_summary._pairs(["a"] * 30 + ["b"])) == 60
+    many = set_summary._pairs([str(i % 150) for i in range(300)])
+    assert len(set(many)) == len(many) == 200 and all(i % 150 != j % 150 for i, j in many)
