@@ -21,7 +21,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; 
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .35em .7em; vertical-align: top }
 th { border-bottom: 2px solid #c4ccd8; font-weight: 600 } td { border-bottom: 1px solid #e4e8ee }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .quiet { color: #677489 } .few { color: #a33 }
 svg rect { fill: #5b83c4 } svg line { stroke: #c0392b; stroke-dasharray: 3 2 }
 figure { display: inline-block; width: 20em; margin: 0 1em 1em 0; vertical-align: top; overflow-wrap: anywhere }
@@ -50,6 +50,8 @@ def page(clips: Path, out: Path, scores: Sequence[Score], result: EvaluationResu
         conditions_table(result.facts),
     ]
     for score in scores:
+        if not score.columns and not any(row[f"why_{score.name}"] for row in result.rows):
+            continue  # it gives numbers of the set alone, and those stand above
         convention = text(result.facts[score.name]["convention"])
         parts += [f"<h2>{text(score.name)} <span class=quiet>({convention} convention)</span></h2>"]
         parts += ["<div class=plots>", *(_plot(column, result) for column in score.columns), "</div>"]
@@ -61,8 +63,8 @@ def page(clips: Path, out: Path, scores: Sequence[Score], result: EvaluationResu
 
 def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
     declared = {column.name: column for score in scores for column in score.columns}
-    head = "<tr><th>number<th>what it says<th>clips<th>mean<th>95 % interval<th>chance<th>better"
-    rows = [head]
+    numbers = "".join(f"<th class=n>{name}" for name in ("clips", "mean", "95 % interval", "chance"))
+    rows = [f"<tr><th>number<th>what it says{numbers}<th>better"]
     for summary in summaries:
         column = declared[summary.column]
         interval = "" if summary.interval is None else " to ".join(map(number, summary.interval))

@@ -13,7 +13,8 @@ def sets_table(sets: Sequence[SetResult]) -> str:
     """Numbers of the whole set; nothing where no score declares one."""
     if not sets:
         return ""
-    rows = ["<tr><th>number of the set<th>what it says<th>clips<th>value<th>95 % interval<th>better<th>note"]
+    numbers = "<th class=n>clips<th class=n>value<th class=n>95 % interval"
+    rows = [f"<tr><th>number of the set<th>what it says{numbers}<th>better<th>note"]
     for each in sets:
         interval = "" if each.interval is None else " to ".join(map(number, each.interval))
         coverage = "n" if each.clips == each.asked else "n few"
@@ -29,7 +30,7 @@ def sets_table(sets: Sequence[SetResult]) -> str:
 
 def seconds_table(seconds: Mapping[str, ScoreSeconds]) -> str:
     """What decoding and each score took."""
-    rows = ["<tr><th>what<th>clips<th>seconds a clip<th>seconds in all"]
+    rows = ["<tr><th>what<th class=n>clips<th class=n>seconds a clip<th class=n>seconds in all"]
     for name, taken in seconds.items():
         cells = f"<td class=n>{taken.clips}<td class=n>{taken.mean:.3f}<td class=n>{taken.total:.1f}"
         rows.append(f"<tr><td>{text(name)}{cells}")
