@@ -44,8 +44,12 @@ NUMBERS = {
     ),
     "audio": (
         AskedNumber("FD (PANNs)", "panns-16k", "fd_panns"),
+        AskedNumber("FD (PaSST)", "passt", "fd_passt"),
+        AskedNumber("FD (VGGish)", "vggish", "fd_vgg"),
         AskedNumber("KL (PANNs)", "panns-16k", "kl_panns"),
+        AskedNumber("KL (PaSST)", "passt", "kl_passt"),
         AskedNumber("IS (PANNs)", "panns-16k", "is_panns_16k"),
+        AskedNumber("IS (PaSST)", "passt", "is_passt"),
         AskedNumber("CLAP", "clap", "clap"),
     ),
 }
