@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mova_engine.errors import MovaError
+from mova_engine.scores import face_boxes
 from mova_engine.scores.face_boxes import Face
 from mova_engine.scores.face_tracks import (
     CropConfig,
@@ -70,3 +71,25 @@ def test_a_crop_reaches_beyond_the_picture_in_grey():
     assert mouth_pictures([picture], track, CropConfig(side=32)).shape == (13, 32, 32, 3)
     with pytest.raises(MovaError, match="lies outside"):
         crop(picture, np.array([0, 70, 80, 0, 10]))
+
+
+@pytest.mark.parametrize("limit", [None, 40, 200])
+def test_suppression_in_blocks_is_that_of_one_box_after_the_other(limit):
+    """400 boxes are several blocks; some have no area."""
+    rng = np.random.default_rng(0)
+    corners, sides = rng.random((400, 2)), rng.random((400, 2)) * 0.3
+    sides[::50] = 0
+    boxes = np.hstack((corners, corners + sides)).astype(np.float32)
+    kept = []
+    for i in range(len(boxes)):
+        with np.errstate(invalid="ignore"):
+            if all(_shared(boxes[i], boxes[j]) <= 0.3 for j in kept):
+                kept.append(i)
+    assert 200 < len(kept) < 400
+    assert face_boxes._suppress(boxes, 0.3, limit).tolist() == kept[:limit]
+
+
+def _shared(a, b):
+    across, down = (np.maximum(np.minimum(a[k + 2], b[k + 2]) - np.maximum(a[k], b[k]), 0) for k in (0, 1))
+    area = sum((each[2] - each[0]) * (each[3] - each[1]) for each in (a, b))
+    return across * down / (area - across * down)
