@@ -19,6 +19,7 @@ COMMANDS = {
     "quantise": ("mova_engine.commands.quantise", "write a model folder with quantised weights"),
     "calibrate": ("mova_engine.commands.calibrate_steps", "measure what a step cache costs, for mova sample --cache"),
     "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
+    "data check": ("mova_engine.commands.data_check", "name the clips that training cannot use, reasons counted"),
     "data index": ("mova_engine.commands.data_index", "write the index of tar shards, which --data then takes"),
     "data preview": ("mova_engine.commands.data_preview", "draw a sheet of what training sees of a folder of clips"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),

@@ -112,6 +112,16 @@ WRONG = {
         "--data clips --model nano --cut-every -1",
         "--data clips --model nano --device abacus",
     ],
+    "data check": [
+        "--data nowhere --model nano",
+        "--data text.txt --model nano",
+        "--data clips",
+        "--data clips --model giant",
+        "--data clips --checkpoint nowhere",
+        "--data clips --model nano --workers 0",
+        "--data clips --model nano --out text.txt",
+        "--data clips --model nano --out folder",
+    ],
     "data index": [
         "nowhere.tar --out new.parquet",
         "text.txt --out new.parquet",
