@@ -28,23 +28,26 @@ def moments(features: ArrayLike) -> tuple[Array, Array]:
 def frechet_distance(generated: ArrayLike, real: ArrayLike) -> float:
     """|mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of two sets of features [n, d] and [m, d].
 
-    The trace of the root is the sum of the square roots of the eigenvalues of C1^1/2 C2 C1^1/2, which are real and not
-    negative for singular covariances too. The distance is biased upwards where n or m is not far above d.
+    With C1 = A'A and C2 = B'B the trace of the root is the sum of the singular values of A B', so that no root of a
+    singular covariance is taken: a set's distance to itself is 0 within rounding at any number of clips. A and B are
+    shortened by a QR decomposition where there are more clips than dimensions. The distance is biased upwards where n
+    or m is not far above d.
     """
-    mean1, cov1 = moments(generated)
-    mean2, cov2 = moments(real)
+    mean1, factor1 = _mean_and_factor(generated)
+    mean2, factor2 = _mean_and_factor(real)
     if mean1.shape != mean2.shape:
         raise MovaError(f"the sets have features of {len(mean1)} and {len(mean2)} dimensions")
-    root = _root(cov1)
-    crossed = np.linalg.eigvalsh(root @ cov2 @ root)
-    trace_of_root = np.sqrt(crossed.clip(0)).sum()
+    trace_of_root = np.linalg.svd(factor1 @ factor2.T, compute_uv=False).sum()
     difference = mean1 - mean2
-    return float(difference @ difference + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root)
+    return float(difference @ difference + (factor1**2).sum() + (factor2**2).sum() - 2 * trace_of_root)
 
 
-def _root(covariance: Array) -> Array:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+def _mean_and_factor(features: ArrayLike) -> tuple[Array, Array]:
+    """Mean [d], and A [min(n, d), d] with A'A the covariance (divided by n - 1). MovaError below two clips."""
+    x = _table(features, "features", least=2)
+    mean = x.mean(0)
+    centred = (x - mean) / np.sqrt(len(x) - 1)
+    return mean, centred if len(x) <= x.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
 
 
 def kl_divergence(real_logits: ArrayLike, generated_logits: ArrayLike) -> float:

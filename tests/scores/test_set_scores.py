@@ -78,3 +78,14 @@ def test_declared_numbers_of_sets_can_be_computed():
     for number in declared:
         found = resolve(number.target)(*(sets if number.reference else sets[:1]), "corrected")
         assert np.isfinite(found[0] if isinstance(found, tuple) else found), number.name
+
+
+def test_a_set_of_few_clips_is_at_no_distance_of_itself():
+    """Its covariance has rank 4 in 300 dimensions."""
+    few = features(5, 300)
+    assert set_frechet_distance(few, few, "mova")[0] == pytest.approx(0, abs=1e-9)
+    wide, narrow = features(1000, 6), features(1000, 6, seed=1)
+    for clip in narrow:
+        clip["embedding"][2:] = 0
+    # Independent directions of deviation 1, and of 1 and 0: (1 - 0) squared for each of the four.
+    assert set_frechet_distance(wide, narrow, "mova")[0] == pytest.approx(4, rel=0.05)
