@@ -34,6 +34,7 @@ COMMANDS = {
     "eval lag": ("mova_engine.commands.eval_lag", "measure the lag between voice and mouth in talking clips"),
     "eval scores": ("mova_engine.commands.eval_scores", "score clips by what the engine knows to measure"),
     "eval selftest": ("mova_engine.commands.eval_selftest", "compute published examples of the scores on this machine"),
+    "eval transcribe": ("mova_engine.commands.eval_transcribe", "transcribe clips by a server or a local model"),
     "eval weights": (
         "mova_engine.commands.eval_weights",
         "check a folder of weights, and which scores it allows",

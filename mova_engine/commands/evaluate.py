@@ -39,6 +39,8 @@ class EvaluateConfig(MeasuringOptions, _Clips):
     """Whose clips these are: verse, mybench, audio, or a folder with a metadata.jsonl of one's own bench."""
     bench_data: Path | None = None
     """The published files of the bench verse, mybench or audio: their folder, or the list of clips in it."""
+    transcripts: Path | None = None
+    """What was heard in the clips: JSON lines with "clip" or "id", and "transcript"; see mova eval transcribe."""
     workers: int = max(1, (os.cpu_count() or 2) // 2)
     """Clips measured at the same time."""
 
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported late, so that help is instant.
     from mova_engine.evaluation.benches.bench_formats import read_bench
     from mova_engine.evaluation.benches.bench_words import told_bench
+    from mova_engine.evaluation.clip_transcripts import read_transcripts
     from mova_engine.evaluation.evaluation_run import PAGE, check_out, digests_of, evaluate
     from mova_engine.scores.opened_runner import open_runner, share_threads, told_skipped
     from mova_engine.scores.score_file import chosen_scores
@@ -66,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_package("pyarrow", "mova eval")
     digests = digests_of(config.out)
     runner = open_runner(config, digests.of)
+    if config.transcripts is not None:
+        runner.transcripts = read_transcripts(config.transcripts)
     scores, skipped = chosen_scores(config.score, runner)
     bench = None if config.bench is None else read_bench(config.bench, config.bench_data)
     if bench is not None and bench.numbers and not config.score:

@@ -64,6 +64,10 @@ class ClipRecords:
         self._folder, self._runner = folder, runner
         self._facts: dict[str, str] = {}
 
+    def convention(self, score: Score) -> str:
+        """The convention that a score's records follow."""
+        return score.convention(self._runner.asked)
+
     def missing(self, digest: str, scores: Iterable[Score], prompt: str | None = None) -> list[Score]:
         """The scores that were not measured yet of a clip with this SHA-256."""
         return [score for score in scores if self.find(digest, score, prompt) is None]

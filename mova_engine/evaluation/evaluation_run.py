@@ -11,6 +11,7 @@ from mova_engine.evaluation.benches.bench_items import Bench
 from mova_engine.evaluation.benches.bench_run import BenchRun
 from mova_engine.evaluation.clip_captions import captions_of
 from mova_engine.evaluation.clip_records import ClipRecords, find_clips
+from mova_engine.evaluation.clip_transcripts import SpokenText, heard_in, said_in
 from mova_engine.evaluation.column_summary import ColumnSummary, summarise
 from mova_engine.evaluation.evaluation_page import page
 from mova_engine.evaluation.evaluation_result import EvaluationResult, Row, ScoreSeconds
@@ -85,6 +86,8 @@ def evaluate(
             raise MovaError(f"{prompted[0].name} cannot be measured: {reason}")
         skipped |= {score.name: reason for score in prompted}
         scores = [score for score in scores if not score.prompt]
+    if any(score.transcripts for score in scores):
+        measured.spoken = _spoken(measured, runner.transcripts, run)
     compared = [score for score in scores if any(number.reference for number in score.set_numbers)]
     real = None
     if run:
@@ -108,6 +111,15 @@ def evaluate(
     )
     _write(out, clips, reference, scores, result, runner, workers)
     return result
+
+
+def _spoken(clips: MeasuredClips, transcripts: Mapping[str, str], bench: BenchRun | None) -> dict[Path, SpokenText]:
+    names = {path: [clips.name(path)] for path in clips.files}
+    for path, called in names.items():
+        called += [bench.labels(clips, path)["id"]] if bench else []
+    said = bench.said(clips) if bench else said_in(clips.folder, clips.files)
+    heard = heard_in(transcripts, names)
+    return {path: SpokenText(said.get(path, ""), heard.get(path)) for path in clips.files}
 
 
 def _listed(clips: Path, out: Path, records: ClipRecords, digests: Digests, captioned: bool) -> MeasuredClips:

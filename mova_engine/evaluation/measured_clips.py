@@ -12,7 +12,9 @@ from mova_engine.data.media.reader_process import FatalFileError
 from mova_engine.data.text import shown
 from mova_engine.errors import MovaError, counted
 from mova_engine.evaluation.clip_records import ClipRecords
+from mova_engine.evaluation.clip_transcripts import SpokenText
 from mova_engine.files.digests import Digests
+from mova_engine.ops import resolve
 from mova_engine.scores.clip_reader import read_clip
 from mova_engine.scores.score_declaration import Score
 from mova_engine.scores.score_runner import ClipScores, ScoreRunner
@@ -24,7 +26,7 @@ class MeasuredClips:
 
     keys: {file: SHA-256}; of a file that cannot be read, what no file has. captions: {file: caption} of those that have
     one. passing: {(SHA-256, score): reason} of what this run could not measure for a reason that is not kept.
-    unreadable: {file: why}.
+    unreadable: {file: why}. spoken: {file: what is said and what was heard} in it.
     """
 
     folder: Path
@@ -34,6 +36,7 @@ class MeasuredClips:
     records: ClipRecords
     passing: dict[tuple[str, str], str] = field(default_factory=dict)
     unreadable: dict[Path, str] = field(default_factory=dict)
+    spoken: dict[Path, SpokenText] = field(default_factory=dict)
 
     @classmethod
     def listed(
@@ -55,11 +58,30 @@ class MeasuredClips:
 
     def record(self, path: Path, score: Score) -> dict[str, Any]:
         """{"values", "reason", "evidence", "seconds", "decode_seconds", ...}; of what was not measured, its reason."""
+        if score.transcripts:
+            return self._compared(path, score)
         found = self.records.find(self.keys[path], score, self.captions.get(path))
         if found is not None:
             return found
         reason = self.unreadable.get(path) or self.passing.get((self.keys[path], score.name), "it was not measured")
-        return {"values": {}, "reason": reason, "evidence": None, "seconds": 0.0, "decode_seconds": 0.0}
+        return _record({}, reason, None)
+
+    def _compared(self, path: Path, score: Score) -> dict[str, Any]:
+        """The record of a score of transcripts, which takes no clip and is not kept."""
+        spoken = self.spoken.get(path, SpokenText())
+        reason = self.passing.get((self.keys[path], score.name), "")
+        if not reason and not spoken.said:
+            reason = 'what is said in it is not known: a key "transcript" in metadata.jsonl'
+        if not reason and spoken.heard is None:
+            reason = "there is no transcript of what was heard"
+        if not reason:
+            try:
+                found = resolve(score.target)(spoken.said, spoken.heard, self.records.convention(score))
+            except MovaError as error:
+                reason = str(error)
+            else:
+                return _record(found.values, found.reason or None, found.evidence)
+        return _record({}, reason, None)
 
     def with_evidence(self, score: Score) -> list[Path]:
         """The clips of which a score keeps evidence."""
@@ -67,6 +89,8 @@ class MeasuredClips:
 
     def evidence(self, path: Path, score: Score) -> Any:
         """What a score keeps of a clip."""
+        if score.transcripts:
+            return self._compared(path, score)["evidence"]
         return self.records.evidence(self.keys[path], score, self.captions.get(path))
 
 
@@ -74,6 +98,10 @@ def _why_unreadable(path: Path, error: MovaError) -> str:
     if path.is_symlink() and not path.exists():
         return f"a link to {shown(os.readlink(path))}, which is not there"
     return str(error).removeprefix(f"{path}: ")
+
+
+def _record(values: dict[str, float], reason: str | None, evidence: Any) -> dict[str, Any]:
+    return {"values": values, "reason": reason, "evidence": evidence, "seconds": 0.0, "decode_seconds": 0.0}
 
 
 def measure_clips(
@@ -94,6 +122,7 @@ def measure_clips(
         if path in clips.unreadable:
             say(f"{shown(clips.name(path))}: {clips.unreadable[path]}")
     files = [path for path in clips.files if path not in clips.unreadable]
+    scores = [score for score in scores if not score.transcripts]
     prompted = any(score.prompt for score in scores)
     once = {(clips.keys[path], clips.captions.get(path) if prompted else None): path for path in reversed(files)}
     lacking = {

@@ -66,6 +66,7 @@ class Score:
     too.
 
     on_request: measured only where it is named, as it takes seconds a clip for little more than another score says.
+    transcripts: called with (what is said, what was heard, convention) in place of a clip; `mova eval --transcripts`.
     weights: names of the files in `weights_manifest` that it reads. prompt: the clip's caption is an argument.
     set_numbers: what the evidence of all clips gives.
     """
@@ -79,6 +80,7 @@ class Score:
     chance: str = ""
     chance_network: bool = False
     on_request: bool = False
+    transcripts: bool = False
     weights: tuple[str, ...] = ()
     prompt: bool = False
     set_numbers: tuple[SetNumber, ...] = ()

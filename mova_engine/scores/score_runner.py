@@ -49,12 +49,16 @@ class ScoreRunner:
         self.backend.require_full_precision()
         self.device = self.backend.device()
         self.asked = convention
+        # What was heard in clips, by name or id; {} without.
+        self.transcripts: dict[str, str] = {}
         # Networks of a device take turns: kernels of several threads on one device do not add up.
         self._stopped = threading.Event()
         self._turn = threading.Lock() if self.device.type != "cpu" else None
 
     def lacking(self, score: Score) -> str:
-        """Why a score cannot be measured for want of weights; "" where it can."""
+        """Why a score cannot be measured for want of weights or transcripts; "" where it can."""
+        if score.transcripts and not self.transcripts:
+            return "it needs transcripts of the clips: mova eval CLIPS --transcripts FILE"
         return self.weights.lacking(score.weights)
 
     def facts(self, score: Score) -> dict[str, Any]:

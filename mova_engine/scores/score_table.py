@@ -3,7 +3,9 @@
 from mova_engine.scores.network_table import NETWORK_SCORES
 from mova_engine.scores.picture_table import PICTURE_SCORES
 from mova_engine.scores.signal_table import SIGNAL_SCORES
+from mova_engine.scores.transcript_table import TRANSCRIPT_SCORES
 from mova_engine.scores.wheel_table import WHEEL_SCORES
 
-SCORES = {score.name: score for score in (*SIGNAL_SCORES, *PICTURE_SCORES, *WHEEL_SCORES, *NETWORK_SCORES)}
+_TABLES = (*SIGNAL_SCORES, *PICTURE_SCORES, *WHEEL_SCORES, *TRANSCRIPT_SCORES, *NETWORK_SCORES)
+SCORES = {score.name: score for score in _TABLES}
 COLUMNS = {column.name: column for score in SCORES.values() for column in score.columns}

@@ -105,7 +105,11 @@ def by_speaker(transcript: str) -> dict[str, str]:
 
 def cp_cer(reference: str, hypothesis: str) -> SpeakerComparison:
     """cpCER of one tagged transcript. A speaker too many counts as inserted characters."""
-    known, heard = by_speaker(reference), by_speaker(hypothesis)
+    return compare_speakers(by_speaker(reference), by_speaker(hypothesis))
+
+
+def compare_speakers(known: Mapping[str, str], heard: Mapping[str, str]) -> SpeakerComparison:
+    """The cheapest assignment of heard speakers to known ones, each with all that he says."""
     size = max(len(known), len(heard))
     rows, columns = ([*texts.values(), *[""] * (size - len(texts))] for texts in (known, heard))
     costs = [[edit_distance(row, column) for column in columns] for row in rows]

@@ -60,6 +60,11 @@ class BenchRun:
         captions = {self.folder / file: item.prompt for file, item in self.item_of.items() if item.prompt}
         return MeasuredClips.listed(self.folder, files, captions, records, digests)
 
+    def said(self, clips: MeasuredClips) -> dict[Path, str]:
+        """What is said in the clips of which the bench knows it."""
+        said = {path: self._item(clips, path).transcript for path in clips.files}
+        return {path: text for path, text in said.items() if text}
+
     def references(self, records: ClipRecords, digests: Digests) -> MeasuredClips | None:
         """The recordings of the bench's clips; None where it has none."""
         files = sorted({item.reference for item in self.bench.items if item.reference is not None})

@@ -1,0 +1,97 @@
+"""What a recogniser hears in a folder of clips: a file of JSON lines, which an interrupted run goes on with."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mova_engine.data.text import shown
+from mova_engine.errors import MovaError, counted
+from mova_engine.evaluation.clip_records import find_clips
+from mova_engine.evaluation.recognisers import RATE, Recogniser
+from mova_engine.files.atomic import write_atomic
+from mova_engine.scores.clip_reader import read_clip
+
+Row = dict[str, Any]
+# Seconds between two versions of the file.
+_OFTEN = 2.0
+
+
+def transcribe_folder(
+    clips: Path, out: Path, recogniser: Recogniser, workers: int, say: Callable[[str], None]
+) -> list[str]:
+    """Write what is heard in each clip of a folder to `out`: lines {"clip", "sha256", "recogniser", "transcript"}.
+
+    Clips that `out` already has from this recogniser, of the same bytes, are not heard again; the file is replaced
+    every few seconds, whole. Returns a line for each clip that could not be transcribed.
+    """
+    files = find_clips(clips)
+    known = _known(out, recogniser.name)
+    rows: dict[str, Row] = {}
+    todo: list[tuple[Path, str, str]] = []
+    for path in files:
+        name, digest = path.relative_to(clips).as_posix(), _digest(path)
+        if (name, digest) in known:
+            rows[name] = known[name, digest]
+        else:
+            todo.append((path, name, digest))
+    if rows:
+        say(f"{counted(len(rows), 'clip')} of {len(files)} transcribed before")
+    failed: list[str] = []
+
+    def heard(path: Path) -> str:
+        sound = np.asarray(read_clip(path).sound(RATE, sample_format="s16"), np.int16)
+        return recogniser.transcribe(sound)
+
+    written = time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        running = [(name, digest, pool.submit(heard, path)) for path, name, digest in todo]
+        try:
+            for done, (name, digest, future) in enumerate(running, 1):
+                try:
+                    text = future.result()
+                except MovaError as error:
+                    failed.append(f"{shown(name)}: {error}")
+                    continue
+                rows[name] = {"clip": name, "sha256": digest, "recogniser": recogniser.name, "transcript": text}
+                say(f"[{done}/{len(todo)}] {shown(name)}")
+                if time.monotonic() - written > _OFTEN:
+                    write_atomic(out, _lines(rows))
+                    written = time.monotonic()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if rows:
+                write_atomic(out, _lines(rows))
+    return failed
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _lines(rows: dict[str, Row]) -> bytes:
+    return "".join(json.dumps(rows[name], ensure_ascii=False) + "\n" for name in sorted(rows)).encode()
+
+
+def _known(out: Path, recogniser: str) -> dict[tuple[str, str], Row]:
+    """Rows that `out` has from this recogniser. MovaError where the file holds something else."""
+    if not out.exists():
+        return {}
+    found: dict[tuple[str, str], Row] = {}
+    try:
+        for line in out.read_text().splitlines():
+            row = json.loads(line)
+            if row["recogniser"] == recogniser:
+                found[row["clip"], row["sha256"]] = row
+    except (OSError, ValueError, KeyError, TypeError):
+        raise MovaError(f"{out} holds something else than transcripts; it is not replaced") from None
+    return found
