@@ -1,5 +1,6 @@
 """A folder of clips, measured: a table of all numbers, and what the set says of each."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -109,6 +110,9 @@ def evaluate(
         skipped,
         run.result(measured, real, rows, summaries, scores, skipped, runner) if run else None,
     )
+    for score in scores:
+        if score.transcripts:
+            write_atomic(out / f"{score.name}.jsonl", _compared_lines(measured, score))
     _write(out, clips, reference, scores, result, runner, workers)
     return result
 
@@ -120,6 +124,16 @@ def _spoken(clips: MeasuredClips, transcripts: Mapping[str, str], bench: BenchRu
     said = bench.said(clips) if bench else said_in(clips.folder, clips.files)
     heard = heard_in(transcripts, names)
     return {path: SpokenText(said.get(path, ""), heard.get(path)) for path in clips.files}
+
+
+def _compared_lines(clips: MeasuredClips, score: Score) -> bytes:
+    """A line of JSON for each clip: what is said, what was heard, and what was found of both."""
+    rows = []
+    for path in clips.files:
+        record, spoken = clips.record(path, score), clips.spoken.get(path, SpokenText())
+        found = {"clip": clips.name(path), **asdict(spoken), **(record["evidence"] or {}), "why": record["reason"]}
+        rows.append(json.dumps(found, ensure_ascii=False) + "\n")
+    return "".join(rows).encode()
 
 
 def _listed(clips: Path, out: Path, records: ClipRecords, digests: Digests, captioned: bool) -> MeasuredClips:

@@ -147,6 +147,9 @@ def test_clips_are_transcribed_once_and_compared(server, clips, tmp_path, capsys
     assert columns["cpcer"]["mean"] == pytest.approx((0 + 3 / 8) / 2) and columns["cpcer"]["scored"] == 2
     sets = {number["name"]: number["value"] for number in found["sets"]}
     assert sets["corpus_cpcer"] == pytest.approx(3 / 24) and sets["corpus_wer"] == pytest.approx(1 / 6)
+    first, second = [json.loads(line) for line in (report / "cpcer.jsonl").read_text().splitlines()]
+    assert (first["clip"], first["heard"], first["cpcer"]) == ("0.wav", "[S01] Good morning. [S02] Hello?", [0, 16])
+    assert (second["missed"], second["invented"], second["why"]) == ([], [], None)
     (clips / "metadata.jsonl").unlink()
     assert evaluate([str(clips), "--out", str(tmp_path / "none"), "--score", "cpcer", "--transcripts", str(out)]) == 0
     assert "(0 of 2 clips)" in capsys.readouterr().out

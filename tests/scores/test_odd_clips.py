@@ -19,7 +19,7 @@ from mova_engine.scores.score_table import SCORES
 RATE = 16000
 SECONDS = 5
 # Networks that run in full here, and what takes as long: in the long suite.
-DEAR = {"dnsmos", "av-align", "speech-lag", "transitions"}
+DEAR = {"dnsmos", "av-align", "speech-lag", "text", "transitions"}
 # Clips of which TransNet V2 takes no seconds.
 SHORT = {"no-picture", "one-frame", "moment"}
 # Of networks with weights: what they need of a clip.
@@ -100,7 +100,7 @@ def judged(found, asked):
 
 
 def light():
-    return [name for name in SCORES if name not in DEAR]
+    return [name for name, score in SCORES.items() if name not in DEAR and not score.transcripts]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,7 @@ def test_every_score_of_an_odd_clip_is_a_number_or_a_reason(measured, name):
 def test_every_score_of_every_odd_clip_by_every_convention(measured, name, convention):
     asked = [each for each, score in SCORES.items() if convention in score.conventions or convention == "corrected"]
     asked = [each for each in asked if each != "transitions" or name in SHORT]
+    asked = [each for each in asked if not SCORES[each].transcripts]
     found = measured(name, asked, convention)
     numbers = judged(found, asked)
     if name == "silence" and convention == "corrected":

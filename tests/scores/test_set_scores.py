@@ -68,12 +68,20 @@ def test_clips_may_have_several_rows():
     assert set_frechet_distance(clips, other, "mova") == set_frechet_distance(rows, other, "mova")
 
 
+# What scores of transcripts keep: errors and length.
+RATES = ("cpcer", "cer", "wer")
+
+
 def test_declared_numbers_of_sets_can_be_computed():
     declared = [number for score in SCORES.values() for number in score.set_numbers]
     assert {"fd_panns", "kid_panns", "kl_panns", "is_panns"} <= {number.name for number in declared}
     rng = np.random.default_rng(0)
     sets = [
-        [{"embedding": rng.standard_normal(6), "logits": rng.standard_normal(9)} for _ in range(12)] for _ in range(2)
+        [
+            {"embedding": rng.standard_normal(6), "logits": rng.standard_normal(9), **dict.fromkeys(RATES, (1, 9))}
+            for _ in range(12)
+        ]
+        for _ in range(2)
     ]
     for number in declared:
         found = resolve(number.target)(*(sets if number.reference else sets[:1]), "corrected")
