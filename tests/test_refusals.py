@@ -109,6 +109,8 @@ WRONG = {
         "--data clips --checkpoint /dev/null",
         "--data clips --model giant",
         "--data clips --model nano --shard 9/3",
+        "--data clips --model nano --workers 0",
+        "--data clips --model nano --workers 2 --shard 1/2",
         "--data clips --model nano --cut-every -1",
         "--data clips --model nano --device abacus",
     ],

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from mova_engine.config.clip import ClipSettings
-from mova_engine.config.command import Command, section
-from mova_engine.config.limits import check
+from mova_engine.config.command import Command, section, to_yaml
+from mova_engine.config.limits import check, check_least
 from mova_engine.errors import run_cli
 
 ABOUT = """Encode a folder of clips ahead of training, into the cache that training reads.
 
-Several processes, started by torchrun or each with its --shard, fill one folder. Status 1 where clips cannot be used;
-they are named.
+Several processes, started by torchrun, by --workers or each with its --shard, fill one folder. Status 1 where clips
+cannot be used; they are named.
 """
 
 
@@ -44,9 +44,13 @@ class EncodeConfig:
     """Several clips of each file, one every so many seconds, as the trainer's loader.cut_every."""
     shard: str | None = None
     """Of N equal shares the I-th, from 1, as 3/8; default: torchrun's rank."""
+    workers: int = 1
+    """Processes of this machine that divide the clips among them; they share the device."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
 
     def __post_init__(self) -> None:
+        check_least(self, "", workers=1)
+        check(self.workers == 1 or self.shard is None, "--workers and --shard both divide the clips: give one of them")
         usable = self.cut_every is None or 0 < self.cut_every < math.inf
         check(usable, f"cut_every must be a positive number of seconds, got {self.cut_every}")
         check(
@@ -64,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
+    if config.workers > 1:
+        from mova_engine.data.encode_workers import run_workers
+
+        shares = (f"{number}/{config.workers}" for number in range(1, config.workers + 1))
+        return run_workers([to_yaml(replace(config, workers=1, shard=share)) for share in shares])
     from mova_engine.data.encode_folder import encode_folder
 
     return encode_folder(

@@ -13,6 +13,7 @@ are safetensors files that are written atomically, with a checksum. A damaged en
 The trainer fills its cache itself. To fill it ahead, on another machine, or on several devices or machines at once:
 
     mova encode --data CLIPS --checkpoint MOVA-360p --device DEVICE
+    mova encode --data CLIPS --checkpoint MOVA-360p --device cpu --workers 4
     torchrun --nproc-per-node 8 -m mova_engine encode --data CLIPS --checkpoint MOVA-360p --device DEVICE
     mova encode --data CLIPS --checkpoint MOVA-360p --device DEVICE --shard 3/8
 """
