@@ -14,6 +14,9 @@ import torch
 from mova_engine.errors import MovaError
 from mova_engine.evaluation.benches.bench_items import BenchItem
 from mova_engine.evaluation.benches.clip_matching import match_files
+from mova_engine.evaluation.votes.bradley_terry import CENTRE, ELO, fit_strengths
+from mova_engine.evaluation.votes.cast_votes import CastVotes
+from mova_engine.evaluation.votes.strength_intervals import standard_errors
 from mova_engine.scores import av_align, desync, distances
 from mova_engine.scores.decoded_clip import DecodedClip
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
@@ -210,6 +213,17 @@ def score_of_file(given: Given, inputs: SelftestInputs) -> Numbers:
     return found.values
 
 
+def vote_strengths(given: Given, inputs: SelftestInputs) -> Numbers:
+    """Elo of systems A, B, ... from wins[i][j], how often system i beat j; Elo and its standard error."""
+    games = [(i, j) for i, row in enumerate(given["wins"]) for j, count in enumerate(row) for _ in range(count)]
+    left, right = (list(side) for side in zip(*games, strict=True))
+    names = [chr(ord("A") + i) for i in range(len(given["wins"]))]
+    fitted = fit_strengths(CastVotes.plain(names, left, right, [1.0] * len(games)))
+    errors = standard_errors(fitted, ELO * np.eye(len(names)), "information")
+    found = {f"elo_{name}": float(CENTRE + ELO * fitted.beta[i]) for i, name in enumerate(names)}
+    return found | {f"error_{name}": float(errors[i]) for i, name in enumerate(names)}
+
+
 CHECKS: dict[str, Callable[[Given, SelftestInputs], Numbers]] = {
     "inception_score": inception_score,
     "frechet_distance": frechet_distance,
@@ -229,6 +243,7 @@ CHECKS: dict[str, Callable[[Given, SelftestInputs], Numbers]] = {
     "band_edge": cut_noise,
     "av_align": events_at_peaks,
     "dover_fusion": dover_fusion,
+    "vote_strengths": vote_strengths,
     "speech_lag": speech_lag,
     "syncnet_of_faces": syncnet_of_faces,
     "sound_classes": sound_classes,
