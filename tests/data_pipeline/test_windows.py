@@ -8,6 +8,12 @@ from data_pipeline.conftest import CLIP
 from data_pipeline.media import click_time, clicks, every, write_media
 from data_pipeline.test_sound import write
 
+from mova_engine.codecs import build_audio_codec, build_text_encoder
+from mova_engine.config.clip import ClipSettings
+from mova_engine.config.model import get_preset
+from mova_engine.data.dataset import open_dataset
+from mova_engine.data.encode_folder import encode_folder
+from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.media.decode import read_clip
 from mova_engine.data.media.write_sound import FORMATS, encode_sound_file
 from mova_engine.data.metadata import read_metadata
@@ -120,3 +126,26 @@ def test_what_is_no_sound_is_named_in_one_line(tmp_path):
         with pytest.raises(MovaError, match=says) as caught:
             read_clip(tmp_path / name, CLIP, pictures=False)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.long
+def test_windows_that_are_encoded_ahead_are_those_that_training_takes(tmp_path):
+    write(tmp_path / "long.wav", TONE[None])
+    listed(tmp_path, {"video_path": "long.wav"})
+    settings = ClipSettings(frames=CLIP.frames)
+    encoded = encode_folder(tmp_path, settings, model="nano", task="audio", cut_every=0.25, cache=tmp_path / "cache")
+    model = get_preset("nano")
+    text = build_text_encoder("bytes", tokens=model.text_tokens, dim=model.video.text_dim)
+    cache = LatentCache(tmp_path / "cache", settings.over(model.clip), None, build_audio_codec("mdct"), text)
+    stored = [cache.read(entry) for entry in list_clips(tmp_path, tmp_path, cache.clip, 0.25, pictures=False)]
+    assert encoded == 0 and len(stored) == 4 and all(clip is not None for clip in stored)
+    done: list[tuple[int, int]] = []
+    clips = open_dataset(tmp_path, cache, cut_every=0.25, progress=lambda *given: done.append(given))
+    assert clips.ids == ("long.wav", "long.wav@0.25", "long.wav@0.5", "long.wav@0.75") and done[-1] == (4, 4)
+
+
+def test_long_lists_are_not_opened_file_by_file(tmp_path, monkeypatch):
+    listed(tmp_path, {"video_path": "a.wav"}, {"video_path": "b.wav"})
+    monkeypatch.setattr("mova_engine.data.windows.LISTED", 1)
+    with pytest.raises(MovaError, match="loader.cut_every opens each file .* here are 2: list the clips with their"):
+        list_clips(tmp_path, tmp_path, CLIP, 1.0, pictures=False)

@@ -159,6 +159,7 @@ def test_where_a_tower_cannot_come_from_is_refused(mixed, small, ran, tmp_path):
         load_config("nano", loader={"synthetic": "sounds"})
 
 
+@pytest.mark.long
 def test_a_tower_of_another_size_is_refused_before_any_work(mixed, small, ran, monkeypatch):
     tower = ran(mixed("tower", steps=1))
     monkeypatch.setattr("mova_engine.train.assembly.build_codecs", lambda *given: pytest.fail("work was begun"))
