@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from lossless_clip import write_lossless
 
-from mova_engine.scores import decoded_clip
+from mova_engine.scores import decoded_clip, lip_sync
 from mova_engine.scores.decoded_clip import DecodedClip
 from mova_engine.scores.features.kept_sounds import KeptSounds
+from mova_engine.scores.network_scores.clip_lip_sync import clip_lip_sync
 
 
 def test_each_form_of_a_clip_s_sound_is_converted_once(tmp_path, monkeypatch):
@@ -37,3 +38,25 @@ def test_the_forms_that_were_wanted_last_are_kept():
     get("c")
     assert made[-1] == "c"
     assert kept.get("large", lambda: np.zeros(9000, np.uint8)).nbytes == 9000  # alone it may be larger than the bound
+
+
+def test_published_lip_sync_hears_the_voice_23_ms_late(tmp_path, monkeypatch):
+    """1105 samples of MP3's encoder at 48 kHz are 368 at 16 kHz."""
+    spectrum = np.fft.rfft(np.random.default_rng(0).normal(0, 3000, 48000))
+    spectrum[1000:] = 0  # far below the third of a sample that 16 kHz leaves over
+    sound = np.fft.irfft(spectrum).astype(np.int16)
+    clip = DecodedClip.read(write_lossless(tmp_path / "a.mkv", np.zeros((25, 64, 64, 3), np.uint8), sound, rate=48000))
+    heard = {}
+
+    def listen(detector, network, pictures, samples, shots, convention):
+        assert samples.dtype == np.int16 and len(pictures) == 25
+        heard[convention] = samples.astype(np.float64)
+        return lip_sync.ClipLips((0,) * 25, ())
+
+    monkeypatch.setattr(lip_sync, "score_clip", listen)
+    for convention in ("mova", "corrected"):
+        found = clip_lip_sync(clip, {"s3fd": None, "syncnet": None}, convention)
+        assert found.reason == "no picture has a face"
+    assert len(heard["corrected"]) == 16000
+    late = [np.corrcoef(heard["mova"][k : k + 15000], heard["corrected"][:15000])[0, 1] for k in range(360, 377)]
+    assert 360 + int(np.argmax(late)) == 368 and max(late) > 0.99
