@@ -12,6 +12,7 @@ from mova_engine.evaluation.page_text import number, text
 from mova_engine.evaluation.published_rows import PublishedTable, published_tables
 
 _NAMED = 12
+_COLUMNS = ("value", "95 % interval", "chance", "clips")
 _RULES = {"categories": "mean of categories", "clips": "mean over clips"}
 _BETTER = {"up": "higher", "down": "lower", "": ""}
 
@@ -45,7 +46,7 @@ def _named(what: str, names: Sequence[str]) -> str:
 def _own_numbers(result: BenchResult) -> str:
     numbers, categories = result.numbers, result.bench.categories
     shown = categories if len(categories) > 1 else ()
-    head = "<tr><th>number<th>value<th>95 % interval<th>chance<th>clips" + "".join(f"<th>{text(x)}" for x in shown)
+    head = "<tr><th>number" + "".join(f"<th class=n>{text(x)}" for x in (*_COLUMNS, *shown))
     rows = [head + "<th>better"]
     asked = len(result.bench.numbers) or len(numbers)
     for i, each in enumerate(numbers):
@@ -103,7 +104,7 @@ def _reasons(numbers: Sequence[BenchNumber]) -> str:
 
 
 def _published(table: PublishedTable, result: BenchResult) -> str:
-    rows = ["<tr><th>model" + "".join(f"<th>{text(name)}" for name in table.names)]
+    rows = ["<tr><th>model" + "".join(f"<th class=n>{text(name)}" for name in table.names)]
     for row in table.rows:
         cells = "".join(f"<td class=n>{text(row.values.get(name, ''))}" for name in table.names)
         rows.append(f"<tr><td>{text(row.model)}{cells}")
