@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported late, so that help is instant.
     from mova_engine.scores.opened_runner import open_runner, told_skipped
     from mova_engine.scores.score_file import caption_beside, chosen_scores, score_file
-    from mova_engine.scores.score_table import COLUMNS
+    from mova_engine.scores.score_table import COLUMNS, SCORES
 
     runner = open_runner(config)
     _, skipped = chosen_scores(config.score, runner)
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, value in found.values.items():
             sys.stdout.write(f"{shown(file)}: {name} {value:.4g} {COLUMNS[name].unit}".rstrip() + "\n")
         for name, reason in found.reasons.items():
-            failed |= name in config.score
+            # Of some scores a clip has a part of the numbers, and a reason for the others.
+            failed |= name in config.score and not any(each.name in found.values for each in SCORES[name].columns)
             sys.stderr.write(f"{shown(file)}: {name}: {reason}\n")
     for line in told_skipped(skipped, config.weights) if read else ():
         sys.stderr.write(f"{line}\n")

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +120,7 @@ class ClipRecords:
         try:
             arrays = dict(np.load(path)) if path.is_file() else {}
             return _with_arrays(found["evidence"], arrays)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise MovaError(f"{path} is damaged ({error}); delete it to measure its clip anew") from None
 
     def _path(self, digest: str, score: Score, prompt: str | None) -> Path:

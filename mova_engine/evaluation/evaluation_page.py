@@ -109,7 +109,9 @@ def _histogram(values: np.ndarray, chance: float | None) -> str:
     if chance is not None:
         low, high = min(low, chance), max(high, chance)
     span = (high - low) or 1.0
-    counts, _ = np.histogram(values, _BARS, (low, low + span))
+    # Not np.histogram, which refuses ranges of less than a rounding error a bar: numbers that differ in the last digit.
+    bar_of = ((values - low) / span * _BARS).astype(int).clip(0, _BARS - 1)
+    counts = np.bincount(bar_of, minlength=_BARS)
     step = _WIDTH / _BARS
     bars = "".join(
         f"<rect x={i * step:.1f} y={_HEIGHT - _HEIGHT * n / counts.max():.1f} width={step - 1:.1f} "

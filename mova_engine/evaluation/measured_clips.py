@@ -26,7 +26,8 @@ class MeasuredClips:
 
     keys: {file: SHA-256}; of a file that cannot be read, what no file has. captions: {file: caption} of those that have
     one. passing: {(SHA-256, score): reason} of what this run could not measure for a reason that is not kept.
-    unreadable: {file: why}. spoken: {file: what is said and what was heard} in it.
+    unreadable: {file: why}. spoken: {file: what is said and what was heard} in it. not_asked: {(file, score): why} of
+    what is left out, whatever was measured of its content.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class MeasuredClips:
     passing: dict[tuple[str, str], str] = field(default_factory=dict)
     unreadable: dict[Path, str] = field(default_factory=dict)
     spoken: dict[Path, SpokenText] = field(default_factory=dict)
+    not_asked: dict[tuple[Path, str], str] = field(default_factory=dict)
 
     @classmethod
     def listed(
@@ -58,6 +60,8 @@ class MeasuredClips:
 
     def record(self, path: Path, score: Score) -> dict[str, Any]:
         """{"values", "reason", "evidence", "seconds", "decode_seconds", ...}; of what was not measured, its reason."""
+        if reason := self.not_asked.get((path, score.name)):
+            return _record({}, reason, None)
         if score.transcripts:
             return self._compared(path, score)
         found = self.records.find(self.keys[path], score, self.captions.get(path))
@@ -69,19 +73,15 @@ class MeasuredClips:
     def _compared(self, path: Path, score: Score) -> dict[str, Any]:
         """The record of a score of transcripts, which takes no clip and is not kept."""
         spoken = self.spoken.get(path, SpokenText())
-        reason = self.passing.get((self.keys[path], score.name), "")
-        if not reason and not spoken.said:
-            reason = 'what is said in it is not known: a key "transcript" in metadata.jsonl'
-        if not reason and spoken.heard is None:
-            reason = "there is no transcript of what was heard"
-        if not reason:
-            try:
-                found = resolve(score.target)(spoken.said, spoken.heard, self.records.convention(score))
-            except MovaError as error:
-                reason = str(error)
-            else:
-                return _record(found.values, found.reason or None, found.evidence)
-        return _record({}, reason, None)
+        if not spoken.said:
+            return _record({}, 'what is said in it is not known: a key "transcript" in metadata.jsonl', None)
+        if spoken.heard is None:
+            return _record({}, "there is no transcript of what was heard", None)
+        try:
+            found = resolve(score.target)(spoken.said, spoken.heard, self.records.convention(score))
+        except MovaError as error:
+            return _record({}, str(error), None)
+        return _record(found.values, found.reason or None, found.evidence)
 
     def with_evidence(self, score: Score) -> list[Path]:
         """The clips of which a score keeps evidence."""

@@ -133,29 +133,41 @@ def _interval(resamples: int, count: int, compute: Any) -> tuple[float, float] |
 
 
 def chance_levels(score: Score, clips: MeasuredClips, runner: ScoreRunner) -> dict[str, float]:
-    """The mean of each number over pairs whose sound and pictures come from different clips; {} without pairs."""
+    """The mean of each number over pairs whose sound and pictures come from different clips; {} without pairs.
+
+    Of a score of sound and text, clips of one caption are no pair: each caption is the other sound's own too.
+    """
     files = clips.with_evidence(score) if score.chance else []
-    if len({clips.keys[path] for path in files}) < 2:
-        return {}
+    contents = [clips.keys[path] for path in files]
+    captions = [clips.captions.get(path, "") for path in files] if score.prompt else []
 
     @lru_cache(_HELD)
     def evidence(i: int) -> Any:
         return clips.evidence(files[i], score)
 
-    found = [runner.chance(score, evidence(i), evidence(j)) for i, j in _pairs([clips.keys[path] for path in files])]
+    found = [runner.chance(score, evidence(i), evidence(j)) for i, j in _pairs(contents, captions)]
     names = {name for each in found for name in each}
     return {name: float(np.mean([each[name] for each in found if name in each])) for name in sorted(names)}
 
 
-def _pairs(digests: Sequence[str]) -> list[tuple[int, int]]:
-    """Ordered pairs of clips of different contents: all of them, or as many as are drawn of a large set."""
-    count = len(digests)
-    if count**2 - sum(same**2 for same in Counter(digests).values()) <= _CHANCE_PAIRS:
-        return [(i, j) for i in range(count) for j in range(count) if digests[i] != digests[j]]
+def _pairs(contents: Sequence[str], captions: Sequence[str] = ()) -> list[tuple[int, int]]:
+    """Ordered pairs of clips of different contents, and captions if given: all, or as many as are drawn of a large
+    set.
+    """
+    both = list(zip(contents, captions or contents, strict=True))
+    count = len(both)
+    shared = sum(n**2 for n in Counter(contents).values()) + sum(n**2 for n in Counter(x for _, x in both).values())
+    allowed = count**2 - shared + sum(n**2 for n in Counter(both).values())
+    if allowed <= _CHANCE_PAIRS:
+        return [(i, j) for i in range(count) for j in range(count) if _differ(both[i], both[j])]
     drawn = np.random.default_rng(0)
     found: set[tuple[int, int]] = set()
     while len(found) < _CHANCE_PAIRS:
         i, j = (int(each) for each in drawn.integers(0, count, 2))
-        if digests[i] != digests[j]:
+        if _differ(both[i], both[j]):
             found.add((i, j))
     return sorted(found)
+
+
+def _differ(first: tuple[str, str], second: tuple[str, str]) -> bool:
+    return first[0] != second[0] and first[1] != second[1]

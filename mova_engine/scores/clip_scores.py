@@ -23,7 +23,7 @@ def speech_lag(clip: DecodedClip) -> dict[str, float]:
     return {"speech_lag": clip_lag(clip, _LAG_FPS).frames / _LAG_FPS}
 
 
-def loudness(clip: DecodedClip) -> dict[str, float]:
+def loudness(clip: DecodedClip) -> Measured:
     """Amplitude, and the loudness of sound that has one."""
     import torch
 
@@ -34,12 +34,12 @@ def loudness(clip: DecodedClip) -> dict[str, float]:
     sound = torch.tensor(clip.sound(_LEVEL_RATE))
     found = {"rms": rms(sound)}
     try:
-        return found | {"lufs": integrated(sound, _LEVEL_RATE)}
-    except MovaError:
-        return found  # silence has an amplitude
+        return Measured(found | {"lufs": integrated(sound, _LEVEL_RATE)}, None)
+    except MovaError as error:
+        return Measured(found, None, str(error))  # silence has an amplitude
 
 
-def sound_quality(clip: DecodedClip) -> dict[str, float]:
+def sound_quality(clip: DecodedClip) -> Measured:
     """Silence, band edge and clipping of the track at its own rate."""
     from mova_engine.errors import MovaError
     from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
@@ -55,9 +55,9 @@ def sound_quality(clip: DecodedClip) -> dict[str, float]:
         "clipping": clipping_share(sound),
     }
     try:
-        return found | {"band_edge": band_edge(sound, rate)}
-    except MovaError:
-        return found
+        return Measured(found | {"band_edge": band_edge(sound, rate)}, None)
+    except MovaError as error:
+        return Measured(found, None, str(error))
 
 
 def sound_quality_of_mova(clip: DecodedClip) -> Measured:

@@ -180,6 +180,11 @@ def test_a_score_is_measured_only_of_the_categories_that_are_asked_for_it(tmp_pa
     bench = replace(bench, numbers=(AskedNumber("Speech", "peak", "peak", "clips", ("set3",)),))
     rows = evaluate(tmp_path, tmp_path / "out", [PEAK], 1, lambda _: None, bench=bench).rows
     assert [(x["peak"], x["why_peak"]) for x in rows] == [(None, "not asked of set1"), (20, None)]
+    # Whatever was measured before, or of a file of the same bytes in a category that is asked.
+    sound(tmp_path / "set1" / "00000002.wav", 20)
+    evaluate(tmp_path, tmp_path / "before", [PEAK], 1, lambda _: None)
+    rows = evaluate(tmp_path, tmp_path / "before", [PEAK], 1, lambda _: None, bench=bench).rows
+    assert [x["peak"] for x in rows] == [None, None, 20]
 
 
 def test_a_folder_of_other_clips_is_refused(tmp_path):

@@ -57,6 +57,16 @@ def test_what_cannot_be_read_is_a_row_with_its_reason_and_stops_nothing(tmp_path
     assert again["gone.mp4"]["peak"] == rows["000.wav"]["peak"], "no reason is kept of a file that can be read by now"
 
 
+@pytest.mark.parametrize("left", [0, 40, -30])
+def test_evidence_that_a_power_cut_left_in_part_is_one_line(tmp_path, left):
+    folder = sounds(tmp_path / "clips", 1)
+    measured(folder, tmp_path / "out")
+    (kept,) = (tmp_path / "out" / "records").rglob("*.npz")
+    kept.write_bytes(kept.read_bytes()[:left])
+    with pytest.raises(MovaError, match=r"npz is damaged .*delete it to measure its clip anew"):
+        measured(folder, tmp_path / "out")
+
+
 def test_a_file_without_permission_is_a_row(tmp_path, monkeypatch):
     """As root every file can be read: the system's answer is played."""
     folder, opened = sounds(tmp_path / "clips", 2), open

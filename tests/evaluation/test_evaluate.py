@@ -57,6 +57,7 @@ def test_every_clip_is_a_row_and_what_is_missing_is_null_with_a_reason(measured)
     assert broken["why_loudness"] and "broken.mp4" not in broken["why_loudness"]
     silent = rows["more/silent.mp4"]
     assert (silent["rms"], silent["lufs"], silent["digital_silence"]) == (pytest.approx(0, abs=1e-4), None, 1.0)
+    assert "LUFS" in silent["why_loudness"] and silent["band_edge"] is None and silent["why_sound-quality"]
     assert rows["first.mp4"]["av_align"] > 0 and rows["first.mp4"]["why_loudness"] is None
 
 
@@ -154,6 +155,12 @@ def test_files_of_the_same_bytes_are_measured_once_and_a_name_breaks_no_line(cli
     found = evaluate(folder, tmp_path / "out", chosen_scores(["loudness"])[0], 1, lines.append)
     assert len(found.rows) == 4 and sum(row["rms"] is not None for row in found.rows) == 3
     assert [line.split(",")[0] for line in lines] == ["[1/2] a.mp4", r"[2/2] e\nf.mp4"]
+
+
+def test_numbers_that_differ_in_the_last_digit_are_drawn():
+    third = 1 / 3
+    for values, chance in (([third, third], np.nextafter(third, 1)), ([0.0, 5e-324], None), ([1.0, 1.0], None)):
+        assert evaluation_page._histogram(np.array(values), chance).count("<rect") >= 1
 
 
 def test_a_name_s_signs_do_not_break_its_link():

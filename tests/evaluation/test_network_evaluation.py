@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,14 @@ def gain_of_pair(sound, pictures, network, convention):
 
 def captioned(clip, network, convention, *, prompt):
     return {"letters": float(len(prompt))}
+
+
+def kept_caption(clip, network, convention, *, prompt):
+    return Measured({"letters": 0.0}, len(prompt))
+
+
+def letters_of_pair(sound, pictures):
+    return {"letters": float(abs(sound - pictures))}
 
 
 def mean_gain(evidence, convention):
@@ -332,3 +341,22 @@ def test_pairs_for_chance_are_of_different_clips_and_each_comes_once():
     assert len(set_summary._pairs(["a"] * 30 + ["b"])) == 60
     many = set_summary._pairs([str(i % 150) for i in range(300)])
     assert len(set(many)) == len(many) == 200 and all(i % 150 != j % 150 for i, j in many)
+
+
+def test_clips_of_one_caption_are_no_pair_for_the_chance_of_sound_and_text(declared, clips, tmp_path):
+    assert set_summary._pairs(["a", "b", "c"], ["x", "x", "y"]) == [(0, 2), (1, 2), (2, 0), (2, 1)]
+    assert set_summary._pairs(["a", "b"], ["x", "x"]) == []
+    many = set_summary._pairs([str(i) for i in range(300)], [str(i // 2) for i in range(300)])
+    assert len(many) == 200 and all(i // 2 != j // 2 for i, j in many)
+    letters = replace(CAPTIONED, target=f"{HERE}:kept_caption", chance=f"{HERE}:letters_of_pair")
+    SCORES["letters"] = letters
+    folder = tmp_path / "clips"
+    shutil.copytree(clips, folder)
+    shutil.copy(clips / "a.mp4", folder / "c.mp4")
+    with open(folder / "c.mp4", "ab") as file:
+        file.write(bytes(8))
+    for name, caption in (("a", "same"), ("b", "same"), ("c", "another")):
+        (folder / f"{name}.txt").write_text(caption)
+    words = ["--weights", weights_in(tmp_path / "weights", 2.0), "--accept-noncommercial", "--score", "letters"]
+    # Foreign pairs differ by 3 letters; the pairs of a and b, which share their caption, would by none.
+    assert column(run(folder, tmp_path / "out", *words), "letters")["chance"] == 3

@@ -94,7 +94,7 @@ class BenchRun:
             for score in scores:
                 if score not in chosen:
                     for path in files:
-                        clips.passing[clips.keys[path], score.name] = f"not asked of {category}"
+                        clips.not_asked[path, score.name] = f"not asked of {category}"
             if files and chosen:
                 if len(self.bench.categories) > 1:
                     say(f"{category}:")
