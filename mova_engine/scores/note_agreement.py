@@ -103,6 +103,8 @@ def measure_notes(folder: str | Path, seed: int = 0) -> dict[str, Any]:
     entries, clips, reasons = read_metadata(folder), list[NoteEvents](), list[str]()
     for entry in entries:
         try:
+            if not isinstance(entry.path, Path):
+                raise MovaError(f"{entry.path}: lies in a shard; only files of their own are listened to")
             clips.append(hear(entry.path, entry.caption))
         except MovaError as error:
             reasons.append(str(error))
