@@ -73,11 +73,11 @@ def test_a_crop_reaches_beyond_the_picture_in_grey():
         crop(picture, np.array([0, 70, 80, 0, 10]))
 
 
-@pytest.mark.parametrize("limit", [None, 40, 200])
+@pytest.mark.parametrize("limit", [None, 40])
 def test_suppression_in_blocks_is_that_of_one_box_after_the_other(limit):
-    """400 boxes are several blocks; some have no area."""
+    """300 boxes are several blocks; some have no area."""
     rng = np.random.default_rng(0)
-    corners, sides = rng.random((400, 2)), rng.random((400, 2)) * 0.3
+    corners, sides = rng.random((300, 2)), rng.random((300, 2)) * 0.2
     sides[::50] = 0
     boxes = np.hstack((corners, corners + sides)).astype(np.float32)
     kept = []
@@ -85,7 +85,7 @@ def test_suppression_in_blocks_is_that_of_one_box_after_the_other(limit):
         with np.errstate(invalid="ignore"):
             if all(_shared(boxes[i], boxes[j]) <= 0.3 for j in kept):
                 kept.append(i)
-    assert 200 < len(kept) < 400
+    assert 150 < len(kept) < 300
     assert face_boxes._suppress(boxes, 0.3, limit).tolist() == kept[:limit]
 
 

@@ -52,10 +52,10 @@ def test_kl_is_of_the_reference_first():
 
 def test_distances_of_a_set_to_itself_and_to_one_that_is_shifted():
     """A shift by s in each of d directions is a Frechet distance of d s squared."""
-    here, there = features(400, 8), features(400, 8, shift=0.5)
+    here, there = features(100, 8), features(100, 8, shift=0.5)
     assert set_frechet_distance(here, here, "mova") == (pytest.approx(0, abs=1e-6), "")
     assert set_frechet_distance(here, there, "mova")[0] == pytest.approx(8 * 0.25, rel=1e-3)
-    assert set_kernel_distance(features(400, 8, seed=1), here, "mova") == pytest.approx(0, abs=0.05)
+    assert set_kernel_distance(features(100, 8, seed=1), here, "mova") == pytest.approx(0, abs=0.1)
     assert set_kernel_distance(here, there, "mova") > 0.1
     assert "15 rows are few for 8 dimensions" in set_frechet_distance(here[:15], there, "mova")[1]
 
