@@ -220,7 +220,7 @@ def _with_files(about: dict[str, Any], runner: ScoreRunner) -> dict[str, Any]:
         told[name] = {
             "file": None if path is None else str(path),
             "sha256": digest,
-            "published": digest in entry.sha256 if entry.sha256 else None,
+            "published": entry.published(digest),
             "licence": entry.licence,
         }
     return {**about, "weights": told}

@@ -51,7 +51,7 @@ def _weights(name: str, digest: str) -> str:
     told = f"{text(name)} <code>{digest[:12]}</code> <span class=quiet>{text(entry.licence)}</span>"
     if not entry.sha256:
         return f"{told} <span class=quiet>no hash of the published file is on record</span>"
-    return told if digest in entry.sha256 else f"{told} <span class=few>not the published file</span>"
+    return told if entry.published(digest) else f"{told} <span class=few>not the published file</span>"
 
 
 def skipped_list(skipped: Mapping[str, str]) -> str:

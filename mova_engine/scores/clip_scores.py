@@ -8,7 +8,7 @@ import numpy as np
 from mova_engine.errors import require_package
 from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
-from mova_engine.scores.dnsmos import Dnsmos, network_file
+from mova_engine.scores.dnsmos import Dnsmos, DnsmosConvention, network_file
 from mova_engine.scores.optional_opencv import opencv
 
 # Rate of the pictures in which lips are looked for.
@@ -89,10 +89,10 @@ def av_align_of_pair(sound: dict[str, Any], pictures: dict[str, Any]) -> dict[st
     return {"av_align": intersection_over_union(sound["onsets"], pictures["peaks"], pictures["fps"])}
 
 
-def dnsmos(clip: DecodedClip) -> dict[str, float]:
-    """Ratings of speech over all whole windows."""
+def dnsmos(clip: DecodedClip, *, convention: DnsmosConvention) -> dict[str, float]:
+    """Ratings of speech; of 16-bit mono as the ffmpeg program gives it, which is what published scripts rate."""
     samples = np.asarray(clip.sound(DNSMOS_RATE, sample_format="s16"), np.float64) / 32768
-    ratings = _dnsmos().rate(samples, DNSMOS_RATE, convention="corrected")
+    ratings = _dnsmos().rate(samples, DNSMOS_RATE, convention=convention)
     return {
         "dnsmos_p808": ratings.p808_mos,
         "dnsmos_sig": ratings.sig,

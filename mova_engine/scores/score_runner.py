@@ -3,10 +3,11 @@
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from mova_engine.backend import get_backend
@@ -109,7 +110,7 @@ class ScoreRunner:
         elif len(score.conventions) > 1:
             named["convention"] = convention
         if score.prompt:
-            if not prompt:
+            if not (prompt and prompt.strip()):
                 raise MovaError("the clip has no caption (metadata.jsonl, or a .txt beside it)")
             named["prompt"] = prompt
         function = resolve(score.target)
@@ -132,11 +133,24 @@ class ScoreRunner:
         if not isinstance(measured, Measured):
             measured = Measured(measured, None)
         _check(score, measured.values)
+        if any(not np.isfinite(each).all() for each in _arrays(measured.evidence)):
+            # One such clip would leave the whole set without a number.
+            raise MovaError("what is kept of it for numbers of the set came out as NaN or infinite")
         if measured.evidence is not None:
             found.evidence[score.name] = measured.evidence
         if measured.reason:
             found.reasons[score.name] = measured.reason
         found.values |= measured.values
+
+
+def _arrays(evidence: Any) -> Iterator[np.ndarray]:
+    """The arrays of floats within a score's evidence."""
+    if isinstance(evidence, np.ndarray):
+        if evidence.dtype.kind == "f":
+            yield evidence
+    elif isinstance(evidence, Mapping | list | tuple):
+        for each in evidence.values() if isinstance(evidence, Mapping) else evidence:
+            yield from _arrays(each)
 
 
 def _check(score: Score, measured: dict[str, float]) -> None:

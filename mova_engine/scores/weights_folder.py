@@ -55,7 +55,9 @@ class WeightsFolder:
         return ""
 
     def digest(self, name: str) -> str:
-        """SHA-256 of a file; of a folder, that of its files' names and digests. MovaError where it is missing."""
+        """SHA-256 of a file, with "+" and that of what the manifest has `beside` it; of a folder, that of its files'
+        names and digests. MovaError where it is missing.
+        """
         self._found(WEIGHTS[name])
         return self.file_digest_of(name)
 
@@ -67,6 +69,9 @@ class WeightsFolder:
         with self._lock:
             if name not in self._digests:
                 self._digests[name] = self._folder_digest(path) if path.is_dir() else self._file_digest(path)
+                beside = path.with_name(WEIGHTS[name].beside or path.name)
+                if beside != path and path.suffix == ".safetensors" and beside.is_file():
+                    self._digests[name] += f"+{self._file_digest(beside)}"
             return self._digests[name]
 
     def open(self, name: str, device: torch.device) -> Any:

@@ -13,7 +13,8 @@ _HERE = "mova_engine.scores.networks.official_networks"
 class WeightsFile:
     """files: accepted names, the official one first; one that ends in "/" is a folder. sha256: of official files, none
     where no hash is on record. size: bytes of the first, None where not known. commercial: whether the licence allows
-    commercial use; None where its authors state none.
+    commercial use; None where its authors state none. beside: a file beside a .safetensors of it that the numbers
+    depend on too.
     """
 
     name: str
@@ -25,6 +26,11 @@ class WeightsFile:
     source: str
     sha256: tuple[str, ...] = ()
     size: int | None = None
+    beside: str = ""
+
+    def published(self, digest: str) -> bool | None:
+        """Whether a digest of `WeightsFolder` is the published file's; None where no hash is on record."""
+        return digest.partition("+")[0] in self.sha256 if self.sha256 else None
 
 
 WEIGHTS = {
@@ -111,6 +117,7 @@ WEIGHTS = {
             "facebook/audiobox-aesthetics on Hugging Face",
             sha256=("a5a3c2412649cc2384ec525ffd5180ce6c4778f43bed6108e0a1303de04d014e",),
             size=415472992,
+            beside="config.json",
         ),
         WeightsFile(
             "eat",

@@ -58,7 +58,7 @@ def report_files(folder: WeightsFolder) -> Iterator[FileReport]:
         except MovaError as error:
             yield FileReport(entry, "wrong content", name, detail=str(error))
             continue
-        if entry.sha256 and digest not in entry.sha256:
+        if entry.published(digest) is False:
             yield FileReport(entry, "wrong hash", name, digest, f"the published file has {entry.sha256[0]}")
         else:
             yield FileReport(entry, "found", name, digest, "" if entry.sha256 else "hash not on record")

@@ -15,6 +15,7 @@ WHEEL_SCORES = (
             ScoreColumn("dnsmos_bak", "MOS", "absence of background noise, P.835", 1, 5, "up"),
             ScoreColumn("dnsmos_ovrl", "MOS", "overall, P.835", 1, 5, "up"),
         ),
+        conventions=("corrected", "mova"),
         check=f"{_CLIP}:check_dnsmos",
     ),
     Score(

@@ -1,5 +1,6 @@
 """`mova eval` with networks: what a user's weights allow is measured, by which weights and convention is told."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,7 +26,9 @@ from mova_engine.scores.clip_reader import read_clip
 from mova_engine.scores.decoded_clip import Measured
 from mova_engine.scores.networks.official_files import load_official
 from mova_engine.scores.score_declaration import Score, ScoreColumn, SetNumber
+from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.score_table import COLUMNS, SCORES
+from mova_engine.scores.weights_folder import WeightsFolder
 from mova_engine.scores.weights_manifest import WEIGHTS, WeightsFile
 
 HERE = f"{__name__}"
@@ -50,6 +53,10 @@ def gain_of_pair(sound, pictures, network, convention):
 
 def captioned(clip, network, convention, *, prompt):
     return {"letters": float(len(prompt))}
+
+
+def broken_features(clip):
+    return Measured({}, {"rows": [np.array([1.0, np.nan], np.float32)]})
 
 
 def kept_caption(clip, network, convention, *, prompt):
@@ -341,6 +348,26 @@ def test_pairs_for_chance_are_of_different_clips_and_each_comes_once():
     assert len(set_summary._pairs(["a"] * 30 + ["b"])) == 60
     many = set_summary._pairs([str(i % 150) for i in range(300)])
     assert len(set(many)) == len(many) == 200 and all(i % 150 != j % 150 for i, j in many)
+
+
+def test_evidence_that_is_no_number_is_the_reason_of_its_clip_and_spoils_no_set(clips):
+    kept = Score("kept", f"{HERE}:broken_features", ())
+    found = ScoreRunner().measure(read_clip(clips / "a.mp4"), [kept])
+    assert not found.evidence and "NaN or infinite" in found.reasons["kept"]
+
+
+def test_a_configuration_beside_weights_is_part_of_what_numbers_depend_on(tmp_path):
+    folder = tmp_path / "audiobox-aesthetics"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    digests = []
+    for config in ("{}", "[]"):
+        (folder / "config.json").write_text(config)
+        digests.append(WeightsFolder(tmp_path).digest("audiobox"))
+    assert digests[0] != digests[1]
+    own = replace(WEIGHTS["audiobox"], sha256=(hashlib.sha256(b"weights").hexdigest(),))
+    assert [own.published(digest) for digest in digests] == [True, True]
+    assert WEIGHTS["audiobox"].published(digests[0]) is False and WEIGHTS["clap"].published(digests[0]) is None
 
 
 def test_clips_of_one_caption_are_no_pair_for_the_chance_of_sound_and_text(declared, clips, tmp_path):

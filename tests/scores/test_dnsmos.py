@@ -4,7 +4,9 @@ import importlib.util
 
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
+from mova_engine import scores
 from mova_engine.errors import MovaError
 from mova_engine.scores import dnsmos
 from mova_engine.scores.dnsmos import RATE, WINDOW, Dnsmos, network_file, windows_of
@@ -27,6 +29,18 @@ def test_the_published_windows_of_a_minute_lack_seventeen():
     assert (hops, len(corrected)) == (51, 51)
     assert [window[0] - 1 for window in corrected] == [RATE * i for i in range(51)]
     assert all(len(window) == WINDOW for window in (*published, *corrected))
+
+
+def test_a_clip_is_rated_by_the_convention_that_is_asked_for(tmp_path, monkeypatch):
+    """Of 8.05 s, which Verse-Bench's clips last, published scripts rate 7 windows of 8."""
+    monkeypatch.setattr(Dnsmos, "p808_outputs", lambda self, windows: np.full(len(windows), float(len(windows))))
+    monkeypatch.setattr(Dnsmos, "p835_outputs", lambda self, windows, personalised: np.ones((len(windows), 3)))
+    noise = np.random.default_rng(0).integers(-9000, 9000, int(8.05 * RATE), np.int16)
+    wavfile.write(tmp_path / "x.wav", RATE, noise)
+    windows = {}
+    for convention in ("mova", "corrected", "av-benchmark"):
+        windows[convention] = scores.get("dnsmos", convention=convention)(tmp_path / "x.wav")["dnsmos_p808"]
+    assert windows == {"mova": 7, "corrected": 8, "av-benchmark": 8}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class BenchRun:
     def listed(self, records: ClipRecords, digests: Digests) -> MeasuredClips:
         """The clips that are there, with their prompts as captions."""
         files = [self.folder / file for file in self.item_of]
-        captions = {self.folder / file: item.prompt for file, item in self.item_of.items() if item.prompt}
+        captions = {self.folder / file: item.prompt for file, item in self.item_of.items() if item.prompt.strip()}
         return MeasuredClips.listed(self.folder, files, captions, records, digests)
 
     def said(self, clips: MeasuredClips) -> dict[Path, str]:
