@@ -81,7 +81,7 @@ class WeightsFolder:
         with self._lock:
             if (name, device) not in self._opened:
                 entry = WEIGHTS[name]
-                self._opened[name, device] = _on_device(resolve(entry.open)(self._found(entry)), device)
+                self._opened[name, device] = _on_device(opened(entry, self._found(entry)), device)
             return self._opened[name, device]
 
     def _found(self, entry: WeightsFile) -> Path:
@@ -95,6 +95,15 @@ class WeightsFolder:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         told = "".join(f"{path.name} {self._file_digest(path)}\n" for path in files)
         return hashlib.sha256(told.encode()).hexdigest()
+
+
+def opened(entry: WeightsFile, path: Path) -> Any:
+    """What the manifest's `open` makes of a file. MovaError for one that is another file, whatever it holds."""
+    try:
+        return resolve(entry.open)(path)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # Its tables are there and hold something else: text for numbers, a tensor for a table, numbers for names.
+        raise MovaError(f"{path} does not hold the weights of {entry.about} ({error})") from error
 
 
 def file_digest(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 from mova_engine.errors import MovaError
 from mova_engine.ops import resolve
 from mova_engine.scores.score_table import SCORES
-from mova_engine.scores.weights_folder import WeightsFolder
+from mova_engine.scores.weights_folder import WeightsFolder, opened
 from mova_engine.scores.weights_manifest import WEIGHTS, WeightsFile
 from mova_engine.scores.wheel_table import WHEEL_SCORES
 
@@ -53,7 +53,7 @@ def report_files(folder: WeightsFolder) -> Iterator[FileReport]:
             continue
         name = str(path.relative_to(folder.folder)) if folder.folder else str(path)
         try:
-            resolve(entry.open)(path)
+            opened(entry, path)
             digest = folder.file_digest_of(entry.name)
         except MovaError as error:
             yield FileReport(entry, "wrong content", name, detail=str(error))

@@ -1,5 +1,6 @@
 """Official files of scores' networks load strictly, or are refused in one line."""
 
+import io
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mova_engine.errors import MovaError
 from mova_engine.scores.networks.cnn14 import Cnn14, PannsConfig
 from mova_engine.scores.networks.eat import Eat, EatSizes, named_by_fairseq
 from mova_engine.scores.networks.official_files import load_official
+from mova_engine.scores.weights_folder import opened
+from mova_engine.scores.weights_manifest import WEIGHTS
 
 TINY = PannsConfig(800, 32, 10, mels=8, high=400.0, classes=3, channels=(2, 3))
 
@@ -54,6 +57,24 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         with pytest.raises(MovaError, match="cannot read") as refused:
             load_official(lambda: Cnn14(TINY), path)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTS.keys() - {"roberta-base"}))
+def test_whatever_lies_in_the_place_of_weights_is_refused_in_a_short_line(tmp_path, name):
+    entry = WEIGHTS[name]
+    path = tmp_path / next(file for file in entry.files if not file.endswith(".safetensors")).rpartition("/")[2]
+    whole = io.BytesIO()
+    torch.save({"x": torch.zeros(3)}, whole)
+    held = [{"model": torch.zeros(3)}, {"state_dict": {"x": "text"}}, {1: torch.zeros(3)}, [torch.zeros(3)]]
+    held += [{"target_transform": {axis: {"mean": "x", "std": 1} for axis in ("CE", "CU", "PC", "PQ")}}]
+    for content in (b"", b"text", whole.getvalue(), whole.getvalue()[:-200], *held):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        with pytest.raises(MovaError, match=f"{path.name}") as refused:
+            opened(entry, path)
+        assert "\n" not in str(refused.value) and len(str(refused.value).replace(str(path), "")) < 500
 
 
 def test_both_releases_of_eat_have_the_same_weights():

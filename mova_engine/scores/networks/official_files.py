@@ -21,6 +21,8 @@ _NUMBERS = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((type(np.dtype(kind)), f"numpy.dtypes.{type(np.dtype(kind)).__name__}") for kind in ("f4", "f8", "i4", "i8")),
 ]
+# Names that a refusal tells: files of other networks lack hundreds.
+_NAMED = 3
 
 
 def load_official(
@@ -53,8 +55,29 @@ def network_of_weights(build: Callable[[], Network], weights: Mapping[str, Tenso
     try:
         network.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
-        raise MovaError(f"{path} does not hold this network's weights: {' '.join(str(error).split())}") from None
+        told = _unlike(network, weights) or " ".join(str(error).split())
+        raise MovaError(f"{path} does not hold this network's weights: {told}") from None
     return network.eval().requires_grad_(False)
+
+
+def _unlike(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What a network lacks among weights, has too much, or has in another shape; the first few of each by name."""
+    own = network.state_dict()
+    shapes = [
+        f"{name} {list(weights[name].shape)}, not {list(x.shape)}"
+        for name, x in own.items()
+        if name in weights and weights[name].shape != x.shape
+    ]
+    kinds = (
+        ("missing", [name for name in own if name not in weights]),
+        ("unknown", [name for name in weights if name not in own]),
+        ("of another shape", shapes),
+    )
+    return "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds if names)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _mapped(path: Path) -> Any:
@@ -73,7 +96,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         raise MovaError(f"cannot read {path}: {error}") from None
     except Exception as error:  # torch raises RuntimeError, EOFError and pickle's errors for damaged or unsafe files
-        raise MovaError(f"cannot read {path} as weights: {str(error).splitlines()[0]}") from None
+        told = str(error).partition("\n")[0] or "it ends too early"
+        raise MovaError(f"cannot read {path} as weights: {told}") from None
     if not isinstance(found, dict):
         raise MovaError(f"{path} holds no state dict")
     return found

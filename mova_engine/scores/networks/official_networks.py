@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, require_package
 from mova_engine.scores.networks.official_files import load_official, network_of_weights, read_weights
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def open_clap(path: Path) -> "nn.Module":
 
 
 def open_tokenizer(path: Path) -> Path:
-    """The folder of RoBERTa's tokenizer, after its files were sought. MovaError where one is missing."""
+    """The folder of RoBERTa's tokenizer, after its files were sought. MovaError where one is missing, or what reads it."""
+    require_package("transformers", "CLAP's tokenizer")
     for name in ("vocab.json", "merges.txt", "config.json"):
         if not (path / name).is_file():
             raise MovaError(f"{path} has no {name} of roberta-base's tokenizer")
