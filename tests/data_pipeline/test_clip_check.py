@@ -65,7 +65,9 @@ def test_ledgers_of_something_else(clips, tmp_path):
 
 
 def test_the_command(clips, tmp_path, capsys):
-    options = ["--model", "nano", "--clip.frames", "5", "--out", str(tmp_path / "ledger.jsonl")]
+    # Their own size: resizing takes torch, which each new reader imports.
+    size = ["--clip.frames", "5", "--clip.height", str(CLIP.height), "--clip.width", str(CLIP.width)]
+    options = ["--model", "nano", *size, "--out", str(tmp_path / "ledger.jsonl")]
     assert main(["--data", str(clips), *options]) == 0
     assert capsys.readouterr().out == f"{clips}: 0 clips of 7 cannot be used\n"
     (clips / "3.mp4").unlink()
