@@ -32,7 +32,7 @@ def open_clap(path: Path) -> "nn.Module":
 
 
 def open_tokenizer(path: Path) -> Path:
-    """The folder of RoBERTa's tokenizer, after its files were sought. MovaError where one is missing, or what reads it."""
+    """RoBERTa's tokenizer's folder, its files sought. MovaError where one is missing, or the package that reads it."""
     require_package("transformers", "CLAP's tokenizer")
     for name in ("vocab.json", "merges.txt", "config.json"):
         if not (path / name).is_file():
