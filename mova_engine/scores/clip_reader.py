@@ -15,7 +15,12 @@ def read_clip(path: str | Path) -> DecodedClip:
     that reads it, or exceeds its time or memory.
     """
     store = FrameFile()
-    return _read_into(path, store.place).moved(store)
+    try:
+        return _read_into(path, store.place).moved(store)
+    except BaseException:
+        # The error's traceback would keep its memory, up to 4 GiB, for as long as anyone keeps the error.
+        store.close()
+        raise
 
 
 @in_reader_process

@@ -89,9 +89,13 @@ class FrameFile:
         return made
 
     def close(self) -> None:
-        """Give the file up in this process; frames that were made of it stay."""
+        """Give the file up in this process; frames that were made of it stay. Once more it does nothing."""
+        # Its number may be another file's by then.
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
         with contextlib.suppress(OSError):
-            os.close(self._fd)
+            os.close(fd)
         if self._named:
             with contextlib.suppress(OSError):
                 os.unlink(self._named)

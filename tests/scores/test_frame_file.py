@@ -1,5 +1,6 @@
 """Decoded frames in shared memory are the decoder's own, whatever their format, and reach another process whole."""
 
+import os
 import struct
 
 import av
@@ -72,3 +73,23 @@ def test_a_file_with_more_pictures_than_fit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(decoded_clip, "MOST_BYTES", 4000)
     with pytest.raises(MovaError, match="scores measure clips: cut it"):
         DecodedClip.read(tmp_path / "clip.mp4")
+
+
+def test_a_file_that_cannot_be_read_leaves_no_memory_behind_while_its_error_is_kept(tmp_path):
+    (tmp_path / "x.mp4").write_bytes(b"no clip")
+    errors, open_files = [], []
+    for _ in range(3):
+        with pytest.raises(MovaError) as raised:
+            read_clip(tmp_path / "x.mp4")
+        errors.append(raised.value)
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert open_files[0] == open_files[-1]
+
+
+def test_a_file_is_closed_once():
+    """Its number may be another file's when it is given up again."""
+    store = FrameFile()
+    store.close()
+    other = os.open(os.devnull, os.O_RDONLY)
+    store.close()
+    os.close(other)
