@@ -27,6 +27,14 @@ def read_text(path: str | Path) -> str:
         raise MovaError(f"{path}: line {line}: not UTF-8 (byte 0x{byte:02x}): save the file as UTF-8") from None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a file's text, as editors count them and as JSON lines are divided.
+
+    `str.splitlines` also divides at U+2028, U+0085 and others, which JSON may hold within a text.
+    """
+    return text.split("\n")
+
+
 def flaw(text: str, *, name: bool = False) -> str | None:
     """Why `text` cannot be encoded or tokenised; None if it can. name: also check that it can be a file's or clip's
     name.

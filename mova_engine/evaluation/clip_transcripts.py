@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mova_engine.data.metadata import FILES
-from mova_engine.data.text import flaw, read_text, shown
+from mova_engine.data.text import flaw, lines_of, read_text, shown
 from mova_engine.errors import MovaError
 
 KEYS = ("clip", "id", "video_path")
@@ -29,7 +29,7 @@ def read_transcripts(path: Path) -> dict[str, str]:
     row, and for a clip that is named twice.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         if not line.strip():
             continue
         place = f"{path}: line {number}"
@@ -57,9 +57,7 @@ def said_in(folder: Path, files: Iterable[Path]) -> dict[Path, str]:
         return {}
     text = read_text(listing)
     try:
-        rows = (
-            json.loads(text) if listing.suffix == ".json" else [json.loads(x) for x in text.splitlines() if x.strip()]
-        )
+        rows = json.loads(text) if listing.suffix == ".json" else [json.loads(x) for x in lines_of(text) if x.strip()]
     except ValueError as error:
         raise MovaError(f"{listing}: is no JSON: {error}") from None
     stated: dict[Path, str] = {}

@@ -1,6 +1,5 @@
 """What a recogniser hears in a folder of clips: a file of JSON lines, which an interrupted run goes on with."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -10,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mova_engine.data.text import shown
+from mova_engine.data.text import lines_of, read_text, shown
 from mova_engine.errors import MovaError, counted
 from mova_engine.evaluation.clip_records import find_clips
 from mova_engine.evaluation.recognisers import RATE, Recogniser
 from mova_engine.files.atomic import write_atomic
 from mova_engine.scores.clip_reader import read_clip
+from mova_engine.scores.weights_folder import file_digest
 
 Row = dict[str, Any]
 # Seconds between two versions of the file.
@@ -34,15 +34,20 @@ def transcribe_folder(
     known = _known(out, recogniser.name)
     rows: dict[str, Row] = {}
     todo: list[tuple[Path, str, str]] = []
+    failed: list[str] = []
     for path in files:
-        name, digest = path.relative_to(clips).as_posix(), _digest(path)
+        name = path.relative_to(clips).as_posix()
+        try:
+            digest = file_digest(path)
+        except MovaError as error:
+            failed.append(f"{shown(name)}: {error}")
+            continue
         if (name, digest) in known:
             rows[name] = known[name, digest]
         else:
             todo.append((path, name, digest))
     if rows:
         say(f"{counted(len(rows), 'clip')} of {len(files)} transcribed before")
-    failed: list[str] = []
 
     def heard(path: Path) -> str:
         sound = np.asarray(read_clip(path).sound(RATE, sample_format="s16"), np.int16)
@@ -70,14 +75,6 @@ def transcribe_folder(
     return failed
 
 
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
-
-
 def _lines(rows: dict[str, Row]) -> bytes:
     return "".join(json.dumps(rows[name], ensure_ascii=False) + "\n" for name in sorted(rows)).encode()
 
@@ -88,10 +85,10 @@ def _known(out: Path, recogniser: str) -> dict[tuple[str, str], Row]:
         return {}
     found: dict[tuple[str, str], Row] = {}
     try:
-        for line in out.read_text().splitlines():
+        for line in filter(None, lines_of(read_text(out))):
             row = json.loads(line)
             if row["recogniser"] == recogniser:
                 found[row["clip"], row["sha256"]] = row
-    except (OSError, ValueError, KeyError, TypeError):
+    except (MovaError, ValueError, KeyError, TypeError):
         raise MovaError(f"{out} holds something else than transcripts; it is not replaced") from None
     return found

@@ -17,6 +17,7 @@ from mova_engine.commands.evaluate import main as evaluate
 from mova_engine.errors import MovaError
 from mova_engine.evaluation.clip_transcripts import heard_in, read_transcripts
 from mova_engine.evaluation.recognisers import Endpoint, EndpointOptions, tagged_text
+from mova_engine.evaluation.transcription import transcribe_folder
 
 KEY = "sk-a-secret-of-the-user"
 
@@ -153,6 +154,23 @@ def test_clips_are_transcribed_once_and_compared(server, clips, tmp_path, capsys
     (clips / "metadata.jsonl").unlink()
     assert evaluate([str(clips), "--out", str(tmp_path / "none"), "--score", "cpcer", "--transcripts", str(out)]) == 0
     assert "(0 of 2 clips)" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_read_is_told_and_signs_within_a_text_end_no_line(clips, tmp_path):
+    class Hears:
+        name, calls = "ours", 0
+
+        def transcribe(self, sound):
+            self.calls += 1
+            return "one\u2028two\x85three"
+
+    (clips / "gone.wav").symlink_to("nowhere.wav")
+    out, hears = tmp_path / "heard.jsonl", Hears()
+    for _ in range(2):
+        (failed,) = transcribe_folder(clips, out, hears, 1, lambda _: None)
+        assert failed.startswith("gone.wav: ")
+    heard = read_transcripts(out)
+    assert hears.calls == len(heard) > 0 and set(heard.values()) == {"one\u2028two\x85three"}
 
 
 def test_lists_of_transcripts(tmp_path):

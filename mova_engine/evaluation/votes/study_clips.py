@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mova_engine.data.metadata import MEDIA
-from mova_engine.data.text import flaw, read_text, shown
+from mova_engine.data.text import flaw, lines_of, read_text, shown
 from mova_engine.errors import MovaError
 
 _TEXTS = ("metadata.jsonl", "metadata.json", "prompts.jsonl", "prompts.json", "prompts.txt")
@@ -125,7 +125,7 @@ def _texts_in(folder: Path) -> dict[str, str]:
 def _texts_of(path: Path) -> Iterator[tuple[str, str]]:
     """Pairs of a prompt's id and its text."""
     if path.suffix == ".txt":
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(lines_of(read_text(path)), 1):
             key, tab, text = line.partition("\t")
             if line.strip() and not tab:
                 raise MovaError(f"{path}: line {number}: must be the prompt's id, a tab, and its text")
@@ -169,7 +169,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise MovaError(f"{path}: no CSV ({error})") from None
         return
     lines = path.suffix.lower() == ".jsonl"
-    parts = [(f"{path}: line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    parts = [(f"{path}: line {n}", line) for n, line in enumerate(lines_of(text), 1) if line.strip()]
     for place, part in parts if lines else [(str(path), text)]:
         try:
             value = json.loads(part)
