@@ -39,7 +39,7 @@ def test_a_logo_stays_at_its_place_and_text_of_the_scene_does_not():
 
 
 def test_subtitles_of_other_words_are_at_one_place():
-    subtitles = [[line(0.3 + 0.02 * i, 0.85, 0.7 - 0.02 * i, 0.9, str(i))] for i in range(4)] + [[], []]
+    subtitles = [[line(0.3 + 0.04 * i, 0.85, 0.6 + 0.02 * i, 0.9, str(i))] for i in range(4)] + [[], []]
     found = numbers(subtitles)
     assert (found.share, found.persistence, found.overlay) == (pytest.approx(4 / 6),) * 3
 
