@@ -85,6 +85,7 @@ _PREPARED_ONCE = {
         "tests/codecs/",
         "tests/weights/",
         "tests/bench/test_encode.py",
+        "tests/diffusion/test_solvers.py",
         "tests/inference/test_encoded_clips.py",
         "tests/memory/test_quantised_folders.py",
         "tests/predict/test_sizes.py",

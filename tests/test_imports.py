@@ -147,6 +147,7 @@ def test_no_cuda_companion_beside_a_cpu_torch(name):
     assert importlib.util.find_spec(name) is None, f"uninstall {name}: nothing here needs it"
 
 
+@pytest.mark.long
 def test_a_run_in_one_process_starts_without_torchs_compiler_and_sharding():
     """They take longer to import than torch itself: what a recipe binds, builds and steps must not need them."""
     code = """

@@ -86,6 +86,7 @@ def test_nothing_is_measured_where_parity_is_missed(quick, tmp_path, monkeypatch
     assert content["parity"]["towers, float32"]["missed"][0]["tensor"] == "out.video"
 
 
+@pytest.mark.long
 def test_recorded_cases_take_part_where_they_are(quick, tmp_path, golden_dir):
     _, content = run(tmp_path / "r.json", "--golden", str(golden_dir))
     assert content["parity"]["recorded cases, float32"] == {"compared": 379, "missed": []}

@@ -40,6 +40,7 @@ def problems(child: subprocess.CompletedProcess, level: str = PROBLEM) -> list[d
     return [finding for finding in json.loads(child.stdout)["findings"] if finding["level"] == level]
 
 
+@pytest.mark.long
 def test_other_programs_fail_and_the_engine_leaves_them_alone(started, without_cann):
     library = f"import os, mova_engine, mova_engine.cli; assert {AUTOLOAD!r} not in os.environ; import torch"
     assert "Failed to load the backend extension: torch_npu" in started("-c", library).stderr

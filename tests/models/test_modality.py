@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from models.test_towers import AUDIO, TINY, inputs
 from models.test_towers import build as build_tiny
+from rows_alone import rows_are_alone
 from torch._subclasses import FakeTensorMode
 
 from mova_engine.config.model import get_preset
@@ -108,10 +109,11 @@ def test_given_latents_have_timestep_zero(ops, backend):
     given = (True, False), (True,) * 3 + (False,) * 4
     found = model(replace(video, given=given[0]), replace(audio, given=given[1]))
     tables = [torch.stack([torch.zeros_like(t), t], 1) for t in args[3:]]
-    assert equal(found, model(*timed(args, *tables)))
+    same = equal if rows_are_alone() else torch.testing.assert_close
+    assert same(found, model(*timed(args, *tables))) is not False
     # All of it: as a clip of timestep zero, whatever is said of its noise.
     clean = replace(audio, given=(True,) * SOUNDS)
-    assert equal(model(video, clean), model(video, replace(audio, timestep=torch.zeros_like(args[4]))))
+    assert same(model(video, clean), model(video, replace(audio, timestep=torch.zeros_like(args[4])))) is not False
     assert equal(model(video, replace(audio, given=(False,) * SOUNDS)), model(video, audio))
 
 
@@ -219,6 +221,7 @@ def _peak_and_bytes(per_frame: bool) -> tuple[int, int]:
     return tracker.peak().bytes, sum(change for _, change in tracker._events if change > 0)
 
 
+@pytest.mark.long
 def test_timesteps_per_frame_take_two_percent_more_memory_at_most():
     per_clip, per_frame = _peak_and_bytes(False), _peak_and_bytes(True)
     for less, more in zip(per_clip, per_frame, strict=True):

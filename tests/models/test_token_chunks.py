@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models.test_towers import build, forward, gradients_of, inputs
+from rows_alone import rows_are_alone
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -120,8 +121,11 @@ def test_a_model_in_chunks(backend, policy, trained):
     found = gradients_of(model, args, runner=layer_runner(policy, policy != "none"), chunk_rows=10)
     assert plain.keys() == found.keys()
     differ = {name for name in plain if not torch.equal(plain[name], found[name])}
-    assert differ and (trained == "adapters" or all(".ffn." in name or ".norm_" in name for name in differ)), differ
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
+    summed = all(".ffn." in name or ".norm_" in name for name in differ)
+    assert differ and (trained == "adapters" or summed or not rows_are_alone()), differ
+    # What all of the backward rounds otherwise is of the size of what goes through it, not of what cancels at its end.
+    largest = 1.0 if rows_are_alone() else max(float(x.abs().max()) for x in plain.values())
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6 * largest)
     with torch.no_grad():
         torch.testing.assert_close(forward(model, args, chunk_rows=10), forward(model, args), rtol=1e-5, atol=1e-6)
 

@@ -221,6 +221,7 @@ def test_torch_judges_the_registration(native, name):
     torch.library.opcheck(operator.default, arguments)
 
 
+@pytest.mark.long
 def test_torch_judges_the_backward_operators(native):
     ops = torch.ops.mova_kernels
     x, grad, y = torch.randn(3, 2, 5, 24).unbind(0)

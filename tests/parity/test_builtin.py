@@ -9,7 +9,7 @@ from mova_engine.parity import builtin
 pytestmark = pytest.mark.usefixtures("reference_towers_once", "few_operators")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.long)])
 def test_this_device_agrees_with_the_reference(backend, dtype):
     with backend.full_precision():
         rows = [*builtin.operator_rows(backend, dtype), *builtin.tower_rows(backend, bind(backend), dtype)]

@@ -37,6 +37,7 @@ def adapted(small, tmp_path, clips):
     return make
 
 
+@pytest.mark.long
 def test_adapters_train_on_layers_that_come_one_by_one(adapted, ran, clips):
     """To the bit, with the losses of validations and their samples, which use the same stream; what layers keep for the
     backward waits on the host.

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rows_alone import rows_are_alone
 from safetensors.torch import load_file
 
 from mova_engine.adapters.lora import adapted_layers, add_lora, remove_lora, save_lora
@@ -174,6 +175,7 @@ def test_adapters_are_not_switched_amid_a_clip(complete, styles):
 @pytest.mark.parametrize("memory", [{}, pytest.param({"weights": "files"}, marks=pytest.mark.long)])
 def test_clips_of_a_batch_have_strengths_of_their_own(complete, styles, memory):
     """Each clip is, to the bit, what it is alone with its adapters, by whichever way they are set; by part too."""
+    alike = same if rows_are_alone() else near
     pipeline = opened(complete, **memory)
     for name, path in styles.items():
         pipeline.adapters.add(name, path)
@@ -192,16 +194,16 @@ def test_clips_of_a_batch_have_strengths_of_their_own(complete, styles, memory):
 
     together = made(list(enumerate(chosen)), 5)
     for seed, strengths in enumerate(chosen):
-        assert same(together[seed], made([(seed, strengths)], 1)[0]), strengths
+        assert alike(together[seed], made([(seed, strengths)], 1)[0]), strengths
         pipeline.adapters.set({})
         pipeline.adapters.set(strengths)
-        assert same(together[seed], made([(seed, None)], 1)[0]), strengths
+        assert alike(together[seed], made([(seed, None)], 1)[0]), strengths
     # Requests without take those that are set, and the next batch has nothing left of this one.
     pipeline.adapters.set({})
     pipeline.adapters.set({"large": 0.25})
     mixed = made([(0, None), (0, {})], 2)
-    assert same(mixed[0], made([(0, {"large": 0.25})], 1)[0]) and not near(*mixed)
-    assert same(mixed[0], made([(0, None)], 1)[0])
+    assert alike(mixed[0], made([(0, {"large": 0.25})], 1)[0]) and not near(*mixed)
+    assert alike(mixed[0], made([(0, None)], 1)[0])
 
 
 @pytest.mark.parametrize("name", ["int8", pytest.param("nf4", marks=pytest.mark.long)])

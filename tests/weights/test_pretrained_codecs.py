@@ -118,7 +118,8 @@ def test_nothing_is_read_before_its_stage_and_what_cannot_be_read_is_said_first(
 
 @pytest.mark.parametrize("batch_guidance", [True, False])
 def test_layers_that_are_read_one_by_one_change_no_bit_of_a_clip(sampled, complete, batch_guidance):
-    expected = sampled(None)[1]
+    # Evaluated alike: products of other numbers of rows may add up in another order.
+    expected = sampled(None, batch_guidance=batch_guidance)[1]
     pipeline, clips = sampled(MemoryConfig(weights="files"), batch_guidance=batch_guidance)
     for ours, theirs in zip(clips, expected, strict=True):
         assert np.array_equal(ours.video, theirs.video) and np.array_equal(ours.audio, theirs.audio)
