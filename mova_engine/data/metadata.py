@@ -133,7 +133,7 @@ def entry_of(folder: Path, place: str, row: Any) -> Entry:
         raise MovaError(f"{place}: must be an object with video_path and caption, got {type(row).__name__}")
     if "shard" in row:
         file = _in_shard(folder, place, row)
-        name = f"{PurePath(file.shard.address).stem}/{file.name}"
+        name = f"{PurePath(str(file.shard)).stem}/{file.name}"
     else:
         name = _text(place, row, "video_path", name=True)
         file = folder / name
@@ -179,5 +179,6 @@ def _text(place: str, row: dict, key: str, *, name: bool = False) -> str:
 
 
 def _described(value: Any) -> str:
-    """A value, or the type of a list or object, for an error message."""
-    return type(value).__name__ if isinstance(value, list | dict) else shown(json.dumps(value))
+    """A value, or the type of one that is no plain value, for an error message."""
+    plain = value is None or isinstance(value, str | int | float)
+    return shown(json.dumps(value)) if plain else type(value).__name__

@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # pyright: ignore[reportAttributeAccessIssue]
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -145,10 +146,11 @@ def read_shard(address: str) -> IndexedShard:
             counting = _Counting(stream)
             try:
                 return list(_members(counting, name)), counting.finish()
-            except (tarfile.TarError, EOFError) as error:
-                if facts.size is not None and counting.place < facts.size:
+            # ValueError: of numbers in headers that are none.
+            except (tarfile.TarError, EOFError, ValueError) as error:
+                if counting.ended and facts.size is not None and counting.place < facts.size:
                     raise PassingError(f"the transfer broke off after {counting.place} of {facts.size} bytes") from None
-                raise MovaError(f"{name}: cut short, or no tar file ({error})") from None
+                raise MovaError(f"{name}: cut short, damaged, or no tar file ({error})") from None
 
     members, size = retried(address, attempt)
     end = max((member.offset + -(-member.size // BLOCK) * BLOCK for member in members), default=0)
@@ -159,17 +161,20 @@ def read_shard(address: str) -> IndexedShard:
 
 
 class _Counting(io.RawIOBase):
-    """A stream that counts its bytes, and refuses to come too slowly."""
+    """A stream that counts its bytes, and refuses to come too slowly. ended: whether it was read to its end."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self.place, self._begin = stream, 0, time.monotonic()
+        self.place, self.ended, self._begin = 0, False, time.monotonic()
+        # What has come already, where a stream can tell: a whole chunk may take hours to come.
+        self._some = getattr(stream, "read1", stream.read)
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+        data = self._some(size)
         self.place += len(data)
+        self.ended = not data
         spent = time.monotonic() - self._begin - SILENCE_S
         if spent > 0 and self.place < spent * LEAST_RATE:
             raise PassingError(f"comes more slowly than {LEAST_RATE >> 10} KiB a second")
@@ -182,11 +187,25 @@ class _Counting(io.RawIOBase):
         return self.place
 
 
+class _Header(tarfile.TarInfo):
+    """A header that must be whole: tarfile takes a damaged one behind the first for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except (InvalidHeaderError, TruncatedHeaderError) as error:
+            raise ReadError(f"the header at byte {tarfile.offset}: {error}") from None
+
+
 def _members(stream: _Counting, shard: str) -> Iterator[Member]:
     # A stream, not a file: tarfile then reads from the beginning to the end without going back.
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:  # pyright: ignore[reportArgumentType]
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, tarinfo=_Header) as tar:  # pyright: ignore
         for info in tar:
             if not info.isfile():
+                if not info.isdir() and PurePosixPath(info.name).suffix.lower() in (*MEDIA, CAPTION, ".json"):
+                    how = "write the shard with tar --dereference --hard-dereference"
+                    raise MovaError(f"{shard}: {shown(info.name)} is a link or no regular file: {how}")
                 continue
             if info.issparse():
                 raise MovaError(f"{shard}: {shown(info.name)} is stored as a sparse file: write the shard without them")
@@ -208,6 +227,10 @@ def _members(stream: _Counting, shard: str) -> Iterator[Member]:
             if read < info.size:
                 raise EOFError(f"{shown(info.name)} ends after {read} of {info.size} bytes")
             yield Member(info.name, info.offset_data, info.size, digest.hexdigest(), text)
+        assert tar.fileobj is not None, "it is open"
+        while part := tar.fileobj.read(CHUNK):
+            if part.count(0) < len(part):
+                raise MovaError(f"{shard}: goes on after its end (joined by cat?): use tar --concatenate")
 
 
 def _clips(shard: str, members: Sequence[Member], facts: FileFacts) -> IndexedShard:
@@ -223,7 +246,8 @@ def _clips(shard: str, members: Sequence[Member], facts: FileFacts) -> IndexedSh
     for key, sample in samples.items():
         media = [member for member in sample.values() if member.text is None]
         if len(media) > 1:
-            raise MovaError(f"{shard}: sample {shown(key)} holds both {media[0].name} and {media[1].name}")
+            both = " and ".join(shown(member.name) for member in media[:2])
+            raise MovaError(f"{shard}: sample {shown(key)} holds both {both}")
         if not media:
             without += 1
             continue
@@ -233,8 +257,7 @@ def _clips(shard: str, members: Sequence[Member], facts: FileFacts) -> IndexedSh
 
 def _rows(shard: str, media: Member, sample: dict[str, Member], facts: FileFacts) -> Iterator[dict[str, Any]]:
     place = f"{shard}: {shown(media.name)}"
-    told = next((m for kind, m in sample.items() if kind.lower().rpartition(".")[2] == "json"), None)
-    given = next((m for kind, m in sample.items() if kind.lower().rpartition(".")[2] == "txt"), None)
+    told, given = _beside(place, media, sample, ".json"), _beside(place, media, sample, CAPTION)
     said: Any = {}
     if told is not None:
         try:
@@ -253,6 +276,18 @@ def _rows(shard: str, media: Member, sample: dict[str, Member], facts: FileFacts
         row |= {"member": media.name, "offset": media.offset, "size": media.size, "sha256": media.sha256}
         row |= {"shard_size": facts.size, "shard_modified": facts.modified, "shard_etag": facts.etag}
         yield {key: value for key, value in row.items() if value is not None}
+
+
+def _beside(place: str, media: Member, sample: dict[str, Member], suffix: str) -> Member | None:
+    """The file of a kind that is a clip's: of several the one that is called as the clip is."""
+    found = [member for kind, member in sample.items() if f".{kind.lower()}".endswith(suffix)]
+    if len(found) > 1:
+        own = PurePosixPath(media.name).with_suffix(suffix)
+        exact = [member for member in found if PurePosixPath(member.name) == own]
+        if not exact:
+            raise MovaError(f"{place}: has several {suffix} files: {' and '.join(shown(m.name) for m in found[:2])}")
+        return exact[0]
+    return found[0] if found else None
 
 
 def _text(shard: str, member: Member) -> str:

@@ -9,6 +9,7 @@ get on) is tried again for PATIENCE_S seconds, with growing waits, and then rais
 raises UnreadableError. Messages name the file without the query of its address, which may hold a signature.
 """
 
+import base64
 import errno
 import http.client
 import logging
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mova_engine import __version__
 from mova_engine.errors import MovaError, require_package
@@ -30,6 +31,7 @@ from mova_engine.files.atomic import require_file
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
+_SHORT = "is shorter than the index says ({} of {} bytes are there)"
 
 # Seconds for which what may pass is tried again, and the first and longest waits between two tries.
 PATIENCE_S = 300.0
@@ -40,6 +42,8 @@ ODD_TRIES = 3
 SILENCE_S = 60.0
 LEAST_RATE = 64 << 10
 CHUNK = 1 << 20
+# What Content-Encoding says of a body that is not the file itself.
+COMPRESSED = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 # HTTP statuses that may pass.
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 # Errors of the system that may pass: network file systems report them.
@@ -81,8 +85,12 @@ def is_local(address: str) -> bool:
 
 
 def without_query(address: str) -> str:
-    """An address as messages show it."""
-    return address if is_local(address) else address.partition("?")[0]
+    """An address as messages show it: without its query, and without a name and password in front of the host."""
+    if is_local(address):
+        return address
+    scheme, _, rest = address.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def read_range(address: str, offset: int, size: int) -> bytes:
@@ -131,7 +139,8 @@ def _sorted_errors() -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
-        status = f"the server answers {error.code} {error.reason}"
+        # What it says may have several lines.
+        status = f"the server answers {error.code} {' '.join(str(error.reason).split())}"
         error.close()
         if error.code == 416:
             raise OddError("is shorter than the index says (416 Range Not Satisfiable)") from None
@@ -167,6 +176,10 @@ class _LocalPlace:
 
     def read(self, address: str, offset: int, size: int) -> bytes:
         with self.open(address) as file, _sorted_errors():
+            # Memory is taken for as much as is asked for, and an index may ask for anything.
+            there = max(0, os.fstat(file.fileno()).st_size - offset)
+            if there < size:
+                raise OddError(_SHORT.format(there, size))
             data = os.pread(file.fileno(), size, offset)
             while len(data) < size and (more := os.pread(file.fileno(), size - len(data), offset + len(data))):
                 data += more
@@ -201,7 +214,8 @@ class _HttpPlace:
             if sent != f"bytes {offset}-{last}":
                 raise OddError(f"the server has sent '{sent}' instead of bytes {offset}-{last}")
             data = bytearray()
-            while len(data) < size and (part := answer.read(min(CHUNK, size - len(data)))):
+            # What has come already: a whole chunk may take hours to come.
+            while len(data) < size and (part := answer.read1(min(CHUNK, size - len(data)))):
                 data += part
                 if time.monotonic() > deadline:
                     raise PassingError(f"comes more slowly than {LEAST_RATE >> 10} KiB a second")
@@ -210,23 +224,40 @@ class _HttpPlace:
         return bytes(data)
 
     def facts(self, address: str) -> FileFacts:
-        with self._request(address, "HEAD") as answer:
-            length, date = answer.headers.get("Content-Length"), answer.headers.get("Last-Modified")
+        # By the method by which files are read: signed addresses hold for one method alone.
+        with self._request(address, Range="bytes=0-0") as answer:
+            date = answer.headers.get("Last-Modified")
+            length = answer.headers.get("Content-Length" if answer.status != 206 else "Content-Range") or ""
+            length = length.rpartition("/")[2]
             try:
                 modified = None if date is None else parsedate_to_datetime(date).timestamp()
-            except ValueError:
+            except (ValueError, OverflowError):
                 modified = None
-            return FileFacts(None if length is None else int(length), modified, answer.headers.get("ETag"))
+            size = int(length) if length.isdecimal() else None
+            return FileFacts(size, modified, answer.headers.get("ETag"))
 
-    def _request(self, address: str, method: str = "GET", **headers: str) -> Any:
+    def _request(self, address: str, **headers: str) -> Any:
         # Without compression, which some servers apply on the way and which would change the ranges.
         given = {"User-Agent": f"mova-engine/{__version__}", "Accept-Encoding": "identity", **headers}
         with _sorted_errors():
             try:
-                request = urllib.request.Request(address, headers=given, method=method)
-                return urllib.request.urlopen(request, timeout=SILENCE_S)
-            except (ValueError, http.client.InvalidURL) as error:
-                raise OddError(f"not a usable address ({error})") from None
+                parts = urlsplit(address)
+                bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+                request = urllib.request.Request(bare, headers=given)
+                if parts.username is not None:
+                    words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+                    word = base64.b64encode(words.encode()).decode()
+                    # Not for another host that the server may send us to.
+                    request.add_unredirected_header("Authorization", f"Basic {word}")
+                answer = urllib.request.urlopen(request, timeout=SILENCE_S)
+            except (ValueError, http.client.InvalidURL):
+                # What is wrong is not repeated: it may be in the query or the password.
+                raise OddError("not a usable address (write spaces and the like as %20)") from None
+        packed = (answer.headers.get("Content-Encoding") or "").lower()
+        if packed in COMPRESSED:
+            answer.close()
+            raise OddError(f"the server sends it compressed ({packed}), in which no place can be found")
+        return answer
 
 
 class _FsspecPlace:
@@ -272,7 +303,7 @@ class _FsspecPlace:
 
 def _whole(data: bytes, size: int) -> bytes:
     if len(data) < size:
-        raise OddError(f"is shorter than the index says ({len(data)} of {size} bytes are there)")
+        raise OddError(_SHORT.format(len(data), size))
     return data
 
 

@@ -7,7 +7,7 @@ import tarfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +15,8 @@ from pathlib import Path
 # What the next answers for a file are, instead of the right one; None: right.
 #   a number: that status.  busy: 503 with Retry-After.  silent: nothing comes.  drip: a byte now and then.
 #   short: the connection closes half way.  reset: it closes at once.  whole: 200 and the whole file.
-#   elsewhere: another range than was asked for.  wrong: other bytes.
+#   elsewhere: another range than was asked for.  wrong: other bytes.  packed: it says that it is compressed.
+#   loop: a redirection to the file itself.
 Fault = int | str | None
 
 
@@ -27,6 +28,8 @@ class FaultServer:
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.always: dict[str, Fault] = {}
         self.asked: Counter[str] = Counter()
+        # By file name, the name and password of the last request.
+        self.told: dict[str, str | None] = {}
         self.sent = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -37,24 +40,22 @@ class FaultServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                outer.answer(self, body=True)
-
-            def do_HEAD(self) -> None:
-                outer.answer(self, body=False)
+                outer.answer(self)
 
             def log_message(self, *args: object) -> None:
                 pass
 
         return Handler
 
-    def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
         name = request.path.partition("?")[0].lstrip("/")
         self.asked[name] += 1
+        self.told[name] = request.headers.get("Authorization")
         fault = self.faults[name].pop(0) if self.faults[name] else self.always.get(name)
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._send(request, name, fault, body)
+            self._send(request, name, fault)
 
-    def _send(self, request: BaseHTTPRequestHandler, name: str, fault: Fault, body: bool) -> None:
+    def _send(self, request: BaseHTTPRequestHandler, name: str, fault: Fault) -> None:
         path = self.folder / name
         if isinstance(fault, int) or fault == "busy" or not path.is_file():
             status = fault if isinstance(fault, int) else 503 if fault == "busy" else 404
@@ -66,6 +67,12 @@ class FaultServer:
             return
         if fault == "reset":
             request.connection.close()
+            return
+        if fault == "loop":
+            request.send_response(302)
+            request.send_header("Location", request.path)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
             return
         if fault == "silent":
             time.sleep(3)
@@ -89,9 +96,9 @@ class FaultServer:
             request.send_response(200)
         request.send_header("Content-Length", str(len(data)))
         request.send_header("ETag", etag)
+        if fault == "packed":
+            request.send_header("Content-Encoding", "gzip")
         request.end_headers()
-        if not body:
-            return
         if fault == "wrong":
             data = bytes(len(data))
         if fault == "short":
@@ -118,7 +125,7 @@ class FaultServer:
             thread.join()
 
 
-def write_shard(path: Path, members: dict[str, bytes | Path]) -> Path:
+def write_shard(path: Path, members: Mapping[str, bytes | Path]) -> Path:
     """A tar file of the named contents, in their order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
