@@ -14,6 +14,10 @@ def peak(clip: DecodedClip) -> Measured:
     return Measured({"peak": value, "peak_pairs": 2.0 * value}, {"logits": np.array([value], np.float32)})
 
 
+def peak_of_pair(sound, pictures):
+    return {"peak": abs(float(sound["logits"][0] - pictures["logits"][0]))}
+
+
 def largest(evidence, convention):
     return float(max(x["logits"][0] for x in evidence))
 

@@ -34,11 +34,11 @@ figure video { width: 100%; background: #000 }
 
 def page(clips: Path, out: Path, scores: Sequence[Score], result: EvaluationResult) -> str:
     """The page's text. Clips are linked by their place relative to `out`, so the two folders move together."""
-    count = len(result.rows)
+    count, title = len(result.rows), text(Path(os.path.abspath(clips)).name)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>Evaluation of {text(clips.name)}</title><style>{_STYLE}</style>",
-        f"<h1>Evaluation of {text(clips.name)}</h1>",
+        f"<title>Evaluation of {title}</title><style>{_STYLE}</style>",
+        f"<h1>Evaluation of {title}</h1>",
         f"<p>{count} clips. Intervals hold 95 % of the means of clips drawn anew. A missing number is no zero: it has "
         "a reason. Chance is the mean for sound and pictures of different clips of this set.</p>",
         bench_section(result.bench) if result.bench else "",

@@ -27,7 +27,8 @@ class MeasuredClips:
     keys: {file: SHA-256}; of a file that cannot be read, what no file has. captions: {file: caption} of those that have
     one. passing: {(SHA-256, score): reason} of what this run could not measure for a reason that is not kept.
     unreadable: {file: why}. spoken: {file: what is said and what was heard} in it. not_asked: {(file, score): why} of
-    what is left out, whatever was measured of its content.
+    what is left out, whatever was measured of its content. clip_of: {file: its clip of a bench}, of which several files
+    may be; {} without a bench.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class MeasuredClips:
     unreadable: dict[Path, str] = field(default_factory=dict)
     spoken: dict[Path, SpokenText] = field(default_factory=dict)
     not_asked: dict[tuple[Path, str], str] = field(default_factory=dict)
+    clip_of: dict[Path, str] = field(default_factory=dict)
 
     @classmethod
     def listed(

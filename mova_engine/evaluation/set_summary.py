@@ -135,26 +135,26 @@ def _interval(resamples: int, count: int, compute: Any) -> tuple[float, float] |
 def chance_levels(score: Score, clips: MeasuredClips, runner: ScoreRunner) -> dict[str, float]:
     """The mean of each number over pairs whose sound and pictures come from different clips; {} without pairs.
 
-    Of a score of sound and text, clips of one caption are no pair: each caption is the other sound's own too.
+    Files of one clip of a bench are no pair; nor, of a score of sound and text, are clips of one caption, which is the
+    other sound's own too.
     """
     files = clips.with_evidence(score) if score.chance else []
     contents = [clips.keys[path] for path in files]
-    captions = [clips.captions.get(path, "") for path in files] if score.prompt else []
+    alike = clips.captions if score.prompt else clips.clip_of
+    groups = [alike.get(path, "") for path in files] if alike else []
 
     @lru_cache(_HELD)
     def evidence(i: int) -> Any:
         return clips.evidence(files[i], score)
 
-    found = [runner.chance(score, evidence(i), evidence(j)) for i, j in _pairs(contents, captions)]
+    found = [runner.chance(score, evidence(i), evidence(j)) for i, j in _pairs(contents, groups)]
     names = {name for each in found for name in each}
     return {name: float(np.mean([each[name] for each in found if name in each])) for name in sorted(names)}
 
 
-def _pairs(contents: Sequence[str], captions: Sequence[str] = ()) -> list[tuple[int, int]]:
-    """Ordered pairs of clips of different contents, and captions if given: all, or as many as are drawn of a large
-    set.
-    """
-    both = list(zip(contents, captions or contents, strict=True))
+def _pairs(contents: Sequence[str], groups: Sequence[str] = ()) -> list[tuple[int, int]]:
+    """Ordered pairs of clips of different contents, and groups if given: all, or as many as are drawn of large sets."""
+    both = list(zip(contents, groups or contents, strict=True))
     count = len(both)
     shared = sum(n**2 for n in Counter(contents).values()) + sum(n**2 for n in Counter(x for _, x in both).values())
     allowed = count**2 - shared + sum(n**2 for n in Counter(both).values())

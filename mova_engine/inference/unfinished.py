@@ -16,6 +16,7 @@ from mova_engine.config.command import to_plain
 from mova_engine.config.model import ClipConfig
 from mova_engine.config.sample import SampleConfig
 from mova_engine.data.media.decode import Clip, probe, read_clip
+from mova_engine.data.text import lines_of
 from mova_engine.errors import MovaError
 from mova_engine.inference.given_clip import STRIDE
 
@@ -60,7 +61,7 @@ def _bytes_of(value: Any) -> Iterable[bytes]:
 def complete_clips(listing: Path, run: str) -> list[dict[str, Any]]:
     """The rows of metadata.jsonl, if all of them are of the run of this name; else none."""
     try:
-        rows = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in lines_of(listing.read_text(encoding="utf-8")) if line]
     except (OSError, ValueError):
         return []
     return rows if all(isinstance(row, dict) and row.get("run") == run for row in rows) else []

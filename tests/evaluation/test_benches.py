@@ -187,6 +187,15 @@ def test_a_score_is_measured_only_of_the_categories_that_are_asked_for_it(tmp_pa
     assert [x["peak"] for x in rows] == [None, None, 20]
 
 
+def test_files_of_one_prompt_are_no_pair_for_chance(tmp_path):
+    for name, percent in (("1_seed0", 10), ("1_seed1", 20), ("2_seed0", 50)):
+        sound(tmp_path / f"{name}.wav", percent)
+    bench = Bench("own", tmp_path / "list", (BenchItem("1", "a"), BenchItem("2", "a")))
+    paired = replace(PEAK, chance="drawn_scores:peak_of_pair")
+    found = evaluate(tmp_path, tmp_path / "out", [paired], 1, lambda _: None, bench=bench)
+    assert found.summaries[0].chance == 35, "of 10 and 50, and of 20 and 50"
+
+
 def test_a_folder_of_other_clips_is_refused(tmp_path):
     sound(tmp_path / "a.wav", 10)
     with pytest.raises(MovaError, match="no file in it begins with an id of"):

@@ -73,6 +73,12 @@ def test_the_summary_has_coverage_intervals_and_the_chance_of_foreign_pairs(meas
     assert {"torch", "commit"} & report["circumstances"].keys()
 
 
+def test_the_page_of_the_folder_that_one_is_in_has_its_name(clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(clips)
+    main([".", "--out", str(tmp_path / "out"), "--score", "loudness"])
+    assert f"<h1>Evaluation of {clips.name}</h1>" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_page_needs_no_server_and_links_the_clips(measured, clips):
     page = (measured / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")

@@ -35,6 +35,7 @@ from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.inference.step_calibration import calibrate
 from mova_engine.inference.step_plan import StepPlan
+from mova_engine.inference.unfinished import complete_clips
 from mova_engine.inference.velocities import VelocityModel
 
 # Of the stop signal's test, "fast" has more steps: it is stopped in one of the first.
@@ -272,6 +273,13 @@ def test_a_stop_signal_ends_the_command_within_a_step(command, mode, draw, signa
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+
+
+def test_a_listing_is_divided_at_line_ends_alone(tmp_path):
+    """A caption may hold U+2028, which other readers take for the end of a line."""
+    rows = [{"video_path": f"{i}.mp4", "caption": "one\u2028two", "run": "ours"} for i in range(2)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert complete_clips(tmp_path / "x.jsonl", "ours") == rows
 
 
 def test_the_same_command_goes_on_after_the_clips_that_are_complete(command, signalled, tmp_path, capsys, monkeypatch):

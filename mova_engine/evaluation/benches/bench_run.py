@@ -58,7 +58,9 @@ class BenchRun:
         """The clips that are there, with their prompts as captions."""
         files = [self.folder / file for file in self.item_of]
         captions = {self.folder / file: item.prompt for file, item in self.item_of.items() if item.prompt.strip()}
-        return MeasuredClips.listed(self.folder, files, captions, records, digests)
+        found = MeasuredClips.listed(self.folder, files, captions, records, digests)
+        found.clip_of = {self.folder / file: f"{item.category}/{item.id}" for file, item in self.item_of.items()}
+        return found
 
     def said(self, clips: MeasuredClips) -> dict[Path, str]:
         """What is said in the clips of which the bench knows it."""
