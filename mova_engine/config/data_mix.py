@@ -1,11 +1,13 @@
 """How a user names folders of clips that are mixed by weight: `FOLDER`, `FOLDER:3`, `FOLDER:0.5`."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mova_engine.config.limits import check
+
+# Weights beyond these would not be told from 0 or from infinity in shares.
+LEAST, MOST = 1e-100, 1e100
 
 
 class WeightedFolder(NamedTuple):
@@ -24,8 +26,9 @@ def parse_mix(words: Sequence[str]) -> tuple[WeightedFolder, ...]:
     """
     found = [_parse(text) for text in words]
     for place, each in enumerate(found):
-        same = each.path in [other.path for other in found[:place]]
-        check(not same, f"mix names {each.path} twice: give it one weight")
+        same = [other.path for other in found[:place] if other.path.resolve() == each.path.resolve()]
+        also = f", also as {same[0]}" if same and same[0] != each.path else ""
+        check(not same, f"mix names {each.path} twice{also}: give it one weight")
     return tuple(each._replace(name=_name(each.path, [other.path for other in found])) for each in found)
 
 
@@ -37,7 +40,7 @@ def _parse(text: str) -> WeightedFolder:
         path, weight = text, 1.0
     path = path if colon and path else text
     check(bool(path.strip()), f"mix: '{text}' names no folder: FOLDER or FOLDER:WEIGHT are wanted")
-    usable = weight > 0 and math.isfinite(weight)
+    usable = LEAST <= weight <= MOST
     check(usable, f"mix: the weight of {path} must be a positive number, got {weight:g}; leave out what is not wanted")
     return WeightedFolder(Path(path), weight)
 

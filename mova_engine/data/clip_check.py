@@ -123,9 +123,9 @@ def _found(
 def _identity(entry: Entry) -> str:
     """What tells whether a clip is the one that was looked at: its bytes in a shard, or its file's size and time."""
     if isinstance(entry.path, FileInShard):
-        return f"{entry.path.sha256} @{entry.start:g}"
+        return f"{entry.path.sha256} @{entry.start!r}"
     status = require_file(entry.path)
-    return f"{entry.path} {status.st_size} {status.st_mtime_ns} @{entry.start:g}"
+    return f"{entry.path} {status.st_size} {status.st_mtime_ns} @{entry.start!r}"
 
 
 def _kind(reason: str, entry: Entry) -> str:

@@ -9,13 +9,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mova_engine.data.manifest_rows import parquet_batches, rows_of
+from mova_engine.data.manifest_rows import parquet_batches, parquet_rows, rows_of
 from mova_engine.data.metadata import LATEST_START, Entry, entry_of
 from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.data.text import flaw
@@ -55,13 +55,12 @@ def blocks_of(manifest: Path, size: int) -> Iterator[tuple[str, Sequence[int], C
     Raises MovaError as `metadata.entries_of`.
     """
     if manifest.suffix.lower() == ".parquet":
-        for number, batch in parquet_batches(manifest, size):
+        for number, batch, others in parquet_batches(manifest, size):
             columns = batch.to_pydict()
             numbers = range(number, number + len(batch))
             block = _ordinary(manifest.parent, columns)
             if block is None:
-                rows = ({name: x for name, x in row.items() if x is not None} for row in batch.to_pylist())
-                block = _by_rows(manifest, zip(repeat("row"), numbers, rows, strict=False))
+                block = _by_rows(manifest, parquet_rows(number, batch, others))
             yield "row", numbers, block
         return
     rows = rows_of(manifest)

@@ -32,7 +32,7 @@ from mova_engine.errors import MovaError
 from mova_engine.files.byte_ranges import FileFacts
 
 # Increased whenever the layout of tables changes.
-VERSION = 1
+VERSION = 2
 FACTS = "facts.json"
 TEXTS: tuple[str, ...] = ("id", "caption", "path")
 NUMBERS = {"start": "f64", "place": "u32"}
@@ -56,14 +56,26 @@ class ClipTable(Sequence[Entry]):
             self._count: int = facts["count"]
             self.order_digest: str = facts["order"]
             self.content_digest: str = facts["content"]
-            self._shards = [Shard(address, FileFacts(**said)) for address, said in facts["shards"]]
+            places = [(x if "://" in x else str(base / x), FileFacts(**said)) for x, said in facts["shards"]]
+            self._shards = [Shard(place, said) for place, said in places]
             self._numbers = {name: _mapped(folder / f"{name}.{kind}", TYPES[kind]) for name, kind in NUMBERS.items()}
             self._texts = {name: _Texts(folder, name) for name in TEXTS}
             if self._shards:
                 self._numbers |= {n: _mapped(folder / f"{n}.{kind}", TYPES[kind]) for n, kind in OF_SHARDS.items()}
                 self._digests = _mapped(folder / "sha256.bin", np.dtype(np.uint8)).reshape(-1, DIGEST)
+            self._check_sizes()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MovaError(f"{folder}: not a whole table of clips ({error}): remove it") from None
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError if an array has lost rows, as a full disk or a loss of power leaves it."""
+        arrays = {**self._numbers, **{name: texts.ends for name, texts in self._texts.items()}}
+        if self._shards:
+            arrays["sha256"] = self._digests
+        short = [name for name, array in arrays.items() if len(array) != self._count]
+        short += [name for name, texts in self._texts.items() if len(texts.ends) and texts.ends[-1] != len(texts.data)]
+        if short:
+            raise ValueError(f"{short[0]} is cut short")
 
     def __len__(self) -> int:
         return self._count
@@ -115,12 +127,12 @@ class _Texts:
     """A column of texts."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._ends = _mapped(folder / f"{name}.ends.u64", TYPES["u64"])
-        self._data = _mapped(folder / f"{name}.utf8", np.dtype(np.uint8))
+        self.ends = _mapped(folder / f"{name}.ends.u64", TYPES["u64"])
+        self.data = _mapped(folder / f"{name}.utf8", np.dtype(np.uint8))
 
     def __getitem__(self, row: int) -> str:
-        begin = int(self._ends[row - 1]) if row else 0
-        return self._data[begin : int(self._ends[row])].tobytes().decode()
+        begin = int(self.ends[row - 1]) if row else 0
+        return self.data[begin : int(self.ends[row])].tobytes().decode()
 
 
 def _mapped(path: Path, kind: np.dtype) -> np.ndarray:
@@ -183,6 +195,10 @@ class _TableWriter:
         if exception[0] is None:
             self._write_facts()
         for file in self._files.values():
+            # After a loss of power the table must not be there without its rows.
+            if exception[0] is None:
+                file.flush()
+                os.fsync(file.fileno())
             file.close()
 
     def add(self, word: str, numbers: Sequence[int], block: ClipColumns) -> None:
@@ -192,7 +208,9 @@ class _TableWriter:
         self._numbers("start", "f64", block.starts)
         self._texts("id", block.ids)
         self._texts("caption", block.captions)
-        self._texts("path", [name.removeprefix(self.base) for name in block.names])
+        shards = block.in_shards.shards if block.in_shards else [None] * len(block.ids)
+        names = zip(block.names, shards, strict=True)
+        self._texts("path", [name if shard else name.removeprefix(self.base) for name, shard in names])
         if block.in_shards is not None or self._shards:
             self._in_shards(block)
         self._file("id.hash.u64").write(b"".join([_hash(name) for name in block.ids]))
@@ -238,7 +256,8 @@ class _TableWriter:
             "count": self._count,
             "order": self._order.hexdigest()[:16],
             "content": self._content.hexdigest()[:16],
-            "shards": [[shard.address, asdict(shard.facts)] for shard in self._shards],
+            # Relative to the manifest's folder, which another process may name otherwise.
+            "shards": [[shard.address.removeprefix(self.base), asdict(shard.facts)] for shard in self._shards],
         }
         (self.folder / FACTS).write_text(json.dumps(facts))
 

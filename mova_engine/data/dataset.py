@@ -217,7 +217,7 @@ def open_dataset(
     if rank == 0 and (otherwise := cache.stored_otherwise(entries)) is not None:
         log.warning("%s; they are encoded anew", otherwise)
     if not ahead:
-        missing = _not_there(entries)
+        missing = _not_there(entries, cache)
         if bad_clips == "stop" and missing:
             raise MovaError(f"{named(sources)}: clips cannot be used: {_first_of(list(missing.values()))}")
         dataset = LatentDataset(entries, cache, bad_clips=bad_clips, preload=False)
@@ -260,14 +260,17 @@ def _first_of(reasons: Sequence[str]) -> str:
     return "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
 
 
-def _not_there(entries: Sequence[Entry]) -> dict[int, str]:
-    """Row -> reason, of the clips whose files are not there, among LOOKED_AT or more that are spread over the list."""
+def _not_there(entries: Sequence[Entry], cache: LatentCache) -> dict[int, str]:
+    """Row -> reason, of the clips whose files are not there, among LOOKED_AT or more that are spread over the list.
+    Shards are not needed for clips that are encoded already.
+    """
     reasons = {}
     for row in range(0, len(entries), max(1, len(entries) // LOOKED_AT)):
         entry = entries[row]
         try:
             if isinstance(entry.path, FileInShard):
-                entry.path.check_place()
+                if not cache.holds(entry):
+                    entry.path.check_place()
             else:
                 require_file(entry.path)
         except UnreachableError:

@@ -144,6 +144,12 @@ class LatentCache:
         text = self._stored_text(entry.caption)
         return None if latents is None or text is None else {**floats(latents), "text": text}
 
+    def holds(self, entry: Entry) -> bool:
+        """Whether a clip and its caption are in the cache, so that its file is not needed. Files that are no part of a
+        shard are read for that. Raises MovaError if they cannot be.
+        """
+        return self._clip_path(entry).is_file() and self._has_text(entry.caption)
+
     def content(self, entry: Entry) -> str:
         """The digest of a clip's file. Raises MovaError if it cannot be read."""
         return entry.path.sha256 if isinstance(entry.path, FileInShard) else self._digests.of(entry.path)

@@ -6,7 +6,7 @@ format of MOVA's reference code, is one value and is read as a whole).
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,19 @@ from mova_engine.files.atomic import require_file
 # Keys whose values are numbers: the cells of a CSV file are text.
 WHOLE_KEYS = ("offset", "size", "shard_size")
 NUMBER_KEYS = ("start", "shard_modified")
+# All keys that count; columns of a Parquet file that are called otherwise are not read.
+KEYS = (
+    "video_path",
+    "caption",
+    "start",
+    "id",
+    "shard",
+    "member",
+    "sha256",
+    "shard_etag",
+    *WHOLE_KEYS,
+    "shard_modified",
+)
 # Rows of a Parquet file that are in memory at once.
 PARQUET_ROWS = 4096
 
@@ -95,13 +108,20 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 
 def _parquet(path: Path) -> Iterator[Row]:
     """A value that is null is a key that the row lacks."""
-    for first, batch in parquet_batches(path, PARQUET_ROWS):
-        for number, row in enumerate(batch.to_pylist(), start=first):
-            yield "row", number, {key: value for key, value in row.items() if value is not None}
+    for first, batch, others in parquet_batches(path, PARQUET_ROWS):
+        yield from parquet_rows(first, batch, others)
 
 
-def parquet_batches(path: Path, rows: int) -> Iterator[tuple[int, Any]]:
-    """Yield (number of the first row from 1, pyarrow.RecordBatch) of up to `rows` rows of a Parquet file."""
+def parquet_rows(first: int, batch: Any, others: Sequence[str]) -> Iterator[Row]:
+    """The rows of what `parquet_batches` yields. Of columns that do not count they have the name alone, for errors."""
+    for number, row in enumerate(batch.to_pylist(), start=first):
+        yield "row", number, {**dict.fromkeys(others), **{key: x for key, x in row.items() if x is not None}}
+
+
+def parquet_batches(path: Path, rows: int) -> Iterator[tuple[int, Any, Sequence[str]]]:
+    """Yield (number of the first row from 1, pyarrow.RecordBatch of KEYS, names of the other columns) of up to `rows`
+    rows of a Parquet file.
+    """
     require_package("pyarrow", f"{path}: Parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -113,9 +133,16 @@ def parquet_batches(path: Path, rows: int) -> Iterator[tuple[int, Any]]:
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise MovaError(f"{path}: column '{shown(twice)}' occurs twice")
-            number = 1
-            for batch in file.iter_batches(rows, use_threads=False):
-                yield number, batch
+            number, others = 1, [name for name in names if name not in KEYS]
+            known = [name for name in names if name in KEYS]
+            if not known:
+                raise MovaError(f"{path}: has no column 'video_path' (it has: {shown(', '.join(names)) or 'none'})")
+            for name in known:
+                kind = file.schema_arrow.field(name).type
+                if pa.types.is_temporal(kind):
+                    raise MovaError(f"{path}: column '{name}' holds {kind}, which is neither text nor a number")
+            for batch in file.iter_batches(rows, columns=known, use_threads=False):
+                yield number, batch.select(known), others
                 number += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MovaError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())})") from None

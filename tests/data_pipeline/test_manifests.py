@@ -204,3 +204,52 @@ def test_a_data_set_of_a_table_is_that_of_a_list(made_clips, make_cache):
     assert one.ids == other.ids and one.marks == other.marks and one.order_digest() == other.order_digest()
     assert other.order_digest(shuffle=False) == one.order_digest(shuffle=False) != one.order_digest()
     assert one.batch([2, 5])["id"] == other.batch([2, 5])["id"] == ["2.mp4", "5.mp4"]
+
+
+def test_a_table_is_the_same_from_wherever_it_is_named(tmp_path, monkeypatch):
+    """Paths are relative to the manifest, however a process names that; members of shards are no paths."""
+    (tmp_path / "d").mkdir()
+    manifest = write_jsonl(tmp_path / "d" / "clips.jsonl", [{**IN_SHARD, "member": "d/k.mp4"}, ROWS[0]])
+    monkeypatch.chdir(tmp_path)
+    written = read_clips(Path("d/clips.jsonl"), tmp_path, listed=0)
+    monkeypatch.chdir(manifest.parent)
+    for name in (manifest, Path("clips.jsonl")):
+        first, second = read_clips(name, tmp_path, listed=0)
+        listed = read_clips(name)
+        assert isinstance(first.path, FileInShard) and first.path.name == "d/k.mp4"
+        assert [first, second] == listed and Path(first.path.shard.address).absolute() == tmp_path / "d/s/000.tar"
+    assert len(list((tmp_path / "tables").glob("*.lock"))) == 1 and len(written) == 2
+
+
+@pytest.mark.parametrize("name", ["start.f64", "id.ends.u64", "caption.utf8", "sha256.bin"])
+def test_a_table_that_has_lost_rows_is_named(tmp_path, name):
+    manifest = write_jsonl(tmp_path / "clips.jsonl", [IN_SHARD, ROWS[0]])
+    table = read_clips(manifest, tmp_path, listed=0)
+    assert isinstance(table, ClipTable)
+    with open(table.folder / name, "r+b") as file:
+        file.truncate(0)
+    with pytest.raises(MovaError, match=rf"{table.folder}: not a whole table of clips .*: remove it"):
+        read_clips(manifest, tmp_path, listed=0)
+
+
+@pytest.mark.parametrize("listed", [0, 99])
+def test_parquet_columns_of_any_type(tmp_path, listed):
+    """Those that do not count are not read; others of a wrong type are named."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"video_path": ["a.mp4"], "caption": ["x"], "when": pa.array([2001], pa.timestamp("ns"))}
+    columns["deep"] = pa.array([{"caption": [1]}])
+    pq.write_table(pa.table(columns), tmp_path / "clips.parquet")
+    assert read_clips(tmp_path / "clips.parquet", listed=listed)[0].caption == "x"
+    for key, value, told in (
+        ("caption", pa.array([b"x"]), "row 1: key 'caption' must be text, got bytes"),
+        ("start", pa.array([2001], pa.duration("ns")), r"column 'start' holds duration\[ns\], which is neither text"),
+        ("start", pa.array([1], pa.decimal128(9, 2)), "row 1: key 'start' must be seconds .* got Decimal"),
+    ):
+        pq.write_table(pa.table({**columns, key: value}), tmp_path / "clips.parquet")
+        with pytest.raises(MovaError, match=f"clips.parquet: {told}"):
+            read_clips(tmp_path / "clips.parquet", listed=listed)
+    del columns["video_path"]
+    for left, told in ((columns, "row 1: key 'video_path' is missing"), ({"when": [1]}, "has no column 'video_path'")):
+        pq.write_table(pa.table(left), tmp_path / "clips.parquet")
+        with pytest.raises(MovaError, match=rf"{told} \(it has: .*when"):
+            read_clips(tmp_path / "clips.parquet", listed=listed)

@@ -44,6 +44,13 @@ def test_the_apportionment_is_that_of_all_places_sorted():
         assert order().taken(blocks * BLOCK) == tuple(first.count(k) for k in range(3))
 
 
+def test_weights_that_are_far_apart_and_sets_of_one_clip():
+    mix = MixOrder(("a", "b", "c"), (1, 1, 2), (1e-100, 1e100, 1e-9), 1)
+    assert [mix[position] for position in (0, 1, 10**9)] == [1, 1, 1] and mix.taken(10**9) == (0, 10**9, 0)
+    alike = MixOrder(("a", "b"), (1, 1), (1e9, 1e-9), 1)
+    assert alike.taken(10**6) == (10**6, 0) and alike[10**6] == 0
+
+
 def test_the_stream_gives_what_the_counts_say_and_is_shuffled_within_blocks():
     mix = order()
     given = [owner(mix[position]) for position in range(4 * BLOCK)]
@@ -194,6 +201,9 @@ def test_folders_are_named_by_what_tells_them_apart():
         (("a:nan",), "got nan"),
         (("a:inf", "b"), "got inf"),
         (("a:1", "b", "a:2"), "mix names a twice: give it one weight"),
+        (("a:1", "x/../a"), "mix names x/../a twice, also as a: give it one weight"),
+        (("a:1e308", "b:1e308"), r"the weight of a must be a positive number, got 1e\+308"),
+        (("a:1e-320", "b"), "the weight of a must be a positive number, got "),
         (("",), "'' names no folder"),
     ],
 )

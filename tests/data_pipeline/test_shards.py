@@ -327,6 +327,15 @@ def test_lost_shards_are_bad_clips_and_silent_servers_are_not(server, shards, ma
             open_dataset(shards / "clips.parquet", make_cache(), ahead=ahead)
 
 
+def test_encoded_clips_do_not_need_their_shards(shards, make_cache):
+    """Also where clips are encoded when they are first used: none of them is taken for a bad one."""
+    index(shards)
+    assert open_dataset(shards / "clips.parquet", make_cache()).left_out == {}
+    (shards / "a.tar").unlink()
+    found = open_dataset(shards / "clips.parquet", make_cache(), ahead=False)
+    assert found.left_out == {} and found.batch([0])["id"] == ["a/0.mp4"]
+
+
 def test_a_server_that_fails_during_training(server, shards, make_cache, monkeypatch):
     """No other clip takes the place of one that cannot be read for the moment: that would be another stream."""
     index(shards, base=server.url)
