@@ -57,8 +57,8 @@ class MeasuredClips:
         return found
 
     def name(self, path: Path) -> str:
-        """A clip's name in tables: its path in the folder."""
-        return path.relative_to(self.folder).as_posix()
+        """A clip's name in tables: its path in the folder; of a recording that lies elsewhere, its whole path."""
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
     def record(self, path: Path, score: Score) -> dict[str, Any]:
         """{"values", "reason", "evidence", "seconds", "decode_seconds", ...}; of what was not measured, its reason."""

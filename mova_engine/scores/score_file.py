@@ -30,7 +30,7 @@ def chosen_scores(names: Iterable[str], runner: ScoreRunner | None = None) -> tu
     Raises MovaError for an unknown name, and for a named score whose weights are missing.
     """
     runner = runner or ScoreRunner()
-    names = list(names)
+    names = list(dict.fromkeys(names))
     named = [known_score(name) for name in names if name != EVERY]
     for score in named:
         if reason := runner.lacking(score):

@@ -21,6 +21,7 @@ from mova_engine.evaluation.benches.clip_matching import match_files
 from mova_engine.evaluation.benches.known_benches import NUMBERS
 from mova_engine.evaluation.evaluation_run import evaluate
 from mova_engine.evaluation.published_rows import published_tables
+from mova_engine.files.digests import Digests
 from mova_engine.scores.score_table import SCORES
 from source_tree import ROOT
 
@@ -185,6 +186,23 @@ def test_a_score_is_measured_only_of_the_categories_that_are_asked_for_it(tmp_pa
     evaluate(tmp_path, tmp_path / "before", [PEAK], 1, lambda _: None)
     rows = evaluate(tmp_path, tmp_path / "before", [PEAK], 1, lambda _: None, bench=bench).rows
     assert [x["peak"] for x in rows] == [None, None, 20]
+
+
+def test_a_recording_elsewhere_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    sound(tmp_path / "clips" / "1.wav", 10)
+    sound(tmp_path / "elsewhere" / "real.wav", 20)
+    whole = Digests.of
+
+    def refused(self, path):
+        if path.name == "real.wav":
+            raise MovaError(f"{path}: cannot be read (Permission denied)")
+        return whole(self, path)
+
+    monkeypatch.setattr(Digests, "of", refused)
+    real = tmp_path / "elsewhere" / "real.wav"
+    bench, lines = Bench("own", tmp_path / "bench" / "list", (BenchItem("1", "a", reference=real),)), []
+    evaluate(tmp_path / "clips", tmp_path / "out", [PEAK], 1, lines.append, bench=bench)
+    assert any(line.endswith(": cannot be read (Permission denied)") for line in lines)
 
 
 def test_files_of_one_prompt_are_no_pair_for_chance(tmp_path):

@@ -118,6 +118,10 @@ def test_an_odd_clip_gives_numbers_or_reasons(odd_clips, name):
         assert (low is None or value >= low) and (high is None or value <= high), column
 
 
+def test_a_score_that_is_named_twice_is_one():
+    assert [score.name for score in chosen_scores(["shots", "loudness", "shots"])[0]] == ["shots", "loudness"]
+
+
 def test_slow_scores_are_measured_where_they_are_asked_for():
     slow = {score.name for score in SCORES.values() if score.on_request}
     usual, _ = chosen_scores([])
