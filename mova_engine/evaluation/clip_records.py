@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -22,6 +23,8 @@ from mova_engine.scores.score_runner import ClipScores, ScoreRunner
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".wav", ".flac", ".mp3", ".m4a", ".ogg")
 # The key of an object that stands for an array of evidence, which lies in a file of its own.
 _ARRAY = "__array__"
+# What a record has, whatever else it tells.
+_KEYS = {"score", "values", "reason", "evidence", "seconds", "decode_seconds"}
 
 
 def find_clips(folder: Path, leave_out: Path | None = None) -> list[Path]:
@@ -100,11 +103,11 @@ class ClipRecords:
         """One record; None where it was not measured. Its evidence is read by `evidence`."""
         path = self._path(digest, score, prompt)
         try:
-            found = json.loads(path.read_text())
-            ours = isinstance(found, dict) and found["score"] == score.name and "decode_seconds" in found
-        except (OSError, ValueError, KeyError):
+            text = path.read_text()
+            found = json.loads(text)
+        except (OSError, ValueError):
             return None
-        if not ours or (_ARRAY in json.dumps(found["evidence"]) and not path.with_suffix(".npz").is_file()):
+        if not _is_record(found, score) or (_ARRAY in text and not path.with_suffix(".npz").is_file()):
             return None
         return found
 
@@ -130,6 +133,20 @@ class ClipRecords:
         told = f"{digest} {score.name} {self._facts[score.name]} {read}"
         key = hashlib.sha256(told.encode()).hexdigest()[:32]
         return self._folder / key[:2] / f"{key}.json"
+
+
+def _is_record(found: Any, score: Score) -> bool:
+    """Whether JSON is a whole record of a score: what a fault of the disk, or a hand, made of one is measured anew."""
+    if not isinstance(found, dict) or not found.keys() >= _KEYS or found["score"] != score.name:
+        return False
+    numbers = [found["seconds"], found["decode_seconds"], *_values(found["values"])]
+    return isinstance(found["reason"], str | None) and all(
+        isinstance(each, int | float) and math.isfinite(each) for each in numbers
+    )
+
+
+def _values(values: Any) -> list[Any]:
+    return list(values.values()) if isinstance(values, dict) else [None]
 
 
 def _without_arrays(evidence: Any, arrays: dict[str, np.ndarray]) -> Any:

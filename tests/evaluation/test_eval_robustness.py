@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import random
 import signal
@@ -55,6 +56,18 @@ def test_what_cannot_be_read_is_a_row_with_its_reason_and_stops_nothing(tmp_path
     (folder / "nowhere.mp4").write_bytes((folder / "000.wav").read_bytes())
     again = measured(folder, tmp_path / "out")
     assert again["gone.mp4"]["peak"] == rows["000.wav"]["peak"], "no reason is kept of a file that can be read by now"
+
+
+@pytest.mark.parametrize(
+    "change", [{"values": {"peak": "x"}}, {"values": None}, {"reason": 3}, {"seconds": None}, {"evidence": ...}]
+)
+def test_a_record_that_is_none_is_measured_anew(tmp_path, change):
+    folder = sounds(tmp_path / "clips", 1)
+    whole = measured(folder, tmp_path / "out")
+    (kept,) = (path for path in (tmp_path / "out" / "records").rglob("*.json") if "peak" in path.read_text())
+    record = json.loads(kept.read_text()) | change
+    kept.write_text(json.dumps({name: value for name, value in record.items() if value is not ...}))
+    assert measured(folder, tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize("left", [0, 40, -30])
