@@ -73,6 +73,8 @@ class SampleScores:
         self._begun = self._told = 0
         self._program: subprocess.Popen[bytes] | None = None
         self._closed = False
+        # Held while a program starts, so that `close` sees either none that will start, or one that it can end.
+        self._starting = threading.Lock()
         self._thread = threading.Thread(target=self._measure_all, daemon=True)
         self._thread.start()
 
@@ -109,9 +111,10 @@ class SampleScores:
 
     def close(self) -> None:
         """End what is being measured."""
-        self._closed = True
+        with self._starting:
+            self._closed = True
+            program = self._program
         self._steps.put(None)
-        program = self._program
         if program is not None and program.poll() is None:
             program.terminate()
         self._thread.join()
@@ -168,17 +171,18 @@ class SampleScores:
     def _run(self, out: Path, *command: str) -> None:
         """Run a command of the engine. MovaError with what it said last where it failed."""
         out.parent.mkdir(parents=True, exist_ok=True)
-        if self._closed:
-            raise MovaError("the run ended before")
-        # In a session of its own: Ctrl-C is for the trainer, which ends this process.
-        self._program = subprocess.Popen(
-            [sys.executable, "-m", "mova_engine", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        with self._starting:
+            if self._closed:
+                raise MovaError("the run ended before")
+            # In a session of its own: Ctrl-C is for the trainer, which ends this process.
+            self._program = subprocess.Popen(
+                [sys.executable, "-m", "mova_engine", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
         os.setpriority(os.PRIO_PROCESS, self._program.pid, _NICENESS)
         said, _ = self._program.communicate()
         if self._program.returncode:

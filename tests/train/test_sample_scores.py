@@ -70,6 +70,7 @@ def test_closing_ends_the_program_and_nothing_waits_for_it(samples, tmp_path, mo
 
     def sleeping(command, **settings):
         programs.append(popen([sys.executable, "-c", "import time; time.sleep(60)"], **settings))
+        time.sleep(0.2)  # the run is closed before the program is known
         return programs[-1]
 
     monkeypatch.setattr(sample_scores.subprocess, "Popen", sleeping)
