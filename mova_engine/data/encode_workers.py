@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mova_engine.distributed.processes import read_launch
+from mova_engine.distributed.stop_signals import ended_at_once
 from mova_engine.errors import MovaError
 
 
@@ -19,7 +20,7 @@ def run_workers(settings: Sequence[str]) -> int:
     """
     if read_launch().world > 1:
         raise MovaError("--workers and torchrun both divide the clips: leave --workers out, or start one process")
-    with ExitStack() as stack:
+    with ended_at_once(lambda: "the same command goes on"), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         said = [None, *(stack.enter_context(tempfile.TemporaryFile("w+")) for _ in settings[1:])]
         workers: list[subprocess.Popen[bytes]] = []
@@ -27,8 +28,7 @@ def run_workers(settings: Sequence[str]) -> int:
             for number, (text, errors) in enumerate(zip(settings, said, strict=True)):
                 file = folder / f"{number}.yaml"
                 file.write_text(text, encoding="utf-8")
-                command = [sys.executable, "-m", "mova_engine", "encode", "--config", str(file)]
-                workers.append(subprocess.Popen(command, stderr=errors, stdin=subprocess.DEVNULL))
+                workers.append(subprocess.Popen(_command(file), stderr=errors, stdin=subprocess.DEVNULL))
             statuses = [worker.wait() for worker in workers]
         finally:
             for worker in workers:
@@ -46,3 +46,8 @@ def run_workers(settings: Sequence[str]) -> int:
             f"a process that encodes was ended by signal {-lost} (out of memory?): the same command goes on"
         )
     return max(statuses)
+
+
+def _command(settings: Path) -> list[str]:
+    """The command of one process."""
+    return [sys.executable, "-m", "mova_engine", "encode", "--config", str(settings)]

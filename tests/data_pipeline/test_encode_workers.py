@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from data_pipeline.conftest import CLIP, COUNT
 
 from mova_engine.commands.encode import main
+from mova_engine.data import encode_workers
 from mova_engine.errors import MovaError
 
 SIZE = ("--clip.frames", "5", "--clip.height", str(CLIP.height), "--clip.width", str(CLIP.width))
@@ -48,6 +50,26 @@ def test_any_number_of_processes_makes_the_same_files(made_clips, tmp_path):
     assert subprocess.run(command(made_clips, out, "--workers", "2"), stdout=subprocess.DEVNULL).returncode == 0
     # A file that was being written has a name of its own, which nothing reads.
     assert {name: data for name, data in content(out).items() if not Path(name).name.startswith(".")} == made[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_reaches_all_processes(monkeypatch, number):
+    """Whoever ends the command alone, as a batch system does, ends those that it has started."""
+    program = "import time; time.sleep(60)"
+    monkeypatch.setattr(encode_workers, "_command", lambda file: [sys.executable, "-c", program])
+    started = list[subprocess.Popen]()
+    real = subprocess.Popen
+
+    def start(*words, **options):
+        started.append(real(*words, **options))
+        if len(started) == 2:
+            threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(SystemExit) as ended:
+        encode_workers.run_workers(["", ""])
+    assert ended.value.code == 128 + number and [each.returncode for each in started] == [-signal.SIGTERM] * 2
 
 
 def test_workers_are_not_divided_twice(clips, monkeypatch):
