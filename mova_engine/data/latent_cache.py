@@ -145,10 +145,10 @@ class LatentCache:
         return None if latents is None or text is None else {**floats(latents), "text": text}
 
     def holds(self, entry: Entry) -> bool:
-        """Whether a clip and its caption are in the cache, so that its file is not needed. Files that are no part of a
-        shard are read for that. Raises MovaError if they cannot be.
+        """Whether a clip is in the cache, so that its shard is not needed. A file of its own is read for that; raises
+        MovaError if it cannot be.
         """
-        return self._clip_path(entry).is_file() and self._has_text(entry.caption)
+        return self._clip_path(entry).is_file()
 
     def content(self, entry: Entry) -> str:
         """The digest of a clip's file. Raises MovaError if it cannot be read."""

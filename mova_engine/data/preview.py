@@ -11,6 +11,7 @@ from mova_engine.data.media.contact_sheet import SheetClip, contact_sheet_png
 from mova_engine.data.media.decode import probe, read_clip
 from mova_engine.errors import MovaError, counted, require_package
 from mova_engine.files.atomic import write_atomic
+from mova_engine.files.byte_ranges import UnreachableError
 
 
 def preview(
@@ -36,6 +37,8 @@ def preview(
     for entry in entries:
         try:
             found = read_clip(entry.path, clip, start=entry.start, silent=silent)
+        except UnreachableError:
+            raise
         except MovaError as error:
             refused += 1
             say(f"not used: {entry.id}: {error}")

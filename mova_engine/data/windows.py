@@ -10,6 +10,7 @@ from mova_engine.data.clip_sources import LISTED, Sources, named, read_clips
 from mova_engine.data.media.decode import probe, probe_sound
 from mova_engine.data.metadata import Entry
 from mova_engine.errors import MovaError
+from mova_engine.files.byte_ranges import UnreachableError
 
 # Seconds by which a file's declared length may fall short of a window: files round it.
 ROUNDING = 1e-3
@@ -40,11 +41,14 @@ def cut_windows(entries: Sequence[Entry], clip: ClipConfig, every: float, pictur
 
     The id of the others is that of the first with `@START`. pictures: whether the clips have pictures; without them
     files of sound have a length too. Files that cannot be read stay as they are, to be reported when they are used.
+    Raises UnreachableError if a file's place does not answer.
     """
     found: list[Entry] = []
     for entry in entries:
         try:
             length = probe(entry.path).duration if pictures else probe_sound(entry.path)
+        except UnreachableError:
+            raise  # fewer windows would be another list of clips
         except MovaError:
             length = 0.0
         left = length + ROUNDING - clip.duration - entry.start

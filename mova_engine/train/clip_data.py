@@ -35,6 +35,7 @@ from mova_engine.data.synthetic.notes import KINDS, generate_sounds
 from mova_engine.distributed.processes import Processes
 from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
+from mova_engine.files.byte_ranges import UnreachableError
 from mova_engine.memory.model_parts import codec_parts
 from mova_engine.memory.residency import Residency
 
@@ -194,6 +195,8 @@ def _readable(
                 yield found
             else:
                 reasons.append(f"{entry.path}: has no sound, from which the audio codec takes its scale")
+        except UnreachableError:
+            raise  # other clips in its place would make other codecs
         except MovaError as error:
             reasons.append(str(error))
 

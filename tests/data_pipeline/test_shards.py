@@ -13,15 +13,19 @@ from data_pipeline.conftest import CLIP, COUNT
 from data_pipeline.fault_server import FaultServer, write_shard
 
 from mova_engine.commands.data_index import main
+from mova_engine.config.train import LoaderSettings
 from mova_engine.data.clip_sources import read_clips
 from mova_engine.data.dataset import open_dataset
 from mova_engine.data.media import reader_process
 from mova_engine.data.media.decode import probe, read_clip
 from mova_engine.data.metadata import read_metadata
+from mova_engine.data.preview import preview
 from mova_engine.data.shard_index import read_shard, write_index
+from mova_engine.data.windows import cut_windows
 from mova_engine.errors import MovaError
 from mova_engine.files import byte_ranges
 from mova_engine.files.byte_ranges import UnreachableError, UnreadableError, read_range
+from mova_engine.train.clip_data import _readable
 
 pytest.importorskip("pyarrow")
 
@@ -349,6 +353,21 @@ def test_a_server_that_fails_during_training(server, shards, make_cache, monkeyp
     server.always["a.tar"] = 404
     assert found.batch([1])["id"] == ["b/deep/4.mp4"]
     assert sorted(found.left_out) == ["a/1.mp4", "a/2.mp4", "a/3.mp4"]
+
+
+def test_a_server_that_fails_before_training(server, shards, make_cache, tmp_path, monkeypatch):
+    """Its clips are neither replaced where codecs are fitted, nor cut into fewer windows, nor said to be bad."""
+    pytest.importorskip("matplotlib")
+    entries = index(shards, base=server.url)
+    monkeypatch.setattr(byte_ranges, "PATIENCE_S", 0.1)
+    server.always["a.tar"] = 503
+    for attempt in (
+        lambda: cut_windows(entries, CLIP, 1.0),
+        lambda: preview(shards / "clips.parquet", CLIP, tmp_path / "sheet.png", say=lambda _: 0),
+        lambda: list(_readable(entries, CLIP, LoaderSettings(), True, [])),
+    ):
+        with pytest.raises(UnreachableError, match="a.tar: the server answers 503"):
+            attempt()
 
 
 def test_many_threads_read_at_once(server, shards, made_clips):
