@@ -13,7 +13,7 @@ SIGNAL_SCORES = (
         "loudness",
         f"{_CLIP}:loudness",
         (
-            ScoreColumn("rms", "", "root mean square of the sound; full scale is 1", 0, 1),
+            ScoreColumn("rms", "", "root mean square of the sound; full scale is 1", 0, None),
             ScoreColumn("lufs", "LUFS", "integrated loudness, BS.1770", -70, None),
         ),
     ),

@@ -10,10 +10,11 @@ WHEEL_SCORES = (
         "dnsmos",
         f"{_CLIP}:dnsmos",
         (
-            ScoreColumn("dnsmos_p808", "MOS", "overall quality of speech, P.808", 1, 5, "up"),
-            ScoreColumn("dnsmos_sig", "MOS", "speech itself, P.835", 1, 5, "up"),
-            ScoreColumn("dnsmos_bak", "MOS", "absence of background noise, P.835", 1, 5, "up"),
-            ScoreColumn("dnsmos_ovrl", "MOS", "overall, P.835", 1, 5, "up"),
+            # Outputs are not bounded; ratings of 1 to 5 are what the networks were taught. A short tone has BAK 0.97.
+            ScoreColumn("dnsmos_p808", "MOS", "overall quality of speech, P.808, 1 to 5", better="up"),
+            ScoreColumn("dnsmos_sig", "MOS", "speech itself, P.835, 1 to 5", better="up"),
+            ScoreColumn("dnsmos_bak", "MOS", "absence of background noise, P.835, 1 to 5", better="up"),
+            ScoreColumn("dnsmos_ovrl", "MOS", "overall, P.835, 1 to 5", better="up"),
         ),
         conventions=("corrected", "mova"),
         check=f"{_CLIP}:check_dnsmos",
