@@ -128,8 +128,10 @@ class Loader:
 
         changed: what to do if clips were added, removed or reordered, so that the stream is another one. "stop": raise
         MovaError. "go-on": continue at the start of the next epoch, with the present clips. Raises MovaError also if
-        the seed differs.
+        the seed differs, or if the state is of a mix.
         """
+        if "sets" in state:
+            raise MovaError("the checkpoint is of a run on a mix, not on one folder: give --mix, or start a new run")
         here = self.state_dict()
         if state["seed"] != here["seed"]:
             raise MovaError(

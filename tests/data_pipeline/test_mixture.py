@@ -10,7 +10,7 @@ from data_pipeline.conftest import COUNT
 from mova_engine.config.data_mix import parse_mix
 from mova_engine.config.recipes import load_config
 from mova_engine.data.dataset import LatentDataset, open_dataset
-from mova_engine.data.loader import ClipOrder
+from mova_engine.data.loader import ClipOrder, build_loader
 from mova_engine.data.mixture import BLOCK, MixedClips, MixedLoader, MixedSet, MixOrder, Origin
 from mova_engine.errors import MovaError
 
@@ -176,6 +176,8 @@ def test_a_set_that_is_new_gone_or_changed_is_named(sets):
         other.load_state_dict(state)
     with pytest.raises(MovaError, match="drawn from seed 1, not 2: give --seed 1"):
         loader(mixed(sets), seed=2).load_state_dict(state)
+    with pytest.raises(MovaError, match="is of a run on a mix, not on one folder: give --mix"):
+        build_loader(sets[0], 2, seed=1).load_state_dict(state)
     with pytest.raises(MovaError, match="is of a run on one folder"):
         loader(mixed(sets)).load_state_dict({"position": 3, "seed": 1, "clips": 3, "digest": "x"})
     with pytest.raises(MovaError, match="two sets of a mix have one name"):
