@@ -303,7 +303,9 @@ def _stated(address: str, folder: Path, base: str | None) -> str:
         return f"{base.rstrip('/')}/{posixpath.basename(without_query(address))}"
     if not is_local(address):
         return address
-    path = Path(address.removeprefix("file://")).resolve()
+    path = Path(address.removeprefix("file://"))
+    # A shard that is a link keeps its name, from which its clips have theirs.
+    path = path.parent.resolve() / path.name
     within = path.is_relative_to(folder.resolve())
     return path.relative_to(folder.resolve()).as_posix() if within else str(path)
 

@@ -8,9 +8,10 @@ import time
 import pytest
 from data_pipeline.fault_server import FaultServer, write_shard
 
+from mova_engine.data.clip_sources import read_clips
 from mova_engine.data.metadata import entry_of
 from mova_engine.data.shard_files import FileInShard, Shard
-from mova_engine.data.shard_index import read_shard
+from mova_engine.data.shard_index import read_shard, write_index
 from mova_engine.errors import MovaError
 from mova_engine.files import byte_ranges
 from mova_engine.files.byte_ranges import UnreachableError, UnreadableError, opened, read_range, without_query
@@ -138,3 +139,15 @@ def test_an_index_of_a_shard_that_drips(shard, monkeypatch):
             read_shard(f"{server.url}/s.tar")
         with opened(f"{server.url}/s.tar") as stream:
             assert stream.read() == shard.read_bytes()
+
+
+def test_a_shard_that_is_a_link_keeps_its_name(tmp_path, shard):
+    """As stores that name files by their digests keep them: the index and the clips' ids have the link's name."""
+    pytest.importorskip("pyarrow")
+    (tmp_path / "given").mkdir()
+    link = tmp_path / "given" / "000.tar"
+    link.symlink_to(shard.rename(tmp_path / "0123abcd"))
+    write_index([str(link)], tmp_path / "given" / "clips.parquet", say=lambda _: 0)
+    [first, *_] = read_clips(tmp_path / "given" / "clips.parquet")
+    assert first.id == "000/0.mp4" and isinstance(first.path, FileInShard)
+    assert first.path.shard.address == str(link) and first.path.read() == MEMBERS["0.mp4"]
