@@ -77,7 +77,7 @@ def av_align(clip: DecodedClip) -> Measured:
     from mova_engine.scores import av_align as align
 
     flow = align.mean_flow(align.grey(picture) for picture in clip.pictures_of(range(len(clip.times))))
-    onsets = align.onset_times(align.onset_strength(np.array(clip.sound(align.SAMPLE_RATE), np.float32)))
+    onsets = align.onset_times(align.onset_strength(np.array(clip.sound(align.SAMPLE_RATE, mean=False), np.float32)))
     evidence = {"onsets": onsets, "peaks": align.motion_peaks(flow, clip.fps), "fps": clip.fps}
     return Measured(av_align_of_pair(evidence, evidence), evidence)
 

@@ -196,12 +196,20 @@ class DecodedClip:
         return self._sound
 
     def sound(
-        self, rate: int, channels: Literal["mono", "stereo"] = "mono", sample_format: Format = "flt"
+        self,
+        rate: int,
+        channels: Literal["mono", "stereo"] = "mono",
+        sample_format: Format = "flt",
+        *,
+        mean: bool = True,
     ) -> NDArray[np.int16] | Floats:
-        """The whole track [n] or [n, 2] at `rate`, as the ffmpeg program gives it; read-only, as scores share it."""
+        """The whole track [n] or [n, 2] at `rate`, as the ffmpeg program gives it; read-only, as scores share it.
+
+        mean: float mono is the channels' mean, at their own level; without, ffmpeg's sum (`convert_sound`).
+        """
         track = self.soundtrack
         return self._sounds.get(
-            (rate, channels, sample_format),
+            (rate, channels, sample_format, mean),
             lambda: convert_sound(
                 track.samples,
                 track.rate,
@@ -209,6 +217,7 @@ class DecodedClip:
                 channels=channels,
                 sample_format=sample_format,
                 source_layout=track.layout,
+                mean=mean and (channels, sample_format) == ("mono", "flt"),
             ),
         )
 

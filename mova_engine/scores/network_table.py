@@ -76,6 +76,7 @@ NETWORK_SCORES: tuple[Score, ...] = (
         chance=f"{_HERE}.clip_clap:clap_of_pair",
         weights=("clap", "roberta-base"),
         prompt=True,
+        version=2,
     ),
     Score(
         "dover",
@@ -134,6 +135,7 @@ NETWORK_SCORES: tuple[Score, ...] = (
         set_numbers=(
             SetNumber("is_panns", "", "inception score, Cnn14 at 32 kHz", f"{_SETS}:set_inception_score", "up"),
         ),
+        version=2,
     ),
     Score(
         "passt",

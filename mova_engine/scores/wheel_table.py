@@ -28,6 +28,7 @@ WHEEL_SCORES = (
             ScoreColumn("longest_pause", "s", "longest pause between speech and speech", 0, None),
         ),
         check=f"{_SPEECH}:check_speech_activity",
+        version=2,
     ),
     Score(
         "transitions",

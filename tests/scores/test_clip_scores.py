@@ -118,6 +118,17 @@ def test_an_odd_clip_gives_numbers_or_reasons(odd_clips, name):
         assert (low is None or value >= low) and (high is None or value <= high), column
 
 
+def test_two_equal_channels_are_as_loud_as_one(tmp_path):
+    """ffmpeg's float mono of stereo is 3 dB louder, beyond full scale; published loudness is of the channels' mean."""
+    cut = np.clip(4 * tone(440, 1, level=0.5), -1, 1)
+    found = []
+    for count in (1, 2):
+        sound = (np.stack([cut] * count, 1) * 32767).astype(np.int16)
+        wavfile.write(tmp_path / "x.wav", RATE, sound)
+        found.append(score_file(tmp_path / "x.wav", ["loudness", "sound-quality"]).values)
+    assert found[1] == pytest.approx(found[0], rel=1e-6) and found[0]["rms"] < 1
+
+
 def test_a_score_that_is_named_twice_is_one():
     assert [score.name for score in chosen_scores(["shots", "loudness", "shots"])[0]] == ["shots", "loudness"]
 

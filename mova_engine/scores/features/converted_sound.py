@@ -21,11 +21,15 @@ def convert_sound(
     channels: Literal["mono", "stereo"] = "mono",
     sample_format: Format = "s16",
     source_layout: str | None = None,
+    mean: bool = False,
 ) -> NDArray[np.int16] | NDArray[np.float32]:
     """Sound [n] or [n, channels] at source_rate as [m] or [m, 2] at `rate` (Hz), int16 or float32.
 
     What `ffmpeg -ac 1|2 -ar RATE -f s16le|f32le` gives. Between 16-bit samples ffmpeg 5 resamples in 16 bits, later
     ones in floats (up to 3 units apart); published scores were computed with the former, so it is done here.
+
+    mean: float mono is the mean of stereo, as 16-bit mono is; ffmpeg gives 0.7071 times the sum of both, which is 3 dB
+    more and may lie beyond full scale.
     """
     table = samples[:, None] if samples.ndim == 1 else samples
     if table.dtype not in (np.int16, np.float32):
@@ -35,7 +39,8 @@ def convert_sound(
     graph = Graph()
     head = graph.add_abuffer(format=source_format, sample_rate=source_rate, layout=layout)
     inner = ":internal_sample_fmt=s16p" if source_format == sample_format == "s16" else ""
-    resampler = graph.add("aresample", f"{rate}{inner}")
+    bound = ":rematrix_maxval=1" if mean else ""
+    resampler = graph.add("aresample", f"{rate}{inner}{bound}")
     form = graph.add("aformat", f"sample_fmts={sample_format}:channel_layouts={channels}")
     sink = graph.add("abuffersink")
     for left, right in ((head, resampler), (resampler, form), (form, sink)):
