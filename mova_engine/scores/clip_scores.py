@@ -40,7 +40,7 @@ def loudness(clip: DecodedClip) -> Measured:
 
 
 def sound_quality(clip: DecodedClip) -> Measured:
-    """Silence, band edge and clipping of the track at its own rate."""
+    """Silence and band edge of the channels' mean at its own rate, and the mean of the channels' clipping."""
     from mova_engine.errors import MovaError
     from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
 
@@ -52,7 +52,7 @@ def sound_quality(clip: DecodedClip) -> Measured:
         "digital_silence": silence.digital,
         "leading_silence": silence.leading,
         "trailing_silence": silence.trailing,
-        "clipping": clipping_share(sound),
+        "clipping": float(np.mean([clipping_share(channel) for channel in clip.channels()])),
     }
     try:
         return Measured(found | {"band_edge": band_edge(sound, rate)}, None)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from mova_engine.scores.text_reader import TextBox
 
 Pixels = NDArray[np.uint8]
-# Two lines are at one place where their heights overlap by _ROWS of the lesser one, and their widths by _COLUMNS of the
-# lesser: subtitles change their words and their length.
+# Two lines are at one place where their heights overlap by _ROWS of the greater one, and their widths by _COLUMNS of
+# the lesser: subtitles change their words and their length.
 _ROWS, _COLUMNS = 0.7, 0.5
 # A place is a persistent one from so many samples in a row on.
 LEAST_SAMPLES = 3

@@ -127,6 +127,10 @@ def test_two_equal_channels_are_as_loud_as_one(tmp_path):
         wavfile.write(tmp_path / "x.wav", RATE, sound)
         found.append(score_file(tmp_path / "x.wav", ["loudness", "sound-quality"]).values)
     assert found[1] == pytest.approx(found[0], rel=1e-6) and found[0]["rms"] < 1
+    # Beside a quiet channel the mean is nowhere at full scale.
+    wavfile.write(tmp_path / "x.wav", RATE, (np.stack([cut, cut / 9], 1) * 32767).astype(np.int16))
+    one = score_file(tmp_path / "x.wav", ["sound-quality"]).values["clipping"]
+    assert one == pytest.approx(found[0]["clipping"] / 2) and one > 0.1
 
 
 def test_a_score_that_is_named_twice_is_one():
