@@ -131,6 +131,8 @@ def _ordinary_shards(folder: Path, columns: dict[str, list[Any]], count: int) ->
             address, size, modified, etag = key
             if not (type(size) in (int, type(None)) and type(modified) in (float, type(None))):
                 return None
+            if modified != modified:
+                return None
             if etag is not None and (type(etag) is not str or not etag.isprintable()):
                 return None
             place = address if "://" in address else str(folder / address)

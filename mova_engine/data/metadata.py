@@ -154,6 +154,8 @@ def _in_shard(folder: Path, place: str, row: dict[str, Any]) -> FileInShard:
     modified = row.get("shard_modified")
     if not isinstance(modified, int | float | None):
         raise MovaError(f"{place}: key 'shard_modified' must be a number, got {_described(modified)}")
+    # Not a number counts as not said: it would make each row's shard another one.
+    modified = None if modified != modified else modified
     shard = Shard(address if "://" in address else str(folder / address), FileFacts(size, modified, etag))
     offset, length = _number(place, row, "offset"), _number(place, row, "size")
     return FileInShard(shard, _text(place, row, "member", name=True), offset, length, digest)
@@ -161,6 +163,8 @@ def _in_shard(folder: Path, place: str, row: dict[str, Any]) -> FileInShard:
 
 def _number(place: str, row: dict[str, Any], key: str) -> int:
     value = row.get(key)
+    # Tools that filter tables make whole numbers fractions where a row has none.
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
         raise MovaError(f"{place}: key '{key}' must be a whole number of bytes, got {_described(value)}")
     return value

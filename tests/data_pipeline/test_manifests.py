@@ -253,3 +253,19 @@ def test_parquet_columns_of_any_type(tmp_path, listed):
         pq.write_table(pa.table(left), tmp_path / "clips.parquet")
         with pytest.raises(MovaError, match=rf"{told} \(it has: .*when"):
             read_clips(tmp_path / "clips.parquet", listed=listed)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_an_index_that_a_tool_has_filtered(tmp_path, kind):
+    """Tools make whole numbers fractions, and what is missing not a number, where some rows have no value."""
+    rows = [{**IN_SHARD, "member": f"{n}.mp4", "shard_size": 9999.0, "offset": 512.0} for n in range(3)]
+    manifest = WRITERS[kind](tmp_path / f"clips.{kind}", [{**row, "shard_modified": float("nan")} for row in rows])
+    table = read_clips(manifest, listed=0)
+    assert isinstance(table, ClipTable) and list(table) == read_clips(manifest, tmp_path / "other")
+    assert table[2].path == FileInShard(
+        Shard(str(tmp_path / "s/000.tar"), FileFacts(9999, None, None)), "2.mp4", 512, 99, SHA
+    )
+    assert len(json.loads((table.folder / "facts.json").read_bytes())["shards"]) == 1
+    manifest = WRITERS[kind](manifest, [{**rows[0], "offset": 0.5}])
+    with pytest.raises(MovaError, match="key 'offset' must be a whole number of bytes, got 0.5"):
+        read_clips(manifest)
