@@ -93,15 +93,21 @@ def _found(
 ) -> Iterator[tuple[Entry, str, str | None]]:
     """Yield (clip, what identifies its file, why it cannot be used) in the order of the list."""
 
+    # Once a place did not answer, clips that wait for a thread must not spend as much time again.
+    unreached = list[UnreachableError]()
+
     def look(entry: Entry) -> tuple[Entry, str, str | None]:
         place = ""
         try:
+            if unreached:
+                raise unreached[0]
             place = _identity(entry)
             seen, reason = known.get(entry.id, (None, None))
             if seen == place:
                 return entry, place, reason
             read_clip(entry.path, clip, start=entry.start, silent=silent, pictures=pictures)
-        except UnreachableError:
+        except UnreachableError as error:
+            unreached.append(error)
             raise
         except MovaError as error:
             return entry, place, str(error)

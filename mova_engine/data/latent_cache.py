@@ -229,12 +229,20 @@ class LatentCache:
     def _read_ahead(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Clip | MovaError | None]]:
         """Yield each entry with its decoded clip, or the error, or None if the clip is in the cache already."""
 
+        # Once a place did not answer, clips that wait for a thread must not spend as much time again.
+        unreached = list[UnreachableError]()
+
         def read(entry: Entry) -> Clip | MovaError | None:
+            if unreached:
+                return unreached[0]
             try:
                 # The entry is not read here: damage is detected, and the clip encoded again, when it is used.
                 if self._clip_path(entry).is_file():
                     return None
                 return self._decode(entry)
+            except UnreachableError as error:
+                unreached.append(error)
+                return error
             except MovaError as error:
                 return error
 

@@ -14,6 +14,7 @@ from data_pipeline.fault_server import FaultServer, write_shard
 
 from mova_engine.commands.data_index import main
 from mova_engine.config.train import LoaderSettings
+from mova_engine.data.clip_check import check_clips
 from mova_engine.data.clip_sources import read_clips
 from mova_engine.data.dataset import open_dataset
 from mova_engine.data.media import reader_process
@@ -368,6 +369,20 @@ def test_a_server_that_fails_before_training(server, shards, make_cache, tmp_pat
     ):
         with pytest.raises(UnreachableError, match="a.tar: the server answers 503"):
             attempt()
+
+
+def test_a_silent_place_is_waited_for_once(server, shards, make_cache, tmp_path, monkeypatch):
+    """Not once more for the clips that wait for a thread."""
+    index(shards, base=server.url)
+    monkeypatch.setattr(byte_ranges, "PATIENCE_S", 0.0)
+    server.always = dict.fromkeys(("a.tar", "b.tar"), 503)
+    with pytest.raises(UnreachableError, match="the server answers 503"):
+        open_dataset(shards / "clips.parquet", make_cache())
+    assert server.asked.total() <= 2
+    server.asked.clear()
+    with pytest.raises(UnreachableError, match="the server answers 503"):
+        check_clips(shards / "clips.parquet", CLIP, tmp_path / "ledger.jsonl", workers=2, say=lambda _: 0)
+    assert server.asked.total() <= 2
 
 
 def test_many_threads_read_at_once(server, shards, made_clips):
