@@ -87,8 +87,7 @@ def judged(found, asked):
     for name in asked:
         columns = [column for column in SCORES[name].columns if column.name in found.values]
         missing = len(columns) < len(SCORES[name].columns)
-        # Loudness and the band edge leave out what silence does not have.
-        assert not missing or found.reasons.get(name) or name in ("loudness", "sound-quality"), name
+        assert not missing or found.reasons.get(name), name
         if not SCORES[name].columns:
             assert (name in found.evidence) != (name in found.reasons), name
         for column in columns:
