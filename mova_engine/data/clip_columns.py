@@ -115,7 +115,8 @@ def _ordinary(folder: Path, columns: dict[str, list[Any]]) -> ClipColumns | None
 
 def _ordinary_shards(folder: Path, columns: dict[str, list[Any]], count: int) -> InShards | None:
     offsets, sizes, digests = columns["offset"], columns["size"], columns["sha256"]
-    if not (_are_numbers(offsets, int) and _are_numbers(sizes, int) and min(offsets) >= 0 and min(sizes) >= 0):
+    places = [*offsets, *sizes]
+    if not (_are_numbers(places, int) and min(places) >= 0 and max(places) < 1 << 63):
         return None
     if not all(type(digest) is str and len(digest) == 64 for digest in digests):
         return None

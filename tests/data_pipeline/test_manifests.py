@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mova_engine.data.clip_changes import order_digest
+from mova_engine.data.clip_columns import blocks_of
 from mova_engine.data.clip_sources import default_cache, read_clips
 from mova_engine.data.clip_table import ClipTable
 from mova_engine.data.dataset import LatentDataset
@@ -269,3 +270,13 @@ def test_an_index_that_a_tool_has_filtered(tmp_path, kind):
     manifest = WRITERS[kind](manifest, [{**rows[0], "offset": 0.5}])
     with pytest.raises(MovaError, match="key 'offset' must be a whole number of bytes, got 0.5"):
         read_clips(manifest)
+
+
+def test_blocks_refuse_places_that_rows_refuse(tmp_path):
+    """Of long lists only the first rows are read one by one."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {key: [value] for key, value in {**IN_SHARD, "id": "x"}.items()}
+    for key in ("offset", "size"):
+        pq.write_table(pa.table({**columns, key: pa.array([1 << 63], pa.uint64())}), tmp_path / "clips.parquet")
+        with pytest.raises(MovaError, match=f"row 1: key '{key}' must be a whole number of bytes"):
+            list(blocks_of(tmp_path / "clips.parquet", 9))
