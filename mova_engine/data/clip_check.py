@@ -22,7 +22,7 @@ from mova_engine.data.metadata import Entry
 from mova_engine.data.shard_files import FileInShard
 from mova_engine.errors import MovaError, counted
 from mova_engine.files.atomic import require_file
-from mova_engine.files.byte_ranges import UnreachableError
+from mova_engine.files.byte_ranges import UnreachableError, end_retries
 
 # Kinds of reasons that the summary lists.
 LISTED_KINDS = 20
@@ -123,6 +123,7 @@ def _found(
                     return
                 yield pending.pop(0).result()
         finally:
+            end_retries()
             pool.shutdown(cancel_futures=True)
 
 

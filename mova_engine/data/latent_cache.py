@@ -50,7 +50,7 @@ from mova_engine.data.metadata import Entry
 from mova_engine.data.shard_files import FileInShard
 from mova_engine.errors import MovaError, suggest
 from mova_engine.files.atomic import set_aside, write_atomic
-from mova_engine.files.byte_ranges import UnreachableError
+from mova_engine.files.byte_ranges import UnreachableError, end_retries
 from mova_engine.files.digests import Digests
 from mova_engine.memory.residency import Residency, stage
 from mova_engine.ops import DTYPES
@@ -249,14 +249,18 @@ class LatentCache:
         with ThreadPoolExecutor(READ_AHEAD) as pool:
             pending: list[tuple[Entry, Future]] = []
             upcoming = iter(entries)
-            while True:
-                # Decoded clips are large: only a few are decoded ahead.
-                for entry in islice(upcoming, READ_AHEAD + 1 - len(pending)):
-                    pending.append((entry, pool.submit(read, entry)))
-                if not pending:
-                    return
-                entry, future = pending.pop(0)
-                yield entry, future.result()
+            try:
+                while True:
+                    # Decoded clips are large: only a few are decoded ahead.
+                    for entry in islice(upcoming, READ_AHEAD + 1 - len(pending)):
+                        pending.append((entry, pool.submit(read, entry)))
+                    if not pending:
+                        return
+                    entry, future = pending.pop(0)
+                    yield entry, future.result()
+            finally:
+                end_retries()
+                pool.shutdown(cancel_futures=True)
 
     def _decode(self, entry: Entry) -> Clip:
         """Decode the clip. If reading the file ends its process, that is recorded, and later runs do not try again."""

@@ -37,6 +37,7 @@ from mova_engine.files.byte_ranges import (
     SILENCE_S,
     FileFacts,
     PassingError,
+    end_retries,
     is_local,
     opened,
     read_facts,
@@ -121,6 +122,7 @@ def write_index(
                     without += found.without_clip
                     progress(done)
             except BaseException:
+                end_retries()
                 pool.shutdown(cancel_futures=True)
                 raise
         if not writer.count:

@@ -14,6 +14,7 @@ import errno
 import http.client
 import logging
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -110,9 +111,37 @@ def opened(address: str) -> Iterator[BinaryIO]:
         yield stream
 
 
+class _Endings:
+    """How often work has ended whose reads in other threads need not be tried again."""
+
+    def __init__(self) -> None:
+        self.count, self._changed = 0, threading.Condition()
+
+    def add(self) -> None:
+        with self._changed:
+            self.count += 1
+            self._changed.notify_all()
+
+    def waited(self, seconds: float, count: int) -> bool:
+        """Wait so long, or until there are more than `count`; returns whether there are."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.count != count, seconds)
+
+
+_endings = _Endings()
+
+
+def end_retries() -> None:
+    """Reads that threads are trying again now give up with UnreachableError: for who ends before its threads do, which
+    Python waits for.
+    """
+    _endings.add()
+
+
 def retried(address: str, attempt: Callable[[], R]) -> R:
     """What `attempt` returns, which is called until it succeeds or the limits above are reached."""
     begin, tries, odd, wait = time.monotonic(), 0, 0, FIRST_WAIT_S
+    ending = _endings.count
     while True:
         tries += 1
         try:
@@ -130,7 +159,8 @@ def retried(address: str, attempt: Callable[[], R]) -> R:
             if tries == 1:
                 log.warning("%s: %s; trying again for up to %.0f s", without_query(address), error, PATIENCE_S)
             wait *= 2
-        time.sleep(pause)
+        if _endings.waited(pause, ending):
+            raise UnreachableError(f"{without_query(address)}: given up, since the work that it is for has ended")
 
 
 @contextmanager

@@ -151,3 +151,17 @@ def test_a_shard_that_is_a_link_keeps_its_name(tmp_path, shard):
     [first, *_] = read_clips(tmp_path / "given" / "clips.parquet")
     assert first.id == "000/0.mp4" and isinstance(first.path, FileInShard)
     assert first.path.shard.address == str(link) and first.path.read() == MEMBERS["0.mp4"]
+
+
+def test_a_refusal_does_not_wait_for_shards_that_are_tried_again(tmp_path, shard, monkeypatch):
+    """Nor does Ctrl-C: whoever ends tells the threads that are waiting for a busy server."""
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(byte_ranges, "FIRST_WAIT_S", 30.0)
+    write_shard(tmp_path / "busy.tar", MEMBERS)
+    with FaultServer(tmp_path).running() as server:
+        server.always["busy.tar"] = 503
+        (tmp_path / "s.tar").write_bytes(b"\x01" * 1024)
+        begin = time.monotonic()
+        with pytest.raises(MovaError, match="s.tar: cut short, damaged, or no tar file"):
+            write_index([f"{server.url}/s.tar", f"{server.url}/busy.tar"], tmp_path / "clips.parquet")
+    assert time.monotonic() - begin < 15
