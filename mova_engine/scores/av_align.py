@@ -23,7 +23,9 @@ _N_FFT, _MELS, _RANGE_DB = 2048, 128, 80.0
 # librosa's peak picking: seconds before and after a peak for its maximum, for its mean, and to the next; the excess.
 _MAX_BEFORE, _MEAN_AROUND, _WAIT, _DELTA = 0.03, 0.10, 0.03, 0.07
 FLOW = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
-LEAST_FLOW = 0.1  # pixels
+LEAST_FLOW = 0.1  # pixels, as published
+# The same of a picture of 720 rows, in heights of the picture, whatever its size.
+LEAST_SHIFT = LEAST_FLOW / 720
 
 
 def onset_strength(sound: NDArray[np.float32], sample_rate: int = SAMPLE_RATE, hop: int = HOP) -> NDArray[np.float32]:
@@ -85,10 +87,10 @@ def mean_flow(greys: Iterable[NDArray[np.uint8]]) -> Array:
     return np.array([found[0], *found])
 
 
-def motion_peaks(flow: Array, fps: float) -> list[float]:
-    """Seconds of the strict local maxima of at least 0.1 pixel; the first and last pictures never count."""
+def motion_peaks(flow: Array, fps: float, least: float = LEAST_FLOW) -> list[float]:
+    """Seconds of the strict local maxima that reach `least`; the first and last pictures never count."""
     inner = flow[1:-1]
-    peaks = (flow[:-2] < inner) & (inner > flow[2:]) & (inner >= LEAST_FLOW)
+    peaks = (flow[:-2] < inner) & (inner > flow[2:]) & (inner >= least)
     return [int(i + 1) / fps for i in np.flatnonzero(peaks)]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mova_engine.errors import require_package
+from mova_engine.errors import MovaError, require_package
 from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
 from mova_engine.scores.dnsmos import Dnsmos, DnsmosConvention, network_file
@@ -27,7 +27,6 @@ def loudness(clip: DecodedClip) -> Measured:
     """Amplitude, and the loudness of sound that has one."""
     import torch
 
-    from mova_engine.errors import MovaError
     from mova_engine.scores.loudness import loudness as integrated
     from mova_engine.scores.loudness import rms
 
@@ -41,7 +40,6 @@ def loudness(clip: DecodedClip) -> Measured:
 
 def sound_quality(clip: DecodedClip) -> Measured:
     """Silence and band edge of the channels' mean at its own rate, and the mean of the channels' clipping."""
-    from mova_engine.errors import MovaError
     from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
 
     rate = clip.soundtrack.rate
@@ -72,13 +70,23 @@ def sound_quality_of_mova(clip: DecodedClip) -> Measured:
     return Measured(values | {"snr_mova": silence.snr}, None)
 
 
-def av_align(clip: DecodedClip) -> Measured:
-    """AV-Align at the pictures' own size and rate, as MOVA's evaluation measures it."""
+def av_align(clip: DecodedClip, *, convention: str) -> Measured:
+    """AV-Align. mova: at the pictures' own size, as MOVA's evaluation has it. corrected: of small pictures, motion in
+    heights of the picture, so that a film's size does not matter; a clip with neither onset nor peak has no number.
+    """
     from mova_engine.scores import av_align as align
 
-    flow = align.mean_flow(align.grey(picture) for picture in clip.pictures_of(range(len(clip.times))))
-    onsets = align.onset_times(align.onset_strength(np.array(clip.sound(align.SAMPLE_RATE, mean=False), np.float32)))
-    evidence = {"onsets": onsets, "peaks": align.motion_peaks(flow, clip.fps), "fps": clip.fps}
+    if convention == "mova":
+        flow = align.mean_flow(align.grey(picture) for picture in clip.pictures_of(range(len(clip.times))))
+        peaks = align.motion_peaks(flow, clip.fps)
+    else:
+        pictures = clip.small_pictures
+        flow = align.mean_flow(map(align.grey, pictures)) / pictures.shape[1]
+        peaks = align.motion_peaks(flow, clip.fps, align.LEAST_SHIFT)
+    onsets = align.onset_times(align.onset_strength(np.array(clip.sound(align.SAMPLE_RATE), np.float32)))
+    if convention != "mova" and not onsets and not peaks:
+        raise MovaError("there is neither an onset of sound nor a peak of motion")
+    evidence = {"onsets": onsets, "peaks": peaks, "fps": clip.fps}
     return Measured(av_align_of_pair(evidence, evidence), evidence)
 
 

@@ -58,7 +58,7 @@ def server(shards):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    for name, value in (("PATIENCE_S", 3.0), ("FIRST_WAIT_S", 0.01), ("LONGEST_WAIT_S", 0.2), ("SILENCE_S", 0.3)):
+    for name, value in (("PATIENCE_S", 30.0), ("FIRST_WAIT_S", 0.01), ("LONGEST_WAIT_S", 0.2), ("SILENCE_S", 5.0)):
         monkeypatch.setattr(byte_ranges, name, value)
 
 
@@ -194,7 +194,9 @@ def test_shards_share_the_cache_with_files(shards, made_clips, make_cache):
 @pytest.mark.parametrize(
     "fault", [None, 503, 500, 429, "busy", "silent", "short", "reset", "whole", "elsewhere", "wrong"]
 )
-def test_faults_that_pass_are_overcome(server, shards, made_clips, fault):
+def test_faults_that_pass_are_overcome(server, shards, made_clips, monkeypatch, fault):
+    if fault == "silent":
+        monkeypatch.setattr(byte_ranges, "SILENCE_S", 0.3)
     entries = index(shards, base=server.url)
     server.faults["a.tar"] = [fault, fault]
     assert entries[1].path.read() == (made_clips / "1.mp4").read_bytes()
@@ -218,6 +220,8 @@ def test_faults_that_pass_are_overcome(server, shards, made_clips, fault):
     ],
 )
 def test_faults_that_stay_are_named(server, shards, monkeypatch, fault, kind, message):
+    if fault == "silent":
+        monkeypatch.setattr(byte_ranges, "SILENCE_S", 0.3)
     monkeypatch.setattr(byte_ranges, "PATIENCE_S", 0.5)
     entries = index(shards, base=server.url)
     server.always["a.tar"] = fault
@@ -232,6 +236,7 @@ def test_a_server_that_sends_a_byte_now_and_then(server, shards, monkeypatch):
     entries = index(shards, base=server.url)
     monkeypatch.setattr(byte_ranges, "PATIENCE_S", 0.5)
     monkeypatch.setattr(byte_ranges, "LEAST_RATE", 1 << 30)
+    monkeypatch.setattr(byte_ranges, "SILENCE_S", 0.3)
     server.always["a.tar"] = "drip"
     with pytest.raises(UnreachableError, match="comes more slowly than"):
         entries[1].path.read()

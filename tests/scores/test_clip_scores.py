@@ -5,13 +5,16 @@ import struct
 import av
 import numpy as np
 import pytest
+from lossless_clip import write_lossless
 from scipy.io import wavfile
+from scores.drawn_films import scene
 
 from mova_engine.data.media.write import write_mp4
 from mova_engine.errors import MovaError
 from mova_engine.scores import clip_reader, clip_scores
 from mova_engine.scores.decoded_clip import DecodedClip
 from mova_engine.scores.score_file import chosen_scores, score_file
+from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.score_table import COLUMNS, SCORES
 from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
 
@@ -131,6 +134,41 @@ def test_two_equal_channels_are_as_loud_as_one(tmp_path):
     wavfile.write(tmp_path / "x.wav", RATE, (np.stack([cut, cut / 9], 1) * 32767).astype(np.int16))
     one = score_file(tmp_path / "x.wav", ["sound-quality"]).values["clipping"]
     assert one == pytest.approx(found[0]["clipping"] / 2) and one > 0.1
+
+
+@pytest.mark.long
+def test_motion_and_onsets_are_those_of_a_film_whatever_its_size(tmp_path):
+    """Steps of a pixel in 288, each with a click: corrected AV-Align finds them in a large film and in a small one; as
+    published, those of the small one, 0.08 pixel, are too short."""
+    texture = scene(1, seconds=0.05, size=(288, 504))[0]
+    pictures, sound = [], np.zeros(2 * RATE, np.float32)
+    for i in range(2 * FPS):
+        step = i // 12
+        pictures.append(np.roll(texture, step, 1))
+        if step and i % 12 == 0:
+            sound[i * RATE // FPS :][:400] = 0.8 * np.sin(np.arange(400))
+    large = np.stack(pictures)
+    found = {}
+    small = large.reshape(len(large), 24, 12, 42, 12, 3).mean((2, 4)).round().astype(np.uint8)
+    for name, film in (("large", large), ("small", small)):
+        write_lossless(tmp_path / f"{name}.mkv", film, sound, rate=RATE, fps=FPS)
+        for convention in ("corrected", "mova"):
+            values = score_file(
+                tmp_path / f"{name}.mkv", ["av-align"], runner=ScoreRunner(convention=convention)
+            ).values
+            found[name, convention] = values["av_align"]
+    assert found["large", "corrected"] == found["small", "corrected"] == 1
+    assert found["large", "mova"] == 1 > found["small", "mova"]
+
+
+def test_what_neither_moves_nor_sounds_has_no_alignment(tmp_path, moving):
+    still = np.repeat(moving[:1], 12, 0)
+    write_lossless(tmp_path / "still.mkv", still, np.zeros(RATE // 2, np.float32), rate=RATE, fps=FPS)
+    found = score_file(tmp_path / "still.mkv", ["av-align"])
+    assert found.reasons == {"av-align": "there is neither an onset of sound nor a peak of motion"} and not found.values
+    assert score_file(tmp_path / "still.mkv", ["av-align"], runner=ScoreRunner(convention="mova")).values == {
+        "av_align": 0
+    }
 
 
 def test_a_score_that_is_named_twice_is_one():
