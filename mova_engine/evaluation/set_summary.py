@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mova_engine.data.text import shown
 from mova_engine.errors import MovaError
 from mova_engine.evaluation.column_summary import CONFIDENCE
 from mova_engine.evaluation.measured_clips import MeasuredClips
@@ -59,10 +60,14 @@ def _set_result(
 ) -> SetResult:
     files = clips.with_evidence(score)
     others: list[Path] | None = None
+    unclear = ""
     if number.reference and reference is not None:
         others = reference.with_evidence(score)
         if number.reference == "pairs":
-            files, others = _paired(clips, files, reference, others)
+            try:
+                files, others = _paired(clips, files, reference, others)
+            except MovaError as error:
+                unclear = str(error)
 
     def result(**found: Any) -> SetResult:
         about = (number.name, number.unit, number.about, number.better, score.name)
@@ -70,6 +75,8 @@ def _set_result(
 
     if number.reference and others is None:
         return result(reason="it compares with a folder of real clips: --reference DIR")
+    if unclear:
+        return result(reason=unclear)
     if not files or others == []:
         paired = number.reference == "pairs" and clips.with_evidence(score) and others is not None
         return result(reason="no clip has one of the same name in the reference" if paired else "no clip was measured")
@@ -112,10 +119,23 @@ def number_of_evidence(number: SetNumber, own: list[Any], real: list[Any] | None
 def _paired(
     clips: MeasuredClips, files: list[Path], reference: MeasuredClips, others: list[Path]
 ) -> tuple[list[Path], list[Path]]:
-    """The clips that have one of the same name, whatever its suffix, in the reference, and those."""
-    by_name = {PurePosixPath(reference.name(path)).with_suffix(""): path for path in others}
-    pairs = [(path, by_name.get(PurePosixPath(clips.name(path)).with_suffix(""))) for path in files]
-    found = [(path, other) for path, other in pairs if other is not None]
+    """The clips that have one of the same name in the reference, or one with another suffix, and those. MovaError
+    where only the suffix differs and several have the name.
+    """
+    by_name: dict[str, Path] = {}
+    by_stem: dict[PurePosixPath, list[Path]] = {}
+    for path in others:
+        name = reference.name(path)
+        by_name[name] = path
+        by_stem.setdefault(PurePosixPath(name).with_suffix(""), []).append(path)
+    found: list[tuple[Path, Path]] = []
+    for path in files:
+        name = clips.name(path)
+        alike = [by_name[name]] if name in by_name else by_stem.get(PurePosixPath(name).with_suffix(""), [])
+        if len(alike) > 1:
+            names = ", ".join(shown(reference.name(each)) for each in alike)
+            raise MovaError(f"several clips of the reference have the name of {shown(name)}: {names}")
+        found += [(path, each) for each in alike]
     return [path for path, _ in found], [other for _, other in found]
 
 

@@ -198,6 +198,13 @@ def test_pairs_are_of_the_same_name_and_a_reason_stands_where_a_set_has_no_numbe
     assert (sets["gain_difference"]["clips"], sets["gain_difference"]["asked"]) == (1, 2)
     assert sets["gain_difference"]["value"] < 0
     assert sets["gain_distance"]["value"] is None and sets["gain_distance"]["reason"].startswith("two clips")
+    # Two that differ by their suffix alone: neither is taken for the other.
+    shutil.copy(clips / "a.mp4", reference / "a.mov")
+    sets = {each["name"]: each for each in run(clips, tmp_path / "two", *words)["sets"]}
+    assert sets["gain_difference"]["reason"] == "several clips of the reference have the name of a.mp4: a.mkv, a.mov"
+    shutil.copy(clips / "a.mp4", reference / "a.mp4")
+    sets = {each["name"]: each for each in run(clips, tmp_path / "three", *words)["sets"]}
+    assert sets["gain_difference"]["value"] == 0
 
 
 def test_other_weights_or_another_convention_measure_anew_and_are_not_compared(declared, clips, tmp_path):
