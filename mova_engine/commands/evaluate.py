@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported late, so that help is instant.
     from mova_engine.evaluation.benches.bench_formats import read_bench
     from mova_engine.evaluation.benches.bench_words import told_bench
-    from mova_engine.evaluation.clip_transcripts import read_transcripts
+    from mova_engine.evaluation.clip_transcripts import read_transcripts, recognisers_of
     from mova_engine.evaluation.evaluation_run import PAGE, check_out, digests_of, evaluate
     from mova_engine.scores.opened_runner import open_runner, share_threads, told_skipped
     from mova_engine.scores.score_file import chosen_scores
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner = open_runner(config, digests.of)
     if config.transcripts is not None:
         runner.transcripts = read_transcripts(config.transcripts)
+        runner.recogniser = recognisers_of(config.transcripts)
     scores, skipped = chosen_scores(config.score, runner)
     bench = None if config.bench is None else read_bench(config.bench, config.bench_data)
     if bench is not None and bench.numbers and not config.score:

@@ -50,6 +50,12 @@ def read_transcripts(path: Path) -> dict[str, str]:
     return found
 
 
+def recognisers_of(path: Path) -> str:
+    """What the transcripts of a file come from, by the key "recogniser" of its rows; "not stated" where none has it."""
+    rows = [json.loads(line) for line in lines_of(read_text(path)) if line.strip()]
+    return ", ".join(sorted({str(row["recogniser"]) for row in rows if row.get("recogniser")})) or "not stated"
+
+
 def said_in(folder: Path, files: Iterable[Path]) -> dict[Path, str]:
     """{file: what should be said} from the key "transcript" of the rows of a folder's metadata file."""
     listing = next((folder / name for name in FILES if (folder / name).is_file()), None)

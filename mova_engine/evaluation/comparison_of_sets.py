@@ -42,8 +42,8 @@ def compare(first: Path, second: Path) -> tuple[list[PairedDifference], int]:
 
     Where both are of a bench, clips are those of the same id and category, with the mean over a clip's files.
 
-    Raises MovaError for what is no evaluation, for another version, convention or weights of a score, and where no clip
-    is in both.
+    Raises MovaError for what is no evaluation, for another version, convention, weights or recogniser of a score, and
+    where no clip is in both.
     """
     tables = [read_parquet(folder / TABLE) for folder in (first, second)]
     of_bench = all("id" in row for table in tables for row in table.rows.values())
@@ -56,7 +56,7 @@ def compare(first: Path, second: Path) -> tuple[list[PairedDifference], int]:
         other = tables[1].columns.get(column)
         if other is None:
             continue
-        for fact in ("version", "convention", "weights"):
+        for fact in ("version", "convention", "weights", "recogniser"):
             if about.get(fact) != other.get(fact):
                 told = f"{fact} {_short(about.get(fact))} in {first}, {_short(other.get(fact))} in {second}"
                 raise MovaError(f"{column} cannot be compared: {told}; evaluate both anew")

@@ -39,9 +39,10 @@ def seconds_table(seconds: Mapping[str, ScoreSeconds]) -> str:
 
 def conditions_table(facts: Mapping[str, Mapping[str, Any]]) -> str:
     """By which version, convention and weights each score was measured."""
-    rows = ["<tr><th>score<th>version<th>convention<th>weights"]
+    rows = ["<tr><th>score<th>version<th>convention<th>weights, recogniser"]
     for name, about in facts.items():
         weights = "<br>".join(_weights(each, digest) for each, digest in about["weights"].items())
+        weights += text(about.get("recogniser", ""))
         rows.append(f"<tr><td>{text(name)}<td>{about['version']}<td>{text(about['convention'])}<td>{weights}")
     return _titled("How it was measured", rows)
 

@@ -17,7 +17,7 @@ def parquet_bytes(
     """Columns "clip" and "sha256", of a bench's clips "id" and "category"; numbers as nullable doubles with their units
     as metadata, reasons as text.
 
-    facts: {score: {"version", "convention", "weights": {name: SHA-256}}}, metadata too.
+    facts: {score: {"version", "convention", "weights": {name: SHA-256}, of transcripts "recogniser"}}, metadata too.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ def parquet_bytes(
         stated = facts[score.name]
         weights = " ".join(f"{name} {digest}" for name, digest in stated["weights"].items())
         about = {"version": str(stated["version"]), "convention": stated["convention"], "weights": weights}
+        about |= {"recogniser": stated["recogniser"]} if "recogniser" in stated else {}
         for column in score.columns:
             said = {"unit": column.unit, "about": column.about, "better": column.better}
             fields.append(pa.field(column.name, pa.float64(), metadata=about | said))

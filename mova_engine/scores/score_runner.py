@@ -50,8 +50,9 @@ class ScoreRunner:
         self.backend.require_full_precision()
         self.device = self.backend.device()
         self.asked = convention
-        # What was heard in clips, by name or id; {} without.
+        # What was heard in clips, by name or id, and by whom; {} without.
         self.transcripts: dict[str, str] = {}
+        self.recogniser = ""
         # Networks of a device take turns: kernels of several threads on one device do not add up.
         self._stopped = threading.Event()
         self._turn = threading.Lock() if self.device.type != "cpu" else None
@@ -63,8 +64,12 @@ class ScoreRunner:
         return self.weights.lacking(score.weights)
 
     def facts(self, score: Score) -> dict[str, Any]:
-        """What a score's numbers depend on besides the clip: version, convention, SHA-256 of its weights."""
+        """What a score's numbers depend on besides the clip: version, convention, SHA-256 of its weights, and who heard
+        its transcripts.
+        """
+        heard = {"recogniser": self.recogniser} if score.transcripts else {}
         return {
+            **heard,
             "version": score.version,
             "convention": score.convention(self.asked),
             "weights": {name: self.weights.digest(name) for name in score.weights},

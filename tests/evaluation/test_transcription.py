@@ -16,6 +16,7 @@ from mova_engine.commands.eval_transcribe import main as transcribe
 from mova_engine.commands.evaluate import main as evaluate
 from mova_engine.errors import MovaError
 from mova_engine.evaluation.clip_transcripts import heard_in, read_transcripts
+from mova_engine.evaluation.comparison_of_sets import compare
 from mova_engine.evaluation.recognisers import Endpoint, EndpointOptions, tagged_text
 from mova_engine.evaluation.transcription import transcribe_folder
 
@@ -151,6 +152,13 @@ def test_clips_are_transcribed_once_and_compared(server, clips, tmp_path, capsys
     first, second = [json.loads(line) for line in (report / "cpcer.jsonl").read_text().splitlines()]
     assert (first["clip"], first["heard"], first["cpcer"]) == ("0.wav", "[S01] Good morning. [S02] Hello?", [0, 16])
     assert (second["missed"], second["invented"], second["why"]) == ([], [], None)
+    # What another recogniser heard is no other result of the same clips.
+    other = tmp_path / "other.jsonl"
+    other.write_text(out.read_text().replace('"recogniser": "', '"recogniser": "another, once '))
+    words = ["--score", "cpcer", "--transcripts", str(other)]
+    assert evaluate([str(clips), "--out", str(tmp_path / "second"), *words]) == 0
+    with pytest.raises(MovaError, match=r"cpcer cannot be compared: recogniser .* in .*, another, once .* in "):
+        compare(report, tmp_path / "second")
     (clips / "metadata.jsonl").unlink()
     assert evaluate([str(clips), "--out", str(tmp_path / "none"), "--score", "cpcer", "--transcripts", str(out)]) == 0
     assert "(0 of 2 clips)" in capsys.readouterr().out
