@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,16 @@ def _reproducible():
     assert os.sched_getscheduler(0) == scheduling, "the test left this process with another scheduling policy"
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_those_before():
+    """A command that ends leaves stop signals ignored: its process has nothing left to do, but this one has."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

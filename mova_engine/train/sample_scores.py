@@ -32,6 +32,8 @@ SCORES = "scores"
 SECONDS = "samples/seconds"
 _STEP, _REPORT = "step-", "report.json"
 _NICENESS = 10
+# What a program gets to end by itself.
+_PATIENCE_S = 10.0
 _OF_BALLS = "ball bouncing"
 
 
@@ -117,6 +119,10 @@ class SampleScores:
         self._steps.put(None)
         if program is not None and program.poll() is None:
             program.terminate()
+            try:
+                program.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                program.kill()  # it was started where SIGTERM is ignored, or is stuck
         self._thread.join()
 
     def _measure_all(self) -> None:
