@@ -22,6 +22,9 @@ from mova_engine.inference.requests import Request
 from mova_engine.inference.sample_folder import SampleFolder
 from mova_engine.inference.sample_settings import SampleSettings
 
+# Wan's VAE is made once for all of them, which takes seconds.
+pytestmark = pytest.mark.long
+
 SHAPE = ClipConfig(frames=17, height=32, width=48)
 SETTINGS = SampleSettings(1, Guidance("none"))
 REQUESTS = [Request("rain", 3), Request("a ball", 4)]

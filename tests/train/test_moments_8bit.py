@@ -14,6 +14,7 @@ def losses(run):
     return [row["loss"] for row in read_metrics(run.config.folder / "metrics.jsonl") if "loss" in row]
 
 
+@pytest.mark.long
 def test_a_run_goes_on_to_the_bit(small, ran):
     through = ran(small("through", optim=EIGHT, checkpoint={"every": 2}))
     middle = through.config.folder / "checkpoints" / "step-000002"

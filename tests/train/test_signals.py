@@ -128,6 +128,7 @@ def test_a_stop_before_the_first_step_ends_at_once(small, ran, monkeypatch, plac
     assert ran(small(steps=1)).status == 0
 
 
+@pytest.mark.long
 def test_a_stop_between_start_up_and_the_first_step_saves_nothing_twice(small, ran, monkeypatch):
     ran(small(steps=2))
     at(monkeypatch, trainer, "MetricsLog")
@@ -143,6 +144,7 @@ def test_a_stop_in_a_save_is_obeyed_after_it(small, ran, monkeypatch):
     assert (done.status, steps_of(done)) == (143, [2])
 
 
+@pytest.mark.long
 def test_a_stop_in_the_last_save_finds_the_run_done(small, ran, monkeypatch):
     at(monkeypatch, trainer, "save_checkpoint")
     at(monkeypatch, trainer, "loss_curve")
@@ -157,6 +159,7 @@ def test_a_stop_in_the_validation_breaks_its_samples_off(small, ran, clips, monk
     assert (done.status, steps_of(done)) == (143, [2]) and "samples of step 2 are not complete" in done.said
 
 
+@pytest.mark.long
 def test_a_validation_put_off_by_a_stop_is_made_up_for(small, ran, clips, monkeypatch):
     config = {"validation": {"every": 2, "data": clips, "clips": 2, "samples": 0}}
     whole = ran(small("whole", steps=3, **config))
