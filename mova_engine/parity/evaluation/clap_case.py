@@ -11,6 +11,7 @@ from mova_engine.parity.evaluation.case_bounds import Bound, EvaluationOutcome
 from mova_engine.parity.evaluation.described import thinned
 from mova_engine.parity.evaluation.evaluation_runner import CaseRunner
 from mova_engine.parity.evaluation.recorded import recorded
+from mova_engine.parity.evaluation.recorded_spectra import recorded_spectra
 from mova_engine.parity.evaluation.stated import StatedCase, int16_sound
 from mova_engine.scores import clap_score
 from mova_engine.scores.networks.clap import Clap, ClapSizes
@@ -23,12 +24,17 @@ def run_clap(case: StatedCase, device: torch.device) -> EvaluationOutcome:
     network.to(device)
     tensors, texts = _texts(case, network, device)
     scores: dict[str, Any] = {}
-    for name, stated in case.values["scores"].items():
-        found, embedding = _clip(case, network, name, device)
+    heard = {name: _heard(case, name) for name in case.values["scores"]}
+    others, together = _long_sounds(case)
+    *clips, drawn = recorded_spectra(
+        [*((0, [sound]) for sound in heard.values()), (case.values["long"]["numpy_global_seed"], others)], device
+    )
+    for (name, stated), (read,) in zip(case.values["scores"].items(), clips, strict=True):
+        found, embedding = _clip(case, network, name, heard[name].to(device), read)
         tensors |= found
         text = texts[case.values["prompts"].index(stated["prompt"])]
         scores[name] = {"CLAP": clap_score.cosine(embedding, text)}
-    found, long = _long(case, network, device)
+    found, long = _long(case, network, others[0].to(device), drawn, together)
     tensors |= found | {"out.int16.values": _stepped(case.tensors["in.int16.values"])}
     return EvaluationOutcome(
         tensors,
@@ -56,14 +62,18 @@ def _texts(case: StatedCase, network: Clap, device: torch.device) -> tuple[dict[
     return tensors | {"out.text.embedding": embedding}, embedding
 
 
-def _clip(case: StatedCase, network: Clap, name: str, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+def _heard(case: StatedCase, name: str) -> Tensor:
     samples = int16_sound(case.tensors[f"in.{name}.samples"]).numpy()
-    heard = clap_score.heard_by_clap(samples, clap_score.PUBLISHED_RATE, "mova").to(device)
+    return clap_score.heard_by_clap(samples, clap_score.PUBLISHED_RATE, "mova")
+
+
+def _clip(
+    case: StatedCase, network: Clap, name: str, heard: Tensor, read: clap_score.FusedMels
+) -> tuple[dict[str, Tensor], Tensor]:
     branch = network.audio_branch
     with recorded(
         {"patch_embed": branch.patch_embed, "layer0": branch.layers[0], "norm": branch.norm, "embedding768": branch}
     ) as kept:
-        read = clap_score.fused_mels(heard, network.sizes.sound, np.random.RandomState(0))
         embedding = clap_score.embedded(network, [read])
     # [frames, bands] has no batch, and channels alone are left out after the last norm.
     first = {"mel": 0, "norm": 2}
@@ -78,19 +88,21 @@ def _clip(case: StatedCase, network: Clap, name: str, device: torch.device) -> t
     return tensors | {f"out.{name}.embedding": embedding}, embedding[0]
 
 
-def _long(case: StatedCase, network: Clap, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    stated, sizes = case.values["long"], network.sizes.sound
+def _long_sounds(case: StatedCase) -> tuple[list[Tensor], list[str]]:
+    """The long sound, then those that are embedded together with it, and the names of these embeddings."""
     base = int16_sound(case.tensors["in.long.base"])
-    times = stated["samples"] // len(base)
-    samples = torch.cat([base * float(np.float32(i / times)) for i in range(1, times + 1)]).to(device)
-    random = np.random.RandomState(stated["numpy_global_seed"])
-    long = clap_score.fused_mels(samples, sizes, random)
+    times = case.values["long"]["samples"] // len(base)
+    long = torch.cat([base * float(np.float32(i / times)) for i in range(1, times + 1)])
     together = re.compile(r"out\.long_and_(.+)\.embedding")
-    batches = {match[0]: match[1] for name in case.tensors if (match := together.fullmatch(name))}
-    others = {
-        name: clap_score.fused_mels(int16_sound(case.tensors[f"in.{other}.samples"]).to(device), sizes, random)
-        for name, other in batches.items()
-    }
+    names = {match[0]: match[1] for name in case.tensors if (match := together.fullmatch(name))}
+    return [long, *(int16_sound(case.tensors[f"in.{other}.samples"]) for other in names.values())], list(names)
+
+
+def _long(
+    case: StatedCase, network: Clap, samples: Tensor, drawn: list[clap_score.FusedMels], together: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    sizes = network.sizes.sound
+    long, others = drawn[0], dict(zip(together, drawn[1:], strict=True))
     with recorded({"fusion": network.audio_branch.patch_embed.fusion_model}) as kept:
         embedding = clap_score.embedded(network, [long])
     tensors = {
