@@ -135,14 +135,22 @@ def _reproducible():
     torch.set_num_threads(threads)
 
 
+# What a program that a person starts does on these signals. nohup ignores SIGHUP and a shell's `&` ignores SIGINT for
+# what they start, and a command that ends leaves them ignored: its process has nothing left to do, but this one has.
+_USUAL_HANDLERS = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+
+
 @pytest.fixture(autouse=True)
-def _signals_are_those_before():
-    """A command that ends leaves stop signals ignored: its process has nothing left to do, but this one has."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+def _usual_stop_signals():
+    """Each test begins with the usual handlers of stop signals, however the tests were started, and leaves no other."""
+    before = {number: signal.signal(number, usual) for number, usual in _USUAL_HANDLERS.items()}
     yield
     for number, handler in before.items():
-        if signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
