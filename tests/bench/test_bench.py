@@ -139,6 +139,7 @@ def test_every_job_is_measured_beside_the_baseline(tmp_path, capsys, job, dtype)
         assert {"matrix products", "attention"} <= row["breakdown"].keys()
 
 
+@pytest.mark.long
 def test_the_baseline_has_a_process_of_its_own_and_is_checked_there(tmp_path):
     (row,) = _measured(tmp_path, "chain", "--rows", "40", "--width", "256", *APART)["rows"]
     assert {name: side["own_process"] for name, side in row["sides"].items()} == {"engine": False, "baseline": True}

@@ -96,8 +96,9 @@ ASIDE = ("_to_copy", "new_zeros", "expand")
     ("task", "checkpointing"),
     [
         ("full", "none"),
-        ("lora", "full"),
-        *(pytest.param(*each, marks=pytest.mark.long) for each in (("full", "full"), ("lora", "none"))),
+        pytest.param("full", "full", marks=pytest.mark.long),
+        pytest.param("lora", "none", marks=pytest.mark.long),
+        pytest.param("lora", "full", marks=pytest.mark.long),
     ],
 )
 def test_the_planner_counts_what_a_block_and_a_bridge_do(task, checkpointing):
