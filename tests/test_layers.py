@@ -14,7 +14,7 @@ from source_tree import ROOT, python_files, relative, tree
 LAYERS = (
     ("errors",),
     ("config",),
-    ("files",),
+    ("files", "web"),
     ("backend",),
     ("ops",),
     ("predict",),

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clips = checked_study(study, settings, None if config.dry_run else folder, _say)
     if config.dry_run:
         return 0
-    from mova_engine.evaluation.votes.vote_server import listening_socket, serve_votes
+    from mova_engine.web.listening import listening_socket, serve_app
 
     listener = listening_socket(config.host, config.port)
     app = ready_app(study, clips, settings, VoteStore.make(config.store), folder)
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("warning: whoever reaches this machine can vote, and nothing is encrypted; --raters limits who may")
     _say(f"votes go to {config.store}")
     _say(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}/   (Ctrl-C ends it)")
-    serve_votes(app, listener)
+    serve_app(app, listener)
     return 0
 
 

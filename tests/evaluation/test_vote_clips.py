@@ -9,11 +9,12 @@ import pytest
 from mova_engine.data.media.write import encode_mp4
 from mova_engine.errors import MovaError
 from mova_engine.evaluation.votes.blind_copies import blind_mp4, damaged_mp4, inspect_clip
-from mova_engine.evaluation.votes.clip_responses import filled_bytes, parse_range
+from mova_engine.evaluation.votes.clip_responses import filled_bytes
 from mova_engine.evaluation.votes.serve_study import read_questions, read_raters
 from mova_engine.evaluation.votes.study_clips import read_study
 from mova_engine.evaluation.votes.study_copies import CheckedClip, StudyCopies, check_clips, length_warnings
 from mova_engine.scores.decoded_clip import DecodedClip
+from mova_engine.web.range_header import parse_range
 
 RATE, FPS = 48000, 24
 

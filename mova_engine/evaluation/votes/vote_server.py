@@ -12,15 +12,16 @@ taken. Answers are JSON; a refusal is {"error"} with a status of HTTP.
 """
 
 import json
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mova_engine.errors import MovaError
-from mova_engine.evaluation.votes.clip_responses import filled_bytes, parse_range
+from mova_engine.evaluation.votes.clip_responses import filled_bytes
 from mova_engine.evaluation.votes.study_copies import Key, StudyCopies
 from mova_engine.evaluation.votes.vote_session import RefusedError, VoteSession
+from mova_engine.web.page_headers import page_headers
+from mova_engine.web.range_header import parse_range
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -34,14 +35,7 @@ _FILES = {
 # What a request may send, in bytes; answers to all questions are some hundred.
 _MOST_BYTES = 1 << 14
 _LONGEST = 200
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
-    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = page_headers()
 Result = TypeVar("Result")
 
 
@@ -164,24 +158,3 @@ async def _sent(request: "Request", **wanted: type) -> dict[str, Any] | None:
     fits = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in wanted.items())
     short = fits and all(len(found[name]) <= _LONGEST for name, kind in wanted.items() if kind is str)
     return found if short else None
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket that is bound; port 0 takes any free one. MovaError where the address cannot be had."""
-    try:
-        found = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MovaError(f"cannot listen on {host} port {port}: {reason}; give another --port or --host") from None
-    found.set_inheritable(True)
-    return found
-
-
-def serve_votes(app: "FastAPI", listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; requests that have begun are answered first."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5, lifespan="off"
-    )
-    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,1 @@
+"""What the engine's servers share: headers, parts of files, the socket that they listen on."""
