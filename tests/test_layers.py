@@ -32,6 +32,7 @@ LAYERS = (
     ("train",),
     ("parity",),
     ("plan", "doctor", "bench", "evaluation", "model_tables"),
+    ("serving",),
     ("commands",),
     ("cli",),
     ("__main__",),
