@@ -71,6 +71,7 @@ setup(
             "predict/*.yaml",
             "evaluation/*.yaml",
             "evaluation/votes/page/vote.*",
+            "serving/page/*.*",
         ],
         "mova_kernels": ["tiles/*.json"],
     },
