@@ -35,7 +35,7 @@ export class Cards {
       // Who held the row goes with the job.
       if (held) card.querySelector("button").focus({ preventScroll: true });
     }
-    this.#count();
+    this.count();
   }
 
   /** Take a job away; focus goes to its neighbour. */
@@ -47,7 +47,7 @@ export class Cards {
     element.remove();
     this.#cards.delete(id);
     this.#rows.delete(id);
-    this.#count();
+    this.count();
     if (held) (neighbour?.querySelector("button") || $("clips")).focus();
   }
 
@@ -56,7 +56,8 @@ export class Cards {
     this.#cards.get(id)?.querySelector("button").focus();
   }
 
-  #count() {
+  /** Show the lists that hold something, and say so where there is nothing yet. */
+  count() {
     $("making").hidden = !this.#rows.size;
     $("empty").hidden = Boolean(this.#cards.size);
   }

@@ -78,7 +78,7 @@ function enter() {
     };
   }).then(() => {
     entering = null;
-    return jobs.refresh();
+    return load().catch((error) => problem(refusal(error)));
   });
   return entering;
 }
@@ -109,6 +109,7 @@ connection.addEventListener("change", async ({ detail: reached }) => {
 async function load() {
   setModels((await call("/v1/models")).data);
   await jobs.refresh();
+  cards.count();
   $("more").hidden = !jobs.hasOlder;
 }
 

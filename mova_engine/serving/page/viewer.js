@@ -133,6 +133,7 @@ export class Viewer {
       ["Without", own.negative_prompt],
       ["Adapters", adapters],
       ["Model", video.model],
+      ["Took", video.completed_at && x.started_at ? duration(video.completed_at - x.started_at) : ""],
       ["Made", ago(video.completed_at || video.created_at)],
     ];
     $("facts").replaceChildren(
