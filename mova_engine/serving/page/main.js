@@ -43,6 +43,7 @@ async function guarded(work) {
       await enter();
       return;
     }
+    write($("expected"), "");
     problem(error instanceof Refused ? refusal(error) : error.message);
     error.field?.focus();
     if (error.field?.closest("details")) error.field.closest("details").open = true;
@@ -84,6 +85,10 @@ function enter() {
 }
 
 $("entrance").addEventListener("cancel", (event) => event.preventDefault());
+// Browsers let a second press of Escape close it all the same.
+$("entrance").addEventListener("close", () => {
+  if (!hasKey()) $("entrance").showModal();
+});
 
 // --- the connection -------------------------------------------------------------------------------------------------
 
@@ -141,6 +146,7 @@ function create() {
     if (unanswered.settings !== same) unanswered = { settings: same, token: newToken() };
     busy = true;
     $("create").setAttribute("aria-disabled", "true");
+    write($("expected"), "Sending …");
     try {
       const send = requestBody(settings, picture);
       jobs.put(await call("/v1/videos", { send, headers: { "Idempotency-Key": unanswered.token } }));
