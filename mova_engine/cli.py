@@ -17,6 +17,7 @@ COMMANDS = {
     "lora extract": ("mova_engine.commands.lora_extract", "write what a full fine-tune changed as adapters"),
     "lora combine": ("mova_engine.commands.lora_combine", "write several adapters with their strengths as one"),
     "quantise": ("mova_engine.commands.quantise", "write a model folder with quantised weights"),
+    "enhance": ("mova_engine.commands.enhance_prompts", "rewrite prompts by a language model, and check the result"),
     "calibrate": ("mova_engine.commands.calibrate_steps", "measure what a step cache costs, for mova sample --cache"),
     "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
     "data check": ("mova_engine.commands.data_check", "name the clips that training cannot use, reasons counted"),

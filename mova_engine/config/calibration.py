@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from mova_engine.config.command import Command, section
+from mova_engine.config.enhance import EnhanceConfig
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.memory import MODES, MemoryMode
 from mova_engine.config.parallel import ParallelConfig
@@ -13,7 +14,7 @@ from mova_engine.config.shorthand import Shorthand
 # Options of sampling that a calibration does not take: it makes clips as a whole, in one process, without a cache.
 _UNUSED = (
     *("video", "audio", "retake", "window", "retake_of", "extend", "seconds", "overlap", "given", "video_passes"),
-    *("audio_alone", "cache", "cache_file", "overwrite", "parallel"),
+    *("audio_alone", "cache", "cache_file", "overwrite", "parallel", "enhance"),
 )
 
 ABOUT = """Measure what it costs to leave the video tower out of steps, for `mova sample --cache`.
@@ -32,7 +33,8 @@ class CalibrateConfig(SampleConfig):
     """The most steps after one of the video tower that are measured, and so that a plan leaves out in a row."""
 
     def __post_init__(self) -> None:
-        defaults = {each.name: each.default for each in fields(self)} | {"parallel": ParallelConfig()}
+        groups = {"parallel": ParallelConfig(), "enhance": EnhanceConfig()}
+        defaults = {each.name: each.default for each in fields(self)} | groups
         for name in _UNUSED:
             wanted = f"--{name.replace('_', '-')} is not of a calibration: leave it out"
             check(getattr(self, name) == defaults[name], wanted)
@@ -48,7 +50,8 @@ CALIBRATE = Command(
     hidden=(
         *REFUSED_MEMORY,
         *(f"--{name.replace('_', '-')}" for name in _UNUSED),
+        *(f"--enhance.{each.name.replace('_', '-')}" for each in fields(EnhanceConfig)),
         *(f"--parallel.{each.name.replace('_', '-')}" for each in fields(ParallelConfig)),
     ),
-    shorthand=Shorthand("memory", MODES["inference"], MemoryMode, section("Memory")),
+    shorthands=(Shorthand("memory", MODES["inference"], MemoryMode, section("Memory")),),
 )

@@ -129,7 +129,8 @@ class Command(Generic[Settings]):
 
     hidden: options of shared groups that it refuses, which its help leaves out.
     beside: a dataclass of options that are no settings: they say how the command is run, and no file holds them.
-    shorthand: a word for a group of settings. A command's recipes have theirs expanded where they are read.
+    shorthands: words for groups of settings, two of them at most. A command's recipes have theirs expanded where they
+    are read.
     translators: what reads other tools' files, by option; the option itself is one of `beside`. Their settings lie over
     the recipe `Translation.recipe` and under the user's own file.
     """
@@ -140,7 +141,7 @@ class Command(Generic[Settings]):
     recipes: Recipes | None = None
     hidden: tuple[str, ...] = ()
     beside: type = Nothing
-    shorthand: Shorthand | None = None
+    shorthands: tuple[Shorthand, ...] = ()
     translators: Mapping[str, Translator] = dataclasses.field(default_factory=dict[str, Translator])
 
     def parse(self, argv: Sequence[str] | None = None) -> Settings | None:
@@ -155,7 +156,8 @@ class Command(Generic[Settings]):
         """As `parse`; returns the options beside the settings too."""
         argv = sys.argv[1:] if argv is None else argv
         under, source, translated = self._under(argv)
-        argv = argv if self.shorthand is None else self.shorthand.taken_off(argv)
+        for each in self.shorthands:
+            argv = each.taken_off(argv)
         app, shown = self._app(under, source), []
         with errors_of(translated):
             found = self._run(app, argv, shown)
@@ -204,15 +206,19 @@ class Command(Generic[Settings]):
             source = f"{source} and {translated.file}"
         if path := _value_of("--config", argv):
             own = read_yaml(Path(path)) if self.recipes is None else self.recipes.read(path)
-            own = self._expanded(own, f"{self.shorthand.group} in {path}" if self.shorthand else path)
+            own = self._expanded(own, path)
             named = {"name": Path(path).stem} if self.recipes is not None else {}
             settings, source = merge(settings, named | own), f"{source} and {path}" if source else path
-        if self.shorthand is not None and (word := _value_of(self.shorthand.flag, argv)) is not None:
-            settings = merge(settings, self._expanded({self.shorthand.group: word}, self.shorthand.flag))
+        for each in self.shorthands:
+            if (word := _value_of(each.flag, argv)) is not None:
+                settings = merge(settings, each.expand({each.group: word}, each.flag))
         return settings, source, translated
 
     def _expanded(self, settings: Mapping[str, Any], source: str) -> dict[str, Any]:
-        return dict(settings) if self.shorthand is None else self.shorthand.expand(settings, source)
+        expanded = dict(settings)
+        for each in self.shorthands:
+            expanded = each.expand(expanded, f"{each.group} in {source}")
+        return expanded
 
     def _app(self, under: Mapping[str, Any], source: str) -> App:
         values = to_plain(_without_none(under))
@@ -232,7 +238,7 @@ class Command(Generic[Settings]):
         app["--help"].group = _GENERAL
         # What `_define` makes the signature of.
         recipe = None if self.recipes is None else self.recipes.default
-        app.declared = (self.settings, self.beside, recipe, None if self.shorthand is None else self.shorthand.declared)
+        app.declared = (self.settings, self.beside, recipe, *(each.declared for each in self.shorthands))
         return app
 
     def _run(self, app: App, argv: Sequence[str], shown: list[tuple[bool, Any]]) -> Settings | None:
@@ -268,15 +274,17 @@ class Command(Generic[Settings]):
         given = Parameter(parse=False) if self.beside is Nothing else Parameter(name="*", group=_BESIDE)
         more: Any = Annotated[self.beside, given]
         # Declared for help and completion; `Shorthand.taken_off` has it off the command line by then.
-        short, said = (Nothing, Parameter(parse=False)) if self.shorthand is None else self.shorthand.declared
-        word: Any = Annotated[short, said]
+        declared = [each.declared for each in self.shorthands]
+        words: Any = [Annotated[kind, shown] for kind, shown in (*declared, *2 * [(Nothing, Parameter(parse=False))])]
+        first_word, second_word = words[:2]
         if self.recipes is None:
 
             def run(
                 settings: fields = None,
                 *,
                 beside: more = None,
-                shorthand: word = None,
+                shorthand: first_word = None,
+                other_shorthand: second_word = None,
                 config: with_file = None,
                 print_config: flag = False,
             ) -> Any:
@@ -297,7 +305,8 @@ class Command(Generic[Settings]):
                 settings: fields = None,
                 *,
                 beside: more = None,
-                shorthand: word = None,
+                shorthand: first_word = None,
+                other_shorthand: second_word = None,
                 recipe: Annotated[str, general] = default,
                 config: with_file = None,
                 print_config: flag = False,

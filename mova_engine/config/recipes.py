@@ -62,7 +62,7 @@ TRAIN = Command(
     Recipes(read_recipe, DEFAULT),
     hidden=("--parallel.cfg", "--memory.expert", "--memory.idle", "--memory.vae"),
     beside=TrainOptions,
-    shorthand=_MEMORY_MODE,
+    shorthands=(_MEMORY_MODE,),
     translators={"--from-musubi": musubi_options.translate, "--from-aitk": aitk_job.translate},
 )
 

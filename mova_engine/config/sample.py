@@ -11,6 +11,7 @@ from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section
 from mova_engine.config.diffusion import check_sigmas
+from mova_engine.config.enhance import BACKENDS, EnhanceConfig, EnhanceMode
 from mova_engine.config.limits import check, check_least, check_threads
 from mova_engine.config.memory import MODES, MemoryConfig, MemoryMode
 from mova_engine.config.parallel import ParallelConfig
@@ -146,6 +147,7 @@ class SampleConfig:
     FILE:PART:STRENGTH. PART is high, low, both, audio or bridge, where the file does not say it."""
     lora_alpha: float | None = None
     """Their alpha instead of the file's own."""
+    enhance: Annotated[EnhanceConfig, section("Prompts")] = field(default_factory=EnhanceConfig)
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
     parallel: Annotated[ParallelConfig, section("Several processes")] = field(default_factory=ParallelConfig)
     memory: Annotated[MemoryConfig, section("Memory")] = field(default_factory=MemoryConfig)
@@ -309,5 +311,8 @@ SAMPLE = Command(
     ABOUT,
     hidden=REFUSED_MEMORY,
     beside=RehearsalOptions,
-    shorthand=Shorthand("memory", MODES["inference"], MemoryMode, section("Memory")),
+    shorthands=(
+        Shorthand("memory", MODES["inference"], MemoryMode, section("Memory")),
+        Shorthand("enhance", BACKENDS, EnhanceMode, section("Prompts")),
+    ),
 )

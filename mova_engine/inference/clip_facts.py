@@ -6,6 +6,7 @@ from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.sample import SampleConfig
 from mova_engine.diffusion.schedule import Schedule
 from mova_engine.inference.given_clip import GivenClip, Window
+from mova_engine.inference.prompts.enhanced_prompt import EnhancedPrompt
 from mova_engine.inference.sample_settings import SampleSettings
 from mova_engine.inference.velocities import Latents
 
@@ -52,3 +53,15 @@ def facts_of_given(given: GivenClip | None) -> dict:
         f"given_{name}": [kept.begin, kept.end] if isinstance(kept, Window) else kept
         for name, kept in zip(Latents._fields, given.kind, strict=True)
     }
+
+
+def facts_of_enhanced(found: EnhancedPrompt | None) -> dict:
+    """What is said of a clip's prompt, whose own text is the row's caption: the text that the model was given, if it is
+    another, and how it was made.
+    """
+    if found is None:
+        return {}
+    told = found.as_json()
+    for name in ("prompt", "original", "checks", "cached"):
+        del told[name]
+    return {"enhanced_prompt": found.prompt if found.used == "enhanced" else None, "enhancement": told}

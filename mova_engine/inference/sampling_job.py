@@ -1,5 +1,6 @@
 """A sampling run's settings and inputs, read and checked before any weight is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mova_engine.inference.given_clip import STRIDE, GivenClip, Kept, Window, fi
 from mova_engine.inference.loading import check_tiles
 from mova_engine.inference.lossy_attention import check_attention
 from mova_engine.inference.process_mesh import choose_shape
+from mova_engine.inference.prompts.enhanced_prompt import EnhancedPrompt
 from mova_engine.inference.requests import Prompt, Request, make_requests, read_frame, read_keyframes, read_prompts
 from mova_engine.inference.sample_settings import SampleSettings, default_settings
 from mova_engine.inference.unfinished import run_name
@@ -37,7 +39,11 @@ _KEPT: dict[str | None, tuple[Kept, Kept]] = {
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """A sampling run whose settings and inputs have been read and checked; no weights are loaded yet."""
+    """A sampling run whose settings and inputs have been read and checked; no weights are loaded yet.
+
+    enhanced: what became of the prompt of each clip of `work`, whose requests have the resulting text; empty where
+    prompts are not enhanced.
+    """
 
     config: SampleConfig
     backend: Backend
@@ -49,6 +55,7 @@ class SamplingJob:
     mesh: MeshShape
     extension: Extension | None = None
     source: Clip | None = None
+    enhanced: tuple[EnhancedPrompt, ...] = ()
 
     @property
     def clip(self) -> ClipConfig:
@@ -117,6 +124,15 @@ def _extension(config: SampleConfig, shape: ClipConfig, launch: Launch) -> tuple
         # Refused before any weight is loaded.
         extension.continued(source)
     return extension, source
+
+
+def with_enhanced(job: SamplingJob, enhanced: Sequence[EnhancedPrompt]) -> SamplingJob:
+    """The job with enhanced prompts in its requests, one for each clip."""
+    work = [
+        (prompt, replace(request, caption=each.prompt))
+        for (prompt, request), each in zip(job.work, enhanced, strict=True)
+    ]
+    return replace(job, work=work, enhanced=tuple(enhanced))
 
 
 def batch_of(job: SamplingJob) -> int:

@@ -20,8 +20,9 @@ from mova_engine.distributed.processes import Launch, Processes, rank0_first, re
 from mova_engine.distributed.stop_signals import StopRequest, ended_at_once
 from mova_engine.distributed.watchdog import Watch
 from mova_engine.errors import counted
+from mova_engine.files.byte_ranges import without_query
 from mova_engine.inference.audio_alone import generate_sound
-from mova_engine.inference.clip_facts import facts_of_given, facts_of_run
+from mova_engine.inference.clip_facts import facts_of_enhanced, facts_of_given, facts_of_run
 from mova_engine.inference.clip_generator import FIRST_STEP, LOADING
 from mova_engine.inference.command_settings import attention_of, schedule_of
 from mova_engine.inference.denoising import Step
@@ -30,9 +31,12 @@ from mova_engine.inference.extension import extended
 from mova_engine.inference.given_clip import kept_frames
 from mova_engine.inference.pipeline import Pipeline, load_pipeline
 from mova_engine.inference.process_mesh import join_processes
+from mova_engine.inference.prompts.enhanced_prompt import EnhancedPrompt
+from mova_engine.inference.prompts.prompt_enhancer import PromptEnhancer
+from mova_engine.inference.prompts.text_limit import text_limit
 from mova_engine.inference.requests import Prompt
 from mova_engine.inference.sample_folder import LISTING, SampleFolder
-from mova_engine.inference.sampling_job import SamplingJob, batch_of, read_job
+from mova_engine.inference.sampling_job import SamplingJob, batch_of, read_job, with_enhanced
 from mova_engine.inference.sampling_memory import StepClock, choose_for_sampling, kept_of
 from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.ops import DTYPES
@@ -70,11 +74,14 @@ def _left(config: SampleConfig) -> str:
 def _run_job(config: SampleConfig, launch: Launch, stop: StopRequest | None = None) -> int:
     with rank0_first(launch):
         job = read_job(config, launch)
+        enhancer = _enhancer(job)
         processes = join_processes(config.parallel, job.backend, launch, job.mesh)
     watch = Watch(launch, config.parallel.timeout, remedy=REMEDY)
     before = signal.signal(signal.SIGTERM, watch.stop) if launch.world > 1 else None
     try:
         with watch.guard():
+            if enhancer is not None:
+                job = _enhanced(job, enhancer, processes, watch, stop)
             return _sample(job, processes, watch, stop)
     finally:
         watch.close()
@@ -83,9 +90,42 @@ def _run_job(config: SampleConfig, launch: Launch, stop: StopRequest | None = No
             signal.signal(signal.SIGTERM, before)
 
 
+def _enhancer(job: SamplingJob) -> PromptEnhancer | None:
+    settings = job.config.enhance
+    if settings.backend == "none":
+        return None
+    return PromptEnhancer(settings, text_limit(job.folder, job.model), job.backend)
+
+
+def _enhanced(
+    job: SamplingJob, enhancer: PromptEnhancer, processes: Processes, watch: Watch, stop: StopRequest | None
+) -> SamplingJob:
+    """The job with its prompts enhanced, by the first process for all, before a weight of the model is loaded."""
+    watch.at("enhancing prompts", watched=False)
+    console = _console(processes)
+    found: list[EnhancedPrompt] | None = None
+    if processes.is_first:
+        settings = job.config.enhance
+        where = settings.url if settings.backend == "endpoint" else settings.model
+        with console.status(Text(f"enhancing {counted(len(job.work), 'prompt')} by {without_query(where)}")):
+            found = enhancer.enhance_all([(request.caption, request.first_frame) for _, request in job.work])
+        for text in dict.fromkeys(f"'{shown(each.original)}': {each.warning}" for each in found if each.warning):
+            console.print(f"warning: prompt {text}")
+        used = sum(each.used == "enhanced" for each in found)
+        console.print(f"{used} of {counted(len(found), 'prompt')} enhanced by {found[0].model}, the others as they are")
+    if stop is not None:
+        stop.raise_if_asked()
+    first = processes.all_gather_object(found)[0]
+    return with_enhanced(job, first)
+
+
+def _console(processes: Processes) -> Console:
+    return Console(stderr=True, quiet=not processes.is_first, soft_wrap=True, markup=False, highlight=False)
+
+
 def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequest | None) -> int:
     config, folder, backend, first = job.config, job.folder, job.backend, processes.is_first
-    console = Console(stderr=True, quiet=not first, soft_wrap=True, markup=False, highlight=False)
+    console = _console(processes)
     # The clips are divided among the data-parallel groups.
     batch = batch_of(job)
     chosen = choose_memory_of(job, processes, batch)
@@ -96,7 +136,7 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequ
         out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite, sound=config.audio_alone, run=run)
         if out.written:
             console.print(f"{counted(out.written, 'clip')} of a run of this command that was stopped stay; going on")
-            job = replace(job, work=job.work[out.written :])
+            job = replace(job, work=job.work[out.written :], enhanced=job.enhanced[out.written :])
     if (config.memory if chosen is None else chosen.config).vae == "tiles":
         console.print(TILES)
     if not diffusion_settings(folder):
@@ -226,10 +266,12 @@ def _run(
             clips = pipeline.generate_into(encoders, requests, settings, **heard)
         else:
             clips = extended(pipeline, encoders, requests, settings, job.extension, source=job.source, **heard)
-        for (prompt, request), clip in zip(work, clips, strict=True):
+        texts = job.enhanced or [None] * len(work)
+        for (prompt, request), text, clip in zip(work, texts, clips, strict=True):
             if out is None or clip is None:
                 continue
-            facts_of_clip = {"seed": request.seed, "source": prompt.source, **facts_of_given(request.given), **facts}
+            given = {**facts_of_given(request.given), **facts_of_enhanced(text)}
+            facts_of_clip = {"seed": request.seed, "source": prompt.source, **given, **facts}
             if clip.solid:
                 facts_of_clip["solid_colour"] = True
                 console.print(f"warning: clip {out.written} ('{shown(prompt.caption)}') stays one solid colour")

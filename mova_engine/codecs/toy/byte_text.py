@@ -35,6 +35,11 @@ def _word_vector(word: str, dim: int) -> np.ndarray:
     return (bits / 2.0**31 - 1.0) * np.sqrt(3.0)
 
 
+def count_pieces(text: str) -> int:
+    """The rows that a prompt takes: its words and signs, and the end of text."""
+    return len(_PIECE.findall(text.lower())) + 1
+
+
 def _positions(tokens: int, dim: int) -> np.ndarray:
     """Sinusoids [tokens, dim], frequencies 1 down to about 1e-4 (Vaswani et al. 2017), scaled to unit variance."""
     angle = np.arange(tokens)[:, None] * 10000.0 ** (-np.arange((dim + 1) // 2) / max((dim + 1) // 2, 1))
