@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from mova_engine.errors import MovaError, require_package
 from mova_engine.scores.features.mel import decibels, mel_filter_bank, mel_spectrum
-from mova_engine.scores.wheel_networks import WheelFile
+from mova_engine.scores.overlapping_windows import OverlappingWindows
+from mova_engine.scores.wheel_networks import WheelFile, onnx_session
 
 Array = NDArray[np.float64]
 DnsmosConvention = Literal["mova", "corrected"]
@@ -156,12 +157,12 @@ class Dnsmos:
         return self._session("P808")
 
     @cached_property
-    def p835(self) -> Any:
-        return self._session("P835")
+    def p835(self) -> OverlappingWindows:
+        return self._of_windows("P835")
 
     @cached_property
-    def personalised(self) -> Any:
-        return self._session("P835-personalised")
+    def personalised(self) -> OverlappingWindows:
+        return self._of_windows("P835-personalised")
 
     def rate(
         self,
@@ -186,11 +187,16 @@ class Dnsmos:
 
     def p835_outputs(self, windows: list[Array], *, personalised: bool = False) -> Array:
         """The P.835 network's outputs SIG, BAK, OVRL of each window [w, 3], before the polynomials."""
-        session = self.personalised if personalised else self.p835
-        return np.array([_run(session, window.astype(np.float32)) for window in windows], np.float64)
+        network = self.personalised if personalised else self.p835
+        return network.outputs([window.astype(np.float32) for window in windows], RATE)
 
     def _session(self, name: str) -> Any:
         return FILES[name].session(self.folder, self.threads)
+
+    def _of_windows(self, name: str) -> OverlappingWindows:
+        require_package("onnxruntime", FILES[name].what)
+        model = network_file(name, self.folder).read_bytes()
+        return OverlappingWindows(model, lambda part: onnx_session(part, self.threads))
 
 
 def _run(session: Any, window: NDArray[np.float32]) -> Any:

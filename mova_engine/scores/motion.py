@@ -38,7 +38,8 @@ def flow_speeds(before: Pixels, after: Pixels, fps: float) -> NDArray[np.float32
     moved = cv2.remap(second, columns + flow[..., 0], rows + flow[..., 1], cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
     change, rest = (cv2.blur(cv2.absdiff(first, other), _AROUND) for other in (second, moved))
     counts = (change >= _LEAST_CHANGE) & (rest <= (1 - _EXPLAINED) * change)
-    speed = np.linalg.norm(flow, axis=-1) * (fps / before.shape[0])
+    # Of two numbers the sum of squares is np.linalg.norm's, which takes four times as long for it.
+    speed = np.sqrt(flow[..., 0] ** 2 + flow[..., 1] ** 2) * (fps / before.shape[0])
     return np.where(counts, speed, 0).astype(np.float32)
 
 

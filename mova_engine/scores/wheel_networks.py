@@ -47,8 +47,13 @@ class WheelFile:
     def session(self, folder: Path | None = None, threads: int = 1) -> Any:
         """The ONNX network of the file, on the CPU. Raises MovaError as `path`, and where onnxruntime is missing."""
         require_package("onnxruntime", self.what)
-        import onnxruntime
+        return onnx_session(str(self.path(folder)), threads)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = threads
-        return onnxruntime.InferenceSession(str(self.path(folder)), options, providers=["CPUExecutionProvider"])
+
+def onnx_session(source: str | bytes, threads: int = 1) -> Any:
+    """The ONNX network of a file, or of a file's bytes, on the CPU; onnxruntime is installed."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

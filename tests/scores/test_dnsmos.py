@@ -9,7 +9,7 @@ from scipy.io import wavfile
 from mova_engine import scores
 from mova_engine.errors import MovaError
 from mova_engine.scores import dnsmos
-from mova_engine.scores.dnsmos import RATE, WINDOW, Dnsmos, network_file, windows_of
+from mova_engine.scores.dnsmos import FILES, RATE, WINDOW, Dnsmos, network_file, windows_of
 
 absent = [name for name in ("onnxruntime", "speechmos") if importlib.util.find_spec(name) is None]
 needs_networks = pytest.mark.skipif(bool(absent), reason=f"{' and '.join(absent)} not installed; `make setup-dev`")
@@ -79,6 +79,22 @@ def test_files_are_checked(tmp_path, monkeypatch):
         _ = Dnsmos(tmp_path).p808
     with pytest.raises(MovaError, match=r"at 22050 Hz needs the package soxr.*16000 Hz"):
         dnsmos.at_16k(np.zeros(10), 22050)
+
+
+@needs_networks
+@pytest.mark.networks
+@pytest.mark.parametrize("name", ["P835", "P835-personalised"])
+def test_what_windows_share_is_computed_once_and_changes_no_bit(name):
+    """Three windows, the second of which continues the first, loud and quiet by turns, against the whole network."""
+    drawn = np.random.default_rng(0)
+    levels = np.repeat(drawn.random(13) ** 4, RATE)
+    samples = (levels * drawn.standard_normal(len(levels))).astype(np.float32)
+    windows = [samples[second * RATE :][:WINDOW] for second in (0, 1, 3)]
+    session = FILES[name].session()
+    whole = [session.run(None, {"input_1": window[None]})[0][0] for window in windows]
+    network = Dnsmos()
+    found = network.p835_outputs(windows, personalised=name != "P835")
+    np.testing.assert_array_equal(found, np.array(whole, np.float64))
 
 
 @needs_networks
