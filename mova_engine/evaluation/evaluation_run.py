@@ -19,7 +19,7 @@ from mova_engine.evaluation.evaluation_result import EvaluationResult, Row, Scor
 from mova_engine.evaluation.measured_clips import MeasuredClips, measure_clips
 from mova_engine.evaluation.score_parquet import parquet_bytes
 from mova_engine.evaluation.set_summary import chance_levels, set_results
-from mova_engine.files.atomic import write_atomic
+from mova_engine.files.atomic import clear_stale, write_atomic
 from mova_engine.files.digests import Digests
 from mova_engine.files.results import check_result, write_result
 from mova_engine.files.writable import PROBE
@@ -73,6 +73,7 @@ def evaluate(
     digests = digests or digests_of(out)
     skipped = dict(skipped or {})
     check_out(out)
+    clear_stale(out)
     # What a machine lacks must not become a clip's reason: reasons are kept, and not sought again.
     for score in scores:
         if score.check:

@@ -22,9 +22,11 @@ from mova_engine.scores.decoded_clip import DecodedClip
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
 from mova_engine.scores.dnsmos import Dnsmos, windows_of
 from mova_engine.scores.dover_score import DoverScore
+from mova_engine.scores.features.picture_size import centre_crop
 from mova_engine.scores.lip_sync import SAMPLE_RATE as RATE_16K
 from mova_engine.scores.lip_sync import LipFeatures, lip_features, score_lip_sync
 from mova_engine.scores.loudness import loudness
+from mova_engine.scores.networks.synchformer import SIDE
 from mova_engine.scores.networks.syncnet import SyncNet
 from mova_engine.scores.score_file import score_file
 from mova_engine.scores.score_runner import ScoreRunner
@@ -37,6 +39,8 @@ Given = Mapping[str, Any]
 Numbers = dict[str, float]
 _RATE = 48000
 _CPU = torch.device("cpu")
+# The first of 120 pictures in the middle of 125, as Synchformer's transforms take them.
+_MIDDLE = 2
 # Length of SyncNet's features of sound and picture, about, on real clips.
 _FEATURE_NORM, _FEATURES = 9.6, 1024
 
@@ -124,6 +128,22 @@ def desync_segments(given: Given, inputs: SelftestInputs) -> Numbers:
 
 def desync_classes(given: Given, inputs: SelftestInputs) -> Numbers:
     return {f"class_{i}": float(x) for i, x in enumerate(desync.class_grid())}
+
+
+def shifted_sound(given: Given, inputs: SelftestInputs) -> Numbers:
+    """The offset of one window, as Synchformer's example finds it: sound taken from `offset` seconds later in the file
+    than the pictures, of the 14 segments in the middle of 5 s; of pictures of 256 rows the middle is cut out.
+    """
+    clip = DecodedClip.read(inputs.media[given["media"]])
+    start, frames, samples = given["start"], 120, 76800
+    first = round(start * desync.FPS) + _MIDDLE
+    pictures = torch.from_numpy(np.stack(list(clip.pictures_of(range(first, first + frames))))).permute(0, 3, 1, 2)
+    begin = round((start + given["offset"] + _MIDDLE / desync.FPS) * desync.SAMPLE_RATE)
+    sound = torch.from_numpy(np.asarray(clip.sound(desync.SAMPLE_RATE), np.float32)[begin : begin + samples].copy())
+    network = inputs.weights.open("synchformer", _CPU)
+    video = desync.video_features(network, desync.network_pictures(centre_crop(pictures, SIDE))[None])
+    logits, _ = desync.window_logits(network, video, desync.audio_features(network, sound[None]))
+    return {"offset": float(desync.class_grid()[logits.argmax()])}
 
 
 def lip_sync(given: Given, inputs: SelftestInputs) -> Numbers:
@@ -234,6 +254,7 @@ CHECKS: dict[str, Callable[[Given, SelftestInputs], Numbers]] = {
     "dnsmos_windows": dnsmos_windows,
     "desync_segments": desync_segments,
     "desync_classes": desync_classes,
+    "shifted_sound": shifted_sound,
     "lip_sync": lip_sync,
     "syncnet_parameters": syncnet_parameters,
     "cp_cer": speaker_errors,

@@ -1,9 +1,10 @@
 """What a recogniser hears in a folder of clips: a file of JSON lines, which an interrupted run goes on with."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mova_engine.data.text import lines_of, read_text, shown
 from mova_engine.errors import MovaError, counted
 from mova_engine.evaluation.clip_records import find_clips
 from mova_engine.evaluation.recognisers import RATE, Recogniser
-from mova_engine.files.atomic import write_atomic
+from mova_engine.files.atomic import clear_stale, write_atomic
 from mova_engine.scores.clip_reader import read_clip
 from mova_engine.scores.weights_folder import file_digest
 
@@ -31,6 +32,7 @@ def transcribe_folder(
     every few seconds, whole. Returns a line for each clip that could not be transcribed.
     """
     files = find_clips(clips)
+    clear_stale(out.parent)
     known = _known(out, recogniser.name)
     rows: dict[str, Row] = {}
     todo: list[tuple[Path, str, str]] = []
@@ -54,25 +56,49 @@ def transcribe_folder(
         return recogniser.transcribe(sound)
 
     written = time.monotonic()
-    with ThreadPoolExecutor(workers) as pool:
-        running = [(name, digest, pool.submit(heard, path)) for path, name, digest in todo]
-        try:
-            for done, (name, digest, future) in enumerate(running, 1):
-                try:
-                    text = future.result()
-                except MovaError as error:
-                    failed.append(f"{shown(name)}: {error}")
-                    continue
-                rows[name] = {"clip": name, "sha256": digest, "recogniser": recogniser.name, "transcript": text}
-                say(f"[{done}/{len(todo)}] {shown(name)}")
-                if time.monotonic() - written > _OFTEN:
-                    write_atomic(out, _lines(rows))
-                    written = time.monotonic()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if rows:
+    running = [(name, digest, Future[str](), path) for path, name, digest in todo]
+    _start(heard, [(future, path) for _, _, future, path in running], workers)
+    try:
+        for done, (name, digest, future, _) in enumerate(running, 1):
+            try:
+                text = future.result()
+            except MovaError as error:
+                failed.append(f"{shown(name)}: {error}")
+                continue
+            rows[name] = {"clip": name, "sha256": digest, "recogniser": recogniser.name, "transcript": text}
+            say(f"[{done}/{len(todo)}] {shown(name)}")
+            if time.monotonic() - written > _OFTEN:
                 write_atomic(out, _lines(rows))
+                written = time.monotonic()
+    finally:
+        for _, _, future, _ in running:
+            future.cancel()
+        if rows:
+            write_atomic(out, _lines(rows))
     return failed
+
+
+def _start(heard: Callable[[Path], str], todo: list[tuple["Future[str]", Path]], workers: int) -> None:
+    """Have so many threads give each future its text. They do not outlive the program, which a pool's threads would: an
+    interrupted one must not wait for a server that says nothing, nor for the pause before the next try.
+    """
+    waiting = iter(todo)
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                future, path = next(waiting, (None, Path()))
+            if future is None:
+                return
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(heard(path))
+                except BaseException as error:
+                    future.set_exception(error)
+
+    for _ in range(min(workers, len(todo))):
+        threading.Thread(target=work, name="transcribe", daemon=True).start()
 
 
 def _lines(rows: dict[str, Row]) -> bytes:

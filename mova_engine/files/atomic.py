@@ -1,13 +1,20 @@
 """Files that are either whole or not there."""
 
+import contextlib
 import os
+import re
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mova_engine.errors import MovaError
+
+# A file that is being written is touched all the time; one left alone for so long has lost its writer.
+STALE_SECONDS = 600
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 def require_file(path: str | Path) -> os.stat_result:
@@ -26,6 +33,22 @@ def require_file(path: str | Path) -> os.stat_result:
     return status
 
 
+def _temporary(path: Path) -> Path:
+    """The hidden name, its writer's own, that a file has until it is whole."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+
+
+def clear_stale(folder: Path) -> None:
+    """Remove what killed writers left in a folder and those within it: files under the names that `write_atomic` and
+    `whole_file` give, which nobody has written to for STALE_SECONDS.
+    """
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names if _TEMPORARY.fullmatch(name)):
+            with contextlib.suppress(OSError):  # another process clears it too, or it is not ours
+                if time.time() - path.lstat().st_mtime > STALE_SECONDS:
+                    path.unlink()
+
+
 def write_atomic(path: str | Path, data: bytes, *, sync: bool = True) -> None:
     """Write `data` to `path`, making its folder: a reader, or a crash at any moment, sees the old file or the new one.
 
@@ -33,7 +56,7 @@ def write_atomic(path: str | Path, data: bytes, *, sync: bool = True) -> None:
     file. MovaError, with the system's reason (a full disk, no permission), leaves the old file and no partial one.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -55,7 +78,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     block fails, `path` stays as it was. MovaError, with the system's reason, if the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

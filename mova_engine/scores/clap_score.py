@@ -33,6 +33,8 @@ ClapConvention = Literal["mova", "corrected"]
 PUBLISHED_RATE = 32000
 PEAK_DB = -1.0
 TEXT_TOKENS = 77
+# The example of transformers' documentation of RoBERTa's tokenizer.
+_EXAMPLE, _EXAMPLE_TOKENS = "Hello world", [0, 31414, 232, 2]
 
 
 def at_peak(samples: NDArray[np.floating[Any]], level: float = PEAK_DB) -> NDArray[np.float64]:
@@ -151,8 +153,16 @@ def _tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise MovaError(f"{folder} holds no tokenizer of roberta-base: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the tokenizers package raises nothing more definite for files that hold something else
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MovaError(f"{folder} holds no tokenizer of roberta-base: {told}") from None
+
+
+def check_tokenizer(folder: Path) -> None:
+    """MovaError where a folder's tokenizer cannot be read, or splits transformers' example into other tokens."""
+    found = _tokenizer(folder)(_EXAMPLE)["input_ids"]
+    if list(found) != _EXAMPLE_TOKENS:
+        raise MovaError(f"{folder} holds another tokenizer than roberta-base's: '{_EXAMPLE}' gives {list(found)}")
 
 
 def cosine(sound: Tensor, text: Tensor) -> float:

@@ -4,9 +4,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mova_engine.errors import MovaError, require_package
-from mova_engine.scores.decoded_clip import DecodedClip, Measured
+from mova_engine.scores.decoded_clip import DecodedClip, Measured, placed
 from mova_engine.scores.dnsmos import RATE as DNSMOS_RATE
 from mova_engine.scores.dnsmos import Dnsmos, DnsmosConvention, network_file
 from mova_engine.scores.optional_opencv import opencv
@@ -24,33 +25,34 @@ def speech_lag(clip: DecodedClip) -> dict[str, float]:
 
 
 def loudness(clip: DecodedClip) -> Measured:
-    """Amplitude, and the loudness of sound that has one."""
+    """Amplitude, and the loudness of sound that has one, of the channels' mean and the silence before a late start."""
     import torch
 
     from mova_engine.scores.loudness import loudness as integrated
     from mova_engine.scores.loudness import rms
 
-    sound = torch.tensor(clip.sound(_LEVEL_RATE))
+    mono = clip.sound(_LEVEL_RATE)
+    sound = torch.tensor(placed(mono, max(0, round(clip.soundtrack.start * _LEVEL_RATE))))
     found = {"rms": rms(sound)}
     try:
         return Measured(found | {"lufs": integrated(sound, _LEVEL_RATE)}, None)
     except MovaError as error:
-        return Measured(found, None, str(error))  # silence has an amplitude
+        return Measured(found, None, _cancelled(clip, mono) or str(error))  # silence has an amplitude
 
 
 def sound_quality(clip: DecodedClip) -> Measured:
-    """Silence and band edge of the channels' mean at its own rate, and the mean of the channels' clipping."""
+    """Silence, band edge and clipping, each the mean of the channels, at the sound's own rate."""
     from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
 
     rate = clip.soundtrack.rate
-    sound = np.asarray(clip.sound(rate), np.float32)
+    sound = clip.channels()
     silence = silence_shares(sound, rate)
     found = {
         "silence": silence.total,
         "digital_silence": silence.digital,
         "leading_silence": silence.leading,
         "trailing_silence": silence.trailing,
-        "clipping": float(np.mean([clipping_share(channel) for channel in clip.channels()])),
+        "clipping": float(np.mean([clipping_share(channel) for channel in sound])),
     }
     try:
         return Measured(found | {"band_edge": band_edge(sound, rate)}, None)
@@ -100,6 +102,8 @@ def av_align_of_pair(sound: dict[str, Any], pictures: dict[str, Any]) -> dict[st
 def dnsmos(clip: DecodedClip, *, convention: DnsmosConvention) -> dict[str, float]:
     """Ratings of speech; of 16-bit mono as the ffmpeg program gives it, which is what published scripts rate."""
     samples = np.asarray(clip.sound(DNSMOS_RATE, sample_format="s16"), np.float64) / 32768
+    if convention == "corrected" and (reason := _cancelled(clip, samples)):
+        raise MovaError(reason)
     ratings = _dnsmos().rate(samples, DNSMOS_RATE, convention=convention)
     return {
         "dnsmos_p808": ratings.p808_mos,
@@ -107,6 +111,13 @@ def dnsmos(clip: DecodedClip, *, convention: DnsmosConvention) -> dict[str, floa
         "dnsmos_bak": ratings.bak,
         "dnsmos_ovrl": ratings.ovrl,
     }
+
+
+def _cancelled(clip: DecodedClip, mono: NDArray[Any]) -> str:
+    """Why mono sound is silent where the channels are not; "" for all other sound."""
+    if mono.any() or not clip.soundtrack.samples.any():
+        return ""
+    return "the channels cancel each other out in mono (opposite phases), which is what is measured"
 
 
 def check_av_align() -> None:

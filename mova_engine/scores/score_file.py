@@ -7,6 +7,7 @@ from pathlib import Path
 from mova_engine.data.metadata import CAPTION
 from mova_engine.data.text import read_text
 from mova_engine.errors import MovaError, suggest
+from mova_engine.ops import resolve
 from mova_engine.scores.clip_reader import read_clip
 from mova_engine.scores.score_declaration import Score
 from mova_engine.scores.score_runner import ClipScores, ScoreRunner
@@ -24,8 +25,8 @@ def known_score(name: str) -> Score:
 
 
 def chosen_scores(names: Iterable[str], runner: ScoreRunner | None = None) -> tuple[tuple[Score, ...], dict[str, str]]:
-    """The named scores, without names all whose weights are at hand but those declared `on_request`; and why each of
-    the others is not measured. The name "all" stands for those too.
+    """The named scores, without names all whose weights and packages are at hand but those declared `on_request`; and
+    why each of the others is not measured. The name "all" stands for those too.
 
     Raises MovaError for an unknown name, and for a named score whose weights are missing.
     """
@@ -38,8 +39,20 @@ def chosen_scores(names: Iterable[str], runner: ScoreRunner | None = None) -> tu
     if named and EVERY not in names:
         return tuple(named), {}
     wanted = [score for score in SCORES.values() if EVERY in names or not score.on_request]
-    skipped = {score.name: reason for score in wanted if (reason := runner.lacking(score))}
+    skipped = {
+        score.name: reason for score in wanted if (reason := runner.lacking(score) or _unchecked(score, score in named))
+    }
     return tuple(score for score in wanted if score.name not in skipped), skipped
+
+
+def _unchecked(score: Score, named: bool) -> str:
+    """Why this machine cannot measure a score that is not named, with what installs it; "" where it can."""
+    if not named and score.check:
+        try:
+            resolve(score.check)()
+        except MovaError as error:
+            return str(error)
+    return ""
 
 
 def score_file(

@@ -17,6 +17,8 @@ from mova_engine.scores.decoded_clip import DecodedClip, Measured
 from mova_engine.scores.score_declaration import CONVENTIONS, Score
 from mova_engine.scores.weights_folder import WeightsFolder
 
+# Packages whose own errors are a clip's reason: their code is not ours, and one clip must not end a run.
+_NATIVE = {"cv2": "OpenCV", "onnxruntime": "onnxruntime", "av": "FFmpeg"}
 # The convention that is followed where none is asked for.
 CONVENTION = "corrected"
 
@@ -101,6 +103,11 @@ class ScoreRunner:
             except (MemoryError, torch.OutOfMemoryError) as error:
                 found.reasons[score.name] = f"out of memory: {str(error).splitlines()[0] if str(error) else score.name}"
                 found.passing.add(score.name)
+            except Exception as error:
+                if (package := type(error).__module__.partition(".")[0]) not in _NATIVE:
+                    raise
+                told = str(error).strip().splitlines() or [type(error).__name__]
+                found.reasons[score.name] = f"{_NATIVE[package]} failed on this clip: {told[0]}"
             found.seconds[score.name] = time.perf_counter() - start
         return found
 

@@ -17,7 +17,7 @@ SIGNAL_SCORES = (
             ScoreColumn("rms", "", "root mean square of the sound; full scale is 1", 0, None),
             ScoreColumn("lufs", "LUFS", "integrated loudness, BS.1770", -70, None),
         ),
-        version=2,
+        version=3,
     ),
     Score(
         "sound-quality",
@@ -30,7 +30,7 @@ SIGNAL_SCORES = (
             ScoreColumn("band_edge", "Hz", "highest frequency within 50 dB of the strongest", 0, None, "up"),
             ScoreColumn("clipping", "", "share of samples cut at full scale", 0, 1, "down"),
         ),
-        version=2,
+        version=3,
     ),
     Score(
         "sound-quality-mova",

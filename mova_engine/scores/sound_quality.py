@@ -30,14 +30,14 @@ class SilenceShares:
 
 
 def silence_shares(sound: Floats, sample_rate: int) -> SilenceShares:
-    """How much of mono sound [n] in -1..1 is silent. MovaError for less than a frame."""
-    size = round(FRAME_SECONDS * sample_rate)
-    if len(sound) < size:
-        raise MovaError(
-            f"{len(sound) / sample_rate:.3g} s of sound are too short: a frame of silence has {FRAME_SECONDS} s"
-        )
-    frames = sound[: len(sound) // size * size].reshape(-1, size).astype(np.float64)
-    power = np.square(frames).mean(1)
+    """How much of sound [n] or [channels, n] in -1..1 is silent, by the mean power of its channels: what cancels out
+    in their sum is heard all the same. MovaError for less than a frame.
+    """
+    size, count = round(FRAME_SECONDS * sample_rate), sound.shape[-1]
+    if count < size:
+        raise MovaError(f"{count / sample_rate:.3g} s of sound are too short: a frame of silence has {FRAME_SECONDS} s")
+    frames = np.atleast_2d(sound)[:, : count // size * size].reshape(-1, count // size, size).astype(np.float64)
+    power = np.square(frames).mean((0, 2))
     silent = power < 10 ** (SILENT_DBFS / 10)
     heard = np.flatnonzero(~silent)
     leading = int(heard[0]) if len(heard) else len(silent)
@@ -47,18 +47,19 @@ def silence_shares(sound: Floats, sample_rate: int) -> SilenceShares:
 
 
 def band_edge(sound: Floats, sample_rate: int) -> float:
-    """The highest frequency, in Hz, within 50 dB of the strongest in the mean power spectrum of mono sound [n].
+    """The highest frequency, in Hz, within 50 dB of the strongest in the mean power spectrum of sound [n] or
+    [channels, n].
 
     As NeMo Curator measures bandwidth: windows of 512 samples (Blackman-Harris) every 10 ms. Raises MovaError for
     sound shorter than a window, and for digital silence.
     """
-    if len(sound) < _EDGE_FFT:
-        raise MovaError(f"{len(sound)} samples are too few for a spectrum of {_EDGE_FFT}")
+    if sound.shape[-1] < _EDGE_FFT:
+        raise MovaError(f"{sound.shape[-1]} samples are too few for a spectrum of {_EDGE_FFT}")
     hop = max(1, round(_EDGE_HOP_SECONDS * sample_rate))
-    windows = np.lib.stride_tricks.sliding_window_view(sound, _EDGE_FFT)[::hop]
+    windows = np.lib.stride_tricks.sliding_window_view(np.atleast_2d(sound), _EDGE_FFT, axis=-1)[:, ::hop]
     window = np.asarray(get_window("blackmanharris", _EDGE_FFT), np.float32)
     spectra = np.fft.rfft(windows * window)
-    power = np.square(np.abs(spectra)).mean(0)
+    power = np.square(np.abs(spectra)).mean((0, 1))
     if power.max() <= 0:
         raise MovaError("digital silence has no band")
     return float(np.flatnonzero(power >= power.max() * 10 ** (EDGE_DB / 10))[-1] * sample_rate / _EDGE_FFT)

@@ -254,3 +254,15 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_table(tmp_path):
     assert sum(status == -signal.SIGKILL for status, _ in kept) >= 10 and len(set(counts)) >= 10, kept
     assert (out / "scores.parquet").read_bytes() == (tmp_path / "untouched" / "scores.parquet").read_bytes()
     assert len(pq.read_table(out / "scores.parquet")) == 60
+
+
+def test_a_run_clears_what_a_killed_writer_left_and_leaves_what_is_being_written(tmp_path):
+    folder, records = sounds(tmp_path / "clips", 1), tmp_path / "out" / "records" / "ab"
+    records.mkdir(parents=True)
+    left, fresh, other = (records / name for name in (".x.json.0123456789ab", ".y.json.ba9876543210", ".mine"))
+    for path in (left, fresh, other):
+        path.write_text("{")
+    for path in (left, other):
+        os.utime(path, (1e9, 1e9))
+    measured(folder, tmp_path / "out")
+    assert not left.exists() and fresh.exists() and other.exists()

@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from lossless_clip import write_lossless
+from tiny_networks import TinyWeights
 
 from mova_engine.commands import eval_selftest
 from mova_engine.data.media.write import write_mp4
 from mova_engine.evaluation import selftest
 from mova_engine.evaluation.selftest import read_examples, run_examples
-from mova_engine.evaluation.selftest_checks import CHECKS
+from mova_engine.evaluation.selftest_checks import CHECKS, SelftestInputs
 from mova_engine.scores.networks.syncnet import SyncNet
 from mova_engine.scores.weights_folder import WeightsFolder
 from source_tree import ROOT
@@ -19,6 +21,7 @@ from source_tree import ROOT
 DEAR = {
     "syncnet_of_faces",
     "score_of_file",
+    "shifted_sound",
     "sound_classes",
     "dnsmos",
     "inception_score",
@@ -75,3 +78,20 @@ def test_an_example_of_a_network_is_computed_where_its_weights_are(tmp_path):
     example = next(x for x in EXAMPLES if x.check == "syncnet_of_faces")
     (verdict,) = run_examples([example], WeightsFolder(tmp_path), tmp_path)
     assert verdict.state == "missed" and verdict.got.keys() == example.expected.keys(), verdict.reason
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("start", "offset"), [(0.0, 1.6), (4.0, -1.6), (1.0, 0.0)])
+def test_sound_is_taken_from_another_time_than_pictures(start, offset, tmp_path):
+    """Light and noise at once, for the seventh of the segments that pictures are taken of: the tiny network counts the
+    segments of 0.32 s between them, which it tells in steps of 0.2 s.
+    """
+    first = round(25 * start) + 2 + 6 * 8
+    pictures = np.zeros((250, 256, 256, 3), np.uint8)
+    pictures[first : first + 16] = 255
+    sound = np.zeros(250 * 640, np.float32)
+    sound[first * 640 :][:10240] = 0.1 * np.random.default_rng(0).standard_normal(10240)
+    write_lossless(tmp_path / "clip.mkv", pictures, sound, rate=16000, fps=25)
+    inputs = SelftestInputs({"clip.mkv": tmp_path / "clip.mkv"}, TinyWeights())
+    found = CHECKS["shifted_sound"]({"media": "clip.mkv", "start": start, "offset": offset}, inputs)
+    assert found == {"offset": pytest.approx(offset / 0.32 * 0.2)}

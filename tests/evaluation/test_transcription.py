@@ -3,7 +3,12 @@
 import io
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 import wave
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -212,3 +217,21 @@ def test_a_local_model_hears_a_sentence(tmp_path):
     assert transcribe([str(folder), "--out", str(tmp_path / "heard.jsonl"), "--whisper", model]) == 0
     (heard,) = read_transcripts(tmp_path / "heard.jsonl").values()
     assert "had then leisure to consider how much there might be prudently in his power to do for them" in heard
+
+
+def test_an_interrupted_run_does_not_wait_for_a_silent_server(clips, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        command = [sys.executable, "-m", "mova_engine", "eval", "transcribe", str(clips), "--endpoint", address]
+        running = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "heard.jsonl")], stderr=subprocess.PIPE, text=True
+        )
+        with running:
+            silent.settimeout(60)
+            asked, _ = silent.accept()
+            with asked:
+                start = time.monotonic()
+                running.send_signal(signal.SIGINT)
+                _, told = running.communicate(timeout=60)
+    assert running.returncode == 130 and "interrupted" in told
+    assert time.monotonic() - start < 10

@@ -9,7 +9,7 @@ import pytest
 from mova_engine.data.media.write import encode_mp4
 from mova_engine.errors import MovaError
 from mova_engine.evaluation.votes.blind_copies import blind_mp4, damaged_mp4, inspect_clip
-from mova_engine.evaluation.votes.clip_responses import filled_bytes
+from mova_engine.evaluation.votes.clip_responses import LEAST_FILLING, filled_bytes
 from mova_engine.evaluation.votes.serve_study import read_questions, read_raters
 from mova_engine.evaluation.votes.study_clips import read_study
 from mova_engine.evaluation.votes.study_copies import CheckedClip, StudyCopies, check_clips, length_warnings
@@ -256,18 +256,15 @@ def test_all_copies_of_a_prompt_have_one_size(tmp_path, monkeypatch):
     copies = StudyCopies(tmp_path / "copies", clips, "packets", 0)
     copies.prepare([("one", "p")], 1)
     sizes = {copies.copy(system, "p", damaged)[1] for system in ("one", "two") for damaged in (False, True)}
-    assert sizes == {5008}
+    assert sizes == {5000 + LEAST_FILLING}
     path, size = copies.copy("one", "p")
-    sent = b"".join(filled_bytes(path, size, 0, size))
-    assert (
-        len(sent) == size
-        and sent[:100] == path.read_bytes()
-        and sent[104:108] == b"free"
-        and not sent[108:].strip(b"\0")
-    )
+    sent, beside = (b"".join(filled_bytes(path, size, token, 0, size)) for token in ("left", "right"))
+    assert len(sent) == size and sent[:100] == path.read_bytes() and sent[104:108] == b"free"
+    assert sent[108:140] != beside[108:140], "a clip beside itself would be told by its digest"
+    assert sent[:108] == beside[:108] and not sent[140:].strip(b"\0")
     assert int.from_bytes(sent[100:104], "big") == size - 100
     for begin, end in ((0, 1), (50, 103), (99, 110), (102, 106), (107, size), (4000, 4001)):
-        assert b"".join(filled_bytes(path, size, begin, end)) == sent[begin:end]
+        assert b"".join(filled_bytes(path, size, "left", begin, end)) == sent[begin:end]
     clips["two", "p"].path.write_bytes(b"changed")
     again = StudyCopies(tmp_path / "others", clips, "packets", 0)
     with pytest.raises(MovaError, match="changed since it was checked"):

@@ -1,5 +1,7 @@
 """CLAP's arithmetic around the network, and a network of a few channels: padding, pieces of long sounds, prompts."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from mova_engine.errors import MovaError
 from mova_engine.scores import clap_score
 from mova_engine.scores.networks.clap import Clap, ClapSizes
 from mova_engine.scores.networks.htsat import HtsatSizes
+from mova_engine.scores.networks.official_networks import open_tokenizer
 from mova_engine.scores.networks.roberta import RobertaSizes
 
 SOUND = HtsatSizes(8000, 8000, 64, 80, 8, 50.0, 4000.0, 3, size=32, width=8, depths=(2, 2), heads=(2, 4), window=4)
@@ -91,3 +94,34 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     pytest.importorskip("transformers")
     with pytest.raises(MovaError, match="holds no tokenizer of roberta-base"):
         clap_score.tokenise(["a dog"], tmp_path)
+
+
+@pytest.mark.networks
+def test_the_files_of_a_tokenizer_are_tried(tmp_path):
+    """roberta-base's own numbers of one sentence in a small vocabulary, and files that are no such tokenizer."""
+    pytest.importorskip("transformers")
+    pieces = ["H", "e", "l", "o", "He", "ll", "Hell", "\u0120", "w", "r", "d", "\u0120w", "or", "\u0120wor", "ld"]
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "Hello": 31414, "\u0120world": 232}
+    vocabulary = special | {piece: 10 + i for i, piece in enumerate(pieces)}
+    merges = ["H e", "l l", "He ll", "Hell o", "\u0120 w", "o r", "\u0120w or", "l d", "\u0120wor ld"]
+    good = {
+        "vocab.json": json.dumps(vocabulary),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
+        "config.json": json.dumps({"model_type": "roberta"}),
+    }
+    others = {
+        "whole": good,
+        "garbage": good | {"vocab.json": "garbage"},
+        "numbers": good | {"vocab.json": json.dumps(vocabulary | {"Hello": 7})},
+        "empty": dict.fromkeys(good, "{}"),
+        "text": dict.fromkeys(good, "some text"),
+    }
+    for name, files in others.items():
+        (tmp_path / name).mkdir()
+        for file, content in files.items():
+            (tmp_path / name / file).write_text(content, encoding="utf-8")
+        if name == "whole":
+            assert open_tokenizer(tmp_path / name) == tmp_path / name
+        else:
+            with pytest.raises(MovaError, match=r"tokenizer (of|than) roberta-base"):
+                open_tokenizer(tmp_path / name)

@@ -1,5 +1,6 @@
 """Scores of whole files: known sounds give known numbers, and every odd clip a number or a reason."""
 
+import importlib.util
 import struct
 
 import av
@@ -43,6 +44,34 @@ def test_silence_is_measured_absolutely_and_by_place():
     assert (quiet.total, quiet.digital, quiet.leading, quiet.trailing) == (1, 1, 1, 0)
     with pytest.raises(MovaError, match="too short"):
         silence_shares(np.zeros(10, np.float32), RATE)
+
+
+def test_channels_of_opposite_phase_are_sound_and_have_no_loudness_in_mono(tmp_path):
+    wave = tone(440, 2)
+    write_stereo(tmp_path / "against.wav", wave, -wave)
+    write_stereo(tmp_path / "alike.wav", wave, wave)
+    against, alike = (
+        score_file(tmp_path / f"{name}.wav", ["sound-quality", "loudness"]) for name in ("against", "alike")
+    )
+    for name in ("silence", "digital_silence", "band_edge", "clipping"):
+        assert against.values[name] == alike.values[name]
+    assert "lufs" in alike.values and "lufs" not in against.values
+    assert "opposite phases" in against.reasons["loudness"]
+
+
+def write_stereo(path, left, right):
+    wavfile.write(path, RATE, np.stack([left, right], 1))
+
+
+def test_loudness_has_the_silence_before_a_late_start(tmp_path, moving):
+    """Sound of 1 s that begins a second after the pictures: the mean square is half of its own."""
+    sound = np.concatenate([np.zeros(RATE, np.float32), tone(440, 1)])
+    write_lossless(tmp_path / "whole.mkv", moving, sound, rate=RATE, fps=FPS)
+    write_lossless(tmp_path / "late.mkv", moving, sound[RATE:], rate=RATE, fps=FPS, sound_start=1.0)
+    whole, late = (score_file(tmp_path / f"{name}.mkv", ["loudness"]).values for name in ("whole", "late"))
+    assert DecodedClip.read(tmp_path / "late.mkv").soundtrack.start == pytest.approx(1, abs=1e-3)
+    assert late == pytest.approx(whole, rel=1e-3)
+    assert late["rms"] == pytest.approx(0.3 / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("edge", [4000, 8000, 16000])
@@ -231,6 +260,27 @@ def test_a_result_that_is_no_number_is_a_reason_and_leaves_the_other_scores(tmp_
     found = score_file(tmp_path / "x.wav", ["loudness", "sound-quality"])
     assert found.reasons == {"loudness": "rms came out as inf"} and "rms" not in found.values
     assert "silence" in found.values
+
+
+def test_a_fault_of_native_code_is_a_reason_and_one_of_ours_is_not(tmp_path, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    wavfile.write(tmp_path / "x.wav", RATE, np.full(RATE, 0.1, np.float32))
+    monkeypatch.setattr(clip_scores, "loudness", lambda clip: cv2.resize(np.zeros((0, 0)), (2, 2)))
+    found = score_file(tmp_path / "x.wav", ["loudness", "sound-quality"])
+    assert found.reasons["loudness"].startswith("OpenCV failed on this clip: ") and "silence" in found.values
+    monkeypatch.setattr(clip_scores, "loudness", lambda clip: [][0])
+    with pytest.raises(IndexError):
+        score_file(tmp_path / "x.wav", ["loudness"])
+
+
+def test_what_a_machine_lacks_is_left_out_with_what_installs_it_unless_it_is_named(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "silero_vad" else find_spec(name))
+    scores, skipped = chosen_scores([])
+    assert "pip install --no-deps silero-vad" in skipped["speech-activity"]
+    assert {score.name for score in scores} >= {"loudness", "speech-lag"} and "speech-activity" not in {
+        score.name for score in scores
+    }
 
 
 def test_pictures_are_upright_as_players_show_them(tmp_path, moving):

@@ -16,6 +16,7 @@ from typing import Literal
 from mova_engine.data.text import shown
 from mova_engine.errors import MovaError, counted
 from mova_engine.evaluation.votes.blind_copies import InspectedClip, blind_mp4, damaged_mp4, inspect_clip
+from mova_engine.evaluation.votes.clip_responses import LEAST_FILLING
 from mova_engine.evaluation.votes.study_clips import StudyClips
 from mova_engine.files.atomic import require_file, write_atomic
 
@@ -62,8 +63,7 @@ class StudyCopies:
         """
         with self._lock:
             path = self._made((system, prompt), damaged)
-        # A box of mp4 that fills has at least its own head.
-        return path, max(self._longest.get(prompt, 0), path.stat().st_size) + 8
+        return path, max(self._longest.get(prompt, 0), path.stat().st_size) + LEAST_FILLING
 
     def _made(self, key: Key, damaged: bool) -> Path:
         clip = self.clips[key]

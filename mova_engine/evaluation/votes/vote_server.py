@@ -126,7 +126,8 @@ def vote_app(
         status = 200 if part is None else 206
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers, media_type="video/mp4")
-        return StreamingResponse(filled_bytes(path, size, begin, end), status, headers, media_type="video/mp4")
+        sent = filled_bytes(path, size, token, begin, end)
+        return StreamingResponse(sent, status, headers, media_type="video/mp4")
 
     def add_page(address: str, data: bytes, kind: str) -> None:
         @app.get(address)

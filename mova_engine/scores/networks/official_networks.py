@@ -32,11 +32,16 @@ def open_clap(path: Path) -> "nn.Module":
 
 
 def open_tokenizer(path: Path) -> Path:
-    """RoBERTa's tokenizer's folder, its files sought. MovaError where one is missing, or the package that reads it."""
+    """RoBERTa's tokenizer's folder, after a try. MovaError where a file is missing or another one, and without the
+    package that reads it.
+    """
+    from mova_engine.scores.clap_score import check_tokenizer
+
     require_package("transformers", "CLAP's tokenizer")
     for name in ("vocab.json", "merges.txt", "config.json"):
         if not (path / name).is_file():
             raise MovaError(f"{path} has no {name} of roberta-base's tokenizer")
+    check_tokenizer(path)
     return path
 
 
