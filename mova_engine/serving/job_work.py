@@ -130,6 +130,12 @@ class JobWork(StoreDatabase):
         with self._reads() as connection:
             return connection.scalar(self.sql.select(self.c.cancel_asked).where(self._held(video, worker))) is False
 
+    def wanted_of(self, worker: str) -> set[str]:
+        """The jobs of a worker with which it should go on."""
+        held = self.sql.and_(self.c.worker == worker, self.c.status == "in_progress", self.c.cancel_asked.is_(False))
+        with self._reads() as connection:
+            return set(connection.scalars(self.sql.select(self.c.id).where(held)))
+
     def finish(self, video: str, worker: str, facts: Mapping[str, Any]) -> bool:
         """A job's files are all there. False: it was cancelled, deleted or taken away meanwhile."""
         with self._writes() as (connection, version):
