@@ -140,10 +140,12 @@ class BatchRun:
         try:
             if (force and stage != self._stage) or now - self._told >= _REPORT_S:
                 self._told, self._stage = now, stage
-                for video in sorted(self._wanted):
-                    eta, percent = self._progress.eta_s, self._progress.percent
-                    self._store.progress(video, self._worker, stage, self._step, self._count, percent, eta)
-            self._drop(self._wanted - self._store.wanted_of(self._worker))
+                percent, eta = self._progress.percent, self._progress.eta_s
+                told = sorted(self._wanted), self._worker, stage, self._step, self._count, percent, eta
+                wanted = self._store.progress_of(*told)
+            else:
+                wanted = self._store.wanted_of(self._worker)
+            self._drop(self._wanted - wanted)
         except StoreRefusal:
             # A full disk or a busy database: the clip goes on, and is reported when there is room again.
             return

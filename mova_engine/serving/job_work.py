@@ -107,6 +107,19 @@ class JobWork(StoreDatabase):
         self, video: str, worker: str, stage: str, step: int, steps: int, progress: float, eta_s: float | None
     ) -> bool:
         """Say how far a job is; its progress never falls. False: stop, for it was cancelled, deleted or taken away."""
+        return video in self.progress_of([video], worker, stage, step, steps, progress, eta_s)
+
+    def progress_of(
+        self,
+        videos: Sequence[str],
+        worker: str,
+        stage: str,
+        step: int,
+        steps: int,
+        progress: float,
+        eta_s: float | None,
+    ) -> set[str]:
+        """The same for the jobs of a batch, in one transaction: those with which to go on."""
         percent = max(0, min(99, int(progress)))
         with self._writes() as (connection, version):
             values = {
@@ -117,13 +130,10 @@ class JobWork(StoreDatabase):
                 "progress": self.sql.case((self.c.progress < percent, percent), else_=self.c.progress),
                 "version": version,
             }
-            told = (
-                self.sql.update(self.jobs)
-                .where(self._held(video, worker))
-                .values(values)
-                .returning(self.c.cancel_asked)
-            )
-            return connection.scalar(told) is False
+            mine = self.sql.and_(self.c.worker == worker, self.c.status == "in_progress")
+            told = self.sql.update(self.jobs).where(self.c.id.in_(list(videos)), mine).values(values)
+            rows = connection.execute(told.returning(self.c.id, self.c.cancel_asked)).all()
+        return {row.id for row in rows if not row.cancel_asked}
 
     def wanted(self, video: str, worker: str) -> bool:
         """Whether a worker should go on with a job; as `progress`, without writing."""

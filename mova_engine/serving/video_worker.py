@@ -3,6 +3,7 @@
 `python -m mova_engine.serving.video_worker` reads its settings from standard input (`worker_settings`).
 """
 
+import io
 import logging
 import os
 import signal
@@ -138,7 +139,7 @@ class VideoWorker:
 
     def _read(self, job: VideoJob) -> JobRequest | None:
         """A job's request; None: it cannot be made, which was said."""
-        self.store.progress(job.id, self.name, "reading", 0, job.steps, 0, job.predicted_s)
+        self.store.progress(job.id, self.name, "loading", 0, job.steps, 0, job.predicted_s)
 
         def file(name: str) -> Path:
             return self.store.file(job.id, name)
@@ -194,13 +195,15 @@ def main() -> int:
     # Ctrl-C goes to all processes of a terminal; the server says what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        settings = WorkerSettings.from_line(sys.stdin.buffer.readline())
+        # Without a buffer, whose lock a thread that waits for the next line would hold at the end.
+        given = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - as long as the process
+        settings = WorkerSettings.from_line(given.readline())
         worker = VideoWorker(settings)
     except MovaError as error:
         _say(f"error: {error}")
         return UNUSABLE
     signal.signal(signal.SIGTERM, lambda *_: worker.stop.set())
-    threading.Thread(target=_listen, args=(worker,), daemon=True).start()
+    threading.Thread(target=_listen, args=(worker, given), daemon=True).start()
     worker.run()
     worker.store.close()
     return LOST if worker.lost.is_set() else ENDED
@@ -211,8 +214,8 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _listen(worker: VideoWorker) -> None:
-    for line in sys.stdin.buffer:
+def _listen(worker: VideoWorker, given: io.RawIOBase) -> None:
+    for line in given:
         if line.strip() == STOP.encode():
             worker.stop.set()
     if not worker.stop.is_set():
