@@ -46,7 +46,7 @@ class BatchRun:
     ) -> None:
         self._store, self._worker, self._pipeline, self._preview = store, worker, pipeline, preview
         self._jobs, self._requests, self._alive = list(jobs), list(requests), alive
-        self._wanted = {job.id for job in jobs}
+        self._wanted, self._completed = {job.id for job in jobs}, 0
         first = requests[0]
         self._count, self._windows = first.settings.count, first.windows
         self._times = JobTimes(store, jobs[0].model)
@@ -97,7 +97,9 @@ class BatchRun:
             write_atomic(folder / name, data)
         self._store.file(job.id, "preview.webp").unlink(missing_ok=True)
         facts = {"bytes": len(made.video), "solid_colour": made.solid, "steps": self._count}
-        self._store.finish(job.id, self._worker, facts)
+        if self._store.finish(job.id, self._worker, facts):
+            self._completed += 1
+        self._wanted.discard(job.id)
 
     def _on_step(self, step: Step) -> None:
         now = time.perf_counter()
@@ -149,7 +151,7 @@ class BatchRun:
         except StoreRefusal:
             # A full disk or a busy database: the clip goes on, and is reported when there is room again.
             return
-        if not self._wanted:
+        if not self._wanted and not self._completed:
             raise NobodyWaitsError
 
     def _drop(self, videos: set[str]) -> None:
@@ -176,7 +178,7 @@ class BatchRun:
     def _note_times(self) -> None:
         """Keep what the stages took: per clip, without the first step, which may compile and read weights."""
         now, clips = time.perf_counter(), len(self._jobs)
-        if self._windows > 1 or "encoded" not in self._marks or len(self._wanted) < clips:
+        if self._windows > 1 or "encoded" not in self._marks or self._completed < clips:
             return
         steps = sorted(self._steps_s[1:] or self._steps_s)
         encode = self._marks["encoded"] - self._marks["begin"]

@@ -145,6 +145,10 @@ class VideoWorker:
             return self.store.file(job.id, name)
 
         try:
+            # Where its files go; a job that was deleted meanwhile is swept.
+            self.store.files.folder_of(job.id).mkdir(exist_ok=True)
+            # What a worker that died left half written.
+            clear_outputs(self.store, job.id)
             checkpoint = Path(self.settings.checkpoint)
             return read_request(job.settings, file, self.pipeline, checkpoint, self._folder)
         except Exception as error:

@@ -1,0 +1,111 @@
+"""Servers of clips in processes of their own, and a model for them that makes a clip in a second."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mova_engine.backend import get_backend
+from mova_engine.checkpoints.folder import save_mova
+from mova_engine.codecs import build_audio_codec, build_video_codec
+from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
+from mova_engine.models.mova import Mova
+from mova_engine.ops import bind
+
+TINY = MovaConfig(
+    "tiny",
+    VideoDiTConfig(dim=24, ffn_dim=32, num_heads=1, num_layers=2, text_dim=16, freq_dim=16),
+    AudioDiTConfig(dim=24, ffn_dim=32, num_heads=1, num_layers=2, text_dim=16, freq_dim=16),
+    BridgeConfig(2, 2, 24, 24, head_dim=24),
+    ClipConfig(frames=25, height=48, width=64),
+    text_tokens=64,
+    video_codec="dct",
+    audio_codec="mdct",
+    text_encoder="bytes",
+)
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """A checkpoint of TINY with random weights."""
+    model = Mova(TINY, bind(get_backend("cpu")))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            size = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5
+            parameter.normal_(0.0, size, generator=generator)
+    save_mova(model, folder, video_codec=build_video_codec("dct"), audio_codec=build_audio_codec("mdct"))
+    return folder
+
+
+class MovaServer:
+    """A running server. url: its address. lines: what it has printed so far."""
+
+    def __init__(self, process: subprocess.Popen, lines: list[str]) -> None:
+        self.process, self.lines = process, lines
+        self.url = re.search(r"http://\S+?:\d+", lines[-1])[0]
+
+    @property
+    def port(self) -> str:
+        return self.url.rsplit(":", 1)[1]
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is finished or said."""
+        self.process.kill()
+        self.process.wait()
+
+    def get(self, path: str, **headers: str):
+        """(status, body): JSON is parsed."""
+        request = urllib.request.Request(self.url + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                status, kind, body = answer.status, answer.headers.get_content_type(), answer.read()
+        except urllib.error.HTTPError as error:
+            status, kind, body = error.code, error.headers.get_content_type(), error.read()
+        return status, json.loads(body) if kind == "application/json" else body
+
+    def videos(self) -> list[dict]:
+        """All jobs, newest first."""
+        return self.get("/v1/videos?limit=100")[1]["data"]
+
+
+@contextmanager
+def mova_server(checkpoint: Path, store: Path, *options: str) -> Iterator[MovaServer]:
+    """Start `mova serve`, on a free port unless the options name one, and wait until it answers."""
+    port = () if "--port" in options else ("--port", "0")
+    command = [sys.executable, "-m", "mova_engine", "serve", "--checkpoint", str(checkpoint), "--store", str(store)]
+    process = subprocess.Popen(
+        [*command, *port, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if "http://" in line:
+                break
+        else:
+            raise AssertionError("".join(lines))
+        server = MovaServer(process, lines)
+        # What it says later is read on, or it would wait for a reader.
+        threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True).start()
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                server.get("/health")
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
