@@ -11,7 +11,7 @@ from mova_engine.evaluation.benches.bench_page import bench_section
 from mova_engine.evaluation.column_summary import ColumnSummary
 from mova_engine.evaluation.evaluation_result import EvaluationResult, Row
 from mova_engine.evaluation.page_tables import conditions_table, seconds_table, sets_table, skipped_list
-from mova_engine.evaluation.page_text import number, text
+from mova_engine.evaluation.page_text import breakable, number, text
 from mova_engine.scores.score_declaration import Score, ScoreColumn
 
 _BARS, _WIDTH, _HEIGHT = 24, 260, 56
@@ -71,7 +71,7 @@ def _table(scores: Sequence[Score], summaries: Sequence[ColumnSummary]) -> str:
         coverage = "n" if summary.scored == summary.asked else "n few"
         mean = f"{number(summary.mean)} {text(column.unit)}" if summary.mean is not None else "none"
         rows.append(
-            f"<tr><td>{text(summary.column)}<td>{text(column.about)}"
+            f"<tr><td>{breakable(summary.column)}<td>{text(column.about)}"
             f"<td class='{coverage}'>{summary.scored} of {summary.asked}<td class=n>{mean}<td class=n>{interval}"
             f"<td class=n>{number(summary.chance)}<td>{text(column.better)}"
         )

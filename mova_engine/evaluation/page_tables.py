@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mova_engine.evaluation.evaluation_result import ScoreSeconds
-from mova_engine.evaluation.page_text import number, text
+from mova_engine.evaluation.page_text import breakable, number, text
 from mova_engine.evaluation.set_summary import SetResult
 from mova_engine.scores.weights_manifest import WEIGHTS
 
@@ -21,7 +21,7 @@ def sets_table(sets: Sequence[SetResult]) -> str:
         against = "" if each.reference is None else f" against {each.reference}"
         value = f"{number(each.value)} {text(each.unit)}" if each.value is not None else "none"
         rows.append(
-            f"<tr><td>{text(each.name)}<td>{text(each.about)}<td class='{coverage}'>{each.clips} of {each.asked}"
+            f"<tr><td>{breakable(each.name)}<td>{text(each.about)}<td class='{coverage}'>{each.clips} of {each.asked}"
             f"{against}<td class=n>{value}<td class=n>{interval}<td>{text(each.better)}"
             f"<td class=few>{text(each.reason or each.note)}"
         )

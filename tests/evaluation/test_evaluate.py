@@ -16,6 +16,7 @@ from mova_engine.errors import MovaError
 from mova_engine.evaluation import evaluation_page, measured_clips
 from mova_engine.evaluation.column_summary import bootstrap_interval, summarise
 from mova_engine.evaluation.evaluation_run import evaluate
+from mova_engine.evaluation.page_text import breakable, number
 from mova_engine.scores.score_file import chosen_scores
 
 SCORES = ["loudness", "sound-quality", "av-align"]
@@ -198,3 +199,9 @@ def test_nothing_is_kept_of_a_file_that_changes_while_it_is_measured(clips, tmp_
     found = evaluate(folder, tmp_path / "out", scores, 1, lambda _: None)
     rms = {row["clip"]: row["rms"] for row in found.rows}
     assert rms["first.mp4"] == rms["second.mp4"]
+
+
+def test_numbers_of_a_page_have_four_digits_and_no_needless_exponent():
+    told = [number(each) for each in (None, 0.0, 0.000123456, 8.04166, 1234.56, 11062.5, -48000.0, 2.5e12)]
+    assert told == ["", "0", "0.0001235", "8.042", "1235", "11062", "-48000", "2.5e+12"]
+    assert breakable("share_of <text>") == "share_<wbr>of &lt;text&gt;"
