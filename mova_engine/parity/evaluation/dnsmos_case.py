@@ -28,7 +28,7 @@ def run_dnsmos(case: StatedCase, device: torch.device) -> EvaluationOutcome:
             tensors |= _first_input(case, name, samples, stated["sample_rate"])
     values = {
         "scores": scores,
-        "onnx_inputs": {"P808": _inputs(networks.p808), "P835": _inputs(networks.p835)},
+        "onnx_inputs": {name: _inputs(dnsmos.FILES[name].session()) for name in ("P808", "P835")},
         "polynomials_at_raw_then_SIG_BAK_OVRL": {
             kind: [[row[0], *_polynomials(row[0], kind)] for row in rows]
             for kind, rows in case.values["polynomials_at_raw_then_SIG_BAK_OVRL"].items()
