@@ -115,10 +115,11 @@ class LocalChat:
 
     def _tokens(self, messages: Sequence[Message]) -> Any:
         turns = [{"role": message.role, "content": self._content(message)} for message in messages]
-        # Reasoning models are asked not to think aloud, which others' templates do not look at.
+        # Reasoning models are asked not to think aloud, which others' templates do not look at; processors refuse it.
+        more = {} if self.sees_pictures else {"enable_thinking": False}
         return self._text.apply_chat_template(
             turns, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt",
-            enable_thinking=False,
+            **more,
         )  # fmt: skip
 
     def _content(self, message: Message) -> Any:
