@@ -177,7 +177,7 @@ class _Bench:
             self.processes.wait_for_first()
             with _Batches(self, scheme) as batches:
                 for _ in range(self.processes.launch.world):
-                    self.updater.step(self.step, batches, self.build)
+                    self.updater.step(self.step, self.updater.prepared(self.step, batches, self.build))
                     self.step += 1
             self.processes.wait_for_first()
 

@@ -1,5 +1,6 @@
 """`mova data check`: look at all clips ahead of training, several at once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +40,14 @@ class CheckConfig:
     """Clips without sound, as the trainer's loader.silent_audio."""
     task: Literal["joint", "audio"] = "joint"
     """Pictures and sound, or sound alone, of any file."""
+    cut_every: float | None = None
+    """Several clips of each file, one every so many seconds, as the trainer's loader.cut_every."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
+        usable = self.cut_every is None or 0 < self.cut_every < math.inf
+        check(usable, f"cut_every must be a positive number of seconds, got {self.cut_every}")
         check(
             (self.checkpoint is None) != (self.model is None),
             "give --checkpoint, a model folder or run, or --model, a size, whose clips' shape is used; one of the two",
@@ -74,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=config.workers,
         silent=config.silent_audio,
         pictures=config.task == "joint",
+        cut_every=config.cut_every,
         overwrite=config.overwrite,
     )
     return int(found.kinds.total() > 0)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mova_engine.config.model import ClipConfig
-from mova_engine.data.clip_sources import Sources, named, read_clips
+from mova_engine.data.clip_sources import Sources, default_cache, named
 from mova_engine.data.media.decode import Silent, read_clip
 from mova_engine.data.metadata import Entry
 from mova_engine.data.shard_files import FileInShard
+from mova_engine.data.windows import list_clips
 from mova_engine.errors import MovaError, counted
 from mova_engine.files.atomic import require_file
 from mova_engine.files.byte_ranges import UnreachableError, end_retries
@@ -46,6 +47,7 @@ def check_clips(
     workers: int = 2,
     silent: Silent = "refuse",
     pictures: bool = True,
+    cut_every: float | None = None,
     overwrite: bool = False,
     say: Callable[[str], object] = print,
     progress: Callable[[int], None] = lambda done: None,
@@ -53,10 +55,11 @@ def check_clips(
     """Decode each clip of `sources`, `workers` at a time, and append what is found to `ledger`, a JSONL file.
 
     Its first line says what clips are decoded to; the others are {"id", "file", "reason"}, where the reason of a good
-    clip is null. say: told the bad clips, and a summary. progress: called with the number of clips done.
+    clip is null. cut_every: as of `list_clips`. say: told the bad clips, and a summary. progress: called with the
+    number of clips done.
     Raises MovaError if the ledger is that of another check, and UnreachableError if a place does not answer.
     """
-    entries = read_clips(sources)
+    entries = list_clips(sources, default_cache(sources), clip, cut_every, pictures)
     facts = {"clip": asdict(clip), "silent": silent, "pictures": pictures}
     kinds, before = Counter[str](), 0
     try:

@@ -5,12 +5,13 @@ manifest when it is first read. Both are a `Sequence[Entry]`.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import overload
 
+from mova_engine.data.clip_changes import order_digest
 from mova_engine.data.clip_table import ClipTable, SomeClips, one_writer, table_folder, write_table
 from mova_engine.data.manifest_rows import READERS
 from mova_engine.data.metadata import Entry, distinct, entries_of, listing_of, read_captioned
@@ -103,6 +104,25 @@ class JoinedClips(Sequence[Entry]):
     def __init__(self, parts: Sequence[tuple[str, Sequence[Entry]]]) -> None:
         self._parts = parts
         self._count = sum(len(part) for _, part in parts)
+
+    @property
+    def order_digest(self) -> str | None:
+        """The digest of names, and ids in order, made of those that tables hold; None where no source has a table."""
+        return self._digest(lambda entry: entry.id, "order_digest")
+
+    @property
+    def content_digest(self) -> str | None:
+        """The same of captions and starts."""
+        return self._digest(lambda entry: f"{entry.start} {entry.caption}", "content_digest")
+
+    def _digest(self, text: Callable[[Entry], str], of_table: str) -> str | None:
+        if not any(isinstance(part, ClipTable) for _, part in self._parts):
+            return None
+        found = (
+            f"{name} {getattr(part, of_table) if isinstance(part, ClipTable) else order_digest(map(text, part), True)}"
+            for name, part in self._parts
+        )
+        return order_digest(found, True)
 
     def __len__(self) -> int:
         return self._count

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mova_engine.data.clip_changes import marks, order_digest
-from mova_engine.data.clip_sources import Sources, named
+from mova_engine.data.clip_sources import JoinedClips, Sources, named
 from mova_engine.data.clip_table import ClipTable, SomeClips
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.metadata import Entry
@@ -119,12 +119,13 @@ class LatentDataset(Dataset):
     @property
     def content_digest(self) -> str | None:
         """The digest of all captions and starts; None where `marks` tells of each."""
-        return self.entries.content_digest if isinstance(self.entries, ClipTable) else None
+        return self.entries.content_digest if isinstance(self.entries, ClipTable | JoinedClips) else None
 
     def order_digest(self, shuffle: bool = True) -> str:
-        """The digest of the clips' order, see `data.clip_changes.order_digest`."""
-        if isinstance(self.entries, ClipTable) and shuffle:
-            return self.entries.order_digest
+        """The digest of the clips' order, see `data.clip_changes.order_digest`; of lists in tables it is known."""
+        known = self.entries.order_digest if isinstance(self.entries, ClipTable | JoinedClips) and shuffle else None
+        if known is not None:
+            return known
         return order_digest((entry.id for entry in self.entries), shuffle)
 
     @property

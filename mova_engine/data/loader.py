@@ -104,9 +104,17 @@ class Loader:
         """Yield batches as of `LatentDataset.batch`. The position advances when a batch is taken, not when it is
         prepared.
         """
-        for batch in self._batches():
-            self._position += self.batch_size * self.world
+        for batch in self.ahead():
+            self.count()
             yield batch
+
+    def ahead(self) -> Iterator[dict[str, Any]]:
+        """As `iter`, but the position stays: for who prepares batches ahead and counts those that are used."""
+        return self._made() if self.rounds is None else self.rounds.shared(self._made())
+
+    def count(self) -> None:
+        """Advance the position by one batch of each rank."""
+        self._position += self.batch_size * self.world
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what identifies the stream, as plain values for JSON. Independent of the number of workers
@@ -163,15 +171,11 @@ class Loader:
         self._position = epoch * len(self.dataset)
         return [f"{differ}: continuing with the present ones at the beginning of epoch {epoch + 1}", *notes]
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        return self._made() if self.rounds is None else self.rounds.shared(self._made())
-
     def _made(self) -> Iterator[dict[str, Any]]:
-        """Yield the batches that this process reads or encodes itself."""
+        """The batches that this process reads or encodes itself. Workers are started now."""
         indices = _Indices(self)
         if self.workers == 0:
-            yield from map(self.dataset.batch, indices)
-            return
+            return map(self.dataset.batch, indices)
         # Unreachable objects of the media library may own threads. A forked process does not have these threads, and
         # would wait for them forever when it frees such an object. Therefore free them before the fork.
         gc.collect()
@@ -189,7 +193,9 @@ class Loader:
         others = set(multiprocessing.active_children())
         with stop_signals_held():
             batches = iter(prepared)
-        workers = set(multiprocessing.active_children()) - others
+        return self._from_workers(batches, set(multiprocessing.active_children()) - others)
+
+    def _from_workers(self, batches: Iterator[Any], workers: set[Any]) -> Iterator[dict[str, Any]]:
         try:
             for batch in batches:
                 yield self.dataset.batch(batch) if isinstance(batch, list) else batch

@@ -71,7 +71,7 @@ def dry_run_training(
         updater, batches, build = _built(stage, once, sizes, ops, processes)
         with stage.play("step"):
             stage.forget()
-            updater.step(0, batches, build, partial(_follow, stage, updater.weights))
+            updater.step(0, updater.prepared(0, batches, build), partial(_follow, stage, updater.weights))
         simulation = None
         if world_size > 1:
             collectives = stage.log.collectives()

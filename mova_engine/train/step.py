@@ -5,9 +5,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +31,9 @@ from mova_engine.train.batch import BuildBatch, LatentBatch
 from mova_engine.train.given_start import GivenStart, SeenNoise
 from mova_engine.train.masters import Weights
 from mova_engine.train.metrics import EXPERTS
+from mova_engine.train.micro_batch import MicroBatch, Preparer
 from mova_engine.train.optimizer import lr_factor, set_lr
-from mova_engine.train.timestep_sampling import StepDraw, draw_noise, draw_step, first_clip
+from mova_engine.train.timestep_sampling import StepDraw
 
 
 def micro_losses(
@@ -149,50 +151,58 @@ class Updater:
         memory = config.memory
         self.runner = layer_runner(memory.checkpointing, memory.inputs == "host", offload_saved=memory.saved == "host")
 
+    def preparer(self, build: BuildBatch, pin: bool = False) -> Preparer:
+        """What makes micro-batches for `step` of a loader's batches. build, pin: as of `Preparer`."""
+        return Preparer(self.config, self.experts, self.processes.shape, self.processes.data_rank, build, pin)
+
+    def prepared(self, step: int, batches: Iterator[Mapping[str, Any]], build: BuildBatch) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of steps `step`, `step + 1`, ..., each prepared when it is asked for."""
+        prepare = self.preparer(build)
+        for number, batch in enumerate(batches, step * prepare.micro_batches):
+            yield prepare(number, batch)
+
     def step(
         self,
         step: int,
-        batches: Iterator[dict],
-        build: BuildBatch,
+        batches: Iterator[MicroBatch],
         at: Callable[[str], None] = lambda stage: None,
         detailed: bool = False,
     ) -> StepResult:
-        """Take step number `step` (from 0) on the next micro-batches. detailed: also the gradients' norms per tower.
-        at: told what the step has come to.
+        """Take step number `step` (from 0) on the next micro-batches, which are prepared for it. detailed: also the
+        gradients' norms per tower. at: told what the step has come to.
 
         The device is waited for once, to learn whether loss and gradients are finite; if not, the weights stay as they
         are.
         """
-        config, settings, processes = self.config, self.config.loader, self.processes
+        config, processes = self.config, self.processes
         groups = processes.shape.data_parallel
         micro_batches = config.micro_batches(processes.shape)
-        clips = micro_batches * settings.batch * groups
-        draw = draw_step(config.diffusion, self.experts, config.seed, step, clips)
         self.weights.zero_grad()
         losses, ids, waited = [], [], 0.0
         stage = f"step {step + 1}: reading clips"
-        heard = None
-        if settings.silent_audio == "mask":
+        heard = draw = None
+        if config.loader.silent_audio == "mask":
             at(stage)
             asked = time.perf_counter()
             # Of all clips of the step it must be known how many are heard, before any of them is learned from.
             held = list(islice(batches, micro_batches))
+            waited = time.perf_counter() - asked
             heard = self._heard(held)
-            batches, waited = iter(held), time.perf_counter() - asked
-        for micro in range(micro_batches):
+            batches = iter(held)
+        for _ in range(micro_batches):
             at(stage)
             asked = time.perf_counter()
-            batch = self._built(next(batches), build, heard)
+            micro = next(batches)
             waited += time.perf_counter() - asked
+            if micro.step != step:
+                raise AssertionError(f"step {step} was given what was prepared for step {micro.step}")
             at(f"step {step + 1}: forward and backward")
-            first = first_clip(micro, groups, processes.data_rank, settings.batch)
-            noise = draw_noise(batch.noise_shapes(), config.seed, step, first, settings.batch)
-            noise = tuple(x.to(batch.audio.device, non_blocking=True) for x in noise)
-            part = draw.part(first, settings.batch)
-            result = micro_losses(self.model, batch, part, noise, config, processes.sharding, self.runner)
+            draw, batch = micro.step_draw, self._masked(micro, heard)
+            result = micro_losses(self.model, batch, micro.draw, micro.noise, config, processes.sharding, self.runner)
             (result.total / micro_batches).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
             ids += batch.ids
+        assert draw is not None, "a step has a micro-batch"
         at(f"step {step + 1}: update")
         gradients = self.weights.gradients()
         losses = torch.stack(losses).mean(0)
@@ -227,16 +237,19 @@ class Updater:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
         return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True)
 
-    def _heard(self, held: list[dict]) -> float:
+    def _heard(self, held: list[MicroBatch]) -> float:
         """The share of the step's clips, of all processes, that have sound. held: this one's."""
-        here = torch.cat([batch["heard"] for batch in held])
+        here = torch.cat([micro.heard for micro in held if micro.heard is not None])
         # Those that share clips count the same ones.
         return self.processes.total(float(here.sum())) / self.processes.total(len(here))
 
     @staticmethod
-    def _built(batch: dict, build: BuildBatch, heard: float | None) -> LatentBatch:
+    def _masked(micro: MicroBatch, heard: float | None) -> LatentBatch:
         """heard: as of `_heard`; the clips with sound count more, so that the audio loss is a mean over them."""
-        return build(batch) if heard is None else build(batch, batch["heard"][:, 0] / max(heard, 1e-9))
+        if heard is None or micro.heard is None:
+            return micro.clips
+        factors = micro.heard[:, 0] / max(heard, 1e-9)
+        return replace(micro.clips, audio_factors=factors.to(micro.clips.audio.device))
 
     def _skipped(self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...]) -> StepResult:
         """All processes come here together. own: this one's losses."""

@@ -32,6 +32,7 @@ from mova_engine.train.loss_curve import PICTURE, loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
 from mova_engine.train.model_setup import export_model, outline, with_folders
 from mova_engine.train.optimizer import lr_factor
+from mova_engine.train.prefetch import Prefetch
 from mova_engine.train.preflight import check_folders
 from mova_engine.train.rank_agreement import agree_on_settings
 from mova_engine.train.resume import check_named, find_resume
@@ -172,31 +173,31 @@ class Trainer:
         config, began = self.config, time.monotonic()
         state, processes = parts.state, parts.processes
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
-        batches = iter(parts.loader)
         parts.backend.reset_peak_memory()
-        if self.validation_due or (self.step == 0 and config.validation.at_start):
-            self.validation_due = False
-            self._validate(parts, log, reporter, stop)
-        while self.step < config.steps and not self._asked_to_stop(stop, processes):
-            if stop.save and self.saved_step != self.step:
-                reporter.say(f"saving step {self.step} by request")
-                self._save(parts, reporter)
-            started = time.perf_counter()
-            due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
-            result = updater.step(self.step, batches, parts.build, watch.at, detailed=due)
-            self.step += 1
-            seconds = time.perf_counter() - started
-            self.took = self.took[0] + seconds, self.took[1] + 1
-            self._count(result, reporter, seconds)
-            row = self._row(parts) if due else None
-            if row is not None:
-                log.write(self.step, row)
-                self._tell_scores(log, reporter)
-            reporter.advance(self.step, row)
-            watch.at(f"after step {self.step}: validation and checkpoint", watched=False)
-            self._validate(parts, log, reporter, stop)
-            if self.step % config.checkpoint.every == 0 and self.step < config.steps:
-                self._save(parts, reporter)
+        with self._prefetched(parts, updater) as batches:
+            if self.validation_due or (self.step == 0 and config.validation.at_start):
+                self.validation_due = False
+                self._validate(parts, log, reporter, stop, batches)
+            while self.step < config.steps and not self._asked_to_stop(stop, processes):
+                if stop.save and self.saved_step != self.step:
+                    reporter.say(f"saving step {self.step} by request")
+                    self._save(parts, reporter)
+                started = time.perf_counter()
+                due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
+                result = updater.step(self.step, batches, watch.at, detailed=due)
+                self.step += 1
+                seconds = time.perf_counter() - started
+                self.took = self.took[0] + seconds, self.took[1] + 1
+                self._count(result, reporter, seconds)
+                row = self._row(parts) if due else None
+                if row is not None:
+                    log.write(self.step, row)
+                    self._tell_scores(log, reporter)
+                reporter.advance(self.step, row)
+                watch.at(f"after step {self.step}: validation and checkpoint", watched=False)
+                self._validate(parts, log, reporter, stop, batches)
+                if self.step % config.checkpoint.every == 0 and self.step < config.steps:
+                    self._save(parts, reporter)
         if self.chosen is not None:
             mean = self.took[0] / self.took[1] if self.took[1] else None
             reporter.say(self.chosen.outcome(parts.backend.peak_memory(), mean))
@@ -213,6 +214,12 @@ class Trainer:
         if folder is not None and processes.is_first:
             self._export(folder, reporter)
         return 0
+
+    def _prefetched(self, parts: TrainingRun, updater: Updater) -> Prefetch:
+        backend, index = parts.backend, parts.processes.launch.local_rank
+        prepare = updater.preparer(parts.build, pin=backend.device(index).type != "cpu")
+        count = prepare.micro_batches
+        return Prefetch(parts.loader, prepare, self.step * count, self.config.steps * count, backend, index)
 
     def _export(self, saved: Path, reporter: Reporter) -> None:
         """Write the finished adapters in the dialects asked for, beside the checkpoints. What fails is reported: the
@@ -269,7 +276,9 @@ class Trainer:
             row |= {f"epoch/{name}": epoch for name, epoch in parts.loader.epochs.items()}
         return row
 
-    def _validate(self, parts: TrainingRun, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest) -> None:
+    def _validate(
+        self, parts: TrainingRun, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest, batches: Prefetch
+    ) -> None:
         settings = self.config.validation
         if parts.validator is None or self.step % settings.every:
             return
@@ -277,6 +286,8 @@ class Trainer:
         self.validation_due = self.step < self.config.steps and self._asked_to_stop(stop, parts.processes)
         if self.validation_due:
             return
+        # Clips are encoded by the codecs that samples need.
+        batches.settle()
         sharded = parts.state.weights.shards is not None
         with parts.state.weights.averaged():
             losses = parts.validator.losses(parts.model)

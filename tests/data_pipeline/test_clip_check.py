@@ -3,8 +3,11 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from data_pipeline.conftest import CLIP
+from data_pipeline.test_sound import write
+from data_pipeline.test_windows import TONE, listed
 
 from mova_engine.commands.data_check import main
 from mova_engine.data import clip_check
@@ -74,3 +77,14 @@ def test_the_command(clips, tmp_path, capsys):
     assert main(["--data", str(clips), *options]) == 1
     assert "cannot be used: 3.mp4: " in capsys.readouterr().out
     assert len([json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]) == 9
+
+
+def test_each_window_of_a_long_file_is_looked_at(tmp_path):
+    """A second of sound, the middle half of it silent: two windows of 0.2 s, of which one begins every 0.25 s."""
+    sound = np.concatenate([TONE[:12_000], np.zeros(24_000, np.float32), TONE[:12_000]])
+    write(tmp_path / "long.wav", sound[None])
+    listed(tmp_path, {"video_path": "long.wav"})
+    found, said = checked(tmp_path, tmp_path / "ledger.jsonl", pictures=False, cut_every=0.25)
+    assert found.clips == 4 and [line.split(": ")[1] for line in said[:-2]] == ["long.wav@0.25", "long.wav@0.5"]
+    assert checked(tmp_path, tmp_path / "ledger.jsonl", pictures=False, cut_every=0.25)[0].before == 4
+    assert checked(tmp_path, tmp_path / "ledger.jsonl", pictures=False)[0].clips == 1

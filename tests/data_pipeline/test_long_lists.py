@@ -8,6 +8,7 @@ from data_pipeline.test_manifests import write_csv
 from mova_engine.data import dataset as dataset_module
 from mova_engine.data import loader as loader_module
 from mova_engine.data.clip_sources import read_clips
+from mova_engine.data.clip_table import ClipTable
 from mova_engine.data.dataset import LatentDataset
 from mova_engine.data.loader import build_loader
 from mova_engine.errors import MovaError
@@ -85,3 +86,31 @@ def test_processes_that_found_other_clips_bad_are_told_which(ids):
     """Of a list whose clips are all kept in the order, and of a long one whose ids are not exchanged."""
     said = _different_clips("clips", [(ids, False, {}), (ids, False, {"b": "no such file"}), (ids, False, {})])
     assert said.startswith("the processes do not agree on the clips: 'b' only in ranks 0, 2 (rank 1: no such file); ")
+
+
+def test_several_long_lists_go_on_without_being_read_through(tmp_path, make_cache, monkeypatch):
+    """The digests of a table are those that it holds; names, the order of sources and a short source count too."""
+    monkeypatch.setattr(dataset_module, "MARKED", 0)
+    monkeypatch.setattr(ClipTable, "__iter__", lambda self: pytest.fail("the ids of a table were read"))
+
+    def make(first, second, order=("a", "b"), short=1):
+        write_csv(tmp_path / "a.csv", first)
+        write_csv(tmp_path / "b.csv", second)
+        (tmp_path / "c").mkdir(exist_ok=True)
+        rows = [{"video_path": f"{n}.mp4", "caption": ""} for n in range(short)]
+        (tmp_path / "c" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources = [tmp_path / f"{name}.csv" for name in order] + [tmp_path / "c"]
+        clips = LatentDataset(read_clips(sources, listed=3), make_cache(), preload=False)
+        return build_loader(clips, 4, seed=1)
+
+    state = make(ROWS[:9], ROWS[9:]).state_dict()
+    assert make(ROWS[:9], ROWS[9:]).load_state_dict(state) == []
+    other = [*ROWS[9:-1], {**ROWS[-1], "caption": "another"}]
+    assert "captions or starts have changed" in make(ROWS[:9], other).load_state_dict(state)[0]
+    for changed in (
+        make(ROWS[:10], ROWS[10:]),
+        make(ROWS[:9], ROWS[9:], order=("b", "a")),
+        make(ROWS[:9], ROWS[9:], short=2),
+    ):
+        with pytest.raises(MovaError, match="not those of the checkpoint"):
+            changed.load_state_dict(state)

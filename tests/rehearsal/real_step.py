@@ -65,7 +65,7 @@ def main() -> None:
 
     def again():
         step[0] += 1
-        updater.step(step[0], batches, build)
+        updater.step(step[0], updater.prepared(step[0], batches, build))
         updater.weights.zero_grad()
 
     again()

@@ -146,7 +146,8 @@ def run_updates(model: Mova, steps: int = 1, **overrides) -> tuple[list[dict], d
     size, eight = config.loader.batch, latents(8)
     parts = [part(eight, first, size) for first in range(0, 8, size)]
     micro = chain.from_iterable(parts for _ in range(steps))
-    values = [updater.step(step, micro, lambda batch: batch, detailed=True).values for step in range(steps)]
+    ready = updater.prepared(0, micro, lambda batch: batch)
+    values = [updater.step(step, ready, detailed=True).values for step in range(steps)]
     return values, {w.name: w.tensor.detach().clone() for w in weights.masters}
 
 
@@ -178,8 +179,8 @@ def masked_update(model: Mova, heard: list[int], size: int) -> tuple[dict, dict[
     weights = Weights(model, torch.float32)
     descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.0}], lr=0.0)
     batches = iter(heard_batches(latents(len(heard)), heard, size))
-    build = lambda batch, factors: replace(batch["clips"], audio_factors=factors)  # noqa: E731
-    values = Updater(config, model, weights, descent, OPS).step(0, batches, build).values
+    updater = Updater(config, model, weights, descent, OPS)
+    values = updater.step(0, updater.prepared(0, batches, lambda batch: batch["clips"])).values
     return values, {w.name: w.tensor.grad.clone() for w in weights.masters if w.tensor.grad is not None}
 
 
@@ -217,7 +218,8 @@ def test_what_is_given_in_all_clips_of_a_step_has_no_loss_among_the_metrics(mode
     config = load_config("nano", loader={"batch": 2}, global_batch_size=2, diffusion={given: 1.0})
     weights = Weights(model, torch.float32)
     descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.0}], lr=0.0)
-    values = Updater(config, model, weights, descent, OPS).step(0, iter([latents(2)]), lambda batch: batch).values
+    updater = Updater(config, model, weights, descent, OPS)
+    values = updater.step(0, updater.prepared(0, iter([latents(2)]), lambda batch: batch)).values
     assert [name for name in values if name in ("loss/video", "loss/audio")] == [f"loss/{learned}"]
 
 
