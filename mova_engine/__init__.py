@@ -36,6 +36,7 @@ _PUBLIC = {
         "inference.generated_clip": "GeneratedClip",
         "inference.given_clip": "GivenClip",
         "inference.pipeline": "Pipeline",
+        "inference.sound_pipeline": "GeneratedSound SoundPipeline",
         "models.modality": "Modality",
         "models.mova": "Mova",
         "ops": "OPERATORS Implementation Machine OpTable Operator bind choose",

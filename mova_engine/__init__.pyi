@@ -40,6 +40,8 @@ from mova_engine.errors import MovaError as MovaError
 from mova_engine.inference.generated_clip import GeneratedClip as GeneratedClip
 from mova_engine.inference.given_clip import GivenClip as GivenClip
 from mova_engine.inference.pipeline import Pipeline as Pipeline
+from mova_engine.inference.sound_pipeline import GeneratedSound as GeneratedSound
+from mova_engine.inference.sound_pipeline import SoundPipeline as SoundPipeline
 from mova_engine.models.modality import Modality as Modality
 from mova_engine.models.mova import Mova as Mova
 from mova_engine.ops import OPERATORS as OPERATORS

@@ -24,6 +24,7 @@ def test_the_snippets_run_as_one_program(tmp_path, monkeypatch):
         warnings.filterwarnings("error", category=DeprecationWarning, module="__main__")
         runpy.run_path(str(program), run_name="__main__")
     assert (tmp_path / "ball.mp4").stat().st_size > 1000
+    assert (tmp_path / "ball.wav").stat().st_size > 1000
     assert (tmp_path / "merged" / "model_index.json").exists()
 
 

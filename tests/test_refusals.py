@@ -111,11 +111,13 @@ WRONG = {
         "--data clips --model nano --shard 9/3",
         "--data clips --model nano --workers 0",
         "--data clips --model nano --workers 2 --shard 1/2",
+        "--data clips --model nano --ray --shard 1/2",
         "--data clips --model nano --cut-every -1",
         "--data clips --model nano --device abacus",
     ],
     "data check": [
         "--data nowhere --model nano",
+        "--data clips --model nano --cut-every 0",
         "--data text.txt --model nano",
         "--data clips",
         "--data clips --model giant",

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mova_engine.data.clip_check import check_clips
 
     if config.checkpoint is not None:
-        _, model = open_model(config.checkpoint, config.clip)
+        _, model = open_model(config.checkpoint, config.clip, sound=config.task == "audio")
         shape = model.clip
     else:
         shape = config.clip.over(get_preset(config.model or "").clip)

@@ -37,6 +37,8 @@ class PreviewConfig:
     """Clips to show."""
     silent_audio: Literal["refuse", "zeros", "mask"] = "refuse"
     """Clips without sound, as the trainer's loader.silent_audio."""
+    task: Literal["joint", "audio"] = "joint"
+    """Pictures and sound, or sound alone, of any file: its spectrogram is drawn above the waveform."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
 
     def __post_init__(self) -> None:
@@ -62,11 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mova_engine.data.preview import preview
 
     if config.checkpoint is not None:
-        _, model = open_model(config.checkpoint, config.clip)
+        _, model = open_model(config.checkpoint, config.clip, sound=config.task == "audio")
         shape = model.clip
     else:
         shape = config.clip.over(get_preset(config.model or "").clip)
     options = {"count": config.count, "silent": config.silent_audio, "overwrite": config.overwrite}
+    options |= {"pictures": config.task == "joint"}
     refused = preview(config.data, shape, config.out, **options)  # pyright: ignore[reportArgumentType]
     return 1 if refused else 0
 

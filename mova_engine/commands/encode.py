@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section, to_yaml
@@ -13,8 +13,8 @@ from mova_engine.errors import run_cli
 
 ABOUT = """Encode a folder of clips ahead of training, into the cache that training reads.
 
-Several processes, started by torchrun, by --workers or each with its --shard, fill one folder. Status 1 where clips
-cannot be used; they are named.
+Several processes, by torchrun, --workers (--ray: tasks of Ray) or each with its --shard, fill one folder.
+Status 1 where clips cannot be used; they are named.
 """
 
 
@@ -46,11 +46,19 @@ class EncodeConfig:
     """Of N equal shares the I-th, from 1, as 3/8; default: torchrun's rank."""
     workers: int = 1
     """Processes of this machine that divide the clips among them; they share the device."""
+    ray: bool = False
+    """The workers are tasks of Ray, on this machine: each takes a device of its own, or a CPU."""
+    ray_address: str | None = None
+    """Of a Ray cluster that runs already, whose machines see the clips and the cache under the same paths: auto, or
+    HOST:PORT.
+    """
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
         check(self.workers == 1 or self.shard is None, "--workers and --shard both divide the clips: give one of them")
+        on_ray = self.ray or self.ray_address is not None
+        check(not on_ray or self.shard is None, "--ray and --shard both divide the clips: give one of them")
         usable = self.cut_every is None or 0 < self.cut_every < math.inf
         check(usable, f"cut_every must be a positive number of seconds, got {self.cut_every}")
         check(
@@ -68,6 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
+    options: dict[str, Any] = {
+        "checkpoint": config.checkpoint,
+        "model": config.model,
+        "cache": config.out,
+        "device": config.device,
+        "dtype": config.dtype,
+        "silent": config.silent_audio,
+        "task": config.task,
+        "cut_every": config.cut_every,
+    }
+    if config.ray or config.ray_address is not None:
+        from mova_engine.data.encode_ray import encode_on_ray
+
+        return encode_on_ray(config.data, config.clip, options, config.workers, config.ray_address)
     if config.workers > 1:
         from mova_engine.data.encode_workers import run_workers
 
@@ -75,19 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_workers([to_yaml(replace(config, workers=1, shard=share)) for share in shares])
     from mova_engine.data.encode_folder import encode_folder
 
-    return encode_folder(
-        config.data,
-        config.clip,
-        checkpoint=config.checkpoint,
-        model=config.model,
-        cache=config.out,
-        device=config.device,
-        dtype=config.dtype,
-        silent=config.silent_audio,
-        task=config.task,
-        shard=config.shard,
-        cut_every=config.cut_every,
-    )
+    return encode_folder(config.data, config.clip, shard=config.shard, **options)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from typing import Literal
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.clip_sources import Sources, named, read_clips
 from mova_engine.data.media.contact_sheet import SheetClip, contact_sheet_png
-from mova_engine.data.media.decode import probe, read_clip
+from mova_engine.data.media.decode import probe, probe_sound, read_clip
+from mova_engine.data.media.spectrogram import spectrogram_frames
+from mova_engine.data.metadata import Entry
 from mova_engine.errors import MovaError, counted, require_package
 from mova_engine.files.atomic import write_atomic
 from mova_engine.files.byte_ranges import UnreachableError
@@ -21,12 +23,14 @@ def preview(
     *,
     count: int = 24,
     silent: Literal["refuse", "zeros", "mask"] = "refuse",
+    pictures: bool = True,
     overwrite: bool = False,
     say: Callable[[str], object] = print,
 ) -> int:
     """Write a sheet of the first `count` clips that can be read to `out`, and tell `say` of each what is used of its
     file, and of each that cannot be read why. Returns how many cannot.
 
+    pictures: whether the clips have pictures; of sound alone the sheet shows spectrograms in their place.
     All clips of the folder are read, so that each that training would leave out is named. Raises MovaError if there are
     none that can be used, and if `out` is there already.
     """
@@ -36,7 +40,7 @@ def preview(
     entries, sheet, refused = read_clips(sources), list[SheetClip](), 0
     for entry in entries:
         try:
-            found = read_clip(entry.path, clip, start=entry.start, silent=silent)
+            found = read_clip(entry.path, clip, start=entry.start, silent=silent, pictures=pictures)
         except UnreachableError:
             raise
         except MovaError as error:
@@ -44,16 +48,24 @@ def preview(
             say(f"not used: {entry.id}: {error}")
             continue
         if len(sheet) < count:
-            file = probe(entry.path)
-            used = f"{entry.start:g} to {entry.start + clip.duration:.2f} s of {file.duration:.2f}"
-            used += f", {file.height}x{file.width} at {file.fps:.4g} a second"
+            used = f"{entry.start:g} to {entry.start + clip.duration:.2f} s of {_length(entry, pictures)}"
             sound = "" if found.heard else ", no sound"
             say(f"{entry.id}: {used}{sound}: {entry.caption or '(no caption)'}")
             text = f"{entry.id} ({used}{sound}): {entry.caption}"
-            sheet.append(SheetClip(found.pictures, found.audio, text, clip.fps, clip.sample_rate))
+            shown = found.pictures if pictures else spectrogram_frames(found.audio, clip.frames)
+            sheet.append(SheetClip(shown, found.audio, text, clip.fps, clip.sample_rate))
     if not sheet:
         raise MovaError(f"{named(sources)}: none of {counted(len(entries), 'clip')} can be used")
     write_atomic(out, contact_sheet_png(sheet))
     shape = f"{clip.frames} frames of {clip.height}x{clip.width} at {clip.fps:g} a second"
+    shape = shape if pictures else f"{clip.duration:.2f} s of sound"
     say(f"{out}: {counted(len(sheet), 'clip')} of {len(entries)}, each {shape}; {refused} cannot be used")
     return refused
+
+
+def _length(entry: Entry, pictures: bool) -> str:
+    """How long a clip's file is, in seconds, and what its pictures are."""
+    if not pictures:
+        return f"{probe_sound(entry.path):.2f}"
+    file = probe(entry.path)
+    return f"{file.duration:.2f}, {file.height}x{file.width} at {file.fps:.4g} a second"

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from data_pipeline.media import clicks, every, write_media
+from data_pipeline.test_sound import write
+from data_pipeline.test_windows import TONE
 from PIL import Image
 
 from mova_engine.commands.data_preview import main
@@ -48,3 +50,24 @@ def test_the_command_answers_by_its_status(folder, capsys):
     assert main([*command, "--overwrite"]) == 0
     with pytest.raises(MovaError, match="give --checkpoint, a model folder or run, or --model"):
         main(["--data", str(folder)])
+
+
+def test_sound_alone_is_shown_as_a_spectrogram_above_its_waveform(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a.wav", TONE[None])
+    write(tmp_path / "b.flac", clicks([0.05], 0.3), codec="flac")
+    (tmp_path / "c.mp3").write_bytes(b"no sound")
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"sound {name}")
+    drawn, draw = [], module.contact_sheet_png
+    monkeypatch.setattr(module, "contact_sheet_png", lambda clips: drawn.extend(clips) or draw(clips))
+    command = ["--data", str(tmp_path), "--model", "nano", "--clip.frames", "5", "--task", "audio"]
+    assert main([*command, "--out", str(tmp_path / "sheet.png")]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "a.wav: 0 to 0.21 s of 1.00: sound a" and said[2].startswith("not used: c.mp3: ")
+    assert said[-1].endswith("sheet.png: 2 clips of 3, each 0.21 s of sound; 1 cannot be used")
+    for name, clip in zip(("a.wav", "b.flac"), drawn, strict=True):
+        assert np.array_equal(clip.audio, read_clip(tmp_path / name, CLIP, pictures=False).audio)
+    # 440 Hz is one bright line, near the bottom, from the first frame to the last.
+    rows = drawn[0].video[..., 0].astype(int).mean((0, 2))
+    assert len(drawn[0].video) == 5 and 0.9 < rows.argmax() / len(rows) < 1 and rows[: len(rows) // 2].max() < 100
+    assert Image.open(tmp_path / "sheet.png").size[0] > 100

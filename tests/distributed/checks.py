@@ -16,6 +16,7 @@ from distributed.keeping import (  # noqa: F401 (called by name)
 from distributed.runs import (  # noqa: F401 (called by name)
     both_fail,
     clips_taken,
+    contents_taken,
     encoded_in_rounds,
     process_id,
     resaved,

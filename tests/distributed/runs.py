@@ -1,6 +1,7 @@
 """Training runs inside the processes of a World, and what becomes of them."""
 
 import errno
+import hashlib
 import io
 import os
 import signal
@@ -19,18 +20,22 @@ from mova_engine.codecs import build_audio_codec, build_text_encoder, build_vide
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
+from mova_engine.data import shard_files
 from mova_engine.data.dataset import open_dataset
 from mova_engine.data.latent_cache import LatentCache, Problem
-from mova_engine.data.loader import Loader, build_loader
+from mova_engine.data.loader import build_loader
 from mova_engine.data.metadata import Entry
 from mova_engine.distributed import dcp, reserve, watchdog
 from mova_engine.distributed.processes import Launch, Processes, read_launch, start_processes
 from mova_engine.errors import MovaError
+from mova_engine.files import byte_ranges
 from mova_engine.ops import DTYPES
 from mova_engine.train import clip_data, resume, trainer
 from mova_engine.train import step as step_module
 from mova_engine.train.assembly import assemble, join_processes
+from mova_engine.train.micro_batch import MicroBatch
 from mova_engine.train.model_setup import export_model, outline
+from mova_engine.train.prefetch import Prefetch
 from mova_engine.train.trainer import Trainer
 from mova_engine.train.training_state import save_checkpoint, sharded_save
 
@@ -69,6 +74,8 @@ def run_shared(fault: str | None = None, **settings) -> tuple[int | str, str]:
     guilty = fault is not None and read_launch().rank == 1
     with without_a_picture(), _FAULTS[fault]() if guilty else nullcontext():
         config = configured(**settings)
+        if fault == "shard gone" and guilty:
+            config = replace(config, loader=replace(config.loader, cache=config.folder.with_name("cache of rank 1")))
         if fault == "another setting" and guilty:
             config = replace(config, optim=replace(config.optim, lr=0.5))
         try:
@@ -130,7 +137,21 @@ def _unreadable_on_fitting():
     return patch.object(clip_data, "read_clip", read_clip)
 
 
+def _shard_gone():
+    """The server has no second shard for this process, which finds nothing in another's cache."""
+    return patch.multiple(
+        shard_files,
+        read_range=lambda address, *place: byte_ranges.read_range(_elsewhere(address), *place),
+        read_facts=lambda address: byte_ranges.read_facts(_elsewhere(address)),
+    )
+
+
+def _elsewhere(address: str) -> str:
+    return address.replace("/b.tar", "/not-there.tar")
+
+
 _FAULTS = {
+    "shard gone": _shard_gone,
     "full disk": _full_disk,
     "not finite": _not_finite,
     "unreadable on opening": _unreadable_on_opening,
@@ -143,19 +164,22 @@ _FAULTS = {
 
 def clips_taken(**settings) -> list[list[str]]:
     """Train; the clips that this process was given, by step."""
-    taken, right = [], Loader._batches
+    return [[name for name, _ in batch] for batch in contents_taken(**settings)]
 
-    def batches(loader: Loader):
-        for batch in right(loader):
-            taken.append(batch["id"])
-            yield batch
 
-    Loader._batches = batches
-    try:
+def contents_taken(**settings) -> list[list[tuple[str, str]]]:
+    """Train; the clips that this process trained on, by micro-batch, each with a digest of its sound's latents."""
+    taken, right = [], Prefetch.__next__
+
+    def take(batches: Prefetch) -> MicroBatch:
+        found = right(batches)
+        sounds = [hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16] for x in found.clips.audio]
+        taken.append(list(zip(found.clips.ids, sounds, strict=True)))
+        return found
+
+    with patch.object(Prefetch, "__next__", take):
         status, said = run_shared(**settings)
-    finally:
-        Loader._batches = right
-    assert status == 0, said
+    assert status == 0, (status, said)
     return taken
 
 

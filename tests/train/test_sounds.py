@@ -16,8 +16,10 @@ from mova_engine.data.media.decode import read_clip
 from mova_engine.data.mixture import MixedLoader
 from mova_engine.data.synthetic.notes import generate_sounds
 from mova_engine.data.windows import list_clips
+from mova_engine.diffusion.guidance import Guidance
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import read_tensors
+from mova_engine.inference.sound_pipeline import SoundPipeline
 from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.train import trainer
 
@@ -113,6 +115,16 @@ def test_sound_is_sampled_from_the_runs_checkpoint(mixed, ran, sounds, tmp_path,
     assert rows[0]["caption"] == first["caption"] and rows[0]["source"] == first["video_path"]
     sound = read_clip(made / "000.wav", get_preset("nano").clip, pictures=False, silent="zeros")
     assert np.isfinite(sound.audio).all()
+    pipeline = SoundPipeline.from_pretrained(done.config.folder, device="cpu")
+    again = pipeline([row["caption"] for row in rows], seed=0, steps=2, batch=1)
+    assert [each.seed for each in again] == [row["seed"] for row in rows] == [0, 1]
+    rounded = np.abs(again[0].audio[0, : len(sound.audio)] - sound.audio[: again[0].audio.shape[1]])
+    assert rounded.max() < 1e-4, "the command's, but for 16 bits"
+    assert again[0].save(tmp_path / "again.flac").stat().st_size > 100
+    with pytest.raises(MovaError, match="again.flac is there already"):
+        again[0].save(tmp_path / "again.flac")
+    with pytest.raises(MovaError, match="guidance must be none or text"):
+        pipeline("one low beep", guidance=Guidance("dual"))
     for words, says in (
         ([], "holds an audio tower alone, which makes no clips .*--audio-alone"),
         (["--audio-alone", "--vram", "8GB"], "holds an audio tower alone, which is read as a whole"),
