@@ -1,8 +1,10 @@
 """What every backend provides. A backend is stateless: it may be shared and compared by name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -27,6 +29,8 @@ class Backend:
     changes_timeouts: bool = True
     # The package that brings the device to torch, where it is not torch itself.
     vendor_package: str | None = None
+    # What a task of Ray that computes on one of them takes of its machine.
+    ray_takes: Mapping[str, Any] = MappingProxyType({"num_cpus": 1})
     # Whether it computes in float64; where not, what needs it is computed on the CPU.
     float64: bool = True
     # Whether its convolutions take pictures whose channels come last in memory.

@@ -1,6 +1,7 @@
 """NVIDIA GPUs."""
 
 import weakref
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ _PEAKS = {
 class CudaBackend(Backend):
     name = "cuda"
     collectives = "nccl"
+    ray_takes = MappingProxyType({"num_gpus": 1})
     variables = health_cuda.VARIABLES
 
     def unavailable(self) -> str | None:

@@ -9,6 +9,7 @@ every call of its operators against their documented limits. No run on hardware 
 
 import importlib
 import importlib.util
+from types import MappingProxyType
 
 import torch
 
@@ -23,6 +24,7 @@ _PEAKS = {"Ascend910B": {torch.bfloat16: 376e12, torch.float16: 376e12}}
 class NpuBackend(Backend):
     name = "npu"
     collectives = "hccl"
+    ray_takes = MappingProxyType({"resources": {"NPU": 1}})
     # HCCL_EXEC_TIMEOUT says how long a collective waits, in groups of some ranks too.
     changes_timeouts = False
     vendor_package = "torch_npu"

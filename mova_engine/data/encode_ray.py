@@ -13,10 +13,12 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from mova_engine.backend import describe_backend
 from mova_engine.config.clip import ClipSettings
 from mova_engine.data.clip_sources import Sources, as_sources
 from mova_engine.data.encode_folder import encode_folder
@@ -29,8 +31,6 @@ RETRIES = 3
 ANSWERS_WITHIN_S = 10.0
 # Ray gives a node 30 s to start, which is little on a busy machine: how often it is tried.
 STARTS = 3
-# What a task takes of its machine, by device; else a CPU.
-_TAKES = {"cuda": {"num_gpus": 1}, "npu": {"resources": {"NPU": 1}}}
 
 
 def encode_on_ray(
@@ -49,6 +49,7 @@ def encode_on_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
+    takes = describe_backend(options["device"]).ray_takes
     sources = [path.absolute() for path in as_sources(data)]
     given = {name: value.absolute() if isinstance(value, Path) else value for name, value in options.items()}
     with ended_at_once(lambda: "the same command goes on"):
@@ -57,7 +58,7 @@ def encode_on_ray(
         here = {"include_dashboard": False, "num_cpus": max(shares, os.cpu_count() or 1)} if address is None else {}
         _start(ray, address, here)
         try:
-            return _run(ray, sources, clip, given, shares)
+            return _run(ray, takes, sources, clip, given, shares=shares)
         finally:
             ray.shutdown()
 
@@ -85,10 +86,10 @@ def _start(ray: Any, address: str | None, here: dict[str, Any]) -> None:
                 raise MovaError(f"no Ray at {place}: {str(error).strip().splitlines()[0]}") from None
 
 
-def _run(ray: Any, sources: list[Path], clip: ClipSettings, options: dict[str, Any], shares: int) -> int:
-    takes = _TAKES.get(options["device"], {"num_cpus": 1})
+def _run(ray: Any, takes: Mapping[str, Any], *work: Any, shares: int) -> int:
+    """takes: of its machine, a task. work: arguments of `encode_share` but the share."""
     task = ray.remote(max_retries=RETRIES, **takes)(encode_share)
-    waiting = [task.remote(sources, clip, options, f"{number}/{shares}") for number in range(1, shares + 1)]
+    waiting = [task.remote(*work, f"{number}/{shares}") for number in range(1, shares + 1)]
     worst = 0
     while waiting:
         done, waiting = ray.wait(waiting)

@@ -36,14 +36,15 @@ def agree_on_checkpoint(folder: Path | None, processes: Processes) -> None:
 
 def agree_on_data(codecs: Codecs, clips: LatentDataset, heldout: LatentDataset | None, processes: Processes) -> None:
     """Raise MovaError in all processes if the codecs or the usable clips differ between them."""
-    prints = [None if codec is None else codec.fingerprint() for codec in codecs]
-    _compare(processes, prints, prints, _different_codecs)
     for data, what in ((clips, "clips"), (heldout, "held-out clips")):
         taken = None if data is None else (data.order_digest(), data.in_memory, sorted(data.left_out))
         # The ids of long lists are not exchanged.
         ids = () if data is None or len(data) > MARKED else data.ids
         details = None if data is None else (ids, data.in_memory, data.left_out)
         _compare(processes, taken, details, partial(_different_clips, what))
+    # After the clips, which codecs are fitted to.
+    prints = [None if codec is None else codec.fingerprint() for codec in codecs]
+    _compare(processes, prints, prints, _different_codecs)
 
 
 def _compare(processes: Processes, value: Any, details: Any, explain: Callable[[Sequence[Any]], str | None]) -> None:
