@@ -42,6 +42,10 @@ COMMANDS = {
     ),
     "eval vote serve": ("mova_engine.commands.vote_serve", "serve a page on which raters compare clips, blindly"),
     "eval vote fit": ("mova_engine.commands.vote_fit", "place systems on a scale by their votes, with intervals"),
+    "serve": (
+        "mova_engine.commands.serve_videos",
+        "serve a model: OpenAI's /v1/videos, a page, workers, a queue on disk",
+    ),
     "nano clips": ("mova_engine.commands.nano_clips", "write the embedded data set of bouncing balls that click"),
     "nano sync": ("mova_engine.commands.nano_sync", "measure how well clicks and bounces of generated clips agree"),
     "nano sounds": ("mova_engine.commands.nano_sounds", "write the embedded data set of captioned notes"),

@@ -59,7 +59,7 @@ def kill_round(worker: VideoWorker, store: JobStore, state: str, expected: str) 
     found = hashlib.sha256(store.file(job.id, "video.mp4").read_bytes()).hexdigest()
     assert found == expected, f"{state}: another clip than without a kill"
     left = {path.name for path in store.files.folder_of(job.id).iterdir()}
-    assert left == {"video.mp4", "thumb.webp", "sprite.webp", "waveform.json"}, left
+    assert left == {"video.mp4", "thumb.webp", "sprite.webp", "waveform.json", "manifest.json"}, left
     return "whole"
 
 

@@ -201,6 +201,16 @@ WRONG = {
         "clips --out new --whisper folder",
         "clips --out new --whisper nowhere --workers 0",
     ],
+    "serve": [
+        "",
+        "--checkpoint nowhere",
+        "--checkpoint text.txt",
+        "--checkpoint nowhere --port 70000",
+        "--checkpoint nowhere --worker-only",
+        "--checkpoint nowhere --lora style",
+        "--checkpoint nowhere --workers -1",
+        "--checkpoint nowhere --certificate text.txt",
+    ],
     "eval weights": ["nowhere", "text.txt", "/dev/null"],
     "eval compare": ["nowhere nowhere", "text.txt folder", "folder folder", "clips clips"],
     "eval scores": [

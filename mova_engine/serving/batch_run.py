@@ -19,6 +19,7 @@ from mova_engine.serving.job_store import JobStore
 from mova_engine.serving.job_times import JobProgress, JobTimes, StageSeconds
 from mova_engine.serving.latent_preview import LatentPreview
 from mova_engine.serving.served_clip import ServedClip, ServedFiles
+from mova_engine.serving.served_manifest import ManifestMaker
 from mova_engine.serving.store_errors import StoreRefusal
 from mova_engine.serving.video_job import VideoJob
 
@@ -40,11 +41,13 @@ class BatchRun:
         worker: str,
         pipeline: Pipeline,
         preview: LatentPreview,
+        manifests: ManifestMaker,
         jobs: Sequence[VideoJob],
         requests: Sequence[JobRequest],
         alive: Callable[[], None],
     ) -> None:
         self._store, self._worker, self._pipeline, self._preview = store, worker, pipeline, preview
+        self._manifests = manifests
         self._jobs, self._requests, self._alive = list(jobs), list(requests), alive
         self._wanted, self._completed = {job.id for job in jobs}, 0
         first = requests[0]
@@ -86,8 +89,12 @@ class BatchRun:
 
     def _complete(self, job: VideoJob, made: ServedFiles) -> None:
         """Write a clip's files whole, then say that they are there."""
+        place = next(index for index, each in enumerate(self._jobs) if each.id == job.id)
+        settings = self._requests[place].settings
+        video, manifest = self._manifests.file(job, settings, made.video, len(self._jobs), place)
         files = {
-            "video.mp4": made.video,
+            "video.mp4": video,
+            "manifest.json": manifest,
             "thumb.webp": made.thumb,
             "sprite.webp": made.sprite,
             "waveform.json": made.waveform,
@@ -96,7 +103,7 @@ class BatchRun:
         for name, data in files.items():
             write_atomic(folder / name, data)
         self._store.file(job.id, "preview.webp").unlink(missing_ok=True)
-        facts = {"bytes": len(made.video), "solid_colour": made.solid, "steps": self._count}
+        facts = {"bytes": len(video), "solid_colour": made.solid, "steps": self._count}
         if self._store.finish(job.id, self._worker, facts):
             self._completed += 1
         self._wanted.discard(job.id)

@@ -20,6 +20,7 @@ import torch
 from mova_engine.backend import default_backend, get_backend
 from mova_engine.checkpoints.locate import find_model
 from mova_engine.config.clip import ClipSettings
+from mova_engine.data.media.signer import Signer
 from mova_engine.errors import MovaError, show_warnings
 from mova_engine.inference.clip_generator import MOST_CLIPS, default_batch
 from mova_engine.inference.pipeline import Pipeline
@@ -27,9 +28,10 @@ from mova_engine.ops import DTYPES
 from mova_engine.serving.batch_run import BatchRun, NobodyWaitsError, clear_outputs
 from mova_engine.serving.job_requests import JobRequest, read_request
 from mova_engine.serving.latent_preview import LatentPreview
+from mova_engine.serving.served_manifest import ManifestMaker
 from mova_engine.serving.store_errors import StoreRefusal
 from mova_engine.serving.video_job import BAD_REQUEST, DISK_FULL, INTERNAL, OUT_OF_MEMORY, VideoJob
-from mova_engine.serving.worker_settings import STOP, WorkerSettings
+from mova_engine.serving.worker_settings import SIGNING, STOP, WorkerSettings
 
 # Seconds between looks at the queue.
 _LOOK_S = 0.2
@@ -53,6 +55,10 @@ class VideoWorker:
         self._sign_of_life = time.monotonic()
         self._folder = find_model(settings.checkpoint, log.warning)
         self.pipeline = self._opened()
+        signer = None
+        if settings.sign:
+            signer = Signer.open(self.store.files.folder / SIGNING, settings.certificate, settings.key)
+        self._manifests = ManifestMaker(self._folder, signer, self.store.files.folder / "digests")
         self._preview = LatentPreview(self.store, settings.model, self.pipeline)
 
     def _opened(self) -> Pipeline:
@@ -126,7 +132,8 @@ class VideoWorker:
             read = [(each, self._read(each)) for each in jobs[1:]]
             ready = [(job, request), *((each, found) for each, found in read if found is not None)]
             parts = [each for each, _ in ready], [found for _, found in ready]
-            BatchRun(self.store, self.name, self.pipeline, self._preview, *parts, self._alive_or_raise).run()
+            tools = self.store, self.name, self.pipeline, self._preview, self._manifests
+            BatchRun(*tools, *parts, self._alive_or_raise).run()
         except NobodyWaitsError:
             pass
         except StoppingError:

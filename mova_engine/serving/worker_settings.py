@@ -13,6 +13,8 @@ from mova_engine.serving.store_database import StoreLimits
 
 # The line by which a worker is asked to end in order.
 STOP = "stop"
+# Folder of a store's own key and certificate.
+SIGNING = "signing"
 
 
 @dataclass(frozen=True, kw_only=True)

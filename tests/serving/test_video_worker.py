@@ -53,7 +53,7 @@ def test_a_clip_and_what_a_page_shows_of_it(worker):
     done = store.get(job.id)
     assert (done.status, done.error_message, done.progress, done.step) == ("completed", None, 100, 8)
     names = {path.name for path in store.files.folder_of(job.id).iterdir()}
-    assert names == {"video.mp4", "thumb.webp", "sprite.webp", "waveform.json"}
+    assert names == {"video.mp4", "thumb.webp", "sprite.webp", "waveform.json", "manifest.json"}
     assert done.facts["bytes"] == store.file(job.id, "video.mp4").stat().st_size
     assert Image.open(store.file(job.id, "thumb.webp")).size == (64, 48)
     assert Image.open(store.file(job.id, "sprite.webp")).size == (5 * 64, 4 * 48)

@@ -1,0 +1,33 @@
+"""`mova serve`: a server of video jobs: an API, a page, and the worker processes that make the clips."""
+
+import sys
+from collections.abc import Sequence
+
+from mova_engine.config.serve import SERVE
+from mova_engine.errors import MovaError, require_package, run_cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; jobs in progress then go back to the queue."""
+    config = SERVE.parse(argv)
+    if config is None:
+        return 0
+    for package in ("fastapi", "uvicorn", "sqlalchemy"):
+        require_package(package, "mova serve", instead=" (or the extra: pip install 'mova-engine[serve]')")
+    # Imported late, so that help is instant.
+    from mova_engine.serving.serve_store import serve
+
+    assert config.checkpoint is not None, "it was checked"
+    try:
+        return serve(config, config.checkpoint, _say)
+    except OSError as error:
+        raise MovaError(f"--store {config.store}: {error.strerror or error}") from None
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_cli(main)
