@@ -23,6 +23,7 @@ COMMANDS = {
     "data check": ("mova_engine.commands.data_check", "name the clips that training cannot use, reasons counted"),
     "data index": ("mova_engine.commands.data_index", "write the index of tar shards, which --data then takes"),
     "data preview": ("mova_engine.commands.data_preview", "draw a sheet of what training sees of a folder of clips"),
+    "verify": ("mova_engine.commands.verify_clips", "say who signed clips, and whether they were changed since"),
     "plan": ("mova_engine.plan.__main__", "predict memory, step time and traffic, and recommend how to run"),
     "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),

@@ -1,6 +1,7 @@
 """Every command that README, docs, recipes and example files show is understood, and fits what it is shown for."""
 
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -158,6 +159,11 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch, tmp_path
         shutil.copytree(ROOT / "tests" / "data" / "from_tools", tmp_path, dirs_exist_ok=True)
         (tmp_path / "clips").mkdir()
         (tmp_path / "clips" / "metadata.jsonl").write_text("{}\n")
+    if "--manifest" in shown.words[:-1]:
+        manifest = tmp_path / shown.words[shown.words.index("--manifest") + 1]
+        manifest.parent.mkdir()
+        settings = {"checkpoint": "MOVA-360p", "prompt": "rain on a roof"}
+        manifest.write_text(json.dumps({"mova_manifest": 1, "settings": settings}))
     try:
         if shown.name == "train":
             monkeypatch.undo()
@@ -165,6 +171,7 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch, tmp_path
             _train(shown)
         elif shown.name == "sample":
             monkeypatch.undo()
+            monkeypatch.chdir(tmp_path)
             _sample(shown, monkeypatch)
         else:
             with pytest.raises(Parsed):

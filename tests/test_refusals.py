@@ -63,7 +63,13 @@ WRONG = {
         "--checkpoint folder",
         "--checkpoint folder --prompt ball --steps 0",
         "--checkpoint folder --prompt ball --steps abc",
+        "--manifest nowhere.json",
+        "--manifest text.txt",
+        "--manifest folder",
+        "--checkpoint folder --prompt ball --provenance.key text.txt",
+        "--checkpoint folder --prompt ball --start 2",
     ],
+    "verify": ["nowhere.mp4", "text.txt", "folder", "/dev/null", "", "talking.mp4 --trust text.txt"],
     "lora merge": [
         "--checkpoint nowhere --lora nowhere --out merged",
         "--checkpoint /dev/null --lora text.txt --out merged",

@@ -15,8 +15,9 @@ from mova_engine.config.enhance import BACKENDS, EnhanceConfig, EnhanceMode
 from mova_engine.config.limits import check, check_least, check_threads
 from mova_engine.config.memory import MODES, MemoryConfig, MemoryMode
 from mova_engine.config.parallel import ParallelConfig
-from mova_engine.config.rehearsal import RehearsalOptions
+from mova_engine.config.remaking import SampleOptions, settings_in
 from mova_engine.config.shorthand import Shorthand
+from mova_engine.config.signing import ProvenanceSettings
 from mova_engine.errors import MovaError
 
 # The word for the reference's own negative prompt.
@@ -73,6 +74,8 @@ class SampleConfig:
     """Frames that two windows share, 4n+1; default: about a quarter of a window."""
     given: Annotated[Literal["video", "audio"] | None, _GIVEN] = None
     """With prompts from a folder of clips: what is given of each; the other is made for it."""
+    start: Annotated[float, _GIVEN] = 0.0
+    """Where in the file of --image, --video or --audio it begins, in seconds."""
     video_passes: Annotated[str, _GIVEN] = "exact"
     """With a given video, how often the video tower runs: exact, in each step; a number N, in one of N steps; once, at
     the cost of sound that it does not adapt to."""
@@ -155,6 +158,9 @@ class SampleConfig:
     """The most of the device's memory to use, such as 12GB or 12GiB; default: what is free."""
     ram: Annotated[str | None, section("Memory")] = None
     """The most of the host's memory to use, over all processes of a machine; default: what is free."""
+    no_provenance: Annotated[bool, section("Provenance")] = False
+    """Do not sign the clips. Their manifests are written all the same."""
+    provenance: Annotated[ProvenanceSettings, section("Provenance")] = field(default_factory=ProvenanceSettings)
 
     def __post_init__(self) -> None:
         check(
@@ -162,6 +168,9 @@ class SampleConfig:
             "what to sample: give --prompt, a text, or --prompts, a folder of clips or a text file; one of the two",
         )
         self._check_given()
+        check(
+            not (self.no_provenance and self.provenance.asked), "--no-provenance signs no clip: leave --provenance out"
+        )
         check_least(self, "", batch=1, steps=1, exact_steps=1)
         check(self.exact_steps is None or self.attention != "exact", "--exact-steps goes with --attention")
         check(self.attention == "exact" or not self.audio_alone, "--audio-alone has no video: leave --attention out")
@@ -265,6 +274,9 @@ class SampleConfig:
         other = self.last_image is not None or bool(self.keyframe)
         check(not other or named in ([], ["audio"]), "--last-image and --keyframe go with no other given pictures")
         check(not other or self.seconds is None, "--last-image and --keyframe do not go with --seconds")
+        starts = any(each is not None for each in (self.image, self.video, self.audio))
+        check(self.start == 0 or starts, "--start goes with --image, --video or --audio")
+        check(0 <= self.start < math.inf, f"start must be a number of seconds from 0 on, got {self.start}")
         pictures = self.image is not None or other or self.seconds is not None
         check(
             not self.audio_alone or (not named and not pictures),
@@ -310,7 +322,8 @@ SAMPLE = Command(
     SampleConfig,
     ABOUT,
     hidden=REFUSED_MEMORY,
-    beside=RehearsalOptions,
+    beside=SampleOptions,
+    translators={"--manifest": settings_in},
     shorthands=(
         Shorthand("memory", MODES["inference"], MemoryMode, section("Memory")),
         Shorthand("enhance", BACKENDS, EnhanceMode, section("Prompts")),

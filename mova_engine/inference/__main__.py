@@ -9,16 +9,16 @@ from mova_engine.rehearsal.rehearse import dry_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample clips as the command line asks; returns 0. Raises MovaError for whatever is wrong with its arguments."""
-    config, rehearsal = SAMPLE.parse_both(argv)
+    config, options = SAMPLE.parse_both(argv)
     if config is None:
         return 0
-    if rehearsal.dry_run:
-        print(dry_run("mova_engine.inference.dry_run:in_this_process", config, rehearsal))
+    if options.dry_run:
+        print(dry_run("mova_engine.inference.dry_run:in_this_process", config, options))
         return 0
     # Imported late, so that help is instant.
     from mova_engine.inference.sampling_run import run
 
-    return run(config)
+    return run(config, options.manifest)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ class Prompt:
     """A caption, the first frame (uint8 [h, w, 3]; None: white), the frame's source, for the output's metadata, and
     what is given of the clip.
 
-    seed: its own; None: one is counted up.
+    seed: its own; None: one is counted up. file: the first frame's, where that is a file of its own, and `start`, the
+    time of the frame in it, in seconds.
     """
 
     caption: str
@@ -88,6 +89,8 @@ class Prompt:
     source: str | None = None
     seed: int | None = None
     given: GivenClip | None = None
+    file: Path | None = None
+    start: float = 0.0
 
 
 def strengths_of(prompts: Sequence[str], adapters: OfClips) -> list[Mapping[str, Strength] | None]:
@@ -166,7 +169,8 @@ def prompts_of_lines(lines: Sequence[str], clip: ClipConfig, source: str, folder
         if seed is not None and not re.fullmatch(r"\d+", seed):
             raise MovaError(f"{where}: --d takes a seed, a whole number, got '{seed}'")
         frame = read_frame(folder / given["i"], clip) if "i" in given else None
-        prompts.append(Prompt(caption, frame, given.get("i"), None if seed is None else int(seed)))
+        file = folder / given["i"] if "i" in given else None
+        prompts.append(Prompt(caption, frame, given.get("i"), None if seed is None else int(seed), file=file))
     if unused:
         what = ", ".join(sorted(set(unused.values())))
         log.warning("%s: %s of a line are not used: %s are the same for all prompts", source, ", ".join(unused), what)
@@ -184,7 +188,11 @@ def _prompts_of_clips(folder: Path, clip: ClipConfig, given: tuple[Kept, Kept]) 
                     raise MovaError(f"{entry.path}: what is given of a clip must be a file of its own, not in a shard")
                 kept = GivenClip(entry.path, *given, entry.start)
                 kept.check(clip)
-            prompts.append(Prompt(entry.caption, read_frame(entry.path, clip, entry.start), entry.id, given=kept))
+            frame, file = (
+                read_frame(entry.path, clip, entry.start),
+                entry.path if isinstance(entry.path, Path) else None,
+            )
+            prompts.append(Prompt(entry.caption, frame, entry.id, given=kept, file=file, start=entry.start))
         except MovaError as error:
             log.warning("clip '%s' gives no prompt: %s", entry.id, error)
             reason = str(error)

@@ -1,14 +1,17 @@
-"""The folder that sampling writes: NNN.mp4, or NNN.wav of sound alone, metadata.jsonl and contact_sheet.png."""
+"""The folder that sampling writes: NNN.mp4, or NNN.wav of sound alone, with manifests NNN.json, metadata.jsonl and
+contact_sheet.png.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mova_engine.config.model import ClipConfig
+from mova_engine.data.media.clip_manifest import ClipManifest, manifest_path
 from mova_engine.data.media.contact_sheet import SheetClip, contact_sheet_png
 from mova_engine.data.metadata import FILES
 from mova_engine.errors import MovaError, require_package
@@ -44,12 +47,14 @@ class SampleFolder:
     ) -> None:
         require_package("matplotlib", f"the contact sheet, {SHEET},")
         self.folder, self.shape, self._suffix = Path(folder), shape, "wav" if sound else "mp4"
+        self.clips = clips
         self.written = 0
         self._old: list[str] = []
         self._sheet: list[SheetClip] = []
         check_writable(self.folder, OPTION)
         self._record = Written(self.folder, "sample")
-        names = [LISTING, SHEET, *map(self._name, range(clips))]
+        clip_names = [self._name(index) for index in range(clips)]
+        names = [LISTING, SHEET, *clip_names, *(manifest_path(name).name for name in clip_names)]
         # A folder with two metadata files could not be read.
         for other in (name for name in FILES if name != LISTING and os.path.lexists(self.folder / name)):
             raise MovaError(f"{self.folder} holds clips that are listed in {other}: {WAY_OUT}")
@@ -76,15 +81,34 @@ class SampleFolder:
                 self._show(shown_clip(clip, self.shape, clips), row["caption"])
         return True
 
-    def add(self, clip: EncodedClip, caption: str, facts: Mapping[str, Any]) -> Path:
-        """Write one clip and its metadata row: `video_path`, `caption` and `facts`. Returns the path of its file."""
+    def add(
+        self,
+        clip: EncodedClip,
+        caption: str,
+        facts: Mapping[str, Any],
+        described: Callable[[str, bytes], tuple[bytes, ClipManifest]] | None = None,
+    ) -> Path:
+        """Write one clip and its metadata row: `video_path`, `caption` and `facts`. Returns the path of its file.
+
+        described: makes of a name and a file's content the file as it is written, signed, and its manifest, which is
+        written beside it; None: the file is written as it is, without one.
+        """
         try:
             while self._old:
                 self._record.remove(self._old.pop())
         except OSError as error:
             raise MovaError(f"cannot replace {error.filename}: {error.strerror}") from None
-        name = self._name(self.written)
-        path = self._record.write(name, clip.data, WAY_OUT, sync=False)
+        name, data = self._name(self.written), clip.data
+        if described is not None:
+            data, manifest = described(name, data)
+            self._record.write(manifest_path(name).name, manifest.to_bytes(), WAY_OUT, sync=False)
+        try:
+            path = self._record.write(name, data, WAY_OUT, sync=False)
+        except BaseException:
+            # A run that is stopped here leaves no manifest without its clip.
+            if described is not None:
+                self._record.remove(manifest_path(name).name)
+            raise
         self._list(json.dumps({"video_path": name, "caption": caption, **facts}, ensure_ascii=False) + "\n")
         self.written += 1
         self._show(clip.sheet, caption)

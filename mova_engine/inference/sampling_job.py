@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -143,19 +144,25 @@ def batch_of(job: SamplingJob) -> int:
 
 
 def _work(config: SampleConfig, shape: ClipConfig, given: GivenClip | None) -> list[tuple[Prompt, Request]]:
-    image = read_frame(config.image, shape) if config.image else None
+    image = read_frame(config.image, shape, config.start) if config.image else None
     if given is not None:
         given.check(shape)
     from_file = given.path if given is not None else config.extend or config.image
     source = None if from_file is None else str(from_file)
     if config.prompts is None:
-        prompts = [Prompt(config.prompt or "", image, source, given=given)]
+        prompts = [Prompt(config.prompt or "", image, source, given=given, file=config.image, start=config.start)]
     else:
         prompts = read_prompts(config.prompts, shape, _KEPT[config.given], frames=not config.audio_alone)
         if image is not None:
             if any(prompt.first_frame is not None for prompt in prompts):
                 raise MovaError(f"--image and {config.prompts} both give first frames: leave --image out")
-            prompts = [replace(prompt, first_frame=image, source=source) for prompt in prompts]
+            first: dict[str, Any] = {
+                "first_frame": image,
+                "source": source,
+                "file": config.image,
+                "start": config.start,
+            }
+            prompts = [replace(prompt, **first) for prompt in prompts]
     last_frame = read_frame(config.last_image, shape) if config.last_image else None
     keyframes = read_keyframes(config.keyframe, shape)
     if last_frame is not None and any(index == shape.frames - 1 for index, _ in keyframes):
@@ -167,9 +174,9 @@ def _work(config: SampleConfig, shape: ClipConfig, given: GivenClip | None) -> l
 def _given(config: SampleConfig) -> GivenClip | None:
     """What the command gives of its one clip."""
     if config.video is not None:
-        return GivenClip.pictures(config.video)
+        return replace(GivenClip.pictures(config.video), start=config.start)
     if config.audio is not None:
-        return GivenClip.sound(config.audio)
+        return replace(GivenClip.sound(config.audio), start=config.start)
     if config.retake is None or config.window is None:
         return None
     window = Window(*config.window)

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from rich.text import Text
 from mova_engine.checkpoints.folder import diffusion_settings
 from mova_engine.config.memory import VAE_STRIDE, VAE_TILE
 from mova_engine.config.sample import SampleConfig
+from mova_engine.data.media.clip_manifest import ClipManifest
 from mova_engine.data.media.decode import Clip
+from mova_engine.data.media.provenance import PACKAGES
+from mova_engine.data.media.signer import Signer
 from mova_engine.data.text import shown
 from mova_engine.distributed.processes import Launch, Processes, rank0_first, read_launch
 from mova_engine.distributed.stop_signals import StopRequest, ended_at_once
@@ -24,6 +28,7 @@ from mova_engine.files.byte_ranges import without_query
 from mova_engine.inference.audio_alone import generate_sound
 from mova_engine.inference.clip_facts import facts_of_enhanced, facts_of_given, facts_of_run
 from mova_engine.inference.clip_generator import FIRST_STEP, LOADING
+from mova_engine.inference.clip_manifests import ManifestMaker, records_of, signer_of
 from mova_engine.inference.command_settings import attention_of, schedule_of
 from mova_engine.inference.denoising import Step
 from mova_engine.inference.encoded_clip import SHEET_CLIPS, EncodedClip, encoded_sound, sample_encoders
@@ -34,6 +39,7 @@ from mova_engine.inference.process_mesh import join_processes
 from mova_engine.inference.prompts.enhanced_prompt import EnhancedPrompt
 from mova_engine.inference.prompts.prompt_enhancer import PromptEnhancer
 from mova_engine.inference.prompts.text_limit import text_limit
+from mova_engine.inference.remade_clip import RemadeClip
 from mova_engine.inference.requests import Prompt
 from mova_engine.inference.sample_folder import LISTING, SampleFolder
 from mova_engine.inference.sampling_job import SamplingJob, batch_of, read_job, with_enhanced
@@ -43,6 +49,8 @@ from mova_engine.ops import DTYPES
 
 # The advice in the error message after a process has died.
 REMEDY = "clips that metadata.jsonl lists are complete; the same command with --overwrite makes all of them anew"
+# What is said where the packages that sign are missing.
+UNSIGNED = f"clips are not signed: pip install {' '.join(PACKAGES.values())} signs them, --no-provenance leaves it out"
 # What is said of tiles.
 TILES = (
     f"video VAE in tiles of {VAE_TILE * VAE_STRIDE} pixels, blended where both are right: seams are off by rounding at "
@@ -50,16 +58,19 @@ TILES = (
 )
 
 
-def run(config: SampleConfig) -> int:
+def run(config: SampleConfig, manifest: Path | None = None) -> int:
     """Sample clips as `config` says; returns 0. Raises MovaError for settings or files that cannot be used.
+
+    manifest: of a clip that is made again, whose settings `config` has. Returns 1 where the clip is another one.
 
     All processes call this; only rank 0 prints and writes files.
     """
     launch = read_launch()
+    remade = None if manifest is None else RemadeClip.read(manifest, config)
     if launch.world > 1:
-        return _run_job(config, launch)
+        return _run_job(config, launch, remade)
     with ended_at_once(lambda: _left(config)) as stop:
-        return _run_job(config, launch, stop)
+        return _run_job(config, launch, remade, stop)
 
 
 def _left(config: SampleConfig) -> str:
@@ -71,10 +82,11 @@ def _left(config: SampleConfig) -> str:
     return f"the clips that {listing} lists are complete; the same command {then}"
 
 
-def _run_job(config: SampleConfig, launch: Launch, stop: StopRequest | None = None) -> int:
+def _run_job(config: SampleConfig, launch: Launch, remade: RemadeClip | None, stop: StopRequest | None = None) -> int:
     with rank0_first(launch):
         job = read_job(config, launch)
         enhancer = _enhancer(job)
+        signer = signer_of(config) if launch.rank == 0 else None
         processes = join_processes(config.parallel, job.backend, launch, job.mesh)
     watch = Watch(launch, config.parallel.timeout, remedy=REMEDY)
     before = signal.signal(signal.SIGTERM, watch.stop) if launch.world > 1 else None
@@ -82,7 +94,7 @@ def _run_job(config: SampleConfig, launch: Launch, stop: StopRequest | None = No
         with watch.guard():
             if enhancer is not None:
                 job = _enhanced(job, enhancer, processes, watch, stop)
-            return _sample(job, processes, watch, stop)
+            return _sample(job, processes, watch, stop, remade, signer)
     finally:
         watch.close()
         processes.close()
@@ -123,17 +135,28 @@ def _console(processes: Processes) -> Console:
     return Console(stderr=True, quiet=not processes.is_first, soft_wrap=True, markup=False, highlight=False)
 
 
-def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequest | None) -> int:
+def _sample(
+    job: SamplingJob,
+    processes: Processes,
+    watch: Watch,
+    stop: StopRequest | None,
+    remade: RemadeClip | None,
+    signer: Signer | None,
+) -> int:
     config, folder, backend, first = job.config, job.folder, job.backend, processes.is_first
     console = _console(processes)
+    kept = None
+    if remade is not None:
+        job, kept = remade.job(job)
     # The clips are divided among the data-parallel groups.
     batch = batch_of(job)
     chosen = choose_memory_of(job, processes, batch)
     if chosen is not None:
         console.print(chosen.words())
-    out, run = None, None if stop is None else job.name
+    out, run = None, None if stop is None or remade is not None else job.name
     if first:
-        out = SampleFolder(config.out, job.clip, len(job.work), config.overwrite, sound=config.audio_alone, run=run)
+        count = len(job.work) if remade is None else 1
+        out = SampleFolder(config.out, job.clip, count, config.overwrite, sound=config.audio_alone, run=run)
         if out.written:
             console.print(f"{counted(out.written, 'clip')} of a run of this command that was stopped stay; going on")
             job = replace(job, work=job.work[out.written :], enhanced=job.enhanced[out.written :])
@@ -147,9 +170,19 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequ
     pipeline = open_job(job, processes, chosen, console)
     facts = {**facts_of_run(config, folder, job.settings, pipeline.schedule, job.lora), "run": run}
     backend.use_threads(config.threads, job.model.video.dim)
+    records = None
+    if first:
+        if signer is None and not config.no_provenance:
+            console.print(UNSIGNED)
+        with console.status(Text(f"SHA-256 of {folder} (kept for the next time)")):
+            records = records_of(job, batch, chosen, facts, signer)
+    if remade is not None and records is not None:
+        records = replace(records, original_prompt=remade.manifest.original_prompt)
+        for line in remade.differences(records.manifest(kept or 0)):
+            console.print(f"warning: {line}")
     backend.reset_peak_memory()
     started, clock = time.perf_counter(), StepClock(FIRST_STEP)
-    _run(pipeline, job, batch, out, facts, console, watch, clock, stop)
+    written = _run(pipeline, job, batch, out, records, facts, console, watch, clock, stop, kept)
     if chosen is not None:
         console.print(chosen.outcome(backend.peak_memory(), clock.mean))
     if out is None:
@@ -157,9 +190,13 @@ def _sample(job: SamplingJob, processes: Processes, watch: Watch, stop: StopRequ
     sheet, seconds = out.finish(), time.perf_counter() - started
     several = f", {processes.launch.world} processes: {job.mesh}" if processes.launch.world > 1 else ""
     how = f"{backend.name}, batch {batch}{several}"
-    made, shown = len(job.work), f" (of the first {SHEET_CLIPS})" if len(job.work) > SHEET_CLIPS else ""
+    made, shown = len(written), f" (of the first {SHEET_CLIPS})" if len(job.work) > SHEET_CLIPS else ""
     print(f"{counted(made, 'clip')} in {out.folder} in {seconds:.1f} s ({how}); to look at: {sheet}{shown}")
-    return 0
+    if remade is None:
+        return 0
+    same, line = remade.outcome(written[0])
+    print(line)
+    return 0 if same else 1
 
 
 def choose_memory_of(job: SamplingJob, processes: Processes, batch: int) -> ChosenMemory | None:
@@ -227,13 +264,18 @@ def _run(
     job: SamplingJob,
     batch: int,
     out: SampleFolder | None,
+    records: ManifestMaker | None,
     facts: dict,
     console: Console,
     watch: Watch,
     clock: StepClock,
     stop: StopRequest | None,
-) -> None:
-    """Make the clips; in the first process, write them to `out`."""
+    kept: int | None,
+) -> list[ClipManifest]:
+    """Make the clips; in the first process, write them to `out`, and return their manifests. kept: the place of the one
+    that is written; None: all are.
+    """
+    written = list[ClipManifest]()
     work, settings, groups = job.work, job.settings, job.mesh.data_parallel
     turns = -(-len(work) // (batch * groups))
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TimeRemainingColumn()
@@ -267,17 +309,24 @@ def _run(
         else:
             clips = extended(pipeline, encoders, requests, settings, job.extension, source=job.source, **heard)
         texts = job.enhanced or [None] * len(work)
-        for (prompt, request), text, clip in zip(work, texts, clips, strict=True):
-            if out is None or clip is None:
+        for index, ((prompt, request), text, clip) in enumerate(zip(work, texts, clips, strict=True)):
+            if out is None or records is None or clip is None or kept not in (None, index):
                 continue
             given = {**facts_of_given(request.given), **facts_of_enhanced(text)}
             facts_of_clip = {"seed": request.seed, "source": prompt.source, **given, **facts}
             if clip.solid:
                 facts_of_clip["solid_colour"] = True
                 console.print(f"warning: clip {out.written} ('{shown(prompt.caption)}') stays one solid colour")
-            out.add(clip, prompt.caption, facts_of_clip)
-            progress.update(task, description=f"sampling, {out.written} of {len(work)} clips written")
+
+            def described(name: str, data: bytes, index: int = index) -> tuple[bytes, ClipManifest]:
+                made, manifest = records.file(records.manifest(index), name, data)
+                written.append(manifest)
+                return made, manifest
+
+            out.add(clip, prompt.caption, facts_of_clip, described)
+            progress.update(task, description=f"sampling, {out.written} of {out.clips} clips written")
     if pipeline.options.attention is not None:
         console.print(pipeline.options.attention.words())
     if settings.first_block is not None:
         console.print(f"step cache: {passes[1] - passes[0]} of {passes[1]} passes of the video tower were left out")
+    return written

@@ -47,7 +47,7 @@ def clip() -> bytes:
 
 @pytest.fixture(scope="module")
 def signed_clip(clip, signer) -> bytes:
-    return signed(clip, FACTS, signer, "clip.mp4")
+    return signed(clip, FACTS, signer)
 
 
 @pytest.fixture
@@ -100,12 +100,12 @@ def test_the_header_goes_first_and_every_frame_is_where_it_was(clip, tmp_path):
 
 
 def test_the_same_clip_signs_to_the_same_bytes(clip, signed_clip, signer, tmp_path):
-    assert signed(clip, FACTS, signer, "clip.mp4") == signed_clip
-    assert signed(clip, {**FACTS, "seed": 4}, signer, "clip.mp4") != signed_clip
+    assert signed(clip, FACTS, signer) == signed_clip
+    assert signed(clip, {**FACTS, "seed": 4}, signer) != signed_clip
     for data in (clip, signed_clip):
         parent = tmp_path / "parent.mp4"
         parent.write_bytes(data)
-        first, again = (signed(clip, FACTS, signer, "edited.mp4", parent=parent) for _ in range(2))
+        first, again = (signed(clip, FACTS, signer, parent=parent) for _ in range(2))
         assert first == again
 
 
@@ -120,9 +120,9 @@ def test_what_is_stated_is_read_back(signed_clip, clip, verified, signer):
 def test_a_signer_is_trusted_by_its_authority_and_by_its_own_user(clip, verified, tmp_path, signed_clip):
     own, other = Signer.open(tmp_path / "own"), Signer.open(tmp_path / "other")
     authority = tmp_path / "own" / "authority.pem"
-    assert verified(signed(clip, FACTS, own, "clip.mp4"), trust=[authority]).trusted
-    assert not verified(signed(clip, FACTS, other, "clip.mp4"), trust=[authority]).trusted
-    assert verified(signed(clip, FACTS, Signer.open(), "clip.mp4")).trusted
+    assert verified(signed(clip, FACTS, own), trust=[authority]).trusted
+    assert not verified(signed(clip, FACTS, other), trust=[authority]).trusted
+    assert verified(signed(clip, FACTS, Signer.open())).trusted
     with pytest.raises(MovaError, match=r"text.txt: holds no certificate in PEM"):
         (tmp_path / "text.txt").write_text("none")
         verified(signed_clip, trust=[tmp_path / "text.txt"])
@@ -184,7 +184,7 @@ def test_a_parent_comes_along_with_its_own_state(clip, signed_clip, signer, veri
     states = {"unsigned": clip, "valid": signed_clip, "altered": flipped(signed_clip, media.end - 9)}
     for state, data in states.items():
         (tmp_path / "parent.mp4").write_bytes(data)
-        found = verified(signed(clip, FACTS, signer, "edited.mp4", parent=tmp_path / "parent.mp4"))
+        found = verified(signed(clip, FACTS, signer, parent=tmp_path / "parent.mp4"))
         assert found.state == "valid"
         assert found.actions == ("c2pa.opened", "c2pa.edited")
         assert found.source == "compositeWithTrainedAlgorithmicMedia"
@@ -272,7 +272,7 @@ KEYS = {
 def test_bought_certificates_sign_by_every_algorithm(algorithm, clip, tmp_path, verified):
     signer = Signer.open(None, *bought(tmp_path, KEYS[algorithm]()))
     assert (signer.algorithm, signer.name, signer.own) == (algorithm, "A Studio", False)
-    first, again = (signed(clip, FACTS, signer, "clip.mp4") for _ in range(2))
+    first, again = (signed(clip, FACTS, signer) for _ in range(2))
     found = verified(first)
     assert (found.state, found.signer) == ("valid", "A Studio")
     # Signatures of RSA are random.
@@ -314,7 +314,7 @@ def test_certificates_that_cannot_sign_are_refused_at_the_start(tmp_path):
 @pytest.mark.long
 def test_a_certificate_that_ran_out_since_is_no_change_of_the_clip(clip, tmp_path, verified):
     signer = Signer.open(None, *bought(tmp_path, KEYS["ES256"](), days=(-1, 5 / 86400)))
-    data = signed(clip, FACTS, signer, "clip.mp4")
+    data = signed(clip, FACTS, signer)
     assert verified(data).state == "valid"
     time.sleep((signer.ends - datetime.now(UTC)).total_seconds() + 1)
     found = verified(data)

@@ -166,7 +166,7 @@ def test_the_command_writes_once_what_one_process_writes(worlds, checkpoint, tmp
     assert main(command(checkpoint, tmp_path / "one", "--device", "cpu")) == 0
     # Beside the record of what the engine has written there.
     names = [sorted(path.name for path in (tmp_path / folder).glob("[!.]*")) for folder in ("one", "two")]
-    assert names[0] == names[1] == ["000.mp4", "contact_sheet.png", "metadata.jsonl"]
+    assert names[0] == names[1] == ["000.json", "000.mp4", "contact_sheet.png", "metadata.jsonl"]
     rows = [json.loads((tmp_path / folder / "metadata.jsonl").read_text()) for folder in ("one", "two")]
     # Runs of several processes do not go on after a stop, and have no name.
     assert isinstance(rows[0].pop("run"), str) and rows[1].pop("run") is None

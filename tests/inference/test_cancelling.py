@@ -288,7 +288,12 @@ def test_the_same_command_goes_on_after_the_clips_that_are_complete(command, sig
     assert command(words) == 143
     assert len(steps) == STEPS + 2
     assert [row["video_path"] for row in rows(out)] == ["000.mp4"]
-    assert sorted(path.name for path in out.iterdir()) == [".mova_written.jsonl", "000.mp4", "metadata.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".mova_written.jsonl",
+        "000.json",
+        "000.mp4",
+        "metadata.jsonl",
+    ]
     said = " ".join(capsys.readouterr().err.split())
     assert f"the clips that {out / 'metadata.jsonl'} lists are complete; the same command goes on from there" in said
     first = (out / "000.mp4").stat()
@@ -314,18 +319,22 @@ def test_the_same_command_goes_on_after_the_clips_that_are_complete(command, sig
         command(words)
 
 
-def test_a_signal_while_a_clip_is_written_leaves_no_part_of_it(command, monkeypatch, tmp_path):
+@pytest.mark.parametrize("names", [["000.json"], ["000.json", "000.mp4"]])
+def test_a_signal_while_a_clip_is_written_leaves_no_part_of_it(names, command, monkeypatch, tmp_path):
     replaced, real = [], os.replace
 
     def stopped(source, target):
-        replaced.append(target)
-        signal.raise_signal(signal.SIGINT)
+        # Digests and keys that are kept for the user are written too.
+        if target.parent == tmp_path / "out":
+            replaced.append(target)
+            if target.name == names[-1]:
+                signal.raise_signal(signal.SIGINT)
         real(source, target)
 
     monkeypatch.setattr("mova_engine.files.atomic.os.replace", stopped)
     assert command("") == 130
     monkeypatch.undo()
-    assert [path.name for path in replaced] == ["000.mp4"]
+    assert [path.name for path in replaced] == names
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".mova_written.jsonl"]
     assert command("") == 0 and len(rows(tmp_path / "out")) == 1
 

@@ -52,7 +52,7 @@ def rows(folder) -> list[dict]:
 
 def test_a_prompt_becomes_an_mp4_with_sound_and_picture_in_step(sample, picture, capsys):
     folder = sample("--prompt", "two colours", "--image", picture, "--seed", 7)
-    names = [".mova_written.jsonl", "000.mp4", "contact_sheet.png", "metadata.jsonl"]
+    names = [".mova_written.jsonl", "000.json", "000.mp4", "contact_sheet.png", "metadata.jsonl"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert "1 clip in" in capsys.readouterr().out
     with av.open(str(folder / "000.mp4")) as container:

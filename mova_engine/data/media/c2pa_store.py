@@ -13,9 +13,16 @@ from mova_engine.data.media.mp4_boxes import Box, boxes
 from mova_engine.errors import MovaError
 
 _MANIFEST, _SALT = b"c2ma", b"c2sh"
-# The boxes that hold others, by what their kind begins with, with the label that they must have; then what each kind
-# ends with, and the flags: requestable, with a label.
-_HOLDERS = {b"c2pa": b"c2pa", _MANIFEST: None, b"c2as": b"c2pa.assertions", b"c2cl": None, b"c2cs": b"c2pa.signature"}
+# The boxes that hold others, by what their kind begins with, with the labels that they may have, if given; then what
+# each kind ends with, and the flags: requestable, with a label.
+_HOLDERS = {
+    b"c2pa": (b"c2pa",),
+    _MANIFEST: (),
+    b"c2as": (b"c2pa.assertions",),
+    b"c2cl": (b"c2pa.claim", b"c2pa.claim.v2"),
+    b"c2cs": (b"c2pa.signature",),
+}
+_LABELS = {label for labels in _HOLDERS.values() for label in labels}
 _KIND_END, _FLAGS = bytes.fromhex("00110010800000aa00389b71"), 3
 
 
@@ -73,25 +80,30 @@ def _flaw(data: bytearray) -> str:
         kind, end = _kind(data, box), bytes(data[described.content + 4 : described.content + 16])
         label = bytes(data[described.content + 17 : described.end]).partition(b"\0")[0]
         if end == _KIND_END and kind in _HOLDERS:
-            wrong |= data[described.content + 16] != _FLAGS or _HOLDERS[kind] not in (None, label)
-        elif label.partition(b".")[0] == b"c2pa" and label in _HOLDERS.values():
+            wrong |= data[described.content + 16] != _FLAGS or bool(_HOLDERS[kind] and label not in _HOLDERS[kind])
+        elif label in _LABELS:
             wrong = True
         if kind == b"c2cs":
-            wrong |= any(_padding(bytes(data[box.content : box.end])))
+            wrong |= not _is_filled(bytes(data[box.content : box.end]))
     return "was changed where nothing is stated" if wrong else ""
 
 
-def _padding(signature: bytes) -> bytes:
-    """What fills the space that a signature did not need: zeros, under the name "pad" (C2PA 2.2, 13.2)."""
-    place = signature.find(b"\x63pad")
-    if place < 0:
-        return b""
-    # A string of bytes in CBOR: its length is in the head's low bits, or in the bytes that follow.
-    head = signature[place + 4]
-    size = {0x58: 1, 0x59: 2, 0x5A: 4}.get(head, 0)
-    begin = place + 5 + size
-    length = int.from_bytes(signature[place + 5 : begin], "big") if size else head & 0x1F
-    return signature[begin : begin + length]
+def _is_filled(signature: bytes) -> bool:
+    """Whether what fills the space that a signature did not need is zeros, under the names "pad" and "pad2" (C2PA 2.2,
+    13.2), and is followed by the payload, null: it is elsewhere.
+    """
+    end = -1
+    for name in (b"\x63pad", b"\x64pad2"):
+        place = signature.find(name + b"\x58"), signature.find(name + b"\x59"), signature.find(name + b"\x5a")
+        begin = max(place) + len(name) + 1
+        if max(place) < 0:
+            continue
+        # A string of bytes in CBOR: its length is in the bytes after the head.
+        size = {0x58: 1, 0x59: 2, 0x5A: 4}[signature[begin - 1]]
+        end = begin + size + int.from_bytes(signature[begin : begin + size], "big")
+        if any(signature[begin + size : end]):
+            return False
+    return end < 0 or signature[end : end + 1] == b"\xf6"
 
 
 def _within(data: bytearray, box: Box) -> Iterator[Box]:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from mova_engine.config.remaking import MANIFEST
 from mova_engine.data.media.mp4_boxes import is_mp4
 from mova_engine.data.media.provenance import content_digests
 from mova_engine.errors import MovaError
@@ -14,6 +15,9 @@ from mova_engine.files.atomic import require_file, write_atomic
 
 FORMAT = 1
 SUFFIX = ".json"
+# What JSON has for each entry.
+_KINDS = {"prompt": str, "seed": int, "original_prompt": str, "settings": dict, "sampling": dict, "checkpoint": str,
+          "weights": dict, "adapters": list, "inputs": dict, "batch": dict, "machine": dict, "file": dict}  # fmt: skip
 # Settings that repeat a prompt, which a signature states only where it is asked to.
 _PROMPTS = ("negative_prompt",)
 
@@ -45,7 +49,7 @@ class ClipManifest:
 
     def to_bytes(self) -> bytes:
         """As the file has it: JSON in UTF-8."""
-        return (json.dumps({"mova_manifest": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n").encode()
+        return (json.dumps({MANIFEST: FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def manifest_path(clip: str | Path) -> Path:
@@ -92,27 +96,26 @@ def read_manifest(path: str | Path) -> ClipManifest:
         raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
         raise MovaError(f"{path}: no manifest of a clip: it is not JSON") from None
-    if not isinstance(content, dict) or "mova_manifest" not in content:
+    if not isinstance(content, dict) or MANIFEST not in content:
         raise MovaError(f"{path}: no manifest of a clip, as mova sample writes beside each: CLIP.json")
     values = cast(dict[str, Any], content)
-    if values.pop("mova_manifest") != FORMAT:
+    if values.pop(MANIFEST) != FORMAT:
         raise MovaError(f"{path}: a manifest of another version of mova_engine, which this one does not read")
-    for each in fields(ClipManifest):
-        _check(path, each.name, values.get(each.name), str(each.type))
-    unknown = sorted(values.keys() - {each.name for each in fields(ClipManifest)})
+    for name, kind in _KINDS.items():
+        _check(path, name, values.get(name), kind)
+    unknown = sorted(values.keys() - _KINDS.keys())
     if unknown:
         raise MovaError(f"{path}: unknown entries: {', '.join(unknown)}")
     given = {name: value for name, value in values.items() if value is not None}
     return ClipManifest(**{**given, "adapters": tuple(given.get("adapters", ()))})
 
 
-def _check(path: str | Path, name: str, value: Any, kind: str) -> None:
+def _check(path: str | Path, name: str, value: Any, kind: type) -> None:
     """MovaError for an entry of a wrong type, or for none where there must be one."""
     if value is None and name not in ("prompt", "seed"):
         return
-    wanted: Any = (
-        str if kind.startswith("str") else int if kind == "int" else list if kind.startswith("tuple") else dict
-    )
-    right = isinstance(value, wanted) and not isinstance(value, bool)
-    if not right or (isinstance(value, list) and not all(isinstance(each, dict) for each in value)):
-        raise MovaError(f"{path}: its entry '{name}' is {'missing' if value is None else 'no ' + wanted.__name__}")
+    right = isinstance(value, kind) and not isinstance(value, bool)
+    if isinstance(value, list):
+        right = right and all(isinstance(each, dict) for each in cast(list[Any], value))
+    if not right:
+        raise MovaError(f"{path}: its entry '{name}' is {'missing' if value is None else f'no {kind.__name__}'}")

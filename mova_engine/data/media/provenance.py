@@ -78,15 +78,13 @@ def sign_mp4(
     facts, parent, errors: as of `signed`.
     """
     require_file(path_in)
-    data = signed(Path(path_in).read_bytes(), facts, signer, Path(path_out).name, parent=parent)
+    data = signed(Path(path_in).read_bytes(), facts, signer, parent=parent)
     with whole_file(path_out) as temporary:
         temporary.write_bytes(data)
 
 
-def signed(
-    data: bytes, facts: Mapping[str, Any], signer: SigningKey, title: str, *, parent: str | Path | None = None
-) -> bytes:
-    """An mp4 file, signed. facts: what the engine states of it, as JSON has it. title: its name.
+def signed(data: bytes, facts: Mapping[str, Any], signer: SigningKey, *, parent: str | Path | None = None) -> bytes:
+    """An mp4 file, signed. facts: what the engine states of it, as JSON has it.
 
     parent: the clip that it was made of, whose own manifests come along; None: it was made by the model alone. Raises
     MovaError for a file that is no mp4, and for a signer whose signatures readers do not accept.
@@ -95,7 +93,7 @@ def signed(
     from c2pa import Signer as NativeSigner
 
     facts = {**facts, "content": content_digests(data)}
-    content = hashlib.sha256(json.dumps([__version__, facts, title], sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps([__version__, facts], sort_keys=True).encode())
     if parent is not None:
         content.update(_file_digest(parent))
     drawn = (
@@ -110,7 +108,7 @@ def signed(
 
     try:
         native = NativeSigner.from_callback(sign, C2paSigningAlg[signer.algorithm], signer.chain.decode())
-        with native, Builder(_manifest(facts, title, identities, parent)) as builder:
+        with native, Builder(_manifest(facts, identities, parent)) as builder:
             if parent is not None:
                 _add_parent(builder, parent, identities[2])
             made = io.BytesIO()
@@ -136,7 +134,7 @@ def content_digests(data: bytes) -> dict[str, str]:
     return digests
 
 
-def _manifest(facts: Mapping[str, Any], title: str, identities: list[str], parent: str | Path | None) -> dict[str, Any]:
+def _manifest(facts: Mapping[str, Any], identities: list[str], parent: str | Path | None) -> dict[str, Any]:
     if parent is None:
         actions: list[dict[str, Any]] = [{"action": "c2pa.created", "digitalSourceType": MADE}]
     else:
@@ -147,7 +145,6 @@ def _manifest(facts: Mapping[str, Any], title: str, identities: list[str], paren
         "instance_id": _instance(identities[1]),
         "claim_generator_info": [{"name": "mova_engine", "version": __version__}],
         "format": MP4,
-        "title": title,
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": actions}},
             {"label": GENERATION, "data": dict(facts)},

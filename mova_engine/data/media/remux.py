@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from mova_engine.data.media.container import audio_stream, channel_order, open_media, video_stream
 from mova_engine.data.media.flac_layout import flac_layout
+from mova_engine.data.media.mp4_boxes import header_first
 from mova_engine.data.media.pictures import first_picture
 from mova_engine.data.media.sound import first_sound
 from mova_engine.data.media.write import PictureEncoder, add_sound, encode_sound, mux
@@ -74,7 +75,7 @@ def with_new_sound(
                 f"{name or source}: pictures of the kind {kind} cannot be copied into mp4 ({error}): convert "
                 f"{source} to H.264 first"
             ) from None
-    return buffer.getvalue()
+    return header_first(buffer.getvalue())
 
 
 def with_source_sound(

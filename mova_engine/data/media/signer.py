@@ -235,7 +235,7 @@ def _checked(signer: Signer, path: Path) -> Signer:
 
     _check_chain(x509.load_pem_x509_certificates(signer.chain), path)
     try:
-        signed(TRIAL, {}, signer, "trial")
+        signed(TRIAL, {}, signer)
     except MovaError as error:
         raise MovaError(f"{path}: does not sign clips: {error}") from None
     return signer

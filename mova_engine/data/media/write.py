@@ -20,6 +20,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 
 from mova_engine.data.media.frames import SCALER
+from mova_engine.data.media.mp4_boxes import header_first
 from mova_engine.data.media.pictures import exact_rate
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
@@ -101,7 +102,7 @@ class PictureEncoder:
             self._packets += self._stream.encode(None)
             mux(self._container, self._packets, packets)
             self._container.close()
-        return self._buffer.getvalue()
+        return header_first(self._buffer.getvalue())
 
     def close(self) -> None:
         """Give up what is not finished."""

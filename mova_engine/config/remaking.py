@@ -1,0 +1,35 @@
+"""`mova sample --manifest CLIP.json`: the settings of a clip that is made again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from mova_engine.config.from_tools.translation import Translation
+from mova_engine.config.rehearsal import RehearsalOptions
+from mova_engine.errors import MovaError
+
+MANIFEST = "mova_manifest"
+
+
+@dataclass(frozen=True)
+class SampleOptions(RehearsalOptions):
+    """How the sampler is run."""
+
+    manifest: Path | None = None
+    """Make the clip of this manifest, CLIP.json, again: its settings, over which options win."""
+
+
+def settings_in(path: Path, _: Mapping[str, str | None]) -> Translation:
+    """The settings in a clip's manifest. MovaError for a file that is none."""
+    if not path.is_file():
+        raise MovaError(f"--manifest {path}: no such file")
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MovaError(f"--manifest {path}: no manifest of a clip ({error})") from None
+    settings = cast(dict[str, Any], content).get("settings") if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or MANIFEST not in content:
+        raise MovaError(f"--manifest {path}: no manifest of a clip, as mova sample writes beside each: CLIP.json")
+    return Translation(cast(dict[str, Any], settings), ())
