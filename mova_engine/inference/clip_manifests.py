@@ -87,7 +87,7 @@ def machine_of(backend: Backend, dtype: str | None, mesh: str) -> dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ManifestMaker:
+class SampledManifests:
     """Makes the manifests of a run's clips, and signs their files. shared: what the manifests have in common. signer:
     None: files are not signed. batch: clips that are made at once; the last ones may be fewer. original_prompt: of a
     clip that is made again, what the user wrote.
@@ -157,7 +157,7 @@ class ManifestMaker:
 
 def records_of(
     job: SamplingJob, batch: int, chosen: ChosenMemory | None, facts: Mapping[str, Any], signer: Signer | None
-) -> ManifestMaker:
+) -> SampledManifests:
     """The records of a run's clips. facts: what metadata.jsonl says of all of them. Reads all weights, once."""
     digests = file_digests()
     settings, inputs = _settings(job, chosen, digests)
@@ -172,7 +172,7 @@ def records_of(
         inputs=inputs,
         machine=machine_of(job.backend, job.config.dtype, str(job.mesh)),
     )
-    return ManifestMaker(job, shared, signer, batch, digests)
+    return SampledManifests(job, shared, signer, batch, digests)
 
 
 def signer_of(config: SampleConfig) -> Signer | None:

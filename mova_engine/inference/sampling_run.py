@@ -28,7 +28,7 @@ from mova_engine.files.byte_ranges import without_query
 from mova_engine.inference.audio_alone import generate_sound
 from mova_engine.inference.clip_facts import facts_of_enhanced, facts_of_given, facts_of_run
 from mova_engine.inference.clip_generator import FIRST_STEP, LOADING
-from mova_engine.inference.clip_manifests import ManifestMaker, records_of, signer_of
+from mova_engine.inference.clip_manifests import SampledManifests, records_of, signer_of
 from mova_engine.inference.command_settings import attention_of, schedule_of
 from mova_engine.inference.denoising import Step
 from mova_engine.inference.encoded_clip import SHEET_CLIPS, EncodedClip, encoded_sound, sample_encoders
@@ -264,7 +264,7 @@ def _run(
     job: SamplingJob,
     batch: int,
     out: SampleFolder | None,
-    records: ManifestMaker | None,
+    records: SampledManifests | None,
     facts: dict,
     console: Console,
     watch: Watch,

@@ -49,7 +49,7 @@ class ManifestMaker:
         )
         data, by = video, None
         if self._signer is not None:
-            data, by = signed(video, stated_facts(manifest), self._signer, _VIDEO), self._signer.name
+            data, by = signed(video, stated_facts(manifest), self._signer), self._signer.name
         whole = ClipManifest(**{**vars(manifest), "file": file_facts(_VIDEO, data, video, by)})
         return data, whole.to_bytes()
 
