@@ -76,7 +76,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         check(
             self.checkpoint is not None,
-            "what to serve: give --checkpoint, a model folder or a training run. `make nano` trains a small one in "
+            "missing: --checkpoint, a model folder or a training run to serve. `make nano` trains a small one in "
             "minutes: mova serve --checkpoint runs/nano",
         )
         check_least(self, "", queue=1, per_key=1, workers=0, batch=1, hang=1, expire=0)
