@@ -32,4 +32,9 @@ def settings_in(path: Path, _: Mapping[str, str | None]) -> Translation:
     settings = cast(dict[str, Any], content).get("settings") if isinstance(content, dict) else None
     if not isinstance(settings, dict) or MANIFEST not in content:
         raise MovaError(f"--manifest {path}: no manifest of a clip, as mova sample writes beside each: CLIP.json")
+    if "request" in settings:
+        raise MovaError(
+            f"--manifest {path}: of a served clip, with a request in place of a command's settings: send its seed and "
+            "settings to the server again"
+        )
     return Translation(cast(dict[str, Any], settings), ())
