@@ -11,8 +11,9 @@ import numpy as np
 
 from mova_engine.config.model import PRESETS, ClipConfig
 from mova_engine.data.media.write import encode_mp4
+from mova_engine.inference.prompts.prompt_checks import TextLimit
 from mova_engine.serving.job_store import JobStore
-from mova_engine.serving.service import ApiLimits, ServedModel, Service, TokenLimit
+from mova_engine.serving.service import ApiLimits, ServedModel, Service
 from mova_engine.serving.store_database import StoreLimits
 from mova_engine.serving.video_job import VideoJob
 
@@ -22,7 +23,7 @@ SMALL = ServedModel(
     steps=4,
     guidance="text",
     adapters=("style", "grain"),
-    tokens=TokenLimit(lambda text: len(text.split()) + 1, 40),
+    tokens=TextLimit(lambda text: len(text.split()) + 1, 40),
 )
 # As MOVA's own: 193 frames of 352x640.
 LARGE = ServedModel(name="large", clip=PRESETS["mova-360p"].clip, steps=50, guidance="text")

@@ -20,6 +20,7 @@ from mova_engine.data.media.provenance import require_signing
 from mova_engine.data.media.signer import Signer
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.files.writable import check_writable
+from mova_engine.inference.prompts.text_limit import text_limit
 from mova_engine.inference.sample_settings import default_settings
 from mova_engine.serving.api_keys import ApiKeys, check_reach, is_loopback
 from mova_engine.serving.job_store import JobStore
@@ -126,6 +127,7 @@ def _served(config: ServeConfig, name: str, folder: Path, model: MovaConfig, tim
     found = ServedModel(
         name=name,
         clip=clip,
+        tokens=text_limit(folder, model),
         steps=own.steps,
         guidance=own.guidance.form,
         text_scale=own.guidance.text_scale,

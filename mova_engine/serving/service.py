@@ -9,6 +9,7 @@ import numpy as np
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.errors import suggest
+from mova_engine.inference.prompts.prompt_checks import TextLimit
 from mova_engine.serving.api_errors import bad_field
 from mova_engine.serving.api_keys import ApiKeys
 from mova_engine.serving.video_job import VideoSettings
@@ -29,21 +30,14 @@ class Enhanced(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class TokenLimit:
-    """How a text encoder counts. count: tokens of a text, its end among them. most: of a prompt."""
-
-    count: Callable[[str], int]
-    most: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model as clients see it.
 
-    clip: its own clips. most_tokens: of the video tower in a clip, which limits size and length; None: as many as its
-    own clip has. steps, guidance: its defaults. text_scale: strength of guidance by default. calibrated: whether a
-    planned step cache can be asked for. clip_seconds: predicted seconds of one clip of its own; None: not known.
+    clip: its own clips. tokens: what its text encoder reads of a prompt; None: not known. most_tokens: of the video
+    tower in a clip, which limits size and length; None: as many as its own clip has. steps, guidance: its defaults.
+    text_scale: strength of guidance by default. calibrated: whether a planned step cache can be asked for.
+    clip_seconds: predicted seconds of one clip of its own; None: not known.
     """
 
     name: str
@@ -52,7 +46,7 @@ class ServedModel:
     guidance: str
     text_scale: float = 5.0
     adapters: tuple[str, ...] = ()
-    tokens: TokenLimit | None = None
+    tokens: TextLimit | None = None
     most_tokens: int | None = None
     calibrated: bool = False
     clip_seconds: float | None = None
