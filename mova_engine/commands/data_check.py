@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.buckets import BucketSettings
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section
 from mova_engine.config.limits import check, check_least
@@ -43,11 +44,16 @@ class CheckConfig:
     cut_every: float | None = None
     """Several clips of each file, one every so many seconds, as the trainer's loader.cut_every."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+    buckets: Annotated[BucketSettings, section("Clips")] = field(default_factory=BucketSettings)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
         usable = self.cut_every is None or 0 < self.cut_every < math.inf
         check(usable, f"cut_every must be a positive number of seconds, got {self.cut_every}")
+        check(
+            self.task == "joint" or not self.buckets.given,
+            "buckets are sizes of pictures and their lengths, and the audio task has no pictures: leave them out",
+        )
         check(
             (self.checkpoint is None) != (self.model is None),
             "give --checkpoint, a model folder or run, or --model, a size, whose clips' shape is used; one of the two",
@@ -81,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures=config.task == "joint",
         cut_every=config.cut_every,
         overwrite=config.overwrite,
+        buckets=config.buckets,
     )
     return int(found.kinds.total() > 0)
 

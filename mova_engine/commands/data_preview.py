@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.buckets import BucketSettings
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section
 from mova_engine.config.limits import check, check_least
@@ -30,7 +31,7 @@ class PreviewConfig:
     model: str | None = None
     """Or a model size: nano, bench-mid, mova-360p, mova-720p."""
     out: Path = Path("preview.png")
-    """Picture to write."""
+    """Picture to write; with buckets one for each, called so too: preview-640x352x193.png."""
     overwrite: bool = False
     """Replace a picture that is there already."""
     count: int = 24
@@ -40,6 +41,7 @@ class PreviewConfig:
     task: Literal["joint", "audio"] = "joint"
     """Pictures and sound, or sound alone, of any file: its spectrogram is drawn above the waveform."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+    buckets: Annotated[BucketSettings, section("Clips")] = field(default_factory=BucketSettings)
 
     def __post_init__(self) -> None:
         check_least(self, "", count=1)
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shape = config.clip.over(get_preset(config.model or "").clip)
     options = {"count": config.count, "silent": config.silent_audio, "overwrite": config.overwrite}
     options |= {"pictures": config.task == "joint"}
-    refused = preview(config.data, shape, config.out, **options)  # pyright: ignore[reportArgumentType]
+    refused = preview(config.data, shape, config.out, buckets=config.buckets, **options)  # pyright: ignore[reportArgumentType]
     return 1 if refused else 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from mova_engine.config.buckets import BucketSettings
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import Command, section, to_yaml
 from mova_engine.config.limits import check, check_least
@@ -53,8 +54,13 @@ class EncodeConfig:
     HOST:PORT.
     """
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+    buckets: Annotated[BucketSettings, section("Clips")] = field(default_factory=BucketSettings)
 
     def __post_init__(self) -> None:
+        check(
+            self.task == "joint" or not self.buckets.given,
+            "buckets are sizes of pictures and their lengths, and the audio task has no pictures: leave them out",
+        )
         check_least(self, "", workers=1)
         check(self.workers == 1 or self.shard is None, "--workers and --shard both divide the clips: give one of them")
         on_ray = self.ray or self.ray_address is not None
@@ -85,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "silent": config.silent_audio,
         "task": config.task,
         "cut_every": config.cut_every,
+        "buckets": config.buckets,
     }
     if config.ray or config.ray_address is not None:
         from mova_engine.data.encode_ray import encode_on_ray

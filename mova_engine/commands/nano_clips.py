@@ -27,6 +27,8 @@ class ClipsConfig:
     """Which pairs of colour and tempo."""
     midway: float = 0.0
     """Share of clips that begin in the middle of the motion, anywhere, instead of with the ball at rest."""
+    sizes: tuple[str, ...] = ()
+    """Sizes of the clips in turn, WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES, such as 64x48 48x64x49; default: 48x48x33."""
 
     def __post_init__(self) -> None:
         check_least(self, "", seed=0)
@@ -42,11 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
-    from mova_engine.data.synthetic.bounce import generate
+    from mova_engine.config.buckets import BucketSettings
+    from mova_engine.config.model import get_preset
+    from mova_engine.data.synthetic.bounce import SCENE, Scene, generate
     from mova_engine.files.writable import check_writable
 
     check_writable(config.out, "OUT")
-    rows = generate(config.out, config.clips, config.seed, config.split, midway=config.midway)
+    shapes = BucketSettings(config.sizes).shapes(get_preset("nano").clip) if config.sizes else ()
+    scenes = [Scene(shape.width, shape.height, shape.frames) for shape in shapes] or [SCENE]
+    rows = generate(config.out, config.clips, config.seed, config.split, midway=config.midway, scenes=scenes)
     sys.stdout.write(f"wrote {counted(len(rows), 'clip')} ({config.split}) to {config.out}\n")
     return 0
 

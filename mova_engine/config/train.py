@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.buckets import BucketSettings
 from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
@@ -309,6 +310,7 @@ class TrainConfig:
     """Implementations that must be used, by operator: `--ops.attention reference`. See mova ops."""
     model: Annotated[ModelSettings, section("Model")] = field(default_factory=ModelSettings)
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+    buckets: Annotated[BucketSettings, section("Clips")] = field(default_factory=BucketSettings)
     lora: Annotated[LoraSettings, section("Adapters")] = field(default_factory=LoraSettings)
     loader: Annotated[LoaderSettings, section("Data")] = field(default_factory=LoaderSettings)
     diffusion: Annotated[DiffusionSettings, section("Diffusion")] = field(default_factory=DiffusionSettings)
@@ -336,6 +338,10 @@ class TrainConfig:
         check(
             self.task == "joint" or (self.model.bridge and self.model.aligned_rope),
             "model.bridge and model.aligned_rope concern joint training; the audio task has no bridge",
+        )
+        check(
+            self.task == "joint" or not self.buckets.given,
+            "buckets are sizes of pictures and their lengths, and the audio task has no pictures: leave them out",
         )
         check(
             self.task == "joint" or self.parallel.context_parallel == 1,

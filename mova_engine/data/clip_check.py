@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from mova_engine.config.buckets import NO_BUCKETS, BucketSettings, bucket_name, shortest
 from mova_engine.config.model import ClipConfig
+from mova_engine.data.bucketed import bucket_table, rows_of_sorted
+from mova_engine.data.clip_buckets import sort_clips
 from mova_engine.data.clip_sources import Sources, default_cache, named
 from mova_engine.data.media.decode import Silent, read_clip
 from mova_engine.data.metadata import Entry
@@ -51,24 +54,38 @@ def check_clips(
     overwrite: bool = False,
     say: Callable[[str], object] = print,
     progress: Callable[[int], None] = lambda done: None,
+    buckets: BucketSettings = NO_BUCKETS,
 ) -> CheckResult:
     """Decode each clip of `sources`, `workers` at a time, and append what is found to `ledger`, a JSONL file.
 
     Its first line says what clips are decoded to; the others are {"id", "file", "reason"}, where the reason of a good
-    clip is null. cut_every: as of `list_clips`. say: told the bad clips, and a summary. progress: called with the
-    number of clips done.
+    clip is null. cut_every: as of `list_clips`. say: told the bad clips, and a summary. progress: called with the number of clips done. buckets: each
+    clip is decoded in the size of its own, and the table of the buckets is told.
     Raises MovaError if the ledger is that of another check, and UnreachableError if a place does not answer.
     """
-    entries = list_clips(sources, default_cache(sources), clip, cut_every, pictures)
-    facts = {"clip": asdict(clip), "silent": silent, "pictures": pictures}
-    kinds, before = Counter[str](), 0
+    wanted = shortest(buckets.shapes(clip))
+    entries = list_clips(sources, default_cache(sources), wanted, cut_every, pictures)
+    facts: dict[str, Any] = {"clip": asdict(clip), "silent": silent, "pictures": pictures}
+    kinds, before, left_out = Counter[str](), 0, 0
+    parts = [(clip, entries)]
+    if buckets.given:
+        shapes = buckets.shapes(clip)
+        facts["buckets"] = [bucket_name(shape) for shape in shapes]
+        sorted_clips = sort_clips(entries, shapes, default_cache(sources))
+        parts, left_out = [(each.clip, each.entries) for each in sorted_clips.used], sorted_clips.left_out
+        for identity, reason in sorted_clips.reasons.items():
+            kinds[_NUMBER.sub("N", reason.partition(": ")[2])] += 1
+            say(f"cannot be used: {identity}: {reason}")
+        for line in bucket_table(rows_of_sorted(sorted_clips), left_out):
+            say(line)
     try:
         known = {} if overwrite else _read(ledger, facts)
         ledger.parent.mkdir(parents=True, exist_ok=True)
         with open(ledger, "w" if overwrite else "a", encoding="utf-8") as file:
             if file.tell() == 0:
                 _append(file, facts)
-            for done, (entry, place, reason) in enumerate(_found(entries, clip, silent, pictures, known, workers), 1):
+            found = chain.from_iterable(_found(some, shape, silent, pictures, known, workers) for shape, some in parts)
+            for done, (entry, place, reason) in enumerate(found, 1):
                 old = known.get(entry.id, (None, None))[0] == place
                 before += old
                 if not old:

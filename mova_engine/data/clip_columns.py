@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mova_engine.data.manifest_rows import parquet_batches, parquet_rows, rows_of
-from mova_engine.data.metadata import LATEST_START, Entry, entry_of
+from mova_engine.data.manifest_rows import SIZE_KEYS, parquet_batches, parquet_rows, rows_of
+from mova_engine.data.metadata import LATEST_START, Entry, ShownSize, entry_of, shown_of
 from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.data.text import flaw
 from mova_engine.files.byte_ranges import FileFacts
@@ -47,6 +47,7 @@ class ClipColumns:
     starts: Sequence[float]
     names: Sequence[str]
     in_shards: InShards | None
+    shown: Sequence[ShownSize | None]
 
 
 def blocks_of(manifest: Path, size: int) -> Iterator[tuple[str, Sequence[int], ClipColumns]]:
@@ -80,7 +81,9 @@ def _by_rows(manifest: Path, rows: Iterator[tuple[str, int, Any]]) -> ClipColumn
             b"".join(bytes(32) if file is None else bytes.fromhex(file.sha256) for file in files),
         )
     names = [_name(entry) for entry in entries]
-    return ClipColumns([e.id for e in entries], [e.caption for e in entries], [e.start for e in entries], names, found)
+    shown = [entry.shown for entry in entries]
+    starts = [entry.start for entry in entries]
+    return ClipColumns([e.id for e in entries], [e.caption for e in entries], starts, names, found, shown)
 
 
 def _name(entry: Entry) -> str:
@@ -110,7 +113,11 @@ def _ordinary(folder: Path, columns: dict[str, list[Any]]) -> ClipColumns | None
             return None
     else:
         names = [os.path.join(folder, name) for name in names]
-    return ClipColumns(ids, captions, times.tolist(), names, found)
+    shown: list[ShownSize | None] = [None] * count
+    if all(name in columns for name in SIZE_KEYS):
+        sizes = zip(*(columns[name] for name in SIZE_KEYS), strict=True)
+        shown = [shown_of(dict(zip(SIZE_KEYS, size, strict=True))) for size in sizes]
+    return ClipColumns(ids, captions, times.tolist(), names, found, shown)
 
 
 def _ordinary_shards(folder: Path, columns: dict[str, list[Any]], count: int) -> InShards | None:

@@ -6,6 +6,7 @@ them and the system may drop them.
 
     facts.json                        number of clips, digests of order and content, the shards
     start.f64  place.u32              per clip: start in seconds, number of its row in the manifest
+    width.u32  height.u32  seconds.f64     what the manifest states of its size; 0 where it does not
     id.ends.u64  id.utf8              texts one after the other, and where each ends; also of caption and path
     shard.u32  offset.u64  size.u64  sha256.bin      of clips in shards
     id.hash.u64                       sorted, from which clips of one id are found
@@ -26,16 +27,16 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 
 from mova_engine.data.clip_columns import ClipColumns, InShards, blocks_of
-from mova_engine.data.metadata import Entry, same_id
+from mova_engine.data.metadata import Entry, ShownSize, same_id
 from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.errors import MovaError
 from mova_engine.files.byte_ranges import FileFacts
 
 # Increased whenever the layout of tables changes.
-VERSION = 2
+VERSION = 3
 FACTS = "facts.json"
 TEXTS: tuple[str, ...] = ("id", "caption", "path")
-NUMBERS = {"start": "f64", "place": "u32"}
+NUMBERS = {"start": "f64", "place": "u32", "width": "u32", "height": "u32", "seconds": "f64"}
 OF_SHARDS = {"shard": "u32", "offset": "u64", "size": "u64"}
 TYPES = {"f64": np.dtype("<f8"), "u32": np.dtype("<u4"), "u64": np.dtype("<u8")}
 DIGEST = 32
@@ -90,7 +91,14 @@ class ClipTable(Sequence[Entry]):
         row = range(self._count)[index]
         path, shard = self._texts["path"][row], self._shard_of(row)
         file = self.base / path if shard is None else self._file(row, shard, path)
-        return Entry(file, self._texts["caption"][row], self._texts["id"][row], float(self._numbers["start"][row]))
+        size = ShownSize(*(self._numbers[name][row].item() for name in ShownSize._fields))
+        start, shown = float(self._numbers["start"][row]), size if size.seconds else None
+        return Entry(file, self._texts["caption"][row], self._texts["id"][row], start, shown)
+
+    def shown(self, first: int, count: int) -> np.ndarray:
+        """The sizes of `count` clips from `first` on, float64 [count, 3] as of `ShownSize`; zeros: not stated."""
+        columns = [self._numbers[name][first : first + count] for name in ShownSize._fields]
+        return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
 
     def _shard_of(self, row: int) -> Shard | None:
         """The shard of a clip; None if it is a file of its own."""
@@ -121,6 +129,15 @@ class SomeClips(Sequence[Entry]):
         if isinstance(index, slice):
             return SomeClips(self._clips, self._rows[index])
         return self._clips[int(self._rows[index])]
+
+
+class TableRows(SomeClips):
+    """Clips of a table, by their rows. order_digest: changes with these and with the table's; content_digest: its."""
+
+    def __init__(self, table: ClipTable, rows: np.ndarray, digest: str) -> None:
+        super().__init__(table, rows)
+        self.order_digest = hashlib.sha256(f"{table.order_digest} {digest}".encode()).hexdigest()[:16]
+        self.content_digest = table.content_digest
 
 
 class _Texts:
@@ -206,6 +223,9 @@ class _TableWriter:
         self._word = word
         self._numbers("place", "u32", numbers)
         self._numbers("start", "f64", block.starts)
+        sizes = [shown or ShownSize(0, 0, 0.0) for shown in block.shown]
+        for name, values in zip(ShownSize._fields, zip(*sizes, strict=True), strict=True) if sizes else ():
+            self._numbers(name, NUMBERS[name], values)
         self._texts("id", block.ids)
         self._texts("caption", block.captions)
         shards = block.in_shards.shards if block.in_shards else [None] * len(block.ids)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mova_engine.data.clip_changes import marks, order_digest
 from mova_engine.data.clip_sources import JoinedClips, Sources, named
-from mova_engine.data.clip_table import ClipTable, SomeClips
+from mova_engine.data.clip_table import ClipTable, SomeClips, TableRows
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.metadata import Entry
 from mova_engine.data.shard_files import FileInShard
@@ -37,6 +37,10 @@ MARKED = 100_000
 IN_A_ROW = 100
 # Clips of which `open_dataset` looks, before the first step, whether their files are there.
 LOOKED_AT = 32
+
+
+class NoUsableClipsError(MovaError):
+    """None of the clips can be used."""
 
 
 class LatentDataset(Dataset):
@@ -119,11 +123,13 @@ class LatentDataset(Dataset):
     @property
     def content_digest(self) -> str | None:
         """The digest of all captions and starts; None where `marks` tells of each."""
-        return self.entries.content_digest if isinstance(self.entries, ClipTable | JoinedClips) else None
+        return self.entries.content_digest if isinstance(self.entries, ClipTable | TableRows | JoinedClips) else None
 
     def order_digest(self, shuffle: bool = True) -> str:
         """The digest of the clips' order, see `data.clip_changes.order_digest`; of lists in tables it is known."""
-        known = self.entries.order_digest if isinstance(self.entries, ClipTable | JoinedClips) and shuffle else None
+        known = None
+        if isinstance(self.entries, ClipTable | TableRows | JoinedClips) and shuffle:
+            known = self.entries.order_digest
         if known is not None:
             return known
         return order_digest((entry.id for entry in self.entries), shuffle)
@@ -215,12 +221,38 @@ def open_dataset(
     progress: called with the number of clips done, and that of all. For the other arguments see `LatentDataset`.
     """
     entries = list_clips(sources, cache.folder, cache.clip, cut_every, cache.video_codec is not None)
+    return open_entries(
+        entries,
+        cache,
+        named(sources),
+        bad_clips=bad_clips,
+        preload=preload,
+        rank=rank,
+        world=world,
+        ahead=ahead,
+        progress=progress,
+    )
+
+
+def open_entries(
+    entries: Sequence[Entry],
+    cache: LatentCache,
+    what: str,
+    *,
+    bad_clips: BadClips = "skip",
+    preload: bool | None = None,
+    rank: int = 0,
+    world: int = 1,
+    ahead: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LatentDataset:
+    """`open_dataset` of clips that are listed already. what: what messages call them."""
     if rank == 0 and (otherwise := cache.stored_otherwise(entries)) is not None:
         log.warning("%s; they are encoded anew", otherwise)
     if not ahead:
         missing = _not_there(entries, cache)
         if bad_clips == "stop" and missing:
-            raise MovaError(f"{named(sources)}: clips cannot be used: {_first_of(list(missing.values()))}")
+            raise MovaError(f"{what}: clips cannot be used: {_first_of(list(missing.values()))}")
         dataset = LatentDataset(entries, cache, bad_clips=bad_clips, preload=False)
         for row, reason in missing.items():
             dataset._note(row, reason)
@@ -230,7 +262,7 @@ def open_dataset(
     first = len(entries) * rank // world
     problems = cache.fill(_rotated(entries, first), lambda done: progress(done, len(entries)))
     reasons = {problem.entry.id: problem.reason for problem in problems}
-    usable = _without(entries, reasons, bad_clips, named(sources))
+    usable = _without(entries, reasons, bad_clips, what)
     dataset = LatentDataset(usable, cache, bad_clips=bad_clips, preload=preload, read=True)
     dataset._left_out = reasons
     return dataset
@@ -246,7 +278,8 @@ def _without(entries: Sequence[Entry], reasons: dict[str, str], bad_clips: BadCl
         log.warning("clip '%s' cannot be used: %s", entries[row].id, reason)
     summary = f"{what}: {len(bad)} of {len(entries)} clips cannot be used"
     if bad_clips == "stop" or len(bad) == len(entries):
-        raise MovaError(f"{summary}: {_first_of(told)}")
+        kind = MovaError if bad_clips == "stop" else NoUsableClipsError
+        raise kind(f"{summary}: {_first_of(told)}")
     log.warning("%s and are left out", summary)
     kept = SomeClips(entries, np.delete(np.arange(len(entries)), bad))
     return list(kept) if isinstance(entries, list) else kept

@@ -138,6 +138,8 @@ class Loader:
         MovaError. "go-on": continue at the start of the next epoch, with the present clips. Raises MovaError also if
         the seed differs, or if the state is of a mix.
         """
+        if "turn" in state:
+            raise MovaError("the checkpoint is of a run with buckets: give the same, or start a new run")
         if "sets" in state:
             raise MovaError("the checkpoint is of a run on a mix, not on one folder: give --mix, or start a new run")
         here = self.state_dict()

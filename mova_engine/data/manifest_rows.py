@@ -18,7 +18,9 @@ from mova_engine.files.atomic import require_file
 
 # Keys whose values are numbers: the cells of a CSV file are text.
 WHOLE_KEYS = ("offset", "size", "shard_size")
-NUMBER_KEYS = ("start", "shard_modified")
+# Of what buckets need to know of a clip: pixels of its pictures as shown, seconds from its start on.
+SIZE_KEYS = ("width", "height", "duration")
+NUMBER_KEYS = ("start", "shard_modified", *SIZE_KEYS)
 # All keys that count; columns of a Parquet file that are called otherwise are not read.
 KEYS = (
     "video_path",
@@ -31,6 +33,7 @@ KEYS = (
     "shard_etag",
     *WHOLE_KEYS,
     "shard_modified",
+    *SIZE_KEYS,
 )
 # Rows of a Parquet file that are in memory at once.
 PARQUET_ROWS = 4096
@@ -137,9 +140,11 @@ def parquet_batches(path: Path, rows: int) -> Iterator[tuple[int, Any, Sequence[
             known = [name for name in names if name in KEYS]
             if not known:
                 raise MovaError(f"{path}: has no column 'video_path' (it has: {shown(', '.join(names)) or 'none'})")
+            kinds = {name: file.schema_arrow.field(name).type for name in known}
+            # Other tools' columns of these names may mean something else.
+            known = [name for name in known if name not in SIZE_KEYS or not pa.types.is_temporal(kinds[name])]
             for name in known:
-                kind = file.schema_arrow.field(name).type
-                if pa.types.is_temporal(kind):
+                if pa.types.is_temporal(kind := kinds[name]):
                     raise MovaError(f"{path}: column '{name}' holds {kind}, which is neither text nor a number")
             for batch in file.iter_batches(rows, columns=known, use_threads=False):
                 yield number, batch.select(known), others

@@ -5,10 +5,14 @@ by the weights w_k after Sainte-Lague (Webster), in which the clip j of a set, f
 and the places are taken in their order. Shares are therefore exact to a clip or two, not by chance. Within a block the
 sets are shuffled. What a set gives is its own shuffled order, epoch after epoch, which no other set and no weight
 changes. The stream is a function of the position in it.
+
+Buckets are mixed in the same way, by their numbers of clips, but in turns of as many clips as an optimizer step takes:
+all clips of a step are then of one bucket. A turn may reach over the end of its bucket's epoch.
 """
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -24,7 +28,7 @@ from mova_engine.data.dataset import LatentDataset
 from mova_engine.data.loader import Changed, ClipOrder, Loader
 from mova_engine.errors import MovaError, counted
 
-# Clips whose order is shuffled among the sets.
+# Turns, mostly of one clip, whose order is shuffled among the sets.
 BLOCK = 64
 # Tells the mix's random numbers from those of other orders that are drawn from the same seed.
 _SALT = 0x6D6978
@@ -48,7 +52,8 @@ class Origin(NamedTuple):
 class MixOrder:
     """The stream of a mix, by position: indices into the sets laid one after another.
 
-    counts, weights, names: of the sets. seed: of the shuffling. versions: of each set's order, see `ClipOrder`.
+    counts, weights, names: of the sets. seed: of the shuffling. versions: of each set's order, see `ClipOrder`. turn:
+    how many clips of a set follow each other.
     """
 
     def __init__(
@@ -61,8 +66,9 @@ class MixOrder:
         shuffle: bool = True,
         origin: Origin | None = None,
         versions: Sequence[int | None] | None = None,
+        turn: int = 1,
     ) -> None:
-        self.seed, self.shuffle, self.counts = seed, shuffle, tuple(counts)
+        self.seed, self.shuffle, self.counts, self.turn = seed, shuffle, tuple(counts), turn
         self.weights = tuple(weight / math.fsum(weights) for weight in weights)
         self.origin = origin or Origin(0, (0,) * len(names))
         self._orders = [
@@ -79,23 +85,24 @@ class MixOrder:
 
     def taken(self, position: int) -> tuple[int, ...]:
         """How many clips each set has given before `position`."""
-        block, place = divmod(position - self.origin.position, BLOCK)
-        sets = self._sets(block)[:place] if place else np.empty(0, np.int64)
+        block, place = divmod(position - self.origin.position, BLOCK * self.turn)
+        sets = np.repeat(self._sets(block), self.turn)[:place] if place else np.empty(0, np.int64)
         return tuple((self._before(block) + np.bincount(sets, minlength=len(self.counts))).tolist())
 
     def __getitem__(self, position: int) -> int:
-        block, place = divmod(position - self.origin.position, BLOCK)
+        block, place = divmod(position - self.origin.position, BLOCK * self.turn)
         if block != self._block:
             self._indices, self._block = self._of_block(block), block
         return self._indices[place]
 
     def _before(self, block: int) -> np.ndarray:
         """How many clips each set has given before a block, int64 [sets]."""
-        return np.array(self.origin.taken) + np.array(_apportioned(block * BLOCK, self.weights))
+        return np.array(self.origin.taken) + self.turn * np.array(apportioned(block * BLOCK, self.weights))
 
     def _sets(self, block: int) -> np.ndarray:
-        """The set of each clip of a block, int64 [BLOCK]."""
-        sets = np.repeat(np.arange(len(self.counts)), self._before(block + 1) - self._before(block))
+        """The set of each turn of a block, int64 [BLOCK]."""
+        turns = (self._before(block + 1) - self._before(block)) // self.turn
+        sets = np.repeat(np.arange(len(self.counts)), turns)
         if self.shuffle:
             np.random.default_rng((self.seed, _SALT, self.origin.position, block)).shuffle(sets)
         return sets
@@ -103,8 +110,9 @@ class MixOrder:
     def _of_block(self, block: int) -> list[int]:
         given, indices = self._before(block).tolist(), list[int]()
         for chosen in self._sets(block).tolist():
-            indices.append(self._first[chosen] + self._orders[chosen][given[chosen]])
-            given[chosen] += 1
+            own, first = self._orders[chosen], given[chosen]
+            indices += [self._first[chosen] + own[place] for place in range(first, first + self.turn)]
+            given[chosen] += self.turn
         return indices
 
 
@@ -113,7 +121,7 @@ def _own_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "little")
 
 
-def _apportioned(total: int, weights: Sequence[float]) -> tuple[int, ...]:
+def apportioned(total: int, weights: Sequence[float]) -> tuple[int, ...]:
     """`total` clips apportioned by weights that add up to 1: the first `total` of the places (j + 1/2) / w."""
     # A set has at most (1 + number of sets) / 2 clips fewer than its exact share, so that it is begun with fewer.
     less = (1 + len(weights)) / 2
@@ -130,6 +138,10 @@ class MixedClips(LatentDataset):
     Raises MovaError if there are none, or for two of one name.
     """
 
+    # What messages call this, and what a checkpoint is that has none.
+    WORD = "mix"
+    WITHOUT = "of a run on one folder, not on a mix: give --data, or start a new run"
+
     def __init__(self, sets: Sequence[MixedSet]) -> None:
         if not sets:
             raise MovaError("a mix holds no sets of clips")
@@ -143,6 +155,10 @@ class MixedClips(LatentDataset):
 
     def __len__(self) -> int:
         return self._last[-1]
+
+    def set_of(self, index: int) -> MixedSet:
+        """The set of a clip."""
+        return self.sets[bisect_right(self._last, index)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One clip: the entries of `batch`, without the batch dimension."""
@@ -217,15 +233,24 @@ def _joined(values: Sequence[Any], order: Sequence[int]) -> Any:
 
 
 class MixedLoader(Loader):
-    """The loader of a mix. Built by `train.clip_data.open_loader`; arguments as of `build_loader`."""
+    """The loader of a mix, or of buckets. Built by `train.clip_data.open_loader`; arguments as of `build_loader`. turn:
+    of buckets, how many clips of one follow each other.
+    """
 
     dataset: MixedClips
 
     def __init__(
-        self, dataset: MixedClips, batch_size: int, *, seed: int, shuffle: bool = True, **options: Any
+        self,
+        dataset: MixedClips,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        turn: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(dataset, batch_size, seed=seed, shuffle=shuffle, **options)
-        self._seed, self._shuffle = seed, shuffle
+        self._seed, self._shuffle, self._turn = seed, shuffle, turn
         # Computed now, because files may change later.
         self._of_sets = {each.name: _state_of(each) for each in dataset.sets}
         self._begin(None)
@@ -240,6 +265,7 @@ class MixedLoader(Loader):
             shuffle=self._shuffle,
             origin=origin,
             versions=versions,
+            turn=self._turn or 1,
         )
 
     @property
@@ -258,6 +284,7 @@ class MixedLoader(Loader):
         order = self._order
         origin, taken = order.origin, order.taken(self._position)
         return {
+            **({} if self._turn is None else {"turn": self._turn}),
             "position": self._position,
             "seed": self._seed,
             "shuffle": self._shuffle,
@@ -273,13 +300,13 @@ class MixedLoader(Loader):
     def load_state_dict(self, state: dict[str, Any], changed: Changed = "stop") -> list[str]:
         """Continue at the position of `state`; returns messages about what has changed.
 
-        changed: what to do if sets, weights, or the clips of a set are not those of `state`. "stop": raise MovaError.
+        changed: what to do if sets, weights, turns or clips of a set are not those of `state`. "stop": raise MovaError.
         "go-on": continue with the present ones; a set whose clips are the same goes on where it was, one whose clips
         changed begins its next epoch, a new one its first. Raises MovaError also if the seed differs, or if the state
         is of a run without a mix.
         """
         if "sets" not in state:
-            raise MovaError("the checkpoint is of a run on one folder, not on a mix: give --data, or start a new run")
+            raise MovaError(f"the checkpoint is {self.dataset.WITHOUT}")
         if state["seed"] != self._seed:
             raise MovaError(
                 f"the checkpoint's order of clips was drawn from seed {state['seed']}, not {self._seed}: give --seed "
@@ -287,6 +314,10 @@ class MixedLoader(Loader):
             )
         saved: dict[str, dict[str, Any]] = state["sets"]
         differ = _differences(saved, self._of_sets)
+        if (turn := state.get("turn")) != self._turn:
+            differ.append(
+                f"a step takes {self._turn or 'any'} clips of a bucket, not {turn or 'any'} (global_batch_size)"
+            )
         if not differ and list(saved) == list(self._of_sets):
             self._position = state["position"]
             origin = Origin(state["began"], tuple(facts["began"] for facts in saved.values()))
@@ -294,15 +325,16 @@ class MixedLoader(Loader):
             return [note for each in self.dataset.sets if (note := self._replaced(each, saved[each.name]))]
         if changed == "stop":
             raise MovaError(
-                f"the mix is not that of the checkpoint ({'; '.join(differ) or 'another order of folders'}): its order "
-                "cannot continue exactly; give --loader.changed go-on to train on with the present one"
+                f"the {self.dataset.WORD} is not that of the checkpoint "
+                f"({'; '.join(differ) or 'in another order'}): its order cannot continue exactly; give "
+                "--loader.changed go-on to train on with the present one"
             )
         self._position = state["position"]
         found = [(saved.get(name), facts) for name, facts in self._of_sets.items()]
         same = [then if then is not None and then["digest"] == now["digest"] else None for then, now in found]
         origin = Origin(self._position, tuple(_goes_on(then, now) for then, now in found))
         self._begin(origin, [None if then is None else then["order"] for then in same])
-        return [f"the mix is not that of the checkpoint: {'; '.join(differ) or 'another order of folders'}"]
+        return [f"the {self.dataset.WORD} is not that of the checkpoint: {'; '.join(differ) or 'in another order'}"]
 
     def _replaced(self, each: MixedSet, saved: Mapping[str, Any]) -> str | None:
         """What changed in a set whose clips have the same names; None if nothing did."""

@@ -54,5 +54,11 @@ def cut_windows(entries: Sequence[Entry], clip: ClipConfig, every: float, pictur
         left = length + ROUNDING - clip.duration - entry.start
         more = max(0, math.floor(left / every))
         starts = [round(entry.start + every * k, 6) for k in range(more + 1)]
-        found += [entry, *(replace(entry, id=f"{entry.id}@{start:.15g}", start=start) for start in starts[1:])]
+        found += [entry, *(_begun_at(entry, start) for start in starts[1:])]
     return found
+
+
+def _begun_at(entry: Entry, start: float) -> Entry:
+    """The window of a clip's file that begins at `start`."""
+    shown = entry.shown and entry.shown._replace(seconds=entry.shown.seconds - (start - entry.start))
+    return replace(entry, id=f"{entry.id}@{start:.15g}", start=start, shown=shown)

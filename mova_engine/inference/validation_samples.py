@@ -26,8 +26,9 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """The inputs of a run's samples: requests, and their encoded prompts and first frames, on the host."""
+    """The inputs of samples of one shape: requests, and their encoded prompts and first frames, on the host."""
 
+    shape: ClipConfig
     requests: tuple[Request, ...]
     encoded: tuple[Encoded, ...]
 
@@ -45,7 +46,7 @@ def encode_samples(
     """
     requests = [request for _, request in make_requests(prompts, len(prompts), seed)]
     encoded = ClipCodecs(codecs, shape, Processes(), residency).encode(batched(requests, BATCH), "")
-    return SampleInputs(tuple(requests), tuple(encoded))
+    return SampleInputs(shape, tuple(requests), tuple(encoded))
 
 
 def make_samples(
@@ -55,27 +56,28 @@ def make_samples(
     schedule: Schedule,
     prediction: Prediction,
     clean_first_frame: bool,
-    inputs: SampleInputs,
+    inputs: Sequence[SampleInputs],
     out: Path,
     bridge: bool = True,
     steps: int | None = None,
     residency: Residency | None = None,
 ) -> Path:
-    """Write a clip for each of `inputs` to the folder `out`; return the path of its contact sheet.
+    """Write a clip for each request of `inputs` to the folder `out`; return the path of its contact sheet.
 
     The same seed gives the same noise at every call, so that samples of successive steps can be compared. Existing
     samples in `out` are replaced. Settings are the model's defaults, except the number of denoising `steps` if given;
     the model is not changed. residency: moves the codecs to the device while they decode.
     """
     options = LoopOptions(clean_first_frame, bridge)
-    pipeline = Pipeline(model, codecs, schedule, prediction, options, residency=residency)
-    requests = inputs.requests
-    folder, shape = SampleFolder(out, model.config.clip, len(requests), overwrite=True), model.config.clip
+    wanted = sum(len(each.requests) for each in inputs)
+    folder = SampleFolder(out, model.config.clip, wanted, overwrite=True)
     settings = default_settings(model.config)
     settings = settings if steps is None else replace(settings, steps=steps)
-    encoders = sample_encoders(shape, shape.frames, len(requests))
-    clips = pipeline.generate_into(encoders, requests, settings, batch=BATCH, encoded=inputs.encoded)
-    for request, clip in zip(requests, clips, strict=True):
-        if clip is not None:
-            folder.add(clip, request.caption, {"seed": request.seed})
+    for each in inputs:
+        pipeline = Pipeline(model, codecs, schedule, prediction, options, each.shape, residency=residency)
+        encoders = sample_encoders(each.shape, each.shape.frames, wanted)
+        clips = pipeline.generate_into(encoders, each.requests, settings, batch=BATCH, encoded=each.encoded)
+        for request, clip in zip(each.requests, clips, strict=True):
+            if clip is not None:
+                folder.add(clip, request.caption, {"seed": request.seed})
     return folder.finish()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from mova_engine.config.buckets import largest
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
@@ -20,7 +21,8 @@ def job_of(recipe: str) -> Job:
     if config.model.checkpoint is not None:
         raise MovaError(f"recipe {recipe} starts from a folder; name the model and settings instead")
     model = get_preset(config.model.preset)
-    job = training_job(config, replace(model, clip=config.clip.over(model.clip)))
+    clip = largest(config.buckets.shapes(config.clip.over(model.clip)))
+    job = training_job(config, replace(model, clip=clip))
     # A plan is for micro-batches of one clip, unless it is told otherwise.
     return replace(job, clips=job.clips or job.batch, batch=1)
 

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from mova_engine.checkpoints.folder import Codecs
 from mova_engine.checkpoints.locate import ADAPTERS, with_index
 from mova_engine.config.command import to_plain
 from mova_engine.config.mesh import MeshShape
-from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
+from mova_engine.config.model import ACTIVE_COMPONENTS, ClipConfig, MovaConfig
 from mova_engine.config.recipes import with_defaults
 from mova_engine.config.train import TrainConfig
+from mova_engine.data.bucketed import BucketedClips, bucket_table
 from mova_engine.data.loader import Loader
 from mova_engine.data.mixture import MixedClips
 from mova_engine.distributed.background import Background
@@ -36,13 +37,11 @@ from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, REFERENCE, OpTable, bind
 from mova_engine.predict.flops import training_flops
 from mova_engine.train.batch import BatchBuilder
-from mova_engine.train.clip_data import (
-    Progress as Report,
-)
+from mova_engine.train.bucket_data import Progress as Report
+from mova_engine.train.bucket_data import sort_sources
 from mova_engine.train.clip_data import (
     build_codecs,
     heldout_source,
-    open_clips,
     open_loader,
     open_mix,
     training_sources,
@@ -84,19 +83,17 @@ class TrainingRun:
     def sizes(self) -> MovaConfig:
         return self.model.config
 
-    @property
-    def flops_per_step(self) -> int:
-        """Model FLOPs (forward, backward, no recomputation) of one optimizer step."""
+    def flops_per_step(self, clip: ClipConfig) -> int:
+        """Model FLOPs (forward, backward, no recomputation) of one optimizer step on clips of one shape."""
         parts = ACTIVE_COMPONENTS if self.config.task == "joint" else ("audio_dit",)
         if not self.config.model.bridge:
             parts = tuple(part for part in parts if part != "dual_tower_bridge")
         rank = self.config.lora.rank or None
-        return training_flops(self.sizes, components=parts, lora_rank=rank).model * self.clips_per_step
+        sizes = replace(self.sizes, clip=clip)
+        return training_flops(sizes, components=parts, lora_rank=rank).model * self.clips_per_step
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Video and audio tokens of one optimizer step."""
-        clip = self.sizes.clip
+    def tokens_per_step(self, clip: ClipConfig) -> int:
+        """Video and audio tokens of one optimizer step on clips of one shape."""
         video = clip.video_tokens if self.config.task == "joint" else 0
         return (video + clip.audio_tokens) * self.clips_per_step
 
@@ -141,20 +138,24 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     prompts = read_own_prompts(config.validation, sizes.clip)
     backend.use_threads(config.threads, sizes.video.dim)
     with _progress(console) as report, processes.first_alone():
-        data = training_sources(config, report)
+        data = training_sources(config, sizes, report)
         # A checkpoint of adapters holds no codecs, nor does an older one of the audio tower alone.
         source = with_index(resume) or config.model.checkpoint
-        codecs, residency = build_codecs(config, sizes, source, data, device)
-        held_data = heldout_source(config, report)
+        by_bucket = sort_sources(config, sizes, data, report)
+        codecs, residency = build_codecs(config, sizes, source, data, device, by_bucket)
+        held_data = heldout_source(config, sizes, report)
+        held_by_bucket = sort_sources(config, sizes, held_data, report) if held_data is not None else ()
     if held_data is None and config.validation.every and not prompts:
         console.print("note: no validation, no samples on the way: --validation.data names a folder of held-out clips")
     # All processes encode; each starts at a different clip.
     with _progress(console) as report:
         ahead = config.loader.encode == "ahead"
-        clips = open_mix(config, sizes, codecs, residency, data, report, processes, ahead)
+        clips = open_mix(config, sizes, codecs, residency, data, report, processes, ahead, by_bucket)
         heldout = None
         if held_data is not None:
-            heldout = open_clips(config, sizes, codecs, residency, held_data, report, processes)
+            heldout = open_mix(
+                config, sizes, codecs, residency, held_data, report, processes, sorted_clips=held_by_bucket
+            )
     agree_on_data(codecs, clips, heldout, processes)
     build = BatchBuilder(clips.cache.empty_text(), device, audio_only=config.task == "audio")
     validator = None
@@ -195,7 +196,11 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         for line in differences(with_defaults(run.resumed["config"]), to_plain(config)):
             console.print(f"note: not as in {resume.name}: {line}")
     _describe(run, len(clips), console)
-    if isinstance(clips, MixedClips):
+    if isinstance(clips, BucketedClips):
+        shared = processes.shape.clip_ranks
+        for line in bucket_table(clips.rows, len(clips.left_out), run.clips_per_step, shared):
+            console.print(line)
+    elif isinstance(clips, MixedClips):
         console.print(f"mixed by weight: {clips.words}")
     return run
 
@@ -235,14 +240,17 @@ def _describe(run: TrainingRun, clips: int, console: Console) -> None:
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
     chosen = [f"{c.operator}={c.implementation}" for c in run.ops.choices if c.implementation != REFERENCE]
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")
-    tera = run.flops_per_step / 1e12
     if run.processes.launch.world > 1:
         sharded = "" if run.state.weights.shards is None else ", weights sharded"
         console.print(f"{run.processes.launch.world} processes: {run.processes.shape}{sharded}")
+    if config.buckets.given:
+        console.print(f"{counted(clips, 'clip')} in buckets; {run.clips_per_step} of one bucket a step")
+        return
     clip = sizes.clip
+    tera = run.flops_per_step(clip) / 1e12
     pictures = f"{clip.frames} frames of {clip.height}x{clip.width}"
     seen = pictures if config.task == "joint" else f"{clip.duration:.2f} s"
-    step = f"{run.clips_per_step} a step, {run.tokens_per_step} tokens, {tera:.4g} TFLOP"
+    step = f"{run.clips_per_step} a step, {run.tokens_per_step(clip)} tokens, {tera:.4g} TFLOP"
     console.print(f"{counted(clips, 'clip')} of {seen}; {step}")
 
 

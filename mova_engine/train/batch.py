@@ -1,11 +1,13 @@
 """Batches of latents on the device, as the training step takes them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mova_engine.config.model import ClipConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class LatentBatch:
         """Shapes, without the batch dimension, of the noise that a step needs: audio, then video if there is one."""
         latents = (self.audio,) if self.video is None else (self.audio, self.video)
         return tuple(tuple(x.shape[1:]) for x in latents)
+
+    def shape(self, clip: ClipConfig) -> ClipConfig:
+        """The clips' own shape: `clip`, the run's, with the size of these latents in its place."""
+        if self.video is None:
+            return clip
+        (stride, height, width), latents = clip.video_stride, self.video.shape[2:]
+        frames = (latents[0] - 1) * stride + 1
+        return replace(clip, frames=frames, height=latents[1] * height, width=latents[2] * width)
 
     def context(self, drop: Tensor) -> Tensor:
         """The text features [b, n, d], replaced by those of the empty prompt where `drop` (bool [b]) is set."""

@@ -1,7 +1,7 @@
 """Prepares a run's clips: writes the embedded clips, builds and fits the codecs, opens the latent caches."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,14 +23,14 @@ from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.stages import stages
 from mova_engine.config.train import LoaderSettings, TrainConfig
-from mova_engine.data.clip_sources import Sources, default_cache, named, read_clips
+from mova_engine.data.bucketed import BucketedClips
+from mova_engine.data.clip_sources import Sources, named, read_clips
 from mova_engine.data.dataset import SHOWN_REASONS, LatentDataset, open_dataset
-from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.loader import Loader, build_loader
 from mova_engine.data.media.decode import Clip, read_clip
 from mova_engine.data.metadata import FILES, Entry
 from mova_engine.data.mixture import MixedClips, MixedLoader, MixedSet
-from mova_engine.data.synthetic.bounce import generate
+from mova_engine.data.synthetic.bounce import SCENE, Scene, generate
 from mova_engine.data.synthetic.notes import KINDS, generate_sounds
 from mova_engine.distributed.processes import Processes
 from mova_engine.distributed.rounds import Rounds
@@ -38,16 +38,10 @@ from mova_engine.errors import MovaError
 from mova_engine.files.byte_ranges import UnreachableError
 from mova_engine.memory.model_parts import codec_parts
 from mova_engine.memory.residency import Residency
-
-# Called with (number done, total number, description).
-Progress = Callable[[int, int, str], None]
+from mova_engine.train.bucket_data import Data, Progress, SourceClips, cache_of, open_buckets, weighted
 
 
-# One source or several as one set of clips, or sources that are mixed by weight.
-Data = Sources | tuple[WeightedFolder, ...]
-
-
-def training_sources(config: TrainConfig, progress: Progress) -> Data:
+def training_sources(config: TrainConfig, model: MovaConfig, progress: Progress) -> Data:
     """Return the sources of clips to train on; writes the embedded clips first if the recipe asks for them.
 
     Raises MovaError if there are no clips.
@@ -58,21 +52,13 @@ def training_sources(config: TrainConfig, progress: Progress) -> Data:
         return config.mixed
     if not config.loader.synthetic_clips:
         raise MovaError("no clips to train on: give --data, a folder with metadata.jsonl, or several by --mix")
-    folder = _generated(config, config.folder / "data", config.loader.synthetic_clips, "train", progress)
+    folder = _generated(config, model, config.folder / "data", config.loader.synthetic_clips, "train", progress)
     if config.loader.synthetic == "sounds":
         return tuple(WeightedFolder(folder / kind, 1.0, kind) for kind in KINDS)
     return folder
 
 
-def _weighted(data: Data) -> list[tuple[str, float, Sources]]:
-    """Name, weight and sources of each set of clips."""
-    sets = [each for each in data if isinstance(each, WeightedFolder)] if not isinstance(data, Path) else []
-    if sets:
-        return [(each.name, each.weight, each.path) for each in sets]
-    return [("", 1.0, data)]  # pyright: ignore[reportReturnType] it has no weights
-
-
-def heldout_source(config: TrainConfig, progress: Progress) -> Path | None:
+def heldout_source(config: TrainConfig, model: MovaConfig, progress: Progress) -> Path | None:
     """Return the folder or manifest of held-out clips for validation; None if the run has none.
 
     Embedded held-out clips are written only if the run trains on embedded clips: for a model that was trained on other
@@ -84,10 +70,12 @@ def heldout_source(config: TrainConfig, progress: Progress) -> Path | None:
         return config.validation.data
     if config.data or config.mix or not config.validation.synthetic_clips:
         return None
-    return _generated(config, config.folder / "heldout", config.validation.synthetic_clips, "heldout", progress)
+    return _generated(config, model, config.folder / "heldout", config.validation.synthetic_clips, "heldout", progress)
 
 
-def _generated(config: TrainConfig, folder: Path, clips: int, split: str, progress: Progress) -> Path:
+def _generated(
+    config: TrainConfig, model: MovaConfig, folder: Path, clips: int, split: str, progress: Progress
+) -> Path:
     """The folder of embedded clips of a split; they are written if it has none."""
     if any((folder / name).is_file() for name in FILES):
         return folder
@@ -99,15 +87,22 @@ def _generated(config: TrainConfig, folder: Path, clips: int, split: str, progre
         generate_sounds(folder, clips, config.seed, split, done)
     else:
         midway = config.loader.synthetic_midway if split == "train" else 0.0
-        generate(folder, clips, config.seed, split, done, midway)
+        shapes = config.buckets.shapes(model.clip) if config.buckets.given else ()
+        scenes = [Scene(shape.width, shape.height, shape.frames) for shape in shapes] or [SCENE]
+        generate(folder, clips, config.seed, split, done, midway, scenes)
     return folder
 
 
 def build_codecs(
-    config: TrainConfig, model: MovaConfig, source: Path | None, data: Data, device: torch.device
+    config: TrainConfig,
+    model: MovaConfig,
+    source: Path | None,
+    data: Data,
+    device: torch.device,
+    sorted_clips: Sequence[SourceClips] = (),
 ) -> tuple[Codecs, Residency]:
     """Build the model's codecs and text encoder, and their Residency: those of the checkpoint `source`, or embedded
-    ones that are fitted to the clips of `data`.
+    ones that are fitted to the clips of `data`. sorted_clips: as of `sort_sources`.
 
     Pretrained codecs start on the host. The Residency moves them to the device for their stages, and keeps them there
     if clips are encoded online. The audio task has no video codec. Raises MovaError if the model needs pretrained
@@ -128,7 +123,7 @@ def build_codecs(
             f"a {model.name} model needs pretrained codecs ({', '.join(pretrained)}): give --model.checkpoint, a "
             "folder to start from, or --model.codecs, a folder to take them from"
         )
-    clips = _to_fit(data, model.clip, config.loader, pictures)
+    clips = _to_fit(config, model.clip, data, sorted_clips)
     video = None
     if pictures:
         embedded = build_video_codec(model.video_codec, device=device)
@@ -166,20 +161,28 @@ def _spread(entries: Sequence[Entry], most: int) -> tuple[Iterable[Entry], int]:
     return chain(first, (entry for i, entry in enumerate(entries) if i % stride)), len(first)
 
 
-def _to_fit(data: Data, clip: ClipConfig, settings: LoaderSettings, pictures: bool) -> list[Clip]:
-    """Read the clips that codecs are fitted to, of each source of a mix by its weight; all have sound. Raises MovaError
-    with the first reasons if there are none.
+def _to_fit(config: TrainConfig, clip: ClipConfig, data: Data, sorted_clips: Sequence[SourceClips]) -> list[Clip]:
+    """Read the clips that codecs are fitted to, of each source by its weight and of each bucket by its clips; all have
+    sound. Raises MovaError with the first reasons if a source has none.
     """
-    sets, clips = _weighted(data), list[Clip]()
+    settings, clips = config.loader, list[Clip]()
+    sets = weighted(data)
     whole = sum(weight for _, weight, _ in sets)
-    for _, weight, sources in sets:
-        listed = read_clips(sources, settings.cache)
-        entries, count = _spread(listed, max(1, round(settings.num_fit_clips * weight / whole)))
-        reasons: list[str] = []
-        found = list(islice(_readable(entries, clip, settings, pictures, reasons), count))
+    for number, (_, weight, sources) in enumerate(sets):
+        if sorted_clips:
+            parts = [(each.clip, each.entries) for each in sorted_clips[number].found.used]
+        else:
+            parts = [(clip, read_clips(sources, settings.cache))]
+        listed = sum(len(entries) for _, entries in parts)
+        reasons, found = list[str](), list[Clip]()
+        for shape, entries in parts:
+            # Of one part that is the weight's share to the last bit.
+            wanted = settings.num_fit_clips * weight / whole
+            chosen, count = _spread(entries, max(1, round(wanted * len(entries) / listed)))
+            found += islice(_readable(chosen, shape, settings, config.task == "joint", reasons), count)
         if not found:
             shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
-            raise MovaError(f"{named(sources)}: none of {len(listed)} clips can be read to fit the codecs to: {shown}")
+            raise MovaError(f"{named(sources)}: none of {listed} clips can be read to fit the codecs to: {shown}")
         clips += found
     return clips
 
@@ -213,18 +216,9 @@ def open_clips(
 ) -> LatentDataset:
     """Open the usable clips of `data`. ahead: first encode those that are missing in its cache."""
     settings = config.loader
-    place = settings.cache or default_cache(data)
-    cache = LatentCache(
-        place,
-        model.clip,
-        *codecs.encoders(),
-        dtype=settings.dtype,
-        silent=settings.silent_audio,
-        residency=residency,
-    )
     return open_dataset(
         data,
-        cache,
+        cache_of(config, model.clip, codecs, residency, data),
         bad_clips=settings.on_bad_clip,
         preload=settings.preload,
         rank=processes.launch.rank,
@@ -244,11 +238,16 @@ def open_mix(
     progress: Progress,
     processes: Processes,
     ahead: bool = True,
+    sorted_clips: Sequence[SourceClips] = (),
 ) -> LatentDataset:
-    """`open_clips` of one set of clips, or of the sources of a mix as one data set."""
+    """`open_clips` of one set of clips, or of the sources of a mix as one data set. sorted_clips: as of `sort_sources`
+    of `data`; those of each bucket are then a set of their own.
+    """
+    if sorted_clips:
+        return open_buckets(config, codecs, residency, sorted_clips, progress, processes, ahead)
     sets = [
         MixedSet(name, weight, open_clips(config, model, codecs, residency, sources, progress, processes, ahead))
-        for name, weight, sources in _weighted(data)
+        for name, weight, sources in weighted(data)
     ]
     return MixedClips(sets) if len(sets) > 1 else sets[0].clips
 
@@ -267,6 +266,7 @@ def open_loader(
             world=shape.data_parallel,
             workers=0 if clips.in_memory else settings.workers,
             rounds=None if clips.in_memory else rounds,
+            turn=config.clips_per_step(shape) if isinstance(clips, BucketedClips) else None,
         )
     return build_loader(
         clips,

@@ -34,7 +34,7 @@ from mova_engine.train import lora_model
 from mova_engine.train.assembly import mesh_of
 from mova_engine.train.batch import BatchBuilder, LatentBatch
 from mova_engine.train.masters import Weights
-from mova_engine.train.model_setup import build_model, model_config
+from mova_engine.train.model_setup import build_model, largest_clip, model_config
 from mova_engine.train.optimizer import build_optimizer
 from mova_engine.train.preflight import check_stored
 from mova_engine.train.simulation import simulate
@@ -58,7 +58,7 @@ def dry_run_training(
     config.memory.check_decided()
     components = _components(config, stored)
     shape = mesh_of(config, world_size)
-    sizes = with_layers(model_config(config), layers)
+    sizes = with_layers(largest_clip(config, model_config(config)), layers)
     micro_batches = config.micro_batches(shape)
     batches = min(micro_batches, _MICRO_BATCHES) * config.loader.batch * shape.data_parallel
     once = replace(config, global_batch_size=batches, model=replace(config.model, checkpoint=Path("nothing-is-read")))
@@ -93,7 +93,7 @@ def dry_run_training(
 def predict_training(config: TrainConfig, machine: Machine, world_size: int = 1) -> Memory:
     """Without a rehearsal: what the cost model says of memory in a step."""
     base = base_of(_components(config, None).values())
-    return _predicted(config, model_config(config), machine, mesh_of(config, world_size), base)
+    return _predicted(config, largest_clip(config, model_config(config)), machine, mesh_of(config, world_size), base)
 
 
 def _predicted(config: TrainConfig, sizes: MovaConfig, machine: Machine, shape: MeshShape, base: str) -> Memory:

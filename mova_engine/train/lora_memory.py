@@ -9,7 +9,7 @@ from mova_engine.inference.loading import stored_base
 from mova_engine.memory.chosen_memory import ChosenMemory, choose_memory
 from mova_engine.predict.job import layout_of, training_job
 from mova_engine.train.lora_model import base_folder
-from mova_engine.train.model_setup import model_config
+from mova_engine.train.model_setup import largest_clip, model_config
 
 
 def choose_for_adapters(config: TrainConfig, backend: Backend, processes: Processes) -> ChosenMemory | None:
@@ -18,7 +18,7 @@ def choose_for_adapters(config: TrainConfig, backend: Backend, processes: Proces
     """
     if not config.memory.undecided and config.vram is None and config.ram is None:
         return None
-    sizes = model_config(config)
+    sizes = largest_clip(config, model_config(config))
     job = replace(training_job(config, sizes), base=stored_base(base_folder(config), sizes))
 
     def least(value: int) -> int:

@@ -12,6 +12,7 @@ from mova_engine.adapters.reading import base_of
 from mova_engine.checkpoints.folder import Codecs, mova_config_from_folder, write_mova
 from mova_engine.checkpoints.locate import ADAPTERS, find_components, find_model, open_model, say_other_clip, with_index
 from mova_engine.checkpoints.released import INDEX
+from mova_engine.config.buckets import bucket_name, largest, shortest
 from mova_engine.config.model import COMPONENTS, MovaConfig, SamplingConfig, get_preset
 from mova_engine.config.train import LoraSettings, TrainConfig
 from mova_engine.distributed.fsdp import Shards, shard_model
@@ -52,7 +53,8 @@ def model_config(config: TrainConfig) -> MovaConfig:
     """The sizes of the run's model, its clip, and its default sampling settings.
 
     Sizes are the checkpoint's; the preset's if there is no checkpoint or if components start from scratch. Raises
-    MovaError if diffusion.skip_first_frame or given_start leaves no frame.
+    MovaError if diffusion.skip_first_frame or given_start leaves no frame of the run's clips or of a bucket, or if one
+    has too few tokens for the processes that share it.
     """
     settings = config.model
     if (folder := _sizes_folder(config)) is not None:
@@ -60,20 +62,33 @@ def model_config(config: TrainConfig) -> MovaConfig:
     else:
         model = get_preset(settings.preset)
         model = replace(model, clip=config.clip.over(model.clip))
-    if config.task == "joint" and config.diffusion.skip_first_frame and model.clip.latent_shape[0] == 1:
+    shapes = config.buckets.shapes(model.clip)
+    least = shortest(shapes)
+    if config.task == "joint" and config.diffusion.skip_first_frame and least.latent_shape[0] == 1:
         raise MovaError(
             f"diffusion.skip_first_frame leaves the first latent frame out of the loss, and clips of "
-            f"{model.clip.frames} frames have no other: train on longer clips, or set --diffusion.no-skip-first-frame"
+            f"{least.frames} frames have no other: train on longer clips, or set --diffusion.no-skip-first-frame"
         )
-    if config.diffusion.given_start and config.diffusion.start_frames >= model.clip.frames:
+    if config.diffusion.given_start and config.diffusion.start_frames >= least.frames:
         raise MovaError(
-            f"diffusion.start_frames gives {config.diffusion.start_frames} pictures of clips of {model.clip.frames}: "
+            f"diffusion.start_frames gives {config.diffusion.start_frames} pictures of clips of {least.frames}: "
             "nothing would be left to learn"
+        )
+    few = min(shapes, key=lambda shape: shape.video_tokens)
+    if few.video_tokens < config.parallel.context_parallel:
+        raise MovaError(
+            f"parallel.context_parallel {config.parallel.context_parallel} shares a clip's video tokens, and a clip of "
+            f"{bucket_name(few)} has only {few.video_tokens}: give fewer processes, or a larger clip or bucket"
         )
     model = replace(model, sampling=_sampling(config, model.sampling))
     if settings.aligned_rope:
         return model
     return replace(model, bridge=replace(model.bridge, aligned=False))
+
+
+def largest_clip(config: TrainConfig, model: MovaConfig) -> MovaConfig:
+    """The model with the clip that takes most memory: the largest bucket, or the only size."""
+    return replace(model, clip=largest(config.buckets.shapes(model.clip)))
 
 
 def _sizes_folder(config: TrainConfig) -> Path | None:

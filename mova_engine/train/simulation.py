@@ -5,15 +5,18 @@ occur once per epoch, of a mix per epoch of its set, also if the run resumes wit
 share a clip must draw the same noise, all others different noise.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mova_engine.config.buckets import bucket_name
 from mova_engine.config.mesh import DIMENSIONS, MeshShape
+from mova_engine.config.model import get_preset
 from mova_engine.config.train import TrainConfig
+from mova_engine.data.bucketed import BucketedClips
 from mova_engine.data.clip_changes import marks, order_digest
 from mova_engine.data.loader import Loader
 from mova_engine.data.metadata import Entry
@@ -101,17 +104,23 @@ def _clips_of(config: TrainConfig, count: int) -> tuple[_NumberedClips | MixedCl
 
     The sets of a mix are of different sizes, so that their epochs end at different times.
     """
-    if not config.mix:
+    if not config.mix and not config.buckets.given:
         return _NumberedClips(count), {"": range(count)}
-    whole, first = sum(each.weight for each in config.mixed), 0
+    named = [(each.name, each.weight) for each in config.mixed] or [("", 1.0)]
+    whole, first = sum(weight for _, weight in named), 0
     sets, numbers = list[MixedSet](), dict[str, range]()
-    for place, each in enumerate(config.mixed, 1):
-        own = max(1, round(count * each.weight / whole / place))
-        numbers[each.name] = range(first, first + own)
-        clips: Any = _NumberedClips(own, first)
-        sets.append(MixedSet(each.name, each.weight, clips))
-        first += own
-    return MixedClips(sets), numbers
+    # Their order does not depend on what sizes they are.
+    clip = config.clip.over(get_preset(config.model.preset).clip)
+    buckets = [bucket_name(shape) for shape in config.buckets.shapes(clip)] if config.buckets.given else [""]
+    for place, (name, weight) in enumerate(named, 1):
+        for bucket in buckets:
+            own = max(1, round(count * weight / whole / place))
+            part = "/".join(filter(None, (name, bucket)))
+            numbers[part] = range(first, first + own)
+            clips: Any = _NumberedClips(own, first)
+            sets.append(MixedSet(part, weight / len(buckets), clips))
+            first += own
+    return (BucketedClips(sets) if config.buckets.given else MixedClips(sets)), numbers
 
 
 class _RecordedRounds(Rounds):
@@ -173,14 +182,17 @@ def simulate_data(config: TrainConfig, shape: MeshShape) -> dict[str, Any]:
         raise MovaError("data order: ranks would save different positions in the data")
     other = _other_mesh(config, shape)
     resumed = _opened(config, other, clips, states[0])
-    left = (_STEPS * step + step // 3 + 1) * _EPOCHS - len(order)
+    left = (len(clips) if config.buckets.given else _STEPS * step + step // 3 + 1) * _EPOCHS - len(order)
     at_once = other.data_parallel * config.loader.batch
     _take(resumed, -(-left // at_once), order)
     for name, numbers in sets.items():
         own = [(clip, group) for clip, group in order if clip in numbers]
         for epoch in range(max(1, len(own) // len(numbers))):
             _check_epoch(own[epoch * len(numbers) : (epoch + 1) * len(numbers)], len(numbers), epoch)
-        _check_share(config, name, len(own), len(order))
+        if not config.buckets.given:
+            _check_share(config, name, len(own), len(order))
+    if config.buckets.given:
+        _check_steps(order, sets, step)
     mixed = {"sources": len(sets)} if config.mix else {}
     return {"clips": len(clips), "epochs": _EPOCHS, "steps": steps, "resumed_ranks": other.world} | mixed
 
@@ -214,6 +226,15 @@ def _check_epoch(order: Sequence[tuple[int, int]], count: int, epoch: int) -> No
         raise MovaError(f"data order: in epoch {epoch + 1} {count - len(seen)} clips are left out, such as {lacking}")
 
 
+def _check_steps(order: Sequence[tuple[int, int]], sets: Mapping[str, range], step: int) -> None:
+    """Raise MovaError if a step has clips of several buckets."""
+    for first in range(0, len(order), step):
+        clips = [clip for clip, _ in order[first : first + step]]
+        found = [name for name, numbers in sets.items() if any(clip in numbers for clip in clips)]
+        if len(found) > 1:
+            raise MovaError(f"data order: step {first // step + 1} has clips of buckets {' and '.join(found)}")
+
+
 def _check_share(config: TrainConfig, name: str, given: int, total: int) -> None:
     """Raise MovaError if a set of a mix gives more or fewer clips than its weight asks for."""
     weights = {each.name: each.weight for each in config.mixed}
@@ -225,9 +246,12 @@ def _other_mesh(config: TrainConfig, shape: MeshShape) -> MeshShape:
     """A mesh of another number of ranks with which the run could resume; `shape` if no tried number fits."""
     for world in (shape.world // 2, shape.world * 2, shape.world // 4):
         try:
-            return mesh_of(config, world)
+            other = mesh_of(config, world)
         except MovaError:
             continue
+        # A run with buckets resumes with as many clips a step.
+        if not config.buckets.given or config.clips_per_step(other) == config.clips_per_step(shape):
+            return other
     return shape
 
 

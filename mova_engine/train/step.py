@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mova_engine.config.model import ClipConfig
 from mova_engine.config.train import TrainConfig
 from mova_engine.diffusion.conditioning import first_frame_condition, video_input
 from mova_engine.diffusion.loss import Losses, Share, mse, velocity_loss
@@ -75,7 +76,7 @@ def _joint(
     audio_factors = _product(draw.audio_factors, batch.audio_factors, batch.audio.device)
     seen_video, seen_audio = SeenNoise(noisy_video, times.video_timestep), SeenNoise(noisy_audio, times.audio_timestep)
     if draw.starts is not None:
-        start = GivenStart.of(mova.config.clip, config.diffusion.start_frames, draw.starts)
+        start = GivenStart.of(batch.shape(mova.config.clip), config.diffusion.start_frames, draw.starts)
         seen_video, seen_audio = start.video.shown(seen_video, batch.video), start.audio.shown(seen_audio, batch.audio)
         video_factors, audio_factors = start.video.counted(video_factors, first), start.audio.counted(audio_factors)
     video, audio = mova(
@@ -124,12 +125,13 @@ def _audio(mova: Mova, batch: LatentBatch, draw: StepDraw, noise: tuple[Tensor, 
 class StepResult:
     """What a step reports: values to average into the metrics, the clips it saw, and whether the weights moved.
 
-    ranks: of several processes, those whose own loss was not finite; the clips are then theirs.
+    ranks: of several processes, those whose own loss was not finite; the clips are then theirs. clip: their shape.
     """
 
     values: dict[str, float]
     ids: tuple[str, ...]
     taken: bool
+    clip: ClipConfig
     ranks: tuple[int, ...] = ()
 
 
@@ -178,7 +180,7 @@ class Updater:
         groups = processes.shape.data_parallel
         micro_batches = config.micro_batches(processes.shape)
         self.weights.zero_grad()
-        losses, ids, waited = [], [], 0.0
+        losses, ids, waited, shape = [], [], 0.0, self.model.config.clip
         stage = f"step {step + 1}: reading clips"
         heard = draw = None
         if config.loader.silent_audio == "mask":
@@ -202,6 +204,7 @@ class Updater:
             (result.total / micro_batches).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
             ids += batch.ids
+            shape = batch.shape(shape)
         assert draw is not None, "a step has a micro-batch"
         at(f"step {step + 1}: update")
         gradients = self.weights.gradients()
@@ -219,7 +222,7 @@ class Updater:
         total, video, audio, norm = torch.cat([losses, norm.to(losses.device).view(1)]).tolist()
         values = {"seconds/data": waited}
         if not (math.isfinite(total) and math.isfinite(norm)):
-            return self._skipped(values, own, tuple(ids))
+            return self._skipped(values, own, tuple(ids), shape)
         set_lr(self.optimizer, lr_factor(step, config.steps, config.optim))
         self.optimizer.step()
         self.weights.after_step()
@@ -235,7 +238,7 @@ class Updater:
         values |= {"loss": total, **{f"loss/{name}": value for name, value in modalities.items()}, "skipped": 0.0}
         if draw.expert is not None:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
-        return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True)
+        return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True, clip=shape)
 
     def _heard(self, held: list[MicroBatch]) -> float:
         """The share of the step's clips, of all processes, that have sound. held: this one's."""
@@ -251,13 +254,16 @@ class Updater:
         factors = micro.heard[:, 0] / max(heard, 1e-9)
         return replace(micro.clips, audio_factors=factors.to(micro.clips.audio.device))
 
-    def _skipped(self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...]) -> StepResult:
+    def _skipped(
+        self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...], clip: ClipConfig
+    ) -> StepResult:
         """All processes come here together. own: this one's losses."""
         found = self.processes.all_gather_object(ids if not own.isfinite().all() else None)
         ranks = tuple(rank for rank, theirs in enumerate(found) if theirs is not None)
         clips = dict.fromkeys(name for rank in ranks for name in found[rank]) or ids
         several = self.processes.launch.world > 1
-        return StepResult({**values, "skipped": 1.0}, tuple(clips), taken=False, ranks=ranks if several else ())
+        told = ranks if several else ()
+        return StepResult({**values, "skipped": 1.0}, tuple(clips), taken=False, clip=clip, ranks=told)
 
     def _norms(self, gradients: dict[str, list[torch.Tensor]]) -> dict[str, float]:
         """2-norm of each component's gradients, before clipping."""

@@ -41,6 +41,9 @@ from mova_engine.train.sample_scores import SCORES, SECONDS, SampleScores, sampl
 from mova_engine.train.step import StepResult, Updater
 from mova_engine.train.training_state import checkpoints_of, retain, save_checkpoint, sharded_save
 
+# Prefix of values that are averaged for metrics, and are none themselves.
+WORK = "work/"
+
 
 class Trainer:
     """A training run: `Trainer(load_config("nano", out="runs/mine")).run()`.
@@ -189,6 +192,9 @@ class Trainer:
                 seconds = time.perf_counter() - started
                 self.took = self.took[0] + seconds, self.took[1] + 1
                 self._count(result, reporter, seconds)
+                if config.buckets.given:
+                    work = {"tokens": parts.tokens_per_step(result.clip), "flops": parts.flops_per_step(result.clip)}
+                    self.meter.add({f"{WORK}{name}": value for name, value in work.items()})
                 row = self._row(parts) if due else None
                 if row is not None:
                     log.write(self.step, row)
@@ -259,12 +265,15 @@ class Trainer:
 
     def _row(self, parts: TrainingRun) -> dict[str, float]:
         """The metrics of the steps since the last row."""
-        means, config = self.meter.take(), self.config
+        means, config, clip = self.meter.take(), self.config, parts.sizes.clip
+        # Without buckets all steps are alike.
+        tokens = means.pop(f"{WORK}tokens", None) or parts.tokens_per_step(clip)
+        flops = means.pop(f"{WORK}flops", None) or parts.flops_per_step(clip)
         factor = lr_factor(self.step - 1, config.steps, config.optim)
         rates = {group["name"]: group["peak_lr"] * factor for group in parts.state.optimizer.param_groups}
         row = {**means, "lr": config.optim.lr * factor, **{f"lr/{name}": rate for name, rate in rates.items()}}
-        row["tokens/second"] = parts.tokens_per_step / means["seconds/step"]
-        row["tflops"] = parts.flops_per_step / means["seconds/step"] / 1e12
+        row["tokens/second"] = tokens / means["seconds/step"]
+        row["tflops"] = flops / means["seconds/step"] / 1e12
         peak = parts.backend.peak_flops(DTYPES[config.dtype])
         if peak is not None:
             row["mfu"] = row["tflops"] * 1e12 / (peak * parts.processes.launch.world)

@@ -12,7 +12,9 @@ import torch
 from mova_engine.checkpoints.folder import Codecs
 from mova_engine.config.model import ClipConfig
 from mova_engine.config.train import TrainConfig, ValidationSettings
+from mova_engine.data.bucketed import BucketedClips, batches_of_one_shape
 from mova_engine.data.dataset import LatentDataset
+from mova_engine.data.metadata import Entry
 from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import HIGH_NOISE, LOW_NOISE, Schedule
 from mova_engine.inference.requests import Prompt, prompts_of_lines, read_frame, read_prompts
@@ -47,20 +49,34 @@ class Validator:
         self.config, self.clips, self.build, self.sharding = config, clips, build, sharding
         self.prompts = prompts
         self.count = 0 if clips is None else min(config.validation.clips, len(clips))
-        # The encoded inputs of the samples; None: no samples.
-        self.inputs: SampleInputs | None = None
+        # The encoded inputs of the samples, by shape.
+        self.inputs: list[SampleInputs] = []
 
     def encode(self, shape: ClipConfig, codecs: Codecs, residency: Residency) -> None:
-        """Encode captions and first frames of held-out clips and of prompts for later samples. Does nothing in the
-        audio task. Raises MovaError if a clip cannot be read.
+        """Encode captions and first frames of held-out clips and of prompts for later samples: prompts in the run's
+        `shape`, clips in their bucket's. Does nothing in the audio task. Raises MovaError if a clip cannot be read.
         """
         if self.config.task != "joint":
             return
-        entries = [] if self.clips is None else self.clips.entries[: self.config.validation.samples]
-        prompts = [Prompt(entry.caption, read_frame(entry.path, shape, entry.start)) for entry in entries]
-        prompts += self.prompts
-        if prompts:
-            self.inputs = encode_samples(codecs, shape, residency, prompts, self.config.seed)
+        prompts: dict[ClipConfig, list[Prompt]] = {}
+        for own, entry in self._sampled(shape):
+            prompts.setdefault(own, []).append(Prompt(entry.caption, read_frame(entry.path, own, entry.start)))
+        if self.prompts:
+            prompts.setdefault(shape, []).extend(self.prompts)
+        seed = self.config.seed
+        for own, some in prompts.items():
+            self.inputs.append(encode_samples(codecs, own, residency, some, seed))
+            seed += len(some)
+
+    def _sampled(self, shape: ClipConfig) -> list[tuple[ClipConfig, Entry]]:
+        """The held-out clips that are sampled, of buckets by their shares, each with its shape."""
+        wanted = self.config.validation.samples
+        if self.clips is None or not wanted:
+            return []
+        if not isinstance(self.clips, BucketedClips):
+            return [(shape, entry) for entry in self.clips.entries[:wanted]]
+        every = batches_of_one_shape(self.clips, min(wanted, len(self.clips)), 1)
+        return [(self.clips.shape_of(index), self.clips.entries[index]) for (index,) in every]
 
     @torch.no_grad()
     def losses(self, model: Mova) -> dict[str, float]:
@@ -77,14 +93,16 @@ class Validator:
             source = generator(self.config.seed, "heldout", expert)
             times = draw_times(self.config.diffusion, source, expert, self.count)
             whole = StepDraw(expert, times, torch.zeros(self.count, dtype=torch.bool))
-            for first in range(0, self.count, self.config.loader.batch):
-                size = min(self.config.loader.batch, self.count - first)
-                clips = self.clips.batch(range(first, first + size))
+            first = 0
+            for indices in batches_of_one_shape(self.clips, self.count, self.config.loader.batch):
+                size = len(indices)
+                clips = self.clips.batch(indices)
                 audible = clips["heard"][:, 0]
                 heard += float(audible.sum()) / self.count / len(self._experts(model))
                 batch = self.build(clips, audible if masked else None)
                 for name, value in self._batch_losses(model, batch, whole.part(first, size), first).items():
                     sums[name] = sums.get(name, 0.0) + value * size / self.count
+                first += size
         if masked:
             # Means over the clips that have sound.
             audio = {name for name in sums if name.startswith("heldout/audio")}
@@ -111,7 +129,7 @@ class Validator:
 
         residency: moves the codecs to the device while they decode.
         """
-        if self.inputs is None:
+        if not self.inputs:
             return
         diffusion = self.config.diffusion
         make_samples(

@@ -14,7 +14,7 @@ from data_pipeline.media import every, write_media
 from PIL import Image
 
 from mova_engine.config.model import ClipConfig
-from mova_engine.data.media.decode import read_clip
+from mova_engine.data.media.decode import probe_shown, read_clip
 from mova_engine.data.media.interlacing import deinterlace
 from mova_engine.data.media.orientation import from_matrix, swaps_sides, turn_upright
 from mova_engine.data.media.pictures import choose_decoder
@@ -94,6 +94,7 @@ def test_all_eight_display_matrices(tmp_path, number):
     path = write_video(tmp_path / "clip.mp4", [np.array(stored(number))], options={"crf": "5"})
     picture = first_picture(set_matrix(path, MATRICES[number]), 64, 96)
     assert np.abs(picture.astype(int) - UPRIGHT).mean() < 4
+    assert probe_shown.__wrapped__(path)[:2] == (96, 64)
 
 
 @pytest.mark.parametrize("number", STORED)
@@ -166,6 +167,7 @@ def test_pixel_aspect_turns_with_the_picture(tmp_path, number):
     wide = np.repeat(UPRIGHT, 2, axis=1)
     wanted = wide if number == 1 else np.rot90(wide, -1)
     assert np.abs(shown.astype(int) - wanted).mean() < 4
+    assert probe_shown.__wrapped__(path)[:2] == wanted.shape[1::-1]
 
 
 # The left half is transparent over a colour that nobody is to see; the right half is covered.

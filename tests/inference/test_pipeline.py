@@ -266,7 +266,9 @@ def test_the_trainers_hook_writes_comparable_samples(pipeline, frame, tmp_path):
         "schedule": Schedule(),
         "prediction": Prediction(),
         "clean_first_frame": True,
-        "inputs": encode_samples(pipeline.codecs, pipeline.shape, None, [Prompt(text, frame) for text in CAPTIONS], 3),
+        "inputs": [
+            encode_samples(pipeline.codecs, pipeline.shape, None, [Prompt(text, frame) for text in CAPTIONS], 3)
+        ],
         "out": tmp_path / "step-000010",
     }
     torch.manual_seed(1)

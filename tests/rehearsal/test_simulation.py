@@ -40,8 +40,8 @@ def test_the_folders_of_a_mix_have_their_own_epochs_and_shares(monkeypatch):
     data = simulation.simulate_data(config, shape)
     assert data["resumed_ranks"] != 4 and data["sources"] == 3
     # Weights that the loader does not keep are found, and so is an order in which a clip comes twice.
-    taken = mixture._apportioned
-    monkeypatch.setattr(mixture, "_apportioned", lambda total, weights: taken(total, [1 / 3] * 3))
+    taken = mixture.apportioned
+    monkeypatch.setattr(mixture, "apportioned", lambda total, weights: taken(total, [1 / 3] * 3))
     with pytest.raises(MovaError, match=r"data order: music gives \d+ of \d+ clips, by its weight \d+"):
         simulation.simulate_data(config, shape)
     monkeypatch.undo()

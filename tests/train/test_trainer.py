@@ -253,7 +253,7 @@ def test_a_run_starts_from_a_checkpoints_weights(small, ran):
 def sample_stub(**arguments) -> None:
     """Stands in for `make_samples`: writes down what it was given."""
     arguments["out"].mkdir(parents=True)
-    requests = arguments["inputs"].requests
+    requests = arguments["inputs"][0].requests
     facts = {"clips": [(x.caption, None if x.first_frame is None else list(x.first_frame.shape)) for x in requests]}
     facts |= {"seeds": [x.seed for x in requests], "steps": arguments["steps"]}
     facts |= {"prediction": arguments["prediction"].kind, "clean": arguments["clean_first_frame"]}

@@ -15,7 +15,7 @@ import numpy as np
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.container import audio_stream, open_media, video_stream
-from mova_engine.data.media.pictures import declared_duration, read_pictures
+from mova_engine.data.media.pictures import declared_duration, read_pictures, shown_size
 from mova_engine.data.media.reader_process import in_reader_process
 from mova_engine.data.media.sound import Sound, first_sound, read_sound
 from mova_engine.data.metadata import LATEST_START
@@ -71,6 +71,17 @@ def probe(path: str | Path) -> MediaInfo:
             duration=float(length),
             sample_rate=sound.codec_context.sample_rate if sound else 0,
         )
+
+
+@in_reader_process
+def probe_shown(path: str | Path) -> tuple[int, int, float]:
+    """(width, height, seconds) of a file's pictures as they are shown, upright and with square pixels: what `read_clip`
+    crops. The first picture alone is decoded. Raises MovaError as `probe`.
+    """
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        length = declared_duration(stream) or Fraction(container.duration or 0, av.time_base)
+        return *shown_size(container, path), float(length)
 
 
 @in_reader_process

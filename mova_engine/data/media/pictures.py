@@ -17,8 +17,9 @@ from PIL import Image
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.container import PREROLL, Reader, open_media, video_stream
-from mova_engine.data.media.frames import NAMES_PROFILES, frame_pixels
+from mova_engine.data.media.frames import NAMES_PROFILES, frame_orientation, frame_pixels
 from mova_engine.data.media.interlacing import deinterlace
+from mova_engine.data.media.orientation import swaps_sides
 from mova_engine.data.media.timeline import Timeline, known_times
 from mova_engine.data.media.warn import warn
 from mova_engine.errors import MovaError
@@ -48,8 +49,17 @@ def first_picture(container: InputContainer, path: str | Path) -> Fraction:
     return _opened(container, path)[1]
 
 
-def _opened(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFrame], Fraction]:
-    """A reader of the file's pictures, and the first one's time."""
+def shown_size(container: InputContainer, path: str | Path) -> tuple[int, int]:
+    """Width and height of the file's pictures as they are shown, by the first one: upright, with square pixels."""
+    _, _, first = _opened(container, path)
+    stream = video_stream(container, path)
+    width, height = max(1, round(first.width * float(stream.sample_aspect_ratio or 1))), first.height
+    turned = swaps_sides(frame_orientation(first, path, stream.codec_context.name))
+    return (height, width) if turned else (width, height)
+
+
+def _opened(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFrame], Fraction, VideoFrame]:
+    """A reader of the file's pictures, the first one's time, and the first one."""
     stream = video_stream(container, path)
     decoder = choose_decoder(stream, path)
     # One thread: a decoder with several must not be freed in another process, as a forked worker might do, and decoding
@@ -59,14 +69,14 @@ def _opened(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFr
     first = reader.first()
     if first is None:
         raise MovaError(f"{path}: damaged or cut short: no picture can be decoded")
-    return reader, first[0]
+    return reader, *first
 
 
 def read_pictures(
     container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction
 ) -> tuple[Fraction, np.ndarray]:
     """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
-    reader, origin = _opened(container, path)
+    reader, origin, _ = _opened(container, path)
     stream = video_stream(container, path)
     begin = origin + start
     search = start > PREROLL

@@ -12,7 +12,7 @@ writes `OUT/*.mp4` and `OUT/metadata.jsonl` (video_path, caption, and the truth:
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -59,6 +59,42 @@ COLUMNS = (12.0, 20.0, 28.0, 36.0)
 
 
 @dataclass(frozen=True)
+class Scene:
+    """The size and length of a clip: at least 48 pixels wide and high, so that the ball has room, and 33 frames long,
+    so that it bounces. The floor is as thick in all, and the ball rests as far from the top.
+    """
+
+    width: int = SIZE
+    height: int = SIZE
+    frames: int = FRAMES
+
+    def __post_init__(self) -> None:
+        if self.width < SIZE or self.height < SIZE or self.frames < FRAMES:
+            raise MovaError(
+                f"bouncing balls need pictures of {SIZE}x{SIZE} and {FRAMES} frames or more, got "
+                f"{self.width}x{self.height}x{self.frames}"
+            )
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.frames / FPS
+
+    @property
+    def floor_top(self) -> int:
+        """Row."""
+        return self.height - (SIZE - FLOOR_TOP)
+
+    @property
+    def columns(self) -> tuple[float, ...]:
+        """Where the ball may be."""
+        return tuple(float(x) for x in np.arange(COLUMNS[0], self.width - COLUMNS[0] + 1, COLUMNS[1] - COLUMNS[0]))
+
+
+SCENE = Scene()
+
+
+@dataclass(frozen=True)
 class Bounce:
     """The parameters of one clip. delay: seconds at rest before the release; negative: so long before the clip begins
     the ball was released. column: x of the ball's centre, pixels.
@@ -68,6 +104,7 @@ class Bounce:
     tempo: str
     delay: float
     column: float
+    scene: Scene = SCENE
 
     @property
     def caption(self) -> str:
@@ -87,7 +124,7 @@ class Bounce:
     def contacts(self) -> tuple[float, ...]:
         """The same, and those before the clip, whose clicks may reach into it."""
         first = self.delay + self.period / 2
-        return tuple(np.arange(first, DURATION, self.period).tolist())
+        return tuple(np.arange(first, self.scene.duration, self.period).tolist())
 
     def height(self, t: np.ndarray) -> np.ndarray:
         """Fraction (1 at rest, 0 on the floor) of the ball's height at times `t` in seconds.
@@ -98,14 +135,14 @@ class Bounce:
         return 4 * phase * (1 - phase)
 
 
-def draw(rng: np.random.Generator, colour: str, tempo: str, midway: float = 0.0) -> Bounce:
+def draw(rng: np.random.Generator, colour: str, tempo: str, midway: float = 0.0, scene: Scene = SCENE) -> Bounce:
     """A clip of the given colour and tempo; delay ~ U(0, min(T, 1.1 - T/2)) seconds, T the period; a random column.
 
     midway: the probability that it begins in the middle of the motion instead, delay ~ U(-T, 0).
     """
     period = TEMPI[tempo]
     delay = rng.uniform(0, min(period, LATEST_FIRST_BOUNCE - period / 2))
-    clip = Bounce(colour, tempo, float(delay), float(rng.choice(COLUMNS)))
+    clip = Bounce(colour, tempo, float(delay), float(rng.choice(scene.columns)), scene)
     if midway and rng.uniform() < midway:
         return replace(clip, delay=-float(rng.uniform(0, period)))
     return clip
@@ -113,10 +150,11 @@ def draw(rng: np.random.Generator, colour: str, tempo: str, midway: float = 0.0)
 
 def render_video(clip: Bounce) -> np.ndarray:
     """The picture, uint8 [f, h, w, 3]: frame k shows the instant k / 24 s, the ball with a two-pixel soft edge."""
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE] + 0.5
-    scene = np.where((rows >= FLOOR_TOP)[..., None], np.array(FLOOR, float), np.array(WALL, float))
-    heights = clip.height(np.arange(FRAMES) / FPS)
-    centres = (FLOOR_TOP - RADIUS) + heights * (REST_HEIGHT - (FLOOR_TOP - RADIUS))
+    size, floor = clip.scene, clip.scene.floor_top
+    rows, columns = np.mgrid[0 : size.height, 0 : size.width] + 0.5
+    scene = np.where((rows >= floor)[..., None], np.array(FLOOR, float), np.array(WALL, float))
+    heights = clip.height(np.arange(size.frames) / FPS)
+    centres = (floor - RADIUS) + heights * (REST_HEIGHT - (floor - RADIUS))
     distance = np.hypot(rows - centres[:, None, None], columns - clip.column)
     cover = np.clip((RADIUS + 1 - distance) / 2, 0, 1)[..., None]
     ball = np.array(COLOURS[clip.colour][0], float)
@@ -125,7 +163,7 @@ def render_video(clip: Bounce) -> np.ndarray:
 
 def render_audio(clip: Bounce) -> np.ndarray:
     """The sound, float32 [n] at 48 kHz: at each bounce a sinusoid of the colour's carrier, decaying in 35 ms."""
-    t = np.arange(round(DURATION * SAMPLE_RATE)) / SAMPLE_RATE
+    t = np.arange(round(clip.scene.duration * SAMPLE_RATE)) / SAMPLE_RATE
     carrier = np.sin(2 * np.pi * COLOURS[clip.colour][1] * t)
     envelope = np.zeros_like(t)
     for bounce in clip.contacts:
@@ -151,12 +189,14 @@ def generate(
     split: str = "train",
     progress: Callable[[int], None] = lambda done: None,
     midway: float = 0.0,
+    scenes: Sequence[Scene] = (SCENE,),
 ) -> list[dict[str, Any]]:
     """Write `clips` clips of a split and their metadata.jsonl into `folder`; return the metadata rows.
 
     Colour-tempo pairs alternate, so that a multiple of their number (24 train, 6 heldout) has each pair equally often.
     Clip i depends only on (seed, split, i) and midway, the share of clips that begin in the middle of the motion (see
-    `draw`). metadata.jsonl is written last: a folder that has one is complete.
+    `draw`). scenes: sizes and lengths, in turn after each round of the pairs. metadata.jsonl is written last: a folder
+    that has one is complete.
     progress: called with the number of clips written so far.
     Raises MovaError for an unknown split, a count below 1, a folder that already holds clips, and for files under the
     clips' names that were not written here.
@@ -175,12 +215,14 @@ def generate(
 
     def make(index: int) -> dict[str, Any]:
         rng = np.random.default_rng((seed, list(SPLITS).index(split), index))
-        clip = draw(rng, *SPLITS[split][index % len(SPLITS[split])], midway)
+        turn, pair = divmod(index, len(SPLITS[split]))
+        clip = draw(rng, *SPLITS[split][pair], midway, scenes[turn % len(scenes)])
         name = names[index]
         # Lossless pictures: a lossy encoder spends bits on a frame by what follows, and the first would tell the delay.
         data = encode_mp4(name, render_video(clip), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
         record.write(name, data, WAY_OUT, sync=False)
-        return {"video_path": name, "caption": clip.caption, **asdict(clip), "bounces": clip.times}
+        facts = {key: value for key, value in asdict(clip).items() if key != "scene"}
+        return {"video_path": name, "caption": clip.caption, **facts, "bounces": clip.times}
 
     rows: list[dict[str, Any]] = []
     # Threads: nearly all the time goes to the encoders, which release Python's lock.
