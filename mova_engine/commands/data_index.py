@@ -29,6 +29,8 @@ class IndexConfig:
     """Shards to read at once."""
     overwrite: bool = False
     """Replace an index that is there already."""
+    sizes: bool = False
+    """Look at each clip, and write its width, height and duration too: buckets of long lists need them."""
 
     def __post_init__(self) -> None:
         check_least(self, "", threads=1)
@@ -45,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported late, so that help is instant.
     from mova_engine.data.shard_index import write_index
 
-    write_index(config.shards, config.out, base=config.base, threads=config.threads, overwrite=config.overwrite)
+    options = {"base": config.base, "threads": config.threads, "overwrite": config.overwrite, "sizes": config.sizes}
+    write_index(config.shards, config.out, **options)  # pyright: ignore[reportArgumentType]
     return 0
 
 

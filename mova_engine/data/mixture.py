@@ -315,9 +315,8 @@ class MixedLoader(Loader):
         saved: dict[str, dict[str, Any]] = state["sets"]
         differ = _differences(saved, self._of_sets)
         if (turn := state.get("turn")) != self._turn:
-            differ.append(
-                f"a step takes {self._turn or 'any'} clips of a bucket, not {turn or 'any'} (global_batch_size)"
-            )
+            now, then = (steps or "any number of" for steps in (self._turn, turn))
+            differ.append(f"a step takes {now} clips, not {then}: give --global-batch-size")
         if not differ and list(saved) == list(self._of_sets):
             self._position = state["position"]
             origin = Origin(state["began"], tuple(facts["began"] for facts in saved.values()))

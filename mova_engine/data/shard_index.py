@@ -19,16 +19,20 @@ import tarfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # pyright: ignore[reportAttributeAccessIssue]
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from mova_engine.data.manifest_rows import SIZE_KEYS
+from mova_engine.data.media.decode import probe_shown
 from mova_engine.data.metadata import CAPTION, MEDIA, entry_of
+from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.data.text import shown
 from mova_engine.errors import MovaError, counted, require_package
 from mova_engine.files.atomic import whole_file
@@ -37,6 +41,7 @@ from mova_engine.files.byte_ranges import (
     SILENCE_S,
     FileFacts,
     PassingError,
+    UnreachableError,
     end_retries,
     is_local,
     opened,
@@ -64,6 +69,8 @@ COLUMNS = {
     "shard_modified": "float64",
     "shard_etag": "string",
 }
+# What is written with `sizes`.
+SIZES = dict.fromkeys(SIZE_KEYS, "float64")
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,13 @@ class Member:
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A shard's rows, and what was found beside them. without_clip: samples that hold no media file."""
+    """A shard's rows, and what was found beside them. without_clip: samples that hold no media file. unread: why the
+    sizes of some are not known.
+    """
 
     rows: list[dict[str, Any]]
     without_clip: int
+    unread: tuple[str, ...] = ()
 
 
 def write_index(
@@ -92,14 +102,16 @@ def write_index(
     base: str | None = None,
     threads: int = 4,
     overwrite: bool = False,
+    sizes: bool = False,
     say: Callable[[str], object] = print,
     progress: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Read `shards` (paths, http://, s3:// and so on) and write their index to `out`; returns the number of clips.
 
     base: the address under which the trainer will find the shards, by their names; None: where they are now. Shards on
-    this machine are named relative to the folder of `out`. say: told what was found. progress: called with the number
-    of shards that are read.
+    this machine are named relative to the folder of `out`. sizes: look at each clip, and write width, height and
+    duration too, which buckets of long lists need; null for a clip that cannot be read, which is told. say: told what
+    was found. progress: called with the number of shards that are read.
     Raises MovaError, naming shard and file, for a shard that is missing, cut short or no tar file, for samples without
     caption or with two media files, and for clips of one id. Then nothing is written.
     """
@@ -115,9 +127,11 @@ def write_index(
         raise MovaError(f"two shards are called {twice[0]}: their names tell clips apart, so rename one")
     without = 0
     with whole_file(out) as unfinished, ThreadPoolExecutor(threads) as pool:
-        with _IndexWriter(unfinished, out.parent) as writer:
+        with _IndexWriter(unfinished, out.parent, COLUMNS | (SIZES if sizes else {})) as writer:
             try:
-                for done, found in enumerate(pool.map(read_shard, shards), start=1):
+                for done, found in enumerate(pool.map(partial(read_shard, sizes=sizes), shards), start=1):
+                    for reason in found.unread:
+                        say(f"no size: {reason}")
                     writer.add(_stated(shards[done - 1], out.parent, base), found.rows)
                     without += found.without_clip
                     progress(done)
@@ -136,8 +150,8 @@ def write_index(
     return writer.count
 
 
-def read_shard(address: str) -> IndexedShard:
-    """The clips of one shard. Raises MovaError as `write_index`."""
+def read_shard(address: str, sizes: bool = False) -> IndexedShard:
+    """The clips of one shard. sizes: with width, height and duration. Raises MovaError as `write_index`."""
     name = without_query(address)
     if not name.lower().endswith(".tar"):
         raise MovaError(f"{name}: a shard is an uncompressed tar file and ends in .tar")
@@ -159,7 +173,26 @@ def read_shard(address: str) -> IndexedShard:
     if size < end + BLOCK:
         raise MovaError(f"{name}: cut short: the blocks of zeros that end a tar file are missing")
     facts = replace(facts, size=size)
-    return _clips(name, members, facts)
+    found = _clips(name, members, facts)
+    return _with_sizes(found, Shard(address, facts)) if sizes else found
+
+
+def _with_sizes(found: IndexedShard, shard: Shard) -> IndexedShard:
+    """The same rows with what buckets need to know of their files; the duration is the whole file's."""
+    rows, unread, known = list[dict[str, Any]](), list[str](), dict[str, tuple[int, int, float]]()
+    for row in found.rows:
+        file = FileInShard(shard, row["member"], row["offset"], row["size"], row["sha256"])
+        try:
+            # Several clips may be of one file.
+            size = known[row["sha256"]] = known.get(row["sha256"]) or probe_shown(file)
+        except UnreachableError:
+            raise
+        except MovaError as error:
+            unread.append(str(error))
+            rows.append(row)
+            continue
+        rows.append({**row, **dict(zip(SIZE_KEYS, map(float, size), strict=True))})
+    return replace(found, rows=rows, unread=tuple(unread))
 
 
 class _Counting(io.RawIOBase):
@@ -315,12 +348,12 @@ def _stated(address: str, folder: Path, base: str | None) -> str:
 class _IndexWriter:
     """Writes an index shard by shard. Of each clip it keeps 16 bytes: hashes of its id, and of its bytes and start."""
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path, columns: Mapping[str, str]) -> None:
         import pyarrow as pa
 
         self.path, self.folder, self.count = path, folder, 0
         self.ids, self.contents = array("Q"), array("Q")
-        self._schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
+        self._schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])
 
     def __enter__(self) -> "_IndexWriter":
         import pyarrow.parquet as pq
@@ -339,6 +372,8 @@ class _IndexWriter:
         for row in rows:
             entry = entry_of(self.folder, f"{shard}: {shown(row['member'])}", {"shard": shard, **row})
             whole.append({"shard": shard, **row, "id": entry.id, "start": entry.start})
+            if SIZE_KEYS[-1] in row:
+                whole[-1][SIZE_KEYS[-1]] -= entry.start
             self.ids.append(_hash(entry.id))
             self.contents.append(_hash(f"{row['sha256']} {entry.start}"))
         if whole:

@@ -1,6 +1,7 @@
 """Buckets: which one a clip goes to, lists sorted into them, steps of one bucket each, the same for any processes."""
 
 import json
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from mova_engine.data.dataset import open_entries
 from mova_engine.data.media.resize import centre_crop
 from mova_engine.data.media.write import write_mp4
 from mova_engine.data.mixture import MixedLoader, MixedSet, MixOrder
+from mova_engine.data.shard_index import write_index
 from mova_engine.errors import MovaError
 from mova_engine.train.model_setup import model_config
 
@@ -235,3 +237,15 @@ def test_too_few_tokens_for_the_processes_are_refused_at_once():
     config = load_config("nano", buckets={"sizes": ["48x48", "16x32x5"]}, parallel={"context_parallel": 8})
     with pytest.raises(MovaError, match="a clip of 16x32x5 has only 4: give fewer processes"):
         model_config(config)
+
+
+def test_the_index_of_shards_states_sizes(mixed_folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in sorted(mixed_folder.glob("[0-9].*")):
+            tar.add(path, path.name)
+    write_index([str(tmp_path / "0.tar")], tmp_path / "clips.parquet", sizes=True, say=lambda line: None)
+    table = read_clips(tmp_path / "clips.parquet", tmp_path / "cache", listed=2)
+    shown = [entry.shown for entry in table if entry.shown is not None]
+    found = [(size.width, size.height, round(size.seconds * 24)) for size in shown]
+    assert found == list(SIZES)

@@ -15,8 +15,8 @@ from mova_engine.errors import MovaError
 _TRAINERS = ("sd_trainer", "ui_trainer", "diffusion_trainer")
 _SAMPLES = "samples have the clips' size, and the model's own guidance"
 _SIZE = (
-    "a run has one size, the checkpoint's unless told: leave it out, or give --clip.height and --clip.width; "
-    "clips are scaled and cropped to it"
+    "a run has one size, the checkpoint's unless told, or buckets: leave it out, or give --clip.height and "
+    "--clip.width, or --buckets.aspects; clips are scaled and cropped to them"
 )
 _STRETCHED = (
     "clips keep their speed, as their sound does, and are the file's beginning: set it to false, or give --clip.frames"
@@ -251,7 +251,7 @@ def _data(keys: Keys) -> None:
     elif "--data" not in keys.options:
         raise MovaError(f"{keys.source}: names no folder_path: give --data, the folder of clips")
     for name in ("datasets.resolution", "datasets.buckets", "datasets.bucket_tolerance"):
-        keys.refuse(name, _SIZE, "--clip.height", "--clip.width")
+        keys.refuse(name, _SIZE, "--clip.height", "--clip.width", "--buckets.aspects", "--buckets.sizes")
     frames = keys.whole("datasets.num_frames", 1, 1)
     if frames == 1:
         keys.refuse(

@@ -19,7 +19,8 @@ _STATES = "states of musubi-tuner cannot be read: name its adapters by network_w
 _DROPOUT = "adapters have no dropout here: remove it"
 _TIMES = "times are drawn uniformly here and then shifted: use timestep_sampling sigma, or give --diffusion.video-shift"
 _SIZE = (
-    "a run has one size, to which clips are scaled and cropped: leave it out, or give --clip.height and --clip.width"
+    "a run has one size, or buckets, to which clips are scaled and cropped: leave it out, or give --clip.height and "
+    "--clip.width, or --buckets.aspects"
 )
 _START = "where a clip begins is said in metadata.jsonl (start, in seconds): use head, or give --clip.frames"
 
@@ -194,15 +195,16 @@ def _data(keys: Keys) -> None:
         keys.set("clip.width", width, "resolution")
         keys.set("clip.height", height, why="of resolution")
     if keys.values.get("enable_bucket"):
-        keys.refuse("enable_bucket", _SIZE, "--clip.height", "--clip.width")
+        keys.refuse("enable_bucket", _SIZE, "--clip.height", "--clip.width", "--buckets.aspects", "--buckets.sizes")
     else:
-        keys.unused("enable_bucket", "a run has one size")
+        keys.unused("enable_bucket", "a run has one size unless it is given buckets")
     if keys.has("target_frames"):
         frames = to.listing(keys.source, "target_frames", keys.values["target_frames"])
         if len(frames) == 1:
             keys.set("clip.frames", int(to.number(keys.source, "target_frames", frames[0])), "target_frames")
         else:
-            keys.refuse("target_frames", "all clips have one length: give one, or --clip.frames", "--clip.frames")
+            several = "all clips have one length, or that of a bucket: give one, or --clip.frames, or --buckets.frames"
+            keys.refuse("target_frames", several, "--clip.frames", "--buckets.frames")
     if keys.values.get("frame_extraction", "head") == "head":
         keys.unused("frame_extraction", "a clip is the file's beginning, or begins at `start` of metadata.jsonl")
     else:
