@@ -289,6 +289,7 @@ class MixedLoader(Loader):
             "seed": self._seed,
             "shuffle": self._shuffle,
             "began": origin.position,
+            "names": list(self._of_sets),
             "sets": {
                 name: {**facts, "taken": now, "began": before, "order": version}
                 for (name, facts), now, before, version in zip(
@@ -312,7 +313,8 @@ class MixedLoader(Loader):
                 f"the checkpoint's order of clips was drawn from seed {state['seed']}, not {self._seed}: give --seed "
                 f"{state['seed']}"
             )
-        saved: dict[str, dict[str, Any]] = state["sets"]
+        # JSON may have lost the order of the sets, on which the stream depends.
+        saved: dict[str, dict[str, Any]] = {name: state["sets"][name] for name in state.get("names", state["sets"])}
         differ = _differences(saved, self._of_sets)
         if (turn := state.get("turn")) != self._turn:
             now, then = (steps or "any number of" for steps in (self._turn, turn))

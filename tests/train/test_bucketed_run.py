@@ -41,7 +41,9 @@ def test_a_run_with_buckets_goes_on_bit_for_bit_and_samples_in_their_sizes(balls
     assert sizes == {(64, 48), (48, 64)}
     out = tmp_path / "portrait"
     asked = ["--clip.width", "48", "--clip.height", "64", "--clip.frames", "37", "--steps", "1", "--device", "cpu"]
-    assert sample_main(["--checkpoint", str(tmp_path / "whole"), "a red ball", "--out", str(out), *asked]) == 0
+    assert (
+        sample_main(["--checkpoint", str(tmp_path / "whole"), "--prompt", "a red ball", "--out", str(out), *asked]) == 0
+    )
     width, height, seconds = probe_shown(out / "000.mp4")
     assert (width, height) == (48, 64) and seconds == pytest.approx(37 / 24, abs=0.02)
     with pytest.raises(MovaError, match="of a run with buckets: give the same"):
