@@ -59,8 +59,8 @@ def check_clips(
     """Decode each clip of `sources`, `workers` at a time, and append what is found to `ledger`, a JSONL file.
 
     Its first line says what clips are decoded to; the others are {"id", "file", "reason"}, where the reason of a good
-    clip is null. cut_every: as of `list_clips`. say: told the bad clips, and a summary. progress: called with the number of clips done. buckets: each
-    clip is decoded in the size of its own, and the table of the buckets is told.
+    clip is null. cut_every: as of `list_clips`. say: told the bad clips, and a summary. progress: called with the
+    number of clips done. buckets: each clip is decoded in the size of its own, and the table of the buckets is told.
     Raises MovaError if the ledger is that of another check, and UnreachableError if a place does not answer.
     """
     wanted = shortest(buckets.shapes(clip))
