@@ -35,9 +35,9 @@ TINY = MovaConfig(
 )
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """A checkpoint of TINY with random weights."""
-    model = Mova(TINY, bind(get_backend("cpu")))
+def write_tiny_model(folder: Path, config: MovaConfig = TINY) -> Path:
+    """A checkpoint of `config` with random weights."""
+    model = Mova(config, bind(get_backend("cpu")))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from mova_engine.config.enhance import EnhanceConfig
 from mova_engine.serving.job_store import JobStore
 from mova_engine.serving.store_database import StoreLimits
 from mova_engine.serving.video_job import VideoJob, VideoSettings, new_id
@@ -24,6 +25,7 @@ def worker_settings(checkpoint: Path, store: Path, **changes) -> WorkerSettings:
     values = dict.fromkeys(("database", "dtype", "memory", "vram", "ram", "batch", "certificate", "key"))
     values |= {"store": str(store), "checkpoint": str(checkpoint), "model": "tiny", "device": "cpu", "threads": 1}
     more = {"name": f"w-{secrets.token_hex(4)}", "lora": (), "hang_s": 600.0, "sign": False, "limits": LIMITS}
+    more["enhance"] = EnhanceConfig()
     return WorkerSettings(**{**values, **more, **changes})
 
 

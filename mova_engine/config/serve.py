@@ -1,12 +1,14 @@
 """What `mova serve` serves, to whom, and by how many workers, as typed and validated settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from mova_engine.config.byte_sizes import check_bytes
 from mova_engine.config.command import Command, section
+from mova_engine.config.enhance import BACKENDS, EnhanceConfig, EnhanceMode
 from mova_engine.config.limits import check, check_least, check_threads
+from mova_engine.config.shorthand import Shorthand
 
 ABOUT = """Serve a model: OpenAI's /v1/videos, and a page to use it by.
 
@@ -66,6 +68,7 @@ class ServeConfig:
     """CPU threads of a worker; default: as mova sample."""
     hang: Annotated[float, _WORK] = 900.0
     """Seconds without a step, a decoded frame or a loaded part after which a worker counts as hung."""
+    enhance: Annotated[EnhanceConfig, section("Prompts")] = field(default_factory=EnhanceConfig)
     no_provenance: Annotated[bool, _FILES] = False
     """Do not sign clips."""
     certificate: Annotated[Path | None, _FILES] = None
@@ -100,4 +103,9 @@ class ServeConfig:
         return tuple((name, path) for name, path in found)
 
 
-SERVE = Command("mova serve", ServeConfig, ABOUT)
+SERVE = Command(
+    "mova serve",
+    ServeConfig,
+    ABOUT,
+    shorthands=(Shorthand("enhance", BACKENDS, EnhanceMode, section("Prompts")),),
+)

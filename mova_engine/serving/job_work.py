@@ -8,6 +8,7 @@ monotonic clock.
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mova_engine.serving.store_database import StoreDatabase, StoreLimits, job_of
@@ -135,6 +136,16 @@ class JobWork(StoreDatabase):
             rows = connection.execute(told.returning(self.c.id, self.c.cancel_asked)).all()
         return {row.id for row in rows if not row.cancel_asked}
 
+    def rewritten(self, job: VideoJob, worker: str, enhanced: str | None, facts: Mapping[str, Any]) -> VideoJob:
+        """Keep what became of a job's prompt: its other form, None if it stays the user's, and facts to tell. Return
+        the job with them.
+        """
+        settings = replace(job.settings, enhanced_prompt=enhanced)
+        with self._writes() as (connection, version):
+            values = {"settings": settings.to_json(), "facts": json.dumps(facts), "version": version}
+            connection.execute(self.sql.update(self.jobs).where(self._held(job.id, worker)).values(values))
+        return replace(job, settings=settings, facts=facts)
+
     def wanted(self, video: str, worker: str) -> bool:
         """Whether a worker should go on with a job; as `progress`, without writing."""
         with self._reads() as connection:
@@ -153,7 +164,8 @@ class JobWork(StoreDatabase):
             if row is None:
                 return False
             if not row.cancel_asked:
-                self._end(connection, version, row, None, None, {"progress": 100, "facts": json.dumps(facts)})
+                told = json.dumps({**json.loads(row.facts), **facts})
+                self._end(connection, version, row, None, None, {"progress": 100, "facts": told})
                 return True
             self._end(connection, version, row, CANCELLED, _CANCELLED_WORDS)
         self._remove_asked([row])

@@ -20,6 +20,8 @@ from mova_engine.data.media.provenance import require_signing
 from mova_engine.data.media.signer import Signer
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.files.writable import check_writable
+from mova_engine.inference.prompts.prompt_checks import TextLimit
+from mova_engine.inference.prompts.prompt_enhancer import PromptEnhancer
 from mova_engine.inference.prompts.text_limit import text_limit
 from mova_engine.inference.sample_settings import default_settings
 from mova_engine.serving.api_keys import ApiKeys, check_reach, is_loopback
@@ -48,6 +50,8 @@ def serve(config: ServeConfig, checkpoint: Path, say: Callable[[str], None]) -> 
     if not config.no_provenance:
         require_signing("mova serve")
         Signer.open(config.store / SIGNING, config.certificate, config.key)
+    limit = text_limit(folder, model)
+    enhancer = None if config.enhance.backend == "none" else PromptEnhancer(config.enhance, limit)
     failed_s = min(86400.0, config.expire * 3600)
     limits = StoreLimits(
         queue=config.queue, per_owner=config.per_key, completed_s=config.expire * 3600, failed_s=failed_s
@@ -72,7 +76,7 @@ def serve(config: ServeConfig, checkpoint: Path, say: Callable[[str], None]) -> 
             say(f"{config.workers} worker(s) make clips of '{name}' for {config.store}   (Ctrl-C ends them)")
             workers.wait()
             return 0
-        served = _served(config, name, folder, model, JobTimes(store, name))
+        served = _served(config, name, folder, model, limit, JobTimes(store, name))
         times = JobTimes(store, name)
 
         def predict(_: ServedModel, settings: VideoSettings) -> float | None:
@@ -85,6 +89,8 @@ def serve(config: ServeConfig, checkpoint: Path, say: Callable[[str], None]) -> 
             keys=keys,
             local=local,
             allow_fetch=config.allow_fetch,
+            enhance=config.enhance.backend,
+            enhancer=None if enhancer is None else enhancer.enhance,
             predict=predict,
             ready=workers.describe if config.workers else lambda: None,
             created_at=int(time.time()),
@@ -117,17 +123,20 @@ def _worker(config: ServeConfig, checkpoint: Path, name: str, limits: StoreLimit
         sign=not config.no_provenance,
         certificate=None if config.certificate is None else os.path.abspath(config.certificate),
         key=None if config.key is None else os.path.abspath(config.key),
+        enhance=replace(config.enhance, cache=config.enhance.cache and config.enhance.cache.absolute()),
         limits=limits,
     )
 
 
-def _served(config: ServeConfig, name: str, folder: Path, model: MovaConfig, times: JobTimes) -> ServedModel:
+def _served(
+    config: ServeConfig, name: str, folder: Path, model: MovaConfig, limit: TextLimit, times: JobTimes
+) -> ServedModel:
     """The model as clients see it."""
     own, clip = default_settings(model), model.clip
     found = ServedModel(
         name=name,
         clip=clip,
-        tokens=text_limit(folder, model),
+        tokens=limit,
         steps=own.steps,
         guidance=own.guidance.form,
         text_scale=own.guidance.text_scale,

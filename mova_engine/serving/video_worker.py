@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,9 @@ from mova_engine.data.media.signer import Signer
 from mova_engine.errors import MovaError, show_warnings
 from mova_engine.inference.clip_generator import MOST_CLIPS, default_batch
 from mova_engine.inference.pipeline import Pipeline
+from mova_engine.inference.prompts.prompt_enhancer import PromptEnhancer
+from mova_engine.inference.prompts.text_limit import text_limit
+from mova_engine.inference.requests import read_frame
 from mova_engine.ops import DTYPES
 from mova_engine.serving.batch_run import BatchRun, NobodyWaitsError, clear_outputs
 from mova_engine.serving.job_requests import JobRequest, read_request
@@ -60,6 +64,11 @@ class VideoWorker:
             signer = Signer.open(self.store.files.folder / SIGNING, settings.certificate, settings.key)
         self._manifests = ManifestMaker(self._folder, signer, self.store.files.folder / "digests")
         self._preview = LatentPreview(self.store, settings.model, self.pipeline)
+        self._enhancer = None
+        if settings.enhance.backend != "none":
+            limit = text_limit(self._folder, self.pipeline.mova.config)
+            backend = get_backend(settings.device) if settings.device else None
+            self._enhancer = PromptEnhancer(settings.enhance, limit, backend)
 
     def _opened(self) -> Pipeline:
         settings = self.settings
@@ -124,6 +133,8 @@ class VideoWorker:
             return False
         jobs = [job]
         try:
+            job = self._enhanced(job)
+            jobs = [job]
             request = self._read(job)
             if request is None:
                 return True
@@ -143,6 +154,22 @@ class VideoWorker:
             for each in jobs:
                 self._fail(each, code, message)
         return True
+
+    def _enhanced(self, job: VideoJob) -> VideoJob:
+        """The job with its prompt rewritten, where it asks for that."""
+        settings = job.settings
+        if self._enhancer is None or settings.enhance == "none" or settings.enhanced_prompt is not None:
+            return job
+        self.store.progress(job.id, self.name, "enhancing", 0, job.steps, 0, job.predicted_s)
+        frame = None
+        if settings.first_frame:
+            size = {"height": settings.height, "width": settings.width}
+            frame = read_frame(
+                str(self.store.file(job.id, "first.png")), replace(self.pipeline.mova.config.clip, **size)
+            )
+        made = self._enhancer.enhance(settings.prompt, frame)
+        facts = {} if made.warning is None else {"prompt_warning": made.warning}
+        return self.store.rewritten(job, self.name, made.prompt if made.used == "enhanced" else None, facts)
 
     def _read(self, job: VideoJob) -> JobRequest | None:
         """A job's request; None: it cannot be made, which was said."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mova_engine.config.enhance import EnhanceConfig
 from mova_engine.serving.job_store import JobStore
 from mova_engine.serving.store_database import StoreLimits
 
@@ -21,7 +22,8 @@ SIGNING = "signing"
 class WorkerSettings:
     """name: of the worker, never used before. model: as clients call it. lora: adapters as (name, path). hang_s:
     seconds without a sign of work after which the worker ends. sign: whether clips are signed; certificate, key: by
-    what, None: the store's own. batch: clips that are made at once; None: by their size.
+    what, None: the store's own. batch: clips that are made at once; None: by their size. enhance: what rewrites the
+    prompts of jobs that ask for it.
     """
 
     name: str
@@ -41,17 +43,20 @@ class WorkerSettings:
     sign: bool
     certificate: str | None
     key: str | None
+    enhance: EnhanceConfig
     limits: StoreLimits
 
     def to_line(self) -> bytes:
         """One line of JSON."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        return json.dumps(asdict(self), default=str).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> "WorkerSettings":
         """What `to_line` wrote."""
         found: dict[str, Any] = json.loads(line)
         found["limits"] = StoreLimits(**found["limits"])
+        cache = found["enhance"]["cache"]
+        found["enhance"] = EnhanceConfig(**{**found["enhance"], "cache": cache and Path(cache)})
         found["lora"] = tuple((name, path) for name, path in found["lora"])
         return cls(**found)
 
