@@ -222,7 +222,7 @@ def test_commands_look_at_clips_in_their_buckets(mixed_folder, tmp_path, capsys,
     common = ["--data", str(mixed_folder), "--model", "nano", *ASKED]
     assert check_main(common) == 1
     said = capsys.readouterr().out
-    assert "5.mp4: too short for every bucket" in said and "picture kept" in said and "1 of 6 cannot be used" in said
+    assert "5.mp4: too short for every bucket" in said and "picture kept" in said and "1 clip of 6 cannot" in said
     assert preview_main(common) == 1
     assert sorted(path.name for path in tmp_path.glob("preview-*.png")) == [
         f"preview-{size}x{frames}.png" for size in ("32x48", "48x32") for frames in (5, 9)
