@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -145,15 +146,18 @@ def test_cancel_and_delete(store):
 
 
 def test_delete_answers_when_the_worker_has_stopped(store):
-    job = store.add(new_job())
+    other, job = store.add(new_job()), store.add(new_job())
     store.put(job.id, "first.png", b"x")
-    store.claim("w", ["nano"])
+    assert [store.claim("w", ["nano"]).id for _ in range(2)] == [other.id, job.id]
     with pytest.raises(StillStoppingError):
-        store.delete(job.id, wait_s=0.1)
-    assert store.get(job.id).status == "in_progress"
+        store.delete(other.id, wait_s=0.1)
+    assert store.get(other.id).status == "in_progress"
     answered = []
     waits = threading.Thread(target=lambda: answered.append(store.delete(job.id)))
     waits.start()
+    end = time.monotonic() + 60
+    while not store.get(job.id).cancel_asked and time.monotonic() < end:
+        time.sleep(0.01)
     assert store.stopped(job.id, "w")
     waits.join(10)
     assert answered == [True]
