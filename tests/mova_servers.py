@@ -63,6 +63,15 @@ class MovaServer:
         self.process.kill()
         self.process.wait()
 
+    def workers(self) -> list[int]:
+        """Process ids of the workers that it has started and that live."""
+        found = []
+        for path in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for process in path.read_text().split():
+                if b"video_worker" in Path(f"/proc/{process}/cmdline").read_bytes():
+                    found.append(int(process))
+        return found
+
     def get(self, path: str, **headers: str):
         """(status, body): JSON is parsed."""
         request = urllib.request.Request(self.url + path, headers=headers)
@@ -72,6 +81,16 @@ class MovaServer:
         except urllib.error.HTTPError as error:
             status, kind, body = error.code, error.headers.get_content_type(), error.read()
         return status, json.loads(body) if kind == "application/json" else body
+
+    def post(self, path: str, **fields):
+        """The parsed answer to a request with these fields. AssertionError for a refusal."""
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(fields).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{error.code}: {error.read().decode()}") from None
 
     def videos(self) -> list[dict]:
         """All jobs, newest first."""

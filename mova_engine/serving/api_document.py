@@ -211,7 +211,8 @@ def _paths(service: Service) -> dict[str, Any]:
     ]
     variant = _parameter("variant", "query", {"enum": list(VARIANTS)}, "Which file.")
     part = _parameter("Range", "header", {"type": "string"}, "A part, bytes=BEGIN-END.")
-    kinds = {kind: {"schema": {"type": "string", "format": "binary"}} for _, kind in VARIANTS.values()}
+    as_bytes = {"type": "string", "format": "binary"}
+    kinds = {kind: {"schema": {"type": "object"} if kind == JSON else as_bytes} for _, kind in VARIANTS.values()}
     files = _answers(None, {**_MISSING, 400: "Unknown variant.", 409: "The clip is not made.", 416: "No such part."})
     files["200"]["content"] = kinds
     files |= {"206": {"description": "A part.", "content": kinds}, "304": {"description": "The client has it."}}

@@ -29,6 +29,8 @@ def test_no_request_breaks_the_server(tmp_path):
             "15",
             "--max-time",
             "40",
+            "--request-timeout",
+            "120",
             "--seed",
             "7",
         ]

@@ -159,7 +159,7 @@ def resolved(monkeypatch):
     return answers
 
 
-def fetch(pictures, path, most=1000, seconds=5.0):
+def fetch(pictures, path, most=1000, seconds=30.0):
     port, trust = pictures
     return fetch_public(f"https://pictures.example:{port}{path}", most, seconds, allowed=lambda _: True, trust=trust)
 
