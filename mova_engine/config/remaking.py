@@ -11,6 +11,7 @@ from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.errors import MovaError
 
 MANIFEST = "mova_manifest"
+_PICTURES = ("image", "last_image")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ def settings_in(path: Path, _: Mapping[str, str | None]) -> Translation:
         raise MovaError(f"--manifest {path}: no manifest of a clip, as mova sample writes beside each: CLIP.json")
     if "request" in settings:
         raise MovaError(
-            f"--manifest {path}: of a served clip, with a request in place of a command's settings: send its seed and "
-            "settings to the server again"
+            f"--manifest {path}: of an edit or extension by a server, with a request in place of a command's settings: "
+            "send it to the server again"
         )
-    return Translation(cast(dict[str, Any], settings), ())
+    found = cast(dict[str, Any], settings)
+    # A served clip's pictures are beside its manifest.
+    beside = {name: str(path.absolute().parent / found[name]) for name in _PICTURES if found.get(name)}
+    return Translation({**found, **beside}, ())

@@ -86,6 +86,11 @@ def machine_of(backend: Backend, dtype: str | None, mesh: str) -> dict[str, Any]
     }
 
 
+def stated_settings(config: SampleConfig) -> dict[str, Any]:
+    """What a manifest states of a command's settings, but for those that are a clip's own, or say where it goes."""
+    return {k: v for k, v in to_plain(config).items() if k not in _OF_A_CLIP and v is not None}
+
+
 @dataclass(frozen=True)
 class SampledManifests:
     """Makes the manifests of a run's clips, and signs their files. shared: what the manifests have in common. signer:
@@ -195,7 +200,7 @@ def _settings(job: SamplingJob, chosen: ChosenMemory | None, digests: Digests) -
     and what these files are.
     """
     config = job.config
-    settings = {k: v for k, v in to_plain(config).items() if k not in _OF_A_CLIP and v is not None}
+    settings = stated_settings(config)
     inputs: dict[str, Any] = {}
     files = {name: getattr(config, name) for name in ("last_image", "retake", "extend")}
     files["cache_file"] = cache_file(config) if config.cache_speedup > 1 else None

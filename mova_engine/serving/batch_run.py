@@ -90,8 +90,7 @@ class BatchRun:
     def _complete(self, job: VideoJob, made: ServedFiles) -> None:
         """Write a clip's files whole, then say that they are there."""
         place = next(index for index, each in enumerate(self._jobs) if each.id == job.id)
-        settings = self._requests[place].settings
-        video, manifest = self._manifests.file(job, settings, made.video, len(self._jobs), place)
+        video, manifest = self._manifests.file(job, self._requests[place], made.video, len(self._jobs), place)
         files = {
             "video.mp4": video,
             "manifest.json": manifest,

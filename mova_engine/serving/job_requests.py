@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.config.sample import SampleConfig
@@ -89,7 +90,15 @@ def _sample_settings(
     settings: VideoSettings, pipeline: Pipeline, checkpoint: Path, folder: Path, shape: ClipConfig
 ) -> SampleSettings:
     """The settings by the command's own rules, which refuse what has no effect."""
-    config = SampleConfig(
+    config = command_settings(settings, checkpoint)
+    model = replace(pipeline.mova.config, clip=shape)
+    made = sample_settings(config, default_settings(model))
+    return with_cache(config, folder, model, made, [], lambda _: None)
+
+
+def command_settings(settings: VideoSettings, checkpoint: Path, **more: Any) -> SampleConfig:
+    """The settings as `mova sample` has them, and `more` of them. Raises MovaError for what has no effect."""
+    return SampleConfig(
         checkpoint=checkpoint,
         prompt=settings.words,
         steps=settings.steps,
@@ -104,7 +113,5 @@ def _sample_settings(
         guide_until=settings.guide_until,
         guidance_rescale=settings.guidance_rescale,
         negative_prompt=settings.negative_prompt or None,
+        **more,
     )
-    model = replace(pipeline.mova.config, clip=shape)
-    made = sample_settings(config, default_settings(model))
-    return with_cache(config, folder, model, made, [], lambda _: None)

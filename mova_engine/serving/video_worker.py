@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from mova_engine.backend import default_backend, get_backend
+from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.locate import find_model
 from mova_engine.config.clip import ClipSettings
 from mova_engine.data.media.signer import Signer
@@ -58,19 +58,19 @@ class VideoWorker:
         self.store = settings.open_store()
         self._sign_of_life = time.monotonic()
         self._folder = find_model(settings.checkpoint, log.warning)
-        self.pipeline = self._opened()
+        backend = get_backend(settings.device) if settings.device else default_backend()
+        self.pipeline = self._opened(backend)
         signer = None
         if settings.sign:
             signer = Signer.open(self.store.files.folder / SIGNING, settings.certificate, settings.key)
-        self._manifests = ManifestMaker(self._folder, signer, self.store.files.folder / "digests")
+        self._manifests = ManifestMaker(self._folder, signer, self.store.files, backend, settings)
         self._preview = LatentPreview(self.store, settings.model, self.pipeline)
         self._enhancer = None
         if settings.enhance.backend != "none":
             limit = text_limit(self._folder, self.pipeline.mova.config)
-            backend = get_backend(settings.device) if settings.device else None
             self._enhancer = PromptEnhancer(settings.enhance, limit, backend)
 
-    def _opened(self) -> Pipeline:
+    def _opened(self, backend: Backend) -> Pipeline:
         settings = self.settings
         found = Pipeline.from_pretrained(
             settings.checkpoint,
@@ -81,7 +81,6 @@ class VideoWorker:
             vram=settings.vram,
             ram=settings.ram,
         )
-        backend = get_backend(settings.device) if settings.device else default_backend()
         backend.use_threads(settings.threads, found.mova.config.video.dim)
         for name, path in settings.lora:
             assert found.adapters is not None, "from_pretrained gives adapters"
