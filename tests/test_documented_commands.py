@@ -161,7 +161,7 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch, tmp_path
         (tmp_path / "clips" / "metadata.jsonl").write_text("{}\n")
     if "--manifest" in shown.words[:-1]:
         manifest = tmp_path / shown.words[shown.words.index("--manifest") + 1]
-        manifest.parent.mkdir()
+        manifest.parent.mkdir(parents=True)
         settings = {"checkpoint": "MOVA-360p", "prompt": "rain on a roof"}
         manifest.write_text(json.dumps({"mova_manifest": 1, "settings": settings}))
     try:

@@ -23,13 +23,17 @@ class JobFeed:
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
-        self._watchers = dict[asyncio.Event, str]()
+        self._watchers = dict[asyncio.Event, VideoJob]()
         self._looking: asyncio.Task[None] | None = None
 
     @property
     def watchers(self) -> int:
         """How many watch."""
         return len(self._watchers)
+
+    def watchers_of(self, owner: str) -> int:
+        """How many of one owner watch."""
+        return sum(job.owner == owner for job in self._watchers.values())
 
     async def _look(self) -> None:
         version, _ = await asyncio.to_thread(self._store.changed_since, _BEYOND)
@@ -43,8 +47,8 @@ class JobFeed:
                 log.warning("%s", error)
                 continue
             changed = {job.id for job in jobs}
-            for event, video in list(self._watchers.items()):
-                if video in changed:
+            for event, watched in list(self._watchers.items()):
+                if watched.id in changed:
                     event.set()
 
     async def events(
@@ -54,7 +58,7 @@ class JobFeed:
         version that the client has seen, which is not sent again.
         """
         changed = asyncio.Event()
-        self._watchers[changed] = job.id
+        self._watchers[changed] = job
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
         try:

@@ -132,7 +132,8 @@ class ApiLimits:
     """What a request may ask for. image_bytes, video_bytes: of an uploaded file. pixels: of a picture as it is decoded.
 
     prompt_characters: beside the text encoder's own limit. seconds: of an extended clip. upload_s: for a request to
-    arrive. readers: files that are decoded at the same time. streams: open streams of events.
+    arrive. readers: files that are decoded at the same time. streams, streams_each: open streams of events, of all
+    clients and of each.
     """
 
     image_bytes: int = 32 << 20
@@ -145,6 +146,7 @@ class ApiLimits:
     upload_s: float = 300.0
     readers: int = 2
     streams: int = 256
+    streams_each: int = 64
 
 
 def _nothing_predicted(model: ServedModel, settings: VideoSettings) -> float | None:

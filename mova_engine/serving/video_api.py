@@ -171,7 +171,8 @@ def video_app(store: JobStore, service: Service) -> "FastAPI":
         last = int(sent) if sent.isascii() and sent.isdecimal() and len(sent) < 19 else None
         if job.ended and last == job.version:
             return Response(status_code=204)  # which ends a browser's asking
-        if feed.watchers >= limits.streams:
+        # One client's streams leave room for others'.
+        if feed.watchers >= limits.streams or feed.watchers_of(job.owner) >= limits.streams_each:
             raise ApiError(429, "too many streams are open", code="too_many_streams", headers={"Retry-After": "5"})
         return StreamingResponse(feed.events(job, last, seen), media_type="text/event-stream")
 
@@ -338,10 +339,6 @@ def _add_refusals(app: "FastAPI") -> None:
     @app.exception_handler(MovaError)
     async def failed(request: Request, error: MovaError) -> Response:
         return answer(_refusal_of(error))
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        return answer(ApiError(500, "the server made a mistake; its log has more", code="internal_error"))
 
 
 def _refusal_of(error: MovaError) -> ApiError:

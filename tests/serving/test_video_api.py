@@ -127,6 +127,7 @@ def test_a_refusal_names_the_field_and_the_way_out(client, store, sent, param, w
         (b'{"prompt": "a", "prompt": "b"}', "application/json", 400, "invalid_json"),
         (b'{"prompt": NaN}', "application/json", 400, "invalid_json"),
         (b"[" * 100_000, "application/json", 400, "invalid_json"),
+        (b'{"prompt": [' + b"[]," * 200_000 + b"[]]}", "application/json", 400, "invalid_json"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", 400, "invalid_json"),
         (b"\xff\xfe{}", "application/json", 400, "invalid_json"),
         (b'"prompt"', "application/json", 400, "invalid_json"),
@@ -140,6 +141,18 @@ def test_a_refusal_names_the_field_and_the_way_out(client, store, sent, param, w
 def test_bodies_that_cannot_be_read(client, body, kind, status, code):
     answer = client.post("/v1/videos", content=body, headers={"Content-Type": kind})
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_mistake_of_the_server_is_counted_and_tells_nothing(store):
+    def broken(model, settings):
+        raise RuntimeError("/secret/place")
+
+    client = app_client(store, predict=broken)
+    answer = client.post("/v1/videos", json={"prompt": "a"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text and answer.headers["x-content-type-options"] == "nosniff"
+    assert 'route="/v1/videos",status="500"} 1.0' in client.get("/metrics").text
+    assert not list(store.files.videos.iterdir())
 
 
 def test_a_body_is_not_read_beyond_the_limit(store):
