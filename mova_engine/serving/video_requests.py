@@ -94,7 +94,7 @@ class VideoRequests:
         """
         given = self._fields(body, EDIT)
         model = self.service.model(given.get("model"))
-        clip, data, source = self._source(model, body, given, owner)
+        clip, data, source = self._source(model, body, given, owner, 1)
         frames = min(clip.frames, model.most_frames(clip.width, clip.height))
         clip = replace(clip, frames=frames)
         window = given.get("window")
@@ -113,7 +113,7 @@ class VideoRequests:
         model = self.service.model(given.get("model"))
         if "seconds" not in given:
             raise bad_field("seconds", "seconds is wanted: how much longer the clip becomes", "missing_field")
-        clip, data, source = self._source(model, body, given, owner)
+        clip, data, source = self._source(model, body, given, owner, model.clip.frames)
         total = frames_of_seconds((clip.frames - 1) / clip.fps + given["seconds"], clip.fps)
         if total <= max(clip.frames, model.clip.frames):
             least = (max(clip.frames, model.clip.frames) - clip.frames + FRAME_STEP) / clip.fps
@@ -167,9 +167,11 @@ class VideoRequests:
         return replace(own, width=width, height=height, frames=frames, fps=fps), f"{(frames - 1) / fps:.6g}"
 
     def _source(
-        self, model: ServedModel, body: SentBody, given: Mapping[str, Any], owner: str
+        self, model: ServedModel, body: SentBody, given: Mapping[str, Any], owner: str, least: int
     ) -> tuple[ClipConfig, bytes, str | None]:
-        """The shape of an edit's or extension's source, its bytes, and its id, None of a file."""
+        """The shape of an edit's or extension's source, its bytes, and its id, None of a file. least: frames of its
+        size that the model must be able to make at once.
+        """
         sent = self.files.clip("video", body)
         if sent is not None:
             data, facts = sent
@@ -192,6 +194,10 @@ class VideoRequests:
         if data is None:
             raise ApiError(400, "the source video is not completed", param="video", code="video_not_ready")
         of = job.settings
+        if not model.fits(of.width, of.height, least):
+            most = model.most_frames(of.width, of.height)
+            words = f"the source is too large: of {of.width}x{of.height} {model.name} makes {most} frames at once"
+            raise bad_field("video", words, "video_too_large")
         return replace(model.clip, width=of.width, height=of.height, frames=of.frames, fps=of.fps), data, job.id
 
     def _from_source(self, given: Mapping[str, Any], clip: ClipConfig, mode: Any) -> VideoSettings:

@@ -143,6 +143,16 @@ def test_bodies_that_cannot_be_read(client, body, kind, status, code):
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("call", ["edits", "extensions"])
+def test_a_source_that_is_too_large_for_the_model_is_refused(client, store, call):
+    source = client.post("/v1/videos", json={"prompt": "a", "model": "large"}).json()["id"]
+    assert finish(store, store.claim("w", ["large"]), "w")
+    sent = {"prompt": "b", "video": {"id": source}, "model": "small"}
+    more = {"seconds": 4} if call == "extensions" else {}
+    answer = client.post(f"/v1/videos/{call}", json={**sent, **more})
+    assert answer.status_code == 400 and "of 640x352 small makes 0 frames" in answer.json()["error"]["message"]
+
+
 def test_a_mistake_of_the_server_is_counted_and_tells_nothing(store):
     def broken(model, settings):
         raise RuntimeError("/secret/place")
