@@ -363,12 +363,13 @@ def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _convert(kind: Any, tokens: Any) -> Any:
     """cyclopts' conversion, which rounds: here a fraction is refused where a whole number is wanted."""
     kinds = {member for outer in (kind, *get_args(kind)) for member in (outer, *get_args(outer))}
-    # A path that is empty, as by an unset variable in a script, would be the current folder. A file's empty list of
-    # paths is one token with that list.
-    if Path in kinds and not all(token.value.strip() or token.implicit_value == [] for token in tokens):
+    # A file's empty list is one token with that list.
+    said = [token for token in tokens if token.implicit_value != []]
+    # A path that is empty, as by an unset variable in a script, would be the current folder.
+    if Path in kinds and not all(token.value.strip() for token in said):
         raise ValueError(_EMPTY)
     if int in kinds and float not in kinds:
-        for token in tokens:
+        for token in said:
             if not _WHOLE.fullmatch(token.value.strip()):
                 raise ValueError(f"a whole number is wanted, got '{token.value}'")
     return converted(kind, tokens)

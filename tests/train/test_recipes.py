@@ -1,7 +1,10 @@
 """Recipes and the command line over them: values, inheritance, and errors of one line."""
 
+from pathlib import Path
+
 import pytest
 
+from mova_engine.commands.encode import ENCODE, EncodeConfig
 from mova_engine.config.command import to_plain, to_yaml
 from mova_engine.config.recipes import TRAIN, load_config, read_recipe, recipe_names, with_defaults
 from mova_engine.errors import MovaError
@@ -131,3 +134,11 @@ def test_given_sound_must_be_heard(given):
     with pytest.raises(MovaError, match="loader.silent_audio mask keeps clips that have none"):
         load_config("nano-any", diffusion={other: 0.0}, loader={"silent_audio": "mask"})
     assert load_config("nano-any", diffusion={given: 0.0, other: 0.0}, loader={"silent_audio": "mask"})
+
+
+def test_settings_that_a_command_writes_are_read_as_they_were():
+    """Also those whose list is empty: what a dry run, and several processes that encode, are given."""
+    config = load_config("nano")
+    assert TRAIN.fill(to_plain(config), "a file") == config
+    several = EncodeConfig(data=(Path("clips"),), model="nano", workers=2)
+    assert ENCODE.fill(to_plain(several), "a file") == several
