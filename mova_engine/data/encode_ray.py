@@ -11,10 +11,12 @@ before its worker died is in the cache, and is not encoded again.
 import io
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from mova_engine.config.clip import ClipSettings
 from mova_engine.data.clip_sources import Sources, as_sources
 from mova_engine.data.encode_folder import encode_folder
 from mova_engine.distributed.processes import read_launch
-from mova_engine.distributed.stop_signals import ended_at_once
+from mova_engine.distributed.stop_signals import STOPS, ended_at_once
 from mova_engine.errors import MovaError, require_package
 
 # How often a share is begun anew after its worker died.
@@ -31,6 +33,8 @@ RETRIES = 3
 ANSWERS_WITHIN_S = 10.0
 # Ray gives a node 30 s to start, which is little on a busy machine: how often it is tried.
 STARTS = 3
+# Seconds for Ray's own server to start: it takes this from the environment, and 30 without.
+SERVER_STARTS_WITHIN_S = "120"
 
 
 def encode_on_ray(
@@ -47,18 +51,21 @@ def encode_on_ray(
         raise MovaError("--ray and torchrun both divide the clips: start one process")
     # Ray reports its use to its makers unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", SERVER_STARTS_WITHIN_S)
     import ray
 
     takes = describe_backend(options["device"]).ray_takes
     sources = [path.absolute() for path in as_sources(data)]
     given = {name: value.absolute() if isinstance(value, Path) else value for name, value in options.items()}
-    with ended_at_once(lambda: "the same command goes on"):
+    with ended_at_once(lambda: "the same command goes on") as stop:
         _check_answers(address)
-        # On this machine Ray's own count of CPUs would let fewer tasks run at once than were asked for.
-        here = {"include_dashboard": False, "num_cpus": max(shares, os.cpu_count() or 1)} if address is None else {}
-        _start(ray, address, here)
         try:
+            _start(ray, address, shares)
             return _run(ray, takes, sources, clip, given, shares=shares)
+        except SystemExit:
+            # What the signal's handler raises within Ray's functions comes out of them as a SystemExit of their own.
+            stop.raise_if_asked()
+            raise
         finally:
             ray.shutdown()
 
@@ -74,16 +81,37 @@ def _check_answers(address: str | None) -> None:
         raise MovaError(f"no Ray at {address}: {error}") from None
 
 
-def _start(ray: Any, address: str | None, here: dict[str, Any]) -> None:
+def _start(ray: Any, address: str | None, shares: int) -> None:
+    """Connect to a cluster, or start one of this machine alone."""
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        # "local": else Ray joins a cluster that it finds. Its own count of CPUs would let fewer tasks run at once.
+        options = {"address": "local", "include_dashboard": False, "num_cpus": max(shares, os.cpu_count() or 1)}
     for left in reversed(range(STARTS)):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
+            with _kept_handlers():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             return
         except Exception as error:  # Ray raises that very class where a node does not start
             ray.shutdown()
             if address is not None or not left:
                 place = address or "this machine"
                 raise MovaError(f"no Ray at {place}: {str(error).strip().splitlines()[0]}") from None
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """A with-block after which stop signals are handled as before: Ray replaces the handler of SIGTERM by one that
+    aborts the process.
+    """
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        yield
+    finally:
+        # Other threads may not set handlers, and get no signals.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _run(ray: Any, takes: Mapping[str, Any], *work: Any, shares: int) -> int:
