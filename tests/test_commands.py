@@ -120,7 +120,7 @@ def test_what_is_printed_is_read_again(name, tmp_path, capsys):
     [
         (TRAIN, ["--lr", "1"], "unknown option --lr. Did you mean --optim.lr?"),
         (TRAIN, ["--batch", "1"], "unknown option --batch. Did you mean --loader.batch?"),
-        (TRAIN, ["--frames", "1"], "unknown option --frames. Did you mean --clip.frames?"),
+        (TRAIN, ["--frames", "1"], "unknown option --frames. Did you mean --clip.frames or --buckets.frames?"),
         (TRAIN, ["--every", "1"], "--checkpoint.every or --validation.every or --log.every"),
         (SAMPLE, ["--guidence", "x"], "unknown option --guidence. Did you mean --guidance?"),
         (TRAIN, ["--steps", "1.5"], "--steps: a whole number is wanted, got '1.5'"),

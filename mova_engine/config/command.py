@@ -363,8 +363,8 @@ def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _convert(kind: Any, tokens: Any) -> Any:
     """cyclopts' conversion, which rounds: here a fraction is refused where a whole number is wanted."""
     kinds = {member for outer in (kind, *get_args(kind)) for member in (outer, *get_args(outer))}
-    # A file's empty list is one token with that list.
-    said = [token for token in tokens if token.implicit_value != []]
+    # A file's empty list is one token with that list; a setting with keys of its own has its tokens by those.
+    said = [] if isinstance(tokens, Mapping) else [token for token in tokens if token.implicit_value != []]
     # A path that is empty, as by an unset variable in a script, would be the current folder.
     if Path in kinds and not all(token.value.strip() for token in said):
         raise ValueError(_EMPTY)

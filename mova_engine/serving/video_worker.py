@@ -226,7 +226,7 @@ class VideoWorker:
         return INTERNAL, f"the clip could not be made ({type(error).__name__}); the server's log says why"
 
 
-def main() -> int:
+def work() -> int:
     """Read the settings, then work until standard input ends or says so."""
     show_warnings(_say)
     # Ctrl-C goes to all processes of a terminal; the server says what to do.
@@ -261,4 +261,4 @@ def _listen(worker: VideoWorker, given: io.RawIOBase) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(work())

@@ -179,7 +179,7 @@ def test_numbers_of_clips_and_of_the_set_stand_beside_chance_and_reference(decla
     assert len(stated["sha256"]) == 64 and stated["published"] is None and stated["licence"] == "for tests"
     assert report["seconds"]["decode"]["clips"] == 2 and report["seconds"]["gain"]["total"] > 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert all(told in page for told in ("mean_gain", "Seconds by score", stated["sha256"][:12], "few clips"))
+    assert all(told in page for told in ("mean_<wbr>gain", "Seconds by score", stated["sha256"][:12], "few clips"))
     assert sorted(decoded) == ["a.mp4", "b.mp4"]
     # The networks ran in this process: none of the limits of the one that decodes is theirs.
     assert {process for _, process in CALLS} == {os.getpid()}

@@ -289,7 +289,7 @@ def test_prompts_are_sampled_on_the_way_with_and_without_held_out_clips(small, r
 
 
 def test_prompts_that_cannot_be_read_are_refused_before_clips_are_encoded(small, ran, tmp_path, monkeypatch):
-    monkeypatch.setattr(assembly, "open_clips", lambda *given: pytest.fail("clips were encoded first"))
+    monkeypatch.setattr(assembly, "training_sources", lambda *given: pytest.fail("clips were encoded first"))
     with pytest.raises(MovaError, match=r"none\.txt"):
         ran(small(validation={"every": 2, "prompts": str(tmp_path / "none.txt")}))
 
