@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from mova_engine.config.memory import CHECKPOINTING, PLAIN, TASKS, MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
-from mova_engine.config.train import TrainConfig
+from mova_engine.config.train import PREPARED_AHEAD, TrainConfig
 from mova_engine.errors import MovaError, suggest
 
 WIDTHS = {"fp8": 1, "bf16": 2, "fp32": 4}
@@ -205,6 +205,7 @@ class ImplementationCost:
         attentions of both towers and the bridge.
     encodes: video encodes per clip. encode_on: by "every" rank of a group, or each a different clip in "rounds".
     codecs_resident: codecs and text encoder stay on the device for the whole run, though latents are cached.
+    prepared: micro-batches that wait on the device for the training step.
     """
 
     name: str
@@ -221,6 +222,7 @@ class ImplementationCost:
     encodes: float
     encode_on: str
     codecs_resident: bool
+    prepared: int
 
 
 OURS = "ours"
@@ -243,6 +245,7 @@ IMPLEMENTATIONS = {
             encodes=1.136,
             encode_on="rounds",
             codecs_resident=False,
+            prepared=PREPARED_AHEAD,
         ),
         # The public implementation: 70 and 85 passes counted in a whole block (float64 rotary embedding alone 36);
         # adapters beside each layer are half of all passes of a training step. Bridge: our bridge's share, scaled.
@@ -262,6 +265,7 @@ IMPLEMENTATIONS = {
             encodes=2,
             encode_on="every",
             codecs_resident=True,
+            prepared=0,
         ),
     )
 }

@@ -1,5 +1,6 @@
 """Predicts the bytes on one device by part, and the bytes of host memory for it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,7 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
     _added_adapters(run, device, host)
     if run.job.training:
         _training_state(run, device, host)
+        device["clips prepared ahead"] = run.implementation.prepared * run.job.batch * _prepared_clip(run.job)
     idle = dict(device)
     if run.job.training:
         device["time embeddings in float32"] = _time_weights(run)
@@ -232,6 +234,16 @@ def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, f
     place["optimizer's moments"] = 2 * weights * _moment_bytes(job)
     if job.ema:
         place["moving average"] = weights * _FP32
+
+
+def _prepared_clip(job: Job) -> float:
+    """Bytes of a clip that waits for its step, all in float32: latents, their noise, text; of pictures the latents of
+    the first frame too.
+    """
+    model, clip = job.model, job.model.clip
+    audio, text = model.audio.out_dim * clip.audio_tokens, model.text_tokens * model.video.text_dim
+    video = model.video.out_dim * math.prod(clip.latent_shape) * any(name != "audio_dit" for name in job.components)
+    return (2 * audio + text + 3 * video) * _FP32
 
 
 def _moment_bytes(job: Job) -> float:

@@ -4,7 +4,7 @@ The thread reads or encodes clips, draws noise and noise levels, and copies all 
 own, from pinned memory. What a step takes is the same, bit for bit, as if it were prepared when the step asks for it.
 
 Processes that share clips exchange them in that thread, in a group of their own, so that all of them must prepare
-equally many. That many are AHEAD more than were taken, or all that the run needs: `settle` waits for it.
+equally many. That many are PREPARED_AHEAD more than were taken, or all that the run needs: `settle` waits for it.
 """
 
 import threading
@@ -16,13 +16,12 @@ from typing import Any
 import torch
 
 from mova_engine.backend import Backend
+from mova_engine.config.train import PREPARED_AHEAD
 from mova_engine.data.helper_signals import stop_signals_held
 from mova_engine.data.loader import Loader
 from mova_engine.files.byte_ranges import end_retries
 from mova_engine.train.micro_batch import MicroBatch
 
-# Micro-batches that wait on the device for the step.
-AHEAD = 2
 # How long the end of a run waits for a clip that is being read: a complete one, and one that failed.
 PATIENCE_S, ON_ERROR_S = 30.0, 1.0
 
@@ -93,7 +92,7 @@ class Prefetch(Iterator[MicroBatch]):
         the network.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._done or len(self._ready) == AHEAD)
+            self._changed.wait_for(lambda: self._done or len(self._ready) == PREPARED_AHEAD)
 
     def _run(self, batches: Iterator[dict[str, Any]]) -> None:
         try:
@@ -116,7 +115,7 @@ class Prefetch(Iterator[MicroBatch]):
     def _room(self) -> bool:
         """Wait until one more may be prepared; whether it is wanted."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or len(self._ready) < AHEAD)
+            self._changed.wait_for(lambda: self._closing or len(self._ready) < PREPARED_AHEAD)
             return not self._closing
 
     def _copied(self, batch: Mapping[str, Any]) -> tuple[MicroBatch, torch.Event | None]:

@@ -3,22 +3,29 @@
 import dataclasses
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from data_pipeline.conftest import CLIP
 from data_pipeline.test_loader import BATCH
 
 from mova_engine.backend import get_backend
+from mova_engine.codecs import build_text_encoder
 from mova_engine.config.mesh import MeshShape
+from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
+from mova_engine.config.train import PREPARED_AHEAD
 from mova_engine.data.dataset import LatentDataset, open_dataset
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.loader import Loader, build_loader
 from mova_engine.errors import MovaError
 from mova_engine.files.byte_ranges import UnreachableError
+from mova_engine.predict.job import PlannedRun, training_job
+from mova_engine.predict.memory_use import memory
 from mova_engine.train.batch import BatchBuilder
 from mova_engine.train.micro_batch import MicroBatch, Preparer
-from mova_engine.train.prefetch import AHEAD, Prefetch
+from mova_engine.train.prefetch import Prefetch
 from mova_engine.train.timestep_sampling import draw_noise, draw_step
 
 # Of a step, in the runs here.
@@ -89,10 +96,10 @@ def test_only_what_is_taken_counts_and_no_more_than_is_needed_is_prepared(on_dis
     loader = build_loader(on_disk, BATCH, seed=3)
     with prefetch(loader, 100) as ahead:
         ahead.settle()
-        assert (len(read), loader.position) == (AHEAD, 0)
+        assert (len(read), loader.position) == (PREPARED_AHEAD, 0)
         taken = [next(ahead) for _ in range(3)]
         ahead.settle()
-        assert (len(read), loader.position) == (3 + AHEAD, 3 * BATCH)
+        assert (len(read), loader.position) == (3 + PREPARED_AHEAD, 3 * BATCH)
         saved = loader.state_dict()
     resumed = build_loader(on_disk, BATCH, seed=3)
     resumed.load_state_dict(saved)
@@ -104,6 +111,18 @@ def test_only_what_is_taken_counts_and_no_more_than_is_needed_is_prepared(on_dis
     loader = build_loader(on_disk, BATCH, seed=3)
     for number, (micro, batch) in enumerate(zip([*taken, following], loader, strict=False)):
         assert_same(micro, prepare(number, batch))
+
+
+def test_what_waits_on_the_device_is_planned(made_clips, make_cache):
+    model = replace(get_preset("nano"), clip=CLIP)
+    text = build_text_encoder(model.text_encoder, tokens=model.text_tokens, dim=model.video.text_dim)
+    dataset = open_dataset(made_clips, make_cache(text=text), preload=False)
+    micro = preparer(dataset)(0, dataset.batch(range(BATCH)))
+    clips = micro.clips
+    kept = (clips.audio, clips.text, clips.video, clips.image, *micro.noise)
+    planned = memory(PlannedRun(training_job(load_config("nano", loader={"batch": BATCH}), model)))
+    taken = sum(x.numel() * x.element_size() for x in kept if x is not None)
+    assert planned.device["clips prepared ahead"] == PREPARED_AHEAD * taken
 
 
 def test_an_error_of_the_thread_is_raised_where_its_batch_would_be_taken(on_disk, monkeypatch):
@@ -120,7 +139,7 @@ def test_an_error_of_the_thread_is_raised_where_its_batch_would_be_taken(on_disk
     loader = build_loader(on_disk, BATCH)
     with pytest.raises(MovaError, match=r"^https://host/a.tar does not answer$"), prefetch(loader, 100) as ahead:
         ahead.settle()
-        wait_until(lambda: len(calls) >= AHEAD)
+        wait_until(lambda: len(calls) >= PREPARED_AHEAD)
         assert next(ahead).step == 0 and next(ahead).step == 0
         assert loader.position == 2 * BATCH
         next(ahead)
