@@ -24,6 +24,7 @@ def _rehearse(recipe: str, device: str, world_size: int, layers: int | None = 2,
 
 
 @pytest.mark.dry
+@pytest.mark.timeout(1200)  # minutes of one core, of which a busy machine gives a part
 def test_the_whole_model_at_720p_on_a_fake_npu():
     command = "--recipe joint-phase3 --dry-run --json --device npu --world-size 1024"
     done = subprocess.run([sys.executable, "-m", "mova_engine.train", *command.split()], capture_output=True, text=True)
