@@ -360,11 +360,15 @@ def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _said(tokens: Any) -> list[Any]:
+    """Tokens that hold words: an empty list of a file is a token with that list, and a setting with keys has none."""
+    return [] if isinstance(tokens, Mapping) else [token for token in tokens if token.implicit_value != []]
+
+
 def _convert(kind: Any, tokens: Any) -> Any:
     """cyclopts' conversion, which rounds: here a fraction is refused where a whole number is wanted."""
     kinds = {member for outer in (kind, *get_args(kind)) for member in (outer, *get_args(outer))}
-    # A file's empty list is one token with that list; a setting with keys of its own has its tokens by those.
-    said = [] if isinstance(tokens, Mapping) else [token for token in tokens if token.implicit_value != []]
+    said = _said(tokens)
     # A path that is empty, as by an unset variable in a script, would be the current folder.
     if Path in kinds and not all(token.value.strip() for token in said):
         raise ValueError(_EMPTY)
