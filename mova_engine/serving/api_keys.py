@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mova_engine.data.text import lines_of, read_text, shown
 from mova_engine.errors import MovaError
+from mova_engine.serving.video_job import LOCAL
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASHED = re.compile(r"sha256:([0-9a-f]{64})")
@@ -66,6 +67,8 @@ def _key(words: list[str], where: str) -> ApiKey:
     name, *rest = words
     if _NAME.fullmatch(name) is None:
         raise MovaError(f"{where}: '{shown(name)}' is no name: letters, digits, dots, - and _, at most 64")
+    if name == LOCAL:
+        raise MovaError(f"{where}: the name '{LOCAL}' has the jobs that were made without keys: take another one")
     if not rest or rest[1:] not in ([], [_METRICS]):
         raise MovaError(f"{where}: a name and a secret are wanted, and '{_METRICS}' for who may read /metrics")
     hashed = _HASHED.fullmatch(rest[0])

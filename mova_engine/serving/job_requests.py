@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mova_engine.config.model import ClipConfig
-from mova_engine.config.sample import SampleConfig
 from mova_engine.data.media.decode import Clip, probe, read_clip
 from mova_engine.errors import MovaError
 from mova_engine.inference.command_settings import sample_settings, with_cache
@@ -77,41 +75,18 @@ def read_request(
 
 def _given(settings: VideoSettings, file: Callable[[str], Path]) -> GivenClip:
     """What an edit keeps of its source."""
-    sound = file("input.wav")
-    source = file("input.mp4") if file("input.mp4").exists() else sound
     window: Kept = "none" if settings.window is None else Window(*settings.window)
     if settings.window is None and settings.edit_of == "both":
         raise MovaError("an edit makes pictures or sound anew, or a window of both: say edit_of, or a window")
     video: Kept = "all" if settings.edit_of == "audio" else window
-    return GivenClip(source, video, "all" if settings.edit_of == "video" else window)
+    return GivenClip(file("input.mp4"), video, "all" if settings.edit_of == "video" else window)
 
 
 def _sample_settings(
     settings: VideoSettings, pipeline: Pipeline, checkpoint: Path, folder: Path, shape: ClipConfig
 ) -> SampleSettings:
     """The settings by the command's own rules, which refuse what has no effect."""
-    config = command_settings(settings, checkpoint)
+    config = settings.sample_config(checkpoint)
     model = replace(pipeline.mova.config, clip=shape)
     made = sample_settings(config, default_settings(model))
     return with_cache(config, folder, model, made, [], lambda _: None)
-
-
-def command_settings(settings: VideoSettings, checkpoint: Path, **more: Any) -> SampleConfig:
-    """The settings as `mova sample` has them, and `more` of them. Raises MovaError for what has no effect."""
-    return SampleConfig(
-        checkpoint=checkpoint,
-        prompt=settings.words,
-        steps=settings.steps,
-        solver=settings.solver,  # pyright: ignore[reportArgumentType] - checked by SampleSettings
-        cache=settings.cache,
-        guidance=settings.guidance,  # pyright: ignore[reportArgumentType] - checked by Guidance
-        text_scale=settings.text_scale,
-        bridge_scale=settings.bridge_scale,
-        audio_text_scale=settings.audio_text_scale,
-        audio_bridge_scale=settings.audio_bridge_scale,
-        guide_from=settings.guide_from,
-        guide_until=settings.guide_until,
-        guidance_rescale=settings.guidance_rescale,
-        negative_prompt=settings.negative_prompt or None,
-        **more,
-    )

@@ -17,11 +17,6 @@ _SHARES = {ENCODE: 1.0, STEP: 1.0, DECODE: 2.0}
 _NEW = 0.5
 
 
-def tokens_of(settings: VideoSettings) -> int:
-    """Tokens of the video tower in a clip."""
-    return ((settings.frames - 1) // 4 + 1) * (settings.width // 16) * (settings.height // 16)
-
-
 @dataclass(frozen=True)
 class StageSeconds:
     """Seconds of one clip's stages; a step's, one of many."""
@@ -52,7 +47,7 @@ class JobTimes:
 
     def seconds(self, settings: VideoSettings, steps: int, evaluations: int) -> float | None:
         """Predicted seconds of a clip's work; None: nothing was measured."""
-        found = self.stages(tokens_of(settings), evaluations)
+        found = self.stages(settings.video_tokens, evaluations)
         return None if found is None else found.encode + steps * found.step + found.decode
 
     def note(self, tokens: int, evaluations: int, found: StageSeconds) -> None:

@@ -146,11 +146,6 @@ class JobWork(StoreDatabase):
             connection.execute(self.sql.update(self.jobs).where(self._held(job.id, worker)).values(values))
         return replace(job, settings=settings, facts=facts)
 
-    def wanted(self, video: str, worker: str) -> bool:
-        """Whether a worker should go on with a job; as `progress`, without writing."""
-        with self._reads() as connection:
-            return connection.scalar(self.sql.select(self.c.cancel_asked).where(self._held(video, worker))) is False
-
     def wanted_of(self, worker: str) -> set[str]:
         """The jobs of a worker with which it should go on."""
         held = self.sql.and_(self.c.worker == worker, self.c.status == "in_progress", self.c.cancel_asked.is_(False))

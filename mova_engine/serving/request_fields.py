@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mova_engine.config.diffusion import SOLVERS
 from mova_engine.config.model import GUIDANCE_FORMS
 from mova_engine.data.text import flaw, shown
 from mova_engine.errors import suggest
+from mova_engine.inference.requests import MAX_SEED
 from mova_engine.serving.api_errors import bad_field
 from mova_engine.serving.request_body import parse_json
 
 Kind = Literal["text", "whole", "number", "choice", "strengths", "window", "picture", "clip"]
-# Seeds: what torch's generators take.
-_MOST_SEED = 2**63 - 1
 _LONGEST_NAME = 80
 
 
@@ -51,9 +51,7 @@ OPENAI_FIELDS = (
     RequestField("input_reference", "picture", "The first frame: a file, or {image_url} with a data: address."),
 )
 OWN_FIELDS = (
-    RequestField(
-        "seed", "whole", "Equal seeds and settings give equal files; default: drawn.", least=0, most=_MOST_SEED
-    ),
+    RequestField("seed", "whole", "Equal seeds and settings give equal files; default: drawn.", least=0, most=MAX_SEED),
     RequestField("width", "whole", "Pixels, a multiple of 16; goes with height.", least=1, most=1 << 14),
     RequestField("height", "whole", "Pixels, a multiple of 16; goes with width.", least=1, most=1 << 14),
     RequestField("num_frames", "whole", "Frames, 4n+1; in place of seconds.", least=1, most=1 << 20),
@@ -68,7 +66,7 @@ OWN_FIELDS = (
     _share("guide_from", "Share of the steps before which there is no guidance."),
     _share("guide_until", "Share of the steps after which there is no guidance."),
     _share("guidance_rescale", "Share of a result with the standard deviation of the unguided one."),
-    RequestField("solver", "choice", "How steps are taken.", "solver", ("euler", "heun", "unipc")),
+    RequestField("solver", "choice", "How steps are taken.", "solver", SOLVERS),
     RequestField("cache", "text", "none, a speed-up such as 1.6, or adaptive:THRESHOLD.", "cache"),
     RequestField("adapters", "strengths", "Strengths of registered adapters by name.", "adapters"),
     RequestField("last_frame", "picture", "The last frame, as input_reference."),

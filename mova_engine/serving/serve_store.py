@@ -76,8 +76,8 @@ def serve(config: ServeConfig, checkpoint: Path, say: Callable[[str], None]) -> 
             say(f"{config.workers} worker(s) make clips of '{name}' for {config.store}   (Ctrl-C ends them)")
             workers.wait()
             return 0
-        served = _served(config, name, folder, model, limit, JobTimes(store, name))
         times = JobTimes(store, name)
+        served = _served(config, name, folder, model, limit, times)
 
         def predict(_: ServedModel, settings: VideoSettings) -> float | None:
             form = settings.guidance or served.guidance
@@ -97,7 +97,8 @@ def serve(config: ServeConfig, checkpoint: Path, say: Callable[[str], None]) -> 
         )
         host, port = listener.getsockname()[:2]
         if local:
-            say("only this machine can reach the server; --host 0.0.0.0 --keys FILE lets others in")
+            more = "" if keys is not None else " --keys FILE"
+            say(f"only this machine can reach the server; --host 0.0.0.0{more} lets others in")
         say(f"jobs and clips are in {config.store}")
         say(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}/   (Ctrl-C ends it)")
         serve_app(video_app(store, service), listener)

@@ -22,7 +22,7 @@ from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
 from mova_engine.files.digests import Digests
 from mova_engine.inference.clip_manifests import adapter_of, machine_of, stated_settings, weights_of
-from mova_engine.serving.job_requests import JobRequest, command_settings
+from mova_engine.serving.job_requests import JobRequest
 from mova_engine.serving.store_files import StoreFiles
 from mova_engine.serving.video_job import VideoJob, VideoSettings
 from mova_engine.serving.worker_settings import WorkerSettings
@@ -99,8 +99,7 @@ class ManifestMaker:
         if own.mode != "generate":
             return {"request": {name: each for name, each in asdict(own).items() if each is not None}}
         given = {option: Path(name) for option, name in _PICTURES.items() if self._has(own, option)}
-        config = command_settings(
-            own,
+        config = own.sample_config(
             Path(job.model),
             clip=ClipSettings(frames=own.frames, height=own.height, width=own.width, fps=own.fps),
             lora=tuple(f"{name}:{float(strength)!r}" for name, strength in own.adapters.items()),

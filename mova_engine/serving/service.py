@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from mova_engine.config.buckets import MULTIPLE
 from mova_engine.config.model import ClipConfig
 from mova_engine.errors import suggest
 from mova_engine.inference.prompts.prompt_checks import TextLimit
@@ -14,8 +15,8 @@ from mova_engine.serving.api_errors import bad_field
 from mova_engine.serving.api_keys import ApiKeys
 from mova_engine.serving.video_job import VideoSettings
 
-# Pixels of a patch of the towers: sides are multiples of it. Frames are a multiple of _FRAME_STEP, and one.
-SIDE, FRAME_STEP = 16, 4
+# Sides are multiples of a patch of the towers. Frames are a multiple of FRAME_STEP, and one.
+SIDE, FRAME_STEP = MULTIPLE, 4
 # Shapes that are offered beside the model's own, as far as they fit.
 _SHAPES = ((16, 9), (9, 16), (4, 3), (3, 4), (1, 1))
 # What MOVA's own clients call its sizes: 360 is no multiple of 16, and what is made has 352 lines.
@@ -58,11 +59,7 @@ class ServedModel:
 
     def fits(self, width: int, height: int, frames: int) -> bool:
         """Whether a clip of these sides and frames is within the limit."""
-        return self.tokens_of(width, height, frames) <= self.room
-
-    def tokens_of(self, width: int, height: int, frames: int) -> int:
-        """Tokens of the video tower."""
-        return ((frames - 1) // FRAME_STEP + 1) * (width // SIDE) * (height // SIDE)
+        return replace(self.clip, width=width, height=height, frames=frames).video_tokens <= self.room
 
     def most_frames(self, width: int, height: int) -> int:
         """The longest clip of a size; 0: none fits."""

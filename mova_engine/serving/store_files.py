@@ -1,6 +1,5 @@
 """The files of a store: a folder for each video, whole or not there.
 
-STORE/secret            32 random bytes in hexadecimal digits, for what the server signs or hides
 STORE/serving.lock      held by the server that has a SQLite store
 STORE/videos/ID/...     FILES, written to temporary names and renamed
 STORE/videos/.gone-...  what is being deleted
@@ -20,7 +19,7 @@ from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
 
 # What a video's folder may hold: inputs, then what a worker makes.
-INPUTS = ("request.json", "first.png", "last.png", "input.mp4", "input.wav")
+INPUTS = ("request.json", "first.png", "last.png", "input.mp4")
 OUTPUTS = ("video.mp4", "manifest.json", "thumb.webp", "sprite.webp", "waveform.json")
 FILES = (*INPUTS, *OUTPUTS, "preview.webp")
 _ID = re.compile(r"video_[0-9a-f]{24}")
@@ -34,7 +33,9 @@ class StoreFiles:
         self.folder, self.videos = folder, folder / "videos"
         self._orphans: dict[str, float] = {}
         try:
-            self.videos.mkdir(parents=True, exist_ok=True)
+            # Prompts and clips are their clients': of what is made here, other users of the machine read nothing.
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.videos.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise MovaError(f"--store {folder} cannot be made: {error.strerror or error}") from None
 
@@ -83,25 +84,6 @@ class StoreFiles:
                 del self._orphans[name]
                 removed.append(name)
         return removed
-
-    @property
-    def secret(self) -> str:
-        """64 hexadecimal digits that only this store knows, made when first asked for; only its user reads them."""
-        path = self.folder / "secret"
-        if not path.exists():
-            fresh = path.with_name(f".secret.{secrets.token_hex(8)}")
-            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(fresh, path)  # of two processes, the first one's
-            except FileExistsError:
-                pass
-            finally:
-                fresh.unlink()
-        return path.read_text().strip()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -4,8 +4,11 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from mova_engine.config.model import ClipConfig
+from mova_engine.config.sample import SampleConfig
 from mova_engine.errors import MovaError, suggest
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -16,6 +19,12 @@ STATUSES: tuple[Status, ...] = ("queued", "in_progress", "completed", "failed")
 ENDED: tuple[Status, ...] = ("completed", "failed")
 # The owner of jobs where there are no keys.
 LOCAL = "local"
+
+# Settings of a job that are `mova sample`'s own, under the same names.
+_OF_SAMPLING = (
+    "steps", "solver", "cache", "guidance", "text_scale", "bridge_scale", "audio_text_scale", "audio_bridge_scale",
+    "guide_from", "guide_until", "guidance_rescale",
+)  # fmt: skip
 
 # Codes of failed jobs, which clients see.
 CANCELLED = "cancelled"
@@ -94,6 +103,20 @@ class VideoSettings:
     def words(self) -> str:
         """The prompt that the model gets."""
         return self.enhanced_prompt or self.prompt
+
+    @property
+    def video_tokens(self) -> int:
+        """Tokens of the video tower in the clip."""
+        return ClipConfig(frames=self.frames, height=self.height, width=self.width).video_tokens
+
+    def sample_config(self, checkpoint: Path, **more: Any) -> SampleConfig:
+        """The settings as `mova sample` has them, whose rules hold here too, and `more` of them. Raises MovaError for
+        what has no effect.
+        """
+        own: dict[str, Any] = {name: getattr(self, name) for name in _OF_SAMPLING}
+        return SampleConfig(
+            checkpoint=checkpoint, prompt=self.words, negative_prompt=self.negative_prompt or None, **own, **more
+        )
 
     @property
     def batch_key(self) -> str:

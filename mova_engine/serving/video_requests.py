@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mova_engine.config.model import ClipConfig
-from mova_engine.config.sample import SampleConfig
 from mova_engine.data.text import shown
 from mova_engine.errors import MovaError, suggest
 from mova_engine.serving.api_errors import ApiError, bad_field, no_video
@@ -267,7 +266,7 @@ class VideoRequests:
         if begin >= end:
             raise bad_field("guide_until", f"guidance must end after it begins, got {begin:g} and {end:g}")
         try:
-            config = _sample_config(settings)
+            config = settings.sample_config(Path(model.name))
             config.check_guidance(form)
         except MovaError as error:
             raise bad_field(None, _OPTION.sub(lambda m: _NAMES.get(m[1], m[1].replace("-", "_")), str(error))) from None
@@ -302,12 +301,3 @@ def _wanted_size(given: Mapping[str, Any], own: ClipConfig) -> tuple[int, int]:
     if sides[0] is not None and sides != size:
         raise bad_field("size", "size and width, height state different sizes: send one of them")
     return size
-
-
-def _sample_config(settings: VideoSettings) -> SampleConfig:
-    """The settings as `mova sample` has them, whose rules hold here too. Raises MovaError."""
-    same = ("steps", "solver", "guidance", "text_scale", "bridge_scale", "audio_text_scale", "audio_bridge_scale")
-    more = ("guide_from", "guide_until", "guidance_rescale", "cache")
-    values: dict[str, Any] = {name: getattr(settings, name) for name in (*same, *more)}
-    negative = settings.negative_prompt or None
-    return SampleConfig(checkpoint=Path("model"), prompt=settings.prompt, negative_prompt=negative, **values)

@@ -132,9 +132,9 @@ def test_cancel_and_delete(store):
     cancelled = store.request_cancel(waiting.id)
     assert (cancelled.status, cancelled.error_code) == ("failed", "cancelled")
     assert store.claim("w", ["nano"]).id == running.id
-    assert store.wanted(running.id, "w")
+    assert store.wanted_of("w") == {running.id}
     assert store.request_cancel(running.id).status == "in_progress"
-    assert not store.wanted(running.id, "w")
+    assert store.wanted_of("w") == set()
     assert not store.progress(running.id, "w", "step", 1, 2, 10, None)
     assert not store.finish(running.id, "w", {})
     assert store.get(running.id).error_code == "cancelled"
@@ -278,10 +278,11 @@ def test_one_server_at_a_time_holds_a_store(store, tmp_path):
         pass
 
 
-def test_the_secret_is_made_once_and_for_its_user_alone(store):
-    assert store.files.secret == store.files.secret
-    assert len(store.files.secret) == 64
-    assert (store.files.folder / "secret").stat().st_mode & 0o777 == 0o600
+def test_a_new_store_is_read_by_its_user_alone(tmp_path):
+    store = JobStore.open(None, tmp_path / "new")
+    store.close()
+    for folder in (tmp_path / "new", tmp_path / "new" / "videos"):
+        assert folder.stat().st_mode & 0o077 == 0
 
 
 def test_many_threads_lose_nothing(store):

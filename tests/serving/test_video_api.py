@@ -281,8 +281,16 @@ def test_pages_of_other_sites_are_kept_away(client, headers):
 
 
 def test_ids_lead_nowhere_else(client, store):
-    assert store.files.secret  # there is something to reach
-    for name in ("..", "../secret", "%2e%2e", "..%2f..%2fsecret", "video_" + "0" * 23 + "/", "video_%00", "ä" * 24):
+    assert (store.files.folder / "jobs.sqlite").exists()  # there is something to reach
+    for name in (
+        "..",
+        "../jobs.sqlite",
+        "%2e%2e",
+        "..%2f..%2fjobs.sqlite",
+        "video_" + "0" * 23 + "/",
+        "video_%00",
+        "ä" * 24,
+    ):
         for place in ("", "/content", "/events"):
             answer = client.get(f"/v1/videos/{name}{place}")
             assert answer.status_code in (404, 405), answer.text
@@ -348,6 +356,7 @@ def test_a_server_for_others_wants_keys():
         ("ann short", "shorter than 16"),
         ("ann", "a name and a secret"),
         ("../ann long-enough-secret", "is no name"),
+        ("local long-enough-secret", "has the jobs that were made without keys"),
         ("ann long-enough-secret\nann another-long-secret", "is there already"),
         ("ann sha256:abc", "64 hexadecimal"),
     ],
