@@ -13,8 +13,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -43,6 +46,7 @@ _LOOK_S = 0.2
 ENDED, LOST, UNUSABLE = 0, 3, 4
 _NO_MEMORY = "not enough memory for this clip: ask for fewer frames or a smaller size"
 log = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 
 class StoppingError(Exception):
@@ -166,9 +170,35 @@ class VideoWorker:
             frame = read_frame(
                 str(self.store.file(job.id, "first.png")), replace(self.pipeline.mova.config.clip, **size)
             )
-        made = self._enhancer.enhance(settings.prompt, frame)
+        made = self._while_wanted(job, partial(self._enhancer.enhance, settings.prompt, frame))
         facts = {} if made.warning is None else {"prompt_warning": made.warning}
         return self.store.rewritten(job, self.name, made.prompt if made.used == "enhanced" else None, facts)
+
+    def _while_wanted(self, job: VideoJob, act: Callable[[], Made]) -> Made:
+        """What `act` gives, which says nothing meanwhile. It is given up where the job is cancelled or the worker is to
+        end, and then goes on in its thread, for nobody, until it is done.
+        """
+        outcome = list[Made | Exception]()
+
+        def run() -> None:
+            try:
+                outcome.append(act())
+            except Exception as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self._alive_or_raise()
+            with suppress(StoreRefusal):
+                if job.id not in self.store.wanted_of(self.name):
+                    clear_outputs(self.store, job.id)
+                    self.store.stopped(job.id, self.name)
+                    raise NobodyWaitsError
+            thread.join(_LOOK_S)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
 
     def _read(self, job: VideoJob) -> JobRequest | None:
         """A job's request; None: it cannot be made, which was said."""

@@ -1,6 +1,7 @@
 """Prompts that a server rewrites: by a job's worker, and for the page; what came of it is told to clients."""
 
 import json
+import threading
 import urllib.request
 from dataclasses import replace
 
@@ -60,6 +61,39 @@ def test_a_worker_rewrites_prompts_of_jobs_that_ask_for_it(checkpoint, language_
     # The words of the third are those of the second: so is the clip.
     videos = [store.file(job.id, "video.mp4").read_bytes() for job in made]
     assert videos[1] == videos[2] != videos[0]
+    store.close()
+
+
+def test_a_job_that_is_cancelled_waits_for_no_language_model(checkpoint, language_model, tmp_path):
+    asked, ended = threading.Event(), threading.Event()
+
+    def never(handler):
+        asked.set()
+        ended.wait(60)
+
+    language_model.replies = [(200, {}, never)]
+    config = EnhanceConfig(backend="endpoint", url=language_model.url, model="small", timeout=60)
+    worker = VideoWorker(worker_settings(checkpoint, tmp_path / "store", enhance=config))
+    store = worker.store
+    store.register(worker.name, "here", ["tiny"])
+    job = store.add(new_video(prompt=PROMPT, enhance="endpoint"))
+    works = threading.Thread(target=worker._work_once)
+    works.start()
+    assert asked.wait(30)
+    assert store.request_cancel(job.id).status == "in_progress"
+    works.join(20)
+    assert not works.is_alive() and not ended.is_set()
+    assert store.get(job.id).error_code == "cancelled"
+    # A worker that is to end gives the job back.
+    other = store.add(new_video(prompt=PROMPT, enhance="endpoint"))
+    asked.clear()
+    works = threading.Thread(target=worker.run)
+    works.start()
+    assert asked.wait(30)
+    worker.stop.set()
+    works.join(20)
+    assert not works.is_alive() and store.get(other.id).status == "queued"
+    ended.set()
     store.close()
 
 
