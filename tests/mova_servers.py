@@ -1,19 +1,13 @@
 """Servers of clips in processes of their own, and a model for them that makes a clip in a second."""
 
 import json
-import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from running_servers import RunningServer, started
 
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.folder import save_mova
@@ -47,21 +41,15 @@ def write_tiny_model(folder: Path, config: MovaConfig = TINY) -> Path:
     return folder
 
 
-class MovaServer:
-    """A running server. url: its address. lines: what it has printed so far."""
+class MovaServer(RunningServer):
+    """A running `mova serve`."""
 
-    def __init__(self, process: subprocess.Popen, lines: list[str]) -> None:
-        self.process, self.lines = process, lines
-        self.url = re.search(r"http://\S+?:\d+", lines[-1])[0]
+    def answers(self) -> None:
+        self.get("/health")
 
     @property
     def port(self) -> str:
         return self.url.rsplit(":", 1)[1]
-
-    def kill(self) -> None:
-        """SIGKILL: nothing is finished or said."""
-        self.process.kill()
-        self.process.wait()
 
     def workers(self) -> list[int]:
         """Process ids of the workers that it has started and that live."""
@@ -97,34 +85,7 @@ class MovaServer:
         return self.get("/v1/videos?limit=100")[1]["data"]
 
 
-@contextmanager
-def mova_server(checkpoint: Path, store: Path, *options: str) -> Iterator[MovaServer]:
-    """Start `mova serve`, on a free port unless the options name one, and wait until it answers."""
+def mova_server(checkpoint: Path, store: Path, *options: str) -> AbstractContextManager[MovaServer]:
+    """`mova serve`, on a free port unless the options name one."""
     port = () if "--port" in options else ("--port", "0")
-    command = [sys.executable, "-m", "mova_engine", "serve", "--checkpoint", str(checkpoint), "--store", str(store)]
-    process = subprocess.Popen(
-        [*command, *port, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    lines = []
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if "http://" in line:
-                break
-        else:
-            raise AssertionError("".join(lines))
-        server = MovaServer(process, lines)
-        # What it says later is read on, or it would wait for a reader.
-        threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True).start()
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            try:
-                server.get("/health")
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield server
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+    return started(["serve", "--checkpoint", str(checkpoint), "--store", str(store), *port, *options], MovaServer)

@@ -1,17 +1,13 @@
 """Servers of votes in processes of their own, and clips for them."""
 
 import json
-import re
-import signal
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+from running_servers import RunningServer, started
 
 from mova_engine.data.media.write import encode_mp4
 
@@ -38,16 +34,11 @@ def write_study(folder: Path, prompts: int = 4, size: tuple[int, int] = (90, 160
     return folder
 
 
-class Server:
-    """A running server. url: its address."""
+class VoteServer(RunningServer):
+    """A running server of votes."""
 
-    def __init__(self, process: subprocess.Popen, lines: list[str]) -> None:
-        self.process, self.lines = process, lines
-        self.url = re.search(r"http://\S+?:\d+", lines[-1])[0]
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    def answers(self) -> None:
+        self.call("/")
 
     def call(self, path: str, sent=None, rater: str | None = "", method: str | None = None, **headers):
         """(status, headers, body): JSON is parsed."""
@@ -65,41 +56,6 @@ class Server:
         return self.call("/api/join", {"name": name})[2]["rater"]
 
 
-@contextmanager
-def serving(study: Path, store: Path, *options: str):
-    """Start `mova eval vote serve` on a free port."""
-    command = [
-        sys.executable,
-        "-m",
-        "mova_engine",
-        "eval",
-        "vote",
-        "serve",
-        str(study),
-        "--store",
-        str(store),
-        "--port",
-        "0",
-    ]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("serving on"):
-                break
-        else:
-            raise AssertionError("".join(lines))
-        server, deadline = Server(process, lines), time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                server.call("/")
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield server
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
-        process.stdout.close()
+def serving(study: Path, store: Path, *options: str) -> AbstractContextManager[VoteServer]:
+    """`mova eval vote serve` on a free port."""
+    return started(["eval", "vote", "serve", str(study), "--store", str(store), "--port", "0", *options], VoteServer)

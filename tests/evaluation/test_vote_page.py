@@ -1,32 +1,16 @@
 """The page of votes in a real browser: clips play with sound, keys and mouse answer, nothing tells whose a clip is."""
 
-import importlib.util
-import shutil
-import time
+from functools import partial
 
+import browsers
 import pytest
+from browsers import browser_marks, chromium, contrasts
 from vote_servers import SECONDS, SYSTEMS, serving, write_study
 
 from mova_engine.evaluation.votes.vote_analysis import read_votes
 from mova_engine.evaluation.votes.vote_store import VoteStore
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WANTED = {"fastapi": "mova-engine[serve]", "playwright": "playwright"}
-LACKING = [name for name in WANTED if importlib.util.find_spec(name) is None]
-pytestmark = [
-    pytest.mark.serving,
-    pytest.mark.skipif(
-        bool(LACKING), reason=f"not installed: pip install {' '.join(WANTED[name] for name in LACKING)}"
-    ),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (apt-get install chromium)"),
-]
-# No network but the server's, and sound only after a press of the user's, as browsers have it.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--autoplay-policy=user-gesture-required",
-]
+pytestmark = browser_marks("fastapi")
 # In JavaScript: the players, and what a test waits for.
 VIDEOS = "[...document.querySelectorAll('video')]"
 PLAYING, SOURCES = f"{VIDEOS}.some((v) => !v.paused)", f"{VIDEOS}.map((v) => v.getAttribute('src'))"
@@ -35,25 +19,10 @@ NAMES = """[...document.querySelectorAll('#pair button, #pair input, #pair summa
   .filter((e) => e.offsetParent)
   .map((e) => [e.getAttribute('aria-label') || (e.labels && e.labels[0] ? e.labels[0] : e).textContent.trim(),
                e.tabIndex])"""
-# Of each text: its contrast to what is behind it, as WCAG 2 has it, and what it is.
-CONTRAST = """() => {
-  const numbers = (c) => c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255);
-  const linear = (v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = (c) => numbers(c).map(linear).reduce((sum, v, n) => sum + v * [.2126, .7152, .0722][n], 0);
-  const ground = (e) => {
-    for (; e; e = e.parentElement) {
-      const c = getComputedStyle(e).backgroundColor;
-      if (c !== 'rgba(0, 0, 0, 0)') return c;
-    }
-    return 'rgb(255, 255, 255)';
-  };
-  const texts = '#pair legend, #pair .answers button, .heard, #hint, #count, #prompt .quiet, label';
-  return [...document.querySelectorAll(texts)].filter((e) => e.offsetParent).map((e) => {
-    const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
-    return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.className || e.tagName];
-  });
-}"""
+# What is read.
+TEXTS = "#pair legend, #pair .answers button, .heard, #hint, #count, #prompt .quiet, label"
 PATIENCE = 30 + 2 * SECONDS
+until = partial(browsers.until, seconds=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +32,9 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    # Sound only after a press of the user's, as browsers have it.
+    with chromium("--autoplay-policy=user-gesture-required") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -94,14 +60,6 @@ def server(study, tmp_path_factory):
     with serving(study, folder / "votes.sqlite", "--goal", "5", "--checks", "0") as server:
         server.store = folder / "votes.sqlite"
         yield server
-
-
-def until(page, script, seconds=PATIENCE):
-    """Wait until a script is true. (Playwright's own way evaluates text in the page, which its policy forbids.)"""
-    deadline = time.monotonic() + seconds
-    while not page.evaluate(script):
-        assert time.monotonic() < deadline, script
-        page.wait_for_timeout(50)
 
 
 def begin(page, server, name):
@@ -241,5 +199,5 @@ def test_every_control_has_a_name_and_can_be_reached_by_keys(page, server):
     assert len(names) >= 9 and all(name and index >= 0 for name, index in names)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        found = page.evaluate(CONTRAST)
+        found = contrasts(page, TEXTS)
         assert len(found) > 8 and min(found)[0] >= 4.5, min(found)

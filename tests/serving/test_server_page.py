@@ -1,31 +1,22 @@
 """The server's page in a real browser, against a server that makes its clips with a tiny model."""
 
 import base64
-import importlib.util
 import io
 import json
 import os
 import re
-import shutil
-import time
 from pathlib import Path
 
 import pytest
+from browsers import browser_marks, chromium, contrasts, until
 from mova_servers import TINY, mova_server, write_tiny_model
 from PIL import Image
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WANTED = {"fastapi": "mova-engine[serve]", "sqlalchemy": "mova-engine[serve]", "playwright": "playwright"}
-LACKING = sorted({WANTED[name] for name in WANTED if importlib.util.find_spec(name) is None})
-pytestmark = [
-    pytest.mark.serving,
-    pytest.mark.skipif(bool(LACKING), reason=f"not installed: pip install {' '.join(LACKING)}"),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (apt-get install chromium)"),
-]
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+pytestmark = browser_marks("fastapi", "sqlalchemy")
+# What is read.
+TEXTS = "p, label, button, summary, .label, h2, h1, dt, dd"
 # The script of axe-core (npm pack axe-core), where it is to be had.
 AXE = "MOVA_AXE"
-PATIENCE = 120
 # Steps of a job that is to be seen at work, and of one that is not waited for.
 SEEN, QUICK = "200", "2"
 READY = "document.querySelectorAll('.card .open').length === {}"
@@ -34,24 +25,6 @@ UNNAMED = """[...document.querySelectorAll('button, input, select, textarea, a, 
   .filter((e) => e.checkVisibility() && e.type !== 'file')
   .filter((e) => !(e.getAttribute('aria-label') || (e.labels && e.labels[0] ? e.labels[0] : e).textContent.trim()))
   .map((e) => e.outerHTML)"""
-# Of each text: its contrast to what is behind it (WCAG 2), and what it is.
-CONTRAST = """() => {
-  const numbers = (c) => c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255);
-  const linear = (v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = (c) => numbers(c).map(linear).reduce((sum, v, n) => sum + v * [.2126, .7152, .0722][n], 0);
-  const ground = (e) => {
-    for (; e; e = e.parentElement) {
-      const c = getComputedStyle(e).backgroundColor;
-      if (c !== 'rgba(0, 0, 0, 0)') return c;
-    }
-    return 'rgb(255, 255, 255)';
-  };
-  const shown = [...document.querySelectorAll('p, label, button, summary, .label, h2, h1, dt, dd')];
-  return shown.filter((e) => e.checkVisibility() && e.textContent.trim()).map((e) => {
-    const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
-    return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.id || e.className || e.tagName];
-  });
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +40,8 @@ def server(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -95,14 +64,6 @@ def new_page(browser):
         context.close()
     assert not errors
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+", host) for host in hosts), hosts
-
-
-def until(page, script, seconds=PATIENCE):
-    """Wait until a script is true. (Playwright's own way evaluates text in the page, which its policy forbids.)"""
-    end = time.monotonic() + seconds
-    while not page.evaluate(script):
-        assert time.monotonic() < end, (script, page.inner_text("main"))
-        page.wait_for_timeout(50)
 
 
 def text_of(page, selector):
@@ -331,10 +292,10 @@ def test_a_phone_needs_no_scrolling_sideways_and_all_can_be_read(new_page, serve
     order(page, "a short one")
     until(page, f"document.querySelectorAll('.card').length === {shown + 2} && document.querySelector('.card .open')")
     assert page.evaluate(wide)
-    lowest = min(page.evaluate(CONTRAST))
+    lowest = min(contrasts(page, TEXTS))
     page.tap(".card .open >> nth=0")
     assert page.evaluate(wide) and page.evaluate("viewer.getBoundingClientRect().width <= 360")
-    assert min(lowest, min(page.evaluate(CONTRAST)))[0] >= 4.5, lowest
+    assert min(lowest, min(contrasts(page, TEXTS)))[0] >= 4.5, lowest
     expected = {"light": "rgb(246, 247, 249)", "dark": "rgb(18, 22, 29)"}[scheme]
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == expected
     assert page.evaluate(UNNAMED) == []
