@@ -17,7 +17,7 @@ from mova_engine import __version__
 from mova_engine.data.media.c2pa_store import Resigned, repeatable_store
 from mova_engine.data.media.mp4_boxes import boxes, is_c2pa
 from mova_engine.errors import MovaError, require_package
-from mova_engine.files.atomic import require_file, whole_file
+from mova_engine.files.atomic import require_file
 
 # What the engine states of a clip, in a namespace of its own (C2PA 2.2, 6.2.1).
 GENERATION = "org.mova-engine.generation"
@@ -63,24 +63,6 @@ def require_signing(what: str) -> None:
             raise MovaError(
                 f"{what} needs the package {package}, which is not installed: pip install {every}"
             ) from None
-
-
-def sign_mp4(
-    path_in: str | Path,
-    path_out: str | Path,
-    facts: Mapping[str, Any],
-    signer: SigningKey,
-    *,
-    parent: str | Path | None = None,
-) -> None:
-    """Write the mp4 file `path_in` signed to `path_out`, which may be the same. Either all of it is there, or nothing.
-
-    facts, parent, errors: as of `signed`.
-    """
-    require_file(path_in)
-    data = signed(Path(path_in).read_bytes(), facts, signer, parent=parent)
-    with whole_file(path_out) as temporary:
-        temporary.write_bytes(data)
 
 
 def signed(data: bytes, facts: Mapping[str, Any], signer: SigningKey, *, parent: str | Path | None = None) -> bytes:
