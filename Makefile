@@ -97,7 +97,7 @@ test-scores: setup-dev
 
 # A browser is not installed for it: where no Chromium is on PATH, those tests say so and the servers' own run.
 test-serve: setup-dev
-	$(PY) -m pytest tests --serving -m serving $(ARGS)
+	$(PY) -m pytest tests --serving -m serving -n 2 --dist loadfile $(ARGS)
 
 # torch_npu wants an environment of its own: with it installed, torch loads it by itself, which fails without CANN.
 setup-npu: $(NPU)/.mova-npu

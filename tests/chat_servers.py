@@ -55,8 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def silent(handler):
-    """Reply with nothing, for longer than a test waits."""
-    time.sleep(2)
+    """Reply with nothing until the client leaves, or for a minute."""
+    handler.connection.settimeout(60)
+    handler.connection.recv(1)
 
 
 def trickling(headers):
@@ -66,7 +67,7 @@ def trickling(headers):
         start = b"HTTP/1.0 200 OK\r\ncontent-length: 100000\r\n\r\n"
         if not headers:
             handler.wfile.write(start)
-        for _ in range(100):
+        for _ in range(3000):  # a minute, or until the client leaves
             handler.wfile.write(b"x" if headers else b" ")
             handler.wfile.flush()
             time.sleep(0.02)

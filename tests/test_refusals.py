@@ -215,7 +215,7 @@ WRONG = {
         "--checkpoint nowhere --worker-only",
         "--checkpoint nowhere --lora style",
         "--checkpoint nowhere --workers -1",
-        "--checkpoint nowhere --certificate text.txt",
+        "--checkpoint nowhere --provenance.certificate text.txt",
     ],
     "eval weights": ["nowhere", "text.txt", "/dev/null"],
     "eval compare": ["nowhere nowhere", "text.txt folder", "folder folder", "clips clips"],

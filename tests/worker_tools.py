@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mova_engine.config.enhance import EnhanceConfig
+from mova_engine.config.signing import ProvenanceSettings
 from mova_engine.serving.job_store import JobStore
 from mova_engine.serving.store_database import StoreLimits
 from mova_engine.serving.video_job import VideoJob, VideoSettings, new_id
@@ -22,10 +23,10 @@ LIMITS = StoreLimits(lease_s=30.0)
 
 def worker_settings(checkpoint: Path, store: Path, **changes) -> WorkerSettings:
     """Settings of a worker that makes clips of the model "tiny", on the CPU."""
-    values = dict.fromkeys(("database", "dtype", "memory", "vram", "ram", "batch", "certificate", "key"))
+    values = dict.fromkeys(("database", "dtype", "memory", "vram", "ram", "batch"))
     values |= {"store": str(store), "checkpoint": str(checkpoint), "model": "tiny", "device": "cpu", "threads": 1}
     more = {"name": f"w-{secrets.token_hex(4)}", "lora": (), "hang_s": 600.0, "sign": False, "limits": LIMITS}
-    more["enhance"] = EnhanceConfig()
+    more |= {"enhance": EnhanceConfig(), "provenance": ProvenanceSettings()}
     return WorkerSettings(**{**values, **more, **changes})
 
 

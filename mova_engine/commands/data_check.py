@@ -50,10 +50,7 @@ class CheckConfig:
         check_least(self, "", workers=1)
         usable = self.cut_every is None or 0 < self.cut_every < math.inf
         check(usable, f"cut_every must be a positive number of seconds, got {self.cut_every}")
-        check(
-            self.task == "joint" or not self.buckets.given,
-            "buckets are sizes of pictures and their lengths, and the audio task has no pictures: leave them out",
-        )
+        self.buckets.check_task(self.task)
         check(
             (self.checkpoint is None) != (self.model is None),
             "give --checkpoint, a model folder or run, or --model, a size, whose clips' shape is used; one of the two",

@@ -57,10 +57,7 @@ class EncodeConfig:
     buckets: Annotated[BucketSettings, section("Clips")] = field(default_factory=BucketSettings)
 
     def __post_init__(self) -> None:
-        check(
-            self.task == "joint" or not self.buckets.given,
-            "buckets are sizes of pictures and their lengths, and the audio task has no pictures: leave them out",
-        )
+        self.buckets.check_task(self.task)
         check_least(self, "", workers=1)
         check(self.workers == 1 or self.shard is None, "--workers and --shard both divide the clips: give one of them")
         on_ray = self.ray or self.ray_address is not None

@@ -95,10 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def told(found: "EnhancedPrompt") -> str:
     """What became of a prompt, for a person: both texts, the checks, the reason."""
+    from mova_engine.inference.prompts.enhanced_prompt import ATTEMPTS
+
     if found.cached:
         how = "kept from an earlier run"
     else:
-        how = f"{found.attempts} of 2 attempts"
+        how = f"{found.attempts} of {ATTEMPTS} attempts"
     lines = [f"prompt    {found.original}"]
     if found.frame:
         lines += [f"frame     {' '.join(found.frame.split())}"]

@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = SERVE.parse(argv)
     if config is None:
         return 0
-    for package in ("fastapi", "uvicorn", "sqlalchemy"):
+    for package in ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart"):
         require_package(package, "mova serve", instead=" (or the extra: pip install 'mova-engine[serve]')")
     # Imported late, so that help is instant.
     from mova_engine.serving.serve_store import serve

@@ -49,6 +49,13 @@ class BucketSettings:
         """Whether the run has buckets."""
         return bool(self.sizes or self.aspects or self.frames)
 
+    def check_task(self, task: str) -> None:
+        """MovaError for buckets of a task without pictures."""
+        check(
+            task == "joint" or not self.given,
+            "buckets are sizes of pictures and their lengths, and the audio task has no pictures: leave them out",
+        )
+
     def shapes(self, clip: ClipConfig) -> tuple[ClipConfig, ...]:
         """The buckets of a run whose clips are `clip` but for their size; that alone where none are given.
 

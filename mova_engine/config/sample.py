@@ -168,9 +168,7 @@ class SampleConfig:
             "what to sample: give --prompt, a text, or --prompts, a folder of clips or a text file; one of the two",
         )
         self._check_given()
-        check(
-            not (self.no_provenance and self.provenance.asked), "--no-provenance signs no clip: leave --provenance out"
-        )
+        self.provenance.check_with(self.no_provenance)
         check_least(self, "", batch=1, steps=1, exact_steps=1)
         check(self.exact_steps is None or self.attention != "exact", "--exact-steps goes with --attention")
         check(self.attention == "exact" or not self.audio_alone, "--audio-alone has no video: leave --attention out")

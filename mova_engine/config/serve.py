@@ -9,13 +9,15 @@ from mova_engine.config.command import Command, section
 from mova_engine.config.enhance import BACKENDS, EnhanceConfig, EnhanceMode
 from mova_engine.config.limits import check, check_least, check_threads
 from mova_engine.config.shorthand import Shorthand
+from mova_engine.config.signing import ProvenanceSettings
 
 ABOUT = """Serve a model: OpenAI's /v1/videos, and a page to use it by.
 
 Jobs and clips are in --store, which outlives the server: what was accepted is made, whatever is killed meanwhile.
 Several machines share a PostgreSQL database and a disk: mova serve --worker-only on those that only make clips.
 """
-_WHO, _JOBS, _WORK, _FILES = section("Who may use it"), section("Jobs"), section("Workers"), section("Signatures")
+_WHO, _JOBS, _WORK = section("Who may use it"), section("Jobs"), section("Workers")
+_SIGNED = section("Provenance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +71,9 @@ class ServeConfig:
     hang: Annotated[float, _WORK] = 900.0
     """Seconds without a step, a decoded frame or a loaded part after which a worker counts as hung."""
     enhance: Annotated[EnhanceConfig, section("Prompts")] = field(default_factory=EnhanceConfig)
-    no_provenance: Annotated[bool, _FILES] = False
-    """Do not sign clips."""
-    certificate: Annotated[Path | None, _FILES] = None
-    """Certificate chain (PEM) to sign with; default: one of this store's own."""
-    key: Annotated[Path | None, _FILES] = None
-    """Its private key (PEM)."""
+    no_provenance: Annotated[bool, _SIGNED] = False
+    """Do not sign clips. Their manifests are written all the same."""
+    provenance: Annotated[ProvenanceSettings, _SIGNED] = field(default_factory=ProvenanceSettings)
 
     def __post_init__(self) -> None:
         check(
@@ -88,8 +87,7 @@ class ServeConfig:
         check(0 <= self.port < 1 << 16, f"port must lie between 0 and 65535, got {self.port}")
         check(not self.worker_only or self.database is not None, "--worker-only goes with --database postgresql://...")
         check(not self.worker_only or self.workers > 0, "--worker-only without --workers does nothing")
-        check((self.certificate is None) == (self.key is None), "--certificate and --key go together")
-        check(self.certificate is None or not self.no_provenance, "--certificate has no effect with --no-provenance")
+        self.provenance.check_with(self.no_provenance)
         _ = self.adapters
 
     @property

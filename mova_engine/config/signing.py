@@ -14,13 +14,17 @@ class ProvenanceSettings:
     """State the prompts in the signature too, for all who have the clip."""
     certificate: Path | None = None
     """Certificate to sign with, a chain in PEM, the signer's own first; default: one of the engine's own, made at the
-    first start."""
+    first start, which a server keeps in its store."""
     key: Path | None = None
     """Its private key, in PEM."""
 
     def __post_init__(self) -> None:
         together = "--provenance.certificate CHAIN and --provenance.key KEY go together"
         check((self.certificate is None) == (self.key is None), together)
+
+    def check_with(self, no_provenance: bool) -> None:
+        """MovaError for settings of signatures where nothing is signed."""
+        check(not (no_provenance and self.asked), "--no-provenance signs no clip: leave --provenance out")
 
     @property
     def asked(self) -> bool:

@@ -342,10 +342,7 @@ class TrainConfig:
             self.task == "joint" or (self.model.bridge and self.model.aligned_rope),
             "model.bridge and model.aligned_rope concern joint training; the audio task has no bridge",
         )
-        check(
-            self.task == "joint" or not self.buckets.given,
-            "buckets are sizes of pictures and their lengths, and the audio task has no pictures: leave them out",
-        )
+        self.buckets.check_task(self.task)
         check(
             self.task == "joint" or self.parallel.context_parallel == 1,
             "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from mova_engine.adapters.reading import require_adapter
 from mova_engine.backend import get_backend
 from mova_engine.checkpoints.locate import open_model
 from mova_engine.config.clip import ClipSettings
+from mova_engine.config.enhance import EnhanceConfig
 from mova_engine.config.model import MovaConfig
 from mova_engine.config.sample import CACHE_FILE
 from mova_engine.config.serve import ServeConfig
+from mova_engine.config.signing import ProvenanceSettings
 from mova_engine.data.media.provenance import require_signing
 from mova_engine.data.media.signer import Signer
 from mova_engine.diffusion.guidance import Guidance
@@ -35,6 +38,9 @@ from mova_engine.serving.worker_settings import SIGNING, WorkerSettings
 from mova_engine.serving.worker_supervisor import WorkerSupervisor
 from mova_engine.web.listening import listening_socket, serve_app
 
+# Settings of a worker that hold paths.
+Settings = TypeVar("Settings", EnhanceConfig, ProvenanceSettings)
+
 
 def serve(config: ServeConfig, checkpoint: Path, say: Callable[[str], None]) -> int:
     """Serve as the command says until SIGINT or SIGTERM; returns 0. Raises MovaError for what cannot be used, before
@@ -49,7 +55,7 @@ def serve(config: ServeConfig, checkpoint: Path, say: Callable[[str], None]) -> 
     check_writable(config.store, "--store")
     if not config.no_provenance:
         require_signing("mova serve")
-        Signer.open(config.store / SIGNING, config.certificate, config.key)
+        Signer.open(config.store / SIGNING, config.provenance.certificate, config.provenance.key)
     limit = text_limit(folder, model)
     enhancer = None if config.enhance.backend == "none" else PromptEnhancer(config.enhance, limit)
     failed_s = min(86400.0, config.expire * 3600)
@@ -122,11 +128,16 @@ def _worker(config: ServeConfig, checkpoint: Path, name: str, limits: StoreLimit
         hang_s=config.hang,
         batch=config.batch,
         sign=not config.no_provenance,
-        certificate=None if config.certificate is None else os.path.abspath(config.certificate),
-        key=None if config.key is None else os.path.abspath(config.key),
-        enhance=replace(config.enhance, cache=config.enhance.cache and config.enhance.cache.absolute()),
+        provenance=_absolute(config.provenance, "certificate", "key"),
+        enhance=_absolute(config.enhance, "cache"),
         limits=limits,
     )
+
+
+def _absolute(settings: Settings, *names: str) -> Settings:
+    """Settings whose paths do not depend on where a process runs."""
+    paths = {name: getattr(settings, name) for name in names}
+    return replace(settings, **{name: path.absolute() for name, path in paths.items() if path is not None})
 
 
 def _served(

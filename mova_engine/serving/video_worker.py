@@ -66,7 +66,8 @@ class VideoWorker:
         self.pipeline = self._opened(backend)
         signer = None
         if settings.sign:
-            signer = Signer.open(self.store.files.folder / SIGNING, settings.certificate, settings.key)
+            own = self.store.files.folder / SIGNING
+            signer = Signer.open(own, settings.provenance.certificate, settings.provenance.key)
         self._manifests = ManifestMaker(self._folder, signer, self.store.files, backend, settings)
         self._preview = LatentPreview(self.store, settings.model, self.pipeline)
         self._enhancer = None

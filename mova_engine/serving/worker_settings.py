@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mova_engine.config.enhance import EnhanceConfig
+from mova_engine.config.signing import ProvenanceSettings
 from mova_engine.serving.job_store import JobStore
 from mova_engine.serving.store_database import StoreLimits
 
@@ -21,8 +22,8 @@ SIGNING = "signing"
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """name: of the worker, never used before. model: as clients call it. lora: adapters as (name, path). hang_s:
-    seconds without a sign of work after which the worker ends. sign: whether clips are signed; certificate, key: by
-    what, None: the store's own. batch: clips that are made at once; None: by their size. enhance: what rewrites the
+    seconds without a sign of work after which the worker ends. sign: whether clips are signed; provenance: by
+    what, and what is stated. batch: clips that are made at once; None: by their size. enhance: what rewrites the
     prompts of jobs that ask for it.
     """
 
@@ -41,8 +42,7 @@ class WorkerSettings:
     hang_s: float
     batch: int | None
     sign: bool
-    certificate: str | None
-    key: str | None
+    provenance: ProvenanceSettings
     enhance: EnhanceConfig
     limits: StoreLimits
 
@@ -55,11 +55,15 @@ class WorkerSettings:
         """What `to_line` wrote."""
         found: dict[str, Any] = json.loads(line)
         found["limits"] = StoreLimits(**found["limits"])
-        cache = found["enhance"]["cache"]
-        found["enhance"] = EnhanceConfig(**{**found["enhance"], "cache": cache and Path(cache)})
+        found["enhance"] = EnhanceConfig(**_with_paths(found["enhance"], "cache"))
+        found["provenance"] = ProvenanceSettings(**_with_paths(found["provenance"], "certificate", "key"))
         found["lora"] = tuple((name, path) for name, path in found["lora"])
         return cls(**found)
 
     def open_store(self) -> JobStore:
         """The store that the server has."""
         return JobStore.open(self.database, Path(self.store), self.limits)
+
+
+def _with_paths(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: Path(value) if name in names and value is not None else value for name, value in values.items()}

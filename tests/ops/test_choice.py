@@ -260,11 +260,10 @@ def test_words_that_name_no_machine(words, message):
 
 def test_the_command_answers_for_an_absent_machine_without_torch():
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from mova_engine.ops.__main__ import main\n"
         "main('--device cuda --assume sm90 --with flash-attn-3'.split())\n"
         "assert not {'torch', 'numpy'} & set(sys.modules)\n"
-        "assert time.process_time() < 0.3, time.process_time()\n"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (child.returncode, child.stderr) == (0, "")

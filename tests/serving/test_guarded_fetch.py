@@ -121,7 +121,7 @@ class _Pictures(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         try:
             if self.path == "/drip":
-                for _ in range(100):
+                for _ in range(600):  # a minute, or until the client leaves
                     self.wfile.write(b"x")
                     time.sleep(0.1)
             else:
@@ -190,7 +190,7 @@ def test_a_slow_answer_ends_in_time(pictures, resolved):
     begun = time.monotonic()
     with pytest.raises(RefusedFetchError, match=r"within 0\.5 s"):
         fetch(pictures, "/drip", seconds=0.5)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 def test_a_certificate_of_another_name_is_not_believed(pictures, resolved):

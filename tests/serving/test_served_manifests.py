@@ -7,11 +7,13 @@ import pytest
 from mova_servers import write_tiny_model
 from worker_tools import new_video, worker_settings
 
+from mova_engine.config.signing import ProvenanceSettings
 from mova_engine.data.media.verified_file import verify_file
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main as sample
 from mova_engine.serving.input_files import png_bytes
 from mova_engine.serving.video_worker import VideoWorker
+from mova_engine.serving.worker_settings import WorkerSettings
 
 pytestmark = pytest.mark.serving
 
@@ -80,3 +82,17 @@ def test_edits_and_extensions_are_signed_with_their_source(checkpoint, tmp_path)
         assert found.state == "valid" and len(found.ingredients) == 1, found
     assert not verify_file(store.file(source.id, "video.mp4")).ingredients
     store.close()
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_the_prompt_is_in_the_signature_where_the_server_says_so(checkpoint, tmp_path, prompt):
+    pytest.importorskip("c2pa", reason="the extra serve is not installed")
+    settings = worker_settings(checkpoint, tmp_path / "store", sign=True, provenance=ProvenanceSettings(prompt=prompt))
+    assert WorkerSettings.from_line(settings.to_line()) == settings
+    worker = VideoWorker(settings)
+    worker.store.register(worker.name, "here", ["tiny"])
+    job = worker.store.add(new_video(prompt="rain"))
+    assert worker._work_once()
+    facts = verify_file(worker.store.file(job.id, "video.mp4")).facts
+    assert facts.get("prompt") == ("rain" if prompt else None)
+    worker.store.close()
