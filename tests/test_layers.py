@@ -31,7 +31,7 @@ LAYERS = (
     ("inference",),
     ("train",),
     ("parity",),
-    ("plan", "doctor", "bench", "evaluation", "model_tables"),
+    ("plan", "doctor", "bench", "evaluation", "curation", "model_tables"),
     ("serving",),
     ("commands",),
     ("cli",),
