@@ -1,0 +1,63 @@
+"""The columns that filters know: what is known of every clip, and the numbers of all scores."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from mova_engine.curation.units import KINDS
+from mova_engine.scores.score_table import SCORES
+
+ColumnKind = Literal["number", "text", "truth"]
+
+
+@dataclass(frozen=True)
+class ClipColumn:
+    """A column of clips.parquet. score: the score that measures it; "": it is known of every clip.
+
+    low, high: the range of a number, None where it is open. values: those that a text can have, where they are known.
+    late: known only when all clips are together.
+    """
+
+    name: str
+    kind: ColumnKind
+    about: str
+    score: str = ""
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    values: tuple[str, ...] = ()
+    late: bool = False
+
+
+LABELS = (
+    ClipColumn("clip_id", "text", "the clip's identity"),
+    ClipColumn("source", "text", "the folder or list that the film came with"),
+    ClipColumn("name", "text", "the film, as SOURCE/PATH"),
+    ClipColumn("sha256", "text", "SHA-256 of the film"),
+    ClipColumn("start", "number", "where the clip begins in the film", unit="s"),
+    ClipColumn("frames", "number", "pictures of the clip"),
+    ClipColumn("fps", "number", "pictures a second"),
+    ClipColumn("width", "number", "width that is shown, after the crop", unit="px"),
+    ClipColumn("height", "number", "height that is shown, after the crop", unit="px"),
+    ClipColumn("kind", "text", "whether somebody speaks, and whether it holds a cut", values=KINDS),
+    ClipColumn("shots", "number", "shots of the clip"),
+    ClipColumn("duplicate_of", "text", "the clip that this one repeats", late=True),
+)
+
+
+@cache
+def clip_columns() -> Mapping[str, ClipColumn]:
+    """Every column by its name; a clip's own facts come before a score's number of the same name."""
+    scores = (
+        ClipColumn(column.name, "number", column.about, score.name, column.unit, column.low, column.high)
+        for score in SCORES.values()
+        for column in score.columns
+    )
+    return {column.name: column for column in (*scores, *LABELS)}
+
+
+def scores_of(columns: Iterable[str]) -> tuple[str, ...]:
+    """The scores that measure these columns, each once, in the order of the columns."""
+    known = clip_columns()
+    return tuple(dict.fromkeys(score for name in columns if (score := known[name].score)))
