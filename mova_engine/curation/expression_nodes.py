@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.arrow_compute import compute
-from mova_engine.curation.clip_columns import ClipColumn, ColumnKind
+from mova_engine.curation.filter_columns import ColumnKind, FilterColumn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,7 +84,7 @@ class ConstantValue(ExpressionNode):
 class ColumnValue(ExpressionNode):
     """A clip's number, text or truth."""
 
-    column: ClipColumn
+    column: FilterColumn
 
     @property
     def kind(self) -> ColumnKind:  # pyright: ignore[reportIncompatibleVariableOverride] read only is enough
@@ -166,7 +166,7 @@ class ComparedValues(ExpressionNode):
 class MissingValue(ExpressionNode):
     """`column is None`: the column was measured of the clip, and has no value. Missing where it was not measured."""
 
-    column: ClipColumn
+    column: FilterColumn
     kind: ColumnKind = "truth"
 
     def of_table(self, table: "pa.Table") -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mova_engine.curation.clip_columns import ClipColumn, clip_columns, scores_of
 from mova_engine.curation.expression_nodes import (
     ArithmeticValue,
     ClipRow,
@@ -24,6 +23,7 @@ from mova_engine.curation.expression_nodes import (
     MissingValue,
     NotValue,
 )
+from mova_engine.curation.filter_columns import FilterColumn, filter_columns, scores_of
 from mova_engine.errors import MovaError, suggest
 from mova_engine.scores.score_table import SCORES
 
@@ -211,8 +211,8 @@ class _Reader:
             raise self.error("has None: a missing value is asked for by COLUMN is None")
         raise self.error(f"has '{value!r}', which is neither a number nor a text")
 
-    def _column(self, name: str) -> ClipColumn:
-        known = clip_columns()
+    def _column(self, name: str) -> FilterColumn:
+        known = filter_columns()
         if name in known:
             return known[name]
         score = SCORES.get(name)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mova_engine.curation.arrow_compute import compute
-from mova_engine.curation.clip_columns import clip_columns, scores_of
 from mova_engine.curation.expression_nodes import ClipRow
+from mova_engine.curation.filter_columns import filter_columns, scores_of
 from mova_engine.curation.filter_expression import FilterExpression, parse_filter
 from mova_engine.errors import MovaError, suggest
 
@@ -46,7 +46,7 @@ class Judge:
         """
         noted: dict[str, FilterExpression] = {}
         for name, text in (marks or {}).items():
-            if name in clip_columns() or name in _OWN or not name.isidentifier():
+            if name in filter_columns() or name in _OWN or not name.isidentifier():
                 raise MovaError(f"mark {name}: a mark is one word that no column has as its name")
             noted[name] = parse_filter(name, text)
         read = {name: parse_filter(name, text, noted) for name, text in filters.items()}
@@ -135,7 +135,7 @@ def ordered_names(names: Iterable[str], order: Sequence[str] | None) -> tuple[st
 
 def _given(score: str, row: ClipRow) -> bool:
     """Whether a score was measured of a clip."""
-    return any(name in row for name, column in clip_columns().items() if column.score == score)
+    return any(name in row for name, column in filter_columns().items() if column.score == score)
 
 
 def _nothing(count: int) -> "pa.Array":

@@ -12,7 +12,7 @@ ColumnKind = Literal["number", "text", "truth"]
 
 
 @dataclass(frozen=True)
-class ClipColumn:
+class FilterColumn:
     """A column of clips.parquet. score: the score that measures it; "": it is known of every clip.
 
     low, high: the range of a number, None where it is open. values: those that a text can have, where they are known.
@@ -31,26 +31,26 @@ class ClipColumn:
 
 
 LABELS = (
-    ClipColumn("clip_id", "text", "the clip's identity"),
-    ClipColumn("source", "text", "the folder or list that the film came with"),
-    ClipColumn("name", "text", "the film, as SOURCE/PATH"),
-    ClipColumn("sha256", "text", "SHA-256 of the film"),
-    ClipColumn("start", "number", "where the clip begins in the film", unit="s"),
-    ClipColumn("frames", "number", "pictures of the clip"),
-    ClipColumn("fps", "number", "pictures a second"),
-    ClipColumn("width", "number", "width that is shown, after the crop", unit="px"),
-    ClipColumn("height", "number", "height that is shown, after the crop", unit="px"),
-    ClipColumn("kind", "text", "whether somebody speaks, and whether it holds a cut", values=KINDS),
-    ClipColumn("shots", "number", "shots of the clip"),
-    ClipColumn("duplicate_of", "text", "the clip that this one repeats", late=True),
+    FilterColumn("clip_id", "text", "the clip's identity"),
+    FilterColumn("source", "text", "the folder or list that the film came with"),
+    FilterColumn("name", "text", "the film, as SOURCE/PATH"),
+    FilterColumn("sha256", "text", "SHA-256 of the film"),
+    FilterColumn("start", "number", "where the clip begins in the film", unit="s"),
+    FilterColumn("frames", "number", "pictures of the clip"),
+    FilterColumn("fps", "number", "pictures a second"),
+    FilterColumn("width", "number", "width that is shown, after the crop", unit="px"),
+    FilterColumn("height", "number", "height that is shown, after the crop", unit="px"),
+    FilterColumn("kind", "text", "whether somebody speaks, and whether it holds a cut", values=KINDS),
+    FilterColumn("shots", "number", "shots of the clip"),
+    FilterColumn("duplicate_of", "text", "the clip that this one repeats", late=True),
 )
 
 
 @cache
-def clip_columns() -> Mapping[str, ClipColumn]:
+def filter_columns() -> Mapping[str, FilterColumn]:
     """Every column by its name; a clip's own facts come before a score's number of the same name."""
     scores = (
-        ClipColumn(column.name, "number", column.about, score.name, column.unit, column.low, column.high)
+        FilterColumn(column.name, "number", column.about, score.name, column.unit, column.low, column.high)
         for score in SCORES.values()
         for column in score.columns
     )
@@ -59,5 +59,5 @@ def clip_columns() -> Mapping[str, ClipColumn]:
 
 def scores_of(columns: Iterable[str]) -> tuple[str, ...]:
     """The scores that measure these columns, each once, in the order of the columns."""
-    known = clip_columns()
+    known = filter_columns()
     return tuple(dict.fromkeys(score for name in columns if (score := known[name].score)))
