@@ -7,11 +7,13 @@ import pytest
 from small_works import Accidents, Squares
 
 from mova_engine.curation.engine_processes import run_in_processes
+from mova_engine.curation.engine_ray import run_on_ray
 from mova_engine.curation.engine_work import ATTEMPTS, DIED, EngineLimits, Outcome, StopRunError
+from mova_engine.distributed.ray_cluster import ray_cluster
 from mova_engine.distributed.stop_signals import StopRequest
 
 pytestmark = pytest.mark.long
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
 LIMITS = EngineLimits(workers=2)
 
@@ -19,13 +21,11 @@ LIMITS = EngineLimits(workers=2)
 @pytest.fixture
 def run(monkeypatch):
     """Outcomes by item, of Ray that is started for them."""
-    from mova_engine.curation.engine_ray import run_on_ray
-
     monkeypatch.setenv("PYTHONPATH", ":".join([str(Path(__file__).parents[1]), *sys.path]))
 
     def outcomes(work, items):
-        found = run_on_ray(work, items, LIMITS, StopRequest(), takes={"num_cpus": 1})
-        return {each.item: each for each in found}
+        with ray_cluster(StopRequest(), LIMITS.workers) as ray:
+            return {each.item: each for each in run_on_ray(ray, work, items, LIMITS, {"num_cpus": 1})}
 
     return outcomes
 
