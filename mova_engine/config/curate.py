@@ -9,6 +9,7 @@ from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
+from mova_engine.config.sound_correction import SoundCorrection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class CurateConfig(MeasuringOptions):
     """Scores that are measured beside those that the filters need."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
+    sound: Annotated[SoundCorrection, section("Sound")] = field(default_factory=SoundCorrection)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
