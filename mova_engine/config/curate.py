@@ -10,6 +10,7 @@ from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
+from mova_engine.config.sound_correction import SoundCorrection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ class CurateConfig(MeasuringOptions, _Raw):
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
     engines: Annotated[EngineSettings, section("Engines")] = field(default_factory=EngineSettings)
+    sound: Annotated[SoundCorrection, section("Sound")] = field(default_factory=SoundCorrection)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)

@@ -23,7 +23,7 @@ from mova_engine.curation.expression_nodes import (
     MissingValue,
     NotValue,
 )
-from mova_engine.curation.filter_columns import FilterColumn, filter_columns, scores_of
+from mova_engine.curation.filter_columns import ColumnKind, FilterColumn, filter_columns, scores_of
 from mova_engine.errors import MovaError, suggest
 from mova_engine.scores.score_table import SCORES
 
@@ -47,8 +47,8 @@ _KINDS = {"number": "a number", "text": "a text", "truth": "true or false"}
 
 @dataclass(frozen=True)
 class FilterExpression:
-    """A condition that was read. name: the filter's; text: as it was written; columns: those that it reads, each once,
-    from left to right.
+    """A condition, or a number, that was read. name: the filter's; text: as it was written; columns: those that it
+    reads, each once, from left to right.
     """
 
     name: str
@@ -61,15 +61,19 @@ class FilterExpression:
         """The scores whose columns it reads."""
         return scores_of(self.columns)
 
-    def of_table(self, table: "pa.Table") -> "pa.BooleanArray | pa.ChunkedArray":
-        """True, False or null for each row of a table of clips. A column that the table lacks is null in every row."""
+    def of_table(self, table: "pa.Table") -> "pa.Array | pa.ChunkedArray":
+        """True, False (or a number) or null for each row of a table of clips. A column that the table lacks is null in
+        every row.
+        """
         import pyarrow as pa
 
         found = self.root.of_table(table)
         return pa.repeat(found, table.num_rows) if isinstance(found, pa.Scalar) else found
 
-    def of_row(self, row: ClipRow) -> bool | None:
-        """The same for one clip. A column that it lacks was not measured yet; None is a number that there is not."""
+    def of_row(self, row: ClipRow) -> Any:
+        """The same for one clip, null as None. A column that it lacks was not measured yet; None is a number that there
+        is not.
+        """
         return self.root.of_row(row)
 
     def open_columns(self, row: ClipRow) -> tuple[str, ...]:
@@ -82,9 +86,20 @@ def parse_filter(name: str, text: str, marks: Mapping[str, FilterExpression] | N
 
     MovaError of one line, with the nearest column's name, for what is no condition.
     """
-    reader = _Reader(f"filter {name}", str(text), marks or {})
-    root = reader.condition(reader.parsed())
-    return FilterExpression(name, text, root, tuple(dict.fromkeys(root.columns())))
+    return _read(f"filter {name}", name, text, "truth", marks or {})
+
+
+def parse_number(name: str, text: str) -> FilterExpression:
+    """Read an expression whose value is a number, such as "lse_offset / 25". MovaError as of `parse_filter`."""
+    return _read(name, name, text, "number", {})
+
+
+def _read(
+    where: str, name: str, text: str, kind: ColumnKind, marks: Mapping[str, FilterExpression]
+) -> FilterExpression:
+    reader = _Reader(where, str(text), marks)
+    root = reader.of_kind(reader.parsed(), kind)
+    return FilterExpression(name, str(text), root, tuple(dict.fromkeys(root.columns())))
 
 
 class _Reader:
@@ -117,11 +132,8 @@ class _Reader:
         """A part as it was written. Its place is in bytes of UTF-8."""
         return _short(self._text.encode()[node.col_offset : node.end_col_offset].decode())
 
-    def condition(self, node: ast.expr, depth: int = 0) -> ExpressionNode:
-        """A part that is true or false."""
-        return self._of_kind(node, "truth", depth)
-
-    def _of_kind(self, node: ast.expr, kind: str, depth: int) -> ExpressionNode:
+    def of_kind(self, node: ast.expr, kind: ColumnKind, depth: int = 0) -> ExpressionNode:
+        """A part whose value is of this kind."""
         found = self._value(node, depth)
         if found.kind != kind:
             raise self.error(f"wants {_KINDS[kind]} where it has {_KINDS[found.kind]}: '{self._said(node)}'")
@@ -136,14 +148,15 @@ class _Reader:
             case ast.Name(id=name):
                 return self._marks[name].root if name in self._marks else ColumnValue(self._column(name))
             case ast.BoolOp(op=op, values=values):
-                return JoinedValues(isinstance(op, ast.Or), tuple(self.condition(each, depth + 1) for each in values))
+                parts = tuple(self.of_kind(each, "truth", depth + 1) for each in values)
+                return JoinedValues(isinstance(op, ast.Or), parts)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return NotValue(self.condition(operand, depth + 1))
+                return NotValue(self.of_kind(operand, "truth", depth + 1))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                number = self._of_kind(operand, "number", depth + 1)
+                number = self.of_kind(operand, "number", depth + 1)
                 return ArithmeticValue("multiply", ConstantValue(-1.0, "number"), number)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-                first, second = (self._of_kind(each, "number", depth + 1) for each in (left, right))
+                first, second = (self.of_kind(each, "number", depth + 1) for each in (left, right))
                 return ArithmeticValue(_ARITHMETIC[type(op)], first, second)
             case ast.Compare(left=left, ops=ops, comparators=comparators):
                 return self._chain([left, *comparators], ops, depth + 1)

@@ -14,6 +14,7 @@ from mova_engine.curation.expression_nodes import ClipRow
 from mova_engine.curation.filter_columns import filter_columns, scores_of
 from mova_engine.curation.filter_expression import FilterExpression, parse_filter
 from mova_engine.errors import MovaError, suggest
+from mova_engine.scores.score_table import SCORES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,7 +136,8 @@ def ordered_names(names: Iterable[str], order: Sequence[str] | None) -> tuple[st
 
 def _given(score: str, row: ClipRow) -> bool:
     """Whether a score was measured of a clip."""
-    return any(name in row for name, column in filter_columns().items() if column.score == score)
+    columns = [column.name for column in SCORES[score].columns]
+    return not columns or any(name in row for name in columns)
 
 
 def _nothing(count: int) -> "pa.Array":
