@@ -66,6 +66,10 @@ class CurateConfig(MeasuringOptions, _Raw):
 
     out: Path
     """Folder to write, or to go on with."""
+    media: tuple[Path, ...] = ()
+    """Folders with the files that lists name; default: the list's own folder."""
+    seed: int = 0
+    """Decides which films are taken of sources with weights."""
     name: str = ""
     """The recipe's name, for reports."""
     engine: Literal["processes", "ray"] = "processes"
