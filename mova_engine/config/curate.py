@@ -1,7 +1,6 @@
 """Settings of curation: which files, how clips are cut of them, what they are judged by, and what is written."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal

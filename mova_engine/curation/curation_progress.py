@@ -11,10 +11,10 @@ _EVERY_S = 10.0
 
 
 class CurationProgress:
-    """Counts units of a run. total: units; fresh: of those that are still to be cut; workers: at once."""
+    """Counts units of a run. total: units; fresh: those of them that are still to be cut."""
 
-    def __init__(self, total: int, fresh: int, workers: int, say: Callable[[str], None]) -> None:
-        self._total, self._fresh, self._workers, self._say = total, fresh, workers, say
+    def __init__(self, total: int, fresh: int, say: Callable[[str], None]) -> None:
+        self._total, self._fresh, self._say = total, fresh, say
         self._begun = self._said = time.monotonic()
         self._done = self._failed = self._clips = self._alive = self._cut = 0
         self._film = 0.0

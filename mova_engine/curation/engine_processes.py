@@ -36,47 +36,60 @@ from mova_engine.data.helper_signals import NOT_FOR_HELPERS, stop_signals_held
 LOOKS_EVERY_S = 1.0
 # What a worker that is asked to end may take to store what it has measured.
 ENDS_WITHIN_S = 5.0
-_SERVE = "import sys; from mova_engine.curation.engine_processes import serve; serve(int(sys.argv[1]))"
+_SERVE = "import sys; from mova_engine.curation.engine_processes import serve; serve(*map(int, sys.argv[1:]))"
 
 
-def run_in_processes(work: Work, items: Iterable[Any], limits: EngineLimits) -> Iterator[Outcome]:
-    """The outcome of each item, in the order in which they end. Items are taken from `items` as workers become free.
+class ProcessPool:
+    """Workers that are started as work comes, and kept from one work to the next; `close` ends them."""
 
-    Raises StopRunError where a worker says that the run cannot go on. Workers are ended when the iterator is closed or
-    raises; what they have measured so far they store before.
-    """
-    attempts, pickled = Attempts.of(items), pickle.dumps(work)
-    memory = limits.worker_bytes or _machine_bytes() // limits.workers
-    workers: list[_Worker] = []
-    try:
-        while True:
-            while len(workers) < limits.workers and (taken := attempts.take()) is not None:
-                workers.append(_Worker(pickled, limits.stalled_s))
-                workers[-1].give(*taken)
-            if not workers:
-                return
-            for worker in _ready(workers, memory):
-                outcome = attempts.ended(*worker.taken, worker.answer())
-                used_up = worker.gone or worker.served >= limits.units_each or worker.memory() > memory // 2
-                if used_up or (taken := attempts.take()) is None:
-                    workers.remove(worker)
-                    worker.end()
-                else:
-                    worker.give(*taken)
-                if outcome is not None:
-                    yield outcome
-    finally:
-        _end_all(workers)
+    def __init__(self, limits: EngineLimits) -> None:
+        self._limits = limits
+        self._memory = limits.worker_bytes or _machine_bytes() // limits.workers
+        self._idle: list[_Worker] = []
+
+    def run(self, work: Work, items: Iterable[Any]) -> Iterator[Outcome]:
+        """The outcome of each item, in the order in which they end. Items are taken from `items` as workers are free.
+
+        Raises StopRunError where a worker says that the run cannot go on. Workers that are at an item when the iterator
+        is closed or raises are ended; what they have measured so far they store before.
+        """
+        attempts, pickled = Attempts.of(items), pickle.dumps(work)
+        busy: list[_Worker] = []
+        ended: list[Outcome | None] = []
+        try:
+            while True:
+                while len(busy) < self._limits.workers and (taken := attempts.take()) is not None:
+                    busy.append(self._idle.pop() if self._idle else _Worker(self._limits.stalled_s))
+                    busy[-1].give(pickled, *taken)
+                yield from (outcome for outcome in ended if outcome is not None)
+                if not busy:
+                    return
+                ended = []
+                for worker in _ready(busy, self._memory):
+                    answer = worker.answer()
+                    busy.remove(worker)
+                    if worker.gone or worker.served >= self._limits.units_each or worker.memory() > self._memory // 2:
+                        worker.end()
+                    else:
+                        self._idle.append(worker)
+                    ended.append(attempts.ended(*worker.taken, answer))
+        finally:
+            _end_all(busy)
+
+    def close(self) -> None:
+        """End the workers that are left."""
+        _end_all(self._idle)
+        self._idle = []
 
 
 class _Worker:
     """The engine's end of one worker."""
 
-    def __init__(self, work: bytes, stalled_s: int) -> None:
+    def __init__(self, stalled_s: int) -> None:
         self.connection, theirs = Pipe()
         with theirs, stop_signals_held():
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(theirs.fileno())],
+                [sys.executable, "-c", _SERVE, str(theirs.fileno()), str(stalled_s)],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -84,11 +97,12 @@ class _Worker:
         self.taken: tuple[Any, int] = (None, 0)
         self.served, self.gone, self._exceeded = 0, False, ""
         self._look_at = time.monotonic() + LOOKS_EVERY_S
-        self._send((work, stalled_s))
 
-    def give(self, item: Any, attempt: int) -> None:
+    def give(self, work: bytes, item: Any, attempt: int) -> None:
+        """Have it run the work on an item."""
         self.taken = item, attempt
-        self._send(item)
+        with contextlib.suppress(OSError):  # it has died: `answer` says so
+            self.connection.send((work, item))
 
     def answer(self) -> tuple[str, Any]:
         """What it has answered, as `run_item`; of one that has died, why."""
@@ -132,10 +146,6 @@ class _Worker:
             self._process.kill()
             self._process.wait()
 
-    def _send(self, message: Any) -> None:
-        with contextlib.suppress(OSError):  # it has died: the next `outcome` says so
-            self.connection.send(message)
-
 
 def _ready(workers: list[_Worker], memory: int) -> list[_Worker]:
     """The workers that have answered or died, after waiting for one."""
@@ -159,19 +169,17 @@ def _machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def serve(socket: int) -> None:
+def serve(socket: int, stalled_s: int) -> None:
     """A worker: run one item after the other, until the engine's end of the socket is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_HELPERS)
     engine = Connection(socket)
-    work, stalled_s = engine.recv()
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(engine, items), daemon=True).start()
     while True:
-        answer = run_item(work, items.get(), lambda now: None, stalled_s)
-        engine.send(answer)
+        engine.send(run_item(*items.get(), lambda now: None, stalled_s))
 
 
 def _leave(number: int, frame: object) -> None:

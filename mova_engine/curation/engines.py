@@ -1,12 +1,12 @@
 """The engine that a run uses, opened for all that it runs."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from mova_engine.backend import describe_backend
 from mova_engine.config.curate import CurateConfig
-from mova_engine.curation.engine_processes import run_in_processes
+from mova_engine.curation.engine_processes import ProcessPool
 from mova_engine.curation.engine_work import EngineLimits, Outcome, Work
 from mova_engine.distributed.stop_signals import StopRequest
 from mova_engine.errors import require_package
@@ -23,7 +23,8 @@ def opened_engine(config: CurateConfig, stop: StopRequest) -> Iterator[Engine]:
     """
     limits = engine_limits(config)
     if config.engine == "processes":
-        yield lambda work, items: run_in_processes(work, items, limits)
+        with closing(ProcessPool(limits)) as pool:
+            yield pool.run
         return
     require_package("ray", "--engine ray", ", or --engine processes")
     from mova_engine.curation.engine_ray import run_on_ray

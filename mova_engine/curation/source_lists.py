@@ -14,5 +14,7 @@ def read_sources(raw: Sequence[Path]) -> list[SourceFile]:
             raise MovaError(f"{folder}: no such folder")
         for path in sorted(folder.rglob("*")):
             if path.suffix in (".mp4", ".mkv"):
-                found.append(SourceFile(path.absolute(), f"{folder.name}/{path.relative_to(folder).as_posix()}", folder.name))
+                found.append(
+                    SourceFile(path.absolute(), f"{folder.name}/{path.relative_to(folder).as_posix()}", folder.name)
+                )
     return found

@@ -51,8 +51,8 @@ class Timings:
 
 
 def read_timings(folder: Path) -> "pa.Table":
-    """All timings of a curation's runs: a row for each step of each unit that was done, with its seconds, the clips that
-    it ran on, and for "cut" the seconds of film.
+    """All timings of a curation's runs: a row for each step of each unit that was done, with its seconds, the clips
+    that it ran on, and for "cut" the seconds of film.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -22,4 +22,6 @@ def cut_unit(unit: Unit, config: CurateConfig) -> UnitCut:
     frames, fps = config.clip.frames or 193, config.clip.fps or 24.0
     count = int(length * fps // frames)
     clips = tuple(ClipWindow(Fraction(i * frames, 1) / Fraction(fps), frames, fps, "other-shot") for i in range(count))
-    return UnitCut({"seconds": length, "width": width, "height": height}, clips, tuple({"motion": float(i)} for i in range(count)))
+    return UnitCut(
+        {"seconds": length, "width": width, "height": height}, clips, tuple({"motion": float(i)} for i in range(count))
+    )

@@ -5,17 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from small_works import Accidents, Squares, Stored
+from small_works import Accidents, Squares
 
-from mova_engine.curation.engine_processes import run_in_processes
+from mova_engine.curation.engine_processes import ProcessPool
 from mova_engine.curation.engine_work import ATTEMPTS, DIED, STALLED, EngineLimits, Outcome, StopRunError
 
 
 def run(work, items, **limits):
-    return list(run_in_processes(work, items, EngineLimits(**{"workers": 1, **limits})))
+    with closing(ProcessPool(EngineLimits(**{"workers": 1, **limits}))) as pool:
+        return list(pool.run(work, items))
 
 
 def test_each_item_has_its_result_and_the_work_is_opened_once_by_each_worker(tmp_path):
@@ -32,10 +34,16 @@ def test_items_are_taken_as_workers_become_free(tmp_path):
             taken.append(number)
             yield number
 
-    outcomes = run_in_processes(Squares(tmp_path), items(), EngineLimits(workers=2))
-    next(outcomes)
-    assert len(taken) <= 4
-    outcomes.close()
+    with closing(ProcessPool(EngineLimits(workers=2))) as pool, closing(pool.run(Squares(tmp_path), items())) as found:
+        next(found)
+        assert len(taken) <= 4
+
+
+def test_workers_are_kept_from_one_work_to_the_next(tmp_path):
+    with closing(ProcessPool(EngineLimits(workers=1))) as pool:
+        assert [each.result for each in pool.run(Squares(tmp_path), [2, 3])] == [4, 9]
+        assert [each.result for each in pool.run(Squares(tmp_path, 0.001), [4])] == [16]
+    assert len(list(tmp_path.glob("opened-*"))) == 1
 
 
 def test_a_worker_is_replaced_after_a_number_of_units(tmp_path):
@@ -77,12 +85,12 @@ def test_a_full_disk_ends_the_run(tmp_path):
 _PROGRAM = """
 import sys
 from pathlib import Path
-from mova_engine.curation.engine_processes import run_in_processes
+from mova_engine.curation.engine_processes import ProcessPool
 from mova_engine.curation.engine_work import EngineLimits
 from mova_engine.distributed.stop_signals import ended_at_once
 from small_works import Stored
 with ended_at_once(lambda: "the same command goes on"):
-    list(run_in_processes(Stored(Path(sys.argv[1])), ["a", "b", "c"], EngineLimits(workers=2)))
+    list(ProcessPool(EngineLimits(workers=2)).run(Stored(Path(sys.argv[1])), ["a", "b", "c"]))
 """
 
 

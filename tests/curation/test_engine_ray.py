@@ -1,12 +1,13 @@
 """Ray as an engine: the outcomes of the pool of processes, from tasks that carry small values."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from small_works import Accidents, Squares
 
-from mova_engine.curation.engine_processes import run_in_processes
+from mova_engine.curation.engine_processes import ProcessPool
 from mova_engine.curation.engine_ray import run_on_ray
 from mova_engine.curation.engine_work import ATTEMPTS, DIED, EngineLimits, Outcome, StopRunError
 from mova_engine.distributed.ray_cluster import ray_cluster
@@ -34,7 +35,8 @@ def test_ray_has_the_outcomes_of_the_pool(run, tmp_path):
     for name in ("ray", "pool"):
         (tmp_path / name).mkdir()
     items = ["refused", "fine", "fault", "killed", "killed until 3", "well"]
-    pool = {each.item: each for each in run_in_processes(Accidents(tmp_path / "pool"), items, LIMITS)}
+    with closing(ProcessPool(LIMITS)) as processes:
+        pool = {each.item: each for each in processes.run(Accidents(tmp_path / "pool"), items)}
     assert run(Accidents(tmp_path / "ray"), items) == pool
     assert pool["killed"] == Outcome("killed", reason=DIED, attempts=ATTEMPTS)
 
