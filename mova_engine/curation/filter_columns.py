@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from mova_engine.curation.unit_cut import SIGNAL_COLUMNS
 from mova_engine.curation.units import KINDS
 from mova_engine.scores.score_table import SCORES
 
@@ -13,7 +14,8 @@ ColumnKind = Literal["number", "text", "truth"]
 
 @dataclass(frozen=True)
 class FilterColumn:
-    """A column of clips.parquet. score: the score that measures it; "": it is known of every clip.
+    """A column of clips.parquet. score: the score that measures it; "": it is known of every clip, as
+    far as the clip has it.
 
     low, high: the range of a number, None where it is open. values: those that a text can have, where they are known.
     late: known only when all clips are together.
@@ -48,9 +50,19 @@ LABELS = (
 
 @cache
 def filter_columns() -> Mapping[str, FilterColumn]:
-    """Every column by its name; a clip's own facts come before a score's number of the same name."""
+    """Every column by its name; a clip's own facts come before a score's number of the same name. What the cut measures
+    in passing is known of every clip.
+    """
     scores = (
-        FilterColumn(column.name, "number", column.about, score.name, column.unit, column.low, column.high)
+        FilterColumn(
+            column.name,
+            "number",
+            column.about,
+            "" if column.name in SIGNAL_COLUMNS else score.name,
+            column.unit,
+            column.low,
+            column.high,
+        )
         for score in SCORES.values()
         for column in score.columns
     )
