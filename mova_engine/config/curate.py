@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
+from mova_engine.config.curate_files import FilmSettings, WrittenSettings
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
 from mova_engine.config.sound_correction import SoundCorrection
@@ -60,16 +61,16 @@ class _Raw:
     """Folders of films, or published lists of them; or several."""
 
 
+def _movas_clips() -> ClipSettings:
+    return ClipSettings(frames=193, fps=24.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CurateConfig(MeasuringOptions, _Raw):
     """Which files become which clips."""
 
     out: Path
     """Folder to write, or to go on with."""
-    media: tuple[Path, ...] = ()
-    """Folders with the files that lists name; default: the list's own folder."""
-    seed: int = 0
-    """Decides which films are taken of sources with weights."""
     name: str = ""
     """The recipe's name, for reports."""
     engine: Literal["processes", "ray"] = "processes"
@@ -92,13 +93,17 @@ class CurateConfig(MeasuringOptions, _Raw):
     """Conditions by name that are noted for each clip, and drop none."""
     also: tuple[str, ...] = ()
     """Scores that are measured beside those that the filters need."""
-    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=_movas_clips)
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
     engines: Annotated[EngineSettings, section("Engines")] = field(default_factory=EngineSettings)
     sound: Annotated[SoundCorrection, section("Sound")] = field(default_factory=SoundCorrection)
+    films: Annotated[FilmSettings, section("Films")] = field(default_factory=FilmSettings)
+    written: Annotated[WrittenSettings, section("Written clips")] = field(default_factory=WrittenSettings)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
+        stated = self.clip.frames is not None and self.clip.fps is not None
+        check(stated, "clip.frames and clip.fps: curation cuts clips of a length that is stated")
         check(0 <= self.most_failed <= 1, f"most_failed is a share between 0 and 1, got {self.most_failed}")
         on_processes = self.engines.ray_address is None or self.engine == "ray"
         check(on_processes, "--engines.ray-address is for --engine ray: give that too")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.clip_labels import labels_of
+from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.ledger import CLIP, Ledger, Row
-from mova_engine.curation.unit_cut import SIGNAL_COLUMNS
 from mova_engine.curation.unit_run import UnitWork, cut_of_part, read_scores
 from mova_engine.curation.units import ClipWindow, Unit, UnitCut
 from mova_engine.scores.score_table import SCORES
@@ -71,7 +71,7 @@ class Collector:
                 **row,
                 **_place(unit, clip),
                 **_measured(found),
-                **signals,
+                **{name: signals.get(name) for name in SIGNAL_COLUMNS},
                 "reasons": json.dumps(reasons, sort_keys=True, ensure_ascii=False),
                 "caption": unit.file.caption or None,
             }

@@ -17,6 +17,7 @@ from mova_engine.curation.gathered_films import gather_films
 from mova_engine.curation.judging import Judging, read_order
 from mova_engine.curation.ledger import CLIP, Part
 from mova_engine.curation.timings import Timings
+from mova_engine.curation.unit_cut import check_cut
 from mova_engine.curation.unit_run import UnitWork
 from mova_engine.curation.unit_steps import UnitSteps
 from mova_engine.curation.units import SourceFile, Unit
@@ -90,6 +91,7 @@ class Curation:
             raise MovaError("curation divides its work itself: start one process, with --workers or --engine ray")
         self.folder.check(self.config.raw)
         runner = open_runner(self.config, self.folder.digests.of)
+        check_cut(self.config.cut)
         self._check_scores(runner)
         order = tuple(each.name for each in self.judging.judge.filters)
         self.folder.begin(self.config, order)
@@ -99,10 +101,10 @@ class Curation:
         with ended_at_once(lambda: "the same command goes on") as stop:
             films = gather_films(
                 self.config.raw,
-                self.config.media,
+                self.config.films.media,
                 self.config.cut.unit_seconds,
                 self.folder.out,
-                seed=self.config.seed,
+                seed=self.config.films.seed,
                 threads=self.config.workers,
             )
             for line in films.lines():

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from mova_engine.config.curate import CurateConfig
+from mova_engine.curation.cut_signals import CUT_VERSION
 from mova_engine.curation.ledger import Step
-from mova_engine.curation.unit_cut import CUT_VERSION
 from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.score_table import SCORES
 
