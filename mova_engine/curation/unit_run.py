@@ -114,9 +114,8 @@ def _cut(tools: UnitTools, unit: Unit, beat: Beat, done: _Done) -> UnitCut:
         return cut_of_part(part)
     beat(CUT)
     begun = time.perf_counter()
-    clip = tools.work.config.clip
-    assert clip.frames is not None and clip.fps is not None, "curation's settings state both"
-    cut = cut_unit(unit, tools.work.config.cut, clip.frames, clip.fps)
+    config = tools.work.config
+    cut = cut_unit(unit, config.cut, config.frames, config.fps)
     rows = [
         {CLIP: clip.id(unit.digest), "window": json.dumps(clip.as_json(), sort_keys=True), **_floats(signals)}
         for clip, signals in zip(cut.clips, cut.signals, strict=True)
