@@ -6,6 +6,7 @@ around it, which pans and shakes do not, and after which the old scene does not 
 Dissolves change no single picture much: mova_engine.scores.shot_network finds them.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,8 +29,9 @@ ROWS = 72
 LEAST, RATIO = 15.0, 1.6
 # A scene that is back within this time was interrupted, not cut.
 NEAR_SECONDS = 0.25
-# Hue and saturation of dark pixels are noise: they count less below a value of DIM. Pictures below BLACK are black.
-DIM, BLACK = 64, 24
+# Hue and saturation of dark pixels are noise: they count less below a value of DIM. Pictures below BLACK are black where
+# one of them is below DEEP: a dark scene only comes near it.
+DIM, BLACK, DEEP = 64, 24, 8
 # PySceneDetect's ContentDetector: the change that is a cut, the pictures of a shot at least, the columns compared.
 PUBLISHED_LEAST, PUBLISHED_SHORTEST, PUBLISHED_COLUMNS = 27.0, 15, 256
 
@@ -96,13 +98,14 @@ class ShotFinder:
         self._opening: tuple[int, Pixels, Pixels, Pixels] | None = None
         self._closing: deque[tuple[int, int, Pixels, Pixels, Pixels]] = deque()
         self._gaps: list[Transition] = []
-        self._was_black = False
+        self._was_black, self._darkest = False, math.inf
         self.count = 0
 
     def add(self, colours: Pixels) -> bool:
         """Look at the next picture [h, w, 3], as `colours_of` makes it. Returns whether it may be a shot's first."""
         change = _change(self._kept[-1], colours) if self.count else 0.0
-        is_black = colours[..., 2].mean() < BLACK
+        value = float(colours[..., 2].mean())
+        is_black = value < BLACK
         if self.count:
             self._changes.append(change)
             if change >= LEAST:
@@ -111,11 +114,13 @@ class ShotFinder:
                 before = self._at(max(0, self.count - self._near))
                 self._opening = (self.count, before, self._kept[-1], colours)
             elif self._was_black and not is_black and self._opening is not None:
-                first, *pictures = self._opening
-                self._black.append((first, self.count))
-                self._closing.append((first, self.count, *pictures))
+                first, before, last, opening = self._opening
+                if self._darkest < DEEP:
+                    self._black.append((first, self.count))
+                    self._closing.append((first, self.count, before, last, opening))
                 self._opening = None
-        self._was_black = bool(is_black)
+        self._darkest = min(value, self._darkest) if is_black else math.inf
+        self._was_black = is_black
         self._kept.append(colours)
         self.count += 1
         while self._waiting and self._waiting[0] + self._near + 1 < self.count:
@@ -161,7 +166,7 @@ class ShotFinder:
         depth = _change(before, opening)
         # A fade takes its time; what goes black at once and is soon back is a flash, over which the scene may move.
         sudden = end - first <= self._near and _change(last, opening) >= depth / 2
-        if _change(before, after) >= (depth / 2 if sudden else LEAST):
+        if _change(before, after) >= max(LEAST, depth / 2 if sudden else 0.0):
             self._gaps.append((first, end))
 
 
