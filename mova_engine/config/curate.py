@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
+from mova_engine.config.curate_files import FilmSettings, WrittenSettings
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
 
@@ -58,6 +59,8 @@ class CurateConfig(MeasuringOptions):
     """Scores that are measured beside those that the filters need."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
+    films: Annotated[FilmSettings, section("Films")] = field(default_factory=FilmSettings)
+    written: Annotated[WrittenSettings, section("Written clips")] = field(default_factory=WrittenSettings)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
