@@ -7,9 +7,9 @@ each filter is chosen after the last one (Munagala, Babu, Motwani and Widom, 200
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,8 +68,19 @@ class OrderCounter:
         """The filters' order for these seconds of steps: the same for the same numbers. Filters that wait for all clips
         come last, as they spare nothing; of equal ones the first given comes first.
         """
-        decided = [np.concatenate(parts) for parts in self._decided] if self._decided else []
-        dropped = [np.concatenate(parts) for parts in self._dropped] if self._dropped else []
+        late = [any(filter_columns()[name].late for name in each.columns) for each in self.filters]
+        return self._placed(seconds, lambda i, found, k: (late[i], found.rank, k))
+
+    def as_given(self, seconds: Mapping[str, StepSeconds]) -> tuple[PlacedFilter, ...]:
+        """The same of the order in which the filters were given."""
+        return self._placed(seconds, lambda i, found, k: k)
+
+    def _placed(
+        self, seconds: Mapping[str, StepSeconds], key: Callable[[int, PlacedFilter, int], Any]
+    ) -> tuple[PlacedFilter, ...]:
+        """key: of a filter's number, of it in the next place, and of its place among those left: the least comes."""
+        decided = [np.concatenate(parts) if parts else np.zeros(0, bool) for parts in self._decided]
+        dropped = [np.concatenate(parts) if parts else np.zeros(0, bool) for parts in self._dropped]
         left = list(range(len(self.filters)))
         paid: set[str] = set()
         alive = np.ones(len(decided[0]) if decided else 0, bool)
@@ -85,7 +96,7 @@ class OrderCounter:
                 )
                 for i in left
             ]
-            best = min(range(len(left)), key=lambda k: (_late(self.filters[left[k]]), found[k].rank, k))
+            best = min(range(len(left)), key=lambda k: key(left[k], found[k], k))
             i = left.pop(best)
             placed.append(found[best])
             paid |= set(self.filters[i].scores)
@@ -113,15 +124,16 @@ def _share(decided: np.ndarray, dropped: np.ndarray, alive: np.ndarray) -> float
     return float(dropped[there].mean()) if there.any() else 0.0
 
 
-def _late(filter_: FilterExpression) -> bool:
-    return any(filter_columns()[name].late for name in filter_.columns)
-
-
 def _bools(values: "pa.Array | pa.ChunkedArray") -> np.ndarray:
     import pyarrow as pa
 
     whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     return np.asarray(whole.to_numpy(zero_copy_only=False), bool)
+
+
+def clip_seconds(placed: Sequence[PlacedFilter]) -> float:
+    """Seconds that all filters' scores take of a clip, on average over all clips."""
+    return sum(each.seconds * each.comes for each in placed)
 
 
 def order_text(placed: Sequence[PlacedFilter]) -> str:
