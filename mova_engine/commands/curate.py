@@ -14,12 +14,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # Imported late, so that help is instant.
     from mova_engine.curation.curation_run import Curation
+    from mova_engine.curation.funnel import told_funnel
 
     curation = Curation(config, _say)
     result = curation.run()
-    _say(f"{counted(result.clips, 'clip')}, {result.kept} kept: {curation.folder.clips}")
+    for line in told_funnel(result.funnel):
+        _say(line)
     if result.failures:
-        _say(f"{len(result.failures)} failed: {curation.folder.failures}")
+        _say(f"{counted(len(result.failures), 'failure')}: {curation.folder.failures}")
+    _say(f"clips: {curation.folder.clips}")
     return int(result.too_many)
 
 

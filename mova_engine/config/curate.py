@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
+from mova_engine.config.curate_files import FilmSettings, WrittenSettings
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
 from mova_engine.config.sound_correction import SoundCorrection
@@ -92,9 +93,21 @@ class CurateConfig(MeasuringOptions, _Raw):
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
     engines: Annotated[EngineSettings, section("Engines")] = field(default_factory=EngineSettings)
     sound: Annotated[SoundCorrection, section("Sound")] = field(default_factory=SoundCorrection)
+    films: Annotated[FilmSettings, section("Films")] = field(default_factory=FilmSettings)
+    written: Annotated[WrittenSettings, section("Written clips")] = field(default_factory=WrittenSettings)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
         check(0 <= self.most_failed <= 1, f"most_failed is a share between 0 and 1, got {self.most_failed}")
         on_processes = self.engines.ray_address is None or self.engine == "ray"
         check(on_processes, "--engines.ray-address is for --engine ray: give that too")
+
+    @property
+    def frames(self) -> int:
+        """Pictures of a clip: MOVA's 193, unless the settings say otherwise."""
+        return 193 if self.clip.frames is None else self.clip.frames
+
+    @property
+    def fps(self) -> float:
+        """Pictures a second of a clip: MOVA's 24, unless the settings say otherwise."""
+        return 24.0 if self.clip.fps is None else self.clip.fps

@@ -2,16 +2,16 @@
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.clip_labels import labels_of
+from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.ledger import CLIP, Ledger, Row
-from mova_engine.curation.unit_cut import SIGNAL_COLUMNS
 from mova_engine.curation.unit_run import UnitWork, cut_of_part, read_scores
-from mova_engine.curation.units import ClipWindow, Unit
+from mova_engine.curation.units import ClipWindow, Unit, UnitCut
 from mova_engine.scores.score_table import SCORES
 
 if TYPE_CHECKING:
@@ -22,36 +22,44 @@ _UNITS = 200
 
 
 @dataclass(frozen=True)
+class Collected:
+    """table: a row for each clip, without verdicts; seconds: of the units that were cut."""
+
+    table: "pa.Table"
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Collector:
-    """Reads the rows of units. failed: {unit's key: why it was put aside}."""
+    """Reads what the ledger has of units. failed: {unit's key: why it was put aside}."""
 
     work: UnitWork
     ledger: Ledger
     failed: Mapping[str, str]
 
-    @property
-    def numbers(self) -> tuple[str, ...]:
+    def _numbers(self) -> tuple[str, ...]:
         """The columns of numbers: what the cut measures, and those of the scores that the run may need."""
         measured = {column.name for name in self.work.steps.scores for column in SCORES[name].columns}
         return tuple(name for name in filter_columns() if name in measured or name in SIGNAL_COLUMNS)
 
-    def table(self, units: Sequence[Unit]) -> "pa.Table":
-        """A row for each clip, in the order of the units and of their clips' starts."""
+    def collected(self, units: Sequence[Unit]) -> "Collected":
+        """All units, in their order, each with its clips in the order of their starts."""
         import pyarrow as pa
 
-        schema = self.schema()
-        parts = [
-            pa.Table.from_pylist([row for unit in some for row in self.rows(unit)], schema)
-            for some in _batched(units, _UNITS)
-        ]
-        return pa.concat_tables(parts) if parts else schema.empty_table()
+        schema, seconds = self._schema(), 0.0
+        parts: list[pa.Table] = []
+        for first in range(0, len(units), _UNITS):
+            rows: list[Row] = []
+            for unit in units[first : first + _UNITS]:
+                part = self.ledger.read(self.work.steps.cut, unit.key)
+                if part is not None:  # it was cut
+                    cut = cut_of_part(part)
+                    seconds += float(cut.facts["seconds"])
+                    rows += self._rows(unit, cut)
+            parts.append(pa.Table.from_pylist(rows, schema))
+        return Collected(pa.concat_tables(parts) if parts else schema.empty_table(), seconds)
 
-    def rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """The rows of a unit's clips; none of one that was not cut."""
-        part = self.ledger.read(self.work.steps.cut, unit.key)
-        if part is None:
-            return
-        cut = cut_of_part(part)
+    def _rows(self, unit: Unit, cut: UnitCut) -> Iterator[Row]:
         scores = {name: read_scores(self.ledger, self.work, unit, name) for name in self.work.steps.scores}
         for clip, signals in zip(cut.clips, cut.signals, strict=True):
             row = labels_of(unit, clip, cut.facts)
@@ -62,12 +70,13 @@ class Collector:
             yield {
                 **row,
                 **_place(unit, clip),
-                **_numbers(found),
-                **signals,
+                **_measured(found),
+                **{name: signals.get(name) for name in SIGNAL_COLUMNS},
                 "reasons": json.dumps(reasons, sort_keys=True, ensure_ascii=False),
+                "caption": unit.file.caption or None,
             }
 
-    def schema(self) -> "pa.Schema":
+    def _schema(self) -> "pa.Schema":
         """The columns before any verdict, with the units and meanings of numbers as their metadata."""
         import pyarrow as pa
 
@@ -80,11 +89,12 @@ class Collector:
             *(("kind", text), ("shots", whole), ("cuts", pa.list_(number)), ("speech", pa.list_(spoken))),
         ]
         fields = [pa.field(name, kind) for name, kind in kinds]
-        for name in self.numbers:
+        for name in self._numbers():
             column = filter_columns()[name]
             about = {"unit": column.unit, "about": column.about, "score": column.score}
             fields.append(pa.field(name, number, metadata=about))
-        return pa.schema([*fields, pa.field("reasons", text)])
+        # What is known only when all clips are together comes into `duplicate_of` and `caption`.
+        return pa.schema([*fields, *(pa.field(name, text) for name in ("reasons", "duplicate_of", "caption"))])
 
 
 def _place(unit: Unit, clip: ClipWindow) -> Row:
@@ -100,17 +110,13 @@ def _place(unit: Unit, clip: ClipWindow) -> Row:
     }
 
 
-def _numbers(found: Mapping[str, Row]) -> dict[str, Any]:
+def _measured(found: Mapping[str, Row]) -> dict[str, Any]:
     return {
         column.name: row.get(column.name)
         for name, row in found.items()
         for column in SCORES[name].columns
         if column.name not in SIGNAL_COLUMNS
     }
-
-
-def _batched(items: Sequence[Unit], count: int) -> Iterable[Sequence[Unit]]:
-    return (items[first : first + count] for first in range(0, len(items), count))
 
 
 def table_bytes(table: "pa.Table") -> bytes:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mova_engine.config.command import to_yaml
 from mova_engine.config.curate import CurateConfig
+from mova_engine.curation.clip_file import CLIPS
+from mova_engine.curation.clip_list import LIST
 from mova_engine.curation.ledger import Ledger
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
@@ -27,16 +29,16 @@ class CurationFolder:
     @property
     def clips(self) -> Path:
         """The table of all clips."""
-        return self.out / "clips.parquet"
+        return self.out / CLIPS
 
     @property
     def metadata(self) -> Path:
         """The list of clips that are kept, as `--data` takes it."""
-        return self.out / "metadata.jsonl"
+        return self.out / LIST
 
     @property
     def failures(self) -> Path:
-        """A line of JSON for each unit that failed: its name, step, reason and attempts."""
+        """A line of JSON for each unit and film that failed: its name, step, reason and attempts."""
         return self.out / "failures.jsonl"
 
     @property

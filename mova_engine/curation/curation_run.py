@@ -3,22 +3,24 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
 from mova_engine.config.curate import CurateConfig
+from mova_engine.curation.clip_file import with_columns
+from mova_engine.curation.clip_list import list_lines
 from mova_engine.curation.collect import Collector, table_bytes
 from mova_engine.curation.curation_folder import CurationFolder
 from mova_engine.curation.curation_progress import CurationProgress
 from mova_engine.curation.engine_work import Outcome
 from mova_engine.curation.engines import Engine, opened_engine
+from mova_engine.curation.funnel import FUNNEL, FilmCounts, Funnel, funnel_of
+from mova_engine.curation.gathered_films import gather_films
 from mova_engine.curation.judging import Judging, read_order
 from mova_engine.curation.ledger import CLIP, Part
-from mova_engine.curation.source_lists import read_sources
 from mova_engine.curation.timings import Timings
-from mova_engine.curation.unit_listing import Failure, Listed, ListWork, list_units
+from mova_engine.curation.unit_cut import check_cut
 from mova_engine.curation.unit_run import UnitWork
 from mova_engine.curation.unit_steps import UnitSteps
-from mova_engine.curation.units import Unit
+from mova_engine.curation.units import SourceFile, Unit
 from mova_engine.data.text import shown
 from mova_engine.distributed.processes import read_launch
 from mova_engine.distributed.stop_signals import ended_at_once
@@ -29,20 +31,32 @@ from mova_engine.scores.opened_runner import open_runner
 from mova_engine.scores.score_file import known_score
 from mova_engine.scores.score_runner import ScoreRunner
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+
+@dataclass(frozen=True)
+class Failure:
+    """A unit, or a file of which no unit could be made, and why after how many attempts."""
+
+    name: str
+    step: str
+    reason: str
+    attempts: int
+
+    def line(self) -> str:
+        """As people read it."""
+        tries = counted(self.attempts, "attempt")
+        return f"{shown(self.name)}: failed in {self.step} after {tries}: {shown(self.reason)}"
+
+    def json(self) -> str:
+        """A line of a file."""
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
 class CurationResult:
-    """units: that there are, failures: those of them, and of the files, that failed. clips, kept: how many. too_many:
-    whether more failed than `most_failed` allows.
-    """
+    """funnel: what became of all clips. failures: of units and files; too_many: more than `most_failed` allows."""
 
-    units: int
+    funnel: Funnel
     failures: tuple[Failure, ...]
-    clips: int
-    kept: int
     too_many: bool
 
 
@@ -77,20 +91,28 @@ class Curation:
             raise MovaError("curation divides its work itself: start one process, with --workers or --engine ray")
         self.folder.check(self.config.raw)
         runner = open_runner(self.config, self.folder.digests.of)
+        check_cut(self.config.cut)
         self._check_scores(runner)
-        files = read_sources(self.config.raw)
         order = tuple(each.name for each in self.judging.judge.filters)
         self.folder.begin(self.config, order)
         clear_stale(self.folder.out)
-        work = UnitWork(
-            self.folder.out, self.config, order, UnitSteps.of(self.config, self.judging.judge.scores, runner)
-        )
+        steps = UnitSteps.of(self.config, self.judging.judge.scores, runner)
+        work = UnitWork(self.folder.out, self.config, order, steps)
         with ended_at_once(lambda: "the same command goes on") as stop:
+            films = gather_films(
+                self.config.raw,
+                self.config.films.media,
+                self.config.cut.unit_seconds,
+                self.folder.out,
+                seed=self.config.films.seed,
+                threads=self.config.workers,
+            )
+            for line in films.lines():
+                self._say(line)
+            failures = [Failure(each.file.name, "list", _reason(each.file, each.reason), 1) for each in films.failed]
             with opened_engine(self.config, stop) as engine:
-                listed = list_units(engine, ListWork(self.folder.out, self.config.cut.unit_seconds), files)
-                self._tell(listed)
-                failures = (*listed.failures, *self._run_units(engine, work, listed.units))
-            return self._collected(work, listed, failures)
+                failures += self._run_units(engine, work, films.units)
+            return self._collected(work, films.units, failures)
 
     def _check_scores(self, runner: ScoreRunner) -> None:
         """MovaError for a score that this machine cannot measure: that must not become each clip's reason."""
@@ -102,13 +124,6 @@ class Curation:
                 raise MovaError(f"the filters need the score {name}, which cannot be measured: {reason}")
             if score.check:
                 resolve(score.check)()
-
-    def _tell(self, listed: Listed) -> None:
-        self._say(f"{counted(len(listed.units), 'unit')} of films")
-        for name, first in listed.twice.items():
-            self._say(f"{shown(name)}: the same content as {shown(first)}; it is left out")
-        for each in listed.failures:
-            self._say(_told(each))
 
     def _run_units(self, engine: Engine, work: UnitWork, units: Sequence[Unit]) -> Iterator[Failure]:
         """Run what is not put aside; yields the failures in the order of the units."""
@@ -137,35 +152,32 @@ class Curation:
         for unit in units:
             if unit.key in failed and (part := ledger.read(steps.failed, unit.key)) is not None:
                 row = part.rows[0]
+                # The same content may have had another name then.
                 yield Failure(unit.name, row["step"], row["reason"], row["attempts"])
 
     def _put_aside(self, work: UnitWork, outcome: Outcome) -> None:
         unit = outcome.item
         step = "cut" if self.folder.ledger.read(work.steps.cut, unit.key) is None else "scores"
-        reason = outcome.reason.removeprefix(f"{unit.file.path}: ")
-        row = {CLIP: "", "step": step, "reason": reason, "attempts": outcome.attempts}
-        self.folder.ledger.write(work.steps.failed, unit.key, Part([row]))
-        self._say(_told(Failure(unit.name, step, reason, outcome.attempts)))
+        failure = Failure(unit.name, step, _reason(unit.file, outcome.reason), outcome.attempts)
+        self.folder.ledger.write(work.steps.failed, unit.key, Part([{CLIP: "", **asdict(failure)}]))
+        self._say(failure.line())
 
-    def _collected(self, work: UnitWork, listed: Listed, failures: Sequence[Failure]) -> CurationResult:
+    def _collected(self, work: UnitWork, units: Sequence[Unit], failures: Sequence[Failure]) -> CurationResult:
         reasons = {each.name: each.reason for each in failures}
-        failed = {unit.key: reasons[unit.name] for unit in listed.units if unit.name in reasons}
-        table = self._judged(Collector(work, self.folder.ledger, failed).table(listed.units))
+        failed = {unit.key: reasons[unit.name] for unit in units if unit.name in reasons}
+        collected = Collector(work, self.folder.ledger, failed).collected(units)
+        table = with_columns(collected.table, self.judging)
         write_atomic(self.folder.clips, table_bytes(table))
-        lines = (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in failures)
-        write_atomic(self.folder.failures, "".join(lines).encode())
-        kept = table["verdict"].to_pylist().count("keep")
-        tried = len(listed.units) + len(listed.failures)
-        return CurationResult(
-            len(listed.units), tuple(failures), table.num_rows, kept, len(failures) > self.config.most_failed * tried
-        )
-
-    def _judged(self, table: "pa.Table") -> "pa.Table":
-        for name, column in self.judging.columns(table).items():
-            table = table.append_column(name, column)
-        return table.replace_schema_metadata(self.judging.metadata())
+        write_atomic(self.folder.metadata, b"".join(list_lines(table)))
+        write_atomic(self.folder.failures, "".join(each.json() for each in failures).encode())
+        films = len({unit.file.name for unit in units})
+        counts = FilmCounts(films, len(units), len(failures), round(collected.seconds, 6))
+        filters = [(each.name, each.text) for each in self.judging.judge.filters]
+        funnel = funnel_of([table], filters, counts)
+        write_atomic(self.folder.out / FUNNEL, funnel.json())
+        return CurationResult(funnel, tuple(failures), len(failures) > self.config.most_failed * max(1, len(units)))
 
 
-def _told(failure: Failure) -> str:
-    tries = counted(failure.attempts, "attempt")
-    return f"{shown(failure.name)}: failed in {failure.step} after {tries}: {shown(failure.reason)}"
+def _reason(file: SourceFile, reason: str) -> str:
+    """Without the path, which the failure's name tells."""
+    return reason.removeprefix(f"{file.path}: ")

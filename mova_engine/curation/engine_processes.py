@@ -176,7 +176,7 @@ def serve(socket: int, stalled_s: int) -> None:
     signal.signal(signal.SIGTERM, _leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_HELPERS)
     engine = Connection(socket)
-    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    items: queue.SimpleQueue[tuple[bytes, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(engine, items), daemon=True).start()
     while True:
         engine.send(run_item(*items.get(), lambda now: None, stalled_s))
@@ -188,7 +188,7 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(0)
 
 
-def _listen(engine: Connection, items: "queue.SimpleQueue[Any]") -> None:
+def _listen(engine: Connection, items: "queue.SimpleQueue[tuple[bytes, Any]]") -> None:
     """Take items; end the process where the engine has gone, in the midst of a unit too."""
     try:
         while True:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mova_engine.data.media.reader_process import read_here
 from mova_engine.errors import MovaError
 
 # How often a unit is tried before it is put aside with its reason.
@@ -103,6 +104,7 @@ def run_item(work: bytes, item: Any, beat: Beat, stalled_s: int) -> tuple[str, A
         signal.alarm(stalled_s)
         beat(now)
 
+    read_here()
     try:
         alive("opening")
         return "done", _function(work)(item, alive)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from mova_engine.curation.unit_cut import SIGNAL_COLUMNS
+from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.units import KINDS
 from mova_engine.scores.score_table import SCORES
 

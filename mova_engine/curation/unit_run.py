@@ -15,9 +15,10 @@ from typing import Any
 
 from mova_engine.config.curate import CurateConfig
 from mova_engine.curation.clip_labels import labels_of
+from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.engine_work import Beat, Function, StopRunError
 from mova_engine.curation.ledger import CLIP, Ledger, LedgerError, Part, Row
-from mova_engine.curation.unit_cut import SIGNAL_COLUMNS, cut_unit
+from mova_engine.curation.unit_cut import cut_unit
 from mova_engine.curation.unit_steps import UnitSteps
 from mova_engine.curation.units import ClipWindow, Unit, UnitCut
 from mova_engine.curation.verdicts import Judge
@@ -113,7 +114,8 @@ def _cut(tools: UnitTools, unit: Unit, beat: Beat, done: _Done) -> UnitCut:
         return cut_of_part(part)
     beat(CUT)
     begun = time.perf_counter()
-    cut = cut_unit(unit, tools.work.config)
+    config = tools.work.config
+    cut = cut_unit(unit, config.cut, config.frames, config.fps)
     rows = [
         {CLIP: clip.id(unit.digest), "window": json.dumps(clip.as_json(), sort_keys=True), **_floats(signals)}
         for clip, signals in zip(cut.clips, cut.signals, strict=True)

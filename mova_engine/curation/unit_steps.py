@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from mova_engine.config.curate import CurateConfig
+from mova_engine.curation.cut_signals import CUT_VERSION
 from mova_engine.curation.ledger import Step
-from mova_engine.curation.unit_cut import CUT_VERSION
 from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.score_table import SCORES
 
@@ -26,7 +26,7 @@ class UnitSteps:
         settings = asdict(config.cut)
         # Which part of a film a unit is belongs to the unit.
         del settings["unit_seconds"]
-        cut = Step.made_of("cut", {"version": CUT_VERSION, "cut": settings, "clip": asdict(config.clip)})
+        cut = Step.made_of("cut", {"version": CUT_VERSION, "cut": settings, "clip": [config.frames, config.fps]})
         steps = {name: Step.made_of(f"score-{name}", runner.facts(SCORES[name])) for name in scores}
         # A unit that failed is tried again where anything of its work is another.
         failed = Step.made_of("failed", {step.name: step.fingerprint for step in (cut, *steps.values())})
