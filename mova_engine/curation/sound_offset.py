@@ -2,6 +2,7 @@
 made the clip, and correlated.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ SEARCHED, ALLOWED = 0.5, 0.005
 # The least correlation of two codings of one sound, and the share of the best correlation that one within ALLOWED must
 # have: a tone is like itself a period later.
 LEAST, NEARLY = 0.2, 0.95
+# Seconds by which a frame's stamp may differ from the count of samples without being another place.
+ROUNDING = 0.0025
 # Below this root mean square (-100 dB) there is nothing to compare.
 SILENT = 1e-5
 
@@ -114,7 +117,7 @@ def _frames(
     """
     if seek and begin > 2:
         container.seek(int((begin - 1) * av.time_base))
-    rate, placed, ended = stream.rate, None, begin + seconds
+    rate, placed, ended, counted = stream.rate, None, begin + seconds, -math.inf
     for number, (time, part) in enumerate(_parts(container, stream)):
         if number == 0 and seek and begin > 2 and time > begin:
             return None
@@ -122,7 +125,10 @@ def _frames(
             break
         if placed is None:
             placed = np.zeros((len(part), round(seconds * rate)))
-        at = round((time - begin) * rate)
+        # Containers round stamps, to milliseconds some of them: samples are counted on while the stamps agree.
+        counted = counted if abs(time - counted) < ROUNDING else time
+        at = round((counted - begin) * rate)
+        counted += part.shape[1] / rate
         own = part[: len(placed), max(0, -at) : max(0, placed.shape[1] - at)]
         placed[: len(own), max(0, at) : max(0, at) + own.shape[1]] = own
     return None if placed is None else (placed, rate)
