@@ -19,7 +19,8 @@ from mova_engine.web.report_page import document, histogram, titled_table
 _TAILS = 0.005
 _REASONS = 6
 _STYLE = """
-svg rect { fill: #c4ccd8 } svg rect.kept { fill: #5b83c4 } code { background: #f0f2f5; padding: .1em .3em }
+svg { overflow: visible } svg rect { fill: #c4ccd8 } svg rect.kept { fill: #5b83c4 }
+code { background: #f0f2f5; padding: .1em .3em }
 .bar { background: #e4e8ee; height: .9em; width: 14em; margin-top: .3em } .bar i { display: block; height: 100% }
 .bar i { background: #5b83c4 } .sheet { max-width: 100%; display: block; margin: .6em 0 }
 """
@@ -75,9 +76,12 @@ def curation_page(facts: CurationFacts) -> str:
     for counts, each in zip(funnel.filters, facts.filters, strict=True):
         parts.append(_filter_section(counts, each, facts))
     shown = {name for each in facts.filters for name in each.columns}
-    others = [_plot(name, (), numbers) for name, numbers in facts.columns.items() if name not in shown]
-    if others:
-        parts += ["<h2>Other numbers</h2><div class=plots>", *others, "</div>"]
+    others = {name: numbers for name, numbers in facts.columns.items() if name not in shown}
+    plots = [_plot(name, (), numbers) for name, numbers in others.items() if numbers.values.size]
+    if plots:
+        parts += ["<h2>Other numbers</h2><div class=plots>", *plots, "</div>"]
+    if without := [breakable(name) for name, numbers in others.items() if not numbers.values.size]:
+        parts.append(f"<p class=quiet>Of no clip: {', '.join(without)}.</p>")
     parts.append(_reasons(facts.reasons))
     return document(f"Curation {facts.name}", parts, _STYLE)
 
@@ -126,8 +130,9 @@ def _seconds_table(facts: CurationFacts) -> str:
         "<th class=n>hours of source<br>a core-day<th class=n>hours of source<br>a GPU-day<th>filters: share dropped"
     ]
     clips, film = facts.funnel.clips, facts.funnel.films.seconds
+    read = max((facts.measured.get(step, 0) for step in facts.seconds), default=0)
     for each in facts.seconds.values():
-        ran = facts.measured.get(each.step, clips if each.step == CUT else each.clips)
+        ran = {CUT: clips, DECODE: read}.get(each.step) or facts.measured.get(each.step, each.clips)
         taken = each.per_clip * ran
         rate = "" if not taken else number(film / 3600 / (taken / DAY))
         core, gpu = (rate, "") if each.device == "cpu" else ("", rate)
@@ -186,7 +191,8 @@ def _filter_section(counts: FilterCounts, each: FilterExpression, facts: Curatio
     )
     unreadable = [f"<p class=few>{text(reason)}</p>" for reason in (sheet.unreadable if sheet else ())]
     head = f"<h3>{text(each.name)} <code>{text(each.text)}</code></h3>"
-    told = f"<p>drops {counts.dropped} of {counts.clips} clips ({counts.drop_rate:.1%})</p>"
+    unsure = f", cannot decide {counts.unknown}" if counts.unknown else ""
+    told = f"<p>drops {counts.dropped} of {counted(counts.clips, 'clip')} ({counts.drop_rate:.1%}){unsure}</p>"
     return "\n".join([head, told, "<div class=plots>", *plots, "</div>", picture, *unreadable])
 
 
@@ -218,7 +224,7 @@ def _reasons(reasons: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return f"{number(seconds / 3600)} h"
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _bar(share: float) -> str:

@@ -53,6 +53,7 @@ class OrderCounter:
         self._decided: list[list[np.ndarray]] = [[] for _ in self.filters]
         self._dropped: list[list[np.ndarray]] = [[] for _ in self.filters]
         self._measured: Counter[str] = Counter()
+        self._late = [any(filter_columns()[name].late for name in each.columns) for each in self.filters]
 
     def add(self, table: "pa.Table") -> None:
         """table: the columns that the filters read, and "reasons", of all clips."""
@@ -68,8 +69,8 @@ class OrderCounter:
         """The filters' order for these seconds of steps: the same for the same numbers. Filters that wait for all clips
         come last, as they spare nothing; of equal ones the first given comes first.
         """
-        late = [any(filter_columns()[name].late for name in each.columns) for each in self.filters]
-        return self._placed(seconds, lambda i, found, k: (late[i], found.rank, k))
+        late = self._late
+        return self._placed(seconds, lambda i, found, k: (late[i], found.rank, -found.drops, found.seconds, k))
 
     def as_given(self, seconds: Mapping[str, StepSeconds]) -> tuple[PlacedFilter, ...]:
         """The same of the order in which the filters were given."""
@@ -100,7 +101,8 @@ class OrderCounter:
             i = left.pop(best)
             placed.append(found[best])
             paid |= set(self.filters[i].scores)
-            alive &= ~dropped[i]
+            # While clips are measured nobody knows yet what drops them when all are together.
+            alive &= ~dropped[i] | self._late[i]
         return tuple(placed)
 
     def _cost(self, filter_: FilterExpression, paid: set[str], seconds: Mapping[str, StepSeconds]) -> float:
