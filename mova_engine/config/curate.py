@@ -10,6 +10,7 @@ from mova_engine.config.command import section
 from mova_engine.config.curate_files import FilmSettings, WrittenSettings
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
+from mova_engine.config.model import ClipConfig
 from mova_engine.config.sound_correction import SoundCorrection
 
 
@@ -103,11 +104,6 @@ class CurateConfig(MeasuringOptions, _Raw):
         check(on_processes, "--engines.ray-address is for --engine ray: give that too")
 
     @property
-    def frames(self) -> int:
-        """Pictures of a clip: MOVA's 193, unless the settings say otherwise."""
-        return 193 if self.clip.frames is None else self.clip.frames
-
-    @property
-    def fps(self) -> float:
-        """Pictures a second of a clip: MOVA's 24, unless the settings say otherwise."""
-        return 24.0 if self.clip.fps is None else self.clip.fps
+    def shape(self) -> ClipConfig:
+        """The clips that are cut, and their size where they are written: MOVA's of 720p, but for what `clip` states."""
+        return self.clip.over(ClipConfig(frames=193, height=720, width=1280, fps=24.0))

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from mova_engine.config.curate import CurateConfig
+from mova_engine.curation.accepted_clips import AcceptedClip
+from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import with_columns
-from mova_engine.curation.clip_list import list_lines
+from mova_engine.curation.clip_list import LISTED
 from mova_engine.curation.clip_prints import with_duplicates
 from mova_engine.curation.collect import Collector, table_bytes
 from mova_engine.curation.curation_folder import CurationFolder
@@ -22,6 +25,7 @@ from mova_engine.curation.unit_cut import check_cut
 from mova_engine.curation.unit_run import UnitWork
 from mova_engine.curation.unit_steps import UnitSteps
 from mova_engine.curation.units import SourceFile, Unit
+from mova_engine.curation.written_clips import write_accepted
 from mova_engine.data.text import shown
 from mova_engine.distributed.processes import read_launch
 from mova_engine.distributed.stop_signals import ended_at_once
@@ -32,10 +36,15 @@ from mova_engine.scores.opened_runner import open_runner
 from mova_engine.scores.score_file import known_score
 from mova_engine.scores.score_runner import ScoreRunner
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 
 @dataclass(frozen=True)
 class Failure:
-    """A unit, or a file of which no unit could be made, and why after how many attempts."""
+    """A unit, a film of which no unit could be made, or a clip that could not be written: why, and after how many
+    attempts.
+    """
 
     name: str
     step: str
@@ -54,11 +63,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class CurationResult:
-    """funnel: what became of all clips. failures: of units and files; too_many: more than `most_failed` allows."""
+    """funnel: what became of all clips. failures: of units, films, and clips that could not be written. too_many:
+    whether more units and films failed than `most_failed` allows.
+    """
 
     funnel: Funnel
     failures: tuple[Failure, ...]
-    too_many: bool
+    too_many: bool = False
 
 
 class Curation:
@@ -110,10 +121,12 @@ class Curation:
             )
             for line in films.lines():
                 self._say(line)
-            failures = [Failure(each.file.name, "list", _reason(each.file, each.reason), 1) for each in films.failed]
+            unread = [each for each in films.failed if not each.repeats]
+            failures = [Failure(each.file.name, "list", _reason(each.file, each.reason), 1) for each in unread]
             with opened_engine(self.config, stop) as engine:
                 failures += self._run_units(engine, work, films.units)
-            return self._collected(work, films.units, failures)
+            too_many = len(failures) > self.config.most_failed * (len(films.units) + len(unread))
+            return replace(self._collected(work, films.units, failures), too_many=too_many)
 
     def _check_scores(self, runner: ScoreRunner) -> None:
         """MovaError for a score that this machine cannot measure: that must not become each clip's reason."""
@@ -169,14 +182,25 @@ class Curation:
         collected = Collector(work, self.folder.ledger, failed).collected(units)
         table = with_columns(with_duplicates(collected.table, collected.prints, self.judging), self.judging)
         write_atomic(self.folder.clips, table_bytes(table))
-        write_atomic(self.folder.metadata, b"".join(list_lines(table)))
+        failures = (*failures, *self._written(table))
         write_atomic(self.folder.failures, "".join(each.json() for each in failures).encode())
         films = len({unit.file.name for unit in units})
         counts = FilmCounts(films, len(units), len(failures), round(collected.seconds, 6))
         filters = [(each.name, each.text) for each in self.judging.judge.filters]
         funnel = funnel_of([table], filters, counts)
         write_atomic(self.folder.out / FUNNEL, funnel.json())
-        return CurationResult(funnel, tuple(failures), len(failures) > self.config.most_failed * max(1, len(units)))
+        return CurationResult(funnel, failures)
+
+    def _written(self, table: "pa.Table") -> Iterator[Failure]:
+        """Write the clips that are kept, or the list of them alone; yields those that cannot be."""
+        kept = compute().equal(table["verdict"].cast("string"), "keep")
+        clips = [AcceptedClip.of(row) for row in table.select(LISTED).filter(kept).to_pylist()]
+        config = self.config
+        refused = write_accepted(
+            self.folder.out, clips, config.shape, config.write, config.written, workers=config.workers
+        )
+        for clip, reason in refused.items():
+            yield Failure(clip, "write", reason, 1)
 
 
 def _reason(file: SourceFile, reason: str) -> str:
