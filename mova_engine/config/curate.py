@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.captions import CaptionSettings
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
 from mova_engine.config.curate_files import FilmSettings, WrittenSettings
@@ -59,6 +60,7 @@ class CurateConfig(MeasuringOptions):
     """Scores that are measured beside those that the filters need."""
     clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
+    captions: Annotated[CaptionSettings, section("Captions")] = field(default_factory=CaptionSettings)
     films: Annotated[FilmSettings, section("Films")] = field(default_factory=FilmSettings)
     written: Annotated[WrittenSettings, section("Written clips")] = field(default_factory=WrittenSettings)
 
