@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.captions import CaptionSettings
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
 from mova_engine.config.curate_files import FilmSettings, WrittenSettings
@@ -94,6 +95,7 @@ class CurateConfig(MeasuringOptions, _Raw):
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
     engines: Annotated[EngineSettings, section("Engines")] = field(default_factory=EngineSettings)
     sound: Annotated[SoundCorrection, section("Sound")] = field(default_factory=SoundCorrection)
+    captions: Annotated[CaptionSettings, section("Captions")] = field(default_factory=CaptionSettings)
     films: Annotated[FilmSettings, section("Films")] = field(default_factory=FilmSettings)
     written: Annotated[WrittenSettings, section("Written clips")] = field(default_factory=WrittenSettings)
 
