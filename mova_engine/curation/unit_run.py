@@ -116,7 +116,7 @@ def _cut(tools: UnitTools, unit: Unit, beat: Beat, done: _Done) -> UnitCut:
     beat(CUT)
     begun = time.perf_counter()
     config = tools.work.config
-    cut = cut_unit(unit, config.cut, config.frames, config.fps)
+    cut = cut_unit(unit, config.cut, config.shape.frames, config.shape.fps)
     rows = [
         {CLIP: clip.id(unit.digest), "window": json.dumps(clip.as_json(), sort_keys=True), **_floats(signals)}
         for clip, signals in zip(cut.clips, cut.signals, strict=True)

@@ -31,7 +31,9 @@ class UnitSteps:
         settings = asdict(config.cut)
         # Which part of a film a unit is belongs to the unit.
         del settings["unit_seconds"]
-        cut = Step.made_of("cut", {"version": CUT_VERSION, "cut": settings, "clip": [config.frames, config.fps]})
+        cut = Step.made_of(
+            "cut", {"version": CUT_VERSION, "cut": settings, "clip": [config.shape.frames, config.shape.fps]}
+        )
         steps = {name: Step.made_of(f"score-{name}", runner.facts(SCORES[name])) for name in judge.scores}
         prints = prints_step() if DUPLICATE in judge.columns else None
         # A unit that failed is tried again where anything of its work is another.

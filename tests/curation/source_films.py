@@ -62,7 +62,7 @@ class Film:
     sound_start: float = 0.0
     channels: int = 1
     fps: int = 24
-    size: tuple[int, int] = (180, 320)
+    size: tuple[int, int] = (144, 256)
     turn: int = 0
     steps: tuple[int, ...] = ()
     seed: int = 0
@@ -256,7 +256,7 @@ def talk(start: float, end: float, pause: float = 0.6) -> tuple[tuple[float, int
         n += 1
 
 
-WIDE, PILLARS = (0, 22, 0, 22), (70, 0, 70, 0)
+WIDE, PILLARS = (0, 18, 0, 18), (56, 0, 56, 0)
 # A film for each thing that may go wrong.
 SOURCE_SET: dict[str, Film] = {
     "talk.mp4": Film((Scene(20), Scene(5), Scene(9.5, "dissolve"), Scene(6, "fade")), talk(2, 33), seed=1),
