@@ -292,6 +292,28 @@ WRONG = {
     # A folder that cannot be written to is a finding of the doctor's, status 1.
     "doctor": ["--device abacus", "--golden nowhere"],
     "describe": ["nowhere", "text.txt", "folder", "/dev/null", "nano --clip.frames 0", "nano --clip.frames abc"],
+    "curate report": ["nowhere", "text.txt", "folder", "clips", "folder --sheets -1", "folder --sheets abc"],
+    "curate explain": ["nowhere 0a", "text.txt 0a", "folder 0a", "clips 0a", "folder"],
+    "curate refilter": [
+        "nowhere",
+        "text.txt",
+        "folder",
+        "clips --where silence<1",
+        "folder --where silence<1 --without lips",
+        "folder --without",
+    ],
+    "plan curate": [
+        "abc",
+        "-1",
+        "nan",
+        "100",
+        "100 --kept 2",
+        "100 --kept 0.5 --cores 0",
+        "100 --recipe nowhere",
+        "100 --measured nowhere",
+        "100 --measured folder",
+        "100 --measured folder --kept 0.5",
+    ],
     "plan": ["nowhere", "nano --devices 0", "nano --hardware text.txt", "nano --devices abc", "nano --clip.fps nan"],
     "bench": [
         "nowhere",
