@@ -1,5 +1,5 @@
-"""A caption is merged by a real language model, SmolLM2 with 135 million parameters, behind llama.cpp's server: it is far
-too small to follow the rules. What must hold is that its reply is judged, and that no caption is taken that fails.
+"""A caption is merged by a real language model, SmolLM2 of 135 million parameters, behind llama.cpp's server. It is far
+too small to follow the rules: what must hold is that its reply is judged, and that no caption is taken that fails.
 """
 
 import importlib.util
