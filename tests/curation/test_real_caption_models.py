@@ -33,7 +33,7 @@ def url():
 def test_a_real_model_merges_and_is_judged(url, tmp_path):
     with telling() as server:
         settings = CaptionSettings(
-            url=server.url, model="omni", merge=RoleEndpoint(url=url, model="smollm2"), most_tokens=200, timeout=300
+            url=server.url, model="omni", merge=RoleEndpoint(url=url, model="smollm2"), most_tokens=64, timeout=400
         )
         (caption,) = caption_clips([row()], settings, tmp_path).values()
         assert server.roles() == ["picture", "sound", "speech", "transcript"]
