@@ -47,19 +47,19 @@ def declared_duration(stream: VideoStream) -> Fraction:
 
 def first_picture(container: InputContainer, path: str | Path) -> Fraction:
     """The time of the file's first picture, in seconds on the container's clock. Raises MovaError if there is none."""
-    return _opened(container, path)[1]
+    return open_pictures(container, path)[1]
 
 
 def shown_size(container: InputContainer, path: str | Path) -> tuple[int, int]:
     """Width and height of the file's pictures as they are shown, by the first one: upright, with square pixels."""
-    _, _, first = _opened(container, path)
+    _, _, first = open_pictures(container, path)
     stream = video_stream(container, path)
     width, height = max(1, round(first.width * float(stream.sample_aspect_ratio or 1))), first.height
     turned = swaps_sides(frame_orientation(first, path, stream.codec_context.name))
     return (height, width) if turned else (width, height)
 
 
-def _opened(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFrame], Fraction, VideoFrame]:
+def open_pictures(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFrame], Fraction, VideoFrame]:
     """A reader of the file's pictures, the first one's time, and the first one."""
     stream = video_stream(container, path)
     decoder = choose_decoder(stream, path)
@@ -79,12 +79,12 @@ def read_pictures(
     """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]. crop:
     the part of the pictures that is taken.
     """
-    reader, origin, _ = _opened(container, path)
+    reader, origin, _ = open_pictures(container, path)
     stream = video_stream(container, path)
     begin = origin + start
     search = start > PREROLL
     if search:
-        _check_opening(path)
+        check_opening(path)
     frames = known_times(reader.frames(begin, search=search), container, stream, path)
     frames = deinterlace(frames, path, stream.codec_context.name)
     timeline = Timeline(frames, stream, stated=reader.states_durations)
@@ -130,7 +130,7 @@ def read_pictures(
     return origin, video
 
 
-def _check_opening(path: str | Path) -> None:
+def check_opening(path: str | Path) -> None:
     """Raise MovaError if the times of the file's first pictures are wrong: all clips' times are relative to them.
 
     For clips that begin later and do not read these pictures. Damaged pictures are no error here.
