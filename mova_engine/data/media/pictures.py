@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from mova_engine.config.model import ClipConfig
+from mova_engine.data.clip_edit import Crop
 from mova_engine.data.media.container import PREROLL, Reader, open_media, video_stream
 from mova_engine.data.media.frames import NAMES_PROFILES, frame_orientation, frame_pixels
 from mova_engine.data.media.interlacing import deinterlace
@@ -73,9 +74,11 @@ def open_pictures(container: InputContainer, path: str | Path) -> tuple[Reader[V
 
 
 def read_pictures(
-    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction
+    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, crop: Crop | None = None
 ) -> tuple[Fraction, np.ndarray]:
-    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
+    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]. crop:
+    the part of the pictures that is taken.
+    """
     reader, origin, _ = open_pictures(container, path)
     stream = video_stream(container, path)
     begin = origin + start
@@ -96,7 +99,7 @@ def read_pictures(
         if frame is last:
             video[count] = video[count - 1]
         else:
-            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect, codec, profile)
+            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect, codec, profile, crop)
         count, last = count + 1, frame
     if count < clip.frames:
         needed = start + Fraction(clip.frames) / rate
