@@ -92,6 +92,7 @@ class Collector:
             *((name, text) for name in (CLIP, "source", "name", "video_path", "sha256")),
             *(("start", number), ("frames", whole), ("fps", number)),
             *((name, whole) for name in ("crop_x", "crop_y", "crop_width", "crop_height", "width", "height")),
+            *((name, whole) for name in ("pad_width", "pad_height")),
             *(("kind", text), ("shots", whole), ("cuts", pa.list_(number)), ("speech", pa.list_(spoken))),
         ]
         fields = [pa.field(name, kind) for name, kind in kinds]
@@ -105,12 +106,15 @@ class Collector:
 
 def _place(unit: Unit, clip: ClipWindow) -> Row:
     x, y, width, height = clip.crop or (None, None, None, None)
+    pad_width, pad_height = clip.pad or (None, None)
     return {
         "video_path": str(unit.file.path),
         "crop_x": x,
         "crop_y": y,
         "crop_width": width,
         "crop_height": height,
+        "pad_width": pad_width,
+        "pad_height": pad_height,
         "cuts": list(clip.cuts),
         "speech": [{"start": start, "end": end} for start, end in clip.speech],
     }
