@@ -71,9 +71,7 @@ def write_refiltered(file: ClipFile, found: Refiltered) -> None:
     config = file.out / "config.yaml"
     written = str(read_yaml(config).get("write", "none")) if config.is_file() else "none"
     if written != "none":
-        raise MovaError(
-            f"the clips of {file.out} are written as {written}: mova curate with these filters does it anew"
-        )
+        raise MovaError(f"{file.out} holds its clips as {written}: mova curate with these filters writes them anew")
     file.write(found.judging)
     write_atomic(file.out / FUNNEL, found.funnel.json())
 

@@ -114,7 +114,7 @@ def test_a_table_in_pieces_and_an_empty_one_are_judged_alike():
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"filters": FILTERS, "order": ["audible"]}, "lacks unique, agreeing, lips"),
+        ({"filters": FILTERS, "order": ["audible"]}, "lacks clear, unique, agreeing, lips"),
         ({"filters": FILTERS, "order": [*FILTERS, "lips"]}, "twice"),
         ({"filters": FILTERS, "order": ["lip"]}, "Did you mean 'lips'?"),
         ({"filters": {}, "marks": {"silence": "silence > 0.5"}}, "mark silence"),
