@@ -20,7 +20,10 @@ COMMANDS = {
     "enhance": ("mova_engine.commands.enhance_prompts", "rewrite prompts by a language model, and check the result"),
     "calibrate": ("mova_engine.commands.calibrate_steps", "measure what a step cache costs, for mova sample --cache"),
     "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
-    "curate": ("mova_engine.commands.curate", "cut films into clips, measure these, keep those that meet filters"),
+    "curate": (
+        "mova_engine.commands.curate_films",
+        "cut films into clips, measure them, keep those that meet filters",
+    ),
     "curate report": (
         "mova_engine.commands.curate_report",
         "write a curation as a page: what is dropped and why",
