@@ -89,7 +89,7 @@ class Collector:
         text, whole, number = pa.string(), pa.int64(), pa.float64()
         spoken = pa.struct([("start", number), ("end", number)])
         kinds = [
-            *((name, text) for name in (CLIP, "source", "name", "video_path", "sha256")),
+            *((name, text) for name in (CLIP, "source", "name", "video_path", "sha256", "unit")),
             *(("start", number), ("frames", whole), ("fps", number)),
             *((name, whole) for name in ("crop_x", "crop_y", "crop_width", "crop_height", "width", "height")),
             *((name, whole) for name in ("pad_width", "pad_height")),
@@ -109,6 +109,7 @@ def _place(unit: Unit, clip: ClipWindow) -> Row:
     pad_width, pad_height = clip.pad or (None, None)
     return {
         "video_path": str(unit.file.path),
+        "unit": unit.key,
         "crop_x": x,
         "crop_y": y,
         "crop_width": width,
