@@ -2,10 +2,10 @@
 
 python benchmarks/curation_engines.py [--units 2000] [--seconds 0.02] [--engines processes ray] [--json FILE]
 
-Units compute for so long each, in CPU time, and return a number. The bare loop and the engine with one worker take turns,
-a tenth of the units at a time, so that a busy machine slows both alike; an engine's overhead is the median over the turns
-of its time against the bare loop's next to it: wall time, and CPU time of all processes, which for Ray are its servers
-too. Starting an engine is told apart.
+Units compute for so long each, in CPU time, and return a number. The bare loop and the engine with one worker take
+turns, a tenth of the units at a time, so that a busy machine slows both alike; an engine's overhead is the median over
+the turns of its time against the bare loop next to it: wall time, and CPU time of all processes, which for Ray are its
+servers too. Starting an engine is told apart.
 """
 
 import argparse
