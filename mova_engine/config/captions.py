@@ -37,13 +37,11 @@ class CaptionSettings:
     """What models are asked for: what is seen, the words that are said, how they are said, what else is heard, and to
     make one caption of all that. Without merge a fixed form puts the parts together.
     """
-    picture: Annotated[RoleEndpoint, section("Captions: what is seen")] = field(default_factory=RoleEndpoint)
-    transcript: Annotated[RoleEndpoint, section("Captions: the words that are said")] = field(
-        default_factory=RoleEndpoint
-    )
-    speech: Annotated[RoleEndpoint, section("Captions: how they are said")] = field(default_factory=RoleEndpoint)
-    sound: Annotated[RoleEndpoint, section("Captions: what else is heard")] = field(default_factory=RoleEndpoint)
-    merge: Annotated[RoleEndpoint, section("Captions: one of all")] = field(default_factory=RoleEndpoint)
+    picture: Annotated[RoleEndpoint, section("Captions")] = field(default_factory=RoleEndpoint)
+    transcript: Annotated[RoleEndpoint, section("Captions")] = field(default_factory=RoleEndpoint)
+    speech: Annotated[RoleEndpoint, section("Captions")] = field(default_factory=RoleEndpoint)
+    sound: Annotated[RoleEndpoint, section("Captions")] = field(default_factory=RoleEndpoint)
+    merge: Annotated[RoleEndpoint, section("Captions")] = field(default_factory=RoleEndpoint)
     whisper: Path | None = None
     """Folder of a model of faster-whisper, which hears the words on this machine instead of an endpoint."""
     key_variable: str = ""

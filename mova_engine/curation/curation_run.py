@@ -13,7 +13,7 @@ from mova_engine.curation.engines import Engine, opened_engine
 from mova_engine.curation.funnel import Funnel
 from mova_engine.curation.gathered_films import gather_films
 from mova_engine.curation.judging import Judging, read_order
-from mova_engine.curation.ledger import CLIP, Part
+from mova_engine.curation.ledger import CLIP, LedgerPart
 from mova_engine.curation.timings import Timings
 from mova_engine.curation.unit_cut import check_cut
 from mova_engine.curation.unit_run import UnitWork
@@ -41,10 +41,7 @@ class CurationResult:
 
 
 class Curation:
-    """A run of curation, by its settings:
-
-    from mova_engine import Curation, load_curation
-    result = Curation(load_curation("curate-laptop", raw=["films"], out="curated")).run()
+    """A run of curation: `Curation(load_curation("curate-laptop", raw=["films"], out="curated")).run()`.
 
     say: takes the lines that tell how far it is; default: none are told.
     """
@@ -140,7 +137,7 @@ class Curation:
         unit = outcome.item
         step = "cut" if self.folder.ledger.read(work.steps.cut, unit.key) is None else "scores"
         failure = Failure(unit.name, step, _reason(unit.file, outcome.reason), outcome.attempts)
-        self.folder.ledger.write(work.steps.failed, unit.key, Part([{CLIP: "", **asdict(failure)}]))
+        self.folder.ledger.write(work.steps.failed, unit.key, LedgerPart([{CLIP: "", **asdict(failure)}]))
         self._say(failure.line())
 
     def _collected(

@@ -1,5 +1,5 @@
-"""A caption is merged by a real language model, SmolLM2 with 135 million parameters, behind llama.cpp's server: it is far
-too small to follow the rules. What must hold is that its reply is judged, and that no caption is taken that fails.
+"""A caption is merged by a real language model, SmolLM2 of 135 million parameters, behind llama.cpp's server. It is far
+too small to follow the rules: what must hold is that its reply is judged, and that no caption is taken that fails.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ def url():
 def test_a_real_model_merges_and_is_judged(url, tmp_path):
     with telling() as server:
         settings = CaptionSettings(
-            url=server.url, model="omni", merge=RoleEndpoint(url=url, model="smollm2"), most_tokens=200, timeout=300
+            url=server.url, model="omni", merge=RoleEndpoint(url=url, model="smollm2"), most_tokens=64, timeout=400
         )
         (caption,) = caption_clips([row()], settings, tmp_path).values()
         assert server.roles() == ["picture", "sound", "speech", "transcript"]
