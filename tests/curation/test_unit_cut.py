@@ -7,7 +7,7 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from curation.source_films import Film, Scene, talk, write_film
+from curation.source_films import TALKING, Film, Scene, talk, write_film
 from data_pipeline.media import every, write_media
 
 from mova_engine.config.curate import CutSettings
@@ -141,6 +141,13 @@ def test_late_sound_variable_rate_and_six_channels(tmp_path):
             edges = (max(c, float(clip.start)), min(d, float(clip.start) + clip.seconds))
             assert (a, b) == pytest.approx(edges, abs=0.15)
     assert found.signals[0]["leading_silence"] >= (2.0 - float(found.clips[0].start)) / found.clips[0].seconds - 0.01
+
+
+def test_a_recorded_clip_is_one_clip_of_speech():
+    """Exactly 193 pictures at 24 a second: all of them."""
+    (clip,) = cut(TALKING, frames=193).clips
+    assert clip.start == 0 and clip.kind == "speech-shot" and clip.crop is None and clip.cuts == ()
+    assert clip.speech == (pytest.approx((0.706, 7.422), abs=0.05),)
 
 
 def test_missing_pictures_and_cut_files(tmp_path):
