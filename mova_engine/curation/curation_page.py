@@ -23,6 +23,7 @@ svg { overflow: visible } svg rect { fill: #c4ccd8 } svg rect.kept { fill: #5b83
 code { background: #f0f2f5; padding: .1em .3em }
 .bar { background: #e4e8ee; height: .9em; width: 14em; margin-top: .3em } .bar i { display: block; height: 100% }
 .bar i { background: #5b83c4 } .sheet { max-width: 100%; display: block; margin: .6em 0 }
+ol { margin: .3em 0; font-size: .9em }
 """
 
 
@@ -87,9 +88,7 @@ def curation_page(facts: CurationFacts) -> str:
 
 
 def _funnel_table(funnel: Funnel) -> str:
-    rows = [
-        "<tr><th>stage<th>keeps what is<th class=n>clips in<th class=n>hours in<th class=n>dropped<th class=n>share"
-    ]
+    rows = ["<tr><th>stage<th>keeps what is<th class=n>clips in<th class=n>time in<th class=n>dropped<th class=n>share"]
     rows[0] += "<th class=n>undecided<th>clips left"
     films = funnel.films
     failed = f"{films.failed} of {films.units} parts of films failed" if films.failed else ""
@@ -183,17 +182,17 @@ def _filter_section(counts: FilterCounts, each: FilterExpression, facts: Curatio
     for bound in each.thresholds:
         bounds.setdefault(bound.column, []).append(bound.value)
     plots = [_plot(name, bounds.get(name, ()), facts.columns[name]) for name in each.columns if name in facts.columns]
-    sheet = facts.sheets.get(each.name)
-    picture = (
-        f"<img class=sheet alt='some of what {text(each.name)} drops' src='{sheet.picture}'>"
-        if sheet and sheet.picture
-        else ""
-    )
-    unreadable = [f"<p class=few>{text(reason)}</p>" for reason in (sheet.unreadable if sheet else ())]
+    sheet = facts.sheets.get(each.name, DroppedSheet())
+    shown = ""
+    if sheet.picture:
+        titles = "".join(f"<li>{text(title)}" for title in sheet.titles)
+        picture = f"<img class=sheet alt='some of what {text(each.name)} drops' src='{sheet.picture}'>"
+        shown = f"{picture}<ol class=quiet>{titles}</ol>"
+    unreadable = [f"<p class=few>{text(reason)}</p>" for reason in sheet.unreadable]
     head = f"<h3>{text(each.name)} <code>{text(each.text)}</code></h3>"
     unsure = f", cannot decide {counts.unknown}" if counts.unknown else ""
     told = f"<p>drops {counts.dropped} of {counted(counts.clips, 'clip')} ({counts.drop_rate:.1%}){unsure}</p>"
-    return "\n".join([head, told, "<div class=plots>", *plots, "</div>", picture, *unreadable])
+    return "\n".join([head, told, "<div class=plots>", *plots, "</div>", shown, *unreadable])
 
 
 def _plot(name: str, bounds: Sequence[float], numbers: ColumnNumbers) -> str:
