@@ -169,12 +169,13 @@ def _clips_of(path: Path, form: SourceFormat) -> Iterator[tuple[str, list[Listed
 
 def _located(clip: ListedClip, index: FileIndex) -> tuple[FoundFile | None, Any, str]:
     """(the file of a clip, the part of it that is meant, the name that several files have)."""
-    for name in clip.names:
-        if (found := index.find(name)) is not None:
-            return found, None, ""
-    if clip.film and (found := index.find(clip.film)) is not None:
-        return found, clip.span, ""
-    return None, None, next((name for name in (*clip.names, clip.film) if name and index.ambiguous(name)), "")
+    several = ""
+    for name, span in (*((name, None) for name in clip.names), (clip.film, clip.span)):
+        found = index.find(name) if name else []
+        if len(found) == 1:
+            return found[0], span, ""
+        several = several or (name if found else "")
+    return None, None, several
 
 
 def _note(bad: Counter[str], where: dict[str, str], reason: str, place: str) -> None:

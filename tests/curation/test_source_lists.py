@@ -230,7 +230,9 @@ def test_a_name_that_several_files_have_is_no_match(tmp_path):
         "several files are called so: name fewer folders: x.mp4",
         "the same clip of the same film is listed before",
     }
-    assert FileIndex([tmp_path]).count == 2
+    assert [each.relative for each in FileIndex([tmp_path]).find("x")] == ["a/x.mp4", "b/x.mp4"]
+    assert [each.relative for each in FileIndex([tmp_path]).find("./a/x")] == ["a/x.mp4"]
+    assert FileIndex([tmp_path]).find("x.mkv") == []
 
 
 def test_damaged_rows_are_told_and_the_next_are_read(tmp_path):
