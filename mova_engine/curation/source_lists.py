@@ -59,7 +59,9 @@ def read_sources(raw: Sequence[Path], media: Sequence[Path] = ()) -> list[Source
     """
     if not raw:
         raise MovaError("no films: name folders or lists of them")
-    named = parse_mix([str(path) for path in raw])
+    # What is there by its whole name has no weight, whatever stands after its last colon.
+    whole = [path.exists() for path in raw]
+    named = parse_mix([f"{path}:1" if there else str(path) for path, there in zip(raw, whole, strict=True)])
     for folder in (*media, *(each.path for each in named)):
         if not folder.exists():
             raise MovaError(f"{folder}: no such file or folder")
@@ -67,8 +69,8 @@ def read_sources(raw: Sequence[Path], media: Sequence[Path] = ()) -> list[Source
         raise MovaError(f"{flat}: a file, where a folder with the files of lists is wanted")
     index = FileIndex(media) if media and not all(each.path.is_dir() for each in named) else None
     found = list[SourceOfFilms]()
-    for each, given in zip(named, raw, strict=True):
-        weight = each.weight if str(given) != str(each.path) else None
+    for each, there in zip(named, whole, strict=True):
+        weight = None if there else each.weight
         found.append(_folder(each, weight) if each.path.is_dir() else _list(each, weight, index))
     return found
 
