@@ -83,25 +83,29 @@ def main() -> None:
             engines[name] = stack.enter_context(opened_engine(config, StopRequest()))
             assert [each.result for each in engines[name](work, [3])] == [9]
             told[name] = {"start_s": time.perf_counter() - begun}
-            # Whoever was started with the engine; its worker stays the same.
-            own = [pid for pid in processes_below(os.getpid()) if pid not in before]
-            memory[name] = (own, [])
+            # What was there before the engine, and what it started: Ray starts more later, the pool does not.
+            memory[name] = (before, set(processes_below(os.getpid())) - before, [])
             told[name] |= {"wall": [], "cpu": []}
+
+        def own(name: str) -> list[int]:
+            others = [started for other, (_, started, _) in memory.items() if other != name]
+            return [pid for pid in processes_below(os.getpid()) if pid not in memory[name][0].union(*others)]
+
         for first in range(0, options.units, TURN):
             items = range(first, first + TURN)
             wall, cpu = bare(work, items)
             for name, engine in engines.items():
-                own, sizes = memory[name]
-                before, begun, parent = cpu_and_memory(own)[0], time.perf_counter(), time.process_time()
+                sizes = memory[name][2]
+                before, begun, parent = cpu_and_memory(own(name))[0], time.perf_counter(), time.process_time()
                 results = {each.item: each.result for each in engine(work, items)}
                 taken = time.perf_counter() - begun
-                after, size = cpu_and_memory(own)
+                after, size = cpu_and_memory(own(name))
                 assert results == {item: item * item for item in items}
                 told[name]["wall"].append(taken / wall - 1)
                 told[name]["cpu"].append((after - before + time.process_time() - parent) / cpu - 1)
                 sizes.append((size, cpu_and_memory([os.getpid()])[1]))
     for name, facts in told.items():
-        sizes = memory[name][1]
+        sizes = memory[name][2]
         facts |= {
             "wall_overhead": statistics.median(facts.pop("wall")),
             "cpu_overhead": statistics.median(facts.pop("cpu")),

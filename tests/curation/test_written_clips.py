@@ -43,13 +43,15 @@ def clips_of(film: Path) -> list[AcceptedClip]:
         (0.0, NO_EDIT, (120, 90)),
         (0.5, ClipEdit((10, 0, 100, 60), 0.08, -3.0), (100, 60)),
         (1.25, ClipEdit((40, 0, 50, 90)), (50, 90)),
-        (2.0, ClipEdit((-20, 0, 160, 90), -0.25, 6.0), (160, 90)),
+        (2.0, ClipEdit(None, -0.25, 6.0, (160, 90)), (160, 90)),
     ]
     rows = []
     for number, (start, edit, (width, height)) in enumerate(edits):
         row = {"clip_id": f"{number:024x}", "video_path": str(film), "start": start, "caption": f"clip {number} 🎬"}
         crop = dict(zip(("crop_x", "crop_y", "crop_width", "crop_height"), edit.crop or [None] * 4, strict=True))
         told = {"sound_shift": edit.sound_shift, "gain_db": edit.gain_db, "width": width, "height": height}
+        if edit.pad:
+            told |= {"width": 120, "height": 90, "pad_width": width, "pad_height": height}
         rows.append({**row, **crop, **told})
     clips = [AcceptedClip.of(row) for row in rows]
     assert [(clip.start, clip.edit, clip.size) for clip in clips] == edits
