@@ -150,26 +150,39 @@ def draw(rng: np.random.Generator, colour: str, tempo: str, midway: float = 0.0,
 
 def render_video(clip: Bounce) -> np.ndarray:
     """The picture, uint8 [f, h, w, 3]: frame k shows the instant k / 24 s, the ball with a two-pixel soft edge."""
-    size, floor = clip.scene, clip.scene.floor_top
-    rows, columns = np.mgrid[0 : size.height, 0 : size.width] + 0.5
-    scene = np.where((rows >= floor)[..., None], np.array(FLOOR, float), np.array(WALL, float))
-    heights = clip.height(np.arange(size.frames) / FPS)
+    return draw_ball(clip.height(np.arange(clip.scene.frames) / FPS), clip.colour, clip.column, clip.scene)
+
+
+def draw_ball(
+    heights: np.ndarray, colour: str, column: float, size: Scene = SCENE, scale: int = 1, light: int = 0
+) -> np.ndarray:
+    """Pictures, uint8 [f, h * scale, w * scale, 3], of a ball at `heights` [f] (see `Bounce.height`).
+
+    scale: how many times larger all is than `size` says. light: what wall and floor are brighter by, of 255.
+    """
+    floor = size.floor_top
+    rows, columns = (np.mgrid[0 : size.height * scale, 0 : size.width * scale] + 0.5) / scale
+    scene = np.where((rows >= floor)[..., None], np.array(FLOOR, float), np.array(WALL, float)) + light
     centres = (floor - RADIUS) + heights * (REST_HEIGHT - (floor - RADIUS))
-    distance = np.hypot(rows - centres[:, None, None], columns - clip.column)
+    distance = np.hypot(rows - centres[:, None, None], columns - column)
     cover = np.clip((RADIUS + 1 - distance) / 2, 0, 1)[..., None]
-    ball = np.array(COLOURS[clip.colour][0], float)
+    ball = np.array(COLOURS[colour][0], float)
     return np.round(scene + cover * (ball - scene)).astype(np.uint8)
 
 
 def render_audio(clip: Bounce) -> np.ndarray:
     """The sound, float32 [n] at 48 kHz: at each bounce a sinusoid of the colour's carrier, decaying in 35 ms."""
-    t = np.arange(round(clip.scene.duration * SAMPLE_RATE)) / SAMPLE_RATE
-    carrier = np.sin(2 * np.pi * COLOURS[clip.colour][1] * t)
+    return click_sound(np.arange(round(clip.scene.duration * SAMPLE_RATE)), clip.contacts, COLOURS[clip.colour][1])
+
+
+def click_sound(samples: np.ndarray, times: Sequence[float], carrier: float) -> np.ndarray:
+    """The samples of these numbers [n], float32 at 48 kHz, of a sound with a click of `carrier` Hz at `times` s."""
+    t = samples / SAMPLE_RATE
     envelope = np.zeros_like(t)
-    for bounce in clip.contacts:
-        since = np.maximum(t - bounce, 0.0)
+    for time in times:
+        since = np.maximum(t - time, 0.0)
         envelope += np.minimum(since / CLICK_ATTACK, 1.0) * np.exp(-since / CLICK_DECAY)
-    return (CLICK_LEVEL * envelope * carrier).astype(np.float32)
+    return (CLICK_LEVEL * envelope * np.sin(2 * np.pi * carrier * t)).astype(np.float32)
 
 
 def draw_clips(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
