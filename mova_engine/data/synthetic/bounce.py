@@ -148,9 +148,12 @@ def draw(rng: np.random.Generator, colour: str, tempo: str, midway: float = 0.0,
     return clip
 
 
-def render_video(clip: Bounce) -> np.ndarray:
-    """The picture, uint8 [f, h, w, 3]: frame k shows the instant k / 24 s, the ball with a two-pixel soft edge."""
-    return draw_ball(clip.height(np.arange(clip.scene.frames) / FPS), clip.colour, clip.column, clip.scene)
+def render_video(clip: Bounce, scale: int = 1) -> np.ndarray:
+    """The picture, uint8 [f, h, w, 3]: frame k shows the instant k / 24 s, the ball with a two-pixel soft edge.
+
+    scale: how many times larger all is than the clip's scene says.
+    """
+    return draw_ball(clip.height(np.arange(clip.scene.frames) / FPS), clip.colour, clip.column, clip.scene, scale)
 
 
 def draw_ball(
@@ -203,13 +206,14 @@ def generate(
     progress: Callable[[int], None] = lambda done: None,
     midway: float = 0.0,
     scenes: Sequence[Scene] = (SCENE,),
+    scale: int = 1,
 ) -> list[dict[str, Any]]:
     """Write `clips` clips of a split and their metadata.jsonl into `folder`; return the metadata rows.
 
     Colour-tempo pairs alternate, so that a multiple of their number (24 train, 6 heldout) has each pair equally often.
     Clip i depends only on (seed, split, i) and midway, the share of clips that begin in the middle of the motion (see
-    `draw`). scenes: sizes and lengths, in turn after each round of the pairs. metadata.jsonl is written last: a folder
-    that has one is complete.
+    `draw`). scenes: sizes and lengths, in turn after each round of the pairs. scale: how many times larger pictures are, with
+    all that they show. metadata.jsonl is written last: a folder that has one is complete.
     progress: called with the number of clips written so far.
     Raises MovaError for an unknown split, a count below 1, a folder that already holds clips, and for files under the
     clips' names that were not written here.
@@ -232,7 +236,7 @@ def generate(
         clip = draw(rng, *SPLITS[split][pair], midway, scenes[turn % len(scenes)])
         name = names[index]
         # Lossless pictures: a lossy encoder spends bits on a frame by what follows, and the first would tell the delay.
-        data = encode_mp4(name, render_video(clip), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
+        data = encode_mp4(name, render_video(clip, scale), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
         record.write(name, data, WAY_OUT, sync=False)
         facts = {key: value for key, value in asdict(clip).items() if key != "scene"}
         return {"video_path": name, "caption": clip.caption, **facts, "bounces": clip.times}
