@@ -68,6 +68,7 @@ setup(
             "py.typed",
             "__init__.pyi",
             "config/recipes/*.yaml",
+            "config/curation_recipes/*.yaml",
             "predict/*.yaml",
             "evaluation/*.yaml",
             "evaluation/votes/page/vote.*",

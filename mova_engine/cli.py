@@ -20,6 +20,7 @@ COMMANDS = {
     "enhance": ("mova_engine.commands.enhance_prompts", "rewrite prompts by a language model, and check the result"),
     "calibrate": ("mova_engine.commands.calibrate_steps", "measure what a step cache costs, for mova sample --cache"),
     "encode": ("mova_engine.commands.encode", "encode a folder of clips ahead of training"),
+    "curate": ("mova_engine.commands.curate", "cut films into clips, measure these, keep those that meet filters"),
     "data check": ("mova_engine.commands.data_check", "name the clips that training cannot use, reasons counted"),
     "data index": ("mova_engine.commands.data_index", "write the index of tar shards, which --data then takes"),
     "data preview": ("mova_engine.commands.data_preview", "draw a sheet of what training sees of a folder of clips"),

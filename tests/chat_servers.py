@@ -6,6 +6,17 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# A prompt, and what a good model makes of it.
+PROMPT = "A woman on a bridge says “Look at the river!” and points down."
+GOOD = (
+    "A woman in a red coat stands on an old stone bridge in the morning light, mist over the water, bare trees along "
+    "the banks. She leans over the wall, her breath white in the cold air, says “Look at the river!” and points down "
+    "with her left hand, the water moves slowly under the arch.\n\nThe audio has the soft rush of the river under "
+    "the bridge, her bright and excited voice, and far away a single crow; there is no music."
+)
+# Another one says what is not in the prompt.
+BAD = GOOD.replace("Look at the river!", "Regarde la rivière !")
+
 
 def completion(text, finish="stop"):
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}

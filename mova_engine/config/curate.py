@@ -1,14 +1,16 @@
 """Settings of curation: which files, how clips are cut of them, what they are judged by, and what is written."""
 
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
+from mova_engine.config.curate_files import FilmSettings, WrittenSettings
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
+from mova_engine.config.sound_correction import SoundCorrection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,27 +39,71 @@ class CutSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurateConfig(MeasuringOptions):
-    """Which files become which clips."""
+class EngineSettings:
+    """How the work is run; none of this changes what comes out."""
 
+    ray_address: str | None = None
+    """Of a Ray cluster that runs already, whose machines see RAW and OUT under the same paths: auto, or HOST:PORT."""
+    worker_memory: float | None = None
+    """GiB of memory above which a worker is ended and its film tried again; default: its share of the machine's."""
+    worker_units: int = 200
+    """Units after which a worker is replaced by a fresh one."""
+    stalled_minutes: float = 60.0
+    """Minutes that one step of a unit may take before its worker is ended."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "engines.", worker_memory=0.1, worker_units=1, stalled_minutes=0.1)
+
+
+@dataclass(frozen=True)
+class _Raw:
     raw: tuple[Path, ...]
     """Folders of films, or published lists of them; or several."""
+
+
+def _movas_clips() -> ClipSettings:
+    return ClipSettings(frames=193, fps=24.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurateConfig(MeasuringOptions, _Raw):
+    """Which files become which clips."""
+
     out: Path
     """Folder to write, or to go on with."""
+    name: str = ""
+    """The recipe's name, for reports."""
     engine: Literal["processes", "ray"] = "processes"
     """What runs the work: processes of this machine, or Ray."""
-    workers: int = 2
-    """Films that are worked on at once."""
+    workers: int = max(1, os.cpu_count() or 1)
+    """Units of films that are worked on at once, each by one thread."""
+    measure: Literal["needed", "all"] = "needed"
+    """Whether a clip that a filter drops is measured further."""
+    order: Path | None = None
+    """File with the filters' names in the order in which they are tried, a line each; default: the recipe's order."""
+    most_failed: float = 0.05
+    """Share of units that may fail; with more, the exit status is 1."""
+    retry: bool = False
+    """Try units again that failed in an earlier run."""
     write: Literal["none", "mp4", "shards"] = "none"
     """What becomes of accepted clips: a list that training reads from the films, mp4 files, or tar shards of those."""
-    filters: Mapping[str, str] = field(default_factory=dict[str, str])
+    filters: dict[str, str] = field(default_factory=dict[str, str])
     """Conditions by name, all of which a clip must meet: "silence <= 0.5 and (desync <= 0.5 or imagebind >= 0.2)"."""
-    marks: Mapping[str, str] = field(default_factory=dict[str, str])
+    marks: dict[str, str] = field(default_factory=dict[str, str])
     """Conditions by name that are noted for each clip, and drop none."""
     also: tuple[str, ...] = ()
     """Scores that are measured beside those that the filters need."""
-    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
+    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=_movas_clips)
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
+    engines: Annotated[EngineSettings, section("Engines")] = field(default_factory=EngineSettings)
+    sound: Annotated[SoundCorrection, section("Sound")] = field(default_factory=SoundCorrection)
+    films: Annotated[FilmSettings, section("Films")] = field(default_factory=FilmSettings)
+    written: Annotated[WrittenSettings, section("Written clips")] = field(default_factory=WrittenSettings)
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
+        stated = self.clip.frames is not None and self.clip.fps is not None
+        check(stated, "clip.frames and clip.fps: curation cuts clips of a length that is stated")
+        check(0 <= self.most_failed <= 1, f"most_failed is a share between 0 and 1, got {self.most_failed}")
+        on_processes = self.engines.ray_address is None or self.engine == "ray"
+        check(on_processes, "--engines.ray-address is for --engine ray: give that too")

@@ -5,20 +5,18 @@ A recipe is a name in mova_engine/config/recipes or the path of a YAML file, suc
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from mova_engine.config.command import Command, Recipes, configuring, merge, parse_yaml, read_yaml, section, to_plain
+from mova_engine.config.command import Command, Recipes, configuring, merge, section, to_plain
 from mova_engine.config.from_tools import aitk_job, musubi_options
 from mova_engine.config.memory import MODES, MemoryMode
+from mova_engine.config.recipe_files import RecipeFiles
 from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.config.shorthand import Shorthand
 from mova_engine.config.train import TrainConfig
-from mova_engine.errors import MovaError, suggest
 
 DEFAULT = "nano"
-_BASE = "base"
 
 ABOUT = """Train or fine-tune a model by a recipe.
 
@@ -43,18 +41,20 @@ class TrainOptions(RehearsalOptions):
     """The same for a job's file of ai-toolkit."""
 
 
+_MEMORY_MODE = Shorthand("memory", MODES["lora"], MemoryMode, section("Memory"))
+_FILES = RecipeFiles("recipes", lambda settings, source: _MEMORY_MODE.expand(settings, f"memory in {source}"))
+
+
 def recipe_names() -> tuple[str, ...]:
     """Names of the recipes that come with the engine."""
-    files = resources.files("mova_engine.config").joinpath("recipes").iterdir()
-    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+    return _FILES.names()
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
     """Return a recipe's settings, those of its bases included. MovaError names what is wrong and where."""
-    return _merged(recipe, ())
+    return _FILES.read(recipe)
 
 
-_MEMORY_MODE = Shorthand("memory", MODES["lora"], MemoryMode, section("Memory"))
 TRAIN = Command(
     "mova train",
     TrainConfig,
@@ -79,23 +79,3 @@ def load_config(recipe: str = DEFAULT, **overrides: Any) -> TrainConfig:
 def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved configuration, as `to_plain` gives it, with the defaults of settings that came after it was saved."""
     return merge(to_plain(TrainConfig()), saved)
-
-
-def _merged(recipe: str, above: tuple[str, ...]) -> dict[str, Any]:
-    if recipe in above:
-        raise MovaError(f"recipe '{recipe}' is its own base ({' -> '.join((*above, recipe))})")
-    settings = _MEMORY_MODE.expand(_read(recipe), f"memory in recipe {recipe}")
-    base = settings.pop(_BASE, None)
-    return settings if base is None else merge(_merged(str(base), (*above, recipe)), settings)
-
-
-def _read(recipe: str) -> dict[str, Any]:
-    if Path(recipe).suffix in (".yaml", ".yml"):
-        return read_yaml(Path(recipe))
-    names = recipe_names()
-    if recipe not in names:
-        raise MovaError(
-            f"unknown recipe '{recipe}'.{suggest(recipe, names)} Known: {', '.join(names)}, or the path of a .yaml file"
-        )
-    text = resources.files("mova_engine.config").joinpath("recipes", f"{recipe}.yaml").read_text(encoding="utf-8")
-    return parse_yaml(text, f"recipe {recipe}")

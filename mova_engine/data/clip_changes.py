@@ -1,7 +1,7 @@
 """The fingerprint of a clip list, stored in a checkpoint and compared on resume, to report added, changed or removed
 clips.
 
-A clip takes 16 bytes: 8 of the digest of its id, 4 of the digest of its caption and start, 4 of the digest of its
+A clip takes 16 bytes: 8 of the digest of its id, 4 of the digest of its caption, start and edit, 4 of the digest of its
 file's content (zeros if it was not read). The ids themselves would be many times as long.
 """
 
@@ -38,7 +38,7 @@ def marks(entries: Sequence[Entry], content: Callable[[Entry], str] | None) -> s
     """The fingerprint of `entries`, as base64 text. content: returns the digest of a clip's file; None: not read."""
     found = bytearray()
     for entry in entries:
-        found += _digest(entry.id)[:_ID] + _digest(f"{entry.start} {entry.caption}")[:_TEXT]
+        found += _digest(entry.id)[:_ID] + _digest(entry.told)[:_TEXT]
         try:
             found += _UNREAD if content is None else _digest(content(entry))[:_CONTENT]
         except MovaError:  # the file was removed after it was read

@@ -1,7 +1,7 @@
 """Looks at clips ahead of training: each is decoded as the loader would, several at once, and the bad ones are counted.
 
 What was found is written line by line to a ledger, so that a check that was stopped goes on where it was. A clip that
-has changed since (another file, another start) is looked at again.
+has changed since (another file, another start, another crop) is looked at again.
 """
 
 import json
@@ -125,7 +125,7 @@ def _found(
             seen, reason = known.get(entry.id, (None, None))
             if seen == place:
                 return entry, place, reason
-            read_clip(entry.path, clip, start=entry.start, silent=silent, pictures=pictures)
+            read_clip(entry.path, clip, start=entry.start, silent=silent, pictures=pictures, edit=entry.edit)
         except UnreachableError as error:
             unreached.append(error)
             raise
@@ -149,10 +149,11 @@ def _found(
 
 def _identity(entry: Entry) -> str:
     """What tells whether a clip is the one that was looked at: its bytes in a shard, or its file's size and time."""
+    place = f"@{entry.start!r}{f' {entry.edit}' if entry.edit else ''}"
     if isinstance(entry.path, FileInShard):
-        return f"{entry.path.sha256} @{entry.start!r}"
+        return f"{entry.path.sha256} {place}"
     status = require_file(entry.path)
-    return f"{entry.path} {status.st_size} {status.st_mtime_ns} @{entry.start!r}"
+    return f"{entry.path} {status.st_size} {status.st_mtime_ns} {place}"
 
 
 def _kind(reason: str, entry: Entry) -> str:

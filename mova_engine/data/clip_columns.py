@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from mova_engine.data.clip_edit import EDIT_KEYS, NO_EDIT, ClipEdit, edit_of
 from mova_engine.data.manifest_rows import SIZE_KEYS, parquet_batches, parquet_rows, rows_of
 from mova_engine.data.metadata import LATEST_START, Entry, ShownSize, entry_of, shown_of
 from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.data.text import flaw
+from mova_engine.errors import MovaError
 from mova_engine.files.byte_ranges import FileFacts
 
 # Columns of an ordinary block; others are ignored, and these must not hold null.
@@ -40,7 +42,9 @@ class InShards:
 
 @dataclass(frozen=True)
 class ClipColumns:
-    """Clips. names: the paths of files, and the names that files have in their shards. in_shards: None if none are."""
+    """Clips. names: the paths of files, and the names that files have in their shards. in_shards: None if none are.
+    edits: None if none has one.
+    """
 
     ids: Sequence[str]
     captions: Sequence[str]
@@ -48,6 +52,7 @@ class ClipColumns:
     names: Sequence[str]
     in_shards: InShards | None
     shown: Sequence[ShownSize | None]
+    edits: Sequence[ClipEdit] | None = None
 
 
 def blocks_of(manifest: Path, size: int) -> Iterator[tuple[str, Sequence[int], ClipColumns]]:
@@ -83,7 +88,9 @@ def _by_rows(manifest: Path, rows: Iterator[tuple[str, int, Any]]) -> ClipColumn
     names = [_name(entry) for entry in entries]
     shown = [entry.shown for entry in entries]
     starts = [entry.start for entry in entries]
-    return ClipColumns([e.id for e in entries], [e.caption for e in entries], starts, names, found, shown)
+    edits = [entry.edit for entry in entries]
+    edits = edits if any(edits) else None
+    return ClipColumns([e.id for e in entries], [e.caption for e in entries], starts, names, found, shown, edits)
 
 
 def _name(entry: Entry) -> str:
@@ -113,11 +120,19 @@ def _ordinary(folder: Path, columns: dict[str, list[Any]]) -> ClipColumns | None
             return None
     else:
         names = [os.path.join(folder, name) for name in names]
+    edits = [NO_EDIT] * count
+    given = {name: columns[name] for name in EDIT_KEYS if any(x is not None for x in columns.get(name, ()))}
+    if given:
+        try:
+            edits = [edit_of(dict(zip(given, row, strict=True))) for row in zip(*given.values(), strict=True)]
+        except MovaError:
+            return None
     shown: list[ShownSize | None] = [None] * count
     if all(name in columns for name in SIZE_KEYS):
         sizes = zip(*(columns[name] for name in SIZE_KEYS), strict=True)
-        shown = [shown_of(dict(zip(SIZE_KEYS, size, strict=True))) for size in sizes]
-    return ClipColumns(ids, captions, times.tolist(), names, found, shown)
+        parts: Iterator[dict[str, Any]] = (dict(zip(SIZE_KEYS, size, strict=True)) for size in sizes)
+        shown = [shown_of(size, edit) for size, edit in zip(parts, edits, strict=True)]
+    return ClipColumns(ids, captions, times.tolist(), names, found, shown, edits if any(edits) else None)
 
 
 def _ordinary_shards(folder: Path, columns: dict[str, list[Any]], count: int) -> InShards | None:

@@ -72,7 +72,7 @@ class ClipSizes:
         width, height, seconds = self._of_file(entry)
         if seconds <= entry.start:
             raise MovaError(f"{entry.path}: too short: it ends after {seconds:.3f} s, before {entry.start:g} s")
-        return ShownSize(width, height, seconds - entry.start)
+        return ShownSize(*entry.edit.shown_size(width, height), seconds - entry.start)
 
     def _of_file(self, entry: Entry) -> tuple[int, int, float]:
         if isinstance(entry.path, FileInShard):

@@ -112,8 +112,8 @@ class JoinedClips(Sequence[Entry]):
 
     @property
     def content_digest(self) -> str | None:
-        """The same of captions and starts."""
-        return self._digest(lambda entry: f"{entry.start} {entry.caption}", "content_digest")
+        """The same of captions, starts and edits."""
+        return self._digest(lambda entry: entry.told, "content_digest")
 
     def _digest(self, text: Callable[[Entry], str], of_table: str) -> str | None:
         if not any(isinstance(part, ClipTable) for _, part in self._parts):

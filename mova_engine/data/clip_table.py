@@ -9,6 +9,7 @@ them and the system may drop them.
     width.u32  height.u32  seconds.f64     what the manifest states of its size; 0 where it does not
     id.ends.u64  id.utf8              texts one after the other, and where each ends; also of caption and path
     shard.u32  offset.u64  size.u64  sha256.bin      of clips in shards
+    crop_x.i32 ... sound_shift.f64 gain_db.f64       where a clip has one; crop_width 0: the whole picture
     id.hash.u64                       sorted, from which clips of one id are found
 """
 
@@ -27,18 +28,21 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 
 from mova_engine.data.clip_columns import ClipColumns, InShards, blocks_of
-from mova_engine.data.metadata import Entry, ShownSize, same_id
+from mova_engine.data.clip_edit import NO_EDIT, ClipEdit
+from mova_engine.data.metadata import Entry, ShownSize, same_id, told
 from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.errors import MovaError
 from mova_engine.files.byte_ranges import FileFacts
 
 # Increased whenever the layout of tables changes.
-VERSION = 3
+VERSION = 4
 FACTS = "facts.json"
 TEXTS: tuple[str, ...] = ("id", "caption", "path")
 NUMBERS = {"start": "f64", "place": "u32", "width": "u32", "height": "u32", "seconds": "f64"}
 OF_SHARDS = {"shard": "u32", "offset": "u64", "size": "u64"}
-TYPES = {"f64": np.dtype("<f8"), "u32": np.dtype("<u4"), "u64": np.dtype("<u8")}
+CROPS = ("crop_x", "crop_y", "crop_width", "crop_height")
+OF_EDITS = {**dict.fromkeys(CROPS, "i32"), "sound_shift": "f64", "gain_db": "f64"}
+TYPES = {"f64": np.dtype("<f8"), "u32": np.dtype("<u4"), "u64": np.dtype("<u8"), "i32": np.dtype("<i4")}
 DIGEST = 32
 # Rows that are written at once.
 BLOCK = 4096
@@ -47,7 +51,7 @@ BLOCK = 4096
 class ClipTable(Sequence[Entry]):
     """The clips of a table, in the order of their manifest. base: the manifest's folder.
 
-    order_digest, content_digest: of the ids in order, see `clip_changes.order_digest`, and of captions and starts.
+    order_digest, content_digest: of the ids in order, see `clip_changes.order_digest`, and of what is told of each.
     """
 
     def __init__(self, folder: Path, base: Path) -> None:
@@ -64,6 +68,9 @@ class ClipTable(Sequence[Entry]):
             if self._shards:
                 self._numbers |= {n: _mapped(folder / f"{n}.{kind}", TYPES[kind]) for n, kind in OF_SHARDS.items()}
                 self._digests = _mapped(folder / "sha256.bin", np.dtype(np.uint8)).reshape(-1, DIGEST)
+            self._edited: bool = facts["edited"]
+            if self._edited:
+                self._numbers |= {n: _mapped(folder / f"{n}.{kind}", TYPES[kind]) for n, kind in OF_EDITS.items()}
             self._check_sizes()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MovaError(f"{folder}: not a whole table of clips ({error}): remove it") from None
@@ -93,12 +100,18 @@ class ClipTable(Sequence[Entry]):
         file = self.base / path if shard is None else self._file(row, shard, path)
         size = ShownSize(*(self._numbers[name][row].item() for name in ShownSize._fields))
         start, shown = float(self._numbers["start"][row]), size if size.seconds else None
-        return Entry(file, self._texts["caption"][row], self._texts["id"][row], start, shown)
+        return Entry(file, self._texts["caption"][row], self._texts["id"][row], start, shown, self._edit(row))
 
     def shown(self, first: int, count: int) -> np.ndarray:
         """The sizes of `count` clips from `first` on, float64 [count, 3] as of `ShownSize`; zeros: not stated."""
         columns = [self._numbers[name][first : first + count] for name in ShownSize._fields]
         return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
+
+    def _edit(self, row: int) -> ClipEdit:
+        if not self._edited:
+            return NO_EDIT
+        x, y, width, height, shift, gain = (self._numbers[name][row].item() for name in OF_EDITS)
+        return ClipEdit((x, y, width, height) if width else None, shift, gain)
 
     def _shard_of(self, row: int) -> Shard | None:
         """The shard of a clip; None if it is a file of its own."""
@@ -203,7 +216,7 @@ class _TableWriter:
         self._order, self._content = hashlib.sha256(b"True\n"), hashlib.sha256()
         self._shards: dict[Shard, int] = {}
         self._ends = dict.fromkeys(TEXTS, 0)
-        self._count, self._word = 0, "row"
+        self._count, self._word, self._edited = 0, "row", False
 
     def __enter__(self) -> "_TableWriter":
         return self
@@ -233,10 +246,13 @@ class _TableWriter:
         self._texts("path", [name if shard else name.removeprefix(self.base) for name, shard in names])
         if block.in_shards is not None or self._shards:
             self._in_shards(block)
+        edits = block.edits or [NO_EDIT] * len(block.ids)
+        if block.edits is not None or self._edited:
+            self._edits(edits)
         self._file("id.hash.u64").write(b"".join([_hash(name) for name in block.ids]))
         if block.ids:
             self._order.update((("\n" if self._count else "") + "\n".join(block.ids)).encode())
-        said = [f"{start} {caption}\0" for start, caption in zip(block.starts, block.captions, strict=True)]
+        said = [f"{told(*each)}\0" for each in zip(block.starts, block.captions, edits, strict=True)]
         self._content.update("".join(said).encode())
         self._count += len(block.ids)
 
@@ -254,6 +270,16 @@ class _TableWriter:
         self._numbers("offset", "u64", found.offsets)
         self._numbers("size", "u64", found.sizes)
         self._file("sha256.bin").write(found.digests)
+
+    def _edits(self, edits: Sequence[ClipEdit]) -> None:
+        if not self._edited:
+            # The rows before had none.
+            for name, kind in OF_EDITS.items():
+                self._file(f"{name}.{kind}").write(bytes(self._count * TYPES[kind].itemsize))
+            self._edited = True
+        rows = [(*(edit.crop or (0, 0, 0, 0)), edit.sound_shift, edit.gain_db) for edit in edits]
+        for (name, kind), values in zip(OF_EDITS.items(), zip(*rows, strict=True), strict=True) if rows else ():
+            self._numbers(name, kind, values)
 
     def _numbers(self, name: str, kind: str, values: Sequence[float]) -> None:
         self._file(f"{name}.{kind}").write(np.asarray(values, TYPES[kind]).tobytes())
@@ -276,6 +302,7 @@ class _TableWriter:
             "count": self._count,
             "order": self._order.hexdigest()[:16],
             "content": self._content.hexdigest()[:16],
+            "edited": self._edited,
             # Relative to the manifest's folder, which another process may name otherwise.
             "shards": [[shard.address.removeprefix(self.base), asdict(shard.facts)] for shard in self._shards],
         }

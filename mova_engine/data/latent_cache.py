@@ -1,8 +1,9 @@
 """The latent cache: latents and text features on disk, addressed by content. Clips are encoded once for many runs.
 
-An entry's key is a hash of everything that its latents depend on: the file's content, the clip's start and shape, the
-fingerprints of the codecs, the precision. Entries are therefore never out of date, and runs may share a folder. Entries
-are safetensors files that are written atomically, with a checksum. A damaged entry is reported and encoded again.
+An entry's key is a hash of everything that its latents depend on: the file's content, the clip's start, edit and shape,
+the fingerprints of the codecs, the precision. Entries are therefore never out of date, and runs may share a folder.
+Entries are safetensors files that are written atomically, with a checksum. A damaged entry is reported and encoded
+again.
 
     FOLDER/clips/ab/abcd....safetensors     video_latents, image_latents, audio_latents, heard
     FOLDER/text/ab/abcd....safetensors      text
@@ -265,8 +266,7 @@ class LatentCache:
     def _decode(self, entry: Entry) -> Clip:
         """Decode the clip. If reading the file ends its process, that is recorded, and later runs do not try again."""
         pictures = self.video_codec is not None
-        content = self.content(entry)
-        facts = {"content": content, "start": entry.start, "pictures": pictures, "av": av.__version__}
+        facts = {**self._of_entry(entry), "pictures": pictures, "av": av.__version__}
         known = self._path("fatal", facts).with_suffix(".json")
         try:
             reason = json.loads(known.read_bytes())["reason"]
@@ -275,7 +275,9 @@ class LatentCache:
         else:
             raise MovaError(f"{entry.path}: {reason} (so an earlier run found; to try again delete {known})")
         try:
-            return read_clip(entry.path, self.clip, start=entry.start, silent=self.silent, pictures=pictures)
+            return read_clip(
+                entry.path, self.clip, start=entry.start, silent=self.silent, pictures=pictures, edit=entry.edit
+            )
         except FatalFileError as error:
             self._try_write(known, json.dumps({"reason": error.reason}).encode())
             raise
@@ -318,7 +320,12 @@ class LatentCache:
 
     def _clip_path(self, entry: Entry, form: Form | None = None) -> Path:
         facts = self._clip_facts if form is None else form
-        return self._path("clips", {**facts, "content": self.content(entry), "start": entry.start})
+        return self._path("clips", {**facts, **self._of_entry(entry)})
+
+    def _of_entry(self, entry: Entry) -> dict[str, object]:
+        """What a clip's place depends on of its row. Without an edit it is what it was before there were any."""
+        edit = {"edit": entry.edit.facts} if entry.edit else {}
+        return {"content": self.content(entry), "start": entry.start, **edit}
 
     def _text_path(self, caption: str) -> Path:
         return self._path("text", {**self._text_facts, "caption": caption})

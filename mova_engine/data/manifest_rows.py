@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mova_engine.data.clip_edit import EDIT_KEYS
 from mova_engine.data.text import read_text, shown
 from mova_engine.errors import MovaError, require_package
 from mova_engine.files.atomic import require_file
@@ -20,7 +21,7 @@ from mova_engine.files.atomic import require_file
 WHOLE_KEYS = ("offset", "size", "shard_size")
 # Of what buckets need to know of a clip: pixels of its pictures as shown, seconds from its start on.
 SIZE_KEYS = ("width", "height", "duration")
-NUMBER_KEYS = ("start", "shard_modified", *SIZE_KEYS)
+NUMBER_KEYS = ("start", "shard_modified", "sound_shift", "gain_db", *SIZE_KEYS)
 # All keys that count; columns of a Parquet file that are called otherwise are not read.
 KEYS = (
     "video_path",
@@ -34,6 +35,7 @@ KEYS = (
     *WHOLE_KEYS,
     "shard_modified",
     *SIZE_KEYS,
+    *EDIT_KEYS,
 )
 # Rows of a Parquet file that are in memory at once.
 PARQUET_ROWS = 4096

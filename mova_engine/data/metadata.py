@@ -8,7 +8,8 @@ line, `metadata.json` (the reference's format) a list of the same objects:
 `video_path` is relative to the folder; a file in a tar shard has `shard`, `member`, `offset`, `size` and `sha256` in
 its place, see `mova data index`. `id` names the clip in logs and batches (default: the path, plus the start if it is
 not 0). `start` (default 0) is the time in the file at which the clip begins, in seconds. `width`, `height` and
-`duration`, where all three are positive numbers, are what buckets need to know of the file. Other keys are ignored.
+`duration`, where all three are positive numbers, are what buckets need to know of the clip. `crop`, `sound_shift` and
+`gain_db` say what is done to its pictures and sound, see `data.clip_edit`. Other keys are ignored.
 Values that later steps cannot use are errors here: text that cannot be encoded, a start beyond any file's length.
 
 Without a metadata file every video and sound file of the folder is a clip, in the order of their names, and `a.txt` is
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from mova_engine.data.clip_edit import NO_EDIT, ClipEdit, edit_of
 from mova_engine.data.manifest_rows import SIZE_KEYS, rows_of
 from mova_engine.data.shard_files import FileInShard, Shard
 from mova_engine.data.text import flaw, read_text, shown
@@ -46,8 +48,8 @@ Place = tuple[str, int]
 
 
 class ShownSize(NamedTuple):
-    """What there is of a clip in its file: the width and height of its pictures as they are shown, and the seconds from
-    the clip's start on.
+    """What there is of a clip in its file: the width and height of its pictures as they are shown, of a crop those of
+    the crop, and the seconds from the clip's start on.
     """
 
     width: int
@@ -58,7 +60,7 @@ class ShownSize(NamedTuple):
 @dataclass(frozen=True)
 class Entry:
     """One clip. path: its file. id: unique in its list. start: seconds after the file's first picture. shown: its size,
-    where the list states it.
+    where the list states it. edit: what is done to its pictures and sound.
     """
 
     path: MediaFile
@@ -66,6 +68,17 @@ class Entry:
     id: str
     start: float = 0.0
     shown: ShownSize | None = None
+    edit: ClipEdit = NO_EDIT
+
+    @property
+    def told(self) -> str:
+        """What the list tells of the clip beside its file, as fingerprints of lists take it."""
+        return told(self.start, self.caption, self.edit)
+
+
+def told(start: float, caption: str, edit: ClipEdit) -> str:
+    """`Entry.told` of these."""
+    return f"{edit} {start} {caption}" if edit else f"{start} {caption}"
 
 
 def read_metadata(folder: str | Path) -> list[Entry]:
@@ -156,18 +169,23 @@ def entry_of(folder: Path, place: str, row: Any) -> Entry:
         got = _described(start)
         raise MovaError(f"{place}: key 'start' must be seconds from 0 up to {LATEST_START:g}, got {got}")
     identity = _text(place, row, "id", name=True) if "id" in row else name + (f"@{start:.15g}" if start else "")
-    return Entry(file, caption, identity, float(start), shown_of(row))
+    try:
+        edit = edit_of(row)
+    except MovaError as error:
+        raise MovaError(f"{place}: key {error}") from None
+    return Entry(file, caption, identity, float(start), shown_of(row, edit), edit)
 
 
-def shown_of(row: Mapping[str, Any]) -> ShownSize | None:
-    """The size that a row states of its clip's file; None where a part of it is missing or no positive number, since
-    these keys may mean something else in lists that were not made for buckets.
+def shown_of(row: Mapping[str, Any], edit: ClipEdit = NO_EDIT) -> ShownSize | None:
+    """The size that a row states of its clip; None where a part of it is missing or no positive number, since these
+    keys may mean something else in lists that were not made for buckets. Of a crop it is the crop's, whatever they say.
     """
     width, height, seconds = (row.get(key) for key in SIZE_KEYS)
     for value in (width, height, seconds):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LATEST_START:
             return None
-    return ShownSize(max(1, round(width)), max(1, round(height)), float(seconds))  # pyright: ignore[reportArgumentType] numbers
+    size = max(1, round(width)), max(1, round(height))  # pyright: ignore[reportArgumentType] numbers
+    return ShownSize(*edit.shown_size(*size), float(seconds))  # pyright: ignore[reportArgumentType] a number
 
 
 def _in_shard(folder: Path, place: str, row: dict[str, Any]) -> FileInShard:

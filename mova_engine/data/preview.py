@@ -72,7 +72,7 @@ def _sheet(
     sheet, refused = list[SheetClip](), 0
     for entry in entries:
         try:
-            found = read_clip(entry.path, clip, start=entry.start, silent=silent, pictures=pictures)
+            found = read_clip(entry.path, clip, start=entry.start, silent=silent, pictures=pictures, edit=entry.edit)
         except UnreachableError:
             raise
         except MovaError as error:
@@ -82,7 +82,8 @@ def _sheet(
         if len(sheet) < count:
             used = f"{entry.start:g} to {entry.start + clip.duration:.2f} s of {_length(entry, pictures)}"
             sound = "" if found.heard else ", no sound"
-            say(f"{entry.id}: {used}{sound}: {entry.caption or '(no caption)'}")
+            edited = "".join(f", {key} {value}" for key, value in entry.edit.facts.items())
+            say(f"{entry.id}: {used}{edited}{sound}: {entry.caption or '(no caption)'}")
             text = f"{entry.id} ({used}{sound}): {entry.caption}"
             shown = found.pictures if pictures else spectrogram_frames(found.audio, clip.frames)
             sheet.append(SheetClip(shown, found.audio, text, clip.fps, clip.sample_rate))

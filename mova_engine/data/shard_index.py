@@ -6,6 +6,8 @@ dot.
     0001.mp4  0001.txt                the clip and its caption
     0001.mp4  0001.json               the clip and {"caption": ..., "start": ..., "id": ...}, or a list of such objects
 
+A JSON file may also say `crop`, `sound_shift` and `gain_db`, see `data.clip_edit`.
+
 Each shard is read once from its beginning to its end; the index holds the digest of every media file. It is a Parquet
 file that is a manifest as any other: its columns `shard`, `member`, `offset`, `size` and `sha256` take the place of
 `video_path`, see `data.metadata`.
@@ -29,6 +31,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from mova_engine.data.clip_edit import EDIT_KEYS
 from mova_engine.data.manifest_rows import SIZE_KEYS
 from mova_engine.data.media.decode import probe_shown
 from mova_engine.data.metadata import CAPTION, MEDIA, entry_of
@@ -56,7 +59,7 @@ BLOCK = 512
 # The largest caption or JSON file of a sample that is read.
 LARGEST_TEXT = 16 << 20
 # Keys of a sample's JSON that reach the index.
-KEYS = ("caption", "start", "id")
+KEYS = ("caption", "start", "id", *EDIT_KEYS)
 # Rows of one group of the Parquet file, and its columns.
 ROWS = 1 << 16
 COLUMNS = {
@@ -68,6 +71,8 @@ COLUMNS = {
     "shard_size": "int64",
     "shard_modified": "float64",
     "shard_etag": "string",
+    "crop": "string",
+    **dict.fromkeys(("sound_shift", "gain_db"), "float64"),
 }
 # What is written with `sizes`.
 SIZES = dict.fromkeys(SIZE_KEYS, "float64")
@@ -346,7 +351,9 @@ def _stated(address: str, folder: Path, base: str | None) -> str:
 
 
 class _IndexWriter:
-    """Writes an index shard by shard. Of each clip it keeps 16 bytes: hashes of its id, and of its bytes and start."""
+    """Writes an index shard by shard. Of each clip it keeps 16 bytes: hashes of its id, and of its bytes, start and
+    edit.
+    """
 
     def __init__(self, path: Path, folder: Path, columns: Mapping[str, str]) -> None:
         import pyarrow as pa
@@ -371,11 +378,14 @@ class _IndexWriter:
         whole = []
         for row in rows:
             entry = entry_of(self.folder, f"{shard}: {shown(row['member'])}", {"shard": shard, **row})
-            whole.append({"shard": shard, **row, "id": entry.id, "start": entry.start})
-            if SIZE_KEYS[-1] in row:
-                whole[-1][SIZE_KEYS[-1]] -= entry.start
+            edit = entry.edit.facts
+            edit |= {"crop": json.dumps(edit["crop"])} if "crop" in edit else {}
+            whole.append({"shard": shard, **row, "id": entry.id, "start": entry.start, **edit})
+            if entry.shown is not None:
+                size = (*entry.shown[:2], entry.shown.seconds - entry.start)
+                whole[-1] |= dict(zip(SIZE_KEYS, map(float, size), strict=True))
             self.ids.append(_hash(entry.id))
-            self.contents.append(_hash(f"{row['sha256']} {entry.start}"))
+            self.contents.append(_hash(f"{row['sha256']} {entry.told.removesuffix(entry.caption)}"))
         if whole:
             self._file.write_table(pa.Table.from_pylist(whole, self._schema), row_group_size=ROWS)
         self.count += len(whole)

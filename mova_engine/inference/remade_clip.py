@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mova_engine.config.adapter_spec import parse_adapter
 from mova_engine.config.sample import SampleConfig
 from mova_engine.data.media.clip_manifest import ClipManifest, read_manifest
 from mova_engine.errors import MovaError
@@ -33,8 +34,9 @@ class RemadeClip:
                 f"{path}: its weights, {manifest.checkpoint}, are not at {config.checkpoint}: --checkpoint DIR says "
                 f"where they are; the SHA-256 of {len(manifest.weights)} files is compared"
             )
+        wanted = {parse_adapter(text).path for text in config.lora}
         for each in manifest.adapters:
-            if str(each["path"]) in " ".join(config.lora) and not Path(each["path"]).exists():
+            if Path(each["path"]) in wanted and not Path(each["path"]).exists():
                 raise MovaError(
                     f"{path}: its adapter {each['name']} (sha256 {str(each['sha256'])[:16]}) is not at {each['path']}: "
                     "--lora FILE names it, and all others of the clip"

@@ -11,6 +11,7 @@ import numpy as np
 
 from mova_engine.config.adapter_spec import Strength
 from mova_engine.config.model import ClipConfig
+from mova_engine.data.clip_edit import NO_EDIT, ClipEdit
 from mova_engine.data.media.decode import probe, read_clip
 from mova_engine.data.media.stills import is_picture, read_image
 from mova_engine.data.metadata import FILES, MediaFile, read_metadata
@@ -104,20 +105,20 @@ def strengths_of(prompts: Sequence[str], adapters: OfClips) -> list[Mapping[str,
     return list(adapters)
 
 
-def read_frame(path: str | MediaFile, clip: ClipConfig, start: float = 0.0) -> np.ndarray:
+def read_frame(path: str | MediaFile, clip: ClipConfig, start: float = 0.0, edit: ClipEdit = NO_EDIT) -> np.ndarray:
     """Read a picture file, or the frame of a video file at `start` seconds; uint8 [height, width, 3] of `clip`.
 
-    The content of the file decides between the two; with a `start` it is a video. Raises MovaError if the file is
-    missing or cannot be read.
+    The content of the file decides between the two; with a `start` or an edit it is a video. Raises MovaError if the
+    file is missing or cannot be read.
     """
-    if not start and is_picture(path):
+    if not start and not edit and is_picture(path):
         return read_image(path, clip.height, clip.width)
     try:
         probe(path)
     except MovaError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise MovaError(f"{path}: not a readable picture, nor a video: {reason}") from None
-    return read_clip(path, replace(clip, frames=1), start=start, silent="zeros").pictures[0]
+    return read_clip(path, replace(clip, frames=1), start=start, silent="zeros", edit=edit).pictures[0]
 
 
 def read_prompts(
@@ -186,12 +187,16 @@ def _prompts_of_clips(folder: Path, clip: ClipConfig, given: tuple[Kept, Kept]) 
             if given != ("none", "none"):
                 if not isinstance(entry.path, Path):
                     raise MovaError(f"{entry.path}: what is given of a clip must be a file of its own, not in a shard")
+                if entry.edit:
+                    raise MovaError(
+                        f"{entry.path}: what is given of a clip is taken as its file has it, and the list states "
+                        f"{', '.join(entry.edit.facts)}: list a file that is written so (mova curate --write mp4)"
+                    )
                 kept = GivenClip(entry.path, *given, entry.start)
                 kept.check(clip)
-            frame, file = (
-                read_frame(entry.path, clip, entry.start),
-                entry.path if isinstance(entry.path, Path) else None,
-            )
+            frame = read_frame(entry.path, clip, entry.start, entry.edit)
+            # What is stated of a file is its path and start, which do not give an edited picture again.
+            file = entry.path if isinstance(entry.path, Path) and not entry.edit else None
             prompts.append(Prompt(entry.caption, frame, entry.id, given=kept, file=file, start=entry.start))
         except MovaError as error:
             log.warning("clip '%s' gives no prompt: %s", entry.id, error)

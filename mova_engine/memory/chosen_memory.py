@@ -44,6 +44,11 @@ class ChosenMemory:
         """What the plan has on the device at most; on a CPU, with what waits."""
         return self.plan.memory.total if self._own else self.plan.memory.shared
 
+    @property
+    def clip_step_seconds(self) -> float | None:
+        """Planned seconds of a step, of one clip of a batch; None: they are not planned for this device."""
+        return self.plan.prediction.seconds if self.timed else None
+
     def words(self) -> str:
         """In a line, before the work: the settings and what is planned."""
         job, hardware = self.plan.run.job, self.plan.hardware

@@ -9,15 +9,18 @@ from typing import Any, Literal
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from mova_engine.data.media.container import audio_stream, open_media, video_stream
 from mova_engine.data.media.frames import frame_orientation
 from mova_engine.data.media.orientation import UPRIGHT, swaps_sides, turn_upright
 from mova_engine.errors import MovaError
+from mova_engine.scores.clip_window import Crop, Cropper, window_pictures, window_sound
 from mova_engine.scores.features.converted_sound import Format, convert_sound, unit_floats
 from mova_engine.scores.features.kept_sounds import KeptSounds
 from mova_engine.scores.frame_file import FrameFile, StoredFrame
+from mova_engine.scores.sound_frames import Soundtrack, joined_samples
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -25,16 +28,6 @@ Pixels = NDArray[np.uint8]
 MOST_BYTES = 4 << 30
 # Pixels of the small pictures, about, which several scores look at.
 SMALL_AREA = 144 * 256
-
-
-@dataclass(frozen=True)
-class Soundtrack:
-    """Samples [n, channels], int16 or float32, at `rate` Hz; the first is `start` seconds after the first picture."""
-
-    samples: NDArray[np.int16] | Floats
-    rate: int
-    layout: str
-    start: float
 
 
 @dataclass(frozen=True)
@@ -67,35 +60,75 @@ class DecodedClip:
         self._sounds = KeptSounds()
 
     @classmethod
-    def read(cls, path: str | Path, store: FrameFile | None = None) -> "DecodedClip":
+    def read(
+        cls,
+        path: str | Path,
+        store: FrameFile | None = None,
+        *,
+        start: float | Fraction = 0,
+        seconds: float | Fraction | None = None,
+        crop: Crop | None = None,
+    ) -> "DecodedClip":
         """Decode a file; its frames go to `store`, a new one without.
 
-        MovaError where the file is missing, damaged, holds neither pictures nor sound, or is too long.
+        start, seconds: the part of a film that is the clip, in seconds after the first picture, as `read_clip` of
+        data.media has it; its pictures' times count from `start`, its sound is cut to the sample. seconds None: to the
+        end. crop: x, y, width, height of what is kept of the pictures, in upright ones with square pixels.
+
+        MovaError where the file is missing, damaged, holds neither pictures nor sound, or is too long; of a part, where
+        the film has no picture at its start.
         """
+        begin, length = (None if x is None else Fraction(x).limit_denominator(1_000_000) for x in (start, seconds))
+        if begin or length is not None or crop is not None:
+            return cls._read_part(path, store, begin or Fraction(0), length, crop)
         moving = _has_pictures(path)
         with open_media(path, pictures=moving) as container:
             stream = video_stream(container, path) if moving else None
             sound = audio_stream(container)
-            base = Fraction(stream.time_base or 1) if stream else Fraction(1)
-            rate = float(stream.average_rate or 0) if stream else 0.0
-            clip = cls(path, store or FrameFile(), base, rate)
+            clip = cls._of(stream, path, store)
             parts: list[av.AudioFrame] = []
             wanted = [each for each in (stream, sound) if each is not None]
             for frame in (frame for packet in container.demux(wanted) for frame in packet.decode()):
                 if isinstance(frame, av.VideoFrame):
-                    if not clip._frames:
-                        clip._turned = _orientation(frame, path, stream.codec_context.name if stream else "")
-                    clip._frames.append(clip._store.append(frame))
+                    clip._add(frame, stream)
                 elif isinstance(frame, av.AudioFrame):
                     parts.append(frame)
-                if clip._store.size > MOST_BYTES:
-                    raise MovaError(
-                        f"{path}: more than {MOST_BYTES >> 30} GiB of pictures; scores measure clips: cut it"
-                    )
             clip._sound = _joined(parts, clip.first_time, path) if parts else None
         if not clip._frames and clip._sound is None:
             raise MovaError(f"{path}: neither a picture nor a sample can be decoded")
         return clip
+
+    @classmethod
+    def _read_part(
+        cls, path: str | Path, store: FrameFile | None, start: Fraction, seconds: Fraction | None, crop: Crop | None
+    ) -> "DecodedClip":
+        with open_media(path) as container:
+            stream = video_stream(container, path)
+            clip = cls._of(stream, path, store)
+            begin, pictures = window_pictures(container, path, start, seconds)
+            times, cropper = [], None
+            for time, frame in pictures:
+                times.append(time)
+                if crop is not None and cropper is None:
+                    turned = frame_orientation(frame, path, stream.codec_context.name)
+                    cropper = Cropper(crop, frame, turned, float(stream.sample_aspect_ratio or 1))
+                clip._add(frame, stream, cropper)
+            clip.times = times
+        with open_media(path) as container:
+            clip._sound = window_sound(container, path, begin, start, seconds)
+        return clip
+
+    @classmethod
+    def _of(cls, stream: VideoStream | None, path: str | Path, store: FrameFile | None) -> "DecodedClip":
+        base = Fraction(stream.time_base or 1) if stream else Fraction(1)
+        return cls(path, store or FrameFile(), base, float(stream.average_rate or 0) if stream else 0.0)
+
+    def _add(self, frame: av.VideoFrame, stream: VideoStream | None, cropper: Cropper | None = None) -> None:
+        if not self._frames:
+            self._turned = _orientation(frame, self.path, stream.codec_context.name if stream else "")
+        self._frames.append(self._store.append(cropper(frame) if cropper else frame))
+        if self._store.size > MOST_BYTES:
+            raise MovaError(f"{self.path}: more than {MOST_BYTES >> 30} GiB of pictures; scores measure clips: cut it")
 
     @property
     def first_time(self) -> Fraction | None:
@@ -257,26 +290,5 @@ def _has_pictures(path: str | Path) -> bool:
 
 def _joined(parts: list[av.AudioFrame], first_picture: Fraction | None, path: str | Path) -> Soundtrack:
     first = parts[0]
-    planar = first.format.is_planar
-    wide = first.format.name.rstrip("p") == "s16"
-    layout, rate = first.layout.name, first.sample_rate
-    channels = len(first.layout.channels)
-    usable = [part for part in parts if (part.sample_rate, part.layout.name) == (rate, layout)]
-    if len(usable) < len(parts):
-        raise MovaError(f"{path}: the sound changes its rate or its channels within the file")
-    arrays = [part.to_ndarray() for part in parts]
-    table: Any = np.concatenate([each.T if planar else each.reshape(-1, channels) for each in arrays])
-    if not wide:
-        table = _floats(table, first.format.name)
     start = Fraction(first.pts or 0) * Fraction(first.time_base or 1) - (first_picture or 0)
-    return Soundtrack(np.ascontiguousarray(table), rate, layout, float(start))
-
-
-def _floats(table: np.ndarray, name: str) -> Floats:
-    """Samples of another format as float32 in -1..1."""
-    kind = name.rstrip("p")
-    if kind in ("flt", "dbl"):
-        return table.astype(np.float32)
-    if kind == "u8":
-        return ((table.astype(np.float32) - 128) / 128).astype(np.float32)
-    return (table / 2.0**31).astype(np.float32)  # s32; 24-bit sound is decoded to it
+    return Soundtrack(joined_samples(parts, path), first.sample_rate, first.layout.name, float(start))

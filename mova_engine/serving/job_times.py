@@ -1,4 +1,5 @@
-"""Seconds that a job's stages take: measured on this machine, kept in the store, scaled to clips of other sizes.
+"""Seconds that a job's stages take: measured on this machine, kept in the store, scaled to clips of other sizes; until
+the first clip is measured, those that the planner has for a device that it knows.
 
 A stage's seconds are those of one clip. Steps are scaled by tokens of the video and evaluations a step, the rest by
 tokens: less than what attention costs of much longer clips, until one such clip was measured.
@@ -30,12 +31,13 @@ class JobTimes:
     """What was measured of a model's clips."""
 
     def __init__(self, store: StoreDatabase, model: str) -> None:
-        self._store, self._key = store, f"times {model}"
+        self._store, self._key, self._planned = store, f"times {model}", f"planned {model}"
 
     def stages(self, tokens: int, evaluations: int) -> StageSeconds | None:
-        """Seconds by the measured clip whose size is nearest; None: none was measured."""
+        """Seconds by the measured clip whose size is nearest, or by the plan; None: there is neither."""
         nearest: tuple[float, Mapping[str, float]] | None = None
-        for size, seconds in self._store.measured(self._key).items():
+        known_clips = self._store.measured(self._key) or self._store.measured(self._planned)
+        for size, seconds in known_clips.items():
             known, calls = (int(x) for x in size.split("x"))
             ratio = tokens / known
             distance = max(ratio, 1 / ratio) * (1 if calls == evaluations else 1.5)
@@ -46,9 +48,14 @@ class JobTimes:
         return None if nearest is None else StageSeconds(**nearest[1])
 
     def seconds(self, settings: VideoSettings, steps: int, evaluations: int) -> float | None:
-        """Predicted seconds of a clip's work; None: nothing was measured."""
+        """Predicted seconds of a clip's work; None: nothing was measured, or planned."""
         found = self.stages(settings.video_tokens, evaluations)
         return None if found is None else found.encode + steps * found.step + found.decode
+
+    def plan(self, tokens: int, evaluations: int, step: float) -> None:
+        """Keep what the planner has for a step of such a clip. It has none for words and pictures: they get shares."""
+        seconds = {name: share * step for name, share in _SHARES.items()}
+        self._store.note_measured(self._planned, {f"{tokens}x{evaluations}": seconds})
 
     def note(self, tokens: int, evaluations: int, found: StageSeconds) -> None:
         """Keep what a clip took."""

@@ -172,7 +172,8 @@ async def _form(request: "Request", kind: str, most_bytes: int, most_field_bytes
             digest = await asyncio.to_thread(_digest, value.file)
             body.files[key] = UploadedFile(value.file, digest)
         else:
-            _put(body.fields, key, value)
+            # Browsers send the ends of lines in a form as CR LF, whatever was typed: the same words are the same clip.
+            _put(body.fields, key, value.replace("\r\n", "\n"))
     return body
 
 

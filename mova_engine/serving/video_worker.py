@@ -34,6 +34,7 @@ from mova_engine.inference.requests import read_frame
 from mova_engine.ops import DTYPES
 from mova_engine.serving.batch_run import BatchRun, NobodyWaitsError, clear_outputs
 from mova_engine.serving.job_requests import JobRequest, read_request
+from mova_engine.serving.job_times import JobTimes
 from mova_engine.serving.latent_preview import LatentPreview
 from mova_engine.serving.served_manifest import ManifestMaker
 from mova_engine.serving.store_errors import StoreRefusal
@@ -87,6 +88,9 @@ class VideoWorker:
             ram=settings.ram,
         )
         backend.use_threads(settings.threads, found.mova.config.video.dim)
+        if found.chosen is not None and (seconds := found.chosen.clip_step_seconds) is not None:
+            job = found.chosen.plan.run.job
+            JobTimes(self.store, settings.model).plan(job.model.clip.video_tokens, job.evaluations, seconds)
         for name, path in settings.lora:
             assert found.adapters is not None, "from_pretrained gives adapters"
             found.adapters.add(name, path)

@@ -193,7 +193,9 @@ def _readable(
     """Yield the clips that can be read and have sound; append the reasons of the others to `reasons`."""
     for entry in entries:
         try:
-            found = read_clip(entry.path, clip, start=entry.start, silent=settings.silent_audio, pictures=pictures)
+            found = read_clip(
+                entry.path, clip, start=entry.start, silent=settings.silent_audio, pictures=pictures, edit=entry.edit
+            )
             if found.heard:
                 yield found
             else:

@@ -60,7 +60,8 @@ class Validator:
             return
         prompts: dict[ClipConfig, list[Prompt]] = {}
         for own, entry in self._sampled(shape):
-            prompts.setdefault(own, []).append(Prompt(entry.caption, read_frame(entry.path, own, entry.start)))
+            frame = read_frame(entry.path, own, entry.start, entry.edit)
+            prompts.setdefault(own, []).append(Prompt(entry.caption, frame))
         if self.prompts:
             prompts.setdefault(shape, []).extend(self.prompts)
         seed = self.config.seed

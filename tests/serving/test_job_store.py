@@ -9,6 +9,7 @@ import pytest
 
 from mova_engine.errors import MovaError
 from mova_engine.serving.job_store import JobStore
+from mova_engine.serving.job_times import JobTimes, StageSeconds
 from mova_engine.serving.store_database import StoreLimits
 from mova_engine.serving.store_errors import IdempotencyConflict, QueueFullError, QuotaError, StillStoppingError
 from mova_engine.serving.video_job import VideoJob, VideoSettings, new_id
@@ -310,3 +311,15 @@ def test_other_databases_and_other_versions_are_refused(tmp_path):
     (tmp_path / "jobs.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(MovaError, match="cannot be opened"):
         JobStore.open(None, tmp_path)
+
+
+def test_seconds_are_planned_until_they_are_measured(store):
+    times, tokens = JobTimes(store, "nano"), SETTINGS.video_tokens
+    assert times.seconds(SETTINGS, 10, 2) is None
+    times.plan(tokens, 2, 0.5)
+    assert times.seconds(SETTINGS, 10, 2) == pytest.approx(10 * 0.5 + 0.5 + 2 * 0.5)
+    assert times.seconds(SETTINGS, 10, 1) == pytest.approx(10 * 0.25 + 0.5 + 2 * 0.5)
+    times.note(tokens, 2, StageSeconds(encode=1.0, step=0.1, decode=3.0))
+    times.plan(tokens, 2, 0.5)
+    assert times.seconds(SETTINGS, 10, 2) == pytest.approx(1 + 1 + 3), "what was measured counts"
+    assert JobTimes(store, "another").stages(tokens, 2) is None

@@ -6,7 +6,7 @@ import urllib.request
 from dataclasses import replace
 
 import pytest
-from chat_servers import chat_server
+from chat_servers import BAD, GOOD, PROMPT, chat_server
 from mova_servers import TINY, mova_server, write_tiny_model
 from worker_tools import new_video, wait_for, worker_settings
 
@@ -15,15 +15,6 @@ from mova_engine.serving.video_worker import VideoWorker
 from mova_engine.serving.worker_settings import WorkerSettings
 
 pytestmark = pytest.mark.serving
-PROMPT = "A woman on a bridge says “Look at the river!” and points down."
-GOOD = (
-    "A woman in a red coat stands on an old stone bridge in the morning light, mist over the water, bare trees along "
-    "the banks. She leans over the wall, her breath white in the cold air, says “Look at the river!” and points down "
-    "with her left hand, the water moves slowly under the arch.\n\nThe audio has the soft rush of the river under "
-    "the bridge, her bright and excited voice, and far away a single crow; there is no music."
-)
-# Another one says what is not in the prompt.
-BAD = GOOD.replace("Look at the river!", "Regarde la rivière !")
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,12 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from browsers import browser_marks, chromium, contrasts, until
+from chat_servers import BAD, GOOD, PROMPT, chat_server
 from mova_servers import TINY, mova_server, write_tiny_model
 from PIL import Image
 
@@ -391,3 +393,31 @@ def test_axe_finds_nothing(new_page, server):
     page.click("#remix")
     look("remix")
     assert not any(found.values()), found
+
+
+def test_an_enhanced_prompt_stands_beside_the_own_one(new_page, tmp_path):
+    checkpoint = write_tiny_model(tmp_path / "tiny", replace(TINY, text_tokens=1024))
+    with chat_server() as language_model:
+        options = "--enhance", "endpoint", "--enhance.url", language_model.url, "--enhance.model", "small"
+        with mova_server(checkpoint, tmp_path / "store", *options) as server:
+            page = new_page(server.url)
+            page.fill("#prompt", PROMPT)
+            language_model.say(BAD)
+            page.click("#enhance")
+            until(page, "document.querySelector('#enhanced-about').textContent.includes('letter for letter')")
+            assert page.input_value("#enhanced") == "", "the own prompt is kept, and it is said why"
+            language_model.say(GOOD)
+            page.click("#enhance")
+            until(page, "document.querySelector('#enhanced').value !== ''")
+            assert (page.input_value("#prompt"), page.input_value("#enhanced")) == (PROMPT, GOOD)
+            page.fill("#prompt", f"{PROMPT} It rains.")
+            until(page, "document.querySelector('#enhanced-about').textContent.startsWith('Made of another prompt')")
+            page.fill("#prompt", PROMPT)
+            set_steps(page, QUICK)
+            page.click("#create")
+            until(page, READY.format(1))
+            made = job(server, PROMPT)["x_mova"]
+            assert made["enhanced_prompt"] == GOOD
+            page.click(".card .open")
+            page.click("#viewer-enhanced summary")
+            assert GOOD.splitlines()[0] in text_of(page, "#viewer-enhanced")

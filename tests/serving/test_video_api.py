@@ -201,6 +201,18 @@ def test_bad_pictures_are_the_senders_mistake(client, store, data, words):
     assert not list(store.files.videos.iterdir())
 
 
+def test_lines_of_forms_end_as_they_were_typed(client, store):
+    """Browsers send CR LF, JSON what was typed: the same words are the same clip."""
+    typed = {"prompt": "a ball\n\nand rain", "negative_prompt": "noise\nblur", "enhanced_prompt": "a red ball\n\nrain"}
+    sent = {name: text.replace("\n", "\r\n") for name, text in typed.items()}
+    answers = [client.post("/v1/videos", **{kind: sent if kind != "json" else typed}) for kind in ("json", "data")]
+    answers.append(client.post("/v1/videos", data=sent, files={"input_reference": ("a.png", png())}))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    for answer in answers:
+        settings = store.get(answer.json()["id"]).settings
+        assert {name: getattr(settings, name) for name in typed} == typed
+
+
 def test_a_picture_is_stored_as_the_engine_reads_it(client, store):
     address = "data:image/png;base64," + base64.b64encode(png(200, 90)).decode()
     sent = {"prompt": "a", "input_reference": {"image_url": address}, "last_frame": {"image_url": address}}

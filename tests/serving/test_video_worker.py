@@ -10,8 +10,11 @@ from mova_servers import write_tiny_model
 from PIL import Image
 from worker_tools import LIMITS, new_video, worker_settings
 
+from mova_engine.memory import chosen_memory
+from mova_engine.predict.hardware import hardware_of
 from mova_engine.serving import batch_run
 from mova_engine.serving.job_store import JobStore
+from mova_engine.serving.job_times import JobTimes
 from mova_engine.serving.video_worker import VideoWorker
 
 pytestmark = pytest.mark.serving
@@ -237,3 +240,13 @@ def test_a_full_disk_fails_the_job_and_loses_nothing(worker, monkeypatch):
     after = worker.store.add(replace(new_video()))
     assert worker._work_once()
     assert worker.store.get(after.id).status == "completed"
+
+
+def test_a_planned_step_predicts_the_first_clip(make_worker, monkeypatch):
+    """On a device whose speed the planner knows; of this CPU it has the memory alone."""
+    assert JobTimes(make_worker(memory="auto").store, "tiny").stages(100, 2) is None
+    monkeypatch.setattr(chosen_memory, "hardware_of", lambda kind, name: (hardware_of(kind, name)[0], True))
+    worker = make_worker(memory="auto")
+    chosen, times = worker.pipeline.chosen, JobTimes(worker.store, "tiny")
+    found = times.stages(worker.pipeline.mova.config.clip.video_tokens, chosen.plan.run.job.evaluations)
+    assert found.step == chosen.plan.prediction.seconds > 0

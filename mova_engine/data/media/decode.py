@@ -14,6 +14,7 @@ import av
 import numpy as np
 
 from mova_engine.config.model import ClipConfig
+from mova_engine.data.clip_edit import NO_EDIT, ClipEdit
 from mova_engine.data.media.container import audio_stream, open_media, video_stream
 from mova_engine.data.media.pictures import declared_duration, read_pictures, shown_size
 from mova_engine.data.media.reader_process import in_reader_process
@@ -96,7 +97,13 @@ def probe_sound(path: str | Path) -> float:
 
 @in_reader_process
 def read_clip(
-    path: str | Path, clip: ClipConfig, *, start: float = 0.0, silent: Silent = "refuse", pictures: bool = True
+    path: str | Path,
+    clip: ClipConfig,
+    *,
+    start: float = 0.0,
+    silent: Silent = "refuse",
+    pictures: bool = True,
+    edit: ClipEdit = NO_EDIT,
 ) -> Clip:
     """Decode `clip.frames` pictures and `clip.audio_samples` samples, from `start` seconds after the first picture.
 
@@ -105,6 +112,8 @@ def read_clip(
     late or ends early there are zeros. The samples after `clip.duration`, up to whole latents, are the sound that
     follows in the file: zeros there would put a click into the last latent.
 
+    edit: pictures are cropped before all else; sound is moved by the nearest number of samples, and other sound of the
+    file moves in; where a gain takes it beyond full scale, the whole clip's sound is scaled down to that.
     silent: how to treat a clip without sound (no track, a silent one, or one that covers less than half the clip).
     "refuse": raise MovaError. "zeros" and "mask": return the sound that there is, zeros elsewhere, with heard=False.
     pictures=False: only the sound, from `start` seconds after its first sample; the file needs no video.
@@ -118,20 +127,30 @@ def read_clip(
     offset, video, sound = Fraction(start).limit_denominator(1_000_000), None, None
     with open_media(path, pictures=pictures) as container:
         if pictures:
-            origin, video = read_pictures(container, path, clip, offset)
+            origin, video = read_pictures(container, path, clip, offset, edit.crop)
         else:
             origin = first_sound(container, path)
     with open_media(path, pictures=pictures) as container:
         if audio_stream(container) is not None:
-            sound = read_sound(container, path, clip, offset, origin)
+            moved = Fraction(round(edit.sound_shift * clip.sample_rate), clip.sample_rate)
+            sound = read_sound(container, path, clip, offset - moved, origin)
     missing = _missing(sound, clip)
     if missing and silent == "refuse":
         also = " or mask" if pictures else ""
         raise MovaError(f"{path}: {missing} (--loader.silent-audio zeros{also} accepts it)")
     if not pictures and (sound is None or not sound.covered):
         raise MovaError(f"{path}: too short: its sound ends before {start:g} s")
-    audio = np.zeros(clip.audio_samples, np.float32) if sound is None else sound.mono
+    audio = np.zeros(clip.audio_samples, np.float32) if sound is None else _louder(sound.mono, edit.gain_db)
     return Clip(video, audio, heard=missing is None)
+
+
+def _louder(audio: np.ndarray, gain_db: float) -> np.ndarray:
+    """Sound float32 [n] by a gain, scaled down to full scale where it goes beyond."""
+    if not gain_db:
+        return audio
+    audio = audio * np.float32(10 ** (gain_db / 20))
+    peak = np.abs(audio).max(initial=0)
+    return audio / peak if peak > 1 else audio
 
 
 def _missing(sound: Sound | None, clip: ClipConfig) -> str | None:

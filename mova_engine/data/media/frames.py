@@ -10,6 +10,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation
 from PIL import Image
 
+from mova_engine.data.clip_edit import Crop
 from mova_engine.data.media.colour import (
     LUMA,
     MATRICES,
@@ -26,7 +27,7 @@ from mova_engine.data.media.colour import (
     to_display,
 )
 from mova_engine.data.media.orientation import UPRIGHT, from_matrix
-from mova_engine.data.media.resize import finish
+from mova_engine.data.media.resize import OutsideError, finish
 from mova_engine.data.media.still_colours import from_profile
 from mova_engine.data.media.warn import warn
 from mova_engine.errors import MovaError
@@ -48,11 +49,13 @@ def frame_pixels(
     pixel_aspect: float,
     codec: str = "",
     profile: bytes | None = None,
+    crop: Crop | None = None,
 ) -> np.ndarray:
-    """The frame as uint8 [height, width, 3], cropped and resized. Raises MovaError for unknown colour tags.
+    """The frame as uint8 [height, width, 3], cropped and resized. Raises MovaError for unknown colour tags, and for a
+    crop of which little is picture.
 
     pixel_aspect: width / height of a stored pixel. codec: name of the decoder. profile: ICC profile that applies if the
-    frame has none.
+    frame has none. crop: of the upright picture, before it is cropped to the shape.
     """
     for kind, name in AS_STORED.items():
         if _side_data(frame, kind, codec):
@@ -63,7 +66,11 @@ def frame_pixels(
     alpha = None
     if len(frame.format.components) in (2, 4) or frame.format.has_palette:
         alpha = _reformat(frame, "rgba", MATRIX_709).to_ndarray()[..., 3]
-    return finish(values, alpha, to_rgb, frame_orientation(frame, path, codec), height, width, pixel_aspect)
+    orientation = frame_orientation(frame, path, codec)
+    try:
+        return finish(values, alpha, to_rgb, orientation, height, width, pixel_aspect, crop)
+    except OutsideError as error:
+        raise MovaError(f"{path}: {error}") from None
 
 
 def _side_data(frame: VideoFrame, kind: Type, codec: str) -> bytes | None:

@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from mova_engine.config.model import ClipConfig
+from mova_engine.data.clip_edit import Crop
 from mova_engine.data.media.container import PREROLL, Reader, open_media, video_stream
 from mova_engine.data.media.frames import NAMES_PROFILES, frame_orientation, frame_pixels
 from mova_engine.data.media.interlacing import deinterlace
@@ -46,19 +47,19 @@ def declared_duration(stream: VideoStream) -> Fraction:
 
 def first_picture(container: InputContainer, path: str | Path) -> Fraction:
     """The time of the file's first picture, in seconds on the container's clock. Raises MovaError if there is none."""
-    return _opened(container, path)[1]
+    return open_pictures(container, path)[1]
 
 
 def shown_size(container: InputContainer, path: str | Path) -> tuple[int, int]:
     """Width and height of the file's pictures as they are shown, by the first one: upright, with square pixels."""
-    _, _, first = _opened(container, path)
+    _, _, first = open_pictures(container, path)
     stream = video_stream(container, path)
     width, height = max(1, round(first.width * float(stream.sample_aspect_ratio or 1))), first.height
     turned = swaps_sides(frame_orientation(first, path, stream.codec_context.name))
     return (height, width) if turned else (width, height)
 
 
-def _opened(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFrame], Fraction, VideoFrame]:
+def open_pictures(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFrame], Fraction, VideoFrame]:
     """A reader of the file's pictures, the first one's time, and the first one."""
     stream = video_stream(container, path)
     decoder = choose_decoder(stream, path)
@@ -73,10 +74,12 @@ def _opened(container: InputContainer, path: str | Path) -> tuple[Reader[VideoFr
 
 
 def read_pictures(
-    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction
+    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, crop: Crop | None = None
 ) -> tuple[Fraction, np.ndarray]:
-    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]."""
-    reader, origin, _ = _opened(container, path)
+    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]. crop:
+    the part of the pictures that is taken.
+    """
+    reader, origin, _ = open_pictures(container, path)
     stream = video_stream(container, path)
     begin = origin + start
     search = start > PREROLL
@@ -96,7 +99,7 @@ def read_pictures(
         if frame is last:
             video[count] = video[count - 1]
         else:
-            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect, codec, profile)
+            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect, codec, profile, crop)
         count, last = count + 1, frame
     if count < clip.frames:
         needed = start + Fraction(clip.frames) / rate

@@ -206,6 +206,12 @@ os.register_at_fork(after_in_child=lambda: _pool.close(ends=False))
 atexit.register(_pool.close)
 
 
+def read_here() -> None:
+    """From now on read files in this process: for a process whose parent expects that a file may end it."""
+    global _in_worker
+    _in_worker = True
+
+
 def serve(socket: int, memory: int, given: int) -> None:
     """The server's loop: pass requests to a worker and send back its answer, or how it died, until the caller closes
     the socket.

@@ -1,0 +1,35 @@
+"""`mova curate RAW --out OUT`: cuts films into clips, measures and judges these."""
+
+import sys
+from collections.abc import Sequence
+
+from mova_engine.config.curation_recipes import CURATE
+from mova_engine.errors import counted, run_cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Curate as the command line says; returns 1 if too many units failed, else 0."""
+    config = CURATE.parse(argv)
+    if config is None:
+        return 0
+    # Imported late, so that help is instant.
+    from mova_engine.curation.curation_run import Curation
+    from mova_engine.curation.funnel import told_funnel
+
+    curation = Curation(config, _say)
+    result = curation.run()
+    for line in told_funnel(result.funnel):
+        _say(line)
+    if result.failures:
+        _say(f"{counted(len(result.failures), 'failure')}: {curation.folder.failures}")
+    _say(f"clips: {curation.folder.clips}")
+    return int(result.too_many)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,108 @@
+"""New verdicts from stored scores: other filters over the table of clips, without decoding or measuring anything."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from mova_engine.curation.arrow_compute import compute
+from mova_engine.curation.clip_file import ClipFile
+from mova_engine.curation.filter_columns import filter_columns, scores_of
+from mova_engine.curation.funnel import FUNNEL, Funnel, FunnelCounter, read_funnel
+from mova_engine.curation.judging import Judging
+from mova_engine.curation.verdicts import Judge
+from mova_engine.errors import MovaError, suggest
+from mova_engine.files.atomic import write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The name of the filter that --where gives.
+WHERE = "where"
+_READ = ("verdict", "dropped_by", "kind", "frames", "fps", "reasons")
+
+
+@dataclass(frozen=True)
+class Refiltered:
+    """judging: what clips are judged by now. funnel: of the new verdicts. changes: {(verdict before, after): clips}.
+
+    unmeasured: {score: clips that have neither its numbers nor a reason}, of the clips that are unknown now.
+    """
+
+    judging: Judging
+    funnel: Funnel
+    changes: Mapping[tuple[str, str], int]
+    unmeasured: Mapping[str, int]
+
+
+def changed_judging(
+    judging: Judging, where: str | None, filters: Mapping[str, str], without: Sequence[str] = ()
+) -> Judging:
+    """What clips are to be judged by. where: one condition in place of all filters. filters: others by name, which take
+    the place of those of the same names or come last. without: names of filters that are left out.
+
+    MovaError for a condition that cannot be read and for a name that no filter has.
+    """
+    texts = {each.name: each.text for each in judging.judge.filters}
+    for name in without:
+        if name not in texts:
+            raise MovaError(f"there is no filter '{name}'.{suggest(name, texts)} Known: {', '.join(texts) or 'none'}")
+    texts = {name: text for name, text in texts.items() if name not in without}
+    texts = (texts if where is None else {WHERE: where}) | dict(filters)
+    marks = {each.name: each.text for each in judging.judge.marks}
+    return replace(judging, judge=Judge.of(texts, marks, judging.judge.also))
+
+
+def refilter(file: ClipFile, judging: Judging) -> Refiltered:
+    """Judge all clips anew. Only the columns that the filters name are read, in pieces; nothing is written."""
+    tally = _Tally(judging)
+    columns = (*_READ, *judging.judge.columns)
+    for table in file.tables(columns):
+        tally.add(table)
+    films = read_funnel(file.out).films
+    return Refiltered(judging, tally.counter.funnel(films), tally.changes, tally.unmeasured)
+
+
+def write_refiltered(file: ClipFile, found: Refiltered) -> None:
+    """Make the new verdicts those of the run: clips.parquet, metadata.jsonl and funnel.json."""
+    file.write(found.judging)
+    write_atomic(file.out / FUNNEL, found.funnel.json())
+
+
+@dataclass
+class _Tally:
+    judging: Judging
+    changes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unmeasured: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.counter = FunnelCounter([(each.name, each.text) for each in self.judging.judge.filters])
+
+    def add(self, table: "pa.Table") -> None:
+        import pyarrow as pa
+
+        judged = self.judging.judge.verdict_columns(table)
+        both = pa.table({"before": table["verdict"].cast(pa.string()), "after": judged["verdict"].cast(pa.string())})
+        for row in both.group_by(["before", "after"]).aggregate([([], "count_all")]).to_pylist():
+            self.changes[row["before"], row["after"]] += row["count_all"]
+        plain = table.select(["kind", "frames", "fps"])
+        for name in ("verdict", "dropped_by"):
+            plain = plain.append_column(name, judged[name])
+        self.counter.add(plain)
+        unsure = table.filter(compute().equal(both["after"], "unknown"))
+        for score in scores_of(column for each in self.judging.judge.filters for column in each.columns):
+            self.unmeasured[score] += _without(unsure, score)
+
+
+def _without(table: "pa.Table", score: str) -> int:
+    """Rows in which a score was not measured: no number, and no reason for that."""
+    import pyarrow as pa
+
+    pc = compute()
+    known = filter_columns()
+    names = [name for name, column in known.items() if column.score == score and name in table.column_names]
+    missing = pa.repeat(pa.scalar(True), table.num_rows)
+    for name in names:
+        missing = pc.and_(missing, pc.is_null(table[name]))
+    told = pc.fill_null(pc.match_substring(table["reasons"], f'"{score}":'), False)
+    return pc.sum(pc.and_not(missing, told)).as_py() or 0
