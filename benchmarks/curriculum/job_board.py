@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,15 @@ from mova_engine.files.atomic import write_atomic
 _LOOK, _TELL = 0.5, 60.0
 _TAIL = 12
 _STEP = re.compile(r"step (\d+/\d+)")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy of a folder, whole or not at all, unless there is one."""
+    if not target.exists():
+        aside = target.with_name(f".{target.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        aside.rename(target)
 
 
 class JobBoard:
@@ -64,6 +74,8 @@ class JobBoard:
         waiting = [job for job in self._jobs if job.name not in self._seconds and job.name not in self._running]
         ready = [job for job in waiting if all(name in self._seconds for name in job.needs)]
         for job in sorted(ready, key=lambda job: -self._ahead[job.name])[: self._at_once - len(self._running)]:
+            if job.copied:
+                _copy(*job.copied)
             # One thread each: two jobs on two cores are faster than one on both.
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             with open(self._log(job.name), "ab") as log:

@@ -28,12 +28,15 @@ _START, _SAMPLE = 12.0, {SMALL: 25.0, LARGE: 35.0}
 
 @dataclass(frozen=True)
 class CurriculumJob:
-    """A command. words: behind `mova`. needs: names of jobs that come first. seconds: about, on a quiet core."""
+    """A command. words: behind `mova`. needs: names of jobs that come first. seconds: about, on a quiet core. copied: a
+    folder, and where a copy of it must be before the command starts.
+    """
 
     name: str
     words: tuple[str, ...]
     needs: tuple[str, ...] = ()
     seconds: float = _START
+    copied: tuple[Path, Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,35 +95,32 @@ def clips_of(work: Path, phase: str) -> Path:
 
 def _data(work: Path, scale: CurriculumScale) -> Iterator[CurriculumJob]:
     films, held = str(work / "films"), str(work / "heldout")
-    curated = work / "clips"
     yield CurriculumJob("films", ("nano", "films", films, "--films", str(scale.films), "--seed", str(SEED)))
     of_films = ("--clips", str(scale.heldout), "--split", "heldout", "--scale", "2", "--seed", str(SEED))
     yield CurriculumJob("heldout", ("nano", "clips", held, *of_films))
-    yield CurriculumJob(
-        "curate",
-        ("curate", films, "--recipe", "curate-nano", "--out", str(curated / "phase1"), "--workers", "2"),
-        ("films",),
-        90 * scale.films / FILMS + _START,
-    )
+
+    def curate(phase: str, recipe: str) -> tuple[str, ...]:
+        out = str(clips_of(work, phase))
+        return ("curate", f"{films}/metadata.jsonl", "--recipe", recipe, "--out", out, "--workers", "2")
+
+    seconds = 90 * scale.films / FILMS + _START
+    yield CurriculumJob("clips-phase1", curate("phase1", "curate-nano"), ("films",), seconds)
+    # What phase 1's run measured is in its folder: other filters over a copy of it measure nothing.
     for phase in PHASES[1:]:
+        copied = clips_of(work, "phase1"), clips_of(work, phase)
         yield CurriculumJob(
-            f"refilter-{phase}",
-            ("curate", "refilter", str(curated / "phase1"), "--recipe", f"curate-nano-{phase}", "--out", str(curated / phase)),
-            ("curate",),
-            5,
+            f"clips-{phase}", curate(phase, f"curate-nano-{phase}"), ("clips-phase1",), _START, copied
         )
 
 
 def _trainings(work: Path, scale: CurriculumScale) -> Iterator[CurriculumJob]:
-    lists = {"phase1": "curate", "phase2": "refilter-phase2", "phase3": "refilter-phase3"}
-
     def training(
         name: str, recipe: str, clips: str, *options: str, after: str = "", also: str = "", side: int = SMALL
     ) -> CurriculumJob:
         steps = scale.steps_of(f"nano-{recipe}", *([f"nano-{also}"] if also else []))
         words = ["train", "--recipe", f"nano-{recipe}", "--data", str(clips_of(work, clips)), "--out", str(work / name)]
         words += ["--steps", str(steps), "--seed", str(SEED), "--device", "cpu", "--threads", "1", *options]
-        needs = (lists[clips], *([after] if after else []))
+        needs = (f"clips-{clips}", *([after] if after else []))
         each = _STEP["tower"] if recipe == "tower" else _STEP[side]
         return CurriculumJob(name, tuple(words), needs, _START + steps * each)
 
