@@ -64,8 +64,9 @@ class ClipWindow:
     """A clip that is not written yet: `frames` pictures at `fps` from `start` on, seconds after the file's first
     picture in whole microseconds, which is a manifest's `start`.
 
-    crop: of the upright pictures; None: all of them. shots: how many it shows. cuts, speech: seconds from the clip's
-    start on.
+    crop: of the upright pictures; None: all of them. pad: width and height to which what is left is to be widened by
+    black when the clip is written; None: it has its shape. shots: how many it shows. cuts, speech: seconds from the
+    clip's start on.
     """
 
     start: Fraction
@@ -76,6 +77,7 @@ class ClipWindow:
     shots: int = 1
     cuts: tuple[float, ...] = ()
     speech: tuple[tuple[float, float], ...] = ()
+    pad: tuple[int, int] | None = None
 
     @property
     def seconds(self) -> float:
@@ -94,12 +96,13 @@ class ClipWindow:
     def from_json(cls, value: Mapping[str, Any]) -> "ClipWindow":
         """A clip as `as_json` wrote it, also after it was JSON."""
         given = dict(value)
-        crop = given["crop"]
+        crop, pad = given["crop"], given["pad"]
         return cls(
             **{
                 **given,
                 "start": Fraction(given["start"]),
                 "crop": None if crop is None else tuple(crop),
+                "pad": None if pad is None else tuple(pad),
                 "cuts": tuple(given["cuts"]),
                 "speech": tuple((start, end) for start, end in given["speech"]),
             }

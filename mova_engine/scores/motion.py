@@ -53,10 +53,23 @@ def motion_and_stillness(
     """
     cv2 = opencv("Measuring motion")
     greys = [np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)) for picture in pictures]
-    means, still = [], []
-    for i in range(1, len(greys)):
-        if shots is None or shots[i - 1] == shots[i]:
-            speed = flow_speeds(greys[i - 1], greys[i], fps)
-            means.append(float(speed.mean()))
-            still.append(float((speed >= STILL_SPEED).mean()) < STILL_SHARE)
-    return (float(np.mean(means)), float(np.mean(still))) if means else None
+    found = [
+        motion_of_pair(greys[i - 1], greys[i], fps)
+        for i in range(1, len(greys))
+        if shots is None or shots[i - 1] == shots[i]
+    ]
+    return mean_motion(found)
+
+
+def motion_of_pair(before: Pixels, after: Pixels, fps: float) -> tuple[float, bool]:
+    """The mean speed of two pictures as `flow_speeds` takes them, and whether nothing moves between them."""
+    speed = flow_speeds(before, after, fps)
+    return float(speed.mean()), float((speed >= STILL_SPEED).mean()) < STILL_SHARE
+
+
+def mean_motion(pairs: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:
+    """The mean speed, and the share of pairs in which nothing moves; None without pairs."""
+    if not pairs:
+        return None
+    speeds, still = zip(*pairs, strict=True)
+    return float(np.mean(speeds)), float(np.mean(still))

@@ -63,6 +63,7 @@ NETWORK_SCORES: tuple[Score, ...] = (
             ScoreColumn("face_tracks", "", "faces that stay long and large enough to be judged", 0, None),
             ScoreColumn("face_seconds", "s", "seconds of all those faces", 0, None),
         ),
+        version=2,
         conventions=_PUBLISHED,
         check="mova_engine.scores.picture_scores:check_opencv",
         chance=f"{_HERE}.clip_lip_sync:lip_sync_of_pair",

@@ -12,6 +12,7 @@ PICTURE_SCORES = (
             ScoreColumn("shot_seconds_shortest", "s", "length of the shortest shot", 0, None),
         ),
         check=f"{_HERE}:check_opencv",
+        version=2,
     ),
     Score(
         "motion",
@@ -21,5 +22,6 @@ PICTURE_SCORES = (
             ScoreColumn("still_share", "", "share of time in which nothing moves", 0, 1),
         ),
         check=f"{_HERE}:check_opencv",
+        version=2,
     ),
 )

@@ -59,7 +59,20 @@ def network_transitions(network: TransNet, pictures: Pixels, larger: Pixels, fps
     size in which hard cuts are sought.
     """
     colours = colours_of(larger)
-    hard, gaps = hard_cuts(colours, fps), black_gaps(colours, fps)
+    return joined_transitions(network, pictures, hard_cuts(colours, fps), black_gaps(colours, fps), colours, fps)
+
+
+def joined_transitions(
+    network: TransNet,
+    pictures: Pixels,
+    hard: list[Transition],
+    gaps: list[Transition],
+    colours: Pixels,
+    fps: float,
+) -> list[Transition]:
+    """The network's transitions and those that the pictures show: hard cuts, and gaps of black. colours: of the
+    pictures, as `colours_of` makes them, in any size.
+    """
     found = [*hard]
     runs = _joined_over(gaps, _runs(*transition_probabilities(network, pictures)))
     for first, end in runs:

@@ -6,8 +6,9 @@ around it, which pans and shakes do not, and after which the old scene does not 
 Dissolves change no single picture much: mova_engine.scores.shot_network finds them.
 """
 
-import itertools
-from collections.abc import Iterable
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ ROWS = 72
 LEAST, RATIO = 15.0, 1.6
 # A scene that is back within this time was interrupted, not cut.
 NEAR_SECONDS = 0.25
-# Hue and saturation of dark pixels are noise: they count less below a value of DIM. Pictures below BLACK are black.
-DIM, BLACK = 64, 24
+# Hue and saturation of dark pixels are noise: they count less below a value of DIM. Pictures below BLACK are black where
+# one of them is below DEEP: a dark scene only comes near it.
+DIM, BLACK, DEEP = 64, 24, 8
 # PySceneDetect's ContentDetector: the change that is a cut, the pictures of a shot at least, the columns compared.
 PUBLISHED_LEAST, PUBLISHED_SHORTEST, PUBLISHED_COLUMNS = 27.0, 15, 256
 
@@ -39,8 +41,10 @@ def shots(pictures: Iterable[Pixels], fps: float) -> list[Shot]:
 
     Every picture is in one shot; black between two scenes is divided in its middle. Raises MovaError without OpenCV.
     """
-    colours = colours_of(pictures)
-    return shots_between(sorted([*hard_cuts(colours, fps), *black_gaps(colours, fps)]), len(colours))
+    finder = ShotFinder(fps)
+    for picture in pictures:
+        finder.add(colours_of_one(picture))
+    return shots_between(sorted([*finder.hard_cuts(), *finder.black_gaps()]), finder.count)
 
 
 def shots_between(transitions: Iterable[Transition], count: int) -> list[Shot]:
@@ -52,46 +56,129 @@ def shots_between(transitions: Iterable[Transition], count: int) -> list[Shot]:
 
 def colours_of(pictures: Iterable[Pixels]) -> Pixels:
     """Hue, saturation and value [f, h, w, 3] of pictures [h, w, 3], RGB, made smaller to ROWS rows."""
-    found = [_colours(picture, rows=ROWS) for picture in pictures]
-    for each in found:
-        each[..., :2] = each[..., :2] * np.minimum(each[..., 2:], DIM).astype(np.uint16) // DIM
+    found = [colours_of_one(picture) for picture in pictures]
     return np.stack(found) if found else np.zeros((0, ROWS, 1, 3), np.uint8)
+
+
+def colours_of_one(picture: Pixels) -> Pixels:
+    """Hue, saturation and value of one picture [h, w, 3], RGB, as `colours_of` has them."""
+    found = _colours(picture, rows=ROWS)
+    found[..., :2] = found[..., :2] * np.minimum(found[..., 2:], DIM).astype(np.uint16) // DIM
+    return found
 
 
 def hard_cuts(colours: Pixels, fps: float) -> list[Transition]:
     """The hard cuts in pictures that `colours_of` made, but for those at the edges of black."""
-    changes = np.array([_change(colours[i], colours[i + 1]) for i in range(len(colours) - 1)])
-    gaps, near = _black(colours), _near(fps)
-    found = []
-    for i in np.flatnonzero(changes >= LEAST).tolist():
-        if any(first - near <= i + 1 <= end + near for first, end in gaps):
-            continue
-        around = np.sort(np.delete(changes[max(0, i - near) : i + near + 1], min(i, near)))
-        usual = around[-2] if len(around) == 2 * near else max(around, default=0.0)
-        if changes[i] >= RATIO * usual and not comes_back(colours, i + 1, fps):
-            found.append((i + 1, i + 1))
-    return found
+    return _finder(colours, fps).hard_cuts()
 
 
 def black_gaps(colours: Pixels, fps: float) -> list[Transition]:
     """Black pictures between two scenes, in pictures that `colours_of` made. The same scene after it makes no gap."""
-    near, last = _near(fps), len(colours) - 1
-    found = []
-    for first, end in _black(colours):
-        before, after = colours[max(0, first - near)], colours[min(last, end - 1 + near)]
-        depth = _change(before, colours[first])
+    return _finder(colours, fps).black_gaps()
+
+
+def _finder(colours: Pixels, fps: float) -> "ShotFinder":
+    finder = ShotFinder(fps)
+    for each in colours:
+        finder.add(each)
+    return finder
+
+
+class ShotFinder:
+    """Finds hard cuts and black gaps in pictures that come one after the other, of which it keeps half a second."""
+
+    def __init__(self, fps: float) -> None:
+        self._near = _near(fps)
+        self._kept: deque[Pixels] = deque(maxlen=2 * self._near + 2)
+        self._changes: list[float] = []
+        self._waiting: deque[int] = deque()  # numbers of changes that may be cuts
+        self._found: list[int] = []
+        # Black so far: [first, end) of each interval, and of those that may be gaps what came before them.
+        self._black: list[tuple[int, int]] = []
+        self._opening: tuple[int, Pixels, Pixels, Pixels] | None = None
+        self._closing: deque[tuple[int, int, Pixels, Pixels, Pixels]] = deque()
+        self._gaps: list[Transition] = []
+        self._was_black, self._darkest = False, math.inf
+        self.count = 0
+
+    def add(self, colours: Pixels) -> bool:
+        """Look at the next picture [h, w, 3], as `colours_of` makes it. Returns whether it may be a shot's first."""
+        change = _change(self._kept[-1], colours) if self.count else 0.0
+        value = float(colours[..., 2].mean())
+        is_black = value < BLACK
+        if self.count:
+            self._changes.append(change)
+            if change >= LEAST:
+                self._waiting.append(self.count - 1)
+            if is_black and not self._was_black:
+                before = self._at(max(0, self.count - self._near))
+                self._opening = (self.count, before, self._kept[-1], colours)
+            elif self._was_black and not is_black and self._opening is not None:
+                first, before, last, opening = self._opening
+                if self._darkest < DEEP:
+                    self._black.append((first, self.count))
+                    self._closing.append((first, self.count, before, last, opening))
+                self._opening = None
+        self._darkest = min(value, self._darkest) if is_black else math.inf
+        self._was_black = is_black
+        self._kept.append(colours)
+        self.count += 1
+        while self._waiting and self._waiting[0] + self._near + 1 < self.count:
+            self._decide_cut()
+        while self._closing and self._closing[0][1] - 1 + self._near < self.count:
+            self._decide_gap()
+        return change >= LEAST
+
+    def hard_cuts(self) -> list[Transition]:
+        """The hard cuts of all pictures so far, but for those at the edges of black; no picture may be added then."""
+        while self._waiting:
+            self._decide_cut()
+        near = self._near
+        return [
+            (cut, cut)
+            for cut in self._found
+            if not any(first - near <= cut <= end + near for first, end in self._black)
+        ]
+
+    def black_gaps(self) -> list[Transition]:
+        """Black pictures between two scenes; no picture may be added then."""
+        while self._closing:
+            self._decide_gap()
+        return self._gaps
+
+    def _at(self, i: int) -> Pixels:
+        """Picture i, one of those that are kept."""
+        return self._kept[i - self.count + len(self._kept)]
+
+    def _decide_cut(self) -> None:
+        i, near = self._waiting.popleft(), self._near
+        around = np.sort(np.delete(self._changes[max(0, i - near) : i + near + 1], min(i, near)))
+        usual = around[-2] if len(around) == 2 * near else max(around, default=0.0)
+        if self._changes[i] >= RATIO * usual:
+            first = max(0, i - near)
+            pictures = [self._at(j) for j in range(first, min(i + near + 2, self.count))]
+            if not _comes_back(pictures, i + 1 - first, near):
+                self._found.append(i + 1)
+
+    def _decide_gap(self) -> None:
+        first, end, before, last, opening = self._closing.popleft()
+        after = self._at(min(self.count - 1, end - 1 + self._near))
+        depth = _change(before, opening)
         # A fade takes its time; what goes black at once and is soon back is a flash, over which the scene may move.
-        sudden = end - first <= near and _change(colours[first - 1], colours[first]) >= depth / 2
-        if _change(before, after) >= (depth / 2 if sudden else LEAST):
-            found.append((first, end))
-    return found
+        sudden = end - first <= self._near and _change(last, opening) >= depth / 2
+        if _change(before, after) >= max(LEAST, depth / 2 if sudden else 0.0):
+            self._gaps.append((first, end))
 
 
 def comes_back(colours: Pixels, cut: int, fps: float) -> bool:
     """Whether one of the pictures soon after `cut`, the first of a shot, is like the last before it, or one soon before
     it like the first of the shot: they differ by less than half of the change.
     """
-    before, after, near = colours[cut - 1], colours[cut], _near(fps)
+    return _comes_back(colours, cut, _near(fps))
+
+
+def _comes_back(colours: Sequence[Pixels] | Pixels, cut: int, near: int) -> bool:
+    before, after = colours[cut - 1], colours[cut]
     like = _change(before, after) / 2
     later = colours[cut + 1 : cut + 1 + near]
     earlier = colours[max(0, cut - 1 - near) : cut - 1]
@@ -132,13 +219,6 @@ def _merged(above: Iterable[bool]) -> list[int]:
 
 def _near(fps: float) -> int:
     return max(1, round(NEAR_SECONDS * fps))
-
-
-def _black(colours: Pixels) -> list[tuple[int, int]]:
-    """Intervals [(first, end)] of black pictures with others before and after them."""
-    black = colours[..., 2].mean((1, 2)) < BLACK
-    edges = (np.flatnonzero(black[1:] != black[:-1]) + 1).tolist()
-    return [(first, end) for first, end in itertools.pairwise(edges) if black[first]]
 
 
 def _change(before: Pixels, now: Pixels) -> float:

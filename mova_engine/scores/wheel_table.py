@@ -39,6 +39,7 @@ WHEEL_SCORES = (
             ScoreColumn("shot_seconds_shortest_with_dissolves", "s", "length of the shortest of them", 0, None),
         ),
         check=f"{_PICTURE}:check_transitions",
+        version=2,
         on_request=True,
     ),
     Score(

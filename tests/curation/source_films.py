@@ -170,19 +170,19 @@ def _pictures(film: Film, times: Sequence[Fraction]) -> Iterator[np.ndarray]:
         drawn = {k: kept for k, kept in drawn.items() if k >= n - 1}
         made = picture(n, i)
         for later in (n, n + 1):
-            if later < len(shots) and later > 0 and joints[later][0] <= i < joints[later][1]:
-                made = _mixed(film.scenes[later].joint, joints[later], i, lambda k: picture(k, i), later)
+            if 0 < later < len(shots) and joints[later][0] <= i < joints[later][1]:
+                share = (i - joints[later][0] + 1) / (joints[later][1] - joints[later][0] + 1)
+                made = _mixed(film.scenes[later].joint, share, picture(later - 1, i), picture(later, i))
         if i in flashes:
             made = made.copy()
             made[film.size[0] // 2 :, : film.size[1] // 4] = 255
         yield made
 
 
-def _mixed(kind: str, joint: tuple[int, int], i: int, picture, later: int) -> np.ndarray:
-    share = (i - joint[0] + 1) / (joint[1] - joint[0] + 1)
+def _mixed(kind: str, share: float, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     if kind == "dissolve":
-        return (picture(later - 1) * (1 - share) + picture(later) * share).round().astype(np.uint8)
-    return (picture(later - 1) * (1 - 2 * share) if share < 0.5 else picture(later) * (2 * share - 1)).astype(np.uint8)
+        return (before * (1 - share) + after * share).round().astype(np.uint8)
+    return (before * (1 - 2 * share) if share < 0.5 else after * (2 * share - 1)).astype(np.uint8)
 
 
 @lru_cache(1)

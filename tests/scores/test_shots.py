@@ -52,6 +52,16 @@ def test_a_fade_over_black_is_divided_in_its_middle(frames):
     assert cuts(again) == []  # the same scene is back
 
 
+def test_a_dark_scene_is_neither_black_nor_cut():
+    """Its mean comes and goes past the bound of black; a cut to it is at its first picture."""
+    dark = scene(8, 3).astype(np.float32)
+    levels = 24 + 2 * np.sin(np.arange(len(dark)))[:, None, None, None]
+    dark = np.clip(dark / dark.max(3, keepdims=True).mean((1, 2, 3), keepdims=True) * levels, 0, 255).astype(np.uint8)
+    assert cuts(dark) == []
+    film, truth = joined(scene(7, 1), dark)
+    assert cuts(film) == truth
+
+
 def test_pictures_that_change_every_sixth_time_are_no_cuts():
     assert cuts(scene(9, 2, fps=4, speed=0.5).repeat(6, 0)) == []
 

@@ -84,7 +84,7 @@ def read_pictures(
     begin = origin + start
     search = start > PREROLL
     if search:
-        _check_opening(path)
+        check_opening(path)
     frames = known_times(reader.frames(begin, search=search), container, stream, path)
     frames = deinterlace(frames, path, stream.codec_context.name)
     timeline = Timeline(frames, stream, stated=reader.states_durations)
@@ -130,7 +130,7 @@ def read_pictures(
     return origin, video
 
 
-def _check_opening(path: str | Path) -> None:
+def check_opening(path: str | Path) -> None:
     """Raise MovaError if the times of the file's first pictures are wrong: all clips' times are relative to them.
 
     For clips that begin later and do not read these pictures. Damaged pictures are no error here.

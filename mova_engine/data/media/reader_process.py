@@ -61,10 +61,10 @@ class FatalFileError(MovaError):
 
 
 def in_reader_process(
-    function: Callable[Concatenate[str | Path, P], R],
+    function: Callable[Concatenate[str | Path, P], R], cpu_seconds: int | None = None
 ) -> Callable[Concatenate[str | Path | FileInShard, P], R]:
     """Decorator: run `function(path, ...)`, defined at a module's top level, in a worker process. `__wrapped__` is the
-    undecorated function.
+    undecorated function. cpu_seconds: its limit of processor time where it reads more than a clip.
 
     Arguments and results are pickled. Raises what `function` raises, and FatalFileError, which names `path`, if the
     worker dies or exceeds CPU_SECONDS, WALL_SECONDS or MEMORY; and what `FileInShard.read` raises.
@@ -78,7 +78,8 @@ def in_reader_process(
             return call(path, *args, **kwargs)
         given = path.read() if isinstance(path, FileInShard) else None
         with _pool.taken() as server:
-            return server.run(function, path if given is None else _Given(str(path)), args, kwargs, given)
+            name = path if given is None else _Given(str(path))
+            return server.run(function, name, args, kwargs, given, cpu_seconds or CPU_SECONDS)
 
     return run
 
@@ -115,12 +116,14 @@ class _Server:
             )
         self.usable = True
 
-    def run(self, function: Callable, path: Any, args: tuple, kwargs: dict, given: bytes | None) -> Any:
+    def run(
+        self, function: Callable, path: Any, args: tuple, kwargs: dict, given: bytes | None, cpu_seconds: int
+    ) -> Any:
         self.usable = False  # until the answer is there
         if given is not None:
             os.ftruncate(self._given, 0)
             _write(self._given, memoryview(given), 0)
-        limits = (CPU_SECONDS, WALL_SECONDS, MEMORY)
+        limits = (cpu_seconds, WALL_SECONDS, MEMORY)
         call = (function.__module__, function.__qualname__, (path, *args), kwargs)
         try:
             # Names may be relative to a folder that is not the one in which the server was started.
