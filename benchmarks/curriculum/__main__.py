@@ -31,10 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curriculum", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("runs/curriculum"), help="folder of films, runs and samples")
     parser.add_argument("--out", type=Path, help="result file; default: curriculum.json in the folder of the work")
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="share of the steps, and of the films, of a trial")
+    parser.add_argument(
+        "--steps-scale", type=float, default=1.0, help="share of the steps, and of the films, of a trial"
+    )
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="commands at once, a core each")
     args = parser.parse_args(argv)
-    if not 0 < args.steps_scale or args.jobs < 1:
+    if not args.steps_scale > 0 or args.jobs < 1:
         parser.error("--steps-scale must be positive, and --jobs at least 1")
     out = args.out or args.work / "curriculum.json"
     check_result(out, "--out")

@@ -45,7 +45,9 @@ def observe_all(folder: Path) -> list[SampledClip]:
 
 def through_codec(folder: Path) -> list[SampledClip]:
     """The clips of a folder, their sound through the embedded codec: the best that a model can do."""
-    return [_observed(entry.path, entry.caption, True) for entry in read_metadata(folder) if isinstance(entry.path, Path)]
+    return [
+        _observed(entry.path, entry.caption, True) for entry in read_metadata(folder) if isinstance(entry.path, Path)
+    ]
 
 
 def _observed(path: Path, caption: str, coded: bool = False) -> SampledClip:
@@ -56,9 +58,7 @@ def _observed(path: Path, caption: str, coded: bool = False) -> SampledClip:
     else:
         sound = np.asarray(DecodedClip.read(path).sound(SAMPLE_RATE), np.float64)
         clicks = find_clicks(sound)
-        seen = Events(
-            path.name, 0.0, (), clicks, tuple(find_pitch(sound, click) for click in clicks), None, caption
-        )
+        seen = Events(path.name, 0.0, (), clicks, tuple(find_pitch(sound, click) for click in clicks), None, caption)
     colour = named_colour(caption)
     distance = click_distance(sound, seen.clicks, COLOURS[colour][1]) if colour else np.nan
     return SampledClip(seen, distance, background(sound))
@@ -89,14 +89,14 @@ def background(sound: Sound) -> float:
 
 def _levels(sound: Sound) -> tuple[Sound, Sound]:
     """Times [w] in seconds of windows, and levels [frequencies, w] in dB of full scale."""
-    frequencies, times, values = stft(sound, SAMPLE_RATE, "hann", WINDOW, WINDOW - HOP, boundary=None, padded=False)
+    frequencies, times, values = stft(sound, SAMPLE_RATE, "hann", WINDOW, WINDOW - HOP, boundary=None, padded=False)  # pyright: ignore[reportArgumentType]
     inside = (frequencies >= BAND[0]) & (frequencies <= BAND[1])
     amplitude = 2 * np.abs(values[inside])
     return times, np.maximum(20 * np.log10(np.maximum(amplitude, 1e-9)), FLOOR_DB)
 
 
 def summary(clips: Sequence[SampledClip], seed: int = 0) -> dict[str, Figure | int | None]:
-    """The figures of a folder with 95% bootstrap intervals over clips. f1 and chance: None of sound alone."""
+    """The figures of a folder with 95% bootstrap intervals over clips. Those of bounces: None of sound alone."""
     seen = [clip.seen for clip in clips]
     rng = np.random.default_rng(seed)
     resamples = rng.integers(0, len(clips), (RESAMPLES, len(clips)))
@@ -108,6 +108,7 @@ def summary(clips: Sequence[SampledClip], seed: int = 0) -> dict[str, Figure | i
         "clips": len(clips),
         "f1": report["own_sound"][within]["f1"] if pictures else None,
         "chance": chance[within]["f1"] if pictures and chance else None,
+        "error_ms": report["own_sound"]["median_error_ms"] if pictures else None,
         "pitch": report["pitch_matches_caption"],
         "distance": _mean([clip.distance for clip in clips], resamples),
         "background": _mean([clip.background for clip in clips], resamples),
@@ -115,9 +116,7 @@ def summary(clips: Sequence[SampledClip], seed: int = 0) -> dict[str, Figure | i
     }
 
 
-def differences(
-    clips: Sequence[SampledClip], without: Sequence[SampledClip], seed: int = 0
-) -> dict[str, Figure]:
+def differences(clips: Sequence[SampledClip], without: Sequence[SampledClip], seed: int = 0) -> dict[str, Figure]:
     """By how much the figures of `clips` exceed those of `without`, with paired intervals: the same prompts, in the
     same order.
     """

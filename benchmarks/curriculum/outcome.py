@@ -1,4 +1,4 @@
-"""The result: figures of every sampled model, and what each stage brings, with the same compute without it beside it."""
+"""The result: figures of every sampled model, and what each stage brings beside the same compute without it."""
 
 import json
 import math
@@ -15,7 +15,11 @@ from mova_engine.scores.bounce_sync import Figure, plain
 # Stage -> what it is, and the folders of samples with it and without it.
 COMPARED = {
     "stage 1": ("the audio tower alone first, against as many more steps of phase 1", "phase3", "without-tower"),
-    "phase 1": ("loose clips at audio shift 1 first, against as many more steps of phase 2", "phase3", "without-phase1"),
+    "phase 1": (
+        "loose clips at audio shift 1 first, against as many more steps of phase 2",
+        "phase3",
+        "without-phase1",
+    ),
     "filters, after phase 2": ("filtered clips, against those of phase 1", "phase2", "unfiltered-phase2"),
     "filters, after phase 3": ("the best clips, against those of phase 1", "phase3", "unfiltered"),
     "phase 3": ("its steps on the best clips in larger pictures, against stopping", "phase3", "phase2-large"),

@@ -48,7 +48,7 @@ class SampledRun:
     side: int
 
 
-# The main run after each stage, then the ablations' ends. Phase 2 is sampled at the larger size too, which it never saw.
+# The main run after each stage, then the ablations. Phase 2 is sampled at the larger size too, which it never saw.
 SAMPLED = (
     SampledRun("tower", "tower", 0),
     SampledRun("phase1", "phase1", SMALL),
@@ -108,9 +108,7 @@ def _data(work: Path, scale: CurriculumScale) -> Iterator[CurriculumJob]:
     # What phase 1's run measured is in its folder: other filters over a copy of it measure nothing.
     for phase in PHASES[1:]:
         copied = clips_of(work, "phase1"), clips_of(work, phase)
-        yield CurriculumJob(
-            f"clips-{phase}", curate(phase, f"curate-nano-{phase}"), ("clips-phase1",), _START, copied
-        )
+        yield CurriculumJob(f"clips-{phase}", curate(phase, f"curate-nano-{phase}"), ("clips-phase1",), _START, copied)
 
 
 def _trainings(work: Path, scale: CurriculumScale) -> Iterator[CurriculumJob]:
@@ -120,6 +118,7 @@ def _trainings(work: Path, scale: CurriculumScale) -> Iterator[CurriculumJob]:
         steps = scale.steps_of(f"nano-{recipe}", *([f"nano-{also}"] if also else []))
         words = ["train", "--recipe", f"nano-{recipe}", "--data", str(clips_of(work, clips)), "--out", str(work / name)]
         words += ["--steps", str(steps), "--seed", str(SEED), "--device", "cpu", "--threads", "1", *options]
+        words += ["--loader.cache", str(work / "cache")]
         needs = (f"clips-{clips}", *([after] if after else []))
         each = _STEP["tower"] if recipe == "tower" else _STEP[side]
         return CurriculumJob(name, tuple(words), needs, _START + steps * each)
@@ -135,7 +134,12 @@ def _trainings(work: Path, scale: CurriculumScale) -> Iterator[CurriculumJob]:
     for before, own in (("", ""), ("without-tower-", "without-tower-")):
         yield training(f"{own}phase2", "phase2", "phase2", *start(f"{before}phase1"), after=f"{before}phase1")
     yield training("unfiltered-phase2", "phase2", "phase1", *start("phase1"), after="phase1")
-    for own, clips in (("", "phase3"), ("without-tower-", "phase3"), ("without-phase1-", "phase3"), ("unfiltered-", "phase1")):
+    for own, clips in (
+        ("", "phase3"),
+        ("without-tower-", "phase3"),
+        ("without-phase1-", "phase3"),
+        ("unfiltered-", "phase1"),
+    ):
         before = f"{own}phase2"
         yield training(f"{own}phase3", "phase3", clips, *start(before), after=before, side=LARGE)
     small = ("--clip.height", str(SMALL), "--clip.width", str(SMALL))

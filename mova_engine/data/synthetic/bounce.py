@@ -212,8 +212,8 @@ def generate(
 
     Colour-tempo pairs alternate, so that a multiple of their number (24 train, 6 heldout) has each pair equally often.
     Clip i depends only on (seed, split, i) and midway, the share of clips that begin in the middle of the motion (see
-    `draw`). scenes: sizes and lengths, in turn after each round of the pairs. scale: how many times larger pictures are, with
-    all that they show. metadata.jsonl is written last: a folder that has one is complete.
+    `draw`). scenes: sizes and lengths, in turn after each round of the pairs. scale: how many times larger pictures
+    are, with all that they show. metadata.jsonl is written last: a folder that has one is complete.
     progress: called with the number of clips written so far.
     Raises MovaError for an unknown split, a count below 1, a folder that already holds clips, and for files under the
     clips' names that were not written here.
