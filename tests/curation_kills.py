@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from small_films import write_films
 
-SETTINGS = ("--clip.frames", "25", "--workers", "2", "--recipe", "curate-laptop")
+SETTINGS = ("--clip.frames", "25", "--workers", "2", "--also", "av-align")
 # What a run leaves that is the same however it came about.
 RESULTS = ("clips.parquet", "metadata.jsonl", "funnel.json", "failures.jsonl")
 
@@ -38,13 +38,23 @@ def results(out: Path) -> dict[str, bytes]:
 
 
 def parts(out: Path) -> set[str]:
-    return {path.name for path in (out / "ledger").rglob("*.parquet")} if out.exists() else set()
+    return {path.relative_to(out).as_posix() for path in (out / "ledger").rglob("*.parquet")}
 
 
-def kill_at(program: subprocess.Popen, seconds: float) -> bool:
-    """Kill the group after so many seconds; whether it still ran."""
+def working_seconds(program: subprocess.Popen, out: Path) -> float:
+    """How long a run works that is left to end well: from its first part of the ledger on."""
+    _wait_for_a_part(program, out, set())
+    begun = time.monotonic()
+    finish(program)
+    return time.monotonic() - begun
+
+
+def kill_at(program: subprocess.Popen, out: Path, before: set[str], seconds: float) -> bool:
+    """Kill the group so many seconds after it has written a part that was not there before; whether it still ran."""
+    _wait_for_a_part(program, out, before)
     try:
         program.wait(seconds)
+        assert program.returncode == 0, program.communicate()[1].decode()
         return False
     except subprocess.TimeoutExpired:
         os.killpg(program.pid, signal.SIGKILL)
@@ -52,21 +62,25 @@ def kill_at(program: subprocess.Popen, seconds: float) -> bool:
         return True
 
 
+def _wait_for_a_part(program: subprocess.Popen, out: Path, before: set[str]) -> None:
+    while program.poll() is None and not parts(out) - before:
+        time.sleep(0.01)
+
+
 def kill_rounds(films: Path, place: Path, kills: int, seed: int = 0, tell=lambda line: None) -> int:
     """Kill runs of these films at random moments, again and again in one folder until it is done, then in a fresh one,
     until so many kills hit a run. Each folder's results must be those of an undisturbed run. Returns the folders.
     """
     draw = random.Random(seed)
-    begun = time.monotonic()
-    finish(start(films, place / "whole"))
-    length, expected = time.monotonic() - begun, results(place / "whole")
+    length = working_seconds(start(films, place / "whole"), place / "whole")
+    expected = results(place / "whole")
     hits = folders = 0
     while hits < kills:
         out = place / f"killed {folders}"
         folders += 1
-        while hits < kills and kill_at(start(films, out), draw.uniform(0.1, 1.0) * length):
+        while hits < kills and kill_at(start(films, out), out, parts(out), draw.uniform(0.0, 0.7) * length):
             hits += 1
-            tell(f"kill {hits}: {len(parts(out))} parts of the ledger")
+            tell(f"kill {hits}: {len(parts(out))} parts of {len(parts(place / 'whole'))} are there")
         finish(start(films, out))
         assert results(out) == expected, f"{out}: other results than without a kill"
         assert parts(out) == parts(place / "whole")

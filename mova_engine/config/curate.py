@@ -61,10 +61,6 @@ class _Raw:
     """Folders of films, or published lists of them; or several."""
 
 
-def _movas_clips() -> ClipSettings:
-    return ClipSettings(frames=193, fps=24.0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CurateConfig(MeasuringOptions, _Raw):
     """Which files become which clips."""
@@ -93,7 +89,7 @@ class CurateConfig(MeasuringOptions, _Raw):
     """Conditions by name that are noted for each clip, and drop none."""
     also: tuple[str, ...] = ()
     """Scores that are measured beside those that the filters need."""
-    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=_movas_clips)
+    clip: Annotated[ClipSettings, section("Clips")] = field(default_factory=ClipSettings)
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
     engines: Annotated[EngineSettings, section("Engines")] = field(default_factory=EngineSettings)
     sound: Annotated[SoundCorrection, section("Sound")] = field(default_factory=SoundCorrection)
@@ -102,8 +98,16 @@ class CurateConfig(MeasuringOptions, _Raw):
 
     def __post_init__(self) -> None:
         check_least(self, "", workers=1)
-        stated = self.clip.frames is not None and self.clip.fps is not None
-        check(stated, "clip.frames and clip.fps: curation cuts clips of a length that is stated")
         check(0 <= self.most_failed <= 1, f"most_failed is a share between 0 and 1, got {self.most_failed}")
         on_processes = self.engines.ray_address is None or self.engine == "ray"
         check(on_processes, "--engines.ray-address is for --engine ray: give that too")
+
+    @property
+    def frames(self) -> int:
+        """Pictures of a clip: MOVA's 193, unless the settings say otherwise."""
+        return 193 if self.clip.frames is None else self.clip.frames
+
+    @property
+    def fps(self) -> float:
+        """Pictures a second of a clip: MOVA's 24, unless the settings say otherwise."""
+        return 24.0 if self.clip.fps is None else self.clip.fps

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_list import LIST, list_lines
+from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.judging import JUDGED, Judging, judging_of
 from mova_engine.errors import MovaError, suggest
 from mova_engine.files.atomic import require_file, whole_file
@@ -58,8 +60,6 @@ class ClipFile:
 
     def find(self, clip: str) -> dict[str, Any]:
         """The row of a clip, by its identity or the beginning of it. MovaError where none, or several, begin so."""
-        from mova_engine.curation.arrow_compute import compute
-
         found: list[dict[str, Any]] = []
         for table in self.tables(["clip_id"]):
             same = table.filter(compute().starts_with(table["clip_id"], clip.lower()))
@@ -98,6 +98,21 @@ def with_columns(table: "pa.Table", judging: Judging) -> "pa.Table":
     for name, values in judging.columns(table).items():
         table = table.append_column(name, values)
     return table.replace_schema_metadata({**(table.schema.metadata or {}), **judging.metadata()})
+
+
+def unmeasured(table: "pa.Table", score: str) -> int:
+    """Of how many clips a score was not measured: they have neither a number of it nor a reason why there is none."""
+    import pyarrow as pa
+
+    pc = compute()
+    missing = pa.repeat(pa.scalar(True), table.num_rows)
+    for name, column in filter_columns().items():
+        if column.score == score and name in table.column_names:
+            missing = pc.and_(missing, pc.is_null(table[name]))
+    if "reasons" in table.column_names:
+        told = pc.fill_null(pc.match_substring(table["reasons"], f'"{score}":'), False)
+        missing = pc.and_not(missing, told)
+    return pc.sum(missing).as_py() or 0
 
 
 def _opened(path: Path) -> Any:

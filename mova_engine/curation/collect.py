@@ -10,7 +10,7 @@ from mova_engine.curation.clip_labels import labels_of
 from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.ledger import CLIP, Ledger, Row
-from mova_engine.curation.unit_run import UnitWork, cut_of_part, read_scores
+from mova_engine.curation.unit_run import UnitWork, cut_of_part, read_rows, read_scores
 from mova_engine.curation.units import ClipWindow, Unit, UnitCut
 from mova_engine.scores.score_table import SCORES
 
@@ -23,9 +23,12 @@ _UNITS = 200
 
 @dataclass(frozen=True)
 class Collected:
-    """table: a row for each clip, without verdicts; seconds: of the units that were cut."""
+    """table: a row for each clip, without verdicts; prints: {clip_id: its fingerprints}; seconds: of the units that
+    were cut.
+    """
 
     table: "pa.Table"
+    prints: Mapping[str, Row]
     seconds: float
 
 
@@ -48,6 +51,7 @@ class Collector:
 
         schema, seconds = self._schema(), 0.0
         parts: list[pa.Table] = []
+        prints: dict[str, Row] = {}
         for first in range(0, len(units), _UNITS):
             rows: list[Row] = []
             for unit in units[first : first + _UNITS]:
@@ -56,8 +60,9 @@ class Collector:
                     cut = cut_of_part(part)
                     seconds += float(cut.facts["seconds"])
                     rows += self._rows(unit, cut)
+                    prints |= read_rows(self.ledger, self.work.steps.prints, unit)
             parts.append(pa.Table.from_pylist(rows, schema))
-        return Collected(pa.concat_tables(parts) if parts else schema.empty_table(), seconds)
+        return Collected(pa.concat_tables(parts) if parts else schema.empty_table(), prints, seconds)
 
     def _rows(self, unit: Unit, cut: UnitCut) -> Iterator[Row]:
         scores = {name: read_scores(self.ledger, self.work, unit, name) for name in self.work.steps.scores}

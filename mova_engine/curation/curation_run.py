@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from mova_engine.config.curate import CurateConfig
 from mova_engine.curation.clip_file import with_columns
 from mova_engine.curation.clip_list import list_lines
+from mova_engine.curation.clip_prints import with_duplicates
 from mova_engine.curation.collect import Collector, table_bytes
 from mova_engine.curation.curation_folder import CurationFolder
 from mova_engine.curation.curation_progress import CurationProgress
@@ -96,7 +97,7 @@ class Curation:
         order = tuple(each.name for each in self.judging.judge.filters)
         self.folder.begin(self.config, order)
         clear_stale(self.folder.out)
-        steps = UnitSteps.of(self.config, self.judging.judge.scores, runner)
+        steps = UnitSteps.of(self.config, self.judging.judge, runner)
         work = UnitWork(self.folder.out, self.config, order, steps)
         with ended_at_once(lambda: "the same command goes on") as stop:
             films = gather_films(
@@ -166,7 +167,7 @@ class Curation:
         reasons = {each.name: each.reason for each in failures}
         failed = {unit.key: reasons[unit.name] for unit in units if unit.name in reasons}
         collected = Collector(work, self.folder.ledger, failed).collected(units)
-        table = with_columns(collected.table, self.judging)
+        table = with_columns(with_duplicates(collected.table, collected.prints, self.judging), self.judging)
         write_atomic(self.folder.clips, table_bytes(table))
         write_atomic(self.folder.metadata, b"".join(list_lines(table)))
         write_atomic(self.folder.failures, "".join(each.json() for each in failures).encode())

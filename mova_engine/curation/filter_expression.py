@@ -8,7 +8,7 @@ chains: `-0.2 <= desync_offset <= 0.2`), `in` and `not in` a list of values, `is
 import ast
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,15 @@ _KINDS = {"number": "a number", "text": "a text", "truth": "true or false"}
 
 
 @dataclass(frozen=True)
+class FilterThreshold:
+    """A column that is compared with a number. sign: "<=", with the column on the left."""
+
+    column: str
+    sign: str
+    value: float
+
+
+@dataclass(frozen=True)
 class FilterExpression:
     """A condition, or a number, that was read. name: the filter's; text: as it was written; columns: those that it
     reads, each once, from left to right.
@@ -55,6 +64,11 @@ class FilterExpression:
     text: str
     root: ExpressionNode
     columns: tuple[str, ...]
+
+    @property
+    def thresholds(self) -> tuple[FilterThreshold, ...]:
+        """Where it compares a column with a number, from left to right."""
+        return tuple(_thresholds(self.root))
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -79,6 +93,29 @@ class FilterExpression:
     def open_columns(self, row: ClipRow) -> tuple[str, ...]:
         """Columns that the clip lacks and that may still decide the condition, each once, from left to right."""
         return tuple(dict.fromkeys(self.root.open_columns(row)))
+
+
+_SIGNS = {"less_equal": "<=", "greater_equal": ">=", "less": "<", "greater": ">", "equal": "==", "not_equal": "!="}
+_MIRRORED = {"<=": ">=", ">=": "<=", "<": ">", ">": "<", "==": "==", "!=": "!="}
+
+
+def _thresholds(node: ExpressionNode) -> Iterator[FilterThreshold]:
+    if isinstance(node, ComparedValues):
+        sign, left, right = _SIGNS[node.name], node.left, _plain(node.right)
+        if isinstance(right, ColumnValue):
+            sign, left, right = _MIRRORED[sign], right, _plain(left)
+        if isinstance(left, ColumnValue) and isinstance(right, ConstantValue) and right.kind == "number":
+            yield FilterThreshold(left.column.name, sign, float(right.value))
+    for child in node.children():
+        yield from _thresholds(child)
+
+
+def _plain(node: ExpressionNode) -> ExpressionNode:
+    """A negative number as one, which Python's grammar makes of a number and a sign."""
+    if isinstance(node, ArithmeticValue) and not any(node.columns()):
+        value = node.of_row({})
+        return node if value is None else ConstantValue(value, "number")
+    return node
 
 
 def parse_filter(name: str, text: str, marks: Mapping[str, FilterExpression] | None = None) -> FilterExpression:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mova_engine.curation.arrow_compute import compute
-from mova_engine.curation.clip_file import ClipFile
-from mova_engine.curation.filter_columns import filter_columns, scores_of
+from mova_engine.curation.clip_file import ClipFile, unmeasured
+from mova_engine.curation.filter_columns import scores_of
 from mova_engine.curation.funnel import FUNNEL, Funnel, FunnelCounter, read_funnel
 from mova_engine.curation.judging import Judging
 from mova_engine.curation.verdicts import Judge
@@ -91,18 +91,4 @@ class _Tally:
         self.counter.add(plain)
         unsure = table.filter(compute().equal(both["after"], "unknown"))
         for score in scores_of(column for each in self.judging.judge.filters for column in each.columns):
-            self.unmeasured[score] += _without(unsure, score)
-
-
-def _without(table: "pa.Table", score: str) -> int:
-    """Rows in which a score was not measured: no number, and no reason for that."""
-    import pyarrow as pa
-
-    pc = compute()
-    known = filter_columns()
-    names = [name for name, column in known.items() if column.score == score and name in table.column_names]
-    missing = pa.repeat(pa.scalar(True), table.num_rows)
-    for name in names:
-        missing = pc.and_(missing, pc.is_null(table[name]))
-    told = pc.fill_null(pc.match_substring(table["reasons"], f'"{score}":'), False)
-    return pc.sum(pc.and_not(missing, told)).as_py() or 0
+            self.unmeasured[score] += unmeasured(unsure, score)

@@ -15,9 +15,10 @@ from typing import Any
 
 from mova_engine.config.curate import CurateConfig
 from mova_engine.curation.clip_labels import labels_of
+from mova_engine.curation.clip_prints import PRINTS, prints_of
 from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.engine_work import Beat, Function, StopRunError
-from mova_engine.curation.ledger import CLIP, Ledger, LedgerError, Part, Row
+from mova_engine.curation.ledger import CLIP, Ledger, LedgerError, Part, Row, Step
 from mova_engine.curation.unit_cut import cut_unit
 from mova_engine.curation.unit_steps import UnitSteps
 from mova_engine.curation.units import ClipWindow, Unit, UnitCut
@@ -114,9 +115,8 @@ def _cut(tools: UnitTools, unit: Unit, beat: Beat, done: _Done) -> UnitCut:
         return cut_of_part(part)
     beat(CUT)
     begun = time.perf_counter()
-    clip = tools.work.config.clip
-    assert clip.frames is not None and clip.fps is not None, "curation's settings state both"
-    cut = cut_unit(unit, tools.work.config.cut, clip.frames, clip.fps)
+    config = tools.work.config
+    cut = cut_unit(unit, config.cut, config.frames, config.fps)
     rows = [
         {CLIP: clip.id(unit.digest), "window": json.dumps(clip.as_json(), sort_keys=True), **_floats(signals)}
         for clip, signals in zip(cut.clips, cut.signals, strict=True)
@@ -135,50 +135,59 @@ def cut_of_part(part: Part) -> UnitCut:
 
 
 class _UnitScores:
-    """The scores of a unit's clips: those of the ledger, and those that are measured now."""
+    """The rows of a unit's clips by step: those of the ledger, and those that are measured now."""
 
     def __init__(self, tools: UnitTools, unit: Unit) -> None:
         self._tools, self._unit = tools, unit
-        self._rows = {name: read_scores(tools.ledger, tools.work, unit, name) for name in tools.work.steps.scores}
+        steps = tools.work.steps
+        self._scores = {name: read_scores(tools.ledger, tools.work, unit, name) for name in steps.scores}
+        self._prints = read_rows(tools.ledger, steps.prints, unit)
         self._changed: set[str] = set()
 
     def measure(self, clip: ClipWindow, row: dict[str, Any], beat: Beat, done: _Done) -> bool:
         """Measure what a clip needs. row: its labels and signals, which the scores join. Whether no filter drops it."""
         identity = str(row[CLIP])
-        for name, known in self._rows.items():
+        for name, known in self._scores.items():
             if identity in known:
                 _join(row, SCORES[name], known[identity])
-        decoded: DecodedClip | None = None
-        unreadable = ""
+        reading = _Reading(self._unit, clip, done)
         while names := self._needed(row, identity):
             score = SCORES[names[0]]
             beat(score.name)
-            if decoded is None and not unreadable:
-                begun = time.perf_counter()
-                try:
-                    decoded = _decoded(self._unit, clip)
-                except MovaError as error:
-                    unreadable = str(error).removeprefix(f"{self._unit.file.path}: ")
-                done.add("decode", time.perf_counter() - begun)
-            found = self._measured(score, decoded, unreadable, done)
-            self._rows[score.name][identity] = {CLIP: identity, **found, **self._prompt(score)}
+            found = self._measured(score, reading, done)
+            self._scores[score.name][identity] = {CLIP: identity, **found, **self._prompt(score)}
             self._changed.add(score.name)
             _join(row, score, found)
-        return self._tools.judge.verdict(row)[0] != "drop"
+        alive = self._tools.judge.verdict(row)[0] != "drop"
+        if alive and self._tools.work.steps.prints and identity not in self._prints:
+            beat(PRINTS)
+            self._prints[identity] = {CLIP: identity, **self._printed(reading, done)}
+            self._changed.add(PRINTS)
+        return alive
 
     def _needed(self, row: Row, identity: str) -> tuple[str, ...]:
         judge = self._tools.judge
         wanted = judge.scores if self._tools.work.config.measure == "all" else judge.scores_needed(row)
-        return tuple(name for name in wanted if identity not in self._rows[name])
+        return tuple(name for name in wanted if identity not in self._scores[name])
 
-    def _measured(self, score: Score, clip: DecodedClip | None, unreadable: str, done: _Done) -> Row:
+    def _measured(self, score: Score, reading: "_Reading", done: _Done) -> Row:
+        clip = reading.clip()
         if clip is None:
-            return {"reason": unreadable}
+            return {"reason": reading.why}
         found = self._tools.runner.measure(clip, [score], self._unit.file.caption or None)
         done.add(score.name, found.seconds[score.name])
         if found.passing:
             raise MovaError(f"{score.name}: {found.reasons[score.name]}")
         return {**_floats(found.values), "reason": found.reasons.get(score.name)}
+
+    def _printed(self, reading: "_Reading", done: _Done) -> Row:
+        clip = reading.clip()
+        if clip is None:
+            return {"reason": reading.why}
+        begun = time.perf_counter()
+        found = prints_of(clip)
+        done.add(PRINTS, time.perf_counter() - begun)
+        return found
 
     def _prompt(self, score: Score) -> Row:
         return {"prompt": prompt_digest(self._unit)} if score.prompt else {}
@@ -186,31 +195,52 @@ class _UnitScores:
     def store(self, clips: Iterable[ClipWindow]) -> None:
         """Write the parts that have more rows than before: clips of this unit in their order, then those of others."""
         order = [clip.id(self._unit.digest) for clip in clips]
+        steps = self._tools.work.steps
         for name in sorted(self._changed):
-            rows = self._rows[name]
+            step, rows = (steps.prints, self._prints) if name == PRINTS else (steps.scores[name], self._scores[name])
             ids = [*(each for each in order if each in rows), *sorted(rows.keys() - set(order))]
-            step = self._tools.work.steps.scores[name]
-            self._tools.ledger.write(step, self._unit.key, Part([rows[each] for each in ids]))
+            if step is not None:
+                self._tools.ledger.write(step, self._unit.key, Part([rows[each] for each in ids]))
+
+
+class _Reading:
+    """A clip that is decoded when it is first asked for. why: the reason where that failed."""
+
+    def __init__(self, unit: Unit, window: ClipWindow, done: _Done) -> None:
+        self._unit, self._window, self._done = unit, window, done
+        self._clip: DecodedClip | None = None
+        self.why = ""
+
+    def clip(self) -> DecodedClip | None:
+        """The clip, in this process: a worker that a file ends is replaced. None: it cannot be read."""
+        if self._clip is None and not self.why:
+            begun = time.perf_counter()
+            path, window = self._unit.file.path, self._window
+            seconds = window.frames / Fraction(window.fps).limit_denominator(1001)
+            try:
+                self._clip = DecodedClip.read(path, start=window.start, seconds=seconds, crop=window.crop)
+            except MovaError as error:
+                self.why = str(error).removeprefix(f"{path}: ")
+            self._done.add("decode", time.perf_counter() - begun)
+        return self._clip
+
+
+def read_rows(ledger: Ledger, step: Step | None, unit: Unit) -> dict[str, Row]:
+    """{clip_id: row} of what the ledger has of a step; without one {}."""
+    part = None if step is None else ledger.read(step, unit.key)
+    return {} if part is None else {row[CLIP]: row for row in part.rows}
 
 
 def read_scores(ledger: Ledger, work: UnitWork, unit: Unit, score: str) -> dict[str, Row]:
     """{clip_id: row} of what the ledger has of a score; of one that reads captions, of this caption."""
-    part = ledger.read(work.steps.scores[score], unit.key)
-    if part is None:
-        return {}
     of_caption = prompt_digest(unit) if SCORES[score].prompt else None
-    return {row[CLIP]: row for row in part.rows if row.get("prompt") == of_caption}
+    rows = read_rows(ledger, work.steps.scores[score], unit)
+    return {clip: row for clip, row in rows.items() if row.get("prompt") == of_caption}
 
 
 def prompt_digest(unit: Unit) -> str:
     """What of a caption a score's row is kept by."""
     return hashlib.sha256(unit.file.caption.encode()).hexdigest()[:16]
-
-
-def _decoded(unit: Unit, clip: ClipWindow) -> DecodedClip:
-    """A clip's pictures and sound. In this process: a worker that a file ends is replaced."""
-    seconds = clip.frames / Fraction(clip.fps).limit_denominator(1001)
-    return DecodedClip.read(unit.file.path, start=clip.start, seconds=seconds, crop=clip.crop)
 
 
 def _join(row: dict[str, Any], score: Score, found: Row) -> None:

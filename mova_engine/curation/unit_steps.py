@@ -2,32 +2,40 @@
 run anew.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from mova_engine.config.curate import CurateConfig
+from mova_engine.curation.clip_prints import DUPLICATE, prints_step
 from mova_engine.curation.cut_signals import CUT_VERSION
 from mova_engine.curation.ledger import Step
+from mova_engine.curation.verdicts import Judge
 from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.score_table import SCORES
 
 
 @dataclass(frozen=True)
 class UnitSteps:
-    """cut: clips and their signals. scores: {score: its step}. failed: units that were put aside, and why."""
+    """cut: clips and their signals. scores: {score: its step}. prints: fingerprints, None: nobody asks for duplicates.
+    failed: units that were put aside, and why.
+    """
 
     cut: Step
     scores: Mapping[str, Step]
+    prints: Step | None
     failed: Step
 
     @classmethod
-    def of(cls, config: CurateConfig, scores: Iterable[str], runner: ScoreRunner) -> "UnitSteps":
-        """scores: names of those that may be measured. Raises MovaError where weights of one are missing."""
+    def of(cls, config: CurateConfig, judge: Judge, runner: ScoreRunner) -> "UnitSteps":
+        """judge: whose scores may be measured. Raises MovaError where weights of one are missing."""
         settings = asdict(config.cut)
         # Which part of a film a unit is belongs to the unit.
         del settings["unit_seconds"]
-        cut = Step.made_of("cut", {"version": CUT_VERSION, "cut": settings, "clip": asdict(config.clip)})
-        steps = {name: Step.made_of(f"score-{name}", runner.facts(SCORES[name])) for name in scores}
+        cut = Step.made_of("cut", {"version": CUT_VERSION, "cut": settings, "clip": [config.frames, config.fps]})
+        steps = {name: Step.made_of(f"score-{name}", runner.facts(SCORES[name])) for name in judge.scores}
+        prints = prints_step() if DUPLICATE in judge.columns else None
         # A unit that failed is tried again where anything of its work is another.
-        failed = Step.made_of("failed", {step.name: step.fingerprint for step in (cut, *steps.values())})
-        return cls(cut, steps, failed)
+        failed = Step.made_of(
+            "failed", {step.name: step.fingerprint for step in (cut, *steps.values(), *([prints] if prints else []))}
+        )
+        return cls(cut, steps, prints, failed)

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mova_engine.evaluation.evaluation_result import ScoreSeconds
-from mova_engine.evaluation.page_text import breakable, number, text
 from mova_engine.evaluation.set_summary import SetResult
 from mova_engine.scores.weights_manifest import WEIGHTS
+from mova_engine.web.page_text import breakable, number, text
+from mova_engine.web.report_page import titled_table
 
 
 def sets_table(sets: Sequence[SetResult]) -> str:
@@ -25,7 +26,7 @@ def sets_table(sets: Sequence[SetResult]) -> str:
             f"{against}<td class=n>{value}<td class=n>{interval}<td>{text(each.better)}"
             f"<td class=few>{text(each.reason or each.note)}"
         )
-    return _titled("The set", rows)
+    return titled_table("The set", rows)
 
 
 def seconds_table(seconds: Mapping[str, ScoreSeconds]) -> str:
@@ -34,7 +35,7 @@ def seconds_table(seconds: Mapping[str, ScoreSeconds]) -> str:
     for name, taken in seconds.items():
         cells = f"<td class=n>{taken.clips}<td class=n>{taken.mean:.3f}<td class=n>{taken.total:.1f}"
         rows.append(f"<tr><td>{text(name)}{cells}")
-    return _titled("Seconds by score", rows)
+    return titled_table("Seconds by score", rows)
 
 
 def conditions_table(facts: Mapping[str, Mapping[str, Any]]) -> str:
@@ -44,7 +45,7 @@ def conditions_table(facts: Mapping[str, Mapping[str, Any]]) -> str:
         weights = "<br>".join(_weights(each, digest) for each, digest in about["weights"].items())
         weights += text(about.get("recogniser", ""))
         rows.append(f"<tr><td>{text(name)}<td>{about['version']}<td>{text(about['convention'])}<td>{weights}")
-    return _titled("How it was measured", rows)
+    return titled_table("How it was measured", rows)
 
 
 def _weights(name: str, digest: str) -> str:
@@ -61,7 +62,3 @@ def skipped_list(skipped: Mapping[str, str]) -> str:
         return ""
     lines = "".join(f"<li>{text(name)}: {text(reason)}" for name, reason in skipped.items())
     return f"<p>Not measured:</p><ul>{lines}</ul>"
-
-
-def _titled(title: str, rows: Sequence[str]) -> str:
-    return f"<h2>{title}</h2><table>" + "\n".join(rows) + "</table>"

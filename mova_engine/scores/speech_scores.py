@@ -28,6 +28,29 @@ def check_speech_activity() -> None:
     NETWORK.path()
 
 
+def speakers(clip: DecodedClip) -> Measured:
+    """How many speak, and whether one after the other. Evidence: [start, end, speaker] of the turns, in seconds."""
+    from mova_engine.scores.speakers import RATE as SPEAKERS_RATE
+    from mova_engine.scores.speakers import speaker_networks
+
+    found = speaker_networks().find(np.array(clip.sound_with_pictures(SPEAKERS_RATE), np.float32))
+    values = {"speakers": float(found.count)}
+    if found.seconds:
+        values["speaker_main"] = found.seconds[0] / sum(found.seconds)
+    if found.spoken:
+        values["speakers_together"] = found.together / found.spoken
+    turns = [[turn.start, turn.end, turn.speaker] for turn in found.turns]
+    return Measured(values, turns, "" if found.seconds else "nobody speaks alone for a second")
+
+
+def check_speakers() -> None:
+    """MovaError without the networks' files."""
+    from mova_engine.scores.speakers import TURNS_FILE, VOICES_FILE
+
+    TURNS_FILE.path()
+    VOICES_FILE.path()
+
+
 @lru_cache(1)
 def _detector() -> SpeechDetector:
     return SpeechDetector()

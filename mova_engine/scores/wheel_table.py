@@ -31,6 +31,17 @@ WHEEL_SCORES = (
         version=2,
     ),
     Score(
+        "speakers",
+        f"{_SPEECH}:speakers",
+        (
+            ScoreColumn("speakers", "", "how many speak, each alone for a second at least", 0, None),
+            ScoreColumn("speaker_main", "", "share of the speech that is the most heard speaker's", 0, 1),
+            ScoreColumn("speakers_together", "", "share of the speech in which several talk at once", 0, 1),
+        ),
+        check=f"{_SPEECH}:check_speakers",
+        on_request=True,
+    ),
+    Score(
         "transitions",
         f"{_PICTURE}:transitions",
         (

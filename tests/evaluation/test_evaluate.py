@@ -16,8 +16,9 @@ from mova_engine.errors import MovaError
 from mova_engine.evaluation import evaluation_page, measured_clips
 from mova_engine.evaluation.column_summary import bootstrap_interval, summarise
 from mova_engine.evaluation.evaluation_run import evaluate
-from mova_engine.evaluation.page_text import breakable, number
 from mova_engine.scores.score_file import chosen_scores
+from mova_engine.web.page_text import breakable, number
+from mova_engine.web.report_page import histogram
 
 SCORES = ["loudness", "sound-quality", "av-align"]
 FPS, RATE = 24, 48000
@@ -167,7 +168,7 @@ def test_files_of_the_same_bytes_are_measured_once_and_a_name_breaks_no_line(cli
 def test_numbers_that_differ_in_the_last_digit_are_drawn():
     third = 1 / 3
     for values, chance in (([third, third], np.nextafter(third, 1)), ([0.0, 5e-324], None), ([1.0, 1.0], None)):
-        assert evaluation_page._histogram(np.array(values), chance).count("<rect") >= 1
+        assert histogram(np.array(values), [] if chance is None else [chance]).count("<rect") >= 1
 
 
 def test_a_name_s_signs_do_not_break_its_link():

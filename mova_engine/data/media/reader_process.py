@@ -219,8 +219,7 @@ def serve(socket: int, memory: int, given: int) -> None:
     """The server's loop: pass requests to a worker and send back its answer, or how it died, until the caller closes
     the socket.
     """
-    global _in_worker
-    _in_worker = True
+    read_here()
     caller = Connection(socket)
     worker: Connection | None = None
     pid = 0  # of the worker; 0: it has ended

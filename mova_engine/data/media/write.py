@@ -40,16 +40,20 @@ def encode_mp4(
     *,
     crf: int = CRF,
     audio_bit_rate: int = AUDIO_BIT_RATE,
+    threads: int | None = None,
+    preset: str | None = None,
 ) -> bytes:
     """Encode an mp4 file: pictures uint8 [f, h, w, 3] as H.264 (yuv420p, BT.709), mono sound float [n] as AAC.
 
     Picture k has the time k / fps, sample i the time i / sample_rate. The container's edit list cuts the encoder's
     priming samples, so that a decoder returns sample i at position i. Sound outside [-1, 1] is clipped. crf: H.264's
-    quality, 0 to 51, lower is better. path: of the file to be written, for error messages.
+    quality, 0 to 51, lower is better. path: of the file to be written, for error messages. threads: of H.264's encoder,
+    on whose number the bytes depend; None: as many as it finds good for the machine. preset: of x264, how long it looks
+    for short forms; None: its own default.
     Returns the file's content. Raises MovaError for shapes that the format cannot hold.
     """
     audio = _checked_sound(path, audio)
-    with closing(PictureEncoder(path, fps, crf)) as encoder:
+    with closing(PictureEncoder(path, fps, crf, threads, preset)) as encoder:
         encoder.add(video)
         return encoder.with_sound(audio, sample_rate, audio_bit_rate)
 
@@ -61,8 +65,12 @@ class PictureEncoder:
     Close it, finished or not.
     """
 
-    def __init__(self, path: str | Path, fps: float, crf: int = CRF) -> None:
-        self._path, self._fps, self._crf = path, fps, crf
+    def __init__(
+        self, path: str | Path, fps: float, crf: int = CRF, threads: int | None = None, preset: str | None = None
+    ) -> None:
+        self._path, self._fps = path, fps
+        given = {"crf": crf, "threads": threads, "preset": preset}
+        self._options = {name: str(value) for name, value in given.items() if value is not None}
         self._buffer, self._packets = io.BytesIO(), list[Packet]()
         self._container: OutputContainer = av.open(self._buffer, "w", format="mp4")
         self._stream: VideoStream | None = None
@@ -80,7 +88,7 @@ class PictureEncoder:
             )
         with self._said():
             if self._stream is None:
-                self._stream = add_pictures(self._container, video, self._fps, self._crf)
+                self._stream = add_pictures(self._container, video, self._fps, **self._options)
             self._packets += encode_frames(self._stream, video, self._fps, self.pictures)
         self.pictures += len(video)
 
@@ -155,9 +163,10 @@ def mux(container: OutputContainer, *streams: Iterable[Packet]) -> None:
         container.mux(packet)
 
 
-def add_pictures(container: OutputContainer, video: np.ndarray, fps: float, crf: int = CRF) -> VideoStream:
-    """A stream of H.264 for pictures uint8 [f, h, w, 3]."""
-    pictures = container.add_stream("libx264", rate=exact_rate(fps), options={"crf": str(crf), **_repeatable()})
+def add_pictures(container: OutputContainer, video: np.ndarray, fps: float, **options: str) -> VideoStream:
+    """A stream of H.264 for pictures uint8 [f, h, w, 3]. options: of libx264; without any, quality CRF."""
+    given = {"crf": str(CRF), **options, **_repeatable()}
+    pictures = container.add_stream("libx264", rate=exact_rate(fps), options=given)
     pictures.height, pictures.width = video.shape[1:3]
     pictures.pix_fmt = "yuv420p"
     colours = pictures.codec_context

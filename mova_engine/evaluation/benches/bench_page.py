@@ -8,8 +8,8 @@ from mova_engine.errors import counted
 from mova_engine.evaluation.benches.bench_run import BenchResult
 from mova_engine.evaluation.benches.bench_summary import BenchNumber
 from mova_engine.evaluation.column_summary import ColumnSummary
-from mova_engine.evaluation.page_text import number, text
 from mova_engine.evaluation.published_rows import PublishedTable, published_tables
+from mova_engine.web.page_text import number, text
 
 _NAMED = 12
 _COLUMNS = ("value", "95 % interval", "chance", "clips")

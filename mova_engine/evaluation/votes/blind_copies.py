@@ -147,7 +147,7 @@ def _encoded(
         steady = np.round(np.array([float(time) for time in clip.times]) * rate).astype(int)
         count = int(steady[-1]) + 1
         chosen = np.searchsorted(steady, np.arange(count), side="right") - 1
-        stream = add_pictures(container, np.empty((1, height, width, 3), np.uint8), rate, _CRF)
+        stream = add_pictures(container, np.empty((1, height, width, 3), np.uint8), rate, crf=str(_CRF))
 
         def packets() -> Iterator[Packet]:
             for first, pixels in enumerate(pictures(chosen.tolist())):

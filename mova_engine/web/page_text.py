@@ -1,4 +1,4 @@
-"""Text and numbers as the pages of evaluations write them."""
+"""Text and numbers as reports in HTML write them."""
 
 import html
 

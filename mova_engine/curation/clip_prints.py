@@ -1,0 +1,58 @@
+"""Fingerprints as a step of a unit's work: of clips that no filter drops, since repetitions of others do not matter."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mova_engine.curation.duplicates import duplicates_of
+from mova_engine.curation.fingerprints import clip_fingerprint
+from mova_engine.curation.ledger import CLIP, Row, Step
+from mova_engine.scores.decoded_clip import DecodedClip
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mova_engine.curation.judging import Judging
+
+# The column that asks for them, and the step's name.
+DUPLICATE, PRINTS = "duplicate_of", "fingerprints"
+# Rises when the same clip gets other fingerprints.
+_VERSION = 1
+
+
+def prints_step() -> Step:
+    """The step, which depends on nothing but its version."""
+    return Step.made_of(PRINTS, {"version": _VERSION})
+
+
+def prints_of(clip: DecodedClip) -> Row:
+    """{"pictures", "sound"}: a clip's fingerprints as text, None where there is none."""
+    found = clip_fingerprint(clip)
+    return {"pictures": found.pictures, "sound": found.sound}
+
+
+def with_duplicates(table: "pa.Table", prints: Mapping[str, Row], judging: "Judging") -> "pa.Table":
+    """A table of clips with its column DUPLICATE filled: among clips that no other filter drops.
+
+    prints: {clip_id: `prints_of`} of those that have them.
+    """
+    import pyarrow as pa
+
+    verdicts = judging.columns(table)["verdict"].cast(pa.string()).to_pylist()
+    ids, widths, heights = (table[name].to_pylist() for name in (CLIP, "width", "height"))
+    alive = [i for i, clip in enumerate(ids) if verdicts[i] != "drop" and prints.get(clip, {}).get("pictures")]
+    better = duplicates_of(
+        [ids[i] for i in alive],
+        [prints[ids[i]]["pictures"] for i in alive],
+        [prints[ids[i]]["sound"] for i in alive],
+        [float(widths[i] * heights[i]) for i in alive],
+    )
+    found: list[Any] = [None] * len(ids)
+    for i, clip in zip(alive, better, strict=True):
+        found[i] = clip
+    return _replaced(table, found)
+
+
+def _replaced(table: "pa.Table", values: Sequence[Any]) -> "pa.Table":
+    import pyarrow as pa
+
+    return table.set_column(table.column_names.index(DUPLICATE), DUPLICATE, pa.array(values, pa.string()))

@@ -1,0 +1,143 @@
+"""Whole runs of `mova curate`: films of all kinds, good and bad, from the command line to the tables."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from small_films import write_film, write_films
+
+from mova_engine.config.curation_recipes import load_curation
+from mova_engine.curation.curation_run import Curation
+from mova_engine.errors import MovaError
+
+pytest.importorskip("cv2")
+pytest.importorskip("silero_vad")
+
+SETTINGS = {"clip": {"frames": 25}, "workers": 1}
+
+
+def curate(films: Path, out: Path, say=None, **settings):
+    return Curation(load_curation(raw=[str(films)], out=str(out), **SETTINGS, **settings), say).run()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Films, among them what is none, and their curation: the folder of both, and its result."""
+    place = tmp_path_factory.mktemp("curated")
+    films = place / "films"
+    write_films(films, 3)
+    write_film(films / "with 🎬 and\nbreak.mp4", 7)
+    (films / "nothing.mp4").touch()
+    (films / "noise.mp4").write_bytes(bytes(range(256)) * 40)
+    (films / "copy.mp4").write_bytes((films / "film 00.mp4").read_bytes())
+    whole = (films / "film 01.mp4").read_bytes()
+    (films / "cut off.mp4").write_bytes(whole[: len(whole) // 2])
+    said: list[str] = []
+    return place, curate(films, place / "out", said.append, most_failed=0.9), said
+
+
+def test_the_table_has_a_row_for_each_clip(run):
+    place, result, _ = run
+    table = pq.read_table(place / "out" / "clips.parquet")
+    rows = table.to_pylist()
+    assert len(rows) == result.funnel.clips >= 12
+    assert [(row["name"], row["start"]) for row in rows] == sorted((row["name"], row["start"]) for row in rows)
+    assert len({row["clip_id"] for row in rows}) == len(rows)
+    assert {row["verdict"] for row in rows} == {"keep", "drop"}
+    # Every third film is silent.
+    assert all((row["dropped_by"] == "audible") == (row["name"] == "films/film 02.mp4") for row in rows)
+    assert {row["frames"] for row in rows} == {25}
+    named = "films/with 🎬 and\nbreak.mp4"
+    assert named in {row["name"] for row in rows}
+
+
+def test_kept_clips_are_a_list_that_training_takes(run):
+    from mova_engine.data.metadata import read_metadata
+
+    place, result, _ = run
+    entries = read_metadata(place / "out")
+    assert len(entries) == result.funnel.verdicts["keep"] > 0
+    assert all(Path(entry.path).is_file() for entry in entries)
+
+
+def test_bad_files_are_rows_with_reasons_and_the_others_go_on(run):
+    place, result, said = run
+    failures = [json.loads(line) for line in (place / "out" / "failures.jsonl").read_text().splitlines()]
+    assert {each["name"] for each in failures} >= {"films/nothing.mp4", "films/noise.mp4", "films/cut off.mp4"}
+    assert all(each["reason"] and str(place) not in each["reason"] for each in failures)
+    assert not result.too_many and len(failures) == len(result.failures)
+    assert all("\n" not in line for line in said)
+
+
+def test_a_second_run_measures_nothing_and_writes_the_same(run):
+    place, _, _ = run
+    names = ("clips.parquet", "metadata.jsonl", "funnel.json", "failures.jsonl")
+    before = {name: (place / "out" / name).read_bytes() for name in names}
+    parts = {path: path.stat().st_mtime_ns for path in (place / "out" / "ledger").rglob("*.parquet")}
+    timings = set((place / "out" / "timings").iterdir())
+    result = curate(place / "films", place / "out", most_failed=0.01)
+    assert {name: (place / "out" / name).read_bytes() for name in names} == before
+    assert {path: path.stat().st_mtime_ns for path in (place / "out" / "ledger").rglob("*.parquet")} == parts
+    assert set((place / "out" / "timings").iterdir()) == timings
+    assert result.too_many
+
+
+def test_a_folder_of_other_sources_is_not_gone_on_with(run, tmp_path):
+    place, _, _ = run
+    write_film(tmp_path / "others" / "a.mp4", 1) if (tmp_path / "others").mkdir() is None else None
+    with pytest.raises(MovaError, match="holds clips of .*films, which is left out now; give another --out"):
+        curate(tmp_path / "others", place / "out")
+    with pytest.raises(MovaError, match="holds something else than a curation"):
+        curate(place / "films", place / "films")
+
+
+def test_scores_that_this_machine_lacks_are_refused_before_any_film_is_read(run, tmp_path):
+    place, _, _ = run
+    with pytest.raises(MovaError, match="the filters need the score desync, which cannot be measured: weights missing"):
+        curate(place / "films", tmp_path / "out", filters={"early": "desync <= 0.5"})
+    with pytest.raises(MovaError, match="filter wrong"):
+        curate(place / "films", tmp_path / "out", filters={"wrong": "beauty > 1"})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_goes_on(run, tmp_path):
+    place, _, _ = run
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mova_engine", "curate", str(place / "films"), "--out", str(out)]
+    command += ["--clip.frames", "25", "--workers", "1", "--most-failed", "1"]
+    limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)); os.execv(sys.argv[1], sys.argv[1:])"
+    ended = subprocess.run([sys.executable, "-c", limited, *command], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "File too large" in lines[0]
+    assert not (out / "clips.parquet").exists()
+    subprocess.run(command, capture_output=True, check=True)
+    assert (out / "clips.parquet").read_bytes() == (place / "out" / "clips.parquet").read_bytes()
+
+
+@pytest.mark.long
+def test_ray_and_the_pool_give_the_same_bytes(run, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    place, _, _ = run
+    curate(place / "films", tmp_path / "ray", engine="ray", most_failed=0.9)
+    for name in ("clips.parquet", "metadata.jsonl", "funnel.json", "failures.jsonl"):
+        assert (tmp_path / "ray" / name).read_bytes() == (place / "out" / name).read_bytes(), name
+    ledgers = [
+        {path.relative_to(out).as_posix(): path.read_bytes() for path in (out / "ledger").rglob("*.parquet")}
+        for out in (place / "out", tmp_path / "ray")
+    ]
+    assert ledgers[0] == ledgers[1]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_kills_of_a_whole_run_lose_nothing(tmp_path):
+    from curation_kills import kill_rounds
+
+    write_films(tmp_path / "films", 6)
+    assert kill_rounds(tmp_path / "films", tmp_path, kills=3) >= 1
