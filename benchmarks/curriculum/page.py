@@ -1,21 +1,17 @@
 """The page of a result: one HTML file without links to others, which opens without a server."""
 
 import base64
-import html
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.curriculum.stages import SAMPLED, sampled_folder
+from mova_engine.web.page_text import text
+from mova_engine.web.report_page import document, titled_table
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; } th, td { padding: .3rem .7rem; text-align: left;
-border-bottom: 1px solid #ddd; vertical-align: top; } .n { text-align: right; white-space: nowrap; }
-.quiet { color: #777; } video { width: 96px; image-rendering: pixelated; background: #eee; } h2 { margin-top: 2rem; }
-.clips { display: flex; gap: .5rem; flex-wrap: wrap; } svg { max-width: 100%; }
-@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } th, td { border-color: #444; }
-.quiet { color: #999; } svg text { fill: #ddd; } }
+video { width: 96px; image-rendering: pixelated; background: #eee } .clips { display: flex; gap: .5em; flex-wrap: wrap }
+svg { max-width: 100% } svg rect.beside { fill: #aab3c0 } svg line { stroke-dasharray: none; stroke-width: 2 }
 """
 # What each sampled model is, as the page calls it.
 NAMES = {
@@ -50,24 +46,24 @@ PAPER = {
 def page_of(result: Mapping[str, Any], work: Path) -> str:
     """The page. work: the folder with the samples, of which some are put into it."""
     about = result["circumstances"]
-    trial = "" if result["steps_scale"] == 1 else f"<p><b>A trial with {result['steps_scale']:g} of the steps.</b></p>"
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>The curriculum in miniature</title><style>{STYLE}</style><h1>The curriculum in miniature</h1>"
-        "<p>Raw films of bouncing balls, curated for each phase; the audio tower alone (stage 1), then the joint "
-        "phases 1 to 3, as MOVA was trained (arXiv 2602.08794), at the size of a laptop. Each bounce should click, "
-        "and only the exchange between picture and sound can tell when.</p>"
-        f"{trial}"
-        f"<h2>What each stage brings</h2>{_brings(result)}"
-        f"<h2>After each stage, and without one</h2>{_chart(result['figures'])}{_figures(result['figures'])}"
-        f"<h2>The clips of each phase</h2>{_curated(result['curated'])}"
-        f"<h2>Settings</h2>{_settings(result)}"
-        f"<h2>Samples</h2>{_samples(work)}"
-        f"<h2>How it was made</h2><p>{_text(about['device_name'])}, {about['processes']} jobs at once; mova_engine "
-        f"{_text(about['mova_engine'])}, torch {_text(about['torch'])}, commit {_text(about['commit'])}, "
-        f"{_text(about['date'])}. {result['films']} films, {result['heldout_clips']} held-out clips a model, seed "
-        f"{result['seed']} for all. {_minutes(result['seconds'])}</p>"
-    )
+    trial = "" if result["steps_scale"] == 1 else f"<p><b>A trial with {result['steps_scale']:g} of the steps.</b>"
+    parts = [
+        "<p>Raw films of bouncing balls, curated for each phase; the audio tower alone (stage 1), then the joint phases "
+        "1 to 3, as MOVA was trained (arXiv 2602.08794), at the size of a laptop. Each bounce should click, and only "
+        "the exchange between picture and sound can tell when.",
+        trial,
+        _brings(result),
+        _figures(result["figures"]),
+        _chart(result["figures"]),
+        _curated(result["curated"]),
+        _settings(result),
+        _samples(work),
+        f"<h2>How it was made</h2><p>{text(about['device_name'])}, {about['processes']} jobs at once; mova_engine "
+        f"{text(about['mova_engine'])}, torch {text(about['torch'])}, commit {text(about['commit'])}, "
+        f"{text(about['date'])}. {result['films']} films, {result['heldout_clips']} held-out clips a model, seed "
+        f"{result['seed']} for all. {_minutes(result['seconds'])}",
+    ]
+    return document("The curriculum in miniature", parts, STYLE)
 
 
 def _brings(result: Mapping[str, Any]) -> str:
@@ -78,23 +74,23 @@ def _brings(result: Mapping[str, Any]) -> str:
         own, other = (figures[each[side]]["f1"] for side in ("with", "without"))
         rows.append(
             [
-                f"<b>{_text(stage)}</b>",
-                _text(each["about"]),
+                f"<b>{text(stage)}</b>",
+                text(each["about"]),
                 _number(own["value"]),
                 _number(other["value"]),
                 _signed(found["f1"]),
                 _signed(found["pitch"]),
                 _signed(found["distance"], 2),
                 _signed(found["silent"]),
-                f"<b>{_text(each['verdict'])}</b>",
+                f"<b>{text(each['verdict'])}</b>",
             ]
         )
-    return _table(head, rows) + (
+    return _table("What each stage brings", head, rows) + (
         "<p class=quiet>Differences are with less without, at equal steps (for phase 3 itself: without its steps), "
         "seeds and prompts, [95% paired bootstrap intervals over clips]: of one training run each, so that they do "
         "not say how another seed would turn out. F1: of clicks and bounces within 84 ms. Clicks: log-spectral "
         "distance from clicks as they should be; less is better. The verdict counts only intervals that leave out "
-        "0.</p>"
+        "0."
     )
 
 
@@ -106,10 +102,10 @@ def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
         each = figures[name]
         cells = [_interval(each[key], digits) for key, digits in (("f1", 3), ("chance", 3), ("error_ms", 0))]
         cells += [_interval(each["pitch"], 3), _interval(each["distance"], 1), _interval(each["background"], 0)]
-        rows.append([_text(label), *cells, str(each["silent"]), str(each["clips"])])
-    return _table(head, rows) + (
+        rows.append([text(label), *cells, str(each["silent"]), str(each["clips"])])
+    return _table("After each stage, and without one", head, rows) + (
         "<p class=quiet>Background: what the quieter half of a clip does not exceed, of full scale. The last row is "
-        "the bound: what the embedded codec leaves of true clips.</p>"
+        "the bound: what the embedded codec leaves of true clips."
     )
 
 
@@ -120,11 +116,11 @@ def _chart(figures: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for i, (name, figure) in enumerate(shown):
         y = row * i + 14
-        colour = "#2a6fbb" if name in MAIN else "#999"
+        beside = "" if name in MAIN else " class=beside"
         low, high, value = (left + width * (figure[key] or 0) for key in ("low", "high", "value"))
-        parts.append(f"<text x={left - 8} y={y + 4} text-anchor=end font-size=12>{_text(NAMES[name])}</text>")
-        parts.append(f"<rect x={left} y={y - 6} width={max(0, value - left):.1f} height=12 fill='{colour}'/>")
-        parts.append(f"<line x1={low:.1f} x2={high:.1f} y1={y} y2={y} stroke='#d33' stroke-width=2 />")
+        parts.append(f"<text x={left - 8} y={y + 4} text-anchor=end font-size=12>{text(NAMES[name])}</text>")
+        parts.append(f"<rect x={left} y={y - 6} width={max(0, value - left):.1f} height=12{beside} />")
+        parts.append(f"<line x1={low:.1f} x2={high:.1f} y1={y} y2={y} />")
         parts.append(f"<text x={left + width + 8} y={y + 4} font-size=12>{_number(figure['value'])}</text>")
     height = row * len(shown) + 10
     return (
@@ -138,15 +134,16 @@ def _curated(curated: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for phase, each in curated.items():
         filters = "<br>".join(
-            f"{_text(one['name'])}: <code>{_text(one['text'])}</code> drops {one['dropped']} of {one['clips']}"
+            f"{text(one['name'])}: <code>{text(one['text'])}</code> drops {one['dropped']} of {one['clips']}"
             for one in each["funnel"]["filters"]
         )
-        sounds = ", ".join(f"{count} {_text(name)}" for name, count in each["sounds"].items())
-        rows.append([_text(phase), str(each["kept"]), sounds, filters])
+        sounds = ", ".join(f"{count} {text(name)}" for name, count in each["sounds"].items())
+        rows.append([text(phase), str(each["kept"]), sounds, filters])
     first = next(iter(curated.values()))
-    return _table(["phase", "clips", "what their sound is, by the films' truth", "filters"], rows) + (
+    head = ["phase", "clips", "what their sound is, by the films' truth", "filters"]
+    return _table("The clips of each phase", head, rows) + (
         f"<p class=quiet>The films hold {first['scenes']} scenes; {first['begin_with_a_scene']} of the "
-        f"{first['kept']} clips of phase 1 begin with the first picture of one.</p>"
+        f"{first['kept']} clips of phase 1 begin with the first picture of one."
     )
 
 
@@ -154,11 +151,11 @@ def _settings(result: Mapping[str, Any]) -> str:
     recipes = result["settings"]
     rows = [["steps", *(str(result["steps"][name]) for name in recipes), "not given in steps"]]
     for key, paper in PAPER.items():
-        cells = ("" if each[key] is None else _text(each[key]) for each in recipes.values())
-        rows.append([_text(key.replace("_", " ")), *cells, _text(paper)])
-    return _table(["", *recipes, "the paper"], rows) + (
+        cells = ("" if each[key] is None else text(_plain(each[key])) for each in recipes.values())
+        rows.append([text(key.replace("_", " ")), *cells, text(paper)])
+    return _table("Settings", ["", *recipes, "the paper"], rows) + (
         "<p class=quiet>As nano needs it, and other than the paper: the networks predict x0, and learning rates are "
-        "200 times as high, warm up and decay in each stage.</p>"
+        "200 times as high, warm up and decay in each stage."
     )
 
 
@@ -172,24 +169,23 @@ def _samples(work: Path) -> str:
             f"<video controls loop src='data:video/mp4;base64,{base64.b64encode(film.read_bytes()).decode()}'></video>"
             for film in films
         )
-        parts.append(f"<h3>{_text(NAMES[each.name])}</h3><div class=clips>{clips}</div>")
-    return "".join(parts)
+        parts.append(f"<h3>{text(NAMES[each.name])}</h3><div class=clips>{clips}</div>")
+    return "<h2>Samples</h2>" + "".join(parts)
 
 
 def _minutes(seconds: Mapping[str, float]) -> str:
     longest = sorted(seconds.items(), key=lambda each: -each[1])[:3]
-    told = ", ".join(f"{_text(name)} {taken / 60:.1f}" for name, taken in longest)
+    told = ", ".join(f"{text(name)} {taken / 60:.1f}" for name, taken in longest)
     return f"All jobs together took {sum(seconds.values()) / 60:.0f} minutes of one core; the longest: {told}."
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _table(title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = ["<tr>" + "".join(f"<th>{each}" for each in head)]
-    lines += ["<tr>" + "".join(f"<td>{each}" for each in row) for row in rows]
-    return "<table>" + "\n".join(lines) + "</table>"
+    return titled_table(title, [*lines, *("<tr>" + "".join(f"<td>{each}" for each in row) for row in rows)])
 
 
-def _text(value: object) -> str:
-    return html.escape(f"{value:g}" if isinstance(value, float) else str(value), quote=True)
+def _plain(value: object) -> object:
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _number(value: float | None, digits: int = 3) -> str:
