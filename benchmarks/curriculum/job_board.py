@@ -50,8 +50,8 @@ class JobBoard:
                 self._ahead[name] = max(self._ahead[name], expected + self._ahead[job.name])
 
     @property
-    def seconds(self) -> dict[str, float]:
-        """What each job took."""
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """What each job took: {"wall": seconds, "cpu": seconds of processor time, its processes together}."""
         return dict(self._seconds)
 
     def run(self) -> None:
@@ -64,8 +64,10 @@ class JobBoard:
                 self._start_ready()
                 time.sleep(_LOOK)
                 for job, process, since in list(self._running.values()):
-                    if process.poll() is not None:
-                        self._end(job, process, time.monotonic() - since)
+                    ended, status, used = os.wait4(process.pid, os.WNOHANG)
+                    if ended:
+                        process.returncode = os.waitstatus_to_exitcode(status)
+                        self._end(job, process, time.monotonic() - since, used.ru_utime + used.ru_stime)
                 if time.monotonic() - told >= _TELL and self._running:
                     told = time.monotonic()
                     self._say(f"{', '.join(self._place(name) for name in self._running)}; {self._left()}")
@@ -84,20 +86,20 @@ class JobBoard:
                 )
             self._running[job.name] = job, process, time.monotonic()
 
-    def _end(self, job: CurriculumJob, process: subprocess.Popen[bytes], seconds: float) -> None:
+    def _end(self, job: CurriculumJob, process: subprocess.Popen[bytes], seconds: float, cpu: float) -> None:
         del self._running[job.name]
         if process.returncode:
             raise MovaError(
                 f"{job.name} ended with status {process.returncode}: mova {' '.join(job.words)}\n"
                 + "\n".join(self._lines(job.name)[-_TAIL:])
             )
-        self._seconds[job.name] = round(seconds, 1)
+        self._seconds[job.name] = {"wall": round(seconds, 1), "cpu": round(cpu, 1)}
         self._taken, self._expected = self._taken + seconds, self._expected + job.seconds
         done = {"command": job.words, "seconds": self._seconds[job.name]}
         write_atomic(self._folder / f"{job.name}.json", json.dumps(done).encode())
         self._say(f"{job.name} took {seconds:.0f} s; {len(self._seconds)} of {len(self._jobs)} jobs; {self._left()}")
 
-    def _finished(self, job: CurriculumJob) -> float | None:
+    def _finished(self, job: CurriculumJob) -> dict[str, float] | None:
         path = self._folder / f"{job.name}.json"
         if not path.is_file():
             return None

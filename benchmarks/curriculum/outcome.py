@@ -34,9 +34,9 @@ def outcome_of(
     scale: CurriculumScale,
     sampled: Mapping[str, Sequence[SampledClip]],
     bound: Sequence[SampledClip],
-    seconds: Mapping[str, float],
+    seconds: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """All facts of the result file. bound: held-out clips through the codec."""
+    """All facts of the result file. bound: held-out clips through the codec. seconds: as of `JobBoard`."""
     figures = {name: summary(clips) for name, clips in {**sampled, "codec": bound}.items()}
     brings = {}
     for stage, (about, own, other) in COMPARED.items():

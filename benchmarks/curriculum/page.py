@@ -48,9 +48,9 @@ def page_of(result: Mapping[str, Any], work: Path) -> str:
     about = result["circumstances"]
     trial = "" if result["steps_scale"] == 1 else f"<p><b>A trial with {result['steps_scale']:g} of the steps.</b>"
     parts = [
-        "<p>Raw films of bouncing balls, curated for each phase; the audio tower alone (stage 1), then the joint phases "
-        "1 to 3, as MOVA was trained (arXiv 2602.08794), at the size of a laptop. Each bounce should click, and only "
-        "the exchange between picture and sound can tell when.",
+        "<p>Raw films of bouncing balls, curated for each phase; the audio tower alone (stage 1), then the joint "
+        "phases 1 to 3, as MOVA was trained (arXiv 2602.08794), at the size of a laptop. Each bounce should click, and "
+        "only the exchange between picture and sound can tell when.",
         trial,
         _brings(result),
         _figures(result["figures"]),
@@ -173,10 +173,11 @@ def _samples(work: Path) -> str:
     return "<h2>Samples</h2>" + "".join(parts)
 
 
-def _minutes(seconds: Mapping[str, float]) -> str:
-    longest = sorted(seconds.items(), key=lambda each: -each[1])[:3]
-    told = ", ".join(f"{text(name)} {taken / 60:.1f}" for name, taken in longest)
-    return f"All jobs together took {sum(seconds.values()) / 60:.0f} minutes of one core; the longest: {told}."
+def _minutes(seconds: Mapping[str, Mapping[str, float]]) -> str:
+    wall, cpu = (sum(each[kind] for each in seconds.values()) / 60 for kind in ("wall", "cpu"))
+    longest = sorted(seconds.items(), key=lambda each: -each[1]["cpu"])[:3]
+    told = ", ".join(f"{text(name)} {taken['cpu'] / 60:.1f}" for name, taken in longest)
+    return f"The jobs took {cpu:.0f} minutes of CPU time, {wall:.0f} one after the other; most took {told}."
 
 
 def _table(title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
