@@ -124,9 +124,9 @@ def _chart(figures: Mapping[str, Mapping[str, Any]]) -> str:
         parts.append(f"<text x={left + width + 8} y={y + 4} font-size=12>{_number(figure['value'])}</text>")
     height = row * len(shown) + 10
     return (
-        f"<svg viewBox='0 0 780 {height}' width=780 height={height} role=img aria-label='F1 of each model'>"
+        f"<div><svg viewBox='0 0 780 {height}' width=780 height={height} role=img aria-label='F1 of each model'>"
         + "".join(parts)
-        + "</svg>"
+        + "</svg></div>"
     )
 
 
