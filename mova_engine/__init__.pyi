@@ -15,6 +15,8 @@ from mova_engine.codecs import build_video_codec as build_video_codec
 from mova_engine.codecs import video_from_uint8 as video_from_uint8
 from mova_engine.codecs import video_to_uint8 as video_to_uint8
 from mova_engine.config.clip import ClipSettings as ClipSettings
+from mova_engine.config.curate import CurateConfig as CurateConfig
+from mova_engine.config.curation_recipes import load_curation as load_curation
 from mova_engine.config.diffusion import LossWeights as LossWeights
 from mova_engine.config.memory import MemoryConfig as MemoryConfig
 from mova_engine.config.mesh import choose_mesh as choose_mesh
@@ -24,6 +26,7 @@ from mova_engine.config.parallel import ParallelConfig as ParallelConfig
 from mova_engine.config.recipes import load_config as load_config
 from mova_engine.config.recipes import recipe_names as recipe_names
 from mova_engine.config.train import TrainConfig as TrainConfig
+from mova_engine.curation.curation_run import Curation as Curation
 from mova_engine.data.synthetic.bounce import draw_clips as draw_clips
 from mova_engine.diffusion.conditioning import first_frame_condition as first_frame_condition
 from mova_engine.diffusion.conditioning import video_input as video_input

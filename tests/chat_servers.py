@@ -25,14 +25,15 @@ def completion(text, finish="stop"):
 
 class ChatServer(ThreadingHTTPServer):
     """`replies`: (status, headers, body) in turn, the last one again and again; a body may be a function that writes to
-    the connection itself. `requests`: (path, headers, body) of what was asked.
+    the connection itself. `answer`: in place of replies, (status, headers, body) of a path and a body, asked by several
+    threads. `requests`: (path, headers, body) of what was asked.
     """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.replies, self.requests = [], []
+        self.replies, self.requests, self.answer = [], [], None
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
     def say(self, *texts):
@@ -51,7 +52,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.requests.append((self.path, dict(self.headers), body))
         replies = self.server.replies
-        status, headers, reply = replies.pop(0) if len(replies) > 1 else replies[0]
+        if self.server.answer is not None:
+            status, headers, reply = self.server.answer(self.path, body)
+        else:
+            status, headers, reply = replies.pop(0) if len(replies) > 1 else replies[0]
         if callable(reply):
             reply(self)
             return

@@ -93,6 +93,15 @@ def synthetic_rows(count: int, seed: int = 0) -> pa.Table:
     return pa.table(columns)
 
 
+def _of_film(rows: pa.Table, path: Path) -> pa.Table:
+    """The rows as clips of two seconds of one film, from its first seconds."""
+    count = rows.num_rows
+    told = {"video_path": [str(path)] * count, "start": [float(i % 5) for i in range(count)], "frames": [48] * count}
+    for name, values in told.items():
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
+    return rows
+
+
 def _reasons(missing: dict[str, np.ndarray]) -> pa.Array:
     """JSON text of each clip: why it lacks a score's numbers."""
     words = {score: why for score, _, why in _WHY.values()}
@@ -104,14 +113,15 @@ def _reasons(missing: dict[str, np.ndarray]) -> pa.Array:
     return pa.array(known).take(pa.array(code))
 
 
-def write_run(out: Path, count: int, judging: Judging | None = None, piece: int = 1 << 20, films=None) -> None:
-    """A run's folder: clips.parquet, metadata.jsonl, funnel.json."""
+def write_run(out: Path, count: int, judging: Judging | None = None, *, piece=1 << 20, films=None, path=None) -> None:
+    """A run's folder: clips.parquet, metadata.jsonl, funnel.json. path: the film that all clips are from."""
     judging = judging or synthetic_judging()
     out.mkdir(parents=True, exist_ok=True)
     writer, funnels = None, []
     with open(out / LIST, "wb") as lines:
         for seed, start in enumerate(range(0, count, piece)):
-            table = with_columns(synthetic_rows(min(piece, count - start), seed), judging)
+            rows = synthetic_rows(min(piece, count - start), seed)
+            table = with_columns(rows if path is None else _of_film(rows, path), judging)
             writer = writer or pq.ParquetWriter(out / CLIPS, table.schema, compression="zstd", compression_level=1)
             writer.write_table(table)
             funnels.append(table.select(["verdict", "dropped_by", "kind", "frames", "fps"]))

@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines += [f"{counted(count, 'clip')}: {before} -> {after}" for (before, after), count in sorted(changed.items())]
     lines += [] if changed else ["no verdict changes"]
     lines += _unmeasured(found.unmeasured)
+    if "duplicate_of" in found.judging.judge.columns and any(after == "keep" for _, after in changed):
+        lines.append("repetitions among clips that are kept now are found by mova curate with these filters")
     if config.write:
         write_refiltered(file, found)
         lines.append(f"written: {config.out / 'clips.parquet'} and {config.out / 'metadata.jsonl'}")

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
-    from mova_engine.evaluation.recognisers import Endpoint, EndpointOptions, LocalWhisper
     from mova_engine.evaluation.transcription import transcribe_folder
+    from mova_engine.scores.recognisers import Endpoint, EndpointOptions, LocalWhisper
 
     if config.endpoint is not None:
         options = EndpointOptions(config.endpoint, config.model, config.prompt, config.key_variable, config.timeout)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.config.captions import CaptionSettings
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
 from mova_engine.config.curate_files import FilmSettings, WrittenSettings
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
+from mova_engine.config.model import ClipConfig
 from mova_engine.config.sound_correction import SoundCorrection
 
 
@@ -93,6 +95,7 @@ class CurateConfig(MeasuringOptions, _Raw):
     cut: Annotated[CutSettings, section("Cutting")] = field(default_factory=CutSettings)
     engines: Annotated[EngineSettings, section("Engines")] = field(default_factory=EngineSettings)
     sound: Annotated[SoundCorrection, section("Sound")] = field(default_factory=SoundCorrection)
+    captions: Annotated[CaptionSettings, section("Captions")] = field(default_factory=CaptionSettings)
     films: Annotated[FilmSettings, section("Films")] = field(default_factory=FilmSettings)
     written: Annotated[WrittenSettings, section("Written clips")] = field(default_factory=WrittenSettings)
 
@@ -103,11 +106,6 @@ class CurateConfig(MeasuringOptions, _Raw):
         check(on_processes, "--engines.ray-address is for --engine ray: give that too")
 
     @property
-    def frames(self) -> int:
-        """Pictures of a clip: MOVA's 193, unless the settings say otherwise."""
-        return 193 if self.clip.frames is None else self.clip.frames
-
-    @property
-    def fps(self) -> float:
-        """Pictures a second of a clip: MOVA's 24, unless the settings say otherwise."""
-        return 24.0 if self.clip.fps is None else self.clip.fps
+    def shape(self) -> ClipConfig:
+        """The clips that are cut, and their size where they are written: MOVA's of 720p, but for what `clip` states."""
+        return self.clip.over(ClipConfig(frames=193, height=720, width=1280, fps=24.0))

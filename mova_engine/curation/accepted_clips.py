@@ -47,10 +47,10 @@ class AcceptedClip:
         return shape if (height > width) == turned else replace(shape, height=shape.width, width=shape.height)
 
 
-def virtual_row(clip: AcceptedClip, shape: ClipConfig) -> dict[str, Any]:
-    """The clip as a row of a list that training reads, from the film itself."""
+def virtual_row(clip: AcceptedClip, seconds: float) -> dict[str, Any]:
+    """The clip, of this length, as a row of a list that training reads, from the film itself."""
     row = {"video_path": str(clip.path.absolute()), "caption": clip.caption, "id": clip.id, "start": clip.start}
-    size = {"width": clip.size[0], "height": clip.size[1], "duration": shape.duration}
+    size = {"width": clip.size[0], "height": clip.size[1], "duration": seconds}
     return {**row, **clip.edit.facts, **size}
 
 
@@ -75,5 +75,5 @@ def write_virtual(out: Path, clips: Iterable[AcceptedClip], shape: ClipConfig) -
     """List clips that stay in their films in `out`; returns {id: why} of those that cannot be listed."""
     clips = list(clips)
     refused = {clip.id: reason for clip in clips if (reason := unlistable(clip, virtual=True))}
-    write_listing(out, (virtual_row(clip, shape) for clip in clips if clip.id not in refused))
+    write_listing(out, (virtual_row(clip, shape.duration) for clip in clips if clip.id not in refused))
     return refused

@@ -1,9 +1,9 @@
 """Black bars around shots, to the pixel, from sampled pictures at their own size.
 
 A line counts as lit where a tenth of it is brighter than black. What is lit in none of a shot's pictures is cut off
-where it is a bar: alike on both sides, two hundredths of the picture at least, and with a straight edge, behind which a
-third of the line is lit. The edge of what is merely dark is not straight: such a shot is undecided, and takes the bars
-that the film has elsewhere if nothing in it is lit beyond them, or loses nothing.
+where it is a bar: alike on both sides, two hundredths of the picture at least, and with a sharp and straight edge,
+right behind which a quarter of the line is bright. The edge of what is merely dark is neither: such a shot is
+undecided, and takes the bars that the film has elsewhere if nothing in it is lit beyond them, or loses nothing.
 """
 
 from collections import Counter
@@ -18,10 +18,11 @@ from mova_engine.scores.optional_opencv import opencv
 
 Grey = NDArray[np.uint8]
 # Levels of a full scale of 255 up to which a pixel counts as black: bars are 0, and what coding leaves of edges in
-# them stays below.
-BLACK = 14
-LIT, STRAIGHT = 0.1, 1 / 3
-# Lines behind the edge among which one must be lit as much as STRAIGHT says: coding smears an edge over two.
+# them stays below. What is above BRIGHT is not nearly black.
+BLACK, BRIGHT = 14, 28
+# Shares of a line: what is lit, and how much of one of the first lines behind an edge is bright. Coding smears an edge
+# over two lines.
+LIT, SHARP = 0.1, 1 / 4
 _BEHIND = 3
 # Of a side's pixels: what both bars have together at least, and by how much they may differ.
 LEAST, UNEQUAL = 0.02, 0.01
@@ -35,7 +36,9 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class LitLines:
-    """Of one picture: the share of each row and of each column that is not black, in 255ths, uint8 [h] and [w]."""
+    """Of one picture: the share of each row [2, h] and of each column [2, w] that is not black, and that is bright; in
+    255ths, uint8.
+    """
 
     rows: NDArray[np.uint8]
     columns: NDArray[np.uint8]
@@ -44,8 +47,10 @@ class LitLines:
 def lit_lines(picture: Grey) -> LitLines:
     """Of a picture [h, w] of full scale. Raises MovaError without OpenCV."""
     cv2 = opencv("Finding black bars")
-    _, lit = cv2.threshold(picture, BLACK, 255, cv2.THRESH_BINARY)
-    rows, columns = (cv2.reduce(lit, axis, cv2.REDUCE_AVG, dtype=cv2.CV_8U).ravel() for axis in (1, 0))
+    masks = [cv2.threshold(picture, level, 255, cv2.THRESH_BINARY)[1] for level in (BLACK, BRIGHT)]
+    rows, columns = (
+        np.stack([cv2.reduce(mask, axis, cv2.REDUCE_AVG, dtype=cv2.CV_8U).ravel() for mask in masks]) for axis in (1, 0)
+    )
     return LitLines(rows, columns)
 
 
@@ -67,27 +72,27 @@ def _kept_by_all(shares: list[NDArray[np.uint8]], seconds: list[float]) -> list[
     found = [kept_lines(each) for each in shares]
     usual: Counter[Kept] = Counter()
     for kept, each, length in zip(found, shares, seconds, strict=True):
-        if kept is not None and kept != (0, len(each)):
+        if kept is not None and kept != (0, each.shape[1]):
             usual[kept] += length  # pyright: ignore[reportArgumentType]
     film = min(usual, key=lambda kept: (-usual[kept], kept), default=None)
     return [
-        kept if kept is not None else film if film and _is_within(each, film) else (0, len(each))
+        kept if kept is not None else film if film and _is_within(each, film) else (0, each.shape[1])
         for kept, each in zip(found, shares, strict=True)
     ]
 
 
 def kept_lines(shares: NDArray[np.uint8]) -> Kept | None:
     """The lines [first, end) between the bars of one axis, even numbers; all where there is no bar, None where that
-    cannot be told. shares uint8 [n]: of each line the share that is lit, in 255ths, the largest of all pictures.
+    cannot be told. shares uint8 [2, n]: of each line what is lit and what is bright, the largest of all pictures.
     """
-    count = len(shares)
-    lit = np.flatnonzero(shares > 255 * LIT)
+    count = shares.shape[1]
+    lit = np.flatnonzero(shares[0] > 255 * LIT)
     if not len(lit):
         return None
     first, end = int(lit[0]), int(lit[-1]) + 1
     bars = (first, count - end)
-    edges = (shares[first : first + _BEHIND], shares[end - _BEHIND : end])
-    if any(bar > 1 and edge.max() < 255 * STRAIGHT for bar, edge in zip(bars, edges, strict=True)):
+    edges = (shares[1, first : first + _BEHIND], shares[1, max(0, end - _BEHIND) : end])
+    if any(bar > 1 and edge.max() < 255 * SHARP for bar, edge in zip(bars, edges, strict=True)):
         return None
     if sum(bars) < LEAST * count or abs(bars[0] - bars[1]) > max(2, UNEQUAL * count):
         return 0, count
@@ -95,7 +100,7 @@ def kept_lines(shares: NDArray[np.uint8]) -> Kept | None:
 
 
 def _is_within(shares: NDArray[np.uint8], kept: Kept) -> bool:
-    lit = np.flatnonzero(shares > 255 * LIT)
+    lit = np.flatnonzero(shares[0] > 255 * LIT)
     return not len(lit) or (kept[0] - 2 <= lit[0] and lit[-1] < kept[1] + 2)
 
 

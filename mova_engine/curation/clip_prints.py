@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.duplicates import duplicates_of
 from mova_engine.curation.fingerprints import clip_fingerprint
-from mova_engine.curation.ledger import CLIP, Row, Step
+from mova_engine.curation.ledger import CLIP, LedgerStep, Row
 from mova_engine.scores.decoded_clip import DecodedClip
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ DUPLICATE, PRINTS = "duplicate_of", "fingerprints"
 _VERSION = 1
 
 
-def prints_step() -> Step:
+def prints_step() -> LedgerStep:
     """The step, which depends on nothing but its version."""
-    return Step.made_of(PRINTS, {"version": _VERSION})
+    return LedgerStep.made_of(PRINTS, {"version": _VERSION})
 
 
 def prints_of(clip: DecodedClip) -> Row:

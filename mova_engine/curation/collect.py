@@ -88,7 +88,7 @@ class Collector:
         text, whole, number = pa.string(), pa.int64(), pa.float64()
         spoken = pa.struct([("start", number), ("end", number)])
         kinds = [
-            *((name, text) for name in (CLIP, "source", "name", "video_path", "sha256")),
+            *((name, text) for name in (CLIP, "source", "name", "video_path", "sha256", "unit")),
             *(("start", number), ("frames", whole), ("fps", number)),
             *((name, whole) for name in ("crop_x", "crop_y", "crop_width", "crop_height", "width", "height")),
             *(("kind", text), ("shots", whole), ("cuts", pa.list_(number)), ("speech", pa.list_(spoken))),
@@ -106,6 +106,7 @@ def _place(unit: Unit, clip: ClipWindow) -> Row:
     x, y, width, height = clip.crop or (None, None, None, None)
     return {
         "video_path": str(unit.file.path),
+        "unit": unit.key,
         "crop_x": x,
         "crop_y": y,
         "crop_width": width,

@@ -1,6 +1,7 @@
 """The folder of a curation: its files' names, and whether a run may go on in it."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from mova_engine.files.writable import PROBE, check_writable
 # What a folder of an engine that keeps other things in it has as another number.
 FORMAT = 1
 _STATE = "curation.json"
+# What a run keeps of films and weights before it keeps its own state.
+_BEFORE = ("digests", "lengths")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class CurationFolder:
         else, or what another version of the engine wrote, or clips of sources that are left out now.
         """
         check_writable(self.out, "--out")
-        if not self.out.is_dir() or all(path.name.startswith(PROBE) for path in self.out.iterdir()):
+        names = os.listdir(self.out) if self.out.is_dir() else []
+        if all(name.startswith(PROBE) or name in _BEFORE for name in names):
             return
         state = self._state()
         if not state:

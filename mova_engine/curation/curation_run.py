@@ -1,32 +1,28 @@
 """A curation from films to a table of clips: lists units, has an engine do them, and collects what was found."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from mova_engine.config.curate import CurateConfig
-from mova_engine.curation.clip_file import with_columns
-from mova_engine.curation.clip_list import list_lines
-from mova_engine.curation.clip_prints import with_duplicates
-from mova_engine.curation.collect import Collector, table_bytes
+from mova_engine.curation.collect import Collector
 from mova_engine.curation.curation_folder import CurationFolder
+from mova_engine.curation.curation_outputs import CurationOutputs, Failure
 from mova_engine.curation.curation_progress import CurationProgress
 from mova_engine.curation.engine_work import Outcome
 from mova_engine.curation.engines import Engine, opened_engine
-from mova_engine.curation.funnel import FUNNEL, FilmCounts, Funnel, funnel_of
+from mova_engine.curation.funnel import Funnel
 from mova_engine.curation.gathered_films import gather_films
 from mova_engine.curation.judging import Judging, read_order
-from mova_engine.curation.ledger import CLIP, Part
+from mova_engine.curation.ledger import CLIP, LedgerPart
 from mova_engine.curation.timings import Timings
 from mova_engine.curation.unit_cut import check_cut
 from mova_engine.curation.unit_run import UnitWork
 from mova_engine.curation.unit_steps import UnitSteps
 from mova_engine.curation.units import SourceFile, Unit
-from mova_engine.data.text import shown
 from mova_engine.distributed.processes import read_launch
 from mova_engine.distributed.stop_signals import ended_at_once
-from mova_engine.errors import MovaError, counted, require_package
-from mova_engine.files.atomic import clear_stale, write_atomic
+from mova_engine.errors import MovaError, require_package
+from mova_engine.files.atomic import clear_stale
 from mova_engine.ops import resolve
 from mova_engine.scores.opened_runner import open_runner
 from mova_engine.scores.score_file import known_score
@@ -34,27 +30,10 @@ from mova_engine.scores.score_runner import ScoreRunner
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A unit, or a file of which no unit could be made, and why after how many attempts."""
-
-    name: str
-    step: str
-    reason: str
-    attempts: int
-
-    def line(self) -> str:
-        """As people read it."""
-        tries = counted(self.attempts, "attempt")
-        return f"{shown(self.name)}: failed in {self.step} after {tries}: {shown(self.reason)}"
-
-    def json(self) -> str:
-        """A line of a file."""
-        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
-
-
-@dataclass(frozen=True)
 class CurationResult:
-    """funnel: what became of all clips. failures: of units and files; too_many: more than `most_failed` allows."""
+    """funnel: what became of all clips. failures: units that failed, and films of which there is none. too_many:
+    whether these are more than `most_failed` allows.
+    """
 
     funnel: Funnel
     failures: tuple[Failure, ...]
@@ -62,10 +41,7 @@ class CurationResult:
 
 
 class Curation:
-    """A run of curation, by its settings:
-
-    from mova_engine import Curation, load_curation
-    result = Curation(load_curation("curate-laptop", raw=["films"], out="curated")).run()
+    """A run of curation: `Curation(load_curation("curate-laptop", raw=["films"], out="curated")).run()`.
 
     say: takes the lines that tell how far it is; default: none are told.
     """
@@ -95,8 +71,6 @@ class Curation:
         check_cut(self.config.cut)
         self._check_scores(runner)
         order = tuple(each.name for each in self.judging.judge.filters)
-        self.folder.begin(self.config, order)
-        clear_stale(self.folder.out)
         steps = UnitSteps.of(self.config, self.judging.judge, runner)
         work = UnitWork(self.folder.out, self.config, order, steps)
         with ended_at_once(lambda: "the same command goes on") as stop:
@@ -108,12 +82,15 @@ class Curation:
                 seed=self.config.films.seed,
                 threads=self.config.workers,
             )
+            self.folder.begin(self.config, order)
+            clear_stale(self.folder.out)
             for line in films.lines():
                 self._say(line)
-            failures = [Failure(each.file.name, "list", _reason(each.file, each.reason), 1) for each in films.failed]
+            unread = [each for each in films.failed if not each.repeats]
+            failures = [Failure(each.file.name, "list", _reason(each.file, each.reason), 1) for each in unread]
             with opened_engine(self.config, stop) as engine:
                 failures += self._run_units(engine, work, films.units)
-            return self._collected(work, films.units, failures)
+            return self._collected(work, films.units, len(unread), tuple(failures))
 
     def _check_scores(self, runner: ScoreRunner) -> None:
         """MovaError for a score that this machine cannot measure: that must not become each clip's reason."""
@@ -160,23 +137,20 @@ class Curation:
         unit = outcome.item
         step = "cut" if self.folder.ledger.read(work.steps.cut, unit.key) is None else "scores"
         failure = Failure(unit.name, step, _reason(unit.file, outcome.reason), outcome.attempts)
-        self.folder.ledger.write(work.steps.failed, unit.key, Part([{CLIP: "", **asdict(failure)}]))
+        self.folder.ledger.write(work.steps.failed, unit.key, LedgerPart([{CLIP: "", **asdict(failure)}]))
         self._say(failure.line())
 
-    def _collected(self, work: UnitWork, units: Sequence[Unit], failures: Sequence[Failure]) -> CurationResult:
+    def _collected(
+        self, work: UnitWork, units: Sequence[Unit], unread: int, failures: tuple[Failure, ...]
+    ) -> CurationResult:
+        """unread: films of which there is no unit."""
         reasons = {each.name: each.reason for each in failures}
         failed = {unit.key: reasons[unit.name] for unit in units if unit.name in reasons}
         collected = Collector(work, self.folder.ledger, failed).collected(units)
-        table = with_columns(with_duplicates(collected.table, collected.prints, self.judging), self.judging)
-        write_atomic(self.folder.clips, table_bytes(table))
-        write_atomic(self.folder.metadata, b"".join(list_lines(table)))
-        write_atomic(self.folder.failures, "".join(each.json() for each in failures).encode())
-        films = len({unit.file.name for unit in units})
-        counts = FilmCounts(films, len(units), len(failures), round(collected.seconds, 6))
-        filters = [(each.name, each.text) for each in self.judging.judge.filters]
-        funnel = funnel_of([table], filters, counts)
-        write_atomic(self.folder.out / FUNNEL, funnel.json())
-        return CurationResult(funnel, tuple(failures), len(failures) > self.config.most_failed * max(1, len(units)))
+        films, tried = len({unit.file.name for unit in units}) + unread, len(units) + unread
+        outputs = CurationOutputs(self.folder, self.config, self.judging, self._say)
+        funnel = outputs.write(collected, films, tried, failures)
+        return CurationResult(funnel, failures, len(failures) > self.config.most_failed * tried)
 
 
 def _reason(file: SourceFile, reason: str) -> str:

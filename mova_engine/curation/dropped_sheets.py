@@ -71,7 +71,9 @@ def _sheet_clip(row: Mapping[str, Any], title: str, out: Path) -> SheetClip:
     clip = read_clip(out / row["video_path"], start=row["start"], seconds=seconds, crop=crop)
     height, width = clip.size
     fps = SEVERAL_TILES / seconds
-    pictures = clip.pictures_at(fps, TILE_HEIGHT, max(2, round(TILE_HEIGHT * width / height / 2) * 2))[:SEVERAL_TILES]
+    pictures = clip.pictures_at(fps, TILE_HEIGHT, max(2, round(TILE_HEIGHT * width / height / 2) * 2))
+    # The last picture stays to the end, though the next one's time may be an instant too late.
+    pictures = np.concatenate([pictures, pictures[-1:]])[:SEVERAL_TILES]
     try:
         sound = np.asarray(clip.sound_with_pictures(_RATE), np.float32)
     except MovaError:

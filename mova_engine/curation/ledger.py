@@ -34,14 +34,14 @@ class LedgerError(MovaError):
 
 
 @dataclass(frozen=True)
-class Step:
+class LedgerStep:
     """A step of the work, and what its results depend on besides the unit."""
 
     name: str
     fingerprint: str
 
     @classmethod
-    def made_of(cls, name: str, facts: Mapping[str, Any]) -> "Step":
+    def made_of(cls, name: str, facts: Mapping[str, Any]) -> "LedgerStep":
         """facts: what JSON knows, in any order."""
         text = json.dumps([name, facts], sort_keys=True, default=str)
         return cls(name, hashlib.sha256(text.encode()).hexdigest()[:_LETTERS])
@@ -53,7 +53,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Part:
+class LedgerPart:
     """rows: one for each clip, or for each failure; values are text, numbers or None. facts: what JSON knows of all."""
 
     rows: Sequence[Row] = ()
@@ -66,13 +66,13 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def present(self, step: Step) -> set[str]:
+    def present(self, step: LedgerStep) -> set[str]:
         """Keys of the units that have a part in a step: one listing of at most 256 folders, no file is opened."""
         places = [self.folder / step.folder / name for name in _names(self.folder / step.folder)]
         # Files that are being written have another ending.
         return {name.removesuffix(_SUFFIX) for place in places for name in _names(place) if name.endswith(_SUFFIX)}
 
-    def read(self, step: Step, key: str) -> Part | None:
+    def read(self, step: LedgerStep, key: str) -> LedgerPart | None:
         """A unit's part; None where it is missing or damaged (a machine that lost power), which is then made anew."""
         try:
             data = self._path(step, key).read_bytes()
@@ -80,7 +80,7 @@ class Ledger:
             return None
         return read_part(data)
 
-    def write(self, step: Step, key: str, part: Part) -> None:
+    def write(self, step: LedgerStep, key: str, part: LedgerPart) -> None:
         """Store a part in place of an earlier one. Raises LedgerError where that cannot be done."""
         try:
             # Not flushed to the disk: what a loss of power spoils is found by its checksums, and made anew.
@@ -88,16 +88,16 @@ class Ledger:
         except MovaError as error:
             raise LedgerError(f"{error}; the same command goes on once that is mended") from None
 
-    def remove(self, step: Step, key: str) -> None:
+    def remove(self, step: LedgerStep, key: str) -> None:
         """Forget a part; without one it does nothing."""
         self._path(step, key).unlink(missing_ok=True)
 
-    def _path(self, step: Step, key: str) -> Path:
+    def _path(self, step: LedgerStep, key: str) -> Path:
         # Folders of a million files are slow on network file systems.
         return self.folder / step.folder / key[:2] / f"{key}{_SUFFIX}"
 
 
-def part_bytes(part: Part) -> bytes:
+def part_bytes(part: LedgerPart) -> bytes:
     """A part as a Parquet file. Columns in order of name, CLIP first; those without any value are left out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -119,7 +119,7 @@ def part_bytes(part: Part) -> bytes:
     return buffer.getvalue()
 
 
-def read_part(data: bytes) -> Part | None:
+def read_part(data: bytes) -> LedgerPart | None:
     """What `part_bytes` wrote; None for anything else."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -128,7 +128,7 @@ def read_part(data: bytes) -> Part | None:
         # Read from memory, by one thread: parts are small.
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(use_threads=False)
-        return Part(table.to_pylist(), json.loads((table.schema.metadata or {})[_FACTS]))
+        return LedgerPart(table.to_pylist(), json.loads((table.schema.metadata or {})[_FACTS]))
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
 

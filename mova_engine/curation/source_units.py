@@ -29,10 +29,11 @@ AHEAD = 64
 
 @dataclass(frozen=True)
 class FailedFile:
-    """A file of which no unit is made. reason: one line."""
+    """A file of which no unit is made. reason: one line. repeats: it has the content of another file, which is used."""
 
     file: SourceFile
     reason: str
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def source_units(
                 found.append(FileUnits(each.file, each.digest, own, each.seconds))
             else:
                 first = keys[each.units[0].key]
-                failed.append(FailedFile(each.file, f"{each.file.path}: the same content as {first}, which is used"))
+                reason = f"{each.file.path}: the same content as {first}, which is used"
+                failed.append(FailedFile(each.file, reason, repeats=True))
             keys.update({unit.key: each.file.name for unit in own})
         progress(done, len(files))
     return found, failed

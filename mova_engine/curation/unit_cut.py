@@ -60,7 +60,7 @@ def _cut(path: str | Path, unit: Unit, settings: CutSettings, frames: int, fps: 
     length = None if unit.end is None else Fraction(unit.end).limit_denominator(1_000_000) - start
     seen = see_pictures(path, start, length, small=settings.shots == "transitions")
     if not seen.times:
-        return UnitCut(_facts(seen, None, [], []), (), ())
+        return UnitCut(_facts(seen, None, (), ()), (), ())
     end = seen.end if length is None else min(float(length), seen.end)
     sound = hear_sound(path, seen.origin, start, end)
     speech = speech_in(sound) if sound else []
@@ -78,7 +78,7 @@ def _cut(path: str | Path, unit: Unit, settings: CutSettings, frames: int, fps: 
         clip = _clip(stretch, start + seen.times[i], begin, box, seen.size, settings, frames, fps)
         clips.append(clip)
         signals.append(_signals(clip, seen, sound, begin, box, shots))
-    return UnitCut(_facts(seen, sound, transitions, speech), tuple(clips), tuple(signals))
+    return UnitCut(_facts(seen, sound, stretch.transitions, speech), tuple(clips), tuple(signals))
 
 
 def _transitions(seen: SeenPictures, settings: CutSettings) -> list[Transition]:
@@ -184,10 +184,10 @@ def _signals(
 def _facts(
     seen: SeenPictures,
     sound: HeardSound | None,
-    transitions: Sequence[Transition],
+    transitions: Sequence[tuple[float, float]],
     speech: Sequence[tuple[float, float]],
 ) -> dict[str, Any]:
-    """What is known of the unit: plain numbers and text."""
+    """What is known of the unit, as JSON has it. Times are seconds from its start on."""
     height, width = seen.size
     return {
         "width": width,
@@ -197,6 +197,7 @@ def _facts(
         "pictures": len(seen.times),
         "seconds": round(seen.end, _DIGITS) if seen.times else 0.0,
         "shots": len(transitions) + 1 if seen.times else 0,
+        "transitions": [[round(side, _DIGITS) for side in each] for each in transitions],
         "sound": sound is not None,
         "sample_rate": sound.rate if sound else 0,
         "channels": sound.samples.shape[1] if sound else 0,

@@ -18,7 +18,7 @@ from mova_engine.curation.clip_labels import labels_of
 from mova_engine.curation.clip_prints import PRINTS, prints_of
 from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.engine_work import Beat, Function, StopRunError
-from mova_engine.curation.ledger import CLIP, Ledger, LedgerError, Part, Row, Step
+from mova_engine.curation.ledger import CLIP, Ledger, LedgerError, LedgerPart, LedgerStep, Row
 from mova_engine.curation.unit_cut import cut_unit
 from mova_engine.curation.unit_steps import UnitSteps
 from mova_engine.curation.units import ClipWindow, Unit, UnitCut
@@ -116,17 +116,17 @@ def _cut(tools: UnitTools, unit: Unit, beat: Beat, done: _Done) -> UnitCut:
     beat(CUT)
     begun = time.perf_counter()
     config = tools.work.config
-    cut = cut_unit(unit, config.cut, config.frames, config.fps)
+    cut = cut_unit(unit, config.cut, config.shape.frames, config.shape.fps)
     rows = [
         {CLIP: clip.id(unit.digest), "window": json.dumps(clip.as_json(), sort_keys=True), **_floats(signals)}
         for clip, signals in zip(cut.clips, cut.signals, strict=True)
     ]
-    tools.ledger.write(tools.work.steps.cut, unit.key, Part(rows, cut.facts))
+    tools.ledger.write(tools.work.steps.cut, unit.key, LedgerPart(rows, cut.facts))
     done.add(CUT, time.perf_counter() - begun, len(cut.clips))
     return cut
 
 
-def cut_of_part(part: Part) -> UnitCut:
+def cut_of_part(part: LedgerPart) -> UnitCut:
     """What was cut, from its part of the ledger."""
     clips = tuple(ClipWindow.from_json(json.loads(row["window"])) for row in part.rows)
     known = ({name: value for name, value in row.items() if name not in (CLIP, "window")} for row in part.rows)
@@ -200,7 +200,7 @@ class _UnitScores:
             step, rows = (steps.prints, self._prints) if name == PRINTS else (steps.scores[name], self._scores[name])
             ids = [*(each for each in order if each in rows), *sorted(rows.keys() - set(order))]
             if step is not None:
-                self._tools.ledger.write(step, self._unit.key, Part([rows[each] for each in ids]))
+                self._tools.ledger.write(step, self._unit.key, LedgerPart([rows[each] for each in ids]))
 
 
 class _Reading:
@@ -225,7 +225,7 @@ class _Reading:
         return self._clip
 
 
-def read_rows(ledger: Ledger, step: Step | None, unit: Unit) -> dict[str, Row]:
+def read_rows(ledger: Ledger, step: LedgerStep | None, unit: Unit) -> dict[str, Row]:
     """{clip_id: row} of what the ledger has of a step; without one {}."""
     part = None if step is None else ledger.read(step, unit.key)
     return {} if part is None else {row[CLIP]: row for row in part.rows}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from mova_engine.config.curate import CurateConfig
 from mova_engine.curation.clip_prints import DUPLICATE, prints_step
 from mova_engine.curation.cut_signals import CUT_VERSION
-from mova_engine.curation.ledger import Step
+from mova_engine.curation.ledger import LedgerStep
 from mova_engine.curation.verdicts import Judge
 from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.score_table import SCORES
@@ -20,10 +20,10 @@ class UnitSteps:
     failed: units that were put aside, and why.
     """
 
-    cut: Step
-    scores: Mapping[str, Step]
-    prints: Step | None
-    failed: Step
+    cut: LedgerStep
+    scores: Mapping[str, LedgerStep]
+    prints: LedgerStep | None
+    failed: LedgerStep
 
     @classmethod
     def of(cls, config: CurateConfig, judge: Judge, runner: ScoreRunner) -> "UnitSteps":
@@ -31,11 +31,13 @@ class UnitSteps:
         settings = asdict(config.cut)
         # Which part of a film a unit is belongs to the unit.
         del settings["unit_seconds"]
-        cut = Step.made_of("cut", {"version": CUT_VERSION, "cut": settings, "clip": [config.frames, config.fps]})
-        steps = {name: Step.made_of(f"score-{name}", runner.facts(SCORES[name])) for name in judge.scores}
+        cut = LedgerStep.made_of(
+            "cut", {"version": CUT_VERSION, "cut": settings, "clip": [config.shape.frames, config.shape.fps]}
+        )
+        steps = {name: LedgerStep.made_of(f"score-{name}", runner.facts(SCORES[name])) for name in judge.scores}
         prints = prints_step() if DUPLICATE in judge.columns else None
         # A unit that failed is tried again where anything of its work is another.
-        failed = Step.made_of(
+        failed = LedgerStep.made_of(
             "failed", {step.name: step.fingerprint for step in (cut, *steps.values(), *([prints] if prints else []))}
         )
         return cls(cut, steps, prints, failed)

@@ -1,7 +1,6 @@
 """What a recogniser hears in a folder of clips: a file of JSON lines, which an interrupted run goes on with."""
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,9 +12,10 @@ import numpy as np
 from mova_engine.data.text import lines_of, read_text, shown
 from mova_engine.errors import MovaError, counted
 from mova_engine.evaluation.clip_records import find_clips
-from mova_engine.evaluation.recognisers import RATE, Recogniser
 from mova_engine.files.atomic import clear_stale, write_atomic
+from mova_engine.inference.background_threads import in_background
 from mova_engine.scores.clip_reader import read_clip
+from mova_engine.scores.recognisers import RATE, Recogniser
 from mova_engine.scores.weights_folder import file_digest
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def transcribe_folder(
 
     written = time.monotonic()
     running = [(name, digest, Future[str](), path) for path, name, digest in todo]
-    _start(heard, [(future, path) for _, _, future, path in running], workers)
+    in_background(heard, [(future, path) for _, _, future, path in running], min(workers, len(todo)), "transcribe")
     try:
         for done, (name, digest, future, _) in enumerate(running, 1):
             try:
@@ -76,29 +76,6 @@ def transcribe_folder(
         if rows:
             write_atomic(out, _lines(rows))
     return failed
-
-
-def _start(heard: Callable[[Path], str], todo: list[tuple["Future[str]", Path]], workers: int) -> None:
-    """Have so many threads give each future its text. They do not outlive the program, which a pool's threads would: an
-    interrupted one must not wait for a server that says nothing, nor for the pause before the next try.
-    """
-    waiting = iter(todo)
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                future, path = next(waiting, (None, Path()))
-            if future is None:
-                return
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(heard(path))
-                except BaseException as error:
-                    future.set_exception(error)
-
-    for _ in range(min(workers, len(todo))):
-        threading.Thread(target=work, name="transcribe", daemon=True).start()
 
 
 def _lines(rows: dict[str, Row]) -> bytes:

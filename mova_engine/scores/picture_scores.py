@@ -5,6 +5,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from mova_engine.errors import MovaError, require_package
 from mova_engine.scores import motion as moving
@@ -16,6 +18,7 @@ from mova_engine.scores.shots import shots as shots_of
 if TYPE_CHECKING:
     from mova_engine.scores.text_reader import TextReader
 
+Pixels = NDArray[np.uint8]
 # Samples a second in which text is sought.
 TEXT_RATE = 1.0
 
@@ -53,6 +56,18 @@ def motion(clip: DecodedClip) -> dict[str, float]:
     if found is None:
         raise MovaError("motion needs two pictures of a shot")
     return {"motion": found[0], "still_share": found[1]}
+
+
+def overlays(clip: DecodedClip) -> Measured:
+    """What is laid over a film and stays where it is. Evidence: [left, top, right, bottom] of each, in shares."""
+    from mova_engine.scores.static_overlays import PICTURES, ROWS, static_overlays
+
+    height, width = clip.size
+    scale = min(1.0, ROWS / min(height, width))
+    sides = round(height * scale), round(width * scale)
+    chosen = np.unique(np.linspace(0, len(clip.times) - 1, PICTURES).astype(int)).tolist()
+    found = static_overlays(np.stack([_made_smaller(picture, *sides) for picture in clip.pictures_of(chosen)]))
+    return Measured({"overlay_area": found.area}, [list(box) for box in found.boxes])
 
 
 def text(clip: DecodedClip) -> Measured:
@@ -99,6 +114,11 @@ def _text_reader() -> "TextReader":
     from mova_engine.scores.text_reader import TextReader
 
     return TextReader()
+
+
+def _made_smaller(picture: Pixels, height: int, width: int) -> Pixels:
+    """A picture in a size, each pixel the mean of those that it takes the place of."""
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
 def _shortest(clip: DecodedClip, shots: list[Shot]) -> float:

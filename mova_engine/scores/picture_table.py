@@ -24,4 +24,10 @@ PICTURE_SCORES = (
         check=f"{_HERE}:check_opencv",
         version=2,
     ),
+    Score(
+        "overlays",
+        f"{_HERE}:overlays",
+        (ScoreColumn("overlay_area", "", "share of the picture under logos and other things laid over it", 0, 1),),
+        on_request=True,
+    ),
 )

@@ -29,8 +29,8 @@ ROWS = 72
 LEAST, RATIO = 15.0, 1.6
 # A scene that is back within this time was interrupted, not cut.
 NEAR_SECONDS = 0.25
-# Hue and saturation of dark pixels are noise: they count less below a value of DIM. Pictures below BLACK are black where
-# one of them is below DEEP: a dark scene only comes near it.
+# Hue and saturation of dark pixels are noise: they count less below a value of DIM. Pictures below BLACK are black
+# where one of them is below DEEP: a dark scene only comes near it.
 DIM, BLACK, DEEP = 64, 24, 8
 # PySceneDetect's ContentDetector: the change that is a cut, the pictures of a shot at least, the columns compared.
 PUBLISHED_LEAST, PUBLISHED_SHORTEST, PUBLISHED_COLUMNS = 27.0, 15, 256

@@ -62,7 +62,7 @@ class Film:
     sound_start: float = 0.0
     channels: int = 1
     fps: int = 24
-    size: tuple[int, int] = (180, 320)
+    size: tuple[int, int] = (144, 256)
     turn: int = 0
     steps: tuple[int, ...] = ()
     seed: int = 0
@@ -73,8 +73,8 @@ class Film:
 @dataclass(frozen=True)
 class FilmTruth:
     """What a film holds, in seconds from its first picture. cuts: first times of new shots; the middle of dissolves and
-    fades. joints: their [start, end), equal for hard cuts. speech: [start, end). crops: of each shot x, y, width,
-    height without bars, in upright pictures. clicks: (picture, sound).
+    fades. joints: their [start, end), equal for hard cuts; kinds: "cut", "dissolve" or "fade". speech: [start, end).
+    crops: of each shot x, y, width, height without bars, in upright pictures. clicks: (picture, sound).
     """
 
     path: str
@@ -82,6 +82,7 @@ class FilmTruth:
     size: tuple[int, int]
     cuts: list[float]
     joints: list[tuple[float, float]]
+    kinds: list[str]
     speech: list[tuple[float, float]]
     crops: list[tuple[int, int, int, int]]
     clicks: list[tuple[float, float]]
@@ -236,6 +237,7 @@ def _truth(path: Path, film: Film, times: Sequence[Fraction]) -> FilmTruth:
         seconds=float(times[-1]),
         size=(width, height) if film.turn % 180 else (height, width),
         cuts=[float(times[(first + end) // 2]) for first, end in joints],
+        kinds=[each.joint for each in film.scenes[1:]],
         joints=[(float(times[first]), float(times[end])) for first, end in joints],
         speech=[(start, start + length) for (start, _), length in zip(film.speech, lengths, strict=True)],
         crops=crops,
@@ -256,9 +258,17 @@ def talk(start: float, end: float, pause: float = 0.6) -> tuple[tuple[float, int
         n += 1
 
 
-WIDE, PILLARS = (0, 22, 0, 22), (70, 0, 70, 0)
+WIDE, PILLARS = (0, 18, 0, 18), (56, 0, 56, 0)
 # A film for each thing that may go wrong.
 SOURCE_SET: dict[str, Film] = {
+    "cuts.mp4": Film(
+        tuple(
+            Scene(1.0 + n % 4 / 2, "dissolve" if n % 6 == 4 else "fade" if n % 12 == 7 else "cut", speed=n % 5 / 8)
+            for n in range(30)
+        ),
+        sound="hum",
+        seed=12,
+    ),
     "talk.mp4": Film((Scene(20), Scene(5), Scene(9.5, "dissolve"), Scene(6, "fade")), talk(2, 33), seed=1),
     "letterbox.mp4": Film((Scene(11, bars=WIDE), Scene(12, bars=WIDE, light=0.25)), talk(1, 20), seed=2),
     "pillarbox.mp4": Film((Scene(10, bars=PILLARS), Scene(10)), sound="hum", seed=3),

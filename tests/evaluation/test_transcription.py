@@ -22,8 +22,8 @@ from mova_engine.commands.evaluate import main as evaluate
 from mova_engine.errors import MovaError
 from mova_engine.evaluation.clip_transcripts import heard_in, read_transcripts
 from mova_engine.evaluation.comparison_of_sets import compare
-from mova_engine.evaluation.recognisers import Endpoint, EndpointOptions, tagged_text
 from mova_engine.evaluation.transcription import transcribe_folder
+from mova_engine.scores.recognisers import Endpoint, EndpointOptions, tagged_text
 
 KEY = "sk-a-secret-of-the-user"
 

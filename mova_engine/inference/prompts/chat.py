@@ -12,13 +12,18 @@ class ChatError(MovaError):
     """A model that gave no complete reply. The message says why; it never repeats a reply's body or a key."""
 
 
+class CutReplyError(ChatError):
+    """A reply that does not come to its end, such as one that is longer than it may be."""
+
+
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat. picture: a PNG file's bytes, with it."""
+    """One turn of a chat. pictures: PNG or JPEG files' bytes, in their order; sound: a WAVE file's, with it."""
 
     role: Literal["system", "user", "assistant"]
     text: str
-    picture: bytes | None = None
+    pictures: tuple[bytes, ...] = ()
+    sound: bytes | None = None
 
 
 class ChatModel(Protocol):

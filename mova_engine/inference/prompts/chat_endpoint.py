@@ -17,12 +17,14 @@ from mova_engine import __version__
 from mova_engine.config.enhance import EnhanceConfig
 from mova_engine.errors import MovaError, require_package
 from mova_engine.files.byte_ranges import PASSING, without_query
-from mova_engine.inference.prompts.chat import ChatError, Message
+from mova_engine.inference.prompts.chat import ChatError, CutReplyError, Message
 
 # Tries of one request while a server is busy or not there, and seconds before the second, which double.
 TRIES, FIRST_WAIT_S = 3, 0.5
 # The largest body that is read.
 MOST_BYTES = 1 << 20
+# How a JPEG file begins.
+_JPEG = b"\xff\xd8\xff"
 
 
 class _Passing(Exception):
@@ -126,11 +128,19 @@ class ChatEndpoint:
 
 
 def _as_json(message: Message) -> dict[str, Any]:
-    if message.picture is None:
+    if not message.pictures and message.sound is None:
         return {"role": message.role, "content": message.text}
-    address = f"data:image/png;base64,{base64.b64encode(message.picture).decode()}"
-    parts = [{"type": "text", "text": message.text}, {"type": "image_url", "image_url": {"url": address}}]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": message.text}]
+    for picture in message.pictures:
+        kind = "jpeg" if picture.startswith(_JPEG) else "png"
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{_base64(picture)}"}})
+    if message.sound is not None:
+        parts.append({"type": "input_audio", "input_audio": {"data": _base64(message.sound), "format": "wav"}})
     return {"role": message.role, "content": parts}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _text_of(data: bytes, place: str) -> str:
@@ -148,7 +158,7 @@ def _text_of(data: bytes, place: str) -> str:
     reason = choice.get("finish_reason")
     if reason != "stop":
         known = reason if reason in ("length", "content_filter", "tool_calls", "function_call") else "unknown"
-        raise ChatError(f"{place} did not end its reply (finish_reason {known})")
+        raise CutReplyError(f"{place} did not end its reply (finish_reason {known})")
     return text
 
 

@@ -156,7 +156,7 @@ def _asked(
             reply = model.reply(messages)
         except ChatError as error:
             return replace(own, warning=f"not rewritten: {error}", attempts=asked, checks=checks)
-        text = _cleaned(reply, own.original)
+        text = cleaned_reply(reply, own.original)
         checks = tuple(check_reply(own.original, text, rules, limit))
         failed = [check.reason for check in checks if check.passed is False]
         if not failed:
@@ -169,7 +169,7 @@ def _reasons(failed: Sequence[str]) -> str:
     return f"the model's last reply failed {len(failed)} of the checks: {'; '.join(failed)}"
 
 
-def _cleaned(reply: str, prompt: str) -> str:
+def cleaned_reply(reply: str, prompt: str) -> str:
     """A reply without thoughts and white space around it, paragraphs one empty line apart, its speech put back."""
     lines = [" ".join(line.split(" ")).strip() for line in _THOUGHTS.sub("", reply).replace("\r\n", "\n").split("\n")]
     text = "\n\n".join(line for line in lines if line)

@@ -76,7 +76,9 @@ class LocalChat:
             yield
 
     def reply(self, messages: Sequence[Message]) -> str:
-        """As ChatModel; takes the seconds of the timeout at most, after the weights are read."""
+        """As ChatModel; takes the seconds of the timeout at most, after the weights are read. It hears no sound."""
+        if any(message.sound is not None for message in messages):
+            raise ChatError(f"{self.model} takes no sound: only endpoints do")
         with self.ready():
             try:
                 return self._generated(messages)
@@ -126,9 +128,7 @@ class LocalChat:
         if not self.sees_pictures:
             return message.text
         text = {"type": "text", "text": message.text}
-        if message.picture is None:
-            return [text]
-        return [{"type": "image", "image": Image.open(io.BytesIO(message.picture))}, text]
+        return [*({"type": "image", "image": Image.open(io.BytesIO(each))} for each in message.pictures), text]
 
     def _read(self, device: torch.device) -> None:
         name = "AutoModelForImageTextToText" if self.sees_pictures else "AutoModelForCausalLM"

@@ -4,6 +4,7 @@ Whatever a model was told, by us or by whoever wrote the prompt, only what passe
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,8 @@ from mova_engine.inference.prompts.quoted_speech import UnclearSpeechError, outs
 _SOUND_WITHIN, _SOUND_WITHIN_UNSPACED, _LEAST_OF_SOUND = 12, 16, 5
 # Words in a row that a reply may not share with the instructions.
 _REPEATED = 10
+# Words in a row that may not come so many times.
+_LOOP, _TIMES = 5, 3
 # Letters by which content words are compared, so that endings may differ.
 _STEM = 5
 _MARKUP = (
@@ -94,13 +97,40 @@ def check_reply(prompt: str, reply: str, rules: PromptRules, limit: TextLimit | 
         _check_language(outside(prompt), plain),
         _check_subject(prompt, reply, rules.kept_share),
         _check_sound(reply, code or language_of(plain)),
-        _check_words(reply, rules),
+        _check_count(reply, rules.least_words, rules.most_words),
         _check_tokens(reply, limit),
         _check_markup(plain),
         _check_talk(prompt, reply),
-        _check_repetition(prompt, reply, rules),
+        check_told(prompt, reply, rules.own_text),
         _check_characters(reply),
     ]
+
+
+def check_description(text: str, least_words: int, most_words: int, told: str) -> list[PromptCheck]:
+    """All checks of a description of a picture or a sound, in which nothing stands in quotation marks. told: what the
+    model was told, which the description may not repeat.
+    """
+    quoted = any(mark in text for mark in _QUOTES)
+    return [
+        PromptCheck("speech", not quoted, "it must have no quotation marks" if quoted else ""),
+        _check_count(text, least_words, most_words),
+        _check_markup(text),
+        _check_talk("", text),
+        check_told("", text, told),
+        check_loops(text),
+        _check_characters(text),
+    ]
+
+
+def check_loops(text: str) -> PromptCheck:
+    """That a text does not say the same again and again, as models do that are stuck: five words in a row thrice, or
+    one word four times in a row.
+    """
+    words = _pieces(text)
+    rows = Counter(tuple(words[i : i + _LOOP]) for i in range(len(words) - _LOOP + 1))
+    stuck = any(len(set(words[i : i + 4])) == 1 for i in range(len(words) - 3))
+    looping = stuck or max(rows.values(), default=0) >= _TIMES
+    return PromptCheck("loops", not looping, "it must not say the same words again and again" if looping else "")
 
 
 def _check_speech(prompt: str, reply: str) -> list[PromptCheck]:
@@ -146,6 +176,8 @@ def _speaking() -> re.Pattern[str]:
 
 
 _OPENING = re.escape("\"＂“„”‟❝〝«»‹›「『｢﹁⹂'‘‚‛’❛＇")
+# Marks that are no apostrophes.
+_QUOTES = '"＂“„”‟❝❞〝〞«»‹›「」『』｢｣'
 
 
 def _check_language(prompt: str, reply: str) -> PromptCheck:
@@ -209,11 +241,11 @@ def _check_sound(reply: str, code: str | None) -> PromptCheck:
     return PromptCheck("sound", False, "the last of several paragraphs must be about what is heard, and begin with it")
 
 
-def _check_words(reply: str, rules: PromptRules) -> PromptCheck:
-    words = count_words(reply)
-    if rules.least_words <= words <= rules.most_words:
+def _check_count(text: str, least: int, most: int) -> PromptCheck:
+    words = count_words(text)
+    if least <= words <= most:
         return PromptCheck("words", True)
-    return PromptCheck("words", False, f"it has {words} words, must have {rules.least_words} to {rules.most_words}")
+    return PromptCheck("words", False, f"it has {words} words, must have {least} to {most}")
 
 
 def _check_tokens(reply: str, limit: TextLimit | None) -> PromptCheck:
@@ -247,21 +279,26 @@ def _check_talk(prompt: str, reply: str) -> PromptCheck:
     return PromptCheck("talk", True)
 
 
-def _check_repetition(prompt: str, reply: str, rules: PromptRules) -> PromptCheck:
-    """That the reply does not give away the instructions, and is none of their examples."""
-    passed = not ((_runs(reply) & _own_runs(rules)) - _runs(prompt))
+def check_told(prompt: str, reply: str, told: str) -> PromptCheck:
+    """That a reply repeats nothing of what its model was told, instructions or examples, that is not in the prompt."""
+    passed = not ((_runs(reply) & _told_runs(told)) - _runs(prompt))
     return PromptCheck("repetition", passed, "" if passed else "it must not repeat the instructions or the examples")
 
 
 @cache
-def _own_runs(rules: PromptRules) -> set[tuple[str, ...]]:
-    return _runs(rules.own_text)
+def _told_runs(told: str) -> set[tuple[str, ...]]:
+    return _runs(told)
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
     """All runs of words; of characters where words are not spaced."""
-    words = [piece for word in words_of(text) for piece in (word if is_unspaced(word) else [word])]
+    words = _pieces(text)
     return {tuple(words[i : i + _REPEATED]) for i in range(len(words) - _REPEATED + 1)}
+
+
+def _pieces(text: str) -> list[str]:
+    """Words, and characters where words are not spaced."""
+    return [piece for word in words_of(text) for piece in (word if is_unspaced(word) else [word])]
 
 
 def _check_characters(reply: str) -> PromptCheck:

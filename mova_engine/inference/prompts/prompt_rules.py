@@ -44,7 +44,7 @@ class PromptRules:
 
     def description_messages(self, picture: bytes) -> list[Message]:
         """What asks for a description of a picture (a PNG file's bytes)."""
-        return [Message("system", self.describe), Message("user", "The first frame.", picture)]
+        return [Message("system", self.describe), Message("user", "The first frame.", (picture,))]
 
     def rewriting_messages(self, prompt: str, frame: str) -> list[Message]:
         """What asks to rewrite a prompt. frame: its first frame's description, "" without one."""

@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = curation.run()
     for line in told_funnel(result.funnel):
         _say(line)
-    if result.failures:
-        _say(f"{counted(len(result.failures), 'failure')}: {curation.folder.failures}")
+    if failed := curation.folder.failures.read_bytes().count(b"\n"):
+        _say(f"{counted(failed, 'failure')}: {curation.folder.failures}")
     _say(f"clips: {curation.folder.clips}")
     return int(result.too_many)
 
