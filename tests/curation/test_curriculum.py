@@ -2,10 +2,8 @@
 
 import json
 import math
-import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,8 +148,8 @@ def test_all_of_it_small(tmp_path, capsys):
     links = _Links()
     links.feed(page)
     assert links.targets and all(target.startswith("data:") for target in links.targets)
-    assert all(re.escape(name) in re.escape(page) for name in NAMES.values())
-    trained = Path(tmp_path / "work" / "phase3" / "checkpoints")
+    assert all(name in page for name in NAMES.values())
+    trained = tmp_path / "work" / "phase3" / "checkpoints"
     written = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
     assert main(options) == 0
     assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == written
