@@ -79,10 +79,11 @@ def _rates(config: PlanCurateConfig) -> CurationRates:
     from mova_engine.curation.judging import Judging
 
     recipe = load_curation(config.recipe, raw=["films"], out="out")
-    filters = [each.scores for each in Judging.of(recipe).judge.filters]
+    judge = Judging.of(recipe).judge
+    filters = [each.scores for each in judge.filters]
     seconds = (recipe.clip.frames or 193) / (recipe.clip.fps or 24.0)
     name = Path(config.recipe).stem
-    return assumed_rates(name, filters, seconds, kept=config.kept, write=write, captions=config.captions)
+    return assumed_rates(name, filters, judge.scores, seconds, kept=config.kept, write=write, captions=config.captions)
 
 
 def _told(plan: CurationPlan, config: PlanCurateConfig, lasts: float | None) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mova_engine.config.command import read_yaml
 from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import ClipFile, unmeasured
 from mova_engine.curation.filter_columns import scores_of
@@ -64,7 +65,13 @@ def refilter(file: ClipFile, judging: Judging) -> Refiltered:
 
 
 def write_refiltered(file: ClipFile, found: Refiltered) -> None:
-    """Make the new verdicts those of the run: clips.parquet, metadata.jsonl and funnel.json."""
+    """Make the new verdicts those of the run: clips.parquet, metadata.jsonl and funnel.json. MovaError where the run
+    wrote its clips as files, of which there are none of clips that come back.
+    """
+    config = file.out / "config.yaml"
+    written = str(read_yaml(config).get("write", "none")) if config.is_file() else "none"
+    if written != "none":
+        raise MovaError(f"{file.out} holds its clips as {written}: mova curate with these filters writes them anew")
     file.write(found.judging)
     write_atomic(file.out / FUNNEL, found.funnel.json())
 

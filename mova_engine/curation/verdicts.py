@@ -116,7 +116,7 @@ class Judge:
 
 
 # Columns that curation adds, beside those that filters read.
-_OWN = ("verdict", "dropped_by", "reasons", "caption", "sound_shift", "gain_db", "video_path", "cuts", "speech")
+_OWN = ("verdict", "dropped_by", "reasons", "unit", "caption", "sound_shift", "gain_db", "video_path", "cuts", "speech")
 
 
 def ordered_names(names: Iterable[str], order: Sequence[str] | None) -> tuple[str, ...]:

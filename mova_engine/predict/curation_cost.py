@@ -99,14 +99,16 @@ def known_costs() -> Mapping[str, Any]:
 def assumed_rates(
     recipe: str,
     filters: Sequence[Sequence[str]],
+    also: Sequence[str],
     clip_seconds: float,
     *,
     kept: float | None,
     write: bool,
     captions: bool,
 ) -> CurationRates:
-    """Rates before there is a run. filters: the scores that each filter needs, in order. kept: share of the clips that
-    is kept; None: what is published of the recipe. All of the film becomes clips, and each filter drops the same share.
+    """Rates before there is a run. filters: the scores that each filter needs, in order; also: those that are measured
+    of what is left. kept: share of the clips that is kept; None: what is published of the recipe. All of the film
+    becomes clips, and each filter drops the same share.
 
     MovaError for a score whose seconds are not in the table, and a recipe of which nothing is published.
     """
@@ -118,7 +120,7 @@ def assumed_rates(
         kept = float(costs["kept"][recipe])
     seconds, passed = costs["seconds"], kept ** (1 / len(filters)) if filters else 1.0
     stages, share, paid = [CurationStage("cut", seconds["cut"], 1.0)], 1.0, set[str]()
-    for scores in filters:
+    for scores in (*filters, also):
         wanted = [score for score in scores if score not in paid]
         if wanted and not paid:
             stages.append(CurationStage("decode", seconds["decode"], share))

@@ -42,7 +42,7 @@ def test_a_table_tells_what_its_clips_were_judged_by():
         sound=SoundCorrection(shift="lse_offset / 25", lufs=-20.0),
     )
     judging = Judging.of(config, order=["audible", "lips"])
-    assert judging.judge.also == ("lip-sync", "loudness"), "what corrects the sound is measured too"
+    assert judging.judge.also == ("lip-sync",), "what corrects the sound is measured too"
     table = pa.table({"lse_c": SURE, "lse_offset": OFFSETS, "silence": [0.1] * 6, "lufs": LOUDNESS})
     table = table.replace_schema_metadata(judging.metadata())
     again = judging_of(table.schema, Path("clips.parquet"))

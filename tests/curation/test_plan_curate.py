@@ -39,15 +39,15 @@ def test_a_plan_is_clips_times_seconds():
 def test_what_filters_drop_is_not_measured_further():
     """Each of three filters passes half of the clips; the second one reads them."""
     filters = [("loudness",), ("dnsmos", "loudness"), ("text",)]
-    rates = assumed_rates("any", filters, 8.0, kept=0.125, write=True, captions=True)
+    rates = assumed_rates("any", filters, ("dnsmos", "motion"), 8.0, kept=0.125, write=True, captions=True)
     shares = {each.name: each.share for each in rates.stages}
     assert shares.pop("captions") == shares.pop("write") == 0.125
-    assert shares == pytest.approx({"cut": 1, "decode": 1, "loudness": 1, "dnsmos": 0.5, "text": 0.25})
+    assert shares == pytest.approx({"cut": 1, "decode": 1, "loudness": 1, "dnsmos": 0.5, "text": 0.25, "motion": 0.125})
     assert [each.name for each in rates.stages if each.gpu] == ["captions"]
     with pytest.raises(MovaError, match="no seconds of the score clap"):
-        assumed_rates("any", [("clap",)], 8.0, kept=0.5, write=False, captions=False)
+        assumed_rates("any", [("clap",)], (), 8.0, kept=0.5, write=False, captions=False)
     with pytest.raises(MovaError, match="nothing is published of what any keeps"):
-        assumed_rates("any", filters, 8.0, kept=None, write=False, captions=False)
+        assumed_rates("any", filters, ("dnsmos", "motion"), 8.0, kept=None, write=False, captions=False)
 
 
 def test_a_pilot_run_gives_itself_back(tmp_path):

