@@ -28,6 +28,7 @@ from cyclopts.config import Dict
 from cyclopts.token import Token
 
 from mova_engine.config.from_tools.translation import Translation, Translator, errors_of, translate_one
+from mova_engine.config.keyed_options import with_other_keys
 from mova_engine.config.option_help import HelpOfValues
 from mova_engine.config.reused_app import ReusedApp
 from mova_engine.config.shorthand import Shorthand
@@ -36,8 +37,6 @@ from mova_engine.errors import MovaError, suggest
 Settings = TypeVar("Settings")
 Named = TypeVar("Named")
 
-# The type of a setting with keys of the user's own.
-_KEYED = dict[str, str]
 _EMPTY = "is empty: give it a value, or leave it out"
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*")
 # The group of a command's own options, and of those that every command has.
@@ -160,8 +159,7 @@ class Command(Generic[Settings]):
         under, source, translated = self._under(argv)
         for each in self.shorthands:
             argv = each.taken_off(argv)
-        argv, keyed = _keyed(argv, self.settings)
-        under = merge(under, keyed)
+        argv = with_other_keys(argv, self.settings, under)
         app, shown = self._app(under, source), []
         with errors_of(translated):
             found = self._run(app, argv, shown)
@@ -342,30 +340,6 @@ def choose_command(argv: Sequence[str], commands: Mapping[str, Named], what: str
         known = f"Known: {', '.join(commands)}"
         raise MovaError(f"unknown {what} '{argv[0]}'.{suggest(argv[0], commands)} {known}")
     return argv[0], commands[argv[0]]
-
-
-def _keyed(argv: Sequence[str], kind: type) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The command line without options that give one key of a setting with keys, `--filters.silence "silence < 1"`; and
-    what these give. The parser would take them in place of the keys that a recipe has. MovaError for one without a
-    value, and for one that is given twice.
-    """
-    names = [field.name for field in dataclasses.fields(kind) if field.type == _KEYED]
-    rest: list[str] = []
-    found: dict[str, dict[str, str]] = {}
-    words = iter(argv)
-    for word in words:
-        option, equals, value = word.partition("=")
-        name, dot, key = option.removeprefix("--").partition(".")
-        if not (option.startswith("--") and dot and key and name in names):
-            rest.append(word)
-            continue
-        given = value if equals else next(words, None)
-        if given is None:
-            raise MovaError(f"{option} wants a value")
-        if key in found.setdefault(name, {}):
-            raise MovaError(f"{option} is given more than once")
-        found[name][key] = given
-    return rest, found
 
 
 def _value_of(option: str, argv: Sequence[str]) -> str | None:

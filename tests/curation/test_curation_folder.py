@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mova_engine.config.curation_recipes import CURATE, load_curation
+from mova_engine.config.curation_recipes import load_curation
 from mova_engine.curation.curation_folder import FORMAT, CurationFolder
 from mova_engine.curation.curation_run import Curation
 from mova_engine.errors import MovaError
@@ -76,16 +76,3 @@ def test_a_recipe_stands_on_its_base():
     assert config.name == "curate-phase2" and {"audible", "lips"} <= config.filters.keys()
     with pytest.raises(MovaError, match="unknown recipe 'curate-phase9'. Did you mean"):
         load_curation("curate-phase9", raw=["films"], out="out")
-
-
-def test_a_filter_of_the_command_line_joins_those_of_the_recipe():
-    given = ["films", "--out", "out", "--filters.new=motion > 1", "--filters.audible", "silence <= 0.5"]
-    filters = CURATE.parse(given).filters
-    assert filters == load_curation(raw=["films"], out="out").filters | {
-        "new": "motion > 1",
-        "audible": "silence <= 0.5",
-    }
-    with pytest.raises(MovaError, match="--filters.new wants a value"):
-        CURATE.parse([*given[:3], "--filters.new"])
-    with pytest.raises(MovaError, match="--filters.new is given more than once"):
-        CURATE.parse([*given, "--filters.new", "motion > 2"])
