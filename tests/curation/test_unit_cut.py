@@ -162,6 +162,11 @@ def test_missing_pictures_and_cut_files(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
     short = cut(tmp_path / "cut.mp4")
     assert 0 < len(short.clips) < 3 and short.facts["fault"]
+    wrong = write_media(
+        tmp_path / "opening.mp4", [Fraction(0), *every(24, 96, Fraction(7, 24) + Fraction(1, 50))], None
+    )
+    with pytest.raises(MovaError, match="opening.mp4: damaged video: the times? of its first picture"):
+        cut(wrong)
     (tmp_path / "none.mp4").write_bytes(b"")
     with pytest.raises(MovaError, match="none.mp4"):
         cut(tmp_path / "none.mp4")
