@@ -16,13 +16,24 @@ LISTED = ("clip_id", "video_path", "start", "frames", "fps", "crop_x", "crop_y",
           "height", "pad_width", "pad_height", "caption", "sound_shift", "gain_db")  # fmt: skip
 
 
+def kept_clips(table: "pa.Table") -> "pa.Table":
+    """The clips that no filter drops."""
+    return table.filter(compute().equal(table["verdict"].cast("string"), "keep"))
+
+
+def listed_clips(table: "pa.Table") -> "pa.Table":
+    """Of the clips that are kept, those that are to be trained on: one whose captioning failed has no caption (null),
+    which is told, and is not trained on with another.
+    """
+    return kept_clips(table.filter(table["caption"].is_valid()))
+
+
 def list_lines(table: "pa.Table") -> Iterator[bytes]:
     """A line of JSON for each clip that is kept and can be listed, in the table's order, as `virtual_row` has it.
 
     table: with the columns of LISTED and verdict.
     """
-    kept = table.select([*LISTED, "verdict"]).filter(compute().equal(table["verdict"].cast("string"), "keep"))
-    for batch in kept.to_batches(max_chunksize=65536):
+    for batch in listed_clips(table.select([*LISTED, "verdict"])).to_batches(max_chunksize=65536):
         for row in batch.to_pylist():
             clip = AcceptedClip.of(row)
             if unlistable(clip, virtual=True) is None:

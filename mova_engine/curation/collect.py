@@ -79,7 +79,7 @@ class Collector:
                 **_measured(found),
                 **{name: signals.get(name) for name in SIGNAL_COLUMNS},
                 "reasons": json.dumps(reasons, sort_keys=True, ensure_ascii=False),
-                "caption": unit.file.caption or None,
+                "caption": unit.file.caption,
             }
 
     def _schema(self) -> "pa.Schema":

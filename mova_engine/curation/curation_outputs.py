@@ -3,14 +3,14 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mova_engine.config.curate import CurateConfig
 from mova_engine.curation.accepted_clips import AcceptedClip
-from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.captions.captioning import caption_clips
 from mova_engine.curation.captions.clip_captioner import Caption
 from mova_engine.curation.clip_file import with_columns
+from mova_engine.curation.clip_list import kept_clips, listed_clips
 from mova_engine.curation.clip_prints import with_duplicates
 from mova_engine.curation.collect import Collected, write_table
 from mova_engine.curation.curation_folder import CurationFolder
@@ -72,17 +72,19 @@ class CurationOutputs:
         return funnel
 
     def _captioned(self, table: "pa.Table") -> "tuple[pa.Table, list[Failure]]":
-        """The table with captions of kept clips in place of those that came with their films, if any are wanted."""
+        """The table with captions of kept clips in place of those that came with their films, if any are wanted; null
+        where a clip's captioning failed.
+        """
         import pyarrow as pa
 
         if not self.config.captions.wanted:
             return table, []
-        rows = _kept(table)
+        rows = kept_clips(table).to_pylist()
         done = _Counter("captioned", len(rows), self.say)
         found = caption_clips(rows, self.config.captions, self.folder.out, done)
         failures = [Failure(each.clip, "caption", each.reason, 1) for each in found.values() if each.text is None]
         texts = [
-            caption.text if (caption := found.get(clip)) and caption.text is not None else given
+            given if (caption := found.get(clip)) is None else caption.text
             for clip, given in zip(table["clip_id"].to_pylist(), table["caption"].to_pylist(), strict=True)
         ]
         place = table.column_names.index("caption")
@@ -91,7 +93,7 @@ class CurationOutputs:
     def _written(self, table: "pa.Table") -> Iterator[Failure]:
         """Write the clips that are kept, or the list of them alone; yields those that cannot be."""
         config = self.config
-        clips = [AcceptedClip.of(row) for row in _kept(table)]
+        clips = [AcceptedClip.of(row) for row in listed_clips(table).to_pylist()]
         done = _Counter("written", len(clips), self.say)
         refused = write_accepted(
             self.folder.out,
@@ -104,10 +106,6 @@ class CurationOutputs:
         )
         for clip, reason in refused.items():
             yield Failure(clip, "write", reason, 1)
-
-
-def _kept(table: "pa.Table") -> list[dict[str, Any]]:
-    return table.filter(compute().equal(table["verdict"].cast("string"), "keep")).to_pylist()
 
 
 class _Counter:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from curation.caption_rows import telling
 from small_films import write_film, write_films
 
 from mova_engine.config.curation_recipes import load_curation
@@ -164,3 +165,20 @@ def test_kills_of_a_whole_run_lose_nothing(tmp_path):
 
     write_films(tmp_path / "films", 6)
     assert kill_rounds(tmp_path / "films", tmp_path, kills=3) >= 1
+
+
+def test_a_clip_whose_captioning_failed_is_not_trained_on_with_another_caption(tmp_path):
+    write_films(tmp_path / "films", 2)
+    told = "somebody else's words about the whole film"
+    lines = [json.dumps({"video_path": f"film {i:02}.mp4", "caption": told}) + "\n" for i in range(2)]
+    (tmp_path / "films" / "metadata.jsonl").write_text("".join(lines))
+    out = tmp_path / "out"
+    with telling(picture=400) as server:
+        captions = {"url": server.url, "model": "sees", "roles": ["picture", "sound"]}
+        curate(tmp_path / "films" / "metadata.jsonl", out, captions=captions)
+    table = pq.read_table(out / "clips.parquet").to_pylist()
+    kept = [row for row in table if row["verdict"] == "keep"]
+    assert kept and all(row["caption"] is None for row in kept)
+    assert all(row["caption"] == told for row in table if row["verdict"] == "drop")
+    assert (out / "metadata.jsonl").read_text() == ""
+    assert {each["step"] for each in failures(out)} == {"caption"} and len(failures(out)) == len(kept)
