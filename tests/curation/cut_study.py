@@ -1,8 +1,7 @@
 """Counts what cutting finds of `source_films.SOURCE_SET`: `python -m curation.cut_study SHOTS`, in tests/.
 
 All films are cut into clips of 49 pictures, so that nearly everything is seen, and for the words that clips cut into
-clips of 193. A cut counts as found at its picture, a
-dissolve or a fade where the middle of what is found lies within it.
+clips of 193. A cut counts as found at its picture, a dissolve or a fade where the middle of what is found lies within.
 """
 
 import sys

@@ -7,7 +7,7 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from curation.source_films import Film, Scene, talk, write_film
+from curation.source_films import TALKING, Film, Scene, talk, write_film
 from data_pipeline.media import every, write_media
 
 from mova_engine.config.curate import CutSettings
@@ -143,6 +143,13 @@ def test_late_sound_variable_rate_and_six_channels(tmp_path):
     assert found.signals[0]["leading_silence"] >= (2.0 - float(found.clips[0].start)) / found.clips[0].seconds - 0.01
 
 
+def test_a_recorded_clip_is_one_clip_of_speech():
+    """Exactly 193 pictures at 24 a second: all of them."""
+    (clip,) = cut(TALKING, frames=193).clips
+    assert clip.start == 0 and clip.kind == "speech-shot" and clip.crop is None and clip.cuts == ()
+    assert clip.speech == (pytest.approx((0.706, 7.422), abs=0.05),)
+
+
 def test_missing_pictures_and_cut_files(tmp_path):
     times = [*every(24, 96), *every(24, 144, Fraction(5))]
     path = write_media(tmp_path / "hole.mp4", times, None, gop=24, faststart=True)
@@ -155,6 +162,11 @@ def test_missing_pictures_and_cut_files(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
     short = cut(tmp_path / "cut.mp4")
     assert 0 < len(short.clips) < 3 and short.facts["fault"]
+    wrong = write_media(
+        tmp_path / "opening.mp4", [Fraction(0), *every(24, 96, Fraction(7, 24) + Fraction(1, 50))], None
+    )
+    with pytest.raises(MovaError, match="opening.mp4: damaged video: the times? of its first picture"):
+        cut(wrong)
     (tmp_path / "none.mp4").write_bytes(b"")
     with pytest.raises(MovaError, match="none.mp4"):
         cut(tmp_path / "none.mp4")
