@@ -1,9 +1,9 @@
 """Raw films of bouncing balls, for trying curation: what is wrong with them was put there, and is known.
 
 A film shows one colour and one tempo, which its caption says, in scenes of 1.5 or 2 seconds; between two of them is a
-card of half a second, with a hard cut before and after it. It is letterboxed: black bars above and below, as high in all
-of a film. A scene begins with the ball at rest, as the clips of `bounce` do. Two to four scenes in a row share their
-sound:
+card of half a second, with a hard cut before and after it. It is letterboxed: black bars above and below, as high in
+all of a film. A scene begins with the ball at rest, as the clips of `bounce` do. Two to four scenes in a row share
+their sound:
 
     clean    a click at each bounce
     loose    the same, one or two pictures early or late
