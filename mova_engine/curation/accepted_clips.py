@@ -18,7 +18,7 @@ LISTING = FILES[0]
 @dataclass(frozen=True)
 class AcceptedClip:
     """A clip that is kept: `start` seconds after the first picture of the film `path`. size: width and height of its
-    pictures as they are shown, after the crop.
+    pictures as they are shown, after crop and pad.
     """
 
     id: str
@@ -31,15 +31,14 @@ class AcceptedClip:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "AcceptedClip":
         """The clip of a row of clips.parquet. A column that is null, or is not there, is a value that is not meant."""
-        crop = tuple(row.get(f"crop_{name}") for name in ("x", "y", "width", "height"))
-        whole = None if None in crop else tuple(int(x) for x in crop if x is not None)
-        edit = ClipEdit(
-            None if whole is None else (whole[0], whole[1], whole[2], whole[3]),
-            float(row.get("sound_shift") or 0),
-            float(row.get("gain_db") or 0),
-        )
-        size = int(row["width"]), int(row["height"])
-        return cls(row["clip_id"], Path(row["video_path"]), row["start"], row.get("caption") or "", size, edit)
+        size: tuple[int, int] = (row["width"], row["height"])
+        crop = None
+        if row.get("crop_x") is not None:
+            crop = row["crop_x"], row["crop_y"], row["crop_width"], row["crop_height"]
+        pad = None if row.get("pad_width") is None else (row["pad_width"], row["pad_height"])
+        edit = ClipEdit(crop, float(row.get("sound_shift") or 0), float(row.get("gain_db") or 0), pad)
+        path, caption = Path(row["video_path"]), row.get("caption") or ""
+        return cls(row["clip_id"], path, row["start"], caption, edit.shown_size(*size), edit)
 
     def shape(self, shape: ClipConfig) -> ClipConfig:
         """The run's clips in this one's orientation: a picture that is higher than wide gets the shape turned."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 LIST = LISTING
 # Columns of clips.parquet that a line is made of.
 LISTED = ("clip_id", "video_path", "start", "frames", "fps", "crop_x", "crop_y", "crop_width", "crop_height", "width",
-          "height", "caption", "sound_shift", "gain_db")  # fmt: skip
+          "height", "pad_width", "pad_height", "caption", "sound_shift", "gain_db")  # fmt: skip
 
 
 def list_lines(table: "pa.Table") -> Iterator[bytes]:

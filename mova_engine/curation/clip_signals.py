@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from mova_engine.curation.black_bars import Box
 from mova_engine.curation.unit_pictures import SeenPictures
-from mova_engine.curation.unit_sound import HeardSound
+from mova_engine.curation.unit_sound import HeardSound, mono_sound
 from mova_engine.curation.units import ClipWindow
 from mova_engine.errors import MovaError
-from mova_engine.scores.features.converted_sound import convert_sound, unit_floats
+from mova_engine.scores.features.converted_sound import unit_floats
 from mova_engine.scores.loudness import loudness, rms
 from mova_engine.scores.motion import mean_motion, motion_of_pair
 from mova_engine.scores.sound_quality import band_edge, clipping_share, silence_shares
@@ -62,8 +62,7 @@ def sound_signals(sound: HeardSound, start: float, seconds: float) -> dict[str, 
 
 
 def _levels(samples: NDArray[np.int16], sound: HeardSound) -> dict[str, float]:
-    mono = convert_sound(samples, sound.rate, _LEVEL_RATE, sample_format="flt", source_layout=sound.layout, mean=True)
-    tensor = torch.from_numpy(np.ascontiguousarray(mono))
+    tensor = torch.from_numpy(mono_sound(sound, samples, _LEVEL_RATE))
     found = {"rms": rms(tensor)}
     try:
         return found | {"lufs": loudness(tensor, _LEVEL_RATE)}

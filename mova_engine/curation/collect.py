@@ -1,9 +1,9 @@
 """Joins what the ledger has of all units to one table of clips: the same bytes for the same results."""
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.clip_labels import labels_of
@@ -12,6 +12,7 @@ from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.ledger import CLIP, Ledger, Row
 from mova_engine.curation.unit_run import UnitWork, cut_of_part, read_rows, read_scores
 from mova_engine.curation.units import ClipWindow, Unit, UnitCut
+from mova_engine.files.atomic import whole_file
 from mova_engine.scores.score_table import SCORES
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Collector:
             *((name, text) for name in (CLIP, "source", "name", "video_path", "sha256", "unit")),
             *(("start", number), ("frames", whole), ("fps", number)),
             *((name, whole) for name in ("crop_x", "crop_y", "crop_width", "crop_height", "width", "height")),
+            *((name, whole) for name in ("pad_width", "pad_height")),
             *(("kind", text), ("shots", whole), ("cuts", pa.list_(number)), ("speech", pa.list_(spoken))),
         ]
         fields = [pa.field(name, kind) for name, kind in kinds]
@@ -104,6 +106,7 @@ class Collector:
 
 def _place(unit: Unit, clip: ClipWindow) -> Row:
     x, y, width, height = clip.crop or (None, None, None, None)
+    pad_width, pad_height = clip.pad or (None, None)
     return {
         "video_path": str(unit.file.path),
         "unit": unit.key,
@@ -111,6 +114,8 @@ def _place(unit: Unit, clip: ClipWindow) -> Row:
         "crop_y": y,
         "crop_width": width,
         "crop_height": height,
+        "pad_width": pad_width,
+        "pad_height": pad_height,
         "cuts": list(clip.cuts),
         "speech": [{"start": start, "end": end} for start, end in clip.speech],
     }
@@ -125,10 +130,9 @@ def _measured(found: Mapping[str, Row]) -> dict[str, Any]:
     }
 
 
-def table_bytes(table: "pa.Table") -> bytes:
-    """A table as a Parquet file, the same for the same rows however they were joined."""
+def write_table(table: "pa.Table", path: Path) -> None:
+    """A table as a Parquet file, the same bytes for the same rows however they were joined. Raises MovaError."""
     import pyarrow.parquet as pq
 
-    buffer = io.BytesIO()
-    pq.write_table(table.combine_chunks(), buffer, compression="zstd", row_group_size=100_000)
-    return buffer.getvalue()
+    with whole_file(path) as unfinished:
+        pq.write_table(table.combine_chunks(), unfinished, compression="zstd", row_group_size=100_000)

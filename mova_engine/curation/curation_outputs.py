@@ -12,7 +12,7 @@ from mova_engine.curation.captions.captioning import caption_clips
 from mova_engine.curation.captions.clip_captioner import Caption
 from mova_engine.curation.clip_file import with_columns
 from mova_engine.curation.clip_prints import with_duplicates
-from mova_engine.curation.collect import Collected, table_bytes
+from mova_engine.curation.collect import Collected, write_table
 from mova_engine.curation.curation_folder import CurationFolder
 from mova_engine.curation.funnel import FUNNEL, FilmCounts, Funnel, funnel_of
 from mova_engine.curation.judging import Judging
@@ -62,7 +62,7 @@ class CurationOutputs:
         """Judge, caption and write all clips. films, units: of which failures are the failed ones."""
         duplicates = with_duplicates(collected.table, collected.prints, self.judging)
         table, uncaptioned = self._captioned(with_columns(duplicates, self.judging))
-        write_atomic(self.folder.clips, table_bytes(table))
+        write_table(table, self.folder.clips)
         told = [*failures, *uncaptioned, *self._written(table)]
         write_atomic(self.folder.failures, "".join(each.json() for each in told).encode())
         counts = FilmCounts(films, units, len(failures), round(collected.seconds, 6))

@@ -22,7 +22,6 @@ from typing import Any
 
 from mova_engine.curation.engine_work import (
     DIED,
-    ONE_THREAD,
     STALLED,
     Attempts,
     EngineLimits,
@@ -32,6 +31,8 @@ from mova_engine.curation.engine_work import (
 )
 from mova_engine.data.helper_signals import NOT_FOR_HELPERS, stop_signals_held
 
+# What libraries read of a worker's environment when they are loaded.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # How often workers' memory is looked at.
 LOOKS_EVERY_S = 1.0
 # What a worker that is asked to end may take to store what it has measured.

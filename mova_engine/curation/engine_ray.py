@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mova_engine.curation.engine_work import DIED, ONE_THREAD, Attempts, EngineLimits, Outcome, Work, run_item
+from mova_engine.curation.engine_work import DIED, Attempts, EngineLimits, Outcome, Work, run_item
 
 # Tasks that are handed to Ray for each worker: the next one waits there while one runs.
 _AHEAD = 2
@@ -23,8 +23,8 @@ def run_on_ray(
     ray: of `ray_cluster`. takes: what a task takes of its machine, {"num_cpus": 1}. Raises StopRunError where a worker
     says that the run cannot go on.
     """
-    environment = {"env_vars": dict(ONE_THREAD)}
-    task = ray.remote(max_retries=0, max_calls=limits.units_each, runtime_env=environment, **takes)(_run_task)
+    # Ray has its workers compute by one thread, as the pool has.
+    task = ray.remote(max_retries=0, max_calls=limits.units_each, **takes)(_run_task)
     pickled = ray.put(pickle.dumps(work))
     attempts, running = Attempts.of(items), {}
     while True:

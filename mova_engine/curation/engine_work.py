@@ -17,9 +17,6 @@ ATTEMPTS = 3
 DIED = "the process that worked on it died (memory ran out, or the file ended it)"
 STALLED = "no sign of life within the time limit"
 
-# One thread that computes for each worker: what libraries read of its environment when they are loaded.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
 # Called by a worker's function at each step, with what it does now.
 Beat = Callable[[str], None]
 # In a worker: an item to its result. Both are small: paths, numbers and text, never pictures or samples.

@@ -21,8 +21,6 @@ COVERS, ONE_SHOT, PAUSE = 4, 2, 1
 LEAST_SPEECH = 0.5
 # Seconds by which the detector of speech widens what it found, where that is not yet in the middle of a word.
 WIDENED = 0.03
-# A picture so many seconds after the last one that a clip wants is not in it: half of MOVA's distance of pictures.
-REACH = 1 / 48
 # Stamps are rounded to milliseconds in some files.
 _ROUNDED = 1e-3
 
@@ -31,22 +29,24 @@ _ROUNDED = 1e-3
 class Stretch:
     """What stands where. times: of the pictures, ascending. pieces: (first picture, one after the last, end in seconds)
     of the parts in which clips may lie. transitions: [start, end) of dissolves, equal for cuts. speech: [start, end).
+    reach: half the time of a clip's picture; a picture that begins so much before a clip's end is not in it.
     """
 
     times: Floats
     pieces: Sequence[tuple[int, int, float]]
     transitions: Sequence[Interval]
     speech: Sequence[Interval]
+    reach: float = 1 / 48
 
     def shows(self, transition: Interval, start: float, seconds: float) -> bool:
         """Whether a clip at `start` shows a transition: not if it begins with the picture after it."""
-        return transition[1] > start + _ROUNDED and transition[0] < start + seconds - REACH
+        return transition[1] > start + _ROUNDED and transition[0] < start + seconds - self.reach
 
     def cuts_within(self, starts: Floats, seconds: float) -> NDArray[np.intp]:
         """How many transitions clips of this length show that begin at `starts`, as `shows` has it."""
         begins, ends = (np.array([each[side] for each in self.transitions], float) for side in (0, 1))
         before = np.searchsorted(ends, starts + _ROUNDED, "right")
-        return np.maximum(np.searchsorted(begins, starts + seconds - REACH, "left") - before, 0)
+        return np.maximum(np.searchsorted(begins, starts + seconds - self.reach, "left") - before, 0)
 
     def speech_within(self, starts: Floats, seconds: float) -> Floats:
         """Seconds of speech in each."""

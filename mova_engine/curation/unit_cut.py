@@ -65,7 +65,7 @@ def _cut(path: str | Path, unit: Unit, settings: CutSettings, frames: int, fps: 
     sound = hear_sound(path, seen.origin, start, end)
     speech = speech_in(sound) if sound else []
     transitions = _transitions(seen, settings)
-    stretch = _stretch(seen, sound, transitions, speech, end)
+    stretch = _stretch(seen, sound, transitions, speech, end, 1 / (2 * fps))
     boxes = _boxes(seen, transitions, settings)
     seconds = frames / fps
     starts = packed(stretch, seconds, settings.kinds)
@@ -73,7 +73,7 @@ def _cut(path: str | Path, unit: Unit, settings: CutSettings, frames: int, fps: 
     clips, signals = [], []
     for i in starts:
         begin = float(stretch.times[i])
-        last = int(np.searchsorted(stretch.times, begin + seconds - 1 / (2 * fps), "left"))
+        last = int(np.searchsorted(stretch.times, begin + seconds - stretch.reach, "left"))
         box = union(boxes[_shot(shots, i) : _shot(shots, last - 1) + 1])
         clip = _clip(stretch, start + seen.times[i], begin, box, seen.size, settings, frames, fps)
         clips.append(clip)
@@ -95,6 +95,7 @@ def _stretch(
     transitions: Sequence[Transition],
     speech: Sequence[tuple[float, float]],
     end: float,
+    reach: float,
 ) -> Stretch:
     times = np.array([float(time) for time in seen.times])
     # Where the sound is damaged nothing more can be read, whatever the pictures are.
@@ -103,7 +104,7 @@ def _stretch(
         (first, last, min(end, seen.end if last == len(times) else times[last - 1] + seen.usual))
         for first, last in seen.pieces()
     ]
-    return Stretch(times, pieces, transition_times(seen, list(transitions)), speech)
+    return Stretch(times, pieces, transition_times(seen, list(transitions)), speech, reach)
 
 
 def _boxes(seen: SeenPictures, transitions: Sequence[Transition], settings: CutSettings) -> list[Box]:

@@ -103,8 +103,8 @@ def see_pictures(path: str | Path, start: Fraction, seconds: Fraction | None, *,
 
     Damage ends the unit. Raises MovaError where no clip of the file could be read, and without OpenCV.
     """
-    if start > PREROLL:
-        check_opening(path)
+    # What training checks before it reads a clip that does not begin with the file.
+    check_opening(path)
     with open_media(path) as container:
         reader, origin, first = open_pictures(container, path)
         stream = video_stream(container, path)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mova_engine.data.media.clock import STEP
 from mova_engine.data.media.container import PREROLL, Reader, audio_stream, channel_order, open_media
+from mova_engine.data.media.downmix import mono_weights
 from mova_engine.errors import MovaError
 from mova_engine.scores.features.converted_sound import convert_sound
 from mova_engine.scores.sound_frames import joined_samples
@@ -21,6 +22,7 @@ from mova_engine.scores.speech_activity import RATE as SPEECH_RATE
 from mova_engine.scores.speech_activity import SpeechDetector
 
 Interval = tuple[float, float]
+Floats = NDArray[np.float32]
 # Seconds of sound before the unit that its decoder is given to settle.
 _MARGIN = Fraction(1, 10)
 
@@ -45,13 +47,17 @@ class HeardSound:
 
 def hear_sound(path: str | Path, origin: Fraction, start: Fraction, seconds: float) -> HeardSound | None:
     """The sound of `seconds` from `start` seconds after the first picture on, which comes at `origin` on the file's
-    clock; None for a file without sound, or without any here. Damage ends it.
+    clock; None for a file without sound, or without any here. Damage ends it. Raises MovaError for channels of unknown
+    places, which cannot be mixed down.
     """
     with open_media(path) as container:
         stream = audio_stream(container)
         if stream is None:
             return None
-        channel_order(stream)
+        try:
+            mono_weights(channel_order(stream))
+        except MovaError as error:
+            raise MovaError(f"{path}: {error}") from None
         begin = origin + start
         frames = Reader(container, stream, path).frames(begin - _MARGIN, search=start > PREROLL)
         table, rate, layout, covered = None, 0, "", (math.inf, 0.0)
@@ -104,10 +110,13 @@ def _laid(
 
 def speech_in(sound: HeardSound) -> list[Interval]:
     """Seconds [start, end) after the unit's start in which somebody speaks. MovaError where the network is missing."""
-    mono = convert_sound(
-        sound.samples, sound.rate, SPEECH_RATE, sample_format="flt", source_layout=sound.layout, mean=True
-    )
-    return _detector().intervals(np.asarray(mono, np.float32))
+    return _detector().intervals(mono_sound(sound, sound.samples, SPEECH_RATE))
+
+
+def mono_sound(sound: HeardSound, samples: NDArray[np.int16], rate: int) -> Floats:
+    """Some of a sound's samples [n, channels] as the mean of the channels [m] at `rate` Hz, in -1..1."""
+    mono = convert_sound(samples, sound.rate, rate, sample_format="flt", source_layout=sound.layout, mean=True)
+    return np.ascontiguousarray(mono, np.float32)
 
 
 @lru_cache(1)

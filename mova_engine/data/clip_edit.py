@@ -1,10 +1,11 @@
-"""What is done to a clip's pictures and sound when it is read: a crop, a shift of the sound, a gain.
+"""What is done to a clip's pictures and sound when it is read: a crop, black around it, a shift of the sound, a gain.
 
     {"video_path": "film.mkv", "caption": "...", "crop": [240, 0, 1440, 1080], "sound_shift": -0.08, "gain_db": 3.5}
 
-`crop` is x, y, width and height of a part of the pictures as they are shown, upright and with square pixels; what it
-holds beyond them is black. `sound_shift` is by how many seconds the sound is moved, later where it is positive.
-`gain_db` is by how much it is made louder. In a CSV file a crop is the same list as text: "[240, 0, 1440, 1080]".
+`crop` is x, y, width and height of a part of the pictures as they are shown, upright and with square pixels. `pad` is
+the width and height to which that is widened by black, in whose middle it lies. `sound_shift` is by how many seconds
+the sound is moved, later where it is positive. `gain_db` is by how much it is made louder. In a CSV file `crop` and
+`pad` are the same lists as text: "[240, 0, 1440, 1080]".
 """
 
 import json
@@ -18,26 +19,30 @@ from mova_engine.errors import MovaError
 
 # A rectangle of an upright picture with square pixels: x, y, width, height.
 Crop = tuple[int, int, int, int]
-EDIT_KEYS = ("crop", "sound_shift", "gain_db")
+EDIT_KEYS = ("crop", "pad", "sound_shift", "gain_db")
+# Those whose values are lists of whole numbers.
+LIST_KEYS = ("crop", "pad")
 # The furthest pixel that a crop may name, and the most that sound is moved (seconds) and made louder or softer (dB).
 FURTHEST, LONGEST_SHIFT, LARGEST_GAIN = 1 << 16, 3600.0, 100.0
 
 
 @dataclass(frozen=True)
 class ClipEdit:
-    """How a clip differs from what its file holds. crop: None: the whole picture. Raises MovaError for values that
-    cannot be meant.
+    """How a clip differs from what its file holds. crop: None: the whole picture. pad: None: no black around it.
+    Raises MovaError for values that cannot be meant.
     """
 
     crop: Crop | None = None
     sound_shift: float = 0.0
     gain_db: float = 0.0
+    pad: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.crop is not None and not _is_crop(self.crop):
-            raise MovaError(
-                f"'crop' must be [x, y, width, height] in whole pixels, got {shown(json.dumps(self.crop, default=str))}"
-            )
+        for key, names in (("crop", "[x, y, width, height]"), ("pad", "[width, height]")):
+            value = getattr(self, key)
+            if value is not None and not _is_box(value, names.count(",") + 1):
+                got = shown(json.dumps(value, default=str))
+                raise MovaError(f"'{key}' must be {names} in whole pixels, got {got}")
         for key, most, unit in (("sound_shift", LONGEST_SHIFT, "seconds"), ("gain_db", LARGEST_GAIN, "decibels")):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= most:
@@ -58,8 +63,8 @@ class ClipEdit:
         return {key: value for key, value in asdict(self).items() if value != getattr(NO_EDIT, key)}
 
     def shown_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the pictures after the crop, of pictures that are shown in this size."""
-        return (width, height) if self.crop is None else self.crop[2:]
+        """Width and height of the pictures as the clip has them, of pictures that are shown in this size."""
+        return self.pad or ((width, height) if self.crop is None else self.crop[2:])
 
 
 def edit_of(row: Mapping[str, Any]) -> ClipEdit:
@@ -69,14 +74,15 @@ def edit_of(row: Mapping[str, Any]) -> ClipEdit:
     given = {key: row[key] for key in EDIT_KEYS if row.get(key) is not None}
     if not given:
         return NO_EDIT
-    if "crop" in given:
-        given["crop"] = _crop(given["crop"])
+    for key in LIST_KEYS:
+        if key in given:
+            given[key] = _numbers(given[key])
     edit = ClipEdit(**given)
-    return ClipEdit(edit.crop, float(edit.sound_shift), float(edit.gain_db))
+    return ClipEdit(edit.crop, float(edit.sound_shift), float(edit.gain_db), edit.pad)
 
 
-def _crop(value: Any) -> Any:
-    """A list of numbers, or its text, as a crop; anything else as it is, to be refused."""
+def _numbers(value: Any) -> Any:
+    """A list of numbers, or its text, as a tuple; anything else as it is, to be refused."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -88,10 +94,11 @@ def _crop(value: Any) -> Any:
     return tuple(int(x) if isinstance(x, float) and math.isfinite(x) and x.is_integer() else x for x in value)
 
 
-def _is_crop(value: Any) -> bool:
-    if not isinstance(value, tuple) or len(value) != 4 or any(type(x) is not int for x in value):
+def _is_box(value: Any, count: int) -> bool:
+    """Whether it is `count` whole numbers that name pixels, the last two of them a size."""
+    if not isinstance(value, tuple) or len(value) != count or any(type(x) is not int for x in value):
         return False
-    return all(abs(x) <= FURTHEST for x in value) and min(value[2:]) >= 1
+    return all(0 <= x <= FURTHEST for x in value) and min(value[-2:]) >= 1
 
 
 NO_EDIT = ClipEdit()

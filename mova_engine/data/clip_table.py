@@ -9,7 +9,7 @@ them and the system may drop them.
     width.u32  height.u32  seconds.f64     what the manifest states of its size; 0 where it does not
     id.ends.u64  id.utf8              texts one after the other, and where each ends; also of caption and path
     shard.u32  offset.u64  size.u64  sha256.bin      of clips in shards
-    crop_x.i32 ... sound_shift.f64 gain_db.f64       where a clip has one; crop_width 0: the whole picture
+    crop_x.u32 ... pad_width.u32 ... sound_shift.f64 gain_db.f64     where a clip has one; a width of 0: none
     id.hash.u64                       sorted, from which clips of one id are found
 """
 
@@ -40,9 +40,9 @@ FACTS = "facts.json"
 TEXTS: tuple[str, ...] = ("id", "caption", "path")
 NUMBERS = {"start": "f64", "place": "u32", "width": "u32", "height": "u32", "seconds": "f64"}
 OF_SHARDS = {"shard": "u32", "offset": "u64", "size": "u64"}
-CROPS = ("crop_x", "crop_y", "crop_width", "crop_height")
-OF_EDITS = {**dict.fromkeys(CROPS, "i32"), "sound_shift": "f64", "gain_db": "f64"}
-TYPES = {"f64": np.dtype("<f8"), "u32": np.dtype("<u4"), "u64": np.dtype("<u8"), "i32": np.dtype("<i4")}
+BOXES = ("crop_x", "crop_y", "crop_width", "crop_height", "pad_width", "pad_height")
+OF_EDITS = {**dict.fromkeys(BOXES, "u32"), "sound_shift": "f64", "gain_db": "f64"}
+TYPES = {"f64": np.dtype("<f8"), "u32": np.dtype("<u4"), "u64": np.dtype("<u8")}
 DIGEST = 32
 # Rows that are written at once.
 BLOCK = 4096
@@ -110,8 +110,8 @@ class ClipTable(Sequence[Entry]):
     def _edit(self, row: int) -> ClipEdit:
         if not self._edited:
             return NO_EDIT
-        x, y, width, height, shift, gain = (self._numbers[name][row].item() for name in OF_EDITS)
-        return ClipEdit((x, y, width, height) if width else None, shift, gain)
+        x, y, width, height, *pad, shift, gain = (self._numbers[name][row].item() for name in OF_EDITS)
+        return ClipEdit((x, y, width, height) if width else None, shift, gain, (pad[0], pad[1]) if pad[0] else None)
 
     def _shard_of(self, row: int) -> Shard | None:
         """The shard of a clip; None if it is a file of its own."""
@@ -277,7 +277,7 @@ class _TableWriter:
             for name, kind in OF_EDITS.items():
                 self._file(f"{name}.{kind}").write(bytes(self._count * TYPES[kind].itemsize))
             self._edited = True
-        rows = [(*(edit.crop or (0, 0, 0, 0)), edit.sound_shift, edit.gain_db) for edit in edits]
+        rows = [(*(e.crop or (0, 0, 0, 0)), *(e.pad or (0, 0)), e.sound_shift, e.gain_db) for e in edits]
         for (name, kind), values in zip(OF_EDITS.items(), zip(*rows, strict=True), strict=True) if rows else ():
             self._numbers(name, kind, values)
 

@@ -8,8 +8,8 @@ line, `metadata.json` (the reference's format) a list of the same objects:
 `video_path` is relative to the folder; a file in a tar shard has `shard`, `member`, `offset`, `size` and `sha256` in
 its place, see `mova data index`. `id` names the clip in logs and batches (default: the path, plus the start if it is
 not 0). `start` (default 0) is the time in the file at which the clip begins, in seconds. `width`, `height` and
-`duration`, where all three are positive numbers, are what buckets need to know of the clip. `crop`, `sound_shift` and
-`gain_db` say what is done to its pictures and sound, see `data.clip_edit`. Other keys are ignored.
+`duration`, where all three are positive numbers, are what buckets need to know of the clip. `crop`, `pad`,
+`sound_shift` and `gain_db` say what is done to its pictures and sound, see `data.clip_edit`. Other keys are ignored.
 Values that later steps cannot use are errors here: text that cannot be encoded, a start beyond any file's length.
 
 Without a metadata file every video and sound file of the folder is a clip, in the order of their names, and `a.txt` is
@@ -48,8 +48,8 @@ Place = tuple[str, int]
 
 
 class ShownSize(NamedTuple):
-    """What there is of a clip in its file: the width and height of its pictures as they are shown, of a crop those of
-    the crop, and the seconds from the clip's start on.
+    """What there is of a clip in its file: the width and height of its pictures as they are shown, after crop and
+    pad, and the seconds from the clip's start on.
     """
 
     width: int
@@ -178,7 +178,8 @@ def entry_of(folder: Path, place: str, row: Any) -> Entry:
 
 def shown_of(row: Mapping[str, Any], edit: ClipEdit = NO_EDIT) -> ShownSize | None:
     """The size that a row states of its clip; None where a part of it is missing or no positive number, since these
-    keys may mean something else in lists that were not made for buckets. Of a crop it is the crop's, whatever they say.
+    keys may mean something else in lists that were not made for buckets. Of a crop or pad it is theirs, whatever they
+    say.
     """
     width, height, seconds = (row.get(key) for key in SIZE_KEYS)
     for value in (width, height, seconds):

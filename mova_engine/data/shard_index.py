@@ -6,7 +6,7 @@ dot.
     0001.mp4  0001.txt                the clip and its caption
     0001.mp4  0001.json               the clip and {"caption": ..., "start": ..., "id": ...}, or a list of such objects
 
-A JSON file may also say `crop`, `sound_shift` and `gain_db`, see `data.clip_edit`.
+A JSON file may also say `crop`, `pad`, `sound_shift` and `gain_db`, see `data.clip_edit`.
 
 Each shard is read once from its beginning to its end; the index holds the digest of every media file. It is a Parquet
 file that is a manifest as any other: its columns `shard`, `member`, `offset`, `size` and `sha256` take the place of
@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from mova_engine.data.clip_edit import EDIT_KEYS
+from mova_engine.data.clip_edit import EDIT_KEYS, LIST_KEYS
 from mova_engine.data.manifest_rows import SIZE_KEYS
 from mova_engine.data.media.decode import probe_shown
 from mova_engine.data.metadata import CAPTION, MEDIA, entry_of
@@ -71,7 +71,7 @@ COLUMNS = {
     "shard_size": "int64",
     "shard_modified": "float64",
     "shard_etag": "string",
-    "crop": "string",
+    **dict.fromkeys(LIST_KEYS, "string"),
     **dict.fromkeys(("sound_shift", "gain_db"), "float64"),
 }
 # What is written with `sizes`.
@@ -379,7 +379,7 @@ class _IndexWriter:
         for row in rows:
             entry = entry_of(self.folder, f"{shard}: {shown(row['member'])}", {"shard": shard, **row})
             edit = entry.edit.facts
-            edit |= {"crop": json.dumps(edit["crop"])} if "crop" in edit else {}
+            edit |= {key: json.dumps(edit[key]) for key in LIST_KEYS if key in edit}
             whole.append({"shard": shard, **row, "id": entry.id, "start": entry.start, **edit})
             if entry.shown is not None:
                 size = (*entry.shown[:2], entry.shown.seconds - entry.start)

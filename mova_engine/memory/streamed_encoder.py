@@ -16,7 +16,7 @@ from mova_engine.files.tensors import load_component
 from mova_engine.memory.residency import Part
 from mova_engine.memory.streamed_model import without_modules
 from mova_engine.memory.streaming import WeightStream
-from mova_engine.memory.weight_sources import StoredWeights, Unit
+from mova_engine.memory.weight_sources import LayerUnit, StoredWeights
 
 # The folder of the encoder in a model folder, and so the first part of its weights' names.
 _FOLDER = "text_encoder"
@@ -32,7 +32,7 @@ def open_streamed_encoder(codec: Umt5TextEncoder, folder: Path, device: torch.de
     refuse_quantised([component], "a text encoder streams plain weights")
     encoder: Any = codec.weights.to(dtype)
     blocks: Iterable[nn.Module] = encoder.encoder.block
-    units = [Unit.of({f"{_FOLDER}.encoder.block.{index}": block}) for index, block in enumerate(blocks)]
+    units = [LayerUnit.of({f"{_FOLDER}.encoder.block.{index}": block}) for index, block in enumerate(blocks)]
     stream = WeightStream(units, StoredWeights(units, {_FOLDER: component}, device), device)
 
     def enter(index: int) -> None:

@@ -16,7 +16,7 @@ from mova_engine.errors import MovaError
 from mova_engine.memory.quantised import within_layers
 from mova_engine.memory.residency import Part
 from mova_engine.memory.streaming import StreamedModel, model_layers
-from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit, WeightSource
+from mova_engine.memory.weight_sources import HostArena, LayerUnit, StoredWeights, WeightSource
 from mova_engine.models.layers import Linear
 from mova_engine.models.mova import Mova
 
@@ -51,7 +51,7 @@ def open_streamed(
 
         return Part(name, rest, read, "files")
 
-    def source(units: Sequence[Unit]) -> WeightSource:
+    def source(units: Sequence[LayerUnit]) -> WeightSource:
         files = StoredWeights(units, stored, torch.device("cpu") if where == "host" else device)
         return HostArena(units, device, files) if where == "host" else files
 

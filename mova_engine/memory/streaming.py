@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mova_engine.config.stages import STREAM_SLOTS
 from mova_engine.errors import MovaError
-from mova_engine.memory.weight_sources import Unit, WeightSource, without_data
+from mova_engine.memory.weight_sources import LayerUnit, WeightSource, without_data
 from mova_engine.models.layers import ResidualStream
 from mova_engine.models.mova import DIRECT, DualTowerLayers, LayerRunner, Mova
 
@@ -63,7 +63,7 @@ class WeightStream:
 
     def __init__(
         self,
-        units: Sequence[Unit],
+        units: Sequence[LayerUnit],
         source: WeightSource,
         device: torch.device | str,
         slots: int = STREAM_SLOTS,
@@ -261,14 +261,14 @@ class StreamedModel:
     def __init__(
         self,
         mova: Mova,
-        make_source: Callable[[Sequence[Unit]], WeightSource],
+        make_source: Callable[[Sequence[LayerUnit]], WeightSource],
         device: torch.device,
         slots: int = STREAM_SLOTS,
         poison: bool = False,
     ) -> None:
         """make_source: from the units to where their weights wait. The rest: see `WeightStream`."""
         self.layers, self.experts = layer_count(mova), 1 if mova.video_dit_2 is None else 2
-        units = [Unit.of(modules) for modules in model_layers(mova)]
+        units = [LayerUnit.of(modules) for modules in model_layers(mova)]
         self.stream = WeightStream(units, make_source(units), device, slots, poison)
         mova.streamed = self
 

@@ -57,7 +57,7 @@ class Chunk(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Unit:
+class LayerUnit:
     """A layer's weights: chunks at consecutive offsets of a buffer."""
 
     chunks: tuple[Chunk, ...]
@@ -73,7 +73,7 @@ class Unit:
         return self.chunks[-1].end if self.chunks else 0
 
     @classmethod
-    def of(cls, modules: Mapping[str, nn.Module]) -> "Unit":
+    def of(cls, modules: Mapping[str, nn.Module]) -> "LayerUnit":
         """The unit of a layer's modules, by their names in the model: frozen parameters and buffers. Trained parameters
         and all adapters are left out.
         """
@@ -118,7 +118,7 @@ class HostArena:
     now, one by one, so that the host never holds all of them twice.
     """
 
-    def __init__(self, units: Sequence[Unit], device: torch.device, stored: "StoredWeights | None" = None) -> None:
+    def __init__(self, units: Sequence[LayerUnit], device: torch.device, stored: "StoredWeights | None" = None) -> None:
         self._units, self._device, self._stored = units, device, stored
         self._by_module = {id(chunk.module): chunk for unit in units for chunk in unit.chunks}
         self._chunks: dict[int, Tensor] = {}
@@ -183,7 +183,9 @@ class StoredWeights:
     weight, and if one changes while it is in use.
     """
 
-    def __init__(self, units: Sequence[Unit], components: Mapping[str, StoredComponent], device: torch.device) -> None:
+    def __init__(
+        self, units: Sequence[LayerUnit], components: Mapping[str, StoredComponent], device: torch.device
+    ) -> None:
         """components: those that the weights belong to, as opened, by the first part of the weights' names."""
         self._units = units
         names = {place.name for unit in units for place in unit.places}

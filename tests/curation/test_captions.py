@@ -134,7 +134,7 @@ def test_descriptions_and_transcripts_are_checked_too(tmp_path):
         assert caption.reason == "transcript: the transcript failed its checks: " + check_loops("a a a a").reason
         assert server.roles() == ["picture", "transcript", "transcript"]
     with telling(picture="A face.") as server:
-        assert "it has 2 words, must have 20 to 120" in only(captioned(server, tmp_path / "c")).reason
+        assert "it has 2 words, must have 20 to 110" in only(captioned(server, tmp_path / "c")).reason
     with telling(transcript="", speech=500) as server:
         # Nobody is heard: nobody is asked how it is said.
         caption = only(captioned(server, tmp_path / "d", roles=PLAIN))
@@ -242,7 +242,7 @@ def test_turns_of_speakers_are_texts_of_their_own():
     assert spoken_texts("[S01] Hello “there”! [S02] I'm here [S01] ...") == ("Hello there!", "I'm here")
     assert spoken_texts(" ") == ()
     text = plain_caption("A street", ["Hello there!", "I'm here"], "", "Cars pass")
-    assert text == ("A street. Somebody says “Hello there!”. Then somebody says “I'm here”.\n\nThe audio: Cars pass.")
+    assert text == ("A street. Somebody says “Hello there!” Then somebody says “I'm here”.\n\nThe audio: Cars pass.")
     assert plain_caption("A street.", (), "", "").endswith("\n\nThe audio: nothing is heard, the clip is silent.")
 
 
@@ -261,9 +261,18 @@ def test_a_loop_is_words_that_come_again_and_again(text, looping):
     assert check_loops(text).passed is not looping
 
 
-def test_a_description_has_no_quotation_marks():
+def test_a_description_tells_nothing_word_for_word():
+    failed = [check for check in check_description("A sign that says: OPEN", 1, 9, "") if not check.passed]
+    assert [check.name for check in failed] == ["speech"] and "word for word" in failed[0].reason
     failed = [check.name for check in check_description("He says “go” and *leaves* it", 1, 9, "") if not check.passed]
     assert failed == ["speech"]
+
+
+def test_a_model_on_this_machine_must_be_there(tmp_path):
+    with pytest.raises(MovaError, match="faster_whisper|faster-whisper"):
+        caption_clips([row()], CaptionSettings(url="http://a/v1", model="m", whisper=tmp_path), tmp_path)
+    with pytest.raises(MovaError, match="the environment variable NO_SUCH_KEY holds no key"):
+        caption_clips([row()], CaptionSettings(url="http://a/v1", model="m", key_variable="NO_SUCH_KEY"), tmp_path)
 
 
 def test_settings_that_cannot_be_meant_are_refused():

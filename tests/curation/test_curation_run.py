@@ -128,6 +128,22 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_goes_on(run, 
 
 
 @pytest.mark.long
+def test_units_whose_workers_die_are_put_aside_until_they_are_to_be_tried_again(tmp_path):
+    write_films(tmp_path / "films", 2)
+    # No worker can live with so little.
+    little = {"engines": {"worker_memory": 0.1}, "most_failed": 1.0}
+    result = curate(tmp_path / "films", tmp_path / "out", **little)
+    reason = "more than 0.1 GiB of memory"
+    assert [(each.step, each.reason, each.attempts) for each in result.failures] == [("cut", reason, 3)] * 2
+    assert result.funnel.films.failed == result.funnel.films.units == 2 and result.funnel.clips == 0
+    # They are not tried again, whatever memory there is.
+    again = curate(tmp_path / "films", tmp_path / "out", most_failed=1.0)
+    assert again.failures == result.failures and not again.too_many
+    tried = curate(tmp_path / "films", tmp_path / "out", retry=True)
+    assert tried.failures == () and tried.funnel.clips > 0
+
+
+@pytest.mark.long
 def test_ray_and_the_pool_give_the_same_bytes(run, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     place, _, _ = run

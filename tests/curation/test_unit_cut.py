@@ -7,7 +7,7 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from curation.source_films import Film, Scene, talk, write_film
+from curation.source_films import TALKING, Film, Scene, talk, write_film
 from data_pipeline.media import every, write_media
 
 from mova_engine.config.curate import CutSettings
@@ -143,6 +143,13 @@ def test_late_sound_variable_rate_and_six_channels(tmp_path):
     assert found.signals[0]["leading_silence"] >= (2.0 - float(found.clips[0].start)) / found.clips[0].seconds - 0.01
 
 
+def test_a_recorded_clip_is_one_clip_of_speech():
+    """Exactly 193 pictures at 24 a second: all of them."""
+    (clip,) = cut(TALKING, frames=193).clips
+    assert clip.start == 0 and clip.kind == "speech-shot" and clip.crop is None and clip.cuts == ()
+    assert clip.speech == (pytest.approx((0.706, 7.422), abs=0.05),)
+
+
 def test_missing_pictures_and_cut_files(tmp_path):
     times = [*every(24, 96), *every(24, 144, Fraction(5))]
     path = write_media(tmp_path / "hole.mp4", times, None, gop=24, faststart=True)
@@ -155,6 +162,11 @@ def test_missing_pictures_and_cut_files(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
     short = cut(tmp_path / "cut.mp4")
     assert 0 < len(short.clips) < 3 and short.facts["fault"]
+    wrong = write_media(
+        tmp_path / "opening.mp4", [Fraction(0), *every(24, 96, Fraction(7, 24) + Fraction(1, 50))], None
+    )
+    with pytest.raises(MovaError, match="opening.mp4: damaged video: the times? of its first picture"):
+        cut(wrong)
     (tmp_path / "none.mp4").write_bytes(b"")
     with pytest.raises(MovaError, match="none.mp4"):
         cut(tmp_path / "none.mp4")
@@ -176,6 +188,22 @@ def test_pictures_of_ten_bits_and_pixels_that_are_not_square(tmp_path):
         container.mux(stream.encode(None))
     found = cut(tmp_path / "hdr.mp4", aspect="pad")
     assert [clip.crop for clip in found.clips] == [(0, 14, 192, 80)]
+
+
+def test_channels_of_unknown_places_are_refused_with_the_files_name(tmp_path):
+    path = tmp_path / "three.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width = stream.height = 32
+        sound = container.add_stream("pcm_s16le", rate=16000, layout="3C")
+        for _ in range(60):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode(None))
+        frame = av.AudioFrame.from_ndarray(np.ones((1, 3 * 40000), np.int16), "s16", "3C")
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux([*sound.encode(frame), *sound.encode(None)])
+    with pytest.raises(MovaError, match="three.mkv: has 3 channels of unknown places"):
+        cut(path)
 
 
 def test_what_cutting_needs_is_said():

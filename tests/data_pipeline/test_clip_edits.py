@@ -20,8 +20,11 @@ from mova_engine.data.clip_sources import read_clips
 from mova_engine.data.media.decode import read_clip
 from mova_engine.data.media.resize import finish
 from mova_engine.data.metadata import Entry, entry_of
+from mova_engine.data.preview import preview
 from mova_engine.data.shard_index import write_index
 from mova_engine.errors import MovaError
+from mova_engine.evaluation.clip_captions import captions_of
+from mova_engine.inference.requests import read_prompts
 
 CLIP = ClipConfig(frames=9, height=32, width=48)
 RATE = 48000
@@ -53,19 +56,25 @@ def test_a_crop_is_the_film_that_was_cropped_by_hand(film, tmp_path, crop):
     assert not np.array_equal(found.pictures, read_clip(path, CLIP).pictures)
 
 
-@pytest.mark.parametrize("crop", [(-20, 0, 160, 90), (0, -30, 120, 150), (-4, -8, 100, 90)])
-def test_what_a_crop_holds_beyond_the_picture_is_black(film, tmp_path, crop):
+@pytest.mark.parametrize(
+    ("crop", "pad"), [(None, (160, 90)), ((0, 0, 120, 60), (120, 151)), ((9, 8, 50, 61), (77, 99))]
+)
+def test_around_a_padded_picture_there_is_black_alone(film, tmp_path, crop, pad):
+    """Whatever the film shows beside the crop."""
     path, pictures, sound = film
-    x, y, width, height = crop
-    black = np.zeros((24, 300, 400, 3), np.uint8)
-    black[:, 100:190, 100:220] = pictures
-    hand = by_hand(tmp_path / "hand.mkv", black[:, 100 + y : 100 + y + height, 100 + x : 100 + x + width], sound)
-    assert np.array_equal(read_clip(path, CLIP, edit=ClipEdit(crop)).pictures, hand.pictures)
+    x, y, width, height = crop or (0, 0, 120, 90)
+    black = np.zeros((24, pad[1], pad[0], 3), np.uint8)
+    top, left = (pad[1] - height) // 2, (pad[0] - width) // 2
+    black[:, top : top + height, left : left + width] = pictures[:, y : y + height, x : x + width]
+    hand = by_hand(tmp_path / "hand.mkv", black, sound)
+    assert np.array_equal(read_clip(path, CLIP, edit=ClipEdit(crop, pad=pad)).pictures, hand.pictures)
 
 
 def test_a_crop_of_another_file_is_refused(film):
-    with pytest.raises(MovaError, match=r"film.mkv: the crop \[100, 80, 200, 100\] lies outside .* which are 120x90"):
-        read_clip(film[0], CLIP, edit=ClipEdit((100, 80, 200, 100)))
+    with pytest.raises(MovaError, match=r"film.mkv: the crop \[100, 80, 21, 10\] is not within .* which are 120x90"):
+        read_clip(film[0], CLIP, edit=ClipEdit((100, 80, 21, 10)))
+    with pytest.raises(MovaError, match=r"film.mkv: the pad \[120, 80\] is less than .* which is 120x90"):
+        read_clip(film[0], CLIP, edit=ClipEdit(pad=(120, 80)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -78,7 +87,7 @@ def test_a_crop_counts_upright_square_pixels(orientation):
     x, y, width, height = crop
     hand = upright[y : y + height, x : x + width]
     # Of the wide pixels every other column, or row, is the same: taking one of two is exact.
-    found = finish(stored, None, None, orientation, *hand.shape[:2], 2.0, crop)
+    found = finish(stored, None, None, orientation, *hand.shape[:2], 2.0, ClipEdit(crop))
     narrow = hand[::2] if orientation > 4 else hand[:, ::2]
     assert np.array_equal(found, finish(narrow, None, None, 1, *hand.shape[:2], 0.5 if orientation > 4 else 2.0))
 
@@ -86,7 +95,7 @@ def test_a_crop_counts_upright_square_pixels(orientation):
 def test_transparent_pictures_are_cropped_with_what_stands_behind_them():
     rng = np.random.default_rng(2)
     values, alpha = rng.integers(0, 256, (40, 60, 3)).astype(np.uint8), rng.integers(0, 256, (40, 60)).astype(np.uint8)
-    found = finish(values, alpha, None, 1, 20, 30, crop=(10, 5, 30, 20))
+    found = finish(values, alpha, None, 1, 20, 30, edit=ClipEdit((10, 5, 30, 20)))
     assert np.array_equal(found, finish(values, alpha, None, 1, 40, 60)[5:25, 10:40])
 
 
@@ -123,13 +132,15 @@ def test_a_gain_is_its_factor_and_does_not_clip(film):
     np.testing.assert_allclose(loud / plain.max(), plain / plain.max() / np.abs(plain).max(), atol=1e-6)
 
 
-EDIT = ClipEdit((-8, 0, 160, 90), -0.025, 3.5)
-ROW = {"video_path": "film.mkv", "caption": "noise", "crop": [-8, 0, 160, 90], "sound_shift": -0.025, "gain_db": 3.5}
+EDIT = ClipEdit((8, 0, 100, 90), -0.025, 3.5, (160, 90))
+ROW = {"video_path": "film.mkv", "caption": "noise", "crop": [8, 0, 100, 90], "pad": [160, 90]}
+ROW |= {"sound_shift": -0.025, "gain_db": 3.5}
 
 
 def rows_of(count=3):
     """Rows of which each third has an edit of each kind, then none; ids of their own."""
-    rows = [ROW, {k: v for k, v in ROW.items() if k in ("video_path", "caption", "crop")}, {**ROW, "crop": None}]
+    cropped = {k: v for k, v in ROW.items() if k in ("video_path", "caption", "crop")}
+    rows = [ROW, cropped, {**ROW, "crop": None, "pad": None}]
     bare = {"video_path": "film.mkv", "caption": "noise"}
     return [{**row, "id": str(i)} for i, row in enumerate([bare, *rows, bare][:count])]
 
@@ -141,16 +152,16 @@ def test_every_form_of_list_tells_the_same_edits(tmp_path, form):
         path = tmp_path / "clips.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif form == "csv":
-        keys = ("video_path", "caption", "id", "crop", "sound_shift", "gain_db")
+        keys = ("video_path", "caption", "id", "crop", "pad", "sound_shift", "gain_db")
         path = write_csv(tmp_path / "clips.csv", [{key: row.get(key) or "" for key in keys} for row in rows])
     else:
-        texts = [{**row, "crop": row.get("crop") and json.dumps(row["crop"])} for row in rows]
+        texts = [{**row, **{key: row.get(key) and json.dumps(row[key]) for key in ("crop", "pad")}} for row in rows]
         path = write_parquet(tmp_path / "clips.parquet", texts if "text" in form else rows)
     found = read_clips(path, listed=2 if "table" in form else 100)
     assert isinstance(found, list) != ("table" in form)
     edits = [entry.edit for entry in found]
     assert edits == [NO_EDIT, EDIT, ClipEdit(EDIT.crop), ClipEdit(None, -0.025, 3.5), NO_EDIT]
-    assert [entry.edit.facts for entry in found][2] == {"crop": (-8, 0, 160, 90)}
+    assert [entry.edit.facts for entry in found][2] == {"crop": (8, 0, 100, 90)}
 
 
 @pytest.mark.parametrize(
@@ -158,6 +169,9 @@ def test_every_form_of_list_tells_the_same_edits(tmp_path, form):
     [
         ("crop", [0, 0, 10], r"key 'crop' must be \[x, y, width, height\] in whole pixels, got \[0, 0, 10\]"),
         ("crop", [0, 0, 10, 0], "'crop' must be"),
+        ("crop", [-1, 0, 10, 10], "'crop' must be"),
+        ("pad", [160, 90, 1], r"key 'pad' must be \[width, height\] in whole pixels, got \[160, 90, 1\]"),
+        ("pad", [0, 90], "'pad' must be"),
         ("crop", [0, 0, 10.5, 10], "'crop' must be"),
         ("crop", [0, 0, True, 10], "'crop' must be"),
         ("crop", [0, 0, 1e9, 10], "'crop' must be"),
@@ -231,7 +245,7 @@ def test_an_index_of_shards_carries_edits(film, tmp_path):
     write_index([str(tmp_path / "a.tar")], tmp_path / "index.parquet", sizes=True, say=lambda _: None)
     found = list(read_clips(tmp_path / "index.parquet"))
     assert [entry.edit for entry in found] == [NO_EDIT, EDIT, ClipEdit(EDIT.crop), ClipEdit(None, -0.025, 3.5)]
-    assert [entry.shown and entry.shown[:2] for entry in found] == [(120, 90), (160, 90), (160, 90), (120, 90)]
+    assert [entry.shown and entry.shown[:2] for entry in found] == [(120, 90), (160, 90), (100, 90), (120, 90)]
     clip = read_clip(found[1].path, CLIP, edit=found[1].edit)
     assert np.array_equal(clip.pictures, read_clip(film[0], CLIP, edit=EDIT).pictures)
 
@@ -246,3 +260,31 @@ def test_pixels_that_are_not_square_are_cropped_as_they_are_shown(tmp_path):
     found = read_clip(path, shape, silent="zeros", edit=ClipEdit((24, 8, 48, 16))).pictures
     hand = finish(blocks[0][8:24, 12:36], None, None, 1, 16, 48, 2.0)
     assert np.array_equal(found[0], hand)
+
+
+@pytest.fixture
+def folder(film, tmp_path):
+    """A folder whose list names the film twice, the second time edited."""
+    (tmp_path / "film.mkv").write_bytes(film[0].read_bytes())
+    rows = [{"video_path": "film.mkv", "caption": "whole", "id": "a"}, {**ROW, "caption": "edited", "id": "b"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_first_frames_are_edited_and_what_is_given_of_a_clip_is_not_to_be(folder, caplog):
+    whole, edited = read_prompts(folder, CLIP)
+    assert np.array_equal(edited.first_frame, read_clip(folder / "film.mkv", CLIP, edit=EDIT).pictures[0])
+    assert not np.array_equal(edited.first_frame, whole.first_frame)
+    # The file and a start would not give the edited frame again.
+    assert whole.file == folder / "film.mkv" and edited.file is None
+    assert [prompt.source for prompt in read_prompts(folder, CLIP, ("none", "all"))] == ["a"]
+    assert "the list states crop, sound_shift, gain_db, pad: list a file that is written so" in caplog.text
+
+
+def test_a_sheet_tells_what_is_done_to_clips_and_scores_take_no_caption_of_a_part(folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    said = []
+    preview(folder, CLIP, tmp_path / "sheet.png", say=said.append)
+    assert any(line.startswith("b: ") and "crop (8, 0, 100, 90), sound_shift -0.025" in line for line in said)
+    assert not any("crop" in line for line in said if line.startswith("a: "))
+    assert captions_of(folder, [folder / "film.mkv"]) == {folder / "film.mkv": "whole"}

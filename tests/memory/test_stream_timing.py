@@ -6,7 +6,7 @@ from torch import nn
 
 from mova_engine.memory import streaming
 from mova_engine.memory.streaming import WeightStream
-from mova_engine.memory.weight_sources import Unit
+from mova_engine.memory.weight_sources import LayerUnit
 
 # Bytes of a layer of size 1, which takes a second to copy.
 UNIT = 1024
@@ -68,7 +68,7 @@ def run(monkeypatch, order, sizes, seconds_per_copy, slots=2):
     for size in sizes:
         module = nn.Module()
         module.register_buffer("weight", torch.empty(size * UNIT, dtype=torch.uint8, device="meta"))
-        units.append(Unit.of({"layer": module}))
+        units.append(LayerUnit.of({"layer": module}))
     computing, copying = Stream(), Stream()
     stream = WeightStream(units, Source(copying, sizes), "cpu", slots)
     stream._apart, stream._stream = True, copying

@@ -16,7 +16,7 @@ from mova_engine.checkpoints.quantised_files import open_component
 from mova_engine.errors import MovaError
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.memory.streaming import StreamedModel, WeightStream, layer_count
-from mova_engine.memory.weight_sources import HostArena, StoredWeights, Unit
+from mova_engine.memory.weight_sources import HostArena, LayerUnit, StoredWeights
 from mova_engine.models.modality import modalities
 from mova_engine.models.mova import ForwardInputs
 from mova_engine.ops import bind
@@ -199,7 +199,7 @@ def test_a_replaced_file_is_read_as_it_was(ops, backend, folder, tmp_path):
 
 def test_weights_that_are_missing_are_named(ops, backend, folder):
     mova = loaded(ops, folder)
-    units = [Unit.of({"video_dit.blocks.9": mova.video_dit.blocks[0]})]
+    units = [LayerUnit.of({"video_dit.blocks.9": mova.video_dit.blocks[0]})]
     with pytest.raises(MovaError, match=r"video_dit does not hold blocks\.9\."):
         StoredWeights(units, opened(folder), backend.device())
     with pytest.raises(MovaError, match="at least 2 slots"):

@@ -226,9 +226,9 @@ def test_a_file_is_decoded_once_for_all_scores(odd_clips, monkeypatch):
 
     class Counted(DecodedClip):
         @classmethod
-        def read(cls, path, store=None):
+        def read(cls, path, store=None, **part):
             decoded.append(path)
-            return super().read(path, store)
+            return super().read(path, store, **part)
 
     monkeypatch.setattr(clip_reader, "DecodedClip", Counted)
     monkeypatch.setattr(clip_reader, "_read_into", clip_reader._read_into.__wrapped__)

@@ -28,4 +28,4 @@ def plain_caption(picture: str, spoken: Sequence[str], voices: str, sounds: str)
 def _ended(text: str) -> str:
     """A text that ends as sentences do."""
     text = " ".join(text.split())
-    return text if text.endswith((".", "!", "?", "。", "！", "？")) else f"{text}."
+    return text if text.rstrip("”").endswith((".", "!", "?", "。", "！", "？")) else f"{text}."

@@ -112,8 +112,8 @@ def read_clip(
     late or ends early there are zeros. The samples after `clip.duration`, up to whole latents, are the sound that
     follows in the file: zeros there would put a click into the last latent.
 
-    edit: pictures are cropped before all else; sound is moved by the nearest number of samples, and other sound of the
-    file moves in; where a gain takes it beyond full scale, the whole clip's sound is scaled down to that.
+    edit: pictures are cropped and padded before all else; sound is moved by the nearest number of samples, and other
+    sound of the file moves in; where a gain takes it beyond full scale, the clip's whole sound is scaled down to that.
     silent: how to treat a clip without sound (no track, a silent one, or one that covers less than half the clip).
     "refuse": raise MovaError. "zeros" and "mask": return the sound that there is, zeros elsewhere, with heard=False.
     pictures=False: only the sound, from `start` seconds after its first sample; the file needs no video.
@@ -127,7 +127,7 @@ def read_clip(
     offset, video, sound = Fraction(start).limit_denominator(1_000_000), None, None
     with open_media(path, pictures=pictures) as container:
         if pictures:
-            origin, video = read_pictures(container, path, clip, offset, edit.crop)
+            origin, video = read_pictures(container, path, clip, offset, edit)
         else:
             origin = first_sound(container, path)
     with open_media(path, pictures=pictures) as container:

@@ -10,7 +10,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation
 from PIL import Image
 
-from mova_engine.data.clip_edit import Crop
+from mova_engine.data.clip_edit import NO_EDIT, ClipEdit
 from mova_engine.data.media.colour import (
     LUMA,
     MATRICES,
@@ -49,13 +49,13 @@ def frame_pixels(
     pixel_aspect: float,
     codec: str = "",
     profile: bytes | None = None,
-    crop: Crop | None = None,
+    edit: ClipEdit = NO_EDIT,
 ) -> np.ndarray:
     """The frame as uint8 [height, width, 3], cropped and resized. Raises MovaError for unknown colour tags, and for a
-    crop of which little is picture.
+    crop that the picture does not hold.
 
     pixel_aspect: width / height of a stored pixel. codec: name of the decoder. profile: ICC profile that applies if the
-    frame has none. crop: of the upright picture, before it is cropped to the shape.
+    frame has none. edit: crop and pad of the upright picture, before it is cropped to the shape.
     """
     for kind, name in AS_STORED.items():
         if _side_data(frame, kind, codec):
@@ -68,7 +68,7 @@ def frame_pixels(
         alpha = _reformat(frame, "rgba", MATRIX_709).to_ndarray()[..., 3]
     orientation = frame_orientation(frame, path, codec)
     try:
-        return finish(values, alpha, to_rgb, orientation, height, width, pixel_aspect, crop)
+        return finish(values, alpha, to_rgb, orientation, height, width, pixel_aspect, edit)
     except OutsideError as error:
         raise MovaError(f"{path}: {error}") from None
 

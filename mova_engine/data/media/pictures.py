@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from mova_engine.config.model import ClipConfig
-from mova_engine.data.clip_edit import Crop
+from mova_engine.data.clip_edit import NO_EDIT, ClipEdit
 from mova_engine.data.media.container import PREROLL, Reader, open_media, video_stream
 from mova_engine.data.media.frames import NAMES_PROFILES, frame_orientation, frame_pixels
 from mova_engine.data.media.interlacing import deinterlace
@@ -74,10 +74,10 @@ def open_pictures(container: InputContainer, path: str | Path) -> tuple[Reader[V
 
 
 def read_pictures(
-    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, crop: Crop | None = None
+    container: InputContainer, path: str | Path, clip: ClipConfig, start: Fraction, edit: ClipEdit = NO_EDIT
 ) -> tuple[Fraction, np.ndarray]:
-    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]. crop:
-    the part of the pictures that is taken.
+    """Return the first picture's time in seconds on the container's clock, and the pictures uint8 [f, h, w, 3]. edit:
+    what is done to them.
     """
     reader, origin, _ = open_pictures(container, path)
     stream = video_stream(container, path)
@@ -99,7 +99,7 @@ def read_pictures(
         if frame is last:
             video[count] = video[count - 1]
         else:
-            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect, codec, profile, crop)
+            video[count] = frame_pixels(frame, path, clip.height, clip.width, aspect, codec, profile, edit)
         count, last = count + 1, frame
     if count < clip.frames:
         needed = start + Fraction(clip.frames) / rate

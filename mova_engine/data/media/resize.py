@@ -4,18 +4,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mova_engine.data.clip_edit import Crop
+from mova_engine.data.clip_edit import NO_EDIT, ClipEdit
 from mova_engine.data.media.orientation import swaps_sides, turn_upright
 from mova_engine.errors import MovaError
 
 # Level of the background behind transparent pixels: white, like the first frame that is used if none is given.
 BACKGROUND = 255
-# The least share of a crop that must be picture: less is a crop of another file.
-LEAST_PICTURE = 0.25
 
 
 class OutsideError(MovaError):
-    """A crop of which little is picture."""
+    """A crop that the picture does not hold, or a pad that does not hold the crop."""
 
 
 def centre_crop(pixels: np.ndarray, aspect: float) -> np.ndarray:
@@ -61,50 +59,53 @@ def finish(
     height: int,
     width: int,
     pixel_aspect: float = 1.0,
-    crop: Crop | None = None,
+    edit: ClipEdit = NO_EDIT,
 ) -> np.ndarray:
     """Turn, crop, resize and convert a stored picture or video frame for display: uint8 [height, width, 3].
 
     values: [h, w, c]. alpha: uint8 [h, w], 255 for opaque; None: opaque everywhere. to_rgb: converts values to R'G'B'
     uint8 [..., 3]; None: they are R'G'B' already. orientation: EXIF's number. pixel_aspect: of the stored pixels,
-    before turning. crop: what is taken of the upright picture. Raises OutsideError for such a crop.
+    before turning. edit: crop and pad of the upright picture. Raises OutsideError where it does not hold the crop.
     """
     values, turned = turn_upright(values, orientation), swaps_sides(orientation)
     if alpha is not None and alpha.min() < 255:
         values = over_background(to_rgb(values) if to_rgb else values, turn_upright(alpha, orientation))
         to_rgb = None
-    if crop is not None:
-        values, to_rgb = _cropped(values, to_rgb, crop, 1 if turned else pixel_aspect, pixel_aspect if turned else 1)
+    if edit.crop or edit.pad:
+        values, to_rgb = _edited(values, to_rgb, edit, 1 if turned else pixel_aspect, pixel_aspect if turned else 1)
     if turned:
         pixel_aspect = 1 / pixel_aspect
     pixels = crop_resize(values, height, width, pixel_aspect)
     return to_rgb(pixels) if to_rgb else np.ascontiguousarray(pixels)
 
 
-def _cropped(
-    values: np.ndarray, to_rgb: Callable[[np.ndarray], np.ndarray] | None, crop: Crop, wider: float, higher: float
+def _edited(
+    values: np.ndarray, to_rgb: Callable[[np.ndarray], np.ndarray] | None, edit: ClipEdit, wider: float, higher: float
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray] | None]:
-    """The part `crop` of upright values [h, w, c], and what converts it. What lies beyond the picture is black, for
-    which values become R'G'B'. wider, higher: size of a pixel as it is shown; a crop counts shown pixels.
+    """Upright values [h, w, c] after crop and pad, and what converts them: for black they become R'G'B'. wider, higher:
+    size of a pixel as it is shown; crop and pad count shown pixels.
     """
-    stored_height, stored_width = values.shape[:2]
-    left, right, shown_width = _span(crop[0], crop[2], stored_width, wider)
-    top, bottom, shown_height = _span(crop[1], crop[3], stored_height, higher)
-    inside = values[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    if inside.shape[0] * inside.shape[1] < LEAST_PICTURE * (bottom - top) * (right - left):
-        size = f"{shown_width}x{shown_height}"
-        raise OutsideError(f"the crop {list(crop)} lies outside of its pictures, which are {size}")
-    if inside.shape[:2] == (bottom - top, right - left):
-        return inside, to_rgb
-    pixels = to_rgb(inside) if to_rgb else inside
-    black = np.zeros((bottom - top, right - left, 3), np.uint8)
-    y, x = max(-top, 0), max(-left, 0)
-    black[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    size = values.shape[1::-1]
+    whole = max(1, round(size[0] * wider)), max(1, round(size[1] * higher))
+    crop = edit.crop or (0, 0, *whole)
+    (left, right), (top, bottom) = (_stored(crop[i], crop[i + 2], size[i], whole[i]) for i in (0, 1))
+    if crop[0] + crop[2] > whole[0] or crop[1] + crop[3] > whole[1]:
+        raise OutsideError(f"the crop {list(crop)} is not within its pictures, which are {whole[0]}x{whole[1]}")
+    values = values[top:bottom, left:right]
+    if edit.pad is None:
+        return values, to_rgb
+    if edit.pad[0] < crop[2] or edit.pad[1] < crop[3]:
+        raise OutsideError(f"the pad {list(edit.pad)} is less than the picture in it, which is {crop[2]}x{crop[3]}")
+    pixels = to_rgb(values) if to_rgb else values
+    height, width = pixels.shape[:2]
+    (_, columns), (_, rows) = (_stored(0, edit.pad[i], size[i], whole[i]) for i in (0, 1))
+    black = np.zeros((max(rows, height), max(columns, width), 3), np.uint8)
+    y, x = (black.shape[0] - height) // 2, (black.shape[1] - width) // 2
+    black[y : y + height, x : x + width] = pixels
     return black, None
 
 
-def _span(first: int, count: int, stored: int, pixel: float) -> tuple[int, int, int]:
-    """(first, last) stored pixel of `count` shown ones from `first` on, and how many are shown of `stored` ones."""
-    shown = max(1, round(stored * pixel))
+def _stored(first: int, count: int, stored: int, shown: int) -> tuple[int, int]:
+    """Of `stored` pixels that are shown as `shown`, the range of `count` shown ones from `first` on."""
     begin = round(first * stored / shown)
-    return begin, max(begin + 1, round((first + count) * stored / shown)), shown
+    return begin, max(begin + 1, round((first + count) * stored / shown))

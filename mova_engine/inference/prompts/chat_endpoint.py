@@ -47,6 +47,10 @@ class ChatEndpoint:
 
     def __init__(self, config: EnhanceConfig, wait: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         require_package("httpx", "An endpoint")
+        import httpx
+
+        # Reading all authorities takes longer than a small request.
+        self._certificates = httpx.create_ssl_context(trust_env=False)
         self.model, self.sees_pictures = config.model, config.images
         self._address = f"{config.url.rstrip('/')}/chat/completions"
         self._place, self._config, self._wait = without_query(self._address), config, wait
@@ -92,7 +96,9 @@ class ChatEndpoint:
 
         pause, reason = FIRST_WAIT_S, ""
         # Without limits of its own: the whole has one.
-        async with httpx.AsyncClient(trust_env=False, timeout=None, headers=self._headers) as client:
+        async with httpx.AsyncClient(
+            verify=self._certificates, trust_env=False, timeout=None, headers=self._headers
+        ) as client:
             for tried in range(TRIES):
                 try:
                     return await self._posted(client, body)

@@ -110,9 +110,11 @@ def check_description(text: str, least_words: int, most_words: int, told: str) -
     """All checks of a description of a picture or a sound, in which nothing stands in quotation marks. told: what the
     model was told, which the description may not repeat.
     """
-    quoted = any(mark in text for mark in _QUOTES)
+    reason = "it must have no quotation marks" if any(mark in text for mark in _QUOTES) else ""
+    if not reason and (said := _unmarked_speech(text)):
+        reason = f"after '{said}' nothing may be told word for word"
     return [
-        PromptCheck("speech", not quoted, "it must have no quotation marks" if quoted else ""),
+        PromptCheck("speech", not reason, reason),
         _check_count(text, least_words, most_words),
         _check_markup(text),
         _check_talk("", text),

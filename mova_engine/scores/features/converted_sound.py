@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from mova_engine.errors import MovaError
 
 Format = Literal["s16", "flt"]
+# Samples that are converted at once: 20 s at 48 kHz.
+_BLOCK = 20 * 48000
 
 
 def convert_sound(
@@ -46,21 +48,30 @@ def convert_sound(
     for left, right in ((head, resampler), (resampler, form), (form, sink)):
         left.link_to(right)
     graph.configure()
-    packed: Any = np.ascontiguousarray(table).reshape(1, -1)
-    frame = av.AudioFrame.from_ndarray(packed, format=source_format, layout=layout)
-    frame.sample_rate, frame.pts, frame.time_base = source_rate, 0, Fraction(1, source_rate)
-    graph.push(frame)
+    parts: list[Any] = []
+    # In blocks: the graph makes several copies of what it is given at once.
+    for at in range(0, len(table), _BLOCK):
+        packed: Any = np.ascontiguousarray(table[at : at + _BLOCK]).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format=source_format, layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = source_rate, at, Fraction(1, source_rate)
+        graph.push(frame)
+        parts += _pulled(graph)
     graph.push(None)
+    parts += _pulled(graph)
+    found: Any = np.concatenate(parts) if parts else np.zeros(0, table.dtype)
+    return found if channels == "mono" else found.reshape(-1, 2)
+
+
+def _pulled(graph: Graph) -> list[Any]:
+    """The samples that a graph has ready."""
     parts: list[Any] = []
     while True:
         try:
             pulled = graph.pull()
         except (av.BlockingIOError, av.EOFError):
-            break
+            return parts
         assert isinstance(pulled, av.AudioFrame)
         parts.append(pulled.to_ndarray().reshape(-1))
-    found: Any = np.concatenate(parts) if parts else np.zeros(0, table.dtype)
-    return found if channels == "mono" else found.reshape(-1, 2)
 
 
 def unit_floats(samples: NDArray[np.int16]) -> NDArray[np.float32]:
