@@ -5,6 +5,7 @@ VENV   ?= .venv
 ASCEND_VENV ?= .venv-ascend
 TORCH  ?= -r requirements/torch.txt
 RUN    ?= runs/nano
+CURRICULUM ?= runs/curriculum
 ARGS   ?=
 NPU    := .venv-npu
 
@@ -12,9 +13,10 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano test test-long test-kernels test-ranks test-dry test-scores test-serve test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
+.PHONY: help setup setup-dev setup-npu native cuda nano curriculum test test-long test-kernels test-ranks test-dry test-scores test-serve test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
+	@echo "make curriculum curate raw films, train stage 1 and phases 1 to 3 on them, and beside them without each: $(CURRICULUM) (25 minutes)"
 	@echo "make test       set up with the development tools, run the tests (ARGS='-k name' chooses)"
 	@echo "make test-long   the tests that a quick loop can do without (minutes)"
 	@echo "make test-kernels   the GPU kernels without a GPU: Triton's interpreter and compiler, CUDA C++ built for the CPU (a minute)"
@@ -73,6 +75,10 @@ nano: setup
 	$(PY) -m mova_engine train --recipe nano --out $(RUN) $(ARGS)
 	$(PY) -m mova_engine sample --checkpoint $(RUN) --prompts $(RUN)/heldout --out $(RUN)/generated --overwrite
 	$(PY) -m mova_engine nano sync $(RUN)/generated --json $(RUN)/sync.json
+
+# Curation finds cuts by OpenCV and speech by a network, which come with the development tools.
+curriculum: setup-dev
+	$(PY) -m benchmarks.curriculum --work $(CURRICULUM) $(ARGS)
 
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

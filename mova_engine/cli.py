@@ -61,6 +61,7 @@ COMMANDS = {
     "nano clips": ("mova_engine.commands.nano_clips", "write the embedded data set of bouncing balls that click"),
     "nano sync": ("mova_engine.commands.nano_sync", "measure how well clicks and bounces of generated clips agree"),
     "nano sounds": ("mova_engine.commands.nano_sounds", "write the embedded data set of captioned notes"),
+    "nano films": ("mova_engine.commands.nano_films", "write raw films of bouncing balls, to be curated"),
     "nano notes": ("mova_engine.commands.nano_notes", "measure pitch and onsets of generated sounds by their captions"),
     "completion": (
         "mova_engine.commands.completion",

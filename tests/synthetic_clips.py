@@ -69,6 +69,8 @@ def synthetic_rows(count: int, seed: int = 0) -> pa.Table:
         "frames": pa.repeat(pa.scalar(193), count),
         "fps": pa.repeat(pa.scalar(24.0), count),
         **{f"crop_{side}": pa.nulls(count, pa.int64()) for side in ("x", "y", "width", "height")},
+        "pad_width": pa.nulls(count, pa.int64()),
+        "pad_height": pa.nulls(count, pa.int64()),
         "width": pa.repeat(pa.scalar(1280), count),
         "height": pa.repeat(pa.scalar(720), count),
         "kind": pa.array(np.array(KINDS)[rng.integers(0, 4, count)]),

@@ -173,6 +173,7 @@ WRONG = {
     ],
     "nano clips": ["text.txt --clips 1", "clips --clips 1", "new --clips 0", "new --clips -1", "new --clips abc"],
     "nano sounds": ["text.txt --clips 6", "clips --clips 6", "new --clips 2", "new --clips abc", "new --split test"],
+    "nano films": ["text.txt --films 1", "clips --films 1", "new --films 0", "new --films abc", "new --seed -1"],
     "nano notes": ["nowhere", "text.txt", "folder", "clips", "clips --seed abc", "clips --json text.txt"],
     "nano sync": ["nowhere", "text.txt", "folder", "clips", "clips --seed abc", "clips --seed -1"],
     "eval": [

@@ -29,9 +29,11 @@ class ClipsConfig:
     """Share of clips that begin in the middle of the motion, anywhere, instead of with the ball at rest."""
     sizes: tuple[str, ...] = ()
     """Sizes of the clips in turn, WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES, such as 64x48 48x64x49; default: 48x48x33."""
+    scale: int = 1
+    """How many times larger pictures are, with all that they show: 2, as large as the films of mova nano films."""
 
     def __post_init__(self) -> None:
-        check_least(self, "", seed=0)
+        check_least(self, "", seed=0, scale=1)
         check(0 <= self.midway <= 1, f"midway must lie in 0..1, got {self.midway}")
 
 
@@ -52,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(config.out, "OUT")
     shapes = BucketSettings(config.sizes).shapes(get_preset("nano").clip) if config.sizes else ()
     scenes = [Scene(shape.width, shape.height, shape.frames) for shape in shapes] or [SCENE]
-    rows = generate(config.out, config.clips, config.seed, config.split, midway=config.midway, scenes=scenes)
+    rows = generate(
+        config.out, config.clips, config.seed, config.split, midway=config.midway, scenes=scenes, scale=config.scale
+    )
     sys.stdout.write(f"wrote {counted(len(rows), 'clip')} ({config.split}) to {config.out}\n")
     return 0
 

@@ -28,6 +28,7 @@ from cyclopts.config import Dict
 from cyclopts.token import Token
 
 from mova_engine.config.from_tools.translation import Translation, Translator, errors_of, translate_one
+from mova_engine.config.keyed_options import with_other_keys
 from mova_engine.config.option_help import HelpOfValues
 from mova_engine.config.reused_app import ReusedApp
 from mova_engine.config.shorthand import Shorthand
@@ -158,6 +159,7 @@ class Command(Generic[Settings]):
         under, source, translated = self._under(argv)
         for each in self.shorthands:
             argv = each.taken_off(argv)
+        argv = with_other_keys(argv, self.settings, under)
         app, shown = self._app(under, source), []
         with errors_of(translated):
             found = self._run(app, argv, shown)

@@ -32,8 +32,8 @@ class CutSettings:
     """How shots are told apart: by changes of content, or by TransNetV2's network, which finds dissolves too."""
     bars: Literal["crop", "keep"] = "crop"
     """Black bars around a shot: cut off, or kept."""
-    aspect: Literal["crop", "pad"] = "crop"
-    """How pictures get the nearer of the shapes 16:9 and 9:16."""
+    aspect: Literal["crop", "pad", "keep"] = "crop"
+    """How pictures get the nearer of the shapes 16:9 and 9:16: cropped, or padded; or that they keep their own."""
 
     def __post_init__(self) -> None:
         check_least(self, "cut.", unit_seconds=1)

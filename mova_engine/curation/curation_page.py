@@ -23,20 +23,29 @@ svg { overflow: visible } svg rect { fill: #c4ccd8 } svg rect.kept { fill: #5b83
 code { background: #f0f2f5; padding: .1em .3em }
 .bar { background: #e4e8ee; height: .9em; width: 14em; margin-top: .3em } .bar i { display: block; height: 100% }
 .bar i { background: #5b83c4 } .sheet { max-width: 100%; display: block; margin: .6em 0 }
+ol { margin: .3em 0; font-size: .9em }
 """
 
 
 @dataclass(frozen=True)
-class ColumnNumbers:
-    """The numbers of a column that there are, and of each whether its clip is kept."""
+class ColumnDrawing:
+    """How a column's numbers lie, as HTML. clips: that have the number."""
 
-    values: np.ndarray
-    kept: np.ndarray
+    html: str
+    clips: int
+
+    @classmethod
+    def of(cls, values: np.ndarray, kept: np.ndarray, bounds: Sequence[float]) -> "ColumnDrawing":
+        """values: finite numbers; kept: of each whether its clip is kept; bounds: thresholds of filters."""
+        if not values.size:
+            return cls("", 0)
+        said = f"; {counted(values.size, 'clip')}"
+        return cls(histogram(values, sorted(set(bounds)), chosen=kept, tails=_TAILS, said=said), values.size)
 
 
 @dataclass(frozen=True)
 class CurationFacts:
-    """What the page tells. columns: {column: its numbers}. measured: {score: clips of which it was measured}. reasons:
+    """What the page tells. columns: how their numbers lie. measured: {score: clips of which it was measured}. reasons:
     {score: {why it gives no number: clips}}. given, derived: the run's order, and the one that would take least.
     sheets: {filter: some of what it drops}.
     """
@@ -44,7 +53,7 @@ class CurationFacts:
     name: str
     funnel: Funnel
     filters: Sequence[FilterExpression]
-    columns: Mapping[str, ColumnNumbers]
+    columns: Mapping[str, ColumnDrawing]
     measured: Mapping[str, int]
     reasons: Mapping[str, Mapping[str, int]]
     seconds: Mapping[str, StepSeconds]
@@ -76,20 +85,18 @@ def curation_page(facts: CurationFacts) -> str:
     for counts, each in zip(funnel.filters, facts.filters, strict=True):
         parts.append(_filter_section(counts, each, facts))
     shown = {name for each in facts.filters for name in each.columns}
-    others = {name: numbers for name, numbers in facts.columns.items() if name not in shown}
-    plots = [_plot(name, (), numbers) for name, numbers in others.items() if numbers.values.size]
+    others = {name: drawing for name, drawing in facts.columns.items() if name not in shown}
+    plots = [_plot(name, drawing) for name, drawing in others.items() if drawing.clips]
     if plots:
         parts += ["<h2>Other numbers</h2><div class=plots>", *plots, "</div>"]
-    if without := [breakable(name) for name, numbers in others.items() if not numbers.values.size]:
+    if without := [breakable(name) for name, drawing in others.items() if not drawing.clips]:
         parts.append(f"<p class=quiet>Of no clip: {', '.join(without)}.</p>")
     parts.append(_reasons(facts.reasons))
     return document(f"Curation {facts.name}", parts, _STYLE)
 
 
 def _funnel_table(funnel: Funnel) -> str:
-    rows = [
-        "<tr><th>stage<th>keeps what is<th class=n>clips in<th class=n>hours in<th class=n>dropped<th class=n>share"
-    ]
+    rows = ["<tr><th>stage<th>keeps what is<th class=n>clips in<th class=n>time in<th class=n>dropped<th class=n>share"]
     rows[0] += "<th class=n>undecided<th>clips left"
     films = funnel.films
     failed = f"{films.failed} of {films.units} parts of films failed" if films.failed else ""
@@ -179,32 +186,26 @@ def _order_table(facts: CurationFacts) -> str:
 
 
 def _filter_section(counts: FilterCounts, each: FilterExpression, facts: CurationFacts) -> str:
-    bounds: dict[str, list[float]] = {}
-    for bound in each.thresholds:
-        bounds.setdefault(bound.column, []).append(bound.value)
-    plots = [_plot(name, bounds.get(name, ()), facts.columns[name]) for name in each.columns if name in facts.columns]
-    sheet = facts.sheets.get(each.name)
-    picture = (
-        f"<img class=sheet alt='some of what {text(each.name)} drops' src='{sheet.picture}'>"
-        if sheet and sheet.picture
-        else ""
-    )
-    unreadable = [f"<p class=few>{text(reason)}</p>" for reason in (sheet.unreadable if sheet else ())]
+    plots = [_plot(name, facts.columns[name]) for name in each.columns if name in facts.columns]
+    sheet = facts.sheets.get(each.name, DroppedSheet())
+    shown = ""
+    if sheet.picture:
+        titles = "".join(f"<li>{text(title)}" for title in sheet.titles)
+        picture = f"<img class=sheet alt='some of what {text(each.name)} drops' src='{sheet.picture}'>"
+        shown = f"{picture}<ol class=quiet>{titles}</ol>"
+    unreadable = [f"<p class=few>{text(reason)}</p>" for reason in sheet.unreadable]
     head = f"<h3>{text(each.name)} <code>{text(each.text)}</code></h3>"
     unsure = f", cannot decide {counts.unknown}" if counts.unknown else ""
     told = f"<p>drops {counts.dropped} of {counted(counts.clips, 'clip')} ({counts.drop_rate:.1%}){unsure}</p>"
-    return "\n".join([head, told, "<div class=plots>", *plots, "</div>", picture, *unreadable])
+    return "\n".join([head, told, "<div class=plots>", *plots, "</div>", shown, *unreadable])
 
 
-def _plot(name: str, bounds: Sequence[float], numbers: ColumnNumbers) -> str:
+def _plot(name: str, drawing: ColumnDrawing) -> str:
     column = filter_columns()[name]
     unit = f", {text(column.unit)}" if column.unit else ""
     head = f"<b>{breakable(name)}</b>{unit} <span class=quiet>{text(column.about)}</span>"
-    if not numbers.values.size:
-        return f"<p>{head}: <span class=few>no clip has this number</span></p>"
-    said = f"; {counted(numbers.values.size, 'clip')}"
-    drawing = histogram(numbers.values, sorted(set(bounds)), chosen=numbers.kept, tails=_TAILS, said=said)
-    return f"<p style='max-width: 20em'>{head}<br>{drawing}</p>"
+    drawn = f"<br>{drawing.html}" if drawing.clips else ": <span class=few>no clip has this number</span>"
+    return f"<p style='max-width: 20em'>{head}{drawn}</p>"
 
 
 def _reasons(reasons: Mapping[str, Mapping[str, int]]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import ClipFile, unmeasured
-from mova_engine.curation.curation_page import ColumnNumbers, CurationFacts, curation_page
+from mova_engine.curation.curation_page import ColumnDrawing, CurationFacts, curation_page
 from mova_engine.curation.dropped_sheets import DroppedSheet, dropped_clips, dropped_sheet
 from mova_engine.curation.filter_columns import LABELS, filter_columns
 from mova_engine.curation.filter_order import OrderCounter, order_text
@@ -58,15 +58,20 @@ def write_report(out: Path, each: int, say: Callable[[str], object] = lambda lin
     return facts
 
 
-def _columns(file: ClipFile) -> dict[str, ColumnNumbers]:
-    """Every number of the table, read one after the other."""
-    labels = {column.name for column in LABELS} - {name for each in file.judging.judge.filters for name in each.columns}
+def _columns(file: ClipFile) -> dict[str, ColumnDrawing]:
+    """Every number of the table, one after the other: one column is in memory at a time."""
+    filters = file.judging.judge.filters
+    bounds: dict[str, list[float]] = {}
+    for bound in (bound for each in filters for bound in each.thresholds):
+        bounds.setdefault(bound.column, []).append(bound.value)
+    labels = {column.name for column in LABELS} - {name for each in filters for name in each.columns}
     known = filter_columns()
     names = [name for name in file.names if name in known and known[name].kind == "number" and name not in labels]
-    return {name: _numbers(file, name) for name in names}
+    return {name: ColumnDrawing.of(*_numbers(file, name), bounds.get(name, ())) for name in names}
 
 
-def _numbers(file: ClipFile, name: str) -> ColumnNumbers:
+def _numbers(file: ClipFile, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of a column that there are, and of each whether its clip is kept."""
     pc = compute()
     values, kept = [np.zeros(0)], [np.zeros(0, bool)]
     for table in file.tables([name, "verdict"]):
@@ -74,7 +79,7 @@ def _numbers(file: ClipFile, name: str) -> ColumnNumbers:
         there = table.filter(pc.fill_null(pc.is_finite(numbers), False))
         values.append(np.asarray(there[name].cast("float64").to_numpy()))
         kept.append(np.asarray(pc.equal(there["verdict"].cast("string"), "keep").to_numpy(), bool))
-    return ColumnNumbers(np.concatenate(values), np.concatenate(kept))
+    return np.concatenate(values), np.concatenate(kept)
 
 
 def _sheets(file: ClipFile, each: int, say: Callable[[str], object]) -> dict[str, DroppedSheet]:

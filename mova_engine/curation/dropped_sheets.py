@@ -22,10 +22,13 @@ _RATE = 16000
 
 @dataclass(frozen=True)
 class DroppedSheet:
-    """picture: of the clips that could be read, as an address that a page takes; "": of none. unreadable: why not."""
+    """picture: of the clips that could be read, from the top down, as an address that a page takes; "": of none.
+    titles: of these clips. unreadable: why not of the others.
+    """
 
-    picture: str
-    unreadable: tuple[str, ...]
+    picture: str = ""
+    titles: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
 def dropped_clips(file: ClipFile, each: int) -> dict[str, list[dict[str, Any]]]:
@@ -49,17 +52,17 @@ def dropped_sheet(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], out
     unreadable: list[str] = []
     for row in rows:
         told = ", ".join(f"{name} {_value(row.get(name))}" for name in columns)
-        title = f"{shown(row['name'])} {row['start']:.2f} s: {told}"
+        title = f"{row['clip_id'][:8]} {shown(row['name'])} {row['start']:.2f} s: {told}"
         try:
             clips.append(_sheet_clip(row, title, out))
         except MovaError as error:
             unreadable.append(str(error))
     if not clips:
-        return DroppedSheet("", tuple(unreadable))
+        return DroppedSheet(unreadable=tuple(unreadable))
     buffer = io.BytesIO()
     contact_sheet(clips).save(buffer, "WEBP", quality=70)
     address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return DroppedSheet(address, tuple(unreadable))
+    return DroppedSheet(address, tuple(clip.caption for clip in clips), tuple(unreadable))
 
 
 def _sheet_clip(row: Mapping[str, Any], title: str, out: Path) -> SheetClip:

@@ -1,8 +1,8 @@
 """Which clips are near-duplicates of better ones, by their fingerprints: pictures and sound must both be alike.
 
-Candidates are clips that agree in one of twelve bands of 16 bits of their pictures' lowest frequencies (after Indyk and
-Motwani, "Approximate Nearest Neighbors", 1998, and Norouzi et al., "Fast Exact Search in Hamming Space with Multi-Index
-Hashing", 2014); only they are compared. What comes out depends on the clips alone, not on their order.
+Candidates are clips that agree in one of 16 bands of 16 bits of their pictures (after Indyk and Motwani, "Approximate
+Nearest Neighbors", 1998, and Norouzi et al., "Fast Exact Search in Hamming Space with Multi-Index Hashing", 2014); only
+they are compared. What comes out depends on the clips alone, not on their order.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Indices = NDArray[np.int64]
 # Bits in which the pictures of one film may differ, and the sounds; of silent clips the pictures alone tell.
 MOST_PICTURE_BITS, MOST_SOUND_BITS, MOST_SILENT_BITS = 48, 36, 24
 # Bands of a picture's word, and their bits.
-_BANDS, _BAND = 3, 16
+_BANDS, _BAND = 4, 16
 # Clips in a row that agree in a band of which each is compared with the others; where more agree, those that also agree
 # in a band of their sound come together.
 _MOST_ALIKE = 64

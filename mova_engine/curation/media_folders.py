@@ -62,41 +62,45 @@ def _printable(name: str) -> str:
 
 
 class FileIndex:
-    """The files of folders, by what lists call them: path, name, name without suffix, and id of the film.
+    """The files of folders, by what lists call them: by path or by name, with suffix or without, or by the id of the
+    film. Of a file little more than its path is kept in memory.
 
     unreadable: (place, reason) of what could not be looked at.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self._known: dict[str, FoundFile | None] = {}
+        self._folders = list(folders)
+        # By name without suffix: (number of the folder, path in it) of the file, or of all that are called so.
+        self._known: dict[str, list[tuple[int, str]] | tuple[int, str]] = {}
         self.unreadable: list[tuple[str, str]] = []
-        self.count = 0
-        for folder in folders:
+        for number, folder in enumerate(folders):
             for found in media_files(folder):
                 if isinstance(found, tuple):
                     self.unreadable.append(found)
-                    continue
-                self.count += 1
-                for key in self._keys(found.relative):
-                    # None: two files are called so, and which is meant is not known.
-                    self._known[key] = None if key in self._known else found
+                else:
+                    self._add(number, found.relative)
 
-    @staticmethod
-    def _keys(relative: str) -> set[str]:
-        place = PurePosixPath(relative)
-        keys = {relative, place.with_suffix("").as_posix(), place.name, place.stem}
-        bracketed = _BRACKETED.search(place.stem)
-        return keys | ({bracketed[1]} if bracketed else set())
+    def _add(self, number: int, relative: str) -> None:
+        stem = PurePosixPath(relative).stem
+        bracketed = _BRACKETED.search(stem)
+        for key in {stem, *(() if bracketed is None else (bracketed[1],))}:
+            before = self._known.get(key)
+            own = (number, relative)
+            if before is None:
+                self._known[key] = own
+            else:
+                self._known[key] = [*(before if isinstance(before, list) else [before]), own]
 
-    def find(self, name: str) -> FoundFile | None:
-        """The one file that is called so, by its path in the folder or by its name alone; None: there is none, or there
-        are several of that name.
-        """
-        for key in (name.removeprefix("./"), PurePosixPath(name).name):
-            if key in self._known:
-                return self._known[key]
-        return None
+    def find(self, name: str) -> list[FoundFile]:
+        """The files that are called so: those of this very path, else all of this name. Several are no match."""
+        name = name.removeprefix("./")
+        last = PurePosixPath(name).name
+        found = self._called(last) or self._called(PurePosixPath(last).stem, PurePosixPath(last).suffix)
+        exact = [each for each in found if name in (each.relative, str(PurePosixPath(each.relative).with_suffix("")))]
+        return exact or found
 
-    def ambiguous(self, name: str) -> bool:
-        """Whether several files are called so."""
-        return any(key in self._known and self._known[key] is None for key in (name, PurePosixPath(name).name))
+    def _called(self, stem: str, suffix: str = "") -> list[FoundFile]:
+        known = self._known.get(stem, [])
+        every = known if isinstance(known, list) else [known]
+        named = [each for each in every if not suffix or each[1].endswith(suffix)]
+        return [FoundFile(self._folders[number] / relative, relative) for number, relative in named]

@@ -59,7 +59,9 @@ def read_sources(raw: Sequence[Path], media: Sequence[Path] = ()) -> list[Source
     """
     if not raw:
         raise MovaError("no films: name folders or lists of them")
-    named = parse_mix([str(path) for path in raw])
+    # What is there by its whole name has no weight, whatever stands after its last colon.
+    whole = [path.exists() for path in raw]
+    named = parse_mix([f"{path}:1" if there else str(path) for path, there in zip(raw, whole, strict=True)])
     for folder in (*media, *(each.path for each in named)):
         if not folder.exists():
             raise MovaError(f"{folder}: no such file or folder")
@@ -67,8 +69,8 @@ def read_sources(raw: Sequence[Path], media: Sequence[Path] = ()) -> list[Source
         raise MovaError(f"{flat}: a file, where a folder with the files of lists is wanted")
     index = FileIndex(media) if media and not all(each.path.is_dir() for each in named) else None
     found = list[SourceOfFilms]()
-    for each, given in zip(named, raw, strict=True):
-        weight = each.weight if str(given) != str(each.path) else None
+    for each, there in zip(named, whole, strict=True):
+        weight = None if there else each.weight
         found.append(_folder(each, weight) if each.path.is_dir() else _list(each, weight, index))
     return found
 
@@ -169,12 +171,13 @@ def _clips_of(path: Path, form: SourceFormat) -> Iterator[tuple[str, list[Listed
 
 def _located(clip: ListedClip, index: FileIndex) -> tuple[FoundFile | None, Any, str]:
     """(the file of a clip, the part of it that is meant, the name that several files have)."""
-    for name in clip.names:
-        if (found := index.find(name)) is not None:
-            return found, None, ""
-    if clip.film and (found := index.find(clip.film)) is not None:
-        return found, clip.span, ""
-    return None, None, next((name for name in (*clip.names, clip.film) if name and index.ambiguous(name)), "")
+    several = ""
+    for name, span in (*((name, None) for name in clip.names), (clip.film, clip.span)):
+        found = index.find(name) if name else []
+        if len(found) == 1:
+            return found[0], span, ""
+        several = several or (name if found else "")
+    return None, None, several
 
 
 def _note(bad: Counter[str], where: dict[str, str], reason: str, place: str) -> None:

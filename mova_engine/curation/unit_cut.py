@@ -148,7 +148,7 @@ def _clip(
         if last > begin and first < begin + seconds
     ]
     aspect = LANDSCAPE if box[2] - box[0] >= box[3] - box[1] else PORTRAIT
-    cut = shaped(box, aspect)
+    cut = box if settings.aspect == "keep" else shaped(box, aspect)
     pad = None
     if settings.aspect == "pad" and cut != box:
         width, height = box[2] - box[0], box[3] - box[1]

@@ -5,6 +5,7 @@ decided. The filters' order says what is measured first and which filter is name
 what else was measured of a clip: nothing that is learned later changes what was decided.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -50,6 +51,10 @@ class Judge:
             if name in filter_columns() or name in _OWN or not name.isidentifier():
                 raise MovaError(f"mark {name}: a mark is one word that no column has as its name")
             noted[name] = parse_filter(name, text)
+        for name in filters:
+            # A file of an order has one on each line, and comments.
+            if not _NAME.fullmatch(name):
+                raise MovaError(f"filter {name!r}: a filter's name is letters, digits, - and _")
         read = {name: parse_filter(name, text, noted) for name, text in filters.items()}
         return cls(tuple(read[name] for name in ordered_names(read, order)), tuple(noted.values()), tuple(also))
 
@@ -115,6 +120,7 @@ class Judge:
         return pa.table(columns)
 
 
+_NAME = re.compile(r"[\w-]+")
 # Columns that curation adds, beside those that filters read.
 _OWN = ("verdict", "dropped_by", "reasons", "unit", "caption", "sound_shift", "gain_db", "video_path", "cuts", "speech")
 

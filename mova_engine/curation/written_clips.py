@@ -74,7 +74,7 @@ def write_accepted(
     refused = {clip.id: reason for clip in clips if (reason := unlistable(clip, virtual=False))}
     kept = [clip for clip in clips if clip.id not in refused]
     rows = writer.mp4s(folder, kept) if form == "mp4" else writer.shards(folder, kept)
-    write_listing(out, [{**row, **_place(folder, row)} for row in rows])
+    write_listing(out, ({**row, **_place(folder, row)} for row in rows))
     return refused | writer.refused
 
 
@@ -93,17 +93,15 @@ class _ClipWriter:
         self.refused = dict[str, str]()
         self._progress, self._done, self._total = progress, 0, total
 
-    def mp4s(self, folder: Path, clips: Sequence[AcceptedClip]) -> list[dict[str, Any]]:
-        """Write clips as files, and return the rows of those that are good; their paths are within `folder`."""
-        found = list[dict[str, Any]]()
+    def mp4s(self, folder: Path, clips: Sequence[AcceptedClip]) -> Iterator[dict[str, Any]]:
+        """Write clips as files, and yield the rows of those that are good; their paths are within `folder`."""
         for clip, reason in self._written(folder, clips):
             self._done += 1
             self._progress(self._done, self._total)
             if reason is None:
-                found.append({"video_path": self._name(clip), **self._told(clip)})
+                yield {"video_path": self._name(clip), **self._told(clip)}
             else:
                 self.refused[clip.id] = reason
-        return found
 
     def shards(self, folder: Path, clips: Sequence[AcceptedClip]) -> Iterator[dict[str, Any]]:
         """Write clips into tar shards, and yield the rows of those that are good; shards are within `folder`."""
@@ -121,12 +119,15 @@ class _ClipWriter:
             said = json.loads(facts.read_bytes())
             self.refused |= said["refused"]
             yield from said["rows"]
+        # What an earlier call left of shards that are no longer wanted.
+        for loose in folder.glob("*.parts"):
+            shutil.rmtree(loose, ignore_errors=True)
 
     def _pack(self, folder: Path, name: str, clips: Sequence[AcceptedClip]) -> None:
         """Write a shard, from files that are kept until it is whole."""
         loose = folder / f"{name}.parts"
         before = dict(self.refused)
-        rows = self.mp4s(loose, clips)
+        rows = list(self.mp4s(loose, clips))
         refused = {key: why for key, why in self.refused.items() if key not in before}
         with (
             whole_file(folder / f"{name}.tar") as unfinished,

@@ -61,12 +61,16 @@ class Events:
 def observe(path: str | Path, caption: str | None = None) -> Events:
     """Watch and listen to one clip; no sound stream is silence. MovaError where it has no picture or is damaged."""
     path = Path(path)
-    frames, times, sound = read_streams(path)
+    return events(path.name, *read_streams(path), caption)
+
+
+def events(name: str, frames: np.ndarray, times: np.ndarray, sound: np.ndarray, caption: str | None = None) -> Events:
+    """What is seen and heard in streams as `read_streams` gives them."""
     rows, colour = track_ball(frames)
     bounces = find_bounces(rows, times) if colour else ()
     clicks = find_clicks(sound)
     pitches = tuple(find_pitch(sound, click) for click in clicks)
-    return Events(path.name, float(times[-1]), bounces, clicks, pitches, colour, caption)
+    return Events(name, float(times[-1]), bounces, clicks, pitches, colour, caption)
 
 
 def read_streams(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -51,4 +51,14 @@ SIGNAL_SCORES = (
         check=f"{_CLIP}:check_av_align",
         chance=f"{_CLIP}:av_align_of_pair",
     ),
+    Score(
+        "bounce-sync",
+        "mova_engine.scores.clip_bounces:bounce_sync",
+        (
+            ScoreColumn("bounce_f1", "", "F1 of clicks and a ball's bounces within 84 ms", 0, 1, "up"),
+            ScoreColumn("bounce_offset", "s", "picture behind sound; negative: sound late"),
+            ScoreColumn("bounce_f1_moved", "", "the same F1 once the sound is moved by the offset", 0, 1, "up"),
+        ),
+        on_request=True,
+    ),
 )

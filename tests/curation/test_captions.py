@@ -268,6 +268,13 @@ def test_a_description_tells_nothing_word_for_word():
     assert failed == ["speech"]
 
 
+def test_a_model_on_this_machine_must_be_there(tmp_path):
+    with pytest.raises(MovaError, match="faster_whisper|faster-whisper"):
+        caption_clips([row()], CaptionSettings(url="http://a/v1", model="m", whisper=tmp_path), tmp_path)
+    with pytest.raises(MovaError, match="the environment variable NO_SUCH_KEY holds no key"):
+        caption_clips([row()], CaptionSettings(url="http://a/v1", model="m", key_variable="NO_SUCH_KEY"), tmp_path)
+
+
 def test_settings_that_cannot_be_meant_are_refused():
     assert not CaptionSettings().wanted
     for given, reason in [

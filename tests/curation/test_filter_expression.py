@@ -62,10 +62,10 @@ def test_a_score_that_was_not_measured_is_not_one_without_a_number():
 
 
 def test_a_mark_stands_for_its_condition():
-    mark = parse_filter("still", "still_share > 0.9")
-    condition = parse_filter("moves", "not still", {"still": mark})
-    assert condition.columns == ("still_share",) and condition.scores == ("motion",)
-    assert condition.of_row({"still_share": 0.95}) is False
+    mark = parse_filter("written", "text_share > 0.9")
+    condition = parse_filter("bare", "not written", {"written": mark})
+    assert condition.columns == ("text_share",) and condition.scores == ("text",)
+    assert condition.of_row({"text_share": 0.95}) is False
 
 
 def _written(draw, depth):

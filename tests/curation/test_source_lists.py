@@ -203,6 +203,16 @@ def test_folders_are_searched_with_all_in_them_and_odd_names(tmp_path):
     assert [each.name for each in read_sources([root])[0].files] == [each.name for each in source.files]
 
 
+def test_a_weight_stands_after_a_colon_unless_that_is_the_name(tmp_path):
+    for name in ("films", "talk:2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").touch()
+    sources = read_sources([tmp_path / "films:3", tmp_path / "talk:2"])
+    assert [(each.path.name, each.weight) for each in sources] == [("films", 3.0), ("talk:2", None)]
+    with pytest.raises(MovaError, match=r"the weight of .*films must be a positive number, got -1"):
+        read_sources([tmp_path / "films:-1"])
+
+
 def test_a_folder_that_cannot_be_read_is_told(tmp_path):
     """A path of more than 4096 letters cannot be opened by anyone."""
     (tmp_path / "a.mp4").touch()
@@ -230,7 +240,9 @@ def test_a_name_that_several_files_have_is_no_match(tmp_path):
         "several files are called so: name fewer folders: x.mp4",
         "the same clip of the same film is listed before",
     }
-    assert FileIndex([tmp_path]).count == 2
+    assert [each.relative for each in FileIndex([tmp_path]).find("x")] == ["a/x.mp4", "b/x.mp4"]
+    assert [each.relative for each in FileIndex([tmp_path]).find("./a/x")] == ["a/x.mp4"]
+    assert FileIndex([tmp_path]).find("x.mkv") == []
 
 
 def test_damaged_rows_are_told_and_the_next_are_read(tmp_path):

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,3 +242,41 @@ def test_one_thread_makes_the_bytes_that_the_files_of_clips_have():
     video = np.random.default_rng(1).integers(0, 256, (9, 22, 40, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
     one, again, three = (encode_mp4("x", video, np.zeros(18000), threads=threads) for threads in (1, 1, 3))
     assert one == again != three
+
+
+WRITES = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1]]
+from curation.test_written_clips import CODED, SHAPE, clips_of
+from mova_engine.curation.written_clips import write_accepted
+write_accepted(Path(sys.argv[3]), clips_of(Path(sys.argv[2])), SHAPE, sys.argv[4], CODED, workers=2)
+"""
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """What has its name: no file that is being written, nor those that are put into shards."""
+    return {name: x for name, x in content(folder).items() if not re.search(r"(^|/)\.|\.parts/", name)}
+
+
+def count_mp4(folder: Path) -> int:
+    """Whole files of clips, also while others are written and removed."""
+    return sum(name.endswith(".mp4") for _, _, names in os.walk(folder) for name in names)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["mp4", "shards"])
+def test_a_killed_process_leaves_whole_files_and_the_next_ends_as_if_undisturbed(film, tmp_path, form):
+    write_accepted(tmp_path / "whole", clips_of(film), SHAPE, form, CODED)
+    whole = content(tmp_path / "whole")
+    tests = Path(__file__).parents[1]
+    given = [sys.executable, "-c", WRITES, str(tests), str(film), str(tmp_path / "killed"), form]
+    for wanted in (1, 3):
+        process = subprocess.Popen(given)
+        while count_mp4(tmp_path / "killed") < wanted and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        assert kept(tmp_path / "killed").items() <= whole.items()
+    assert subprocess.run(given, check=False).returncode == 0
+    assert kept(tmp_path / "killed") == whole

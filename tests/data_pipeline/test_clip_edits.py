@@ -20,8 +20,11 @@ from mova_engine.data.clip_sources import read_clips
 from mova_engine.data.media.decode import read_clip
 from mova_engine.data.media.resize import finish
 from mova_engine.data.metadata import Entry, entry_of
+from mova_engine.data.preview import preview
 from mova_engine.data.shard_index import write_index
 from mova_engine.errors import MovaError
+from mova_engine.evaluation.clip_captions import captions_of
+from mova_engine.inference.requests import read_prompts
 
 CLIP = ClipConfig(frames=9, height=32, width=48)
 RATE = 48000
@@ -257,3 +260,31 @@ def test_pixels_that_are_not_square_are_cropped_as_they_are_shown(tmp_path):
     found = read_clip(path, shape, silent="zeros", edit=ClipEdit((24, 8, 48, 16))).pictures
     hand = finish(blocks[0][8:24, 12:36], None, None, 1, 16, 48, 2.0)
     assert np.array_equal(found[0], hand)
+
+
+@pytest.fixture
+def folder(film, tmp_path):
+    """A folder whose list names the film twice, the second time edited."""
+    (tmp_path / "film.mkv").write_bytes(film[0].read_bytes())
+    rows = [{"video_path": "film.mkv", "caption": "whole", "id": "a"}, {**ROW, "caption": "edited", "id": "b"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_first_frames_are_edited_and_what_is_given_of_a_clip_is_not_to_be(folder, caplog):
+    whole, edited = read_prompts(folder, CLIP)
+    assert np.array_equal(edited.first_frame, read_clip(folder / "film.mkv", CLIP, edit=EDIT).pictures[0])
+    assert not np.array_equal(edited.first_frame, whole.first_frame)
+    # The file and a start would not give the edited frame again.
+    assert whole.file == folder / "film.mkv" and edited.file is None
+    assert [prompt.source for prompt in read_prompts(folder, CLIP, ("none", "all"))] == ["a"]
+    assert "the list states crop, sound_shift, gain_db, pad: list a file that is written so" in caplog.text
+
+
+def test_a_sheet_tells_what_is_done_to_clips_and_scores_take_no_caption_of_a_part(folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    said = []
+    preview(folder, CLIP, tmp_path / "sheet.png", say=said.append)
+    assert any(line.startswith("b: ") and "crop (8, 0, 100, 90), sound_shift -0.025" in line for line in said)
+    assert not any("crop" in line for line in said if line.startswith("a: "))
+    assert captions_of(folder, [folder / "film.mkv"]) == {folder / "film.mkv": "whole"}

@@ -118,6 +118,8 @@ def test_a_local_model_of_pictures_is_shown_the_frame(seeing):
     assert shown[0]["pixel_values"].shape == (1, 3, 28, 28) and shown[0]["pixel_values"].min() > 1.5
     assert "pixel_values" not in shown[1] and len(shown) == 3
     assert model.weights is None
+    with pytest.raises(ChatError, match="takes no sound"):
+        model.reply([Message("user", "What is heard?", sound=b"RIFF")])
 
 
 def test_a_real_local_model_is_loaded_asked_and_freed(weights):

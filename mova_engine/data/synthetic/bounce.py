@@ -148,28 +148,44 @@ def draw(rng: np.random.Generator, colour: str, tempo: str, midway: float = 0.0,
     return clip
 
 
-def render_video(clip: Bounce) -> np.ndarray:
-    """The picture, uint8 [f, h, w, 3]: frame k shows the instant k / 24 s, the ball with a two-pixel soft edge."""
-    size, floor = clip.scene, clip.scene.floor_top
-    rows, columns = np.mgrid[0 : size.height, 0 : size.width] + 0.5
-    scene = np.where((rows >= floor)[..., None], np.array(FLOOR, float), np.array(WALL, float))
-    heights = clip.height(np.arange(size.frames) / FPS)
+def render_video(clip: Bounce, scale: int = 1) -> np.ndarray:
+    """The picture, uint8 [f, h, w, 3]: frame k shows the instant k / 24 s, the ball with a two-pixel soft edge.
+
+    scale: how many times larger all is than the clip's scene says.
+    """
+    return draw_ball(clip.height(np.arange(clip.scene.frames) / FPS), clip.colour, clip.column, clip.scene, scale)
+
+
+def draw_ball(
+    heights: np.ndarray, colour: str, column: float, size: Scene = SCENE, scale: int = 1, light: int = 0
+) -> np.ndarray:
+    """Pictures, uint8 [f, h * scale, w * scale, 3], of a ball at `heights` [f] (see `Bounce.height`).
+
+    scale: how many times larger all is than `size` says. light: what wall and floor are brighter by, of 255.
+    """
+    floor = size.floor_top
+    rows, columns = (np.mgrid[0 : size.height * scale, 0 : size.width * scale] + 0.5) / scale
+    scene = np.where((rows >= floor)[..., None], np.array(FLOOR, float), np.array(WALL, float)) + light
     centres = (floor - RADIUS) + heights * (REST_HEIGHT - (floor - RADIUS))
-    distance = np.hypot(rows - centres[:, None, None], columns - clip.column)
+    distance = np.hypot(rows - centres[:, None, None], columns - column)
     cover = np.clip((RADIUS + 1 - distance) / 2, 0, 1)[..., None]
-    ball = np.array(COLOURS[clip.colour][0], float)
+    ball = np.array(COLOURS[colour][0], float)
     return np.round(scene + cover * (ball - scene)).astype(np.uint8)
 
 
 def render_audio(clip: Bounce) -> np.ndarray:
     """The sound, float32 [n] at 48 kHz: at each bounce a sinusoid of the colour's carrier, decaying in 35 ms."""
-    t = np.arange(round(clip.scene.duration * SAMPLE_RATE)) / SAMPLE_RATE
-    carrier = np.sin(2 * np.pi * COLOURS[clip.colour][1] * t)
+    return click_sound(np.arange(round(clip.scene.duration * SAMPLE_RATE)), clip.contacts, COLOURS[clip.colour][1])
+
+
+def click_sound(samples: np.ndarray, times: Sequence[float], carrier: float) -> np.ndarray:
+    """The samples of these numbers [n], float32 at 48 kHz, of a sound with a click of `carrier` Hz at `times` s."""
+    t = samples / SAMPLE_RATE
     envelope = np.zeros_like(t)
-    for bounce in clip.contacts:
-        since = np.maximum(t - bounce, 0.0)
+    for time in times:
+        since = np.maximum(t - time, 0.0)
         envelope += np.minimum(since / CLICK_ATTACK, 1.0) * np.exp(-since / CLICK_DECAY)
-    return (CLICK_LEVEL * envelope * carrier).astype(np.float32)
+    return (CLICK_LEVEL * envelope * np.sin(2 * np.pi * carrier * t)).astype(np.float32)
 
 
 def draw_clips(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -190,13 +206,14 @@ def generate(
     progress: Callable[[int], None] = lambda done: None,
     midway: float = 0.0,
     scenes: Sequence[Scene] = (SCENE,),
+    scale: int = 1,
 ) -> list[dict[str, Any]]:
     """Write `clips` clips of a split and their metadata.jsonl into `folder`; return the metadata rows.
 
     Colour-tempo pairs alternate, so that a multiple of their number (24 train, 6 heldout) has each pair equally often.
     Clip i depends only on (seed, split, i) and midway, the share of clips that begin in the middle of the motion (see
-    `draw`). scenes: sizes and lengths, in turn after each round of the pairs. metadata.jsonl is written last: a folder
-    that has one is complete.
+    `draw`). scenes: sizes and lengths, in turn after each round of the pairs. scale: how many times larger pictures
+    are, with all that they show. metadata.jsonl is written last: a folder that has one is complete.
     progress: called with the number of clips written so far.
     Raises MovaError for an unknown split, a count below 1, a folder that already holds clips, and for files under the
     clips' names that were not written here.
@@ -219,7 +236,7 @@ def generate(
         clip = draw(rng, *SPLITS[split][pair], midway, scenes[turn % len(scenes)])
         name = names[index]
         # Lossless pictures: a lossy encoder spends bits on a frame by what follows, and the first would tell the delay.
-        data = encode_mp4(name, render_video(clip), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
+        data = encode_mp4(name, render_video(clip, scale), render_audio(clip), fps=FPS, sample_rate=SAMPLE_RATE, crf=0)
         record.write(name, data, WAY_OUT, sync=False)
         facts = {key: value for key, value in asdict(clip).items() if key != "scene"}
         return {"video_path": name, "caption": clip.caption, **facts, "bounces": clip.times}
