@@ -75,7 +75,7 @@ def synthetic_rows(count: int, seed: int = 0) -> pa.Table:
         "height": pa.repeat(pa.scalar(720), count),
         "kind": pa.array(np.array(KINDS)[rng.integers(0, 4, count)]),
         "shots": pa.array(rng.integers(1, 4, count)),
-        "caption": pa.nulls(count, pa.string()),
+        "caption": pa.array([""] * count, pa.string()),
         "duplicate_of": pa.array(["0" * 24] * count, mask=rng.random(count) > 0.03),
     }
     told: dict[str, np.ndarray] = {}
