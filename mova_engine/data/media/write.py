@@ -29,6 +29,8 @@ from mova_engine.files.atomic import write_atomic
 AAC_FRAME = 1024
 # H.264's quality, and AAC's bits a second.
 CRF, AUDIO_BIT_RATE = 18, 192_000
+# H.264's threads: the bytes depend on their number, which would be the machine's number of cores and a half.
+THREADS = 4
 
 
 def encode_mp4(
@@ -40,7 +42,7 @@ def encode_mp4(
     *,
     crf: int = CRF,
     audio_bit_rate: int = AUDIO_BIT_RATE,
-    threads: int | None = None,
+    threads: int = THREADS,
     preset: str | None = None,
 ) -> bytes:
     """Encode an mp4 file: pictures uint8 [f, h, w, 3] as H.264 (yuv420p, BT.709), mono sound float [n] as AAC.
@@ -48,8 +50,7 @@ def encode_mp4(
     Picture k has the time k / fps, sample i the time i / sample_rate. The container's edit list cuts the encoder's
     priming samples, so that a decoder returns sample i at position i. Sound outside [-1, 1] is clipped. crf: H.264's
     quality, 0 to 51, lower is better. path: of the file to be written, for error messages. threads: of H.264's encoder,
-    on whose number the bytes depend; None: as many as it finds good for the machine. preset: of x264, how long it looks
-    for short forms; None: its own default.
+    on whose number the bytes depend. preset: of x264, how long it looks for short forms; None: its own default.
     Returns the file's content. Raises MovaError for shapes that the format cannot hold.
     """
     audio = _checked_sound(path, audio)
@@ -66,7 +67,7 @@ class PictureEncoder:
     """
 
     def __init__(
-        self, path: str | Path, fps: float, crf: int = CRF, threads: int | None = None, preset: str | None = None
+        self, path: str | Path, fps: float, crf: int = CRF, threads: int = THREADS, preset: str | None = None
     ) -> None:
         self._path, self._fps = path, fps
         given = {"crf": crf, "threads": threads, "preset": preset}
@@ -165,7 +166,7 @@ def mux(container: OutputContainer, *streams: Iterable[Packet]) -> None:
 
 def add_pictures(container: OutputContainer, video: np.ndarray, fps: float, **options: str) -> VideoStream:
     """A stream of H.264 for pictures uint8 [f, h, w, 3]. options: of libx264; without any, quality CRF."""
-    given = {"crf": str(CRF), **options, **_repeatable()}
+    given = {"crf": str(CRF), "threads": str(THREADS), **options, **_repeatable()}
     pictures = container.add_stream("libx264", rate=exact_rate(fps), options=given)
     pictures.height, pictures.width = video.shape[1:3]
     pictures.pix_fmt = "yuv420p"
