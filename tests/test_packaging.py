@@ -46,7 +46,7 @@ def test_wheel_holds_every_module_and_no_other_package(wheel):
     for path in python_files("kernels"):
         assert f"mova_kernels/{path.relative_to(ROOT / 'kernels').as_posix()}" in names
     pages = (ROOT / "mova_engine").rglob("page/*.*")
-    for path in (*(ROOT / "mova_engine" / "config" / "recipes").glob("*.yaml"), *pages):
+    for path in (*(ROOT / "mova_engine").rglob("*.yaml"), *pages):
         assert path.relative_to(ROOT).as_posix() in names
     assert "mova_engine/py.typed" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"mova_engine", "mova_kernels"}

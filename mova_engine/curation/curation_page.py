@@ -179,8 +179,8 @@ def _order_table(facts: CurationFacts) -> str:
     said = (
         "It is the order of this run."
         if same
-        else f"This run's order takes {now:.3f} s a clip, this one {best:.3f} s: <code>--order order.txt</code> has a "
-        "run of another folder use it. It changes no verdict."
+        else f"This run's order takes {now:.3f} s a clip, this one {best:.3f} s. <code>mova curate</code> uses it "
+        "with <code>--order order.txt</code>; verdicts stay the same."
     )
     return titled_table("The order that measures least", rows) + f"<p>{said}</p>"
 
