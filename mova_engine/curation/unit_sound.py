@@ -48,7 +48,7 @@ class HeardSound:
 def hear_sound(path: str | Path, origin: Fraction, start: Fraction, seconds: float) -> HeardSound | None:
     """The sound of `seconds` from `start` seconds after the first picture on, which comes at `origin` on the file's
     clock; None for a file without sound, or without any here. Damage ends it. Raises MovaError for channels of unknown
-    places, which cannot be mixed down.
+    places, which cannot be mixed down, and for sound that is damaged from its beginning.
     """
     with open_media(path) as container:
         stream = audio_stream(container)
@@ -82,6 +82,8 @@ def hear_sound(path: str | Path, origin: Fraction, start: Fraction, seconds: flo
         except (MovaError, av.FFmpegError) as error:
             fault = str(error).removeprefix(f"{path}: ")
     if table is None or covered[1] <= covered[0]:
+        if fault:
+            raise MovaError(f"{path}: {fault}")
         return None
     return HeardSound(table, rate, layout, covered, fault)
 

