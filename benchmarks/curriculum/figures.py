@@ -19,10 +19,10 @@ from mova_engine.scores.decoded_clip import DecodedClip
 
 Sound = NDArray[np.float64]
 # Of a click: the seconds behind its onset that are compared, in windows of 20 ms every 5 ms, and the band that the
-# codec keeps and clicks fill. Levels are compared down to so many dB below full scale.
+# codec keeps and clicks fill. Levels count down to so many dB below full scale, of clicks and of the background.
 CLICK_SECONDS, WINDOW, HOP = 0.1, 960, 240
 BAND = (300.0, 3000.0)
-FLOOR_DB = -70.0
+CLICK_FLOOR, FLOOR = -50.0, -70.0
 # A clip's background: what its quieter half does not exceed.
 QUIET = 50
 
@@ -77,22 +77,22 @@ def click_distance(sound: Sound, clicks: Sequence[float], carrier: float) -> flo
     if not clicks:
         return float("nan")
     ideal = click_sound(np.arange(len(sound)), clicks, carrier)
-    (times, heard), (_, wanted) = _levels(sound), _levels(ideal)
+    (times, heard), (_, wanted) = _levels(sound, CLICK_FLOOR), _levels(ideal, CLICK_FLOOR)
     near = np.any([(times >= click) & (times < click + CLICK_SECONDS) for click in clicks], axis=0)
     return float(np.sqrt(np.square(heard - wanted).mean(0))[near].mean())
 
 
 def background(sound: Sound) -> float:
-    """What the quieter half of the windows does not exceed, dB of full scale, FLOOR_DB at least."""
-    return float(np.percentile(_levels(sound)[1].max(0), QUIET))
+    """What the quieter half of the windows does not exceed, dB of full scale, FLOOR at least."""
+    return float(np.percentile(_levels(sound, FLOOR)[1].max(0), QUIET))
 
 
-def _levels(sound: Sound) -> tuple[Sound, Sound]:
+def _levels(sound: Sound, floor: float) -> tuple[Sound, Sound]:
     """Times [w] in seconds of windows, and levels [frequencies, w] in dB of full scale."""
     frequencies, times, values = stft(sound, SAMPLE_RATE, "hann", WINDOW, WINDOW - HOP, boundary=None, padded=False)  # pyright: ignore[reportArgumentType]
     inside = (frequencies >= BAND[0]) & (frequencies <= BAND[1])
     amplitude = 2 * np.abs(values[inside])
-    return times, np.maximum(20 * np.log10(np.maximum(amplitude, 1e-9)), FLOOR_DB)
+    return times, np.maximum(20 * np.log10(np.maximum(amplitude, 1e-9)), floor)
 
 
 def summary(clips: Sequence[SampledClip], seed: int = 0) -> dict[str, Figure | int | None]:

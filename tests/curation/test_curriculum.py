@@ -89,7 +89,7 @@ def test_the_distance_of_clicks_is_0_for_ideal_ones_and_known_for_louder_ones():
     assert 0 < click_distance(ideal * 10 ** (-3 / 20), CLICKS, 1200.0) <= 3.001
     assert click_distance(ideal, CLICKS, 1550.0) > 6
     noisy = ideal + 0.03 * np.random.default_rng(0).standard_normal(66000)
-    assert click_distance(noisy, CLICKS, 1200.0) > 3
+    assert click_distance(noisy, CLICKS, 1200.0) > 0.5
     assert math.isnan(click_distance(ideal, (), 1200.0))
     assert background(ideal) == -70 and background(noisy) > -55
 

@@ -156,16 +156,14 @@ def render_video(clip: Bounce, scale: int = 1) -> np.ndarray:
     return draw_ball(clip.height(np.arange(clip.scene.frames) / FPS), clip.colour, clip.column, clip.scene, scale)
 
 
-def draw_ball(
-    heights: np.ndarray, colour: str, column: float, size: Scene = SCENE, scale: int = 1, light: int = 0
-) -> np.ndarray:
+def draw_ball(heights: np.ndarray, colour: str, column: float, size: Scene = SCENE, scale: int = 1) -> np.ndarray:
     """Pictures, uint8 [f, h * scale, w * scale, 3], of a ball at `heights` [f] (see `Bounce.height`).
 
-    scale: how many times larger all is than `size` says. light: what wall and floor are brighter by, of 255.
+    scale: how many times larger all is than `size` says.
     """
     floor = size.floor_top
     rows, columns = (np.mgrid[0 : size.height * scale, 0 : size.width * scale] + 0.5) / scale
-    scene = np.where((rows >= floor)[..., None], np.array(FLOOR, float), np.array(WALL, float)) + light
+    scene = np.where((rows >= floor)[..., None], np.array(FLOOR, float), np.array(WALL, float))
     centres = (floor - RADIUS) + heights * (REST_HEIGHT - (floor - RADIUS))
     distance = np.hypot(rows - centres[:, None, None], columns - column)
     cover = np.clip((RADIUS + 1 - distance) / 2, 0, 1)[..., None]

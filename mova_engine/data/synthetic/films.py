@@ -1,8 +1,9 @@
 """Raw films of bouncing balls, for trying curation: what is wrong with them was put there, and is known.
 
-A film shows one colour and one tempo, which its caption says, in scenes of 1.5 or 2 seconds that hard cuts or cards of
-one shade divide. It is letterboxed: black bars above and below, as high in all of a film. A scene begins with the ball
-at rest, as the clips of `bounce` do. Two to four scenes in a row share their sound:
+A film shows one colour and one tempo, which its caption says, in scenes of 1.5 or 2 seconds; between two of them is a
+card of half a second, with a hard cut before and after it. It is letterboxed: black bars above and below, as high in
+all of a film. A scene begins with the ball at rest, as the clips of `bounce` do. Two to four scenes in a row share
+their sound:
 
     clean    a click at each bounce
     loose    the same, one or two pictures early or late
@@ -58,9 +59,7 @@ SHORTEST, LONGEST = 30.0, 60.0  # seconds of a film
 # which every click's carrier repeats: a clip that begins with a scene has the phases of a clip of `bounce`.
 STEP = round(0.5 * FPS)
 SCENE_STEPS, CARD_STEPS = (3, 4), 1
-CARD_SHARE = 0.7  # of the scenes' ends
 CARD = 235  # shade, of 255
-DAY, DAY_SHARE = 110, 0.15  # what some scenes are lighter by, and how many
 BARS = (8, 12, 16, 24)  # rows
 SCALE = 2  # films are twice as large as nano's clips: curation makes them smaller
 _SLACK = 0.4  # seconds after which a click is not heard
@@ -69,13 +68,12 @@ _SLACK = 0.4  # seconds after which a click is not heard
 @dataclass(frozen=True)
 class FilmScene:
     """Pictures [first, first + frames) of a film. clip: its ball; None for a card. lead: seconds by which the sound is
-    early; light: what the scenery is brighter by.
+    early.
     """
 
     first: int
     frames: int
     clip: Bounce | None = None
-    light: int = 0
     sound: SceneSound = "silent"
     lead: float = 0.0
 
@@ -125,7 +123,6 @@ class BounceFilm:
                 "start": scene.start,
                 "frames": scene.frames,
                 "card": scene.clip is None,
-                "light": scene.light,
                 "column": None if scene.clip is None else scene.clip.column,
                 "delay": None if scene.clip is None else scene.clip.delay,
                 "bounces": scene.bounces,
@@ -149,14 +146,13 @@ def draw_film(seed: int, index: int) -> BounceFilm:
         if not left:
             sound, lead, left = *_draw_sound(rng), int(rng.integers(RUN[0], RUN[1] + 1))
         left -= 1
-        # A cut between two scenes of one light changes too little for anybody to call it one: a card is between them.
-        light = DAY if rng.uniform() < DAY_SHARE else 0
-        if scenes and (light == scenes[-1].light or rng.uniform() < CARD_SHARE):
+        # From scene to scene too little changes for anybody to call it a cut.
+        if scenes:
             scenes.append(FilmScene(first, CARD_STEPS * STEP))
             first += CARD_STEPS * STEP
         frames = int(rng.choice(SCENE_STEPS)) * STEP
         clip = draw(rng, colour, tempo, scene=SCENE)
-        scenes.append(FilmScene(first, frames, replace(clip, scene=Scene(frames=frames)), light, sound, lead))
+        scenes.append(FilmScene(first, frames, replace(clip, scene=Scene(frames=frames)), sound, lead))
         first += frames
     return BounceFilm(colour, tempo, int(rng.choice(BARS)), tuple(scenes), (seed, index))
 
@@ -180,7 +176,7 @@ def film_pictures(film: BounceFilm) -> np.ndarray:
             part[:] = CARD
         else:
             heights = scene.clip.height(np.arange(scene.frames) / FPS)
-            part[:] = draw_ball(heights, film.colour, scene.clip.column, scale=SCALE, light=scene.light)
+            part[:] = draw_ball(heights, film.colour, scene.clip.column, scale=SCALE)
     return pictures
 
 
