@@ -180,10 +180,21 @@ def serve(socket: int, stalled_s: int) -> None:
     items: queue.SimpleQueue[tuple[bytes, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(engine, items), daemon=True).start()
     while True:
-        engine.send(run_item(*items.get(), lambda now: None, stalled_s))
+        engine.send(run_item(*items.get(), _go_on, stalled_s))
+
+
+_leaving = False
+
+
+def _go_on(now: str) -> None:
+    # The exception of the signal's handler may be lost where Python ignores exceptions, as in native code's callbacks.
+    if _leaving:
+        raise SystemExit(0)
 
 
 def _leave(number: int, frame: object) -> None:
+    global _leaving
+    _leaving = True
     # What is measured is stored on the way out, which a second signal must not cut.
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(0)
