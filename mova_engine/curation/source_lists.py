@@ -15,7 +15,7 @@ from mova_engine.curation.list_rows import SUFFIXES, BadRowError, list_rows
 from mova_engine.curation.media_folders import FileIndex, FoundFile, media_files
 from mova_engine.curation.source_formats import ListedClip, SourceFormat, source_formats
 from mova_engine.curation.units import SourceFile
-from mova_engine.data.metadata import CAPTION
+from mova_engine.data.metadata import CAPTION, listing_of
 from mova_engine.data.text import flaw, shown
 from mova_engine.errors import MovaError, counted
 
@@ -53,9 +53,10 @@ class SourceOfFilms:
 def read_sources(raw: Sequence[Path], media: Sequence[Path] = ()) -> list[SourceOfFilms]:
     """The films of folders and lists, in their order.
 
-    raw: folders, which are searched with all folders in them, and lists; each may have a weight after a colon
-    ("films:3"), for `source_mixture`. media: the folders with the files of lists; without any, the list's own. Raises
-    MovaError for what is not there, a list of no known format, and a source that gives no film.
+    raw: folders, which are searched with all folders in them unless a metadata file lists their clips, and lists; each
+    may have a weight after a colon ("films:3"), for `source_mixture`. media: the folders with the files of lists;
+    without any, the list's own. Raises MovaError for what is not there, a list of no known format, and a source that
+    gives no film.
     """
     if not raw:
         raise MovaError("no films: name folders or lists of them")
@@ -71,7 +72,12 @@ def read_sources(raw: Sequence[Path], media: Sequence[Path] = ()) -> list[Source
     found = list[SourceOfFilms]()
     for each, there in zip(named, whole, strict=True):
         weight = None if there else each.weight
-        found.append(_folder(each, weight) if each.path.is_dir() else _list(each, weight, index))
+        if not each.path.is_dir():
+            found.append(_list(each, weight, index))
+        elif listed := listing_of(each.path):
+            found.append(_list(each._replace(path=listed), weight, None))
+        else:
+            found.append(_folder(each, weight))
     return found
 
 

@@ -263,3 +263,21 @@ def test_damaged_rows_are_told_and_the_next_are_read(tmp_path):
     rows = [str(row) for _, row in list_rows(tmp_path / "x.csv")]
     assert rows[:3] == ["{'a': '1', 'b': '2'}", "not UTF-8", "has another number of cells than the first line"]
     assert rows[-1] == "{'a': '5', 'b': '6'}" and any("field larger" in row for row in rows)
+
+
+def test_a_folder_with_a_list_gives_what_that_lists(tmp_path):
+    """As for --data; the list's files are the folder's own, whatever folders other lists have theirs in."""
+    films, elsewhere = tmp_path / "films", tmp_path / "elsewhere"
+    for folder in (films / "deep", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "a.mp4").write_bytes(b"film")
+    (films / "b.mp4").write_bytes(b"not listed")
+    (films / "metadata.jsonl").write_text('{"video_path": "deep/a.mp4", "caption": "a walk", "start": 1, "end": 9}\n')
+    for media in ([], [elsewhere]):
+        (source,) = read_sources([films], media)
+        assert [(each.path, each.name, each.caption, each.span) for each in source.files] == [
+            (films / "deep" / "a.mp4", "films/deep/a.mp4@1", "a walk", (1.0, 9.0))
+        ]
+    (films / "metadata.json").write_text("[]")
+    with pytest.raises(MovaError, match="must hold one of metadata.jsonl and metadata.json"):
+        read_sources([films])
