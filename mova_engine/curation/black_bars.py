@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mova_engine.curation.units import Crop
+from mova_engine.data.clip_edit import Crop
 from mova_engine.scores.optional_opencv import opencv
 
 Grey = NDArray[np.uint8]

@@ -11,11 +11,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from mova_engine.data.clip_edit import Crop
+
 # Whether somebody speaks in a clip, and whether it holds a cut. The paper keeps the first two.
 ClipKind = Literal["speech-shot", "speech-cuts", "other-shot", "other-cuts"]
 KINDS: tuple[ClipKind, ...] = ("speech-shot", "speech-cuts", "other-shot", "other-cuts")
-# A rectangle of an upright picture with square pixels: x, y, width, height.
-Crop = tuple[int, int, int, int]
 # Letters of identities: 96 bits of SHA-256.
 _LETTERS = 24
 

@@ -6,8 +6,8 @@ The limits of `reader_process` are for decoding alone: what is then measured of 
 from fractions import Fraction
 from pathlib import Path
 
+from mova_engine.data.clip_edit import Crop
 from mova_engine.data.media.reader_process import in_reader_process
-from mova_engine.scores.clip_window import Crop
 from mova_engine.scores.decoded_clip import DecodedClip
 from mova_engine.scores.frame_file import FrameFile
 

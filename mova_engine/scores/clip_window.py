@@ -16,6 +16,7 @@ from av.container import InputContainer
 from av.filter import Graph
 from av.video.stream import VideoStream
 
+from mova_engine.data.clip_edit import Crop
 from mova_engine.data.media.clock import find_runs
 from mova_engine.data.media.container import PREROLL, Reader, audio_stream, channel_order, video_stream
 from mova_engine.data.media.orientation import turn_upright
@@ -24,8 +25,6 @@ from mova_engine.data.media.timeline import known_times
 from mova_engine.errors import MovaError
 from mova_engine.scores.sound_frames import Soundtrack, joined_samples
 
-# x, y, width, height in an upright picture with square pixels.
-Crop = tuple[int, int, int, int]
 # A picture that begins so many seconds after a wanted time is taken for it where it is nearer than the one on display:
 # half the time of a picture of MOVA's clips, see `pictures.pick_frames`.
 REACH = Fraction(1, 48)

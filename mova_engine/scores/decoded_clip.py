@@ -12,11 +12,12 @@ import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from mova_engine.data.clip_edit import Crop
 from mova_engine.data.media.container import audio_stream, open_media, video_stream
 from mova_engine.data.media.frames import frame_orientation
 from mova_engine.data.media.orientation import UPRIGHT, swaps_sides, turn_upright
 from mova_engine.errors import MovaError
-from mova_engine.scores.clip_window import Crop, Cropper, window_pictures, window_sound
+from mova_engine.scores.clip_window import Cropper, window_pictures, window_sound
 from mova_engine.scores.features.converted_sound import Format, convert_sound, unit_floats
 from mova_engine.scores.features.kept_sounds import KeptSounds
 from mova_engine.scores.frame_file import FrameFile, StoredFrame

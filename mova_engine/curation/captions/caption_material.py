@@ -2,17 +2,16 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mova_engine.config.model import ClipConfig
-from mova_engine.data.clip_edit import ClipEdit
+from mova_engine.curation.accepted_clips import AcceptedClip
 from mova_engine.data.media.decode import read_clip
 from mova_engine.data.media.write import encode_wav
-from mova_engine.errors import MovaError
 
 # Rate of the sound, which models that hear take, and the multiple of pixels of a clip's sides.
 RATE, _MULTIPLE = 16000, 16
@@ -42,20 +41,14 @@ def read_material(row: Mapping[str, Any], pictures: int, side: int) -> ClipMater
     """
     scale = min(1.0, side / max(row["width"], row["height"]))
     height, width = (max(_MULTIPLE, round(row[name] * scale / _MULTIPLE) * _MULTIPLE) for name in ("height", "width"))
+    # Without black around it: of that there is nothing to tell.
+    edit = replace(AcceptedClip.of(row).edit, pad=None)
     shape = ClipConfig(int(row["frames"]), height, width, float(row["fps"]), sample_rate=RATE)
-    clip = read_clip(row["video_path"], shape, start=float(row["start"]), silent="zeros", edit=_edit(row))
+    clip = read_clip(row["video_path"], shape, start=float(row["start"]), silent="zeros", edit=edit)
     chosen = [(2 * k + 1) * shape.frames // (2 * pictures) for k in range(min(pictures, shape.frames))]
     # The last latent of the sound reaches beyond the clip.
     samples = np.round(clip.audio[: round(shape.duration * RATE)] * 32767).clip(-32768, 32767).astype(np.int16)
     return ClipMaterial(tuple(_jpeg(clip.pictures[i]) for i in chosen), samples if clip.heard else None)
-
-
-def _edit(row: Mapping[str, Any]) -> ClipEdit:
-    sides = [row.get(f"crop_{name}") for name in ("x", "y", "width", "height")]
-    if any(side is None for side in sides) != all(side is None for side in sides):
-        raise MovaError(f"a crop has four numbers, got {sides}")
-    crop = None if sides[0] is None else tuple(int(side) for side in sides if side is not None)
-    return ClipEdit(crop, float(row.get("sound_shift") or 0), float(row.get("gain_db") or 0))  # pyright: ignore[reportArgumentType]
 
 
 def _jpeg(picture: np.ndarray) -> bytes:
