@@ -8,7 +8,7 @@ from mova_engine.errors import counted, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Curate as the command line says; returns 1 if too many units failed, else 0."""
+    """Curate as the command line says; returns 1 if too many units or clips failed, else 0."""
     config = CURATE.parse(argv)
     if config is None:
         return 0

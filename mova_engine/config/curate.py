@@ -80,7 +80,7 @@ class CurateConfig(MeasuringOptions, _Raw):
     order: Path | None = None
     """File with the filters' names in the order in which they are tried, a line each; default: the recipe's order."""
     most_failed: float = 0.05
-    """Share of units that may fail; with more, the exit status is 1."""
+    """Share of units, and of kept clips, that may fail; with more, the exit status is 1."""
     retry: bool = False
     """Try units again that failed in an earlier run."""
     write: Literal["none", "mp4", "shards"] = "none"

@@ -1,6 +1,7 @@
 """Joins what the ledger has of all units to one table of clips: the same bytes for the same results."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,13 @@ class Collector:
         return tuple(name for name in filter_columns() if name in measured or name in SIGNAL_COLUMNS)
 
     def collected(self, units: Sequence[Unit]) -> "Collected":
-        """All units, in their order, each with its clips in the order of their starts."""
+        """All units, in their order, each with its clips in the order of their starts. Parts of one film that overlap may
+        give the same clip: it is of the unit that comes first.
+        """
         import pyarrow as pa
 
         schema, seconds = self._schema(), 0.0
+        shared, seen = _shared_films(units), set[str]()
         parts: list[pa.Table] = []
         prints: dict[str, Row] = {}
         for first in range(0, len(units), _UNITS):
@@ -60,7 +64,11 @@ class Collector:
                 if part is not None:  # it was cut
                     cut = cut_of_part(part)
                     seconds += float(cut.facts["seconds"])
-                    rows += self._rows(unit, cut)
+                    own = list(self._rows(unit, cut))
+                    if unit.digest in shared:
+                        own = [row for row in own if row[CLIP] not in seen]
+                        seen.update(row[CLIP] for row in own)
+                    rows += own
                     prints |= read_rows(self.ledger, self.work.steps.prints, unit)
             parts.append(pa.Table.from_pylist(rows, schema))
         return Collected(pa.concat_tables(parts) if parts else schema.empty_table(), prints, seconds)
@@ -102,6 +110,12 @@ class Collector:
             fields.append(pa.field(name, number, metadata=about))
         # What is known only when all clips are together comes into `duplicate_of` and `caption`.
         return pa.schema([*fields, *(pa.field(name, text) for name in ("reasons", "duplicate_of", "caption"))])
+
+
+def _shared_films(units: Sequence[Unit]) -> set[str]:
+    """Digests of films of which several parts are listed, or the whole and a part."""
+    parts = {(unit.digest, unit.file.name) for unit in units}
+    return {digest for digest, count in Counter(digest for digest, _ in parts).items() if count > 1}
 
 
 def _place(unit: Unit, clip: ClipWindow) -> Row:

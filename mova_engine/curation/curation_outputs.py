@@ -58,18 +58,20 @@ class CurationOutputs:
     judging: Judging
     say: Callable[[str], None]
 
-    def write(self, collected: Collected, films: int, units: int, failures: Sequence[Failure]) -> Funnel:
-        """Judge, caption and write all clips. films, units: of which failures are the failed ones."""
+    def write(self, collected: Collected, films: int, units: int, failures: Sequence[Failure]) -> tuple[Funnel, int]:
+        """Judge, caption and write all clips; returns the funnel, and how many kept clips have no caption or no file.
+        films, units: of which failures are the failed ones.
+        """
         duplicates = with_duplicates(collected.table, collected.prints, self.judging)
         table, uncaptioned = self._captioned(with_columns(duplicates, self.judging))
         write_table(table, self.folder.clips)
-        told = [*failures, *uncaptioned, *self._written(table)]
-        write_atomic(self.folder.failures, "".join(each.json() for each in told).encode())
+        unlisted = [*uncaptioned, *self._written(table)]
+        write_atomic(self.folder.failures, "".join(each.json() for each in (*failures, *unlisted)).encode())
         counts = FilmCounts(films, units, len(failures), round(collected.seconds, 6))
         filters = [(each.name, each.text) for each in self.judging.judge.filters]
         funnel = funnel_of([table], filters, counts)
         write_atomic(self.folder.out / FUNNEL, funnel.json())
-        return funnel
+        return funnel, len(unlisted)
 
     def _captioned(self, table: "pa.Table") -> "tuple[pa.Table, list[Failure]]":
         """The table with captions of kept clips in place of those that came with their films, if any are wanted; null

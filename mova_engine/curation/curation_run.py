@@ -32,7 +32,7 @@ from mova_engine.scores.score_runner import ScoreRunner
 @dataclass(frozen=True)
 class CurationResult:
     """funnel: what became of all clips. failures: units that failed, and films of which there is none. too_many:
-    whether these are more than `most_failed` allows.
+    whether these, or the kept clips without caption or file, are more than `most_failed` allows.
     """
 
     funnel: Funnel
@@ -149,8 +149,9 @@ class Curation:
         collected = Collector(work, self.folder.ledger, failed).collected(units)
         films, tried = len({unit.file.name for unit in units}) + unread, len(units) + unread
         outputs = CurationOutputs(self.folder, self.config, self.judging, self._say)
-        funnel = outputs.write(collected, films, tried, failures)
-        return CurationResult(funnel, failures, len(failures) > self.config.most_failed * tried)
+        funnel, unlisted = outputs.write(collected, films, tried, failures)
+        most, kept = self.config.most_failed, funnel.verdicts["keep"]
+        return CurationResult(funnel, failures, len(failures) > most * tried or unlisted > most * kept)
 
 
 def _reason(file: SourceFile, reason: str) -> str:

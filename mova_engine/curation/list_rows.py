@@ -79,7 +79,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any | BadRowError]]:
         text = line.strip().removesuffix(",")
         if text in ("", "[", "]"):
             continue
-        yield f"line {number}", _parsed(text)
+        yield f"line {number}", BadRowError("longer than a row can be") if len(text) > LARGEST else _parsed(text)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any | BadRowError]]:
@@ -102,8 +102,6 @@ def _json(path: Path) -> Iterator[tuple[str, Any | BadRowError]]:
 
 
 def _parsed(text: str) -> Any | BadRowError:
-    if len(text) > LARGEST:
-        return BadRowError("longer than a row can be")
     try:
         text.encode()
         return json.loads(text)

@@ -133,7 +133,7 @@ def _list(given: WeightedFolder, weight: float | None, media: FileIndex | None) 
                 if several:
                     _note(bad, where, f"several files are called so: name fewer folders: {shown(several)}", place)
                 continue
-            name = f"{given.name}/{found.relative}" + (f"@{span[0]:.15g}" if span else "")
+            name = f"{given.name}/{found.relative}" + (f"@{span[0]:.15g}-{span[1]:.15g}" if span else "")
             if name in names:
                 _note(bad, where, "the same clip of the same film is listed before", place)
                 continue

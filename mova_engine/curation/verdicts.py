@@ -122,7 +122,8 @@ class Judge:
 
 _NAME = re.compile(r"[\w-]+")
 # Columns that curation adds, beside those that filters read.
-_OWN = ("verdict", "dropped_by", "reasons", "unit", "caption", "sound_shift", "gain_db", "video_path", "cuts", "speech")
+_OWN = ("verdict", "dropped_by", "reasons", "unit", "caption", "sound_shift", "gain_db", "video_path", "cuts", "speech",
+        "crop_x", "crop_y", "crop_width", "crop_height", "pad_width", "pad_height")  # fmt: skip
 
 
 def ordered_names(names: Iterable[str], order: Sequence[str] | None) -> tuple[str, ...]:

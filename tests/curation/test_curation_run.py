@@ -175,10 +175,22 @@ def test_a_clip_whose_captioning_failed_is_not_trained_on_with_another_caption(t
     out = tmp_path / "out"
     with telling(picture=400) as server:
         captions = {"url": server.url, "model": "sees", "roles": ["picture", "sound"]}
-        curate(tmp_path / "films" / "metadata.jsonl", out, captions=captions)
+        assert curate(tmp_path / "films" / "metadata.jsonl", out, captions=captions).too_many
     table = pq.read_table(out / "clips.parquet").to_pylist()
     kept = [row for row in table if row["verdict"] == "keep"]
     assert kept and all(row["caption"] is None for row in kept)
     assert all(row["caption"] == told for row in table if row["verdict"] == "drop")
     assert (out / "metadata.jsonl").read_text() == ""
     assert {each["step"] for each in failures(out)} == {"caption"} and len(failures(out)) == len(kept)
+
+
+def test_parts_of_a_film_that_overlap_give_a_clip_once(tmp_path):
+    write_film(tmp_path / "film.mp4", 1, 6.0)
+    rows = ["video_path,caption,start,end", *(f"film.mp4,{end} s,0,{end}" for end in (3, 6)), "film.mp4,all,,"]
+    (tmp_path / "parts.csv").write_text("\n".join(rows) + "\n")
+    curate(tmp_path / "parts.csv", tmp_path / "out", filters={"unique": "duplicate_of is None"})
+    table = pq.read_table(tmp_path / "out" / "clips.parquet").to_pylist()
+    assert len({row["name"] for row in table}) >= 2 and len({row["clip_id"] for row in table}) == len(table) > 4
+    # The whole comes first, by its name; parts add the clips alone that it does not have.
+    starts = [row["start"] for row in table if row["name"] == "parts.csv/film.mp4"]
+    assert starts == sorted({row["start"] for row in table})[: len(starts)]

@@ -276,8 +276,32 @@ def test_a_folder_with_a_list_gives_what_that_lists(tmp_path):
     for media in ([], [elsewhere]):
         (source,) = read_sources([films], media)
         assert [(each.path, each.name, each.caption, each.span) for each in source.files] == [
-            (films / "deep" / "a.mp4", "films/deep/a.mp4@1", "a walk", (1.0, 9.0))
+            (films / "deep" / "a.mp4", "films/deep/a.mp4@1-9", "a walk", (1.0, 9.0))
         ]
     (films / "metadata.json").write_text("[]")
     with pytest.raises(MovaError, match="must hold one of metadata.jsonl and metadata.json"):
         read_sources([films])
+
+
+def test_parts_that_begin_together_are_two_parts_and_the_same_part_twice_is_one(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "own.csv").write_text("video_path,start,end\na.mp4,0,4\na.mp4,0,9\na.mp4,0,4\n")
+    (source,) = read_sources([tmp_path / "own.csv"])
+    assert [each.name for each in source.files] == ["own.csv/a.mp4@0-4", "own.csv/a.mp4@0-9"]
+    assert source.bad == {"the same clip of the same film is listed before": 1}
+
+
+def test_a_long_list_in_one_json_value_is_read(tmp_path, monkeypatch):
+    from mova_engine.curation import list_rows
+
+    monkeypatch.setattr(list_rows, "LARGEST", 100)
+    (tmp_path / "a.mp4").touch()
+    rows = [{"video_path": "a.mp4", "start": i, "end": i + 1} for i in range(9)]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    (source,) = read_sources([tmp_path / "own.json"])
+    assert len(source.files) == 9 and not source.bad
+    (tmp_path / "own.jsonl").write_text(
+        "".join(json.dumps({**row, "caption": "x" * row["start"] * 9}) + "\n" for row in rows)
+    )
+    (source,) = read_sources([tmp_path / "own.jsonl"])
+    assert 0 < len(source.files) < 9 and source.bad == {"longer than a row can be": 9 - len(source.files)}

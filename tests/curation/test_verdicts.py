@@ -119,6 +119,7 @@ def test_a_table_in_pieces_and_an_empty_one_are_judged_alike():
         ({"filters": FILTERS, "order": ["lip"]}, "Did you mean 'lips'?"),
         ({"filters": {}, "marks": {"silence": "silence > 0.5"}}, "mark silence"),
         ({"filters": {}, "marks": {"verdict": "silence > 0.5"}}, "mark verdict"),
+        ({"filters": {}, "marks": {"crop_x": "silence > 0.5"}}, "mark crop_x"),
         ({"filters": {}, "marks": {"too loud": "silence > 0.5"}}, "mark too loud"),
         ({"filters": {"two words": "silence < 1"}}, "'two words': a filter's name is letters"),
         ({"filters": {"a#b": "silence < 1"}}, "'a#b': a filter's name is letters"),
