@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.duplicates import duplicates_of
+from mova_engine.curation.filter_columns import filter_columns
+from mova_engine.curation.filter_expression import FilterExpression
 from mova_engine.curation.fingerprints import clip_fingerprint
+from mova_engine.curation.funnel import Funnel
 from mova_engine.curation.ledger import CLIP, LedgerStep, Row
 from mova_engine.scores.decoded_clip import DecodedClip
 
@@ -28,6 +31,14 @@ def prints_of(clip: DecodedClip) -> Row:
     """{"pictures", "sound"}: a clip's fingerprints as text, None where there is none."""
     found = clip_fingerprint(clip)
     return {"pictures": found.pictures, "sound": found.sound}
+
+
+def printed_clips(funnel: Funnel, filters: Sequence[FilterExpression]) -> int:
+    """How many clips of a run have fingerprints: those that no filter drops that is decided before. filters: in the
+    funnel's order.
+    """
+    late = {each.name for each in filters if any(filter_columns()[name].late for name in each.columns)}
+    return funnel.clips - sum(each.dropped for each in funnel.filters if each.name not in late)
 
 
 def with_duplicates(table: "pa.Table", prints: Mapping[str, Row], judging: "Judging") -> "pa.Table":

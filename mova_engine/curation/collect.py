@@ -48,8 +48,8 @@ class Collector:
         return tuple(name for name in filter_columns() if name in measured or name in SIGNAL_COLUMNS)
 
     def collected(self, units: Sequence[Unit]) -> "Collected":
-        """All units, in their order, each with its clips in the order of their starts. Parts of one film that overlap may
-        give the same clip: it is of the unit that comes first.
+        """All units, in their order, each with its clips in the order of their starts. Parts of one film that overlap
+        may give the same clip: it is of the unit that comes first.
         """
         import pyarrow as pa
 

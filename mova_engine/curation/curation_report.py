@@ -9,6 +9,7 @@ import numpy as np
 
 from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import ClipFile, unmeasured
+from mova_engine.curation.clip_prints import PRINTS, printed_clips
 from mova_engine.curation.curation_page import ColumnDrawing, CurationFacts, curation_page
 from mova_engine.curation.dropped_sheets import DroppedSheet, dropped_clips, dropped_sheet
 from mova_engine.curation.filter_columns import LABELS, filter_columns
@@ -40,9 +41,12 @@ def write_report(out: Path, each: int, say: Callable[[str], object] = lambda lin
         for told in compute().value_counts(table["reasons"]).to_pylist():
             for score, reason in json.loads(told["values"] or "{}").items():
                 reasons.setdefault(score, Counter())[reason] += told["counts"]
+    funnel = read_funnel(out)
+    if PRINTS in seconds:
+        measured[PRINTS] = printed_clips(funnel, judge.filters)
     facts = CurationFacts(
         Path(out).resolve().name,
-        read_funnel(out),
+        funnel,
         judge.filters,
         _columns(file),
         measured,

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from mova_engine.curation.clip_file import CLIPS, ClipFile, unmeasured
+from mova_engine.curation.clip_prints import PRINTS, printed_clips
 from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.funnel import read_funnel
 from mova_engine.curation.stage_seconds import CUT, DECODE, seconds_by_step
@@ -21,6 +22,8 @@ def pilot_rates(out: Path, *, write: bool) -> CurationRates:
     for table in file.tables(["reasons", *columns]):
         for step in seconds:
             measured[step] += table.num_rows - unmeasured(table, step)
+    if PRINTS in seconds:
+        measured[PRINTS] = printed_clips(funnel, file.judging.judge.filters)
     read = max((measured[step] for step in seconds if step not in (CUT, DECODE)), default=0)
     measured |= {CUT: funnel.clips, DECODE: read}
     stages = [

@@ -12,6 +12,7 @@ pytest.importorskip("pyarrow")
 
 from synthetic_clips import write_run
 
+from mova_engine.curation.funnel import read_funnel
 from mova_engine.curation.pilot_rates import pilot_rates
 from mova_engine.curation.timings import Timings
 from mova_engine.curation.unit_run import UnitReport
@@ -53,10 +54,9 @@ def test_what_filters_drop_is_not_measured_further():
 def test_a_pilot_run_gives_itself_back(tmp_path):
     write_run(tmp_path, 2000)
     timings = Timings(tmp_path / "timings")
-    ran = {"cut": 2000, "decode": 1500, "desync": 1500}
-    timings.add(
-        "a", UnitReport(2000, 900, 2e4, seconds={"cut": 160.0, "decode": 450.0, "desync": 3000.0}, measured=ran)
-    )
+    ran = {"cut": 2000, "decode": 1500, "desync": 1500, "fingerprints": 1000}
+    took = {"cut": 160.0, "decode": 450.0, "desync": 3000.0, "fingerprints": 20.0}
+    timings.add("a", UnitReport(2000, 900, 2e4, seconds=took, measured=ran))
     timings.write()
     rates = pilot_rates(tmp_path, write=False)
     plan = plan_curation(2e4 / 3600, rates, write=False)
@@ -68,6 +68,11 @@ def test_a_pilot_run_gives_itself_back(tmp_path):
     table_says = next(each.share for each in rates.stages if each.name == "desync")
     assert 0.85 < table_says < 0.95
     assert plan.core_days["desync"] == pytest.approx(2000 * table_says * 2 / 86400)
+    # Fingerprints are of what is kept, what cannot be decided, and the repetitions that they find.
+    funnel = read_funnel(tmp_path)
+    unique = next(each for each in funnel.filters if each.name == "unique")
+    printed = funnel.verdicts["keep"] + funnel.verdicts["unknown"] + unique.dropped
+    assert unique.dropped > 0 and plan.core_days["fingerprints"] == pytest.approx(printed * 0.02 / 86400)
     table = (tmp_path / "clips.parquet").stat().st_size
     assert plan.ledger_bytes == pytest.approx(table)
 
