@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mova_engine.config.sound_correction import SoundCorrection
+from mova_engine.curation.accepted_clips import LISTING
 from mova_engine.curation.clip_file import CLIPS, with_columns
-from mova_engine.curation.clip_list import LIST, list_lines
+from mova_engine.curation.clip_list import list_lines
 from mova_engine.curation.funnel import FUNNEL, FilmCounts, funnel_of
 from mova_engine.curation.judging import Judging
 from mova_engine.curation.sound_columns import SoundColumns
@@ -120,7 +121,7 @@ def write_run(out: Path, count: int, judging: Judging | None = None, *, piece=1 
     judging = judging or synthetic_judging()
     out.mkdir(parents=True, exist_ok=True)
     writer, funnels = None, []
-    with open(out / LIST, "wb") as lines:
+    with open(out / LISTING, "wb") as lines:
         for seed, start in enumerate(range(0, count, piece)):
             rows = synthetic_rows(min(piece, count - start), seed)
             table = with_columns(rows if path is None else _of_film(rows, path), judging)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mova_engine.curation.accepted_clips import LISTING
 from mova_engine.curation.arrow_compute import compute
-from mova_engine.curation.clip_list import LIST, list_lines
+from mova_engine.curation.clip_list import list_lines
 from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.judging import JUDGED, Judging, judging_of
 from mova_engine.errors import MovaError, suggest
@@ -83,7 +84,11 @@ class ClipFile:
 
         stale = {*JUDGED, *(mark.name for mark in self.judging.judge.marks)}
         kept = [name for name in self.names if name not in stale]
-        with whole_file(self.out / LIST) as listed, whole_file(self.out / CLIPS) as fresh, open(listed, "wb") as lines:
+        with (
+            whole_file(self.out / LISTING) as listed,
+            whole_file(self.out / CLIPS) as fresh,
+            open(listed, "wb") as lines,
+        ):
             writer: Any = None
             for table in self.tables(kept):
                 judged = with_columns(table, judging)

@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mova_engine.curation.accepted_clips import LISTING, AcceptedClip, unlistable, virtual_row
+from mova_engine.curation.accepted_clips import AcceptedClip, unlistable, virtual_row
 from mova_engine.curation.arrow_compute import compute
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LIST = LISTING
 # Columns of clips.parquet that a line is made of.
 LISTED = ("clip_id", "video_path", "start", "frames", "fps", "crop_x", "crop_y", "crop_width", "crop_height", "width",
           "height", "pad_width", "pad_height", "caption", "sound_shift", "gain_db")  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mova_engine.config.command import to_yaml
 from mova_engine.config.curate import CurateConfig
+from mova_engine.curation.accepted_clips import LISTING
 from mova_engine.curation.clip_file import CLIPS
-from mova_engine.curation.clip_list import LIST
 from mova_engine.curation.ledger import Ledger
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
@@ -37,7 +37,7 @@ class CurationFolder:
     @property
     def metadata(self) -> Path:
         """The list of clips that are kept, as `--data` takes it."""
-        return self.out / LIST
+        return self.out / LISTING
 
     @property
     def failures(self) -> Path:

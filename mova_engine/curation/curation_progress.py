@@ -4,10 +4,24 @@ import time
 from collections.abc import Callable
 
 from mova_engine.curation.unit_run import UnitReport
+from mova_engine.curation.unit_steps import CUT, DECODE
 from mova_engine.errors import counted
 
 # A line at most so often.
 _EVERY_S = 10.0
+
+
+class FilmsProgress:
+    """Tells how many films were looked at, for as long as that lasts. say: takes the lines."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._said = say, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of all were."""
+        if time.monotonic() - self._said > _EVERY_S:
+            self._said = time.monotonic()
+            self._say(f"[{done}/{total}] films looked at")
 
 
 class CurationProgress:
@@ -29,8 +43,8 @@ class CurationProgress:
         else:
             self._clips += report.clips
             self._alive += report.alive
-            self._cut += "cut" in report.seconds
-            self._film += report.film if "cut" in report.seconds else 0.0
+            self._cut += CUT in report.seconds
+            self._film += report.film if CUT in report.seconds else 0.0
             for step, seconds in report.seconds.items():
                 self._seconds[step] = self._seconds.get(step, 0.0) + seconds
                 self._measured[step] = self._measured.get(step, 0) + report.measured[step]
@@ -44,13 +58,13 @@ class CurationProgress:
         """
         told = [f"{self._film / 3600:.3g} h of film cut", counted(self._clips, "clip"), f"{self._alive} not dropped"]
         told += [f"{counted(self._failed, 'unit')} failed"] if self._failed else []
-        rates = [self._rate(step) for step in self._seconds if step != "decode"]
+        rates = [self._rate(step) for step in self._seconds if step != DECODE]
         speed = f"; {', '.join(rates)} of a worker" if rates else ""
         return f"[{self._done}/{self._total}] {', '.join(told)}{speed}; {_clock(self._left())} left"
 
     def _rate(self, step: str) -> str:
         seconds = max(self._seconds[step], 1e-9)
-        if step == "cut":
+        if step == CUT:
             return f"cut {self._film / seconds:.3g}x real time"
         return f"{step} {self._measured[step] / seconds:.2g} clips/s"
 

@@ -7,7 +7,7 @@ from mova_engine.config.curate import CurateConfig
 from mova_engine.curation.collect import Collector
 from mova_engine.curation.curation_folder import CurationFolder
 from mova_engine.curation.curation_outputs import CurationOutputs, Failure
-from mova_engine.curation.curation_progress import CurationProgress
+from mova_engine.curation.curation_progress import CurationProgress, FilmsProgress
 from mova_engine.curation.engine_work import Outcome
 from mova_engine.curation.engines import Engine, opened_engine
 from mova_engine.curation.funnel import Funnel
@@ -17,7 +17,7 @@ from mova_engine.curation.ledger import CLIP, LedgerPart
 from mova_engine.curation.timings import Timings
 from mova_engine.curation.unit_cut import check_cut
 from mova_engine.curation.unit_run import UnitWork
-from mova_engine.curation.unit_steps import UnitSteps
+from mova_engine.curation.unit_steps import CUT, UnitSteps
 from mova_engine.curation.units import SourceFile, Unit
 from mova_engine.distributed.processes import read_launch
 from mova_engine.distributed.stop_signals import ended_at_once
@@ -81,6 +81,7 @@ class Curation:
                 self.folder.out,
                 seed=self.config.films.seed,
                 threads=self.config.workers,
+                progress=FilmsProgress(self._say),
             )
             self.folder.begin(self.config, order)
             clear_stale(self.folder.out)
@@ -135,7 +136,7 @@ class Curation:
 
     def _put_aside(self, work: UnitWork, outcome: Outcome) -> None:
         unit = outcome.item
-        step = "cut" if self.folder.ledger.read(work.steps.cut, unit.key) is None else "scores"
+        step = CUT if self.folder.ledger.read(work.steps.cut, unit.key) is None else "scores"
         failure = Failure(unit.name, step, _reason(unit.file, outcome.reason), outcome.attempts)
         self.folder.ledger.write(work.steps.failed, unit.key, LedgerPart([{CLIP: "", **asdict(failure)}]))
         self._say(failure.line())

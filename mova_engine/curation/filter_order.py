@@ -17,7 +17,8 @@ from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import unmeasured
 from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.filter_expression import FilterExpression
-from mova_engine.curation.stage_seconds import DECODE, StepSeconds
+from mova_engine.curation.stage_seconds import StepSeconds
+from mova_engine.curation.unit_steps import DECODE
 
 if TYPE_CHECKING:
     import pyarrow as pa

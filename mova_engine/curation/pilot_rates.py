@@ -5,9 +5,11 @@ from pathlib import Path
 
 from mova_engine.curation.clip_file import CLIPS, ClipFile, unmeasured
 from mova_engine.curation.clip_prints import PRINTS, printed_clips
+from mova_engine.curation.curation_folder import CurationFolder
 from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.funnel import read_funnel
-from mova_engine.curation.stage_seconds import CUT, DECODE, seconds_by_step
+from mova_engine.curation.stage_seconds import seconds_by_step
+from mova_engine.curation.unit_steps import CUT, DECODE
 from mova_engine.errors import MovaError, counted
 from mova_engine.predict.curation_cost import CurationRates, CurationStage, known_costs
 
@@ -33,7 +35,7 @@ def pilot_rates(out: Path, *, write: bool) -> CurationRates:
     kept, costs = funnel.verdicts["keep"] / funnel.clips, known_costs()
     if write:
         stages.append(CurationStage("write", costs["seconds"]["write"], kept))
-    ledger = sum(path.stat().st_size for path in (out / "ledger").rglob("*.parquet"))
+    ledger = sum(path.stat().st_size for path in CurationFolder(out).ledger.folder.rglob("*.parquet"))
     return CurationRates(
         clips=funnel.clips / (funnel.films.seconds / 3600),
         clip_seconds=sum(funnel.seconds.values()) / funnel.clips,

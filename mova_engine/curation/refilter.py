@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mova_engine.config.command import read_yaml
 from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import ClipFile, unmeasured
+from mova_engine.curation.curation_folder import CurationFolder
 from mova_engine.curation.filter_columns import scores_of
 from mova_engine.curation.funnel import FUNNEL, Funnel, FunnelCounter, read_funnel
 from mova_engine.curation.judging import Judging
@@ -68,7 +69,7 @@ def write_refiltered(file: ClipFile, found: Refiltered) -> None:
     """Make the new verdicts those of the run: clips.parquet, metadata.jsonl and funnel.json. MovaError where the run
     wrote its clips as files, of which there are none of clips that come back.
     """
-    config = file.out / "config.yaml"
+    config = CurationFolder(file.out).config
     written = str(read_yaml(config).get("write", "none")) if config.is_file() else "none"
     if written != "none":
         raise MovaError(f"{file.out} holds its clips as {written}: mova curate with these filters writes them anew")

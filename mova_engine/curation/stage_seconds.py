@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mova_engine.config.command import read_yaml
+from mova_engine.curation.curation_folder import CurationFolder
 from mova_engine.curation.timings import read_timings
 from mova_engine.errors import MovaError
 from mova_engine.scores.score_table import SCORES
 
-# Steps that are no scores: cutting films into clips, and reading a clip that is to be measured.
-CUT, DECODE = "cut", "decode"
 DAY = 86400.0
 
 
@@ -41,7 +40,7 @@ def seconds_by_step(out: Path, unit: str | None = None) -> dict[str, StepSeconds
     import pyarrow as pa
 
     try:
-        rows: Iterable[Mapping[str, Any]] = read_timings(out / "timings").to_pylist()
+        rows: Iterable[Mapping[str, Any]] = read_timings(CurationFolder(out).timings).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise MovaError(f"the timings in {out} cannot be read ({str(error).splitlines()[0]}): remove them") from None
     device = _device(out)
@@ -63,5 +62,5 @@ def _has_network(step: str) -> bool:
 
 def _device(out: Path) -> str:
     """The device of the run's networks; runs of several devices are told by their last."""
-    path = out / "config.yaml"
+    path = CurationFolder(out).config
     return str(read_yaml(path).get("device", "cpu")) if path.is_file() else "cpu"

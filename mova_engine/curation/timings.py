@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.unit_run import UnitReport
+from mova_engine.curation.unit_steps import CUT
 from mova_engine.files.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Timings:
     def add(self, unit: str, report: UnitReport) -> None:
         """unit: its key."""
         for step, seconds in report.seconds.items():
-            film = report.film if step == "cut" else 0.0
+            film = report.film if step == CUT else 0.0
             measured = report.measured[step]
             row = {"unit": unit, "step": step, "seconds": seconds, "clips": measured, "film": film, "host": report.host}
             self._rows.append(row)

@@ -20,7 +20,7 @@ from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.engine_work import Beat, Function, StopRunError
 from mova_engine.curation.ledger import CLIP, Ledger, LedgerError, LedgerPart, LedgerStep, Row
 from mova_engine.curation.unit_cut import cut_unit
-from mova_engine.curation.unit_steps import UnitSteps
+from mova_engine.curation.unit_steps import CUT, DECODE, UnitSteps
 from mova_engine.curation.units import ClipWindow, Unit, UnitCut
 from mova_engine.curation.verdicts import Judge
 from mova_engine.errors import MovaError
@@ -30,13 +30,11 @@ from mova_engine.scores.score_declaration import Score
 from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.score_table import SCORES
 
-CUT = "cut"
-
 
 @dataclass(frozen=True)
 class UnitReport:
     """What a unit's run did. clips: of the unit; alive: those that no filter drops so far. seconds, measured: {step:
-    time spent in it, clips that it ran on}; "decode" is reading clips for their scores. film: seconds of the unit.
+    time spent in it, clips that it ran on}; DECODE is reading clips for their scores. film: seconds of the unit.
     host: where it ran.
     """
 
@@ -221,7 +219,7 @@ class _Reading:
                 self._clip = DecodedClip.read(path, start=window.start, seconds=seconds, crop=window.crop)
             except MovaError as error:
                 self.why = str(error).removeprefix(f"{path}: ")
-            self._done.add("decode", time.perf_counter() - begun)
+            self._done.add(DECODE, time.perf_counter() - begun)
         return self._clip
 
 

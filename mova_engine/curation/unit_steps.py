@@ -13,6 +13,9 @@ from mova_engine.curation.verdicts import Judge
 from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.score_table import SCORES
 
+# Steps that are no scores: cutting films into clips, and reading a clip that is to be measured.
+CUT, DECODE = "cut", "decode"
+
 
 @dataclass(frozen=True)
 class UnitSteps:
@@ -32,7 +35,7 @@ class UnitSteps:
         # Which part of a film a unit is belongs to the unit.
         del settings["unit_seconds"]
         cut = LedgerStep.made_of(
-            "cut", {"version": CUT_VERSION, "cut": settings, "clip": [config.shape.frames, config.shape.fps]}
+            CUT, {"version": CUT_VERSION, "cut": settings, "clip": [config.shape.frames, config.shape.fps]}
         )
         steps = {name: LedgerStep.made_of(f"score-{name}", runner.facts(SCORES[name])) for name in judge.scores}
         prints = prints_step() if DUPLICATE in judge.columns else None

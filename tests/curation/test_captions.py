@@ -236,6 +236,8 @@ def test_rows_of_an_interrupted_run_are_read_and_become_one_file(tmp_path):
     (tmp_path / "notes.jsonl").write_text('{"mine": 1}\n')
     with pytest.raises(MovaError, match="something else than rows of captions"):
         CaptionStore(tmp_path)
+    with pytest.raises(MovaError, match="no folder can be made there"):
+        CaptionStore(tmp_path / "notes.jsonl")
 
 
 def test_turns_of_speakers_are_texts_of_their_own():

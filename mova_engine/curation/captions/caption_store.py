@@ -28,7 +28,10 @@ class CaptionStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MovaError(f"{folder}: no folder can be made there ({error.strerror})") from None
         clear_stale(folder)
         self._lock = threading.Lock()
         self._rows: dict[str, Row] = {}
