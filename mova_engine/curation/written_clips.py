@@ -110,13 +110,17 @@ class _ClipWriter:
             some = clips[first : first + size]
             told = [[self._name(clip), clip.caption] for clip in some]
             name = f"{number:06d}-{_hash([VERSION, told])}"
-            facts = folder / f"{name}.json"
-            if not facts.is_file() or not (folder / f"{name}.tar").is_file():
-                self._pack(folder, name, some)
-            else:
-                self._done += len(some)
+            if not _is_packed(folder, name):
+                try:
+                    self._pack(folder, name, some)
+                except MovaError:
+                    # Another call that writes the same was sooner, and took the files away.
+                    if not _is_packed(folder, name):
+                        raise
+            if self._done < first + len(some):
+                self._done = first + len(some)
                 self._progress(self._done, self._total)
-            said = json.loads(facts.read_bytes())
+            said = json.loads((folder / f"{name}.json").read_bytes())
             self.refused |= said["refused"]
             yield from said["rows"]
         # What an earlier call left of shards that are no longer wanted.
@@ -217,6 +221,11 @@ def verify_clip(path: Path, clip: AcceptedClip, shape: ClipConfig) -> None:
         raise FlawedClipError(f"it cannot be verified ({error})") from None
     if flaw:
         raise FlawedClipError(flaw)
+
+
+def _is_packed(folder: Path, name: str) -> bool:
+    """Whether a shard is whole: what is told of it is written last."""
+    return (folder / f"{name}.json").is_file() and (folder / f"{name}.tar").is_file()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

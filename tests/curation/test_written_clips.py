@@ -138,6 +138,19 @@ def test_a_stopped_call_goes_on_and_the_bytes_are_the_same(film, tmp_path, form)
     assert all(path.stat().st_mtime_ns == when for path, when in files.items())
 
 
+def test_two_calls_that_write_the_same_shards_at_once_both_end_well(film, tmp_path):
+    clips = clips_of(film)
+    write_accepted(tmp_path / "alone", clips, SHAPE, "shards", CODED)
+
+    def other(done, total):
+        """Another call that begins when this one has its first clip, and is done before it goes on."""
+        if done == 1:
+            assert write_accepted(tmp_path / "both", clips, SHAPE, "shards", CODED) == {}
+
+    assert write_accepted(tmp_path / "both", clips, SHAPE, "shards", CODED, progress=other) == {}
+    assert content(tmp_path / "both") == content(tmp_path / "alone")
+
+
 def test_other_settings_edits_and_captions_are_other_files(film, tmp_path):
     clips = clips_of(film)[:2]
     write_accepted(tmp_path, clips, SHAPE, "mp4", CODED)
