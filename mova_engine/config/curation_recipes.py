@@ -13,10 +13,10 @@ CURATION_RECIPES = RecipeFiles("curation_recipes")
 ABOUT = """Cut films into clips, measure these, and keep those that meet the recipe's filters.
 
 Writes a table of all clips (clips.parquet), a list of those that are kept (metadata.jsonl, which mova train --data
-takes) and a report. Every result is kept by content: an interrupted run goes on where it was, a changed filter measures
-nothing again.
+takes) and the funnel from films to these (funnel.json); mova curate report makes a page of it. Every result is kept by
+content: an interrupted run goes on where it was, a changed filter measures nothing again.
 
-Exit codes: 0 done, 1 too many units failed (--most-failed), 2 an error, 129, 130 or 143 stopped by a signal.
+Exit codes: 0 done, 1 too many units or clips failed (--most-failed), 2 an error, 129, 130 or 143 stopped by a signal.
 """
 
 CURATE = Command("mova curate", CurateConfig, ABOUT, Recipes(CURATION_RECIPES.read, DEFAULT_CURATION))

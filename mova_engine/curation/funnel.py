@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.verdicts import Verdict
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, counted
 from mova_engine.files.atomic import require_file
 
 if TYPE_CHECKING:
@@ -149,7 +149,9 @@ def told_funnel(funnel: Funnel) -> list[str]:
     """The funnel as lines of a terminal."""
     films = funnel.films
     failed = f", {films.failed} of {films.units} units failed" if films.failed else ""
-    lines = [f"{films.seconds / 3600:.2f} h of {films.films} films{failed} -> {funnel.clips} clips"]
+    lines = [
+        f"{films.seconds / 3600:.2f} h of {counted(films.films, 'film')}{failed} -> {counted(funnel.clips, 'clip')}"
+    ]
     width = max((len(each.name) for each in funnel.filters), default=0)
     for each in funnel.filters:
         unsure = f", cannot decide {each.unknown}" if each.unknown else ""

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mova_engine.config.captions import ROLES
 from mova_engine.config.command import read_yaml
 from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import ClipFile, unmeasured
@@ -13,7 +14,7 @@ from mova_engine.curation.filter_columns import scores_of
 from mova_engine.curation.funnel import FUNNEL, Funnel, FunnelCounter, read_funnel
 from mova_engine.curation.judging import Judging
 from mova_engine.curation.verdicts import Judge
-from mova_engine.errors import MovaError, suggest
+from mova_engine.errors import MovaError, counted, suggest
 from mova_engine.files.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -67,14 +68,27 @@ def refilter(file: ClipFile, judging: Judging) -> Refiltered:
 
 def write_refiltered(file: ClipFile, found: Refiltered) -> None:
     """Make the new verdicts those of the run: clips.parquet, metadata.jsonl and funnel.json. MovaError where the run
-    wrote its clips as files, of which there are none of clips that come back.
+    wrote its clips as files, of which there are none of clips that come back, and where it wrote captions and there are
+    such clips.
     """
     config = CurationFolder(file.out).config
-    written = str(read_yaml(config).get("write", "none")) if config.is_file() else "none"
+    settings: Mapping[str, Any] = read_yaml(config) if config.is_file() else {}
+    written = str(settings.get("write", "none"))
     if written != "none":
         raise MovaError(f"{file.out} holds its clips as {written}: mova curate with these filters writes them anew")
+    come_back = sum(count for (before, after), count in found.changes.items() if before != "keep" == after)
+    if come_back and _captioned(settings.get("captions") or {}):
+        raise MovaError(
+            f"{file.out} has captions of its own, and {counted(come_back, 'clip')} that none were written of would be "
+            "kept: mova curate with these filters writes them"
+        )
     file.write(found.judging)
     write_atomic(file.out / FUNNEL, found.funnel.json())
+
+
+def _captioned(settings: Mapping[str, Any]) -> bool:
+    """Whether a run's settings ask for captions."""
+    return any(each.get("url") for each in (settings, *(settings.get(role) or {} for role in ROLES)))
 
 
 @dataclass

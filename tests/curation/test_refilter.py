@@ -117,6 +117,17 @@ def test_clips_that_are_files_are_not_replaced_by_a_list(run):
     assert files(run) == before
 
 
+def test_clips_that_come_back_are_not_listed_without_the_captions_that_the_run_writes(run, capsys):
+    (run / "config.yaml").write_text("captions: {url: '', sound: {url: 'http://localhost:1/v1', model: hears}}\n")
+    before = files(run)
+    with pytest.raises(MovaError, match="has captions of its own, and [0-9]+ clips that none were written of"):
+        curate_refilter.main([str(run), "--without", "audible", "--without", "lips", "--write"])
+    assert files(run) == before
+    # Fewer clips need no other captions.
+    assert curate_refilter.main([str(run), "--filters.more", "silence <= 0.3", "--write"]) == 0
+    assert "written: " in capsys.readouterr().out and files(run) != before
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
