@@ -76,11 +76,14 @@ def _rates(config: PlanCurateConfig) -> CurationRates:
         from mova_engine.curation.pilot_rates import pilot_rates
 
         return pilot_rates(config.measured, write=write)
+    from mova_engine.curation.clip_prints import PRINTS, is_late
     from mova_engine.curation.judging import Judging
 
     recipe = load_curation(config.recipe, raw=["films"], out="out")
     judge = Judging.of(recipe).judge
-    filters = [each.scores for each in judge.filters]
+    # What waits for all clips comes last, and what it waits for is their fingerprints.
+    ordered = sorted(judge.filters, key=is_late)
+    filters = [(*each.scores, PRINTS) if is_late(each) else each.scores for each in ordered]
     seconds = (recipe.clip.frames or 193) / (recipe.clip.fps or 24.0)
     name = Path(config.recipe).stem
     return assumed_rates(name, filters, judge.scores, seconds, kept=config.kept, write=write, captions=config.captions)

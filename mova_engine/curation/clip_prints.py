@@ -33,11 +33,16 @@ def prints_of(clip: DecodedClip) -> Row:
     return {"pictures": found.pictures, "sound": found.sound}
 
 
+def is_late(condition: FilterExpression) -> bool:
+    """Whether it can be decided only when all clips are together, by their fingerprints."""
+    return any(filter_columns()[name].late for name in condition.columns)
+
+
 def printed_clips(funnel: Funnel, filters: Sequence[FilterExpression]) -> int:
     """How many clips of a run have fingerprints: those that no filter drops that is decided before. filters: in the
     funnel's order.
     """
-    late = {each.name for each in filters if any(filter_columns()[name].late for name in each.columns)}
+    late = {each.name for each in filters if is_late(each)}
     return funnel.clips - sum(each.dropped for each in funnel.filters if each.name not in late)
 
 

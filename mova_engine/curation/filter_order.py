@@ -15,7 +15,7 @@ import numpy as np
 
 from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import unmeasured
-from mova_engine.curation.filter_columns import filter_columns
+from mova_engine.curation.clip_prints import is_late
 from mova_engine.curation.filter_expression import FilterExpression
 from mova_engine.curation.stage_seconds import StepSeconds
 from mova_engine.curation.unit_steps import DECODE
@@ -54,7 +54,7 @@ class OrderCounter:
         self._decided: list[list[np.ndarray]] = [[] for _ in self.filters]
         self._dropped: list[list[np.ndarray]] = [[] for _ in self.filters]
         self._measured: Counter[str] = Counter()
-        self._late = [any(filter_columns()[name].late for name in each.columns) for each in self.filters]
+        self._late = [is_late(each) for each in self.filters]
 
     def add(self, table: "pa.Table") -> None:
         """table: the columns that the filters read, and "reasons", of all clips."""

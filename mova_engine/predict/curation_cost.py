@@ -106,9 +106,9 @@ def assumed_rates(
     write: bool,
     captions: bool,
 ) -> CurationRates:
-    """Rates before there is a run. filters: the scores that each filter needs, in order; also: those that are measured
-    of what is left. kept: share of the clips that is kept; None: what is published of the recipe. All of the film
-    becomes clips, and each filter drops the same share.
+    """Rates before there is a run. filters: the scores (or other steps of the table) that each filter needs, in order;
+    also: those that are measured of what is left. kept: share of the clips that is kept; None: what is published of the
+    recipe. All of the film becomes clips, and each filter drops the same share.
 
     MovaError for a score whose seconds are not in the table, and a recipe of which nothing is published.
     """

@@ -90,6 +90,10 @@ def test_the_table_knows_all_that_recipes_measure(recipe, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["core_days"]["cut"] > 0 and plan["clips"] == pytest.approx(1000 * 3600 / (193 / 24))
     assert plan["days"] == pytest.approx(sum(plan["core_days"].values()))
+    # Repetitions are sought among what no other filter drops.
+    shares = {each["name"]: each["share"] for each in plan["rates"]["stages"]}
+    filtered = {share for share in shares.values() if share > plan["kept"] / plan["clips"] * 1.0001}
+    assert shares["fingerprints"] == min(filtered) < 1
 
 
 def test_the_command_says_that_it_predicts(capsys):
