@@ -27,12 +27,9 @@ _LEVEL_RATE = 48000
 
 
 def shot_signals(clip: ClipWindow) -> dict[str, float]:
-    """How many shots a clip shows, and its shortest in seconds."""
+    """The shortest of the shots that a clip shows, in seconds."""
     edges = [0.0, *clip.cuts, clip.seconds]
-    return {
-        "shots": float(clip.shots),
-        "shot_seconds_shortest": min(after - before for before, after in pairwise(edges)),
-    }
+    return {"shot_seconds_shortest": min(after - before for before, after in pairwise(edges))}
 
 
 def speech_signals(clip: ClipWindow) -> dict[str, float]:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mova_engine.curation.clip_labels import labels_of
 from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
-from mova_engine.curation.filter_columns import filter_columns
+from mova_engine.curation.filter_columns import columns_of, filter_columns
 from mova_engine.curation.ledger import CLIP, Ledger, Row
 from mova_engine.curation.unit_run import UnitWork, cut_of_part, read_rows, read_scores
 from mova_engine.curation.units import ClipWindow, Unit, UnitCut
 from mova_engine.files.atomic import whole_file
-from mova_engine.scores.score_table import SCORES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +43,7 @@ class Collector:
 
     def _numbers(self) -> tuple[str, ...]:
         """The columns of numbers: what the cut measures, and those of the scores that the run may need."""
-        measured = {column.name for name in self.work.steps.scores for column in SCORES[name].columns}
+        measured = {column for name in self.work.steps.scores for column in columns_of(name)}
         return tuple(name for name in filter_columns() if name in measured or name in SIGNAL_COLUMNS)
 
     def collected(self, units: Sequence[Unit]) -> "Collected":
@@ -136,12 +135,7 @@ def _place(unit: Unit, clip: ClipWindow) -> Row:
 
 
 def _measured(found: Mapping[str, Row]) -> dict[str, Any]:
-    return {
-        column.name: row.get(column.name)
-        for name, row in found.items()
-        for column in SCORES[name].columns
-        if column.name not in SIGNAL_COLUMNS
-    }
+    return {column: row.get(column) for name, row in found.items() for column in columns_of(name)}
 
 
 def write_table(table: "pa.Table", path: Path) -> None:

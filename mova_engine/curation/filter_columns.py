@@ -69,6 +69,13 @@ def filter_columns() -> Mapping[str, FilterColumn]:
     return {column.name: column for column in (*scores, *LABELS)}
 
 
+@cache
+def columns_of(score: str) -> tuple[str, ...]:
+    """The columns that measuring a score fills: without those that are known of every clip."""
+    known = filter_columns()
+    return tuple(column.name for column in SCORES[score].columns if known[column.name].score == score)
+
+
 def scores_of(columns: Iterable[str]) -> tuple[str, ...]:
     """The scores that measure these columns, each once, in the order of the columns."""
     known = filter_columns()

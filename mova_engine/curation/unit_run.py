@@ -18,6 +18,7 @@ from mova_engine.curation.clip_labels import labels_of
 from mova_engine.curation.clip_prints import PRINTS, prints_of
 from mova_engine.curation.cut_signals import SIGNAL_COLUMNS
 from mova_engine.curation.engine_work import Beat, Function, StopRunError
+from mova_engine.curation.filter_columns import columns_of
 from mova_engine.curation.ledger import CLIP, Ledger, LedgerError, LedgerPart, LedgerStep, Row
 from mova_engine.curation.unit_cut import cut_unit
 from mova_engine.curation.unit_steps import CUT, DECODE, UnitSteps
@@ -165,7 +166,8 @@ class _UnitScores:
 
     def _needed(self, row: Row, identity: str) -> tuple[str, ...]:
         judge = self._tools.judge
-        wanted = judge.scores if self._tools.work.config.measure == "all" else judge.scores_needed(row)
+        every = self._tools.work.config.measure == "all"
+        wanted = filter(columns_of, judge.scores) if every else judge.scores_needed(row)
         return tuple(name for name in wanted if identity not in self._scores[name])
 
     def _measured(self, score: Score, reading: "_Reading", done: _Done) -> Row:
@@ -242,10 +244,9 @@ def prompt_digest(unit: Unit) -> str:
 
 
 def _join(row: dict[str, Any], score: Score, found: Row) -> None:
-    """A score's columns; what the cut has measured stays."""
-    for column in score.columns:
-        if column.name not in SIGNAL_COLUMNS:
-            row[column.name] = found.get(column.name)
+    """A score's columns; what is known of the clip stays."""
+    for name in columns_of(score.name):
+        row[name] = found.get(name)
 
 
 def _floats(values: Mapping[str, float]) -> dict[str, float]:

@@ -194,3 +194,13 @@ def test_parts_of_a_film_that_overlap_give_a_clip_once(tmp_path):
     # The whole comes first, by its name; parts add the clips alone that it does not have.
     starts = [row["start"] for row in table if row["name"] == "parts.csv/film.mp4"]
     assert starts == sorted({row["start"] for row in table})[: len(starts)]
+
+
+def test_a_score_with_the_name_of_a_label_fills_no_second_column(tmp_path):
+    write_films(tmp_path / "films", 1)
+    curate(tmp_path / "films", tmp_path / "out", also=["shots", "av-align"], measure="all")
+    names = pq.ParquetFile(tmp_path / "out" / "clips.parquet").schema_arrow.names
+    assert len(set(names)) == len(names) and {"shots", "shot_seconds_shortest"} <= set(names)
+    rows = pq.read_table(tmp_path / "out" / "clips.parquet").to_pylist()
+    assert all(row["shots"] == len(row["cuts"]) + 1 for row in rows)
+    assert all(row["av_align"] is not None for row in rows)

@@ -92,7 +92,7 @@ def test_signals_are_those_of_the_scores(talking):
     decoded = read_for_scores(truth.path, start=clip.start, seconds=clip.seconds, crop=clip.crop)
     expected = sound_quality(decoded).values | loudness(decoded).values
     assert {name: signals[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    assert signals["shots"] == 1 and signals["speech_share"] == 0
+    assert signals["shot_seconds_shortest"] == pytest.approx(clip.seconds) and signals["speech_share"] == 0
     assert signals["motion"] == pytest.approx(motion(decoded)["motion"], rel=0.25)
 
 
