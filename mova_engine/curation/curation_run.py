@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from mova_engine.config.curate import CurateConfig
+from mova_engine.curation.captions.clip_captioner import open_models
 from mova_engine.curation.collect import Collector
 from mova_engine.curation.curation_folder import CurationFolder
 from mova_engine.curation.curation_outputs import CurationOutputs, Failure
@@ -69,6 +70,8 @@ class Curation:
         self.folder.check(self.config.raw)
         runner = open_runner(self.config, self.folder.digests.of)
         check_cut(self.config.cut)
+        if self.config.captions.wanted:
+            open_models(self.config.captions)
         self._check_scores(runner)
         order = tuple(each.name for each in self.judging.judge.filters)
         steps = UnitSteps.of(self.config, self.judging.judge, runner)

@@ -102,12 +102,16 @@ def test_a_folder_of_other_sources_is_not_gone_on_with(run, tmp_path):
         curate(place / "films", place / "films")
 
 
-def test_scores_that_this_machine_lacks_are_refused_before_any_film_is_read(run, tmp_path):
+def test_what_this_machine_lacks_is_refused_before_any_film_is_read(run, tmp_path, monkeypatch):
     place, _, _ = run
     with pytest.raises(MovaError, match="the filters need the score desync, which cannot be measured: weights missing"):
         curate(place / "films", tmp_path / "out", filters={"early": "desync <= 0.5"})
     with pytest.raises(MovaError, match="filter wrong"):
         curate(place / "films", tmp_path / "out", filters={"wrong": "beauty > 1"})
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(MovaError, match="the environment variable NO_SUCH_KEY"):
+        captions = {"url": "http://localhost:1/v1", "model": "omni", "key_variable": "NO_SUCH_KEY"}
+        curate(place / "films", tmp_path / "out", captions=captions)
     assert not (tmp_path / "out").exists()
 
 

@@ -95,10 +95,7 @@ class ClipCaptioner:
     def __init__(self, settings: CaptionSettings, store: CaptionStore) -> None:
         self._settings, self._store = settings, store
         self._rules = caption_rules()
-        self._models: dict[CaptionRole, ChatModel] = {
-            role: ChatEndpoint(_chat_config(settings, role)) for role in settings.roles if role != "transcript"
-        }
-        self._recogniser = _open_recogniser(settings)
+        self._models, self._recogniser = open_models(settings)
         # A model on this machine takes one clip at a time.
         self._turn = threading.Lock() if settings.whisper is not None else nullcontext()
         self._silent = dict.fromkeys(settings.roles, 0)
@@ -230,6 +227,16 @@ class ClipCaptioner:
             raise _NoCaptionError(f"{role}: {row['reason']}")
         clip.parts[role] = row["text"]
         return row["text"]
+
+
+def open_models(settings: CaptionSettings) -> tuple[dict[CaptionRole, ChatModel], Recogniser | None]:
+    """The models of all roles but the transcript's, and the one of that, if it is asked for. No server is asked yet.
+    MovaError as of `ClipCaptioner`.
+    """
+    models: dict[CaptionRole, ChatModel] = {
+        role: ChatEndpoint(_chat_config(settings, role)) for role in settings.roles if role != "transcript"
+    }
+    return models, _open_recogniser(settings)
 
 
 def _chat_config(settings: CaptionSettings, role: CaptionRole) -> EnhanceConfig:
