@@ -82,7 +82,7 @@ class CurateConfig(MeasuringOptions, _Raw):
     most_failed: float = 0.05
     """Share of units, and of kept clips, that may fail; with more, the exit status is 1."""
     retry: bool = False
-    """Try units again that failed in an earlier run."""
+    """Try units again that failed in an earlier run, and write shards anew that lack clips."""
     write: Literal["none", "mp4", "shards"] = "none"
     """What becomes of accepted clips: a list that training reads from the films, mp4 files, or tar shards of those."""
     filters: dict[str, str] = field(default_factory=dict[str, str])

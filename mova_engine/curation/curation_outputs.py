@@ -104,6 +104,7 @@ class CurationOutputs:
             config.write,
             config.written,
             workers=config.workers,
+            retry=config.retry,
             progress=lambda count, total: done.at(count),
         )
         for clip, reason in refused.items():

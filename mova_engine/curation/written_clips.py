@@ -56,14 +56,15 @@ def write_accepted(
     settings: WrittenSettings,
     *,
     workers: int = 2,
+    retry: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, str]:
     """Write the clips, and the list of them in their order, to `out`; returns {id: why} of those that are not listed.
 
     shape: of the model's clips; portrait ones are written in it turned. form: "none": the clips stay in their films,
-    which the list names. workers: clips that are worked on at once. progress: called with the number of clips done, and
-    of all. The bytes of all files depend on films, clips and settings alone. Raises MovaError where `out` cannot be
-    written, and UnreachableError where a film's place does not answer.
+    which the list names. workers: clips that are worked on at once. retry: write shards anew that lack clips. progress:
+    called with the number of clips done, and of all. The bytes of all files depend on films, clips and settings alone.
+    Raises MovaError where `out` cannot be written, and UnreachableError where a film's place does not answer.
     """
     if form == "none":
         return write_virtual(out, clips, shape)
@@ -73,7 +74,7 @@ def write_accepted(
     writer = _ClipWriter(shape, settings, workers, progress, len(clips))
     refused = {clip.id: reason for clip in clips if (reason := unlistable(clip, virtual=False))}
     kept = [clip for clip in clips if clip.id not in refused]
-    rows = writer.mp4s(folder, kept) if form == "mp4" else writer.shards(folder, kept)
+    rows = writer.mp4s(folder, kept) if form == "mp4" else writer.shards(folder, kept, retry)
     write_listing(out, ({**row, **_place(folder, row)} for row in rows))
     return refused | writer.refused
 
@@ -103,13 +104,15 @@ class _ClipWriter:
             else:
                 self.refused[clip.id] = reason
 
-    def shards(self, folder: Path, clips: Sequence[AcceptedClip]) -> Iterator[dict[str, Any]]:
+    def shards(self, folder: Path, clips: Sequence[AcceptedClip], retry: bool) -> Iterator[dict[str, Any]]:
         """Write clips into tar shards, and yield the rows of those that are good; shards are within `folder`."""
         size = self.settings.shard_clips
         for number, first in enumerate(range(0, len(clips), size)):
             some = clips[first : first + size]
             told = [[self._name(clip), clip.caption] for clip in some]
             name = f"{number:06d}-{_hash([VERSION, told])}"
+            if retry and _is_packed(folder, name) and _told_of(folder, name)["refused"]:
+                (folder / f"{name}.json").unlink()
             if not _is_packed(folder, name):
                 try:
                     self._pack(folder, name, some)
@@ -120,7 +123,7 @@ class _ClipWriter:
             if self._done < first + len(some):
                 self._done = first + len(some)
                 self._progress(self._done, self._total)
-            said = json.loads((folder / f"{name}.json").read_bytes())
+            said = _told_of(folder, name)
             self.refused |= said["refused"]
             yield from said["rows"]
         # What an earlier call left of shards that are no longer wanted.
@@ -226,6 +229,11 @@ def verify_clip(path: Path, clip: AcceptedClip, shape: ClipConfig) -> None:
 def _is_packed(folder: Path, name: str) -> bool:
     """Whether a shard is whole: what is told of it is written last."""
     return (folder / f"{name}.json").is_file() and (folder / f"{name}.tar").is_file()
+
+
+def _told_of(folder: Path, name: str) -> dict[str, Any]:
+    """{"rows": of a shard's clips, "refused": {id: why} of those that are not in it}."""
+    return json.loads((folder / f"{name}.json").read_bytes())
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

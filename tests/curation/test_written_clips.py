@@ -138,6 +138,16 @@ def test_a_stopped_call_goes_on_and_the_bytes_are_the_same(film, tmp_path, form)
     assert all(path.stat().st_mtime_ns == when for path, when in files.items())
 
 
+def test_a_shard_that_lacks_a_clip_is_written_anew_where_that_is_asked_for(film, tmp_path):
+    moved = tmp_path / "film.mkv"
+    clips = [*clips_of(film)[:1], replace(clips_of(film)[1], path=moved)]
+    assert list(write_accepted(tmp_path / "out", clips, SHAPE, "shards", CODED)) == [clips[1].id]
+    moved.write_bytes(film.read_bytes())
+    assert list(write_accepted(tmp_path / "out", clips, SHAPE, "shards", CODED)) == [clips[1].id]
+    assert write_accepted(tmp_path / "out", clips, SHAPE, "shards", CODED, retry=True) == {}
+    assert len(list(read_clips(tmp_path / "out"))) == 2
+
+
 def test_two_calls_that_write_the_same_shards_at_once_both_end_well(film, tmp_path):
     clips = clips_of(film)
     write_accepted(tmp_path / "alone", clips, SHAPE, "shards", CODED)
