@@ -19,8 +19,9 @@ from mova_engine.files.writable import PROBE, check_writable
 # What a folder of an engine that keeps other things in it has as another number.
 FORMAT = 1
 _STATE = "curation.json"
-# What a run keeps of films and weights before it keeps its own state.
+# What a run leaves that is killed before it has kept its own state: of films and weights, and the unfinished state.
 _BEFORE = ("digests", "lengths")
+_UNFINISHED = (PROBE, f".{_STATE}.")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class CurationFolder:
         """
         check_writable(self.out, "--out")
         names = os.listdir(self.out) if self.out.is_dir() else []
-        if all(name.startswith(PROBE) or name in _BEFORE for name in names):
+        if all(name.startswith(_UNFINISHED) or name in _BEFORE for name in names):
             return
         state = self._state()
         if not state:

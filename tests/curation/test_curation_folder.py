@@ -40,6 +40,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_what_a_run_left_that_was_killed_before_it_kept_its_state_is_its_own(tmp_path):
     for name in ("lengths", "digests"):
         (tmp_path / "out" / name).mkdir(parents=True)
+    (tmp_path / "out" / ".curation.json.0123456789ab").write_text("{")
     CurationFolder(tmp_path / "out").check((tmp_path,))
 
 
