@@ -130,6 +130,9 @@ def test_what_is_printed_is_read_again(name, tmp_path, capsys):
         (TRAIN, ["--config", "nowhere.yaml"], "no configuration file nowhere.yaml"),
         (SAMPLE, [], "missing: --checkpoint"),
         (COMMANDS["parity"], [], "missing: FOLDER"),
+        (COMMANDS["curate"], [], "missing: RAW"),
+        (COMMANDS["curate"], ["films"], "missing: --out"),
+        (COMMANDS["curate"], ["films", "--out"], "--out requires an argument"),
     ],
 )
 def test_what_is_wrong_is_one_line(command, words, says):

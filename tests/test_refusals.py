@@ -122,6 +122,8 @@ WRONG = {
         "--data clips --model nano --device abacus",
     ],
     "curate": [
+        "",
+        "clips",
         "nowhere --out new",
         "text.txt --out new",
         "folder --out new",

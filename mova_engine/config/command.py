@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast, get_args
 
 import yaml
-from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, RepeatArgumentError, UnknownOptionError
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    RepeatArgumentError,
+    UnknownOptionError,
+)
 from cyclopts import convert as converted
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
@@ -253,6 +262,8 @@ class Command(Generic[Settings]):
             raise MovaError(f"{error.token.keyword or 'an option'} is given more than once") from error
         except CoercionError as error:
             raise MovaError(_unfit(error)) from error
+        except MissingArgumentError as error:
+            raise MovaError(_missing(error)) from error
         except CycloptsError as error:
             raise MovaError(" ".join(str(error).split())) from error
 
@@ -327,6 +338,15 @@ class Command(Generic[Settings]):
                 return take(settings, print_config, beside)
 
         app.default(run)
+
+
+def _missing(error: MissingArgumentError) -> str:
+    """A command line that lacks what has no default, or a value after an option."""
+    argument = error.argument
+    if argument is None or error.keyword is not None or argument.tokens:
+        return " ".join(str(error).split())
+    name = argument.names[0]
+    return f"missing: {name if argument.index is None else name.lstrip('-').upper()} (--help tells the options)"
 
 
 def is_help(argv: Sequence[str]) -> bool:
