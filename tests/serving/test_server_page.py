@@ -19,8 +19,16 @@ pytestmark = browser_marks("fastapi", "sqlalchemy")
 TEXTS = "p, label, button, summary, .label, h2, h1, dt, dd"
 # The script of axe-core (npm pack axe-core), where it is to be had.
 AXE = "MOVA_AXE"
-# Steps of a job that is to be seen at work, and of one that is not waited for.
+# Steps of a job that is to be seen at work, the most that are made, and of one that is not waited for. A model of many
+# layers takes seconds for the first on any machine.
 SEEN, QUICK = "200", "2"
+LAYERS = 24
+SLOW = replace(
+    TINY,
+    video=replace(TINY.video, num_layers=LAYERS),
+    audio=replace(TINY.audio, num_layers=LAYERS),
+    bridge=replace(TINY.bridge, visual_layers=LAYERS, audio_layers=LAYERS),
+)
 READY = "document.querySelectorAll('.card .open').length === {}"
 # Of a control that keys can reach: its name, for those who do not see it.
 UNNAMED = """[...document.querySelectorAll('button, input, select, textarea, a, summary')]
@@ -31,7 +39,7 @@ UNNAMED = """[...document.querySelectorAll('button, input, select, textarea, a, 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", SLOW)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +293,8 @@ def test_a_phone_needs_no_scrolling_sideways_and_all_can_be_read(new_page, serve
     page = new_page(server.url, color_scheme=scheme, **phone)
     wide = "document.documentElement.scrollWidth <= 360"
     assert page.evaluate(wide)
-    shown = page.locator(".card").count()
+    shown = len(server.videos())
+    until(page, f"document.querySelectorAll('.card').length === {shown}")
     order(page, "on a phone " + 30 * "m", SEEN)
     until(page, "document.querySelectorAll('.row').length === 1")
     assert page.evaluate(wide)
