@@ -21,21 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast, get_args
 
 import yaml
-from cyclopts import (
-    App,
-    CoercionError,
-    CycloptsError,
-    Group,
-    MissingArgumentError,
-    Parameter,
-    RepeatArgumentError,
-    UnknownOptionError,
-)
+from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts import convert as converted
-from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
-from cyclopts.token import Token
 
+from mova_engine.config.command_refusals import EMPTY, refusal
 from mova_engine.config.from_tools.translation import Translation, Translator, errors_of, translate_one
 from mova_engine.config.keyed_options import with_other_keys
 from mova_engine.config.option_help import HelpOfValues
@@ -46,7 +36,6 @@ from mova_engine.errors import MovaError, suggest
 Settings = TypeVar("Settings")
 Named = TypeVar("Named")
 
-_EMPTY = "is empty: give it a value, or leave it out"
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*")
 # The group of a command's own options, and of those that every command has.
 _OPTIONS, _GENERAL = Group("Options", sort_key=0), Group("Configuration", sort_key=1)
@@ -256,16 +245,8 @@ class Command(Generic[Settings]):
         self._define(app, shown)
         try:
             return app(list(argv))
-        except UnknownOptionError as error:
-            raise MovaError(_unknown(error, app.assemble_argument_collection())) from error
-        except RepeatArgumentError as error:
-            raise MovaError(f"{error.token.keyword or 'an option'} is given more than once") from error
-        except CoercionError as error:
-            raise MovaError(_unfit(error)) from error
-        except MissingArgumentError as error:
-            raise MovaError(_missing(error)) from error
         except CycloptsError as error:
-            raise MovaError(" ".join(str(error).split())) from error
+            raise MovaError(refusal(error, app.assemble_argument_collection)) from error
 
     def _define(self, app: App, shown: list[tuple[bool, Any]]) -> None:
         kind, default = self.settings, self.recipes.default if self.recipes is not None else ""
@@ -340,15 +321,6 @@ class Command(Generic[Settings]):
         app.default(run)
 
 
-def _missing(error: MissingArgumentError) -> str:
-    """A command line that lacks what has no default, or a value after an option."""
-    argument = error.argument
-    if argument is None or error.keyword is not None or argument.tokens:
-        return " ".join(str(error).split())
-    name = argument.names[0]
-    return f"missing: {name if argument.index is None else name.lstrip('-').upper()} (--help tells the options)"
-
-
 def is_help(argv: Sequence[str]) -> bool:
     """Whether a command line asks for the list of commands: it is empty, or its first word asks for help."""
     return not argv or argv[0] in ("-h", "--help", "help")
@@ -393,7 +365,7 @@ def _convert(kind: Any, tokens: Any) -> Any:
     said = _said(tokens)
     # A path that is empty, as by an unset variable in a script, would be the current folder.
     if Path in kinds and not all(token.value.strip() for token in said):
-        raise ValueError(_EMPTY)
+        raise ValueError(EMPTY)
     if int in kinds and float not in kinds:
         for token in said:
             if not _WHOLE.fullmatch(token.value.strip()):
@@ -418,38 +390,3 @@ def _template(kind: type) -> dict[str, Any]:
         made = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
         template[field.name] = made if field.default is dataclasses.MISSING else field.default
     return template
-
-
-def _unfit(error: CoercionError) -> str:
-    """A value that its option does not take, and the one that is meant."""
-    argument, token = error.argument, error.token
-    if argument is None or token is None:
-        return " ".join(str(error).split())
-    named = f"{argument.name}{_place(token)}"
-    choices = argument.get_choices(force=True)
-    if choices:
-        near = suggest(token.value, choices)
-        return f"{named}: unknown value '{token.value}'.{near} Known: {', '.join(choices)}"
-    if error.msg == _EMPTY:
-        return f"{named} {_EMPTY}"
-    return f"{named}: {error.msg}" if error.msg else " ".join(str(error).split())
-
-
-def _place(token: Token) -> str:
-    """Where a value was given, unless that is the command line."""
-    return "" if token.source in ("", "cli") else f" in {token.source}"
-
-
-def _unknown(error: UnknownOptionError, arguments: ArgumentCollection) -> str:
-    """An unknown option, and the one that is meant: first by the last part of its name (--lr: --optim.lr)."""
-    word = error.token.keyword or error.token.value
-    if word.startswith("["):  # a key of a file, one pair of brackets for each level
-        word = f"--{word.replace('][', '.').strip('[]')}"
-    known = [name for argument in arguments for name in argument.names if name.startswith("--")]
-    last = word.lstrip("-").rsplit(".", 1)[-1].replace("_", "-")
-    same = [name for name in known if name.lstrip("-").rsplit(".", 1)[-1].replace("_", "-") == last]
-    where = _place(error.token)
-    if same:
-        return f"unknown option {word}{where}. Did you mean {' or '.join(same)}?"
-    near = suggest(word, known) or suggest(last, [name.rsplit(".", 1)[-1].lstrip("-") for name in known])
-    return f"unknown option {word}{where}.{near.replace(chr(39), '')}"
