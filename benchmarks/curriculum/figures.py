@@ -72,14 +72,15 @@ def _coded(sound: Sound) -> Sound:
 
 def click_distance(sound: Sound, clicks: Sequence[float], carrier: float) -> float:
     """Log-spectral distance in dB of clicks [s] heard in `sound` [n] at 48 kHz from ideal ones of `carrier` Hz at the
-    same instants: the root of the mean over frequencies, then the mean over windows. nan without clicks.
+    same instants: the root of the mean over frequencies, then the mean over windows. nan without clicks, or where no
+    window begins within one.
     """
     if not clicks:
         return float("nan")
     ideal = click_sound(np.arange(len(sound)), clicks, carrier)
     (times, heard), (_, wanted) = _levels(sound, CLICK_FLOOR), _levels(ideal, CLICK_FLOOR)
     near = np.any([(times >= click) & (times < click + CLICK_SECONDS) for click in clicks], axis=0)
-    return float(np.sqrt(np.square(heard - wanted).mean(0))[near].mean())
+    return float(np.sqrt(np.square(heard - wanted).mean(0))[near].mean()) if near.any() else float("nan")
 
 
 def background(sound: Sound) -> float:
