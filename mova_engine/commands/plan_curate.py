@@ -84,7 +84,7 @@ def _rates(config: PlanCurateConfig) -> CurationRates:
     # What waits for all clips comes last, and what it waits for is their fingerprints.
     ordered = sorted(judge.filters, key=is_late)
     filters = [(*each.scores, PRINTS) if is_late(each) else each.scores for each in ordered]
-    seconds = (recipe.clip.frames or 193) / (recipe.clip.fps or 24.0)
+    seconds = recipe.shape.frames / recipe.shape.fps
     name = Path(config.recipe).stem
     return assumed_rates(name, filters, judge.scores, seconds, kept=config.kept, write=write, captions=config.captions)
 

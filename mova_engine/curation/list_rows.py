@@ -6,6 +6,7 @@ CSV, JSON lines, JSON (a list, or an object of objects) and Parquet; which it is
 import csv
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,12 @@ def list_rows(path: Path, *, head: bool = True) -> Iterator[tuple[str, Any | Bad
     Raises MovaError for a file that cannot be read at all, and for an unknown suffix.
     """
     require_file(path)
-    readers = {".csv": _csv, ".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}
+    readers = {".csv": partial(_csv, head=head), ".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise MovaError(f"{path}: a list of films ends in one of {', '.join(SUFFIXES)}")
     try:
-        yield from _csv(path, head) if suffix == ".csv" else readers[suffix](path)
+        yield from readers[suffix](path)
     except OSError as error:
         raise MovaError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -48,7 +49,7 @@ def _lines(path: Path) -> Iterator[str]:
         yield from file
 
 
-def _csv(path: Path, head: bool = True) -> Iterator[tuple[str, Any | BadRowError]]:
+def _csv(path: Path, *, head: bool) -> Iterator[tuple[str, Any | BadRowError]]:
     csv.field_size_limit(LARGEST)
     rows, columns = csv.reader(_lines(path)), None
     while True:

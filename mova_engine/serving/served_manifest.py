@@ -77,10 +77,8 @@ class ManifestMaker:
         )
         data, by = video, None
         if self._signer is not None:
-            data, by = (
-                self._signed(job, video, stated_facts(manifest, self._worker.provenance.prompt), self._signer),
-                self._signer.name,
-            )
+            stated = stated_facts(manifest, self._worker.provenance.prompt)
+            data, by = self._signed(job, video, stated, self._signer), self._signer.name
         return data, replace(manifest, file=file_facts(_VIDEO, data, video, by)).to_bytes()
 
     def _signed(self, job: VideoJob, video: bytes, facts: Mapping[str, Any], signer: Signer) -> bytes:
