@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -118,6 +118,7 @@ class DiffusionSettings:
     """Share of clips whose text is replaced by the empty prompt's."""
     bridge_dropout: float = 0.0
     """Share of steps without the bridge: for guidance by the bridge, which evaluates the model without it."""
+    # The shares of given clips concern joint training: the audio task, which has no pictures, leaves them out.
     given_video: float = 0.0
     """Share of clips whose video is given clean, and only the audio learned: sound for a video. With two experts, of
     the steps that train the low-noise one."""
@@ -144,6 +145,10 @@ class DiffusionSettings:
         )
         ScheduleConfig(self.video_shift, self.audio_shift, self.boundary)
         PredictionConfig(self.prediction_type, self.sigma_floor)
+
+    def of_task(self, task: str) -> "DiffusionSettings":
+        """The settings that concern a task: nothing is given in training of sound alone."""
+        return self if task == "joint" else replace(self, given_video=0.0, given_audio=0.0, given_start=0.0)
 
     @property
     def given(self) -> float:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from mova_engine.config.command import Command, Recipes, configuring, merge, section, to_plain
 from mova_engine.config.from_tools import aitk_job, musubi_options
+from mova_engine.config.launch import LaunchOptions
 from mova_engine.config.memory import MODES, MemoryMode
 from mova_engine.config.recipe_files import RecipeFiles
-from mova_engine.config.rehearsal import RehearsalOptions
 from mova_engine.config.shorthand import Shorthand
 from mova_engine.config.train import TrainConfig
 
@@ -30,7 +30,7 @@ SIGUSR1 saves a checkpoint and goes on.
 
 
 @dataclass(frozen=True)
-class TrainOptions(RehearsalOptions):
+class TrainOptions(LaunchOptions):
     """Options of the trainer that are no settings."""
 
     from_musubi: Annotated[Path | None, configuring()] = None

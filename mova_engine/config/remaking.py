@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mova_engine.config.from_tools.translation import Translation
-from mova_engine.config.rehearsal import RehearsalOptions
+from mova_engine.config.launch import LaunchOptions
 from mova_engine.errors import MovaError
 
 MANIFEST = "mova_manifest"
@@ -15,7 +15,7 @@ _PICTURES = ("image", "last_image")
 
 
 @dataclass(frozen=True)
-class SampleOptions(RehearsalOptions):
+class SampleOptions(LaunchOptions):
     """How the sampler is run."""
 
     manifest: Path | None = None

@@ -348,18 +348,18 @@ class TrainConfig:
             "parallel.context_parallel shares video tokens, which the audio task has none of: leave it at 1",
         )
         check(
-            self.task == "joint" or not (self.diffusion.given or self.diffusion.bridge_dropout),
-            "diffusion.given_video, given_audio, given_start and bridge_dropout concern joint training; the audio task "
-            "has no video",
+            self.task == "joint" or not self.diffusion.bridge_dropout,
+            "diffusion.bridge_dropout concerns joint training; the audio task has no bridge",
         )
         check(
             self.task == "joint" or self.memory.chunking == "none",
             "memory.chunking rows is for the many tokens of video, which the audio task has none of: leave it out",
         )
+        given = self.diffusion.of_task(self.task)
         check(
-            self.loader.silent_audio != "mask" or not (self.diffusion.given_audio or self.diffusion.given_start),
+            self.loader.silent_audio != "mask" or not (given.given_audio or given.given_start),
             "diffusion.given_audio and given_start give any clip's sound, but loader.silent_audio mask keeps clips "
-            "that have none: use refuse",
+            "that have none: set both to 0, or use refuse",
         )
         check(
             self.task == "joint" or self.loader.silent_audio != "mask",

@@ -44,6 +44,7 @@ class Preparer:
         pin: bool = False,
     ) -> None:
         self._config, self._experts, self._build, self._pin = config, experts, build, pin
+        self._diffusion = config.diffusion.of_task(config.task)
         self._groups, self._data_rank = shape.data_parallel, data_rank
         self.micro_batches = config.micro_batches(shape)
         # The step that was drawn last, and what.
@@ -54,7 +55,7 @@ class Preparer:
         (step, micro), size, seed = divmod(number, self.micro_batches), self._config.loader.batch, self._config.seed
         if self._drawn is None or self._drawn[0] != step:
             clips = self.micro_batches * size * self._groups
-            self._drawn = step, draw_step(self._config.diffusion, self._experts, seed, step, clips)
+            self._drawn = step, draw_step(self._diffusion, self._experts, seed, step, clips)
         draw, first = self._drawn[1], first_clip(micro, self._groups, self._data_rank, size)
         if self._pin:
             batch = {name: x.pin_memory() if isinstance(x, Tensor) else x for name, x in batch.items()}

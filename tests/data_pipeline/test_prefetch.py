@@ -12,6 +12,7 @@ from data_pipeline.test_loader import BATCH
 
 from mova_engine.backend import get_backend
 from mova_engine.codecs import build_text_encoder
+from mova_engine.config.diffusion import GIVEN
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
@@ -38,7 +39,8 @@ def on_disk(made_clips, make_cache) -> LatentDataset:
 
 
 def preparer(dataset: LatentDataset, **settings) -> Preparer:
-    config = load_config("nano", loader={"batch": BATCH, **settings}, global_batch_size=MICRO * BATCH, seed=3)
+    loader, given = {"batch": BATCH, **settings}, dict.fromkeys(GIVEN, 0.0)
+    config = load_config("nano", loader=loader, global_batch_size=MICRO * BATCH, seed=3, diffusion=given)
     build = BatchBuilder(dataset.cache.empty_text(), torch.device("cpu"), audio_only=False)
     return Preparer(config, 1, MeshShape(), 0, build)
 

@@ -12,6 +12,7 @@ from distributed.checks import trained
 from distributed.runs import run_shared
 from distributed.world import free_port
 
+from mova_engine.config.diffusion import GIVEN
 from mova_engine.train.metrics import read_metrics
 
 STEPS = 2
@@ -71,6 +72,7 @@ def test_masked_clips_count_alike_however_the_clips_are_divided(worlds, clips, t
 
     def losses_of(size: int, out: str, **settings) -> list[list[float]]:
         settings["loader"] = {"silent_audio": "mask", **settings.get("loader", {})}
+        settings["diffusion"] = dict.fromkeys(GIVEN, 0.0)
         given = {"clips": str(tmp_path / "clips"), "out": str(tmp_path / out), "steps": 2, **settings}
         found = worlds(size).run("run_shared", **given) if size > 1 else [run_shared(**given)]
         assert [status for status, _ in found] == [0] * size, found

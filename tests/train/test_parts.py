@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 from itertools import chain, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mova_engine.backend import get_backend
-from mova_engine.config.diffusion import DiffusionSettings, LossWeights
+from mova_engine.config.diffusion import GIVEN, DiffusionSettings, LossWeights
+from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
 from mova_engine.config.train import OptimSettings
@@ -18,11 +20,13 @@ from mova_engine.models.mova import Mova
 from mova_engine.ops import bind
 from mova_engine.train.batch import LatentBatch
 from mova_engine.train.masters import Weights
+from mova_engine.train.micro_batch import Preparer
 from mova_engine.train.optimizer import build_optimizer, lr_factor, set_lr
 from mova_engine.train.step import Updater, micro_losses
 from mova_engine.train.timestep_sampling import draw_noise, draw_step, generator
 
 OPS = bind(get_backend("cpu"))
+NOTHING_GIVEN = dict.fromkeys(GIVEN, 0.0)
 
 
 @pytest.fixture
@@ -173,9 +177,8 @@ def heard_batches(clips: LatentBatch, heard: list[int], size: int) -> list[dict]
 
 def masked_update(model: Mova, heard: list[int], size: int) -> tuple[dict, dict[str, torch.Tensor]]:
     """One step that learns the sound of some clips; returns its values and the gradients."""
-    config = load_config(
-        "nano", loader={"batch": size, "silent_audio": "mask"}, global_batch_size=len(heard), optim={"clip": 1e9}
-    )
+    loader, optim = {"batch": size, "silent_audio": "mask"}, {"clip": 1e9}
+    config = load_config("nano", loader=loader, global_batch_size=len(heard), optim=optim, diffusion=NOTHING_GIVEN)
     weights = Weights(model, torch.float32)
     descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.0}], lr=0.0)
     batches = iter(heard_batches(latents(len(heard)), heard, size))
@@ -189,7 +192,7 @@ def test_a_masked_clips_sound_is_not_learned(model, heard):
     """The gradient is that of all clips' video loss and of the heard ones' audio loss, each a mean over its own clips,
     however the step is divided; each clip's own gradient is computed here by itself.
     """
-    config = load_config("nano")
+    config = load_config("nano", diffusion=NOTHING_GIVEN)
     whole = latents(4)
     draw = draw_step(config.diffusion, 1, config.seed, 0, 4)
     noise = draw_noise(whole.noise_shapes(), config.seed, 0, 0, 4)
@@ -215,7 +218,7 @@ def test_a_masked_clips_sound_is_not_learned(model, heard):
 
 @pytest.mark.parametrize("given, learned", [("given_video", "audio"), ("given_audio", "video")])
 def test_what_is_given_in_all_clips_of_a_step_has_no_loss_among_the_metrics(model, given, learned):
-    config = load_config("nano", loader={"batch": 2}, global_batch_size=2, diffusion={given: 1.0})
+    config = load_config("nano", loader={"batch": 2}, global_batch_size=2, diffusion={**NOTHING_GIVEN, given: 1.0})
     weights = Weights(model, torch.float32)
     descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.0}], lr=0.0)
     updater = Updater(config, model, weights, descent, OPS)
@@ -375,3 +378,13 @@ def test_steps_without_the_bridge():
     drawn = [draw_step(DiffusionSettings(bridge_dropout=0.3), 1, 0, step, 1).bridge for step in range(400)]
     assert sum(drawn) / 400 == pytest.approx(0.7, abs=0.07)
     assert all(draw_step(DiffusionSettings(), 1, 0, step, 1).bridge for step in range(20))
+
+
+def test_sound_alone_is_trained_as_if_nothing_were_given():
+    """The recipe gives some clips their pictures or sound; the audio task has no pictures, and draws as without."""
+    shares, none = (load_config("nano", task="audio", diffusion=given) for given in ({}, NOTHING_GIVEN))
+    clips = SimpleNamespace(audio=torch.zeros(8, 1), noise_shapes=lambda: ((2, 3),))
+    drawn, expected = (Preparer(c, 1, MeshShape(), 0, lambda batch: clips)(3, {}).draw for c in (shares, none))
+    assert shares.diffusion.given > 0
+    assert drawn.audio_factors is None
+    assert torch.equal(drawn.times.audio_sigma, expected.times.audio_sigma)

@@ -51,7 +51,7 @@ def test_the_command_line_overrides_the_recipe_which_overrides_the_defaults():
         (["--model.preset", "nanoo"], ("nanoo", "'nano'")),
         (["--loader.batch", "0"], ("loader.batch", "at least 1")),
         (["--optim.ema", "1.5"], ("optim.ema", "1.5")),
-        (["--diffusion.given-start", "0.6", "--diffusion.given-audio", "0.6"], ("their sum is 1.2",)),
+        (["--diffusion.given-start", "0.6", "--diffusion.given-audio", "0.6"], ("their sum is 1.4",)),
         (["--diffusion.start-frames", "8"], ("diffusion.start_frames", "4n+1", "8")),
         (["--loader.synthetic-midway", "-0.5"], ("loader.synthetic_midway", "-0.5")),
         (["--validation.every", "5", "--validation.synthetic-clips", "0"], ("validation.data",)),
