@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         absent = backend.unavailable()
         machine = ThisMachine(backend)
         line = f"device {backend.name}: {f'NOT usable here: {absent}' if absent else backend.describe()}"
+        if not absent and machine.measured.about:
+            line += f"\n{machine.measured.about}"
     lines = describe_choices(machine, training=not config.inference, dtype=config.dtype)
     # For sampling alone, where it is named: whatever the others are asked for.
     lossy = describe_choices(machine, training=False, dtype=config.dtype, operators=LOSSY)

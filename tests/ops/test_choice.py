@@ -113,7 +113,8 @@ def test_a_real_machine_and_one_assumed_to_be_like_it_choose_alike(generation, i
         assert table.choices == bind(assume=with_libraries, training=training, dtypes=dtypes).choices
 
 
-def test_this_cpu_and_one_assumed_to_be_like_it_choose_alike():
+def test_this_cpu_and_one_assumed_to_be_like_it_choose_alike(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOVA_TILES", str(tmp_path))  # nothing was measured
     here = ThisMachine(get_backend("cpu"))
     built = here.tried(OPERATORS["rms_norm"], OPERATORS["rms_norm"].implementations[0], True, ()) is None
     assumed = Machine("cpu", packages=frozenset(BROUGHT["cpu"] if built else ()))
