@@ -1,7 +1,7 @@
 """How the work of a Triton kernel is cut up: the built-in tile of each kernel, and tables of measured ones.
 
-A table of measured tiles is a JSON file for one architecture, `sm_90.json`, in the folder that the environment variable
-MOVA_TILES names, or else in `tiles` beside this file. `python -m mova_kernels.tune` writes it:
+A table of measured tiles is a JSON file for one architecture, `sm_90.json`, in the folder of `measured_tables`.
+`python -m mova_kernels.tune` writes it:
 
     {"arch": "sm_90", ..., "tiles": {"rms_norm_fwd_kernel": {"5120 bfloat16": {"rows": 8, "cols": 512, "warps": 8,
      "programs": null, "sums": 256}}}}
@@ -23,7 +23,7 @@ import triton
 import triton.backends
 from torch import Tensor
 
-FOLDER = "MOVA_TILES"
+from mova_kernels.measured_tables import tables_folder
 
 
 class Tile(NamedTuple):
@@ -108,10 +108,7 @@ def architecture(device: torch.device) -> str | None:
 
 def table_file(arch: str) -> Path:
     """Where the measured tiles of `arch` are looked for; ValueError where MOVA_TILES names no folder."""
-    folder = os.environ.get(FOLDER)
-    if folder and not Path(folder).is_dir():
-        raise ValueError(f"{FOLDER} is '{folder}', which is no folder; create it or unset the variable")
-    return (Path(folder) if folder else Path(__file__).with_name("tiles")) / f"{arch}.json"
+    return tables_folder() / f"{arch}.json"
 
 
 @cache

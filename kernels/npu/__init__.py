@@ -12,6 +12,7 @@ for, as it would by PyTorch's own lists; norms, rotations and gates keep the dty
 import torch
 
 _USED = (
+    "npu_add_layer_norm",
     "npu_attention_update",
     "npu_dynamic_quant",
     "npu_fusion_attention",
@@ -19,6 +20,7 @@ _USED = (
     "npu_gelu",
     "npu_quant_matmul",
     "npu_rms_norm",
+    "npu_rms_norm_backward",
     "npu_rotary_mul",
 )
 

@@ -2,10 +2,12 @@
 
 Shapes: x and y [b, s, d] in float32, bfloat16 or float16; weight and bias [d]; shift, scale and gate [b, d], float32.
 Where torch_npu has no fused operator with a gradient, an autograd function keeps x and y as they came, in their own
-narrow dtype, and computes in float32.
+narrow dtype, and composes kernels that compute in float32. Which of CANN's kernels take narrow rows beside float32
+without a cast is read off its sources: aclnnAdd, aclnnMul, aclnnLayerNorm and its backward, and off its documentation
+of aclnnAddLayerNorm and aclnnRmsNormGrad.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -78,17 +80,13 @@ def _both_of_a_pair(table: Tensor, interleaved: bool) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
-    """LayerNorm with weight and bias over the last axis."""
+    """LayerNorm with weight and bias over the last axis: one kernel."""
     return _LayerNorm.apply(x, weight, bias, eps)
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
-    """`layer_norm(x) * (1 + scale) + shift`."""
-    weight = 1 + scale.float()
-    if x.shape[0] == 1:
-        # One sample: the modulation is the norm's own weight and bias, and everything is one kernel.
-        return _LayerNorm.apply(x, weight[0], shift[0], eps)
-    return _LayerNorm.apply(x, weight, shift, eps)
+    """`layer_norm(x) * (1 + scale) + shift`: the modulation is the weight and bias of each sample's norm."""
+    return _LayerNorm.apply(x, 1 + scale.float(), shift, eps)
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
@@ -124,7 +122,7 @@ class _BiasGelu(torch.autograd.Function):
 
 def _sum(rows: Tensor, bias: Tensor) -> Tensor:
     """float32, of rows in any dtype."""
-    return rows.float() + bias.float()
+    return rows + bias.float()
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -143,10 +141,11 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
 def gate_residual_norm(
     x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`r = x + gate * y` and its affine LayerNorm.
-
-    `npu_add_layer_norm` knows no gate, and in MOVA this norm follows a gated update only.
+    """`r = x + gate * y` and its affine LayerNorm; without a gate one kernel, which normalises r as it was before it
+    was rounded.
     """
+    if gate is None:
+        return _AddLayerNorm.apply(x, y, weight, bias, eps)
     r = gate_residual(x, y, gate)
     return r, layer_norm(r, weight, bias, eps=eps)
 
@@ -154,57 +153,114 @@ def gate_residual_norm(
 def gate_residual_norm_modulate(
     x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`r = x + gate * y` and its modulated LayerNorm.
+    """`r = x + gate * y` and its modulated LayerNorm, as in `gate_residual_norm`."""
+    return gate_residual_norm(x, y, gate, 1 + scale.float(), shift, eps=eps)
 
-    Without a gate `npu_add_layer_norm` would serve one sample, but its backward wants weights in x's dtype, in which
-    the modulation's gradient would be rounded.
+
+def _each_sample(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The results of a function of one sample for every sample of `tensors` [b, ...], each stacked to [b, ...].
+
+    The device's kernels take one vector for all rows of a call. Of one sample nothing is copied.
     """
-    r = gate_residual(x, y, gate)
-    return r, norm_modulate(r, shift, scale, eps=eps)
+    if len(tensors[0]) == 1:
+        return tuple(x.unsqueeze(0) for x in function(*(x.squeeze(0) for x in tensors)))
+    samples = zip(*(x.unbind(0) for x in tensors), strict=True)
+    return tuple(torch.stack(results) for results in zip(*(function(*sample) for sample in samples), strict=True))
+
+
+def _for_weight(weight: Tensor, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """`function(*tensors)`, at once where the weight is [d], sample by sample where it is [b, d]."""
+    return function(*tensors) if weight.ndim == 1 else _each_sample(function, *tensors)
 
 
 class _LayerNorm(torch.autograd.Function):
     """`(x - mean) * rstd * weight + bias` with weight and bias [d], or [b, d]. Keeps x and two statistics a row.
 
-    In float32 by the device's own kernel, which in half types would round the gradients of weight and bias too.
+    The device's kernels take rows in half precision beside a weight and bias in float32: they compute in float32, round
+    the rows once, and return the gradients of weight and bias in float32.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        affine = (weight.float(), bias.float())
-        shared = weight.ndim == 1
-        y, mean, rstd = torch.native_layer_norm(x.float(), x.shape[-1:], *(affine if shared else (None, None)), eps)
-        if not shared:
-            y = torch.addcmul(affine[1].unsqueeze(1), y, affine[0].unsqueeze(1))
+        def norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+            return torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+        y, mean, rstd = _for_weight(weight, norm, x, weight.float(), bias.float())
         ctx.save_for_backward(x, mean, rstd, weight, bias)
-        return y.to(x.dtype)
+        return y.to(x.dtype)  # autocast would make it float32
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, rstd, weight, bias = ctx.saved_tensors
-        grad, wide = grad.float(), x.float()
-        backward = torch.ops.aten.native_layer_norm_backward
-        if weight.ndim == 1:
-            affine, wanted = (weight.float(), bias.float()), [True, True, True]
-            dx, dweight, dbias = backward(grad, wide, x.shape[-1:], mean, rstd, *affine, wanted)
-        else:
-            dweight, dbias = (grad * (wide - mean) * rstd).sum(1), grad.sum(1)
-            scaled, wanted = grad * weight.float().unsqueeze(1), [True, False, False]
-            dx, _, _ = backward(scaled, wide, x.shape[-1:], mean, rstd, None, None, wanted)
-        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype), None
+        return *_norm_backward(grad, *ctx.saved_tensors), None
+
+
+class _AddLayerNorm(torch.autograd.Function):
+    """`r = x + y` and its LayerNorm by `npu_add_layer_norm`. Keeps r and two statistics a row.
+
+    The operator's own gradient wants the weight in the dtype of the rows, in which a modulation would be rounded.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        def add_norm(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return torch.ops.npu.npu_add_layer_norm(*tensors, eps, True)
+
+        normed, mean, rstd, r = _for_weight(weight, add_norm, x, y.to(x.dtype), weight.float(), bias.float())
+        ctx.save_for_backward(r, mean, rstd, weight, bias)
+        ctx.dtype = y.dtype
+        return r, normed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dr: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dweight, dbias = _norm_backward(grad, *ctx.saved_tensors)
+        dx = dr + dx
+        return dx, dx.to(ctx.dtype), dweight, dbias, None
+
+
+def _norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias of a LayerNorm, from its statistics [b, s, 1] in float32."""
+
+    def backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, *affine: Tensor) -> tuple[Tensor, ...]:
+        wanted = [True, True, True]
+        return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, *affine, wanted)
+
+    dx, dweight, dbias = _for_weight(weight, backward, grad, x, mean, rstd, weight.float(), bias.float())
+    return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
 class _GateResidual(torch.autograd.Function):
-    """Keeps y and the gate."""
+    """Keeps y and the gate.
+
+    Forward: CANN multiplies and adds rows in half precision and a tensor in float32 without a cast before (`addcmul`
+    casts), so that the product and the sum are in float32, and the result is rounded once.
+
+    Backward, with g the gradient of the result: dy = gate * g and dgate = sum(g * y) over the tokens, by one call of
+    `npu_rms_norm_backward`. That computes dx = rstd * (weight * g - x * rstd * mean(weight * g * x * rstd)) and
+    dweight = sum(g * x * rstd) in float32, of whatever statistic it is given. With x = y, rstd = 1/S and
+    weight = S * gate these are dx = gate * g - y * mean(gate * g * y) / S^2 and dweight = dgate / S. S is a power of
+    two, so that scaling by it is exact, and so large that the second term is nothing in float32.
+    """
+
+    SCALE = 2.0**24
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(y, gate)
-        return torch.addcmul(x.float(), y.float(), gate.float().unsqueeze(1)).to(x.dtype)
+        return torch.add(x, torch.mul(y, gate.float().unsqueeze(1))).to(x.dtype)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, gate = ctx.saved_tensors
-        wide = grad.float()
-        dy, dgate = wide * gate.float().unsqueeze(1), (wide * y.float()).sum(1)
-        return grad, dy.to(y.dtype), dgate.to(gate.dtype)
+        scale = _GateResidual.SCALE
+
+        def backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            rstd = torch.full((*y.shape[:-1], 1), 1 / scale, dtype=torch.float32, device=y.device)
+            return torch.ops.npu.npu_rms_norm_backward(grad, y, weight, rstd)
+
+        dy, dgate = _each_sample(backward, grad.to(y.dtype), y, scale * gate.float())
+        return grad, dy, (scale * dgate).to(gate.dtype)

@@ -16,6 +16,7 @@ from mova_engine.backend import NAMES, Backend, default_backend, get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.bench.settings import MEASUREMENTS, SuiteConfig
 from mova_engine.bench.suites import SUITES
+from mova_engine.bench.timing import EMULATED
 from mova_engine.errors import MovaError, redact, suggest
 from mova_engine.files.results import check_result, write_result
 from mova_engine.ops import DTYPES, OPERATORS, bind
@@ -25,7 +26,6 @@ from mova_engine.parity.case import CaseDevice
 from mova_engine.parity.judge import ParityRow
 from mova_engine.parity.runner import run_folder
 
-EMULATED = "emulated: not a measurement"
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 
 

@@ -1,6 +1,6 @@
 """Measures single operators: every implementation that the device can run is checked, then timed interleaved."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,10 +25,8 @@ _ROUNDS = 200
 
 def run(settings: OperatorsConfig, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
     """One row per operator, case and implementation: forward and backward seconds, and the ratio to the reference."""
+    check_operators(settings.op)
     names = settings.op or tuple(OPERATORS)
-    for name in names:
-        if name not in OPERATORS:
-            raise MovaError(f"unknown operator '{name}'.{suggest(name, OPERATORS)}")
     baseline = {} if settings.baseline == "none" else load_baseline(settings.baseline)
     bandwidth = copy_bandwidth(backend)
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s")
@@ -46,6 +44,13 @@ def run(settings: OperatorsConfig, backend: Backend, dtype: torch.dtype) -> list
             functions = candidates(operator, case, backend, dtype, baseline, settings.compile)
             rows += _case_rows(operator, case, functions, backend, dtype, settings.seconds, bandwidth)
     return rows
+
+
+def check_operators(names: Iterable[str]) -> None:
+    """MovaError for a name that is no operator's."""
+    for name in names:
+        if name not in OPERATORS:
+            raise MovaError(f"unknown operator '{name}'.{suggest(name, OPERATORS)}")
 
 
 def candidates(
@@ -146,8 +151,10 @@ def _case_rows(
     return rows
 
 
-def forward_backward(operator: Operator, function: Callable, inputs: dict[str, Any]) -> Callable[[], None]:
-    """A function that runs one forward and its gradients."""
+def forward_backward(
+    operator: Operator, function: Callable, inputs: dict[str, Any]
+) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """A function that runs one forward and its gradients, which it returns."""
     leaves = {
         name: inputs[name].detach().requires_grad_() for name in operator.differentiable if inputs[name] is not None
     }
@@ -155,9 +162,11 @@ def forward_backward(operator: Operator, function: Callable, inputs: dict[str, A
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     cotangents = [torch.ones_like(x) for x in outputs]
 
-    def run_both() -> None:
+    def run_both() -> tuple[torch.Tensor, ...]:
         outs = function(**inputs | leaves)
-        torch.autograd.grad(outs, list(leaves.values()), cotangents if isinstance(outs, tuple) else cotangents[0])
+        return torch.autograd.grad(
+            outs, list(leaves.values()), cotangents if isinstance(outs, tuple) else cotangents[0]
+        )
 
     return run_both
 

@@ -42,6 +42,8 @@ class OperatorsConfig(BenchConfig):
     """MODULE:ATTRIBUTE of a table of formulations to compare with, or none."""
     compile: bool = False
     """Also torch.compile of the references."""
+    choose: bool = False
+    """Time what may serve each operator, and write the fastest where models look it up (the folder MOVA_TILES)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,18 @@ import torch
 
 from mova_engine.backend import Backend, get_backend
 from mova_engine.backend.circumstances import circumstances
-from mova_engine.bench import encoding, operators
+from mova_engine.bench import choose_operators, encoding, operators
 from mova_engine.bench.breakdown import time_by_group
 from mova_engine.bench.candidates import make_sides, measure_job, scaled_down
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, denoise_job, stack_job, step_job, with_towers
-from mova_engine.bench.settings import BenchConfig, ChainConfig, ModelConfig, StackConfig, StepConfig
+from mova_engine.bench.settings import (
+    BenchConfig,
+    ChainConfig,
+    ModelConfig,
+    OperatorsConfig,
+    StackConfig,
+    StepConfig,
+)
 from mova_engine.bench.workloads import SEED, Workload
 from mova_engine.config.model import ClipConfig, MovaConfig, get_preset
 from mova_engine.files.results import check_result, write_result
@@ -127,8 +134,12 @@ def _model(make: Callable[[MovaConfig, Any], Workload], **options: Any) -> Measu
     return partial(_run_model, make, **options)
 
 
+def _run_operators(settings: OperatorsConfig, backend: Backend, dtype: torch.dtype) -> Rows:
+    return (choose_operators if settings.choose else operators).run(settings, backend, dtype)
+
+
 SUITES: dict[str, Measure] = {
-    "operators": operators.run,
+    "operators": _run_operators,
     "encode": encoding.run,
     "chain": _run_chain,
     "block": _model(lambda config, settings: block_job(config, "video")),

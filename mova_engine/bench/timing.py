@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from mova_engine.backend import Backend
 
+# What is said of times on a device that software stands in for.
+EMULATED = "emulated: not a measurement"
 # The least number of runs for a median, whatever the time limit.
 LEAST = 5
 _RESAMPLES = 2000

@@ -215,7 +215,7 @@ def examine_operator_table(examination: Examination) -> list[Finding]:
     """The operators that training would use, and those of this device that were refused."""
     backend = examination.backend
     table = bind(backend, dtypes=(torch.bfloat16,))
-    found = [Finding(OK, ", ".join(f"{c.operator}={c.implementation}" for c in table.choices))]
+    found = [Finding(OK, ", ".join(c.label for c in table.choices))]
     refused: dict[tuple[str, str], list[str]] = {}
     for choice in table.choices:
         meant = {i.name for i in OPERATORS[choice.operator].implementations if backend.name in i.devices}

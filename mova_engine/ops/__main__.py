@@ -29,6 +29,8 @@ class OpsConfig:
     """A machine that is not here: sm90, 910a2, avx512_bf16."""
     packages: Annotated[str | None, spelled("--with")] = None
     """Packages that it has, e.g. flash-attn-3,apex."""
+    table: bool = False
+    """Print the choices on usual machines instead, as Markdown (docs/operators.md)."""
 
     def __post_init__(self) -> None:
         if self.packages is not None and self.assume is None:
@@ -44,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     # Imported late, so that help is instant.
+    if config.table:
+        from mova_engine.ops.choice_table import choice_tables
+
+        sys.stdout.write("\n".join((*choice_tables(), "")))
+        return 0
     from mova_engine.ops.choice import describe_choices
     from mova_engine.ops.lossy_table import LOSSY
     from mova_engine.ops.machine import assumed_machine
@@ -60,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         absent = backend.unavailable()
         machine = ThisMachine(backend)
         line = f"device {backend.name}: {f'NOT usable here: {absent}' if absent else backend.describe()}"
+        if not absent and machine.measured.about:
+            line += f"\n{machine.measured.about}"
     lines = describe_choices(machine, training=not config.inference, dtype=config.dtype)
     # For sampling alone, where it is named: whatever the others are asked for.
     lossy = describe_choices(machine, training=False, dtype=config.dtype, operators=LOSSY)

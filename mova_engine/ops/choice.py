@@ -35,7 +35,8 @@ def _unfit(operator: Operator, implementation: Implementation, dtypes: tuple[str
 def choose_operator(
     operator: Operator, machine: Machine, wanted: str | None, training: bool, dtypes: tuple[str, ...]
 ) -> Choice:
-    """Of one operator: the wanted implementation or MovaError with the reason; without a wish, the first that serves.
+    """Of one operator: the wanted implementation or MovaError with the reason; without a wish, the first that serves,
+    of those that were timed on this machine the fastest.
 
     dtypes: names of those that the model computes in, all of which an automatically chosen implementation must support.
     """
@@ -45,17 +46,41 @@ def choose_operator(
             f"Known: {', '.join(operator.choices())}"
         )
     refused: list[tuple[str, str]] = []
-    for implementation in operator.preferred(machine):
+    timed = machine.timed(operator.name, training, operator.called_in or dtypes) if wanted is None else ()
+    for implementation in _fastest_first(operator.preferred(machine), timed):
         if wanted not in (None, implementation.name):
             continue
         reason = _unfit(operator, implementation, dtypes) if wanted is None else None
         reason = reason or refusal(operator, implementation, machine, training, dtypes)
         if reason is None:
-            return Choice(operator.name, implementation.name, tuple(refused))
+            return Choice(operator.name, implementation.name, tuple(refused), implementation.name in timed[:1])
         if wanted is not None:
             raise MovaError(f"operator {operator.name}: implementation '{wanted}' cannot serve: {reason}")
         refused.append((implementation.name, reason))
     return Choice(operator.name, REFERENCE, tuple(refused))
+
+
+def _fastest_first(preferred: tuple[Implementation, ...], timed: tuple[str, ...]) -> tuple[Implementation, ...]:
+    """The implementation that was measured to be the fastest before all that were timed with it. What was not timed, as
+    a caller's own, keeps its place.
+    """
+    fastest = next((entry for entry in preferred if entry.name in timed[:1]), None)
+    if fastest is None:
+        return preferred
+    others = [entry for entry in preferred if entry is not fastest]
+    place = next((i for i, entry in enumerate(others) if entry.name in timed), len(others))
+    return (*others[:place], fastest, *others[place:])
+
+
+def candidates(
+    operator: Operator, machine: Machine, training: bool, dtypes: tuple[str, ...]
+) -> tuple[Implementation, ...]:
+    """The implementations that can serve and need not be named, in the declared order of preference."""
+    return tuple(
+        entry
+        for entry in operator.preferred(machine)
+        if _unfit(operator, entry, dtypes) is None and refusal(operator, entry, machine, training, dtypes) is None
+    )
 
 
 def choose(
@@ -102,7 +127,7 @@ def describe_choices(
     for choice in choose(machine, training=training, dtype=dtype, operators=operators):
         operator = operators[choice.operator]
         chosen = next((i.label for i in operator.implementations if i.name == choice.implementation), REFERENCE)
-        lines.append(f"{operator.name:28} -> {chosen}")
+        lines.append(f"{operator.name:28} -> {chosen}{', by measurement' * choice.measured}")
         for implementation in operator.preferred(machine):
             if implementation.name == choice.implementation:
                 continue

@@ -178,11 +178,19 @@ class Operator:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for one operator, and why each preferred implementation was passed over."""
+    """What was chosen for one operator, and why each preferred implementation was passed over. measured: it was the
+    fastest of those that were timed on this machine (`measured_choices`).
+    """
 
     operator: str
     implementation: str
     refused: tuple[tuple[str, str], ...] = ()
+    measured: bool = False
+
+    @property
+    def label(self) -> str:
+        """`attention=sdpa`, with a mark where it was measured."""
+        return f"{self.operator}={self.implementation}{' (measured)' * self.measured}"
 
 
 def _within(version: Version | None, generations: Generations) -> bool:

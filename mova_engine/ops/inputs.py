@@ -218,11 +218,20 @@ def attention_backward(make: Maker, b: int, s: int, n: int, h: int, e: int, **sc
     return {"dout": make(b, s, h, e), **shard, "out": out.to(q.dtype), "lse": lse.to(make.wide)}
 
 
-def merge_lse(shards: int, scale: float = 3.0, offset: float = 0.0, empty: bool = False) -> Make:
+def merge_lse(
+    shards: int,
+    scale: float = 3.0,
+    offset: float = 0.0,
+    empty: bool = False,
+    sizes: tuple[int, int, int, int] = (2, 11, 2, 64),
+) -> Make:
+    """sizes: (batch, tokens, heads, head dim)."""
+    b, n, h, e = sizes
+
     def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         make = Maker(generator, device, dtype)
-        outs = make(shards, 2, 11, 2, 64, offset=1.0)
-        lses = make(shards, 2, 2, 11, scale=scale, offset=offset, dtype=make.wide)
+        outs = make(shards, b, n, h, e, offset=1.0)
+        lses = make(shards, b, h, n, scale=scale, offset=offset, dtype=make.wide)
         if empty:
             outs[1], lses[1] = torch.nan, -torch.inf
         return {"outs": outs, "lses": lses}
@@ -230,13 +239,14 @@ def merge_lse(shards: int, scale: float = 3.0, offset: float = 0.0, empty: bool 
     return make_case
 
 
-_SHAPES = ((33, 17), (101,), (1, 6, 96))
+Shapes = tuple[tuple[int, ...], ...]
+_SHAPES: Shapes = ((33, 17), (101,), (1, 6, 96))
 
 
-def gradients(scale: float, max_norm: float = 1.0, infinite: bool = False) -> Make:
+def gradients(scale: float, max_norm: float = 1.0, infinite: bool = False, shapes: Shapes = _SHAPES) -> Make:
     def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         make = Maker(generator, device, dtype)
-        grads = [make(*shape, scale=scale) for shape in _SHAPES]
+        grads = [make(*shape, scale=scale) for shape in shapes]
         if infinite:
             grads[0][3, 4] = torch.inf
         return {"grads": grads, "max_norm": max_norm}
@@ -244,12 +254,14 @@ def gradients(scale: float, max_norm: float = 1.0, infinite: bool = False) -> Ma
     return make_case
 
 
-def adamw(start: float = 1.0, size: float = 0.1, eps: float = 1e-8, weight_decay: float = 0.1) -> Make:
+def adamw(
+    start: float = 1.0, size: float = 0.1, eps: float = 1e-8, weight_decay: float = 0.1, shapes: Shapes = _SHAPES
+) -> Make:
     def make_case(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         make = Maker(generator, device, dtype)
         return {
-            "params": [make(*shape, scale=start) for shape in _SHAPES],
-            "grads": [[make(*shape, scale=size) for shape in _SHAPES] for _ in range(3)],
+            "params": [make(*shape, scale=start) for shape in shapes],
+            "grads": [[make(*shape, scale=size) for shape in shapes] for _ in range(3)],
             "options": {"lr": 1e-2, "betas": (0.9, 0.98), "eps": eps, "weight_decay": weight_decay},
         }
 

@@ -87,6 +87,12 @@ class Machine:
         """
         return None
 
+    def timed(self, operator: str, training: bool, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        """The implementations of an operator that were timed on this machine, the one to take first; () for none, as of
+        a machine that is not here.
+        """
+        return ()
+
 
 def assumed_machine(device: str, capability: str | None = None, packages: Iterable[str] = ()) -> Machine:
     """A machine as the command line says it: `--device cuda --assume sm90 --with flash-attn-3`.

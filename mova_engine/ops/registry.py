@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from mova_engine.ops.custom_ops import AttentionKernels, trained_attention
 from mova_engine.ops.declarations import REFERENCE, Choice, Implementation, Operator, resolve
 from mova_engine.ops.fused_linear import forms, shared_linear
 from mova_engine.ops.machine import LIBRARIES, PRODUCTS, Machine, Version
+from mova_engine.ops.measured_choices import MeasuredChoices, read_choices
 from mova_engine.ops.table import OPERATORS
 from mova_engine.ops.trial import failure
 
@@ -98,6 +100,14 @@ class ThisMachine(Machine):
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend.name, None if backend.unavailable() else _capability(backend))
         object.__setattr__(self, "backend", backend)
+
+    @cached_property
+    def measured(self) -> MeasuredChoices:
+        """What was measured on this device, if anything."""
+        return read_choices(self.backend)
+
+    def timed(self, operator: str, training: bool, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return () if self.backend.unavailable() else self.measured.timed(operator, training, dtypes)
 
     def lacks(self, need: str) -> str | None:
         return None if need in LIBRARIES else _lacking(need)
@@ -196,12 +206,13 @@ def bind(
 ) -> OpTable:
     """Bind every operator to a callable for `backend`, or for a machine that is not here.
 
-    choices: {operator: implementation} that must be met, or "reference" for all; the rest is chosen automatically,
-    first fit. assume: instead of `backend`; what is bound can be read (`table.choices`), and raises MovaError where it
-    is called. training=False also admits kernels without a gradient. operators: the table, e.g. with your own
-    implementation added (`Operator.with_implementation`). dtypes: what the model computes in; an automatically chosen
-    implementation must support all of them, and on a CPU run in them. Raises MovaError with the reason when a choice
-    cannot be met.
+    choices: {operator: implementation} that must be met, or "reference" for all; the rest is chosen automatically: the
+    fastest where that was measured on this device (`mova bench operators --choose`), else first fit. assume: instead of
+    `backend`; what is bound can be read (`table.choices`), and raises MovaError where it is called. training=False also
+    admits kernels without a gradient. operators: the table, e.g. with your own implementation added
+    (`Operator.with_implementation`). dtypes: what the model computes in; an automatically chosen implementation must
+    support all of them, and on a CPU run in them. Raises MovaError with the reason when a choice cannot be met, and for
+    a damaged file of measured choices.
     """
     machine = ThisMachine(backend) if backend is not None else assume
     if machine is None or (backend is not None and assume is not None):

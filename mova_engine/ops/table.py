@@ -79,9 +79,9 @@ _NPU_CALLS = {
     "rms_norm_rope": ("npu_rms_norm", "npu_rms_norm_backward", "npu_rotary_mul"),
     "layer_norm": ("native_layer_norm",),
     "norm_modulate": ("native_layer_norm",),
-    "gate_residual": ("addcmul",),
-    "gate_residual_norm": ("addcmul", "native_layer_norm"),
-    "gate_residual_norm_modulate": ("addcmul", "native_layer_norm"),
+    "gate_residual": ("mul", "add", "npu_rms_norm_backward"),
+    "gate_residual_norm": ("mul", "add", "native_layer_norm", "npu_add_layer_norm"),
+    "gate_residual_norm_modulate": ("mul", "add", "native_layer_norm", "npu_add_layer_norm"),
     "bias_gelu": ("npu_gelu", "npu_gelu_backward"),
     "linear_gelu": ("npu_gelu",),
     "int8_linear": ("npu_dynamic_quant", "npu_quant_matmul"),
@@ -94,21 +94,20 @@ _NPU_CALLS = {
 
 
 # Passes of what is composed of torch_npu's operators, in bfloat16, counted on the emulated NPU: they compute in float32
-# between a cast up and a cast down. What is not here is one kernel, and makes as few as can be.
+# and cast. What is not here is one kernel, and makes as few as can be. A product or sum of bfloat16 and float32 is one
+# kernel of CANN, without a cast before it; its result is float32.
 _NPU_PASSES = {
     "rms_norm_rope": Passes(14, 19),
-    "norm_modulate": Passes(10, 15),
-    "layer_norm": Passes(10, 15),
-    "gate_residual": Passes(15, 21, ungated=(3, 0)),
-    "gate_residual_norm": Passes(25, 39, ungated=(13, 18)),
-    "gate_residual_norm_modulate": Passes(25, 39, ungated=(13, 18)),
-    "bias_gelu": Passes(14, 21),
+    "gate_residual": Passes(11, 3, ungated=(3, 0)),
+    "gate_residual_norm": Passes(13, 9, ungated=(4, 6)),
+    "gate_residual_norm_modulate": Passes(13, 9, ungated=(4, 6)),
+    "bias_gelu": Passes(10, 17),
 }
-# What torch_npu's compositions hold at once in float32: the norm and its rotation, in the backward also its input; the
-# sum and its norm. (GELU takes a few rows at once.)
+# What torch_npu's compositions hold beside their results: the norm and its rotation, in the backward also its input; of
+# a gated sum the product and the sum, of which the results take the place of half. (GELU takes a few rows at once.)
 _NPU_SCRATCH = {
     "rms_norm_rope": (4.0, 6.0),
-    "gate_residual_norm_modulate": (4.0, 6.0),
+    "gate_residual_norm_modulate": (2.0, 0.0),
 }
 # Passes of the references in bfloat16, counted on a CPU; those of the last by reading.
 _COMPOSED = {
@@ -169,12 +168,13 @@ _MINDIE = {
     )
     for name, passes in {
         "norm_modulate": Passes(10, 0),
-        "gate_residual_norm_modulate": Passes(25, 0, ungated=(13, 0)),
+        "gate_residual_norm_modulate": Passes(21, 0, ungated=(13, 0)),
     }.items()
 }
 # On Ascend one fused kernel of torch_npu with a gradient comes first where there is one. The other operators are made
-# there of several, in float32: Triton's kernels, where they compile, pass over memory far less.
-_FUSED_ON_NPU = ("rms_norm",)
+# there of several, partly in float32: Triton's kernels, where they compile, pass over memory less. MindIE-SD's norm is
+# given float32 and comes last.
+_FUSED_ON_NPU = ("rms_norm", "layer_norm", "norm_modulate")
 
 
 def _operator(name: str, *implementations: Implementation, differentiable: str = "", **fields: Any) -> Operator:
@@ -197,8 +197,10 @@ def _rows(name: str, differentiable: str, *implementations: Implementation) -> O
     """An operator on rows of activations."""
     inference = (_MINDIE[name],) if name in _MINDIE else ()
     npu, triton = _npu("norms", name), _triton(name)
-    ascend = (npu, triton) if name in _FUSED_ON_NPU else (triton, *inference, npu)
-    return _operator(name, _native(name), *ascend, *implementations, _compile(name), differentiable=differentiable)
+    ascend = (npu, triton) if name in _FUSED_ON_NPU else (triton, npu)
+    return _operator(
+        name, _native(name), *ascend, *inference, *implementations, _compile(name), differentiable=differentiable
+    )
 
 
 # Beside the product nothing passes over activations; weights are not counted.

@@ -31,7 +31,7 @@ def compare_folder(
     backend = get_backend(device)
     table = bind(backend, _choices(ops))
     print(f"device {backend.name}: {backend.describe()}; torch {torch.__version__}; {dtype}")
-    print("operators: " + ", ".join(f"{c.operator}={c.implementation}" for c in table.choices))
+    print("operators: " + ", ".join(c.label for c in table.choices))
     machine = CaseDevice(table, backend.device(), DTYPES[dtype])
     with _precision(backend, keep_reduced_precision) as still_on:
         missed = _run(folder, machine, quiet)

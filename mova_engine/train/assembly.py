@@ -238,7 +238,7 @@ def _describe(run: TrainingRun, clips: int, console: Console) -> None:
         start = f"; adapters start from {config.lora.init}" if config.lora.init else ""
         console.print(f"frozen weights{kept}: {config.model.checkpoint}{start}")
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
-    chosen = [f"{c.operator}={c.implementation}" for c in run.ops.choices if c.implementation != REFERENCE]
+    chosen = [c.label for c in run.ops.choices if c.implementation != REFERENCE]
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")
     if run.processes.launch.world > 1:
         sharded = "" if run.state.weights.shards is None else ", weights sharded"

@@ -1,9 +1,9 @@
 """What Ascend's documentation demands of the operators that we call, as a table, and a mode that holds calls to it.
 
-Source: the documentation in torch_npu 2.13.0 (`torch_npu/_op_plugin_docs.py`), and CANN's of aclnnAttentionUpdate and
-aclnnAdaLayerNorm. The package's own schemas and shape functions judge the rest when calls are made on fake tensors. Of
-torch's own operators the mode holds to what users ran into: float64 and complex numbers, which an NPU computes slowly
-or not at all, and convolutions of memory whose channels come last.
+Source: the documentation in torch_npu 2.13.0 (`torch_npu/_op_plugin_docs.py`), and CANN's of aclnnAttentionUpdate,
+aclnnAdaLayerNorm, aclnnAddLayerNorm and aclnnRmsNormGrad. The package's own schemas and shape functions judge the rest
+when calls are made on fake tensors. Of torch's own operators the mode holds to what users ran into: float64 and complex
+numbers, which an NPU computes slowly or not at all, and convolutions of memory whose channels come last.
 """
 
 import math
@@ -33,9 +33,21 @@ def _rms_norm(input: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> Violations
 
 
 def _rms_norm_backward(dy: Tensor, input: Tensor, gamma: Tensor, rstd: Tensor) -> Violations:
-    yield from _rms_norm(input, gamma)
+    # Other than the forward it takes a weight in float32 beside half precision.
+    yield from _rms_norm(input, gamma if gamma.dtype != torch.float32 else gamma.to(input.dtype))
     if dy.dtype != input.dtype or rstd.dtype != torch.float32:
         yield f"dy is {dy.dtype} for {input.dtype}, rstd {rstd.dtype}"
+
+
+def _add_layer_norm(
+    x1: Tensor, x2: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5, additional_output: bool = False
+) -> Violations:
+    if x1.dtype not in FLOATS or x1.dtype != x2.dtype or not gamma.dtype == beta.dtype == torch.float32:
+        yield f"dtypes {x1.dtype}, {x2.dtype}, {gamma.dtype} and {beta.dtype}"
+    if not 1 <= x1.dim() <= 8 or x1.shape != x2.shape or gamma.shape != x1.shape[-1:] or beta.shape != gamma.shape:
+        yield f"shapes {list(x1.shape)}, {list(x2.shape)}, {list(gamma.shape)} and {list(beta.shape)}"
+    if not x1.numel():
+        yield "an axis of no length"
 
 
 def _rotary(
@@ -160,6 +172,7 @@ def _ada_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, epsilon: float = 1e
 
 
 LIMITS: dict[str, Callable[..., Violations]] = {
+    "npu::npu_add_layer_norm": _add_layer_norm,
     "npu::npu_rms_norm": _rms_norm,
     "npu::npu_rms_norm_backward": _rms_norm_backward,
     "npu::npu_rotary_mul": _rotary,

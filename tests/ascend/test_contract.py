@@ -18,7 +18,7 @@ from mova_engine.codecs import dac
 from mova_engine.config.model import get_preset
 from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
-from mova_engine.ops import OPERATORS, OpTable, bind, bind_operator
+from mova_engine.ops import OPERATORS, OpTable, bind, bind_operator, refusal
 from mova_engine.ops.row_chunks import product_chunks
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.ops.testing.verify import verify
@@ -75,7 +75,7 @@ def test_the_whole_model_at_its_real_size(limits, ops, preset, dtype):
     named = {name: p for part in parts for name, p in part.named_parameters()}
     assert_gradients(outputs, named)
     assert limits.calls.keys() == {
-        *("npu::npu_rms_norm", "npu::npu_rms_norm_backward", "npu::npu_rotary_mul"),
+        *("npu::npu_add_layer_norm", "npu::npu_rms_norm", "npu::npu_rms_norm_backward", "npu::npu_rotary_mul"),
         *("npu::npu_fusion_attention", "npu::npu_fusion_attention_grad", "npu::npu_gelu", "npu::npu_gelu_backward"),
     }
 
@@ -191,9 +191,11 @@ def test_no_attention_of_ours_has_lengths_or_a_mask():
 @EACH_PRESET
 @EACH_DTYPE
 def test_inference_operators_of_mindie(limits, npu, preset, shards, dtype):
-    make, choice = bind_operator(OPERATORS["gate_residual_norm_modulate"], npu, training=False)
-    if choice.implementation != "mindie":
-        pytest.skip(dict(choice.refused)["mindie"])
+    operator = OPERATORS["gate_residual_norm_modulate"]
+    (entry,) = (entry for entry in operator.implementations if entry.name == "mindie")
+    if reason := refusal(operator, entry, npu, training=False):
+        pytest.skip(reason)
+    make, _ = bind_operator(operator, npu, "mindie", training=False)
     for s, heads in _rows(preset, shards).values():
         x = _tensor(1, s, 128 * heads, dtype=DTYPES[dtype])
         vector = _tensor(1, 128 * heads, dtype=torch.float32)

@@ -53,8 +53,18 @@ def test_passes_of_fused_kernels(machine):
 
 def test_passes_of_compositions_on_ascend():
     forward, backward = _cost(assumed_machine("npu", "910a2"), "full").block(VIDEO)
-    assert forward == pytest.approx(2 * 14 + 25 + 2 + 13 + 25 + 14 * RATIO)
-    assert backward == pytest.approx(2 * 19 + 39 + 3 + 18 + 39 + (10 + 10 + 10) + (14 + 21) * RATIO + 7)
+    assert forward == pytest.approx(2 * 14 + 13 + 2 + 4 + 13 + 10 * RATIO)
+    assert backward == pytest.approx(2 * 19 + 9 + 3 + 6 + 9 + (2 + 2 + 2) + (10 + 17) * RATIO + 7)
+
+
+@pytest.mark.parametrize(
+    ("packages", "forward", "backward"), [([], 30, 24), (["triton"], 12, 16)], ids=["torch_npu", "triton-ascend"]
+)
+def test_a_block_s_residuals_with_norms_on_ascend(packages, forward, backward):
+    cost = _cost(assumed_machine("npu", "910a2", packages), "full")
+    calls = ("gate_residual_norm", True), ("gate_residual_norm_modulate", False), ("gate_residual_norm_modulate", True)
+    passes = [cost.passes(name, gate) for name, gate in calls]
+    assert [sum(each) for each in zip(*passes, strict=True)] == [forward, backward]
 
 
 def test_weights_in_fp8_quantise_rows_beside():

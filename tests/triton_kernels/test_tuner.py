@@ -25,7 +25,8 @@ ROPE = ("rms_norm_rope_bwd_kernel", 5120, "float32")
 @pytest.fixture
 def tables(tmp_path, monkeypatch) -> Path:
     """A folder of tables that kernels read, still empty."""
-    from mova_kernels.triton_tiles import FOLDER, tuned
+    from mova_kernels.measured_tables import FOLDER
+    from mova_kernels.triton_tiles import tuned
 
     monkeypatch.setenv(FOLDER, str(tmp_path))
     tuned.cache_clear()
@@ -150,7 +151,8 @@ def test_what_is_no_table_is_refused_with_the_reason_and_the_remedy(tables, text
 
 @needs_triton
 def test_a_folder_that_is_not_there_is_refused(tables, monkeypatch):
-    from mova_kernels.triton_tiles import FOLDER, tuned
+    from mova_kernels.measured_tables import FOLDER
+    from mova_kernels.triton_tiles import tuned
 
     monkeypatch.setenv(FOLDER, str(tables / "absent"))
     with pytest.raises(ValueError, match="which is no folder; create it or unset the variable"):

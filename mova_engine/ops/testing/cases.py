@@ -296,6 +296,8 @@ MERGE_CASES = (
     Case("empty-shard", inputs_of.merge_lse(3, empty=True)),
     # exp of these sums overflows, and they need more than half precision.
     Case("large-sums", inputs_of.merge_lse(5, scale=1.0, offset=200.0)),
+    Case("1280x6", inputs_of.merge_lse(4, sizes=(1, 1280, 6, 128)), "bench", 4 * 1280 * 6 * 128),
+    Case("360p-cp4", inputs_of.merge_lse(4, sizes=(1, 10780, 40, 128)), "bench", 4 * 10780 * 40 * 128),
 )
 
 CLIP_CASES = (

@@ -26,6 +26,42 @@ def rms_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor, rstd: Tensor) -> tup
     return dx.to(x.dtype), (wide(dy) * normed).sum(rows).float()
 
 
+def add_layer_norm(
+    x1: Tensor, x2: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5, additional_output: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, mean, rstd and the sum; the statistics are float32, and of the sum before it is rounded."""
+    if not (additional_output and x1.dtype == x2.dtype and gamma.dtype == beta.dtype):
+        raise RuntimeError(f"npu_add_layer_norm: {x1.dtype}, {x2.dtype}, {gamma.dtype} and {beta.dtype} not emulated")
+    x = wide(x1) + wide(x2)
+    y, mean, rstd = torch.native_layer_norm(x, gamma.shape, wide(gamma), wide(beta), epsilon)
+    return y.to(x1.dtype), mean, rstd, x.to(x1.dtype)
+
+
+def _wide(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else wide(vector)
+
+
+def layer_norm(
+    x: Tensor, normalized_shape, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y in x's dtype, mean and rstd in float32."""
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        raise RuntimeError(f"native_layer_norm: weight is {weight.dtype}, bias {bias.dtype}")
+    y, mean, rstd = torch.native_layer_norm(wide(x), normalized_shape, _wide(weight), _wide(bias), eps)
+    return y.to(x.dtype), mean, rstd
+
+
+def layer_norm_backward(
+    grad: Tensor, x: Tensor, normalized_shape, mean: Tensor, rstd: Tensor, weight: Tensor | None,
+    bias: Tensor | None, output_mask: list[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """dx in x's dtype, the gradients of weight and bias in float32. (PyTorch's kernel for a CPU sums these in x's.)"""
+    dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        wide(grad), wide(x), normalized_shape, mean, rstd, _wide(weight), _wide(bias), output_mask
+    )
+    return None if dx is None else dx.to(x.dtype), dweight, dbias
+
+
 def layer_norm_eval(x: Tensor, normalized_shape, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
     """LayerNorm without a gradient."""
     return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
@@ -55,6 +91,9 @@ def rotary_mul_backward(grad: Tensor, x: Tensor, cos: Tensor, sin: Tensor, rotar
 
 
 OPERATORS = {
+    "aten::native_layer_norm": layer_norm,
+    "aten::native_layer_norm_backward": layer_norm_backward,
+    "npu::npu_add_layer_norm": add_layer_norm,
     "npu::npu_rms_norm": rms_norm,
     "npu::npu_rms_norm_backward": rms_norm_backward,
     "npu::npu_layer_norm_eval": layer_norm_eval,
