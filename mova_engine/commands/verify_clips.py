@@ -11,11 +11,11 @@ from mova_engine.config.command import Command, to_plain
 from mova_engine.config.limits import check
 from mova_engine.errors import MovaError, run_cli
 
-ABOUT = """Check mp4 files against the C2PA manifests in them: who signed them, whether they were changed since and in
-which part, what they state, and whether the manifest beside a clip, CLIP.json, agrees.
+ABOUT = """Check mp4 and wav files against the C2PA manifests in them: who signed them, whether they were changed since
+and in which part, what they state, and whether the manifest beside a clip, CLIP.json, agrees.
 
 Any program's signature is checked; nothing is fetched. Status 0 when all are as they were signed, 1 when one is not, or
-is not signed; 2 for a file that is no mp4 file.
+is not signed; 2 for a file of another format.
 """
 
 
@@ -24,7 +24,7 @@ class VerifyConfig:
     """Which files are checked."""
 
     files: tuple[Path, ...] = field(kw_only=False)
-    """mp4 files."""
+    """mp4 or wav files."""
     trust: tuple[Path, ...] = ()
     """Certificates to trust, in PEM, beside your own: a signature that leads to none of them gives status 1."""
     json: bool = False

@@ -21,6 +21,7 @@ from mova_engine.config.command import to_plain
 from mova_engine.config.sample import SampleConfig
 from mova_engine.data.media.clip_manifest import ClipManifest, file_facts, stated_facts
 from mova_engine.data.media.provenance import require_signing, signed
+from mova_engine.data.media.signed_formats import HEAD, format_of
 from mova_engine.data.media.signer import Signer
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
@@ -124,9 +125,9 @@ class SampledManifests:
         )  # fmt: skip
 
     def file(self, manifest: ClipManifest, name: str, data: bytes) -> tuple[bytes, ClipManifest]:
-        """A clip's file, signed if it is an mp4 file and there is a signer, and its complete manifest."""
+        """A clip's file, signed if there is a signer and its format has signatures, and its complete manifest."""
         made, by = data, None
-        if self.signer is not None and name.endswith(".mp4"):
+        if self.signer is not None and format_of(data[:HEAD]) is not None:
             facts = stated_facts(manifest, self.job.config.provenance.prompt)
             made, by = signed(data, facts, self.signer, parent=self._parent(manifest)), self.signer.name
         return made, replace(manifest, file=file_facts(name, made, data, by))

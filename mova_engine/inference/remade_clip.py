@@ -8,6 +8,7 @@ from typing import Any
 from mova_engine.config.adapter_spec import parse_adapter
 from mova_engine.config.sample import SampleConfig
 from mova_engine.data.media.clip_manifest import ClipManifest, read_manifest
+from mova_engine.data.media.signed_formats import differing_parts
 from mova_engine.errors import MovaError
 from mova_engine.inference.sampling_job import SamplingJob
 
@@ -76,9 +77,8 @@ class RemadeClip:
             return True, f"the same file, byte for byte: sha256 {whole}"
         if then_content.get("sha256") == content.get("sha256"):
             return True, f"the same clip, byte for byte before it was signed: sha256 {content.get('sha256')}"
-        named = {"mdat": "pictures or sound", "moov": "header"}
-        parts = [text for kind, text in named.items() if then_content.get(kind) != content.get(kind)]
-        return False, f"not the same clip as {self.path} states: {' and '.join(parts) or 'its content'} differ"
+        parts = " and ".join(differing_parts(then_content, content)) or "its content"
+        return False, f"not the same clip as {self.path} states: {parts} differ"
 
 
 def _require_input(path: Path, name: str, stated: Mapping[str, Any], config: SampleConfig) -> None:

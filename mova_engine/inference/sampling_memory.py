@@ -1,7 +1,8 @@
 """Settings of memory for sampling where they are left to the planner, and what a run measures of them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,13 +12,17 @@ from mova_engine.backend import Backend
 from mova_engine.config.adapter_spec import AdapterSpec
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape
-from mova_engine.config.model import MovaConfig
+from mova_engine.config.model import ClipConfig, MovaConfig
 from mova_engine.config.sample import SampleConfig
 from mova_engine.distributed.processes import Processes
+from mova_engine.errors import MovaError
 from mova_engine.inference.loading import is_quantised, refuse_sound_alone, stored_base, stored_dtypes
 from mova_engine.inference.sample_settings import SampleSettings
-from mova_engine.memory.chosen_memory import ChosenMemory, choose_memory
-from mova_engine.predict.job import AddedAdapters, Job, KeptVideo, layout_of
+from mova_engine.memory.chosen_memory import ChosenMemory, choose_memory, fits_here
+from mova_engine.predict.job import AddedAdapters, Job, KeptVideo, Layout, layout_of
+
+# Frames of a latent frame, but for the first.
+FRAME_STEP = 4
 
 
 def choose_for_sampling(
@@ -44,21 +49,8 @@ def choose_for_sampling(
     """
     if not settings.undecided and vram is None and ram is None:
         return None
-    refuse_sound_alone(folder)
-    base = stored_base(folder, model)
-    plain = settings.frozen == "activations" and not is_quantised(folder, model)
-    dtypes = {dtype} if dtype is not None else set(stored_dtypes(folder, model)) if plain else {torch.bfloat16}
-    job = Job(
-        model,
-        task="inference",
-        precision="bf16" if dtypes == {torch.bfloat16} else "fp32",
-        batch=batch,
-        evaluations=evaluations,
-        sequential=sequential,
-        base=base,
-        added=added_adapters(lora),
-        kept=kept,
-    )
+    job = _job(settings, folder, model, dtype, evaluations)
+    job = replace(job, batch=batch, sequential=sequential, added=added_adapters(lora), kept=kept)
     place = processes or Processes()
 
     def least(value: int) -> int:
@@ -66,6 +58,51 @@ def choose_for_sampling(
 
     layout = layout_of(mesh or MeshShape(), shard)
     return choose_memory(settings, job, layout, backend, vram=vram, ram=ram, least=least)
+
+
+def longest_that_fits(
+    settings: MemoryConfig,
+    folder: Path,
+    model: MovaConfig,
+    backend: Backend,
+    *,
+    dtype: torch.dtype | None,
+    evaluations: int,
+    batch: Callable[[ClipConfig], int],
+    vram: str | None = None,
+    ram: str | None = None,
+    lora: Sequence[AdapterSpec] = (),
+) -> ClipConfig:
+    """`model.clip`, or where the planner has that larger than the device's memory, the longest clip of its size that
+    fits. batch: how many clips of a shape are made at once. Other arguments, errors: as of `choose_for_sampling`;
+    MovaError where not even one frame fits.
+    """
+    job = replace(_job(settings, folder, model, dtype, evaluations), added=added_adapters(lora))
+
+    def of(latents: int) -> Job:
+        clip = replace(model.clip, frames=(latents - 1) * FRAME_STEP + 1)
+        return replace(job, model=replace(model, clip=clip), batch=batch(clip))
+
+    def fits(latents: int) -> bool:
+        return fits_here(settings, of(latents), Layout(), backend, vram=vram, ram=ram)
+
+    most = (model.clip.frames - 1) // FRAME_STEP + 1
+    # One after the other: of shorter clips more are made at once, so that a shorter one may need more memory.
+    found = next((latents for latents in range(most, 0, -1) if fits(latents)), None)
+    if found is None:
+        choose_memory(settings, of(1), Layout(), backend, vram=vram, ram=ram)
+        raise MovaError("not even one frame fits the memory of this device: see mova plan")
+    return of(found).model.clip
+
+
+def _job(settings: MemoryConfig, folder: Path, model: MovaConfig, dtype: torch.dtype | None, evaluations: int) -> Job:
+    """A denoising step of one clip. MovaError for a folder that makes sound alone."""
+    refuse_sound_alone(folder)
+    base = stored_base(folder, model)
+    plain = settings.frozen == "activations" and not is_quantised(folder, model)
+    dtypes = {dtype} if dtype is not None else set(stored_dtypes(folder, model)) if plain else {torch.bfloat16}
+    precision = "bf16" if dtypes == {torch.bfloat16} else "fp32"
+    return Job(model, task="inference", precision=precision, evaluations=evaluations, base=base)
 
 
 def kept_of(config: SampleConfig, settings: SampleSettings, planned: bool = False) -> KeptVideo | None:

@@ -11,7 +11,8 @@ from mova_engine.config.byte_sizes import parse_bytes
 from mova_engine.config.memory import PLAIN, MemoryConfig
 from mova_engine.errors import MovaError
 from mova_engine.predict.hardware import Hardware, hardware_of
-from mova_engine.predict.job import IMPLEMENTATIONS, OURS, Job, Layout, sharded
+from mova_engine.predict.job import IMPLEMENTATIONS, OURS, Job, Layout, PlannedRun, sharded
+from mova_engine.predict.memory_use import memory as planned_memory
 from mova_engine.predict.remedies import policy_options, remedies
 from mova_engine.predict.search import Plan, fitting, leanest
 
@@ -94,15 +95,37 @@ def choose_memory(
     processes of the run, which must all choose alike. Raises MovaError if nothing fits, which names what would.
     """
     hardware, timed = _hardware_here(backend, vram, ram, least)
-    fixed = settings.decided
-    jobs = [job]
-    if not job.training and not job.sequential and job.evaluations > 1:
-        jobs.append(replace(job, sequential=True))
+    fixed, jobs = settings.decided, _ways(job)
     for one in jobs:
         found = fitting(one, layout, hardware, IMPLEMENTATIONS[OURS], fixed)
         if found:
             return ChosenMemory(found[0], timed)
     raise _refusal(jobs[-1], layout, hardware, fixed)
+
+
+def fits_here(
+    settings: MemoryConfig,
+    job: Job,
+    layout: Layout,
+    backend: Backend,
+    *,
+    vram: str | None = None,
+    ram: str | None = None,
+) -> bool:
+    """Whether a run fits the backend's device. Where the settings leave something open, or a limit is given: whether
+    `choose_memory` finds a way. Else as they are, on the device alone: what its host holds is the same for all clips.
+    """
+    hardware, _ = _hardware_here(backend, vram, ram, lambda value: value)
+    if settings.undecided or vram is not None or ram is not None:
+        return any(fitting(one, layout, hardware, IMPLEMENTATIONS[OURS], settings.decided) for one in _ways(job))
+    found = planned_memory(PlannedRun(job, layout, settings), hardware.machine)
+    return (found.shared if hardware.host_bandwidth is None else found.total) <= hardware.budget
+
+
+def _ways(job: Job) -> list[Job]:
+    """A job as it is, and, in sampling, with evaluations that take turns, which needs less memory."""
+    turns = not job.training and not job.sequential and job.evaluations > 1
+    return [job, replace(job, sequential=True)] if turns else [job]
 
 
 def _hardware_here(

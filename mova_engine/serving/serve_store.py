@@ -30,6 +30,7 @@ from mova_engine.inference.sample_settings import default_settings
 from mova_engine.serving.api_keys import ApiKeys, check_reach, is_loopback
 from mova_engine.serving.job_store import JobStore
 from mova_engine.serving.job_times import JobTimes
+from mova_engine.serving.served_room import ServedRoom
 from mova_engine.serving.service import ServedModel, Service
 from mova_engine.serving.store_database import StoreLimits
 from mova_engine.serving.video_api import video_app
@@ -98,6 +99,7 @@ def serve(config: ServeConfig, checkpoint: Path, say: Callable[[str], None]) -> 
             enhance=config.enhance.backend,
             enhancer=None if enhancer is None else enhancer.enhance,
             predict=predict,
+            room=lambda model: ServedRoom(store, model.name).tokens(),
             ready=workers.describe if config.workers else lambda: None,
             created_at=int(time.time()),
         )

@@ -57,6 +57,16 @@ class ServedModel:
         """Tokens that a clip may have."""
         return self.most_tokens or self.clip.video_tokens
 
+    @property
+    def default_frames(self) -> int:
+        """Frames of a clip of its own size where none are asked for: its own, or as many as fit."""
+        return min(self.clip.frames, self.most_frames(self.clip.width, self.clip.height))
+
+    @property
+    def _where(self) -> str:
+        """Where a clip is too large, in words: in devices whose memory is the limit."""
+        return " in the memory of this server's device" if self.room < self.clip.video_tokens else ""
+
     def fits(self, width: int, height: int, frames: int) -> bool:
         """Whether a clip of these sides and frames is within the limit."""
         return replace(self.clip, width=width, height=height, frames=frames).video_tokens <= self.room
@@ -74,7 +84,7 @@ class ServedModel:
         for wide, high in _SHAPES:
             unit = math.sqrt(area / (wide * high))
             found.append((_below(wide * unit), _below(high * unit)))
-        return [(w, h) for w, h in dict.fromkeys(found) if self.fits(w, h, self.clip.frames)]
+        return [(w, h) for w, h in dict.fromkeys(found) if self.fits(w, h, self.default_frames)]
 
     def nearest_sizes(self, width: int, height: int, frames: int) -> list[tuple[int, int]]:
         """Up to three sizes of which `frames` can be made, those most like the wanted one first."""
@@ -90,7 +100,7 @@ class ServedModel:
         if width % SIDE == 0 and height % SIDE == 0 and width > 0 and height > 0 and self.fits(width, height, frames):
             return width, height
         near = ", ".join(f"{w}x{h}" for w, h in self.nearest_sizes(width, height, frames))
-        why = f"it is too large for {frames} frames"
+        why = f"it is too large for {frames} frames{self._where}"
         if width % SIDE or height % SIDE:
             why = "sides are multiples of 16"
         raise bad_field(param, f"{width}x{height} cannot be made ({why}); the nearest sizes are {near}")
@@ -101,7 +111,7 @@ class ServedModel:
         if frames % FRAME_STEP == 1 and 0 < frames <= most:
             return frames
         nearest = min(most, max(1, (frames - 1) // FRAME_STEP * FRAME_STEP + 1))
-        why = f"of {width}x{height} at most {most}" if frames > most else f"they are {FRAME_STEP}n+1"
+        why = f"of {width}x{height} at most {most}{self._where}" if frames > most else f"they are {FRAME_STEP}n+1"
         raise bad_field(param, f"{frames} frames cannot be made ({why}); the nearest number is {nearest}")
 
 
@@ -146,6 +156,10 @@ class ApiLimits:
     streams_each: int = 64
 
 
+def _no_limit(model: ServedModel) -> int | None:
+    return None
+
+
 def _nothing_predicted(model: ServedModel, settings: VideoSettings) -> float | None:
     return None
 
@@ -156,8 +170,8 @@ class Service:
     listens on this machine alone. allow_fetch: pictures are fetched from https addresses.
 
     enhance: who rewrites prompts, "none" without. enhancer: prompt and first frame to what it made of them.
-    predict: seconds of a clip's work, None where that is not known. ready: why no clips can be made now, None if they
-    can.
+    predict: seconds of a clip's work, None where that is not known. room: tokens that a clip of a model may have where
+    it is made, None without a limit. ready: why no clips can be made now, None if they can.
     """
 
     models: tuple[ServedModel, ...]
@@ -168,14 +182,24 @@ class Service:
     enhance: str = "none"
     enhancer: Callable[[str, np.ndarray | None], Enhanced] | None = None
     predict: Callable[[ServedModel, VideoSettings], float | None] = _nothing_predicted
+    room: Callable[[ServedModel], int | None] = _no_limit
     ready: Callable[[], str | None] = lambda: None
     created_at: int = 0
 
+    def offered(self) -> tuple[ServedModel, ...]:
+        """The models with the room that their clips have now."""
+        rooms = [self.room(model) for model in self.models]
+        return tuple(
+            model if room is None else replace(model, most_tokens=min(room, model.room))
+            for model, room in zip(self.models, rooms, strict=True)
+        )
+
     def model(self, name: str | None) -> ServedModel:
         """A model by name; None: the default. Raises ApiError with the nearest name."""
-        known: Mapping[str, ServedModel] = {model.name: model for model in self.models}
+        models = self.offered()
+        known: Mapping[str, ServedModel] = {model.name: model for model in models}
         if name is None:
-            return self.models[0]
+            return models[0]
         if name not in known:
             near = suggest(name, known)
             words = f"unknown model '{name[:80]}'.{near} Known: {', '.join(known)}"
@@ -189,7 +213,7 @@ class Service:
         about = {
             "sizes": [{"width": width, "height": height} for width, height in model.sizes()],
             "frames": list(range(1, most + 1, FRAME_STEP)),
-            "default_frames": clip.frames,
+            "default_frames": model.default_frames,
             "fps": clip.fps,
             "steps": model.steps,
             "most_steps": limits.steps,

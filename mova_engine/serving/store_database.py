@@ -124,8 +124,24 @@ class StoreDatabase:
     def note_measured(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep measurements under a key, in place of those before."""
         with self._writes() as (connection, _):
-            connection.execute(self.sql.delete(self.measurements).where(self.measurements.c.key == key))
-            connection.execute(self.sql.insert(self.measurements).values(key=key, value=json.dumps(value)))
+            self._replace(connection, key, value)
+
+    def add_measured(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep measurements under a key beside those before of other names; of several writers none loses its own."""
+        known = self.sql.select(self.measurements.c.value).where(self.measurements.c.key == key)
+        with self._writes() as (connection, _):
+            before = connection.scalar(known)
+            self._replace(connection, key, {**({} if before is None else json.loads(before)), **value})
+
+    def _replace(self, connection: "Connection", key: str, value: Mapping[str, Any]) -> None:
+        connection.execute(self.sql.delete(self.measurements).where(self.measurements.c.key == key))
+        connection.execute(self.sql.insert(self.measurements).values(key=key, value=json.dumps(value)))
+
+    def hosts(self, model: str) -> set[str]:
+        """The hosts of the workers that make a model's clips now."""
+        with self._reads() as connection:
+            rows = connection.execute(self.sql.select(self.workers.c.host, self.workers.c.models)).all()
+        return {row.host for row in rows if model in json.loads(row.models)}
 
 
 def job_of(row: "Row[Any]") -> VideoJob:

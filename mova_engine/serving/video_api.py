@@ -178,7 +178,7 @@ def video_app(store: JobStore, service: Service) -> "FastAPI":
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [service.model_object(model) for model in service.models]})
+        return JSONResponse({"object": "list", "data": [service.model_object(model) for model in service.offered()]})
 
     @app.get("/v1/models/{model_id:path}")
     async def model(model_id: str) -> Response:

@@ -146,7 +146,7 @@ class VideoRequests:
         if fps > self.service.limits.fps:
             raise bad_field("fps", f"fps must be at most {self.service.limits.fps:g}, got {fps:g}")
         width, height = _wanted_size(given, own)
-        fewest = 1 if "seconds" in given or "num_frames" in given else own.frames
+        fewest = 1 if "seconds" in given or "num_frames" in given else model.default_frames
         width, height = model.checked_size(width, height, fewest, "size" if "size" in given else "width")
         if "seconds" in given and "num_frames" in given:
             raise bad_field("num_frames", "num_frames and seconds exclude one another")
@@ -160,7 +160,7 @@ class VideoRequests:
                     f"{most}: send seconds up to {(most - 1) / fps:.4g}, or num_frames",
                 )
             return replace(own, width=width, height=height, frames=frames, fps=fps), f"{seconds:g}"
-        frames = own.frames
+        frames = model.default_frames
         if "num_frames" in given:
             frames = model.checked_frames(width, height, given["num_frames"], "num_frames")
         return replace(own, width=width, height=height, frames=frames, fps=fps), f"{(frames - 1) / fps:.6g}"
@@ -176,6 +176,7 @@ class VideoRequests:
             data, facts = sent
             length = round(facts.duration * model.clip.fps, 3)
             frames = max(1, (int(length) - 1) // FRAME_STEP * FRAME_STEP + 1)
+            _check_fits(model, model.clip.width, model.clip.height, least)
             return replace(model.clip, frames=frames), data, None
         value = given.get("video")
         if isinstance(value, str) and value.lstrip().startswith("{"):
@@ -193,10 +194,7 @@ class VideoRequests:
         if data is None:
             raise ApiError(400, "the source video is not completed", param="video", code="video_not_ready")
         of = job.settings
-        if not model.fits(of.width, of.height, least):
-            most = model.most_frames(of.width, of.height)
-            words = f"the source is too large: of {of.width}x{of.height} {model.name} makes {most} frames at once"
-            raise bad_field("video", words, "video_too_large")
+        _check_fits(model, of.width, of.height, least)
         return replace(model.clip, width=of.width, height=of.height, frames=of.frames, fps=of.fps), data, job.id
 
     def _from_source(self, given: Mapping[str, Any], clip: ClipConfig, mode: Any) -> VideoSettings:
@@ -281,6 +279,16 @@ class VideoRequests:
         if counts and model.tokens is not None and (count := model.tokens.count(text)) > model.tokens.most:
             words = f"{name} has {count} tokens, and {model.name} reads {model.tokens.most}: shorten it"
             raise bad_field(name, words, "text_too_long")
+
+
+def _check_fits(model: ServedModel, width: int, height: int, frames: int) -> None:
+    """ApiError for a source of whose size the model cannot make so many frames at once."""
+    if not model.fits(width, height, frames):
+        most = model.most_frames(width, height)
+        words = (
+            f"the source is too large: of {width}x{height} {model.name} makes {most} frames at once, {frames} wanted"
+        )
+        raise bad_field("video", words, "video_too_large")
 
 
 def _prompt(given: Mapping[str, Any]) -> str:

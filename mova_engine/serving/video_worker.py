@@ -22,21 +22,27 @@ from typing import TypeVar
 import torch
 
 from mova_engine.backend import Backend, default_backend, get_backend
-from mova_engine.checkpoints.locate import find_model
+from mova_engine.checkpoints.locate import find_model, open_model
+from mova_engine.config.adapter_spec import parse_adapter
 from mova_engine.config.clip import ClipSettings
+from mova_engine.config.memory import MemoryConfig, memory_of_word
+from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.signer import Signer
+from mova_engine.diffusion.guidance import Guidance
 from mova_engine.errors import MovaError, show_warnings
 from mova_engine.inference.clip_generator import MOST_CLIPS, default_batch
 from mova_engine.inference.pipeline import Pipeline
 from mova_engine.inference.prompts.prompt_enhancer import PromptEnhancer
 from mova_engine.inference.prompts.text_limit import text_limit
 from mova_engine.inference.requests import read_frame
+from mova_engine.inference.sampling_memory import longest_that_fits
 from mova_engine.ops import DTYPES
 from mova_engine.serving.batch_run import BatchRun, NobodyWaitsError, clear_outputs
 from mova_engine.serving.job_requests import JobRequest, read_request
 from mova_engine.serving.job_times import JobTimes
 from mova_engine.serving.latent_preview import LatentPreview
 from mova_engine.serving.served_manifest import ManifestMaker
+from mova_engine.serving.served_room import ServedRoom
 from mova_engine.serving.store_errors import StoreRefusal
 from mova_engine.serving.video_job import BAD_REQUEST, DISK_FULL, INTERNAL, OUT_OF_MEMORY, VideoJob
 from mova_engine.serving.worker_settings import SIGNING, STOP, WorkerSettings
@@ -78,11 +84,12 @@ class VideoWorker:
 
     def _opened(self, backend: Backend) -> Pipeline:
         settings = self.settings
+        dtype = None if settings.dtype is None else DTYPES[settings.dtype]
         found = Pipeline.from_pretrained(
             settings.checkpoint,
             settings.device,
-            None if settings.dtype is None else DTYPES[settings.dtype],
-            clip=ClipSettings(),
+            dtype,
+            clip=ClipSettings(frames=self._longest_clip(backend, dtype).frames),
             memory=settings.memory,
             vram=settings.vram,
             ram=settings.ram,
@@ -95,6 +102,30 @@ class VideoWorker:
             assert found.adapters is not None, "from_pretrained gives adapters"
             found.adapters.add(name, path)
         return found
+
+    def _longest_clip(self, backend: Backend, dtype: torch.dtype | None) -> ClipConfig:
+        """The model's clip, or the longest shorter one that fits the device, which the server is told of."""
+        settings = self.settings
+        folder, model = open_model(Path(settings.checkpoint), ClipSettings(), log.warning)
+        longest = longest_that_fits(
+            memory_of_word(settings.memory) if settings.memory else MemoryConfig(),
+            folder,
+            model,
+            backend,
+            dtype=dtype,
+            evaluations=Guidance(model.sampling.guidance).evaluations,
+            batch=lambda clip: default_batch(clip, MOST_CLIPS),
+            vram=settings.vram,
+            ram=settings.ram,
+            lora=[parse_adapter(path) for _, path in settings.lora],
+        )
+        if longest != model.clip:
+            log.warning(
+                "clips of %dx%d have at most %d frames, not %d: the memory of this device does not hold more",
+                longest.width, longest.height, longest.frames, model.clip.frames,
+            )  # fmt: skip
+        ServedRoom(self.store, settings.model).note(socket.gethostname(), model.clip, longest)
+        return longest
 
     def run(self) -> None:
         """Work until asked to stop; jobs that are not done go back to the queue."""

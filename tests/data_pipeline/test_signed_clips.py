@@ -19,7 +19,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mova_engine.data.media import signer as signer_module
 from mova_engine.data.media.mp4_boxes import boxes, header_first, without_c2pa
-from mova_engine.data.media.provenance import content_digests, signed
+from mova_engine.data.media.provenance import signed
+from mova_engine.data.media.signed_formats import content_digests
 from mova_engine.data.media.signer import Signer
 from mova_engine.data.media.verified_file import verify_file
 from mova_engine.data.media.write import encode_mp4
@@ -169,7 +170,7 @@ def test_what_was_cut_removed_appended_or_encoded_anew(signed_clip, clip, verifi
 
 def test_what_is_no_mp4_is_an_error(clip, verified, tmp_path):
     wrong = {
-        "is empty": b"", "not an mp4 file": b"plain text, no clip", "is cut short": clip[:-10],
+        "is empty": b"", "not an mp4 or wav file": b"plain text, no clip", "is cut short": clip[:-10],
     }  # fmt: skip
     for words, data in wrong.items():
         with pytest.raises(MovaError, match=words):

@@ -15,6 +15,7 @@ from mova_engine.commands.verify_clips import main as verify
 from mova_engine.data.media.clip_manifest import read_manifest
 from mova_engine.data.media.mp4_boxes import boxes, is_c2pa, without_c2pa
 from mova_engine.data.media.verified_file import verify_file
+from mova_engine.data.media.wav_chunks import without_c2pa_chunk
 from mova_engine.errors import MovaError
 from mova_engine.inference.__main__ import main
 
@@ -34,6 +35,10 @@ def changed(path: Path, **entries) -> Path:
     copy = path.with_name(f"changed-{path.name}")
     copy.write_text(json.dumps(json.loads(path.read_text()) | entries))
     return copy
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 def stated(line: str, said) -> bool:
@@ -88,7 +93,7 @@ def test_verify_tells_a_clip_from_its_flipped_twin(sample, tmp_path, capsys):
     last = media.end - 1
     store = next(box for box in boxes(data) if is_c2pa(data, box))
     twins = {
-        "its pictures or sound (mdat) were changed": data[:last] + bytes([data[last] ^ 1]) + data[last + 1 :],
+        "its pictures or sound (mdat) were changed": flipped(data, last),
         "the signature was removed": without_c2pa(data),
         "is cut short": data[: store.end + 100],
     }
@@ -105,6 +110,24 @@ def test_verify_tells_a_clip_from_its_flipped_twin(sample, tmp_path, capsys):
     (tmp_path / "authority.pem").write_bytes(Path(__file__).read_bytes())
     with pytest.raises(MovaError, match="holds no certificate"):
         verify([str(clip), "--trust", str(tmp_path / "authority.pem")])
+
+
+def test_sound_alone_is_signed_and_its_flipped_twin_is_found(sample, capsys):
+    sound = sample("--prompt", "rain", "--audio-alone", out="made") / "000.wav"
+    capsys.readouterr()
+    assert verify([str(sound)]) == 0
+    said = capsys.readouterr().out
+    assert f"{sound}: valid: as it was signed by mova_engine signer" in said and "000.json: agrees" in said
+    data = sound.read_bytes()
+    twins = {
+        ("its sound (data) was changed", "000.json: is of another file: sound differ"): flipped(data, 100),
+        ("unsigned", "the signature was removed"): without_c2pa_chunk(data),
+    }
+    for words, twin in twins.items():
+        sound.write_bytes(twin)
+        assert verify([str(sound)]) == 1
+        said = capsys.readouterr().out
+        assert all(each in said for each in words), said
 
 
 MANIFEST = {
@@ -183,6 +206,8 @@ def test_clips_of_every_kind_of_input_are_made_again(sample, tmp_path, capsys):
         assert "the same file, byte for byte" in said.out, name
         assert "in the manifest" not in said.err, name
         assert (again / file.name).read_bytes() == file.read_bytes(), name
+        if name != "not signed":
+            assert verify_file(file).state == "valid", name
         if name in ("sound for it", "extended"):
             (parent,) = verify_file(file).ingredients
             assert parent == {"title": clip.name, "relationship": "parentOf", "state": "valid"}

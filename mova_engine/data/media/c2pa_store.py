@@ -58,20 +58,24 @@ def repeatable_store(store: bytes, signature: Resigned, drawn: bytes) -> bytes:
     return bytes(data)
 
 
-def flaw_of_store(store: bytes) -> str:
-    """What is wrong with the bytes of C2PA's box that neither hash nor signature covers, all of which are given: the
-    heads of boxes, and what fills the space kept for the signature. "" where nothing is.
+def flaw_of_store(store: bytes, headed: bool) -> str:
+    """What is wrong with the bytes of C2PA's box or chunk, all of which are given, that neither hash nor signature
+    covers: the heads of boxes, and what fills the space kept for the signature. "" where nothing is.
+
+    headed: whether a head precedes the boxes of manifests, as in mp4 files.
     """
     try:
-        return _flaw(bytearray(store))
+        return _flaw(bytearray(store), headed)
     except MovaError as error:
         return str(error)
 
 
-def _flaw(data: bytearray) -> str:
-    head, (purpose, _, rest) = data[16:20], data[20:].partition(b"\0")
-    wrong = any(head) or purpose not in (b"manifest", b"original", b"update") or any(rest[:8])
-    place = len(data) - len(rest) + 8
+def _flaw(data: bytearray, headed: bool) -> str:
+    wrong, place = False, 0
+    if headed:
+        head, (purpose, _, rest) = data[16:20], data[20:].partition(b"\0")
+        wrong = any(head) or purpose not in (b"manifest", b"original", b"update") or any(rest[:8])
+        place = len(data) - len(rest) + 8
     for box in (inner for outer in boxes(data, place) for inner in (*_superboxes(data, outer), outer)):
         described = _description(data, box)
         if described is None:

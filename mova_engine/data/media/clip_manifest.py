@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mova_engine.config.remaking import MANIFEST
-from mova_engine.data.media.mp4_boxes import is_mp4
-from mova_engine.data.media.provenance import content_digests
+from mova_engine.data.media.signed_formats import content_digests
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file, write_atomic
 
@@ -59,7 +58,7 @@ def manifest_path(clip: str | Path) -> Path:
 
 def file_facts(name: str, data: bytes, content: bytes, signed_by: str | None) -> dict[str, Any]:
     """`ClipManifest.file`. data: the file. content: the same before it was signed."""
-    sums = content_digests(content) if is_mp4(content[:8]) else {"sha256": hashlib.sha256(content).hexdigest()}
+    sums = content_digests(content)
     return {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "content": sums, "signed_by": signed_by}
 
 

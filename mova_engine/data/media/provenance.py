@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from mova_engine import __version__
 from mova_engine.data.media.c2pa_store import Resigned, repeatable_store
-from mova_engine.data.media.mp4_boxes import boxes, is_c2pa
+from mova_engine.data.media.signed_formats import HEAD, MP4, NAMES, SignedFormat, content_digests, format_of
 from mova_engine.errors import MovaError, require_package
 from mova_engine.files.atomic import require_file
 
@@ -23,7 +23,6 @@ from mova_engine.files.atomic import require_file
 GENERATION = "org.mova-engine.generation"
 MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 CHANGED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-MP4 = "video/mp4"
 # What signing needs, of the extra `serve`.
 PACKAGES = {"c2pa": "c2pa-python", "cryptography": "cryptography"}
 # The smallest mp4 file, on which a signer is tried.
@@ -66,14 +65,17 @@ def require_signing(what: str) -> None:
 
 
 def signed(data: bytes, facts: Mapping[str, Any], signer: SigningKey, *, parent: str | Path | None = None) -> bytes:
-    """An mp4 file, signed. facts: what the engine states of it, as JSON has it.
+    """An mp4 or wav file, signed. facts: what the engine states of it, as JSON has it.
 
-    parent: the clip that it was made of, whose own manifests come along; None: it was made by the model alone. Raises
-    MovaError for a file that is no mp4, and for a signer whose signatures readers do not accept.
+    parent: the clip that it was made of, an mp4 file, whose own manifests come along; None: it was made by the model
+    alone. Raises MovaError for a file of another format, and for a signer whose signatures readers do not accept.
     """
     from c2pa import Builder, C2paError, C2paSigningAlg
     from c2pa import Signer as NativeSigner
 
+    form = format_of(data[:HEAD])
+    if form is None:
+        raise MovaError(f"cannot be signed: it is not {NAMES}")
     facts = {**facts, "content": content_digests(data)}
     content = hashlib.sha256(json.dumps([__version__, facts], sort_keys=True).encode())
     if parent is not None:
@@ -90,33 +92,21 @@ def signed(data: bytes, facts: Mapping[str, Any], signer: SigningKey, *, parent:
 
     try:
         native = NativeSigner.from_callback(sign, C2paSigningAlg[signer.algorithm], signer.chain.decode())
-        with native, Builder(_manifest(facts, identities, parent)) as builder:
+        with native, Builder(_manifest(form.mime, facts, identities, parent)) as builder:
             if parent is not None:
                 _add_parent(builder, parent, identities[2])
             made = io.BytesIO()
-            builder.sign(native, MP4, io.BytesIO(data), made)
+            builder.sign(native, form.mime, io.BytesIO(data), made)
     except C2paError as error:
         raise MovaError(f"cannot be signed ({one_line(error)})") from None
     result = made.getvalue()
     if signer.repeatable:
-        result = _repeatable(result, asked[-1], signer, drawn)
-    _check(result)
+        result = _repeatable(form, result, asked[-1], signer, drawn)
+    _check(form, result)
     return result
 
 
-def content_digests(data: bytes) -> dict[str, str]:
-    """SHA-256 of an mp4 file that is not signed, and of its pictures and sound (mdat) and its header (moov)."""
-    digests = {"sha256": hashlib.sha256(data).hexdigest()}
-    for kind in (b"mdat", b"moov"):
-        parts = hashlib.sha256()
-        for box in boxes(data):
-            if box.kind == kind:
-                parts.update(memoryview(data)[box.begin : box.end])
-        digests[kind.decode()] = parts.hexdigest()
-    return digests
-
-
-def _manifest(facts: Mapping[str, Any], identities: list[str], parent: str | Path | None) -> dict[str, Any]:
+def _manifest(mime: str, facts: Mapping[str, Any], identities: list[str], parent: str | Path | None) -> dict[str, Any]:
     if parent is None:
         actions: list[dict[str, Any]] = [{"action": "c2pa.created", "digitalSourceType": MADE}]
     else:
@@ -126,7 +116,7 @@ def _manifest(facts: Mapping[str, Any], identities: list[str], parent: str | Pat
         "label": f"urn:c2pa:{identities[0]}",
         "instance_id": _instance(identities[1]),
         "claim_generator_info": [{"name": "mova_engine", "version": __version__}],
-        "format": MP4,
+        "format": mime,
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": actions}},
             {"label": GENERATION, "data": dict(facts)},
@@ -138,23 +128,23 @@ def _add_parent(builder: Any, parent: str | Path, identity: str) -> None:
     require_file(parent)
     said = {"title": Path(parent).name, "relationship": "parentOf", "instance_id": _instance(identity)}
     with open(parent, "rb") as file:
-        builder.add_ingredient(said, MP4, file)
+        builder.add_ingredient(said, MP4.mime, file)
 
 
-def _repeatable(data: bytes, claim: bytes, signer: SigningKey, drawn: bytes) -> bytes:
+def _repeatable(form: SignedFormat, data: bytes, claim: bytes, signer: SigningKey, drawn: bytes) -> bytes:
     """The signed file with salts that follow from what was drawn, and the signature that follows from those."""
-    place = next((box for box in boxes(data) if is_c2pa(data, box)), None)
-    assert place is not None, "a file that was signed has C2PA's box"
+    place = next((piece for piece in form.pieces(data) if form.is_store(data, piece)), None)
+    assert place is not None, "a file that was signed has C2PA's manifests"
     store = repeatable_store(data[place.content : place.end], Resigned(claim, signer.sign), drawn)
     return data[: place.content] + store + data[place.end :]
 
 
-def _check(data: bytes) -> None:
+def _check(form: SignedFormat, data: bytes) -> None:
     """MovaError if readers would not accept the signature."""
     from c2pa import C2paError, Reader
 
     try:
-        with Reader(MP4, io.BytesIO(data)) as reader:
+        with Reader(form.mime, io.BytesIO(data)) as reader:
             state, report = reader.get_validation_state(), json.loads(reader.json())
     except C2paError as error:
         raise MovaError(f"its signature cannot be read ({one_line(error)})") from None

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mova_engine.data.media.clip_manifest import ClipManifest, manifest_path, read_manifest
-from mova_engine.data.media.mp4_boxes import without_c2pa
-from mova_engine.data.media.provenance import content_digests
+from mova_engine.data.media.signed_formats import HEAD, content_digests, differing_parts, format_of
 from mova_engine.data.media.verified_file import VerifiedFile, verify_file
 from mova_engine.errors import MovaError
 
@@ -104,14 +103,14 @@ def _disagreements(file: VerifiedFile, manifest: ClipManifest) -> Iterator[str]:
 def _content(data: bytes, content: Mapping[str, Any]) -> str:
     """How a file differs from the one that a manifest is of. content: its digests before it was signed."""
     try:
-        now = content_digests(without_c2pa(data))
+        form = format_of(data[:HEAD])
+        now = content_digests(data if form is None else form.without_store(data))
     except MovaError as error:
         return f"is of a whole file; this one {error}"
     if now["sha256"] == content.get("sha256"):
         return "is of these pictures and this sound, but the signature is another one"
-    parts = {"mdat": "pictures or sound", "moov": "header"}
-    differ = [words for kind, words in parts.items() if now[kind] != content.get(kind)]
-    return f"is of another file: {' and '.join(differ) or 'bytes outside of pictures, sound and header'} differ"
+    differ = " and ".join(differing_parts(now, content)) or "bytes outside of pictures, sound and header"
+    return f"is of another file: {differ} differ"
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:

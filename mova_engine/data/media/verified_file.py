@@ -8,24 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mova_engine.data.media.c2pa_store import flaw_of_store
-from mova_engine.data.media.mp4_boxes import C2PA_TYPE, Box, boxes, is_c2pa, is_mp4, without_c2pa
-from mova_engine.data.media.provenance import (
-    GENERATION,
-    MP4,
-    UNTRUSTED,
-    content_digests,
-    one_line,
-    require_signing,
-)
+from mova_engine.data.media.mp4_boxes import Box
+from mova_engine.data.media.provenance import GENERATION, UNTRUSTED, one_line, require_signing
+from mova_engine.data.media.signed_formats import HEAD, NAMES, SignedFormat, content_digests, format_of
 from mova_engine.data.media.signer import AUTHORITY_FILE, own_folder
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
 
 State = Literal["valid", "altered", "invalid", "unsigned"]
-_PARTS = {
-    "mdat": "its pictures or sound (mdat) were changed after it was signed",
-    "moov": "its header (moov: times, sizes, tables) was changed after it was signed",
-}
 _BOX = "the box of its signature (C2PA)"
 # What codes of a broken signature mean (C2PA 2.2, 15.2); the first that fits.
 _MEANINGS = (
@@ -69,23 +59,25 @@ class VerifiedFile:
 
 
 def verify_file(path: str | Path, trust: Sequence[str | Path] = ()) -> VerifiedFile:
-    """Check an mp4 file against what it says of itself. trust: PEM files of certificates to trust, beside the engine's
-    own of this user. Nothing is fetched. Raises MovaError for what is no mp4 file, and where the packages are missing.
+    """Check an mp4 or wav file against what it says of itself. trust: PEM files of certificates to trust, beside the
+    engine's own of this user. Nothing is fetched. Raises MovaError for a file of another format, and where packages are
+    missing.
     """
     require_signing("verifying files")
     path = Path(path)
     if not require_file(path).st_size:
         raise MovaError(f"{path}: is empty")
     data = _read(path)
-    if not is_mp4(data[:8]):
-        raise MovaError(f"{path}: not an mp4 file")
-    damage, found = _walk(data)
-    report = _report(data, _anchors(trust))
+    form = format_of(data[:HEAD])
+    if form is None:
+        raise MovaError(f"{path}: not {NAMES}, which is what is signed")
+    damage, found = _walk(form, data)
+    report = _report(form, data, _anchors(trust))
     if isinstance(report, dict) and report.get("active_manifest") not in report.get("manifests", {}):
         report = "it names a manifest that it does not hold"
     if report is None or isinstance(report, str):
         # Also where the file ends within it.
-        marked = C2PA_TYPE in data
+        marked = form.mark in data
         if not marked and damage:
             raise MovaError(f"{path}: {damage}")
         if not marked and report is None:
@@ -93,7 +85,7 @@ def verify_file(path: str | Path, trust: Sequence[str | Path] = ()) -> VerifiedF
         return VerifiedFile(
             path, "altered", problems=_texts(damage, f"{_BOX} cannot be read: {report or 'no manifest'}")
         )
-    return _judged(path, data, report, damage, found)
+    return _judged(path, form, data, report, damage, found)
 
 
 def _read(path: Path) -> bytes:
@@ -103,18 +95,18 @@ def _read(path: Path) -> bytes:
         raise MovaError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _walk(data: bytes) -> tuple[str, list[Box]]:
-    """What is wrong with the row of boxes, and those before."""
+def _walk(form: SignedFormat, data: bytes) -> tuple[str, list[Box]]:
+    """What is wrong with the row of boxes or chunks, and those before."""
     found: list[Box] = []
     try:
-        for box in boxes(data):
-            found.append(box)
+        for piece in form.pieces(data):
+            found.append(piece)
     except MovaError as error:
         return str(error), found
     return "", found
 
 
-def _report(data: bytes, anchors: str) -> dict[str, Any] | str | None:
+def _report(form: SignedFormat, data: bytes, anchors: str) -> dict[str, Any] | str | None:
     """What C2PA's reader says of a file; None: it holds no manifest; a text: why it cannot be read."""
     from c2pa import C2paError, Context, Reader
 
@@ -123,7 +115,7 @@ def _report(data: bytes, anchors: str) -> dict[str, Any] | str | None:
         settings["trust"] = {"user_anchors": anchors, "allowed_list": anchors}
         settings["verify"]["verify_trust"] = True
     try:
-        with Reader(MP4, io.BytesIO(data), context=Context.from_dict(settings)) as reader:
+        with Reader(form.mime, io.BytesIO(data), context=Context.from_dict(settings)) as reader:
             return json.loads(reader.json())
     except C2paError as error:
         text = one_line(error)
@@ -147,18 +139,20 @@ def _anchors(trust: Sequence[str | Path]) -> str:
     return "\n".join(texts)
 
 
-def _judged(path: Path, data: bytes, report: dict[str, Any], damage: str, found: list[Box]) -> VerifiedFile:
+def _judged(
+    path: Path, form: SignedFormat, data: bytes, report: dict[str, Any], damage: str, found: list[Box]
+) -> VerifiedFile:
     manifest = report["manifests"][report["active_manifest"]]
     codes = [each["code"] for each in report.get("validation_results", {}).get("activeManifest", {}).get("failure", [])]
     codes = [code for code in codes if code != UNTRUSTED]
     facts, actions, source = _stated(manifest)
     covered = [code for code in codes if not code.startswith(_OF_SIGNATURE)]
-    problems = [damage] if damage else _parts_of(data, facts)
+    problems = [damage] if damage else _parts_of(form, data, facts)
     if not problems or any("Hash" not in code for code in codes):
         meanings = (_meaning(code) for code in codes)
         problems += [text for text in dict.fromkeys(meanings) if not (problems and text == _MEANINGS[0][1])]
-    stores = [data[box.content : box.end] for box in found if is_c2pa(data, box)]
-    problems += [f"{_BOX} {flaw}" for store in stores if (flaw := flaw_of_store(store))]
+    stores = [data[piece.content : piece.end] for piece in found if form.is_store(data, piece)]
+    problems += [f"{_BOX} {flaw}" for store in stores if (flaw := flaw_of_store(store, form.headed))]
     altered = bool(covered or damage or (problems and not codes))
     said = manifest.get("signature_info", {})
     generators = manifest.get("claim_generator_info") or [{}]
@@ -192,18 +186,18 @@ def _stated(manifest: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, tupl
     return facts if isinstance(facts, Mapping) else None, names, sources[0] if sources else None
 
 
-def _parts_of(data: bytes, facts: Mapping[str, Any] | None) -> list[str]:
+def _parts_of(form: SignedFormat, data: bytes, facts: Mapping[str, Any] | None) -> list[str]:
     """Which parts of a clip of the engine are other ones than were signed."""
     wanted = {} if facts is None else facts.get("content")
     if not isinstance(wanted, Mapping):
         return []
     try:
-        content = without_c2pa(data)
+        content = form.without_store(data)
     except MovaError as error:
         return [str(error)]
     parts = [name for name, digest in content_digests(content).items() if wanted.get(name) != digest]
-    named = [_PARTS[name] for name in parts if name in _PARTS]
-    return named or (["it was changed after it was signed, outside of mdat and moov"] if parts else [])
+    named = [form.parts[name].changed for name in parts if name in form.parts]
+    return named or ([f"it was changed after it was signed, outside of {' and '.join(form.parts)}"] if parts else [])
 
 
 def _meaning(code: str) -> str:

@@ -62,16 +62,30 @@ def _resample(picture: np.ndarray, height: int, width: int, down: float, along: 
     # Beyond an edge both columns are the outermost and one weight is whole; rows keep their two weights, each of which
     # is rounded down on its own.
     outside = x0 == x1
-    a0, a1 = np.where(outside, 1 << _BITS, a0), np.where(outside, 0, a1)
-    wide = (1, -1) + (1,) * (picture.ndim - 2)
-    tall = (-1, 1) + (1,) * (picture.ndim - 2)
+    a0[outside], a1[outside] = 1 << _BITS, 0
+    # Rows of numbers, a column's channels side by side: one table of indices and weights serves all rows.
+    channels = picture.shape[2] if picture.ndim == 3 else 1
+    left, right = ((x[:, None] * channels + np.arange(channels)).ravel() for x in (x0, x1))
     used, where = np.unique(np.concatenate((y0, y1)), return_inverse=True)  # a picture that shrinks skips rows
-    source = picture[used]
-    across = source[:, x0] * a0.reshape(wide) + source[:, x1] * a1.reshape(wide)
+    source = picture.reshape(rows, columns * channels)[used]
+    across = _weighted(source, left, np.repeat(a0, channels), 1)
+    across += _weighted(source, right, np.repeat(a1, channels), 1)
     across >>= _DROPPED
-    upper = (across[where[:height]] * b0.reshape(tall)) >> 16
-    lower = (across[where[height:]] * b1.reshape(tall)) >> 16
-    return ((upper + lower + 2) >> 2).clip(0, 255).astype(np.uint8)
+    made = _weighted(across, where[:height], b0[:, None], 0)
+    made >>= 16
+    lower = _weighted(across, where[height:], b1[:, None], 0)
+    lower >>= 16
+    made += lower
+    made += 2
+    made >>= 2
+    return made.clip(0, 255, out=made).astype(np.uint8).reshape(height, width, *picture.shape[2:])
+
+
+def _weighted(source: np.ndarray, chosen: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Chosen rows (axis 0) or columns (1) of numbers [n, m], times their weights: int32."""
+    taken = np.take(source, chosen, axis).astype(np.int32)
+    taken *= weights
+    return taken
 
 
 def _neighbours(before: int, after: int, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
