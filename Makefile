@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ASCEND_VENV ?= .venv-ascend
+S3_VENV ?= .venv-s3
 TORCH  ?= -r requirements/torch.txt
 RUN    ?= runs/nano
 CURRICULUM ?= runs/curriculum
@@ -13,7 +14,7 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano curriculum test test-long test-kernels test-ranks test-dry test-scores test-serve test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
+.PHONY: help setup setup-dev setup-npu native cuda nano curriculum test test-long test-kernels test-ranks test-dry test-scores test-serve test-object-store test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make curriculum curate raw films, train stage 1 and phases 1 to 3 on them, and beside them without each: $(CURRICULUM) (25 minutes)"
@@ -24,6 +25,7 @@ help:
 	@echo "make test-dry   rehearse the recipes and the sampler on devices that are not here, and runs that must fail (some minutes)"
 	@echo "make test-scores   scores against recorded cases of the reference's evaluation, with networks of official size (minutes)"
 	@echo "make test-serve   servers and their pages: raters of votes in a real browser, where a Chromium is installed (a minute)"
+	@echo "make test-object-store   shards on an S3 server, moto's, through s3fs, in an environment of its own (a minute)"
 	@echo "make test-npu   set up .venv-npu with torch_npu, run the tests of the Ascend path on an emulated NPU"
 	@echo "make test-isa   operators, a training and a sampling run on lowered instruction sets of this CPU"
 	@echo "make setup      only the virtual environment $(VENV), with pinned dependencies and the engine in it"
@@ -105,6 +107,17 @@ test-scores: setup-dev
 # A browser is not installed for it: where no Chromium is on PATH, those tests say so and the servers' own run.
 test-serve: setup-dev
 	$(PY) -m pytest tests --serving -m serving -n 2 --dist loadfile $(ARGS)
+
+# s3fs and moto's server bring some seventy packages, so they have an environment of their own in front of the usual one.
+$(S3_VENV)/.mova-s3: requirements/s3.txt $(VENV)/.mova-dev
+	@$(PY) -m venv $(S3_VENV)
+	@echo "installing s3fs and moto in $(S3_VENV)"
+	@$(S3_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements/s3.txt
+	@$(PY) -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' > $$($(S3_VENV)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/mova.pth
+	@touch $@
+
+test-object-store: $(S3_VENV)/.mova-s3
+	$(S3_VENV)/bin/python -m pytest tests/data_pipeline/test_s3.py --serving $(ARGS)
 
 # torch_npu wants an environment of its own: with it installed, torch loads it by itself, which fails without CANN.
 setup-npu: $(NPU)/.mova-npu

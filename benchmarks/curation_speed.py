@@ -21,9 +21,9 @@ from av.video.reformatter import VideoReformatter
 from rich.console import Console
 from rich.table import Table
 
-from mova_engine.config.curate import CutSettings
+from mova_engine.config.curate import MOVA_CLIP, CutSettings
 from mova_engine.curation.black_bars import lit_lines
-from mova_engine.curation.unit_cut import FPS, FRAMES, _cut
+from mova_engine.curation.unit_cut import _cut
 from mova_engine.curation.unit_pictures import see_pictures
 from mova_engine.curation.unit_sound import hear_sound, speech_in
 from mova_engine.curation.units import SourceFile, Unit
@@ -108,7 +108,7 @@ def measured(path: Path, rounds: int) -> list[tuple[str, float, str, str]]:
     seen = see_pictures(path, Fraction(0), None, small=False)
     sound = hear_sound(path, seen.origin, Fraction(0), seen.end)
     looks = len(seen.bars)
-    cut = _cut.__wrapped__(path, unit, CutSettings(), FRAMES, FPS)
+    cut = _cut.__wrapped__(path, unit, CutSettings(), MOVA_CLIP.frames, MOVA_CLIP.fps)
 
     def shots() -> None:
         finder = ShotFinder(24.0)
@@ -126,7 +126,7 @@ def measured(path: Path, rounds: int) -> list[tuple[str, float, str, str]]:
         "bars": bars,
         "shots": shots,
         "pictures": lambda: see_pictures(path, Fraction(0), None, small=False),
-        "unit": lambda: _cut.__wrapped__(path, unit, CutSettings(), FRAMES, FPS),
+        "unit": lambda: _cut.__wrapped__(path, unit, CutSettings(), MOVA_CLIP.frames, MOVA_CLIP.fps),
     }
     if sound is not None:
         steps["sound"] = lambda: hear_sound(path, seen.origin, Fraction(0), seen.end)
@@ -136,7 +136,7 @@ def measured(path: Path, rounds: int) -> list[tuple[str, float, str, str]]:
         for name, work in steps.items():
             times[name].append(processor_seconds(work))
     took = {name: statistics.median(values) for name, values in times.items()}
-    clips = count / FRAMES
+    clips = count / MOVA_CLIP.frames
     rows = [
         ("bare PyAV decoding", count / took["decode"], "pictures / CPU-s", "400"),
         ("and small pictures", count / took["small"], "pictures / CPU-s", "380"),

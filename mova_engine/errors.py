@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and how command lines report them."""
+"""Errors that a user can act on, and how command lines report these, and anything else."""
 
 import difflib
 import importlib.util
@@ -71,6 +71,12 @@ def show_warnings(write: Callable[[str], None]) -> None:
     for handler in [handler for handler in root.handlers if isinstance(handler, WarningLines)]:
         root.removeHandler(handler)
     root.addHandler(WarningLines(write))
+
+
+def say(line: str) -> None:
+    """Write a line to standard output at once, also where that is a pipe or a file: for commands that take long."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

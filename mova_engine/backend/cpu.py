@@ -13,6 +13,7 @@ import torch
 
 from mova_engine.backend.base import Backend
 from mova_engine.backend.health import Variable
+from mova_engine.backend.machine_memory import machine_memory
 
 # Below this width an operation is too short to share: threads gain little while the machine is idle, and wait for each
 # other's turn, many times slower than one, as soon as it is not.
@@ -91,22 +92,8 @@ class CpuBackend(Backend):
         return (torch.bfloat16,) if flags and not flags & {"avx512_bf16", "amx_bf16"} else ()
 
     def free_memory(self) -> tuple[int, int]:
-        whole = resource.getpagesize() * os.sysconf("SC_PHYS_PAGES")
-        free = whole - self.memory_allocated()
-        try:
-            # Linux tells what is free and what it would give back.
-            lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-            free = int(lines["MemAvailable"].split()[0]) * 1024
-            # A container may have less than the machine.
-            limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-            if limit != "max":
-                # Pages of files that were read count as used, and are given back.
-                kinds = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-                cached = int(kinds["active_file"]) + int(kinds["inactive_file"])
-                whole, free = min(whole, int(limit)), min(free, int(limit) - int(used) + cached)
-        except (OSError, KeyError):
-            pass  # not Linux, or no such limit
-        return free, whole
+        free, whole = machine_memory()
+        return whole - self.memory_allocated() if free is None else free, whole
 
     def memory_allocated(self) -> int:
         try:

@@ -1,10 +1,9 @@
 """`mova curate RAW --out OUT`: cuts films into clips, measures and judges these."""
 
-import sys
 from collections.abc import Sequence
 
 from mova_engine.config.curation_recipes import CURATE
-from mova_engine.errors import counted, run_cli
+from mova_engine.errors import counted, run_cli, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,19 +15,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mova_engine.curation.curation_run import Curation
     from mova_engine.curation.funnel import told_funnel
 
-    curation = Curation(config, _say)
+    curation = Curation(config, say)
     result = curation.run()
     for line in told_funnel(result.funnel):
-        _say(line)
+        say(line)
     if failed := curation.folder.failures.read_bytes().count(b"\n"):
-        _say(f"{counted(failed, 'failure')}: {curation.folder.failures}")
-    _say(f"clips: {curation.folder.clips}")
+        say(f"{counted(failed, 'failure')}: {curation.folder.failures}")
+    say(f"clips: {curation.folder.clips}")
     return int(result.too_many)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """`mova curate report OUT`: a curation as a page."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mova_engine.config.command import Command
 from mova_engine.config.limits import check_least
-from mova_engine.errors import require_package, run_cli
+from mova_engine.errors import require_package, run_cli, say
 
 ABOUT = """Write what a curation found as a page that opens without a server.
 
@@ -43,20 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mova_engine.curation.filter_order import clip_seconds
     from mova_engine.curation.funnel import told_funnel
 
-    facts = write_report(config.out, config.sheets, _say)
+    facts = write_report(config.out, config.sheets, say)
     for line in told_funnel(facts.funnel):
-        _say(line)
+        say(line)
     if facts.seconds and facts.filters:
         now, best = clip_seconds(facts.given), clip_seconds(facts.derived)
-        _say(f"order that measures least: {', '.join(each.name for each in facts.derived)}")
-        _say(f"  {best:.3f} s a clip; the run's order {now:.3f} s; kept in {config.out / ORDER}")
-    _say(f"report: {config.out / PAGE}")
+        say(f"order that measures least: {', '.join(each.name for each in facts.derived)}")
+        say(f"  {best:.3f} s a clip; the run's order {now:.3f} s; kept in {config.out / ORDER}")
+    say(f"report: {config.out / PAGE}")
     return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """`mova eval selftest`: published examples of the scores, computed here: expected, got, bound, verdict."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mova_engine.config.command import Command
-from mova_engine.errors import MovaError, run_cli
+from mova_engine.errors import MovaError, run_cli, say
 
 ABOUT = """Compute published examples of the scores.
 
@@ -48,21 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for verdict in run_examples(read_examples(), weights, config.media):
         states[verdict.state] += 1
         example = verdict.example
-        _say(f"{verdict.state:6} {example.name}")
+        say(f"{verdict.state:6} {example.name}")
         if verdict.reason:
-            _say(f"       {verdict.reason}")
+            say(f"       {verdict.reason}")
         for name, got in verdict.got.items():
             expected = f"expected {example.expected[name]:<12.9g} got {got:<12.9g} bound {example.bound:g}"
-            _say(f"       {name:18} {expected}")
+            say(f"       {name:18} {expected}")
         if verdict.state == "missed":
-            _say(f"       source: {example.source}")
-    _say(f"{states['held']} held, {states['missed']} missed, {states['absent']} not tried")
+            say(f"       source: {example.source}")
+    say(f"{states['held']} held, {states['missed']} missed, {states['absent']} not tried")
     return 1 if states["missed"] else 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mova_engine.config.command import Command
 from mova_engine.config.limits import check, check_least
-from mova_engine.errors import run_cli
+from mova_engine.errors import run_cli, say
 
 ABOUT = """Transcribe a folder of clips.
 
@@ -63,18 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.endpoint is not None:
         options = EndpointOptions(config.endpoint, config.model, config.prompt, config.key_variable, config.timeout)
         recogniser = Endpoint(options)
-        _say(f"the sound of the clips is sent to {config.endpoint}")
+        say(f"the sound of the clips is sent to {config.endpoint}")
     else:
         recogniser = LocalWhisper(config.whisper or Path(), config.language)
-    failed = transcribe_folder(config.clips, config.out, recogniser, config.workers, _say)
+    failed = transcribe_folder(config.clips, config.out, recogniser, config.workers, say)
     for line in failed:
         sys.stderr.write(f"error: {line}\n")
     return 2 if failed else 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """`mova eval weights DIR`: what a folder of networks' weights holds, and which scores that leaves."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mova_engine.config.command import Command
-from mova_engine.errors import run_cli
+from mova_engine.errors import run_cli, say
 
 ABOUT = """Check a folder of weights for scores.
 
@@ -44,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         files[each.entry.name] = each
         digest = f" sha256 {each.sha256}" if each.sha256 else ""
         detail = f" ({each.detail})" if each.detail else ""
-        _say(f"{each.state:13} {each.file or each.entry.files[0]}{digest}{detail}")
+        say(f"{each.state:13} {each.file or each.entry.files[0]}{digest}{detail}")
         if each.state == "missing":
             size = "" if each.entry.size is None else f", {each.entry.size:,} bytes"
-            _say(f"{'':13} {each.entry.about}; {each.entry.source}{size}")
-        _say(f"{'':13} licence: {each.entry.licence}; {_commercial(each.entry.commercial)}")
-    _say("")
+            say(f"{'':13} {each.entry.about}; {each.entry.source}{size}")
+        say(f"{'':13} licence: {each.entry.licence}; {_commercial(each.entry.commercial)}")
+    say("")
     for score in report_scores(folder, files):
-        _say(f"{score.name:15} {score.reason or f'can be measured ({score.source})'}")
+        say(f"{score.name:15} {score.reason or f'can be measured ({score.source})'}")
     return 2 if any(each.state == "wrong content" for each in files.values()) else 0
 
 
@@ -59,11 +58,6 @@ def _commercial(allowed: bool | None) -> str:
     if allowed is None:
         return "whether commercial use is allowed is not stated"
     return "commercial use allowed" if allowed else "commercial use not allowed (--accept-noncommercial)"
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

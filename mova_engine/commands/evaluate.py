@@ -1,7 +1,6 @@
 """`mova eval CLIPS`: measures a folder of clips and reports what was found."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from mova_engine.config.command import Command
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
-from mova_engine.errors import counted, require_package, run_cli
+from mova_engine.errors import counted, require_package, run_cli, say
 
 ABOUT = """Measure every clip of a folder.
 
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.out,
         scores,
         config.workers,
-        _say,
+        say,
         runner=runner,
         reference=config.reference,
         skipped=skipped,
@@ -96,29 +95,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if result.bench is not None:
         for line in told_bench(result.bench):
-            _say(line)
+            say(line)
     for summary in result.summaries if result.bench is None else []:
         mean = "none" if summary.mean is None else f"{summary.mean:.4g}"
         chance = "" if summary.chance is None else f", chance {summary.chance:.4g}"
-        _say(f"{summary.column:18} {mean}{_told(summary.interval)}{chance} ({summary.scored} of {summary.asked} clips)")
+        say(f"{summary.column:18} {mean}{_told(summary.interval)}{chance} ({summary.scored} of {summary.asked} clips)")
     for each in result.sets:
         found = each.reason if each.value is None else f"{each.value:.4g}{_told(each.interval)}"
         against = "" if each.reference is None else f" against {each.reference}"
         note = f"; {each.note}" if each.note else ""
-        _say(f"{each.name:18} {found} ({each.clips} of {counted(each.asked, 'clip')}{against}{note})")
+        say(f"{each.name:18} {found} ({each.clips} of {counted(each.asked, 'clip')}{against}{note})")
     for line in told_skipped(result.skipped, config.weights):
-        _say(line)
-    _say(f"report: {config.out / PAGE}")
+        say(line)
+    say(f"report: {config.out / PAGE}")
     return 0
 
 
 def _told(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else " [{:.4g}, {:.4g}]".format(*interval)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

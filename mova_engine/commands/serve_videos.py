@@ -1,10 +1,9 @@
 """`mova serve`: a server of video jobs: an API, a page, and the worker processes that make the clips."""
 
-import sys
 from collections.abc import Sequence
 
 from mova_engine.config.serve import SERVE
-from mova_engine.errors import MovaError, require_package, run_cli
+from mova_engine.errors import MovaError, require_package, run_cli, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,14 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     assert config.checkpoint is not None, "it was checked"
     try:
-        return serve(config, config.checkpoint, _say)
+        return serve(config, config.checkpoint, say)
     except OSError as error:
         raise MovaError(f"--store {config.store}: {error.strerror or error}") from None
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

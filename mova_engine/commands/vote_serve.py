@@ -1,7 +1,6 @@
 """`mova eval vote serve PAIRS`: a page on which raters compare clips without knowing whose they are."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Literal
 
 from mova_engine.config.command import Command
 from mova_engine.config.limits import check, check_least, check_seed
-from mova_engine.errors import require_package, run_cli
+from mova_engine.errors import require_package, run_cli, say
 
 ABOUT = """Serve a page on which raters compare clips, two at a time, without knowing whose they are.
 
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.store.exists():
         VoteStore.open(config.store)
     folder = config.store.with_name(f"{config.store.stem}.clips")
-    clips = checked_study(study, settings, None if config.dry_run else folder, _say)
+    clips = checked_study(study, settings, None if config.dry_run else folder, say)
     if config.dry_run:
         return 0
     from mova_engine.web.listening import listening_socket, serve_app
@@ -114,18 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     app = ready_app(study, clips, settings, VoteStore.make(config.store), folder)
     host, port = listener.getsockname()[:2]
     if host in ("127.0.0.1", "::1"):
-        _say("only this machine can reach the page; --host 0.0.0.0 lets others in")
+        say("only this machine can reach the page; --host 0.0.0.0 lets others in")
     else:
-        _say("warning: whoever reaches this machine can vote, and nothing is encrypted; --raters limits who may")
-    _say(f"votes go to {config.store}")
-    _say(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}/   (Ctrl-C ends it)")
+        say("warning: whoever reaches this machine can vote, and nothing is encrypted; --raters limits who may")
+    say(f"votes go to {config.store}")
+    say(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}/   (Ctrl-C ends it)")
     serve_app(app, listener)
     return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

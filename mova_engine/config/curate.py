@@ -11,8 +11,11 @@ from mova_engine.config.command import section
 from mova_engine.config.curate_files import FilmSettings, WrittenSettings
 from mova_engine.config.limits import check, check_least
 from mova_engine.config.measuring import MeasuringOptions
-from mova_engine.config.model import ClipConfig
+from mova_engine.config.model import PRESETS, ClipConfig
 from mova_engine.config.sound_correction import SoundCorrection
+
+# What is cut where nothing else is said.
+MOVA_CLIP = PRESETS["mova-720p"].clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,5 +110,5 @@ class CurateConfig(MeasuringOptions, _Raw):
 
     @property
     def shape(self) -> ClipConfig:
-        """The clips that are cut, and their size where they are written: MOVA's of 720p, but for what `clip` states."""
-        return self.clip.over(ClipConfig(frames=193, height=720, width=1280, fps=24.0))
+        """The clips that are cut, and their size where they are written: MOVA's, but for what `clip` states."""
+        return self.clip.over(MOVA_CLIP)

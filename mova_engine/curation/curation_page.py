@@ -10,9 +10,10 @@ from mova_engine.curation.filter_columns import filter_columns
 from mova_engine.curation.filter_expression import FilterExpression
 from mova_engine.curation.filter_order import PlacedFilter, clip_seconds
 from mova_engine.curation.funnel import FilterCounts, Funnel
-from mova_engine.curation.stage_seconds import DAY, StepSeconds
+from mova_engine.curation.stage_seconds import StepSeconds
 from mova_engine.curation.unit_steps import CUT, DECODE
 from mova_engine.errors import counted
+from mova_engine.predict.curation_cost import DAY
 from mova_engine.web.page_text import breakable, number, text
 from mova_engine.web.report_page import document, histogram, titled_table
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mova_engine.curation.accepted_clips import AcceptedClip
 from mova_engine.curation.arrow_compute import compute
 from mova_engine.curation.clip_file import ClipFile
 from mova_engine.data.media.contact_sheet import SEVERAL_TILES, TILE_HEIGHT, SheetClip, contact_sheet
@@ -16,7 +17,8 @@ from mova_engine.data.text import shown
 from mova_engine.errors import MovaError
 from mova_engine.scores.clip_reader import read_clip
 
-_PLACE = ("clip_id", "name", "video_path", "start", "frames", "fps", "crop_x", "crop_y", "crop_width", "crop_height")
+_CROP = ("crop_x", "crop_y", "crop_width", "crop_height")
+_PLACE = ("clip_id", "name", "video_path", "start", "frames", "fps", "width", "height", *_CROP)
 _RATE = 16000
 
 
@@ -67,11 +69,9 @@ def dropped_sheet(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], out
 
 def _sheet_clip(row: Mapping[str, Any], title: str, out: Path) -> SheetClip:
     seconds = row["frames"] / row["fps"]
-    crop = None
-    if row["crop_x"] is not None:
-        crop = (row["crop_x"], row["crop_y"], row["crop_width"], row["crop_height"])
+    listed = AcceptedClip.of(row)
     # Its film is decoded in a process of its own, which it cannot take this one with.
-    clip = read_clip(out / row["video_path"], start=row["start"], seconds=seconds, crop=crop)
+    clip = read_clip(out / listed.path, start=listed.start, seconds=seconds, crop=listed.edit.crop)
     height, width = clip.size
     fps = SEVERAL_TILES / seconds
     pictures = clip.pictures_at(fps, TILE_HEIGHT, max(2, round(TILE_HEIGHT * width / height / 2) * 2))

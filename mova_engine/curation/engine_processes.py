@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
+from mova_engine.backend import describe_backend
 from mova_engine.curation.engine_work import (
     DIED,
     STALLED,
@@ -45,7 +46,7 @@ class ProcessPool:
 
     def __init__(self, limits: EngineLimits) -> None:
         self._limits = limits
-        self._memory = limits.worker_bytes or _machine_bytes() // limits.workers
+        self._memory = limits.worker_bytes or describe_backend("cpu").free_memory()[1] // limits.workers
         self._idle: list[_Worker] = []
 
     def run(self, work: Work, items: Iterable[Any]) -> Iterator[Outcome]:
@@ -164,10 +165,6 @@ def _end_all(workers: list[_Worker]) -> None:
     until = time.monotonic() + ENDS_WITHIN_S
     for worker in workers:
         worker.end(max(0.0, until - time.monotonic()))
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def serve(socket: int, stalled_s: int) -> None:

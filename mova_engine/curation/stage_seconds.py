@@ -11,8 +11,6 @@ from mova_engine.curation.timings import read_timings
 from mova_engine.errors import MovaError
 from mova_engine.scores.score_table import SCORES
 
-DAY = 86400.0
-
 
 @dataclass(frozen=True)
 class StepSeconds:

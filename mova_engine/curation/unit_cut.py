@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mova_engine.config.curate import CutSettings
+from mova_engine.config.curate import MOVA_CLIP, CutSettings
 from mova_engine.curation.black_bars import Box, as_crop, boxes_of_shots, shaped, union, upright_box
 from mova_engine.curation.clip_signals import motion_signals, shot_signals, sound_signals, speech_signals
 from mova_engine.curation.packing import Stretch, kind_of, packed
@@ -24,8 +24,6 @@ from mova_engine.scores.shot_network import WEIGHTS, joined_transitions, transne
 from mova_engine.scores.shots import Transition, colours_of, shots_between
 from mova_engine.scores.speech_activity import NETWORK
 
-# MOVA's clips.
-FRAMES, FPS = 193, 24.0
 LANDSCAPE, PORTRAIT = 16 / 9, 9 / 16
 # Processor time that a unit may take: ten minutes of 8K.
 CPU_SECONDS = 3600
@@ -33,7 +31,7 @@ CPU_SECONDS = 3600
 _DIGITS = 6
 
 
-def cut_unit(unit: Unit, settings: CutSettings, frames: int = FRAMES, fps: float = FPS) -> UnitCut:
+def cut_unit(unit: Unit, settings: CutSettings, frames: int = MOVA_CLIP.frames, fps: float = MOVA_CLIP.fps) -> UnitCut:
     """The clips of `frames` pictures at `fps` in a unit, and what is known of each, decoded in a process that no file
     can end; in one that is such a process already, there.
 

@@ -17,6 +17,7 @@ from mova_engine.data.manifest_rows import READERS
 from mova_engine.data.metadata import Entry, distinct, entries_of, listing_of, read_captioned
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import require_file
+from mova_engine.files.byte_ranges import was_address
 
 # Clips of a manifest that are held in memory.
 LISTED = 100_000
@@ -71,6 +72,11 @@ def _name(source: Path) -> str:
 
 
 def _read_one(source: Path, tables: Path, listed: int) -> Sequence[Entry]:
+    if was_address(source) and not source.exists():
+        raise MovaError(
+            f"{source}: lists and folders of clips lie on this machine: copy it here; shards that a list names may be "
+            "elsewhere"
+        )
     manifest = source
     if source.suffix.lower() not in READERS or source.is_dir():
         if source.is_file():

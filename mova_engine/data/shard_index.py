@@ -50,6 +50,7 @@ from mova_engine.files.byte_ranges import (
     opened,
     read_facts,
     retried,
+    was_address,
     without_query,
 )
 
@@ -125,6 +126,8 @@ def write_index(
         raise MovaError("no shards: name tar files")
     if out.suffix.lower() != ".parquet":
         raise MovaError(f"--out {out}: an index ends in .parquet")
+    if was_address(out):
+        raise MovaError(f"--out {out}: an index is a file of this machine; --base says where its shards will be")
     if out.exists() and not overwrite:
         raise MovaError(f"{out} is there already: give another --out, or --overwrite")
     twice = [name for name, count in Counter(posixpath.basename(without_query(s)) for s in shards).items() if count > 1]

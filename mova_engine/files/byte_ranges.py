@@ -14,6 +14,7 @@ import errno
 import http.client
 import logging
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -47,8 +49,12 @@ CHUNK = 1 << 20
 COMPRESSED = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 # HTTP statuses that may pass.
 PASSING = (408, 425, 429, 500, 502, 503, 504)
-# Errors of the system that may pass: network file systems report them.
-PASSING_ERRNO = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOTCONN, errno.ECONNRESET)
+# Errors of the system that may pass: network file systems report them. By EBUSY s3fs means that a server asks to slow
+# down, by EREMOTEIO that it has failed within.
+PASSING_ERRNO = (
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOTCONN, errno.ECONNRESET),
+    *(errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)),
+)
 
 
 class UnreadableError(MovaError):
@@ -83,6 +89,11 @@ class OddError(Exception):
 def is_local(address: str) -> bool:
     """Whether an address is a path, with or without file:// in front."""
     return "://" not in address or address.startswith("file://")
+
+
+def was_address(path: Path) -> bool:
+    """Whether a path was meant as an address: as a path s3://bucket/a.parquet has lost one of its slashes."""
+    return re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) is not None
 
 
 def without_query(address: str) -> str:
@@ -295,20 +306,32 @@ class _FsspecPlace:
 
     def __init__(self, scheme: str) -> None:
         require_package("fsspec", f"{scheme}://")
+        self._scheme = scheme
+
+    @property
+    def _files(self) -> Any:
+        # fsspec keeps one for each process: its file systems do not outlive a fork.
         import fsspec
 
         try:
-            self._files: Any = fsspec.filesystem(scheme)
+            return fsspec.filesystem(self._scheme)
         except (ImportError, ValueError) as error:
-            raise MovaError(f"{scheme}:// cannot be read: {' '.join(str(error).split())}") from None
+            raise MovaError(f"{self._scheme}:// cannot be read: {' '.join(str(error).split())}") from None
 
     def open(self, address: str) -> BinaryIO:
         with self._errors():
             return self._files.open(address, "rb")
 
     def read(self, address: str, offset: int, size: int) -> bytes:
-        with self._errors():
-            data = self._files.cat_file(address, start=offset, end=offset + size) if size else b""
+        try:
+            with self._errors():
+                data = self._files.cat_file(address, start=offset, end=offset + size) if size else b""
+        except OddError:
+            # Of a range that begins beyond the end each file system says something else.
+            there = self.facts(address).size
+            if there is not None and there < offset + size:
+                raise OddError(_SHORT.format(max(0, there - offset), size)) from None
+            raise
         if len(data) > size:
             raise OddError(f"the server refuses ranges (it has sent {len(data)} bytes instead of {size})")
         return _whole(data, size)

@@ -4,16 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from data_pipeline.test_same_losses import _small, losses, write_film  # noqa: F401 (a fixture that small models need)
+from data_pipeline.test_same_losses import _small, losses, scenes, write_film  # noqa: F401 (a fixture that small models need)
 
 from mova_engine.config.curate_files import WrittenSettings
 from mova_engine.config.model import get_preset
 from mova_engine.curation.accepted_clips import AcceptedClip
 from mova_engine.curation.written_clips import write_accepted
 from mova_engine.data.clip_edit import ClipEdit
-from mova_engine.data.media.decode import read_clip
 from mova_engine.data.metadata import read_metadata
-from mova_engine.data.synthetic.bounce import generate
 
 pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.long
@@ -24,15 +22,7 @@ COUNT, BORDER = 5, 16
 def clips(tmp_path_factory):
     """Clips of one letterboxed film whose sound is an eighth of a second early."""
     root = tmp_path_factory.mktemp("raw")
-    generate(root / "bounce", COUNT, seed=3)
-    shape, pictures, sounds = get_preset("nano").clip, [], [np.zeros(0, np.int16)]
-    for entry in read_metadata(root / "bounce"):
-        clip = read_clip(entry.path, shape)
-        pictures.append(np.concatenate([clip.pictures, np.repeat(clip.pictures[-1:], 3, axis=0)]))
-        sound = np.zeros(72_000, np.int16)
-        heard = np.round(clip.audio * 32767).astype(np.int16)[:72_000]
-        sound[: len(heard)] = heard
-        sounds.append(sound)
+    shape, (pictures, sounds) = get_preset("nano").clip, scenes(root / "bounce", COUNT)
     film = np.pad(np.concatenate(pictures), ((0, 0), (BORDER, BORDER), (0, 0), (0, 0)))
     early = np.concatenate([*sounds, np.zeros(6000, np.int16)])[6000:]
     write_film(root / "film.mkv", film, early)

@@ -44,20 +44,27 @@ def write_film(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
             container.mux(stream.encode(None))
 
 
-@pytest.fixture(scope="module")
-def placed(tmp_path_factory):
-    """The same clips in four ways: one folder of files, one film with starts; and the clips' captions."""
-    root = tmp_path_factory.mktemp("clips")
-    generate(root / "bounce", COUNT, seed=3)
-    shape, pictures, sounds = get_preset("nano").clip, [], []
-    for entry in read_metadata(root / "bounce"):
-        clip = read_clip(entry.path, shape)
-        # 36 pictures are 1.5 s, so that each clip begins at a whole picture and sample.
+def scenes(folder: Path, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Pictures uint8 [36, h, w, 3] and sounds int16 [72000] of clips that are written to a folder. 36 pictures are
+    1.5 s, so that in a film of them each clip begins at a whole picture and sample.
+    """
+    generate(folder, count, seed=3)
+    pictures, sounds = [], []
+    for entry in read_metadata(folder):
+        clip = read_clip(entry.path, get_preset("nano").clip)
         pictures.append(np.concatenate([clip.pictures, np.repeat(clip.pictures[-1:], 3, axis=0)]))
         sound = np.zeros(72_000, np.int16)
         heard = np.round(clip.audio * 32767).astype(np.int16)[:72_000]
         sound[: len(heard)] = heard
         sounds.append(sound)
+    return pictures, sounds
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory):
+    """The same clips in four ways: one folder of files, one film with starts; and the clips' captions."""
+    root = tmp_path_factory.mktemp("clips")
+    pictures, sounds = scenes(root / "bounce", COUNT)
     (root / "cut").mkdir()
     rows = []
     for number in range(COUNT):

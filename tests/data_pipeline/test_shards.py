@@ -1,11 +1,13 @@
 """Clips in tar shards: the index, reading by ranges from disk and over HTTP, and whatever goes wrong on the way."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tarfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +153,10 @@ def test_shards_that_cannot_be_used_are_named(shards):
             read_shard(str(shards / name))
     with pytest.raises(MovaError, match="two shards are called a.tar: their names tell clips apart"):
         write_index([str(shards / "a.tar"), "http://host/a.tar?x"], shards / "x.parquet")
+    with pytest.raises(MovaError, match="--out s3:/bucket/x.parquet: an index is a file of this machine"):
+        write_index([str(shards / "a.tar")], Path("s3://bucket/x.parquet"))
+    with pytest.raises(MovaError, match="s3:/bucket/x.parquet: lists and folders of clips lie on this machine: copy"):
+        read_clips(Path("s3://bucket/x.parquet"))
 
 
 def test_clips_in_shards_are_decoded_as_files_are(shards, made_clips):
@@ -266,6 +272,36 @@ def test_shards_through_fsspec(shards, made_clips):
         files.rm("/bucket/a.tar")
         with pytest.raises(UnreadableError, match="memory://bucket/a.tar: 0.mp4: no such file"):
             entries[0].path.read()
+    finally:
+        files.rm("/bucket", recursive=True)
+
+
+def test_errors_of_fsspec_that_may_pass_are_tried_again(shards, monkeypatch):
+    """As s3fs reports that a server asks to slow down, or has failed within; and what is no such error."""
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    files.pipe("/bucket/a.tar", (shards / "a.tar").read_bytes())
+    errors = [
+        OSError(errno.EBUSY, "Please reduce your request rate."),
+        OSError(errno.EREMOTEIO, "an internal error"),
+    ] * 3
+    given = type(files).cat_file
+
+    def busy(self, path, **where):
+        if errors:
+            raise errors.pop()
+        return given(self, path, **where)
+
+    monkeypatch.setattr(type(files), "cat_file", busy)
+    try:
+        assert read_range("memory://bucket/a.tar", 0, 512) == (shards / "a.tar").read_bytes()[:512]
+        assert not errors
+        errors += [OSError(errno.EINVAL, "The requested range is not satisfiable")] * 6
+        size = (shards / "a.tar").stat().st_size
+        with pytest.raises(UnreadableError, match=r"is shorter than the index says \(0 of 9 bytes are there\)"):
+            read_range("memory://bucket/a.tar", size + 1, 9)
+        with pytest.raises(UnreadableError, match="cannot be read .*not satisfiable"):
+            read_range("memory://bucket/a.tar", size - 9, 9)
     finally:
         files.rm("/bucket", recursive=True)
 
