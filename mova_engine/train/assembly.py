@@ -173,7 +173,7 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     model, shards = build_model(config, sizes, ops, device, processes, fill=resume is None)
     model.train()
     weights = Weights(model, DTYPES[config.dtype], config.optim.ema, shards)
-    state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops), backend)
+    state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops, DTYPES[config.dtype]), backend)
     run = TrainingRun(
         config=config,
         backend=backend,
