@@ -342,10 +342,6 @@ class TrainConfig:
             self.optim.moments == "float32" or "adamw" not in self.ops,
             "ops.adamw names a step with float32 moments: leave it out, or optim.moments 8bit",
         )
-        check(
-            self.optim.name == "adamw" or not self.parallel.shard,
-            "optim.name muon needs whole matrices, and parallel.shard divides them: use one of the two",
-        )
         check_bytes(vram=self.vram, ram=self.ram)
         check(
             self.lora.rank > 0 or (self.vram is None and self.ram is None),

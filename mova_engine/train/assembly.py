@@ -173,7 +173,9 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     model, shards = build_model(config, sizes, ops, device, processes, fill=resume is None)
     model.train()
     weights = Weights(model, DTYPES[config.dtype], config.optim.ema, shards)
-    state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops, DTYPES[config.dtype]), backend)
+    group = None if shards is None else shards.group
+    optimizer = build_optimizer(weights.masters, config.optim, ops, DTYPES[config.dtype], group)
+    state = TrainingState(weights, optimizer, backend)
     run = TrainingRun(
         config=config,
         backend=backend,

@@ -12,6 +12,9 @@ serve the other.
 The momentum follows every gradient. With `every` of 2 half of the matrices move in each step, in turns, twice as far:
 half the Newton-Schulz steps, which are what Muon costs small models, for updates that hardly change from one step to
 the next.
+
+Where processes share the weights, each holds its rows of the momentum, and orthogonalises some whole matrices for all:
+`distributed.whole_matrices`.
 """
 
 import math
@@ -22,7 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.fsdp import LocalShard
+from mova_engine.distributed.whole_matrices import WholeMatrices
 from mova_engine.memory.quantised import within_layers
 from mova_engine.ops.newton_schulz import at_once
 from mova_engine.ops.optimizer_impl import WithoutCompiler
@@ -65,14 +70,15 @@ class Muon(WithoutCompiler):
         every: int,
         orthogonalise: Callable[[Tensor], Tensor],
         dtype: torch.dtype,
+        group: Group,
     ) -> None:
         """params: groups of float32 tensors. pieces: of the same tensors, in any order. orthogonalise: of matrices
-        [n, r, c] in `dtype`, of the same shape.
+        [n, r, c] in `dtype`, of the same shape. group: of the ranks over which the rows of each matrix are divided.
         """
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.shapes = {piece.tensor: piece.shape for piece in pieces}
         self.momentum, self.every = momentum, every
-        self.orthogonalise, self.dtype = orthogonalise, dtype
+        self.orthogonalise, self.dtype, self.group = orthogonalise, dtype, group
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -100,17 +106,34 @@ class Muon(WithoutCompiler):
         torch._foreach_lerp_(moments, gradients, 1 - self.momentum)
         turns = [int(state["step"]) + place for place, state in enumerate(states)]
         moving = [i for i, turn in enumerate(turns) if turn % self.every == 0]
+        if not moving:
+            return []
         directions = [gradients[i] for i in moving]
         torch._foreach_lerp_(directions, [moments[i] for i in moving], self.momentum)
         return [_Matrix(weights[i], d, self.shapes[weights[i]]) for i, d in zip(moving, directions, strict=True)]
 
     def _orthogonal(self, matrices: list[_Matrix]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Yield some of these matrices of one shape, and their orthogonal updates."""
-        most = at_once(matrices[0].shape, matrices[0].weight.device)
-        for first in range(0, len(matrices), most):
-            some = matrices[first : first + most]
-            made = self.orthogonalise(torch.stack([matrix.direction.to(self.dtype) for matrix in some]))
-            yield [matrix.weight for matrix in some], list(made.float().unbind())
+        """Yield some of these matrices of one shape, and their orthogonal updates. Those of the next ones are on their
+        way meanwhile.
+        """
+        group, shape = self.group, matrices[0].shape
+        device = group.device if group.size > 1 else matrices[0].weight.device
+        most = at_once(shape, device) * group.size
+        parts = [matrices[first : first + most] for first in range(0, len(matrices), most)]
+
+        def gathered(part: list[_Matrix]) -> tuple[WholeMatrices, Callable[[], Tensor]]:
+            exchange = WholeMatrices(len(part), shape, group)
+            return exchange, exchange.gather([matrix.direction.to(device, self.dtype) for matrix in part])
+
+        coming = gathered(parts[0])
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            exchange, wait = coming
+            whole = wait()
+            if following is not None:
+                coming = gathered(following)
+            updates = exchange.scatter(self.orthogonalise(whole) if len(whole) else whole)
+            weights = [matrix.weight for matrix in part]
+            yield weights, [x.to(w.device, w.dtype) for x, w in zip(updates, weights, strict=True)]
 
 
 class Joined(WithoutCompiler):

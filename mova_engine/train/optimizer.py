@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.config.optim_settings import OptimSettings
+from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.fsdp import LocalShard
 from mova_engine.ops import OpTable
 from mova_engine.train.muon import Joined, Muon, is_hidden_matrix
@@ -36,11 +37,16 @@ class NamedWeight(NamedTuple):
 
 
 def build_optimizer(
-    weights: list[NamedWeight], settings: OptimSettings, ops: OpTable, dtype: torch.dtype = torch.float32
+    weights: list[NamedWeight],
+    settings: OptimSettings,
+    ops: OpTable,
+    dtype: torch.dtype = torch.float32,
+    group: Group | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer that `settings` names, over one parameter group per component, and one more for the B of its
     adapters where these have a rate of their own; with Muon, those of AdamW's weights are apart too. Each group
-    remembers its name and its peak learning rate. dtype: of Muon's matrix products.
+    remembers its name and its peak learning rate. dtype: of Muon's matrix products. group: of the ranks that share the
+    weights' rows; None: this process has all.
     """
     adamw = ops.adamw_8bit if settings.moments == "8bit" else ops.adamw
     common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
@@ -55,6 +61,7 @@ def build_optimizer(
         every=settings.muon_every,
         orthogonalise=partial(ops.newton_schulz, steps=settings.newton_schulz_steps),
         dtype=dtype,
+        group=group or Group(),
         **common,
     )
     if not rest:

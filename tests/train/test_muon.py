@@ -154,6 +154,18 @@ def test_in_turns_half_of_the_matrices_move_twice_as_far(weights):
     assert moved == [len(matrices) // 2] * 2
 
 
+def test_a_matrix_alone_rests_in_every_other_step(weights):
+    alone = next(w for w in weights.masters if w.name.endswith("ffn.0.weight"))
+    optimizer = build_optimizer([alone], OptimSettings(**MUON, lr=0.01, muon_every=2), OPS)
+    moved = []
+    for _ in range(4):
+        before = alone.tensor.detach().clone()
+        alone.tensor.grad = torch.randn_like(before)
+        optimizer.step()
+        moved.append(not torch.equal(alone.tensor, before))
+    assert moved == [False, True, False, True]
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_state_is_restored_to_the_bit(weights, every):
     """As a checkpoint holds it, with an expert's worth of weights that had no gradient yet."""
