@@ -218,6 +218,12 @@ def _say_other_bases(config: TrainConfig, resume: Path | None, console: Console)
 def _say_precision(config: TrainConfig, backend: Backend, console: Console) -> None:
     if DTYPES[config.dtype] in backend.slow_dtypes():
         console.print(f"note: this {backend.name} has no arithmetic in {config.dtype}: --dtype float32 is faster")
+    products = DTYPES.get(config.optim.newton_schulz_dtype)
+    if config.optim.name == "muon" and products in backend.slow_dtypes():
+        console.print(
+            f"note: this {backend.name} has no arithmetic in {config.optim.newton_schulz_dtype}: "
+            "--optim.newton-schulz-dtype float32 is faster"
+        )
     if config.exact_fp32:
         for found in backend.require_full_precision():
             console.print(f"exact fp32: {found.switch} {'switched off' if found.was_on else 'was off'}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from mova_engine.config.optim_settings import OptimSettings
 from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.fsdp import LocalShard
-from mova_engine.ops import OpTable
+from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.muon import Joined, Muon, is_hidden_matrix
 
 BRIDGE = "dual_tower_bridge"
@@ -45,8 +45,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that `settings` names, over one parameter group per component, and one more for the B of its
     adapters where these have a rate of their own; with Muon, those of AdamW's weights are apart too. Each group
-    remembers its name and its peak learning rate. dtype: of Muon's matrix products. group: of the ranks that share the
-    weights' rows; None: this process has all.
+    remembers its name and its peak learning rate. dtype: of the run, in which Muon multiplies unless it is told
+    otherwise. group: of the ranks that share the weights' rows; None: this process has all.
     """
     adamw = ops.adamw_8bit if settings.moments == "8bit" else ops.adamw
     common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
@@ -60,7 +60,7 @@ def build_optimizer(
         momentum=settings.momentum,
         every=settings.muon_every,
         orthogonalise=partial(ops.newton_schulz, steps=settings.newton_schulz_steps),
-        dtype=dtype,
+        dtype=dtype if settings.newton_schulz_dtype == "run" else DTYPES[settings.newton_schulz_dtype],
         group=group or Group(),
         **common,
     )

@@ -1,6 +1,7 @@
 """Muon: its weights, its formula, turns, states, and what a run with it refuses."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_bfloat16_steps_are_those_of_torchs_muon(weights):
     theirs = muon.tensor.detach().clone().requires_grad_()
     start = theirs.detach().clone()
     settings = OptimSettings(**MUON, lr=0.01, weight_decay=0.1)
-    ours = build_optimizer(weights.masters, settings, OPS, torch.bfloat16)
+    ours = build_optimizer(weights.masters, replace(settings, newton_schulz_dtype="bfloat16"), OPS)
     published = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     for gradients in descend(ours, weights, steps=3):
         theirs.grad = gradients[weights.masters.index(muon)].clone()
