@@ -18,6 +18,7 @@ from mova_engine.config.limits import check, check_least, check_seed, check_thre
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape, accumulation, choose_mesh
 from mova_engine.config.model import COMPONENTS, get_preset
+from mova_engine.config.optim_settings import OptimSettings
 from mova_engine.config.parallel import ParallelConfig
 from mova_engine.errors import MovaError
 
@@ -144,48 +145,6 @@ class LoaderSettings:
         usable = self.cut_every is None or 0 < self.cut_every < math.inf
         check(usable, f"loader.cut_every must be a positive number of seconds, got {self.cut_every}")
         check(0 <= self.synthetic_midway <= 1, f"loader.synthetic_midway must lie in 0..1, got {self.synthetic_midway}")
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """AdamW, its learning rates and their course, clipping, moving average."""
-
-    lr: float = 1e-5
-    """Peak learning rate of the towers."""
-    bridge_lr: float | None = None
-    """Peak learning rate of the bridge; default: the towers'."""
-    lora_plus: float = 1.0
-    """Factor on the learning rate of adapters' B (LoRA+, Hayou et al. 2024, which takes 16); 1: that of A."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the moments."""
-    eps: float = 1e-8
-    """AdamW's epsilon."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
-    moments: Literal["float32", "8bit"] = "float32"
-    """How AdamW's two moments are held: in float32, or in 8 bits with a scale for each 256 values, 2.03 bytes a weight
-    instead of 8, which rounds them. A run keeps what it began with.
-    """
-    warmup: int = 0
-    """Steps over which the learning rate rises linearly."""
-    decay_start: float = 1.0
-    """Share of all steps after which the cosine decay begins; 1: none, the rate stays constant."""
-    final_lr: float = 0.0
-    """Where the cosine decay ends, as a share of the peak."""
-    clip: float = 1.0
-    """Greatest 2-norm of all gradients together."""
-    ema: float = 0.0
-    """Decay per step of the weights' moving average, which checkpoints offer to the sampler; 0: none."""
-    max_nonfinite: int = 10
-    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
-
-    def __post_init__(self) -> None:
-        check_least(self, "optim.", lr=0, lora_plus=0, bridge_lr=0, eps=0, weight_decay=0, warmup=0, max_nonfinite=1)
-        for name in ("decay_start", "final_lr"):
-            check(0 <= getattr(self, name) <= 1, f"optim.{name} must lie in 0..1, got {getattr(self, name)}")
-        check(0 <= self.ema < 1, f"optim.ema must lie in 0..1 (1 excluded), got {self.ema}")
-        check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must lie in 0..1, got {self.betas}")
-        check(self.clip > 0, f"optim.clip must be positive, got {self.clip}")
 
 
 @dataclass(frozen=True)

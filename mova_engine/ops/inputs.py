@@ -266,3 +266,20 @@ def adamw(
         }
 
     return make_case
+
+
+def matrices(
+    scale: float = 1.0, steps: int = 5, spread: float = 0.0
+) -> Callable[[Maker, int, int, int], dict[str, Any]]:
+    """For Newton-Schulz: n matrices [r, c]. scale: of their elements. spread: decades between the largest rows and the
+    smallest; the last of several matrices is zero then.
+    """
+
+    def build(make: Maker, n: int, r: int, c: int) -> dict[str, Any]:
+        sizes = torch.logspace(0, -spread, r, dtype=torch.float64)[:, None]
+        x = make(n, r, c, scale=scale, dtype=torch.float64).cpu() * sizes
+        if spread and n > 1:
+            x[-1] = 0
+        return {"x": x.to(make.device, make.dtype), "steps": steps}
+
+    return build

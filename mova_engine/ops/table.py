@@ -16,6 +16,7 @@ _COMPILED = "mova_engine.ops.compiled"
 _REFERENCE = "mova_engine.ops.reference"
 _OPTIMIZER = "mova_engine.ops.optimizer_impl"
 _ADAMW_8BIT = "mova_engine.ops.adamw_8bit"
+_NEWTON_SCHULZ = "mova_engine.ops.newton_schulz"
 # Ascend's products that triton-ascend and MindIE-SD serve.
 _ATLAS = ("910a2", "910a3")
 # GPUs convert to fp8 from Ada on.
@@ -347,6 +348,12 @@ OPERATORS: dict[str, Operator] = {
             formula=f"{_ADAMW_8BIT}:AdamW8bitReference",
             kind="optimizer",
             called_in=("float32",),
+        ),
+        _operator(
+            "newton_schulz",
+            Implementation("batched", f"{_NEWTON_SCHULZ}:newton_schulz_batched", dtypes=("float32", "bfloat16")),
+            formula=f"{_NEWTON_SCHULZ}:newton_schulz_reference",
+            rounding=f"{_NEWTON_SCHULZ}:NEWTON_SCHULZ_ROUNDED",
         ),
         _operator(
             "clip_grad_norm",

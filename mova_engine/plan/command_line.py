@@ -101,6 +101,11 @@ def _training(run: PlannedRun, recipe: str | None) -> list[str]:
         found += ["--optim.ema", "0"]
     if job.moments != "float32":
         found += ["--optim.moments", job.moments]
+    if job.muon is not None:
+        found += ["--optim.name", "muon", "--optim.newton-schulz-steps", str(job.muon.newton_schulz_steps)]
+        found += ["--optim.muon-every", str(job.muon.every)]
+        if job.muon.precision is not None:
+            found += ["--optim.newton-schulz-dtype", DTYPE_NAMES[job.muon.precision]]
     if job.online:
         found += ["--loader.encode", "online"]
     found += ["--loader.batch", "1", "--global-batch-size", str(run.clips)]

@@ -126,6 +126,7 @@ def tables(plan: Plan) -> list[Table]:
         "FSDP gathers": total.gather,
         "FSDP scatters": total.scatter,
         "gradients between replicas": total.replicas,
+        "Muon's whole matrices and their rows": total.matrices,
         "to the host": total.to_host,
         "from the host": total.from_host,
         "from files": total.from_files,

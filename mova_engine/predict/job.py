@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from mova_engine.config.memory import CHECKPOINTING, PLAIN, TASKS, MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
+from mova_engine.config.optim_settings import OptimSettings
 from mova_engine.config.train import PREPARED_AHEAD, TrainConfig
 from mova_engine.errors import MovaError, suggest
 
@@ -57,6 +58,17 @@ class KeptVideo:
 
 
 @dataclass(frozen=True)
+class MuonSettings:
+    """Of Muon: Newton-Schulz steps of an update, steps between a matrix's updates, and the precision of its products
+    (None: the run's).
+    """
+
+    newton_schulz_steps: int = 5
+    every: int = 1
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """Training all weights ("full") or adapters ("lora"), or one denoising step ("inference") of `evaluations` forward
     passes.
@@ -66,7 +78,8 @@ class Job:
     each group of devices that shares a clip. batch: clips of a micro-batch, which affects only memory. sequential: in
     sampling, evaluations that differ only in the text do not share a forward. base: how the files hold the frozen
     weights of layers, a value of memory.frozen. added: adapters that sampling adds. moments: how AdamW's are held, a
-    value of optim.moments. kept: what sampling keeps of the video; None: both towers run in each evaluation.
+    value of optim.moments. muon: of the matrices, None: AdamW alone. kept: what sampling keeps of the video; None: both
+    towers run in each evaluation.
     """
 
     model: MovaConfig
@@ -83,6 +96,7 @@ class Job:
     base: str = "activations"
     added: AddedAdapters = AddedAdapters()
     moments: str = "float32"
+    muon: MuonSettings | None = None
     kept: KeptVideo | None = None
 
     def __post_init__(self) -> None:
@@ -107,8 +121,15 @@ class Job:
         return WIDTHS[self.precision]
 
 
+def _muon(settings: OptimSettings) -> MuonSettings:
+    dtype = settings.newton_schulz_dtype
+    precision = None if dtype == "run" else precision_of(dtype)
+    return MuonSettings(settings.newton_schulz_steps, settings.muon_every, precision)
+
+
 def training_job(config: TrainConfig, model: MovaConfig) -> Job:
     """The job of a training run's settings. `clips` is None if `global_batch_size` is."""
+    optim = config.optim
     job = Job(
         model,
         precision=precision_of(config.dtype),
@@ -117,6 +138,7 @@ def training_job(config: TrainConfig, model: MovaConfig) -> Job:
         clips=config.global_batch_size,
         batch=config.loader.batch,
         moments=config.optim.moments,
+        muon=_muon(optim) if optim.name == "muon" else None,
     )
     if config.lora.rank:
         job = replace(job, task="lora", lora_rank=config.lora.rank)

@@ -36,6 +36,7 @@ from mova_engine.predict.codec_cost import (
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
+from mova_engine.predict.muon_cost import MOMENTUM, matrix_parameters
 from mova_engine.predict.row_padding import block_padding, padding
 from mova_engine.predict.sampling_activations import kept_video, sampled, scratch_of
 from mova_engine.predict.saved_activations import freed_by_layers, saved_activations
@@ -231,7 +232,8 @@ def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, f
     device["gradients of the layer at work"] = _layer_gradients(run)
     added = padding(run, used=False) if job.task == "full" else 0
     weights = (trained_parameters(run, used=False) + added) / shards
-    place["optimizer's moments"] = 2 * weights * _moment_bytes(job)
+    matrices = matrix_parameters(run, used=False) / shards
+    place["optimizer's moments"] = 2 * (weights - matrices) * _moment_bytes(job) + matrices * MOMENTUM
     if job.ema:
         place["moving average"] = weights * _FP32
 

@@ -41,7 +41,7 @@ def _single(job: Job, layout: Layout, hardware: Hardware, fixed: dict[str, str])
     if job.kept is not None and (found := _fitting(replace(job, kept=None), layout, hardware, fixed)):
         yield Remedy("both towers in each step (without --cache, --audio-sigmas, --video-passes)", found[0])
     yield from _more_on_host(job, layout, hardware, fixed)
-    if job.training and job.moments == "float32":
+    if job.training and job.moments == "float32" and job.muon is None:
         held = replace(job, moments="8bit")
         if found := _fitting(held, layout, hardware, fixed):
             yield Remedy("moments in 8 bits (--optim.moments 8bit)", found[0])

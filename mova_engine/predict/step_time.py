@@ -13,6 +13,7 @@ from mova_engine.predict.codec_cost import encode_cost
 from mova_engine.predict.flops import VIDEO_FEED_FORWARD, Attention, MatrixProduct, operations, training_flops
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import OURS, PlannedRun, copies, sharded
+from mova_engine.predict.muon_cost import MOVED, matrix_parameters, newton_schulz_flops
 from mova_engine.predict.operator_cost import OperatorCost, attention_rates
 from mova_engine.predict.step_traffic import StepTraffic, step_traffic, trained_parameters
 
@@ -180,13 +181,19 @@ def encode_seconds(run: PlannedRun, hardware: Hardware) -> float:
 
 
 def _optimizer_seconds(run: PlannedRun, hardware: Hardware) -> float:
-    """The update of a rank's share of the weights trained in this step; a moving average follows all of them."""
-    moved = _ADAMW * trained_parameters(run, used=True) / sharded(run.layout)
+    """The update of a rank's share of the weights trained in this step; a moving average follows all of them. What is
+    not divided every rank orthogonalises.
+    """
+    matrices = matrix_parameters(run, used=True)
+    moved = (_ADAMW * (trained_parameters(run, used=True) - matrices) + MOVED * matrices) / sharded(run.layout)
     if run.job.ema:
         moved += _EMA * trained_parameters(run, used=False) / sharded(run.layout)
+    products = newton_schulz_flops(run) / sharded(run.layout)
+    precision = (run.job.muon and run.job.muon.precision) or run.job.precision
+    seconds = products / (hardware.peak_flops(precision) * hardware.achieved.gemm)
     if run.state_on_host:
-        return moved / hardware.host_rate
-    return moved / (hardware.bandwidth * hardware.achieved.bandwidth)
+        return seconds + moved / hardware.host_rate
+    return seconds + moved / (hardware.bandwidth * hardware.achieved.bandwidth)
 
 
 def _rate(hardware: Hardware, group: int, span: int, neighbours: bool = False) -> float:
@@ -207,6 +214,7 @@ def _communication(
     everything = sharded(layout) * copies(layout)
     exchange = traffic.all_to_all / _rate(hardware, layout.ulysses, layout.ulysses)
     exchange += traffic.reduce / _rate(hardware, layout.context_parallel, layout.context_parallel)
+    exchange += traffic.matrices / _rate(hardware, sharded(layout), sharded(layout))
     exchange += traffic.replicas / _rate(hardware, copies(layout), everything)
     exchange += traffic.collectives * hardware.latency
     ring = traffic.ring / _rate(hardware, layout.ring, layout.context_parallel, neighbours=True)

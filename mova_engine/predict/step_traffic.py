@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from mova_engine.config.stages import OFFLOAD_LAYERS
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.job import WIDTHS, PlannedRun, copies, sharded
+from mova_engine.predict.muon_cost import exchanged_bytes
 from mova_engine.predict.saved_activations import on_host
 
 SECOND_EXPERT = "second video expert"
@@ -30,7 +31,8 @@ class StepTraffic:
     """Bytes sent per rank and step, and how many collectives they are.
 
     all_to_all, ring, reduce: context parallelism. gather, scatter: FSDP. replicas: gradients between copies.
-    to_host, from_host: offload. from_files: weights that wait in files, which cross the host's bus too.
+    matrices: whole ones for Muon, and rows of their updates. to_host, from_host: offload. from_files: weights that wait
+    in files, which cross the host's bus too.
     """
 
     all_to_all: float = 0
@@ -39,6 +41,7 @@ class StepTraffic:
     gather: float = 0
     scatter: float = 0
     replicas: float = 0
+    matrices: float = 0
     to_host: float = 0
     from_host: float = 0
     from_files: float = 0
@@ -208,6 +211,7 @@ def step_traffic(run: PlannedRun) -> StepTraffic:
         switched = _SWITCH * other / sharded(layout)
     once = StepTraffic(
         replicas=2 * (copies(layout) - 1) / copies(layout) * gradients,
+        matrices=exchanged_bytes(run),
         to_host=gradients * whole + (switched if run.job.task == "full" else 0),
         from_host=gradients * whole * run.job.width / WIDTHS["fp32"] + switched,
         collectives=_layers(run) * (copies(layout) > 1),

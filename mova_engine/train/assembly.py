@@ -173,7 +173,9 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     model, shards = build_model(config, sizes, ops, device, processes, fill=resume is None)
     model.train()
     weights = Weights(model, DTYPES[config.dtype], config.optim.ema, shards)
-    state = TrainingState(weights, build_optimizer(weights.masters, config.optim, ops), backend)
+    group = None if shards is None else shards.group
+    optimizer = build_optimizer(weights.masters, config.optim, ops, DTYPES[config.dtype], group)
+    state = TrainingState(weights, optimizer, backend)
     run = TrainingRun(
         config=config,
         backend=backend,
@@ -216,6 +218,12 @@ def _say_other_bases(config: TrainConfig, resume: Path | None, console: Console)
 def _say_precision(config: TrainConfig, backend: Backend, console: Console) -> None:
     if DTYPES[config.dtype] in backend.slow_dtypes():
         console.print(f"note: this {backend.name} has no arithmetic in {config.dtype}: --dtype float32 is faster")
+    products = DTYPES.get(config.optim.newton_schulz_dtype)
+    if config.optim.name == "muon" and products in backend.slow_dtypes():
+        console.print(
+            f"note: this {backend.name} has no arithmetic in {config.optim.newton_schulz_dtype}: "
+            "--optim.newton-schulz-dtype float32 is faster"
+        )
     if config.exact_fp32:
         for found in backend.require_full_precision():
             console.print(f"exact fp32: {found.switch} {'switched off' if found.was_on else 'was off'}")

@@ -124,7 +124,8 @@ def _built(
         model.train()
         take_slots(model, stage.tracker)
         weights = Weights(model, DTYPES[config.dtype], config.optim.ema, shards)
-        optimizer = build_optimizer(weights.masters, config.optim, ops)
+        group = None if shards is None else shards.group
+        optimizer = build_optimizer(weights.masters, config.optim, ops, DTYPES[config.dtype], group)
         _take_moments(weights, optimizer)
         stage.tracker.label(local_tensors(model), PARAMETERS, known=True)
         stage.tracker.label(weights.tensors(), PARAMETERS, known=True)

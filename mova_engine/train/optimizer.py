@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mova_engine.config.train import OptimSettings
+from mova_engine.config.optim_settings import OptimSettings
+from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.fsdp import LocalShard
-from mova_engine.ops import OpTable
+from mova_engine.ops import DTYPES, OpTable
+from mova_engine.train.muon import Joined, Muon, is_hidden_matrix
 
 BRIDGE = "dual_tower_bridge"
 
@@ -33,24 +36,53 @@ class NamedWeight(NamedTuple):
         return self.name.split(".")[0]
 
 
-def build_optimizer(weights: list[NamedWeight], settings: OptimSettings, ops: OpTable) -> torch.optim.Optimizer:
-    """AdamW over one parameter group per component, and one more for the B of its adapters where these have a rate of
-    their own; each group remembers its name and its peak learning rate.
+def build_optimizer(
+    weights: list[NamedWeight],
+    settings: OptimSettings,
+    ops: OpTable,
+    dtype: torch.dtype = torch.float32,
+    group: Group | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer that `settings` names, over one parameter group per component, and one more for the B of its
+    adapters where these have a rate of their own; with Muon, those of AdamW's weights are apart too. Each group
+    remembers its name and its peak learning rate. dtype: of the run, in which Muon multiplies unless it is told
+    otherwise. group: of the ranks that share the weights' rows; None: this process has all.
     """
+    adamw = ops.adamw_8bit if settings.moments == "8bit" else ops.adamw
+    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.name == "adamw":
+        return adamw(_groups(weights, settings), betas=settings.betas, eps=settings.eps, **common)
+    matrices = [weight for weight in weights if is_hidden_matrix(weight.name, weight.piece.shape)]
+    rest = [weight for weight in weights if not is_hidden_matrix(weight.name, weight.piece.shape)]
+    muon = Muon(
+        _groups(matrices, settings),
+        [weight.piece for weight in matrices],
+        momentum=settings.momentum,
+        every=settings.muon_every,
+        orthogonalise=partial(ops.newton_schulz, steps=settings.newton_schulz_steps),
+        dtype=dtype if settings.newton_schulz_dtype == "run" else DTYPES[settings.newton_schulz_dtype],
+        group=group or Group(),
+        **common,
+    )
+    if not rest:
+        return muon
+    return Joined(muon, adamw(_groups(rest, settings, "/adamw"), betas=settings.betas, eps=settings.eps, **common))
+
+
+def _groups(weights: list[NamedWeight], settings: OptimSettings, ending: str = "") -> list[dict[str, Any]]:
+    """Parameter groups; ending: of their names."""
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     for weight in weights:
         apart = settings.lora_plus != 1 and ".lora_B." in weight.name
         groups.setdefault((weight.component, apart), []).append(weight.tensor)
-    described = [
+    return [
         {
             "params": tensors,
-            "name": f"{name}/lora_B" if apart else name,
+            "name": (f"{name}/lora_B" if apart else name) + ending,
             "peak_lr": peak_lr(name, settings) * (settings.lora_plus if apart else 1.0),
         }
         for (name, apart), tensors in groups.items()
     ]
-    adamw = ops.adamw_8bit if settings.moments == "8bit" else ops.adamw
-    return adamw(described, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
 
 
 def peak_lr(component: str, settings: OptimSettings) -> float:

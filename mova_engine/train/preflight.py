@@ -97,7 +97,7 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
             for name, parameter in bare.named_parameters()
             if not config.lora.rank or ".lora_" in name
         }
-        check_resumable(resume, trained, config.seed, config.optim.moments)
+        check_resumable(resume, trained, config.seed, config.optim.name, config.optim.moments)
 
 
 def check_stored(config: TrainConfig, stored: StoredComponent) -> None:

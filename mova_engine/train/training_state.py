@@ -236,12 +236,17 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     return described
 
 
-def check_resumable(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, moments: str) -> None:
+def check_resumable(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, optimizer: str, moments: str
+) -> None:
     """Raise MovaError if a run with weights of these shapes cannot resume from a checkpoint. Reads headers only."""
     described = read_state(folder)
     path = folder / TRAINING / "master.safetensors"
     found = {name: list(tensor.shape) for name, tensor in tensors_of_file(path).items()}
     _check_same(path, found, {name: list(shape) for name, shape in shapes.items()})
+    began = described["config"].get("optim", {}).get("name", "adamw")
+    if began != optimizer:
+        raise MovaError(f"{folder} holds the state of {began}: give --optim.name {began}, or --out for a new run")
     states = tensors_of_file(folder / TRAINING / "optimizer.safetensors")
     held = "8bit" if any(name.endswith(SCALE) for name in states) else "float32"
     if states and held != moments:

@@ -13,6 +13,7 @@ from distributed.keeping import (  # noqa: F401 (called by name)
     changed_by_compiling,
     kept_bytes,
 )
+from distributed.muon_rows import muon_rows  # noqa: F401 (called by name)
 from distributed.runs import (  # noqa: F401 (called by name)
     both_fail,
     clips_taken,

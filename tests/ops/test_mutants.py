@@ -35,11 +35,14 @@ def test_every_mutant_is_killed(name, dtype):
 
 
 def test_what_has_no_mutants_is_what_no_implementation_is_made_for():
-    """Weights and moments of an optimizer are float32, and products of fp8 numbers are given in bfloat16."""
+    """Weights and moments of an optimizer are float32, products of fp8 numbers are given in bfloat16, and no
+    run trains in float16.
+    """
     assert not_offered() == {
         "adamw": ["bfloat16", "float16"],
         "adamw_8bit": ["bfloat16", "float16"],
         "fp8_linear": ["float32", "float16"],
+        "newton_schulz": ["float16"],
     }
 
 

@@ -12,8 +12,8 @@ from mova_engine.backend import get_backend
 from mova_engine.config.diffusion import GIVEN, DiffusionSettings, LossWeights
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import get_preset
+from mova_engine.config.optim_settings import OptimSettings
 from mova_engine.config.recipes import load_config
-from mova_engine.config.train import OptimSettings
 from mova_engine.diffusion.loss import Share, velocity_loss
 from mova_engine.diffusion.schedule import LOW_NOISE, Schedule
 from mova_engine.models.mova import Mova

@@ -5,6 +5,7 @@ that need eps, modulations whose rounding is visible in the result, GELU where i
 overflow unless the maximum is subtracted.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -323,6 +324,27 @@ ADAMW_CASES = (
 )
 
 
+NEWTON_SCHULZ_CASES = tuple(
+    Case(name, inputs_of.sized(build, *shape), size, math.prod(shape))
+    for name, build, shape, size in (
+        ("nano", inputs_of.matrices(), (3, 96, 96), "test"),
+        ("wide", inputs_of.matrices(), (2, 24, 130), "test"),
+        # Rounding moves a matrix's singular values as a whole: only over many of them a wrong factor shows.
+        ("many", inputs_of.matrices(), (512, 8, 12), "test"),
+        ("many-three-steps", inputs_of.matrices(steps=3), (512, 12, 8), "test"),
+        ("tall", inputs_of.matrices(steps=3), (2, 65, 16), "test"),
+        ("one-step", inputs_of.matrices(steps=1), (4, 16, 40), "test"),
+        ("one-row", inputs_of.matrices(), (5, 1, 33), "test"),
+        # Rows of very different size, and a matrix of zeros.
+        ("spread", inputs_of.matrices(spread=3.0), (3, 32, 48), "test"),
+        # As small as the eps that is added to the norm.
+        ("tiny", inputs_of.matrices(scale=1e-8, steps=1), (256, 4, 6), "test"),
+        ("5120x5120", inputs_of.matrices(), (1, 5120, 5120), "bench"),
+        ("13824x5120", inputs_of.matrices(), (1, 13824, 5120), "bench"),
+    )
+)
+
+
 def _renamed(build: Build, suffix: str) -> tuple[Case, ...]:
     """The first three row cases with another `build`, and `suffix` in their names."""
     return tuple(replace(case, name=f"{case.name}-{suffix}") for case in row_cases(build)[:3])
@@ -371,6 +393,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "merge_lse": MERGE_CASES,
     "adamw": ADAMW_CASES,
     "adamw_8bit": ADAMW_CASES,
+    "newton_schulz": NEWTON_SCHULZ_CASES,
     "clip_grad_norm": CLIP_CASES,
 }
 
