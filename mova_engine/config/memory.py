@@ -55,6 +55,14 @@ class MemoryConfig:
     """
     optimizer: Place = "device"
     """Where trained weights, their gradients and the optimizer's state are while not in use; with parallel.shard."""
+    gathered: Literal["auto", "layer", "step"] = "layer"
+    """With parallel.shard: how long weights that are gathered from the processes stay. While a layer is at work, so
+    that the backward gathers it again; or until a training step's last backward, with all layers on the device.
+    """
+    gradients: Literal["auto", "micro-batch", "step"] = "micro-batch"
+    """With parallel.shard: whether processes sum their gradients after each micro-batch, or once a step, which holds
+    whole gradients in float32 on the device until then and rounds in another order.
+    """
     expert: Place = "device"
     """Where the video expert waits that a denoising step does not use."""
     idle: Literal["auto", "host", "files", "device"] = "host"
@@ -166,6 +174,23 @@ class MemoryConfig:
                 "optimizer",
                 self.optimizer == "host" and not sharded,
                 "its state comes from the host in shards only: it needs parallel.shard and several processes",
+            ),
+            ("gathered", self.gathered == "step" and sampling, "sampling gathers a layer when it is at work"),
+            (
+                "gathered",
+                self.gathered == "step" and not sharded,
+                "nothing is gathered: it needs parallel.shard and several processes",
+            ),
+            (
+                "gathered",
+                self.gathered == "step" and self.weights_on_host,
+                "all layers would lie on the device after all: leave memory.weights and memory.optimizer at device",
+            ),
+            ("gradients", self.gradients == "step" and sampling, "sampling has no gradients"),
+            (
+                "gradients",
+                self.gradients == "step" and not sharded,
+                "whole gradients are summed once a step in any case: it is for parallel.shard and several processes",
             ),
             (
                 "expert",

@@ -5,7 +5,12 @@ sampling each branch of guidance has its own copy, because one branch may skip t
 
 A block's weights are all-gathered in the compute dtype before the block runs, and freed after it. Its gradients are
 reduce-scattered in float32. FSDP gathers only the units that run: of two experts, the one that the step trains, which
-is the same on all ranks.
+is the same on all ranks. What is outside of blocks, heads, embeddings and bridge layers (the bridge's norms) is in the
+unit of the whole model, which is gathered once a forward.
+
+A step of several micro-batches may keep what was gathered until its last backward, and may sum gradients over ranks
+once (`MemoryConfig.gathered` and `gradients`). Copies of the weights sum theirs once in any case: until then each rank
+has its rows' sum over the micro-batches. Sums are then in another order, equal up to rounding.
 
 Weights are sharded along dimension 0, `ceil(rows / ranks)` rows for each rank; the last ranks may have fewer or none.
 The rest of the engine sees a shard as a plain tensor, in a `LocalShard`.
@@ -13,8 +18,11 @@ The rest of the engine sees a shard as a plain tensor, in a `LocalShard`.
 
 import functools
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -22,6 +30,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils import _pytree as pytree
 
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.distributed.collectives import Group, open_group
 from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
@@ -58,11 +67,41 @@ def rows_of(rows: int, ranks: int, rank: int) -> tuple[int, int]:
 @dataclass(frozen=True)
 class Shards:
     """How weights are sharded. group: the ranks that share one copy of the weights. copy: the index of this rank's copy
-    (0 if there is only one).
+    (0 if there is only one). units: the FSDP modules, the whole model last. memory: as of `shard_model`.
     """
 
     group: Group
     copy: int
+    units: tuple[Any, ...]
+    memory: MemoryConfig
+
+    def begin_micro_batch(self, last: bool, idle: Iterable[nn.Module] = ()) -> None:
+        """Call it before each micro-batch of a step. last: the step's last one, after whose backward pass all gradients
+        are summed over the ranks and all weights are sharded again. idle: components that the step does not use.
+        """
+        sums = last or self.memory.gradients != "step"
+        # Rows that are summed over the copies later wait on the device, where offloaded gradients have no room.
+        sums_copies = last or (sums and self.memory.weights_on_host)
+        unused = {module for component in idle for module in component.modules()}
+        for unit in self.units:
+            # FSDP takes for granted that a unit whose gradients it is to keep was gathered before.
+            unit.set_requires_gradient_sync(sums or unit in unused, recurse=False)
+            unit.set_requires_all_reduce(sums_copies, recurse=False)
+            unit.set_reshard_after_backward(last or self.memory.gathered != "step", recurse=False)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """A with-block for forwards without a backward. What they gather is freed after each unit: the weights may
+        change before the next forward, and both experts may run.
+        """
+        for unit in self.units:
+            unit.set_reshard_after_forward(True, recurse=False)
+        try:
+            yield
+        finally:
+            for unit in self.units[:-1]:
+                unit.set_reshard_after_forward(self.memory.gathered != "step", recurse=False)
+            self.units[-1].set_reshard_after_forward(False, recurse=False)
 
     def piece(self, parameter: Tensor) -> LocalShard:
         """Return this rank's rows of a sharded parameter (a DTensor), as a view, in the dtype that they are held in."""
@@ -85,12 +124,17 @@ def local_rows(parameter: Tensor) -> Tensor:
 
 
 def shard_model(
-    model: Mova, place: Processes, device: torch.device, dtype: torch.dtype = torch.float32, offload: bool = False
+    model: Mova,
+    place: Processes,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    memory: MemoryConfig | None = None,
 ) -> Shards:
     """Shard `model`, which is on the meta device, over the ranks. The weights' values are undefined afterwards.
 
     dtype: compute dtype. The shards keep the dtype of `model` (float32 for training), and so do their gradients.
-    offload: shards and gradients, and with them the optimizer's state, are in host memory.
+    memory: whether shards and gradients, and with them the optimizer's state, are in host memory (`weights_on_host`);
+    `gathered` and `gradients` of a step of several micro-batches, of which `Shards.begin_micro_batch` must be told.
     Gradients are summed over the ranks that share a clip and averaged over ranks with different clips. Raises MovaError
     for a model that cannot be sharded.
     """
@@ -103,6 +147,8 @@ def shard_model(
         register_fsdp_forward_method,
     )
 
+    memory = memory or MemoryConfig()
+    on_host = memory.weights_on_host
     _show_tower_inputs()
     bridge = model.dual_tower_bridge
     if bridge is not None and bridge.config.pooled_adaln:
@@ -119,32 +165,35 @@ def shard_model(
         "mesh": mesh,
         # Inputs are not cast: timesteps, rotations and norms are float32 in every precision.
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy(pin_memory=device.type != "cpu") if offload else OffloadPolicy(),
-        "reshard_after_forward": True,
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type != "cpu") if on_host else OffloadPolicy(),
+        "reshard_after_forward": memory.gathered != "step",
     }
     units = []
     for tower in (x for x in (model.video_dit, model.video_dit_2, model.audio_dit) if x is not None):
         units += [*tower.blocks, tower.head, tower]
     if bridge is not None:
         layers = (*bridge.audio_to_video_conditioners.values(), *bridge.video_to_audio_conditioners.values())
-        # The unit of the bridge itself has its remaining weights, the norms, in one all-gather.
-        units += [*(layer.inner for layer in layers), bridge]
-    units.append(model)
+        # The norms belong to the unit of the model: the bridge's forward runs once a layer, and would gather each time.
+        units += [layer.inner for layer in layers]
     # The warned-of case does not occur: module outputs are views, but no code changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     for unit in units:
         fully_shard(unit, **settings)
+    # What a step needs first in the forward and last in the backward stays between them.
+    units.append(fully_shard(model, **{**settings, "reshard_after_forward": False}))
+    for unit in units:
         unit.set_gradient_divide_factor(place.shape.data_parallel)
         # Reduce by a sum and divide afterwards: every collective library can sum, not every one can average.
         unit.set_force_sum_reduction_for_comms(True)
         if isinstance(unit, Tower):
             # The unit of a tower has the weights of its embeddings; its blocks and its head are separate units.
             register_fsdp_forward_method(unit, "embed")
-    if bridge is not None:
-        register_fsdp_forward_method(bridge, "forward_audio")
-    model.to_empty(device="cpu" if offload else device)
+    for method in ("forward_audio", "forward_side_by_side"):
+        register_fsdp_forward_method(model, method)
+    model.to_empty(device="cpu" if on_host else device)
     group = open_group(mesh["shard"].get_group(), device)
-    return Shards(group, mesh["copy"].get_local_rank() if copies > 1 else 0)
+    copy = mesh["copy"].get_local_rank() if copies > 1 else 0
+    return Shards(group, copy, tuple(units), memory)
 
 
 @functools.cache

@@ -247,7 +247,7 @@ def _built(
     mova.chunk_rows = config.memory.chunk_rows
     residency = None
     if config.parallel.shard:
-        shard_model(mova, processes, device, dtype, config.memory.weights_on_host)
+        shard_model(mova, processes, device, dtype, config.memory)
     else:
         if config.memory.weights not in ("host", "files"):
             towers = tower_parts(mova, partial(_read, stage, config.memory.frozen, mova, dtype))

@@ -305,7 +305,7 @@ def _load_sharded(
             raise MovaError(f"{folder} holds weights in {', '.join(sorted(stored))}: sharded weights need --dtype")
         dtype = DTYPES[stored.pop()]
     mova = Mova(config, ops, "meta", dtype)
-    shards = shard_model(mova, place, device, dtype, memory.weights_on_host)
+    shards = shard_model(mova, place, device, dtype, memory)
     with torch.no_grad():
         for name in _component_names(config):
             shards.load(getattr(mova, name), Path(folder) / name)

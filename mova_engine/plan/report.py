@@ -37,6 +37,8 @@ _WORDS = {
     ("weights", "host"): "weights on the host",
     ("weights", "files"): "weights in their files",
     ("optimizer", "host"): "masters, gradients and moments on the host",
+    ("gathered", "step"): "weights gathered once a step",
+    ("gradients", "step"): "gradients summed over the devices once a step",
     ("expert", "host"): "the waiting video expert on the host",
     ("idle", "device"): "all parts on the device all the time",
     ("vae", "tiles"): "the video codec in tiles",

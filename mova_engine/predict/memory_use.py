@@ -54,6 +54,9 @@ _FP32 = WIDTHS["fp32"]
 _BUFFERS = 2
 _GRADIENTS = "gradients"
 _WORKING = "working set of a layer"
+# What `MemoryConfig.gathered` and `gradients` hold until a step's last backward.
+_GATHERED, _NOT_SUMMED = "weights gathered for the step", "gradients not yet summed over the devices"
+_WITHIN_A_STEP = (_GATHERED, _NOT_SUMMED)
 # P at once in the backward of a ring's attention: dq 2 and dk, dv 4 in float32; a step's dq, dk, dv 3 and the kernel's
 # float32 sum of dq 2; keys, values and their gradients on their way, packed and arriving, 8.
 _RING = 19
@@ -110,7 +113,7 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
     if run.job.training:
         _training_state(run, device, host)
         device["clips prepared ahead"] = run.implementation.prepared * run.job.batch * _prepared_clip(run.job)
-    idle = dict(device)
+    idle = {part: size for part, size in device.items() if part not in _WITHIN_A_STEP}
     if run.job.training:
         device["time embeddings in float32"] = _time_weights(run)
         for parts, saved in zip((device, host), saved_activations(run), strict=True):
@@ -183,8 +186,12 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
     if trained and shards == 1 and job.width != _FP32:
         device["weights' copies to compute with"] = used * job.width
     elif shards > 1 or policy.weights == "host":
-        gathered = _BUFFERS * _largest_unit(run)
-        device["weights gathered for the layers at work"] = gathered * (job.width if trained else run.frozen_width)
+        if policy.gathered == "step" and job.training:
+            copies = used * job.width if trained else sizes[True]
+            device[_GATHERED] = copies + adapter_parameters(run, used=True) * job.width
+        else:
+            gathered = _BUFFERS * _largest_unit(run)
+            device["weights gathered for the layers at work"] = gathered * (job.width if trained else run.frozen_width)
     _adapters(run, place, alone=shards == 1 and place is device)
 
 
@@ -228,7 +235,11 @@ def _largest_layer(run: PlannedRun, component: str) -> float:
 def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
     job, shards = run.job, sharded(run.layout)
     place = host if run.state_on_host else device
-    place[_GRADIENTS] = trained_parameters(run, used=True) * _FP32 / shards
+    whole = trained_parameters(run, used=True) * _FP32
+    place[_GRADIENTS] = whole / shards
+    if run.policy.gradients == "step" and run.micro_batches > job.batch:
+        # As they are summed, rows take the place of whole ones, unless rows are on the host.
+        device[_NOT_SUMMED] = whole - (0 if run.state_on_host else whole / shards)
     device["gradients of the layer at work"] = _layer_gradients(run)
     added = padding(run, used=False) if job.task == "full" else 0
     weights = (trained_parameters(run, used=False) + added) / shards

@@ -39,6 +39,8 @@ CHOICES = {
     "chunking": ("none", "rows"),
     "weights": ("device", "host", "files"),
     "optimizer": ("device", "host"),
+    "gathered": ("layer", "step"),
+    "gradients": ("micro-batch", "step"),
     "expert": ("device", "host"),
     # What stays on the device costs no time in a prediction of one step: taken where it is asked for.
     "idle": ("host", "files"),
@@ -172,6 +174,10 @@ def policies(
         useless = useless | {"weights", "idle", "chunking"}
     if job.training:
         useless = useless | {"idle"}
+    if not job.training or sharded(layout) == 1 or implementation.traffic == "symmetric":
+        useless = useless | {"gathered", "gradients"}
+    elif PlannedRun(job, layout, implementation=implementation).micro_batches <= job.batch:
+        useless = useless | {"gradients"}
     if "fp8" not in hardware.peak or implementation.traffic == "symmetric" or job.precision != "bf16":
         useless = useless | {"frozen"}
     if job.model.experts == 1:

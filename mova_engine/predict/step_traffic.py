@@ -168,15 +168,12 @@ def trained_parameters(run: PlannedRun, used: bool) -> int:
 
 
 def micro_traffic(run: PlannedRun) -> StepTraffic:
-    """Traffic of one clip on its group of ranks: context parallelism, FSDP, offload."""
+    """Traffic of one clip on its group of ranks: context parallelism, FSDP, offload; without what FSDP does once a
+    step.
+    """
     job, layout, policy = run.job, run.layout, run.policy
-    share = (sharded(layout) - 1) / sharded(layout)
-    count = parameters(run, used=True)
-    weights = count * job.width if job.task == "full" else _frozen_bytes(run, used=True)
+    count, weights = parameters(run, used=True), _gathered_bytes(run)
     passes = 1 + job.training
-    gather = passes * weights * share
-    scatter = trained_parameters(run, used=True) * WIDTHS["fp32"] * share
-    collectives = (passes + job.training) * _layers(run) if sharded(layout) > 1 else 0
     down, up = sum(on_host(run).values()), 0.0
     if down:
         # What the last layers keep is used where it is.
@@ -191,8 +188,25 @@ def micro_traffic(run: PlannedRun) -> StepTraffic:
     if policy.optimizer == "host" and sharded(layout) > 1:  # float32 shards come in, and go back as gradients
         up += passes * count * WIDTHS["fp32"] / sharded(layout)
         down += count * WIDTHS["fp32"] / sharded(layout)
-    return context_traffic(run) + StepTraffic(
-        gather=gather, scatter=scatter, to_host=down, from_host=up, from_files=read, collectives=collectives
+    shared = _fsdp(run, passes * (policy.gathered != "step"), job.training and policy.gradients != "step")
+    return context_traffic(run) + shared + StepTraffic(to_host=down, from_host=up, from_files=read)
+
+
+def _gathered_bytes(run: PlannedRun) -> float:
+    """Bytes of the weights that one forward uses, as they are gathered."""
+    return parameters(run, used=True) * run.job.width if run.job.task == "full" else _frozen_bytes(run, used=True)
+
+
+def _fsdp(run: PlannedRun, gathers: int, scatters: int) -> StepTraffic:
+    """Traffic of so many all-gathers of every weight, and so many reduce-scatters of every gradient in float32."""
+    shards = sharded(run.layout)
+    if shards == 1:
+        return StepTraffic()
+    share = (shards - 1) / shards
+    return StepTraffic(
+        gather=gathers * _gathered_bytes(run) * share,
+        scatter=scatters * trained_parameters(run, used=True) * WIDTHS["fp32"] * share,
+        collectives=(gathers + scatters) * _layers(run),
     )
 
 
@@ -209,14 +223,17 @@ def step_traffic(run: PlannedRun) -> StepTraffic:
         if run.job.task != "full":
             other = _frozen_bytes(run, used=False) - _frozen_bytes(run, used=True)
         switched = _SWITCH * other / sharded(layout)
+    # Copies of the weights sum their gradients once a step, but where these go to the host after each micro-batch.
+    sums = run.micro_batches if run.state_on_host and policy.gradients != "step" else 1
     once = StepTraffic(
-        replicas=2 * (copies(layout) - 1) / copies(layout) * gradients,
+        replicas=2 * (copies(layout) - 1) / copies(layout) * gradients * sums,
         matrices=exchanged_bytes(run),
         to_host=gradients * whole + (switched if run.job.task == "full" else 0),
         from_host=gradients * whole * run.job.width / WIDTHS["fp32"] + switched,
-        collectives=_layers(run) * (copies(layout) > 1),
+        collectives=_layers(run) * (copies(layout) > 1) * sums,
     )
-    return micro_traffic(run) * run.micro_batches + once
+    shared = _fsdp(run, int(policy.gathered == "step"), int(policy.gradients == "step"))
+    return micro_traffic(run) * run.micro_batches + shared + once
 
 
 def _frozen_bytes(run: PlannedRun, used: bool) -> float:

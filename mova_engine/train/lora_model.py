@@ -151,7 +151,7 @@ def _sharded(model: Mova, config: TrainConfig, folder: Path, device: torch.devic
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    shards = shard_model(model, processes, device, dtype, config.memory.weights_on_host)
+    shards = shard_model(model, processes, device, dtype, config.memory)
     for name, component in _components(model):
         pieces = {
             key: shards.piece(parameter) for key, parameter in component.named_parameters() if ".lora_" not in key

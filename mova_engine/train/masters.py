@@ -77,15 +77,12 @@ class Weights:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within the block the model has the moving average as its weights, if there is one. No step may run in it."""
+        if self.shards is not None:
+            with self.shards.evaluation(), self._exchanged():
+                yield
+            return
         if self.ema is None:
             yield
-            return
-        if self.shards is not None:
-            self._exchange()
-            try:
-                yield
-            finally:
-                self._exchange()
             return
         if self.copies:
             with torch.no_grad():
@@ -103,11 +100,20 @@ class Weights:
         finally:
             _point(self.parameters, kept)
 
+    @contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        """Within the block masters and average have each other's values: the sharded model refers to the masters'
+        memory.
+        """
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Swap the values of masters and average in place: the sharded model refers to the masters' memory."""
-        assert self.ema is not None, "called with a moving average only"
-        for master, average in zip(self.tensors(), self.ema, strict=True):
+        for master, average in zip(self.tensors(), self.ema or (), strict=self.ema is not None):
             kept = master.clone()
             master.copy_(average)
             average.copy_(kept)

@@ -123,7 +123,7 @@ def build_model(
         model = Mova(sizes, ops, place)
         model.chunk_rows = config.memory.chunk_rows
     if settings.shard:
-        shards = shard_model(model, processes, device, DTYPES[config.dtype], config.memory.weights_on_host)
+        shards = shard_model(model, processes, device, DTYPES[config.dtype], config.memory)
         if fill:
             _fill_shards(model, shards, config)
         return model, shards

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mova_engine.config.model import ClipConfig
 from mova_engine.config.train import TrainConfig
@@ -191,7 +191,8 @@ class Updater:
             waited = time.perf_counter() - asked
             heard = self._heard(held)
             batches = iter(held)
-        for _ in range(micro_batches):
+        shards = self.weights.shards
+        for number in range(micro_batches):
             at(stage)
             asked = time.perf_counter()
             micro = next(batches)
@@ -200,6 +201,8 @@ class Updater:
                 raise AssertionError(f"step {step} was given what was prepared for step {micro.step}")
             at(f"step {step + 1}: forward and backward")
             draw, batch = micro.step_draw, self._masked(micro, heard)
+            if shards is not None:
+                shards.begin_micro_batch(number + 1 == micro_batches, self._idle(draw))
             result = micro_losses(self.model, batch, micro.draw, micro.noise, config, processes.sharding, self.runner)
             (result.total / micro_batches).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
@@ -210,7 +213,7 @@ class Updater:
         gradients = self.weights.gradients()
         losses = torch.stack(losses).mean(0)
         own = losses.clone()
-        every, shards = [g for group in gradients.values() for g in group], self.weights.shards
+        every = [g for group in gradients.values() for g in group]
         # Those of sharded weights are summed as soon as a block has them.
         sum_gradients([losses] if shards is not None else [losses, *every], processes.world_group, groups)
         towers = self._norms(gradients) if detailed else {}
@@ -239,6 +242,13 @@ class Updater:
         if draw.expert is not None:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
         return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True, clip=shape)
+
+    def _idle(self, draw: StepDraw) -> list[nn.Module]:
+        """Components that a step does not run."""
+        model, used = self.model, [self.model.audio_dit, self.model.expert(draw.expert or 0)]
+        if self.config.model.bridge and draw.bridge:
+            used.append(model.dual_tower_bridge)
+        return [part for part in model.children() if part not in used]
 
     def _heard(self, held: list[MicroBatch]) -> float:
         """The share of the step's clips, of all processes, that have sound. held: this one's."""

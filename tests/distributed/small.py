@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mova_engine.backend import get_backend
 from mova_engine.config.diffusion import LossWeights
+from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, MovaConfig, VideoDiTConfig
 from mova_engine.diffusion.loss import Share, velocity_loss
@@ -81,7 +82,7 @@ def build_sharded(
 ) -> tuple[Mova, Shards]:
     """The same model, of which every rank has its rows."""
     model = Mova(config(heads), ops, device="meta")
-    shards = shard_model(model, place, device(), dtype, offload)
+    shards = shard_model(model, place, device(), dtype, MemoryConfig(optimizer="host" if offload else "device"))
     for name, parameter in model.named_parameters():
         shards.piece(parameter).take(_weights(heads)[name])
     return model, shards

@@ -10,6 +10,7 @@ from mova_engine.config.model import get_preset
 from mova_engine.predict.calibrate import PRIOR, calibrated, fit, leave_one_out, predicted_seconds, solve
 from mova_engine.predict.hardware import get_hardware, hardware_names
 from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
+from mova_engine.predict.memory_use import memory
 from mova_engine.predict.published import CALIBRATED, ROWS
 from mova_engine.predict.step_time import encode_seconds, predict
 from mova_engine.predict.step_traffic import step_traffic
@@ -54,6 +55,30 @@ def test_parts_add_up_and_what_is_hidden_is_no_part():
     slow = predict(run, starved)
     bus = max(step_traffic(run).to_host, step_traffic(run).from_host) / starved.host_rate
     assert slow.parts["offload"] + slow.hidden["offload"] == pytest.approx(bus)
+
+
+def test_what_stays_gathered_or_unsummed_for_a_step_costs_memory_and_saves_traffic():
+    """Ten micro-batches of joint training on eight devices, of which two hold a copy of the weights between them."""
+    job, layout = Job(get_preset("mova-360p"), "full", clips=80), Layout(dp_replicate=4, dp_shard=2)
+
+    def run(**settings) -> PlannedRun:
+        return PlannedRun(job, layout, replace(PLAIN["full"], **settings))
+
+    plain, kept, once = run(), run(gathered="step"), run(gradients="step")
+    traffic = {each: step_traffic(each) for each in (plain, kept, once)}
+    assert traffic[plain].gather == 20 * traffic[kept].gather and traffic[once].gather == traffic[plain].gather
+    assert traffic[plain].scatter == 10 * traffic[once].scatter and traffic[kept].scatter == traffic[plain].scatter
+    # Copies of the weights sum rows of gradients, once a step in any case, and send all of them but for what stays.
+    assert {x.replicas for x in traffic.values()} == {traffic[once].scatter * 2 * 3 / 4}
+    weights = memory(kept).device["weights gathered for the step"]
+    gradients = memory(once).device["gradients not yet summed over the devices"]
+    assert gradients == weights == 2 * traffic[kept].gather, "half of the gradients, in float32, on each device"
+    assert not any("not yet summed" in part for part in memory(PlannedRun(replace(job, clips=8), layout)).device)
+    for name, value in (("gathered", "step"), ("gradients", "step")):
+        settings = MemoryConfig(**{name: value})
+        assert settings.unavailable("full", sharded=False).keys() == {name}
+        assert settings.unavailable("inference", sharded=True).keys() == {name}
+        assert not settings.unavailable("lora", sharded=True)
 
 
 def test_a_ring_is_paid_for_only_where_attention_does_not_cover_it():
