@@ -13,6 +13,9 @@ from mova_engine.errors import MovaError
 DIMENSIONS = ("cfg", "dp_replicate", "dp_shard", "ring", "ulysses")
 # How many other meshes a refusal proposes.
 PROPOSALS = 3
+# Chunks of a rank's heads, at least, where they can be divided. More hide more of the first and last exchange, and cost
+# a latency and a smaller attention each.
+_LEAST_CHUNKS = 2
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,13 @@ def largest_ulysses(context_parallel: int, heads: int) -> int:
 def lengths_of(total: int, parts: int) -> tuple[int, ...]:
     """`total` tokens over `parts` ranks as evenly as whole tokens allow: the first ranks have one more."""
     return tuple(total // parts + (rank < total % parts) for rank in range(parts))
+
+
+def head_chunks(share: int) -> int:
+    """Into how many chunks the `share` heads of a Ulysses rank are divided, one of which is attended to while the next
+    one is exchanged: the least divisor of at least `_LEAST_CHUNKS`.
+    """
+    return next((n for n in range(_LEAST_CHUNKS, share) if share % n == 0), share)
 
 
 def _refusal(reason: str, world: int, heads: int, wanted: MeshShape, branches: int | None) -> MovaError:

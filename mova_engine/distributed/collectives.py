@@ -41,16 +41,20 @@ class Group(Named):
         self.size = 1 if process_group is None else dist.get_world_size(process_group)
         self.sent: Counter[str] = Counter()
 
-    def all_to_all(self, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
+    def all_to_all(
+        self, x: Tensor, send: Sequence[int], receive: Sequence[int], into: Tensor | None = None
+    ) -> Callable[[], Tensor]:
         """Start an all-to-all of the flat tensor x: consecutive pieces of `send[i]` elements go to rank i.
 
         Returns a function that waits and returns the received elements, `receive[i]` from rank i, in order of ranks.
+        into: the flat tensor that takes them; None: a new one. With one rank it is not used.
         """
         if self.size == 1:
             return lambda: x
         Group.calls += 1
         own = self._on_group_device(x)
-        out = own.new_empty(sum(receive))
+        direct = into is not None and into.device.type == own.device.type
+        out = into if direct and into is not None else own.new_empty(sum(receive))
         self.sent["all_to_all"] += (x.numel() - send[self.rank]) * x.element_size()
         work = dist.all_to_all_single(out, own, list(receive), list(send), group=self.process_group, async_op=True)
         assert work is not None, "async_op=True returns a Work"
@@ -58,7 +62,9 @@ class Group(Named):
         # The default argument keeps the sent tensor alive until the operation has finished.
         def finish(_own: Tensor = own) -> Tensor:
             work.wait()
-            return out.to(x.device)
+            if into is None or into is out:
+                return out.to(x.device)
+            return into.copy_(out)
 
         return finish
 

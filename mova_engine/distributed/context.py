@@ -11,6 +11,7 @@ and one sum over the ranks gives the gradient that a single process would comput
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from mova_engine.config.mesh import lengths_of
 from mova_engine.distributed.collectives import Group
-from mova_engine.distributed.ring import ring_attention, shared_query_attention
-from mova_engine.distributed.ulysses import Lengths, ulysses_attention
+from mova_engine.distributed.ring import Lengths, check_shards, ring_attention, shared_query_attention
+from mova_engine.distributed.ulysses import Sent, attend, attend_without_gradient, check_heads, send
 from mova_engine.models.context_parallel import Sharding
 from mova_engine.ops import OpTable
 from mova_engine.ops.custom_ops import AttentionKernels
@@ -74,17 +75,12 @@ class ContextParallel(Sharding):
         """
         kernels = attention_kernels(ops)
 
-        def video_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> Tensor:
-            if tokens is None:
-                return ops.video_attention(q, k, v)
-            lengths = lengths_of(tokens, self.size)
-            return self.attention(ops.video_attention, kernels, lengths, lengths, q, k, v)
-
         def video_to_audio_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> Tensor:
             if tokens is None:
                 return ops.video_to_audio_attention(q, k, v)
             return shared_query_attention(kernels, self.whole, q, k, v)
 
+        video_attention = SharedVideoAttention(self, ops.video_attention, kernels)
         return ops.replaced(video_attention=video_attention, video_to_audio_attention=video_to_audio_attention)
 
     def attention(
@@ -99,19 +95,87 @@ class ContextParallel(Sharding):
     ) -> Tensor:
         """Attention of sharded sequences by Ulysses and ring: q [b, s_rank, h, e], k, v [b, n_rank, h, e] -> as q.
 
-        local: the attention that is used where there is no ring. lengths, key_lengths: s and n of all ranks.
+        local: the attention that is used where there is neither a ring nor a gradient; kernels: elsewhere. lengths,
+        key_lengths: s and n of all ranks. Raises MovaError if q and k do not have this rank's, or if the heads cannot
+        be divided among the Ulysses ranks.
         """
+        if self.ulysses.size == 1:
+            return self._inner(local, kernels, key_lengths)(q, k, v)
+        check_heads(q.shape[2], self.ulysses)
+        check_shards(q, k, lengths[self.rank], key_lengths[self.rank])
+        queries, keys = self.together(lengths), self.together(key_lengths)
+        sent = [send(x, self.ulysses, n) for x, n in ((q, queries), (k, keys), (v, keys))]
+        return self.attention_to_sent(local, kernels, lengths, key_lengths, *sent)
+
+    def attention_to_sent(
+        self,
+        local: Callable[[Tensor, Tensor, Tensor], Tensor],
+        kernels: AttentionKernels,
+        lengths: Lengths,
+        key_lengths: Lengths,
+        q: Sent,
+        k: Sent,
+        v: Sent,
+    ) -> Tensor:
+        """`attention` to what has been sent to the Ulysses ranks, which are more than one. Empties q, k and v where no
+        gradient is recorded.
+        """
+        queries, keys = self.together(lengths), self.together(key_lengths)
+        if torch.is_grad_enabled():
+            blocks = self._blocks(key_lengths)
+            return attend(kernels, self.ring, blocks, self.ulysses, (queries, keys), q, k, v)
+        inner = self._inner(local, kernels, key_lengths)
+        return attend_without_gradient(inner, self.ulysses, queries, q, k, v)
+
+    def _inner(
+        self, local: Callable[[Tensor, Tensor, Tensor], Tensor], kernels: AttentionKernels, key_lengths: Lengths
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention to the tokens of the Ulysses ranks: in one rank, or round the ring."""
+        if self.ring.size == 1:
+            return local
+        return partial(ring_attention, kernels, self.ring, self._blocks(key_lengths))
+
+    def together(self, lengths: Lengths) -> Lengths:
+        """Of the lengths of all ranks those of this rank's Ulysses group."""
+        first = self.ring.rank * self.ulysses.size
+        return lengths[first : first + self.ulysses.size]
+
+    def _blocks(self, lengths: Lengths) -> Lengths:
+        """The tokens of each ring rank: those of all its Ulysses ranks."""
         width = self.ulysses.size
-        # The keys of a ring rank are those of all its Ulysses ranks.
-        blocks = [sum(key_lengths[i : i + width]) for i in range(0, self.size, width)]
-        own = slice(self.ring.rank * width, (self.ring.rank + 1) * width)
+        return [sum(lengths[i : i + width]) for i in range(0, self.size, width)]
 
-        def inner(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return local(q, k, v) if self.ring.size == 1 else ring_attention(kernels, self.ring, blocks, q, k, v)
 
-        return ulysses_attention(inner, self.ulysses, lengths[own], q, k, v, key_lengths[own])
+class SharedVideoAttention:
+    """The role `video_attention` over a context-parallel group (see `models.context_parallel.SharedAttention`).
+
+    local: the role's implementation in one rank. kernels: what it is made of.
+    """
+
+    def __init__(
+        self,
+        context: ContextParallel,
+        local: Callable[[Tensor, Tensor, Tensor], Tensor],
+        kernels: AttentionKernels,
+    ) -> None:
+        self._context, self._local, self._kernels = context, local, kernels
+        self.exchanges = context.ulysses.size > 1
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> Tensor:
+        if tokens is None:
+            return self._local(q, k, v)
+        lengths = lengths_of(tokens, self._context.size)
+        return self._context.attention(self._local, self._kernels, lengths, lengths, q, k, v)
+
+    def send(self, x: Tensor, tokens: int) -> Sent:
+        lengths = lengths_of(tokens, self._context.size)
+        return send(x, self._context.ulysses, self._context.together(lengths))
+
+    def finish(self, q: Sent, k: Sent, v: Sent, tokens: int) -> Tensor:
+        lengths = lengths_of(tokens, self._context.size)
+        return self._context.attention_to_sent(self._local, self._kernels, lengths, lengths, q, k, v)
 
 
 def attention_kernels(ops: OpTable) -> AttentionKernels:
     """The implementations in `ops` that ring and shared-query attention are made of."""
-    return AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse)
+    return AttentionKernels(ops.attention_lse, ops.attention_backward, ops.merge_lse, ops.attention)

@@ -9,13 +9,26 @@ shard can be computed independently and exactly (`attention_backward`).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mova_engine.distributed.collectives import Group, accumulating_dtype
-from mova_engine.distributed.ulysses import Lengths, check_shards
+from mova_engine.errors import MovaError
 from mova_engine.ops.custom_ops import AttentionKernels, implement_attention, named
+
+# The number of tokens in each rank's shard, in order of ranks.
+Lengths = Sequence[int]
+
+
+def check_shards(q: Tensor, k: Tensor, queries: int, keys: int) -> None:
+    """Raise MovaError if q and k [b, s, h, e] do not have `queries` and `keys` tokens, those of this rank's shards."""
+    if q.shape[1] != queries or k.shape[1] != keys:
+        raise MovaError(
+            f"attention got {q.shape[1]} queries and {k.shape[1]} keys, but this rank's shards have {queries} and "
+            f"{keys}"
+        )
 
 
 def ring_attention(
@@ -30,7 +43,10 @@ def ring_attention(
     return torch.ops.mova.ring_attention(q, k, v, key_lengths, group.name, kernels.name)[0]
 
 
-def _ring_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, group: str, kernels: str) -> tuple[Tensor, Tensor]:
+def ring_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, group: str, kernels: str) -> tuple[Tensor, Tensor]:
+    """The operator `mova::ring_attention`: (output, log-sum-exp) of q to the keys and values of all ranks. group,
+    kernels: names.
+    """
     ring: Group = named(group)
     kernel: AttentionKernels = named(kernels)
     wide = accumulating_dtype(q.dtype)
@@ -46,11 +62,17 @@ def _ring_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, group: str,
     return out.to(q.dtype), lse
 
 
-def _ring_backward(
+def _ring_backward(*args: Any, **place: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return start_ring_backward(*args, **place)()
+
+
+def start_ring_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: Lengths, group: str, kernels: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values are passed round once more. The gradients of a shard's keys and values are passed round as well,
-    as a partial sum that starts at the rank after the shard's owner and ends at the owner, which adds its own part.
+) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+    """Compute the gradients of `ring_forward`. Returns a function that waits for the last of them: (dq, dk, dv).
+
+    Keys and values are passed round once more. The gradients of a shard's keys and values are passed round as well, as
+    a partial sum that starts at the rank after the shard's owner and ends at the owner, which adds its own part.
     """
     ring: Group = named(group)
     kernel: AttentionKernels = named(kernels)
@@ -71,10 +93,13 @@ def _ring_backward(
         if arriving is not None:
             sums = [x + y for x, y in zip(sums, arriving(), strict=True)]
         arriving = _shift(ring, lengths, (rank - step) % size, sums)
-    if arriving is not None:
-        own = [x + y for x, y in zip(own, arriving(), strict=True)]
-    dk, dv = (x.to(q.dtype) for x in own)
-    return dq.to(q.dtype), dk, dv
+
+    def gradients() -> tuple[Tensor, Tensor, Tensor]:
+        last = own if arriving is None else [x + y for x, y in zip(own, arriving(), strict=True)]
+        dk, dv = (x.to(q.dtype) for x in last)
+        return dq.to(q.dtype), dk, dv
+
+    return gradients
 
 
 def _send_on(group: Group, lengths: Lengths, step: int, k: Tensor, v: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -102,7 +127,7 @@ def _shift(group: Group, lengths: Lengths, shard: int, pair: Sequence[Tensor]) -
     return received
 
 
-implement_attention("ring_attention", _ring_forward, _ring_backward)
+implement_attention("ring_attention", ring_forward, _ring_backward)
 
 
 def shared_query_attention(kernels: AttentionKernels, group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

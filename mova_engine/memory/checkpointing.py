@@ -21,12 +21,12 @@ from mova_engine.models.layers import ResidualStream
 from mova_engine.models.mova import DIRECT, DualTowerLayers, LayerRunner
 from mova_engine.ops import OpTable
 
-_ATTENTION = ("mova::attention", "mova::ring_attention", "mova::shared_query_attention")
+_ATTENTION = ("mova::attention", "mova::ring_attention", "mova::shared_query_attention", "mova::exchanged_attention")
 # The operators whose results each setting keeps. With "none" nothing is recomputed.
 POLICIES: dict[str, tuple[str, ...]] = {
     "full": (),
-    "selective": (*_ATTENTION, "mova::tokens_to_heads", "mova::heads_to_tokens"),
-    "out": (*_ATTENTION, "mova::heads_to_tokens"),
+    "selective": (*_ATTENTION, "mova::tokens_to_heads"),
+    "out": _ATTENTION,
 }
 
 

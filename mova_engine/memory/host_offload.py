@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from mova_engine.backend import describe_backend
 from mova_engine.config.stages import OFFLOAD_LAYERS
+from mova_engine.ops import in_flight  # noqa: F401 the operator `mova::received`
 
 
 def tensor_key(x: Tensor) -> tuple[int, int, torch.Size]:
@@ -227,7 +228,10 @@ class LayerCopies:
         kept: dict[tuple[torch._ops.OpOverload, int], Any] = {}
         return _Putting(operators, self.put, kept), _Taking(operators, self.take, kept)
 
-    def put(self, x: Tensor) -> "_Ticket":
+    def put(self, x: Tensor) -> "_Ticket | Tensor":
+        """What stands for x. An expanded tensor (stride 0) has no memory worth a copy: it stands for itself."""
+        if 0 in x.stride():
+            return x
         self._tensors.append(self._arena.send(x, self.buffers))
         return _Ticket(self, len(self._tensors) - 1)
 
@@ -278,6 +282,8 @@ class _Putting(_OfOperators):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in self.operators:
+            # What goes to the host has to be there.
+            tree_map_only(Tensor, torch.ops.mova.received, result)
             self.kept[self.next_call(func)] = tree_map_only(Tensor, self.move, result)
         return result
 

@@ -2,6 +2,8 @@
 implementation for a group of ranks that share a clip.
 """
 
+from typing import Any, Protocol, TypeGuard
+
 from torch import Tensor
 
 
@@ -38,3 +40,27 @@ class Sharding:
 
 
 NO_CP = Sharding()
+
+
+class SharedAttention(Protocol):
+    """A role of attention whose queries, keys and values may leave for other ranks one by one, while the next of them
+    is computed. exchanges: whether any of them leaves.
+    """
+
+    exchanges: bool
+
+    def send(self, x: Tensor, tokens: int) -> Any:
+        """Start to send queries, keys or values [b, s, h, e] of a clip of `tokens` tokens; returns what `finish` takes.
+
+        What is sent last is what the backward has first.
+        """
+        ...
+
+    def finish(self, q: Any, k: Any, v: Any, tokens: int) -> Tensor:
+        """Attention to what was sent -> as q [b, s, h, e]."""
+        ...
+
+
+def exchanging(attention: Any, tokens: int | None) -> TypeGuard[SharedAttention]:
+    """Whether an attention to a clip of `tokens` tokens (None: of this rank alone) takes what was sent to it."""
+    return tokens is not None and getattr(attention, "exchanges", False)

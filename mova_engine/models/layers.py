@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from mova_engine.config.model import TowerConfig
 from mova_engine.models.clip_updates import ClipUpdates, Product, Update
+from mova_engine.models.context_parallel import SharedAttention, exchanging
 from mova_engine.models.token_chunks import in_token_chunks
 from mova_engine.models.weight_formats import WEIGHT, WeightFormat
 from mova_engine.ops import OpTable
@@ -224,12 +225,17 @@ class Linear(nn.Linear):
 
 def project(ops: OpTable, inputs: NormOutput, *layers: Linear) -> tuple[Tensor, ...]:
     """Several linear layers of one input [b, s, d]."""
+    return tuple(projections(ops, inputs, *layers))
+
+
+def projections(ops: OpTable, inputs: NormOutput, *layers: Linear) -> Iterator[Tensor]:
+    """`project`, one after the other as they are asked for; plain layers, which are one operator, all at once."""
     if all(layer.plain for layer in layers):
         weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)
         again = inputs.again
-        return ops.shared_linear(inputs.take(), weights, biases, again)
+        return iter(ops.shared_linear(inputs.take(), weights, biases, again))
     x = inputs.take()
-    return tuple(layer(x) for layer in layers)
+    return (layer(x) for layer in layers)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -273,6 +279,8 @@ class SelfAttention(nn.Module):
         self, inputs: NormOutput, rope: Rope, trace: Trace | None = None, options: LayerOptions = WHOLE
     ) -> Tensor:
         """inputs of [b, s, d], rope (cos, sin) [s, e/2] -> [b, s, d]."""
+        if trace is None and exchanging(self.attention, options.tokens):
+            return self.o(self._exchanged(self.attention, inputs, rope, options).flatten(-2))
         q, k, v = project(self.ops, inputs, self.q, self.k, self.v)
         q = self._rotated(q, self.norm_q.weight, rope, options.chunk_rows)
         k = self._rotated(k, self.norm_k.weight, rope, options.chunk_rows)
@@ -282,6 +290,23 @@ class SelfAttention(nn.Module):
         heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
         del q, k, v  # not needed beside the output projection's result
         return self.o(attend(self.attention, heads, options.tokens).flatten(-2))
+
+    def _exchanged(self, attention: SharedAttention, inputs: NormOutput, rope: Rope, options: LayerOptions) -> Tensor:
+        """The attention's output [b, s, h, e], where each of q, k and v leaves for other ranks as soon as it is there:
+        first the values, which are neither normalised nor rotated.
+        """
+        tokens = options.tokens
+        assert tokens is not None, "only shared clips are exchanged"
+
+        def send(x: Tensor) -> Any:
+            return attention.send(x.unflatten(-1, (self.num_heads, -1)), tokens)
+
+        # Plain layers are one product.
+        projected = projections(self.ops, inputs, self.v, self.q, self.k)
+        v = send(next(projected))
+        q = send(self._rotated(next(projected), self.norm_q.weight, rope, options.chunk_rows))
+        k = send(self._rotated(next(projected), self.norm_k.weight, rope, options.chunk_rows))
+        return attention.finish(q, k, v, tokens)
 
     def _rotated(self, x: Tensor, weight: Tensor, rope: Rope, chunk_rows: int | None) -> Tensor:
         def norm_rope(x: Tensor, tokens: slice) -> Tensor:

@@ -8,7 +8,9 @@ groups (`Named`) are given by name.
     attention                 one process's own, by an AttentionKernels
     ring_attention            keys and values go round the ranks of a group
     shared_query_attention    queries that every rank has, to keys of which each has some
-    tokens_to_heads           Ulysses' exchange, and heads_to_tokens its way back
+    tokens_to_heads           Ulysses' exchange of q, k or v, which is then on its way
+    exchanged_attention       attention to them by chunks of heads, and the exchange of its output
+    received                  waits for what is on its way
     bias_gelu_backward        the gradient of a `bias_gelu`, for code that is compiled
 
 Autograd functions are registered for the dispatcher's autograd key: half the cost of a call that goes through
@@ -25,7 +27,8 @@ from torch import Tensor
 
 _ATTENTION = "Tensor q, Tensor k, Tensor v"
 _GRADIENT = f"Tensor dout, {_ATTENTION}, Tensor out, Tensor lse"
-_EXCHANGE = "(Tensor[] tensors, int[] lengths, int[] key_lengths, int rank, str group) -> Tensor[]"
+# Tokens of the ranks of a Ulysses group, the ring in which keys and values go on, its ranks' tokens.
+_SHARED = "int[] lengths, int[] key_lengths, int rank, str group, int[] blocks, str ring, str kernels"
 _SCHEMAS = (
     f"attention({_ATTENTION}, str kernels) -> (Tensor, Tensor)",
     f"attention_backward({_GRADIENT}, str kernels) -> (Tensor, Tensor, Tensor)",
@@ -33,8 +36,11 @@ _SCHEMAS = (
     f"ring_attention_backward({_GRADIENT}, int[] key_lengths, str group, str kernels) -> (Tensor, Tensor, Tensor)",
     f"shared_query_attention({_ATTENTION}, str group, str kernels) -> (Tensor, Tensor)",
     f"shared_query_attention_backward({_GRADIENT}, str group, str kernels) -> (Tensor, Tensor, Tensor)",
-    f"tokens_to_heads{_EXCHANGE}",
-    f"heads_to_tokens{_EXCHANGE}",
+    "tokens_to_heads(Tensor x, int[] lengths, int rank, str group) -> Tensor[]",
+    f"exchanged_attention({_ATTENTION}, Tensor[] chunks, {_SHARED}) -> Tensor[]",
+    f"exchanged_attention_backward(Tensor dout, Tensor[] chunks, Tensor[] results, bool[] wanted, {_SHARED})"
+    " -> Tensor[]",
+    "received(Tensor x) -> Tensor",
     "bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, str activation) -> (Tensor, Tensor)",
 )
 LIBRARY = torch.library.Library("mova", "FRAGMENT")

@@ -15,6 +15,7 @@ from distributed.keeping import (  # noqa: F401 (called by name)
     kept_bytes,
 )
 from distributed.muon_rows import muon_rows  # noqa: F401 (called by name)
+from distributed.overlap import changed_by_head_chunks, exchanged_in_order  # noqa: F401 (called by name)
 from distributed.runs import (  # noqa: F401 (called by name)
     both_fail,
     clips_taken,
@@ -83,11 +84,15 @@ def _averaged_merge(ops: OpTable, sharding: ContextParallel):
 def _padded_with_zeros(ops: OpTable, sharding: ContextParallel):
     """Keys and values padded to a multiple of the ranks with zeros, which are attended to: the reference's way."""
 
-    def attention(q, k, v):
-        k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -k.shape[1] % sharding.size)) for x in (k, v))
-        return ops.attention(q, k, v)
+    def padded(*tensors):
+        return (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % sharding.size)) for x in tensors)
 
-    return sharding.operators(ops.replaced(video_attention=attention)), sharding
+    def backward(dout, q, k, v, out, lse):
+        dq, *others = ops.attention_backward(dout, q, *padded(k, v), out, lse)
+        return dq, *(x[:, : k.shape[1]] for x in others)
+
+    forward = {"attention_lse": lambda q, k, v: ops.attention_lse(q, *padded(k, v))}
+    return sharding.operators(ops.replaced(**forward, attention_backward=backward)), sharding
 
 
 def _differentiated_merge(ops: OpTable, sharding: ContextParallel):

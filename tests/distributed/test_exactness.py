@@ -94,6 +94,24 @@ def test_checkpointing_changes_no_bit(worlds, world, ulysses, fsdp, dtype):
     assert not any(found), found
 
 
+def test_exchanges_leave_before_what_they_run_beside(worlds):
+    """Two processes, two chunks of one head each; the narrow model has two layers."""
+    one = ["send", "rotate", "send", "rotate", "send"]  # v, q, k: the first chunk
+    pipelined = ["send"] * 3 + ["attend", "send", "attend", "send"]
+    back = ["send"] * 2 + ["differentiate"] + ["send"] * 3 + ["differentiate"] + ["send"] * 3
+    for forward, backward, left in worlds(2).run("exchanged_in_order"):
+        layer = one + pipelined
+        # The gradients' own exchange comes before the first of them.
+        assert forward == layer * 2 + back[:2]
+        assert backward == (back * 2)[2:] and left == 0
+
+
+@pytest.mark.parametrize(("world", "ulysses", "batch"), [(2, 2, 1), (4, 2, 2)])
+def test_chunks_of_heads_change_no_bit(worlds, world, ulysses, batch):
+    found = worlds(world).run("changed_by_head_chunks", ulysses=ulysses, batch=batch)
+    assert not any(found), found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "ulysses"), [(2, 2), (2, 1), (4, 2)])
 def test_exchanges_compile_into_one_graph(worlds, world, ulysses):
