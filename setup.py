@@ -70,6 +70,7 @@ setup(
             "config/recipes/*.yaml",
             "config/curation_recipes/*.yaml",
             "curation/captions/*.yaml",
+            "predict/*.toml",
             "predict/*.yaml",
             "evaluation/*.yaml",
             "evaluation/votes/page/vote.*",

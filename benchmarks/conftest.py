@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mova_engine.backend import get_backend
+from mova_engine.bench import BASELINE
 from mova_engine.bench.candidates import make_sides
-from mova_engine.bench.settings import BASELINE
 
 if importlib.util.find_spec("pytest_benchmark") is None:
 

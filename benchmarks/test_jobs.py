@@ -5,7 +5,7 @@ import pytest
 from mova_engine.bench.candidate import InProcessRunner, drawn_once
 from mova_engine.bench.candidates import check_sides
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, step_job
-from mova_engine.bench.suites import small_config
+from mova_engine.bench.smaller_sizes import small_config
 from mova_engine.config.model import get_preset
 
 CONFIG = get_preset("bench-mid")

@@ -34,9 +34,9 @@ sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 """
 
 
-def _core_distributions() -> set[str]:
-    """Normalised names of the engine's own dependencies and of theirs, without extras."""
-    found, queue = set(), ["mova-engine"]
+def _required_by(*distributions: str) -> set[str]:
+    """Normalised names of distributions, of what they depend on, and so on, without extras."""
+    found, queue = set(), list(distributions)
     while queue:
         name = queue.pop().lower().replace("_", "-").replace(".", "-")
         if name in found:
@@ -52,15 +52,20 @@ def _core_distributions() -> set[str]:
     return found
 
 
-def _not_core() -> set[str]:
-    """Top-level import names of everything that a plain install does not bring."""
-    core = _core_distributions()
+def not_required_by(*distributions: str) -> set[str]:
+    """Top-level import names of everything that an installation of these distributions does not bring."""
+    core = _required_by(*distributions)
     others = {
         module
         for module, owners in importlib.metadata.packages_distributions().items()
         if not any(owner.lower().replace("_", "-").replace(".", "-") in core for owner in owners)
     }
-    return (OPTIONAL | others) - {"setuptools", "pkg_resources", "_distutils_hack", "__editable___mova_engine_finder"}
+    own = {"setuptools", "pkg_resources", "_distutils_hack", "__editable___mova_engine_finder"}
+    return others - own - {"mova_engine", "mova_kernels"}
+
+
+def _not_core() -> set[str]:
+    return OPTIONAL | not_required_by("mova-engine")
 
 
 def _run(code: str, tmp_path) -> None:
@@ -102,6 +107,24 @@ except ModuleNotFoundError:
     pass
 else:
     raise AssertionError("transformers was imported")
+"""
+    )
+    _run(code, tmp_path)
+
+
+# What measures a card imports these distributions and what they bring, and nothing else.
+MEASURING = ("torch", "triton", "numpy", "safetensors")
+MEASURES = ("doctor.checks", "parity.runner", "parity.builtin", "predict.search", "bench.operators", "bench.candidates")
+
+
+def test_what_measures_a_card_needs_four_packages(tmp_path):
+    code = (
+        f"absent = {sorted(not_required_by(*MEASURING))!r}\n{HIDE}"
+        + f"""
+import importlib
+assert {{"rich", "yaml", "cyclopts", "av", "scipy"}} <= set(absent), absent
+for name in {MEASURES!r}:
+    importlib.import_module("mova_engine." + name)
 """
     )
     _run(code, tmp_path)

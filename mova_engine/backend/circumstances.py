@@ -14,6 +14,8 @@ from mova_engine import __version__
 from mova_engine.backend.base import Backend
 from mova_kernels.cpu.native import isa, unavailable
 
+# Where a copy of the files without git's history says which commit they are: a variable, or a file beside the package.
+_COMMIT, _COMMIT_FILE = "MOVA_COMMIT", "COMMIT"
 # Environment variables that change how fast things run: threads, and the C library's allocator.
 _TELLING = ("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_", "MOVA_KEEP_")
 
@@ -56,7 +58,9 @@ def _native() -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit; None outside one."""
+    """The checkout's commit; in a copy without git's history what MOVA_COMMIT or the file COMMIT at its top says; None
+    where neither does.
+    """
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -67,4 +71,6 @@ def _commit() -> str | None:
         changed = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/results")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        file = here.parents[1] / _COMMIT_FILE
+        stated = os.environ.get(_COMMIT) or (file.read_text(encoding="utf-8") if file.is_file() else "")
+        return stated.strip() or None

@@ -12,7 +12,7 @@ from typing import Any
 
 import mova_engine
 from mova_engine.backend import Backend
-from mova_engine.bench.settings import BASELINE
+from mova_engine.bench import BASELINE
 from mova_engine.errors import MovaError
 from mova_engine.ops import Choice, OpTable, bind
 

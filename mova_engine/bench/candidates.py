@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,12 +13,15 @@ from mova_engine.backend import Backend, get_backend
 from mova_engine.bench.bandwidth import copy_bandwidth
 from mova_engine.bench.baseline import NAME, bind_baseline
 from mova_engine.bench.candidate import Candidate, InProcessRunner, drawn_once
-from mova_engine.bench.settings import ComparedConfig
 from mova_engine.bench.subprocess_runner import SubprocessRunner
 from mova_engine.bench.timing import Timing, interleave, median_ratio
 from mova_engine.bench.workloads import AGREED, Tensors, Workload, convert, judge, relative_error, require_agreement
 from mova_engine.errors import MovaError
 from mova_engine.ops import DTYPES, REFERENCE, bind
+
+if TYPE_CHECKING:
+    # What makes commands of settings is not installed on every machine that measures.
+    from mova_engine.bench.settings import ComparedConfig
 
 Workers = Mapping[str, InProcessRunner | SubprocessRunner]
 ENGINE, COMPILED = "engine", "compiled"
@@ -37,7 +40,7 @@ _FUSIBLE = (
 
 
 def make_sides(
-    settings: ComparedConfig, backend: Backend, dtype: torch.dtype, *, training: bool = True
+    settings: "ComparedConfig", backend: Backend, dtype: torch.dtype, *, training: bool = True
 ) -> list[Candidate]:
     """The candidates of a comparison, the engine first."""
     sides = [Candidate(ENGINE, bind(backend, training=training, dtypes=(dtype,)), dtype)]
@@ -58,11 +61,12 @@ def _baseline_side(device: str, target: str, dtype: torch.dtype, training: bool)
 
 
 def measure_job(
-    job: Workload, small: Workload, sides: list[Candidate], settings: ComparedConfig, backend: Backend
+    job: Workload, small: Workload, sides: list[Candidate], backend: Backend, *, pairs: int, seconds: float
 ) -> dict[str, Any]:
     """Check every candidate on the job's `small` form against float64, then time all of them on the job itself.
 
-    Returns the row of the result file. Raises MovaError, and measures nothing, if a candidate's results are wrong.
+    pairs: of interleaved runs; none begins after `seconds`. Returns the row of the result file. Raises MovaError, and
+    measures nothing, if a candidate's results are wrong.
     """
     dtype = sides[0].dtype
     with ExitStack() as processes:
@@ -79,7 +83,7 @@ def measure_job(
         checks |= _compare_at_full_size(job, workers)
         bandwidth = copy_bandwidth(backend)
         runs = {name: worker.run for name, worker in workers.items()}
-        times = interleave(runs, rounds=settings.pairs, seconds=settings.seconds)
+        times = interleave(runs, rounds=pairs, seconds=seconds)
         figures = {side.name: _figures(side, job, Timing.of(times[side.name]), bandwidth, backend) for side in sides}
         for name, worker in workers.items():
             figures[name] |= worker.memory()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,12 +10,15 @@ from mova_engine.backend import Backend
 from mova_engine.bench.bandwidth import copy_bandwidth
 from mova_engine.bench.baseline import NAME, load_baseline
 from mova_engine.bench.passes import bytes_moved, flops
-from mova_engine.bench.settings import OperatorsConfig
 from mova_engine.bench.timing import Timing, interleave, stopwatch
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops import OPERATORS, REFERENCE, Operator, bind_operator, refusal, torch_dtypes
 from mova_engine.ops.testing.cases import Case, cases_of
 from mova_engine.ops.testing.verify import SEED, verify
+
+if TYPE_CHECKING:
+    # What makes commands of settings is not installed on every machine that measures.
+    from mova_engine.bench.settings import OperatorsConfig
 
 # Elements of the largest activation that a device measures in reasonable time.
 _LARGEST = {"cpu": 1 << 24}
@@ -23,7 +26,7 @@ _ANY = 1 << 40
 _ROUNDS = 200
 
 
-def run(settings: OperatorsConfig, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
+def run(settings: "OperatorsConfig", backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
     """One row per operator, case and implementation: forward and backward seconds, and the ratio to the reference."""
     check_operators(settings.op)
     names = settings.op or tuple(OPERATORS)

@@ -4,12 +4,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mova_engine.bench import BASELINE
 from mova_engine.config.command import Command, section
 from mova_engine.config.limits import check, check_least, check_threads
 from mova_engine.config.memory import MemoryConfig
 
-# The formulation of each operator that implementations are compared with.
-BASELINE = "benchmarks.reference_formulation:OPERATORS"
 _DTYPE = Literal["float32", "bfloat16"]
 
 

@@ -17,13 +17,15 @@ from mova_engine.bench.jobs import block_job, bridge_job, chain_job, denoise_job
 from mova_engine.bench.settings import (
     BenchConfig,
     ChainConfig,
+    ComparedConfig,
     ModelConfig,
     OperatorsConfig,
     StackConfig,
     StepConfig,
 )
+from mova_engine.bench.smaller_sizes import small_config, smaller_config
 from mova_engine.bench.workloads import SEED, Workload
-from mova_engine.config.model import ClipConfig, MovaConfig, get_preset
+from mova_engine.config.model import MovaConfig, get_preset
 from mova_engine.files.results import check_result, write_result
 from mova_engine.ops import DTYPES
 
@@ -37,31 +39,13 @@ _CPU_CHAINS = [(1280, 768), (8192, 1536)]
 _CPU_WHY = "the device is a CPU"
 
 
-def small_config(config: MovaConfig) -> MovaConfig:
-    """The same widths with three layers and a few tokens: what the references can check in float64 anywhere."""
-    layers = min(3, config.video.num_layers), min(2, config.audio.num_layers)
-    video, audio = (replace(t, num_layers=n) for t, n in zip((config.video, config.audio), layers, strict=True))
-    clip = ClipConfig(frames=5, height=64, width=64, fps=config.clip.fps)
-    return replace(with_towers(config, video=video, audio=audio), clip=clip, text_tokens=min(8, config.text_tokens))
-
-
-def smaller_config(config: MovaConfig, layers: bool) -> MovaConfig | None:
-    """A configuration of about half the memory: fewer `layers` where they count, then a shorter clip; or None."""
-    video, audio, frames = config.video.num_layers, config.audio.num_layers, config.clip.frames
-    if layers and video > 1:
-        return with_towers(
-            config,
-            video=replace(config.video, num_layers=video // 2),
-            audio=replace(config.audio, num_layers=max(1, audio // 2)),
-        )
-    if frames > 1:
-        return replace(config, clip=replace(config.clip, frames=(frames - 1) // 8 * 4 + 1))
-    return None
-
-
 def _sizes(config: MovaConfig) -> dict[str, Any]:
     layers = {"video_layers": config.video.num_layers, "audio_layers": config.audio.num_layers}
     return {"model": config.name, **layers, "video_tokens": config.clip.video_tokens}
+
+
+def _times(settings: ComparedConfig) -> dict[str, Any]:
+    return {"pairs": settings.pairs, "seconds": settings.seconds}
 
 
 def _run_model(
@@ -80,7 +64,7 @@ def _run_model(
 
     def run(config: MovaConfig) -> dict[str, Any]:
         job = make(config, settings)
-        row = measure_job(job, make(small_config(config), settings), sides, settings, backend)
+        row = measure_job(job, make(small_config(config), settings), sides, backend, **_times(settings))
         if breakdown:
             row["breakdown"] = _breakdown(job, sides[0], backend)
         return row
@@ -111,7 +95,7 @@ def _run_chain(settings: ChainConfig, backend: Backend, dtype: torch.dtype) -> R
         small = chain_job(min(tokens, 33), width, dtype=dtype)
 
         def run(tokens: int, width: int = width, small: Workload = small) -> dict[str, Any]:
-            return measure_job(chain_job(tokens, width, dtype=dtype), small, sides, settings, backend)
+            return measure_job(chain_job(tokens, width, dtype=dtype), small, sides, backend, **_times(settings))
 
         row = scaled_down(run, tokens, lambda n: n // 2 or None, lambda n: {"rows": n})
         if cpu and not given:

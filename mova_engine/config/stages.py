@@ -11,6 +11,8 @@ from mova_engine.config.model import COMPONENTS
 
 # Layers of a streamed model that the device holds: one computes while the next is copied (`memory.streaming`).
 STREAM_SLOTS = 2
+# Micro-batches that are prepared ahead of the training step, and wait for it on the device.
+PREPARED_AHEAD = 2
 # Layers of which it holds what they keep for the backward, where that waits on the host (`memory.host_offload`).
 OFFLOAD_LAYERS = 2
 

@@ -22,9 +22,6 @@ from mova_engine.config.optim_settings import OptimSettings
 from mova_engine.config.parallel import ParallelConfig
 from mova_engine.errors import MovaError
 
-# Micro-batches that are prepared ahead of the step, and wait for it on the device.
-PREPARED_AHEAD = 2
-
 
 @dataclass(frozen=True)
 class ModelSettings:

@@ -10,8 +10,6 @@ import torch
 
 from mova_engine.backend.health import OK, PROBLEM, Finding
 from mova_engine.config.model import ClipConfig
-from mova_engine.data.media.decode import read_clip
-from mova_engine.data.media.write import write_mp4
 from mova_engine.doctor.examination import Examination
 from mova_engine.ops import bind
 from mova_engine.parity.builtin import operator_rows, tower_rows
@@ -100,6 +98,10 @@ def examine_golden(examination: Examination) -> list[Finding]:
 
 def examine_media(examination: Examination) -> list[Finding]:
     """Pictures and sound through an mp4 file and back."""
+    # Imported late: the other checks run where PyAV is not installed.
+    from mova_engine.data.media.decode import read_clip
+    from mova_engine.data.media.write import write_mp4
+
     frames, height, width = _TINY_CLIP.frames, _TINY_CLIP.height, _TINY_CLIP.width
     time = np.arange(frames)[:, None, None]
     x, y = np.arange(width)[None, None, :], np.arange(height)[None, :, None]

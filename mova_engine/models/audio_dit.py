@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn as nn
-from einops import rearrange
 from torch import Tensor
 
 from mova_engine.config.model import AudioDiTConfig
@@ -35,11 +34,15 @@ class AudioDiT(Tower):
         (patch,) = self.config.patch_size
         if latents.shape[2] % patch:
             raise MovaError(f"{latents.shape[2]} audio latents are not a multiple of the patch {patch}")
-        return rearrange(latents, "b c (s p) -> b s (c p)", p=patch), (latents.shape[2] // patch,)
+        b, c, tokens = latents.shape[0], latents.shape[1], latents.shape[2] // patch
+        patches = latents.reshape(b, c, tokens, patch).permute(0, 2, 1, 3)
+        return patches.reshape(b, tokens, c * patch), (tokens,)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[b, s, (patch c)] -> [b, c, s * patch]."""
-        return rearrange(patches, "b s (p c) -> b c (s p)", c=self.config.out_dim)
+        b, tokens, width = patches.shape
+        c = self.config.out_dim
+        return patches.reshape(b, tokens, width // c, c).permute(0, 3, 1, 2).reshape(b, c, tokens * (width // c))
 
     def rope(self, grid: tuple[int, ...], device: torch.device, times: Times = None) -> Rope:
         return self.tables.get(audio_rope, grid[0], self.config.head_dim, device, times)

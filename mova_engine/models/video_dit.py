@@ -4,7 +4,6 @@ import math
 
 import torch
 import torch.nn as nn
-from einops import rearrange
 from torch import Tensor
 
 from mova_engine.config.model import VideoDiTConfig
@@ -44,14 +43,18 @@ class VideoDiT(Tower):
                 f"video latents of {sizes} (frames, height, width) are not a multiple of the patch {[pt, ph, pw]}"
             )
         t, h, w = sizes[0] // pt, sizes[1] // ph, sizes[2] // pw
-        patches = rearrange(latents, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
-        return patches, (t, h, w)
+        b, c = latents.shape[:2]
+        # b c t pt h ph w pw -> b t h w c pt ph pw
+        patches = latents.reshape(b, c, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return patches.reshape(b, t * h * w, c * pt * ph * pw), (t, h, w)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[b, (t h w), (pt ph pw c)] -> [b, c, t, h, w]; the channel runs fastest within a patch."""
         (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
-        sizes = {"t": t, "h": h, "w": w, "pt": pt, "ph": ph, "pw": pw}
-        return rearrange(patches, "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)", **sizes)
+        b, c = patches.shape[0], patches.shape[-1] // (pt * ph * pw)
+        # b t h w pt ph pw c -> b c t pt h ph w pw
+        latents = patches.reshape(b, t, h, w, pt, ph, pw, c).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return latents.reshape(b, c, t * pt, h * ph, w * pw)
 
     def rope(self, grid: tuple[int, ...], device: torch.device, times: Times = None) -> Rope:
         return self.tables.get(video_rope, grid, self.config.head_dim, device, times)

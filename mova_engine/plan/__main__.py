@@ -54,9 +54,9 @@ class PlanConfig:
     ram: str | None = None
     """The host's memory, likewise; default: not limited."""
     disk: str | None = None
-    """How fast files are read, such as 3GB/s; default: what hardware.yaml says, 6GB/s."""
+    """How fast files are read, such as 3GB/s; default: what hardware.toml says, 6GB/s."""
     packages: Annotated[str | None, spelled("--with")] = None
-    """What is installed there to serve operators, as flash-attn-2,apex; default: what hardware.yaml says."""
+    """What is installed there to serve operators, as flash-attn-2,apex; default: what hardware.toml says."""
     devices: int | None = None
     """How many; default: the mesh's, else 1."""
     clips: int | None = None

@@ -51,7 +51,7 @@ def report(found: dict[str, Any]) -> list[str | Table]:
         "",
         _table("fitted: the cost model learned from these two rows", found["fitted"], left_out=True),
         f"leave-one-out error (root mean square): {found['leave_one_out_error']:.0%}",
-        f"fitted factors on the rates that hardware.yaml assumes for the {CALIBRATED}: {factors}",
+        f"fitted factors on the rates that hardware.toml assumes for the {CALIBRATED}: {factors}",
         "",
         _table("predicted unseen: published rows that no fit has used", found["unseen"], memory=True),
         f"root mean square error: {_rms([row['error'] for row in found['unseen']]):.0%}; "

@@ -1,6 +1,6 @@
 """Fit of the cost model: four achieved rates of one device, to few measured steps, with a prior on each.
 
-x = logarithms of factors on the achieved GEMM, attention, memory and link rates of hardware.yaml; prior x ~ N(0, C),
+x = logarithms of factors on the achieved GEMM, attention, memory and link rates of hardware.toml; prior x ~ N(0, C),
 C diagonal. A measured step says log(seconds) = log(predicted(x)) + noise. The most probable x is found by Gauss-Newton:
 x <- C J' (J C J' + R)^-1 (y - f(x) + J x), with J the derivatives of the predicted logarithms. With fewer rows than
 factors the prior decides what the rows leave open, and a factor that no row depends on stays where it was.

@@ -1,6 +1,7 @@
-"""Descriptions of devices as data: `hardware.yaml`, or a user's YAML or JSON file."""
+"""Descriptions of devices as data: `hardware.toml`, or a user's TOML, YAML or JSON file."""
 
 import json
+import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -8,8 +9,6 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mova_engine.errors import MovaError, suggest
 from mova_engine.ops.machine import Machine, assumed_machine
@@ -58,7 +57,7 @@ class Achieved:
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device and how it is connected; the fields are explained at the head of hardware.yaml. SI units."""
+    """One device and how it is connected; the fields are explained at the head of hardware.toml. SI units."""
 
     name: str
     title: str
@@ -129,31 +128,32 @@ class Hardware:
 
 
 def hardware_names() -> tuple[str, ...]:
-    """Names of the devices in `hardware.yaml`."""
+    """Names of the devices in `hardware.toml`."""
     return tuple(_entries())
 
 
 def get_hardware(name: str) -> Hardware:
-    """A device of `hardware.yaml` by name, or the one of a YAML or JSON file. Raises MovaError for an unknown name and
-    for a wrong field.
+    """A device of `hardware.toml` by name, or the one of a TOML, YAML or JSON file. Raises MovaError for an unknown
+    name and for a wrong field.
     """
     if name in _entries():
-        return _hardware(name, _entries()[name], "hardware.yaml")
+        return _hardware(name, _entries()[name], "hardware.toml")
     path = Path(name)
-    if path.suffix not in (".yaml", ".yml", ".json"):
+    if path.suffix not in (".toml", ".yaml", ".yml", ".json"):
         known = hardware_names()
         raise MovaError(
-            f"unknown hardware '{name}'.{suggest(name, known)} Known: {', '.join(known)}, or a .yaml or .json file"
+            f"unknown hardware '{name}'.{suggest(name, known)} Known: {', '.join(known)}, or a .toml, .yaml or .json "
+            "file"
         )
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = _parsed(text, path.suffix)
     except OSError as error:
         raise MovaError(f"hardware file {name} cannot be read: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise MovaError(f"hardware file {name} is not valid: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
-        raise MovaError(f"hardware file {name} must hold one entry, NAME: {{fields}}, as hardware.yaml does")
+        raise MovaError(f"hardware file {name} must hold one entry, NAME: {{fields}}, as hardware.toml does")
     (key, entry), *_ = content.items()
     return _hardware(str(key), entry, name)
 
@@ -169,7 +169,22 @@ def hardware_of(kind: str, name: str) -> tuple[Hardware, bool]:
 
 @cache
 def _entries() -> dict[str, Any]:
-    return yaml.safe_load(resources.files("mova_engine.predict").joinpath("hardware.yaml").read_text(encoding="utf-8"))
+    return tomllib.loads(resources.files("mova_engine.predict").joinpath("hardware.toml").read_text(encoding="utf-8"))
+
+
+def _parsed(text: str, suffix: str) -> Any:
+    """What a file of a user's own says. Raises ValueError for text that is not in its format."""
+    if suffix == ".json":
+        return json.loads(text)
+    if suffix == ".toml":
+        return tomllib.loads(text)
+    # Imported late: the entries that come along are read where PyYAML is not installed.
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _hardware(name: str, entry: dict[str, Any], where: str) -> Hardware:

@@ -2,13 +2,18 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from mova_engine.config.memory import CHECKPOINTING, PLAIN, TASKS, MemoryConfig
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import ACTIVE_COMPONENTS, MovaConfig
-from mova_engine.config.optim_settings import OptimSettings
-from mova_engine.config.train import PREPARED_AHEAD, TrainConfig
+from mova_engine.config.stages import PREPARED_AHEAD
 from mova_engine.errors import MovaError, suggest
+
+if TYPE_CHECKING:
+    # What makes commands of its settings is not installed everywhere that predictions are made.
+    from mova_engine.config.optim_settings import OptimSettings
+    from mova_engine.config.train import TrainConfig
 
 WIDTHS = {"fp8": 1, "bf16": 2, "fp32": 4}
 # Bytes of a quantised weight with its scales but those of rows: in NF4 one byte for each 64 of them, and four for each
@@ -121,13 +126,13 @@ class Job:
         return WIDTHS[self.precision]
 
 
-def _muon(settings: OptimSettings) -> MuonSettings:
+def _muon(settings: "OptimSettings") -> MuonSettings:
     dtype = settings.newton_schulz_dtype
     precision = None if dtype == "run" else precision_of(dtype)
     return MuonSettings(settings.newton_schulz_steps, settings.muon_every, precision)
 
 
-def training_job(config: TrainConfig, model: MovaConfig) -> Job:
+def training_job(config: "TrainConfig", model: MovaConfig) -> Job:
     """The job of a training run's settings. `clips` is None if `global_batch_size` is."""
     optim = config.optim
     job = Job(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mova_engine.backend import Backend
-from mova_engine.config.train import PREPARED_AHEAD
+from mova_engine.config.stages import PREPARED_AHEAD
 from mova_engine.data.helper_signals import stop_signals_held
 from mova_engine.data.loader import Loader
 from mova_engine.files.byte_ranges import end_retries

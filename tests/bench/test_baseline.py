@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
+from mova_engine.bench import BASELINE
 from mova_engine.bench.baseline import bind_baseline, load_baseline
 from mova_engine.bench.peak_memory import peak_above_gradients
-from mova_engine.bench.settings import BASELINE
 from mova_engine.errors import MovaError
 from mova_engine.ops import OPERATORS
 from mova_engine.parity.case import CaseDevice, find_cases

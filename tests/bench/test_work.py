@@ -6,7 +6,7 @@ import torch
 from mova_engine.bench.candidates import scaled_down
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, stack_config, stack_job, step_job
 from mova_engine.bench.passes import bytes_moved, flops
-from mova_engine.bench.suites import small_config, smaller_config
+from mova_engine.bench.smaller_sizes import small_config, smaller_config
 from mova_engine.bench.workloads import SEED, convert, judge
 from mova_engine.config.model import get_preset
 from mova_engine.errors import MovaError

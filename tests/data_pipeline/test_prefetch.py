@@ -16,7 +16,7 @@ from mova_engine.config.diffusion import GIVEN
 from mova_engine.config.mesh import MeshShape
 from mova_engine.config.model import get_preset
 from mova_engine.config.recipes import load_config
-from mova_engine.config.train import PREPARED_AHEAD
+from mova_engine.config.stages import PREPARED_AHEAD
 from mova_engine.data.dataset import LatentDataset, open_dataset
 from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.loader import Loader, build_loader

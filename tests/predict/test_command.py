@@ -172,10 +172,23 @@ def test_micro_batches_count_in_memory():
     assert all(eight[name] == 8 * one[name] for name in kept)
 
 
-@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def _in_toml(value):
+    """A value as TOML writes it: a mapping as an inline table, all else as JSON does."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{name}" = {_in_toml(one)}' for name, one in value.items()) + "}"
+    return json.dumps(value)
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json", ".toml"])
 def test_a_hardware_file(tmp_path, suffix, capsys):
     file = tmp_path / f"card{suffix}"
-    file.write_text(_HARDWARE if suffix == ".yaml" else json.dumps(yaml.safe_load(_HARDWARE)))
+    entry = yaml.safe_load(_HARDWARE)["card"]
+    forms = {
+        ".yaml": _HARDWARE,
+        ".json": json.dumps({"card": entry}),
+        ".toml": "[card]\n" + "".join(f"{name} = {_in_toml(value)}\n" for name, value in entry.items()),
+    }
+    file.write_text(forms[suffix])
     hardware = get_hardware(str(file))
     rates = attention_rates(hardware, Job(get_preset("nano"), precision="fp32"))
     assert hardware.name == "card" and rates == (30e12, 25e12)

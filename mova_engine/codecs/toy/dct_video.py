@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from mova_engine.codecs.interface import check_latents, check_video, fingerprint
@@ -160,11 +159,16 @@ class DctVideoCodec:
         return fingerprint("dct-video", {"version": 1, "kept": [_FIRST, _MOVING], "state": self.state()})
 
     def _analyse(self, video: Tensor, frames: int) -> Tensor:
-        b, _, f, h, w = video.shape
-        blocks = rearrange(video, "b c (t f) (h i) (w j) -> (b t h w) (c f i j)", f=frames, i=8, j=8)
-        sizes = {"b": b, "t": f // frames, "h": h // 8, "w": w // 8}
-        return rearrange(blocks @ self._encode[frames], "(b t h w) k -> b k t h w", **sizes)
+        b, c, f, h, w = video.shape
+        t, h, w = f // frames, h // 8, w // 8
+        # b c t f h i w j -> b t h w c f i j
+        blocks = video.reshape(b, c, t, frames, h, 8, w, 8).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        coefficients = blocks.reshape(b * t * h * w, c * frames * 64) @ self._encode[frames]
+        return coefficients.reshape(b, t, h, w, coefficients.shape[-1]).movedim(-1, 1)
 
     def _synthesise(self, latents: Tensor, frames: int) -> Tensor:
         blocks = latents.movedim(1, -1) @ self._decode[frames]
-        return rearrange(blocks, "b t h w (c f i j) -> b c (t f) (h i) (w j)", f=frames, i=8, j=8, c=3)
+        b, t, h, w, _ = blocks.shape
+        # b t h w c f i j -> b c t f h i w j
+        video = blocks.reshape(b, t, h, w, 3, frames, 8, 8).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return video.reshape(b, 3, t * frames, h * 8, w * 8)
