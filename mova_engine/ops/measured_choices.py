@@ -94,7 +94,9 @@ def read_choices(backend: Backend) -> MeasuredChoices:
     """
     path = choices_file(backend)
     if not path.exists():
-        return MeasuredChoices()
+        others = [other.stem.removeprefix("operators-") for other in sorted(path.parent.glob("operators-*.json"))]
+        about = f"choices in {path.parent} are not used: measured on {', '.join(others)}, not on this device: {COMMAND}"
+        return MeasuredChoices(about if others else "")
     content = read_file(path)
     reason = mismatch(content, backend)
     if reason is None:

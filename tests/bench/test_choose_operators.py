@@ -121,6 +121,9 @@ def test_choices_of_another_device_or_version_are_passed_over_with_the_reason(cl
             assert f"are not used: {reason}; measure anew: mova bench operators --choose" in capsys.readouterr().out
     path, name = choices_file(CPU), CPU.describe()
     monkeypatch.setattr(type(CPU), "describe", lambda self: "another CPU")
+    assert bound().implementation == "native"
+    show_operators(["--device", "cpu"])
+    assert f"are not used: measured on {path.stem[len('operators-') :]}, not on this" in capsys.readouterr().out
     path.rename(choices_file(CPU))
     assert bound().implementation == "native"
     assert f"measured on {name}, this is another CPU" in caplog.text

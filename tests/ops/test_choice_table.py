@@ -38,6 +38,7 @@ COMMON = {
     "adamw": "fused",
     "adamw_8bit": "rows",
     "clip_grad_norm": "foreach",
+    "newton_schulz": "batched",
 }
 
 

@@ -161,9 +161,9 @@ def test_a_folder_that_is_not_there_is_refused(tables, monkeypatch):
 
 @needs_triton
 def test_without_a_table_of_ones_own_the_package_is_looked_in(tables, monkeypatch):
-    from mova_kernels import triton_tiles
+    from mova_kernels import measured_tables, triton_tiles
 
-    monkeypatch.delenv(triton_tiles.FOLDER)
+    monkeypatch.delenv(measured_tables.FOLDER)
     assert triton_tiles.table_file("sm_90") == Path(triton_tiles.__file__).parent / "tiles" / "sm_90.json"
 
 
