@@ -225,6 +225,34 @@ def _alone(results: dict[str, Result]) -> str:
     return _table(("model", "dtype", "batch", "forward + backward", "runs", "file"), rows) if rows else ""
 
 
+def _breakdowns(results: dict[str, Result]) -> str:
+    """Where the time of a step goes, and how fast its largest parts are beside the machine's own measure."""
+    rows = [
+        (
+            row["model"],
+            row["dtype"],
+            part,
+            _share(share),
+            _gflops(rate := row["breakdown_flop_per_s"].get(part)),
+            _share(rate and rate / row["matrix_flop_per_s"]),
+            f"`{name}`",
+        )
+        for name, row in _job_rows(results)
+        for part, share in row.get("breakdown", {}).items()
+        if "matrix_flop_per_s" in row
+    ]
+    note = (
+        "Shares of the operations' own time, by torch's profiler. *Of peak*: of the rate of a product of two matrices "
+        "of 2048 x 2048 in the same run.\n\n"
+    )
+    head = ("model", "dtype", "part", "share of the time", "rate", "of peak", "file")
+    return note + _table(head, rows) if rows else ""
+
+
+def _gflops(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate / 1e9:.0f} GFLOP/s"
+
+
 def _encoding(results: dict[str, Result]) -> str:
     """A step of processes that share a clip, by who encodes."""
     head = ("who encodes", "processes", "step", "encodes per clip", "rounds are times as fast", "runs", "file")
@@ -299,6 +327,7 @@ _SECTIONS: tuple[tuple[str, Callable[[dict[str, Result]], str]], ...] = (
     ("The engine beside the baseline", _jobs),
     ("Operators", _operators),
     ("Training steps measured alone", _alone),
+    ("Where a step's time goes", _breakdowns),
     ("Encoding by processes that share a clip", _encoding),
     ("Sound and picture of generated clips", _sync),
     ("Files", _files),

@@ -11,7 +11,7 @@ import torch
 from mova_engine.backend import Backend, get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.bench import choose_operators, encoding, operators
-from mova_engine.bench.breakdown import time_by_group
+from mova_engine.bench.breakdown import matrix_peak, time_by_group
 from mova_engine.bench.candidates import make_sides, measure_job, scaled_down
 from mova_engine.bench.jobs import block_job, bridge_job, chain_job, denoise_job, stack_job, step_job, with_towers
 from mova_engine.bench.settings import (
@@ -66,7 +66,7 @@ def _run_model(
         job = make(config, settings)
         row = measure_job(job, make(small_config(config), settings), sides, backend, **_times(settings))
         if breakdown:
-            row["breakdown"] = _breakdown(job, sides[0], backend)
+            row |= _breakdown(job, sides[0], backend)
         return row
 
     row = scaled_down(run, config, partial(smaller_config, layers=layers), _sizes)
@@ -75,13 +75,21 @@ def _run_model(
     return [row]
 
 
-def _breakdown(job: Workload, engine: Any, backend: Backend) -> dict[str, float]:
+def _breakdown(job: Workload, engine: Any, backend: Backend) -> dict[str, Any]:
+    """Shares of the time by group of operations; rates beside the machine's own in a product of matrices."""
     generator = torch.Generator(backend.device()).manual_seed(SEED)
     work = engine.work(job, job.draw(generator, backend.device(), engine.dtype), engine.dtype)
-    shares = time_by_group(work.run, backend)
-    for name, share in shares.items():
-        print(f"  {share:6.1%}  {name}")
-    return shares
+    parts, peak = time_by_group(work.run, backend), matrix_peak(backend, engine.dtype)
+    for name, part in parts.items():
+        rate = part.flop_per_s
+        told = f", {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of a product of large matrices" if rate else ""
+        print(f"  {part.share:6.1%}  {name}{told}")
+    rates = {name: part.flop_per_s for name, part in parts.items() if part.flop_per_s}
+    return {
+        "breakdown": {name: part.share for name, part in parts.items()},
+        "breakdown_flop_per_s": rates,
+        "matrix_flop_per_s": peak,
+    }
 
 
 def _run_chain(settings: ChainConfig, backend: Backend, dtype: torch.dtype) -> Rows:

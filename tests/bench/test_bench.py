@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from mova_engine.bench import bandwidth, breakdown, timing
 from mova_engine.bench.__main__ import main
@@ -137,6 +138,7 @@ def test_every_job_is_measured_beside_the_baseline(tmp_path, capsys, job, dtype)
     if job == "step":
         assert sum(row["breakdown"].values()) == pytest.approx(1.0)
         assert {"matrix products", "attention"} <= row["breakdown"].keys()
+        assert row["breakdown_flop_per_s"].keys() == {"matrix products", "attention"}
 
 
 @pytest.mark.long
@@ -208,3 +210,11 @@ def test_every_measured_case_says_how_large_it_is():
     measured = [case for operator in OPERATORS.values() for case in cases_of(operator) if case.size == "bench"]
     assert measured
     assert all(case.elements > 0 for case in measured)
+
+
+def test_flops_of_attention_are_counted_from_its_inputs():
+    q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (5, 7, 7))
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as trace:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+    events = [e for e in trace.key_averages(group_by_input_shape=True) if "_for_cpu" in e.key]
+    assert [breakdown._attention_flops(e) for e in sorted(events, key=lambda e: len(e.key))] == [6720.0, 16800.0]
