@@ -60,19 +60,20 @@ def core_seconds(path: Path) -> dict[str, float]:
 def detector_of_one_face() -> S3FD:
     """S3FD whose answers do not depend on the picture: one face in its upper left corner, of 48 x 64 pixels."""
     network = S3FD().eval()
-    for convolution, place in zip(network.conf, network.loc, strict=True):
-        for layer in (convolution, place):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        convolution.bias.data.fill_(8.0)
-        convolution.bias.data[-1] = -8.0
+    weights = network.state_dict()
+    for level in range(6):
+        for layer in ("conf", "loc"):
+            weights[f"{layer}.{level}.weight"].zero_()
+            weights[f"{layer}.{level}.bias"].zero_()
+        weights[f"conf.{level}.bias"].fill_(8.0)
+        weights[f"conf.{level}.bias"][-1] = -8.0
     # The coarsest map is made the same everywhere; its answer is a face only where rows and columns before are missing.
-    last, faces, boxes = network.extras[3], network.conf[5], network.loc[5]
-    nn.init.zeros_(last.weight)
-    nn.init.ones_(last.bias)
-    faces.weight.data[1, :, 0, 1] = faces.weight.data[1, :, 1, 0] = -1.0
-    faces.bias.data = torch.tensor([0.0, 6.0])
-    boxes.bias.data = torch.tensor([60 / 51.2, 20 / 51.2, math.log(48 / 512) / 0.2, math.log(64 / 512) / 0.2])
+    weights["extras.3.weight"].zero_()
+    weights["extras.3.bias"].fill_(1.0)
+    weights["conf.5.weight"][1, :, 0, 1] = weights["conf.5.weight"][1, :, 1, 0] = -1.0
+    weights["conf.5.bias"].copy_(torch.tensor([0.0, 6.0]))
+    size = [math.log(48 / 512) / 0.2, math.log(64 / 512) / 0.2]
+    weights["loc.5.bias"].copy_(torch.tensor([60 / 51.2, 20 / 51.2, *size]))
     return network
 
 
@@ -134,8 +135,8 @@ def lip_sync_seconds(path: Path, length: float, convention: Any, pairs: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, default=CLIP)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of the clip, for lip sync")
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of the clip, for lip sync")
+    parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     facts = circumstances(get_backend("cpu"))

@@ -71,13 +71,12 @@ def longest_that_fits(
     batch: Callable[[ClipConfig], int],
     vram: str | None = None,
     ram: str | None = None,
-    lora: Sequence[AdapterSpec] = (),
 ) -> ClipConfig:
     """`model.clip`, or where the planner has that larger than the device's memory, the longest clip of its size that
     fits. batch: how many clips of a shape are made at once. Other arguments, errors: as of `choose_for_sampling`;
     MovaError where not even one frame fits.
     """
-    job = replace(_job(settings, folder, model, dtype, evaluations), added=added_adapters(lora))
+    job = _job(settings, folder, model, dtype, evaluations)
 
     def of(latents: int) -> Job:
         clip = replace(model.clip, frames=(latents - 1) * FRAME_STEP + 1)

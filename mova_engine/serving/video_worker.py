@@ -23,10 +23,8 @@ import torch
 
 from mova_engine.backend import Backend, default_backend, get_backend
 from mova_engine.checkpoints.locate import find_model, open_model
-from mova_engine.config.adapter_spec import parse_adapter
 from mova_engine.config.clip import ClipSettings
 from mova_engine.config.memory import MemoryConfig, memory_of_word
-from mova_engine.config.model import ClipConfig
 from mova_engine.data.media.signer import Signer
 from mova_engine.diffusion.guidance import Guidance
 from mova_engine.errors import MovaError, show_warnings
@@ -89,7 +87,7 @@ class VideoWorker:
             settings.checkpoint,
             settings.device,
             dtype,
-            clip=ClipSettings(frames=self._longest_clip(backend, dtype).frames),
+            clip=self._longest_clip(backend, dtype),
             memory=settings.memory,
             vram=settings.vram,
             ram=settings.ram,
@@ -103,10 +101,11 @@ class VideoWorker:
             found.adapters.add(name, path)
         return found
 
-    def _longest_clip(self, backend: Backend, dtype: torch.dtype | None) -> ClipConfig:
+    def _longest_clip(self, backend: Backend, dtype: torch.dtype | None) -> ClipSettings:
         """The model's clip, or the longest shorter one that fits the device, which the server is told of."""
         settings = self.settings
-        folder, model = open_model(Path(settings.checkpoint), ClipSettings(), log.warning)
+        # What is to be said of the folder is said when the pipeline is opened.
+        folder, model = open_model(Path(settings.checkpoint), ClipSettings(), lambda _: None)
         longest = longest_that_fits(
             memory_of_word(settings.memory) if settings.memory else MemoryConfig(),
             folder,
@@ -117,15 +116,15 @@ class VideoWorker:
             batch=lambda clip: default_batch(clip, MOST_CLIPS),
             vram=settings.vram,
             ram=settings.ram,
-            lora=[parse_adapter(path) for _, path in settings.lora],
         )
-        if longest != model.clip:
-            log.warning(
-                "clips of %dx%d have at most %d frames, not %d: the memory of this device does not hold more",
-                longest.width, longest.height, longest.frames, model.clip.frames,
-            )  # fmt: skip
         ServedRoom(self.store, settings.model).note(socket.gethostname(), model.clip, longest)
-        return longest
+        if longest == model.clip:
+            return ClipSettings()
+        log.warning(
+            "clips of %dx%d have at most %d frames, not %d: the memory of this device does not hold more",
+            longest.width, longest.height, longest.frames, model.clip.frames,
+        )  # fmt: skip
+        return ClipSettings(frames=longest.frames)
 
     def run(self) -> None:
         """Work until asked to stop; jobs that are not done go back to the queue."""
