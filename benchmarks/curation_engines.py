@@ -1,6 +1,6 @@
 """What curation's engines cost beside the work itself, and whether memory stays as it is over thousands of units.
 
-python benchmarks/curation_engines.py [--units 2000] [--seconds 0.02] [--engines processes ray] [--json FILE]
+python -m benchmarks.curation_engines [--units 2000] [--seconds 0.02] [--engines processes ray] [--json FILE]
 
 Units compute for so long each, in CPU time, and return a number. The bare loop and the engine with one worker take
 turns, a tenth of the units at a time, so that a busy machine slows both alike; an engine's overhead is the median over
@@ -22,28 +22,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *os.environ.get("PYTHON
 
 from small_works import Squares
 
+from benchmarks.process_tree import cpu_and_memory
 from mova_engine.config.curation_recipes import load_curation
 from mova_engine.curation.engines import opened_engine
 from mova_engine.distributed.stop_signals import StopRequest
 
 TURNS = 10
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_and_memory() -> tuple[float, int]:
-    """CPU seconds, those of ended children included, and resident bytes of this process and all that it has started."""
-    seconds, resident, pending = 0.0, 0, [os.getpid()]
-    while pending:
-        place = Path(f"/proc/{pending.pop()}")
-        try:
-            fields = (place / "stat").read_text().rpartition(")")[2].split()
-            resident += int((place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            for task in (place / "task").glob("*/children"):
-                pending += map(int, task.read_text().split())
-        except OSError:
-            continue
-        seconds += sum(map(int, fields[11:15])) / TICKS
-    return seconds, resident
 
 
 def bare(work: Squares, items: range) -> tuple[float, float]:

@@ -2,11 +2,13 @@
 
 Decoding: the loader's reading of clips beside two loops over PyAV that decode as many pictures and as much sound, and
 look at neither times nor damage. The bare one has FFmpeg's fastest conversion to RGB; the other converts colours as the
-loader does, exactly, so that it tells what of the difference that is. All in two processes, in turns. First it is
-checked that all see as many pictures of the same clips.
+loader does, exactly, so that it tells what of the difference that is. All in two processes, in turns, in wall time and
+in CPU time of all processes, which a busy machine changes less. First it is checked that all see as many pictures of
+the same clips.
 
 Cached latents: nano trains from a cache that is read from disk, one row of metrics a step. Reported is how long the
-step waited for its micro-batch, beside the time that preparing one takes.
+step waited for its micro-batch, beside the time that preparing one takes, and how many steps found theirs prepared:
+what these waited is their turn on a busy machine.
 """
 
 import argparse
@@ -18,12 +20,14 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import av
 import numpy as np
 import torch
 from rich.console import Console
 
+from benchmarks.process_tree import cpu_and_memory
 from mova_engine.backend import get_backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.config.mesh import MeshShape
@@ -35,13 +39,15 @@ from mova_engine.data.media.write import write_mp4
 from mova_engine.data.synthetic.bounce import generate
 from mova_engine.errors import MovaError, run_cli
 from mova_engine.files.results import check_result, write_result
+from mova_engine.train import trainer
 from mova_engine.train.metrics import read_metrics
-from mova_engine.train.micro_batch import Preparer
+from mova_engine.train.micro_batch import MicroBatch, Preparer
+from mova_engine.train.prefetch import Prefetch
 from mova_engine.train.trainer import Trainer
 
 PROCESSES = 2
 SHAPE = ClipConfig(frames=49, height=352, width=640)
-# A step that waits longer has waited for clips, not for its turn on a busy machine.
+# A step that waits longer is counted: for its micro-batch, or for its turn on a busy machine.
 NOTICED_S = 1e-3
 
 
@@ -91,20 +97,23 @@ def decoding(folder: Path, count: int, pairs: int) -> dict[str, Any]:
     """Clips a second of each, in turns."""
     paths = write_clips(folder, count)
     rates: dict[str, list[float]] = {"bare": [], "exact": [], "loader": []}
+    seconds: dict[str, list[float]] = {name: [] for name in rates}
     with ProcessPoolExecutor(PROCESSES) as processes, ThreadPoolExecutor(PROCESSES) as threads:
 
-        def run(way: Callable[[Path], int], pool: Any) -> float:
-            begin = time.perf_counter()
+        def run(way: Callable[[Path], int], pool: Any) -> tuple[float, float]:
+            begin, cpu = time.perf_counter(), cpu_and_memory()[0]
             if list(pool.map(way, paths)) != [SHAPE.frames] * count:
                 raise MovaError("the clips that are read are not those that were written: no speed is reported")
-            return count / (time.perf_counter() - begin)
+            return count / (time.perf_counter() - begin), (cpu_and_memory()[0] - cpu) / count
 
         sides = (("bare", bare, processes), ("exact", exact, processes), ("loader", loaded, threads))
         for _, way, pool in sides:
             run(way, pool)  # starts processes
         for pair in range(pairs):
             for name, way, pool in sides[:: 1 if pair % 2 else -1]:
-                rates[name].append(run(way, pool))
+                rate, took = run(way, pool)
+                rates[name].append(rate)
+                seconds[name].append(took)
     ratios = {
         name: [ours / theirs for ours, theirs in zip(rates["loader"], rates[name], strict=True)]
         for name in ("bare", "exact")
@@ -116,6 +125,13 @@ def decoding(folder: Path, count: int, pairs: int) -> dict[str, Any]:
         "height": SHAPE.height,
         "width": SHAPE.width,
         **{f"{name}_clips_per_s": statistics.median(each) for name, each in rates.items()},
+        **{f"{name}_cpu_s_per_clip": statistics.median(each) for name, each in seconds.items()},
+        **{
+            f"cpu_ratio_to_{name}": statistics.median(
+                theirs / ours for ours, theirs in zip(seconds["loader"], seconds[name], strict=True)
+            )
+            for name in ("bare", "exact")
+        },
         **{f"ratio_to_{name}": statistics.median(each) for name, each in ratios.items()},
         **{f"ratios_to_{name}": [round(ratio, 3) for ratio in each] for name, each in ratios.items()},
     }
@@ -135,14 +151,21 @@ def waiting(folder: Path, clips: int, steps: int) -> dict[str, Any]:
         log={"every": 1, "tensorboard": False},
     )
     seen: list[Any] = []
+    prepared: list[bool] = []
 
     class Kept(Trainer):
         def _train(self, parts: Any, *rest: Any) -> int:
             seen.append(parts)
             return super()._train(parts, *rest)
 
-    if Kept(config, Console(quiet=True)).run():
-        raise MovaError("the run was stopped: nothing is reported")
+    class Watched(Prefetch):
+        def __next__(self) -> MicroBatch:
+            prepared.append(bool(self._ready))
+            return super().__next__()
+
+    with patch.object(trainer, "Prefetch", Watched):
+        if Kept(config, Console(quiet=True)).run():
+            raise MovaError("the run was stopped: nothing is reported")
     rows = read_metrics(folder / "run" / "metrics.jsonl")
     # The first step begins before anything is there.
     waits = [row["seconds/data"] for row in rows][1:]
@@ -153,6 +176,7 @@ def waiting(folder: Path, clips: int, steps: int) -> dict[str, Any]:
         "wait_ms_median": 1e3 * statistics.median(waits),
         "wait_ms_worst": 1e3 * max(waits),
         "steps_that_waited": sum(wait > NOTICED_S for wait in waits),
+        "steps_that_found_it_prepared": sum(prepared[1 : len(rows)]),
     }
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # The column that asks for them, and the step's name.
 DUPLICATE, PRINTS = "duplicate_of", "fingerprints"
+# {clip_id: its fingerprints of pictures and of sound}, as `prints_of` has them.
+Prints = Mapping[str, tuple[str | None, str | None]]
+_NONE = (None, None)
 # Rises when the same clip gets other fingerprints.
 _VERSION = 1
 
@@ -46,20 +49,20 @@ def printed_clips(funnel: Funnel, filters: Sequence[FilterExpression]) -> int:
     return funnel.clips - sum(each.dropped for each in funnel.filters if each.name not in late)
 
 
-def with_duplicates(table: "pa.Table", prints: Mapping[str, Row], judging: "Judging") -> "pa.Table":
+def with_duplicates(table: "pa.Table", prints: Prints, judging: "Judging") -> "pa.Table":
     """A table of clips with its column DUPLICATE filled: among clips that no other filter drops.
 
-    prints: {clip_id: `prints_of`} of those that have them.
+    prints: of the clips that have them.
     """
     import pyarrow as pa
 
     verdicts = judging.columns(table)["verdict"].cast(pa.string()).to_pylist()
     ids, widths, heights = (table[name].to_pylist() for name in (CLIP, "width", "height"))
-    alive = [i for i, clip in enumerate(ids) if verdicts[i] != "drop" and prints.get(clip, {}).get("pictures")]
+    alive = [i for i, clip in enumerate(ids) if verdicts[i] != "drop" and prints.get(clip, _NONE)[0]]
     better = duplicates_of(
         [ids[i] for i in alive],
-        [prints[ids[i]]["pictures"] for i in alive],
-        [prints[ids[i]]["sound"] for i in alive],
+        [prints[ids[i]][0] for i in alive],
+        [prints[ids[i]][1] for i in alive],
         [float(widths[i] * heights[i]) for i in alive],
     )
     found: list[Any] = [None] * len(ids)

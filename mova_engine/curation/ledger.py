@@ -15,10 +15,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mova_engine.errors import MovaError
 from mova_engine.files.atomic import write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = Mapping[str, Any]
 # Letters of a fingerprint: 64 bits of SHA-256.
@@ -74,11 +77,16 @@ class Ledger:
 
     def read(self, step: LedgerStep, key: str) -> LedgerPart | None:
         """A unit's part; None where it is missing or damaged (a machine that lost power), which is then made anew."""
+        table = self.table(step, key)
+        return None if table is None else LedgerPart(table.to_pylist(), facts_of(table))
+
+    def table(self, step: LedgerStep, key: str) -> "pa.Table | None":
+        """The same as a table, whose facts `facts_of` has: without the columns of which no row has a value."""
         try:
             data = self._path(step, key).read_bytes()
         except OSError:
             return None
-        return read_part(data)
+        return read_table(data)
 
     def write(self, step: LedgerStep, key: str, part: LedgerPart) -> None:
         """Store a part in place of an earlier one. Raises LedgerError where that cannot be done."""
@@ -119,8 +127,13 @@ def part_bytes(part: LedgerPart) -> bytes:
     return buffer.getvalue()
 
 
-def read_part(data: bytes) -> LedgerPart | None:
-    """What `part_bytes` wrote; None for anything else."""
+def facts_of(table: "pa.Table") -> Mapping[str, Any]:
+    """The facts of a part that was read as a table."""
+    return json.loads(table.schema.metadata[_FACTS])
+
+
+def read_table(data: bytes) -> "pa.Table | None":
+    """What `part_bytes` wrote, as a table; None for anything else."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -128,9 +141,10 @@ def read_part(data: bytes) -> LedgerPart | None:
         # Read from memory, by one thread: parts are small.
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(use_threads=False)
-        return LedgerPart(table.to_pylist(), json.loads((table.schema.metadata or {})[_FACTS]))
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+        facts_of(table)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
+    return table
 
 
 def _type(values: Sequence[Any]) -> Any:
