@@ -90,7 +90,8 @@ def _iterated(x: Tensor, steps: int) -> Tensor:
     a, b, c = COEFFICIENTS
     # The norm in float32: rounded to half precision it would be wrong for all of a matrix alike.
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=up(x[:0]).dtype)
-    y = (x / (norm + _EPS)).to(x.dtype)
+    # In order: fast kernels do not write results that lie transposed.
+    y = (x / (norm + _EPS)).to(x.dtype).contiguous()
     g = x.new_empty(len(x), x.shape[1], x.shape[1])
     p, z = torch.empty_like(g), torch.empty_like(y)
     for _ in range(steps):
