@@ -25,6 +25,10 @@ class RehearsalOptions:
     """With --dry-run: how the files of a model that is not here hold the weights of layers, as `mova quantise` would
     write them; default: plain. A model folder that is here says so itself.
     """
+    clock: str | None = None
+    """With --dry-run of training: a device of `mova plan --hardware`, by whose rates computations and collectives are
+    timed on simulated streams; the report says how long the device waits for collectives.
+    """
     json: bool = False
     """With --dry-run: print the report as one JSON object."""
 
@@ -32,5 +36,6 @@ class RehearsalOptions:
         check(self.world_size >= 1, f"world_size must be at least 1, got {self.world_size}")
         given = {"--world-size": self.world_size != 1, "--assume": self.assume is not None}
         given |= {"--with": self.packages is not None, "--stored": self.stored is not None, "--json": self.json}
+        given |= {"--clock": self.clock is not None}
         for name, used in given.items():
             check(self.dry_run or not used, f"{name} says what is tried by --dry-run: give it too, or leave {name} out")

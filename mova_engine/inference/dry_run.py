@@ -285,8 +285,15 @@ def _inputs(sizes: MovaConfig, batch: int, stage: Stage, given: bool) -> tuple[C
 
 
 def in_this_process(
-    settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None, stored: str | None = None
+    settings: dict[str, Any],
+    machine: dict[str, Any],
+    world_size: int,
+    layers: int | None,
+    stored: str | None = None,
+    clock: str | None = None,
 ) -> dict[str, Any]:
     """`dry_run_sampling` with plain values as arguments and result, to be called in a child process."""
+    if clock is not None:
+        raise MovaError(f"--clock {clock}: steps of training are timed, not of sampling; leave it out")
     config = SAMPLE.fill(settings, "the rehearsal")
     return dry_run_sampling(config, assumed_machine(**machine), world_size, layers, stored).to_dict()

@@ -29,12 +29,47 @@ from mova_engine.ops.row_chunks import row_chunks
 from mova_engine.ops.table import OPERATORS
 
 Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FakeCall:
+    """A call of a fused implementation. backward: its gradient's. shapes, widths: of its tensors by argument, and the
+    bytes of their elements. gated: it has a gate, or its operator has none.
+    """
+
+    operator: str
+    implementation: str
+    backward: bool
+    shapes: dict[str, tuple[int, ...]]
+    widths: dict[str, int]
+    gated: bool
+
+    @classmethod
+    def of(cls, operator: str, implementation: str, arguments: Arguments) -> "FakeCall":
+        """The forward's call, from its arguments."""
+        tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
+        return cls(
+            operator,
+            implementation,
+            False,
+            {name: tuple(x.shape) for name, x in tensors.items()},
+            {name: x.element_size() for name, x in tensors.items()},
+            arguments.get("gate", True) is not None,
+        )
+
+
+# Is told of the calls of fused implementations.
+Watch = Callable[[FakeCall], None]
 # Bytes of scratch memory of a call, from the arguments of its forward.
 Workspace = Callable[[Arguments], int]
 
 
 def _nothing(arguments: Arguments) -> int:
     return 0
+
+
+def _unwatched(call: FakeCall) -> None:
+    pass
 
 
 def _none(arguments: Arguments) -> tuple[Tensor, ...]:
@@ -160,9 +195,17 @@ _OF_TORCH = tuple(
 class _Faked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, form: FakeForm, workspace: tuple[Workspace, Workspace], names: tuple[str, ...], *values: Any
+        ctx: Any,
+        form: FakeForm,
+        workspace: tuple[Workspace, Workspace],
+        call: tuple[str, str, Watch],
+        names: tuple[str, ...],
+        *values: Any,
     ) -> Any:
         arguments = dict(zip(names, values, strict=True))
+        operator, implementation, watch = call
+        made = FakeCall.of(operator, implementation, arguments)
+        watch(made)
         outputs, own = form.outputs(arguments), form.own(arguments)
         _take(workspace[0](arguments), outputs[0])
         kept = form.kept
@@ -173,6 +216,7 @@ class _Faked(torch.autograd.Function):
         # What is not kept is known to the backward by its shape alone.
         ctx.like = [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in values]
         ctx.workspace = workspace[1](arguments)
+        ctx.differentiated = partial(watch, replace(made, backward=True))
         first, *others = outputs
         return outputs if others else first
 
@@ -181,10 +225,11 @@ class _Faked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ctx.saved_tensors  # noqa: B018 asked for, so that checkpointing computes them again
         _take(ctx.workspace, grads[0])
+        ctx.differentiated()
         found = []
-        for like, wanted in zip(ctx.like, ctx.needs_input_grad[3:], strict=True):
+        for like, wanted in zip(ctx.like, ctx.needs_input_grad[4:], strict=True):
             found.append(torch.empty(like[0], dtype=like[1], device=like[2]) if wanted else None)
-        return None, None, None, *found
+        return None, None, None, None, *found
 
 
 # Bytes that `dequantise_nf4` has on the way for each weight of a chunk of rows: codes in 32 bits, a look-up, a product.
@@ -207,25 +252,26 @@ def _take(size: int, beside: Tensor) -> None:
         torch.empty(size, dtype=torch.uint8, device=beside.device)
 
 
-def _fused(operator: Operator, implementation: str) -> Callable[..., Any]:
+def _fused(operator: Operator, implementation: str, watch: Watch) -> Callable[..., Any]:
     """An operator by its form, with the operator's own signature."""
     form = _FORMS[operator.name]
     if operator.name == "linear_gelu" and implementation in _IN_THE_PRODUCT:
         form = replace(form, kept=(), own=_none)
     workspace = _WORKSPACE.get((operator.name, implementation), (_nothing, _nothing))
     signature = inspect.signature(operator.reference)
-    names = tuple(signature.parameters)
+    names, call = tuple(signature.parameters), (operator.name, implementation, watch)
 
     def fake(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return _Faked.apply(form, workspace, names, *bound.arguments.values())
+        return _Faked.apply(form, workspace, call, names, *bound.arguments.values())
 
     return fake
 
 
-def fake_function(operator: Operator, implementation: str) -> Callable[..., Any]:
+def fake_function(operator: Operator, implementation: str, watch: Watch = _unwatched) -> Callable[..., Any]:
     """A callable with the operator's signature for tensors without data, as `implementation` of it on its own device.
+    watch: told of its calls, where it is one kernel of which the dispatcher sees nothing.
 
     Needs neither device nor package. Raises MovaError for an implementation of which nothing is declared.
     """
@@ -239,13 +285,13 @@ def fake_function(operator: Operator, implementation: str) -> Callable[..., Any]
         resolve(f"{_VENDOR}.shapes:define")()
         return resolve(entry.target)
     if (operator.name, implementation) == ("fp8_linear", "scaled-mm-triton"):
-        return partial(checked, _fused(OPERATORS["quantize_rows"], "triton"))
+        return partial(checked, _fused(OPERATORS["quantize_rows"], "triton", watch))
     if operator.name == "nf4_linear" and implementation in ("native", "dequantise"):
         chunk = _NF4_CHUNK if implementation == "dequantise" else 0
         return partial(nf4_checked, partial(_dequantised_nf4, chunk))
     known = (operator.name, implementation) in _WORKSPACE or entry.target.startswith(_VENDOR)
     if operator.name in _FORMS and (implementation in _FUSED or known):
-        return _fused(operator, implementation)
+        return _fused(operator, implementation, watch)
     if operator.kind != "function" or entry.target.partition(":")[0] in _OF_TORCH:
         return resolve(entry.target)
     raise MovaError(
@@ -254,8 +300,15 @@ def fake_function(operator: Operator, implementation: str) -> Callable[..., Any]
     )
 
 
-def fake_table(device: str, choices: Iterable[Choice], operators: Mapping[str, Operator] = OPERATORS) -> OpTable:
-    """A table for tensors without data on `device`, by what an assumed machine would bind (`OpTable.choices`)."""
+def fake_table(
+    device: str,
+    choices: Iterable[Choice],
+    operators: Mapping[str, Operator] = OPERATORS,
+    watch: Watch = _unwatched,
+) -> OpTable:
+    """A table for tensors without data on `device`, by what an assumed machine would bind (`OpTable.choices`).
+    watch: as of `fake_function`.
+    """
     choices = tuple(choices)
-    functions = {each.operator: fake_function(operators[each.operator], each.implementation) for each in choices}
+    functions = {each.operator: fake_function(operators[each.operator], each.implementation, watch) for each in choices}
     return table_of(device, functions, choices)

@@ -2,20 +2,36 @@
 
 Each matrix product takes the longer of its FLOPs at the achieved GEMM rate and its bytes at the achieved bandwidth; so
 does each attention. Memory-bound operations are counted in passes. Collectives take bytes over the achieved link rate
-and a latency each. What runs beside computation counts only where it takes longer: ring exchanges beside the attention,
-FSDP's gathers and scatters and offload beside everything.
+and a latency each. What runs beside computation counts only where computation waits for it: offload beside everything,
+exchanges of heads and of a ring beside the attention, FSDP's gathers and scatters beside layers without a bridge. What
+is exposed agrees with a simulation of the engine's own streams (`rehearsal.step_clock`); a test compares the two.
 """
 
 from dataclasses import dataclass
 
 from mova_engine.config.model import TowerConfig
 from mova_engine.predict.codec_cost import encode_cost
-from mova_engine.predict.flops import VIDEO_FEED_FORWARD, Attention, MatrixProduct, operations, training_flops
+from mova_engine.predict.flops import (
+    VIDEO_FEED_FORWARD,
+    Attention,
+    MatrixProduct,
+    layer_parameters,
+    operations,
+    parameter_counts,
+    training_flops,
+)
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import OURS, PlannedRun, copies, sharded
 from mova_engine.predict.muon_cost import MOVED, matrix_parameters, newton_schulz_flops
 from mova_engine.predict.operator_cost import OperatorCost, attention_rates
-from mova_engine.predict.step_traffic import StepTraffic, step_traffic, trained_parameters
+from mova_engine.predict.step_traffic import (
+    StepTraffic,
+    exchanged_chunks,
+    parameters,
+    ring_tail,
+    step_traffic,
+    trained_parameters,
+)
 
 # Bytes that a fused AdamW moves per weight: weight, two moments and gradient in float32 read, the first three written,
 # a bf16 copy; clipping reads the gradient once more. The moving average reads two and writes one.
@@ -196,7 +212,7 @@ def _optimizer_seconds(run: PlannedRun, hardware: Hardware) -> float:
     return seconds + moved / (hardware.bandwidth * hardware.achieved.bandwidth)
 
 
-def _rate(hardware: Hardware, group: int, span: int, neighbours: bool = False) -> float:
+def link_rate(hardware: Hardware, group: int, span: int, neighbours: bool = False) -> float:
     """Bytes/s at which a rank sends within a group of `group` ranks that lie within `span` consecutive devices.
 
     neighbours: it sends to one other rank only (a ring); else to all at once.
@@ -212,22 +228,71 @@ def _communication(
     """Add seconds of communication and offload to `parts`, and those that overlap with computation to `hidden`."""
     layout = run.layout
     everything = sharded(layout) * copies(layout)
-    exchange = traffic.all_to_all / _rate(hardware, layout.ulysses, layout.ulysses)
-    exchange += traffic.reduce / _rate(hardware, layout.context_parallel, layout.context_parallel)
-    exchange += traffic.matrices / _rate(hardware, sharded(layout), sharded(layout))
-    exchange += traffic.replicas / _rate(hardware, copies(layout), everything)
-    exchange += traffic.collectives * hardware.latency
-    ring = traffic.ring / _rate(hardware, layout.ring, layout.context_parallel, neighbours=True)
+    sums = traffic.reduce / link_rate(hardware, layout.context_parallel, layout.context_parallel)
+    sums += traffic.matrices / link_rate(hardware, sharded(layout), sharded(layout))
+    sums += traffic.replicas / link_rate(hardware, copies(layout), everything)
+    sums += traffic.collectives * hardware.latency
+    exchange = traffic.all_to_all / link_rate(hardware, layout.ulysses, layout.ulysses)
+    to_next = link_rate(hardware, layout.ring, layout.context_parallel, neighbours=True)
+    ring = traffic.ring / to_next
     beside = parts["attention"] * (layout.ring - 1) / layout.ring
-    shards = (traffic.gather + traffic.scatter) / _rate(hardware, sharded(layout), sharded(layout))
+    shards = (traffic.gather + traffic.scatter) / link_rate(hardware, sharded(layout), sharded(layout))
     copied = traffic.from_files if hardware.host_bandwidth is not None else 0.0
     offloaded = max(traffic.to_host, traffic.from_host + copied)
     bus = offloaded / hardware.host_rate if offloaded else 0.0
     # A thread reads a layer and copies it before it reads the next.
     bus += traffic.from_files / hardware.disk_bandwidth
     computing = parts["GEMM"] + parts["attention"] + parts["memory-bound passes"]
-    parts["communication"] = exchange + max(0.0, ring - beside) + max(0.0, shards - computing)
+    waits = {"Ulysses": exchange, "ring": max(0.0, ring - beside), "FSDP": max(0.0, shards - computing)}
+    if run.implementation.name == OURS:
+        waits["Ulysses"] = _exposed_exchange(run, exchange, parts["attention"])
+        tail = run.micro_batches * ring_tail(run) / to_next / max(1, exchanged_chunks(run))
+        waits["ring"] = max(waits["ring"], tail)
+        waits["FSDP"] = max(waits["FSDP"], _exposed_shards(run, hardware, shards, traffic))
+    parts["communication"] = sums + sum(waits.values())
     parts["offload"] = max(0.0, bus - computing)
-    for name, seconds, cover in (("ring", ring, beside), ("FSDP", shards, computing), ("offload", bus, computing)):
-        if min(seconds, cover) > 0:
-            hidden[name] = min(seconds, cover)
+    all_seconds = {"Ulysses": exchange, "ring": ring, "FSDP": shards, "offload": bus}
+    for name, seconds in all_seconds.items():
+        rest = seconds - waits.get(name, parts["offload"])
+        if rest > 0:
+            hidden[name] = rest
+
+
+def _exposed_exchange(run: PlannedRun, exchange: float, attention: float) -> float:
+    """Seconds of Ulysses' exchanges, which take `exchange`, that computation waits for.
+
+    Of four tensors that a layer exchanges in each direction, two wait: one of q, k and v, beside which nothing is left
+    to compute, and the output; and of these one chunk of heads, since others travel beside the attention.
+    """
+    chunks = exchanged_chunks(run)
+    if not chunks:
+        return 0.0
+    return max(exchange / (2 * chunks), exchange - attention * (chunks - 1) / chunks)
+
+
+def _exposed_shards(run: PlannedRun, hardware: Hardware, shards: float, traffic: StepTraffic) -> float:
+    """Seconds of FSDP's gathers and scatters, which take `shards`, that computation waits for.
+
+    FSDP gathers a unit while the two before it run, and a unit's gradients wait for those of the one before it. Beside
+    a video block, whose weights are most of a layer's, units of the bridge have little to compute: of a layer with
+    a bridge nothing is hidden but what the forward's bridge covers. Other layers hide all of it.
+    """
+    model = run.job.model
+    bridges = len(model.bridge.layers) if {"video_dit", "dual_tower_bridge"} <= set(run.job.components) else 0
+    sent = traffic.gather + traffic.scatter
+    if not bridges or not sent:
+        return 0.0
+    flops = sum(
+        op.flops * rank_share(op, run)
+        for op in operations(model, ("dual_tower_bridge",))
+        if isinstance(op, MatrixProduct)
+    )
+    forwards = run.micro_batches if run.job.training else run.job.evaluations // run.layout.cfg
+    covered = forwards * flops / (hardware.peak_flops(run.job.precision) * hardware.achieved.gemm)
+    counts = parameter_counts(model)
+    blocks = layer_parameters(counts["video_dit"]) * bridges / model.video.num_layers
+    blocks += layer_parameters(counts["dual_tower_bridge"])
+    exposed = shards * blocks / parameters(run, used=True)
+    passes = 1 if run.policy.gathered == "step" else 1 + run.job.training
+    forward = exposed * traffic.gather / sent / passes
+    return exposed - min(forward, covered)

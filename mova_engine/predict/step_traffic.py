@@ -14,6 +14,7 @@ to the byte and hold against counts; a test compares the two.
 
 from dataclasses import dataclass, fields
 
+from mova_engine.config.mesh import head_chunks
 from mova_engine.config.stages import OFFLOAD_LAYERS
 from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.job import WIDTHS, PlannedRun, copies, sharded
@@ -66,6 +67,22 @@ def context_traffic(run: PlannedRun) -> StepTraffic:
     return _asymmetric(run) if run.implementation.traffic == "asymmetric" else _symmetric(run)
 
 
+def exchanged_chunks(run: PlannedRun) -> int:
+    """In how many collectives a tensor is exchanged for its heads; 0 without Ulysses."""
+    ulysses = run.layout.ulysses
+    return head_chunks(run.job.model.video.num_heads // ulysses) if ulysses > 1 else 0
+
+
+def ring_tail(run: PlannedRun) -> float:
+    """Bytes of the last gradients of keys and values that a ring sends for one clip, which no attention of the same
+    heads covers.
+    """
+    if not run.job.training or run.layout.ring == 1:
+        return 0.0
+    width = WIDTHS["fp32"] if run.layout.ring > 2 else run.job.width
+    return 2 * run.job.model.video.num_layers * run.local_video * width / run.job.width
+
+
 def _asymmetric(run: PlannedRun) -> StepTraffic:
     job, layout, policy, model = run.job, run.layout, run.policy, run.job.model
     p, u, r, layers = layout.context_parallel, layout.ulysses, layout.ring, model.video.num_layers
@@ -92,7 +109,7 @@ def _asymmetric(run: PlannedRun) -> StepTraffic:
         all_to_all=exchanged * layers * tensor * (u - 1) / u,
         ring=layers * hops * tensor / job.width,
         reduce=bridges * (merge * merges + backward) * 2 * (p - 1) / p,
-        collectives=(exchanged * layers if u > 1 else 0) + bridges * (2 * merges + job.training),
+        collectives=exchanged * layers * exchanged_chunks(run) + bridges * (2 * merges + job.training),
     )
 
 

@@ -17,7 +17,7 @@ from mova_engine.rehearsal.memory_tracker import is_wrapped, tensors_in
 from mova_engine.rehearsal.result import Collective
 
 # Kinds by the names of torch's c10d operations.
-_KINDS = {
+KINDS = {
     "_allgather_base_": "all_gather",
     "_reduce_scatter_base_": "reduce_scatter",
     "allreduce_": "all_reduce",
@@ -61,19 +61,24 @@ class CollectiveLog(TorchDispatchMode):
         self._bytes.clear()
 
     def _note(self, func: Any, args: tuple, kwargs: dict) -> None:
-        kind = _KINDS.get(func.overloadpacket.__name__)
+        kind = KINDS.get(func.overloadpacket.__name__)
         if kind is None:
             raise MovaError(
                 f"the collective {func.name()} is not one that a rehearsal knows: count it in collective_log"
             )
-        values = dict(zip((x.name for x in func._schema.arguments), args, strict=False)) | kwargs
+        values, tensors = operands(func, args, kwargs)
         group = dist.ProcessGroup.unbox(values["process_group"])
         size, name = group.size(), group_name(group)
-        tensors = tensors_in((*args, *kwargs.values()))
         check_fit(kind, name, size, tensors, values.get("output_split_sizes"), values.get("input_split_sizes"))
         key = (kind, name, size)
         self._calls[key] += 1
-        self._bytes[key] += _sent(kind, size, group.rank(), tensors, values)
+        self._bytes[key] += bytes_sent(kind, size, group.rank(), tensors, values)
+
+
+def operands(func: Any, args: tuple, kwargs: dict) -> tuple[dict[str, Any], list[Tensor]]:
+    """The arguments of a collective's operation by name, and the tensors among them."""
+    values = dict(zip((x.name for x in func._schema.arguments), args, strict=False)) | kwargs
+    return values, tensors_in((*args, *kwargs.values()))
 
 
 def group_name(group: dist.ProcessGroup) -> str:
@@ -108,7 +113,8 @@ def check_fit(
             raise MovaError(f"{head} got {whole.numel()} elements for {part.numel()} of each rank")
 
 
-def _sent(kind: str, size: int, rank: int, tensors: Sequence[Tensor], values: dict[str, Any]) -> int:
+def bytes_sent(kind: str, size: int, rank: int, tensors: Sequence[Tensor], values: dict[str, Any]) -> int:
+    """Bytes that rank `rank` of a group of `size` sends in a collective with these operands (see `operands`)."""
     sizes = [x.numel() * x.element_size() for x in tensors]
     if kind == "all_reduce":
         return 2 * (size - 1) * sum(sizes) // size

@@ -8,7 +8,7 @@ workspace counts.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -86,12 +86,14 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
 class MemoryTracker(TorchDispatchMode):
     """Counts the storages of tensors on devices of one type. Use as a context, above a FakeTensorMode if there is one.
 
-    operations: how many were seen. in_update: set by the caller while weights are updated.
+    operations: how many were seen. in_update: set by the caller while weights are updated. watch: told of each
+    operation after it has run, also of those within the engine's own operators: (operation, args, kwargs, result,
+    pass).
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, watch: Callable[[Any, tuple, dict, Any, str], None] | None = None) -> None:
         super().__init__()
-        self.device = device
+        self.device, self.watch = device, watch
         self.operations = 0
         self._alive: dict[int, tuple[_Record, finalize]] = {}
         self.in_update = False
@@ -143,6 +145,8 @@ class MemoryTracker(TorchDispatchMode):
         result = self._run(func, given, args, kwargs)
         for x in tensors_in((result,)):
             self._see(x, func.name())
+        if self.watch is not None:
+            self.watch(func, args, kwargs, result, self._pass)
         return result
 
     def _run(self, func: Any, given: list[Tensor], args: tuple, kwargs: dict) -> Any:
@@ -155,8 +159,15 @@ class MemoryTracker(TorchDispatchMode):
             declared = simple_registry.singleton.find(func.name()).fake_impl.kernel
         if declared is None:
             return func(*args, **kwargs)
-        with self, self.within(WORKSPACE):
-            result = declared(*args, **kwargs)
+        watch = self.watch
+        if func.namespace != _OWN:
+            # What makes its results stands for one kernel.
+            self.watch = None
+        try:
+            with self, self.within(WORKSPACE):
+                result = declared(*args, **kwargs)
+        finally:
+            self.watch = watch
         for x in tensors_in((result,)):
             if x.untyped_storage()._cdata in self._alive:
                 self._alive[x.untyped_storage()._cdata][0].part = self._part

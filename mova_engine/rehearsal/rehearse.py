@@ -32,6 +32,8 @@ def rehearse(
     machine = _described(device, options)
     job = {"settings": to_plain(config), "machine": machine, "world_size": options.world_size, "layers": layers}
     job["stored"] = options.stored
+    if options.clock is not None:
+        job["clock"] = options.clock
     return in_child(target, device, job)
 
 

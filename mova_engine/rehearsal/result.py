@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from mova_engine.rehearsal.simulated import Simulation
+from mova_engine.rehearsal.simulated_streams import StepTimeline
 
 # Parts of a prediction that a dry run does not include.
 _CODECS = ("codecs", "text encoder", "video codec", "audio codec")
@@ -34,7 +35,8 @@ class Rehearsal:
     the step's inputs; and for each component the number and dtype of its weights. peak_memory_bytes: by purpose, at the
     peak. largest_tensors: at the peak, as text. predicted_memory_bytes: by the cost model's parts.
     host_memory_bytes, predicted_host_memory_bytes: the same for the host, if layers are streamed. copied: number and
-    bytes of the layers copied to the device. simulation: the checks of all ranks; None for one rank.
+    bytes of the layers copied to the device. simulation: the checks of all ranks; None for one rank. timeline: the step
+    on simulated streams; None unless it is timed.
     """
 
     command: str
@@ -62,6 +64,7 @@ class Rehearsal:
     operations: int
     seconds: dict[str, float]
     simulation: Simulation | None = None
+    timeline: StepTimeline | None = None
 
     @property
     def peak(self) -> int:
@@ -84,6 +87,8 @@ class Rehearsal:
         others = {"collectives": found, "largest_tensors": tuple(values["largest_tensors"])}
         if values["simulation"] is not None:
             others["simulation"] = Simulation.from_dict(values["simulation"])
+        if values["timeline"] is not None:
+            others["timeline"] = StepTimeline.from_dict(values["timeline"])
         return cls(**{f.name: values[f.name] for f in fields(cls)} | others)
 
     def __str__(self) -> str:
@@ -114,6 +119,8 @@ class Rehearsal:
                 f"{x.kind:<16}{x.group:<20}{x.ranks:>7}{x.calls:>7}{x.bytes_sent / 1e9:>10.3f}"
                 for x in self.collectives
             ]
+        if self.timeline is not None:
+            lines += ["", str(self.timeline)]
         if self.simulation is not None:
             lines += ["", str(self.simulation)]
         lines += ["", "largest tensors at the peak", *(f"  {line}" for line in self.largest_tensors)]

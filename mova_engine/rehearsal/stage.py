@@ -29,6 +29,7 @@ from mova_engine.rehearsal.fake_processes import AbsentBackend, fake_world, join
 from mova_engine.rehearsal.memory_tracker import ACTIVATIONS, MemoryTracker, is_wrapped
 from mova_engine.rehearsal.result import Rehearsal, without_codecs
 from mova_engine.rehearsal.simulated import Simulation
+from mova_engine.rehearsal.step_clock import Clock
 from mova_engine.rehearsal.weights import weights_by_dtype
 
 _swap = torch.utils.swap_tensors
@@ -39,7 +40,8 @@ class Stage:
 
     Create process groups inside `world()`; build and run the model inside `play()`. Call `fake_devices.prepare_device`
     in this process before. streamed: the dtype of the plain weights if layers are streamed; the host's memory is
-    counted too then. None: layers are not streamed. components: of the model's folder, by name.
+    counted too then. None: layers are not streamed. components: of the model's folder, by name. clock: times the step;
+    None: it is not timed.
     """
 
     def __init__(
@@ -48,13 +50,15 @@ class Stage:
         world_size: int = 1,
         streamed: torch.dtype | None = None,
         components: Mapping[str, AbsentComponent] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         device = machine.kind
         self.machine = machine
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.backend = AbsentBackend(describe_backend(device))
         self.launch = Launch(0, 0, world_size)
-        self.tracker, self.log = MemoryTracker(device), CollectiveLog()
+        self.clock = clock
+        self.tracker, self.log = MemoryTracker(device, None if clock is None else clock.see), CollectiveLog()
         self.streamed, self.host = streamed, MemoryTracker("cpu")
         self.components = components or {}
         self.seconds: dict[str, float] = {}
@@ -65,7 +69,9 @@ class Stage:
         """
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         chosen = choose(self.machine, wanted, training=training, dtype=names)
-        return fake_table(self.machine.kind, chosen)
+        if self.clock is None:
+            return fake_table(self.machine.kind, chosen)
+        return fake_table(self.machine.kind, chosen, watch=self.clock.called)
 
     def processes(self, shape: MeshShape, timeout_s: float, sampling: bool = False) -> Processes:
         """This rank's `Processes`, built by the function that the real run calls."""
@@ -83,6 +89,8 @@ class Stage:
                 join_fake_group(self.backend.name, self.launch)
                 stack.callback(torch.distributed.destroy_process_group)
                 stack.enter_context(fake_world(self.mode))
+            if self.clock is not None:
+                stack.enter_context(self.clock.installed())
             if self.streamed is not None:
                 stack.enter_context(absent_files(self.streamed, self.host, self.components))
             yield
@@ -102,6 +110,8 @@ class Stage:
         """Begin to count anew, with the memory that is taken."""
         for each in (self.tracker, self.host, self.log):
             each.forget()
+        if self.clock is not None:
+            self.clock.begin()
 
     def report(
         self,
@@ -150,6 +160,7 @@ class Stage:
             operations=self.tracker.operations,
             seconds=self.seconds,
             simulation=simulation,
+            timeline=None if self.clock is None else self.clock.timeline(),
         )
 
 

@@ -22,6 +22,7 @@ from mova_engine.distributed.processes import Processes
 from mova_engine.errors import MovaError
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.ops.machine import Machine, assumed_machine
+from mova_engine.predict.calibrate import calibrated
 from mova_engine.predict.job import PlannedRun, layout_of, training_job
 from mova_engine.predict.memory_use import Memory, memory
 from mova_engine.rehearsal.absent_files import take_slots
@@ -29,6 +30,7 @@ from mova_engine.rehearsal.absent_weights import AbsentComponent, absent_compone
 from mova_engine.rehearsal.memory_tracker import AVERAGE, GRADIENTS, INPUTS, MOMENTS, PARAMETERS
 from mova_engine.rehearsal.result import Rehearsal
 from mova_engine.rehearsal.stage import Stage
+from mova_engine.rehearsal.step_clock import Clock
 from mova_engine.rehearsal.weights import local_tensors, with_layers
 from mova_engine.train import lora_model
 from mova_engine.train.assembly import mesh_of
@@ -40,20 +42,28 @@ from mova_engine.train.preflight import check_stored
 from mova_engine.train.simulation import simulate
 from mova_engine.train.step import Updater
 
+# Settings of memory that may place tensors on the host.
+_HOST_SETTINGS = ("inputs", "saved", "weights", "optimizer")
 # From the second micro-batch on, gradients are in memory together with activations.
 _MICRO_BATCHES = 2
 
 
 def dry_run_training(
-    config: TrainConfig, machine: Machine, world_size: int = 1, layers: int | None = None, stored: str | None = None
+    config: TrainConfig,
+    machine: Machine,
+    world_size: int = 1,
+    layers: int | None = None,
+    stored: str | None = None,
+    clock: str | None = None,
 ) -> Rehearsal:
     """Build the run's model on fake tensors as rank 0 of `world_size`, and run one optimizer step.
 
     The step is not the first one: the optimizer's moments exist. At most two micro-batches are run. machine: the
     assumed machine. layers: number of layers of each tower, for a quick run; None: all. stored: how the files of a
-    checkpoint that is not here hold the weights of layers; None: plain. Call it in a process that is prepared for the
-    machine's kind of device (`rehearsal.fake_devices`). Only sizes and headers of a checkpoint are read. Raises
-    MovaError as the run itself would.
+    checkpoint that is not here hold the weights of layers; None: plain. clock: a device of `predict.hardware` by whose
+    rates the step is timed; None: it is not. Call it in a process that is prepared for the machine's kind of device
+    (`rehearsal.fake_devices`). Only sizes and headers of a checkpoint are read. Raises MovaError as the run itself
+    would.
     """
     config.memory.check_decided()
     components = _components(config, stored)
@@ -63,7 +73,8 @@ def dry_run_training(
     batches = min(micro_batches, _MICRO_BATCHES) * config.loader.batch * shape.data_parallel
     once = replace(config, global_batch_size=batches, model=replace(config.model, checkpoint=Path("nothing-is-read")))
     streamed = config.memory.weights != "device" and not config.parallel.shard
-    stage = Stage(machine, world_size, DTYPES[config.dtype] if streamed else None, components)
+    timed = None if clock is None else _clock(config, clock, machine, sizes)
+    stage = Stage(machine, world_size, DTYPES[config.dtype] if streamed else None, components, timed)
     table = stage.operators(config.ops, (DTYPES[config.dtype],))
     with stage.world(), _without_files(components):
         processes = stage.processes(shape, config.parallel.timeout)
@@ -88,6 +99,20 @@ def dry_run_training(
         predicted=_predicted(config, sizes, machine, shape, base_of(components.values())),
         simulation=simulation,
     )
+
+
+def _clock(config: TrainConfig, name: str, machine: Machine, sizes: MovaConfig) -> Clock:
+    """The clock of a device. Raises MovaError where it is of another kind than the machine, or the run copies to the
+    host.
+    """
+    hardware = calibrated(name)
+    if hardware.machine.kind != machine.kind:
+        raise MovaError(f"--clock {name}: that is a device of kind {hardware.machine.kind}: say --device so, too")
+    used = [name for name in _HOST_SETTINGS if getattr(config.memory, name) != "device"]
+    if used:
+        options = ", ".join(f"memory.{name} to device" for name in used)
+        raise MovaError(f"--clock: copies to and from the host are not timed: set {options}")
+    return Clock(hardware, training_job(config, sizes))
 
 
 def predict_training(config: TrainConfig, machine: Machine, world_size: int = 1) -> Memory:
@@ -206,8 +231,13 @@ def planned(config: TrainConfig, sizes: MovaConfig, shape: MeshShape, base: str 
 
 
 def in_this_process(
-    settings: dict[str, Any], machine: dict[str, Any], world_size: int, layers: int | None, stored: str | None = None
+    settings: dict[str, Any],
+    machine: dict[str, Any],
+    world_size: int,
+    layers: int | None,
+    stored: str | None = None,
+    clock: str | None = None,
 ) -> dict[str, Any]:
     """`dry_run_training` with plain values as arguments and result, to be called in a child process."""
     config = TRAIN.fill(settings, "the rehearsal")
-    return dry_run_training(config, assumed_machine(**machine), world_size, layers, stored).to_dict()
+    return dry_run_training(config, assumed_machine(**machine), world_size, layers, stored, clock).to_dict()

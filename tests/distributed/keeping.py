@@ -57,8 +57,8 @@ def count(checkpointing: str, sharding=NO_CP, ops=None) -> int:
         for x in tree_leaves(list(calls.values()))
         if hasattr(x, "val")
     ]
-    # A stand-in that is expanded has no memory.
-    total = sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in kept)
+    # Stand-ins of what was sent, expanded from one element, hold no results.
+    total = sum(x.numel() * x.element_size() for x in kept if 0 not in x.stride())
     # The graph, and with it what is kept, lives until here.
     del outputs
     return total

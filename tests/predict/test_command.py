@@ -124,7 +124,7 @@ def test_a_recipe_brings_its_settings(capsys):
     "command, says",
     [
         ("--recipe lora", "does not fit: 118.2 GB of 79.5"),
-        ("--recipe lora --devices 4", "smallest change that fits: --parallel.shard ("),
+        ("--recipe lora --devices 4", "smallest change that fits: --memory.weights host ("),
         ("--recipe lora --devices 8", "does not run on 8 devices: global_batch_size 4 is no multiple of 8"),
         ("--recipe joint-phase3 --devices 64", "joint-phase3 as it stands fits: "),
         ("--recipe joint-phase3 --devices 1", "does not run on 1 device: parallel.context_parallel is 16"),

@@ -50,7 +50,7 @@ def test_parts_add_up_and_what_is_hidden_is_no_part():
     run = PlannedRun(Job(M720, "lora"), Layout(ring=2, ulysses=8), replace(SELECTIVE, inputs="host"))
     prediction = predict(run, H100)
     assert prediction.seconds == sum(prediction.parts.values())
-    assert set(prediction.hidden) == {"ring", "FSDP", "offload"} and prediction.parts["offload"] == 0
+    assert set(prediction.hidden) == {"Ulysses", "ring", "FSDP", "offload"} and prediction.parts["offload"] == 0
     starved = replace(H100, host_bandwidth=1e6)
     slow = predict(run, starved)
     bus = max(step_traffic(run).to_host, step_traffic(run).from_host) / starved.host_rate
@@ -81,16 +81,32 @@ def test_what_stays_gathered_or_unsummed_for_a_step_costs_memory_and_saves_traff
         assert not settings.unavailable("lora", sharded=True)
 
 
-def test_a_ring_is_paid_for_only_where_attention_does_not_cover_it():
-    run = PlannedRun(Job(M720, "inference", evaluations=1), Layout(ring=2, ulysses=4))
+def test_exchanges_and_rings_are_paid_for_where_attention_does_not_cover_them():
+    run = PlannedRun(Job(M720, "inference", evaluations=1), Layout(ring=2, ulysses=4, shard=False))
     traffic, link = step_traffic(run), H100.link.bandwidth * H100.achieved.link
-    others = (traffic.all_to_all + traffic.reduce) / link + traffic.collectives * H100.latency
+    others = traffic.reduce / link + traffic.collectives * H100.latency
+    exchange, ring = traffic.all_to_all / link, traffic.ring / link
     covered = predict(run, H100)
-    assert covered.parts["communication"] == pytest.approx(others)
-    assert covered.hidden["ring"] == pytest.approx(traffic.ring / link)
+    # 10 heads in two chunks: of q, k, v and the output two halves wait.
+    assert covered.parts["communication"] == pytest.approx(others + exchange / 4)
+    assert covered.hidden == pytest.approx({"Ulysses": exchange * 3 / 4, "ring": ring})
     quick = predict(run, H100.with_achieved(attention=1e3))
-    assert quick.parts["communication"] == pytest.approx(others + traffic.ring / link - quick.hidden["ring"])
-    assert quick.hidden["ring"] == pytest.approx(quick.parts["attention"] / 2)
+    assert quick.hidden == pytest.approx(
+        {"Ulysses": quick.parts["attention"] / 2, "ring": quick.parts["attention"] / 2}
+    )
+    assert sum(quick.hidden.values()) + quick.parts["communication"] == pytest.approx(others + exchange + ring)
+
+
+def test_the_last_gradients_of_a_ring_wait_by_chunks_of_heads():
+    def waits(layout: Layout) -> float:
+        run = PlannedRun(Job(M720, "full"), replace(layout, shard=False), replace(SELECTIVE, checkpointing="none"))
+        found, traffic = predict(run, H100), step_traffic(run)
+        return traffic.ring / (H100.link.bandwidth * H100.achieved.link) - found.hidden["ring"]
+
+    # k's and v's gradients in bf16, once for each layer: of all heads, and of a half of a quarter.
+    alone, both = waits(Layout(ring=2)), waits(Layout(ring=2, ulysses=4))
+    tail = 2 * 40 * M720.clip.video_tokens // 2 * 5120 * 2 / (H100.link.bandwidth * H100.achieved.link)
+    assert alone == pytest.approx(tail, rel=1e-6) and both == pytest.approx(tail / 4 / 2, rel=1e-6)
 
 
 def test_a_switch_gives_a_device_its_rate_and_a_mesh_each_pair():
