@@ -21,6 +21,7 @@ from distributed.runs import (  # noqa: F401 (called by name)
     clips_taken,
     contents_taken,
     encoded_in_rounds,
+    exchanges_between_steps,
     process_id,
     resaved,
     run_shared,
