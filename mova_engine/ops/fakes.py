@@ -150,7 +150,15 @@ _OF_VENDOR = (_VENDOR, "mova_engine.ops.quantised_impl:int8_npu")
 # Modules whose implementations are made of PyTorch's own operations.
 _OF_TORCH = tuple(
     f"mova_engine.ops.{name}"
-    for name in ("torch_impl", "linear_impl", "fp8_impl", "quantised_impl", "optimizer_impl", "adamw_8bit")
+    for name in (
+        "torch_impl",
+        "linear_impl",
+        "fp8_impl",
+        "quantised_impl",
+        "optimizer_impl",
+        "adamw_8bit",
+        "newton_schulz",
+    )
 )
 
 

@@ -79,9 +79,10 @@ def test_an_accumulated_step_sends_what_its_settings_say(worlds, alone, world, r
         assert equal(each_layer, kept) and equal(each_layer_summed_once, kept_summed_once)
 
 
-def test_one_micro_batch_is_the_same_bits_by_any_settings(worlds):
+@pytest.mark.parametrize("checkpointing", ["full", "selective"])
+def test_one_micro_batch_is_the_same_bits_by_any_settings(worlds, checkpointing):
     """And recomputed layers gather nothing where weights stay."""
-    cases = [{**case, "checkpointing": "full"} for case in CASES]
+    cases = [{**case, "checkpointing": checkpointing} for case in CASES]
     for ranks in worlds(2).run("accumulated", cases=cases, clips=2):
         assert all(equal(ranks[0], other) for other in ranks[1:])
         assert [count(found, "all_gather", "world") == UNITS for found in ranks] == [False, False, True, True]
