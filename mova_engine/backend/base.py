@@ -27,6 +27,8 @@ class Backend:
     collectives: str
     # Whether the time limit of a process group can be changed once the group is there.
     changes_timeouts: bool = True
+    # Whether torch's fused AdamW on it leaves weights and moments as they are where `found_inf` says so.
+    obeys_found_inf: bool = False
     # The package that brings the device to torch, where it is not torch itself.
     vendor_package: str | None = None
     # What a task of Ray that computes on one of them takes of its machine.

@@ -47,6 +47,7 @@ def cpu_flags() -> frozenset[str]:
 class CpuBackend(Backend):
     name = "cpu"
     collectives = "gloo"
+    obeys_found_inf = True
     variables = (
         Variable("ATEN_CPU_CAPABILITY", "the vector instructions that PyTorch's own kernels use, instead of the best"),
         Variable("ONEDNN_MAX_CPU_ISA", "the best instructions that oneDNN uses"),

@@ -23,6 +23,7 @@ _PEAKS = {
 class CudaBackend(Backend):
     name = "cuda"
     collectives = "nccl"
+    obeys_found_inf = True
     ray_takes = MappingProxyType({"num_gpus": 1})
     variables = health_cuda.VARIABLES
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from torch import Tensor
 
+from mova_engine.backend.host_copies import to_device
 from mova_engine.config.diffusion import DiffusionSettings, PredictionConfig
 from mova_engine.errors import MovaError
 
@@ -43,5 +44,5 @@ class Prediction(PredictionConfig):
 
 
 def _from_x0(x0: Tensor, noisy: Tensor, divisor: Tensor) -> Tensor:
-    divisor = divisor.to(x0.device, x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+    divisor = to_device(divisor, x0.device, x0.dtype).view(-1, *[1] * (x0.ndim - 1))
     return (noisy.to(x0.dtype) - x0) / divisor

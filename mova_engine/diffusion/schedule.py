@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mova_engine.backend.host_copies import to_device
 from mova_engine.config.diffusion import DiffusionSettings, ScheduleConfig, check_sigmas
 from mova_engine.errors import MovaError
 
@@ -143,7 +144,7 @@ def _uniform(generator: torch.Generator, batch: int, stratified: bool) -> Tensor
 
 def add_noise(x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """`(1 - sigma) x + sigma noise`, computed in float32 and returned in x's dtype; sigma [b]."""
-    sigma = sigma.to(x.device, torch.float32).view(-1, *[1] * (x.ndim - 1))
+    sigma = to_device(sigma, x.device, torch.float32).view(-1, *[1] * (x.ndim - 1))
     return ((1 - sigma) * x.float() + sigma * noise.float()).to(x.dtype)
 
 

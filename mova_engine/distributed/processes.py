@@ -146,10 +146,6 @@ class Processes:
         """Return the maximum of `number` over all processes."""
         return int(self.world_group.all_reduce(torch.tensor([number]), maximum=True))
 
-    def total(self, number: float) -> float:
-        """Return the sum of `number` over all processes."""
-        return float(self.world_group.all_reduce(torch.tensor([float(number)])))
-
     def wait_for_first(self, number: int = 0) -> int:
         """As `all_reduce_max`, but with a timeout of days: waits while rank 0 encodes, saves or samples alone."""
         return int(self.cpu_group.all_reduce(torch.tensor([number]), maximum=True))

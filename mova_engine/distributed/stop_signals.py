@@ -21,6 +21,8 @@ from mova_engine.errors import MovaError
 INTERRUPTED = 128
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVE = signal.SIGUSR1
+# What a process may be asked to do, see `StopRequest.wanted`, but for nothing; greater numbers win.
+ASKED = (1, *sorted(1 + number for number in STOPS))
 # A terminal, a batch system and a launcher may all send a signal: those within this many seconds are one request.
 SAME_REQUEST_S = 1.0
 
@@ -38,8 +40,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        # Whether the processes have agreed to save a checkpoint and continue.
-        self.save = False
+        # Whether the processes have agreed to stop; to save a checkpoint and continue.
+        self.agreed = self.save = False
         self._save_wanted = self._save_told = False
         self._at_once = self._over = False
         # When this process got its first signal. `signal` may be set earlier, by the other processes.
@@ -59,22 +61,28 @@ class StopRequest:
     def wanted(self) -> int:
         """What this process was asked to do, as a number: 0: nothing, 1: save a checkpoint, 1 + signal: stop.
 
-        The maximum over all processes is what the run does (`agree`).
+        The maximum over all processes is what the run does (`agree`). It is one of `ASKED`.
         """
         self._save_told = self._save_wanted
         return int(self._save_told) if self.signal is None else 1 + self.signal
 
     def agree(self, number: int) -> bool:
-        """Set `signal` and `save` from the maximum of `wanted` over all processes; return whether to stop.
+        """Set `agreed`, `signal` and `save` from the maximum of `wanted` over all processes; return whether to stop.
 
-        A signal that arrived after the call of `wanted` counts the next time, in all processes.
+        A signal that arrived after the call of `wanted` counts the next time, in all processes. What was agreed on
+        stays so: `save` until a checkpoint is saved (`take_save`).
         """
         if self._save_told:
             self._save_wanted = self._save_told = False
-        self.save = number == 1
+        self.save |= number == 1
         if number > 1:
-            self.signal = number - 1
-        return number > 1
+            self.signal, self.agreed = number - 1, True
+        return self.agreed
+
+    def take_save(self) -> bool:
+        """Whether a checkpoint is to be saved; the request is then met."""
+        asked, self.save = self.save, False
+        return asked
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    SAC_IGNORED_OPS,
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from mova_engine.config.memory import CHECKPOINTING
 from mova_engine.errors import MovaError
@@ -28,6 +33,13 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "selective": (*_ATTENTION, "mova::tokens_to_heads"),
     "out": _ATTENTION,
 }
+
+
+# Labels for profilers. FSDP sets them around what it does for a unit, which is more in some recomputations than in the
+# forward: torch, which counts operations to find the kept results, would refuse those.
+SAC_IGNORED_OPS.update(
+    (torch.ops.profiler._record_function_enter_new.default, torch.ops.profiler._record_function_exit._RecordFunction)
+)
 
 
 def layer_runner(

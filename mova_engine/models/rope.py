@@ -9,6 +9,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mova_engine.backend.host_copies import to_device
+
 THETA = 10000.0
 
 
@@ -66,7 +68,7 @@ def aligned_video_positions(
 
 
 def _table(angles: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+    return to_device(angles.cos().float(), device), to_device(angles.sin().float(), device)
 
 
 class RopeTables(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mova_engine.backend.host_copies import to_device
 from mova_engine.config.model import TowerConfig
 from mova_engine.errors import MovaError
 from mova_engine.models.context_parallel import NO_CP, Sharding
@@ -79,12 +80,12 @@ class Tower(nn.Module):
         """t [b * g, d] and t_mod [b * g, 6, d], float32, of the sharding's own tokens: see `TowerInputs`."""
         table, index = modality.noise_levels()
         device = next(self.time_embedding.parameters()).device
-        frequencies = sinusoid(table.flatten(), self.config.freq_dim).to(device, torch.float32)
+        frequencies = to_device(sinusoid(table.flatten(), self.config.freq_dim), device, torch.float32)
         t = time_mlp(self.time_embedding, frequencies)
         t_mod = time_mlp(self.time_projection, t).unflatten(1, (6, -1))
         if index is None:
             return t.expand(modality.batch, -1), t_mod.expand(modality.batch, -1, -1)
-        columns = torch.tensor(group_columns(index, math.prod(grid[1:]), sharding), device=device)
+        columns = to_device(torch.tensor(group_columns(index, math.prod(grid[1:]), sharding)), device)
 
         def per_group(x: Tensor) -> Tensor:
             return x.unflatten(0, table.shape)[:, columns].expand(modality.batch, *[-1] * x.ndim).flatten(0, 1)

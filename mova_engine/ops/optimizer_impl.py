@@ -58,11 +58,24 @@ class AdamWReference(WithoutCompiler):
 
 
 class _AdamW(WithoutCompiler, torch.optim.AdamW):
-    """torch's AdamW."""
+    """torch's AdamW.
+
+    skips_on_device: whether `step` obeys `found_inf`, a float32 scalar beside the weights: where it is 1, weights,
+    moments and step counts keep their values, and the host need not know.
+    """
+
+    skips_on_device = False
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         return _unwrapped(super().step)(self, closure)
+
+
+class _FusedAdamW(_AdamW):
+    """torch's AdamW with one kernel for many tensors, which reads `found_inf` itself."""
+
+    skips_on_device = True
 
 
 def _unwrapped(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +87,7 @@ def adamw_fused(
     params: Iterable, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """torch's AdamW with its fused step; also for DTensor parameters."""
-    return _AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+    return _FusedAdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def adamw_foreach(

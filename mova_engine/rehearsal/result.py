@@ -35,8 +35,8 @@ class Rehearsal:
     the step's inputs; and for each component the number and dtype of its weights. peak_memory_bytes: by purpose, at the
     peak. largest_tensors: at the peak, as text. predicted_memory_bytes: by the cost model's parts.
     host_memory_bytes, predicted_host_memory_bytes: the same for the host, if layers are streamed. copied: number and
-    bytes of the layers copied to the device. simulation: the checks of all ranks; None for one rank. timeline: the step
-    on simulated streams; None unless it is timed.
+    bytes of the layers copied to the device. host_waits: as of `HostWaits.counts`. simulation: the checks of all ranks;
+    None for one rank. timeline: the step on simulated streams; None unless it is timed.
     """
 
     command: str
@@ -55,6 +55,7 @@ class Rehearsal:
     shapes: dict[str, list[int]]
     dtypes: dict[str, str]
     collectives: tuple[Collective, ...]
+    host_waits: dict[str, int]
     peak_memory_bytes: dict[str, int]
     largest_tensors: tuple[str, ...]
     predicted_memory_bytes: dict[str, int]
@@ -121,6 +122,9 @@ class Rehearsal:
             ]
         if self.timeline is not None:
             lines += ["", str(self.timeline)]
+        if self.host_waits:
+            lines += ["", f"the host waits for the device {sum(self.host_waits.values())} times:"]
+            lines += [f"  {name}: {count}" for name, count in self.host_waits.items()]
         if self.simulation is not None:
             lines += ["", str(self.simulation)]
         lines += ["", "largest tensors at the peak", *(f"  {line}" for line in self.largest_tensors)]

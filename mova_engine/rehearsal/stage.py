@@ -26,6 +26,7 @@ from mova_engine.rehearsal.absent_files import HostMemory, absent_files, copied
 from mova_engine.rehearsal.absent_weights import AbsentComponent
 from mova_engine.rehearsal.collective_log import CollectiveLog
 from mova_engine.rehearsal.fake_processes import AbsentBackend, fake_world, join_fake_group
+from mova_engine.rehearsal.host_waits import HostWaits
 from mova_engine.rehearsal.memory_tracker import ACTIVATIONS, MemoryTracker, is_wrapped
 from mova_engine.rehearsal.result import Rehearsal, without_codecs
 from mova_engine.rehearsal.simulated import Simulation
@@ -59,6 +60,7 @@ class Stage:
         self.launch = Launch(0, 0, world_size)
         self.clock = clock
         self.tracker, self.log = MemoryTracker(device, None if clock is None else clock.see), CollectiveLog()
+        self.waits = HostWaits(device)
         self.streamed, self.host = streamed, MemoryTracker("cpu")
         self.components = components or {}
         self.seconds: dict[str, float] = {}
@@ -102,13 +104,13 @@ class Stage:
         """
         started = time.perf_counter()
         apart = self.streamed is not None and self.machine.kind != "cpu"
-        with self.mode, _ToldValues(), self.log, self.host if apart else nullcontext(), self.tracker:
+        with self.mode, _ToldValues(), self.waits, self.log, self.host if apart else nullcontext(), self.tracker:
             yield
         self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - started, 2)
 
     def forget(self) -> None:
         """Begin to count anew, with the memory that is taken."""
-        for each in (self.tracker, self.host, self.log):
+        for each in (self.tracker, self.host, self.log, self.waits):
             each.forget()
         if self.clock is not None:
             self.clock.begin()
@@ -151,6 +153,7 @@ class Stage:
             shapes=shapes,
             dtypes=dtypes,
             collectives=self.log.collectives(),
+            host_waits=self.waits.counts(),
             peak_memory_bytes=peak.parts,
             largest_tensors=peak.largest,
             predicted_memory_bytes=without_codecs(predicted.device),
@@ -175,6 +178,7 @@ def _take_over(old: Tensor, new: Tensor) -> None:
 
 
 _VALUE_OF = torch.ops.aten._local_scalar_dense.default
+_PINNED = torch.ops.aten._pin_memory.default
 
 
 class _ToldValues(TorchDispatchMode):
@@ -187,4 +191,6 @@ class _ToldValues(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is _VALUE_OF and isinstance(args[0], FakeTensor):
             return True if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
+        if func is _PINNED and isinstance(args[0], FakeTensor):
+            return args[0].clone()
         return func(*args, **(kwargs or {}))

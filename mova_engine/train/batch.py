@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mova_engine.backend.host_copies import to_device
 from mova_engine.config.model import ClipConfig
 
 
@@ -44,7 +45,7 @@ class LatentBatch:
         """The text features [b, n, d], replaced by those of the empty prompt where `drop` (bool [b]) is set."""
         if not drop.any():
             return self.text
-        return torch.where(drop.to(self.text.device).view(-1, 1, 1), self.empty_text, self.text)
+        return torch.where(to_device(drop, self.text.device).view(-1, 1, 1), self.empty_text, self.text)
 
 
 # A `BatchBuilder`, or a function with its arguments.

@@ -82,7 +82,8 @@ def dry_run_training(
         updater, batches, build = _built(stage, once, sizes, ops, processes)
         with stage.play("step"):
             stage.forget()
-            updater.step(0, updater.prepared(0, batches, build), partial(_follow, stage, updater.weights))
+            ready = updater.prepared(0, batches, build, pin=machine.kind != "cpu")
+            updater.step(0, ready, partial(_follow, stage, updater.weights))
         simulation = None
         if world_size > 1:
             collectives = stage.log.collectives()
@@ -177,6 +178,7 @@ def _built(
 
 def _follow(stage: Stage, weights: Weights, at: str) -> None:
     """Called by the step at each of its stages (`at`): labels the gradients when the update begins."""
+    stage.waits.stage = at.partition(": ")[2]
     stage.tracker.in_update = at.endswith("update")
     if stage.tracker.in_update:
         gradients = weights.gradients().values()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mova_engine.backend.host_copies import to_device
 from mova_engine.config.model import ClipConfig
 from mova_engine.inference.given_clip import Window, kept_audio_latents, kept_latent_frames
 
@@ -30,7 +31,7 @@ class GivenPositions:
     def shown(self, noise: SeenNoise, clean: Tensor) -> SeenNoise:
         """The input with the given beginnings clean, at timestep 0. clean: the clips' latents."""
         where = self._given(clean.device).view(len(clean), 1, -1, *[1] * (clean.ndim - 3))
-        beginnings = noise.timestep.masked_fill(self.clips.to(noise.timestep.device), 0.0)
+        beginnings = noise.timestep.masked_fill(to_device(self.clips, noise.timestep.device), 0.0)
         return SeenNoise(
             torch.where(where, clean, noise.latents),
             torch.stack([noise.timestep, beginnings], 1),
@@ -47,7 +48,7 @@ class GivenPositions:
 
     def _given(self, device: torch.device) -> Tensor:
         """[b, p]: whether a position of a clip is given."""
-        return self.clips.to(device)[:, None] & torch.tensor(self.positions, device=device)
+        return to_device(self.clips, device)[:, None] & to_device(torch.tensor(self.positions), device)
 
 
 @dataclass(frozen=True)

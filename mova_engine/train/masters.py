@@ -67,10 +67,14 @@ class Weights:
             weight.tensor.grad = parameter.grad = None
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Update the model's copies and the moving average after an optimizer step."""
+    def renew_copies(self) -> None:
+        """After an optimizer step, also one that changed nothing: the model's copies have the masters' values."""
         if self.copies:
             torch._foreach_copy_(self.parameters, self.tensors())
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """After an optimizer step that changed the weights: the moving average follows them."""
         if self.ema is not None:
             torch._foreach_lerp_(self.ema, [tensor.detach() for tensor in self.tensors()], 1 - self.ema_decay)
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mova_engine.backend import describe_backend
+from mova_engine.backend.host_copies import to_device
 from mova_engine.config.model import ClipConfig
 from mova_engine.config.train import TrainConfig
 from mova_engine.diffusion.conditioning import first_frame_condition, video_input
@@ -23,6 +25,7 @@ from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.fsdp import clip_grad_norm, global_norm
 from mova_engine.distributed.gradients import sum_gradients
 from mova_engine.distributed.processes import Processes
+from mova_engine.distributed.stop_signals import ASKED
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.context_parallel import NO_CP, Sharding
 from mova_engine.models.modality import Modality
@@ -108,7 +111,7 @@ def _product(drawn: Tensor | None, of_clips: Tensor | None, device: torch.device
     """Factors [b] of the clips' losses; None: all 1."""
     if drawn is None:
         return of_clips
-    drawn = drawn.to(device)
+    drawn = to_device(drawn, device)
     return drawn if of_clips is None else drawn * of_clips
 
 
@@ -126,6 +129,7 @@ class StepResult:
     """What a step reports: values to average into the metrics, the clips it saw, and whether the weights moved.
 
     ranks: of several processes, those whose own loss was not finite; the clips are then theirs. clip: their shape.
+    asked: the greatest number that any process was asked for (`StopRequest.wanted`).
     """
 
     values: dict[str, float]
@@ -133,6 +137,7 @@ class StepResult:
     taken: bool
     clip: ClipConfig
     ranks: tuple[int, ...] = ()
+    asked: int = 0
 
 
 class Updater:
@@ -157,9 +162,11 @@ class Updater:
         """What makes micro-batches for `step` of a loader's batches. build, pin: as of `Preparer`."""
         return Preparer(self.config, self.experts, self.processes.shape, self.processes.data_rank, build, pin)
 
-    def prepared(self, step: int, batches: Iterator[Mapping[str, Any]], build: BuildBatch) -> Iterator[MicroBatch]:
+    def prepared(
+        self, step: int, batches: Iterator[Mapping[str, Any]], build: BuildBatch, pin: bool = False
+    ) -> Iterator[MicroBatch]:
         """Yield the micro-batches of steps `step`, `step + 1`, ..., each prepared when it is asked for."""
-        prepare = self.preparer(build)
+        prepare = self.preparer(build, pin)
         for number, batch in enumerate(batches, step * prepare.micro_batches):
             yield prepare(number, batch)
 
@@ -169,12 +176,14 @@ class Updater:
         batches: Iterator[MicroBatch],
         at: Callable[[str], None] = lambda stage: None,
         detailed: bool = False,
+        wanted: Callable[[], int] = lambda: 0,
     ) -> StepResult:
         """Take step number `step` (from 0) on the next micro-batches, which are prepared for it. detailed: also the
-        gradients' norms per tower. at: told what the step has come to.
+        gradients' norms per tower. at: told what the step has come to. wanted: what this process was asked for, 0 or
+        one of `ASKED`; it reaches the other processes with the losses.
 
-        The device is waited for once, to learn whether loss and gradients are finite; if not, the weights stay as they
-        are.
+        If loss or gradients are not finite, the weights stay as they are. Where the optimizer sees to that on the
+        device, the device is waited for once, when it has been given the whole step; else before the update.
         """
         config, processes = self.config, self.processes
         groups = processes.shape.data_parallel
@@ -214,25 +223,37 @@ class Updater:
         losses = torch.stack(losses).mean(0)
         own = losses.clone()
         every = [g for group in gradients.values() for g in group]
+        flags = _flags(wanted(), losses.device)
         # Those of sharded weights are summed as soon as a block has them.
-        sum_gradients([losses] if shards is not None else [losses, *every], processes.world_group, groups)
+        summed = [losses, flags] if shards is not None else [losses, *every, flags]
+        sum_gradients(summed, processes.world_group, groups)
         towers = self._norms(gradients) if detailed else {}
         if shards is None:
             norm = self.ops.clip_grad_norm(every, config.optim.clip)
         else:
             norm = clip_grad_norm(every, config.optim.clip, shards.group)
-        # With offloaded weights the gradients, and so their norm, are on the CPU.
-        total, video, audio, norm = torch.cat([losses, norm.to(losses.device).view(1)]).tolist()
+        set_lr(self.optimizer, lr_factor(step, config.steps, config.optim))
+        taken = self._updated_on_device(losses[0], norm)
+        # With offloaded weights the gradients, and so their norms, are on the CPU.
+        read = [losses, norm.view(1), flags, *([] if heard is None else [heard]), *(x.view(1) for x in towers.values())]
+        total, video, audio, norm, *rest = torch.cat([to_device(x, losses.device) for x in read]).tolist()
+        told, rest = rest[: len(ASKED)], rest[len(ASKED) :]
+        asked = max((number for number, count in zip(ASKED, told, strict=True) if count), default=0)
         values = {"seconds/data": waited}
         if not (math.isfinite(total) and math.isfinite(norm)):
-            return self._skipped(values, own, tuple(ids), shape)
-        set_lr(self.optimizer, lr_factor(step, config.steps, config.optim))
-        self.optimizer.step()
-        self.weights.after_step()
+            return replace(self._skipped(values, own, tuple(ids), shape), asked=asked)
+        if not taken:
+            self.optimizer.step()
+            self.weights.renew_copies()
+        self.weights.average()
+        with_sound = clips = 0.0
+        if heard is not None:
+            (with_sound, clips), rest = rest[:2], rest[2:]
+        towers = dict(zip(towers, rest, strict=True))
         modalities = {"video": video, "audio": audio} if config.task == "joint" else {"audio": audio}
         if heard is not None:
-            values["heard"] = heard
-            modalities = modalities if heard else {"video": video}
+            values["heard"] = with_sound / clips
+            modalities = modalities if with_sound else {"video": video}
         # Of what is given in all clips of the step, there is no loss.
         learned = {"video": draw.video_factors, "audio": draw.audio_factors}
         modalities = {
@@ -241,7 +262,7 @@ class Updater:
         values |= {"loss": total, **{f"loss/{name}": value for name, value in modalities.items()}, "skipped": 0.0}
         if draw.expert is not None:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
-        return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True, clip=shape)
+        return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True, clip=shape, asked=asked)
 
     def _idle(self, draw: StepDraw) -> list[nn.Module]:
         """Components that a step does not run."""
@@ -250,19 +271,35 @@ class Updater:
             used.append(model.dual_tower_bridge)
         return [part for part in model.children() if part not in used]
 
-    def _heard(self, held: list[MicroBatch]) -> float:
-        """The share of the step's clips, of all processes, that have sound. held: this one's."""
+    def _updated_on_device(self, loss: Tensor, norm: Tensor) -> bool:
+        """Give the device an optimizer step that changes nothing if loss or norm is not finite; whether it could be:
+        the optimizer and the device must know how, and all of it must be on one device.
+        """
+        optimizer: Any = self.optimizer
+        able = getattr(optimizer, "skips_on_device", False) and norm.device == loss.device
+        if not able or not describe_backend(loss.device.type).obeys_found_inf:
+            return False
+        optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float().view(())
+        optimizer.step()
+        self.weights.renew_copies()
+        return True
+
+    def _heard(self, held: list[MicroBatch]) -> Tensor:
+        """How many of the step's clips, of all processes, have sound, and how many there are, float32 [2] on the
+        device. held: this process's.
+        """
         here = torch.cat([micro.heard for micro in held if micro.heard is not None])
         # Those that share clips count the same ones.
-        return self.processes.total(float(here.sum())) / self.processes.total(len(here))
+        counts = to_device(torch.stack([here.sum(), torch.tensor(float(len(here)))]), held[0].clips.audio.device)
+        return self.processes.world_group.all_reduce(counts)
 
     @staticmethod
-    def _masked(micro: MicroBatch, heard: float | None) -> LatentBatch:
+    def _masked(micro: MicroBatch, heard: Tensor | None) -> LatentBatch:
         """heard: as of `_heard`; the clips with sound count more, so that the audio loss is a mean over them."""
         if heard is None or micro.heard is None:
             return micro.clips
-        factors = micro.heard[:, 0] / max(heard, 1e-9)
-        return replace(micro.clips, audio_factors=factors.to(micro.clips.audio.device))
+        factors = to_device(micro.heard[:, 0], heard.device) / (heard[0] / heard[1]).clamp(min=1e-9)
+        return replace(micro.clips, audio_factors=factors)
 
     def _skipped(
         self, values: dict[str, float], own: torch.Tensor, ids: tuple[str, ...], clip: ClipConfig
@@ -275,8 +312,15 @@ class Updater:
         told = ranks if several else ()
         return StepResult({**values, "skipped": 1.0}, tuple(clips), taken=False, clip=clip, ranks=told)
 
-    def _norms(self, gradients: dict[str, list[torch.Tensor]]) -> dict[str, float]:
-        """2-norm of each component's gradients, before clipping."""
+    def _norms(self, gradients: dict[str, list[torch.Tensor]]) -> dict[str, Tensor]:
+        """2-norm of each component's gradients, before clipping, float32 scalars."""
         group = Group() if self.weights.shards is None else self.weights.shards.group
-        norms = {f"grad_norm/{name}": global_norm(part, group) for name, part in gradients.items()}
-        return {name: float(norm) for name, norm in norms.items()}
+        return {f"grad_norm/{name}": global_norm(part, group) for name, part in gradients.items()}
+
+
+def _flags(wanted: int, device: torch.device) -> Tensor:
+    """1 at the place of `wanted` in `ASKED`, float32: sums over processes tell what any of them was asked for."""
+    flags = torch.zeros(len(ASKED), device=device)
+    if wanted:
+        flags[ASKED.index(wanted)] = 1.0
+    return flags

@@ -181,13 +181,14 @@ class Trainer:
             if self.validation_due or (self.step == 0 and config.validation.at_start):
                 self.validation_due = False
                 self._validate(parts, log, reporter, stop, batches)
-            while self.step < config.steps and not self._asked_to_stop(stop, processes):
-                if stop.save and self.saved_step != self.step:
+            self._asked_to_stop(stop, processes)
+            while self.step < config.steps and not stop.agreed:
+                if stop.take_save() and self.saved_step != self.step:
                     reporter.say(f"saving step {self.step} by request")
                     self._save(parts, reporter)
                 started = time.perf_counter()
                 due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
-                result = updater.step(self.step, batches, watch.at, detailed=due)
+                result = updater.step(self.step, batches, watch.at, due, stop.wanted)
                 self.step += 1
                 seconds = time.perf_counter() - started
                 self.took = self.took[0] + seconds, self.took[1] + 1
@@ -204,6 +205,8 @@ class Trainer:
                 self._validate(parts, log, reporter, stop, batches)
                 if self.step % config.checkpoint.every == 0 and self.step < config.steps:
                     self._save(parts, reporter)
+                # Of a single process also what it was asked for since.
+                stop.agree(result.asked if processes.launch.world > 1 else stop.wanted())
         if self.chosen is not None:
             mean = self.took[0] / self.took[1] if self.took[1] else None
             reporter.say(self.chosen.outcome(parts.backend.peak_memory(), mean))
@@ -243,7 +246,9 @@ class Trainer:
 
     @staticmethod
     def _asked_to_stop(stop: StopRequest, processes: Processes) -> bool:
-        """Whether any process was asked to stop. All processes stop after the same step."""
+        """Whether any process was asked to stop. All processes stop after the same step. An exchange of its own, for
+        where no step has told.
+        """
         return stop.agree(processes.all_reduce_max(stop.wanted()))
 
     def _count(self, result: StepResult, reporter: Reporter, seconds: float) -> None:

@@ -15,6 +15,7 @@ from mova_engine.config.mesh import MeshShape, choose_mesh
 from mova_engine.config.recipes import load_config
 from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes, read_launch, start_processes
+from mova_engine.distributed.stop_signals import ASKED
 from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, bind
@@ -66,7 +67,7 @@ def accumulated(
     """Steps of `clips` clips, one in each micro-batch, by the settings of memory of each case.
 
     calls: (collectives, bytes sent) of the last step, by kind and group. weights: all of them, after all steps.
-    outputs: between the steps.
+    outputs: between the steps. asked: what each step told of all ranks' wishes.
     """
     torch.set_num_threads(1)
     launch = read_launch()
@@ -99,18 +100,21 @@ def _accumulated(
     weights = Weights(model, dtype, 0.5, shards)
     descent = torch.optim.SGD([{"params": weights.tensors(), "name": "all", "peak_lr": 0.1}], lr=0.1, momentum=0.9)
     updater = Updater(config, model, weights, descent, model.audio_dit.ops, place)
-    log, outputs = CollectiveLog(), list[list[float]]()
+    log, outputs, asked = CollectiveLog(), list[list[float]](), list[int]()
     for step in range(STEPS):
         batches = _clips(step, micro_batches, shape, place.data_rank)
         ready = updater.prepared(step, batches, lambda batch: batch)
         log.forget()
+        # The last rank is asked to save, the first one to stop.
+        wanted = {0: ASKED[-1], shape.world - 1: ASKED[0]}.get(place.launch.rank, 0) if step == 1 else 0
         with log:
-            updater.step(step, ready)
+            asked.append(updater.step(step, ready, wanted=lambda wanted=wanted: wanted).asked)
         outputs.append(_outputs(model, weights))
     return {
         "calls": {(x.kind, x.group): (x.calls, x.bytes_sent) for x in log.collectives()},
         "weights": {name: _whole(parameter.detach()) for name, parameter in model.named_parameters()},
         "outputs": outputs,
+        "asked": asked,
     }
 
 

@@ -21,6 +21,7 @@ from distributed.runs import (  # noqa: F401 (called by name)
     clips_taken,
     contents_taken,
     encoded_in_rounds,
+    exchanges_between_steps,
     process_id,
     resaved,
     run_shared,
@@ -35,11 +36,7 @@ from distributed.sampling import (  # noqa: F401 (called by name)
     errors_of_sampling,
 )
 from distributed.small import COUNTED, HEADS, backward, both, build, build_sharded, clips, processes
-from distributed.violations import (  # noqa: F401 (called by name)
-    conditions_handed_on,
-    offloaded_step,
-    violated,
-)
+from distributed.violations import conditions_handed_on, offloaded_step, violated  # noqa: F401 (called by name)
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,6 +27,7 @@ from mova_engine.data.latent_cache import LatentCache, Problem
 from mova_engine.data.loader import build_loader
 from mova_engine.data.metadata import Entry
 from mova_engine.distributed import dcp, reserve, watchdog
+from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.processes import Launch, Processes, read_launch, start_processes
 from mova_engine.errors import MovaError
 from mova_engine.files import byte_ranges
@@ -83,6 +85,28 @@ def run_shared(fault: str | None = None, **settings) -> tuple[int | str, str]:
             return runner.run(), said.getvalue()
         except (MovaError, SystemExit) as error:
             return f"{type(error).__name__}: {error}", said.getvalue()
+
+
+def exchanges_between_steps(**settings) -> tuple[list[int], list[int]]:
+    """How many sums and maxima over processes are started within each step, and between each step and the next."""
+    marks, started = list[int](), [0]
+    reduce, step = Group.all_reduce, step_module.Updater.step
+
+    def counted(group: Group, *args, **options):
+        started[0] += group.size > 1
+        return reduce(group, *args, **options)
+
+    def noted(*args, **options):
+        marks.append(started[0])
+        found = step(*args, **options)
+        marks.append(started[0])
+        return found
+
+    with patch.object(Group, "all_reduce", counted), patch.object(step_module.Updater, "step", noted):
+        status, said = run_shared(**settings)
+    assert status == 0, said
+    between = [after - before for before, after in pairwise(marks)]
+    return between[::2], between[1::2]
 
 
 def _full_disk():

@@ -5,6 +5,7 @@ import pytest
 from distributed.accumulation import BRIDGE, MODEL, STEPS, UNITS, accumulated
 
 from mova_engine.config.memory import MemoryConfig
+from mova_engine.distributed.stop_signals import ASKED
 from mova_engine.predict.job import Job, Layout, PlannedRun
 from mova_engine.predict.step_traffic import step_traffic
 
@@ -58,6 +59,9 @@ def test_an_accumulated_step_sends_what_its_settings_say(worlds, alone, world, r
     for ranks in worlds(world).run("accumulated", cases=CASES, clips=CLIPS, replicate=replicate):
         for case, found in zip(CASES, ranks, strict=True):
             assert len(found["outputs"]) == STEPS and near(found, alone), case
+            assert found["asked"] == [0, ASKED[-1], 0]
+            # Losses with what ranks were asked for; beside them the norm, of the rows of a copy.
+            assert count(found, "all_reduce", "world") + count(found, "all_reduce", "shard") == 2
             # Without checkpointing a forward gathers each unit, and the backward all but the model's.
             gathers = UNITS if case["gathered"] == "step" else micro * (2 * UNITS - 1)
             scatters = UNITS if case["gradients"] == "step" else micro * UNITS
@@ -75,9 +79,10 @@ def test_an_accumulated_step_sends_what_its_settings_say(worlds, alone, world, r
         assert equal(each_layer, kept) and equal(each_layer_summed_once, kept_summed_once)
 
 
-def test_one_micro_batch_is_the_same_bits_by_any_settings(worlds):
+@pytest.mark.parametrize("checkpointing", ["full", "selective"])
+def test_one_micro_batch_is_the_same_bits_by_any_settings(worlds, checkpointing):
     """And recomputed layers gather nothing where weights stay."""
-    cases = [{**case, "checkpointing": "full"} for case in CASES]
+    cases = [{**case, "checkpointing": checkpointing} for case in CASES]
     for ranks in worlds(2).run("accumulated", cases=cases, clips=2):
         assert all(equal(ranks[0], other) for other in ranks[1:])
         assert [count(found, "all_gather", "world") == UNITS for found in ranks] == [False, False, True, True]

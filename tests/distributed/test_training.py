@@ -97,6 +97,16 @@ def without_sound(path: Path) -> None:
     bare.replace(path)
 
 
+def test_processes_exchange_nothing_between_steps(worlds, clips, tmp_path):
+    """What they were asked for by signals, and whether the step is finite, goes with its losses and gradients."""
+    settings = {"clips": str(clips), "steps": 3, "batch": 2}
+    for parallel, each in (({}, 1), ({"shard": True}, 2)):
+        out = tmp_path / f"run-{each}"
+        for within, between in worlds(2).run("exchanges_between_steps", out=str(out), parallel=parallel, **settings):
+            # Sharded: beside them the norm of the gradients, each step also by component for its row of the log.
+            assert between == [0, 0] and within == [each + 3 * (each > 1)] * 3
+
+
 def test_a_mesh_that_does_not_fit_is_refused_by_the_first_process(worlds, clips, tmp_path):
     said = worlds(2).run("refused_training", data=str(clips), out=str(tmp_path / "run"), context_parallel=3)
     assert said[0].startswith("mesh: context_parallel 3 does not divide the 2 processes")

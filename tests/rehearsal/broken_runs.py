@@ -5,10 +5,11 @@ from unittest.mock import patch
 
 import torch
 
+from mova_engine.diffusion import schedule
 from mova_engine.distributed import fsdp
 from mova_engine.memory import checkpointing
 from mova_engine.rehearsal.stage import Stage
-from mova_engine.train import dry_run
+from mova_engine.train import dry_run, step
 
 
 def wrong_device(**job: Any) -> dict[str, Any]:
@@ -22,6 +23,22 @@ def wrong_device(**job: Any) -> dict[str, Any]:
             return made
 
     with patch.object(dry_run, "BatchBuilder", Builder):
+        return dry_run.in_this_process(**job)
+
+
+def reading_step(**job: Any) -> dict[str, Any]:
+    """The losses of each micro-batch are read, and a noise level is sent from pageable memory."""
+    losses, made = step.micro_losses, schedule.add_noise
+
+    def read(*args: Any, **kwargs: Any) -> Any:
+        found = losses(*args, **kwargs)
+        found.total.item()
+        return found
+
+    def sent(x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return made(x, noise, sigma.to(x.device))
+
+    with patch.object(step, "micro_losses", read), patch.object(step, "add_noise", sent):
         return dry_run.in_this_process(**job)
 
 

@@ -60,7 +60,7 @@ def main() -> None:
         for value in batch.values():
             if isinstance(value, torch.Tensor):
                 value.normal_()
-    updater.weights.after_step()
+    updater.weights.renew_copies()
     step = [0]
 
     def again():

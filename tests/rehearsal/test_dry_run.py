@@ -54,6 +54,16 @@ def test_recipes_of_all_weights(recipe, world_size, device):
 
 
 @pytest.mark.dry
+@pytest.mark.parametrize("recipe, world_size", [("nano", 1), ("joint-phase1", 8), ("lora", 4)])
+def test_the_host_waits_for_the_device_once_a_step(recipe, world_size):
+    """When it has launched all of it. On an NPU, whose fused AdamW is not known to skip a step, before the update."""
+    shared = {"parallel": {"shard": True, "context_parallel": 4}} if recipe == "lora" else {}
+    for device in ("cuda", "npu"):
+        found = _rehearse(recipe, device, world_size, **shared)
+        assert found.host_waits == {"update: a value is read": 1}, (device, found.host_waits)
+
+
+@pytest.mark.dry
 @pytest.mark.parametrize("device", ["cuda", "npu"])
 def test_adapters(device):
     found = _rehearse("lora", device, 1)

@@ -32,12 +32,26 @@ def _line(done: subprocess.CompletedProcess) -> str:
     ],
 )
 def test_a_fault_of_the_run_is_found(fault, said):
+    done = _broken(fault, "joint-phase3", 16)
+    assert re.search(said, _line(done)), _line(done)
+
+
+def _broken(fault: str, recipe: str, world_size: int) -> subprocess.CompletedProcess:
     machine = {"device": "npu", "capability": "910a2", "packages": []}
-    job = {"settings": to_plain(load_config("joint-phase3")), "machine": machine, "world_size": 16, "layers": 1}
+    job = {"settings": to_plain(load_config(recipe)), "machine": machine, "world_size": world_size, "layers": 1}
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "rehearsal")}
     command = [sys.executable, "-m", "mova_engine.rehearsal", f"broken_runs:{fault}", "npu"]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=environment)
-    assert re.search(said, _line(done)), _line(done)
+    return subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=environment)
+
+
+def test_a_step_that_reads_and_sends_values_on_its_way_is_seen_to_wait():
+    done = _broken("reading_step", "nano", 1)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("rehearsal: "))
+    assert json.loads(line.removeprefix("rehearsal: "))["host_waits"] == {
+        "forward and backward: a copy from or to pageable memory": 2,
+        "forward and backward: a value is read": 1,
+        "update: a value is read": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from mova_engine.ops import bind
 from mova_engine.train.batch import LatentBatch
 from mova_engine.train.masters import Weights
 from mova_engine.train.micro_batch import Preparer
-from mova_engine.train.optimizer import build_optimizer, lr_factor, set_lr
+from mova_engine.train.optimizer import build_optimizer, lr_factor, optimizer_tensors, set_lr
 from mova_engine.train.step import Updater, micro_losses
 from mova_engine.train.timestep_sampling import draw_noise, draw_step, generator
 
@@ -114,7 +114,7 @@ def test_the_average_follows_its_formula_and_gives_the_weights_back(model):
     start = parameter.detach().clone()
     with torch.no_grad():
         parameter.add_(1.0)
-    weights.after_step()
+    weights.average()
     with weights.averaged():
         torch.testing.assert_close(model.audio_dit.head.head.weight.detach(), start + 0.1)
     assert torch.equal(model.audio_dit.head.head.weight.detach(), start + 1.0)
@@ -133,7 +133,8 @@ def test_bf16_keeps_float32_masters_and_sums_gradients_in_float32(model):
     assert bias.grad is None
     torch.testing.assert_close(master.grad, torch.full_like(master, 1 + float(little[0])))
     master.add_(1e-4)
-    weights.after_step()
+    weights.renew_copies()
+    weights.average()
     assert torch.equal(bias.detach(), master.to(torch.bfloat16))
     with weights.averaged():
         place = [w.name for w in weights.masters].index("audio_dit.head.head.bias")
@@ -237,6 +238,37 @@ def losses_of(mova: Mova, batch: LatentBatch, **overrides):
     config = load_config("nano", **overrides)
     draw = draw_step(config.diffusion, 1, 0, 0, len(batch.ids))
     return micro_losses(mova, batch, draw, draw_noise(batch.noise_shapes(), 0, 0, 0, len(batch.ids)), config)
+
+
+def test_a_step_that_is_not_finite_changes_no_bit_and_what_follows_is_as_without_it(model):
+    """The optimizer skips it on the device: the host learns of it when all of the step has been launched."""
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def trained(steps: list[int]) -> tuple[list[bool], list[dict[str, torch.Tensor]]]:
+        """Which of the steps were taken, and what each left. The clips of step 1 are not finite."""
+        model.load_state_dict(start)
+        config = load_config("nano", loader={"batch": 2}, global_batch_size=2, optim={"ema": 0.9})
+        weights = Weights(model, torch.float32, 0.9)
+        optimizer = build_optimizer(weights.masters, config.optim, OPS)
+        assert optimizer.skips_on_device
+        updater, taken, left = Updater(config, model, weights, optimizer, OPS), [], []
+        prepare = updater.preparer(lambda batch: batch)
+        for step in steps:
+            clips = latents(2)
+            if step == 1:
+                clips = replace(clips, audio=clips.audio * math.inf)
+            taken.append(updater.step(step, iter([prepare(step, clips)])).taken)
+            state = optimizer_tensors(optimizer, weights.masters) | {w.name: w.tensor for w in weights.masters}
+            state |= {f"average {w.name}": x for w, x in zip(weights.masters, weights.ema, strict=True)}
+            left.append({name: x.detach().clone() for name, x in state.items()})
+        return taken, left
+
+    taken, (first, skipped, last) = trained([0, 1, 2])
+    assert taken == [True, False, True]
+    assert all(torch.equal(skipped[name], x) for name, x in first.items()) and skipped.keys() == first.keys()
+    assert any(not torch.equal(last[name], x) for name, x in first.items())
+    _, (_, without) = trained([0, 2])
+    assert all(torch.equal(last[name], x) for name, x in without.items())
 
 
 def test_a_perfect_x0_network_has_no_loss_where_a_velocity_network_has(model, monkeypatch):

@@ -98,7 +98,8 @@ def test_a_save_asked_for_while_processes_agree_is_kept_too():
     with StopRequest() as stop:
         assert not Trainer._asked_to_stop(stop, Others()) and not stop.save
         assert not Trainer._asked_to_stop(stop, Quiet()) and stop.save
-        assert not Trainer._asked_to_stop(stop, Quiet()) and not stop.save
+        assert not Trainer._asked_to_stop(stop, Quiet()) and stop.save, "until it is met"
+        assert stop.take_save() and not stop.take_save()
 
 
 def test_what_any_process_was_asked_all_do():
