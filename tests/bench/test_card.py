@@ -121,6 +121,12 @@ def test_the_report_sets_measured_beside_predicted(tmp_path):
         files.add(CardUnit(part, part, 1.0), {"rows": [row], "seconds": 1.0, "commit": "abc"}, HERE)
     streamed = _step("streaming, denoise", 8.0, 8.0, copies=copies)
     files.add(CardUnit("streaming", "denoise", 1.0), {"rows": [streamed], "seconds": 1.0}, HERE)
+    judged = {"operator": "rms_norm", "implementation": "triton", "dtype": "bfloat16"}
+    verdicts = [
+        judged | {"passed": True, "compared": 7, "worst_share": 0.5, "missed": []},
+        judged | {"passed": False, "failed": "RuntimeError: no kernel"},
+    ]
+    files.add(CardUnit("operator-tests", "rms_norm", 1.0), {"rows": verdicts, "failed": "wrong", "seconds": 1.0}, HERE)
     files.add(CardUnit("block", "block", 1.0), {"failed": "it broke | here", "seconds": 1.0}, HERE)
     page = write_card_report(files, suite)
     lines = page.read_text().splitlines()
@@ -131,6 +137,8 @@ def test_the_report_sets_measured_beside_predicted(tmp_path):
     assert "0.80" in cells("denoise") and "1.25" in cells("lora") and "70 GB" in cells("lora")
     assert cells("streaming, denoise") and "500.00 ms" in page.read_text() and "250.00 ms" in page.read_text()
     assert cells(GOALS[4].about)[-2:] == ["reached", ""] and cells(GOALS[5].about)[-2:] == ["missed", ""]
+    assert cells("operator-tests")[2] == "7 tensors, the worst at 50% of what is allowed"
+    assert cells("operator-tests")[3] == "rms_norm triton bfloat16: RuntimeError: no kernel"
     # A smaller stack than the goal's does not count.
     assert cells(GOALS[2].about)[-2:] == ["not measured", ""]
     assert cells("block")[2:5] == ["block", "failed", "it broke / here"] and cells("parity")[3] == "missing"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mova_engine.bench.card.card_context import CardContext, LeftOut
+from mova_engine.bench.card.card_context import CardContext, LeftOut, first_line
 from mova_engine.doctor.checks import CHECKS
 from mova_engine.doctor.examination import Examination, examine
 from mova_engine.ops import DTYPES, OPERATORS, Operator, bind, bind_operator, refusal
@@ -51,7 +51,10 @@ def judge_operator(context: CardContext, unit: str) -> Rows:
                 found.append(row | {"refused": reason})
                 break
             chosen = cases[:1] if context.rehearsed else cases
-            found.append(row | _judged(operator, entry, chosen, context, DTYPES[name]))
+            try:
+                found.append(row | _judged(operator, entry, chosen, context, DTYPES[name]))
+            except Exception as error:  # what a kernel or its compiler raises: the others are judged all the same
+                found.append(row | {"passed": False, "failed": first_line(error)})
     if not found:
         raise LeftOut("there is nothing but the reference")
     return found

@@ -14,7 +14,7 @@ from mova_engine.backend.circumstances import circumstances
 from mova_engine.bench.bandwidth import copy_bandwidth
 from mova_engine.bench.card.card_suites import SUITES, CardSuite
 from mova_engine.config.model import MovaConfig, get_preset
-from mova_engine.errors import MovaError
+from mova_engine.errors import MovaError, redact
 from mova_engine.predict.hardware import Hardware, get_hardware
 
 _MODEL, _SMALL_MODEL = "mova-360p", "nano"
@@ -22,6 +22,12 @@ _MODEL, _SMALL_MODEL = "mova-360p", "nano"
 
 class LeftOut(Exception):
     """A unit has nothing to measure here, for a reason that is no failure."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line without paths and names of machines."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return redact(line if isinstance(error, MovaError) else f"{type(error).__name__}: {line}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,13 @@ class CardContext:
         gc.collect()
         if self.backend.name != NAMES[0]:
             torch.accelerator.empty_cache()
+
+    def works(self) -> bool:
+        """Whether the device still computes: after some errors it never does again in the same process."""
+        try:
+            return float(torch.ones(2, device=self.device).sum()) == 2.0
+        except Exception:  # whatever it says, it does not work
+            return False
 
 
 def make_context(suite: CardSuite, device: str | None, rehearse: bool) -> CardContext:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mova_engine.bench.card.card_context import CardContext, LeftOut
+from mova_engine.bench.card.card_context import CardContext, LeftOut, first_line
 from mova_engine.bench.operators import forward_backward
 from mova_engine.bench.passes import bytes_moved, flops
 from mova_engine.bench.timing import interleave, stopwatch
@@ -78,7 +78,7 @@ def time_operator(context: CardContext, unit: str) -> Rows:
 def _timed_case(context: CardContext, operator: Operator, case: Case) -> Rows:
     backend, dtype = context.backend, context.dtype
     row: dict[str, Any] = {"operator": operator.name, "case": case.name}
-    inputs = case.make(torch.Generator().manual_seed(SEED), context.device, dtype)
+    inputs = case.make(torch.Generator(context.device).manual_seed(SEED), context.device, dtype)
     computed, moved = flops(operator.name, inputs), bytes_moved(operator.name, inputs)
     peak = backend.peak_flops(dtype)
     if peak and sum(computed) / peak > _LONGEST:
@@ -99,6 +99,8 @@ def _timed_case(context: CardContext, operator: Operator, case: Case) -> Rows:
             one |= {"passed": False, "failed": str(error)}
         except torch.OutOfMemoryError:
             one["left_out"] = "does not fit the card's memory"
+        except Exception as error:  # what a kernel or its compiler raises: the others are measured all the same
+            one |= {"passed": False, "failed": first_line(error)}
         rows.append(one)
         context.clear()
     return rows

@@ -73,13 +73,20 @@ def _correct(rows: dict[str, list[dict[str, Any]]]) -> Table:
         problems = [row["what"] for row in doctor if row["level"] == "problem"]
         found.append(["doctor", f"{len(doctor)} findings", "; ".join(problems) or "no problem"])
     for part in ("operator-tests", "parity"):
-        judged = [row for row in rows.get(part, []) if "compared" in row]
+        judged = [row for row in rows.get(part, []) if "passed" in row]
         if judged:
-            missed = [str(row.get("missed")) for row in judged if not row["passed"]]
-            worst = max(row["worst_share"] for row in judged)
-            what = f"{sum(row['compared'] for row in judged)} tensors, the worst at {worst:.0%} of what is allowed"
+            missed = [f"{_what(row)}: {row.get('failed') or row['missed']}" for row in judged if not row["passed"]]
+            worst = max(row.get("worst_share", 0.0) for row in judged)
+            compared = sum(row.get("compared", 0) for row in judged)
+            what = f"{compared} tensors, the worst at {worst:.0%} of what is allowed"
             found.append([part, what, "; ".join(missed) or "all within bounds"])
     return "Does it compute the right numbers?", ("part", "compared", "verdict"), found
+
+
+def _what(row: dict[str, Any]) -> str:
+    """What a verdict is of."""
+    names = ("case", "operator", "implementation", "dtype")
+    return " ".join(str(row[name]) for name in names if name in row)
 
 
 def _steps(rows: list[dict[str, Any]], rehearsed: bool) -> Table:

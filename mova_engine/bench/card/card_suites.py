@@ -74,7 +74,7 @@ PARTS: tuple[CardPart, ...] = (
         "operator-tests",
         "every implementation's values and gradients, judged against float64",
         f"{_HERE}.card_checks:judge_operator",
-        dict.fromkeys(OPERATORS, 4.0),
+        dict.fromkeys(OPERATORS, 6.0),
     ),
     CardPart(
         "parity",

@@ -13,9 +13,9 @@ import threading
 import time
 from typing import Any
 
-from mova_engine.bench.card.card_context import CardContext, LeftOut, make_context
+from mova_engine.bench.card.card_context import CardContext, LeftOut, first_line, make_context
 from mova_engine.bench.card.card_suites import get_suite, part_named
-from mova_engine.errors import MovaError, redact
+from mova_engine.errors import MovaError
 from mova_engine.ops import resolve
 
 # A unit whose rows say that results are wrong.
@@ -35,9 +35,10 @@ def measured(context: CardContext, part: str, unit: str) -> dict[str, Any]:
     except LeftOut as reason:
         entry["left_out"] = str(reason)
     except Exception as error:  # of a device that nobody here has: all its failures are worth knowing
-        line = (str(error).strip().splitlines() or [""])[0]
-        entry["failed"] = redact(line if isinstance(error, MovaError) else f"{type(error).__name__}: {line}")
+        entry["failed"] = first_line(error)
         entry["broken"] = not isinstance(error, MovaError)
+    if "failed" in entry and not context.works():
+        entry["broken"] = True
     return entry | {"seconds": round(time.monotonic() - start, 2)}
 
 
