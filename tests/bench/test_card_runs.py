@@ -42,7 +42,7 @@ def _processes(out: Path) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if f"MOVA_TILES={out}/tiles".encode() in (entry / "environ").read_bytes().split(b"\0"):
+            if f"MOVA_TILES={out}/chosen".encode() in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
     return found
 

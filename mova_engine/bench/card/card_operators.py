@@ -1,6 +1,5 @@
 """Every implementation of an operator at MOVA's shapes; and what is chosen by measurement, for later runs to read."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mova_engine.bench.card.card_context import CardContext, LeftOut, first_line
+from mova_engine.bench.choose_operators import choose
 from mova_engine.bench.operators import forward_backward
 from mova_engine.bench.passes import bytes_moved, flops
 from mova_engine.bench.timing import interleave, stopwatch
 from mova_engine.bench.workloads import AGREED, relative_error
 from mova_engine.errors import MovaError
-from mova_engine.ops import OPERATORS, REFERENCE, Operator, bind_operator, refusal, resolve, torch_dtypes
+from mova_engine.ops import OPERATORS, REFERENCE, Operator, bind_operator, refusal, torch_dtypes
 from mova_engine.ops.testing.cases import Case, cases_of
 from mova_engine.ops.testing.verify import SEED
 from mova_kernels import tune
@@ -28,16 +28,19 @@ _SECONDS, _LONGEST = 0.4, 1.0
 _ROUNDS, _LEAST = 100, 3
 # Rows that are compared with the reference in float64.
 _ROWS = 64
-# Where the choice of implementations by measurement is made: `choose_here(backend, dtype, folder)` -> rows.
-_CHOICE = "mova_engine.bench.measured_choice"
+# Operators for which a rehearsal chooses; seconds for each shape of a choice.
+_CHOSEN, _CHOICE_SECONDS = ("gate_residual", "clip_grad_norm"), 0.3
 Rows = list[dict[str, Any]]
 
 
 def choose_implementations(context: CardContext, unit: str) -> Rows:
-    """What `mova bench operators --choose` does, where this version of the engine has it."""
-    if importlib.util.find_spec(_CHOICE) is None:
-        raise LeftOut("this version of the engine chooses by declaration only")
-    return resolve(f"{_CHOICE}:choose_here")(context.backend, context.dtype)
+    """What `mova bench operators --choose` does for the operator `unit`, written where later processes read it."""
+    if context.rehearsed and unit not in _CHOSEN:
+        raise LeftOut(f"a rehearsal chooses for {' and '.join(_CHOSEN)}")
+    rows = choose((unit,), 0.01 if context.rehearsed else _CHOICE_SECONDS, context.backend, context.dtype)
+    if not rows:
+        raise LeftOut("fewer than two implementations may serve here")
+    return rows
 
 
 def choose_tiles(context: CardContext, unit: str) -> Rows:

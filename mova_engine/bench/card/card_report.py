@@ -60,6 +60,7 @@ def _tables(suite: CardSuite, units: dict[str, dict[str, Any]], rehearsed: bool)
         _streams([row for row in steps if "copies" in row]),
         _goals(suite, rows, rehearsed),
         _operators(rows.get("operators", []), rehearsed),
+        _choices(rows.get("choice", [])),
         _tiles(rows.get("tiles", [])),
         _absent(suite, units),
     ]
@@ -156,6 +157,16 @@ def _operators(rows: list[dict[str, Any]], rehearsed: bool) -> Table:
             cells += [_seconds(row.get(f"{name}_s")), _share(None if rehearsed else share)]
         found.append([*cells, row.get("failed") or row.get("left_out") or _NONE])
     return "Operators at MOVA's shapes", head, found
+
+
+def _choices(rows: list[dict[str, Any]]) -> Table:
+    head = ("operator", "for", "dtype", "chosen", "declared", "times")
+    found = []
+    for row in rows:
+        times = sorted(row["seconds"].items(), key=lambda item: item[1])
+        cells = [row[name] for name in ("operator", "purpose", "dtype", "implementation", "declared")]
+        found.append([*cells, ", ".join(f"{name} {_seconds(value)}" for name, value in times)])
+    return "Implementations chosen", head, found
 
 
 def _tiles(rows: list[dict[str, Any]]) -> Table:

@@ -34,6 +34,8 @@ from mova_engine.files.writable import check_writable
 DONE, FAILED, MISSING = 0, 1, 3
 # Seconds that a worker may take to import torch and to find its device.
 _START_LIMIT = 300.0
+# The folder, in that of the results, of what was chosen on the card.
+_MEASURED = "chosen"
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -63,8 +65,8 @@ class CardWorker:
         answers, theirs = os.pipe()
         words = (options.suite, options.device or "", "rehearse" if options.rehearse else "", str(theirs))
         command = [sys.executable, "-m", "mova_engine.bench.card.card_worker", *words]
-        # Where kernels look for tiles that were chosen for this card.
-        environment = {"MOVA_TILES": str((folder / "tiles").resolve()), **os.environ}
+        # Where tiles and implementations are looked for that were chosen on this card.
+        environment = {**os.environ, "MOVA_TILES": str((folder / _MEASURED).resolve())}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=sys.stderr, pass_fds=[theirs], env=environment, text=True
         )
@@ -123,7 +125,7 @@ class SliceRunner:
         """Measure; returns DONE, FAILED or MISSING."""
         units = self.suite.units(self.options.only)
         check_writable(self.options.out, "--out")
-        self.options.out.mkdir(parents=True, exist_ok=True)
+        (self.options.out / _MEASURED).mkdir(parents=True, exist_ok=True)
         try:
             files = self._open()
             missing, fresh = files.missing(units, self.options.retry), True
