@@ -8,13 +8,15 @@ TORCH  ?= -r requirements/torch.txt
 RUN    ?= runs/nano
 CURRICULUM ?= runs/curriculum
 ARGS   ?=
+SUITE  ?= h100
+MINUTES ?= 9
 NPU    := .venv-npu
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help setup setup-dev setup-npu native cuda nano curriculum test test-long test-kernels test-ranks test-dry test-scores test-serve test-object-store test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types clean
+.PHONY: help setup setup-dev setup-npu native cuda nano curriculum test test-long test-kernels test-ranks test-dry test-scores test-serve test-object-store test-npu test-isa mutants sanitize check-triton-kernels check-ascend-kernels lint types gpu-day clean
 help:
 	@echo "make nano       set up, write the bounce clips, train the nano model on the CPU, sample it: $(RUN)"
 	@echo "make curriculum curate raw films, train stage 1 and phases 1 to 3 on them, and beside them without each: $(CURRICULUM) (25 minutes)"
@@ -22,7 +24,7 @@ help:
 	@echo "make test-long   the tests that a quick loop can do without (minutes)"
 	@echo "make test-kernels   the GPU kernels without a GPU: Triton's interpreter and compiler, CUDA C++ built for the CPU (a minute)"
 	@echo "make test-ranks     training, sampling and checkpoints of several processes, against one process (minutes)"
-	@echo "make test-dry   rehearse the recipes and the sampler on devices that are not here, and runs that must fail (some minutes)"
+	@echo "make test-dry   rehearse the recipes, the sampler and a card's suite on devices that are not here, and runs that must fail (some minutes)"
 	@echo "make test-scores   scores against recorded cases of the reference's evaluation, with networks of official size (minutes)"
 	@echo "make test-serve   servers and their pages: raters of votes in a real browser, where a Chromium is installed (a minute)"
 	@echo "make test-object-store   shards on an S3 server, moto's, through s3fs, in an environment of its own (a minute)"
@@ -37,6 +39,7 @@ help:
 	@echo "make check-ascend-kernels   lower the Triton kernels for an Ascend 910B, without one, in an environment of its own"
 	@echo "make lint       ruff"
 	@echo "make types      pyright: strict on the public interface, basic on the rest (half a minute)"
+	@echo "make gpu-day    all that is to be measured on a card, in slices: SUITE=h100 (h200, 4090, 910a2) MINUTES=9; again goes on"
 	@echo "make clean      remove the virtual environment and what was built"
 
 setup: $(VENV)/.mova-core
@@ -98,7 +101,7 @@ test-ranks: setup-dev
 
 # One recipe at full size for each kind of device, the rest with a layer or two; CMake and a C++ compiler serve the fake GPU.
 test-dry: setup-dev
-	$(PY) -m pytest tests/rehearsal --dry $(ARGS)
+	$(PY) -m pytest tests/rehearsal tests/bench/test_card_runs.py --dry $(ARGS)
 
 # The networks' weights are generated from recipes: nothing is downloaded.
 test-scores: setup-dev
@@ -164,6 +167,12 @@ lint: setup-dev
 # The checker and the node.js that runs it come with the development tools; nothing else is downloaded.
 types: setup-dev
 	$(PY) -m pyright --pythonpath $(PY)
+
+# A rented card's machine has a Python with torch, triton, numpy and safetensors, and perhaps no network: nothing is
+# installed, mova_kernels is this checkout's folder.
+gpu-day:
+	@mkdir -p build/day && ln -sfn "$(CURDIR)/kernels" build/day/mova_kernels
+	PYTHONPATH="$(CURDIR)/build/day:$(CURDIR)" $(PYTHON) -m mova_engine.bench --suite $(SUITE) --minutes $(MINUTES) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(NPU) $(ASCEND_VENV) build *.egg-info kernels/_C*.so kernels/_cuda*.so

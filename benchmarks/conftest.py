@@ -18,10 +18,15 @@ if importlib.util.find_spec("pytest_benchmark") is None:
         pytest.skip("pytest-benchmark is not installed: pip install -r requirements/dev.txt")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--bench-device", default="cpu", help="what is measured: cpu, or a kind of accelerator")
+    parser.addoption("--card", default="h100", help="the suite whose steps test_card_steps.py takes")
+
+
 @pytest.fixture(scope="session")
-def backend():
-    """The CPU; the command `mova bench` measures other devices."""
-    return get_backend("cpu")
+def backend(request):
+    """The device that is measured."""
+    return get_backend(request.config.getoption("--bench-device"))
 
 
 @pytest.fixture(scope="session", params=["float32", "bfloat16"])

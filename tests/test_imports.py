@@ -114,7 +114,10 @@ else:
 
 # What measures a card imports these distributions and what they bring, and nothing else.
 MEASURING = ("torch", "triton", "numpy", "safetensors")
-MEASURES = ("doctor.checks", "parity.runner", "parity.builtin", "predict.search", "bench.operators", "bench.candidates")
+MEASURES = (
+    "bench.__main__",
+    *(f"bench.card.card_{name}" for name in ("worker", "checks", "operators", "steps", "report")),
+)
 
 
 def test_what_measures_a_card_needs_four_packages(tmp_path):

@@ -7,9 +7,9 @@ operator; a run that was cut short goes on where it stopped.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from mova_engine.backend import NAMES, Backend
 from mova_engine.backend.circumstances import circumstances
 from mova_engine.bench.operators import check_operators, forward_backward
-from mova_engine.bench.settings import OperatorsConfig
 from mova_engine.bench.timing import EMULATED, Timing, interleave, stopwatch
 from mova_engine.errors import MovaError
 from mova_engine.files.results import check_result, write_result
@@ -30,6 +29,10 @@ from mova_engine.ops.registry import ThisMachine, dtype_names
 from mova_engine.ops.testing.cases import Case, cases_of
 from mova_engine.ops.testing.verify import SEED, verify
 from mova_kernels.measured_tables import FOLDER
+
+if TYPE_CHECKING:
+    # What makes commands of settings is not installed on every machine that measures.
+    from mova_engine.bench.settings import OperatorsConfig
 
 # Elements of the largest activation that a CPU, or an emulated device, measures in reasonable time; other devices
 # measure the shapes beyond it, but for those of the 720p clip.
@@ -45,11 +48,16 @@ _LAYERS = {True: (768, 3072), False: (5120, 13824)}
 Work = Callable[[], Any]
 
 
-def run(settings: OperatorsConfig, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Measure, print and write the choices; one row for each operator and purpose. Operators that `settings` name are
-    measured even where they were before.
+def run(settings: "OperatorsConfig", backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """`choose` with the settings of the command."""
+    return choose(settings.op, settings.seconds, backend, dtype)
+
+
+def choose(names: Sequence[str], seconds: float, backend: Backend, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Measure, print and write the choices; one row for each operator and purpose. names: operators that are measured
+    even where they were before; none: all that were not. seconds: for each shape.
     """
-    check_operators(settings.op)
+    check_operators(names)
     path, rows = choices_file(backend), []
     path.parent.mkdir(parents=True, exist_ok=True)
     check_result(path, FOLDER)
@@ -62,16 +70,16 @@ def run(settings: OperatorsConfig, backend: Backend, dtype: torch.dtype) -> list
         reason = mismatch(content, backend)
         print(f"{path}: {f'written anew: {reason}' if reason else 'added to'}")
         found = {} if reason else content["choices"]
-    for name in settings.op or OPERATORS:
+    for name in names or OPERATORS:
         operator, judged = OPERATORS[name], {}
         for measured in operator.called_in or dtype_names((dtype,)):
             # Optimizers and clipping are of training alone.
             for training in (True, False) if operator.kind == "function" else (True,):
                 known = found.setdefault(measured, {}).setdefault(purpose_of(training), {})
-                if name in known and not settings.op:
+                if name in known and not names:
                     print(f"{name:28} {purpose_of(training):8} {known[name]['implementation']}: measured before")
                     continue
-                row = _choose(operator, measured, training, settings.seconds, backend, judged)
+                row = _choose(operator, measured, training, seconds, backend, judged)
                 if row is None:
                     continue
                 rows.append(row)
@@ -168,7 +176,7 @@ def _agreeing(
     works: dict[str, Work] = {}
     first: list[Tensor] = []
     for name, function in functions.items():
-        given = shape.make(torch.Generator().manual_seed(SEED), backend.device(), dtype)
+        given = shape.make(torch.Generator(backend.device()).manual_seed(SEED), backend.device(), dtype)
         try:
             work = _WORKS[operator.kind](operator, function, given, training)
             results = [x for x in tree_leaves(work()) if isinstance(x, Tensor)]

@@ -22,7 +22,7 @@ from mova_engine.inference.velocities import Conditions, Latents
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.bridge import Bridge
 from mova_engine.models.layers import Block, ResidualStream
-from mova_engine.models.modality import modalities
+from mova_engine.models.modality import Modality, modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
 from mova_engine.models.rope import audio_rope, video_rope
 from mova_engine.ops import REFERENCE, OpTable, bind
@@ -30,6 +30,8 @@ from mova_engine.predict.flops import Attention, forward_flops, operations, trai
 
 _WIDE = torch.float32
 LORA_TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+# Of a denoising step.
+GUIDANCE = Guidance("text")
 
 
 class _Draw:
@@ -168,14 +170,18 @@ def stack_config(config: MovaConfig) -> MovaConfig:
 
 
 @remakable
-def stack_job(config: MovaConfig, checkpointing: str) -> Workload:
+def stack_job(
+    config: MovaConfig, checkpointing: str, *, offload: bool = False, offload_saved: bool = False
+) -> Workload:
     """Forward and backward of all video blocks of the configuration, each with its own weights, without the bridge.
+
+    offload, offload_saved: as of `layer_runner`.
 
     All blocks copy their weights' gradients to the same buffer, so that the gradients of all blocks need not fit the
     device; those of the first block remain in it. Runs the model's own forward, with a single small audio layer.
     """
     config = stack_config(config)
-    job = step_job(config, checkpointing, bridge=False)
+    job = step_job(config, checkpointing, bridge=False, offload=offload, offload_saved=offload_saved)
 
     def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         inner = job.work(ops, tensors)
@@ -214,8 +220,12 @@ def step_job(
     batch: int = 1,
     lora_rank: int | None = None,
     bridge: bool = True,
+    offload: bool = False,
+    offload_saved: bool = False,
 ) -> Workload:
-    """Forward and backward of a training step on random latents; with `lora_rank` only adapters are trained."""
+    """Forward and backward of a training step on random latents; with `lora_rank` only adapters are trained. offload,
+    offload_saved: as of `layer_runner`.
+    """
     config = replace(config, experts=1)
 
     def module(ops: OpTable) -> Mova:
@@ -235,13 +245,12 @@ def step_job(
         parameters = with_parameters(mova, tensors)
         if not bridge:
             parameters = {name: p for name, p in parameters.items() if not name.startswith("dual_tower_bridge.")}
-        device = tensors["in.video"].device
-        times = [torch.full((batch,), t, device=device) for t in (950.0, 500.0)]
-        inputs = modalities(*(tensors[f"in.{name}"] for name in ("video", "audio", "text")), *times)
+        inputs = step_modalities(tensors)
         towers = (mova.video_dit, mova.audio_dit, mova.dual_tower_bridge if bridge else None)
 
+        runner = layer_runner(checkpointing, offload, offload_saved=offload_saved)
+
         def forward(_: Tensors) -> tuple[Tensor, ...]:
-            runner = layer_runner(checkpointing)
             return dual_tower_forward(*towers, *inputs, fps=config.clip.fps, runner=runner)
 
         return PreparedWork(forward, parameters={name: p for name, p in parameters.items() if p.requires_grad})
@@ -258,33 +267,48 @@ def step_job(
 def denoise_job(config: MovaConfig) -> Workload:
     """One denoising step with text guidance: two evaluations in one forward, no gradient."""
     config = replace(config, experts=1)
-    guidance, steps = Guidance("text"), Schedule().inference(1)
 
     def draw(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensors:
-        make = _Draw(generator, device, dtype)
         tensors = draw_parameters(Mova(config, _no_choice(), device="meta"), generator, device, dtype)
-        wide = _Draw(generator, device, _WIDE)
-        tensors |= _latents(config, wide, 1, config.video.out_dim)
-        tensors["in.condition"] = wide(1, config.video.in_dim - config.video.out_dim, *config.clip.latent_shape)
-        tensors["in.text"], tensors["in.empty"] = (make(*tensors["in.text"].shape) for _ in range(2))
-        return tensors
+        return tensors | denoise_inputs(config, generator, device, dtype)
 
     def work(ops: OpTable, tensors: Tensors) -> PreparedWork:
         mova = Mova(config, ops, device="meta")
         with_parameters(mova, tensors)
-        conditions = Conditions(tensors["in.condition"], tensors["in.text"], tensors["in.empty"])
-        noise = Latents(tensors["in.video"], tensors["in.audio"])
+        return PreparedWork(lambda _: denoise_once(mova, tensors))
 
-        def forward(_: Tensors) -> tuple[Tensor, ...]:
-            options = LoopOptions()
-            fps = config.clip.fps
-            return tuple(denoise(mova, conditions, noise, steps, guidance, Prediction(), fps=fps, options=options))
-
-        return PreparedWork(forward)
-
-    model = guidance.evaluations * forward_flops(config).total
-    facts = _facts(config, "video") | _facts(config, "audio") | {"evaluations": guidance.evaluations}
+    model = GUIDANCE.evaluations * forward_flops(config).total
+    facts = _facts(config, "video") | _facts(config, "audio") | {"evaluations": GUIDANCE.evaluations}
     return Workload("denoise", draw, work, model, model, facts=facts)
+
+
+def denoise_inputs(config: MovaConfig, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensors:
+    """Random noise and conditions of a denoising step, by the names that `denoise_once` reads."""
+    make, wide = _Draw(generator, device, dtype), _Draw(generator, device, _WIDE)
+    tensors = _latents(config, wide, 1, config.video.out_dim)
+    tensors["in.condition"] = wide(1, config.video.in_dim - config.video.out_dim, *config.clip.latent_shape)
+    tensors["in.text"], tensors["in.empty"] = (make(*tensors["in.text"].shape) for _ in range(2))
+    return tensors
+
+
+def denoise_once(mova: Mova, tensors: Tensors) -> tuple[Tensor, ...]:
+    """One denoising step of `GUIDANCE.evaluations` evaluations: the latents after it."""
+    conditions = Conditions(tensors["in.condition"], tensors["in.text"], tensors["in.empty"])
+    noise, fps = Latents(tensors["in.video"], tensors["in.audio"]), mova.config.clip.fps
+    steps = Schedule().inference(1)
+    return tuple(denoise(mova, conditions, noise, steps, GUIDANCE, Prediction(), fps=fps, options=LoopOptions()))
+
+
+def step_inputs(config: MovaConfig, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensors:
+    """Random latents and text features of a training step of one clip."""
+    return _latents(config, _Draw(generator, device, dtype), 1, config.video.in_dim)
+
+
+def step_modalities(tensors: Tensors) -> tuple[Modality, Modality]:
+    """Video and audio of a training step at the timesteps that all steps are measured at."""
+    video = tensors["in.video"]
+    times = [torch.full((len(video),), t, device=video.device) for t in (950.0, 500.0)]
+    return modalities(*(tensors[f"in.{name}"] for name in ("video", "audio", "text")), *times)
 
 
 @cache

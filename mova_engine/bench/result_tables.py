@@ -16,7 +16,8 @@ Result = dict[str, Any]
 _HEAD = """# Benchmarks
 
 Made by `mova bench report --out docs/benchmarks.md` from the files in `benchmarks/results`, and from
-nothing else; do not edit it by hand. What has no file there has not been measured.
+nothing else; do not edit it by hand. What has no file there has not been measured. One command measures a card:
+[card.md](card.md).
 
 Every figure beside a baseline, and every operator's, stands behind a check in the same run: outputs and gradients of
 each side against the references in float64, then the sides against each other at the measured size. A side that is

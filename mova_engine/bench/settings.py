@@ -137,22 +137,6 @@ class StepConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteConfig:
-    """Several measurements in a row into one file, after a check of parity."""
-
-    suite: str
-    """Which: 910a2."""
-    device: str | None = None
-    """cpu, cuda or npu; default: the best that is present."""
-    json: Path | None = None
-    """The result file; default: SUITE-DEVICE.json."""
-    golden: Path | None = None
-    """Recorded cases to reproduce; default: the checkout's, if any."""
-    small: bool = False
-    """Small shapes, as on a CPU: to try the command out."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Tables of result files."""
 

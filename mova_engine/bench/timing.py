@@ -56,20 +56,20 @@ def stopwatch(run: Callable[[], object], backend: Backend) -> Callable[[], float
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], float]], *, rounds: int = 30, seconds: float | None = None
+    runs: Mapping[str, Callable[[], float]], *, rounds: int = 30, seconds: float | None = None, least: int = LEAST
 ) -> dict[str, list[float]]:
     """Run all functions of `runs`, which return their seconds, in turns A B A B ..., so that a change of the machine's
     speed affects all of them.
 
     rounds: number of runs of each, after one warm-up. seconds: no further round starts after this time, but at least
-    `LEAST` rounds run. Returns name -> the seconds of every run; equal indices belong to the same round.
+    `least` rounds run. Returns name -> the seconds of every run; equal indices belong to the same round.
     """
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     begun = time.perf_counter()
-    for done in range(max(rounds, LEAST)):
-        if done >= LEAST and seconds is not None and time.perf_counter() - begun > seconds:
+    for done in range(max(rounds, least)):
+        if done >= least and seconds is not None and time.perf_counter() - begun > seconds:
             break
         for name, run in runs.items():
             times[name].append(run())
@@ -82,7 +82,11 @@ def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
     The resampling is seeded: the same times give the same interval.
     """
     ratios = [a / b for a, b in zip(slower, faster, strict=True)]
+    return Ratio(statistics.median(ratios), *median_interval(ratios), len(ratios))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of the median, by the seeded bootstrap (Efron, 1979); of few values about their extremes."""
     draw = random.Random(_SEED)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
-    low, high = medians[round(0.025 * (_RESAMPLES - 1))], medians[round(0.975 * (_RESAMPLES - 1))]
-    return Ratio(statistics.median(ratios), low, high, len(ratios))
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(_RESAMPLES))
+    return medians[round(0.025 * (_RESAMPLES - 1))], medians[round(0.975 * (_RESAMPLES - 1))]

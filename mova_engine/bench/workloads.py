@@ -146,15 +146,15 @@ def draw_parameters(module: nn.Module, generator: torch.Generator, device: torch
     """Draw values for every parameter of a module (which may be on the meta device), so that outputs are neither zero
     nor very large.
     """
-    tensors = {}
-    for name, p in module.named_parameters():
-        x = torch.randn(p.shape, generator=generator, device=generator.device)
-        if p.ndim > 1:
-            x = x * p[0].numel() ** -0.5
-        else:
-            x = x * 0.1 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-        tensors[name] = x.to(device, dtype)
-    return tensors
+    return {name: draw_parameter(name, p.shape, generator).to(device, dtype) for name, p in module.named_parameters()}
+
+
+def draw_parameter(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Draw values for one parameter, float32 on the generator's device."""
+    x = torch.randn(shape, generator=generator, device=generator.device)
+    if len(shape) > 1:
+        return x * shape[1:].numel() ** -0.5
+    return x * 0.1 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
 def with_parameters(module: nn.Module, tensors: Tensors) -> dict[str, nn.Parameter]:

@@ -110,15 +110,25 @@ class WeightSource(Protocol):
         ...
 
 
+class ChunkFiller(Protocol):
+    """Where the weights come from that a `HostArena` keeps: it is asked once for each module, and closed then."""
+
+    def fill(self, chunk: Chunk, part: Tensor) -> None:
+        """Write one module's weights into its part of the arena, on the host."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class HostArena:
     """All units in one block of host memory of exactly their size (`Backend.host_memory`), so that copies overlap with
     computation. A module that several units share is stored once.
 
-    stored: files from which it is filled when the first unit is read. None: the weights are moved out of the modules
+    stored: from which it is filled when the first unit is read. None: the weights are moved out of the modules
     now, one by one, so that the host never holds all of them twice.
     """
 
-    def __init__(self, units: Sequence[LayerUnit], device: torch.device, stored: "StoredWeights | None" = None) -> None:
+    def __init__(self, units: Sequence[LayerUnit], device: torch.device, stored: ChunkFiller | None = None) -> None:
         self._units, self._device, self._stored = units, device, stored
         self._by_module = {id(chunk.module): chunk for unit in units for chunk in unit.chunks}
         self._chunks: dict[int, Tensor] = {}

@@ -14,8 +14,13 @@ from mova_engine.ops.reference import attention_lse_reference, quantize_rows_ref
 Make = Callable[[torch.Generator, torch.device, torch.dtype], dict[str, Any]]
 
 
+_HOST = "cpu"
+
+
 class Maker:
-    """Draws tensors from one generator, on the CPU so that every device gets the same values."""
+    """Draws tensors from one generator, where that is: on the CPU, so that every device gets the same values; for what
+    is too large for that, on the device.
+    """
 
     def __init__(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
         self.generator, self.device, self.dtype = generator, device, dtype
@@ -23,7 +28,10 @@ class Maker:
     def __call__(
         self, *shape: int, scale: float = 1.0, offset: float = 0.0, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        x = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale + offset
+        place = self.generator.device
+        # Not every device has float64.
+        drawn = torch.float64 if place.type == _HOST else torch.float32
+        x = torch.randn(shape, generator=self.generator, device=place, dtype=drawn) * scale + offset
         return x.to(self.device, dtype or self.dtype)
 
     def strided(self, *shape: int) -> torch.Tensor:
@@ -169,7 +177,8 @@ def gguf_linear(kind: str, adapter: bool = True) -> Build:
 
     def build(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
         inputs, of = lora_linear(make, b, s, i, o), GGUF_KINDS[kind]
-        blocks = torch.randint(256, (o * i // of.values, of.size), generator=make.generator, dtype=torch.uint8)
+        place, size = make.generator.device, (o * i // of.values, of.size)
+        blocks = torch.randint(256, size, generator=make.generator, device=place, dtype=torch.uint8).cpu()
         size = torch.tensor(1.0)
         for _ in range(2):
             for at in of.scales:
