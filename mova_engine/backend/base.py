@@ -140,6 +140,15 @@ class Backend:
             setattr(obj, attr, full)
         return report
 
+    def require_determinism(self) -> None:
+        """Have torch compute the same bits each time, for the rest of the process, or raise RuntimeError at the call of
+        an operator that cannot. To be called before a process group is opened. Raises MovaError for surroundings that
+        forbid it.
+        """
+        torch.use_deterministic_algorithms(True)
+        # It writes to all new memory, to show errors: results do not depend on it.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
     def precision_report(self) -> list[PrecisionReport]:
         """The device's float32 shortcuts and whether each is on now."""
         # torch's "none" means that nothing was asked for, and its default for those switches is full precision.

@@ -1,5 +1,6 @@
 """NVIDIA GPUs."""
 
+import os
 import weakref
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,9 @@ _PEAKS = {
     "A100": {torch.bfloat16: 312e12, torch.float16: 312e12, torch.float32: 19.5e12},
     "RTX 4090": {torch.bfloat16: 165.2e12, torch.float16: 165.2e12, torch.float32: 82.6e12},
 }
+
+# Of cuBLAS with which it is deterministic, by NVIDIA's manual.
+_WORKSPACES = (":4096:8", ":16:8")
 
 
 class CudaBackend(Backend):
@@ -99,6 +103,17 @@ class CudaBackend(Backend):
 
     def set_rng_state(self, state: torch.Tensor) -> None:
         torch.cuda.set_rng_state(state)
+
+    def require_determinism(self) -> None:
+        super().require_determinism()
+        # cuBLAS reads it when it is first used; with others than these it may choose by what else runs.
+        config = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACES[0])
+        if config not in _WORKSPACES:
+            raise MovaError(
+                f"--deterministic: CUBLAS_WORKSPACE_CONFIG is {config}, and cuBLAS is deterministic with "
+                f"{' or '.join(_WORKSPACES)} alone: unset it"
+            )
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
     def _precision_switches(self) -> list[tuple[str, object, str, object]]:
         matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)

@@ -9,6 +9,7 @@ every call of its operators against their documented limits. No run on hardware 
 
 import importlib
 import importlib.util
+import os
 from types import MappingProxyType
 
 import torch
@@ -109,6 +110,11 @@ class NpuBackend(Backend):
 
     def set_rng_state(self, state: torch.Tensor) -> None:
         torch.npu.set_rng_state(state)
+
+    def require_determinism(self) -> None:
+        super().require_determinism()
+        # Of HCCL's sums, which reads it when a group is opened.
+        os.environ["HCCL_DETERMINISTIC"] = "true"
 
     def _precision_switches(self) -> list[tuple[str, object, str, object]]:
         return [

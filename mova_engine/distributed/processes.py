@@ -19,6 +19,7 @@ from mova_engine.config.mesh import DIMENSIONS, MeshShape
 from mova_engine.distributed.collectives import Group, open_cpu_group, open_group
 from mova_engine.distributed.context import ContextParallel
 from mova_engine.distributed.decoder_rows import SharedRows
+from mova_engine.distributed.launch_store import has_launch_store, launch_store
 from mova_engine.distributed.rounds import Rounds
 from mova_engine.errors import MovaError
 from mova_engine.models.context_parallel import NO_CP, Sharding
@@ -27,7 +28,7 @@ from mova_engine.ops import OpTable
 # The environment variables that torchrun sets, and that any other launcher must set.
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # How long other ranks wait for rank 0's error message, and how long they let rank 0 print it before they exit.
-_ERROR_TIMEOUT = timedelta(seconds=20)
+_ERROR_TIMEOUT_S = 20.0
 _HEAD_START_S = 2.0
 # Timeout of waits for a process that encodes a data set, saves or samples alone.
 _LONG_TIMEOUT = timedelta(days=7)
@@ -89,18 +90,16 @@ def _share_first_error(launch: Launch, message: str) -> str | None:
     """Return rank 0's error message, which rank 0 (with its `message`) writes to torchrun's store. None if there is no
     such store, or no message within the timeout.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not has_launch_store():
         return None
-    key = f"mova_refused/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = dist.TCPStore(address, port, None, False, _ERROR_TIMEOUT, wait_for_workers=False)
+        store = launch_store(launch.rank, launch.world, _ERROR_TIMEOUT_S)
         if launch.rank == 0:
-            store.set(key, message)
+            store.set("refused", message)
             return message
-        store.wait([key], _ERROR_TIMEOUT)
-        return store.get(key).decode()
-    except RuntimeError:
+        store.wait(["refused"], timedelta(seconds=_ERROR_TIMEOUT_S))
+        return store.get("refused").decode()
+    except (RuntimeError, TimeoutError):
         return None
 
 
@@ -233,8 +232,12 @@ def _join(backend: Backend, launch: Launch, timeout_s: float) -> None:
     backend.use_device(launch.local_rank)
     timeout = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend.collectives, timeout=timeout, rank=launch.rank, world_size=launch.world)
-    except (RuntimeError, ValueError) as error:
+        # Without a launcher's store rank 0 opens one, which ends with it.
+        store = launch_store(launch.rank, launch.world, timeout_s) if has_launch_store() else None
+        dist.init_process_group(
+            backend.collectives, timeout=timeout, rank=launch.rank, world_size=launch.world, store=store
+        )
+    except (RuntimeError, ValueError, TimeoutError) as error:
         first = str(error).splitlines()[0]
         raise MovaError(
             f"rank {launch.rank} of {launch.world} could not connect to the others at {os.environ['MASTER_ADDR']}:"

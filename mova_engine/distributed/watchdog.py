@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import NamedTuple, NoReturn
 
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from mova_engine.distributed.collectives import Group
+from mova_engine.distributed.launch_store import has_launch_store, launch_store
 from mova_engine.distributed.processes import Launch
 from mova_engine.errors import MovaError
 
@@ -103,13 +104,7 @@ class Watch:
         self._decided, self._closing, self._lock = threading.Event(), threading.Event(), threading.RLock()
         self._thread = None
         if launch.world > 1:
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            # A separate connection: a wait on the process group's connection would delay heartbeats.
-            self._store = TCPStore(
-                address, port, None, False, timedelta(seconds=VERDICT_TIMEOUT_S), wait_for_workers=False
-            )
-            run = (os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-            self._prefix = "/".join(("mova_watch", *run))
+            self._store = _open_store(launch)
             self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
             self._publish()
             self._thread.start()
@@ -236,14 +231,13 @@ class Watch:
         """Write this process's heartbeat to the store."""
         self._own.mark = (self._own.mark[0], Group.calls)
         with self._lock:
-            self._store.set(f"{self._prefix}/{self.launch.rank}", json.dumps(asdict(self._own)))
+            self._store.set(str(self.launch.rank), json.dumps(asdict(self._own)))
 
     def _check_peers(self) -> None:
         """Read the verdict, or read the heartbeats of other ranks and write a verdict if one is due."""
-        verdict = f"{self._prefix}/verdict"
         with self._lock:
-            if self._store.check([verdict]):
-                self._verdict = _Verdict(*json.loads(self._store.get(verdict)))
+            if self._store.check(["verdict"]):
+                self._verdict = _Verdict(*json.loads(self._store.get("verdict")))
                 return
         # All ranks watch rank 0, and rank 0 watches all of them.
         ranks = range(self.launch.world) if self.launch.rank == 0 else (0,)
@@ -258,12 +252,12 @@ class Watch:
         if found is not None:
             with self._lock:
                 # The first verdict that is written counts.
-                kept = self._store.compare_set(verdict, "", json.dumps(found))
+                kept = self._store.compare_set("verdict", "", json.dumps(found))
             self._verdict = _Verdict(*json.loads(kept))
 
     def _read_peer(self, rank: int) -> None:
         """Read the heartbeat of `rank`, if it has written one."""
-        key = f"{self._prefix}/{rank}"
+        key = str(rank)
         with self._lock:
             if not self._store.check([key]):
                 return
@@ -346,6 +340,17 @@ class Watch:
             sys.stderr.write(f"error: {verdict.text}\n")
             sys.stderr.flush()
         self._exit(STATUS)
+
+
+def _open_store(launch: Launch) -> Store:
+    """A connection of its own to the store: a wait on the process group's connection would delay heartbeats."""
+    if has_launch_store():
+        store = launch_store(launch.rank, launch.world, VERDICT_TIMEOUT_S)
+    else:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        timeout = timedelta(seconds=VERDICT_TIMEOUT_S)
+        store = TCPStore(address, port, None, False, timeout, wait_for_workers=False)
+    return PrefixStore("mova_watch", store)
 
 
 def _verdict_on(rank: int, text: str) -> _Verdict:

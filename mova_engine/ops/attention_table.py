@@ -102,6 +102,8 @@ def _cuda_attention(kernel: str, form: str) -> Implementation:
         check=None if kernel == "flash_cuda" else f"{_ATTENTION}:{kernel}_check",
         dtypes=("float32", *_HALF) if efficient else _HALF,
         calls=(f"_scaled_dot_product_{kernel.removesuffix('_cuda')}_attention{'_backward' * (form == 'backward')}",),
+        # torch has cuDNN's backward add in any order; its other two follow `torch.use_deterministic_algorithms`.
+        deterministic=kernel != "cudnn",
         rates={"flash_cuda": _FLASH2_RATES, "cudnn": _CUDNN_RATES, "efficient": (_SLOW,)}[kernel],
     )
 
@@ -121,7 +123,7 @@ def attention_operators(npu: dict[str, Implementation]) -> tuple[Operator, ...]:
     """npu: torch_npu's implementation of each operator, by its name."""
     npu = {name: replace(entry, rates=_NPU_RATES) for name, entry in npu.items()}
     torchs = (
-        _sdpa("cudnn", ("cuda",), _CUDNN_RATES, generations=_FROM_AMPERE, dtypes=_HALF),
+        _sdpa("cudnn", ("cuda",), _CUDNN_RATES, generations=_FROM_AMPERE, dtypes=_HALF, deterministic=False),
         _sdpa("flash", ("cpu",), _CPU_RATES),
         # On a GPU it takes half precision alone.
         replace(

@@ -60,6 +60,7 @@ class Implementation:
     differentiable: False for inference-only kernels, which a table bound for training refuses.
     dtypes: names of the dtypes that it takes; others raise at the call. Not chosen by itself where it does not take all
     that a model computes in.
+    deterministic: False for what may give other bits each time, and knows no switch against it.
     automatic: False for what is used only when a caller names it.
     calls: the functions of PyTorch or a vendor that do the work, where the name does not say it.
     trial: "module:attribute" of a function `() -> reason | None` that tries it on a CPU, instead of a case of its
@@ -77,6 +78,7 @@ class Implementation:
     check: str | None = None
     differentiable: bool = True
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    deterministic: bool = True
     automatic: bool = True
     trial: str | None = None
     calls: tuple[str, ...] = ()

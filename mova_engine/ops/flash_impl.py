@@ -5,6 +5,7 @@ entry of each backward is private to its package and is probed for by name when 
 """
 
 import importlib
+import inspect
 from typing import Any
 
 import torch
@@ -21,6 +22,19 @@ def _function(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def _deterministic(name: str, function: Any) -> dict[str, bool]:
+    """The argument that has `function`'s backward add in a fixed order, where torch was told to be deterministic."""
+    if not torch.are_deterministic_algorithms_enabled() or torch.is_deterministic_algorithms_warn_only_enabled():
+        return {}
+    parameters = inspect.signature(function).parameters
+    if "deterministic" not in parameters and not any(x.kind is x.VAR_KEYWORD for x in parameters.values()):
+        raise MovaError(
+            f"the installed {name} has no deterministic backward: name another attention, such as --ops.attention "
+            "sdpa-flash-cuda --ops.attention_lse flash-cuda --ops.attention_backward flash-cuda"
+        )
+    return {"deterministic": True}
+
+
 def _check(operator: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     requirements.attention(operator, q, k, v, requirements.HALVES)
     if q.shape[-1] % 8 or q.shape[-1] > 256:
@@ -34,7 +48,8 @@ def _attention(module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     _check("attention", q, k, v)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_keys(q)[0]
-    out = _function(module, "flash_attn_func")(*adjacent(q, k, v))
+    function = _function(module, "flash_attn_func")
+    out = function(*adjacent(q, k, v), **_deterministic(module, function))
     # Version 4, and early builds of 3, hand out the log-sum-exp too.
     return out[0] if isinstance(out, tuple) else out
 
@@ -93,9 +108,11 @@ def flash2_backward(
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    _function(FLASH2, "_flash_attn_backward")(
+    backward = _function(FLASH2, "_flash_attn_backward")
+    backward(
         dout, q, k, v, out, lse, dq, dk, dv, dropout_p=0.0, softmax_scale=q.shape[-1] ** -0.5, causal=False,
-        window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None, deterministic=False,
+        window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
+        **{"deterministic": False, **_deterministic(FLASH2, backward)},
     )  # fmt: skip
     return dq, dk, dv
 
@@ -109,7 +126,8 @@ def flash3_backward(
         return no_gradients(q, k, v)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     backward = _function(FLASH3, "_flash_attn_backward")
-    backward(dout, q, k, v, out, lse, dq=dq, dk=dk, dv=dv, softmax_scale=q.shape[-1] ** -0.5)
+    asked = _deterministic(FLASH3, backward)
+    backward(dout, q, k, v, out, lse, dq=dq, dk=dk, dv=dv, softmax_scale=q.shape[-1] ** -0.5, **asked)
     return dq, dk, dv
 
 
@@ -120,6 +138,8 @@ def flash4_backward(
     dout, q, k, v, out, lse = _backward_inputs(dout, q, k, v, out, lse)
     if k.shape[1] == 0 or q.numel() == 0:
         return no_gradients(q, k, v)
+    backward = _function(FLASH4, "_flash_attn_bwd")
+    asked = _deterministic(FLASH4, backward)
     # Here dout stands behind out.
-    dq, dk, dv, *_ = _function(FLASH4, "_flash_attn_bwd")(q, k, v, out, dout, lse, softmax_scale=q.shape[-1] ** -0.5)
+    dq, dk, dv, *_ = backward(q, k, v, out, dout, lse, softmax_scale=q.shape[-1] ** -0.5, **asked)
     return dq, dk, dv

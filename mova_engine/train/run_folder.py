@@ -9,7 +9,7 @@ from mova_engine.files.writable import check_writable
 from mova_engine.files.written import Written
 from mova_engine.train.loss_curve import PICTURE
 from mova_engine.train.metrics import METRICS, REPLACED, TENSORBOARD, check_metrics
-from mova_engine.train.run_lock import RunLock
+from mova_engine.train.run_lock import RunLock, patience_of_a_restart
 from mova_engine.train.sample_scores import SCORES
 from mova_engine.train.training_state import FOLDER, checkpoints_of, clean_up
 
@@ -33,7 +33,7 @@ class RunFolder:
         now = check_writable(self.folder, "--out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = RunLock(self.folder, now)
+            self._lock = RunLock(self.folder, now, patience_of_a_restart())
         except OSError as error:
             raise MovaError(f"cannot write {self.folder}: {error.strerror or error}") from error
         try:

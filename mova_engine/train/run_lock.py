@@ -8,6 +8,7 @@ holds host and process id, and its modification time is renewed while the run li
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,19 +23,34 @@ LOCK = ".mova_lock"
 # Seconds between renewals of the modification time, and the age at which a run on another machine counts as dead.
 BEAT_S, STALE_S = 15.0, 90.0
 _TAKEN = (errno.EACCES, errno.EAGAIN)
+# Seconds between attempts to take a lock that is waited for.
+LOOK_S = 0.5
+log = logging.getLogger(__name__)
+
+
+class _InUse(MovaError):
+    """Another process holds the lock."""
+
+
+def patience_of_a_restart() -> float:
+    """How long a run waits for the lock: where the launcher restarts processes, the first process of the attempt before
+    may still be ending, or its machine is gone and its lock not yet stale.
+    """
+    return STALE_S + BEAT_S if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) else 0.0
 
 
 class RunLock:
     """The lock of a run's folder, held from its creation to `release`. Raises MovaError if another process holds it.
 
-    now: the time in seconds by the file system's clock, to which modification times are compared.
+    now: the time in seconds by the file system's clock, to which modification times are compared. patience_s: how long
+    to wait for another process to release it, or to be silent for STALE_S.
     """
 
-    def __init__(self, folder: Path, now: float) -> None:
+    def __init__(self, folder: Path, now: float, patience_s: float = 0.0) -> None:
         self.path = folder / LOCK
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            self._take(now)
+            self._take_within(patience_s, now)
         except BaseException:
             os.close(self._file)
             raise
@@ -47,6 +63,21 @@ class RunLock:
         with suppress(OSError):
             self._write({})
         os.close(self._file)
+
+    def _take_within(self, patience_s: float, now: float) -> None:
+        began, told = time.monotonic(), False
+        while True:
+            waited = time.monotonic() - began
+            try:
+                self._take(now + waited)
+                return
+            except _InUse as error:
+                if waited >= patience_s:
+                    raise
+                if not told:
+                    log.warning("%s; waiting up to %.0f s for it to end", error, patience_s)
+                told = True
+            time.sleep(LOOK_S)
 
     def _take(self, now: float) -> None:
         holder, here = self._holder(), socket.gethostname()
@@ -62,7 +93,7 @@ class RunLock:
             else:
                 alive = bool(holder) and silent < STALE_S
         if alive:
-            raise MovaError(self._in_use(holder, here, silent))
+            raise _InUse(self._in_use(holder, here, silent))
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._write({"host": here, "pid": os.getpid(), "since": since})
 

@@ -14,18 +14,22 @@ import os
 import random
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from distributed.world import free_port
 
 from mova_engine.data.synthetic.bounce import generate
 from mova_engine.train.metrics import read_metrics
@@ -38,27 +42,33 @@ EVERY = 5
 LOOK = 0.005
 
 
-def start(clips: Path, out: Path, processes: int, steps: int) -> subprocess.Popen:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--master-port", str(port), "-m", "mova_engine.train", "--recipe", "nano", "--parallel.shard"]
-    settings = {
-        "data": clips, "out": out, "device": "cpu", "steps": steps, "loader.batch": 1, "loader.num-fit-clips": 4,
-        "checkpoint.every": EVERY, "log.every": 1, "validation.every": 0, "optim.ema": 0.9,
-        "parallel.context-parallel": 2, "parallel.timeout": 120,
-    }  # fmt: skip
-    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(
+    clips: Path, out: Path, processes: int, steps: int, launch: Sequence[str] = (), log: TextIO | None = None
+) -> subprocess.Popen:
+    """Start a run. launch: more options of torchrun's. log: where its output goes; default: a pipe."""
+    command = run_command(
+        ["--nproc-per-node", str(processes), "--master-port", str(free_port()), *launch], clips, out, steps
+    )
     return subprocess.Popen(
-        [*command, "--log.no-tensorboard", *options],
-        env=environment,
-        stdout=subprocess.PIPE,
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE if log is None else log,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+
+
+def run_command(launch: Sequence[str], clips: Path, out: Path, steps: int) -> list[str]:
+    """The command of a run under torchrun with the options `launch`: two processes share each of a step's two clips."""
+    settings = {
+        "data": clips, "out": out, "device": "cpu", "steps": steps, "loader.batch": 1, "global-batch-size": 2,
+        "loader.num-fit-clips": 4, "checkpoint.every": EVERY, "log.every": 1, "validation.every": 0, "optim.ema": 0.9,
+        "parallel.context-parallel": 2, "parallel.timeout": 120,
+    }  # fmt: skip
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "torch.distributed.run", *launch, "-m", "mova_engine.train", "--recipe", "nano"]
+    return [*command, "--parallel.shard", "--log.no-tensorboard", *options]
 
 
 def trainers(launcher: subprocess.Popen) -> list[int]:

@@ -61,6 +61,29 @@ def _no_locks(*args) -> None:
     raise OSError(run_lock.errno.ENOLCK, "No locks available")
 
 
+def test_a_restarted_run_waits_for_the_lock_of_a_machine_that_is_gone(tmp_path, small, monkeypatch):
+    """Where nobody restarts it, a run is refused at once."""
+    monkeypatch.setattr(run_lock, "STALE_S", 0.4)
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.2)
+    monkeypatch.setattr(run_lock, "LOOK_S", 0.02)
+    config = small(steps=1)
+    config.folder.mkdir()
+    held = '{"host": "elsewhere", "pid": 7, "since": "2026-11-28T00:00:00+00:00"}'
+    (config.folder / LOCK).write_text(held)
+    with pytest.raises(MovaError, match="process 7 on elsewhere trains there"):
+        RunFolder(config)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    (config.folder / LOCK).write_text(held)
+    RunFolder(config).release()
+
+
+def test_a_lock_that_is_kept_alive_is_waited_for_in_vain(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "LOOK_S", 0.02)
+    (tmp_path / LOCK).write_text('{"host": "elsewhere", "pid": 7, "since": "2026-11-28T00:00:00+00:00"}')
+    with pytest.raises(MovaError, match="process 7 on elsewhere trains there"):
+        RunLock(tmp_path, (tmp_path / LOCK).stat().st_mtime, 0.1)
+
+
 def test_a_lock_is_kept_alive(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "BEAT_S", 0.01)
     held = RunLock(tmp_path, time.time())
