@@ -50,7 +50,7 @@ def _stderr_closed() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Part:
+class GroupTime:
     """What a group of operations takes of the operations' own time: share (0 to 1), and where their FLOPs are known the
     rate in FLOP/s.
     """
@@ -59,7 +59,7 @@ class Part:
     flop_per_s: float | None = None
 
 
-def time_by_group(run: Callable[[], object], backend: Backend) -> dict[str, Part]:
+def time_by_group(run: Callable[[], object], backend: Backend) -> dict[str, GroupTime]:
     """Time and rate by group, over three runs, largest first; {} where the profiler sees none.
 
     FLOPs are those that are computed: a product of matrices as torch's profiler counts it; attention 4 b h n_q n_k d,
@@ -85,7 +85,7 @@ def time_by_group(run: Callable[[], object], backend: Backend) -> dict[str, Part
     whole = sum(seconds.values())
     rated = {name: flops[name] / seconds[name] for name in _RATED if flops[name] and seconds[name]}
     return {
-        name: Part(own / whole, rated.get(name))
+        name: GroupTime(own / whole, rated.get(name))
         for name, own in sorted(seconds.items(), key=lambda item: -item[1])
         if whole
     }
