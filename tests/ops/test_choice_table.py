@@ -37,7 +37,6 @@ COMMON = {
     "gguf_linear": "dequantise",
     "adamw": "fused",
     "adamw_8bit": "rows",
-    "newton_schulz": "batched",
     "clip_grad_norm": "foreach",
     "newton_schulz": "batched",
 }
