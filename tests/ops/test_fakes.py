@@ -11,17 +11,17 @@ from mova_engine.ops.native_check import cpu as native_absent
 from mova_engine.ops.registry import Choice
 
 FUNCTIONS = [name for name, operator in OPERATORS.items() if operator.kind == "function"]
-QUANTISED = dict.fromkeys(("nf4_linear", "int8_linear", "gguf_linear"), "dequantise")
+PLAIN = dict.fromkeys(("nf4_linear", "int8_linear", "gguf_linear"), "dequantise") | {"newton_schulz": "batched"}
 # Those that a machine of each kind binds first.
 MACHINES = {
     "cuda": {"attention": "flash-attn-3", "attention_lse": "flash-attn-3", "attention_backward": "flash-attn-3"}
     | dict.fromkeys(FUNCTIONS[:8], "triton")
     | {"linear_gelu": "triton", "lora_linear": "accumulate", "quantize_rows": "triton", "merge_lse": "triton"}
     | {"fp8_linear": "scaled-mm-triton"}
-    | QUANTISED,
+    | PLAIN,
     "npu": dict.fromkeys((*FUNCTIONS[:9], "attention", "attention_lse", "attention_backward", "merge_lse"), "npu")
     | {"lora_linear": "accumulate", "quantize_rows": "reference", "fp8_linear": "reference"}
-    | QUANTISED
+    | PLAIN
     | {"int8_linear": "npu"},
 }
 

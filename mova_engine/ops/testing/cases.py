@@ -330,7 +330,7 @@ NEWTON_SCHULZ_CASES = tuple(
         ("nano", inputs_of.matrices(), (3, 96, 96), "test"),
         ("wide", inputs_of.matrices(), (2, 24, 130), "test"),
         # Rounding moves a matrix's singular values as a whole: only over many of them a wrong factor shows.
-        ("many", inputs_of.matrices(), (512, 8, 12), "test"),
+        ("many", inputs_of.matrices(), (2048, 8, 12), "test"),
         ("many-three-steps", inputs_of.matrices(steps=3), (512, 12, 8), "test"),
         ("tall", inputs_of.matrices(steps=3), (2, 65, 16), "test"),
         ("one-step", inputs_of.matrices(steps=1), (4, 16, 40), "test"),
