@@ -11,7 +11,7 @@ from mova_engine.ops.native_check import cpu as native_absent
 from mova_engine.ops.registry import Choice
 
 FUNCTIONS = [name for name, operator in OPERATORS.items() if operator.kind == "function"]
-QUANTISED = dict.fromkeys(("nf4_linear", "int8_linear", "gguf_linear"), "dequantise")
+QUANTISED = dict.fromkeys(("nf4_linear", "int8_linear", "gguf_linear"), "dequantise") | {"newton_schulz": "batched"}
 # Those that a machine of each kind binds first.
 MACHINES = {
     "cuda": {"attention": "flash-attn-3", "attention_lse": "flash-attn-3", "attention_backward": "flash-attn-3"}
