@@ -14,6 +14,8 @@ _MINDIE = "adaln(Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? b
 _SCHEMAS = (
     "npu_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)",
     "npu_rms_norm_backward(Tensor dy, Tensor self, Tensor gamma, Tensor rstd) -> (Tensor, Tensor)",
+    "npu_add_layer_norm(Tensor x1, Tensor x2, Tensor gamma, Tensor beta, float epsilon=1e-05,"
+    " bool additional_output=False) -> (Tensor, Tensor, Tensor, Tensor)",
     "npu_rotary_mul(Tensor self, Tensor r1, Tensor r2, str rotary_mode='half', Tensor? rotate=None) -> Tensor",
     "npu_gelu(Tensor self, *, str approximate='none') -> Tensor",
     "npu_gelu_backward(Tensor grad_output, Tensor self, *, str approximate='none') -> Tensor",
@@ -31,6 +33,14 @@ def _rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, 
 
 def _rms_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), gamma.new_empty(gamma.shape, dtype=torch.float32)
+
+
+def _add_layer_norm(
+    x1: Tensor, x2: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5, additional_output: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = x1.shape[: x1.dim() - gamma.dim()] + (1,) * gamma.dim()
+    mean, rstd = (x1.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x1), mean, rstd, torch.empty_like(x1)
 
 
 def _rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
@@ -70,6 +80,7 @@ _FAKES = {
     "npu_quant_matmul": _quant_matmul,
     "npu_rms_norm": _rms_norm,
     "npu_rms_norm_backward": _rms_norm_backward,
+    "npu_add_layer_norm": _add_layer_norm,
     "npu_rotary_mul": _rotary_mul,
     "npu_gelu": _gelu,
     "npu_gelu_backward": _gelu_backward,

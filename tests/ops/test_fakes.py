@@ -1,5 +1,7 @@
 """Operators on tensors without data: results, what is kept and what is refused, as the implementations have it."""
 
+import re
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -9,6 +11,8 @@ from mova_engine.ops import OPERATORS, Implementation, resolve
 from mova_engine.ops.fakes import fake_function, fake_table
 from mova_engine.ops.native_check import cpu as native_absent
 from mova_engine.ops.registry import Choice
+from mova_kernels.npu.shapes import define
+from source_tree import ROOT
 
 FUNCTIONS = [name for name, operator in OPERATORS.items() if operator.kind == "function"]
 PLAIN = dict.fromkeys(("nf4_linear", "int8_linear", "gguf_linear"), "dequantise") | {"newton_schulz": "batched"}
@@ -105,3 +109,13 @@ def test_an_implementation_without_a_declaration_is_refused():
         fake_function(OPERATORS["attention"], "sdpa-math")  # holds the scores of all pairs
     with pytest.raises(MovaError, match="has no implementation 'other'"):
         fake_function(OPERATORS["rms_norm"], "other")
+
+
+def test_every_vendors_operator_that_kernels_call_has_shapes():
+    """What `mova_kernels.npu` calls runs on tensors without data; attention there is a `FakeForm`."""
+    define()
+    sources = "\n".join(path.read_text() for path in (ROOT / "kernels/npu").glob("*.py"))
+    called = set(re.findall(r"torch\.ops\.((?:npu|mindiesd)\.\w+)", sources))
+    missing = {name for name in called if not hasattr(getattr(torch.ops, name.split(".")[0]), name.split(".")[1])}
+    assert len(called) > 8
+    assert missing == {"npu.npu_fusion_attention", "npu.npu_fusion_attention_grad"}
