@@ -122,6 +122,20 @@ class Backend:
         if wanted is not None:
             torch.set_num_threads(wanted)
 
+    def time_mark(self, device: torch.device) -> Any:
+        """A mark of the time at which `device` has done what it was given so far, without waiting for it."""
+        event = torch.Event(device, enable_timing=True)
+        event.record(torch.accelerator.current_stream(device))
+        return event
+
+    def has_passed(self, mark: Any) -> bool:
+        """Whether the device has come to a mark of `time_mark`."""
+        return mark.query()
+
+    def seconds_between(self, begin: Any, end: Any) -> float:
+        """Seconds between two marks that the device has passed."""
+        return begin.elapsed_time(end) / 1e3
+
     def rng_state(self) -> torch.Tensor:
         """State of the device's default generator, for checkpoints."""
         raise NotImplementedError

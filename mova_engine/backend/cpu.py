@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -109,6 +110,15 @@ class CpuBackend(Backend):
 
     def use_threads(self, wanted: int | None, width: int) -> None:
         super().use_threads(1 if wanted is None and width < _NARROW else wanted, width)
+
+    def time_mark(self, device: torch.device) -> float:
+        return time.perf_counter()
+
+    def has_passed(self, mark: float) -> bool:
+        return True
+
+    def seconds_between(self, begin: float, end: float) -> float:
+        return end - begin
 
     def rng_state(self) -> torch.Tensor:
         return torch.get_rng_state()

@@ -265,6 +265,10 @@ class TrainConfig:
     """What the model computes in; weights, their moments and summed gradients are float32 in either case."""
     exact_fp32: bool = False
     """Switch off reduced-precision shortcuts (TF32, HF32) of the device's float32 maths."""
+    deterministic: bool = False
+    """The same bits in each run of the same settings on the same machine; what cannot is refused. Slower on a GPU."""
+    debug: Literal["none", "nan"] = "none"
+    """nan: run the first step that is not finite again, to name layer and operator, and stop. Else it costs nothing."""
     ops: dict[str, str] = field(default_factory=dict[str, str])
     """Implementations that must be used, by operator: `--ops.attention reference`. See mova ops."""
     model: Annotated[ModelSettings, section("Model")] = field(default_factory=ModelSettings)

@@ -12,13 +12,16 @@ all-to-all counts what goes to other ranks, a shift all of it, an all-reduce of 
 import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 from torch import Tensor
 
+from mova_engine.distributed.phase_clock import PhaseClock
 from mova_engine.ops.custom_ops import Named
 
 CPU = torch.device("cpu")
@@ -30,9 +33,11 @@ class Group(Named):
 
     process_group: None: a group of this process alone. device: the device of tensors that the group's library handles.
     sent: bytes sent by this rank, by kind of operation. calls: operations that this process has started in all groups.
+    clock: of this process's steps, for all groups. timed: whether it measures this group's waits.
     """
 
     calls = 0
+    clock: PhaseClock | None = None
 
     def __init__(self, process_group: dist.ProcessGroup | None = None, device: torch.device = CPU) -> None:
         super().__init__()
@@ -40,6 +45,7 @@ class Group(Named):
         self.rank = 0 if process_group is None else dist.get_rank(process_group)
         self.size = 1 if process_group is None else dist.get_world_size(process_group)
         self.sent: Counter[str] = Counter()
+        self.timed = True
 
     def all_to_all(
         self, x: Tensor, send: Sequence[int], receive: Sequence[int], into: Tensor | None = None
@@ -61,7 +67,8 @@ class Group(Named):
 
         # The default argument keeps the sent tensor alive until the operation has finished.
         def finish(_own: Tensor = own) -> Tensor:
-            work.wait()
+            with self._waiting():
+                work.wait()
             if into is None or into is out:
                 return out.to(x.device)
             return into.copy_(out)
@@ -89,8 +96,9 @@ class Group(Named):
 
         # The default argument keeps the sent tensor alive until the operation has finished.
         def finish(_own: Tensor = own) -> Tensor:
-            for work in works:
-                work.wait()
+            with self._waiting():
+                for work in works:
+                    work.wait()
             return out.to(x.device)
 
         return finish
@@ -101,7 +109,8 @@ class Group(Named):
             Group.calls += 1
             self.sent["all_reduce"] += 2 * (self.size - 1) * x.numel() * x.element_size() // self.size
             own = self._on_group_device(x)
-            dist.all_reduce(own, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self.process_group)
+            with self._waiting():
+                dist.all_reduce(own, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self.process_group)
             if own is not x:
                 x.copy_(own)
         return x
@@ -185,6 +194,10 @@ class Group(Named):
         dist.broadcast_object_list(values, self._global(source), group=self.process_group)
         return values[0]
 
+    def _waiting(self) -> AbstractContextManager[None]:
+        """A with-block in which this process waits for other ranks."""
+        return Group.clock.exchange() if Group.clock is not None and self.timed else nullcontext()
+
     def _on_group_device(self, x: Tensor) -> Tensor:
         """x, contiguous, on the device whose tensors the group's library handles."""
         return x.to(self.device).contiguous()
@@ -212,7 +225,10 @@ def open_cpu_group(timeout: timedelta, partition: Sequence[Sequence[int]] | None
     else:
         made = dist.new_subgroups_by_enumeration([list(ranks) for ranks in partition], timeout, backend="gloo")[0]
     assert isinstance(made, dist.ProcessGroup), "every rank is a member of the group that it opens"
-    return Group(made)
+    group = Group(made)
+    # Threads beside the step use it, and what waits for a process that works alone.
+    group.timed = False
+    return group
 
 
 def total_sent(groups: Sequence[Group]) -> int:
@@ -223,3 +239,35 @@ def total_sent(groups: Sequence[Group]) -> int:
 def accumulating_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which partial results of `dtype` are summed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _TimedAllGather:
+    """FSDP2's all-gather, which a clock measures."""
+
+    def __init__(self, clock: PhaseClock) -> None:
+        self._clock = clock
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
+        with self._clock.exchange():
+            return dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+class _TimedReduceScatter(_TimedAllGather):
+    """FSDP2's reduce-scatter."""
+
+    def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> Any:
+        with self._clock.exchange():
+            return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+
+
+def time_sharding(model: nn.Module, clock: PhaseClock) -> None:
+    """Have `clock` measure the exchanges of a model that FSDP2 divides among CPUs; of one that it does not, nothing."""
+    module: Any
+    for module in model.modules():
+        # Older releases of torch than 2.8 have no such methods: there the waits count to their phase.
+        if hasattr(module, "set_custom_all_gather") and hasattr(module, "set_custom_reduce_scatter"):
+            module.set_custom_all_gather(_TimedAllGather(clock))
+            module.set_custom_reduce_scatter(_TimedReduceScatter(clock))

@@ -30,11 +30,12 @@ from mova_engine.data.loader import Loader
 from mova_engine.data.mixture import MixedClips
 from mova_engine.distributed.background import Background
 from mova_engine.distributed.processes import Launch, Processes, start_processes
-from mova_engine.errors import counted
+from mova_engine.errors import MovaError, counted
 from mova_engine.memory.quantised import within_layers
 from mova_engine.memory.residency import Residency
 from mova_engine.models.mova import Mova
-from mova_engine.ops import DTYPES, REFERENCE, OpTable, bind
+from mova_engine.ops import DTYPES, OPERATORS, REFERENCE, OpTable, bind
+from mova_engine.ops.determinism import deterministic_operators
 from mova_engine.predict.flops import training_flops
 from mova_engine.train.batch import BatchBuilder
 from mova_engine.train.bucket_data import Progress as Report
@@ -46,6 +47,7 @@ from mova_engine.train.clip_data import (
     open_mix,
     training_sources,
 )
+from mova_engine.train.elastic import may_change_world, worlds_that_fit
 from mova_engine.train.lora_model import base_folder
 from mova_engine.train.masters import Weights
 from mova_engine.train.model_setup import build_model, model_config
@@ -108,7 +110,14 @@ def join_processes(config: TrainConfig, launch: Launch) -> Processes:
 
     Raises the same MovaError in all processes if their number or the clips of a step do not allow the mesh.
     """
-    return start_processes(device_of(config), launch, mesh_of(config, launch.world), config.parallel.timeout)
+    if config.deterministic:
+        device_of(config).require_determinism()
+    try:
+        shape = mesh_of(config, launch.world)
+    except MovaError as error:
+        fit = worlds_that_fit(lambda world: mesh_of(config, world), launch.world) if may_change_world() else ""
+        raise MovaError(f"{error}{fit}") from error
+    return start_processes(device_of(config), launch, shape, config.parallel.timeout)
 
 
 def mesh_of(config: TrainConfig, world: int) -> MeshShape:
@@ -131,7 +140,8 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    ops = processes.operators(bind(backend, config.ops, dtypes=(DTYPES[config.dtype],)))
+    known = deterministic_operators(OPERATORS, config.ops) if config.deterministic else OPERATORS
+    ops = processes.operators(bind(backend, config.ops, dtypes=(DTYPES[config.dtype],), operators=known))
     sizes = model_config(config)
     check_before_work(config, sizes, ops, resume)
     _say_other_bases(config, resume, console)

@@ -198,7 +198,7 @@ class Updater:
             # Of all clips of the step it must be known how many are heard, before any of them is learned from.
             held = list(islice(batches, micro_batches))
             waited = time.perf_counter() - asked
-            heard = self._heard(held)
+            heard = self.heard(held)
             batches = iter(held)
         shards = self.weights.shards
         for number in range(micro_batches):
@@ -209,9 +209,9 @@ class Updater:
             if micro.step != step:
                 raise AssertionError(f"step {step} was given what was prepared for step {micro.step}")
             at(f"step {step + 1}: forward and backward")
-            draw, batch = micro.step_draw, self._masked(micro, heard)
+            draw, batch = micro.step_draw, self.masked(micro, heard)
             if shards is not None:
-                shards.begin_micro_batch(number + 1 == micro_batches, self._idle(draw))
+                shards.begin_micro_batch(number + 1 == micro_batches, self.idle(draw))
             result = micro_losses(self.model, batch, micro.draw, micro.noise, config, processes.sharding, self.runner)
             (result.total / micro_batches).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
@@ -264,7 +264,7 @@ class Updater:
             values |= {f"loss/{name}/{EXPERTS[draw.expert]}": value for name, value in modalities.items()}
         return StepResult({**values, "grad_norm": norm, **towers}, tuple(ids), taken=True, clip=shape, asked=asked)
 
-    def _idle(self, draw: StepDraw) -> list[nn.Module]:
+    def idle(self, draw: StepDraw) -> list[nn.Module]:
         """Components that a step does not run."""
         model, used = self.model, [self.model.audio_dit, self.model.expert(draw.expert or 0)]
         if self.config.model.bridge and draw.bridge:
@@ -284,7 +284,7 @@ class Updater:
         self.weights.renew_copies()
         return True
 
-    def _heard(self, held: list[MicroBatch]) -> Tensor:
+    def heard(self, held: list[MicroBatch]) -> Tensor:
         """How many of the step's clips, of all processes, have sound, and how many there are, float32 [2] on the
         device. held: this process's.
         """
@@ -294,8 +294,8 @@ class Updater:
         return self.processes.world_group.all_reduce(counts)
 
     @staticmethod
-    def _masked(micro: MicroBatch, heard: Tensor | None) -> LatentBatch:
-        """heard: as of `_heard`; the clips with sound count more, so that the audio loss is a mean over them."""
+    def masked(micro: MicroBatch, heard: Tensor | None) -> LatentBatch:
+        """heard: as of `heard`; the clips with sound count more, so that the audio loss is a mean over them."""
         if heard is None or micro.heard is None:
             return micro.clips
         factors = to_device(micro.heard[:, 0], heard.device) / (heard[0] / heard[1]).clamp(min=1e-9)

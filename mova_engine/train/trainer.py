@@ -27,10 +27,12 @@ from mova_engine.errors import MovaError, counted
 from mova_engine.memory.chosen_memory import ChosenMemory
 from mova_engine.ops import DTYPES
 from mova_engine.train.assembly import TrainingRun, assemble, device_of, join_processes
+from mova_engine.train.elastic import other_step
 from mova_engine.train.lora_memory import choose_for_adapters
 from mova_engine.train.loss_curve import PICTURE, loss_curve
 from mova_engine.train.metrics import METRICS, Meter, MetricsLog, NoLog, Reporter, duration
 from mova_engine.train.model_setup import export_model, outline, with_folders
+from mova_engine.train.nan_debugger import NanDebugger
 from mova_engine.train.optimizer import lr_factor
 from mova_engine.train.prefetch import Prefetch
 from mova_engine.train.preflight import check_folders
@@ -39,6 +41,7 @@ from mova_engine.train.resume import check_named, find_resume
 from mova_engine.train.run_folder import SAMPLES, WAY_OUT, RunFolder
 from mova_engine.train.sample_scores import SCORES, SECONDS, SampleScores, sample_folder
 from mova_engine.train.step import StepResult, Updater
+from mova_engine.train.straggler import StragglerWatch
 from mova_engine.train.training_state import checkpoints_of, retain, save_checkpoint, sharded_save
 
 # Prefix of values that are averaged for metrics, and are none themselves.
@@ -169,6 +172,8 @@ class Trainer:
         self.saved_step, self.saved_folder = self.step, resume
         self.meter.load_state_dict(progress["meter"])
         self.console.print(f"going on from {resume} after step {self.step}")
+        if (told := other_step(progress.get("clips_per_step"), parts.clips_per_step)) is not None:
+            self.console.print(f"warning: {told}")
 
     def _train(
         self, parts: TrainingRun, log: MetricsLog | NoLog, reporter: Reporter, stop: StopRequest, watch: Watch
@@ -176,8 +181,10 @@ class Trainer:
         config, began = self.config, time.monotonic()
         state, processes = parts.state, parts.processes
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
+        debugger = NanDebugger(config, updater, processes) if config.debug == "nan" else None
+        stragglers = StragglerWatch(processes, parts.model, parts.backend)
         parts.backend.reset_peak_memory()
-        with self._prefetched(parts, updater) as batches:
+        with self._prefetched(parts, updater) as batches, stragglers:
             if self.validation_due or (self.step == 0 and config.validation.at_start):
                 self.validation_due = False
                 self._validate(parts, log, reporter, stop, batches)
@@ -188,15 +195,21 @@ class Trainer:
                     self._save(parts, reporter)
                 started = time.perf_counter()
                 due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
-                result = updater.step(self.step, batches, watch.at, due, stop.wanted)
+                taken = batches if debugger is None else debugger.kept(batches)
+                result = updater.step(self.step, taken, stragglers.begin(due, watch.at), due, stop.wanted)
                 self.step += 1
+                if debugger is not None and not result.taken:
+                    raise debugger.error(self.step)
                 seconds = time.perf_counter() - started
                 self.took = self.took[0] + seconds, self.took[1] + 1
                 self._count(result, reporter, seconds)
                 if config.buckets.given:
                     work = {"tokens": parts.tokens_per_step(result.clip), "flops": parts.flops_per_step(result.clip)}
                     self.meter.add({f"{WORK}{name}": value for name, value in work.items()})
-                row = self._row(parts) if due else None
+                phases, straggler = stragglers.end(self.step, due)
+                if straggler is not None:
+                    reporter.say(straggler)
+                row = self._row(parts) | phases if due else None
                 if row is not None:
                     log.write(self.step, row)
                     self._tell_scores(log, reporter)
@@ -357,6 +370,7 @@ class Trainer:
         end.
         """
         progress = {
+            "clips_per_step": parts.clips_per_step,
             "loader": parts.loader.state_dict(),
             "meter": self.meter.state_dict(),
             "skipped_in_a_row": self.skipped_in_a_row,

@@ -367,7 +367,7 @@ def _moments(path: Path, weights: Weights) -> dict[str, torch.Tensor]:
 
 # Settings that do not affect the training.
 _WITHOUT_EFFECT = re.compile(
-    r"out|resume|data|device|loader\.(workers|cache|synthetic_clips|synthetic_midway|preload|changed)|checkpoint\..*|validation\..*|log\..*"
+    r"out|resume|data|device|debug|loader\.(workers|cache|synthetic_clips|synthetic_midway|preload|changed)|checkpoint\..*|validation\..*|log\..*"
 )
 
 

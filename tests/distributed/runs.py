@@ -32,7 +32,7 @@ from mova_engine.distributed.processes import Launch, Processes, read_launch, st
 from mova_engine.errors import MovaError
 from mova_engine.files import byte_ranges
 from mova_engine.ops import DTYPES
-from mova_engine.train import clip_data, resume, trainer
+from mova_engine.train import assembly, clip_data, resume, trainer
 from mova_engine.train import step as step_module
 from mova_engine.train.assembly import assemble, join_processes
 from mova_engine.train.micro_batch import MicroBatch
@@ -126,6 +126,51 @@ def _not_finite():
     return patch.object(step_module, "micro_losses", losses)
 
 
+def _spoilt_layer():
+    """A layer's result is infinite in one process."""
+    right = assembly.build_model
+
+    def build_model(*arguments, **settings):
+        model, shards = right(*arguments, **settings)
+        model.video_dit.blocks[0].ffn.register_forward_hook(lambda module, given, made: made / 0)
+        return model, shards
+
+    return patch.object(assembly, "build_model", build_model)
+
+
+def _spoilt_gradient():
+    """The gradient of a layer's result is infinite in one process."""
+    right = assembly.build_model
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad / 0
+
+    def build_model(*arguments, **settings):
+        model, shards = right(*arguments, **settings)
+        model.audio_dit.blocks[0].ffn.register_forward_hook(lambda module, given, made: Spoilt.apply(made))
+        return model, shards
+
+    return patch.object(assembly, "build_model", build_model)
+
+
+def _slow():
+    """A layer takes its time in one process."""
+    right = assembly.build_model
+
+    def build_model(*arguments, **settings):
+        model, shards = right(*arguments, **settings)
+        model.audio_dit.blocks[0].ffn.register_forward_hook(lambda module, given, made: time.sleep(1.0))
+        return model, shards
+
+    return patch.object(assembly, "build_model", build_model)
+
+
 def _unreadable_on_opening():
     """While the cache is filled."""
     right = LatentCache.fill
@@ -178,6 +223,9 @@ _FAULTS = {
     "shard gone": _shard_gone,
     "full disk": _full_disk,
     "not finite": _not_finite,
+    "slow": _slow,
+    "spoilt layer": _spoilt_layer,
+    "spoilt gradient": _spoilt_gradient,
     "unreadable on opening": _unreadable_on_opening,
     "unreadable on preloading": _unreadable_on_preloading,
     "unreadable on fitting": _unreadable_on_fitting,

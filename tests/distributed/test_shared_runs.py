@@ -21,6 +21,7 @@ from mova_engine.data.latent_cache import LatentCache
 from mova_engine.data.loader import build_loader
 from mova_engine.errors import MovaError
 from mova_engine.ops import bind
+from mova_engine.train.metrics import read_metrics
 from mova_engine.train.training_state import checkpoints_of
 
 
@@ -67,6 +68,39 @@ def test_a_process_whose_loss_is_not_finite_is_named(clips, worlds, tmp_path):
     (status, text), (other, _) = said
     assert "warning: step 1 skipped: its loss or gradient is not finite (rank 1; clips train_" in text
     assert "2 steps in a row were not finite" in status and other == "SystemExit: 2"
+
+
+SHARED = {"shard": True, "context_parallel": 2}
+
+
+@pytest.mark.parametrize("parallel", [SHARED, {"shard": True}, {"context_parallel": 2}, {}])
+def test_the_slowest_process_is_named_with_what_it_is_slow_in(clips, worlds, tmp_path, parallel):
+    """All take equally long for a step, since they wait for it: only the waits tell."""
+    (status, said), _ = run(worlds(2), clips, tmp_path / "run", fault="slow", parallel=parallel, steps=3, batch=1)
+    assert status == 0
+    assert re.findall(
+        r"straggler: rank (\d) \(\S+\) is (\d+\.\d) x the median in forward and backward \(step (\d)\)", said
+    )
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row.get("straggler/rank") for row in rows] == [None, 1, 1]
+    assert all(row["seconds/forward_backward/most"] > 1 for row in rows[1:])
+    # The other one has waited for about as long.
+    assert all(row["seconds/exchange/most"] > 0.7 for row in rows[1:])
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full", pytest.param("selective", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [
+        ("spoilt layer", "forward, in video_dit.blocks.0.ffn, operator aten::div"),
+        ("spoilt gradient", "backward, in audio_dit.blocks.0.ffn, of SpoiltBackward"),
+    ],
+)
+def test_the_first_layer_of_the_process_that_makes_it_is_named(clips, worlds, tmp_path, fault, where, checkpointing):
+    """Of two that share clips and weights: what is not finite reaches the other one in the next exchange."""
+    settings = {"debug": "nan", "memory": {"checkpointing": checkpointing}, "fault": fault}
+    said = [status for status, _ in run(worlds(2), clips, tmp_path / "run", **settings)]
+    assert sum(f"step 1 is not finite. rank 1: {where}" in str(each) for each in said) == 1, said
 
 
 @pytest.mark.parametrize(
@@ -178,3 +212,12 @@ def test_stops_at_random_moments_are_obeyed_and_leave_a_checkpoint(repo_root):
     command = [sys.executable, str(repo_root / "tests" / "distributed" / "stop.py"), "--times", "5"]
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_processes_killed_in_a_job_that_restarts_them_cost_nothing(repo_root):
+    script = repo_root / "tests" / "distributed" / "restart_kills.py"
+    command = [sys.executable, str(script), "--times", "2", "--processes", "4", "--seed", "1"]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0 and "2 kills, the same bit for bit" in done.stdout, done.stdout + done.stderr
+    assert "the dead rank was named in 2 of 2" in done.stdout, done.stdout

@@ -332,3 +332,14 @@ def test_samples_that_fail_do_not_end_the_run(small, ran, clips, monkeypatch):
     settings = {"every": 1, "data": str(clips), "clips": 1, "samples": 1}
     done = ran(small(steps=2, validation=settings))
     assert done.status == 0 and "no samples at step 1: no luck" in done.said
+
+
+def test_a_deterministic_run_has_the_bits_of_a_plain_one_on_a_cpu(small, ran):
+    """torch would refuse an operator that has no deterministic form."""
+    plain = ran(small("plain", steps=2))
+    strict = ran(small("strict", steps=2, deterministic=True))
+    assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    names = ("loss", "grad_norm")
+    assert [[row[name] for name in names] for row in plain.rows] == [
+        [row[name] for name in names] for row in strict.rows
+    ]
