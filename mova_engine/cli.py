@@ -38,7 +38,7 @@ COMMANDS = {
     "plan curate": ("mova_engine.commands.plan_curate", "predict what curating many hours of film takes"),
     "doctor": ("mova_engine.doctor.__main__", "say what is wrong with this machine, and what to do about it"),
     "parity": ("mova_engine.parity.__main__", "compare this machine's results with recorded reference cases"),
-    "bench": ("mova_engine.bench.measurement_command", "measure operators, blocks, steps, a whole card; checked first"),
+    "bench": ("mova_engine.bench.__main__", "measure operators, blocks, steps, a whole card; checked first"),
     "bench traffic": ("mova_engine.commands.traffic", "what processes that share a clip send, by formula and counted"),
     "ops": ("mova_engine.ops.__main__", "show which implementation each operator would use on a device"),
     "describe": ("mova_engine.commands.describe", "print a model's parameters and FLOPs per component"),

@@ -11,6 +11,7 @@ import pytest
 
 from mova_engine import cli
 from mova_engine.backend import get_backend
+from mova_engine.bench.card.slice_runner import asks_for_suite, read_options
 from mova_engine.config.command import Command
 from mova_engine.config.mesh import choose_mesh
 from mova_engine.config.model import PRESETS, get_preset
@@ -173,6 +174,8 @@ def test_a_shown_command_is_understood(shown, only_parsed, monkeypatch, tmp_path
             monkeypatch.undo()
             monkeypatch.chdir(tmp_path)
             _sample(shown, monkeypatch)
+        elif asks_for_suite(shown.words):
+            read_options(shown.words)
         else:
             with pytest.raises(Parsed):
                 cli.main([*shown.name.split(), *shown.words])

@@ -1,9 +1,7 @@
-"""`mova bench NAME`: measure, checked first; make the tables; compare two result files. `mova bench --suite CARD`."""
+"""`mova bench NAME`: measure, checked first; make the tables; compare two result files."""
 
-import sys
 from collections.abc import Sequence
 
-from mova_engine.bench.card.slice_runner import asks_for_suite, run_card_suite
 from mova_engine.bench.settings import MEASUREMENTS
 from mova_engine.config.command import choose_command, is_help
 
@@ -21,11 +19,8 @@ def usage() -> str:
     return "\n".join((*head, *lines))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one measurement, print its rows, write the result file; or a card's suite; or read result files."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if asks_for_suite(argv):
-        return run_card_suite(argv)
+def run_measurement(argv: Sequence[str]) -> int:
+    """Run one measurement, print its rows, write the result file; or read result files."""
     if is_help(argv):
         print(usage())
         return 0

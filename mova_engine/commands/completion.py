@@ -36,6 +36,9 @@ def completion_app(commands: Mapping[str, tuple[str, str]]) -> App:
     for name, (module, text) in commands.items():
         words = tuple(name.split())
         found = vars(importlib.import_module(module))
+        # A program that also runs where nothing makes commands of settings names the module that has them.
+        if isinstance(found.get("SETTINGS"), str):
+            found = vars(importlib.import_module(found["SETTINGS"]))
         several: Mapping[str, Command[Any]] | None = found.get("MEASUREMENTS")
         if several is None:
             (command,) = (cast(Command[Any], value) for value in found.values() if isinstance(value, Command))

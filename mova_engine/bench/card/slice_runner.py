@@ -38,7 +38,7 @@ _START_LIMIT = 300.0
 _MEASURED = "chosen"
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
+def read_options(argv: Sequence[str]) -> argparse.Namespace:
     # Not cyclopts, as for other commands: a rented card's machine need not have it.
     parser = argparse.ArgumentParser(
         prog="mova bench", description="All that is to be measured on a card, in slices; the same command goes on."
@@ -250,7 +250,7 @@ def asks_for_suite(argv: Sequence[str]) -> bool:
 
 def run_card_suite(argv: Sequence[str]) -> int:
     """`mova bench --suite ...`: a slice, or its plan; returns the exit status."""
-    options = _options(argv)
+    options = read_options(argv)
     if options.plan:
         print(plan_text(options.suite, options.minutes, options.only))
         return 0
