@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from mova_engine.bench.card.slice_runner import asks_for_suite, run_card_suite
 from mova_engine.errors import run_cli
 
-
 # Where the options of measurements are declared, for the completion of shells.
 SETTINGS = "mova_engine.bench.settings"
 
