@@ -14,9 +14,9 @@ from torch import Tensor
 
 # npu_rotary_mul: batch times heads below the first, head dim below the second and even.
 ROTARY_ROWS, ROTARY_HEAD_DIM = 1000, 896
-# Elements that GELU takes in float32 at once: few beside the hidden activations of a clip, many beside what a call of
-# the device costs.
-_GELU_CHUNK = 1 << 25
+# Elements that GELU and a gate take in float32 at once: few beside the activations of a clip, many beside what a call
+# of the device costs.
+_CHUNK = 1 << 25
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -126,9 +126,9 @@ def _sum(rows: Tensor, bias: Tensor) -> Tensor:
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of tensors [..., d] of one shape, at most `_GELU_CHUNK` elements of each at once."""
+    """Rows of tensors [..., d] of one shape, at most `_CHUNK` elements of each at once."""
     flat = [x.reshape(-1, x.shape[-1]) for x in tensors]
-    step = max(1, _GELU_CHUNK // flat[0].shape[1])
+    step = max(1, _CHUNK // flat[0].shape[1])
     return zip(*(x.split(step) for x in flat), strict=True)
 
 
@@ -236,7 +236,8 @@ class _GateResidual(torch.autograd.Function):
     """Keeps y and the gate.
 
     Forward: CANN multiplies and adds rows in half precision and a tensor in float32 without a cast before (`addcmul`
-    casts), so that the product and the sum are in float32, and the result is rounded once.
+    casts), so that the product and the sum are in float32, and the result is rounded once. Rows are taken in chunks, so
+    that no tensor of x's size is in float32.
 
     Backward, with g the gradient of the result: dy = gate * g and dgate = sum(g * y) over the tokens, by one call of
     `npu_rms_norm_backward`. That computes dx = rstd * (weight * g - x * rstd * mean(weight * g * x * rstd)) and
@@ -250,7 +251,11 @@ class _GateResidual(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(y, gate)
-        return torch.add(x, torch.mul(y, gate.float().unsqueeze(1))).to(x.dtype)
+        r = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for *sample, row in zip(x, y, r, gate.float(), strict=True):
+            for residual, update, result in _chunks(*sample):
+                result.copy_(torch.add(residual, torch.mul(update, row)))
+        return r
 
     @staticmethod
     @torch.autograd.function.once_differentiable

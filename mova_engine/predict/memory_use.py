@@ -71,6 +71,8 @@ _AT_GELU_EXCHANGED, _AT_GELU, _AT_ATTENTION = 27.5, 22.5, 31.2
 # time. P of the former kind, at the feed-forward, where that is computed in chunks.
 _BRIDGE_KEPT, _BRIDGE_AGAIN = 8.2, 3.3
 _AT_CHUNKS, _BESIDE_CHUNK = 18.1, 3.3
+# Copies on the host of a clip that is on its way.
+_PINNED = 2
 _OUTSIDE = "weights outside of layers"
 _RING_OF_LAYERS = "layers on their way"
 _CODECS_WORK = "codecs' working set"
@@ -122,6 +124,9 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
                 # One micro-batch: gradients come as activations go.
                 activations = freed_by_layers(run) * run.job.batch
                 device[_GRADIENTS] = max(device.get(_GRADIENTS, 0) - activations, 0)
+        if host:
+            # Pinned copies of a clip and its noise, beside what they were made of.
+            host["clips on their way to the device"] = _PINNED * run.job.batch * _prepared_clip(run.job)
     device[_WORKING] = _working(run, machine) * run.job.batch
     device["keys and values of the video"] = kept_video(run) * run.job.batch
     if run.implementation.codecs_resident or (run.job.training and run.job.online):
@@ -291,7 +296,9 @@ def _differentiated(run: PlannedRun, machine: Machine | None, video: float, audi
         return passes * (video + audio)
     if run.layout.ring > 1:
         ring = _RING + (_BEFORE_ATTENTION["full" if run.policy.checkpointing == "full" else "selective"])
-    usual = max(passes, ring) * video + passes * audio
+    # A ring's backward comes before the gradients of the layer's q, k and v.
+    rings = ring * video - 3 * run.job.model.video.dim**2 * _gradient_bytes(run)
+    usual = max(passes * video, rings) + passes * audio
     if run.policy.checkpointing == "none":
         # What layers have kept is counted by itself, and goes as their gradients come.
         return usual
@@ -320,9 +327,13 @@ def _bridge_kept(run: PlannedRun) -> float:
 
 def _layer_gradients(run: PlannedRun) -> float:
     """Bytes of a layer's gradients as they come, and as they are summed; 0 where they need no place of their own."""
-    if run.job.task != "full" or (sharded(run.layout) == 1 and not run.policy.weights_on_host):
-        return 0
-    return _largest_unit(run) * (run.job.width + _FP32)
+    return _largest_unit(run) * _gradient_bytes(run)
+
+
+def _gradient_bytes(run: PlannedRun) -> int:
+    """Of one weight of a layer: as they come, and as they are summed; 0 where that is their place in the step."""
+    apart = run.job.task == "full" and (sharded(run.layout) > 1 or run.policy.weights_on_host)
+    return (run.job.width + _FP32) * apart
 
 
 def _largest_unit(run: PlannedRun) -> float:

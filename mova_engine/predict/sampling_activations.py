@@ -9,6 +9,8 @@ from mova_engine.predict.operator_cost import bound
 
 # P of q, k and v packed and arriving, beside those that are sent, while a clip is sampled by several.
 _EXCHANGE = 8.6
+# P around a bridge's queries while they are rotated, beside the residual stream.
+_IN_A_BRIDGE = 4
 # P around an operator that adds an update and normalises, and around a feed-forward that is computed in chunks.
 _NORMALISING, _CHUNKED = 4, 3
 
@@ -22,7 +24,9 @@ def sampled(run: PlannedRun, machine: Machine | None) -> float:
     if not implementation.pending_updates:
         return attending
     chunked = run.policy.chunking == "rows"
-    rotating = attending + scratch_of(run, machine, "rms_norm_rope")[0] * (not chunked)
+    # A bridge rotates its queries of all tokens at once.
+    held = _IN_A_BRIDGE if chunked else attending
+    rotating = held + scratch_of(run, machine, "rms_norm_rope")[0]
     # A product that has GELU in it needs no second tensor; that of quantised weights has not.
     hidden = 1.0 if run.quantised is None and (machine is None or _in_the_product(run, machine)) else 2.0
     feeding = _CHUNKED if chunked else 2 + hidden * video.ffn_dim / video.dim

@@ -66,7 +66,7 @@ def test_gelu_takes_a_few_rows_at_once(npu, draw, monkeypatch, dtype):
         return y, *torch.autograd.grad(y, (x, bias), cotangent.to(dtype))
 
     whole = results()
-    monkeypatch.setattr(norms, "_GELU_CHUNK", 48 * 8)
+    monkeypatch.setattr(norms, "_CHUNK", 48 * 8)
     operator, wide = OPERATORS["bias_gelu"], []
     for case in cases_of(operator):
         if case.size == "test":
