@@ -297,6 +297,26 @@ def _sync(results: dict[str, Result]) -> str:
     return _table(head, rows) if rows else ""
 
 
+def _laptop(results: dict[str, Result]) -> str:
+    """How long `make nano` takes from a clone, by part, and how well its clips' clicks meet their bounces."""
+    rows = [
+        (
+            run["commit"],
+            str(run["seed"]),
+            f"{run['seconds']:.0f} s",
+            ", ".join(f"{part} {seconds:.0f}" for part, seconds in run["parts"].items()),
+            f"{run['cpu_seconds']:.0f} s",
+            _interval(run["sync"]["own_sound"]["within_84_ms"]["f1"]),
+            f"`{name}`",
+        )
+        for name, result in sorted(results.items())
+        if result["kind"] == "laptop"
+        for run in result["runs"]
+    ]
+    head = ("commit", "seed", "in all", "parts, s", "CPU time", "F1 within 84 ms", "file")
+    return _table(head, rows) if rows else ""
+
+
 def _interval(figure: dict[str, float], digits: int = 2) -> str:
     return f"{figure['value']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
@@ -331,5 +351,6 @@ _SECTIONS: tuple[tuple[str, Callable[[dict[str, Result]], str]], ...] = (
     ("Where a step's time goes", _breakdowns),
     ("Encoding by processes that share a clip", _encoding),
     ("Sound and picture of generated clips", _sync),
+    ("`make nano` from a clone", _laptop),
     ("Files", _files),
 )
