@@ -101,7 +101,7 @@ test-ranks: setup-dev
 
 # One recipe at full size for each kind of device, the rest with a layer or two; CMake and a C++ compiler serve the fake GPU.
 test-dry: setup-dev
-	$(PY) -m pytest tests/rehearsal tests/bench/test_card_runs.py --dry $(ARGS)
+	$(PY) -m pytest tests/rehearsal tests/bench/test_card_runs.py --dry -n 2 --dist loadfile $(ARGS)
 
 # The networks' weights are generated from recipes: nothing is downloaded.
 test-scores: setup-dev

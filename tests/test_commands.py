@@ -1,6 +1,5 @@
 """One way to turn a dataclass into a command: files, defaults, numbers, names, help without torch, completion."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.token import Token
 
 from mova_engine import cli
-from mova_engine.commands.completion import completion_app
+from mova_engine.commands.completion import completion_app, declared
 from mova_engine.config.command import Command, Nothing
 from mova_engine.config.recipes import TRAIN
 from mova_engine.config.sample import SAMPLE
@@ -25,7 +24,7 @@ def commands() -> dict[str, Command]:
     """Every command by its name, measurements of bench included."""
     found: dict[str, Command] = {}
     for name, (module, _) in cli.COMMANDS.items():
-        values = vars(importlib.import_module(module))
+        values = declared(module)
         found |= {f"{name} {word}": command for word, command in values.get("MEASUREMENTS", {}).items()}
         for value in values.values():
             if isinstance(value, Command):

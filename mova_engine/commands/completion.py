@@ -35,10 +35,7 @@ def completion_app(commands: Mapping[str, tuple[str, str]]) -> App:
     groups: dict[tuple[str, ...], App] = {(): root}
     for name, (module, text) in commands.items():
         words = tuple(name.split())
-        found = vars(importlib.import_module(module))
-        # A program that also runs where nothing makes commands of settings names the module that has them.
-        if isinstance(found.get("SETTINGS"), str):
-            found = vars(importlib.import_module(found["SETTINGS"]))
+        found = declared(module)
         several: Mapping[str, Command[Any]] | None = found.get("MEASUREMENTS")
         if several is None:
             (command,) = (cast(Command[Any], value) for value in found.values() if isinstance(value, Command))
@@ -49,6 +46,14 @@ def completion_app(commands: Mapping[str, tuple[str, str]]) -> App:
             for last, command in several.items():
                 _group(groups, words).command(command.app(last))
     return root
+
+
+def declared(module: str) -> Mapping[str, Any]:
+    """The names of a program's module, or of the one that has its commands: a program that also runs where nothing
+    makes commands of settings names that in SETTINGS.
+    """
+    found = vars(importlib.import_module(module))
+    return vars(importlib.import_module(found["SETTINGS"])) if isinstance(found.get("SETTINGS"), str) else found
 
 
 def _group(groups: dict[tuple[str, ...], App], words: tuple[str, ...]) -> App:
