@@ -44,8 +44,9 @@ def run_in_processes(module: str, words: Sequence[str], count: int) -> int:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    settings: dict[str, Any] = {"shutdown_timeout": _SHUTDOWN_S}
-    known = {field.name for field in fields(LaunchConfig)}
+    # Releases of torch before 2.13 have no such setting.
+    known = any(field.name == "shutdown_timeout" for field in fields(LaunchConfig))
+    patience: dict[str, Any] = {"shutdown_timeout": _SHUTDOWN_S} if known else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -55,7 +56,7 @@ def run_in_processes(module: str, words: Sequence[str], count: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         start_method="spawn",
-        **{name: value for name, value in settings.items() if name in known},
+        **patience,
     )
     try:
         elastic_launch(config, sys.executable)("-m", module, *words)

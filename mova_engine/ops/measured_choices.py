@@ -25,17 +25,8 @@ KIND = "operator choices"
 COMMAND = "mova bench operators --choose"
 # Distributions whose version decides what an implementation is and how fast.
 _DISTRIBUTIONS = (
-    *(
-        "torch",
-        "torch_npu",
-        "triton",
-        "triton-ascend",
-        "flash-attn",
-        "flash-attn-3",
-        "flash-attn-4",
-        "apex",
-        "mindiesd",
-    ),
+    *("torch", "torch_npu", "triton", "triton-ascend"),
+    *("flash-attn", "flash-attn-3", "flash-attn-4", "apex", "mindiesd"),
 )
 # dtype -> training or sampling -> operator -> {"implementation": name, "seconds": {name: seconds}}.
 Entries = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
@@ -65,6 +56,7 @@ class MeasuredChoices:
 
 
 def purpose_of(training: bool) -> str:
+    """The name under which choices for models with gradients, or without, are kept."""
     return "training" if training else "sampling"
 
 

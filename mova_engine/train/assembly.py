@@ -47,7 +47,7 @@ from mova_engine.train.clip_data import (
     open_mix,
     training_sources,
 )
-from mova_engine.train.elastic import may_change_world, worlds_that_fit
+from mova_engine.train.elastic import may_restart, worlds_that_fit
 from mova_engine.train.lora_model import base_folder
 from mova_engine.train.masters import Weights
 from mova_engine.train.model_setup import build_model, model_config
@@ -115,7 +115,7 @@ def join_processes(config: TrainConfig, launch: Launch) -> Processes:
     try:
         shape = mesh_of(config, launch.world)
     except MovaError as error:
-        fit = worlds_that_fit(lambda world: mesh_of(config, world), launch.world) if may_change_world() else ""
+        fit = worlds_that_fit(lambda world: mesh_of(config, world), launch.world) if may_restart() else ""
         raise MovaError(f"{error}{fit}") from error
     return start_processes(device_of(config), launch, shape, config.parallel.timeout)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from mova_engine.errors import MovaError
 
 
-def may_change_world() -> bool:
-    """Whether the launcher may start these processes again, and so with another number of them."""
+def may_restart() -> bool:
+    """Whether the launcher may start these processes again, perhaps with another number of them."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 

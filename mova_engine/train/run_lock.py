@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mova_engine.errors import MovaError
+from mova_engine.train.elastic import may_restart
 
 LOCK = ".mova_lock"
 # Seconds between renewals of the modification time, and the age at which a run on another machine counts as dead.
@@ -36,7 +37,7 @@ def patience_of_a_restart() -> float:
     """How long a run waits for the lock: where the launcher restarts processes, the first process of the attempt before
     may still be ending, or its machine is gone and its lock not yet stale.
     """
-    return STALE_S + BEAT_S if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) else 0.0
+    return STALE_S + BEAT_S if may_restart() else 0.0
 
 
 class RunLock:
