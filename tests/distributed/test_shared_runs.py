@@ -93,7 +93,7 @@ def test_the_slowest_process_is_named_with_what_it_is_slow_in(clips, worlds, tmp
     ("fault", "where"),
     [
         ("spoilt layer", "forward, in video_dit.blocks.0.ffn, operator aten::div"),
-        ("spoilt gradient", "backward, in audio_dit.blocks.0.ffn, of SpoiltBackward"),
+        ("spoilt gradient", "backward, in audio_dit.blocks.0.ffn, of SpoiltGradientBackward"),
     ],
 )
 def test_the_first_layer_of_the_process_that_makes_it_is_named(clips, worlds, tmp_path, fault, where, checkpointing):
