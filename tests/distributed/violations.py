@@ -84,7 +84,9 @@ VIOLATIONS: dict[str, Callable[[], object]] = {
 
 def violated(what: str) -> str:
     """Do it; what the guard, or the device, says in this rank."""
-    start_processes(backend(), read_launch(), MeshShape(dp_shard=read_launch().world), timeout_s=20)
+    place = start_processes(backend(), read_launch(), MeshShape(dp_shard=read_launch().world), timeout_s=20)
+    # A rank that is refused ends at once: the others must have made all connections to it.
+    place.wait_for_first()
     try:
         VIOLATIONS[what]()
     except RuntimeError as error:
