@@ -67,6 +67,8 @@ class StragglerWatch:
         self._hosts = processes.all_gather_object(socket.gethostname()) if self._clock is not None else []
         # The step whose times are on their way, and what waits for them.
         self._sent: tuple[int, Callable[[], Tensor]] | None = None
+        # Rank and phase that stood out the time before.
+        self._stood_out: tuple[int, str] | None = None
         if self._clock is not None and backend.device().type == "cpu":
             time_sharding(model, self._clock)
 
@@ -88,7 +90,8 @@ class StragglerWatch:
 
     def end(self, step: int, due: bool) -> tuple[dict[str, float], str | None]:
         """Step number `step` (from 1) has ended. Where a row is due: what it is to have of the times that were sent
-        last, and a line on the straggler if there is one. Collective, where `due`.
+        last, and a line on the straggler if there is one, and the same as the time before: a single step is slowed by
+        chance too. Collective, where `due`.
         """
         if self._clock is None or not due:
             return {}, None
@@ -122,7 +125,8 @@ class StragglerWatch:
         values = {f"seconds/{name}/median": statistics.median(each[name] for each in times) for name in NAMES}
         values |= {f"seconds/{name}/most": max(each[name] for each in times) for name in NAMES}
         found = find_straggler(times)
+        before, self._stood_out = self._stood_out, None if found is None else (found.rank, found.phase)
         if found is None:
             return values, None
         values |= {"straggler/rank": float(found.rank), "straggler/ratio": found.ratio}
-        return values, found.words(step, self._hosts)
+        return values, found.words(step, self._hosts) if before == self._stood_out else None

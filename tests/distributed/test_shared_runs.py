@@ -78,9 +78,9 @@ def test_the_slowest_process_is_named_with_what_it_is_slow_in(clips, worlds, tmp
     """All take equally long for a step, since they wait for it: only the waits tell."""
     (status, said), _ = run(worlds(2), clips, tmp_path / "run", fault="slow", parallel=parallel, steps=3, batch=1)
     assert status == 0
-    assert re.findall(
-        r"straggler: rank (\d) \(\S+\) is (\d+\.\d) x the median in forward and backward \(step (\d)\)", said
-    )
+    # Of the first step it may be chance; of the third nothing is known when the run ends.
+    line = r"straggler: rank (\d) \(\S+\) is \d+\.\d x the median in forward and backward \(step (\d)\)"
+    assert re.findall(line, said) == [("1", "2")]
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row.get("straggler/rank") for row in rows] == [None, 1, 1]
     assert all(row["seconds/forward_backward/most"] > 1 for row in rows[1:])
