@@ -30,7 +30,11 @@ OPTIONAL = {"mova_kernels._fake_cuda"}
 
 
 class CMakeBuild(build_ext):
-    """Build each library with CMake."""
+    """Build each library with CMake, all of them at the same time: configuring one keeps a single core busy."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = True
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

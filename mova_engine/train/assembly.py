@@ -152,9 +152,9 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         # A checkpoint of adapters holds no codecs, nor does an older one of the audio tower alone.
         source = with_index(resume) or config.model.checkpoint
         by_bucket = sort_sources(config, sizes, data, report)
-        codecs, residency = build_codecs(config, sizes, source, data, device, by_bucket)
         held_data = heldout_source(config, sizes, report)
         held_by_bucket = sort_sources(config, sizes, held_data, report) if held_data is not None else ()
+    codecs, residency = build_codecs(config, sizes, source, data, device, by_bucket)
     if held_data is None and config.validation.every and not prompts:
         console.print("note: no validation, no samples on the way: --validation.data names a folder of held-out clips")
     # All processes encode; each starts at a different clip.

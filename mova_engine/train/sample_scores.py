@@ -21,7 +21,6 @@ from mova_engine.data.metadata import read_metadata
 from mova_engine.errors import MovaError, require_package
 from mova_engine.files.results import read_result
 from mova_engine.ops import resolve
-from mova_engine.scores.bounce_sync import TOLERANCES_MS, named_colour
 from mova_engine.scores.score_file import chosen_scores
 from mova_engine.scores.score_runner import ScoreRunner
 from mova_engine.scores.weights_folder import WeightsFolder
@@ -159,6 +158,9 @@ class SampleScores:
 
     def _bounces(self, step: int) -> tuple[dict[str, float], list[str]]:
         """F1 of clicks at bounces, its chance level beside it, of samples whose captions ask for bouncing balls."""
+        # Imported late: it takes the better part of a second, and few runs have such samples.
+        from mova_engine.scores.bounce_sync import TOLERANCES_MS, named_colour
+
         folder = sample_folder(self._samples, step)
         if not all(_OF_BALLS in x.caption and named_colour(x.caption) for x in read_metadata(folder)):
             return {}, []
