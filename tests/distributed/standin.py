@@ -317,3 +317,4 @@ def _patch_streams() -> None:
     """torch's own would be the CPU's where a device is written in Python."""
     torch.Stream = torch.Event = _Stream
     torch.accelerator.current_stream = lambda device=None: _Stream()
+    torch.Tensor.record_stream = lambda self, stream: None

@@ -147,7 +147,7 @@ def serve(connection: Connection, checks: ModuleType) -> None:
             answer = None, getattr(checks, name)(**arguments)
             if dist.is_initialized():
                 dist.destroy_process_group()
-        except Exception:
+        except BaseException:  # the end of a program is an answer too
             answer = traceback.format_exc(), None
         # Models are cycles of objects; idle processes have no reason to keep one.
         gc.collect()
