@@ -214,6 +214,8 @@ class Trainer:
                     log.write(self.step, row)
                     self._tell_scores(log, reporter)
                 reporter.advance(self.step, row)
+                # What the device may have to wait for before the next step, validations and checkpoints aside.
+                self.meter.add({"seconds/between": time.perf_counter() - started - seconds})
                 watch.at(f"after step {self.step}: validation and checkpoint", watched=False)
                 self._validate(parts, log, reporter, stop, batches)
                 if self.step % config.checkpoint.every == 0 and self.step < config.steps:

@@ -76,6 +76,7 @@ def test_a_run_leaves_what_it_promises(small, ran_and_drawn):
     row = done.rows[-1]
     wanted = ("loss", "loss/video", "loss/audio", "grad_norm", "grad_norm/video_dit", "grad_norm/audio_dit", "tflops")
     wanted += ("grad_norm/dual_tower_bridge", "lr", "seconds/step", "tokens/second", "memory/gib", "memory/peak_gib")
+    wanted += ("seconds/between", "seconds/data")
     assert all(row[name] > 0 for name in wanted)
     assert "mfu" not in row  # the peak of this machine's cores is not known
     assert "attention=" in done.said and "0.59 M parameters" in done.said
