@@ -1,10 +1,10 @@
 """Prepares a run's clips: writes the embedded clips, builds and fits the codecs, opens the latent caches."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mova_engine.checkpoints.folder import Codecs, codecs_of, load_codecs
@@ -30,6 +30,7 @@ from mova_engine.data.loader import Loader, build_loader
 from mova_engine.data.media.decode import Clip, read_clip
 from mova_engine.data.metadata import FILES, Entry
 from mova_engine.data.mixture import MixedClips, MixedLoader, MixedSet
+from mova_engine.data.permutation import Permutation
 from mova_engine.data.synthetic.bounce import SCENE, Scene, generate
 from mova_engine.data.synthetic.notes import KINDS, generate_sounds
 from mova_engine.distributed.processes import Processes
@@ -151,14 +152,17 @@ def _scaled_with_tower(config: TrainConfig, source: Path | None, device: torch.d
     return codec if isinstance(codec, MdctAudioCodec) else None
 
 
-def _spread(entries: Sequence[Entry], most: int) -> tuple[Iterable[Entry], int]:
+def drawn(entries: Sequence[Entry], most: int) -> tuple[Iterable[Entry], int]:
     """Return (entries, count): read `count` (at most `most`) of the reordered entries.
 
-    The first `count` are spread evenly over the list; the others follow as substitutes for those that cannot be read.
+    The first `count` are drawn at random, always the same of a list of this length, in the list's order; the others
+    follow as substitutes for those that cannot be read. Every n-th entry would not do: lists repeat, as speakers,
+    captions or colours take turns, and it might see one kind alone.
     """
-    stride = math.ceil(len(entries) / most)
-    first = entries[::stride]
-    return chain(first, (entry for i, entry in enumerate(entries) if i % stride)), len(first)
+    order, count = Permutation(len(entries), 0, 0), min(most, len(entries))
+    first = np.sort(order(np.arange(count)))
+    substitutes = (order(np.array([place]))[0] for place in range(count, len(entries)))
+    return (entries[int(number)] for number in chain(first, substitutes)), count
 
 
 def _to_fit(config: TrainConfig, clip: ClipConfig, data: Data, sorted_clips: Sequence[SourceClips]) -> list[Clip]:
@@ -178,7 +182,7 @@ def _to_fit(config: TrainConfig, clip: ClipConfig, data: Data, sorted_clips: Seq
         for shape, entries in parts:
             # Of one part that is the weight's share to the last bit.
             wanted = settings.num_fit_clips * weight / whole
-            chosen, count = _spread(entries, max(1, round(wanted * len(entries) / listed)))
+            chosen, count = drawn(entries, max(1, round(wanted * len(entries) / listed)))
             found += islice(_readable(chosen, shape, settings, config.task == "joint", reasons), count)
         if not found:
             shown = "; ".join(reasons[:SHOWN_REASONS]) + ("; ..." if len(reasons) > SHOWN_REASONS else "")
