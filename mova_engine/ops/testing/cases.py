@@ -196,6 +196,24 @@ def fp8_cases() -> tuple[Case, ...]:
     )
 
 
+def fp8_trained_cases() -> tuple[Case, ...]:
+    """Cases of a trained linear layer with fp8 products: of tokens there may be any number."""
+
+    def uneven(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        # Tokens and outputs of very different size, a token of zeros: one scale for all would lose the small ones.
+        inputs = inputs_of.linear(make, b, s, i, o)
+        tokens, outputs = (torch.logspace(-3, 1, n, dtype=torch.float64) for n in (s, o))
+        x = inputs["x"] * tokens[:, None].to(inputs["x"])
+        x[:, s // 2] = 0
+        return {"x": x, "weight": inputs["weight"] * outputs[:, None].to(x), "bias": None}
+
+    return (
+        *(_case(name, inputs_of.linear, shape) for name, shape in _FP8_GEMMS.items()),
+        _case("uneven", uneven, (2, 32, 96, 64)),
+        *(_case(name, inputs_of.linear, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
+    )
+
+
 # Inputs of a quantised weight come in blocks: 64 of NF4, 256 of GGUF's K formats.
 _QUANTISED_GEMMS = {
     "nano": (2, 69, 256, 96),
@@ -376,6 +394,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "quantize_rows": row_cases(inputs_of.quantize_rows(factor=False))
     + _renamed(inputs_of.quantize_rows(factor=True), "factor"),
     "fp8_linear": fp8_cases(),
+    "fp8_trained_linear": fp8_trained_cases(),
     "nf4_linear": quantised_cases(
         inputs_of.nf4_linear(True), inputs_of.nf4_linear(True, False), ("float32-scales", inputs_of.nf4_linear(False))
     ),
