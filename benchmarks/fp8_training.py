@@ -1,9 +1,9 @@
-"""nano trained in float32 with fp8 products, emulated, and without: losses, and how far the products are off.
+"""nano trained with fp8 products, emulated, beside the same in bfloat16 and in float32: losses and deviations.
 
     python -m benchmarks.fp8_training --out benchmarks/results/fp8-training-nano.json
 
-Clips, initial weights, noise levels and noise are the same in both runs of a seed; what differs is the rounding of
-products. These are compared layer by layer in the first steps and every 100 (`mova_engine.train.fp8_watch`).
+Clips, initial weights, noise levels and noise are the same in all runs of a seed; what differs is rounding. The first
+steps of a run with fp8 products are compared layer by layer (`mova_engine.train.fp8_watch`), and every 100 after them.
 A run that lies under --work is not trained again.
 """
 
@@ -23,10 +23,11 @@ from mova_engine.files.results import write_result
 from mova_engine.models.fp8_products import COMPARED
 from mova_engine.train.metrics import METRICS, read_metrics
 
-FP8 = "fp8"
+FP8 = "fp8 in bfloat16"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "float32": (),
-    FP8: ("--fp8.products", "emulated", "--fp8.check-every", "100"),
+    "float32": ("--dtype", "float32"),
+    "bfloat16": ("--dtype", "bfloat16"),
+    FP8: ("--dtype", "bfloat16", "--fp8.products", "emulated", "--fp8.check-every", "100"),
 }
 # Steps of a mean of losses.
 _WINDOW = 50
@@ -41,7 +42,7 @@ def clips(folder: Path, count: int, split: str) -> Path:
 
 def train(work: Path, variant: str, seed: int, steps: int) -> Path:
     """Train in a process of its own; returns the run's folder."""
-    out = work / f"{variant}-{seed}-{steps}"
+    out = work / f"{variant.replace(' ', '-')}-{seed}-{steps}"
     if not (out / "checkpoints").is_dir():
         words = [sys.executable, "-m", "mova_engine.train", "--recipe", "nano", "--device", "cpu", "--out", str(out)]
         words += ["--data", str(clips(work / "data", 192, "train")), "--seed", str(seed), "--steps", str(steps)]
