@@ -9,7 +9,7 @@ from torch import Tensor
 from mova_engine.ops import OpTable
 
 # What is compared of a layer, in the order of its deviations.
-COMPARED = ("output", "input's gradient", "weight's gradient")
+COMPARED: tuple[str, ...] = ("output", "input's gradient", "weight's gradient")
 # In place of a deviation: nothing was computed, or nothing but zeros.
 NOT_MEASURED = -1.0
 

@@ -8,10 +8,11 @@ run's dtype for good. Every `fp8.check_every` steps all layers are compared anew
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mova_engine.config.fp8 import FP8_TRAINED
 from mova_engine.config.train import TrainConfig
@@ -99,11 +100,13 @@ class Fp8Watch:
         """After step number `step`, counted from 1: what to say of what was compared. taken: whether the step was
         finite; of others nothing is taken.
         """
-        names = [n for n, layer in self.layers.items() if layer.fp8 is not None and layer.fp8.comparing]
-        if not names or not taken:
+        # A step runs the same components in all processes: one video expert, the bridge or not.
+        found = {name: x.fp8.deviations for name, x in self.layers.items() if x.fp8 is not None and x.fp8.comparing}
+        ran = {name: deviations for name, deviations in found.items() if deviations is not None}
+        if not ran or not taken:
             return []
         compared: dict[str, tuple[float, ...]] = {}
-        for name, deviations in zip(names, self._deviations(names), strict=True):
+        for name, deviations in zip(ran, self._everywhere(ran.values()), strict=True):
             # What gave nothing but zeros, such as the gradient behind weights that are zero, is compared again.
             if NOT_MEASURED not in deviations or max(deviations) > self.settings.slack:
                 compared[name] = deviations
@@ -117,19 +120,10 @@ class Fp8Watch:
         self._write()
         return self._lines(step, compared, off)
 
-    def _deviations(self, names: list[str]) -> list[tuple[float, ...]]:
-        """Of each layer the largest of all processes."""
-        found = [self._products(name).deviations for name in names]
-        device = next((x.device for x in found if x is not None), torch.device("cpu"))
-        nothing = torch.full((len(COMPARED),), NOT_MEASURED, device=device)
-        here = torch.stack([nothing if x is None else x for x in found]).tolist()
-        everywhere = self.processes.all_gather_object(here)
-        return [tuple(max(each) for each in zip(*rows, strict=True)) for rows in zip(*everywhere, strict=True)]
-
-    def _products(self, name: str) -> Fp8Products:
-        products = self.layers[name].fp8
-        assert products is not None, "a layer that stays in the run's dtype is not compared"
-        return products
+    def _everywhere(self, deviations: Iterable[Tensor]) -> list[tuple[float, ...]]:
+        """Of each layer the largest deviations of all processes."""
+        gathered = self.processes.all_gather_object(torch.stack(list(deviations)).tolist())
+        return [tuple(max(each) for each in zip(*rows, strict=True)) for rows in zip(*gathered, strict=True)]
 
     def _lines(self, step: int, compared: Mapping[str, tuple[float, ...]], off: Mapping[str, Any]) -> list[str]:
         worst = [max(each) for each in zip(*compared.values(), strict=True)]

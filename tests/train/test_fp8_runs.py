@@ -109,6 +109,7 @@ def test_other_ways_to_train_go_with_it(small, ran):
         (
             {"dtype": "bfloat16", "ops": {"fp8_trained_linear": "scaled-mm-cpu"}},
             {"task": "audio"},
+            {"model": {"bridge": False}},
             {"memory": {"checkpointing": "selective", "chunking": "rows"}, "optim": {"name": "muon"}},
             {"global_batch_size": 4, "memory": {"checkpointing": "full"}, "debug": "nan"},
         )
