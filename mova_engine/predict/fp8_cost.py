@@ -12,8 +12,8 @@ from mova_engine.predict.job import PlannedRun
 _MULTIPLE = 16
 # Bytes moved for each weight: read and written in a byte for `x W^T`; for `g W` copied in the other order first.
 _FORWARD, _BACKWARD = 3, 7
-# P of copies in fp8 and in the other order at a layer's peak, counted by dry runs of mova-360p: of whole clips, and where
-# heads are exchanged, whose peak is at another place of the layer.
+# P of copies in fp8 and in the other order at a layer's peak, counted by dry runs of mova-360p: of whole clips, and of
+# those whose heads are exchanged, where the peak is at another place of the layer.
 _COPIES, _COPIES_EXCHANGED = 4.0, 1.3
 # P that a layer keeps where it is not recomputed: norms' outputs, and beside GELU's input, its result.
 _KEPT_INPUTS = 3.0
