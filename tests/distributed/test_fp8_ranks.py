@@ -13,15 +13,23 @@ def layers(run):
     return json.loads((run / "fp8.json").read_text())["layers"]
 
 
-@pytest.mark.parametrize("memory", [{}, {"checkpointing": "full"}], ids=["kept", "recomputed"])
-def test_two_processes_with_divided_weights_train_as_one_does(worlds, clips, tmp_path, memory):
+@pytest.mark.parametrize(
+    ("world", "parallel", "memory"),
+    [
+        pytest.param(2, {"shard": True}, {}, id="divided"),
+        pytest.param(2, {"shard": True}, {"checkpointing": "full"}, id="divided, recomputed"),
+        pytest.param(2, {}, {}, id="whole"),
+        pytest.param(4, {"shard": True, "replicate": 2}, {}, id="copies", marks=pytest.mark.slow),
+    ],
+)
+def test_processes_train_as_one_does_that_accumulates(worlds, clips, tmp_path, world, parallel, memory):
     """A weight's gradient has scales by the tokens that it is summed over: those of a clip in either case."""
-    settings = {"steps": 3, "batch": 1, "global_batch_size": 2, "fp8": FP8, "memory": memory}
+    settings = {"steps": 3, "batch": 1, "global_batch_size": world, "fp8": FP8, "memory": memory}
     status, said = run_shared(clips=str(clips), out=str(tmp_path / "alone"), **settings)
-    together = worlds(2).run(
-        "run_shared", clips=str(clips), out=str(tmp_path / "two"), parallel={"shard": True}, **settings
+    together = worlds(world).run(
+        "run_shared", clips=str(clips), out=str(tmp_path / "two"), parallel=parallel, **settings
     )
-    assert status == 0 and [status for status, _ in together] == [0, 0]
+    assert status == 0 and [status for status, _ in together] == [0] * world
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     ours, theirs = (tensors(tmp_path / run / "checkpoints" / "step-000003") for run in ("two", "alone"))
     assert ours.keys() == theirs.keys()

@@ -69,6 +69,9 @@ def test_a_run_goes_on_to_the_bit_with_the_layers_it_had(small, ran):
     assert "fp8 compared at step 4" in through.said and "fp8 compared at step 4" in again.said
     ours, theirs = masters(again, 4), masters(through, 4)
     assert ours.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in ours.items())
+    longer = ran(small("again", steps=5, **settings))
+    assert longer.status == 0 and "products in fp8, emulated: " in longer.said
+    assert "were off by more than fp8.slack before" in longer.said
     # Without fp8 it goes on too, and says so: a checkpoint is what it is without.
     plain = ran(small("without", resume=str(middle), checkpoint={"every": 2}))
     assert plain.status == 0 and 'note: not as in step-000002: fp8.products: "emulated" -> "none"' in plain.said
