@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from mova_engine.ops import OpTable
+from mova_engine.ops.row_chunks import product_chunks
 
 # What is compared of a layer, in the order of its deviations.
 COMPARED: tuple[str, ...] = ("output", "input's gradient", "weight's gradient")
@@ -56,27 +58,33 @@ class _Comparing(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad[2:]
-        rows = g.flatten(0, -2)
-        dx = (rows @ weight).view(x.shape) if of_x else None
-        dweight = rows.t() @ x.flatten(0, -2) if of_weight else None
+        of_x, _, of_bias = ctx.needs_input_grad[2:]
+        inputs, rows = x.detach().flatten(0, -2), g.flatten(0, -2)
+        leaves = inputs.requires_grad_(of_x), weight.detach().requires_grad_()
         with torch.enable_grad():
-            leaves = x.detach().requires_grad_(), weight.detach().requires_grad_()
             out = ctx.fp8(*leaves, None)
-        fp8_dx, fp8_dweight = torch.autograd.grad(out, leaves, g)
-        exact = torch.nn.functional.linear(x, weight)
-        pairs = ((out.detach(), exact), (fp8_dx, dx), (fp8_dweight, dweight))
-        ctx.products.add([_deviation(found, wanted) for found, wanted in pairs])
-        return None, None, dx, dweight, rows.sum(0) if of_bias else None
+        # As little as can be is held beside what the layer holds without comparison: the output goes when it has been
+        # compared, and what it is compared with is there a few rows at a time.
+        edge, inputs, weight = get_gradient_edge(out), inputs.detach(), weight.detach()
+        found = [_deviation(out.detach(), lambda part: inputs[part] @ weight.t())]
+        del out
+        *fp8_dx, fp8_dweight = torch.autograd.grad((edge,), leaves if of_x else leaves[1:], (rows,))
+        dx, dweight = rows @ weight if of_x else None, rows.t() @ inputs
+        # A gradient that the layer does not need cannot be off.
+        found.append(torch.zeros_like(found[0]) if dx is None else _deviation(fp8_dx[0], dx.__getitem__))
+        found.append(_deviation(fp8_dweight, dweight.__getitem__))
+        ctx.products.add(found)
+        return None, None, None if dx is None else dx.view(x.shape), dweight, rows.sum(0) if of_bias else None
 
 
-def _deviation(found: Tensor, exact: Tensor | None) -> Tensor:
+def _deviation(found: Tensor, exact: Callable[[slice], Tensor]) -> Tensor:
     """Root mean square of the difference over that of the exact result, float32, 0-dimensional: infinite where it is
-    not finite, 0 where the layer needs no such result (None), `NOT_MEASURED` where both are zero.
+    not finite, `NOT_MEASURED` where both are zero. found [n, k]; exact: gives some of its rows.
     """
-    if exact is None:
-        return torch.zeros((), device=found.device)
-    size = torch.linalg.vector_norm(exact, dtype=torch.float32)
-    difference = torch.linalg.vector_norm(found.float() - exact.float())
+    sums = torch.zeros(2, device=found.device)
+    for part in product_chunks(*found.shape):
+        rows = exact(part).float()
+        sums += torch.stack([(found[part].float() - rows).square().sum(), rows.square().sum()])
+    difference, size = sums.sqrt().unbind()
     share = torch.nan_to_num(difference / size, nan=torch.inf, posinf=torch.inf)
     return torch.where((size == 0) & (difference == 0), NOT_MEASURED, share)
