@@ -42,7 +42,7 @@ def compute_otherwise(variant: str) -> None:
 
     def product(rows: Tensor, bias: Tensor | None, weight: Tensor, weight_scale: Tensor) -> Tensor:
         values, scale = fp8_impl.quantize_rows_reference(rows)
-        return fp8_impl._product(values, scale, weight.t(), weight_scale, bias, rows.dtype)
+        return fp8_impl.scaled_product(values, scale, weight.t(), weight_scale, bias, rows.dtype)
 
     class Layer:
         @staticmethod

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mova_engine.ops import OPERATORS
 
-_PRODUCTS = ("linear_gelu", "lora_linear")
+_PRODUCTS = ("linear_gelu", "lora_linear", "fp8_trained_linear")
 
 
 def bytes_moved(operator: str, inputs: dict[str, Any]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from mova_engine.config.clip import ClipSettings
 from mova_engine.config.command import section
 from mova_engine.config.data_mix import WeightedFolder, parse_mix
 from mova_engine.config.diffusion import DiffusionSettings
+from mova_engine.config.fp8 import Fp8Settings
 from mova_engine.config.limits import check, check_least, check_seed, check_threads
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import MeshShape, accumulation, choose_mesh
@@ -278,6 +279,7 @@ class TrainConfig:
     loader: Annotated[LoaderSettings, section("Data")] = field(default_factory=LoaderSettings)
     diffusion: Annotated[DiffusionSettings, section("Diffusion")] = field(default_factory=DiffusionSettings)
     optim: Annotated[OptimSettings, section("Optimizer")] = field(default_factory=OptimSettings)
+    fp8: Annotated[Fp8Settings, section("Products in fp8")] = field(default_factory=Fp8Settings)
     checkpoint: Annotated[CheckpointSettings, section("Checkpoints")] = field(default_factory=CheckpointSettings)
     validation: Annotated[ValidationSettings, section("Validation")] = field(default_factory=ValidationSettings)
     log: Annotated[LogSettings, section("Logs")] = field(default_factory=LogSettings)
@@ -349,11 +351,17 @@ class TrainConfig:
             "--vram and --ram limit runs of adapters (lora.rank) and sampling: ask mova plan what full training needs",
         )
         self.memory.check("lora" if self.lora.rank else "full", self.parallel.shard)
+        self.fp8.check_run(self.dtype, self.lora.rank > 0)
 
     @property
     def folder(self) -> Path:
         """Where the run's files go."""
         return self.out if self.out is not None else Path("runs") / self.name
+
+    @property
+    def operator_choices(self) -> dict[str, str]:
+        """Implementations that must be used, by operator: those that settings ask for, under those named in `ops`."""
+        return self.fp8.choices | self.ops
 
     @property
     def mixed(self) -> tuple[WeightedFolder, ...]:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from mova_engine.config.model import TowerConfig
 from mova_engine.models.clip_updates import ClipUpdates, Product, Update
 from mova_engine.models.context_parallel import SharedAttention, exchanging
+from mova_engine.models.fp8_products import Fp8Products
 from mova_engine.models.token_chunks import in_token_chunks
 from mova_engine.models.weight_formats import WEIGHT, WeightFormat
 from mova_engine.ops import OpTable
@@ -152,8 +153,10 @@ class NormParameters(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that can carry a low-rank adapter, `x W^T + b + scale * (x A^T) B^T`, and hold W quantised.
+    """nn.Linear that can carry a low-rank adapter, `x W^T + b + scale * (x A^T) B^T`, hold W quantised, or train W by
+    fp8 products.
 
+    fp8: how these are computed, where a gradient is recorded; else, and with None, all is in W's dtype.
     clip_updates: the clips of a batch take updates of their own in place of the adapter; None: they do not.
     weight_format: in which W is held, with all that belongs to it beside it, as buffers; None: as a plain parameter.
     These buffers are no part of the state: `checkpoints.quantised_files` reads and writes such weights.
@@ -168,6 +171,7 @@ class Linear(nn.Linear):
         self.lora_B: nn.Linear | None = None
         self.lora_scale = 1.0
         self.clip_updates: ClipUpdates | None = None
+        self.fp8: Fp8Products | None = None
         self.weight_format: WeightFormat | None = None
         # Names of the buffers that belong to a quantised weight.
         self._beside: tuple[str, ...] = ()
@@ -177,15 +181,19 @@ class Linear(nn.Linear):
 
     @property
     def plain(self) -> bool:
-        """Neither an adapter nor a quantised weight."""
-        return self.lora_A is None and self.clip_updates is None and self.weight_format is None
+        """Neither an adapter nor a quantised weight, nor fp8 products now."""
+        return self.lora_A is None and self.clip_updates is None and self.weight_format is None and not self._in_fp8
+
+    @property
+    def _in_fp8(self) -> bool:
+        return self.fp8 is not None and torch.is_grad_enabled()
 
     def gelu(self, x: Tensor) -> Tensor:
         """The layer and tanh-GELU. Unless the layer is plain, the bias waits for GELU's pass, at no cost."""
         return self._with_updates(x, self._gelu)
 
     def _gelu(self, x: Tensor, update: Update | None) -> Tensor:
-        if update is None and self.weight_format is None:
+        if update is None and self.weight_format is None and not self._in_fp8:
             return self.ops.linear_gelu(x, self.weight, self.bias)
         return self.ops.bias_gelu(self._product(x, None, update), self.bias)
 
@@ -219,6 +227,8 @@ class Linear(nn.Linear):
         if self.weight_format is not None:
             return self.weight_format.product(self.ops, self.held(), x, (bias, a, b, scale))
         if a is None:
+            if self.fp8 is not None and self._in_fp8:
+                return self.fp8.product(self.ops, x, self.weight, bias)
             return nn.functional.linear(x, self.weight, bias)
         return self.ops.lora_linear(x, self.weight, bias, a, b, scale=scale)
 

@@ -23,6 +23,7 @@ linear_gelu = sized(inputs.linear, *_GEMM)
 lora_linear = sized(inputs.lora_linear, *_GEMM)
 quantize_rows = sized(inputs.quantize_rows(factor=False), *_ROWS)
 fp8_linear = sized(inputs.fp8_linear(adapter=True), *_GEMM)
+fp8_trained_linear = sized(inputs.linear, *_GEMM)
 # Inputs of quantised weights come in blocks of up to 256.
 _QUANTISED = (2, 69, 256, 288)
 nf4_linear = sized(inputs.nf4_linear(double=True), *_QUANTISED)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mova_engine.errors import MovaError
+from mova_engine.ops import fp8_trained_impl
 from mova_engine.ops.declarations import REFERENCE, Choice, Operator, resolve
 from mova_engine.ops.fp8_impl import checked
 from mova_engine.ops.quantised_impl import nf4_checked
@@ -186,7 +187,7 @@ _OF_VENDOR = (_VENDOR, "mova_engine.ops.quantised_impl:int8_npu")
 _OF_TORCH = tuple(
     f"mova_engine.ops.{name}"
     for name in (
-        *("torch_impl", "linear_impl", "fp8_impl", "quantised_impl"),
+        *("torch_impl", "linear_impl", "fp8_impl", "fp8_trained_impl", "quantised_impl"),
         *("optimizer_impl", "adamw_8bit", "newton_schulz"),
     )
 )
@@ -286,6 +287,9 @@ def fake_function(operator: Operator, implementation: str, watch: Watch = _unwat
         return resolve(entry.target)
     if (operator.name, implementation) == ("fp8_linear", "scaled-mm-triton"):
         return partial(checked, _fused(OPERATORS["quantize_rows"], "triton", watch))
+    if (operator.name, implementation) == ("fp8_trained_linear", "scaled-mm-triton"):
+        product = fp8_trained_impl.scaled(_fused(OPERATORS["quantize_rows"], "triton", watch))
+        return partial(fp8_trained_impl.checked, product)
     if operator.name == "nf4_linear" and implementation in ("native", "dequantise"):
         chunk = _NF4_CHUNK if implementation == "dequantise" else 0
         return partial(nf4_checked, partial(_dequantised_nf4, chunk))

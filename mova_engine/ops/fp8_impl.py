@@ -20,7 +20,7 @@ from mova_engine.ops.reference import quantize_rows_reference
 Quantize = Callable[..., tuple[Tensor, Tensor]]
 _FP8 = torch.float8_e4m3fn
 # cuBLASLt's fp8 products take sizes that are multiples of this.
-_MULTIPLE = 16
+MULTIPLE = 16
 
 
 def scaled_mm_check(backend: Backend) -> str | None:
@@ -29,8 +29,8 @@ def scaled_mm_check(backend: Backend) -> str | None:
     if absent is not None:
         return absent
     try:
-        one = torch.ones(_MULTIPLE, _MULTIPLE, device=backend.device()).to(_FP8)
-        scale = torch.ones(_MULTIPLE, 1, device=backend.device())
+        one = torch.ones(MULTIPLE, MULTIPLE, device=backend.device()).to(_FP8)
+        scale = torch.ones(MULTIPLE, 1, device=backend.device())
         torch._scaled_mm(one, one.t(), scale, scale.t(), out_dtype=torch.bfloat16)
     except RuntimeError as error:
         return f"torch {torch.__version__} has no fp8 product here: {str(error).splitlines()[0]}"
@@ -51,7 +51,7 @@ class _Fp8Linear(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         rows = x.flatten(0, -2)
-        out = _product(*quantize(rows), weight.t(), weight_scale, bias, x.dtype)
+        out = scaled_product(*quantize(rows), weight.t(), weight_scale, bias, x.dtype)
         ctx.save_for_backward(weight, weight_scale)
         ctx.quantize, ctx.scale, ctx.shape, ctx.adapter = quantize, scale, x.shape, None
         if lora_a is not None and lora_b is not None:
@@ -70,7 +70,7 @@ class _Fp8Linear(torch.autograd.Function):
             transposed = weight.t().contiguous().t()
             ones = torch.ones_like(weight_scale[:1]).expand(weight.shape[1])
             values, scale = ctx.quantize(g, weight_scale)
-            dx = _product(values, scale, transposed, ones, None, g.dtype)
+            dx = scaled_product(values, scale, transposed, ones, None, g.dtype)
         if adapter:
             x, lora_a, lora_b, u = adapter
             dx, da, db = adapter_gradients(ctx, x.flatten(0, -2), g, lora_a, lora_b, u, dx)
@@ -78,12 +78,12 @@ class _Fp8Linear(torch.autograd.Function):
         return None, dx, None, None, g.sum(0) if ctx.needs_input_grad[4] else None, da, db, None
 
 
-def _product(
+def scaled_product(
     values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """(values * scale) (weight * weight_scale) + bias; values [n, k], weight [k, m] with adjacent rows."""
-    if values.shape[0] == 0:
-        return torch.zeros(0, weight.shape[1], dtype=dtype, device=values.device)
+    if values.numel() == 0:
+        return torch.zeros(len(values), weight.shape[1], dtype=dtype, device=values.device)
     columns = weight_scale.contiguous().unsqueeze(0)
     return torch._scaled_mm(values, weight, scale, columns, bias=bias, out_dtype=dtype)
 
@@ -107,9 +107,9 @@ def checked(
         raise MovaError(
             f"fp8_linear: weight must be float8_e4m3fn and weight_scale a float32 scale for each row, got {found}"
         )
-    if any(size % _MULTIPLE for size in weight.shape):
+    if any(size % MULTIPLE for size in weight.shape):
         raise MovaError(
-            f"fp8_linear: the weight's sizes must be multiples of {_MULTIPLE}, got {list(weight.shape)}; "
+            f"fp8_linear: the weight's sizes must be multiples of {MULTIPLE}, got {list(weight.shape)}; "
             "keep this layer in bfloat16"
         )
     if (lora_a is None) != (lora_b is None):

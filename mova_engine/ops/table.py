@@ -9,6 +9,7 @@ from mova_engine.ops.declarations import Implementation, Operator, Passes
 _TORCH = "mova_engine.ops.torch_impl"
 _LINEAR = "mova_engine.ops.linear_impl"
 _FP8 = "mova_engine.ops.fp8_impl"
+_FP8_TRAINED = "mova_engine.ops.fp8_trained_impl"
 _QUANTISED = "mova_engine.ops.quantised_impl"
 _QUANTISED_REFERENCE = "mova_engine.ops.quantised_reference"
 _APEX = "mova_engine.ops.apex_impl"
@@ -303,6 +304,41 @@ OPERATORS: dict[str, Operator] = {
             ),
             differentiable="x bias lora_a lora_b",
             called_in=("bfloat16",),
+        ),
+        _operator(
+            "fp8_trained_linear",
+            Implementation(
+                "scaled-mm-triton",
+                f"{_FP8_TRAINED}:scaled_mm_triton",
+                ("cuda",),
+                needs=("triton",),
+                generations=_FROM_ADA,
+                check=f"{_FP8}:scaled_mm_check",
+                dtypes=("bfloat16",),
+                # By reading, of a square layer: rows of x; of g rows and columns, of x columns, these copied first.
+                passes=Passes(1.5, 8.5),
+            ),
+            Implementation(
+                "scaled-mm",
+                f"{_FP8_TRAINED}:scaled_mm",
+                ("cuda",),
+                generations=_FROM_ADA,
+                check=f"{_FP8}:scaled_mm_check",
+                dtypes=("bfloat16",),
+                passes=Passes(15.5, 50.5),  # the same by `quantize_rows_reference`, which is counted
+            ),
+            # A CPU has no fp8 products: torch emulates them, which shows what the code for GPUs computes.
+            Implementation(
+                "scaled-mm-cpu",
+                f"{_FP8_TRAINED}:scaled_mm",
+                ("cpu",),
+                check=f"{_FP8}:scaled_mm_check",
+                dtypes=("bfloat16",),
+                automatic=False,
+                passes=Passes(15.5, 50.5),
+            ),
+            differentiable="x weight bias",
+            formula=f"{_FP8_TRAINED}:fp8_trained_linear_reference",
         ),
         _quantised("nf4_linear", replace(_native("nf4_linear"), target=f"{_QUANTISED}:nf4_native", passes=_NONE)),
         _quantised(

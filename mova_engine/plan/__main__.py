@@ -73,6 +73,8 @@ class PlanConfig:
     """How the model's files hold the weights of layers, as `mova quantise` writes them; default: plain. Of adapters and
     of sampling.
     """
+    fp8: bool = False
+    """Of training of all weights: products of blocks and bridge in fp8, as mova train --fp8.products device."""
     cache: str | None = None
     """Of sampling: with a step cache, as mova sample --cache 1.6; what it keeps of the video counts."""
     online: bool = False
@@ -112,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         None if args.ram is None else parse_bytes(args.ram, "--ram"),
         None if args.disk is None else parse_rate(args.disk, "--disk"),
     )
+    if job.fp8 and "fp8" not in hardware.peak:
+        raise MovaError(f"{hardware.name} has no fp8 arithmetic; leave --fp8 and fp8.products out")
     fixed = _memory(args.memory, hardware, job.task, implementation)
     # A mesh does not say whether weights are shared: in training they are, in sampling they are not, unless the policy
     # wants it otherwise.
@@ -153,6 +157,10 @@ def _job(args: PlanConfig) -> Job:
         # As the command has it that runs a plan: guidance by the text, with the bridge in all evaluations.
         words = ("--cache", f"{_speedup(args.cache):g}")
         given["kept"] = KeptVideo(job.evaluations, velocities=True, words=words)
+    if args.fp8:
+        if given.get("task", job.task) != "full":
+            raise MovaError("--fp8 is for weights that are trained: of others add --memory.frozen fp8")
+        given["fp8"] = True
     if args.lora_rank is not None:
         given["lora_rank"] = args.lora_rank
     if args.stored is not None:

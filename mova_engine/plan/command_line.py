@@ -99,6 +99,8 @@ def _training(run: PlannedRun, recipe: str | None) -> list[str]:
         found += ["--lora.rank", str(job.lora_rank)]
     elif recipe is None:
         found += ["--optim.ema", "0"]
+    if job.fp8:
+        found += ["--fp8.products", "device"]
     if job.moments != "float32":
         found += ["--optim.moments", job.moments]
     if job.muon is not None:

@@ -73,6 +73,7 @@ def headline(job: Job, hardware: Hardware, devices: int, implementation: str) ->
         task += f" of {job.evaluations} evaluations"
     elif job.components == ("audio_dit",):
         task += " of the audio tower alone"
+    task += ", products in fp8" if job.fp8 else ""
     encoding = "" if not job.training else ", clips encoded online" if job.online else ", cached latents"
     return [
         f"{job.model.name}, {task}, {job.precision}{encoding}: {clip.frames} frames of {clip.height}x{clip.width}, "

@@ -84,7 +84,7 @@ class Job:
     sampling, evaluations that differ only in the text do not share a forward. base: how the files hold the frozen
     weights of layers, a value of memory.frozen. added: adapters that sampling adds. moments: how AdamW's are held, a
     value of optim.moments. muon: of the matrices, None: AdamW alone. kept: what sampling keeps of the video; None: both
-    towers run in each evaluation.
+    towers run in each evaluation. fp8: trained layers multiply by the device's fp8 products.
     """
 
     model: MovaConfig
@@ -103,6 +103,7 @@ class Job:
     moments: str = "float32"
     muon: MuonSettings | None = None
     kept: KeptVideo | None = None
+    fp8: bool = False
 
     def __post_init__(self) -> None:
         choose(self.task, TASKS, "task")
@@ -144,6 +145,7 @@ def training_job(config: "TrainConfig", model: MovaConfig) -> Job:
         batch=config.loader.batch,
         moments=config.optim.moments,
         muon=_muon(optim) if optim.name == "muon" else None,
+        fp8=config.fp8.products == "device",
     )
     if config.lora.rank:
         job = replace(job, task="lora", lora_rank=config.lora.rank)
@@ -346,6 +348,10 @@ class PlannedRun:
             return f"{frozen} holds frozen weights; full training freezes none"
         if frozen != "activations" and self.job.precision != "bf16":
             return f"weights in {frozen} compute in bf16: precision must be bf16"
+        if self.job.fp8 and self.job.task != "full":
+            return "fp8 products are of weights that are trained: in other tasks memory.frozen fp8 holds them so"
+        if self.job.fp8 and self.job.precision != "bf16":
+            return "fp8 products give bf16: precision must be bf16"
         if self.job.task == "full" and self.policy.weights == "host":
             return "trained weights go to the host with the optimizer: use memory.optimizer host"
         if self.job.task == "full" and self.policy.weights == "files":

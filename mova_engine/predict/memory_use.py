@@ -34,6 +34,7 @@ from mova_engine.predict.codec_cost import (
     streamed_text_bytes,
 )
 from mova_engine.predict.flops import layer_parameters, parameter_counts
+from mova_engine.predict.fp8_cost import copies
 from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
 from mova_engine.predict.muon_cost import MOMENTUM, matrix_parameters
@@ -277,7 +278,7 @@ def _working(run: PlannedRun, machine: Machine | None) -> float:
     chosen = run.job.components
     video, audio = run.local_video * ("video_dit" in chosen), run.local_audio * ("audio_dit" in chosen)
     if run.job.training:
-        return _differentiated(run, machine, video, audio)
+        return _differentiated(run, machine, video, audio) + copies(run) * (video + audio)
     # Of guidance's evaluations two that differ in text alone share a forward.
     forwards = run.job.evaluations // run.layout.cfg
     together = 1 if run.job.sequential else min(2, forwards)

@@ -43,6 +43,8 @@ class OperatorCost:
         """
         self.bound = bound(machine, job.training, job.precision)
         self.training, self.lora, self.fp8, self.recomputed = job.training, job.task == "lora", fp8, recomputed
+        # Layers are operators of their own, each with its input, beside adapters and where they multiply in fp8.
+        self.trained_fp8, self.single = job.fp8, job.fp8 or self.lora
 
     def passes(self, operator: str, gate: bool = True) -> Pair:
         """Passes of one call, in units of its own activations."""
@@ -88,10 +90,10 @@ class OperatorCost:
 
     def _inputs(self, norms: tuple[str, ...], shared: int) -> float:
         """Of the backward of layers that share an input: plain ones add up its gradient inside their products, and
-        compute it again from what the norms keep where no layer is recomputed as a whole; adapted ones keep it, and
-        their gradients are summed one by one.
+        compute it again from what the norms keep where no layer is recomputed as a whole; others keep it, and their
+        gradients are summed one by one.
         """
-        if self.lora:
+        if self.single:
             return shared * _SUM
         return 0.0 if self.recomputed else sum(self.passes(name)[0] for name in norms)
 
@@ -101,12 +103,15 @@ class OperatorCost:
             return self.passes("linear_gelu")[0], 0.0
         forward, backward = self.passes("bias_gelu")
         # `feed_forward` computes it again in its backward, unless the layer is recomputed as a whole.
-        return forward, backward if self.lora or self.recomputed else forward + backward
+        return forward, backward if self.single or self.recomputed else forward + backward
 
     def _linears(self, outputs: float, inputs: float, biases: float) -> Pair:
         """Of layers, by the widths of their outputs and inputs: what is beside the base's product. biases: of the
         outputs that are summed for the gradient of a bias (the up projection's is summed in GELU's backward).
         """
+        if self.trained_fp8:
+            quantised = self.passes("fp8_trained_linear")
+            return quantised[0] * inputs, quantised[1] * (inputs + outputs) / 2 + biases
         if not self.lora:
             return 0.0, biases
         forward, backward = self.passes("lora_linear")

@@ -1,6 +1,7 @@
 """Bytes that layers keep for the backward of a clip, on the device and on the host."""
 
 from mova_engine.config.stages import OFFLOAD_LAYERS
+from mova_engine.predict.fp8_cost import kept
 from mova_engine.predict.job import WIDTHS, PlannedRun
 
 _FP32 = WIDTHS["fp32"]
@@ -20,7 +21,7 @@ def saved_activations(run: PlannedRun) -> tuple[dict[str, float], dict[str, floa
         device["all activations"] = model.audio.num_layers * _audio_block(run) * run.local_audio
     else:
         block, bridge = run.implementation.working
-        block += _adapted(run)
+        block += _adapted(run) + kept(run)
         bridges = len(model.bridge.layers) * ("dual_tower_bridge" in job.components)
         device["all activations"] = (layers * block + bridges * bridge) * (run.local_video + run.local_audio)
     for name in host:
@@ -96,7 +97,7 @@ def _audio_block(run: PlannedRun) -> float:
     """
     video, audio = run.job.model.video, run.job.model.audio
     wider = audio.ffn_dim / audio.dim - video.ffn_dim / video.dim
-    return run.implementation.working[0] + wider + 3 * run.job.model.text_tokens / run.audio_tokens
+    return run.implementation.working[0] + kept(run) + wider + 3 * run.job.model.text_tokens / run.audio_tokens
 
 
 def _merged_attention(run: PlannedRun) -> float:

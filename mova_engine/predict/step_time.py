@@ -20,6 +20,7 @@ from mova_engine.predict.flops import (
     parameter_counts,
     training_flops,
 )
+from mova_engine.predict.fp8_cost import product_rate, weight_bytes
 from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import OURS, PlannedRun, copies, sharded
 from mova_engine.predict.muon_cost import MOVED, matrix_parameters, newton_schulz_flops
@@ -151,7 +152,9 @@ def matrix_seconds(run: PlannedRun, hardware: Hardware) -> tuple[float, float]:
             attentions += backward * max(flops / backward_rate, traffic / bandwidth)
             continue
         traffic = op.layers * (op.k * op.n * weight + op.rows * share * (op.k + op.n) * job.width)
-        linears += (forward + recomputed + backward) * max(flops / gemm, traffic / bandwidth)
+        rate = product_rate(op, run, hardware)
+        linears += (forward + recomputed + backward) * max(flops / rate, traffic / bandwidth)
+        linears += weight_bytes(op, run, forward + recomputed, backward > 1) / bandwidth
         adapter = op.adapter_flops(job.adapters) * share
         linears += adapter * (3 + recomputed) / gemm
     return linears, attentions

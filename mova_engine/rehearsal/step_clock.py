@@ -126,7 +126,8 @@ class Clock:
             flops = 2.0 * left.numel() * right.shape[-1]
         elif "convolution" in name:
             flops = 2.0 * made[0].numel() * math.prod(given[1].shape[1:])
-        return max(seconds, flops / (self.hardware.peak_flops(self.job.precision) * achieved.gemm))
+        precision = "fp8" if name == "_scaled_mm" and self.job.fp8 else self.job.precision
+        return max(seconds, flops / (self.hardware.peak_flops(precision) * achieved.gemm))
 
     def _collective(self, func: Any, args: tuple, kwargs: dict) -> None:
         if self._launched is None:

@@ -48,6 +48,7 @@ from mova_engine.train.clip_data import (
     training_sources,
 )
 from mova_engine.train.elastic import may_restart, worlds_that_fit
+from mova_engine.train.fp8_watch import Fp8Watch
 from mova_engine.train.lora_model import base_folder
 from mova_engine.train.masters import Weights
 from mova_engine.train.model_setup import build_model, model_config
@@ -63,8 +64,9 @@ from mova_engine.train.validation import Validator, read_own_prompts
 class TrainingRun:
     """The parts of a training run.
 
-    residency: moves the codecs, which wait on the host, to the device. saver: writes checkpoints of sharded weights in
-    the background. resumed: state.json of the checkpoint that the run resumes from; None for a new run.
+    residency: moves the codecs, which wait on the host, to the device. fp8: which layers multiply in it. saver: writes
+    checkpoints of sharded weights in the background. resumed: state.json of the checkpoint that the run resumes from;
+    None for a new run.
     """
 
     config: TrainConfig
@@ -78,6 +80,7 @@ class TrainingRun:
     validator: Validator | None
     state: TrainingState
     processes: Processes
+    fp8: Fp8Watch
     saver: Background
     resumed: dict[str, Any] | None
 
@@ -140,8 +143,9 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    known = deterministic_operators(OPERATORS, config.ops) if config.deterministic else OPERATORS
-    ops = processes.operators(bind(backend, config.ops, dtypes=(DTYPES[config.dtype],), operators=known))
+    choices = config.operator_choices
+    known = deterministic_operators(OPERATORS, choices) if config.deterministic else OPERATORS
+    ops = processes.operators(bind(backend, choices, dtypes=(DTYPES[config.dtype],), operators=known))
     sizes = model_config(config)
     check_before_work(config, sizes, ops, resume)
     _say_other_bases(config, resume, console)
@@ -198,11 +202,13 @@ def assemble(config: TrainConfig, resume: Path | None, console: Console, process
         validator=validator,
         state=state,
         processes=processes,
+        fp8=Fp8Watch(config, model, processes),
         saver=Background(processes, config.parallel.timeout if shards is not None else None),
         resumed=None,
     )
     if resume is not None:
         run.resumed = load_checkpoint(resume, state)
+        run.fp8.load_state_dict(run.resumed["progress"].get("fp8", {}))
         for line in loader.load_state_dict(run.resumed["progress"]["loader"], config.loader.changed):
             console.print(f"note: {line}")
         for line in differences(with_defaults(run.resumed["config"]), to_plain(config)):
@@ -258,6 +264,8 @@ def _describe(run: TrainingRun, clips: int, console: Console) -> None:
     console.print(f"device {run.backend.name}: {run.backend.describe()}")
     chosen = [c.label for c in run.ops.choices if c.implementation != REFERENCE]
     console.print(f"operators other than the reference: {', '.join(chosen) or 'none'}")
+    if run.fp8.layers:
+        console.print(run.fp8.words())
     if run.processes.launch.world > 1:
         sharded = "" if run.state.weights.shards is None else ", weights sharded"
         console.print(f"{run.processes.launch.world} processes: {run.processes.shape}{sharded}")

@@ -75,7 +75,7 @@ def dry_run_training(
     streamed = config.memory.weights != "device" and not config.parallel.shard
     timed = None if clock is None else _clock(config, clock, machine, sizes)
     stage = Stage(machine, world_size, DTYPES[config.dtype] if streamed else None, components, timed)
-    table = stage.operators(config.ops, (DTYPES[config.dtype],))
+    table = stage.operators(config.operator_choices, (DTYPES[config.dtype],))
     with stage.world(), _without_files(components):
         processes = stage.processes(shape, config.parallel.timeout)
         ops = processes.operators(table)

@@ -23,6 +23,7 @@ from mova_engine.models.audio_dit import AudioDiT
 from mova_engine.models.mova import Mova
 from mova_engine.ops import DTYPES, OpTable
 from mova_engine.train.adapter_card import metadata_of, write_card
+from mova_engine.train.fp8_watch import use_fp8
 from mova_engine.train.lora_model import add_adapters, alpha_of, base_folder, build_adapted, with_initial_adapters
 from mova_engine.train.timestep_sampling import generator
 
@@ -122,6 +123,7 @@ def build_model(
     else:
         model = Mova(sizes, ops, place)
         model.chunk_rows = config.memory.chunk_rows
+    use_fp8(config, model, ops)
     if settings.shard:
         shards = shard_model(model, processes, device, DTYPES[config.dtype], config.memory)
         if fill:

@@ -20,6 +20,7 @@ from mova_engine.files.byte_ranges import is_local
 from mova_engine.models.mova import Mova
 from mova_engine.models.weight_formats import computes_in
 from mova_engine.ops import DTYPES, OpTable
+from mova_engine.train.fp8_watch import check_products
 from mova_engine.train.lora_model import base_folder, check_output, initial_adapters
 from mova_engine.train.model_setup import audio_only, outline, source_of
 from mova_engine.train.run_folder import FOLDERS
@@ -82,6 +83,7 @@ def check_before_work(config: TrainConfig, sizes: MovaConfig, ops: OpTable, resu
         for dialect in config.lora.export:
             get_dialect(dialect)
         initial_adapters(model, config.lora)
+    check_products(config, model, ops)
     if resume is None or config.lora.rank:
         for name in COMPONENTS:
             component = getattr(model, name)

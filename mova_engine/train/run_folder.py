@@ -7,6 +7,7 @@ from mova_engine.config.train import TrainConfig
 from mova_engine.errors import MovaError
 from mova_engine.files.writable import check_writable
 from mova_engine.files.written import Written
+from mova_engine.train.fp8_watch import RECORD
 from mova_engine.train.loss_curve import PICTURE
 from mova_engine.train.metrics import METRICS, REPLACED, TENSORBOARD, check_metrics
 from mova_engine.train.run_lock import RunLock, patience_of_a_restart
@@ -63,7 +64,7 @@ class RunFolder:
         # A folder of checkpoints alone, or one that an earlier version wrote, has no record.
         known = bool(self.written.names) or not checkpoints_of(self.folder)
         if known:
-            self.written.check((METRICS, REPLACED, PICTURE), WAY_OUT)
+            self.written.check((METRICS, REPLACED, PICTURE, RECORD), WAY_OUT)
         path = self.folder / CONFIG
         if not (path.is_file() and path.read_bytes() == config):
             self.written.write(CONFIG, config, WAY_OUT)

@@ -183,6 +183,7 @@ class Trainer:
         updater = Updater(config, parts.model, state.weights, state.optimizer, parts.ops, processes)
         debugger = NanDebugger(config, updater, processes) if config.debug == "nan" else None
         stragglers = StragglerWatch(processes, parts.model, parts.backend)
+        parts.fp8.open_record(None if self.held is None else self.held.written)
         parts.backend.reset_peak_memory()
         with self._prefetched(parts, updater) as batches, stragglers:
             if self.validation_due or (self.step == 0 and config.validation.at_start):
@@ -196,6 +197,7 @@ class Trainer:
                 started = time.perf_counter()
                 due = (self.step + 1) % config.log.every == 0 or self.step + 1 == config.steps
                 taken = batches if debugger is None else debugger.kept(batches)
+                parts.fp8.begin(self.step)
                 result = updater.step(self.step, taken, stragglers.begin(due, watch.at), due, stop.wanted)
                 self.step += 1
                 if debugger is not None and not result.taken:
@@ -203,6 +205,8 @@ class Trainer:
                 seconds = time.perf_counter() - started
                 self.took = self.took[0] + seconds, self.took[1] + 1
                 self._count(result, reporter, seconds)
+                for line in parts.fp8.end(self.step, result.taken):
+                    reporter.say(line)
                 if config.buckets.given:
                     work = {"tokens": parts.tokens_per_step(result.clip), "flops": parts.flops_per_step(result.clip)}
                     self.meter.add({f"{WORK}{name}": value for name, value in work.items()})
@@ -373,6 +377,7 @@ class Trainer:
         """
         progress = {
             "clips_per_step": parts.clips_per_step,
+            "fp8": parts.fp8.state_dict(),
             "loader": parts.loader.state_dict(),
             "meter": self.meter.state_dict(),
             "skipped_in_a_row": self.skipped_in_a_row,

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mova_engine.backend import circumstances, get_backend
-from mova_engine.bench.card import card_context
-from mova_engine.bench.card.card_context import make_context
+from mova_engine.bench.card import card_context, card_fp8
+from mova_engine.bench.card.card_context import LeftOut, make_context
+from mova_engine.bench.card.card_fp8 import time_fp8_layer
 from mova_engine.bench.card.card_goals import GOALS
 from mova_engine.bench.card.card_operators import _rows_agree
 from mova_engine.bench.card.card_predictions import layer_seconds, stack_plan, step_plan
@@ -22,7 +24,7 @@ from mova_engine.bench.card.slice_runner import plan_text, run_card_suite
 from mova_engine.errors import MovaError
 from mova_engine.memory.streaming import WeightStream
 from mova_engine.memory.weight_sources import HostArena, LayerUnit
-from mova_engine.ops import OPERATORS, resolve
+from mova_engine.ops import OPERATORS, bind, resolve
 from mova_engine.ops.testing.cases import cases_of
 from mova_engine.predict.hardware import get_hardware
 from mova_engine.predict.step_time import predict
@@ -189,6 +191,24 @@ def test_copies_are_hidden_or_exposed():
     stream.reset()
     assert stream.seconds()["copies_s"] == 0
     stream.close()
+
+
+@pytest.mark.parametrize("layer", part_named("fp8").seconds)
+def test_a_layer_in_fp8_is_compared_and_timed_beside_its_own_dtype(rehearsal, layer):
+    rows = time_fp8_layer(rehearsal, layer)
+    assert [row["implementation"] for row in rows] == ["in its own dtype", "reference"]
+    assert len({row["case"] for row in rows}) == 1 and all(row["forward_backward_s"] > 0 for row in rows)
+    assert all(0.005 < off < 0.06 for off in rows[1]["off"].values())
+
+
+def test_fp8_products_that_are_off_get_no_figure(rehearsal):
+    table = bind(rehearsal.backend, dtypes=(torch.bfloat16,))
+    wrong = table.replaced(fp8_trained_linear=lambda x, w, b: table.fp8_trained_linear(x, w, b) * 1.2)
+    with pytest.raises(MovaError, match=r"wrong: fp8 products are off by output 2\.\de-01, .*no speed is reported"):
+        card_fp8._deviations(wrong, card_fp8._inputs(rehearsal, 64, 96, 96))
+    card = replace(rehearsal, mark=None)
+    with pytest.raises(LeftOut, match="this card has no fp8 products"):
+        time_fp8_layer(card, "up")
 
 
 def test_the_planner_fits_the_parts_to_the_card(rehearsal):

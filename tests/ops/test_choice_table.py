@@ -33,6 +33,7 @@ COMMON = {
     "lora_linear": "accumulate",
     "quantize_rows": REFERENCE,
     "fp8_linear": REFERENCE,
+    "fp8_trained_linear": REFERENCE,
     "nf4_linear": "dequantise",
     "gguf_linear": "dequantise",
     "adamw": "fused",
@@ -57,6 +58,7 @@ def on_gpu(capability, packages, training, half) -> dict[str, str]:
     if capability >= (8, 9):
         found["fp8_linear"] = "scaled-mm-triton" if triton else "scaled-mm"
         found["quantize_rows"] = "triton" if triton else REFERENCE
+        found["fp8_trained_linear"] = found["fp8_linear"] if half else REFERENCE
     gelu = ("triton" if triton else REFERENCE) if training else "epilogue"
     return found | {"linear_gelu": gelu, "int8_linear": "int-mm"}
 

@@ -21,10 +21,11 @@ MACHINES = {
     "cuda": {"attention": "flash-attn-3", "attention_lse": "flash-attn-3", "attention_backward": "flash-attn-3"}
     | dict.fromkeys(FUNCTIONS[:8], "triton")
     | {"linear_gelu": "triton", "lora_linear": "accumulate", "quantize_rows": "triton", "merge_lse": "triton"}
-    | {"fp8_linear": "scaled-mm-triton"}
+    | {"fp8_linear": "scaled-mm-triton", "fp8_trained_linear": "scaled-mm-triton"}
     | PLAIN,
     "npu": dict.fromkeys((*FUNCTIONS[:9], "attention", "attention_lse", "attention_backward", "merge_lse"), "npu")
-    | {"lora_linear": "accumulate", "quantize_rows": "reference", "fp8_linear": "reference"}
+    | {"lora_linear": "accumulate", "quantize_rows": "reference"}
+    | {"fp8_linear": "reference", "fp8_trained_linear": "reference"}
     | PLAIN
     | {"int8_linear": "npu"},
 }

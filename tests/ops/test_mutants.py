@@ -42,6 +42,7 @@ def test_what_has_no_mutants_is_what_no_implementation_is_made_for():
         "adamw": ["bfloat16", "float16"],
         "adamw_8bit": ["bfloat16", "float16"],
         "fp8_linear": ["float32", "float16"],
+        "fp8_trained_linear": ["float32", "float16"],
         "newton_schulz": ["float16"],
     }
 

@@ -243,6 +243,8 @@ def test_a_bad_hardware_file_is_one_line(tmp_path, change, message):
         ("mova-360p --memory.check full", "Did you mean 'checkpointing'"),
         ("mova-360p --memory.inputs hots", "Did you mean 'host'"),
         ("mova-360p --task lora --hardware 910a2 --memory.frozen fp8", "has no fp8 arithmetic"),
+        ("mova-360p --hardware 910a2 --fp8", "has no fp8 arithmetic; leave --fp8"),
+        ("mova-360p --task lora --fp8", "--fp8 is for weights that are trained: of others add --memory.frozen fp8"),
         ("nano --hardware cpu --memory.inputs host", "is the host itself"),
         ("mova-360p --task lora --memory.expert host", "memory.expert host: training draws an expert"),
         (

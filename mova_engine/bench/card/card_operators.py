@@ -97,7 +97,7 @@ def _timed_case(context: CardContext, operator: Operator, case: Case) -> Rows:
         try:
             function, _ = bind_operator(operator, backend, name, training=False, dtypes=(dtype,))
             one["check"] = _rows_agree(context, operator, function, inputs)
-            one |= _figures(context, operator, function, inputs, entry.differentiable, moved, computed, peak)
+            one |= figures(context, operator, function, inputs, entry.differentiable, moved, computed, peak)
         except MovaError as error:
             one |= {"passed": False, "failed": str(error)}
         except torch.OutOfMemoryError:
@@ -152,7 +152,7 @@ def _exact(x: Any, place: torch.device) -> Any:
     return x.to(place, torch.float64) if x.is_floating_point() else x.to(place)
 
 
-def _figures(
+def figures(
     context: CardContext,
     operator: Operator,
     function: Callable[..., Any],
@@ -162,6 +162,9 @@ def _figures(
     computed: tuple[int, int],
     peak: float | None,
 ) -> dict[str, Any]:
+    """Seconds of a function with the operator's signature, forward and, if `trained`, backward, and what they come to:
+    moved, computed: (forward, backward) bytes and FLOPs of a call. peak: FLOP/s.
+    """
     least = 1 if context.rehearsed else _LEAST
 
     def median(run: Callable[[], object]) -> float:

@@ -59,7 +59,7 @@ def _tables(suite: CardSuite, units: dict[str, dict[str, Any]], rehearsed: bool)
         _steps(steps, rehearsed),
         _streams([row for row in steps if "copies" in row]),
         _goals(suite, rows, rehearsed),
-        _operators(rows.get("operators", []), rehearsed),
+        _operators([*rows.get("operators", []), *rows.get("fp8", [])], rehearsed),
         _choices(rows.get("choice", [])),
         _tiles(rows.get("tiles", [])),
         _absent(suite, units),

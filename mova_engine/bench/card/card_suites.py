@@ -104,6 +104,13 @@ PARTS: tuple[CardPart, ...] = (
         _timed(),
         apart=True,
     ),
+    CardPart(
+        "fp8",
+        "trained layers of a video block with fp8 products, beside bfloat16",
+        f"{_HERE}.card_fp8:time_fp8_layer",
+        dict.fromkeys(("attention", "up", "down"), 5.0),
+        apart=True,
+    ),
     CardPart("block", "one video block, beside the baseline", f"{_HERE}.card_steps:time_block", {"block": 25.0}),
     CardPart("bridge", "one bridge layer, beside the baseline", f"{_HERE}.card_steps:time_bridge", {"bridge": 15.0}),
     CardPart(
@@ -176,8 +183,8 @@ SUITES: dict[str, CardSuite] = {
     suite.name: suite
     for suite in (
         CardSuite("h100", "h100-80gb", minutes=30),
-        # Fifteen minutes do not hold the tiles too: what is left of them when all else is done is theirs.
-        CardSuite("h200", "h200", minutes=15, last=("tiles",)),
+        # Fifteen minutes do not hold these too: what is left of them when all else is done is theirs.
+        CardSuite("h200", "h200", minutes=15, last=("fp8", "tiles")),
         CardSuite("4090", "rtx4090", minutes=90, factor=4.0, last=("tiles",)),
         CardSuite("910a2", "910a2", minutes=60, factor=2.5),
     )

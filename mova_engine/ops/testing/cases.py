@@ -196,6 +196,35 @@ def fp8_cases() -> tuple[Case, ...]:
     )
 
 
+def fp8_trained_cases() -> tuple[Case, ...]:
+    """Cases of a trained linear layer with fp8 products: of tokens there may be any number."""
+
+    def uneven(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        # Tokens and outputs of very different size, a token of zeros: one scale for all would lose the small ones.
+        inputs = inputs_of.linear(make, b, s, i, o)
+        tokens, outputs = (torch.logspace(-3, 1, n, dtype=torch.float64) for n in (s, o))
+        x = inputs["x"] * tokens[:, None].to(inputs["x"])
+        x[:, s // 2] = 0
+        return {"x": x, "weight": inputs["weight"] * outputs[:, None].to(x), "bias": None}
+
+    def exact(make: Maker, b: int, s: int, i: int, o: int) -> dict[str, Any]:
+        # Whole numbers up to 7, which is in every row and column: all are in fp8 what they are. Others lie so often
+        # between two numbers of fp8 that float32's rounding decides, and much must be allowed.
+        inputs = inputs_of.linear(make, b, s, i, o)
+        for name, size in (("x", 4), ("weight", 4 * i**0.5)):
+            whole = inputs[name].mul(size).round().clamp(-7, 7)
+            whole[..., :1], whole.view(-1, i)[0] = 7, 7
+            inputs[name] = whole / (4 if name == "x" else 256)
+        return inputs
+
+    return (
+        *(_case(name, inputs_of.linear, shape) for name, shape in _FP8_GEMMS.items()),
+        _case("uneven", uneven, (2, 32, 96, 64)),
+        _case("exact", exact, (2, 32, 768, 64)),
+        *(_case(name, inputs_of.linear, shape, "bench") for name, shape in _BENCH_GEMMS.items()),
+    )
+
+
 # Inputs of a quantised weight come in blocks: 64 of NF4, 256 of GGUF's K formats.
 _QUANTISED_GEMMS = {
     "nano": (2, 69, 256, 96),
@@ -376,6 +405,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "quantize_rows": row_cases(inputs_of.quantize_rows(factor=False))
     + _renamed(inputs_of.quantize_rows(factor=True), "factor"),
     "fp8_linear": fp8_cases(),
+    "fp8_trained_linear": fp8_trained_cases(),
     "nf4_linear": quantised_cases(
         inputs_of.nf4_linear(True), inputs_of.nf4_linear(True, False), ("float32-scales", inputs_of.nf4_linear(False))
     ),
