@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
 
 
 def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float, interleaved: bool) -> Tensor:
-    """RMSNorm over all heads by `npu_rms_norm`, then rotary embedding of each by `npu_rotary_mul`.
+    """RMSNorm over all heads with the statistic of `npu_rms_norm`, and rotary embedding of each by `npu_rotary_mul`.
 
     cos and sin [s, e/2]. In float32: both operators round what they return to the dtype of what they take, and the
     second demands its tables in that dtype. ValueError beyond the operator's limits.
@@ -41,41 +41,42 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: f
 
 
 class _RmsNormRope(torch.autograd.Function):
-    """Keeps x as it came and a statistic a row. A rotation's gradient is the rotation back."""
+    """Keeps x as it came and a statistic a row. A rotation's gradient is the rotation back.
+
+    Forward: a row's statistic is a factor of its angles' cosines and sines, so that what is rotated is the product of
+    bfloat16 rows and the weight in float32, one kernel without a cast before. Only the statistic is taken of
+    `npu_rms_norm`: what it makes of bfloat16 rows is rounded.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, interleaved: bool) -> Tensor:
-        y, rstd = torch.ops.npu.npu_rms_norm(x.float(), weight.float(), eps)
+        rstd = torch.ops.npu.npu_rms_norm(x, weight.to(x.dtype), eps)[1]
         ctx.save_for_backward(x, weight, rstd, cos, sin)
         ctx.interleaved = interleaved
-        return _rotated(y, cos.float(), sin.float(), interleaved).to(x.dtype)
+        return _rotated(x * weight.float(), rstd * cos.float(), rstd * sin.float(), interleaved).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rstd, cos, sin = ctx.saved_tensors
-        grad = _rotated(grad.float(), cos.float(), -sin.float(), ctx.interleaved)
+        back = (table.float().expand(len(x), -1, -1) for table in (cos, -sin))
+        grad = _rotated(grad.float(), *back, ctx.interleaved)
         dx, dweight = torch.ops.npu.npu_rms_norm_backward(grad, x.float(), weight.float(), rstd)
         return dx.to(x.dtype), dweight.to(weight.dtype), None, None, None, None
 
 
 def _rotated(y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Each head of y [b, s, h*e] turned by the angles of cos and sin [s, e/2], all float32."""
-    b, s, d = y.shape
+    """Each head of y [b, s, h*e] turned by the angles of cos and sin [b, s, e/2], all float32."""
     head_dim = 2 * cos.shape[-1]
-    heads = d // head_dim
-    cos, sin = (_both_of_a_pair(table, interleaved) for table in (cos, sin))
-    # The layout [b, s, h, e] with tables [1, s, 1, e]. Samples beyond the operator's limit become tokens.
-    if b * heads >= ROTARY_ROWS:
-        cos, sin = cos.repeat(b, 1), sin.repeat(b, 1)
-    tables = (table.view(1, -1, 1, head_dim) for table in (cos, sin))
+    # The layout [1, b*s, h, e] with tables [1, b*s, 1, e]: the operator limits samples times heads, not tokens.
+    tables = (_both_of_a_pair(table, interleaved).view(1, -1, 1, head_dim) for table in (cos, sin))
     mode = "interleave" if interleaved else "half"
-    y = y.reshape(-1, cos.shape[0], heads, head_dim)
-    return torch.ops.npu.npu_rotary_mul(y, *tables, mode).view(b, s, d)
+    heads = y.reshape(1, -1, y.shape[-1] // head_dim, head_dim)
+    return torch.ops.npu.npu_rotary_mul(heads, *tables, mode).view(y.shape)
 
 
 def _both_of_a_pair(table: Tensor, interleaved: bool) -> Tensor:
-    """[s, e/2] -> [s, e]: the entry of both channels of each pair."""
+    """[.., e/2] -> [.., e]: the entry of both channels of each pair."""
     return table.repeat_interleave(2, -1) if interleaved else torch.cat((table, table), -1)
 
 

@@ -87,17 +87,6 @@ def test_gelu_takes_a_few_rows_at_once(npu, draw, monkeypatch, dtype):
     assert (max(wide) <= 48 * 8) == (dtype == torch.bfloat16)
 
 
-def test_samples_beyond_the_limit_of_rotation_become_tokens(npu, ops, draw, monkeypatch):
-    """With the limit at three samples of two heads, by the judgement of every operator."""
-    monkeypatch.setattr(norms, "ROTARY_ROWS", 3)
-    operator = OPERATORS["rms_norm_rope"]
-    cases = [case for case in cases_of(operator) if case.name.startswith(("nano", "odd-length"))]
-    assert len(cases) == 4
-    for case in cases:
-        for finding in verify(operator, ops.rms_norm_rope, case, npu.device(), torch.float32):
-            assert finding.passed, (case.name, finding)
-
-
 def test_modulation_keeps_only_narrow_activations(ops, draw):
     x, y = (draw(2, 64, 32, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
     vectors = [draw(2, 32).requires_grad_() for _ in range(3)]
