@@ -104,12 +104,6 @@ _NPU_PASSES = {
     "gate_residual_norm_modulate": Passes(13, 9, ungated=(4, 6)),
     "bias_gelu": Passes(10, 17),
 }
-# What torch_npu's compositions hold beside their results: the norm and its rotation, in the backward also its input; of
-# a gated sum the product and the sum, of which the results take the place of half. (GELU takes a few rows at once.)
-_NPU_SCRATCH = {
-    "rms_norm_rope": (4.0, 6.0),
-    "gate_residual_norm_modulate": (2.0, 0.0),
-}
 # Passes of the references in bfloat16, counted on a CPU; those of the last by reading.
 _COMPOSED = {
     "rms_norm_rope": Passes(38, 84),
@@ -150,7 +144,6 @@ def _npu(module: str, name: str) -> Implementation:
         check="mova_engine.ops.native_check:npu",
         calls=_NPU_CALLS[name],
         passes=_NPU_PASSES.get(name),
-        scratch=_NPU_SCRATCH.get(name, (0.0, 0.0)),
     )
 
 

@@ -57,22 +57,24 @@ def test_rows_keep_their_dtype_under_autocast(ops, draw, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_gelu_takes_a_few_rows_at_once(npu, draw, monkeypatch, dtype):
+@pytest.mark.parametrize("name", ["bias_gelu", "rms_norm_rope"])
+def test_float32_is_for_a_few_rows_at_once(npu, draw, monkeypatch, name, dtype):
     """By the judgement of the operator; to the bit what it is of all rows at once; nothing larger is in float32."""
-    x, bias, cotangent = draw(2, 50, 48, dtype=dtype).requires_grad_(), draw(48).requires_grad_(), draw(2, 50, 48)
+    x, vector, cotangent = draw(2, 50, 48, dtype=dtype).requires_grad_(), draw(48).requires_grad_(), draw(2, 50, 48)
+    function, more = getattr(norms, name), {}
+    if name == "rms_norm_rope":
+        more = {"cos": draw(50, 2), "sin": draw(50, 2), "eps": 1e-6, "interleaved": True}
 
     def results():
-        y = norms.bias_gelu(x, bias)
-        return y, *torch.autograd.grad(y, (x, bias), cotangent.to(dtype))
+        y = function(x, vector, **more)
+        return y, *torch.autograd.grad(y, (x, vector), cotangent.to(dtype))
 
     whole = results()
     monkeypatch.setattr(norms, "_CHUNK", 48 * 8)
-    operator, wide = OPERATORS["bias_gelu"], []
+    operator, wide = OPERATORS[name], []
     for case in cases_of(operator):
         if case.size == "test":
-            assert not [
-                each for each in verify(operator, norms.bias_gelu, case, npu.device(), dtype) if not each.passed
-            ]
+            assert not [each for each in verify(operator, function, case, npu.device(), dtype) if not each.passed]
 
     class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
