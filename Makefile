@@ -126,10 +126,10 @@ test-object-store: $(S3_VENV)/.mova-s3
 
 # torch_npu wants an environment of its own: with it installed, torch loads it by itself, which fails without CANN.
 setup-npu: $(NPU)/.mova-npu
-$(NPU)/.mova-npu: requirements/torch.txt requirements/core.txt requirements/npu.txt $(PACKAGE)
+$(NPU)/.mova-npu: requirements/torch.txt requirements/core.txt requirements/npu.txt requirements/emulated-npu.txt $(PACKAGE)
 	@test -x $(NPU)/bin/python || $(PYTHON) -m venv $(NPU)
-	@echo "installing the pinned dependencies and torch_npu"
-	@$(NPU)/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) -r requirements/npu.txt
+	@echo "installing the pinned dependencies, torch_npu and Triton, whose interpreter runs an NPU's kernels"
+	@$(NPU)/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) -r requirements/emulated-npu.txt
 	@$(NPU)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 

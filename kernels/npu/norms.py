@@ -14,9 +14,10 @@ from torch import Tensor
 
 # npu_rotary_mul: batch times heads below the first, head dim below the second and even.
 ROTARY_ROWS, ROTARY_HEAD_DIM = 1000, 896
-# Elements that GELU and a gate take in float32 at once: few beside the activations of a clip, many beside what a call
+# Elements that a rotation, a gate and GELU take in float32 at once. Few: what their calls hand on, up to 22 bytes an
+# element, fits the cache of level two, which has 192 MB in the 910B series by CANN's sources. Many beside what a call
 # of the device costs.
-_CHUNK = 1 << 25
+_CHUNK = 1 << 23
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -25,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
 
 
 def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float, interleaved: bool) -> Tensor:
-    """RMSNorm over all heads by `npu_rms_norm`, then rotary embedding of each by `npu_rotary_mul`.
+    """RMSNorm over all heads with the statistic of `npu_rms_norm`, and rotary embedding of each by `npu_rotary_mul`.
 
     cos and sin [s, e/2]. In float32: both operators round what they return to the dtype of what they take, and the
     second demands its tables in that dtype. ValueError beyond the operator's limits.
@@ -41,41 +42,50 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: f
 
 
 class _RmsNormRope(torch.autograd.Function):
-    """Keeps x as it came and a statistic a row. A rotation's gradient is the rotation back."""
+    """Keeps x as it came and a statistic a row. A rotation's gradient is the rotation back.
+
+    Forward: a row's statistic is a factor of its angles' cosines and sines, so that what is rotated is the product of
+    bfloat16 rows and the weight in float32, one kernel without a cast before. Only the statistic is taken of
+    `npu_rms_norm`: what it makes of bfloat16 rows is rounded. Rows are taken in chunks, so that no tensor of x's size
+    is in float32.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, interleaved: bool) -> Tensor:
-        y, rstd = torch.ops.npu.npu_rms_norm(x.float(), weight.float(), eps)
+        rstd = torch.ops.npu.npu_rms_norm(x, weight.to(x.dtype), eps)[1]
         ctx.save_for_backward(x, weight, rstd, cos, sin)
-        ctx.interleaved = interleaved
-        return _rotated(y, cos.float(), sin.float(), interleaved).to(x.dtype)
+        ctx.interleaved, factor = interleaved, weight.float()
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for rows, c, s, result in _chunks(x, rstd * cos.float(), rstd * sin.float(), y):
+            result.copy_(_rotated(rows * factor, c, s, interleaved))
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rstd, cos, sin = ctx.saved_tensors
-        grad = _rotated(grad.float(), cos.float(), -sin.float(), ctx.interleaved)
-        dx, dweight = torch.ops.npu.npu_rms_norm_backward(grad, x.float(), weight.float(), rstd)
-        return dx.to(x.dtype), dweight.to(weight.dtype), None, None, None, None
+        dx, factor = torch.empty(x.shape, dtype=x.dtype, device=x.device), weight.float()
+        dweight = torch.zeros_like(factor)
+        back = (table.float().expand(len(x), -1, -1) for table in (cos, -sin))
+        for rows, cotangent, scale, c, s, result in _chunks(x, grad, rstd, *back, dx):
+            turned = _rotated(cotangent.float(), c, s, ctx.interleaved)
+            each, part = torch.ops.npu.npu_rms_norm_backward(turned, rows.float(), factor, scale)
+            dweight += part
+            result.copy_(each)
+        return dx, dweight.to(weight.dtype), None, None, None, None
 
 
-def _rotated(y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Each head of y [b, s, h*e] turned by the angles of cos and sin [s, e/2], all float32."""
-    b, s, d = y.shape
+def _rotated(rows: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Each head of rows [n, h*e] turned by the angles of cos and sin [n, e/2], all float32."""
     head_dim = 2 * cos.shape[-1]
-    heads = d // head_dim
-    cos, sin = (_both_of_a_pair(table, interleaved) for table in (cos, sin))
-    # The layout [b, s, h, e] with tables [1, s, 1, e]. Samples beyond the operator's limit become tokens.
-    if b * heads >= ROTARY_ROWS:
-        cos, sin = cos.repeat(b, 1), sin.repeat(b, 1)
-    tables = (table.view(1, -1, 1, head_dim) for table in (cos, sin))
-    mode = "interleave" if interleaved else "half"
-    y = y.reshape(-1, cos.shape[0], heads, head_dim)
-    return torch.ops.npu.npu_rotary_mul(y, *tables, mode).view(b, s, d)
+    # The layout [1, n, h, e] with tables [1, n, 1, e]: the operator limits samples times heads, not tokens.
+    tables = (_both_of_a_pair(table, interleaved).view(1, -1, 1, head_dim) for table in (cos, sin))
+    heads = rows.reshape(1, len(rows), -1, head_dim)
+    return torch.ops.npu.npu_rotary_mul(heads, *tables, "interleave" if interleaved else "half").view(rows.shape)
 
 
 def _both_of_a_pair(table: Tensor, interleaved: bool) -> Tensor:
-    """[s, e/2] -> [s, e]: the entry of both channels of each pair."""
+    """[n, e/2] -> [n, e]: the entry of both channels of each pair."""
     return table.repeat_interleave(2, -1) if interleaved else torch.cat((table, table), -1)
 
 
@@ -126,7 +136,7 @@ def _sum(rows: Tensor, bias: Tensor) -> Tensor:
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of tensors [..., d] of one shape, at most `_CHUNK` elements of each at once."""
+    """The same rows of all tensors [..., d], whatever their widths; at most `_CHUNK` elements of the first at once."""
     flat = [x.reshape(-1, x.shape[-1]) for x in tensors]
     step = max(1, _CHUNK // flat[0].shape[1])
     return zip(*(x.split(step) for x in flat), strict=True)

@@ -65,8 +65,7 @@ class Implementation:
     calls: the functions of PyTorch or a vendor that do the work, where the name does not say it.
     trial: "module:attribute" of a function `() -> reason | None` that tries it on a CPU, instead of a case of its
     operator; for what takes seconds.
-    passes: over memory; None: the operator's least. rates: of an attention. scratch: what forward and backward take
-    and give back beside their results, as multiples of its activations.
+    passes: over memory; None: the operator's least. rates: of an attention.
     """
 
     name: str
@@ -84,7 +83,6 @@ class Implementation:
     calls: tuple[str, ...] = ()
     passes: Passes | None = None
     rates: tuple[Rate, ...] = ()
-    scratch: tuple[float, float] = (0.0, 0.0)
 
     @property
     def label(self) -> str:
@@ -165,10 +163,6 @@ class Operator:
         if name == REFERENCE:
             return self.composed
         return next(i.passes or self.least for i in self.implementations if i.name == name)
-
-    def scratch(self, name: str) -> tuple[float, float]:
-        """Of an implementation by name; of references none is declared."""
-        return next((i.scratch for i in self.implementations if i.name == name), (0.0, 0.0))
 
     def with_implementation(self, implementation: Implementation) -> "Operator":
         """A copy that prefers `implementation`: how a downstream trainer adds its own."""

@@ -78,7 +78,7 @@ def _cuda_cpp(name: str) -> Implementation:
 # What an operator calls of torch_npu, or of PyTorch where that has the device's own kernel.
 _NPU_CALLS = {
     "rms_norm": ("npu_rms_norm",),
-    "rms_norm_rope": ("npu_rms_norm", "npu_rms_norm_backward", "npu_rotary_mul"),
+    "rms_norm_rope": ("npu_rms_norm", "mul", "npu_rotary_mul", "npu_rms_norm_backward"),
     "layer_norm": ("native_layer_norm",),
     "norm_modulate": ("native_layer_norm",),
     "gate_residual": ("mul", "add", "npu_rms_norm_backward"),
@@ -99,17 +99,11 @@ _NPU_CALLS = {
 # and cast. What is not here is one kernel, and makes as few as can be. A product or sum of bfloat16 and float32 is one
 # kernel of CANN, without a cast before it; its result is float32.
 _NPU_PASSES = {
-    "rms_norm_rope": Passes(14, 19),
+    "rms_norm_rope": Passes(12, 19),
     "gate_residual": Passes(11, 3, ungated=(3, 0)),
     "gate_residual_norm": Passes(13, 9, ungated=(4, 6)),
     "gate_residual_norm_modulate": Passes(13, 9, ungated=(4, 6)),
     "bias_gelu": Passes(10, 17),
-}
-# What torch_npu's compositions hold beside their results: the norm and its rotation, in the backward also its input; of
-# a gated sum the product and the sum, of which the results take the place of half. (GELU takes a few rows at once.)
-_NPU_SCRATCH = {
-    "rms_norm_rope": (4.0, 6.0),
-    "gate_residual_norm_modulate": (2.0, 0.0),
 }
 # Passes of the references in bfloat16, counted on a CPU; those of the last by reading.
 _COMPOSED = {
@@ -151,7 +145,6 @@ def _npu(module: str, name: str) -> Implementation:
         check="mova_engine.ops.native_check:npu",
         calls=_NPU_CALLS[name],
         passes=_NPU_PASSES.get(name),
-        scratch=_NPU_SCRATCH.get(name, (0.0, 0.0)),
     )
 
 

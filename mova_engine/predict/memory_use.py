@@ -39,7 +39,7 @@ from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
 from mova_engine.predict.muon_cost import MOMENTUM, matrix_parameters
 from mova_engine.predict.row_padding import block_padding, padding
-from mova_engine.predict.sampling_activations import kept_video, sampled, scratch_of
+from mova_engine.predict.sampling_activations import kept_video, sampled
 from mova_engine.predict.saved_activations import freed_by_layers, saved_activations
 from mova_engine.predict.step_traffic import (
     SECOND_EXPERT,
@@ -71,7 +71,7 @@ _AT_GELU_EXCHANGED, _AT_GELU, _AT_ATTENTION = 27.5, 22.5, 31.2
 # P that a bridge keeps for its backward while the block after it is computed again; and where it is computed a third
 # time. P of the former kind, at the feed-forward, where that is computed in chunks.
 _BRIDGE_KEPT, _BRIDGE_AGAIN = 8.2, 3.3
-_AT_CHUNKS, _BESIDE_CHUNK = 18.1, 3.3
+_AT_CHUNKS = 18.1
 # Copies on the host of a clip that is on its way.
 _PINNED = 2
 _OUTSIDE = "weights outside of layers"
@@ -278,7 +278,7 @@ def _working(run: PlannedRun, machine: Machine | None) -> float:
     chosen = run.job.components
     video, audio = run.local_video * ("video_dit" in chosen), run.local_audio * ("audio_dit" in chosen)
     if run.job.training:
-        return _differentiated(run, machine, video, audio) + copies(run) * (video + audio)
+        return _differentiated(run, video, audio) + copies(run) * (video + audio)
     # Of guidance's evaluations two that differ in text alone share a forward.
     forwards = run.job.evaluations // run.layout.cfg
     together = 1 if run.job.sequential else min(2, forwards)
@@ -287,7 +287,7 @@ def _working(run: PlannedRun, machine: Machine | None) -> float:
     return (sampled(run, machine) * together + waiting) * (video + audio)
 
 
-def _differentiated(run: PlannedRun, machine: Machine | None, video: float, audio: float) -> float:
+def _differentiated(run: PlannedRun, video: float, audio: float) -> float:
     """All activations of a layer whose weights' gradients come; or what there is when its feed-forward or its
     self-attention is differentiated and few gradients of the layer are there yet, whose place that takes.
     """
@@ -305,9 +305,7 @@ def _differentiated(run: PlannedRun, machine: Machine | None, video: float, audi
         return usual
     passes, least = (_AT_GELU_EXCHANGED, 0.0) if run.layout.ulysses > 1 else (_AT_GELU, _AT_ATTENTION)
     if run.policy.chunking == "rows":
-        # Of a norm that is composed in float32 more is there than of a chunk.
-        normalising = scratch_of(run, machine, "gate_residual_norm_modulate")[1] - _BESIDE_CHUNK
-        passes, least = _AT_CHUNKS + max(normalising, 0.0), 0.0
+        passes, least = _AT_CHUNKS, 0.0
     towers = (video, _bridge_kept(run)), (audio, 0.0)
     again = sum(max(passes * size + kept, least * size) for size, kept in towers)
     return max(usual, again - _layer_gradients(run))

@@ -1,4 +1,4 @@
-"""Predicts what is alive in a layer while a clip is sampled, and what operators take for themselves, in P."""
+"""Predicts what is alive in a layer while a clip is sampled, in P, and what is kept of it."""
 
 import math
 
@@ -16,8 +16,8 @@ _NORMALISING, _CHUNKED = 4, 3
 
 
 def sampled(run: PlannedRun, machine: Machine | None) -> float:
-    """P alive while one evaluation of a clip is sampled: in attention, when heads are exchanged or q and k rotated
-    before it, in a norm that takes more than its result, or in the feed-forward.
+    """P alive while one evaluation of a clip is sampled: in attention, when heads are exchanged or a bridge's queries
+    rotated before it, in a norm, or in the feed-forward.
     """
     implementation, video = run.implementation, run.job.model.video
     attending = implementation.streaming
@@ -25,13 +25,11 @@ def sampled(run: PlannedRun, machine: Machine | None) -> float:
         return attending
     chunked = run.policy.chunking == "rows"
     # A bridge rotates its queries of all tokens at once.
-    held = _IN_A_BRIDGE if chunked else attending
-    rotating = held + scratch_of(run, machine, "rms_norm_rope")[0]
+    rotating = _IN_A_BRIDGE if chunked else attending
     # A product that has GELU in it needs no second tensor; that of quantised weights has not.
     hidden = 1.0 if run.quantised is None and (machine is None or _in_the_product(run, machine)) else 2.0
     feeding = _CHUNKED if chunked else 2 + hidden * video.ffn_dim / video.dim
-    normalising = _NORMALISING + scratch_of(run, machine, "gate_residual_norm_modulate")[0]
-    return max(attending + _EXCHANGE * (run.layout.ulysses > 1), rotating, feeding, normalising)
+    return max(attending + _EXCHANGE * (run.layout.ulysses > 1), rotating, feeding, _NORMALISING)
 
 
 def kept_video(run: PlannedRun) -> float:
@@ -57,11 +55,3 @@ def _in_the_product(run: PlannedRun, machine: Machine) -> bool:
     chosen = bound(machine, training=run.job.training, precision=run.job.precision)["linear_gelu"]
     passes = OPERATORS["linear_gelu"].passes(chosen)
     return passes is not None and passes.forward == 0
-
-
-def scratch_of(run: PlannedRun, machine: Machine | None, operator: str) -> tuple[float, float]:
-    """(forward, backward) of what a machine binds, as multiples of the operator's activations."""
-    if machine is None:
-        return 0.0, 0.0
-    chosen = bound(machine, training=run.job.training, precision=run.job.precision)
-    return OPERATORS[operator].scratch(chosen[operator])

@@ -95,9 +95,9 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 @SHARDED
 @EACH_PRESET
 @EACH_DTYPE
-@pytest.mark.parametrize("batch", [1, 30])
+@pytest.mark.parametrize("batch", [1, 2])
 def test_rows_of_a_shard(limits, ops, preset, shards, dtype, batch):
-    """Norms, rotation and gates; thirty samples are past what npu_rotary_mul takes in its batch."""
+    """Norms, rotation and gates, of one sample and of several."""
     for s, heads in _rows(preset, shards).values():
         d, wanted = 128 * heads, DTYPES[dtype]
         x, y, weight, bias = (_tensor(*shape, dtype=wanted) for shape in ((batch, s, d), (batch, s, d), (d,), (d,)))
@@ -121,6 +121,15 @@ def test_rows_of_a_shard(limits, ops, preset, shards, dtype, batch):
         hidden, up = _tensor(4 * d, d, dtype=wanted), _tensor(4 * d, dtype=wanted)
         assert_gradients(ops.linear_gelu(x, hidden, up), {"x": x, "weight": hidden, "bias": up})
         assert_gradients(ops.bias_gelu(x, bias), {"x": x, "bias": bias})
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_more_samples_than_a_rotation_takes_in_its_batch(limits, ops, interleaved):
+    """Thirty of forty heads: the operator gets them as tokens."""
+    x, weight = (_tensor(*shape, dtype=torch.bfloat16) for shape in ((30, 64, 5120), (5120,)))
+    cos, sin = (_tensor(64, 64, dtype=torch.float32, grad=False) for _ in range(2))
+    rotated = ops.rms_norm_rope(x, weight, cos, sin, eps=1e-6, interleaved=interleaved)
+    assert_gradients(rotated, {"x": x, "weight": weight})
 
 
 @SHARDED

@@ -57,22 +57,24 @@ def test_rows_keep_their_dtype_under_autocast(ops, draw, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_gelu_takes_a_few_rows_at_once(npu, draw, monkeypatch, dtype):
+@pytest.mark.parametrize("name", ["bias_gelu", "rms_norm_rope"])
+def test_float32_is_for_a_few_rows_at_once(npu, draw, monkeypatch, name, dtype):
     """By the judgement of the operator; to the bit what it is of all rows at once; nothing larger is in float32."""
-    x, bias, cotangent = draw(2, 50, 48, dtype=dtype).requires_grad_(), draw(48).requires_grad_(), draw(2, 50, 48)
+    x, vector, cotangent = draw(2, 50, 48, dtype=dtype).requires_grad_(), draw(48).requires_grad_(), draw(2, 50, 48)
+    function, more = getattr(norms, name), {}
+    if name == "rms_norm_rope":
+        more = {"cos": draw(50, 2), "sin": draw(50, 2), "eps": 1e-6, "interleaved": True}
 
     def results():
-        y = norms.bias_gelu(x, bias)
-        return y, *torch.autograd.grad(y, (x, bias), cotangent.to(dtype))
+        y = function(x, vector, **more)
+        return y, *torch.autograd.grad(y, (x, vector), cotangent.to(dtype))
 
     whole = results()
     monkeypatch.setattr(norms, "_CHUNK", 48 * 8)
-    operator, wide = OPERATORS["bias_gelu"], []
+    operator, wide = OPERATORS[name], []
     for case in cases_of(operator):
         if case.size == "test":
-            assert not [
-                each for each in verify(operator, norms.bias_gelu, case, npu.device(), dtype) if not each.passed
-            ]
+            assert not [each for each in verify(operator, function, case, npu.device(), dtype) if not each.passed]
 
     class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -85,17 +87,6 @@ def test_gelu_takes_a_few_rows_at_once(npu, draw, monkeypatch, dtype):
     assert all(torch.equal(a, b) for a, b in zip(whole[:2], chunked[:2], strict=True))
     torch.testing.assert_close(whole[2], chunked[2])
     assert (max(wide) <= 48 * 8) == (dtype == torch.bfloat16)
-
-
-def test_samples_beyond_the_limit_of_rotation_become_tokens(npu, ops, draw, monkeypatch):
-    """With the limit at three samples of two heads, by the judgement of every operator."""
-    monkeypatch.setattr(norms, "ROTARY_ROWS", 3)
-    operator = OPERATORS["rms_norm_rope"]
-    cases = [case for case in cases_of(operator) if case.name.startswith(("nano", "odd-length"))]
-    assert len(cases) == 4
-    for case in cases:
-        for finding in verify(operator, ops.rms_norm_rope, case, npu.device(), torch.float32):
-            assert finding.passed, (case.name, finding)
 
 
 def test_modulation_keeps_only_narrow_activations(ops, draw):

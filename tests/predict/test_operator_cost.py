@@ -53,7 +53,7 @@ def test_passes_of_fused_kernels(machine):
 
 def test_passes_of_compositions_on_ascend():
     forward, backward = _cost(assumed_machine("npu", "910a2"), "full").block(VIDEO)
-    assert forward == pytest.approx(2 * 14 + 13 + 2 + 4 + 13 + 10 * RATIO)
+    assert forward == pytest.approx(2 * 12 + 13 + 2 + 4 + 13 + 10 * RATIO)
     assert backward == pytest.approx(2 * 19 + 9 + 3 + 6 + 9 + (2 + 2 + 2) + (10 + 17) * RATIO + 7)
 
 

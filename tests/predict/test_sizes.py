@@ -360,18 +360,20 @@ def test_moments_in_8_bits_have_the_bytes_that_are_counted(rank):
     assert counted < 0.65 * moments(Job(M360, "lora", lora_rank=rank))
 
 
-def test_operators_that_compute_in_float32_take_more():
-    """Of what a device binds those that are not one kernel hold float32 copies: in sampling q's and k's norm and
-    rotation. The feed-forward's GELU, which NPUs compute in float32 too, takes a few rows at once.
+def test_operators_that_compute_in_float32_take_no_more():
+    """Where no operator is one kernel, rotations, gates and GELU are computed in float32 of a few rows at once. What
+    is more on an NPU is the product beside GELU's result, where the feed-forward has the peak.
     """
     cuda, npu = assumed_machine("cuda", "sm90"), assumed_machine("npu", "910a2")
-    for job, layout, more in (
-        (Job(M360, "inference"), Layout(), 2 * 4),
-        (Job(M360, "inference"), Layout(ulysses=4, shard=False), 0),
-        (Job(M360, "lora"), Layout(ulysses=8, shard=False), 0),
+    feeding = 2 + 2 * M360.video.ffn_dim / M360.video.dim
+    for job, layout, peak in (
+        (Job(M360, "inference"), Layout(), feeding),
+        (Job(M360, "inference"), Layout(ulysses=4, shard=False), None),
+        (Job(M360, "lora"), Layout(ulysses=8, shard=False), None),
     ):
         run = PlannedRun(job, layout)
         fused, composed = (memory(run, machine).device["working set of a layer"] for machine in (cuda, npu))
-        # The sound's share is small, and its feed-forward wider.
-        assert composed - fused == pytest.approx(more * run.local_video, rel=0.06, abs=1), job.task
+        more = 0.0 if peak is None else peak - run.implementation.streaming
+        # The sound's share is small.
+        assert composed - fused == pytest.approx(2 * more * run.local_video, rel=0.01, abs=1), job.task
         assert memory(run).device == memory(run, cuda).device
