@@ -9,9 +9,9 @@ is the same on all ranks. What is outside of blocks, heads, embeddings and bridg
 unit of the whole model, which is gathered once a forward.
 
 A step of several micro-batches may keep what was gathered until its last backward, and may sum gradients over ranks
-once (`MemoryConfig.gathered` and `gradients`). What travels beside a layer is `MemoryConfig.prefetch` (`unit_order`).
-Copies of the weights sum theirs once in any case: until then each rank
-has its rows' sum over the micro-batches. Sums are then in another order, equal up to rounding.
+once (`MemoryConfig.gathered` and `gradients`). Copies of the weights sum theirs once in any case: until then each rank
+has its rows' sum over the micro-batches. Sums are then in another order, equal up to rounding. What travels while a
+layer computes is `MemoryConfig.prefetch`, see `unit_order`.
 
 Weights are sharded along dimension 0, `ceil(rows / ranks)` rows for each rank; the last ranks may have fewer or none.
 The rest of the engine sees a shard as a plain tensor, in a `LocalShard`.

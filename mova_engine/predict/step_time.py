@@ -258,8 +258,8 @@ def _communication(
         tail = run.micro_batches * ring_tail(run) / to_next / max(1, exchanged_chunks(run))
         waits["ring"] = max(waits["ring"], tail)
         waits["FSDP"] = max(waits["FSDP"], _exposed_shards(run, hardware, shards, traffic))
-        if hardware.machine.kind != "npu" or sharded(layout) > 1:
-            # Beside the last backward; an NPU is waited for before gradients that are not FSDP's are exchanged.
+        if hardware.machine.sums_in_backward or sharded(layout) > 1:
+            # Beside the last backward.
             waits["copies' gradients"] = max(0.0, replicas - _last_backward(run, computing))
     parts["communication"] = sums + sum(waits.values())
     parts["offload"] = max(0.0, bus - computing)

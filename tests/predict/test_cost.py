@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from mova_engine.backend import describe_backend
 from mova_engine.config.memory import CHECKPOINTING, PLAIN, TASKS, MemoryConfig
 from mova_engine.config.model import get_preset
+from mova_engine.ops.machine import KINDS, Machine
 from mova_engine.predict.calibrate import PRIOR, calibrated, fit, leave_one_out, predicted_seconds, solve
 from mova_engine.predict.hardware import get_hardware, hardware_names
 from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
@@ -106,6 +108,7 @@ def test_a_layer_ahead_is_paid_for_in_memory_and_saves_waits():
 def test_copies_sum_whole_gradients_beside_the_last_backward_but_on_an_npu():
     run = PlannedRun(Job(M360, "lora", clips=8), Layout(dp_shard=8, shard=False))
     npu, gpu = get_hardware("910a2"), H100
+    assert all(describe_backend(kind).sums_in_backward == Machine(kind).sums_in_backward for kind in KINDS)
     assert predict(run, gpu).hidden["copies' gradients"] == pytest.approx(
         step_traffic(run).replicas / (gpu.link.bandwidth * gpu.achieved.link)
     )
