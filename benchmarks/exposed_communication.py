@@ -28,13 +28,20 @@ from mova_engine.train.dry_run import planned
 from mova_engine.train.model_setup import largest_clip, model_config
 
 RESULT = Path(__file__).parent / "results" / "rehearsal" / "exposed-communication.json"
-# Layers of the video tower of both runs.
+# Layers of the video tower of all runs.
 LAYERS = 40
 KIND = "exposed communication, simulated"
+_LORA = (
+    "--recipe lora --device npu --assume 910a2 --world-size 8 --parallel.context-parallel 4 --parallel.shard "
+    "--global-batch-size 2 --clock 910a2"
+)
+_PHASE3 = "--recipe joint-phase3 --device npu --assume 910a2 --world-size 1024 --clock 910a2 --memory.prefetch"
 RUNS = {
-    "lora": "--recipe lora --device npu --assume 910a2 --world-size 8 --parallel.context-parallel 4 --parallel.shard "
-    "--global-batch-size 2 --clock 910a2",
-    "phase3": "--recipe joint-phase3 --device npu --assume 910a2 --world-size 1024 --clock 910a2",
+    "lora": _LORA,
+    "lora-weights": f"{_LORA} --memory.prefetch weights",
+    "phase3": f"{_PHASE3} unit",
+    "phase3-weights": f"{_PHASE3} weights",
+    "phase3-all": f"{_PHASE3} all",
 }
 
 
@@ -43,7 +50,7 @@ class ExposedConfig:
     """Which runs, and where their figures go."""
 
     only: str | None = None
-    """One of the runs: lora or phase3; default: both."""
+    """One of the runs, such as phase3-all; default: all of them."""
     out: Path = RESULT
     """The result file: read, and written after each run."""
     take: Path | None = None

@@ -29,6 +29,8 @@ class Backend:
     changes_timeouts: bool = True
     # Whether torch's fused AdamW on it leaves weights and moments as they are where `found_inf` says so.
     obeys_found_inf: bool = False
+    # Whether gradients may be exchanged while the backward makes others: torch orders what its library's stream reads.
+    sums_in_backward: bool = True
     # The package that brings the device to torch, where it is not torch itself.
     vendor_package: str | None = None
     # What a task of Ray that computes on one of them takes of its machine.

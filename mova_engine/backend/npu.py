@@ -28,6 +28,8 @@ class NpuBackend(Backend):
     ray_takes = MappingProxyType({"resources": {"NPU": 1}})
     # HCCL_EXEC_TIMEOUT says how long a collective waits, in groups of some ranks too.
     changes_timeouts = False
+    # See `finish_backward`.
+    sums_in_backward = False
     vendor_package = "torch_npu"
     # torch_npu turns float64 into float32 with a warning.
     float64 = False

@@ -63,6 +63,11 @@ class MemoryConfig:
     """With parallel.shard: whether processes sum their gradients after each micro-batch, or once a step, which holds
     whole gradients in float32 on the device until then and rounds in another order.
     """
+    prefetch: Literal["auto", "unit", "weights", "all"] = "unit"
+    """With parallel.shard, in training: what travels between processes while a layer computes. The weights of the part
+    that is next; those of the whole next layer, its bridge and both blocks; or these and the gradients of the layer
+    before (torch 2.13). The same bits are sent, and sooner.
+    """
     expert: Place = "device"
     """Where the video expert waits that a denoising step does not use."""
     idle: Literal["auto", "host", "files", "device"] = "host"
@@ -191,6 +196,12 @@ class MemoryConfig:
                 "gradients",
                 self.gradients == "step" and not sharded,
                 "whole gradients are summed once a step in any case: it is for parallel.shard and several processes",
+            ),
+            ("prefetch", self.prefetch != "unit" and sampling, "sampling gathers the next part of a layer alone"),
+            (
+                "prefetch",
+                self.prefetch != "unit" and not sharded,
+                "nothing is gathered: it needs parallel.shard and several processes; else leave it at unit",
             ),
             (
                 "expert",

@@ -115,6 +115,25 @@ class Group(Named):
                 x.copy_(own)
         return x
 
+    def start_all_reduce(self, x: Tensor) -> Callable[[], Tensor]:
+        """Start replacing x by its sum over all ranks. Returns a function that waits and returns x; nobody may read or
+        write x until then.
+        """
+        if self.size == 1:
+            return lambda: x
+        Group.calls += 1
+        self.sent["all_reduce"] += 2 * (self.size - 1) * x.numel() * x.element_size() // self.size
+        own = self._on_group_device(x)
+        work = dist.all_reduce(own, group=self.process_group, async_op=True)
+        assert work is not None, "async_op=True returns a Work"
+
+        def finish() -> Tensor:
+            with self._waiting():
+                work.wait()
+            return x if own is x else x.copy_(own)
+
+        return finish
+
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """Concatenate the flat tensors of all ranks in rank order; rank i's has `sizes[i]` elements."""
         return self.all_to_all(x.repeat(self.size), [x.numel()] * self.size, sizes)()

@@ -10,7 +10,8 @@ unit of the whole model, which is gathered once a forward.
 
 A step of several micro-batches may keep what was gathered until its last backward, and may sum gradients over ranks
 once (`MemoryConfig.gathered` and `gradients`). Copies of the weights sum theirs once in any case: until then each rank
-has its rows' sum over the micro-batches. Sums are then in another order, equal up to rounding.
+has its rows' sum over the micro-batches. Sums are then in another order, equal up to rounding. What travels while a
+layer computes is `MemoryConfig.prefetch`, see `unit_order`.
 
 Weights are sharded along dimension 0, `ceil(rows / ranks)` rows for each rank; the last ranks may have fewer or none.
 The rest of the engine sees a shard as a plain tensor, in a `LocalShard`.
@@ -33,6 +34,7 @@ from torch.utils import _pytree as pytree
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.distributed.collectives import Group, open_group
 from mova_engine.distributed.processes import Processes
+from mova_engine.distributed.unit_order import gathered_ahead, running_layers
 from mova_engine.errors import MovaError
 from mova_engine.files.tensors import read_rows
 from mova_engine.models.mova import Mova
@@ -82,7 +84,11 @@ class Shards:
         sums = last or self.memory.gradients != "step"
         # Rows that are summed over the copies later wait on the device, where offloaded gradients have no room.
         sums_copies = last or (sums and self.memory.weights_on_host)
+        idle = list(idle)
         unused = {module for component in idle for module in component.modules()}
+        if self.memory.prefetch != "unit":
+            # What does not run must not be gathered: nobody would free it, and the next step would take it as it was.
+            self._gather_ahead(*gathered_ahead(running_layers(self.units[-1], idle)))
         for unit in self.units:
             # FSDP takes for granted that a unit whose gradients it is to keep was gathered before.
             unit.set_requires_gradient_sync(sums or unit in unused, recurse=False)
@@ -96,12 +102,19 @@ class Shards:
         """
         for unit in self.units:
             unit.set_reshard_after_forward(True, recurse=False)
+        self._gather_ahead({}, {})
         try:
             yield
         finally:
             for unit in self.units[:-1]:
                 unit.set_reshard_after_forward(self.memory.gathered != "step", recurse=False)
             self.units[-1].set_reshard_after_forward(False, recurse=False)
+
+    def _gather_ahead(self, forward: dict[Any, list[Any]], backward: dict[Any, list[Any]]) -> None:
+        """By unit those that are gathered as soon as it has been; others as FSDP does by itself."""
+        for unit in self.units:
+            unit.set_modules_to_forward_prefetch(forward.get(unit, []))
+            unit.set_modules_to_backward_prefetch(backward.get(unit, []))
 
     def piece(self, parameter: Tensor) -> LocalShard:
         """Return this rank's rows of a sharded parameter (a DTensor), as a view, in the dtype that they are held in."""
@@ -134,7 +147,8 @@ def shard_model(
 
     dtype: compute dtype. The shards keep the dtype of `model` (float32 for training), and so do their gradients.
     memory: whether shards and gradients, and with them the optimizer's state, are in host memory (`weights_on_host`);
-    `gathered` and `gradients` of a step of several micro-batches, of which `Shards.begin_micro_batch` must be told.
+    `prefetch`, and `gathered` and `gradients` of a step of several micro-batches, of which `Shards.begin_micro_batch`
+    must be told.
     Gradients are summed over the ranks that share a clip and averaged over ranks with different clips. Raises MovaError
     for a model that cannot be sharded.
     """
@@ -191,9 +205,21 @@ def shard_model(
     for method in ("forward_audio", "forward_side_by_side"):
         register_fsdp_forward_method(model, method)
     model.to_empty(device="cpu" if on_host else device)
+    if memory.prefetch == "all":
+        _sum_beside(units[-1], max(map(len, running_layers(model)), default=1))
     group = open_group(mesh["shard"].get_group(), device)
     copy = mesh["copy"].get_local_rank() if copies > 1 else 0
     return Shards(group, copy, tuple(units), memory)
+
+
+def _sum_beside(model: Any, units: int) -> None:
+    """Let so many units' gradients be on their way at once: those of a layer, while the one before it computes."""
+    if not hasattr(model, "set_reduce_scatter_max_input_buffers"):
+        raise MovaError(
+            f"memory.prefetch all needs torch 2.13: torch {torch.__version__} waits for the gradients of each part of "
+            "a layer; choose memory.prefetch weights"
+        )
+    model.set_reduce_scatter_max_input_buffers(units)
 
 
 @functools.cache

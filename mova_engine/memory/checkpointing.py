@@ -22,6 +22,7 @@ from torch.utils.checkpoint import (
 from mova_engine.config.memory import CHECKPOINTING
 from mova_engine.errors import MovaError
 from mova_engine.memory.host_offload import ActivationArena
+from mova_engine.memory.kept_results import kept_results
 from mova_engine.models.layers import ResidualStream
 from mova_engine.models.mova import DIRECT, DualTowerLayers, LayerRunner
 from mova_engine.ops import OpTable
@@ -43,7 +44,11 @@ SAC_IGNORED_OPS.update(
 
 
 def layer_runner(
-    checkpointing: str = "none", offload: bool = False, save: Iterable[str] = (), offload_saved: bool = False
+    checkpointing: str = "none",
+    offload: bool = False,
+    save: Iterable[str] = (),
+    offload_saved: bool = False,
+    gathered_ahead: bool = False,
 ) -> LayerRunner:
     """Return the LayerRunner that runs the layers of forward passes, one after the other.
 
@@ -54,6 +59,7 @@ def layer_runner(
     save: further operators of torch's dispatcher whose results are kept, such as "aten::mm".
     offload_saved: keep the results in host memory likewise. A runner that offloads keeps that memory: use one for all
     steps.
+    gathered_ahead: FSDP2 gathers weights of other layers while a layer runs (`MemoryConfig.prefetch`).
     Raises MovaError for an unknown `checkpointing`, for `offload` with "none", for `offload_saved` where no results are
     kept, and as `saved_operators` does.
     """
@@ -68,7 +74,7 @@ def layer_runner(
                 "inputs can wait on the host with checkpointing only: choose checkpointing full, selective or out"
             )
         return DIRECT
-    return CheckpointedLayers(saved, offload, offload_saved)
+    return CheckpointedLayers(saved, offload, offload_saved, gathered_ahead)
 
 
 def saved_operators(names: Iterable[str]) -> frozenset[torch._ops.OpOverload]:
@@ -103,13 +109,19 @@ def _changes_arguments(schema: torch._C.FunctionSchema) -> bool:
 class CheckpointedLayers:
     """A LayerRunner that keeps the inputs of each layer and the results of the operators in `saved` for the backward.
 
-    offload: keep the inputs in host memory. offload_saved: keep the results there. arena: that memory.
+    offload: keep the inputs in host memory. offload_saved: keep the results there. arena: that memory. gathered_ahead:
+    as of `layer_runner`.
     """
 
     def __init__(
-        self, saved: frozenset[torch._ops.OpOverload], offload: bool = False, offload_saved: bool = False
+        self,
+        saved: frozenset[torch._ops.OpOverload],
+        offload: bool = False,
+        offload_saved: bool = False,
+        gathered_ahead: bool = False,
     ) -> None:
         self.saved, self.offload, self.offload_saved = saved, offload, offload_saved
+        self.gathered_ahead = gathered_ahead
         self.arena = ActivationArena() if offload or offload_saved else None
 
     def run(
@@ -135,6 +147,8 @@ class CheckpointedLayers:
         settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         if self.offload_saved and copies is not None:
             settings["context_fn"] = partial(copies.results, self.saved)
+        elif self.saved and self.gathered_ahead:
+            settings["context_fn"] = partial(kept_results, self.saved)
         elif self.saved:
             settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy(self.saved))
         if layers.enter is not None:

@@ -12,8 +12,8 @@ waited for its copy.
 """
 
 import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from mova_engine.backend import describe_backend
 from mova_engine.config.stages import OFFLOAD_LAYERS
+from mova_engine.memory.kept_results import OfOperators
 from mova_engine.ops import in_flight  # noqa: F401 the operator `mova::received`
 
 
@@ -259,26 +260,7 @@ class _Ticket:
     index: int
 
 
-class _OfOperators(TorchDispatchMode):
-    """Counts the calls of operators, so that a recomputation finds the results of the forward's."""
-
-    def __init__(
-        self, operators: frozenset[torch._ops.OpOverload], move: Callable[[Any], Any], kept: dict[Any, Any]
-    ) -> None:
-        super().__init__()
-        self.operators, self.move, self.kept = operators, move, kept
-        self.calls: Counter[torch._ops.OpOverload] = Counter()
-
-    def __enter__(self) -> "_OfOperators":
-        self.calls.clear()
-        return super().__enter__()
-
-    def next_call(self, operator: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, int]:
-        self.calls[operator] += 1
-        return operator, self.calls[operator]
-
-
-class _Putting(_OfOperators):
+class _Putting(OfOperators):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in self.operators:
@@ -288,14 +270,11 @@ class _Putting(_OfOperators):
         return result
 
 
-class _Taking(_OfOperators):
+class _Taking(OfOperators):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func not in self.operators:
             return func(*args, **(kwargs or {}))
-        call = self.next_call(func)
-        if call not in self.kept:
-            raise RuntimeError(f"call {call[1]} of {func} is recomputed, and the forward did not make it")
-        return tree_map_only(_Ticket, self.move, self.kept[call])
+        return tree_map_only(_Ticket, self.move, self.of_forward(self.next_call(func)))
 
 
 def _laid_out_as(x: Tensor, buffer: Tensor) -> Tensor:

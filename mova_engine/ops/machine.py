@@ -27,6 +27,8 @@ LIBRARIES = ("cpu-kernels", "cuda-kernels")
 # What comes with an installation for a kind of device: a build of torch for CUDA requires triton, and setup builds the
 # kernels for CPUs.
 BROUGHT = {"cpu": ("cpu-kernels",), "cuda": ("triton",), "npu": ("torch_npu",)}
+# Kinds of device that are waited for between a backward and exchanges of its gradients, but for those of FSDP2.
+_WAITED_FOR = frozenset({"npu"})
 # Ascend's products by the name that torch_npu gives a device: its beginning.
 PRODUCTS = {"910a2": "Ascend910B", "910a3": "Ascend910_93", "310p": "Ascend310P"}
 # Instruction sets of a CPU that can be assumed.
@@ -64,6 +66,11 @@ class Machine:
     def version(self) -> Version | None:
         """The compute capability of an NVIDIA GPU; None for other devices, and where it is not known."""
         return self.capability if isinstance(self.capability, tuple) else None
+
+    @property
+    def sums_in_backward(self) -> bool:
+        """Whether whole gradients are exchanged while the backward makes others, as `Backend.sums_in_backward`."""
+        return self.kind not in _WAITED_FOR
 
     def lacks(self, need: str) -> str | None:
         """Why a module, "module:attribute" or library is not there; None when it is."""

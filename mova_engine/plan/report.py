@@ -39,6 +39,8 @@ _WORDS = {
     ("optimizer", "host"): "masters, gradients and moments on the host",
     ("gathered", "step"): "weights gathered once a step",
     ("gradients", "step"): "gradients summed over the devices once a step",
+    ("prefetch", "weights"): "weights gathered a layer ahead",
+    ("prefetch", "all"): "weights gathered and gradients summed beside a whole layer",
     ("expert", "host"): "the waiting video expert on the host",
     ("idle", "device"): "all parts on the device all the time",
     ("vae", "tiles"): "the video codec in tiles",

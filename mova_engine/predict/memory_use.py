@@ -33,14 +33,14 @@ from mova_engine.predict.codec_cost import (
     host_pictures,
     streamed_text_bytes,
 )
-from mova_engine.predict.flops import layer_parameters, parameter_counts
 from mova_engine.predict.fp8_cost import copies
 from mova_engine.predict.host_memory import encoding, waiting
 from mova_engine.predict.job import WIDTHS, Job, PlannedRun, sharded
 from mova_engine.predict.muon_cost import MOMENTUM, matrix_parameters
-from mova_engine.predict.row_padding import block_padding, padding
+from mova_engine.predict.row_padding import padding
 from mova_engine.predict.sampling_activations import kept_video, sampled
 from mova_engine.predict.saved_activations import freed_by_layers, saved_activations
+from mova_engine.predict.shard_units import gradient_bytes, largest_layer, largest_unit, layer_ahead
 from mova_engine.predict.step_traffic import (
     SECOND_EXPERT,
     adapter_parameters,
@@ -121,6 +121,8 @@ def memory(run: PlannedRun, machine: Machine | None = None) -> Memory:
         device["time embeddings in float32"] = _time_weights(run)
         for parts, saved in zip((device, host), saved_activations(run), strict=True):
             parts |= {name: value * run.job.batch for name, value in saved.items()}
+            if parts is device:
+                device["layers gathered and summed ahead"] = layer_ahead(run)
             if run.micro_batches <= run.job.batch and parts is device:
                 # One micro-batch: gradients come as activations go.
                 activations = freed_by_layers(run) * run.job.batch
@@ -196,7 +198,7 @@ def _weights(run: PlannedRun, device: dict[str, float], host: dict[str, float]) 
             copies = used * job.width if trained else sizes[True]
             device[_GATHERED] = copies + adapter_parameters(run, used=True) * job.width
         else:
-            gathered = _BUFFERS * _largest_unit(run)
+            gathered = _BUFFERS * largest_unit(run)
             device["weights gathered for the layers at work"] = gathered * (job.width if trained else run.frozen_width)
     _adapters(run, place, alone=shards == 1 and place is device)
 
@@ -224,18 +226,7 @@ def _added_adapters(run: PlannedRun, device: dict[str, float], host: dict[str, f
 
 def _largest_layers(run: PlannedRun) -> float:
     """Bytes of the largest layer of each component that runs, which come together where layers are streamed."""
-    return sum(_largest_layer(run, name) for name in run.job.components) * run.frozen_width
-
-
-def _largest_layer(run: PlannedRun, component: str) -> float:
-    """Weights of a block, or of both directions of a bridge layer."""
-    model = run.job.model
-    layers = {
-        "video_dit": model.video.num_layers,
-        "audio_dit": model.audio.num_layers,
-        "dual_tower_bridge": max(len(model.bridge.layers), 1),
-    }
-    return layer_parameters(parameter_counts(model)[component]) / layers[component]
+    return sum(largest_layer(run, name) for name in run.job.components) * run.frozen_width
 
 
 def _training_state(run: PlannedRun, device: dict[str, float], host: dict[str, float]) -> None:
@@ -298,7 +289,7 @@ def _differentiated(run: PlannedRun, video: float, audio: float) -> float:
     if run.layout.ring > 1:
         ring = _RING + (_BEFORE_ATTENTION["full" if run.policy.checkpointing == "full" else "selective"])
     # A ring's backward comes before the gradients of the layer's q, k and v.
-    rings = ring * video - 3 * run.job.model.video.dim**2 * _gradient_bytes(run)
+    rings = ring * video - 3 * run.job.model.video.dim**2 * gradient_bytes(run)
     usual = max(passes * video, rings) + passes * audio
     if run.policy.checkpointing == "none":
         # What layers have kept is counted by itself, and goes as their gradients come.
@@ -326,23 +317,7 @@ def _bridge_kept(run: PlannedRun) -> float:
 
 def _layer_gradients(run: PlannedRun) -> float:
     """Bytes of a layer's gradients as they come, and as they are summed; 0 where they need no place of their own."""
-    return _largest_unit(run) * _gradient_bytes(run)
-
-
-def _gradient_bytes(run: PlannedRun) -> int:
-    """Of one weight of a layer: as they come, and as they are summed; 0 where that is their place in the step."""
-    apart = run.job.task == "full" and (sharded(run.layout) > 1 or run.policy.weights_on_host)
-    return (run.job.width + _FP32) * apart
-
-
-def _largest_unit(run: PlannedRun) -> float:
-    """Weights of the largest part that is gathered by itself, with the rows that FSDP adds: a block, or a direction of
-    a bridge layer.
-    """
-    parts = {"video_dit": 1, "audio_dit": 1, "dual_tower_bridge": 2}
-    model, ranks = run.job.model, sharded(run.layout)
-    added = {"video_dit": block_padding(model.video, ranks), "audio_dit": block_padding(model.audio, ranks)}
-    return max(_largest_layer(run, name) / parts[name] + added.get(name, 0) for name in run.job.components)
+    return largest_unit(run) * gradient_bytes(run)
 
 
 def _time_weights(run: PlannedRun) -> float:

@@ -41,6 +41,7 @@ CHOICES = {
     "optimizer": ("device", "host"),
     "gathered": ("layer", "step"),
     "gradients": ("micro-batch", "step"),
+    "prefetch": ("unit", "weights", "all"),
     "expert": ("device", "host"),
     # What stays on the device costs no time in a prediction of one step: taken where it is asked for.
     "idle": ("host", "files"),
@@ -175,9 +176,12 @@ def policies(
     if job.training:
         useless = useless | {"idle"}
     if not job.training or sharded(layout) == 1 or implementation.traffic == "symmetric":
-        useless = useless | {"gathered", "gradients"}
+        useless = useless | {"gathered", "gradients", "prefetch"}
     elif PlannedRun(job, layout, implementation=implementation).micro_batches <= job.batch:
         useless = useless | {"gradients"}
+    if "dual_tower_bridge" not in job.components:
+        # Parts that are all alike cover each other.
+        useless = useless | {"prefetch"}
     if "fp8" not in hardware.peak or implementation.traffic == "symmetric" or job.precision != "bf16":
         useless = useless | {"frozen"}
     if job.model.experts == 1:

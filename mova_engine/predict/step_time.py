@@ -25,6 +25,7 @@ from mova_engine.predict.hardware import Hardware
 from mova_engine.predict.job import OURS, PlannedRun, copies, sharded
 from mova_engine.predict.muon_cost import MOVED, matrix_parameters, newton_schulz_flops
 from mova_engine.predict.operator_cost import OperatorCost, attention_rates
+from mova_engine.predict.shard_units import largest_layer
 from mova_engine.predict.step_traffic import (
     StepTraffic,
     exchanged_chunks,
@@ -229,12 +230,12 @@ def _communication(
     run: PlannedRun, hardware: Hardware, traffic: StepTraffic, parts: dict[str, float], hidden: dict[str, float]
 ) -> None:
     """Add seconds of communication and offload to `parts`, and those that overlap with computation to `hidden`."""
-    layout = run.layout
+    job, layout = run.job, run.layout
     everything = sharded(layout) * copies(layout)
     sums = traffic.reduce / link_rate(hardware, layout.context_parallel, layout.context_parallel)
     sums += traffic.matrices / link_rate(hardware, sharded(layout), sharded(layout))
-    sums += traffic.replicas / link_rate(hardware, copies(layout), everything)
     sums += traffic.collectives * hardware.latency
+    replicas = traffic.replicas / link_rate(hardware, copies(layout), everything)
     exchange = traffic.all_to_all / link_rate(hardware, layout.ulysses, layout.ulysses)
     to_next = link_rate(hardware, layout.ring, layout.context_parallel, neighbours=True)
     ring = traffic.ring / to_next
@@ -246,19 +247,36 @@ def _communication(
     # A thread reads a layer and copies it before it reads the next.
     bus += traffic.from_files / hardware.disk_bandwidth
     computing = parts["GEMM"] + parts["attention"] + parts["memory-bound passes"]
-    waits = {"Ulysses": exchange, "ring": max(0.0, ring - beside), "FSDP": max(0.0, shards - computing)}
+    waits = {
+        "Ulysses": exchange,
+        "ring": max(0.0, ring - beside),
+        "FSDP": max(0.0, shards - computing),
+        "copies' gradients": replicas,
+    }
     if run.implementation.name == OURS:
         waits["Ulysses"] = _exposed_exchange(run, exchange, parts["attention"])
+        if run.policy.prefetch != "unit" and everything <= hardware.link.devices:
+            # The next layer's weights come over the links of the forward's exchanges, which then take twice as long.
+            waits["Ulysses"] += waits["Ulysses"] / (1 + job.training)
         tail = run.micro_batches * ring_tail(run) / to_next / max(1, exchanged_chunks(run))
         waits["ring"] = max(waits["ring"], tail)
         waits["FSDP"] = max(waits["FSDP"], _exposed_shards(run, hardware, shards, traffic))
+        if hardware.machine.sums_in_backward or sharded(layout) > 1:
+            # Beside the last backward.
+            waits["copies' gradients"] = max(0.0, replicas - _last_backward(run, computing))
     parts["communication"] = sums + sum(waits.values())
     parts["offload"] = max(0.0, bus - computing)
-    all_seconds = {"Ulysses": exchange, "ring": ring, "FSDP": shards, "offload": bus}
-    for name, seconds in all_seconds.items():
+    whole = {"Ulysses": exchange, "ring": ring, "FSDP": shards, "copies' gradients": replicas, "offload": bus}
+    for name, seconds in whole.items():
         rest = seconds - waits.get(name, parts["offload"])
         if rest > 0:
             hidden[name] = rest
+
+
+def _last_backward(run: PlannedRun, computing: float) -> float:
+    """Seconds of the last micro-batch's backward, recomputation included, of a step that computes for so many."""
+    share = 1 - 1 / (2 + (run.job.task == "full") + (run.policy.checkpointing != "none"))
+    return computing * share * min(1.0, run.job.batch / run.micro_batches)
 
 
 def _exposed_exchange(run: PlannedRun, exchange: float, attention: float) -> float:
@@ -279,12 +297,18 @@ def _exposed_shards(run: PlannedRun, hardware: Hardware, shards: float, traffic:
     FSDP gathers a unit while the two before it run, and a unit's gradients wait for those of the one before it. Beside
     a video block, whose weights are most of a layer's, units of the bridge have little to compute: of a layer with
     a bridge nothing is hidden but what the forward's bridge covers. Other layers hide all of it.
+
+    With `MemoryConfig.prefetch` a layer is gathered while the one before it runs, in the forward and in the backward,
+    and the first one of each waits. So do gradients of bridged video blocks, unless they too are summed beside a layer.
     """
     model = run.job.model
     bridges = len(model.bridge.layers) if {"video_dit", "dual_tower_bridge"} <= set(run.job.components) else 0
     sent = traffic.gather + traffic.scatter
     if not bridges or not sent:
         return 0.0
+    if run.policy.prefetch != "unit":
+        of_first, of_gradients = _waiting_shares(run, bridges)
+        return shards * (traffic.gather * of_first + traffic.scatter * of_gradients) / sent
     flops = sum(
         op.flops * rank_share(op, run)
         for op in operations(model, ("dual_tower_bridge",))
@@ -299,3 +323,13 @@ def _exposed_shards(run: PlannedRun, hardware: Hardware, shards: float, traffic:
     passes = 1 if run.policy.gathered == "step" else 1 + run.job.training
     forward = exposed * traffic.gather / sent / passes
     return exposed - min(forward, covered)
+
+
+def _waiting_shares(run: PlannedRun, bridges: int) -> tuple[float, float]:
+    """Of weights that are gathered a layer ahead, and of their gradients, the shares that computation waits for."""
+    sizes = {name: largest_layer(run, name) for name in run.job.components}
+    counts = parameter_counts(run.job.model)
+    outside = sum(sum(counts[name].values()) - layer_parameters(counts[name]) for name in sizes)
+    block, whole = sizes["video_dit"], parameters(run, used=True)
+    last = sum(sizes.values()) if run.policy.prefetch == "all" else bridges * block
+    return (outside + block + sizes["dual_tower_bridge"]) / whole, (outside + last) / whole

@@ -23,7 +23,7 @@ from mova_engine.diffusion.prediction import Prediction
 from mova_engine.diffusion.schedule import add_noise
 from mova_engine.distributed.collectives import Group
 from mova_engine.distributed.fsdp import clip_grad_norm, global_norm
-from mova_engine.distributed.gradients import sum_gradients
+from mova_engine.distributed.gradients import BackwardSums, sum_gradients
 from mova_engine.distributed.processes import Processes
 from mova_engine.distributed.stop_signals import ASKED
 from mova_engine.memory.checkpointing import layer_runner
@@ -156,7 +156,23 @@ class Updater:
         self.processes = processes or Processes()
         self.experts = 2 if model.video_dit_2 is not None else 1
         memory = config.memory
-        self.runner = layer_runner(memory.checkpointing, memory.inputs == "host", offload_saved=memory.saved == "host")
+        self.runner = layer_runner(
+            memory.checkpointing,
+            memory.inputs == "host",
+            offload_saved=memory.saved == "host",
+            gathered_ahead=memory.prefetch != "unit",
+        )
+        self.sums = self._sums_beside_backward()
+
+    def _sums_beside_backward(self) -> BackwardSums | None:
+        """Of gradients that several processes have whole, where the device allows it; FSDP2 sums those of shards."""
+        weights, processes = self.weights, self.processes
+        several = weights.shards is None and processes.world_group.size > 1
+        if not several or not describe_backend(weights.tensors()[0].device.type).sums_in_backward:
+            return None
+        owners = zip(weights.masters, weights.parameters, strict=True)
+        named = [(owner.name, parameter, owner.tensor) for owner, parameter in owners]
+        return BackwardSums(named, processes.world_group, processes.shape.data_parallel)
 
     def preparer(self, build: BuildBatch, pin: bool = False) -> Preparer:
         """What makes micro-batches for `step` of a loader's batches. build, pin: as of `Preparer`."""
@@ -212,6 +228,8 @@ class Updater:
             draw, batch = micro.step_draw, self.masked(micro, heard)
             if shards is not None:
                 shards.begin_micro_batch(number + 1 == micro_batches, self.idle(draw))
+            if self.sums is not None and number + 1 == micro_batches:
+                self.sums.begin(self.idle(draw))
             result = micro_losses(self.model, batch, micro.draw, micro.noise, config, processes.sharding, self.runner)
             (result.total / micro_batches).backward()
             losses.append(torch.stack([result.total, result.video, result.audio]).detach())
@@ -224,9 +242,11 @@ class Updater:
         own = losses.clone()
         every = [g for group in gradients.values() for g in group]
         flags = _flags(wanted(), losses.device)
-        # Those of sharded weights are summed as soon as a block has them.
-        summed = [losses, flags] if shards is not None else [losses, *every, flags]
-        sum_gradients(summed, processes.world_group, groups)
+        # Those of sharded weights are summed as soon as a block has them, others as soon as a bucket is full.
+        beside = shards is not None or self.sums is not None
+        sum_gradients([losses, flags] if beside else [losses, *every, flags], processes.world_group, groups)
+        if self.sums is not None:
+            self.sums.finish()
         towers = self._norms(gradients) if detailed else {}
         if shards is None:
             norm = self.ops.clip_grad_norm(every, config.optim.clip)

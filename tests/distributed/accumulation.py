@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from mova_engine.config.mesh import MeshShape, choose_mesh
 from mova_engine.config.recipes import load_config
+from mova_engine.distributed import gradients
 from mova_engine.distributed.fsdp import shard_model
 from mova_engine.distributed.processes import Processes, read_launch, start_processes
 from mova_engine.distributed.stop_signals import ASKED
@@ -77,21 +79,48 @@ def accumulated(
     return [_accumulated(memory, micro_batches, shape, place, dtype=dtype, diffusion=diffusion) for memory in cases]
 
 
+def summed_beside_or_after(clips: int, bucket: int) -> list[dict[str, Any]]:
+    """As `accumulated`, of processes that have all weights: with sums in the last backward, and with sums after it.
+
+    bucket: elements. in_backward: buckets that were sent in a backward, of all steps.
+    """
+    torch.set_num_threads(1)
+    launch = read_launch()
+    shape = choose_mesh(launch.world, MODEL.video.num_heads)
+    place, found = start_processes(backend(), launch, shape, timeout_s=120), []
+    start, sent = gradients._start, list[bool]()
+
+    def noted(*args: Any) -> Any:
+        sent.append(torch._C._current_graph_task_id() != -1)
+        return start(*args)
+
+    for beside in (True, False):
+        sent.clear()
+        with (
+            patch.multiple(gradients, BUCKET=bucket, _start=noted),
+            patch.object(type(backend()), "sums_in_backward", beside),
+        ):
+            case = _accumulated({"checkpointing": "full"}, clips // launch.world, shape, place, shard=False)
+        found.append(case | {"in_backward": sum(sent)})
+    return found
+
+
 def _accumulated(
-    memory: dict[str, str], micro_batches: int, shape: MeshShape, place: Processes, **settings: Any
+    memory: dict[str, str], micro_batches: int, shape: MeshShape, place: Processes, shard: bool = True, **settings: Any
 ) -> dict[str, Any]:
+    shard = shard and shape.world > 1
     config = load_config(
         "nano",
         **settings,
         global_batch_size=micro_batches * shape.data_parallel,
-        parallel={"shard": shape.world > 1, "replicate": shape.dp_replicate},
+        parallel={"shard": shard, "replicate": shape.dp_replicate},
         loader={"batch": 1},
         memory=memory,
     )
     dtype = DTYPES[config.dtype]
     model = Mova(MODEL, bind(backend(), dtypes=(dtype,)), device="meta")
     shards, source = None, torch.Generator().manual_seed(1)
-    if shape.world > 1:
+    if shard:
         shards = shard_model(model, place, device(), dtype, config.memory)
         model.init_weights(source, lambda p, value: shards.piece(p).take(value))
     else:

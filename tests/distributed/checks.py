@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from distributed.accumulation import accumulated  # noqa: F401 (called by name)
+from distributed.accumulation import accumulated, summed_beside_or_after  # noqa: F401 (called by name)
 from distributed.device import backend, device
 from distributed.keeping import (  # noqa: F401 (called by name)
     changed_by_checkpointing,

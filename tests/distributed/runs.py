@@ -91,11 +91,14 @@ def run_shared(fault: str | None = None, **settings) -> tuple[int | str, str]:
 def exchanges_between_steps(**settings) -> tuple[list[int], list[int]]:
     """How many sums and maxima over processes are started within each step, and between each step and the next."""
     marks, started = list[int](), [0]
-    reduce, step = Group.all_reduce, step_module.Updater.step
+    step = step_module.Updater.step
 
-    def counted(group: Group, *args, **options):
-        started[0] += group.size > 1
-        return reduce(group, *args, **options)
+    def counted(reduce):
+        def call(group: Group, *args, **options):
+            started[0] += group.size > 1
+            return reduce(group, *args, **options)
+
+        return call
 
     def noted(*args, **options):
         marks.append(started[0])
@@ -103,7 +106,8 @@ def exchanges_between_steps(**settings) -> tuple[list[int], list[int]]:
         marks.append(started[0])
         return found
 
-    with patch.object(Group, "all_reduce", counted), patch.object(step_module.Updater, "step", noted):
+    both = {name: counted(getattr(Group, name)) for name in ("all_reduce", "start_all_reduce")}
+    with patch.multiple(Group, **both), patch.object(step_module.Updater, "step", noted):
         status, said = run_shared(**settings)
     assert status == 0, said
     between = [after - before for before, after in pairwise(marks)]

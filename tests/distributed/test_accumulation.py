@@ -79,6 +79,29 @@ def test_an_accumulated_step_sends_what_its_settings_say(worlds, alone, world, r
         assert equal(each_layer, kept) and equal(each_layer_summed_once, kept_summed_once)
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+def test_layers_that_are_gathered_ahead_are_the_same_bits_of_as_many_exchanges(worlds, checkpointing):
+    """Steps of both experts, without the bridge as well; between them outputs that must be of the renewed weights."""
+    for dropout in (0.0, 1.0):
+        cases = [{"checkpointing": checkpointing, "prefetch": value} for value in ("unit", "weights", "all")]
+        cases += [{**cases[-1], "optimizer": "host"}]
+        for ranks in worlds(2).run("accumulated", cases=cases, clips=4, bridge_dropout=dropout):
+            assert all(equal(ranks[0], other) and ranks[0]["calls"] == other["calls"] for other in ranks[1:])
+
+
+def test_whole_gradients_are_summed_once_beside_the_last_backward(worlds):
+    """By two processes, whose sum is the same bits in any order. All but the last bucket go while others are made."""
+    clips, bucket = 4, 4096
+    for beside, after in worlds(2).run("summed_beside_or_after", clips=clips, bucket=bucket):
+        assert equal(beside, after)
+        layout = Layout(dp_shard=2, shard=False)
+        planned = step_traffic(PlannedRun(Job(MODEL, "full", precision="fp32", clips=clips), layout)).replicas
+        # Of a step: the buckets, and apart from them the losses with what ranks were asked for.
+        (calls, sent), (calls_after, sent_after) = (x["calls"]["all_reduce", "world"] for x in (beside, after))
+        assert sent == sent_after == pytest.approx(planned, rel=0.01) and min(calls, calls_after) > 10
+        assert after["in_backward"] == 0 and beside["in_backward"] >= STEPS * (calls - 3)
+
+
 @pytest.mark.parametrize("checkpointing", ["full", "selective"])
 def test_one_micro_batch_is_the_same_bits_by_any_settings(worlds, checkpointing):
     """And recomputed layers gather nothing where weights stay."""

@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import pytest
 
+from mova_engine.backend import describe_backend
 from mova_engine.config.memory import CHECKPOINTING, PLAIN, TASKS, MemoryConfig
 from mova_engine.config.model import get_preset
+from mova_engine.ops.machine import KINDS, Machine
 from mova_engine.predict.calibrate import PRIOR, calibrated, fit, leave_one_out, predicted_seconds, solve
 from mova_engine.predict.hardware import get_hardware, hardware_names
 from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
 from mova_engine.predict.memory_use import memory
 from mova_engine.predict.published import CALIBRATED, ROWS
+from mova_engine.predict.shard_units import largest_unit
 from mova_engine.predict.step_time import encode_seconds, predict
 from mova_engine.predict.step_traffic import step_traffic
 
@@ -79,6 +82,37 @@ def test_what_stays_gathered_or_unsummed_for_a_step_costs_memory_and_saves_traff
         assert settings.unavailable("full", sharded=False).keys() == {name}
         assert settings.unavailable("inference", sharded=True).keys() == {name}
         assert not settings.unavailable("lora", sharded=True)
+
+
+def test_a_layer_ahead_is_paid_for_in_memory_and_saves_waits():
+    """Phase 3 on 1,024 devices: of 40 layers the first 30 have a bridge; the backward begins with ten others."""
+    job, layout, npu = Job(M720, "full"), Layout(dp_shard=64, ring=2, ulysses=8), get_hardware("910a2")
+
+    def run(prefetch: str, **settings) -> PlannedRun:
+        return PlannedRun(job, layout, MemoryConfig(checkpointing="full", prefetch=prefetch, **settings))
+
+    unit, weights, everything = (run(x) for x in ("unit", "weights", "all"))
+    assert step_traffic(unit) == step_traffic(weights) == step_traffic(everything)
+    waits = [predict(x, npu).parts["communication"] for x in (unit, weights, everything)]
+    assert waits[1] < 0.5 * waits[0] and waits[2] < 0.1 * waits[0]
+    # What ten layers keep is more than a layer that is gathered; gradients in float32 of three video blocks more.
+    block, gathered = largest_unit(unit), memory(everything).total - memory(unit).total
+    assert memory(weights).total == memory(unit).total and 2.5 * 4 * block < gathered < 3 * 4 * block
+    kept = run("weights", gathered="step")
+    assert memory(kept).total == memory(run("unit", gathered="step")).total, "whole weights are there in any case"
+    assert MemoryConfig(prefetch="all").unavailable("full", sharded=False).keys() == {"prefetch"}
+    assert MemoryConfig(prefetch="all").unavailable("inference", sharded=True).keys() == {"prefetch"}
+    assert not MemoryConfig(prefetch="all").unavailable("lora", sharded=True)
+
+
+def test_copies_sum_whole_gradients_beside_the_last_backward_but_on_an_npu():
+    run = PlannedRun(Job(M360, "lora", clips=8), Layout(dp_shard=8, shard=False))
+    npu, gpu = get_hardware("910a2"), H100
+    assert all(describe_backend(kind).sums_in_backward == Machine(kind).sums_in_backward for kind in KINDS)
+    assert predict(run, gpu).hidden["copies' gradients"] == pytest.approx(
+        step_traffic(run).replicas / (gpu.link.bandwidth * gpu.achieved.link)
+    )
+    assert "copies' gradients" not in predict(run, npu).hidden
 
 
 def test_exchanges_and_rings_are_paid_for_where_attention_does_not_cover_them():

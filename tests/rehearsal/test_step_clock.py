@@ -23,6 +23,10 @@ TRAINING = "mova_engine.train.dry_run:in_this_process"
 RUNS = {
     "lora": "--recipe lora --world-size 8 --parallel.context-parallel 4 --parallel.shard --global-batch-size 2",
     "phase3": "--recipe joint-phase3 --world-size 1024",
+    "lora, weights ahead": "--recipe lora --world-size 8 --parallel.context-parallel 4 --parallel.shard "
+    "--global-batch-size 2 --memory.prefetch weights",
+    "phase3, by unit": "--recipe joint-phase3 --world-size 1024 --memory.prefetch unit",
+    "phase3, gradients too": "--recipe joint-phase3 --world-size 1024 --memory.prefetch all",
 }
 LAYERS = 3
 
