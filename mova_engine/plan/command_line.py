@@ -5,6 +5,7 @@ prompt, PROMPTS a file or folder of them, HOST the first machine.
 """
 
 import shlex
+from dataclasses import replace
 
 from mova_engine.config.memory import MemoryConfig
 from mova_engine.config.mesh import largest_ulysses
@@ -112,7 +113,12 @@ def _training(run: PlannedRun, recipe: str | None) -> list[str]:
         found += ["--loader.encode", "online"]
     found += ["--loader.batch", "1", "--global-batch-size", str(run.clips)]
     found += ["--memory.checkpointing", policy.checkpointing]
-    found += memory_words(policy, MemoryConfig(policy.checkpointing))
+    said = MemoryConfig(policy.checkpointing)
+    if job.task == "full" and "dual_tower_bridge" in job.components:
+        # Recipes of joint training have a value of their own.
+        found += ["--memory.prefetch", policy.prefetch]
+        said = replace(said, prefetch=policy.prefetch)
+    found += memory_words(policy, said)
     # One process is what the recipes of adapters are for; others may ask for several.
     if layout.world > 1 or recipe is not None or job.task == "full":
         found += [*_shared(run), "--parallel.shard" if sharded(layout) > 1 else "--parallel.no-shard"]

@@ -192,6 +192,9 @@ def policies(
         left_out = {"host"} if hardware.host_bandwidth is None and name == "weights" else set[str]()
         left_out |= {"files"} if hardware.host_memory is None and hardware.host_bandwidth is not None else set()
         allowed[name] = tuple(value for value in allowed[name] if value not in left_out)
+    if job.task == "lora" and "prefetch" not in useless:
+        # Adapters' gradients are small: none of them are waited for.
+        allowed["prefetch"] = ("unit", "weights")
     allowed["checkpointing"] = [x for x in allowed["checkpointing"] if x in implementation.checkpointing]
     if not job.training:
         allowed["checkpointing"] = [PLAIN[job.task].checkpointing]

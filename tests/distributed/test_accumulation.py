@@ -84,7 +84,6 @@ def test_layers_that_are_gathered_ahead_are_the_same_bits_of_as_many_exchanges(w
     """Steps of both experts, without the bridge as well; between them outputs that must be of the renewed weights."""
     for dropout in (0.0, 1.0):
         cases = [{"checkpointing": checkpointing, "prefetch": value} for value in ("unit", "weights", "all")]
-        cases += [{**cases[-1], "optimizer": "host"}]
         for ranks in worlds(2).run("accumulated", cases=cases, clips=4, bridge_dropout=dropout):
             assert all(equal(ranks[0], other) and ranks[0]["calls"] == other["calls"] for other in ranks[1:])
 

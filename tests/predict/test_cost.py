@@ -11,9 +11,10 @@ from mova_engine.config.model import get_preset
 from mova_engine.ops.machine import KINDS, Machine
 from mova_engine.predict.calibrate import PRIOR, calibrated, fit, leave_one_out, predicted_seconds, solve
 from mova_engine.predict.hardware import get_hardware, hardware_names
-from mova_engine.predict.job import IMPLEMENTATIONS, Job, Layout, PlannedRun
+from mova_engine.predict.job import IMPLEMENTATIONS, OURS, Job, Layout, PlannedRun
 from mova_engine.predict.memory_use import memory
 from mova_engine.predict.published import CALIBRATED, ROWS
+from mova_engine.predict.search import policies
 from mova_engine.predict.shard_units import largest_unit
 from mova_engine.predict.step_time import encode_seconds, predict
 from mova_engine.predict.step_traffic import step_traffic
@@ -103,6 +104,9 @@ def test_a_layer_ahead_is_paid_for_in_memory_and_saves_waits():
     assert MemoryConfig(prefetch="all").unavailable("full", sharded=False).keys() == {"prefetch"}
     assert MemoryConfig(prefetch="all").unavailable("inference", sharded=True).keys() == {"prefetch"}
     assert not MemoryConfig(prefetch="all").unavailable("lora", sharded=True)
+    for task, tried in (("full", {"unit", "weights", "all"}), ("lora", {"unit", "weights"}), ("inference", {"unit"})):
+        found = policies(Job(M720, task), layout, npu, IMPLEMENTATIONS[OURS])
+        assert {policy.prefetch for policy in found} == tried
 
 
 def test_copies_sum_whole_gradients_beside_the_last_backward_but_on_an_npu():
