@@ -201,7 +201,7 @@ class MemoryConfig:
             (
                 "prefetch",
                 self.prefetch != "unit" and not sharded,
-                "nothing is gathered: it needs parallel.shard and several processes; else leave it at unit",
+                "nothing is gathered: it needs parallel.shard and several processes; else --memory.prefetch unit",
             ),
             (
                 "expert",

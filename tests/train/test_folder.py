@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +133,35 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(MovaError, match="--out .* cannot be written to: Read-only file system; give another --out"):
         check_writable(tmp_path / "folder", "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
+
+
+def test_a_new_folder_that_another_process_removes_after_its_own_look_is_made_anew(tmp_path, monkeypatch):
+    """Two commands begin at the same time: what one has made and removes, the other took for there."""
+    folder, looked = tmp_path / "new" / "deep", []
+
+    def removed_once(path, mode):
+        looked.append(path)
+        if len(looked) == 1:
+            folder.rmdir()
+            folder.parent.rmdir()
+        return open(path, mode)
+
+    monkeypatch.setattr("mova_engine.files.writable.open", removed_once, raising=False)
+    check_writable(folder, "--out")
+    assert len(looked) == 2 and not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_not_removed(tmp_path, monkeypatch):
+    folder, mkdir = tmp_path / "new", Path.mkdir
+
+    def made_before(path, *args, **kwargs):
+        if path == folder and not path.exists():
+            mkdir(path)
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", made_before)
+    check_writable(folder, "--out")
+    assert folder.is_dir()
 
 
 def _read_only(*args):
