@@ -66,7 +66,7 @@ class MemoryConfig:
     prefetch: Literal["auto", "unit", "weights", "all"] = "unit"
     """With parallel.shard, in training: what travels between processes while a layer computes. The weights of the part
     that is next; those of the whole next layer, its bridge and both blocks; or these and the gradients of the layer
-    before (torch 2.13). The same bits are sent, and sooner.
+    before (torch 2.13). The same bits are sent, and sooner. Without shards weights has nothing to do.
     """
     expert: Place = "device"
     """Where the video expert waits that a denoising step does not use."""
@@ -199,9 +199,10 @@ class MemoryConfig:
             ),
             ("prefetch", self.prefetch != "unit" and sampling, "sampling gathers the next part of a layer alone"),
             (
+                # Recipes ask for weights, and run in one process too, which has nothing to gather.
                 "prefetch",
-                self.prefetch != "unit" and not sharded,
-                "nothing is gathered: it needs parallel.shard and several processes; else --memory.prefetch unit",
+                self.prefetch == "all" and not sharded,
+                "no process waits for another's: it needs parallel.shard and several processes; else leave it at unit",
             ),
             (
                 "expert",

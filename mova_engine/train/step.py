@@ -160,7 +160,7 @@ class Updater:
             memory.checkpointing,
             memory.inputs == "host",
             offload_saved=memory.saved == "host",
-            gathered_ahead=memory.prefetch != "unit",
+            gathered_ahead=weights.shards is not None and memory.prefetch != "unit",
         )
         self.sums = self._sums_beside_backward()
 

@@ -109,7 +109,7 @@ def test_one_of_several_processes_without_the_others_is_refused(clips, tmp_path,
 )
 def test_phase_one_asks_for_the_weights_that_it_starts_from(clips, tmp_path, extra, words):
     common = ["--recipe", "joint-phase1", "--parallel.context-parallel", "1", "--parallel.no-shard"]
-    common += ["--memory.prefetch", "unit", "--device", "cpu"]
+    common += ["--device", "cpu"]
     with pytest.raises(MovaError, match=words):
         main([*common, "--data", str(clips), "--out", str(tmp_path), *extra])
 
