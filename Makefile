@@ -14,7 +14,9 @@ NPU    := .venv-npu
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-# Python compiles what is imported when it is imported; compiling all that is installed takes a third of the set-up.
+# Python compiles what is imported when it is imported, and keeps it in __pycache__; compiling all that is installed takes
+# a third of the set-up. Where that cache is forbidden, each process would compile all of torch again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(PIP) install --quiet --no-compile
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 

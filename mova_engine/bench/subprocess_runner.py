@@ -97,7 +97,7 @@ def _serve(pipe: Connection, remake: Any, source: torch.dtype, threads: int) -> 
         while True:
             try:
                 method, arguments = pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):
                 return
             try:
                 if method == "results":

@@ -10,35 +10,24 @@ engine's process does, however it ends.
 import contextlib
 import os
 import pickle
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Pipe, wait
 from typing import Any
 
 from mova_engine.backend import describe_backend
-from mova_engine.curation.engine_work import (
-    DIED,
-    STALLED,
-    Attempts,
-    EngineLimits,
-    Outcome,
-    Work,
-    run_item,
-)
-from mova_engine.data.helper_signals import NOT_FOR_HELPERS, stop_signals_held
+from mova_engine.curation.engine_work import DIED, STALLED, Attempts, EngineLimits, Outcome, Work
+from mova_engine.curation.engine_worker import ENDS_WITHIN_S
+from mova_engine.data.helper_signals import stop_signals_held
 
 # What libraries read of a worker's environment when they are loaded.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # How often workers' memory is looked at.
 LOOKS_EVERY_S = 1.0
-# What a worker that is asked to end may take to store what it has measured.
-ENDS_WITHIN_S = 5.0
-_SERVE = "import sys; from mova_engine.curation.engine_processes import serve; serve(*map(int, sys.argv[1:]))"
+_SERVE = "import sys; from mova_engine.curation.engine_worker import serve; serve(*map(int, sys.argv[1:]))"
 
 
 class ProcessPool:
@@ -165,44 +154,3 @@ def _end_all(workers: list[_Worker]) -> None:
     until = time.monotonic() + ENDS_WITHIN_S
     for worker in workers:
         worker.end(max(0.0, until - time.monotonic()))
-
-
-def serve(socket: int, stalled_s: int) -> None:
-    """A worker: run one item after the other, until the engine's end of the socket is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_HELPERS)
-    engine = Connection(socket)
-    items: queue.SimpleQueue[tuple[bytes, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(engine, items), daemon=True).start()
-    while True:
-        engine.send(run_item(*items.get(), _go_on, stalled_s))
-
-
-_leaving = False
-
-
-def _go_on(now: str) -> None:
-    # The exception of the signal's handler may be lost where Python ignores exceptions, as in native code's callbacks.
-    if _leaving:
-        raise SystemExit(0)
-
-
-def _leave(number: int, frame: object) -> None:
-    global _leaving
-    _leaving = True
-    # What is measured is stored on the way out, which a second signal must not cut.
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(0)
-
-
-def _listen(engine: Connection, items: "queue.SimpleQueue[tuple[bytes, Any]]") -> None:
-    """Take items; end the process where the engine has gone, in the midst of a unit too."""
-    try:
-        while True:
-            items.put(engine.recv())
-    except (EOFError, OSError):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(ENDS_WITHIN_S)
-        os._exit(1)

@@ -2,58 +2,46 @@
 
 import os
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
 from mova_engine.errors import MovaError
 
 # What the names of the files begin with that `check_writable` writes; a process that is killed leaves one behind.
 PROBE = ".mova_probe."
-# How often a folder that vanishes is made anew.
-_AGAIN = 20
 
 
 def check_writable(folder: str | Path, option: str) -> float:
-    """Write a small file into `folder`, which need not exist, and remove it, with all that was made for it.
+    """Write a small file into `folder`, or into the nearest folder above it that exists, and remove it.
 
-    Returns the file's time of change by the file system's clock, in seconds. option: what the user gave the folder by,
-    as "--out". Raises MovaError with the system's reason.
+    No folder is made: other processes that look at the same new folder at that time would take it for there. Returns
+    the file's time of change by the file system's clock, in seconds. option: what the user gave the folder by, as
+    "--out". Raises MovaError with the system's reason.
     """
     folder = Path(os.path.abspath(folder))
-    for last in (False,) * _AGAIN + (True,):
-        try:
-            return _probed(folder, option)
-        except OSError as error:
-            # Another process that looks at the same new folder may have removed it in between.
-            if last or not isinstance(error, FileNotFoundError):
-                reason = error.strerror or error
-                raise MovaError(f"{option} {folder} cannot be written to: {reason}; give another {option}") from None
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _probed(folder: Path, option: str) -> float:
-    missing = []
-    for path in (folder, *folder.parents):
-        if os.path.lexists(path):
-            if not path.is_dir() and os.path.lexists(path):
-                raise MovaError(f"{option} {folder}: {path} is a file, not a folder; give another {option}")
-            break
-        missing.append(path)
-    probe = folder / f"{PROBE}{secrets.token_hex(6)}"
-    made: list[Path] = []
     try:
-        for path in reversed(missing):
-            # What another process has made meanwhile is not this one's to remove.
-            with suppress(FileExistsError):
-                path.mkdir()
-                made.append(path)
-        with open(probe, "xb") as file:
-            file.write(b"mova")
-            file.flush()
-            os.fsync(file.fileno())
-        return probe.stat().st_mtime
-    finally:
-        with suppress(OSError):
+        there = _nearest(folder)
+        if not there.is_dir():
+            raise MovaError(f"{option} {folder}: {there} is a file, not a folder; give another {option}")
+        probe = there / f"{PROBE}{secrets.token_hex(6)}"
+        try:
+            with open(probe, "xb") as file:
+                file.write(b"mova")
+                file.flush()
+                os.fsync(file.fileno())
+            return probe.stat().st_mtime
+        finally:
             probe.unlink(missing_ok=True)
-            for path in reversed(made):
-                path.rmdir()
+    except OSError as error:
+        reason = error.strerror or error
+        raise MovaError(f"{option} {folder} cannot be written to: {reason}; give another {option}") from None
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder` or the first of its parents that exists. Raises OSError where a name is none that a folder can have."""
+    for path in (folder, *folder.parents):
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return path
+    raise FileNotFoundError(f"{folder.anchor} is not there")

@@ -100,9 +100,15 @@ JOBS = {
 }
 
 
-# By default the chain of kernels, a block and the step, in one dtype each; every job by the long tests.
-_QUICK = (("float32", "chain"), ("float32", "block"), ("bfloat16", "step"))
-_LONG = (("bfloat16", "chain"), ("float32", "bridge"), ("float32", "stack"), ("float32", "denoise"))
+# By default the chain of kernels and a block, in one dtype; every job by the long tests.
+_QUICK = (("float32", "chain"), ("float32", "block"))
+_LONG = (
+    ("bfloat16", "step"),
+    ("bfloat16", "chain"),
+    ("float32", "bridge"),
+    ("float32", "stack"),
+    ("float32", "denoise"),
+)
 _MARKS = dict.fromkeys((*_LONG, ("bfloat16", "audio-block")), pytest.mark.long) | dict.fromkeys(_QUICK, ())
 RUNS = [
     pytest.param(dtype, job, marks=_MARKS.get((dtype, job), pytest.mark.slow))
@@ -176,6 +182,7 @@ def test_the_engine_is_measured_without_a_baseline(tmp_path):
     assert row["ratios"] == {}
 
 
+@pytest.mark.long
 def test_the_baseline_may_have_another_dtype(tmp_path):
     arguments = ["chain", "--rows", "8", "--width", "128", *QUICK, "--dtype", "bfloat16"]
     (row,) = _measured(tmp_path, *arguments, "--baseline-dtype", "float32")["rows"]

@@ -43,6 +43,7 @@ def test_pairs_hide_what_both_sides_suffer():
     assert ratio.high == pytest.approx(1.5)
 
 
+@pytest.mark.long
 def test_the_interval_covers_the_median_about_as_often_as_it_says():
     import random
 

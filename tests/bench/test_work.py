@@ -100,6 +100,7 @@ def test_flops_of_operators():
     assert flops("rms_norm", {"x": x}) == (0, 0)
 
 
+@pytest.mark.long
 def test_too_little_memory_takes_a_smaller_size_and_says_so():
     def run(size):
         if size > 10:

@@ -143,6 +143,7 @@ def test_files_are_mp4_with_h264_and_mono_aac(folder):
         assert float(sound.duration * sound.time_base) == pytest.approx(DURATION, abs=0.03)
 
 
+@pytest.mark.long
 def test_the_decoded_first_frame_does_not_tell_the_delay(folder):
     """Rate control may colour the first frame by what follows; it must be the same picture whatever the delay."""
     frames, delays = defaultdict(set), defaultdict(set)

@@ -171,6 +171,7 @@ def test_kills_of_a_whole_run_lose_nothing(tmp_path):
     assert kill_rounds(tmp_path / "films", tmp_path, kills=3) >= 1
 
 
+@pytest.mark.long
 def test_a_clip_whose_captioning_failed_is_not_trained_on_with_another_caption(tmp_path):
     write_films(tmp_path / "films", 2)
     told = "somebody else's words about the whole film"
@@ -188,6 +189,7 @@ def test_a_clip_whose_captioning_failed_is_not_trained_on_with_another_caption(t
     assert {each["step"] for each in failures(out)} == {"caption"} and len(failures(out)) == len(kept)
 
 
+@pytest.mark.long
 def test_parts_of_a_film_that_overlap_give_a_clip_once(tmp_path):
     write_film(tmp_path / "film.mp4", 1, 6.0)
     rows = ["video_path,caption,start,end", *(f"film.mp4,{end} s,0,{end}" for end in (3, 6)), "film.mp4,all,,"]
@@ -200,6 +202,7 @@ def test_parts_of_a_film_that_overlap_give_a_clip_once(tmp_path):
     assert starts == sorted({row["start"] for row in table})[: len(starts)]
 
 
+@pytest.mark.long
 def test_a_score_with_the_name_of_a_label_fills_no_second_column(tmp_path):
     write_films(tmp_path / "films", 1)
     curate(tmp_path / "films", tmp_path / "out", also=["shots", "av-align"], measure="all")

@@ -66,6 +66,7 @@ def test_the_recipes_follow_the_published_phases():
     assert load_config("nano-tower").diffusion.audio_shift == load_config("audio-pretrain").diffusion.audio_shift
 
 
+@pytest.mark.long
 def test_finished_jobs_are_not_run_again_and_other_settings_are_refused(tmp_path):
     first = CurriculumJob("first", ("completion", "bash"), seconds=1)
     second = replace(first, name="second", needs=("first",))

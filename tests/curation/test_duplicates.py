@@ -116,6 +116,7 @@ def test_many_clips_that_open_alike_are_told_by_their_sound(monkeypatch):
     assert groups(seen, heard) == expected
 
 
+@pytest.mark.long
 def test_real_clips_of_one_film_are_duplicates():
     """Two files of one film, one with its mouth 6 pictures later and encoded apart; and a film of other sound."""
     files = [MEDIA / "talking_real_speech.mp4", MEDIA / "talking_real_speech_audio_shifted_6_frames.mp4"]

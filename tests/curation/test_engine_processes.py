@@ -72,6 +72,7 @@ def test_a_worker_that_shows_no_sign_of_life_is_ended(tmp_path):
     assert found == {"hangs": STALLED, "fine": ""}
 
 
+@pytest.mark.long
 def test_a_worker_that_takes_too_much_memory_is_ended(tmp_path):
     found = {each.item: each.reason for each in run(Accidents(tmp_path), ["grows", "fine"], worker_bytes=1 << 29)}
     assert found == {"grows": "more than 0.5 GiB of memory", "fine": ""}
@@ -104,6 +105,7 @@ def test_a_signal_ends_the_run_and_workers_store_what_they_have(tmp_path, number
     assert all(0 < int(path.read_text()) < 600 for path in tmp_path.glob("* stored"))
 
 
+@pytest.mark.long
 def test_workers_end_when_the_engine_is_killed(tmp_path):
     program = _started(tmp_path)
     workers = [int(each) for each in _children(program.pid)]

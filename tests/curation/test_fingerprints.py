@@ -42,6 +42,7 @@ def pictures(talking):
     return [picture.copy() for picture in talking.pictures_of(picture_places(talking.times))]
 
 
+@pytest.mark.long
 def test_a_clip_encoded_anew_keeps_its_fingerprint(talking, tmp_path):
     """Smaller, at another rate, of lower quality, brighter and quieter."""
     film = talking.pictures_in(288, 512)[::2]

@@ -99,6 +99,7 @@ def test_a_changed_threshold_measures_only_clips_that_come_back(units, out):
     assert found.measured == {"decode": found.clips, "av-align": found.clips}
 
 
+@pytest.mark.long
 def test_a_changed_score_measures_only_itself(units, done, out, monkeypatch):
     clips = done[1]["loud"].clips
     # Nothing but the added score is measured.

@@ -67,6 +67,7 @@ def content(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.long
 def test_without_loss_written_clips_are_the_virtual_ones_to_the_bit(film, tmp_path):
     clips = clips_of(film)
     for form in ("none", "mp4", "shards"):
@@ -138,6 +139,7 @@ def test_a_stopped_call_goes_on_and_the_bytes_are_the_same(film, tmp_path, form)
     assert all(path.stat().st_mtime_ns == when for path, when in files.items())
 
 
+@pytest.mark.long
 def test_a_shard_that_lacks_a_clip_is_written_anew_where_that_is_asked_for(film, tmp_path):
     moved = tmp_path / "film.mkv"
     clips = [*clips_of(film)[:1], replace(clips_of(film)[1], path=moved)]
@@ -171,6 +173,7 @@ def test_other_settings_edits_and_captions_are_other_files(film, tmp_path):
     assert len(rows) == 2 and not {str(path.relative_to(tmp_path)) for path in first} & {r["video_path"] for r in rows}
 
 
+@pytest.mark.long
 def test_clips_that_cannot_be_written_are_told_and_the_others_listed(film, tmp_path):
     # Cropped to the clips' size: each reader that meets a bad file is replaced, and resizing loads much into it.
     cut = {"size": (48, 32), "edit": ClipEdit((0, 0, 48, 32))}

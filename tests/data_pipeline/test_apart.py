@@ -53,6 +53,16 @@ def test_results_errors_and_log_records_come_back(caplog):
         deadly.has_a_bug("c.mp4")
 
 
+def test_a_caller_that_ends_with_an_answer_unread_ends_its_server_without_a_word(capfd):
+    server = apart_module._Server()
+    call = (deadly.good.__module__, "good", ("a.mp4",), {"size": 1}, os.getcwd(), (60, 60, 1 << 30))
+    server._socket.send(call)
+    assert server._socket.poll(60)
+    server.close()  # of a socket with something unread, which resets the connection
+    assert server._process.returncode == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_one_worker_serves_until_it_may_be_spoilt():
     first, second = (deadly.good("a.mp4", size=1)["process"] for _ in range(2))
     assert first == second

@@ -2,6 +2,7 @@
 
 import av
 import numpy as np
+import pytest
 
 from mova_engine.data.media import avi, gif
 from mova_engine.data.media.matroska import Clusters
@@ -10,6 +11,7 @@ from mova_engine.data.media.numbered import ffv1_is_whole, flac_sample
 from mova_engine.data.media.ogg import Pages
 
 
+@pytest.mark.long
 def test_flac_says_where_its_frames_belong(files):
     with av.open(str(files("ogg, flac"))) as container:
         stream = container.streams.audio[0]

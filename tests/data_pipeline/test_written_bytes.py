@@ -19,6 +19,7 @@ print(hashlib.sha256(encode_mp4("clip", video, np.zeros(80_000, np.float32))).he
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to compare")
 def test_the_number_of_cores_changes_no_byte():

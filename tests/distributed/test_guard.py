@@ -47,6 +47,7 @@ def test_a_violation_is_refused_and_named(guarded, what, said):
         assert found == "" if expected is None else re.search(expected, found), (rank, found)
 
 
+@pytest.mark.long
 def test_the_norm_of_offloaded_gradients_goes_over_the_devices_group(guarded):
     for good, broken in guarded().run("offloaded_step"):
         assert good == "norm on cpu" and "No backend type associated with device type cpu" in broken
@@ -71,6 +72,7 @@ def test_offloaded_weights_train_as_others_do(guarded, clips, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
 
 
+@pytest.mark.long
 def test_clips_are_one_processs(guarded, tmp_path):
     """Words and pictures encoded in different processes, rows of pictures exchanged, clips sent to the first."""
     save(tmp_path / "model")

@@ -27,6 +27,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
 
 
+@pytest.mark.ranks
 def test_two_processes_train_as_torchrun_starts_them(clips, tmp_path):
     words = command(clips, tmp_path / "run", "--steps", "2")
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
@@ -40,12 +41,14 @@ def test_two_processes_train_as_torchrun_starts_them(clips, tmp_path):
     assert all((first[name] == value).all() for name, value in second.items())
 
 
+@pytest.mark.ranks
 def test_an_error_of_the_processes_is_its_one_line_and_status(clips, tmp_path):
     words = command(tmp_path / "nowhere", tmp_path / "run")
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / 'nowhere'}: no such folder\n")
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, 2)])
 def test_it_ends_as_its_processes_do(clips, tmp_path, number, status):
     """SIGTERM to the command stops all processes after a checkpoint; one that is killed ends the others and is told."""

@@ -56,6 +56,7 @@ def test_commands_for_the_cpu_work(started, without_cann, how):
     assert (child.returncode, child.stderr) == (0, "") and "attention" in child.stdout
 
 
+@pytest.mark.long
 def test_commands_for_the_npu_say_what_to_do(started, without_cann, tmp_path):
     train = ("-m", "mova_engine.train", "--recipe", "nano", "--out", str(tmp_path / "run"))
     child = started(*train, "--device", "npu")

@@ -219,6 +219,7 @@ def test_a_local_model_hears_a_sentence(tmp_path):
     assert "had then leisure to consider how much there might be prudently in his power to do for them" in heard
 
 
+@pytest.mark.long
 def test_an_interrupted_run_does_not_wait_for_a_silent_server(clips, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"

@@ -139,6 +139,7 @@ def test_where_it_cannot_be_it_is_refused(mova):
         sample(streamed, first_block=0.1)
 
 
+@pytest.mark.long
 def test_the_command_says_how_much_it_left_out(saved_run, tmp_path, capsys):
     words = ["--checkpoint", str(saved_run), "--prompt", "rain", "--count", "2", "--device", "cpu", "--steps", "6"]
     # A signature states the settings, which differ where the clips do not.

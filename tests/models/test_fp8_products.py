@@ -169,6 +169,7 @@ def test_a_feed_forward_in_chunks_gives_each_token_the_same(backend):
     assert 0 < off(gradients[1][1], gradients[0][1]) < 0.1
 
 
+@pytest.mark.long
 def test_a_block_with_fp8_products_is_one_graph(backend):
     tower = _in_fp8(backend).video_dit
     rope = tower.rope((2, 2, 3), backend.device())

@@ -126,7 +126,7 @@ def test_a_recipe_brings_its_settings(capsys):
         ("--recipe lora", "does not fit: 118.2 GB of 79.5"),
         ("--recipe lora --devices 4", "smallest change that fits: --memory.weights host ("),
         ("--recipe lora --devices 8", "does not run on 8 devices: global_batch_size 4 is no multiple of 8"),
-        ("--recipe joint-phase3 --devices 64", "joint-phase3 as it stands fits: "),
+        pytest.param("--recipe joint-phase3 --devices 64", "joint-phase3 as it stands fits: ", marks=pytest.mark.long),
         ("--recipe joint-phase3 --devices 1", "does not run on 1 device: parallel.context_parallel is 16"),
         ("--recipe joint-phase3 --devices 24", "does not run on 24 devices: mesh: context_parallel 16 does not divide"),
         ("--recipe audio-pretrain --hardware rtx4090", "no option makes it fit on this mesh"),

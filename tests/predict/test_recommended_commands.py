@@ -108,6 +108,7 @@ def _walk(points, monkeypatch) -> set[tuple]:
     return seen
 
 
+@pytest.mark.long
 def test_recommendations_are_commands(monkeypatch):
     for axis in range(4):
         assert {point[axis] for point in USUAL} == {point[axis] for point in GRID}

@@ -30,6 +30,7 @@ def raised(sound, factor):
     return np.interp(np.arange(0, len(sound) - 1, factor), np.arange(len(sound)), sound).astype(np.float32)
 
 
+@pytest.mark.long
 @needs_networks
 def test_one_voice_is_one_speaker_however_it_is_cut(voice):
     found = speakers(DecodedClip.read(TALKING))
@@ -70,6 +71,7 @@ def test_what_is_no_voice_has_no_speaker():
         assert (found.count, found.turns) == (0, ())
 
 
+@pytest.mark.long
 @needs_networks
 def test_frames_are_where_their_samples_are(voice):
     late = np.concatenate([np.zeros(200 * STEP, np.float32), voice])

@@ -135,33 +135,27 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
 
 
-def test_a_new_folder_that_another_process_removes_after_its_own_look_is_made_anew(tmp_path, monkeypatch):
-    """Two commands begin at the same time: what one has made and removes, the other took for there."""
-    folder, looked = tmp_path / "new" / "deep", []
-
-    def removed_once(path, mode):
-        looked.append(path)
-        if len(looked) == 1:
-            folder.rmdir()
-            folder.parent.rmdir()
-        return open(path, mode)
-
-    monkeypatch.setattr("mova_engine.files.writable.open", removed_once, raising=False)
-    check_writable(folder, "--out")
-    assert len(looked) == 2 and not any(tmp_path.iterdir())
+def test_a_folder_that_cannot_be_made_is_told_too(tmp_path):
+    with pytest.raises(MovaError, match="cannot be written to: File name too long; give another --out"):
+        check_writable(tmp_path / ("x" * 300) / "run", "--out")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(MovaError, match="link is a file, not a folder"):
+        check_writable(tmp_path / "link" / "run", "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
-def test_a_folder_that_another_process_made_meanwhile_is_not_removed(tmp_path, monkeypatch):
-    folder, mkdir = tmp_path / "new", Path.mkdir
+def test_looking_makes_and_removes_no_folder(tmp_path, monkeypatch):
+    """Else two commands that begin at the same time would each see the other's folder come and go."""
 
-    def made_before(path, *args, **kwargs):
-        if path == folder and not path.exists():
-            mkdir(path)
-        mkdir(path, *args, **kwargs)
+    def refused(path, *args, **kwargs):
+        raise AssertionError(path)
 
-    monkeypatch.setattr(Path, "mkdir", made_before)
-    check_writable(folder, "--out")
-    assert folder.is_dir()
+    for name in ("mkdir", "rmdir"):
+        monkeypatch.setattr(Path, name, refused)
+        monkeypatch.setattr(os, name, refused)
+    check_writable(tmp_path / "new" / "deep", "--out")
+    check_writable(tmp_path, "--out")
+    assert not any(tmp_path.iterdir())
 
 
 def _read_only(*args):

@@ -42,6 +42,7 @@ def test_a_run_is_near_one_without_and_says_how_far_products_are_off(small, ran)
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.long
 def test_layers_off_by_more_than_the_slack_stay_in_the_runs_dtype(small, ran):
     free = layers(ran(small("free", fp8=EMULATED)))
     worst = sorted(max(entry[what] for what in COMPARED) for entry in free.values())

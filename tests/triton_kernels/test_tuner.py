@@ -40,6 +40,7 @@ def _child(*command: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_the_command_refuses_in_one_line():
     child = _child("-m", "mova_kernels.tune")

@@ -226,7 +226,7 @@ def serve(socket: int, memory: int, given: int) -> None:
     while True:
         try:
             request = caller.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the caller has ended; killed, it resets the connection
             break
         module, *_, (cpu, wall, space) = request
         importlib.import_module(module)  # once, for all workers to come
@@ -295,7 +295,7 @@ def _work(server: Connection, memory: int, given: int, space: int) -> None:
     while True:
         try:
             (module, name, args, kwargs, folder), cpu = server.recv()
-        except EOFError:
+        except (EOFError, OSError):
             os._exit(0)
         records.clear()
         signal.setitimer(signal.ITIMER_PROF, cpu)
