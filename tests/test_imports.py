@@ -74,6 +74,7 @@ def _run(code: str, tmp_path) -> None:
     assert child.stdout == "" and child.stderr == "", "importing must print nothing"
 
 
+@pytest.mark.long
 def test_every_module_imports_without_any_optional_package(tmp_path):
     code = (
         f"absent = {sorted(_not_core())!r}\n{HIDE}"

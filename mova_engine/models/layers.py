@@ -189,13 +189,13 @@ class Linear(nn.Linear):
         return self.fp8 is not None and torch.is_grad_enabled()
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The layer and tanh-GELU. Unless the layer is plain, the bias waits for GELU's pass, at no cost."""
+        """The layer and tanh-GELU. Unless the layer is plain, the bias may wait for GELU's pass, at no cost."""
         return self._with_updates(x, self._gelu)
 
     def _gelu(self, x: Tensor, update: Update | None) -> Tensor:
         if update is None and self.weight_format is None and not self._in_fp8:
             return self.ops.linear_gelu(x, self.weight, self.bias)
-        return self.ops.bias_gelu(self._product(x, None, update), self.bias)
+        return self.ops.gelu_of_product(lambda bias: self._product(x, bias, update), self.bias)
 
     def _with_updates(self, x: Tensor, product: Product) -> Tensor:
         if self.clip_updates is not None:
@@ -377,12 +377,15 @@ class FeedForward(nn.Sequential):
         """Where a norm's output is kept, since the layer is recomputed, so is GELU's."""
         up, down = self._products
         if torch.is_grad_enabled() and up.plain and down.plain:
-            (product,) = self.ops.shared_linear(x, (up.weight,), (None,))
-            hidden = self.ops.bias_gelu(product, up.bias)
-            return self.ops.shared_linear(hidden, (down.weight,), (down.bias,))[0]
+            return self._trained(x, up, down)
         hidden = up.gelu(x)
         del x  # not needed beside the second product's result
         return down(hidden)
+
+    def _trained(self, x: Tensor, up: Linear, down: Linear) -> Tensor:
+        shared = self.ops.shared_linear
+        hidden = self.ops.gelu_of_product(lambda bias: shared(x, (up.weight,), (bias,))[0], up.bias)
+        return shared(hidden, (down.weight,), (down.bias,))[0]
 
 
 class Block(nn.Module):

@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 _ATTENTION = "Tensor q, Tensor k, Tensor v"
 _GRADIENT = f"Tensor dout, {_ATTENTION}, Tensor out, Tensor lse"
@@ -162,11 +163,33 @@ implement_attention("attention", _attention, _attention_backward)
 
 
 class Activation(Named):
-    """An implementation of `bias_gelu`."""
+    """tanh-GELU of a product and a bias by an implementation of `bias_gelu`, which adds the bias itself; one that does
+    not do so in its kernel has an attribute `of_sum`, GELU alone, and the product is to add the bias.
+    """
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.function = function
+        self._bias_gelu: Callable[[Tensor, Tensor], Tensor] = bias_gelu
+        self._of_sum: Callable[[Tensor], Tensor] | None = getattr(bias_gelu, "of_sum", None)
+
+    def bias_of_product(self, bias: Tensor) -> Tensor | None:
+        """What the product adds: the bias, or nothing."""
+        return None if self._of_sum is None else bias
+
+    def function(self, product: Tensor, bias: Tensor) -> Tensor:
+        """GELU's result of such a product."""
+        return self._bias_gelu(product, bias) if self._of_sum is None else self._of_sum(product)
+
+    def gradients(
+        self, output: Tensor | GradientEdge, grad: Tensor, product: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the product and the bias, leaves of which `function` has made the output."""
+        outputs: Any = (output,)
+        if self._of_sum is None:
+            dproduct, dbias = torch.autograd.grad(outputs, (product, bias), grad)
+            return dproduct, dbias
+        (dproduct,) = torch.autograd.grad(outputs, (product,), grad)
+        return dproduct, dproduct.flatten(0, -2).sum(0)
 
 
 # The dispatcher's state outside of every kernel, where autograd takes part; a kernel runs below it.
@@ -176,7 +199,8 @@ _OUTSIDE = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_l
 def _bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     with torch._C._ForceDispatchKeyGuard(*_OUTSIDE), torch.enable_grad():
         leaves = x.detach().requires_grad_(), bias.detach().requires_grad_()
-        dx, dbias = torch.autograd.grad(named(activation).function(*leaves), leaves, grad)
+        gelu = named(activation)
+        dx, dbias = gelu.gradients(gelu.function(*leaves), grad, *leaves)
     return dx.contiguous(), dbias.contiguous()
 
 

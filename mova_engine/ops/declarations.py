@@ -65,7 +65,8 @@ class Implementation:
     calls: the functions of PyTorch or a vendor that do the work, where the name does not say it.
     trial: "module:attribute" of a function `() -> reason | None` that tries it on a CPU, instead of a case of its
     operator; for what takes seconds.
-    passes: over memory; None: the operator's least. rates: of an attention.
+    passes: over memory; None: the operator's least. of_sum: the passes of its attribute of that name, which takes what
+    a product has added the bias to. rates: of an attention.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Implementation:
     trial: str | None = None
     calls: tuple[str, ...] = ()
     passes: Passes | None = None
+    of_sum: Passes | None = None
     rates: tuple[Rate, ...] = ()
 
     @property

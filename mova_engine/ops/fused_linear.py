@@ -57,9 +57,23 @@ def feed_forward_of(bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> Callable[.
     return feed_forward
 
 
+def gelu_of_product_of(bias_gelu: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The form `gelu_of_product`, with GELU by the given operator."""
+    activation = Activation(bias_gelu)
+
+    def gelu_of_product(product: Callable[[Tensor | None], Tensor], bias: Tensor) -> Tensor:
+        """`gelu(product + bias)`, tanh-GELU. product: called with the bias that it is to add, or None -> [b, s, h]."""
+        return activation.function(product(activation.bias_of_product(bias)), bias)
+
+    return gelu_of_product
+
+
 def forms(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """The forms that are made of a table's operators."""
-    return {"feed_forward": feed_forward_of(functions["bias_gelu"])}
+    return {
+        "feed_forward": feed_forward_of(functions["bias_gelu"]),
+        "gelu_of_product": gelu_of_product_of(functions["bias_gelu"]),
+    }
 
 
 def _products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -128,7 +142,7 @@ class _FeedForward(torch.autograd.Function):
         down: Tensor,
         down_bias: Tensor,
     ) -> Tensor:
-        product = F.linear(x, up)
+        product = F.linear(x, up, activation.bias_of_product(up_bias))
         ctx.activation = activation
         ctx.again, kept = _kept_input(x, again, ctx.needs_input_grad[3])
         ctx.save_for_backward(product, up, up_bias, down, *kept)
@@ -160,8 +174,7 @@ def _gelu(
     # Its values have served: what is left of it is the way back through GELU.
     edge, shape = get_gradient_edge(hidden), hidden.shape
     del hidden
-    dproduct, dbias = torch.autograd.grad((edge,), (product, bias), ((grad @ down).view(shape),))
-    return ddown, dproduct, dbias
+    return ddown, *activation.gradients(edge, (grad @ down).view(shape), product, bias)
 
 
 def _compiled_gelu(

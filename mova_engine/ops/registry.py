@@ -219,7 +219,7 @@ def bind(
         raise MovaError("bind takes a backend, or assume=Machine(...) for a machine that is not here: one of the two")
     chosen = choosing.choose(machine, choices, training=training, dtype=dtype_names(dtypes), operators=operators)
     if backend is None:
-        names = (*operators, *ROLES, "shared_linear", "feed_forward")
+        names = (*operators, *ROLES, "shared_linear", "feed_forward", "gelu_of_product")
         return OpTable(machine.kind, {name: _not_here(name, machine) for name in names}, chosen)
     functions = {choice.operator: _function(operators[choice.operator], choice) for choice in chosen}
     return table_of(backend.name, functions, chosen)

@@ -145,6 +145,7 @@ def _npu(module: str, name: str) -> Implementation:
         check="mova_engine.ops.native_check:npu",
         calls=_NPU_CALLS[name],
         passes=_NPU_PASSES.get(name),
+        of_sum=_LEAST["linear_gelu"] if name == "bias_gelu" else None,
     )
 
 

@@ -101,9 +101,19 @@ class OperatorCost:
         """Of the feed-forward's width."""
         if not self.training:
             return self.passes("linear_gelu")[0], 0.0
-        forward, backward = self.passes("bias_gelu")
+        forward, backward = self._biased_gelu()
         # `feed_forward` computes it again in its backward, unless the layer is recomputed as a whole.
         return forward, backward if self.single or self.recomputed else forward + backward
+
+    def _biased_gelu(self) -> Pair:
+        """Of GELU in training, with what the bias takes beside the product."""
+        name = self.bound["bias_gelu"]
+        of_sum = next((i.of_sum for i in OPERATORS["bias_gelu"].implementations if i.name == name), None)
+        if of_sum is None:
+            return self.passes("bias_gelu")
+        forward, backward = of_sum.of()
+        # The product has added it; its gradient is a sum of its own, unless it is frozen.
+        return forward, backward + (not self.lora)
 
     def _linears(self, outputs: float, inputs: float, biases: float) -> Pair:
         """Of layers, by the widths of their outputs and inputs: what is beside the base's product. biases: of the

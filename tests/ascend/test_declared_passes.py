@@ -1,10 +1,11 @@
 """Passes over memory on the emulated NPU: of torch_npu's compositions call by call, and of Triton's kernels."""
 
 import pytest
-from models.passes import operator_passes
+import torch
+from models.passes import PassCounter, operator_passes
 from triton_kernels.kernel_passes import ACCESSES, Counted, count_passes
 
-from mova_engine.ops import OPERATORS, refusal, resolve
+from mova_engine.ops import OPERATORS, bind, refusal, resolve
 
 pytestmark = pytest.mark.npu
 
@@ -31,6 +32,27 @@ def test_declared_passes_are_those_that_are_counted(npu, name, gate):
     operator = OPERATORS[name]
     counted = operator_passes(operator, resolve(ENTRIES[name].target), npu.device(), gate)
     assert counted == operator.passes("npu").of(gate)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_gelu_behind_a_product_makes_the_passes_that_are_declared(npu, trained):
+    """The product adds the bias; the gradient of a trained one is a sum of its own."""
+    (declared,) = (entry.of_sum for entry in OPERATORS["bias_gelu"].implementations if entry.name == "npu")
+    ops, device = bind(npu, {"bias_gelu": "npu"}), npu.device()
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.bfloat16, device=device) for shape in ((1, 96, 64), (512, 64), 512)
+    )
+    leaves = [x, bias] if trained else [x]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    with PassCounter(96 * 512) as forward:
+        hidden = ops.gelu_of_product(lambda bias: torch.nn.functional.linear(x, weight, bias), bias)
+    cotangent = torch.ones_like(hidden)
+    with PassCounter(96 * 512) as backward:
+        torch.autograd.grad(hidden, leaves, cotangent)
+    one = hidden.numel() * hidden.element_size()
+    counted = [(sum(counter.moved.values()) + counter.gelu) / one for counter in (forward, backward)]
+    assert counted == [declared.forward, declared.backward + trained]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from mova_engine.ops import bind
 MM = torch.ops.aten.mm.default
 
 
-@pytest.mark.parametrize("policy", ["selective", pytest.param("out", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("policy", ["selective", "out"])
 def test_gradients_are_those_of_torchs_contexts(policy):
     backend = get_backend("cpu")
     model, args, calls = build(bind(backend), backend), inputs(backend), []

@@ -99,7 +99,8 @@ def _graphs(function, streams, trained=()):
     return counter.graphs
 
 
-@pytest.mark.parametrize("adapters", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("adapters", [False, True])
 def test_a_block_is_one_graph(backend, adapters):
     tower = _model(backend, None, torch.float32, adapters).video_dit
     rope = tower.rope((2, 2, 3), backend.device())

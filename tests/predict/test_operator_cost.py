@@ -53,8 +53,8 @@ def test_passes_of_fused_kernels(machine):
 
 def test_passes_of_compositions_on_ascend():
     forward, backward = _cost(assumed_machine("npu", "910a2"), "full").block(VIDEO)
-    assert forward == pytest.approx(2 * 12 + 13 + 2 + 4 + 13 + 10 * RATIO)
-    assert backward == pytest.approx(2 * 19 + 9 + 3 + 6 + 9 + (2 + 2 + 2) + (10 + 17) * RATIO + 7)
+    assert forward == pytest.approx(2 * 12 + 13 + 2 + 4 + 13 + 2 * RATIO)
+    assert backward == pytest.approx(2 * 19 + 9 + 3 + 6 + 9 + (2 + 2 + 2) + (2 + 3 + 1) * RATIO + 7)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_packages_decide_a_step():
     ascend = get_hardware("910a2")
     run = PlannedRun(Job(M360, "lora"), Layout(dp_shard=2, ulysses=4))
     composed, triton = (predict(run, ascend.with_packages(p)).parts["memory-bound passes"] for p in ([], ["triton"]))
-    assert triton < 0.5 * composed
+    assert triton < 0.7 * composed
     bare = replace(h100, machine=Machine("cuda", (9, 0)))
     assert bound(bare.machine, True, "bf16")["norm_modulate"] == REFERENCE
     assert predict(run, bare).parts["memory-bound passes"] > 2 * predict(run, h100).parts["memory-bound passes"]
