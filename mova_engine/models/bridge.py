@@ -31,6 +31,7 @@ from mova_engine.models.layers import (
 )
 from mova_engine.models.rope import RopeTables, Times, aligned_audio_rope, aligned_video_rope
 from mova_engine.ops import OpTable
+from mova_engine.ops.half_products import PlainLinear
 
 # LayerNorm of the other tower's states and RMSNorm of q and k.
 EPS = 1e-6
@@ -140,7 +141,7 @@ class AdaLayerNorm(nn.Module):
 
     def __init__(self, dim: int, condition_dim: int, **factory: Any) -> None:
         super().__init__()
-        self.linear = nn.Linear(condition_dim, 2 * dim, **factory)
+        self.linear = PlainLinear(condition_dim, 2 * dim, **factory)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x [b, s, d], condition [b, s, c] -> [b, s, d]."""

@@ -22,6 +22,7 @@ from mova_engine.models.token_chunks import in_token_chunks
 from mova_engine.models.weight_formats import WEIGHT, WeightFormat
 from mova_engine.ops import OpTable
 from mova_engine.ops.fused_linear import Recompute
+from mova_engine.ops.half_products import PlainLinear, in_float32, linear
 
 Rope = tuple[Tensor, Tensor]
 # Receives the name and the value of a state inside the model.
@@ -193,7 +194,7 @@ class Linear(nn.Linear):
         return self._with_updates(x, self._gelu)
 
     def _gelu(self, x: Tensor, update: Update | None) -> Tensor:
-        if update is None and self.weight_format is None and not self._in_fp8:
+        if update is None and self.weight_format is None and not self._in_fp8 and not in_float32(x):
             return self.ops.linear_gelu(x, self.weight, self.bias)
         return self.ops.gelu_of_product(lambda bias: self._product(x, bias, update), self.bias)
 
@@ -229,7 +230,7 @@ class Linear(nn.Linear):
         if a is None:
             if self.fp8 is not None and self._in_fp8:
                 return self.fp8.product(self.ops, x, self.weight, bias)
-            return nn.functional.linear(x, self.weight, bias)
+            return linear(x, self.weight, bias)
         return self.ops.lora_linear(x, self.weight, bias, a, b, scale=scale)
 
 
@@ -438,7 +439,7 @@ class Head(nn.Module):
     def __init__(self, config: TowerConfig, patch_volume: int, ops: OpTable, **factory: Any) -> None:
         super().__init__()
         self.eps, self.ops = config.eps, ops
-        self.head = nn.Linear(config.dim, config.out_dim * patch_volume, **factory)
+        self.head = PlainLinear(config.dim, config.out_dim * patch_volume, **factory)
         self.modulation = scaled_normal(1, 2, config.dim, **factory)
 
     def forward(self, stream: ResidualStream, t: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from mova_engine.backend.host_copies import to_device
@@ -18,6 +17,7 @@ from mova_engine.models.layers import Block, Head, ResidualStream, Rope, sinusoi
 from mova_engine.models.modality import Modality, group_columns
 from mova_engine.models.rope import RopeTables, Times
 from mova_engine.ops import OpTable
+from mova_engine.ops.half_products import PlainLinear, linear
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Tower(nn.Module):
         dim = config.dim
         self.patch_embedding = patch_embedding
         self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim, **factory), nn.GELU(approximate="tanh"), nn.Linear(dim, dim, **factory)
+            PlainLinear(config.text_dim, dim, **factory), nn.GELU(approximate="tanh"), PlainLinear(dim, dim, **factory)
         )
         self.time_embedding = nn.Sequential(
-            nn.Linear(config.freq_dim, dim, **factory), nn.SiLU(), nn.Linear(dim, dim, **factory)
+            PlainLinear(config.freq_dim, dim, **factory), nn.SiLU(), PlainLinear(dim, dim, **factory)
         )
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim, **factory))
+        self.time_projection = nn.Sequential(nn.SiLU(), PlainLinear(dim, 6 * dim, **factory))
         self.blocks = nn.ModuleList(Block(config, ops, self_attention, **factory) for _ in range(config.num_layers))
         self.head = Head(config, patch_volume, ops, **factory)
 
@@ -116,7 +116,7 @@ class Tower(nn.Module):
         modality.check(grid[0])
         # The convolution's stride is its kernel: a matrix product over patches, and much faster as one on CPUs.
         embedding = self.patch_embedding
-        tokens = F.linear(sharding.shard(patches), embedding.weight.flatten(1), embedding.bias)
+        tokens = linear(sharding.shard(patches), embedding.weight.flatten(1), embedding.bias)
         t, t_mod = self.embed_time(modality, grid, sharding)
         cos, sin = self.rope(grid, modality.latents.device, modality.times)
         rope = sharding.shard(cos, 0), sharding.shard(sin, 0)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mova_engine.ops.half_products import add_product, linear, matmul
 from mova_engine.ops.linear_impl import adapter_gradients
 
 # (the stored tensors, dtype) -> the weight [o, i] in that dtype.
@@ -37,13 +37,13 @@ class _DequantisedLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.flatten(0, -2)
         if product is None:
-            out = F.linear(rows, dequantise(*stored, x.dtype), bias)
+            out = linear(rows, dequantise(*stored, x.dtype), bias)
         else:
             out = product(rows, bias, *stored)
         kept: tuple[Tensor, ...] = ()
         if lora_a is not None and lora_b is not None:
-            u = rows @ lora_a.t()
-            out.addmm_(u, lora_b.t(), alpha=scale)
+            u = matmul(rows, lora_a.t())
+            add_product(out, u, lora_b.t(), scale)
             kept = (x, lora_a, lora_b, u)
         ctx.save_for_backward(*kept, *(s for s in stored if isinstance(s, Tensor)))
         ctx.stored = [None if isinstance(s, Tensor) else (s,) for s in stored]
@@ -59,7 +59,7 @@ class _DequantisedLinear(torch.autograd.Function):
         dx = da = db = None
         if ctx.needs_input_grad[2]:
             stored = [next(tensors) if other is None else other[0] for other in ctx.stored]
-            dx = g @ ctx.dequantise(*stored, g.dtype)
+            dx = matmul(g, ctx.dequantise(*stored, g.dtype))
         if adapter:
             x, lora_a, lora_b, u = adapter
             dx, da, db = adapter_gradients(ctx, x.flatten(0, -2), g, lora_a, lora_b, u, dx)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
 from mova_engine.ops.custom_ops import Activation
+from mova_engine.ops.half_products import add_product, linear, matmul
 
 
 class Recompute(NamedTuple):
@@ -77,7 +77,7 @@ def forms(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[...
 
 
 def _products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    return tuple(linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -114,14 +114,14 @@ class _SharedLinear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         dx = None
         if wanted[0]:
-            dx = _rows(grads[0]) @ weights[0]
+            dx = matmul(_rows(grads[0]), weights[0])
             for grad, weight in zip(grads[1:], weights[1:], strict=True):
-                torch.addmm(dx, _rows(grad), weight, out=dx)  # the product adds: no pass over the sum
+                add_product(dx, _rows(grad), weight)  # no pass over the sum
             dx = dx.view(*grads[0].shape[:-1], weights[0].shape[1])
         # Not looked at where no weight is trained.
         x: Any = _rows(_input(ctx.again, kept)) if any(wanted[3 : 3 + ctx.count]) else None
         per_layer = [(_rows(grad), *flags) for grad, flags in zip(grads, _pairs(wanted[3:], ctx.count), strict=True)]
-        dweights = (grad.t() @ x if weight else None for grad, weight, _ in per_layer)
+        dweights = (matmul(grad.t(), x) if weight else None for grad, weight, _ in per_layer)
         dbiases = (grad.sum(0) if bias else None for grad, _, bias in per_layer)
         return dx, None, None, *dweights, *dbiases
 
@@ -142,11 +142,11 @@ class _FeedForward(torch.autograd.Function):
         down: Tensor,
         down_bias: Tensor,
     ) -> Tensor:
-        product = F.linear(x, up, activation.bias_of_product(up_bias))
+        product = linear(x, up, activation.bias_of_product(up_bias))
         ctx.activation = activation
         ctx.again, kept = _kept_input(x, again, ctx.needs_input_grad[3])
         ctx.save_for_backward(product, up, up_bias, down, *kept)
-        return F.linear(activation.function(product, up_bias), down, down_bias)
+        return linear(activation.function(product, up_bias), down, down_bias)
 
     @staticmethod
     @once_differentiable
@@ -156,8 +156,8 @@ class _FeedForward(torch.autograd.Function):
         through = _compiled_gelu if torch.compiler.is_compiling() else _gelu
         ddown, dproduct, dup_bias = through(ctx.activation, product, up_bias, _rows(grad), down, wanted[5])
         dproduct = _rows(dproduct)
-        dx = (dproduct @ up).view(*shape[:-1], up.shape[1]) if wanted[0] else None
-        dup = dproduct.t() @ _rows(_input(ctx.again, kept)) if wanted[3] else None
+        dx = matmul(dproduct, up).view(*shape[:-1], up.shape[1]) if wanted[0] else None
+        dup = matmul(dproduct.t(), _rows(_input(ctx.again, kept))) if wanted[3] else None
         ddown_bias = _rows(grad).sum(0) if wanted[6] else None
         return dx, None, None, dup, dup_bias if wanted[4] else None, ddown, ddown_bias
 
@@ -170,17 +170,17 @@ def _gelu(
         product = product.detach().requires_grad_()
         bias = bias.detach().requires_grad_()
         hidden = activation.function(product, bias)
-    ddown = grad.t() @ _rows(hidden.detach()) if trained else None
+    ddown = matmul(grad.t(), _rows(hidden.detach())) if trained else None
     # Its values have served: what is left of it is the way back through GELU.
     edge, shape = get_gradient_edge(hidden), hidden.shape
     del hidden
-    return ddown, *activation.gradients(edge, (grad @ down).view(shape), product, bias)
+    return ddown, *activation.gradients(edge, matmul(grad, down).view(shape), product, bias)
 
 
 def _compiled_gelu(
     activation: Activation, product: Tensor, bias: Tensor, grad: Tensor, down: Tensor, trained: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The same by operators alone, which computes GELU twice: compilers know no edge of a graph of gradients."""
-    ddown = grad.t() @ _rows(activation.function(product, bias)) if trained else None
-    dhidden = (grad @ down).view(product.shape)
+    ddown = matmul(grad.t(), _rows(activation.function(product, bias))) if trained else None
+    dhidden = matmul(grad, down).view(product.shape)
     return ddown, *torch.ops.mova.bias_gelu_backward(dhidden, product, bias, activation.name)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mova_engine.backend import Backend
 from mova_engine.ops import requirements
+from mova_engine.ops.half_products import add_product, linear, matmul
 
 # Channels to a multiple of which an augmented product is filled up: 16 bytes of half precision, so that rows begin
 # where tensor cores' loads want them.
@@ -54,9 +55,9 @@ class _LoraLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
     ) -> Tensor:
         rows = x.flatten(0, -2)
-        u = rows @ lora_a.t()
-        out = torch.nn.functional.linear(rows, weight, bias)
-        out.addmm_(u, lora_b.t(), alpha=scale)
+        u = matmul(rows, lora_a.t())
+        out = linear(rows, weight, bias)
+        add_product(out, u, lora_b.t(), scale)
         ctx.save_for_backward(x, weight, lora_a, lora_b, u)
         ctx.scale = scale
         return out.view(*x.shape[:-1], len(weight))
@@ -67,8 +68,8 @@ class _LoraLinear(torch.autograd.Function):
         x, weight, lora_a, lora_b, u = ctx.saved_tensors
         rows, g = x.flatten(0, -2), g.flatten(0, -2)
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        dx, da, db = adapter_gradients(ctx, rows, g, lora_a, lora_b, u, g @ weight if wants_x else None)
-        dw = g.t() @ rows if wants_weight else None
+        dx, da, db = adapter_gradients(ctx, rows, g, lora_a, lora_b, u, matmul(g, weight) if wants_x else None)
+        dw = matmul(g.t(), rows) if wants_weight else None
         return None if dx is None else dx.view(x.shape), dw, g.sum(0) if wants_bias else None, da, db, None
 
 
@@ -76,15 +77,15 @@ def adapter_gradients(
     ctx: Any, rows: Tensor, g: Tensor, lora_a: Tensor, lora_b: Tensor, u: Tensor, dx: Tensor | None
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """(dx with the adapter's part added in place, dA, dB) from rows [n, i], g [n, o] and u [n, r]."""
-    h = g @ lora_b
+    h = matmul(g, lora_b)
     if dx is not None:
-        dx.addmm_(h, lora_a, alpha=ctx.scale)
+        add_product(dx, h, lora_a, ctx.scale)
     return dx, *_factor_gradients(ctx, rows, g, h, u)
 
 
 def _factor_gradients(ctx: Any, rows: Tensor, g: Tensor, h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """(dA, dB) from rows [n, i], g [n, o], h = g B and u = x A^T [n, r]."""
-    return (h.t() @ rows).mul_(ctx.scale), (g.t() @ u).mul_(ctx.scale)
+    return matmul(h.t(), rows).mul_(ctx.scale), matmul(g.t(), u).mul_(ctx.scale)
 
 
 class _AugmentedLora(torch.autograd.Function):
@@ -101,8 +102,8 @@ class _AugmentedLora(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
     ) -> Tensor:
         rows = x.flatten(0, -2)
-        u = rows @ lora_a.t()
-        out = torch.nn.functional.linear(_beside(rows, u * scale, 1), _beside(weight, lora_b, 1), bias)
+        u = matmul(rows, lora_a.t())
+        out = linear(_beside(rows, u * scale, 1), _beside(weight, lora_b, 1), bias)
         ctx.save_for_backward(x, weight, lora_a, lora_b, u)
         ctx.scale = scale
         return out.view(*x.shape[:-1], len(weight))
@@ -113,10 +114,10 @@ class _AugmentedLora(torch.autograd.Function):
         x, weight, lora_a, lora_b, u = ctx.saved_tensors
         rows, g = x.flatten(0, -2), g.flatten(0, -2)
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        h, dx = g @ lora_b, None
+        h, dx = matmul(g, lora_b), None
         if wants_x:
-            dx = (_beside(g, h * ctx.scale, 1) @ _beside(weight, lora_a, 0)).view(x.shape)
-        dw = g.t() @ rows if wants_weight else None
+            dx = matmul(_beside(g, h * ctx.scale, 1), _beside(weight, lora_a, 0)).view(x.shape)
+        dw = matmul(g.t(), rows) if wants_weight else None
         return dx, dw, g.sum(0) if wants_bias else None, *_factor_gradients(ctx, rows, g, h, u), None
 
 
