@@ -19,6 +19,7 @@ WAY = (
     "models/mova.py",
     "models/layers.py",
     "ops/fused_linear.py",
+    "ops/half_products.py",
 )
 
 
@@ -49,7 +50,7 @@ def test_no_file_has_two_meanings():
     assert not repeated(places)
 
 
-def test_a_training_step_reaches_a_matrix_product_through_six_files(tmp_path, monkeypatch):
+def test_a_training_step_reaches_a_matrix_product_through_seven_files(tmp_path, monkeypatch):
     """The frames that are open while a block's first product is computed, from the command on."""
     from mova_engine.train import __main__ as command
 

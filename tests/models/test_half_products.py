@@ -72,14 +72,16 @@ def test_values_and_gradients_are_as_near_as_those_of_products_of_halves(monkeyp
     args, errors = inputs(CPU), []
     mova = model(task)
     truth = gradients_of(mova.float(), args)
+    # Some gradients are zero by the mathematics, such as that of a key's bias.
+    least = 1e-3 * max(value.norm() for value in truth.values())
     mova = model(task)
     for there in (False, True):
         monkeypatch.setattr(half_products, "SLOW_HERE", there)
         found = gradients_of(mova, args)
-        norms = [(found[name].float() - value).norm() / (value.norm() + 1e-6) for name, value in truth.items()]
+        norms = [(found[name].float() - value).norm() / (value.norm() + least) for name, value in truth.items()]
         errors.append(torch.stack(norms))
     halves, wide = errors
-    assert wide.max() < 0.1 and wide.mean() < 1.2 * halves.mean()
+    assert wide.max() < 1.5 * halves.max() and wide.mean() < 1.2 * halves.mean()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -16,7 +16,7 @@ from mova_engine.config.model import AudioDiTConfig, BridgeConfig, ClipConfig, M
 from mova_engine.memory.checkpointing import layer_runner
 from mova_engine.models.modality import modalities
 from mova_engine.models.mova import Mova, dual_tower_forward
-from mova_engine.ops import OPERATORS, REFERENCE, bind, refusal, resolve
+from mova_engine.ops import OPERATORS, REFERENCE, bind, half_products, refusal, resolve
 from mova_engine.ops.machine import assumed_machine
 from mova_engine.predict.job import Job
 from mova_engine.predict.operator_cost import OperatorCost
@@ -28,6 +28,12 @@ P = TOKENS * WIDTH
 # Smaller tensors (audio states; rotary tables, here a quarter of P; statistics) are a fraction of a percent at MOVA's
 # sizes.
 SMALLEST = P // 4 + 1
+
+
+@pytest.fixture
+def products_of_halves(monkeypatch):
+    """As on any device with instructions for them: where this CPU has none, copies in float32 are part of a product."""
+    monkeypatch.setattr(half_products, "SLOW_HERE", False)
 
 
 def _runner(layers: int, bridged: bool, ops, dtype: torch.dtype, task: str = "full", checkpointing: str = "none"):
@@ -64,7 +70,7 @@ def _one_block(bridged: bool, ops, dtype: torch.dtype) -> dict[str, float]:
 
 @pytest.mark.parametrize(("bridged", "limit"), [(False, 22), (True, 29)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_of_fused_operators_makes_few_passes(dtype, bridged, limit):
+def test_a_block_of_fused_operators_makes_few_passes(products_of_halves, dtype, bridged, limit):
     ops = bind(get_backend("cpu"))
     chosen = {choice.operator: choice.implementation for choice in ops.choices}
     if chosen["gate_residual_norm"] == "reference":
@@ -101,7 +107,7 @@ ASIDE = ("_to_copy", "new_zeros", "expand")
         pytest.param("lora", "full", marks=pytest.mark.long),
     ],
 )
-def test_the_planner_counts_what_a_block_and_a_bridge_do(task, checkpointing):
+def test_the_planner_counts_what_a_block_and_a_bridge_do(products_of_halves, task, checkpointing):
     """Forward and backward, by one more layer of each."""
     ops = bind(get_backend("cpu"))
     chosen = {choice.operator: choice.implementation for choice in ops.choices}

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mova_engine.backend import get_backend
-from mova_engine.ops import OPERATORS, bind, bind_operator
+from mova_engine.ops import OPERATORS, bind, bind_operator, half_products
 from mova_engine.ops.fp8_impl import scaled_mm, scaled_mm_check
 from mova_engine.ops.linear_impl import accumulating_lora, augmented_lora, epilogue_gelu
 from mova_engine.ops.reference import quantize_rows_reference
@@ -51,8 +51,9 @@ def test_inference_prefers_what_keeps_nothing_where_it_exists():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_an_adapter_makes_no_activation_of_its_own(dtype):
+def test_an_adapter_makes_no_activation_of_its_own(dtype, monkeypatch):
     """Forward: the product, and x A^T [n, r]. Backward: dx, and g B [n, r]. Beside these nothing of activation size."""
+    monkeypatch.setattr(half_products, "SLOW_HERE", False)
     inputs = _case("lora_linear", "wide", dtype)
     inputs = {n: x.repeat(1, 40, 1).requires_grad_() if n == "x" else x for n, x in inputs.items()}
     inputs["lora_a"].requires_grad_(), inputs["lora_b"].requires_grad_()
