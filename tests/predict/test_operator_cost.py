@@ -114,7 +114,7 @@ def test_packages_decide_a_step():
     ascend = get_hardware("910a2")
     run = PlannedRun(Job(M360, "lora"), Layout(dp_shard=2, ulysses=4))
     composed, triton = (predict(run, ascend.with_packages(p)).parts["memory-bound passes"] for p in ([], ["triton"]))
-    assert triton < 0.6 * composed
+    assert triton < 0.55 * composed
     bare = replace(h100, machine=Machine("cuda", (9, 0)))
     assert bound(bare.machine, True, "bf16")["norm_modulate"] == REFERENCE
     assert predict(run, bare).parts["memory-bound passes"] > 2 * predict(run, h100).parts["memory-bound passes"]
